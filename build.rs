@@ -1,0 +1,87 @@
+//! Compiles `proto/` without an installed protoc.
+//!
+//! Two passes over the same descriptors: messages, clients and plain servers first; then the servers of the hot
+//! services again, with answers of already encoded parts (`pb::encoded`) in place of the decoded ones.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+const FILES: [&str; 10] = [
+    "kv.proto",
+    "auth.proto",
+    "rpc.proto",
+    "lock.proto",
+    "election.proto",
+    "raft_internal.proto",
+    "membership.proto",
+    "lease.proto",
+    "wal.proto",
+    "health.proto",
+];
+
+/// Answers that `src/pb/encoded.rs` defines over already encoded parts.
+const ENCODED: [&str; 6] =
+    ["RangeResponse", "RangeStreamResponse", "PutResponse", "DeleteRangeResponse", "TxnResponse", "WatchResponse"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    let descriptors = protox::compile(FILES, ["proto"])?;
+
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::pb::codec::LeanCodec")
+        .compile_fds(descriptors.clone())?;
+
+    std::fs::write(out.join("methods.rs"), method_table(&descriptors))?;
+
+    let mut hot = descriptors;
+    hot.file.retain_mut(|file| {
+        file.service.retain(|service| matches!(service.name(), "KV" | "Watch"));
+        matches!(file.name(), "kv.proto" | "auth.proto" | "rpc.proto")
+    });
+    let encoded_dir = out.join("encoded");
+    std::fs::create_dir_all(&encoded_dir)?;
+    let mut config = tonic_prost_build::configure()
+        .out_dir(&encoded_dir)
+        .build_client(false)
+        .codec_path("crate::pb::codec::LeanCodec");
+    for message in ENCODED {
+        config = config.extern_path(format!(".etcdserverpb.{message}"), format!("crate::pb::encoded::{message}"));
+    }
+    config
+        .extern_path(".etcdserverpb", "crate::pb::etcdserverpb")
+        .extern_path(".mvccpb", "crate::pb::mvccpb")
+        .extern_path(".authpb", "crate::pb::authpb")
+        .compile_fds(hot)?;
+    Ok(())
+}
+
+/// The rows of `pb::methods`, sorted by path.
+fn method_table(descriptors: &protox::prost_reflect::prost_types::FileDescriptorSet) -> String {
+    let mut rows = Vec::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                let kind = match (method.client_streaming(), method.server_streaming()) {
+                    (false, false) => "Unary",
+                    (true, false) => "ClientStream",
+                    (false, true) => "ServerStream",
+                    (true, true) => "BidiStream",
+                };
+                rows.push((format!("{}.{}", file.package(), service.name()), method.name().to_owned(), kind));
+            }
+        }
+    }
+    rows.sort();
+    let mut table = String::from("&[");
+    for (service, name, kind) in rows {
+        let _ = write!(
+            table,
+            "Method {{ path: {:?}, service: {service:?}, name: {name:?}, kind: MethodKind::{kind} }},",
+            format!("/{service}/{name}")
+        );
+    }
+    table.push(']');
+    table
+}

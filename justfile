@@ -1,0 +1,20 @@
+# What CI runs.
+check:
+    .ci/run
+
+# Everything that needs only Rust.
+test:
+    cargo test
+
+# A tier on loopback.
+dev *flags:
+    cargo run --release -- dev {{flags}}
+
+# Checks with etcdctl 3.4 and the official Go client; needs both.
+interop:
+    cargo build
+    tests/interop/run.sh
+
+# Micro-benchmarks of the store.
+bench *filter:
+    cargo bench --bench mvcc -- {{filter}}

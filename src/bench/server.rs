@@ -1,0 +1,169 @@
+//! What a server costs its machine, as `/proc` tells it.
+
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// Clock ticks per second in `/proc`, the same on every Linux that this runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A process to watch, and what to call it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServerPid {
+    pub(super) name: String,
+    pub(super) pid: u32,
+}
+
+impl FromStr for ServerPid {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, pid) = text.split_once('=').unwrap_or(("server", text));
+        let pid = pid.parse().map_err(|_| "must be PID or NAME=PID")?;
+        Ok(Self { name: name.to_owned(), pid })
+    }
+}
+
+/// CPU and memory of a process at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Reading {
+    pub(super) cpu_seconds: f64,
+    pub(super) rss_bytes: u64,
+    pub(super) rss_peak_bytes: u64,
+}
+
+impl Reading {
+    /// Looks at a process.
+    ///
+    /// # Errors
+    /// When there is no such process, or no `/proc`.
+    pub(super) fn of(pid: &str) -> Result<Self, String> {
+        let file = |name: &str| {
+            let path = format!("/proc/{pid}/{name}");
+            std::fs::read_to_string(&path).map_err(|error| format!("read {path}: {error}"))
+        };
+        Self::parse(&file("stat")?, &file("status")?).ok_or_else(|| format!("/proc/{pid} is not understood"))
+    }
+
+    fn parse(stat: &str, status: &str) -> Option<Self> {
+        // The name of the program is in brackets and may hold anything; the numbers follow the last bracket.
+        let numbers: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = numbers.get(11)?.parse::<u64>().ok()? + numbers.get(12)?.parse::<u64>().ok()?;
+        let kilobytes = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        Some(Self {
+            cpu_seconds: ticks as f64 / TICKS_PER_SECOND,
+            rss_bytes: kilobytes("VmRSS:")? * 1024,
+            rss_peak_bytes: kilobytes("VmHWM:")? * 1024,
+        })
+    }
+}
+
+/// What a server spent on a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Cost {
+    pub(super) name: String,
+    pub(super) pid: u32,
+    pub(super) cpu_seconds: f64,
+    /// CPU microseconds for each operation.
+    pub(super) cpu_us_per_op: f64,
+    pub(super) rss_before_bytes: u64,
+    pub(super) rss_bytes: u64,
+    /// Since the process started, not since the run did.
+    pub(super) rss_peak_bytes: u64,
+}
+
+/// Servers under observation during a run.
+#[derive(Debug)]
+pub(super) struct Meter {
+    servers: Vec<(ServerPid, Reading)>,
+    own: Reading,
+}
+
+impl Meter {
+    /// Takes the first reading of each.
+    pub(super) fn start(servers: &[ServerPid]) -> Result<Self, String> {
+        let servers = servers
+            .iter()
+            .map(|server| {
+                let reading = Reading::of(&server.pid.to_string());
+                let reading = reading.map_err(|error| format!("--server-pid {}: {error}", server.pid))?;
+                Ok((server.clone(), reading))
+            })
+            .collect::<Result<_, String>>()?;
+        Ok(Self { servers, own: own() })
+    }
+
+    /// CPU seconds that this process spent since the start.
+    pub(super) fn own_cpu_seconds(&self) -> f64 {
+        own().cpu_seconds - self.own.cpu_seconds
+    }
+
+    /// Bytes by which each server has grown since the start.
+    pub(super) fn growth(&self) -> Vec<(String, f64)> {
+        let grown = |(server, before): &(ServerPid, Reading)| {
+            let now = Reading::of(&server.pid.to_string()).ok()?;
+            Some((server.name.clone(), now.rss_bytes as f64 - before.rss_bytes as f64))
+        };
+        self.servers.iter().filter_map(grown).collect()
+    }
+
+    /// What each server spent on `operations`. A server that is gone is left out.
+    pub(super) fn costs(&self, operations: u64) -> Vec<Cost> {
+        self.servers
+            .iter()
+            .filter_map(|(server, before)| {
+                let after = Reading::of(&server.pid.to_string()).ok()?;
+                let cpu_seconds = after.cpu_seconds - before.cpu_seconds;
+                Some(Cost {
+                    name: server.name.clone(),
+                    pid: server.pid,
+                    cpu_seconds,
+                    cpu_us_per_op: per(cpu_seconds * 1e6, operations),
+                    rss_before_bytes: before.rss_bytes,
+                    rss_bytes: after.rss_bytes,
+                    rss_peak_bytes: after.rss_peak_bytes,
+                })
+            })
+            .collect()
+    }
+}
+
+/// This process; zero where there is no `/proc`.
+fn own() -> Reading {
+    Reading::of("self").unwrap_or_default()
+}
+
+/// `sum` for each of `count`.
+pub(super) fn per(sum: f64, count: u64) -> f64 {
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_named_or_not() {
+        assert_eq!("12".parse(), Ok(ServerPid { name: "server".into(), pid: 12 }));
+        assert_eq!("core=12".parse(), Ok(ServerPid { name: "core".into(), pid: 12 }));
+        assert!("core=x".parse::<ServerPid>().is_err());
+    }
+
+    #[test]
+    fn proc_is_read_whatever_the_program_is_called() {
+        let stat = "42 (a ) b) S 1 42 42 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 5 0 100 1000 200";
+        let status = "Name:\ta\nVmHWM:\t  2048 kB\nVmRSS:\t   1024 kB\n";
+        let reading = Reading::parse(stat, status).unwrap();
+        assert_eq!(reading, Reading { cpu_seconds: 3.0, rss_bytes: 1 << 20, rss_peak_bytes: 2 << 20 });
+        assert_eq!(Reading::parse("nonsense", status), None);
+    }
+
+    #[test]
+    fn a_process_that_does_not_exist_is_named() {
+        let error = Meter::start(&[ServerPid { name: "x".into(), pid: u32::MAX }]).unwrap_err();
+        assert!(error.starts_with("--server-pid 4294967295: read /proc/4294967295/stat:"), "{error}");
+    }
+}

@@ -1,0 +1,80 @@
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio_util::sync::CancellationToken;
+
+use super::setup::runtime;
+use super::wire::Trouble;
+use crate::shutdown::Tasks;
+
+/// Pause between two looks at the threads.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs `work` once on each of `threads` threads, each with a runtime of its own, and `aside` on one more, which is
+/// told to `stop` when the work is done. Shows how far `done` has come on a terminal.
+///
+/// # Errors
+/// The first error of any thread.
+pub(super) fn run<T, F>(
+    threads: u32,
+    work: impl Fn(u32, Tasks) -> F + Sync,
+    aside: impl FnOnce() + Send,
+    stop: &CancellationToken,
+    total: Option<u64>,
+    done: impl Fn() -> u64,
+    json: bool,
+) -> Result<Vec<T>, Trouble>
+where
+    T: Send,
+    F: Future<Output = Result<T, Trouble>>,
+{
+    let bar = progress(total, json);
+    std::thread::scope(|scope| {
+        let work = &work;
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let runtime = runtime()?;
+                    let tasks = Tasks::new();
+                    let outcome = runtime.block_on(work(thread, tasks.clone()));
+                    tasks.stop();
+                    outcome
+                })
+            })
+            .collect();
+        let aside = scope.spawn(aside);
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            std::thread::sleep(LOOK);
+            bar.set_position(done());
+        }
+        bar.finish_and_clear();
+        let outcomes: Result<Vec<T>, Trouble> = workers.into_iter().map(joined).collect();
+        stop.cancel();
+        joined_unit(aside);
+        outcomes
+    })
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Trouble>>) -> Result<T, Trouble> {
+    // A panic of a thread is a fault of the generator; it goes on as one.
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn joined_unit(thread: std::thread::ScopedJoinHandle<'_, ()>) {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// A bar on standard error, when a person looks at it.
+fn progress(total: Option<u64>, json: bool) -> ProgressBar {
+    if json || !std::io::stderr().is_terminal() {
+        return ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
+    }
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+    let template = match total {
+        Some(_) => "{bar:40} {pos}/{len} {per_sec} {eta}",
+        None => "{spinner} {pos} {per_sec} {elapsed}",
+    };
+    bar.set_style(ProgressStyle::with_template(template).expect("a constant template"));
+    bar
+}

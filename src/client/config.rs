@@ -1,0 +1,76 @@
+use std::time::Duration;
+
+use super::Endpoint;
+
+/// How a [`Client`](super::Client) behaves. The default asks a member on this host.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// Members to use; at least one.
+    pub endpoints: Vec<Endpoint>,
+    /// How long one connection attempt may take, and how long a request waits while no endpoint can be reached.
+    pub dial_timeout: Duration,
+    /// Pings on connections; none by default, as in etcd.
+    pub keepalive: Option<KeepAlive>,
+    /// Name and password to log in with, see [`Client::login`](super::Client::login).
+    pub user: Option<Credentials>,
+    /// A token obtained elsewhere.
+    pub token: Option<String>,
+    /// Asks members to refuse requests while they know no leader (metadata `hasleader`).
+    pub require_leader: bool,
+    /// Largest message sent.
+    pub send_bytes_max: usize,
+    /// Largest message accepted.
+    pub receive_bytes_max: usize,
+    /// Connections per endpoint for unary requests.
+    pub connections: usize,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: vec!["127.0.0.1:2379".parse().expect("a valid endpoint")],
+            dial_timeout: Duration::from_secs(5),
+            keepalive: None,
+            user: None,
+            token: None,
+            require_leader: false,
+            send_bytes_max: i32::MAX as usize,
+            receive_bytes_max: i32::MAX as usize,
+            connections: 1,
+        }
+    }
+}
+
+impl ClientConfig {
+    /// The default towards these endpoints.
+    pub fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+        Self { endpoints: endpoints.into_iter().collect(), ..Self::default() }
+    }
+}
+
+/// HTTP/2 pings that find a peer which fell silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Silence after which a ping is sent. Stock members refuse less than 5 s.
+    pub interval: Duration,
+    /// How long the answer may take before the connection is given up.
+    pub timeout: Duration,
+    /// Whether to ping without a request in flight. Stock members refuse that.
+    pub while_idle: bool,
+}
+
+/// A user of the cluster.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub name: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    /// Without the password: configurations end up in logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("name", &self.name).finish_non_exhaustive()
+    }
+}

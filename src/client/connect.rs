@@ -1,0 +1,120 @@
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use tonic::Status;
+
+use super::channel::{Channel, Identity};
+use super::config::{ClientConfig, Credentials};
+use super::error::ClientError;
+use super::pool::{Pool, PoolConfig};
+use crate::pb::etcdserverpb::AuthenticateRequest;
+use crate::pb::etcdserverpb::auth_client::AuthClient;
+use crate::pb::etcdserverpb::cluster_client::ClusterClient;
+use crate::pb::etcdserverpb::kv_client::KvClient;
+use crate::pb::etcdserverpb::lease_client::LeaseClient;
+use crate::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use crate::pb::etcdserverpb::watch_client::WatchClient;
+use crate::pb::healthpb::health_client::HealthClient;
+use crate::pb::v3electionpb::election_client::ElectionClient;
+use crate::pb::v3lockpb::lock_client::LockClient;
+use crate::shutdown::Tasks;
+
+/// A cluster, as the tools and tests see it. Cheap to clone; clones share connections and the token.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+    user: Option<Credentials>,
+    send_bytes_max: usize,
+    receive_bytes_max: usize,
+}
+
+macro_rules! services {
+    ($($(#[$doc:meta])* $name:ident -> $client:ident;)*) => {
+        $(
+            $(#[$doc])*
+            pub fn $name(&self) -> $client<Channel> {
+                $client::new(self.channel.clone())
+                    .max_encoding_message_size(self.send_bytes_max)
+                    .max_decoding_message_size(self.receive_bytes_max)
+            }
+        )*
+    };
+}
+
+impl Client {
+    /// Makes a client. Returns at once: connections are made when the first request needs them, on the runtime
+    /// that sends it.
+    ///
+    /// # Errors
+    /// When the configuration cannot work, whatever the cluster does.
+    pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        if config.endpoints.is_empty() {
+            return Err(ClientError::NoEndpoint);
+        }
+        let token = match config.token.as_deref() {
+            None => None,
+            Some(token) => {
+                let mut token = HeaderValue::from_str(token).map_err(|_| ClientError::BadToken)?;
+                token.set_sensitive(true);
+                Some(Arc::new(token))
+            }
+        };
+        let pool = PoolConfig {
+            dial_timeout: config.dial_timeout,
+            keepalive: config.keepalive,
+            connections: config.connections,
+            ..PoolConfig::new(config.endpoints)
+        };
+        // Nobody waits for these tasks: they end when the last clone of the client is dropped.
+        let pool = Pool::new(pool, &Tasks::new());
+        let identity = Identity { token: ArcSwapOption::new(token), require_leader: config.require_leader };
+        Ok(Self {
+            channel: Channel::with_identity(pool, identity),
+            user: config.user,
+            send_bytes_max: config.send_bytes_max,
+            receive_bytes_max: config.receive_bytes_max,
+        })
+    }
+
+    /// The transport, for a generated client with settings of its own.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Logs in with the configured user and sends the token with every later request of this client and its clones.
+    /// Does nothing without a configured user.
+    ///
+    /// # Errors
+    /// What the cluster answered.
+    pub async fn login(&self) -> Result<(), Status> {
+        let Some(Credentials { name, password }) = self.user.clone() else { return Ok(()) };
+        let answer = self.auth().authenticate(AuthenticateRequest { name, password }).await?;
+        let mut token = HeaderValue::from_str(&answer.into_inner().token)
+            .map_err(|_| Status::internal("the cluster answered with a token that a header cannot carry"))?;
+        token.set_sensitive(true);
+        self.channel.identity().token.store(Some(Arc::new(token)));
+        Ok(())
+    }
+
+    services! {
+        /// Keys and values.
+        kv -> KvClient;
+        /// Watches.
+        watch -> WatchClient;
+        /// Leases.
+        lease -> LeaseClient;
+        /// Members.
+        cluster -> ClusterClient;
+        /// Status, alarms, snapshots, hashes.
+        maintenance -> MaintenanceClient;
+        /// Users, roles, tokens.
+        auth -> AuthClient;
+        /// Locks.
+        lock -> LockClient;
+        /// Elections.
+        election -> ElectionClient;
+        /// The standard health service.
+        health -> HealthClient;
+    }
+}

@@ -1,0 +1,24 @@
+//! The v3 client: endpoints, retry, streams.
+//!
+//! [`Client`] is the way in for the tools and the tests: one type that hands out the generated clients of every
+//! service over a [`Channel`], which connects when it is first used, spreads requests over the endpoints and fails
+//! over. Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs`
+//! for what may be sent twice, then `pool/dispatch.rs`.
+
+mod channel;
+mod config;
+mod connect;
+mod error;
+mod method;
+mod pool;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use channel::Channel;
+pub use config::{ClientConfig, Credentials, KeepAlive};
+pub use connect::Client;
+pub use error::ClientError;
+pub use method::{Lane, Method};
+pub use pool::{Head, Pool, PoolConfig, UpstreamBody, UpstreamStream, UpstreamWatch, framed, unframed};
+
+pub use crate::types::{Endpoint, EndpointError};

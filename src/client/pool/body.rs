@@ -1,0 +1,139 @@
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::ResponseFuture;
+use http::{HeaderMap, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio_util::sync::DropGuard;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::connection::InFlight;
+use super::fault::{Fault, status_of};
+use crate::client::Endpoint;
+
+/// An answer on its way back, as bytes. A break becomes trailers with a status, never a broken body.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    state: State,
+    endpoint: Endpoint,
+    broken: bool,
+    /// Ends what feeds the request once nobody wants the answer.
+    feeding: Option<DropGuard>,
+    _in_flight: InFlight,
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting(ResponseFuture),
+    Streaming(RecvStream),
+    Done,
+}
+
+impl UpstreamBody {
+    pub(super) fn waiting(answer: ResponseFuture, endpoint: Endpoint, in_flight: InFlight) -> Self {
+        Self { state: State::Waiting(answer), endpoint, broken: false, feeding: None, _in_flight: in_flight }
+    }
+
+    pub(super) fn streaming(stream: RecvStream, endpoint: Endpoint, in_flight: InFlight) -> Self {
+        Self { state: State::Streaming(stream), endpoint, broken: false, feeding: None, _in_flight: in_flight }
+    }
+
+    pub(super) fn stop_with(&mut self, feeding: DropGuard) {
+        self.feeding = Some(feeding);
+    }
+
+    /// The member at the other end.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Whether the end was ours to word, because the stream or its connection broke.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Waits for the answer's head.
+    pub(super) async fn into_response(mut self) -> Response<Body> {
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::Waiting(answer) => match answer.await {
+                Ok(answer) => answer.map(|stream| {
+                    self.state = State::Streaming(stream);
+                    Body::new(self)
+                }),
+                Err(error) => Fault::from_stream(&error, &self.endpoint).into_status().into_http(),
+            },
+            state => {
+                self.state = state;
+                Response::new(Body::new(self))
+            }
+        }
+    }
+
+    fn end_with(&mut self, error: &h2::Error) -> Frame<Bytes> {
+        self.state = State::Done;
+        self.broken = true;
+        let mut trailers = HeaderMap::new();
+        // The text is our own and short; were it ever unfit for a header, the code alone would go.
+        if status_of(error, &self.endpoint).add_header(&mut trailers).is_err() {
+            trailers.insert(Status::GRPC_STATUS, http::HeaderValue::from_static("14"));
+        }
+        Frame::trailers(trailers)
+    }
+}
+
+impl HttpBody for UpstreamBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if let State::Waiting(answer) = &mut this.state {
+            match ready!(Pin::new(answer).poll(cx)) {
+                Ok(answer) => {
+                    let (parts, stream) = answer.into_parts();
+                    if parts.headers.contains_key(Status::GRPC_STATUS) {
+                        this.state = State::Done;
+                        return Poll::Ready(Some(Ok(Frame::trailers(parts.headers))));
+                    }
+                    this.state = State::Streaming(stream);
+                }
+                Err(error) => return Poll::Ready(Some(Ok(this.end_with(&error)))),
+            }
+        }
+        let State::Streaming(stream) = &mut this.state else { return Poll::Ready(None) };
+        match ready!(stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // The reader has it: the member may send as much again.
+                let _ = stream.flow_control().release_capacity(data.len());
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Ok(this.end_with(&error)))),
+            None => match ready!(stream.poll_trailers(cx)) {
+                Ok(Some(trailers)) => {
+                    this.state = State::Done;
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                }
+                Ok(None) => {
+                    this.state = State::Done;
+                    Poll::Ready(None)
+                }
+                Err(error) => Poll::Ready(Some(Ok(this.end_with(&error)))),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            State::Waiting(_) => false,
+            State::Streaming(stream) => stream.is_end_stream(),
+            State::Done => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}

@@ -1,0 +1,346 @@
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, Request, Response, Uri, header};
+use http_body::Body as HttpBody;
+use http_body_util::BodyExt;
+use prost::Message;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tracing::debug;
+
+use super::body::UpstreamBody;
+use super::connection::Connection;
+use super::fault::Fault;
+use super::member::Member;
+use super::select::{Members, Pick, Turn};
+use super::stream::{Resumed, UpstreamStream, pump};
+use crate::client::{Endpoint, KeepAlive, Lane, Method};
+use crate::shutdown::Tasks;
+
+/// A request up to this size is kept until it is answered, so that it can be sent to another member; a larger one
+/// streams through.
+const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Members one request may visit.
+const ATTEMPTS_MAX: usize = 6;
+
+/// How a pool reaches its members.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// Members at the start; at least one.
+    pub endpoints: Vec<Endpoint>,
+    /// Bound of one connection attempt, and of the wait of a request while no member can be reached.
+    pub dial_timeout: Duration,
+    /// Pings on connections.
+    pub keepalive: Option<KeepAlive>,
+    /// Connections per member for unary requests.
+    pub connections: usize,
+    /// Silence after which a member that still holds its connections is left for another one.
+    pub silence_max: Duration,
+}
+
+impl PoolConfig {
+    /// Usual values towards these members.
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            endpoints,
+            dial_timeout: Duration::from_secs(5),
+            keepalive: None,
+            connections: 1,
+            silence_max: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Path and metadata of a request.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// `/package.Service/Method`.
+    pub path: PathAndQuery,
+    /// Metadata, passed on unchanged.
+    pub headers: HeaderMap,
+}
+
+impl Head {
+    /// Takes path and metadata from a request, without what belongs to the connection it came on.
+    pub fn from_request(parts: http::request::Parts) -> Self {
+        let path = parts.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let mut headers = parts.headers;
+        for name in [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
+        Self { path, headers }
+    }
+
+    /// A gRPC request of our own.
+    pub fn grpc(path: &'static str, metadata: HeaderMap) -> Self {
+        let mut headers = metadata;
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
+        headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
+        Self { path: PathAndQuery::from_static(path), headers }
+    }
+
+    pub(super) fn to_request(&self, endpoint: &Endpoint) -> Request<()> {
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(endpoint.authority().clone());
+        uri.path_and_query = Some(self.path.clone());
+        let mut request = Request::new(());
+        *request.method_mut() = http::Method::POST;
+        *request.version_mut() = http::Version::HTTP_2;
+        // Scheme, authority and path together always make a URI.
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+}
+
+/// Connections to a cluster. Cheap to clone; connects when it is first used, on the runtime that uses it.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) members: Members,
+    pub(super) config: PoolConfig,
+    pub(super) tasks: Tasks,
+    pub(super) probing: AtomicBool,
+}
+
+impl Pool {
+    /// A pool whose background work ends with `tasks`.
+    pub fn new(config: PoolConfig, tasks: &Tasks) -> Self {
+        let members = Members::new(&config.endpoints, &config);
+        Self { inner: Arc::new(Inner { members, config, tasks: tasks.clone(), probing: AtomicBool::new(false) }) }
+    }
+
+    /// Members in use.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.inner.members.list().iter().map(|member| member.endpoint().clone()).collect()
+    }
+
+    /// Uses these members from now on. Requests in flight finish where they are.
+    pub fn set_endpoints(&self, endpoints: &[Endpoint]) {
+        self.inner.members.replace(endpoints, &self.inner.config);
+    }
+
+    /// Sends a request and returns the answer as the member gave it, whatever it is. Trouble on the way becomes an
+    /// answer with a gRPC status. Dropping the future, or the answer's body, cancels the request upstream.
+    pub async fn request<B>(&self, head: &Head, body: B) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + Unpin + 'static,
+    {
+        let method = Method::of(head.path.path());
+        if !method.one_request {
+            return self.relay(method.lane, head, body).await;
+        }
+        match keep(body).await {
+            Ok(Kept::Whole(payload)) => self.exchange(method, head, payload).await,
+            Ok(Kept::TooLarge(rest)) => self.relay(method.lane, head, rest).await,
+            Err(status) => status.into_http(),
+        }
+    }
+
+    /// Sends one framed message and returns the answer. Visits other members by the rules of [`Method`].
+    pub async fn exchange(&self, method: Method, head: &Head, payload: Bytes) -> Response<Body> {
+        let turn = turn_of(head, &payload);
+        let mut avoid = Vec::new();
+        let mut last = None;
+        for _ in 0..ATTEMPTS_MAX {
+            let (member, connection) = match self.connect(method.lane, turn, &avoid).await {
+                Ok(found) => found,
+                Err(status) => return last.unwrap_or_else(|| status.into_http()),
+            };
+            match attempt(&connection, member.endpoint(), head, payload.clone()).await {
+                Ok(answer) if method.repeatable && is_unavailable(answer.headers()) => {
+                    avoid.push(member.endpoint().clone());
+                    last = Some(answer);
+                }
+                Ok(answer) => return answer,
+                Err(Fault::Unknown(status)) if !method.repeatable => return status.into_http(),
+                Err(fault) => {
+                    let status = fault.into_status();
+                    debug!(endpoint = %member.endpoint(), %status, "request goes to another member");
+                    last = Some(status.into_http());
+                }
+            }
+        }
+        last.unwrap_or_else(|| Status::unavailable("no member answered").into_http())
+    }
+
+    /// Opens a stream in both directions and returns at once, before the member has answered.
+    ///
+    /// # Errors
+    /// When no member can be reached.
+    pub async fn open(&self, lane: Lane, head: &Head) -> Result<UpstreamStream, Status> {
+        let mut last = Status::unavailable("no member answered");
+        for _ in 0..ATTEMPTS_MAX {
+            let (member, connection) = self.connect(lane, Turn::Next, &[]).await?;
+            let endpoint = member.endpoint().clone();
+            match connection.start(head.to_request(&endpoint), false).await {
+                Ok((answer, send)) => {
+                    return Ok(UpstreamStream::new(send, UpstreamBody::waiting(answer, endpoint, connection.count())));
+                }
+                Err(error) => last = Status::unavailable(format!("upstream {endpoint}: {error}")),
+            }
+        }
+        Err(last)
+    }
+
+    /// Streams the body up and the answer down.
+    async fn relay<B>(&self, lane: Lane, head: &Head, body: B) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + Unpin + 'static,
+    {
+        let UpstreamStream { send, body: mut answer } = match self.open(lane, head).await {
+            Ok(stream) => stream,
+            Err(status) => return status.into_http(),
+        };
+        answer.stop_with(pump(body, send, &self.inner.tasks));
+        answer.into_response().await
+    }
+
+    /// A live connection of the lane to some member not in `avoid`. Tries each that is not in its back-off, then
+    /// waits for the first to leave it, up to the dial timeout.
+    pub(super) async fn connect(
+        &self,
+        lane: Lane,
+        turn: Turn,
+        avoid: &[Endpoint],
+    ) -> Result<(Arc<Member>, Connection), Status> {
+        let give_up = Instant::now() + self.inner.config.dial_timeout;
+        loop {
+            match self.inner.members.pick(turn, avoid) {
+                Pick::Member(member) => {
+                    if let Ok(connection) = member.connection(lane, &self.inner.config, &self.inner.tasks).await {
+                        self.start_probing();
+                        return Ok((member, connection));
+                    }
+                }
+                Pick::Wait(at) if at < give_up => tokio::time::sleep_until(at.into()).await,
+                Pick::Wait(_) => return Err(self.unreachable()),
+                Pick::Nobody => return Err(Status::unavailable("no other member to ask")),
+            }
+        }
+    }
+
+    fn unreachable(&self) -> Status {
+        let reasons: Vec<_> = self
+            .inner
+            .members
+            .list()
+            .iter()
+            .map(|member| format!("{}: {}", member.endpoint(), member.reason()))
+            .collect();
+        Status::unavailable(format!("no endpoint can be reached ({})", reasons.join("; ")))
+    }
+}
+
+/// The one field of a `RangeRequest` that matters here.
+#[derive(Clone, PartialEq, Message)]
+struct Serializable {
+    #[prost(bool, tag = "7")]
+    serializable: bool,
+}
+
+/// Serializable reads all go to one member, so that they do not go back in time between members that lag differently.
+fn turn_of(head: &Head, framed: &Bytes) -> Turn {
+    let is_serializable = || {
+        let (frame, request) = framed.split_first_chunk::<5>()?;
+        // A compressed request is not looked into.
+        let request = Serializable::decode(request).ok().filter(|_| frame[0] == 0)?;
+        Some(request.serializable)
+    };
+    let is_range = head.path.path() == "/etcdserverpb.KV/Range";
+    if is_range && is_serializable() == Some(true) { Turn::Home } else { Turn::Next }
+}
+
+/// One try at one member.
+async fn attempt(
+    connection: &Connection,
+    endpoint: &Endpoint,
+    head: &Head,
+    payload: Bytes,
+) -> Result<Response<Body>, Fault> {
+    let in_flight = connection.count();
+    let began = Instant::now();
+    let (answer, mut send) = connection
+        .start(head.to_request(endpoint), false)
+        .await
+        .map_err(|error| Fault::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}"))))?;
+    send.send_data(payload, true).map_err(|error| Fault::from_stream(&error, endpoint))?;
+    let answer = match answer.await {
+        Ok(answer) => answer,
+        // A member drops a request whose time is up without a word; its client would call that the deadline.
+        Err(error) if is_cancel(&error) && deadline(&head.headers).is_some_and(|time| began.elapsed() >= time) => {
+            return Err(Fault::Unknown(Status::deadline_exceeded("context deadline exceeded")));
+        }
+        Err(error) => return Err(Fault::from_stream(&error, endpoint)),
+    };
+    Ok(answer.map(|stream| Body::new(UpstreamBody::streaming(stream, endpoint.clone(), in_flight))))
+}
+
+fn is_cancel(error: &h2::Error) -> bool {
+    error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::CANCEL)
+}
+
+/// The time a request was given, as `grpc-timeout` has it: at most eight digits and a unit.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u32 = digits.parse().ok()?;
+    let one = match unit {
+        "H" => Duration::from_secs(3600),
+        "M" => Duration::from_secs(60),
+        "S" => Duration::from_secs(1),
+        "m" => Duration::from_millis(1),
+        "u" => Duration::from_micros(1),
+        "n" => Duration::from_nanos(1),
+        _ => return None,
+    };
+    Some(one * count)
+}
+
+/// Whether the answer is an error that came instead of any message, and asks to try elsewhere.
+fn is_unavailable(headers: &HeaderMap) -> bool {
+    headers.get(Status::GRPC_STATUS).is_some_and(|code| Code::from_bytes(code.as_bytes()) == Code::Unavailable)
+}
+
+enum Kept<B> {
+    Whole(Bytes),
+    TooLarge(Resumed<B>),
+}
+
+async fn keep<B>(mut body: B) -> Result<Kept<B>, Status>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    let mut first = Bytes::new();
+    let mut all: Option<Vec<u8>> = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::from_error(error.into()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        match &mut all {
+            None if first.is_empty() => first = data,
+            None => {
+                let mut joined = Vec::with_capacity(first.len() + data.len());
+                joined.extend_from_slice(&first);
+                joined.extend_from_slice(&data);
+                all = Some(joined);
+            }
+            Some(all) => all.extend_from_slice(&data),
+        }
+        let size = all.as_ref().map_or(first.len(), Vec::len);
+        if size > KEPT_BYTES_MAX {
+            let head = all.map_or(first, Bytes::from);
+            return Ok(Kept::TooLarge(Resumed::new(head, body)));
+        }
+    }
+    Ok(Kept::Whole(all.map_or(first, Bytes::from)))
+}

@@ -1,0 +1,214 @@
+use bytes::Bytes;
+use h2::Reason;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full};
+use tonic::body::Body;
+
+use super::{Head, Pool, PoolConfig};
+use crate::client::Endpoint;
+use crate::client::testing::{FakeMember, Reply};
+use crate::shutdown::Tasks;
+
+/// Long over when an answer comes.
+const TIMEOUT: &str = "1n";
+const READ: &str = "/etcdserverpb.KV/Range";
+const WRITE: &str = "/etcdserverpb.KV/Put";
+
+fn pool(members: &[&FakeMember]) -> Pool {
+    pool_of(members.iter().map(|member| member.endpoint.clone()).collect())
+}
+
+fn pool_of(endpoints: Vec<Endpoint>) -> Pool {
+    let mut config = PoolConfig::new(endpoints);
+    config.dial_timeout = std::time::Duration::from_millis(500);
+    Pool::new(config, &Tasks::new())
+}
+
+async fn send(pool: &Pool, path: &str, body: impl Into<Bytes>) -> Outcome {
+    let request = Request::builder()
+        .uri(path)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("token", "t1")
+        .header("hasleader", "true")
+        .header("grpc-timeout", TIMEOUT)
+        .header("traceparent", "00-1-2-03")
+        .body(())
+        .unwrap();
+    let head = Head::from_request(request.into_parts().0);
+    Outcome::read(pool.request(&head, Full::new(body.into())).await).await
+}
+
+#[derive(Debug)]
+struct Outcome {
+    headers: HeaderMap,
+    body: Bytes,
+    trailers: HeaderMap,
+}
+
+impl Outcome {
+    async fn read(response: Response<Body>) -> Self {
+        let (parts, body) = response.into_parts();
+        let collected = body.collect().await.unwrap();
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        Self { headers: parts.headers, body: collected.to_bytes(), trailers }
+    }
+
+    fn code(&self) -> &str {
+        let code = self.headers.get("grpc-status").or(self.trailers.get("grpc-status"));
+        code.map_or("none", |code| code.to_str().unwrap())
+    }
+}
+
+/// An endpoint where nobody listens.
+fn closed() -> Endpoint {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string().parse().unwrap()
+}
+
+#[tokio::test]
+async fn bytes_and_metadata_pass_unchanged() {
+    let member = FakeMember::start(|received| Reply::Message(received.body.clone())).await;
+    let outcome = send(&pool(&[&member]), WRITE, "any bytes").await;
+    assert_eq!((outcome.code(), outcome.body.as_ref()), ("0", b"any bytes".as_ref()));
+    assert_eq!(outcome.trailers["x-trailer"], "kept");
+    let received = &member.received()[0];
+    assert_eq!(received.path, WRITE);
+    for (name, value) in
+        [("token", "t1"), ("hasleader", "true"), ("grpc-timeout", TIMEOUT), ("traceparent", "00-1-2-03")]
+    {
+        assert_eq!(received.headers[name], value);
+    }
+}
+
+#[tokio::test]
+async fn an_error_keeps_code_text_and_metadata() {
+    let member = FakeMember::start(|_| Reply::Status(11, "etcdserver: some text")).await;
+    let outcome = send(&pool(&[&member]), READ, "x").await;
+    assert_eq!(outcome.code(), "11");
+    assert_eq!(outcome.headers["grpc-message"], "etcdserver: some text");
+    assert_eq!(outcome.headers["x-member"], "own");
+}
+
+#[tokio::test]
+async fn a_write_survives_members_that_cannot_have_executed_it() {
+    let live = FakeMember::start(|_| Reply::Message(vec![1])).await;
+    let pool = pool_of(vec![closed(), live.endpoint.clone()]);
+    for _ in 0..4 {
+        assert_eq!(send(&pool, WRITE, "x").await.code(), "0");
+    }
+    assert_eq!(live.received().len(), 4);
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_sent_to_another_member_even_when_it_writes() {
+    let refusing = FakeMember::start(|_| Reply::Reset(Reason::REFUSED_STREAM)).await;
+    let live = FakeMember::start(|_| Reply::Message(vec![1])).await;
+    let pool = pool(&[&refusing, &live]);
+    for _ in 0..4 {
+        assert_eq!(send(&pool, WRITE, "x").await.code(), "0");
+    }
+    assert_eq!(live.received().len(), 4);
+    assert!(!refusing.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_write_of_unknown_outcome_is_not_sent_twice() {
+    let dying = FakeMember::start(|_| Reply::Cut).await;
+    let outcome = send(&pool(&[&dying]), WRITE, "x").await;
+    assert_eq!(outcome.code(), "14");
+    assert_eq!(dying.received().len(), 1);
+}
+
+#[tokio::test]
+async fn a_read_of_unknown_outcome_is_sent_to_another_member() {
+    let dying = FakeMember::start(|_| Reply::Cut).await;
+    let live = FakeMember::start(|_| Reply::Message(vec![1])).await;
+    let pool = pool(&[&dying, &live]);
+    for _ in 0..4 {
+        assert_eq!(send(&pool, READ, "x").await.code(), "0");
+    }
+    assert_eq!(live.received().len(), 4);
+}
+
+#[tokio::test]
+async fn an_unavailable_read_asks_every_member_once_and_then_answers_as_they_did() {
+    let first = FakeMember::start(|_| Reply::Status(14, "etcdserver: no leader")).await;
+    let second = FakeMember::start(|_| Reply::Status(14, "etcdserver: no leader")).await;
+    let outcome = send(&pool(&[&first, &second]), READ, "x").await;
+    assert_eq!((outcome.code(), &outcome.headers["grpc-message"]), ("14", &"etcdserver: no leader".parse().unwrap()));
+    assert_eq!((first.received().len(), second.received().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn an_unavailable_write_is_answered_as_it_is() {
+    let first = FakeMember::start(|_| Reply::Status(14, "etcdserver: leader changed")).await;
+    let second = FakeMember::start(|_| Reply::Status(14, "etcdserver: leader changed")).await;
+    assert_eq!(send(&pool(&[&first, &second]), WRITE, "x").await.code(), "14");
+    assert_eq!(first.received().len() + second.received().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_request_streams_through() {
+    let member = FakeMember::start(|received| Reply::Message(received.body.len().to_be_bytes().to_vec())).await;
+    let size = 9 * 1024 * 1024;
+    let outcome = send(&pool(&[&member]), WRITE, vec![7; size]).await;
+    assert_eq!((outcome.code(), outcome.body.as_ref()), ("0", size.to_be_bytes().as_ref()));
+}
+
+#[tokio::test]
+async fn an_unreachable_cluster_is_named() {
+    let endpoint = closed();
+    let outcome = send(&pool_of(vec![endpoint.clone()]), READ, "x").await;
+    assert_eq!(outcome.code(), "14");
+    let message = outcome.headers["grpc-message"].to_str().unwrap();
+    assert!(message.contains(endpoint.authority().as_str()) && message.contains("refused"), "{message}");
+}
+
+#[tokio::test]
+async fn a_member_that_returns_is_used_again() {
+    let first = FakeMember::start(|_| Reply::Message(vec![1])).await;
+    let second = FakeMember::start(|_| Reply::Message(vec![2])).await;
+    let pool = pool(&[&first, &second]);
+    first.stop();
+    for _ in 0..3 {
+        assert_eq!(send(&pool, READ, "x").await.body.as_ref(), [2]);
+    }
+    pool.set_endpoints(&[closed()]);
+    assert_eq!(send(&pool, READ, "x").await.code(), "14");
+    pool.set_endpoints(std::slice::from_ref(&second.endpoint));
+    assert_eq!(send(&pool, READ, "x").await.body.as_ref(), [2]);
+}
+
+#[tokio::test]
+async fn serializable_reads_stay_with_one_member_and_others_take_turns() {
+    use crate::client::framed;
+    use crate::pb::etcdserverpb::RangeRequest;
+    let first = FakeMember::start(|_| Reply::Message(vec![1])).await;
+    let second = FakeMember::start(|_| Reply::Message(vec![2])).await;
+    let pool = pool(&[&first, &second]);
+    let range = |serializable| framed(&RangeRequest { key: "k".into(), serializable, ..Default::default() });
+    for _ in 0..6 {
+        send(&pool, READ, range(true)).await;
+    }
+    let mut visits = [first.received().len(), second.received().len()];
+    visits.sort_unstable();
+    assert_eq!(visits, [0, 6]);
+    for _ in 0..6 {
+        send(&pool, READ, range(false)).await;
+    }
+    assert!(!first.received().is_empty() && !second.received().is_empty());
+    let home = if first.received().len() > second.received().len() { &first } else { &second };
+    home.stop();
+    assert_eq!(send(&pool, READ, range(true)).await.code(), "0", "another one takes over");
+}
+
+#[tokio::test]
+async fn a_request_dropped_at_its_deadline_says_so() {
+    let member = FakeMember::start(|_| Reply::Reset(Reason::CANCEL)).await;
+    let outcome = send(&pool(&[&member]), WRITE, "x").await;
+    assert_eq!(
+        (outcome.code(), &outcome.headers["grpc-message"]),
+        ("4", &"context%20deadline%20exceeded".parse().unwrap())
+    );
+}

@@ -1,0 +1,98 @@
+use std::ffi::OsString;
+use std::fmt::Display;
+
+use crate::config::{FlagError, ServerConfigError, Variables, parse_server_config};
+use crate::types::API_VERSION;
+
+const HELP: &str = "\
+Watershed, a coordination store with the etcd v3 API and its access tier
+
+Usage:
+  watershed [flags]                  run a server; its flags are etcd's and follow below
+  watershed gateway start [flags]    run the TCP gateway
+  watershed grpc-proxy start [flags] run the gRPC proxy
+  watershed dev [flags]              run server, gateway and proxy on loopback, to try things out
+  watershed ctl <command>            talk to a cluster, as etcdctl does
+  watershed bench <command>          put load on a cluster and measure
+  watershed version                  show the version
+
+Every mode explains its flags with --help.
+";
+
+/// Runs the program and returns its exit code. `args` starts with the program's name.
+pub fn run(args: Vec<OsString>) -> u8 {
+    let args = args.get(1..).unwrap_or_default();
+    let word = |at: usize| args.get(at).and_then(|arg| arg.to_str());
+    match (word(0), word(1)) {
+        (Some("version" | "--version" | "-version"), _) => version(),
+        (Some("help" | "--help" | "-help" | "-h" | "--h"), _) => help(),
+        (Some("gateway"), Some("start")) => super::gateway::run(&args[2..]),
+        (Some("grpc-proxy"), Some("start")) => super::grpc_proxy::run(&args[2..]),
+        (Some(mode @ ("gateway" | "grpc-proxy")), None | Some("--help" | "-h")) => {
+            answer(&format!("Usage:\n  watershed {mode} start [flags]    (--help lists them)\n"))
+        }
+        (Some(mode @ ("gateway" | "grpc-proxy")), Some(other)) => {
+            refuse(format!("unknown command {other:?} for \"watershed {mode}\", there is only start"))
+        }
+        (Some("dev"), _) => super::dev::run(&args[1..]),
+        (Some("ctl"), _) => super::ctl::run(&args[1..]),
+        (Some("bench"), Some("tcp-pingpong" | "tcp-bulk" | "tcp-idle")) => crate::bench::tcp::run(&args[1..]),
+        (Some("bench"), _) => super::bench::run(&args[1..]),
+        (Some(word), _) if !word.starts_with('-') => refuse(format!("unknown command {word:?}, see watershed --help")),
+        _ => super::server::run(args),
+    }
+}
+
+/// The modes, then the server's flags.
+fn help() -> u8 {
+    match parse_server_config(&["--help".into()], &Variables::none()) {
+        Err(ServerConfigError::Flags(FlagError::Help(flags))) => answer(&format!("{HELP}\n{flags}")),
+        _ => answer(HELP),
+    }
+}
+
+/// Reports why a mode does not start, on one line, and gives the exit code.
+pub(super) fn refuse(error: impl Display) -> u8 {
+    eprintln!("watershed: {error}");
+    1
+}
+
+/// Writes what was asked for and gives the exit code; a closed pipe is no failure.
+pub(super) fn answer(text: &str) -> u8 {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    0
+}
+
+/// etcd's four lines, so that scripts which read them go on working, and our own.
+fn version() -> u8 {
+    answer(&format!(
+        "etcd Version: {API_VERSION}\nGit SHA: {}\nGo Version: none\nGo OS/Arch: {}/{}\nWatershed Version: {}\n",
+        option_env!("WATERSHED_GIT_SHA").unwrap_or("not recorded"),
+        std::env::consts::OS,
+        match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        },
+        env!("CARGO_PKG_VERSION"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit_code(line: &str) -> u8 {
+        run(std::iter::once("watershed").chain(line.split_whitespace()).map(OsString::from).collect())
+    }
+
+    #[test]
+    fn words_that_are_no_mode_are_refused() {
+        assert_eq!(exit_code("--version"), 0);
+        assert_eq!(exit_code("--help"), 0);
+        assert_eq!(exit_code("sever"), 1);
+        assert_eq!(exit_code("gateway stop"), 1);
+        assert_eq!(exit_code("gateway"), 0);
+    }
+}

@@ -1,0 +1,53 @@
+//! `watershed gateway start`.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::dispatch::{answer, refuse};
+use super::process::{notify_ready, raise_descriptor_limit};
+use crate::config::{FlagError, GatewayConfig, GatewayConfigError, parse_gateway_config};
+use crate::discovery::StaticList;
+use crate::gateway::Gateway;
+use crate::shutdown::{Tasks, interrupted};
+use crate::telemetry::{Metrics, init_logging};
+
+/// Time that the gateway's own tasks get once all connections have ended.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Runs a gateway until SIGINT or SIGTERM; a second signal ends the drain. `args` are the flags.
+pub fn run(args: &[OsString]) -> u8 {
+    let config = match parse_gateway_config(args) {
+        Ok(config) => config,
+        Err(GatewayConfigError::Flags(FlagError::Help(text))) => return answer(&text),
+        Err(error) => return refuse(error),
+    };
+    match serve(&config) {
+        Ok(()) => 0,
+        Err(error) => refuse(format!("{error:#}")),
+    }
+}
+
+fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
+    init_logging(&config.log)?;
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let outcome = runtime.block_on(async {
+        let tasks = Tasks::new();
+        let endpoints = StaticList::new(config.endpoints.iter().cloned());
+        let gateway = Gateway::start(config, &endpoints, &Metrics::new(), &tasks).await?;
+        notify_ready();
+        interrupted().await.context("install the signal handlers")?;
+        tracing::info!("stopping");
+        tokio::select! {
+            () = gateway.finish() => {}
+            _ = interrupted() => {}
+        }
+        tasks.finish(GRACE).await;
+        anyhow::Ok(())
+    });
+    // A resolver that does not answer must not hold the exit up.
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,0 +1,209 @@
+//! `grpc-proxy start`: the L7 proxy as a process, or as a part of one.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::runtime::Runtime;
+use tracing::{info, warn};
+
+use super::dispatch::{answer, refuse};
+use crate::client::{Client, ClientConfig, KeepAlive, Pool, PoolConfig};
+use crate::config::{FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
+use crate::listener::{ListenerConfig, Serving, ShardId, bind, serve};
+use crate::pb::etcdserverpb::MemberListRequest;
+use crate::proxy::{
+    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, ShardParts, Tenant, Tenants, WatchHub,
+    WatchHubConfig,
+};
+use crate::shutdown::{Tasks, interrupted};
+use crate::telemetry::{Metrics, init_logging};
+use crate::types::Endpoint;
+
+/// Runs `grpc-proxy start` with the arguments after these words and returns the exit code.
+pub fn run(args: &[OsString]) -> u8 {
+    let config = match parse_proxy_config(args) {
+        Ok(config) => config,
+        Err(ProxyConfigError::Flags(FlagError::Help(flags))) => return answer(&flags),
+        Err(error) => return refuse(error),
+    };
+    if let Err(error) = init_logging(&config.log) {
+        return refuse(error);
+    }
+    let outcome =
+        Runtime::new().context("start the runtime").and_then(|runtime| runtime.block_on(run_until_told(config)));
+    match outcome {
+        Ok(()) => 0,
+        Err(error) => refuse(format!("{error:#}")),
+    }
+}
+
+async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
+    let tasks = Tasks::new();
+    let grace = config.grace;
+    let proxy = start(config, &tasks)?;
+    interrupted().await.context("wait for signals")?;
+    info!("stopping gRPC proxy");
+    proxy.finish().await;
+    tasks.finish(grace).await;
+    Ok(())
+}
+
+/// A proxy that serves.
+#[derive(Debug)]
+pub struct RunningProxy {
+    serving: Serving,
+    tasks: Tasks,
+}
+
+impl RunningProxy {
+    /// Where clients can connect; the second address is that of `--metrics-addr`.
+    pub fn addresses(&self) -> &[std::net::SocketAddr] {
+        self.serving.addresses()
+    }
+
+    /// Takes no new connections and lets open requests finish within the grace period.
+    pub async fn finish(self) {
+        self.tasks.stop();
+        self.serving.finish().await;
+    }
+}
+
+/// Starts a proxy; it stops with `tasks`, or by [`RunningProxy::finish`].
+///
+/// # Errors
+/// When an address cannot be bound; names its flag.
+pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy> {
+    let tasks = tasks.child();
+    let mut listeners = vec![bind(config.listen).context("--listen-addr")?];
+    if let Some(address) = config.metrics_listen {
+        listeners.push(bind(address).context("--metrics-addr")?);
+    }
+    let metrics = Metrics::new();
+    let pools = Pools::default();
+    let tenants = Tenants::everybody(Tenant {
+        namespace: Namespace::new(config.namespace.clone().into_bytes()),
+        admin: config.namespace_admin,
+    });
+    let self_member = config.advertise.clone().map(|client_url| SelfMember { name: host_name(), client_url });
+    let listener_config = ListenerConfig {
+        max_concurrent_streams: config.max_concurrent_streams,
+        keepalive_interval: config.keepalive_interval,
+        keepalive_timeout: config.keepalive_timeout,
+        grace: config.grace,
+        ..ListenerConfig::default()
+    };
+    let listener_config = ListenerConfig {
+        serving_threads: config.serving_threads.unwrap_or(listener_config.serving_threads),
+        ..listener_config
+    };
+    let pool_config = pool_config(&config);
+    let hubs = watch_hubs(&tenants, &pool_config, &pools, &metrics, &tasks);
+    let (shard_tasks, shard_pools) = (tasks.clone(), pools.clone());
+    let make = move |shard: ShardId| {
+        let pool = Pool::new(pool_config.clone(), &shard_tasks);
+        shard_pools.add(pool.clone());
+        ProxyService::new(ShardParts {
+            pool,
+            tenants: tenants.clone(),
+            watches: hubs
+                .iter()
+                .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, shard.0, &shard_tasks)))
+                .collect(),
+            self_member: self_member.clone(),
+            metrics: metrics.clone(),
+            tasks: shard_tasks.clone(),
+        })
+    };
+    let serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
+    if let Some(interval) = config.auto_sync {
+        let stop = tasks.stop_signal();
+        let sync = follow_members(pools, config.endpoints.clone(), interval);
+        tasks.spawn(async move {
+            tokio::select! { () = stop.cancelled() => {}, () = sync => {} }
+        });
+    }
+    let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
+    info!(address = %config.listen, endpoints = endpoints.join(","), namespace = %config.namespace, "started gRPC proxy");
+    Ok(RunningProxy { serving, tasks })
+}
+
+/// A watch hub for each tenant, shared by all serving threads; each has a pool of its own, because its upstream
+/// streams outlive any one thread's clients.
+fn watch_hubs(
+    tenants: &Tenants,
+    pool_config: &PoolConfig,
+    pools: &Pools,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) -> Vec<(Arc<Tenant>, WatchHub)> {
+    let watch_metrics = ProxyWatchMetrics::register(metrics);
+    let hub = |tenant: &Arc<Tenant>| {
+        let pool = Pool::new(pool_config.clone(), tasks);
+        pools.add(pool.clone());
+        let hub_config = WatchHubConfig::new(tenant.namespace.clone());
+        (tenant.clone(), WatchHub::new(pool, hub_config, watch_metrics.clone(), tasks))
+    };
+    tenants.all().map(hub).collect()
+}
+
+fn pool_config(config: &ProxyConfig) -> PoolConfig {
+    PoolConfig {
+        dial_timeout: config.dial_timeout,
+        keepalive: config.upstream_pings.map(|pings| KeepAlive {
+            interval: pings.interval,
+            timeout: pings.timeout,
+            while_idle: pings.while_idle,
+        }),
+        ..PoolConfig::new(config.endpoints.clone())
+    }
+}
+
+/// The pools of all serving threads, for changes that concern each.
+#[derive(Clone, Debug, Default)]
+struct Pools(Arc<parking_lot::Mutex<Vec<Pool>>>);
+
+impl Pools {
+    fn add(&self, pool: Pool) {
+        self.0.lock().push(pool);
+    }
+
+    fn set_endpoints(&self, endpoints: &[Endpoint]) {
+        for pool in self.0.lock().iter() {
+            pool.set_endpoints(endpoints);
+        }
+    }
+}
+
+/// Takes the endpoints from the cluster's member list, again and again. Members without a usable client URL, learners
+/// and members that have not started are left out; an empty outcome changes nothing.
+async fn follow_members(pools: Pools, endpoints: Vec<Endpoint>, interval: Duration) {
+    let mut current = endpoints;
+    loop {
+        tokio::time::sleep(interval).await;
+        let Ok(client) = Client::connect(ClientConfig::new(current.clone())) else { continue };
+        let members = match client.cluster().member_list(MemberListRequest::default()).await {
+            Ok(answer) => answer.into_inner().members,
+            Err(status) => {
+                warn!(%status, "member list not available, endpoints stay as they are");
+                continue;
+            }
+        };
+        let found: Vec<Endpoint> = members
+            .iter()
+            .filter(|member| !member.is_learner && !member.name.is_empty())
+            .flat_map(|member| member.client_ur_ls.iter().filter_map(|url| url.parse().ok()))
+            .collect();
+        if !found.is_empty() && found != current {
+            let names: Vec<_> = found.iter().map(ToString::to_string).collect();
+            info!(endpoints = names.join(","), "endpoints follow the member list");
+            pools.set_endpoints(&found);
+            current = found;
+        }
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

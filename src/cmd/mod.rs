@@ -1,0 +1,15 @@
+//! One file per subcommand: the only wiring.
+//!
+//! [`run`] looks at the first arguments and hands the rest to a mode; each mode reads its own flags. Exit codes: 0
+//! after a clean end, 1 for anything else, unless a mode documents more.
+
+pub mod bench;
+pub mod ctl;
+pub mod dev;
+mod dispatch;
+pub mod gateway;
+pub mod grpc_proxy;
+mod process;
+pub mod server;
+
+pub use dispatch::run;

@@ -1,0 +1,154 @@
+//! The server: flags, logging, then a member behind its listeners until a signal.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tracing::{error, info};
+
+use super::dispatch::refuse;
+use super::process::{notify_ready, raise_descriptor_limit};
+use crate::config::{FlagError, ServerConfig, ServerConfigError, Variables, parse_server_config};
+use crate::core::raft::RaftStatus;
+use crate::core::server::{
+    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, PeerFace, Router, WatchContext, WatchService,
+    refresh_gauges,
+};
+use crate::eventlog::{Origin, WatchLimits};
+use crate::listener::{self, ListenerConfig, Serving, ShardId};
+use crate::shutdown::{Tasks, interrupted};
+use crate::telemetry::{Metrics, WatchMetrics, init_logging};
+
+/// How long parts get to end at a stop.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs a server until SIGINT or SIGTERM; returns the exit code.
+pub fn run(args: &[OsString]) -> u8 {
+    let config = match parse_server_config(args, &Variables::of_process("ETCD_")) {
+        Ok(config) => config,
+        Err(ServerConfigError::Flags(FlagError::Help(help))) => return super::dispatch::answer(&help),
+        Err(error) => return refuse(error),
+    };
+    if let Err(error) = init_logging(&config.log) {
+        return refuse(error);
+    }
+    for notice in &config.notices {
+        notice.log();
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(format!("start runtime: {error}")),
+    };
+    raise_descriptor_limit();
+    runtime.block_on(async {
+        let tasks = Tasks::new();
+        let server = match Server::start(&config, &tasks).await {
+            Ok(server) => server,
+            Err(error) => return refuse(format!("{error:#}")),
+        };
+        notify_ready();
+        if let Err(error) = interrupted().await {
+            error!(%error, "signals cannot be received");
+        }
+        info!("stopping");
+        server.stop().await;
+        if !tasks.finish(STOP_GRACE).await {
+            error!("some tasks did not end in time");
+        }
+        info!("stopped");
+        0
+    })
+}
+
+/// A member with its listeners.
+pub struct Server {
+    member: Member,
+    clients: Serving,
+    peers: Serving,
+}
+
+impl Server {
+    /// Binds the ports, then opens the data directory, then serves.
+    ///
+    /// # Errors
+    /// Names the port, file or directory at fault. With a port in use nothing on disk has changed.
+    pub async fn start(config: &ServerConfig, tasks: &Tasks) -> anyhow::Result<Self> {
+        let client_sockets =
+            bind_all(config.listen_client_urls.iter().map(|url| url.address())).context("--listen-client-urls")?;
+        let peer_sockets =
+            bind_all(config.listen_peer_urls.iter().map(|url| url.address())).context("--listen-peer-urls")?;
+        let metric_sockets =
+            bind_all(config.listen_metrics_urls.iter().map(|url| url.address())).context("--listen-metrics-urls")?;
+
+        let registry = Metrics::new();
+        let metrics = CoreMetrics::register(&registry, config.extensive_metrics);
+        let watch_metrics = WatchMetrics::register(&registry);
+        let failed: Failed = Arc::new(|reason| {
+            // Fail-stop: what was acknowledged is in the log, and nothing may be answered from a doubtful state.
+            error!(reason, "member stops: its state can no longer be trusted");
+            eprintln!("watershed: {reason}");
+            std::process::exit(1);
+        });
+        let member = Member::start(config, metrics, failed, tasks).await?;
+        let core = member.core();
+        refresh_gauges(&registry, core.clone());
+        let context = Arc::new(WatchContext {
+            watch: member.watch(),
+            origin: Arc::new(Origin::new(core.cluster, core.member, core.raft.term())),
+            limits: WatchLimits {
+                fragment_bytes: core.limits.max_message_bytes(),
+                progress_interval: config.watch_progress_notify_interval,
+                ..WatchLimits::default()
+            },
+            metrics: watch_metrics,
+            may_read: Arc::new(|_, _| Ok(())),
+            election_timeout: config.election_timeout,
+        });
+
+        let rules = BrowserRules { origins: config.cors.clone(), hosts: config.host_whitelist.clone() };
+        let http = HttpFace::new(core.clone(), registry, rules);
+        let listener = ListenerConfig {
+            serving_threads: config.serving_threads,
+            max_concurrent_streams: config.max_concurrent_streams,
+            keepalive_interval: config.keepalive_interval,
+            keepalive_timeout: config.keepalive_timeout,
+            ..ListenerConfig::default()
+        };
+        let peer_face = PeerFace::new(core.clone(), http.clone());
+        let single = ListenerConfig { serving_threads: 1, ..listener.clone() };
+        let mut peer_sockets = peer_sockets;
+        peer_sockets.extend(metric_sockets);
+        let peers = listener::serve(peer_sockets, single, move |_| peer_face.clone(), tasks)?;
+        let shard_tasks = tasks.clone();
+        let make = move |shard: ShardId| {
+            let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
+            let status = core.raft.status();
+            let service = WatchService::start(context.clone(), shard.0, status, leadership, &shard_tasks);
+            let recipes = CoreRecipeStore::new(core.clone(), service.clone());
+            Router::new(core.clone(), service, recipes, http.clone(), shard_tasks.clone())
+        };
+        let clients = listener::serve(client_sockets, listener, make, tasks)?;
+        for address in peers.addresses() {
+            info!(%address, "serving peer traffic");
+        }
+        info!("ready to serve client requests");
+        for address in clients.addresses() {
+            info!(%address, "serving client traffic insecurely; this is strongly discouraged!");
+        }
+        Ok(Self { member, clients, peers })
+    }
+
+    /// Listeners first, then the member.
+    pub async fn stop(self) {
+        self.clients.finish().await;
+        self.peers.finish().await;
+        self.member.stop().await;
+    }
+}
+
+fn bind_all(
+    addresses: impl Iterator<Item = std::net::SocketAddr>,
+) -> Result<Vec<std::net::TcpListener>, listener::ListenerError> {
+    addresses.map(listener::bind).collect()
+}

@@ -1,0 +1,25 @@
+//! What the operator wrote, turned into what the rooms receive.
+//!
+//! Arguments and variables enter through [`parse_flags`], which understands the flag syntax etcd's users know, and
+//! become a `Raw…Config`, one per mode. `TryFrom` turns that into the config the rooms get: the only place that
+//! checks. Read `flags.rs` for the syntax, then `server/` for the biggest example.
+
+mod duration;
+mod flags;
+mod gateway;
+mod host_port;
+mod log;
+mod proxy;
+mod server;
+mod url;
+
+pub use duration::GoDuration;
+pub use flags::{FlagError, Parsed, Variables, parse_flags};
+pub use gateway::{GatewayConfig, GatewayConfigError, RawGatewayConfig, parse_gateway_config};
+pub use host_port::HostPort;
+pub use log::RawLogConfig;
+pub use proxy::{ProxyConfig, ProxyConfigError, RawProxyConfig, UpstreamPings, parse_proxy_config};
+pub use server::{
+    AutoCompaction, Notice, Quota, RawServerConfig, ServerConfig, ServerConfigError, parse_server_config,
+};
+pub use url::{ListenUrl, UrlError};

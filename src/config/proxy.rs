@@ -1,0 +1,394 @@
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::{ArgAction, CommandFactory, Parser};
+
+use super::duration::GoDuration;
+use super::flags::{FlagError, Parsed, parse_flags};
+use super::log::RawLogConfig;
+use super::{ListenUrl, Variables};
+use crate::telemetry::{LogConfig, LogLevel};
+use crate::types::Endpoint;
+
+/// Flags of `grpc-proxy start`, by etcd's names; the last group is ours.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "watershed grpc-proxy start", about = "Runs the gRPC proxy in front of a cluster.")]
+pub struct RawProxyConfig {
+    /// Listen address.
+    #[arg(long, default_value = "127.0.0.1:23790", value_name = "HOST:PORT")]
+    pub listen_addr: String,
+    /// Comma-separated endpoints of the cluster.
+    #[arg(long, default_value = "127.0.0.1:2379", value_name = "ENDPOINTS")]
+    pub endpoints: String,
+    /// How often the endpoints are replaced by the client URLs of the cluster's members; 0 is never.
+    #[arg(long, default_value = "0s", value_name = "DURATION")]
+    pub endpoints_auto_sync_interval: GoDuration,
+    /// URL the proxy names as the only member in MemberList; the listen address unless given, empty for the real list.
+    #[arg(long, value_name = "URL")]
+    pub advertise_client_url: Option<String>,
+    /// Prefix put before all keys, hidden from clients.
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    pub namespace: String,
+    /// Silence after which a connection to the cluster is pinged; 0 is never.
+    #[arg(long, default_value = "0s", value_name = "DURATION")]
+    pub dial_keepalive_time: GoDuration,
+    /// Wait for the answer to such a ping.
+    #[arg(long, default_value = "20s", value_name = "DURATION")]
+    pub dial_keepalive_timeout: GoDuration,
+    /// Ping connections to the cluster that have no request in flight too.
+    #[arg(long, default_value_t = false, action = ArgAction::Set)]
+    pub permit_without_stream: bool,
+    /// Listen for /metrics and /health on this URL too.
+    #[arg(long, default_value = "", value_name = "URL")]
+    pub metrics_addr: String,
+    /// Data directory; nothing is written there yet.
+    #[arg(long, default_value = "default.proxy", value_name = "DIR")]
+    pub data_dir: String,
+    /// Largest request sent to the cluster; requests pass as bytes and the member decides, so this has no effect.
+    #[arg(long, default_value_t = 1_572_864, value_name = "BYTES", allow_negative_numbers = true)]
+    pub max_send_bytes: i64,
+    /// Largest answer taken from the cluster; answers pass as bytes, so this has no effect.
+    #[arg(long, default_value_t = i64::from(i32::MAX), value_name = "BYTES", allow_negative_numbers = true)]
+    pub max_recv_bytes: i64,
+    /// Least time between two pings of a client; pings are answered however often they come.
+    #[arg(long, default_value = "5s", value_name = "DURATION")]
+    pub grpc_keepalive_min_time: GoDuration,
+    /// Silence after which a client is pinged; 0 is never.
+    #[arg(long, default_value = "2h", value_name = "DURATION")]
+    pub grpc_keepalive_interval: GoDuration,
+    /// Wait for the answer to such a ping before the client's connection is closed; 0 turns pings off.
+    #[arg(long, default_value = "20s", value_name = "DURATION")]
+    pub grpc_keepalive_timeout: GoDuration,
+    /// Streams a client may have open on one connection.
+    #[arg(long, default_value_t = u32::MAX, value_name = "COUNT")]
+    pub max_concurrent_streams: u32,
+    /// Log debug lines.
+    #[arg(long, default_value_t = false, action = ArgAction::Set)]
+    pub debug: bool,
+
+    /// Opens Compact, Maintenance, Auth and member changes to clients of a namespace.
+    #[arg(long, default_value_t = false, action = ArgAction::Set)]
+    pub namespace_admin: bool,
+    /// Threads that serve clients; 0 is one per core.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub serving_threads: usize,
+    /// Bound of one connection attempt to a member.
+    #[arg(long, default_value = "3s", value_name = "DURATION")]
+    pub dial_timeout: GoDuration,
+    /// Time open requests get to finish when the proxy stops.
+    #[arg(long, default_value = "5s", value_name = "DURATION")]
+    pub shutdown_grace: GoDuration,
+
+    #[command(flatten)]
+    log: RawLogConfig,
+    #[command(flatten)]
+    unsupported: Unsupported,
+}
+
+/// Flags of etcd's proxy that this version refuses instead of ignoring them.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Not supported yet")]
+struct Unsupported {
+    #[arg(long, value_name = "DOMAIN")]
+    discovery_srv: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    discovery_srv_name: Option<String>,
+    #[arg(long, action = ArgAction::Set)]
+    insecure_discovery: Option<bool>,
+    #[arg(long, value_name = "PREFIX")]
+    resolver_prefix: Option<String>,
+    #[arg(long, value_name = "SECONDS")]
+    resolver_ttl: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    cert: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    key: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    cacert: Option<String>,
+    #[arg(long, action = ArgAction::Set)]
+    insecure_skip_tls_verify: Option<bool>,
+    #[arg(long, value_name = "FILE")]
+    cert_file: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    trusted_ca_file: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    client_crl_file: Option<String>,
+    #[arg(long, value_name = "LIST")]
+    listen_cipher_suites: Option<String>,
+    #[arg(long, value_name = "VERSION")]
+    tls_min_version: Option<String>,
+    #[arg(long, value_name = "VERSION")]
+    tls_max_version: Option<String>,
+    #[arg(long, action = ArgAction::Set)]
+    auto_tls: Option<bool>,
+    #[arg(long, value_name = "YEARS")]
+    self_signed_cert_validity: Option<String>,
+    #[arg(long, action = ArgAction::Set)]
+    enable_pprof: Option<bool>,
+    #[arg(long, action = ArgAction::Set)]
+    experimental_serializable_ordering: Option<bool>,
+    #[arg(long, value_name = "PREFIX")]
+    experimental_leasing_prefix: Option<String>,
+    #[arg(long, action = ArgAction::Set)]
+    experimental_enable_grpc_logging: Option<bool>,
+}
+
+/// What refusing a flag would change nothing for: its default, written out.
+const HARMLESS: &[(&str, &[&str])] = &[
+    ("discovery-srv", &[""]),
+    ("discovery-srv-name", &[""]),
+    ("insecure-discovery", &["false"]),
+    ("resolver-prefix", &[""]),
+    ("resolver-ttl", &["0"]),
+    ("cert", &[""]),
+    ("key", &[""]),
+    ("cacert", &[""]),
+    ("insecure-skip-tls-verify", &["false"]),
+    ("cert-file", &[""]),
+    ("key-file", &[""]),
+    ("trusted-ca-file", &[""]),
+    ("client-crl-file", &[""]),
+    ("listen-cipher-suites", &[""]),
+    ("tls-min-version", &["TLS1.2", ""]),
+    ("tls-max-version", &[""]),
+    ("auto-tls", &["false"]),
+    ("self-signed-cert-validity", &["1"]),
+    ("enable-pprof", &["false"]),
+    ("experimental-serializable-ordering", &["false"]),
+    ("experimental-leasing-prefix", &[""]),
+    ("experimental-enable-grpc-logging", &["false"]),
+];
+
+/// What the proxy is told.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where metrics and health are served too.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Members of the cluster.
+    pub endpoints: Vec<Endpoint>,
+    /// How often the endpoints are taken from the member list.
+    pub auto_sync: Option<Duration>,
+    /// The URL MemberList names instead of the members.
+    pub advertise: Option<String>,
+    /// What is put before all keys; empty for none.
+    pub namespace: String,
+    /// Whether clients of the namespace may use calls that reach beyond it.
+    pub namespace_admin: bool,
+    /// Pings towards the cluster.
+    pub upstream_pings: Option<UpstreamPings>,
+    /// Bound of one connection attempt.
+    pub dial_timeout: Duration,
+    /// Silence after which a client is pinged; zero for never.
+    pub keepalive_interval: Duration,
+    /// Wait for the client's answer.
+    pub keepalive_timeout: Duration,
+    /// Streams per connection.
+    pub max_concurrent_streams: u32,
+    /// Serving threads; none for one per core.
+    pub serving_threads: Option<usize>,
+    /// Time for open requests at the end.
+    pub grace: Duration,
+    /// Log lines.
+    pub log: LogConfig,
+}
+
+/// Pings towards the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamPings {
+    /// Silence before one.
+    pub interval: Duration,
+    /// Wait for the answer.
+    pub timeout: Duration,
+    /// Whether connections without a request are pinged.
+    pub while_idle: bool,
+}
+
+/// Why the proxy does not start; names the flag.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyConfigError {
+    /// The flags themselves.
+    #[error(transparent)]
+    Flags(#[from] FlagError),
+    /// A flag that asks for something this version does not have.
+    #[error("not supported yet: --{0}")]
+    NotSupported(String),
+    /// A value that cannot work.
+    #[error("invalid value {value:?} for flag --{flag}: {reason}")]
+    Invalid {
+        /// Without dashes.
+        flag: &'static str,
+        /// As given.
+        value: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Reads the arguments after `grpc-proxy start`. etcd's proxy reads no variables, nor does this one.
+///
+/// # Errors
+/// The first thing that is wrong; [`FlagError::Help`] when the flags were asked for.
+pub fn parse_proxy_config(args: &[std::ffi::OsString]) -> Result<ProxyConfig, ProxyConfigError> {
+    let parsed = parse_flags(RawProxyConfig::command(), args, &Variables::none())?;
+    refuse_unsupported(&parsed)?;
+    parsed.read::<RawProxyConfig>()?.try_into()
+}
+
+fn refuse_unsupported(parsed: &Parsed) -> Result<(), ProxyConfigError> {
+    for (flag, harmless) in HARMLESS {
+        let value = parsed.matches.get_raw(&flag.replace('-', "_")).and_then(|mut values| values.next());
+        let is_harmless = value.is_none_or(|value| harmless.iter().any(|harmless| value == *harmless));
+        if parsed.is_given(flag) && !is_harmless {
+            return Err(ProxyConfigError::NotSupported((*flag).to_owned()));
+        }
+    }
+    Ok(())
+}
+
+impl TryFrom<RawProxyConfig> for ProxyConfig {
+    type Error = ProxyConfigError;
+
+    fn try_from(raw: RawProxyConfig) -> Result<Self, ProxyConfigError> {
+        let invalid =
+            |flag, value: &str, reason: String| ProxyConfigError::Invalid { flag, value: value.to_owned(), reason };
+        let listen = listen_address(&raw.listen_addr)
+            .map_err(|reason| invalid("listen-addr", &raw.listen_addr, reason.to_owned()))?;
+        let metrics_listen = match raw.metrics_addr.as_str() {
+            "" => None,
+            url => Some(
+                url.parse::<ListenUrl>().map_err(|error| invalid("metrics-addr", url, error.to_string()))?.address(),
+            ),
+        };
+        let endpoints = Endpoint::parse_list(&raw.endpoints)
+            .map_err(|error| invalid("endpoints", &raw.endpoints, error.to_string()))?;
+        if let Some(own) = endpoints.iter().find(|endpoint| {
+            endpoint.port() == listen.port() && endpoint.host().parse().is_ok_and(|ip: IpAddr| ip == listen.ip())
+        }) {
+            let reason = format!("{own} is the proxy's own --listen-addr");
+            return Err(invalid("endpoints", &raw.endpoints, reason));
+        }
+        if raw.namespace.starts_with('\0') {
+            let reason = "keys that begin with a zero byte are reserved for the proxy".to_owned();
+            return Err(invalid("namespace", &raw.namespace, reason));
+        }
+        let advertise = match raw.advertise_client_url {
+            None => Some(raw.listen_addr.clone()),
+            Some(url) if url.is_empty() => None,
+            Some(url) => {
+                url.parse::<Endpoint>().map_err(|error| invalid("advertise-client-url", &url, error.to_string()))?;
+                Some(url)
+            }
+        };
+        let nonzero = |duration: GoDuration| (!duration.0.is_zero()).then_some(duration.0);
+        let upstream_pings = nonzero(raw.dial_keepalive_time).map(|interval| UpstreamPings {
+            interval,
+            timeout: raw.dial_keepalive_timeout.0,
+            while_idle: raw.permit_without_stream,
+        });
+        let dial_timeout = nonzero(raw.dial_timeout)
+            .ok_or_else(|| invalid("dial-timeout", "0s", "must be longer than nothing".to_owned()))?;
+        let mut log: LogConfig = raw.log.into();
+        if raw.debug {
+            log.level = LogLevel::Debug;
+        }
+        Ok(Self {
+            listen,
+            metrics_listen,
+            endpoints,
+            auto_sync: nonzero(raw.endpoints_auto_sync_interval),
+            advertise,
+            namespace: raw.namespace,
+            namespace_admin: raw.namespace_admin,
+            upstream_pings,
+            dial_timeout,
+            keepalive_interval: raw.grpc_keepalive_interval.0,
+            keepalive_timeout: raw.grpc_keepalive_timeout.0,
+            max_concurrent_streams: raw.max_concurrent_streams,
+            serving_threads: (raw.serving_threads > 0).then_some(raw.serving_threads),
+            grace: raw.shutdown_grace.0,
+            log,
+        })
+    }
+}
+
+/// An address to bind, as etcd's proxy takes it: without a scheme, the host may be left out.
+fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
+    const FORM: &str = "must be HOST:PORT with an IP address or localhost";
+    let (host, port) = text.rsplit_once(':').ok_or(FORM)?;
+    let port = port.parse().map_err(|_| "the port is no number from 0 to 65535")?;
+    let ip = match host {
+        "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        _ => host.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| FORM)?,
+    };
+    Ok(SocketAddr::new(ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<ProxyConfig, String> {
+        let args: Vec<_> = line.split_whitespace().map(std::ffi::OsString::from).collect();
+        parse_proxy_config(&args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn etcds_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:23790");
+        assert_eq!(config.endpoints, ["127.0.0.1:2379".parse().unwrap()]);
+        assert_eq!(config.advertise.as_deref(), Some("127.0.0.1:23790"));
+        assert_eq!((config.upstream_pings, config.auto_sync, config.metrics_listen), (None, None, None));
+        assert_eq!(config.keepalive_interval, Duration::from_secs(7200));
+        assert_eq!(config.max_concurrent_streams, u32::MAX);
+    }
+
+    #[test]
+    fn a_refusal_names_the_flag() {
+        for (line, part) in [
+            ("--listen-addr=nope", "--listen-addr: must be HOST:PORT"),
+            ("--listen-addr=a.b:1", "--listen-addr: must be HOST:PORT"),
+            ("--listen-addr=127.0.0.1:x", "--listen-addr: the port is no number"),
+            ("--endpoints=https://a:1", "--endpoints: endpoint \"https://a:1\": TLS (https) is not supported yet"),
+            ("--endpoints=a", "--endpoints: endpoint \"a\": port is missing"),
+            ("--listen-addr=127.0.0.1:5 --endpoints=127.0.0.1:5", "127.0.0.1:5 is the proxy's own --listen-addr"),
+            ("--metrics-addr=https://127.0.0.1:1", "--metrics-addr: https URLs are not supported yet"),
+            ("--advertise-client-url=x", "--advertise-client-url: endpoint \"x\": port is missing"),
+            ("--dial-timeout=0", "--dial-timeout: must be longer"),
+            ("--cert-file=x", "not supported yet: --cert-file"),
+            ("--auto-tls", "not supported yet: --auto-tls"),
+            ("--discovery-srv=example.com", "not supported yet: --discovery-srv"),
+            ("--resolver-prefix=x", "not supported yet: --resolver-prefix"),
+            ("--max-concurrent-streams=-1", "for flag --max-concurrent-streams"),
+            ("--nonsense", "flag provided but not defined: --nonsense"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(part) && !error.contains('\n'), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_refused_flag_may_hold_its_default() {
+        parse("--auto-tls=false --tls-min-version=TLS1.2 --resolver-ttl=0 --discovery-srv= --cert=").unwrap();
+    }
+
+    #[test]
+    fn values_are_taken() {
+        let config = parse(
+            "--listen-addr :7 --endpoints http://a:1,b:2 --namespace t/ --advertise-client-url= \
+             --dial-keepalive-time 10s --permit-without-stream --endpoints-auto-sync-interval 30s --debug \
+             --metrics-addr http://127.0.0.1:9",
+        )
+        .unwrap();
+        assert_eq!((config.listen.to_string().as_str(), config.endpoints.len()), ("0.0.0.0:7", 2));
+        assert_eq!((config.advertise, config.namespace.as_str()), (None, "t/"));
+        assert_eq!(config.upstream_pings.map(|pings| (pings.interval.as_secs(), pings.while_idle)), Some((10, true)));
+        assert_eq!(config.auto_sync, Some(Duration::from_secs(30)));
+        assert_eq!(config.log.level, LogLevel::Debug);
+    }
+}

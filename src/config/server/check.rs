@@ -1,0 +1,465 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::CommandFactory;
+
+use super::super::flags::{FlagError, Parsed, Variables, parse_flags};
+use super::super::url::{ListenUrl, UrlError, advertised_url, each};
+use super::parts::{AutoCompaction, Quota, check_feature_gates};
+use super::raw::RawServerConfig;
+use super::{cluster, others};
+use crate::telemetry::LogConfig;
+
+/// The longest `--election-timeout`, in milliseconds.
+const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
+/// Serving threads nobody needs more of.
+const SERVING_THREADS_MAX: usize = 1024;
+/// Compaction slices and progress intervals when the flag says 0.
+const COMPACTION_BATCH: usize = 1000;
+const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
+
+/// What a server needs to know, checked.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Name of this member.
+    pub name: String,
+    /// Folder of all data. Not touched while flags are checked.
+    pub data_dir: PathBuf,
+    /// Folder of the log: `member/wal` in the data folder unless it has a place of its own.
+    pub wal_dir: PathBuf,
+    /// Entries between two checkpoints of the state.
+    pub snapshot_count: u64,
+    /// Pause between two heartbeats of a leader; one raft tick.
+    pub heartbeat_interval: Duration,
+    /// Silence after which a follower stands for election.
+    pub election_timeout: Duration,
+    /// Where other members connect.
+    pub listen_peer_urls: Vec<ListenUrl>,
+    /// Where clients connect.
+    pub listen_client_urls: Vec<ListenUrl>,
+    /// More addresses for `/metrics` and `/health`.
+    pub listen_metrics_urls: Vec<ListenUrl>,
+    /// Peer URLs of this member, sorted; part of its id at bootstrap.
+    pub peer_urls: Vec<String>,
+    /// Client URLs this member publishes.
+    pub advertise_client_urls: Vec<String>,
+    /// Part of the ids at bootstrap.
+    pub initial_cluster_token: String,
+    /// Size of the state at which writes are refused.
+    pub quota: Quota,
+    /// Operations one transaction may hold.
+    pub max_txn_ops: usize,
+    /// Size one request may have.
+    pub max_request_bytes: usize,
+    /// Streams one client connection may have open.
+    pub max_concurrent_streams: u32,
+    /// Shortest pause between two pings of a client.
+    pub keepalive_min_time: Duration,
+    /// Pause after which an idle client connection is pinged; zero is never.
+    pub keepalive_interval: Duration,
+    /// Wait for the answer to a ping; zero is for ever.
+    pub keepalive_timeout: Duration,
+    /// Refuse membership changes that would lose the quorum.
+    pub strict_reconfig_check: bool,
+    /// Ask before an election whether it could be won.
+    pub pre_vote: bool,
+    /// Learners the cluster may have.
+    pub max_learners: usize,
+    /// What the leader forgets by itself.
+    pub auto_compaction: AutoCompaction,
+    /// Origins whose scripts may call; `*` for all.
+    pub cors: Vec<String>,
+    /// Names a Host header may have; `*` or none for all.
+    pub host_whitelist: Vec<String>,
+    /// Work factor of password hashes.
+    pub bcrypt_cost: u32,
+    /// Life of a simple token without use.
+    pub auth_token_ttl: Duration,
+    /// Whether gRPC methods have latency histograms.
+    pub extensive_metrics: bool,
+    /// Requests slower than this are logged.
+    pub warning_unary_request_duration: Duration,
+    /// Entries that take longer to apply are logged.
+    pub warning_apply_duration: Duration,
+    /// What is logged, how and where.
+    pub log: LogConfig,
+    /// Records a compaction removes in one slice.
+    pub compaction_batch_limit: usize,
+    /// Pause between two slices of a compaction.
+    pub compaction_sleep_interval: Duration,
+    /// Pause between two progress notifications of an idle watch.
+    pub watch_progress_notify_interval: Duration,
+    /// Unsafe: acknowledge before the disk has it.
+    pub unsafe_no_fsync: bool,
+    /// Threads that serve clients, one at least.
+    pub serving_threads: usize,
+    /// What to log about the flags once logging runs.
+    pub notices: Vec<Notice>,
+}
+
+/// Something about the flags that does not stop the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The flag has no effect here (debug).
+    Ignored(&'static str),
+    /// The variable names no flag (warn).
+    UnknownVariable(String),
+    /// Larger than recommended (warn).
+    LargeRequests(u64),
+}
+
+impl Notice {
+    /// Writes the log line.
+    pub fn log(&self) {
+        match self {
+            Self::Ignored(flag) => tracing::debug!(flag, "flag has no effect"),
+            Self::UnknownVariable(variable) => tracing::warn!(variable, "unrecognized environment variable"),
+            Self::LargeRequests(bytes) => {
+                tracing::warn!(max_request_bytes = bytes, "exceeded recommended request limit of 10 MiB");
+            }
+        }
+    }
+}
+
+/// Why the server does not start with these flags.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerConfigError {
+    /// The arguments or variables cannot be read.
+    #[error(transparent)]
+    Flags(#[from] FlagError),
+    /// The feature does not exist yet.
+    #[error("--{0} is not supported yet")]
+    NotSupported(&'static str),
+    /// A URL flag with a wrong value.
+    #[error("--{flag}: {source}")]
+    Url {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong.
+        source: UrlError,
+    },
+    /// Any other flag with a wrong value.
+    #[error("--{flag}: {reason}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Clients would be told an address where nobody listens.
+    #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
+    AdvertiseMissing,
+    /// A raft timer at zero.
+    #[error("--{0} must be >0 (set to 0ms)")]
+    ZeroTimer(&'static str),
+    /// Too few heartbeats in an election timeout.
+    #[error("--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]")]
+    TimerRatio {
+        /// In milliseconds.
+        election: u64,
+        /// In milliseconds.
+        heartbeat: u64,
+    },
+    /// An election that takes too long.
+    #[error("--election-timeout[{0}ms] is too long, and should be set less than 50000ms")]
+    ElectionTooLong(u64),
+    /// An empty `--initial-cluster`.
+    #[error("initial cluster unset and no discovery endpoints found (--initial-cluster)")]
+    NoCluster,
+    /// One URL twice.
+    #[error("--initial-cluster: initial cluster {0} has duplicate url")]
+    DuplicateUrl(String),
+    /// `--initial-cluster` without `--name`.
+    #[error("couldn't find local name {0:?} in the initial cluster configuration (--name, --initial-cluster)")]
+    NotInCluster(String),
+    /// More than this member.
+    #[error("clusters of several members are not supported yet (--initial-cluster names {0})")]
+    SeveralMembers(usize),
+    /// An own URL in `--initial-cluster` only.
+    #[error("--initial-cluster has {entry} but missing from --initial-advertise-peer-urls={advertised}")]
+    NotAdvertised {
+        /// `name=url`.
+        entry: String,
+        /// The other flag.
+        advertised: String,
+    },
+    /// An own URL in `--initial-advertise-peer-urls` only.
+    #[error("--initial-advertise-peer-urls has {url} but missing from --initial-cluster={cluster}")]
+    NotListed {
+        /// The URL.
+        url: String,
+        /// The other flag, own part.
+        cluster: String,
+    },
+}
+
+/// Reads and checks the server's arguments and its `ETCD_*` variables. Touches neither disk nor network.
+///
+/// # Errors
+/// The first thing that is wrong, naming the flag; also the answer to `--help`.
+pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<ServerConfig, ServerConfigError> {
+    let parsed = parse_flags(others::add_to(RawServerConfig::command()), args, variables)?;
+    if let Some(flag) = others::first_unsupported(&parsed) {
+        return Err(ServerConfigError::NotSupported(flag));
+    }
+    let mut config = ServerConfig::try_from(parsed.read::<RawServerConfig>()?)?;
+    if let Some(flag) = first_without_room(&config) {
+        return Err(ServerConfigError::NotSupported(flag));
+    }
+    config.notices.extend(notices(parsed));
+    Ok(config)
+}
+
+/// The first flag whose value is understood, but which no room acts on yet. A line leaves when its room arrives.
+fn first_without_room(config: &ServerConfig) -> Option<&'static str> {
+    config.unsafe_no_fsync.then_some("unsafe-no-fsync")
+}
+
+fn notices(parsed: Parsed) -> Vec<Notice> {
+    let special = ["ETCD_UNSUPPORTED_ARCH"];
+    let mut notices: Vec<Notice> = others::ignored(&parsed).map(Notice::Ignored).collect();
+    let unknown = parsed.unknown_variables.into_iter().filter(|name| !special.contains(&name.as_str()));
+    notices.extend(unknown.map(Notice::UnknownVariable));
+    notices
+}
+
+impl TryFrom<RawServerConfig> for ServerConfig {
+    type Error = ServerConfigError;
+
+    fn try_from(raw: RawServerConfig) -> Result<Self, ServerConfigError> {
+        check_timers(&raw)?;
+        let value = |flag, reason: String| ServerConfigError::Value { flag, reason };
+        if raw.name.is_empty() || raw.name.contains(['/', '=', ',']) {
+            return Err(value("name", format!("{:?} is no name: it is empty or holds '/', '=' or ','", raw.name)));
+        }
+        if raw.listen_client_urls.is_some() && raw.advertise_client_urls.is_none() {
+            return Err(ServerConfigError::AdvertiseMissing);
+        }
+        match raw.initial_cluster_state.as_str() {
+            "new" => {}
+            "existing" => return Err(value("initial-cluster-state", "existing is not supported yet".to_owned())),
+            other => return Err(value("initial-cluster-state", format!("{other:?} is neither new nor existing"))),
+        }
+        let peer_urls = urls("initial-advertise-peer-urls", &raw.initial_advertise_peer_urls, advertised_url)?;
+        let peer_urls = match &raw.initial_cluster {
+            Some(cluster) => cluster::only_member(&raw.name, cluster, &peer_urls)?,
+            None => sorted(peer_urls),
+        };
+        let listen_client_urls = raw.listen_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
+        let advertise_client_urls = raw.advertise_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
+        if !(4..=31).contains(&raw.bcrypt_cost) {
+            return Err(value("bcrypt-cost", format!("{} is not between 4 and 31", raw.bcrypt_cost)));
+        }
+        match raw.auth_token.split(',').next() {
+            Some("simple" | "") => {}
+            Some("jwt") => return Err(value("auth-token", "jwt is not supported yet".to_owned())),
+            _ => return Err(value("auth-token", "auth: invalid auth options".to_owned())),
+        }
+        let extensive_metrics = match raw.metrics.as_str() {
+            "basic" => false,
+            "extensive" => true,
+            other => return Err(value("metrics", format!("{other:?} is neither basic nor extensive"))),
+        };
+        check_feature_gates(&raw.feature_gates).map_err(|reason| value("feature-gates", reason))?;
+        let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
+            .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
+        let progress = raw.watch_progress_notify_interval.0;
+        if !progress.is_zero() && progress < PROGRESS_INTERVAL_MIN {
+            return Err(value("watch-progress-notify-interval", "must be 100ms at least".to_owned()));
+        }
+        if raw.snapshot_count == 0 {
+            return Err(value("snapshot-count", "must be >0".to_owned()));
+        }
+        if raw.serving_threads > SERVING_THREADS_MAX {
+            return Err(value("serving-threads", format!("must be {SERVING_THREADS_MAX} at most")));
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let large = raw.max_request_bytes > 10 << 20;
+        let data_dir = raw.data_dir.unwrap_or_else(|| format!("{}.etcd", raw.name).into());
+
+        Ok(Self {
+            wal_dir: raw.wal_dir.unwrap_or_else(|| data_dir.join("member").join("wal")),
+            data_dir,
+            name: raw.name,
+            snapshot_count: raw.snapshot_count,
+            heartbeat_interval: Duration::from_millis(raw.heartbeat_interval),
+            election_timeout: Duration::from_millis(raw.election_timeout),
+            listen_peer_urls: urls("listen-peer-urls", &raw.listen_peer_urls, str::parse)?,
+            listen_client_urls: urls("listen-client-urls", listen_client_urls, str::parse)?,
+            listen_metrics_urls: match raw.listen_metrics_urls.as_str() {
+                "" => Vec::new(),
+                list => urls("listen-metrics-urls", list, str::parse)?,
+            },
+            peer_urls,
+            advertise_client_urls: urls("advertise-client-urls", advertise_client_urls, advertised_url)?,
+            initial_cluster_token: raw.initial_cluster_token,
+            quota: Quota::from_flag(raw.quota_backend_bytes),
+            max_txn_ops: usize::try_from(raw.max_txn_ops).unwrap_or(usize::MAX),
+            max_request_bytes: usize::try_from(raw.max_request_bytes).unwrap_or(usize::MAX),
+            max_concurrent_streams: raw.max_concurrent_streams,
+            keepalive_min_time: raw.grpc_keepalive_min_time.0,
+            keepalive_interval: raw.grpc_keepalive_interval.0,
+            keepalive_timeout: raw.grpc_keepalive_timeout.0,
+            strict_reconfig_check: raw.strict_reconfig_check,
+            pre_vote: raw.pre_vote,
+            max_learners: raw.max_learners,
+            auto_compaction,
+            cors: names(&raw.cors),
+            host_whitelist: names(&raw.host_whitelist),
+            bcrypt_cost: raw.bcrypt_cost,
+            auth_token_ttl: Duration::from_secs(raw.auth_token_ttl),
+            extensive_metrics,
+            warning_unary_request_duration: raw.warning_unary_request_duration.0,
+            warning_apply_duration: raw.warning_apply_duration.0,
+            log: raw.log.into(),
+            compaction_batch_limit: or_default(raw.compaction_batch_limit, COMPACTION_BATCH),
+            compaction_sleep_interval: or_default(raw.compaction_sleep_interval.0, COMPACTION_SLEEP),
+            watch_progress_notify_interval: or_default(progress, PROGRESS_INTERVAL),
+            unsafe_no_fsync: raw.unsafe_no_fsync,
+            serving_threads: or_default(raw.serving_threads, cores()),
+            notices: if large { vec![Notice::LargeRequests(raw.max_request_bytes)] } else { Vec::new() },
+        })
+    }
+}
+
+fn check_timers(raw: &RawServerConfig) -> Result<(), ServerConfigError> {
+    let (heartbeat, election) = (raw.heartbeat_interval, raw.election_timeout);
+    if heartbeat == 0 {
+        return Err(ServerConfigError::ZeroTimer("heartbeat-interval"));
+    }
+    if election == 0 {
+        return Err(ServerConfigError::ZeroTimer("election-timeout"));
+    }
+    if heartbeat.saturating_mul(5) > election {
+        return Err(ServerConfigError::TimerRatio { election, heartbeat });
+    }
+    if election > ELECTION_TIMEOUT_MAX_MS {
+        return Err(ServerConfigError::ElectionTooLong(election));
+    }
+    Ok(())
+}
+
+fn urls<T>(
+    flag: &'static str,
+    list: &str,
+    check: impl Fn(&str) -> Result<T, UrlError>,
+) -> Result<Vec<T>, ServerConfigError> {
+    each(list, check).map_err(|source| ServerConfigError::Url { flag, source })
+}
+
+fn names(list: &str) -> Vec<String> {
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+fn sorted(mut list: Vec<String>) -> Vec<String> {
+    list.sort();
+    list
+}
+
+/// In several flags of etcd, zero stands for the default.
+fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
+    if value == T::default() { default } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<ServerConfig, String> {
+        let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        parse_server_config(&args, &Variables::none()).map_err(|error| error.to_string())
+    }
+
+    fn refusal(line: &str) -> String {
+        parse(line).expect_err("these flags are wrong")
+    }
+
+    #[test]
+    fn defaults_are_etcds() {
+        let config = parse("").unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("default.etcd"));
+        assert_eq!(config.wal_dir, PathBuf::from("default.etcd/member/wal"));
+        assert_eq!(config.listen_client_urls[0].address().to_string(), "127.0.0.1:2379");
+        assert_eq!(config.peer_urls, ["http://localhost:2380"]);
+        assert_eq!(config.quota, Quota::Bytes(2 << 30));
+        assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
+        assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
+        assert!(config.serving_threads >= 1 && config.notices.is_empty());
+    }
+
+    #[test]
+    fn given_values_arrive() {
+        let config = parse(
+            "-name n1 --quota-backend-bytes -1 --listen-client-urls http://127.0.0.1:1,http://[::1]:2 \
+             --advertise-client-urls http://a:1 --serving-threads 3 --max-wals=9 \
+             --initial-cluster n1=http://localhost:2380 --initial-cluster-token tkn",
+        )
+        .unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("n1.etcd"));
+        assert_eq!(config.quota, Quota::Unlimited);
+        assert_eq!(config.listen_client_urls.len(), 2);
+        assert_eq!(config.serving_threads, 3);
+        assert_eq!(config.notices, [Notice::Ignored("max-wals")]);
+    }
+
+    #[test]
+    fn refusals_are_etcds() {
+        let cases = [
+            ("extra", "\"extra\" is not a valid flag"),
+            (
+                "--listen-client-urls http://127.0.0.1:1",
+                "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+            ),
+            ("--heartbeat-interval 0", "--heartbeat-interval must be >0 (set to 0ms)"),
+            (
+                "--election-timeout 100",
+                "--election-timeout[100ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+            ),
+            (
+                "--election-timeout 100000",
+                "--election-timeout[100000ms] is too long, and should be set less than 50000ms",
+            ),
+            (
+                "--listen-peer-urls http://example.com:1",
+                "--listen-peer-urls: expected IP in URL for binding (http://example.com:1)",
+            ),
+            ("--initial-cluster=", "initial cluster unset and no discovery endpoints found (--initial-cluster)"),
+            (
+                "--initial-cluster b=http://localhost:2380 --name n1",
+                "couldn't find local name \"n1\" in the initial cluster configuration (--name, --initial-cluster)",
+            ),
+            (
+                "--initial-cluster default=http://a:1",
+                "--initial-cluster has default=http://a:1 but missing from \
+                 --initial-advertise-peer-urls=http://localhost:2380",
+            ),
+            (
+                "--initial-cluster default=http://localhost:2380,b=http://b:1",
+                "clusters of several members are not supported yet (--initial-cluster names 2)",
+            ),
+            (
+                "--initial-cluster default=http://a:1,b=http://a:1",
+                "--initial-cluster: initial cluster default=http://a:1,b=http://a:1 has duplicate url",
+            ),
+            ("--cert-file=x --key-file=y", "--cert-file is not supported yet"),
+            ("--auto-tls", "--auto-tls is not supported yet"),
+            ("--config-file etcd.yaml", "--config-file is not supported yet"),
+            ("--unsafe-no-fsync", "--unsafe-no-fsync is not supported yet"),
+            ("--enable-v2", "flag provided but not defined: --enable-v2 (--help lists the flags)"),
+            ("--initial-cluster-state odd", "--initial-cluster-state: \"odd\" is neither new nor existing"),
+        ];
+        for (line, text) in cases {
+            assert_eq!(refusal(line), text, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_default_value_of_a_missing_feature_is_fine() {
+        assert!(parse("--cert-file= --auto-tls=false --tls-min-version TLS1.2 --client-cert-auth=f").is_ok());
+        assert!(parse("--enable-grpc-gateway --enable-pprof=false --discovery-fallback exit").is_ok());
+    }
+}

@@ -1,0 +1,116 @@
+use std::time::Duration;
+
+use super::super::duration::GoDuration;
+
+/// Size of the state at which writes are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// Never.
+    Unlimited,
+    /// From this size on.
+    Bytes(u64),
+}
+
+/// The quota of `--quota-backend-bytes=0`.
+const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
+
+impl Quota {
+    /// Reads the flag.
+    pub(super) fn from_flag(bytes: i64) -> Self {
+        match bytes {
+            0 => Self::Bytes(DEFAULT_QUOTA_BYTES),
+            _ => u64::try_from(bytes).map_or(Self::Unlimited, Self::Bytes),
+        }
+    }
+}
+
+/// What the leader forgets by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Nothing.
+    Off,
+    /// Revisions older than this.
+    Periodic(Duration),
+    /// All but the last so many revisions.
+    Revision(u64),
+}
+
+impl AutoCompaction {
+    /// Reads the pair of flags; the error is etcd's text.
+    pub(super) fn from_flags(mode: &str, retention: &str) -> Result<Self, String> {
+        let wrong = || format!("error parsing CompactionRetention: invalid value {retention:?}");
+        let number = retention.parse::<u64>().ok();
+        match mode {
+            "periodic" => {
+                let period = match number {
+                    Some(hours) => Duration::from_secs(hours.checked_mul(3600).ok_or_else(wrong)?),
+                    None => retention.parse::<GoDuration>().map_err(|_| wrong())?.0,
+                };
+                Ok(if period.is_zero() { Self::Off } else { Self::Periodic(period) })
+            }
+            "revision" => match number.ok_or_else(wrong)? {
+                0 => Ok(Self::Off),
+                revisions => Ok(Self::Revision(revisions)),
+            },
+            "" => Err("undefined auto-compaction-mode".to_owned()),
+            _ => Err(format!("unknown auto-compaction-mode {mode:?}")),
+        }
+    }
+}
+
+/// Gates of etcd 3.7, their default, and whether the other value asks for something that does not exist yet.
+const GATES: &[(&str, bool, bool)] = &[
+    ("AllAlpha", false, true),
+    ("AllBeta", false, false),
+    ("CompactHashCheck", false, true),
+    ("FastLeaseKeepAlive", true, false),
+    ("InitialCorruptCheck", false, true),
+    ("LeaseCheckpoint", false, true),
+    ("LeaseCheckpointPersist", false, true),
+    ("PriorityRequest", false, true),
+    ("SetMemberLocalAddr", false, true),
+    ("StopGRPCServiceOnDefrag", false, true),
+    ("TxnModeWriteWithSharedBuffer", true, false),
+];
+
+/// Checks `--feature-gates`; nothing of it changes what we do.
+pub(super) fn check_feature_gates(text: &str) -> Result<(), String> {
+    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        let (name, value) = entry.split_once('=').ok_or_else(|| format!("missing bool value for {entry}"))?;
+        let gate = GATES.iter().find(|gate| gate.0 == name.trim());
+        let &(name, default, refused) = gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?;
+        let value: bool = match value.trim() {
+            "true" | "1" | "t" | "T" | "TRUE" | "True" => true,
+            "false" | "0" | "f" | "F" | "FALSE" | "False" => false,
+            other => return Err(format!("invalid value of {name}: {other}")),
+        };
+        if refused && value != default {
+            return Err(format!("feature gate {name} is not supported yet"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_has_three_notations() {
+        let read = AutoCompaction::from_flags;
+        assert_eq!(read("periodic", "0"), Ok(AutoCompaction::Off));
+        assert_eq!(read("periodic", "2"), Ok(AutoCompaction::Periodic(Duration::from_secs(7200))));
+        assert_eq!(read("periodic", "10m"), Ok(AutoCompaction::Periodic(Duration::from_secs(600))));
+        assert_eq!(read("revision", "1000"), Ok(AutoCompaction::Revision(1000)));
+        assert!(read("revision", "10m").unwrap_err().starts_with("error parsing CompactionRetention"));
+        assert_eq!(read("foo", "0"), Err("unknown auto-compaction-mode \"foo\"".to_owned()));
+    }
+
+    #[test]
+    fn gates_are_known_by_name() {
+        assert_eq!(check_feature_gates("FastLeaseKeepAlive=false, AllBeta=true"), Ok(()));
+        assert_eq!(check_feature_gates("LeaseCheckpoint=false"), Ok(()));
+        assert!(check_feature_gates("LeaseCheckpoint=true").unwrap_err().contains("not supported yet"));
+        assert_eq!(check_feature_gates("Nope=true"), Err("unrecognized feature gate: Nope".to_owned()));
+    }
+}

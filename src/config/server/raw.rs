@@ -1,0 +1,145 @@
+use std::path::PathBuf;
+
+use clap::ArgAction::Set;
+use clap::Parser;
+
+use super::super::duration::GoDuration;
+use super::super::log::RawLogConfig;
+
+/// The server's flags as they are given; [`ServerConfig`](super::ServerConfig) is what rooms get.
+///
+/// An `Option` here means that the default depends on other flags.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "watershed", about = "Runs a server with etcd's flags; every --flag has a variable ETCD_FLAG")]
+#[command(override_usage = "watershed [flags]", next_help_heading = "Member")]
+pub struct RawServerConfig {
+    /// Name of this member.
+    #[arg(long, default_value = "default")]
+    pub name: String,
+    /// Folder of all data; NAME.etcd if not given.
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// Folder of the log, if it has a disk of its own.
+    #[arg(long)]
+    pub wal_dir: Option<PathBuf>,
+    /// Entries between two checkpoints of the state.
+    #[arg(long, default_value_t = 10_000)]
+    pub snapshot_count: u64,
+    /// Milliseconds between two heartbeats of a leader.
+    #[arg(long, default_value_t = 100)]
+    pub heartbeat_interval: u64,
+    /// Milliseconds without a heartbeat until a follower stands for election.
+    #[arg(long, default_value_t = 1000)]
+    pub election_timeout: u64,
+    /// Where other members connect.
+    #[arg(long, default_value = "http://localhost:2380", value_name = "URLS")]
+    pub listen_peer_urls: String,
+    /// Where clients connect.
+    #[arg(long, value_name = "URLS", help = "Where clients connect [default: http://localhost:2379]")]
+    pub listen_client_urls: Option<String>,
+    /// Size of the state at which writes are refused; 0 is 2 GiB, a negative value no limit.
+    #[arg(long, default_value_t = 0)]
+    pub quota_backend_bytes: i64,
+    /// Operations one transaction may hold.
+    #[arg(long, default_value_t = 128)]
+    pub max_txn_ops: u64,
+    /// Size one request may have.
+    #[arg(long, default_value_t = 1_572_864)]
+    pub max_request_bytes: u64,
+    /// Streams one client connection may have open.
+    #[arg(long, default_value_t = u32::MAX)]
+    pub max_concurrent_streams: u32,
+    /// Shortest pause between two pings of a client.
+    #[arg(long, default_value = "5s")]
+    pub grpc_keepalive_min_time: GoDuration,
+    /// Pause after which an idle client connection is pinged; 0 is never.
+    #[arg(long, default_value = "2h")]
+    pub grpc_keepalive_interval: GoDuration,
+    /// Wait for the answer to a ping before the connection is closed; 0 is for ever.
+    #[arg(long, default_value = "20s")]
+    pub grpc_keepalive_timeout: GoDuration,
+    /// Features by name, as in A=true,B=false.
+    #[arg(long, default_value = "")]
+    pub feature_gates: String,
+    /// Threads that serve clients; 0 is one per core. Not a flag of etcd.
+    #[arg(long, default_value_t = 0)]
+    pub serving_threads: usize,
+
+    /// Peer URLs of this member as the others dial them.
+    #[arg(long, default_value = "http://localhost:2380", value_name = "URLS", help_heading = "Clustering")]
+    pub initial_advertise_peer_urls: String,
+    /// Members at the first start, as in a=http://…,b=http://…; NAME=URL for each own peer URL if not given.
+    #[arg(long, help_heading = "Clustering")]
+    pub initial_cluster: Option<String>,
+    /// new or existing; only looked at when there is no data yet.
+    #[arg(long, default_value = "new", help_heading = "Clustering")]
+    pub initial_cluster_state: String,
+    /// Keeps clusters with equal URLs apart; part of the ids.
+    #[arg(long, default_value = "etcd-cluster", help_heading = "Clustering")]
+    pub initial_cluster_token: String,
+    /// Client URLs of this member as clients dial them; needed once --listen-client-urls is given.
+    #[arg(long, value_name = "URLS", help_heading = "Clustering")]
+    pub advertise_client_urls: Option<String>,
+    /// Refuse membership changes that would lose the quorum.
+    #[arg(long, default_value_t = true, action = Set, help_heading = "Clustering")]
+    pub strict_reconfig_check: bool,
+    /// Ask before an election whether it could be won.
+    #[arg(long, default_value_t = true, action = Set, help_heading = "Clustering")]
+    pub pre_vote: bool,
+    /// Learners the cluster may have.
+    #[arg(long, default_value_t = 1, help_heading = "Clustering")]
+    pub max_learners: usize,
+    /// periodic or revision.
+    #[arg(long, default_value = "periodic", help_heading = "Clustering")]
+    pub auto_compaction_mode: String,
+    /// Hours or a duration (periodic), a count (revision); 0 is off.
+    #[arg(long, default_value = "0", help_heading = "Clustering")]
+    pub auto_compaction_retention: String,
+
+    /// Origins whose scripts may call, as a comma list.
+    #[arg(long, default_value = "*", help_heading = "Security")]
+    pub cors: String,
+    /// Names a Host header may have on plain ports, as a comma list.
+    #[arg(long, default_value = "*", help_heading = "Security")]
+    pub host_whitelist: String,
+
+    /// simple; jwt with options is not supported yet.
+    #[arg(long, default_value = "simple", help_heading = "Auth")]
+    pub auth_token: String,
+    /// Work factor of password hashes, 4 to 31.
+    #[arg(long, default_value_t = 10, help_heading = "Auth")]
+    pub bcrypt_cost: u32,
+    /// Seconds a simple token lives without use.
+    #[arg(long, default_value_t = 300, help_heading = "Auth")]
+    pub auth_token_ttl: u64,
+
+    /// basic or extensive: with or without latency histograms per gRPC method.
+    #[arg(long, default_value = "basic", help_heading = "Monitoring")]
+    pub metrics: String,
+    /// More addresses for /metrics and /health.
+    #[arg(long, default_value = "", value_name = "URLS", help_heading = "Monitoring")]
+    pub listen_metrics_urls: String,
+    /// Requests slower than this are logged.
+    #[arg(long, default_value = "300ms", help_heading = "Monitoring")]
+    pub warning_unary_request_duration: GoDuration,
+    /// Entries that take longer to apply are logged.
+    #[arg(long, default_value = "100ms", help_heading = "Monitoring")]
+    pub warning_apply_duration: GoDuration,
+
+    /// Logging.
+    #[command(flatten)]
+    pub log: RawLogConfig,
+
+    /// Records a compaction removes in one slice; 0 is 1000.
+    #[arg(long, default_value_t = 0, help_heading = "Tuning")]
+    pub compaction_batch_limit: usize,
+    /// Pause between two slices of a compaction; 0 is 10ms.
+    #[arg(long, default_value = "0s", help_heading = "Tuning")]
+    pub compaction_sleep_interval: GoDuration,
+    /// Pause between two progress notifications of an idle watch; 0 is 10m.
+    #[arg(long, default_value = "0s", help_heading = "Tuning")]
+    pub watch_progress_notify_interval: GoDuration,
+    /// Unsafe: acknowledge before the disk has it.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Unsafe")]
+    pub unsafe_no_fsync: bool,
+}

@@ -1,0 +1,154 @@
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+
+/// An address a server listens on: an IP or `localhost`, plain HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenUrl {
+    text: String,
+    address: SocketAddr,
+}
+
+/// Why a URL is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// Not a scheme of etcd's.
+    #[error("URL scheme must be http, https, unix, or unixs: {0}")]
+    Scheme(String),
+    /// A known scheme this version cannot serve.
+    #[error("{scheme} URLs are not supported yet: {url}")]
+    NotSupported {
+        /// The scheme.
+        scheme: String,
+        /// The whole URL.
+        url: String,
+    },
+    /// No host and port after the scheme.
+    #[error(r#"URL address does not have the form "host:port": {0}"#)]
+    HostPort(String),
+    /// Something after the port.
+    #[error("URL must not contain a path: {0}")]
+    Path(String),
+    /// A name where only an address can be bound.
+    #[error("expected IP in URL for binding ({0})")]
+    NotAnAddress(String),
+    /// The list has no entry.
+    #[error("no URL given")]
+    Empty,
+}
+
+impl ListenUrl {
+    /// What to bind.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for ListenUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for ListenUrl {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        let (scheme, host, port) = split(text)?;
+        if scheme != "http" {
+            return Err(UrlError::NotSupported { scheme: scheme.to_owned(), url: text.to_owned() });
+        }
+        let ip = match host {
+            "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            _ => host.parse().map_err(|_| UrlError::NotAnAddress(text.to_owned()))?,
+        };
+        Ok(Self { text: text.to_owned(), address: SocketAddr::new(ip, port) })
+    }
+}
+
+/// Checks a URL that others dial and gives it back as it was.
+///
+/// # Errors
+/// When no client could dial it.
+pub(super) fn advertised_url(text: &str) -> Result<String, UrlError> {
+    split(text).map(|_| text.to_owned())
+}
+
+/// Checks every entry of a comma list.
+pub(super) fn each<T>(list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -> Result<Vec<T>, UrlError> {
+    let urls: Vec<T> = list.split(',').map(|url| check(url.trim())).collect::<Result<_, _>>()?;
+    if list.trim().is_empty() { Err(UrlError::Empty) } else { Ok(urls) }
+}
+
+/// Scheme, host without brackets, port.
+fn split(text: &str) -> Result<(&str, &str, u16), UrlError> {
+    let owned = || text.to_owned();
+    if text.is_empty() {
+        return Err(UrlError::Empty);
+    }
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| UrlError::Scheme(owned()))?;
+    match scheme {
+        "http" | "https" => {}
+        "unix" | "unixs" => return Err(UrlError::NotSupported { scheme: scheme.to_owned(), url: owned() }),
+        _ => return Err(UrlError::Scheme(owned())),
+    }
+    if let Some(at) = rest.find(['/', '?', '#']) {
+        let bare_slash = &rest[at..] == "/";
+        return Err(if at == 0 && bare_slash { UrlError::HostPort(owned()) } else { UrlError::Path(owned()) });
+    }
+    let (host, port) = rest.rsplit_once(':').ok_or_else(|| UrlError::HostPort(owned()))?;
+    let port = port.parse().map_err(|_| UrlError::HostPort(owned()))?;
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']').ok_or_else(|| UrlError::HostPort(owned()))?,
+        None if host.contains([':', ']', '@', ' ']) => return Err(UrlError::HostPort(owned())),
+        None => host,
+    };
+    Ok((scheme, host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen(text: &str) -> String {
+        match text.parse::<ListenUrl>() {
+            Ok(url) => url.address().to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn listen_urls_name_an_address() {
+        assert_eq!(listen("http://localhost:2379"), "127.0.0.1:2379");
+        assert_eq!(listen("http://0.0.0.0:1"), "0.0.0.0:1");
+        assert_eq!(listen("http://[::1]:2379"), "[::1]:2379");
+        assert_eq!(listen("http://example.com:2379"), "expected IP in URL for binding (http://example.com:2379)");
+        assert_eq!(listen("http://127.0.0.1"), r#"URL address does not have the form "host:port": http://127.0.0.1"#);
+        assert_eq!(
+            listen("http://127.0.0.1:70000"),
+            r#"URL address does not have the form "host:port": http://127.0.0.1:70000"#
+        );
+        assert_eq!(listen("http://127.0.0.1:1/x"), "URL must not contain a path: http://127.0.0.1:1/x");
+        assert_eq!(listen("127.0.0.1:1"), "URL scheme must be http, https, unix, or unixs: 127.0.0.1:1");
+        assert_eq!(listen("https://127.0.0.1:1"), "https URLs are not supported yet: https://127.0.0.1:1");
+        assert_eq!(listen("unix:///run/e.sock:1"), "unix URLs are not supported yet: unix:///run/e.sock:1");
+    }
+
+    #[test]
+    fn any_text_is_refused_without_a_panic() {
+        proptest::proptest!(|(text in ".{0,40}")| { let _ = text.parse::<ListenUrl>(); });
+    }
+
+    #[test]
+    fn an_advertised_url_may_hold_a_name() {
+        assert_eq!(advertised_url("https://etcd.example:2379").as_deref(), Ok("https://etcd.example:2379"));
+        assert_eq!(each("http://a:1,http://b:2", advertised_url).map(|urls| urls.len()), Ok(2));
+        assert_eq!(each("", advertised_url), Err(UrlError::Empty));
+    }
+}

@@ -1,0 +1,328 @@
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use prost::Message;
+
+use super::cost::{exceeds, request_cost};
+use super::outcome::{Applied, ApplyError, Outcome};
+use crate::core::alarm::AlarmStore;
+use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Table};
+use crate::core::cluster::{ClusterStore, Member};
+use crate::core::lease::{Lease, LeaseStore};
+use crate::core::mvcc::{Compaction, LeaseMove, LeaseView, Progress, RevisionEvents, Store, Written};
+use crate::core::raft::{Committed, CommittedKind};
+use crate::pb::etcdserverpb::alarm_request::AlarmAction;
+use crate::pb::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
+};
+use crate::pb::walpb;
+use crate::types::{LeaseId, MemberId, Revision};
+
+/// What apply decides by, the same on every member.
+#[derive(Clone, Debug)]
+pub struct ApplierConfig {
+    /// Bytes the state may take; negative for no limit.
+    pub quota_bytes: i64,
+}
+
+/// What happened to a lease, for those who keep its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseFact {
+    /// It exists now.
+    Granted(Lease),
+    /// It is gone.
+    Revoked(LeaseId),
+}
+
+/// What a batch of entries brought about; the task around the applier passes it on after publishing.
+#[derive(Default)]
+pub struct Batch {
+    /// Outcomes by request id, for whoever waits on this member.
+    pub outcomes: Vec<(u64, Outcome)>,
+    /// Events in revision order.
+    pub events: Vec<RevisionEvents>,
+    /// Leases granted and revoked, in order.
+    pub lease_facts: Vec<LeaseFact>,
+    /// Compactions that took effect; their removals go on in the background.
+    pub compactions: Vec<Compaction>,
+    /// Alarms or members changed.
+    pub records_changed: bool,
+    /// A write took effect that the quota had no room for.
+    pub over_quota: bool,
+}
+
+/// The writable side of all state rooms.
+pub struct Applier {
+    store: Store,
+    leases: Arc<RwLock<LeaseStore>>,
+    cluster: ClusterStore,
+    alarms: AlarmStore,
+    backend: Backend,
+    config: ApplierConfig,
+    /// The last entry applied.
+    position: LogPosition,
+}
+
+impl LeaseView for RwLock<LeaseStore> {
+    fn exists(&self, id: LeaseId) -> bool {
+        self.read().exists(id)
+    }
+}
+
+impl Applier {
+    /// Takes over recovered state.
+    pub fn new(
+        store: Store,
+        leases: Arc<RwLock<LeaseStore>>,
+        cluster: ClusterStore,
+        alarms: AlarmStore,
+        backend: Backend,
+        config: ApplierConfig,
+    ) -> Self {
+        let position = backend.durable();
+        Self { store, leases, cluster, alarms, backend, config, position }
+    }
+
+    /// The store, for publishing and for slices of a compaction.
+    pub fn store(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    /// Members and cluster version.
+    pub fn cluster(&self) -> &ClusterStore {
+        &self.cluster
+    }
+
+    /// Raised alarms.
+    pub fn alarms(&self) -> &AlarmStore {
+        &self.alarms
+    }
+
+    /// Removes the next part of what a compaction forgets; tells how far it got.
+    pub fn compaction_slice(&mut self, compaction: &mut Compaction, records: usize) -> Progress {
+        let (progress, changes) = self.store.compaction_slice(compaction, records);
+        if !changes.is_empty() {
+            self.backend.submit(ChangeSet { position: self.position, changes });
+        }
+        progress
+    }
+
+    /// Applies one entry.
+    ///
+    /// # Errors
+    /// Only fatal ones: the state can no longer be trusted and the member must stop. Refusals are outcomes.
+    pub fn apply(&mut self, entry: Committed, batch: &mut Batch) -> Result<(), ApplyError> {
+        let position = LogPosition { index: entry.index, term: entry.term };
+        let mut changes = Vec::new();
+        match entry.kind {
+            CommittedKind::Empty => {}
+            CommittedKind::Members { context, conf_state, .. } => {
+                self.apply_members(&context, &conf_state, &mut changes);
+                batch.records_changed = true;
+            }
+            CommittedKind::Request(data) => match InternalRaftRequest::decode(data) {
+                Ok(request) => {
+                    let id = request.id;
+                    let cost = request_cost(&request);
+                    let roomy = cost == 0 || !exceeds(self.backend.size_bytes(), cost, self.config.quota_bytes);
+                    let mut outcome = self.apply_request(request, &mut changes, batch);
+                    if !roomy && outcome.is_ok() {
+                        batch.over_quota = true;
+                        outcome = Err(ApplyError::NoSpace);
+                    }
+                    if let Err(ApplyError::Mvcc(error)) = &outcome
+                        && error.is_fatal()
+                    {
+                        return outcome.map(|_| ());
+                    }
+                    batch.outcomes.push((id, outcome));
+                }
+                // The log is checked before this: an unreadable request was proposed that way, and every member
+                // passes over it alike.
+                Err(error) => tracing::error!(index = %entry.index, %error, "request in the log is unreadable"),
+            },
+        }
+        self.position = position;
+        self.backend.submit(ChangeSet { position, changes });
+        Ok(())
+    }
+
+    fn apply_members(&mut self, context: &[u8], conf_state: &walpb::ConfState, changes: &mut Vec<Change>) {
+        if let Ok(member) = serde_json::from_slice::<Member>(context) {
+            // What a member published about itself outlives a change of its URLs.
+            let known = self.cluster.member(member.member_id());
+            let member = match known {
+                Some(known) => Member { name: known.name.clone(), client_urls: known.client_urls.clone(), ..member },
+                None => member,
+            };
+            changes.push(self.cluster.set_member(member));
+        }
+        changes.push(conf_state_row(conf_state));
+    }
+
+    fn apply_request(&mut self, request: InternalRaftRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
+        self.check_alarms(&request)?;
+        let leases = self.leases.clone();
+        if let Some(put) = &request.put {
+            let written = self.store.put(put, leases.as_ref())?;
+            return Ok(Applied::Put(self.written(written, changes, batch)));
+        }
+        if let Some(delete) = &request.delete_range {
+            let written = self.store.delete_range(delete)?;
+            return Ok(Applied::DeleteRange(self.written(written, changes, batch)));
+        }
+        if let Some(txn) = &request.txn {
+            let written = self.store.txn(txn, leases.as_ref())?;
+            return Ok(Applied::Txn(self.written(written, changes, batch)));
+        }
+        if let Some(compaction) = &request.compaction {
+            return self.compact(compaction, changes, batch);
+        }
+        if let Some(grant) = &request.lease_grant {
+            return self.grant(grant, changes, batch);
+        }
+        if let Some(revoke) = &request.lease_revoke {
+            return self.revoke(revoke, changes, batch);
+        }
+        if let Some(alarm) = &request.alarm {
+            batch.records_changed = true;
+            return Ok(Applied::Alarm(self.alarm(alarm, changes)));
+        }
+        if let Some(attributes) = &request.cluster_member_attr_set {
+            let set = attributes.member_attributes.clone().unwrap_or_default();
+            changes.extend(self.cluster.set_attributes(MemberId(attributes.member_id), &set));
+            batch.records_changed = true;
+            return Ok(Applied::Cluster);
+        }
+        if let Some(version) = &request.cluster_version_set {
+            changes.extend(self.cluster.set_version(&version.ver));
+            batch.records_changed = true;
+            return Ok(Applied::Cluster);
+        }
+        Err(ApplyError::Unknown)
+    }
+
+    /// Raised alarms refuse writes here, in log order, so that members cannot disagree.
+    fn check_alarms(&self, request: &InternalRaftRequest) -> Result<(), ApplyError> {
+        let writes = request.put.is_some()
+            || request.delete_range.is_some()
+            || request.txn.is_some()
+            || request.compaction.is_some()
+            || request.lease_grant.is_some()
+            || request.lease_revoke.is_some();
+        if writes && self.alarms.is_raised(AlarmType::Corrupt) {
+            return Err(ApplyError::Corrupt);
+        }
+        if request_cost(request) > 0 && self.alarms.is_raised(AlarmType::Nospace) {
+            return Err(ApplyError::NoSpace);
+        }
+        Ok(())
+    }
+
+    /// Passes on what the store wrote; returns its answer.
+    fn written<R>(&mut self, written: Written<R>, changes: &mut Vec<Change>, batch: &mut Batch) -> R {
+        changes.extend(written.changes);
+        batch.events.extend(written.events);
+        self.move_keys(&written.lease_moves);
+        written.response
+    }
+
+    fn move_keys(&mut self, moves: &[LeaseMove]) {
+        if moves.is_empty() {
+            return;
+        }
+        let mut leases = self.leases.write();
+        for moved in moves {
+            leases.move_key(&moved.key, moved.from, moved.to);
+        }
+    }
+
+    fn compact(&mut self, request: &CompactionRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
+        let at = Revision(request.revision);
+        let written = self.store.compact(at)?;
+        changes.extend(written.changes);
+        batch.compactions.push(written.response);
+        Ok(Applied::Compact { revision: self.store.revision(), at })
+    }
+
+    fn grant(&mut self, request: &LeaseGrantRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
+        let id = LeaseId(request.id);
+        let granted = self.leases.write().grant(id, request.ttl)?;
+        changes.push(granted.change);
+        batch.lease_facts.push(LeaseFact::Granted(granted.lease));
+        Ok(Applied::LeaseGrant { id, ttl: granted.lease.granted_ttl, revision: self.store.revision() })
+    }
+
+    fn revoke(&mut self, request: &LeaseRevokeRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
+        let id = LeaseId(request.id);
+        let revoked = self.leases.write().revoke(id)?;
+        changes.push(revoked.change);
+        let written = self.store.delete_keys(&revoked.keys);
+        self.written(written, changes, batch);
+        batch.lease_facts.push(LeaseFact::Revoked(id));
+        Ok(Applied::LeaseRevoke { revision: self.store.revision() })
+    }
+
+    fn alarm(&mut self, request: &AlarmRequest, changes: &mut Vec<Change>) -> Vec<AlarmMember> {
+        let member = MemberId(request.member_id);
+        let Ok(kind) = AlarmType::try_from(request.alarm) else { return Vec::new() };
+        let affected = vec![AlarmMember { member_id: member.0, alarm: kind as i32 }];
+        match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => self.alarms.list(kind),
+            Ok(AlarmAction::Activate) if kind == AlarmType::None => Vec::new(),
+            Ok(AlarmAction::Activate) => {
+                changes.extend(self.alarms.activate(kind, member));
+                affected
+            }
+            Ok(AlarmAction::Deactivate) => match self.alarms.deactivate(kind, member) {
+                Some(row) => {
+                    changes.push(row);
+                    affected
+                }
+                None => Vec::new(),
+            },
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// Voters and learners in the JSON form of etcd's meta table.
+fn conf_state_row(state: &walpb::ConfState) -> Change {
+    let json = serde_json::json!({
+        "voters": state.voters,
+        "learners": state.learners,
+        "voters_outgoing": state.voters_outgoing,
+        "learners_next": state.learners_next,
+        "auto_leave": state.auto_leave.unwrap_or(false),
+    });
+    Change {
+        table: Table::Meta,
+        key: bytes::Bytes::from_static(b"confState"),
+        value: Some(json.to_string().into_bytes().into()),
+    }
+}
+
+/// Reads the row that [`Applier`] writes.
+pub fn read_conf_state(json: &[u8]) -> Option<walpb::ConfState> {
+    #[derive(serde::Deserialize)]
+    struct Stored {
+        #[serde(default)]
+        voters: Vec<u64>,
+        #[serde(default)]
+        learners: Vec<u64>,
+        #[serde(default)]
+        voters_outgoing: Vec<u64>,
+        #[serde(default)]
+        learners_next: Vec<u64>,
+        #[serde(default)]
+        auto_leave: bool,
+    }
+    let stored: Stored = serde_json::from_slice(json).ok()?;
+    Some(walpb::ConfState {
+        voters: stored.voters,
+        learners: stored.learners,
+        voters_outgoing: stored.voters_outgoing,
+        learners_next: stored.learners_next,
+        auto_leave: Some(stored.auto_leave),
+    })
+}

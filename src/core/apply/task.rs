@@ -1,0 +1,230 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::applier::{Applier, Batch, LeaseFact};
+use super::outcome::ApplyError;
+use super::waiters::Waiters;
+use crate::core::alarm::AlarmStore;
+use crate::core::cluster::ClusterStore;
+use crate::core::mvcc::{Compaction, Progress, RevisionEvents};
+use crate::core::raft::{CommitSink, Committed};
+use crate::types::{LogIndex, Revision};
+
+/// Groups of committed entries on their way. Raft refuses proposals long before this many entries wait, and a group
+/// holds at least one.
+const QUEUE_MAX: usize = 16 * 1024;
+/// Entries applied before their outcomes are published; bounds what one answer waits for.
+const BATCH_MAX: usize = 512;
+
+/// Where raft puts committed entries.
+pub struct ApplyQueue {
+    entries: SyncSender<Vec<Committed>>,
+}
+
+impl CommitSink for ApplyQueue {
+    fn committed(&mut self, entries: Vec<Committed>) {
+        // The receiver is gone only when the member is stopping.
+        let _ = self.entries.send(entries);
+    }
+}
+
+/// What the rest of the member hears from apply; for each batch in the order of these methods. All return at once.
+pub trait ApplyObserver: Send + 'static {
+    /// Events, in revision order; readers can see their revisions already.
+    fn events(&mut self, events: Vec<RevisionEvents>);
+    /// Leases granted and revoked.
+    fn leases(&mut self, facts: &[LeaseFact]);
+    /// Alarms or members changed.
+    fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
+    /// Everything up to here is published.
+    fn applied(&mut self, index: LogIndex);
+    /// A write was applied although the quota had no room for it.
+    fn over_quota(&mut self);
+    /// A compaction is finished; how many records it removed.
+    fn compacted(&mut self, records: usize);
+    /// The state can no longer be trusted; the thread ends after this call.
+    fn failed(&mut self, reason: String);
+}
+
+/// Progress of apply. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ApplyHandle {
+    applied: watch::Receiver<LogIndex>,
+    compaction: watch::Receiver<Revision>,
+}
+
+impl ApplyHandle {
+    /// Up to where the state is published.
+    pub fn progress(&self) -> watch::Receiver<LogIndex> {
+        self.applied.clone()
+    }
+
+    /// Up to where physical compaction is finished.
+    pub fn compaction(&self) -> watch::Receiver<Revision> {
+        self.compaction.clone()
+    }
+}
+
+/// Pace of physical compaction: short slices with pauses, so that entries never wait for long.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactionPace {
+    /// Records removed in one slice.
+    pub slice_records: usize,
+    /// Pause between slices.
+    pub pause: Duration,
+}
+
+/// The apply thread, set up before raft so that raft can hand entries to it.
+#[derive(Debug)]
+pub struct ApplyTask {
+    handle: ApplyHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What [`ApplyTask::channel`] sets up before the thread can start.
+pub struct ApplyInlet {
+    receiver: Receiver<Vec<Committed>>,
+    applied: watch::Sender<LogIndex>,
+    compaction: watch::Sender<Revision>,
+}
+
+impl ApplyTask {
+    /// The queue for raft, the handle for everyone, and the inlet to start the thread with.
+    pub fn channel() -> (ApplyQueue, ApplyHandle, ApplyInlet) {
+        let (entries, receiver) = sync_channel(QUEUE_MAX);
+        let (applied, applied_seen) = watch::channel(LogIndex(0));
+        let (compaction, compaction_seen) = watch::channel(Revision(0));
+        let handle = ApplyHandle { applied: applied_seen, compaction: compaction_seen };
+        (ApplyQueue { entries }, handle, ApplyInlet { receiver, applied, compaction })
+    }
+
+    /// Starts the thread. It ends when raft's side of the queue is gone and everything in it is applied.
+    ///
+    /// # Errors
+    /// When the thread cannot start.
+    pub fn start<O: ApplyObserver>(
+        mut applier: Applier,
+        inlet: ApplyInlet,
+        handle: ApplyHandle,
+        waiters: Arc<Waiters>,
+        observer: O,
+        pace: CompactionPace,
+    ) -> std::io::Result<Self> {
+        let compactions = applier.store().take_unfinished_compaction().into_iter().collect();
+        let worker = Worker { applier, inlet, waiters, observer, pace, compactions };
+        let thread = std::thread::Builder::new().name("apply".into()).spawn(move || worker.run())?;
+        Ok(Self { handle, thread: Some(thread) })
+    }
+
+    /// Progress.
+    pub fn handle(&self) -> ApplyHandle {
+        self.handle.clone()
+    }
+
+    /// Waits for the end of the thread; raft must have stopped.
+    pub fn join(mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker<O> {
+    applier: Applier,
+    inlet: ApplyInlet,
+    waiters: Arc<Waiters>,
+    observer: O,
+    pace: CompactionPace,
+    compactions: VecDeque<Compaction>,
+}
+
+impl<O: ApplyObserver> Worker<O> {
+    fn run(mut self) {
+        if let Err(error) = self.serve() {
+            self.observer.failed(format!("{:#}", anyhow::Error::from(error)));
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), ApplyError> {
+        let mut next_slice = Instant::now();
+        loop {
+            let received = if self.compactions.is_empty() {
+                self.inlet.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.inlet.receiver.recv_timeout(next_slice.saturating_duration_since(Instant::now()))
+            };
+            match received {
+                Ok(first) => self.apply_all(first)?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if !self.compactions.is_empty() && Instant::now() >= next_slice {
+                self.compact_slice();
+                next_slice = Instant::now() + self.pace.pause;
+            }
+        }
+    }
+
+    /// Applies everything that waits, publishing once per bounded batch.
+    fn apply_all(&mut self, first: Vec<Committed>) -> Result<(), ApplyError> {
+        let mut waiting = VecDeque::from(first);
+        while let Ok(more) = self.inlet.receiver.try_recv() {
+            waiting.extend(more);
+            if waiting.len() >= BATCH_MAX {
+                break;
+            }
+        }
+        while !waiting.is_empty() {
+            let mut batch = Batch::default();
+            let mut reached = LogIndex(0);
+            for entry in waiting.drain(..waiting.len().min(BATCH_MAX)) {
+                reached = entry.index;
+                self.applier.apply(entry, &mut batch)?;
+            }
+            self.release(batch, reached);
+        }
+        Ok(())
+    }
+
+    /// Publishes, then tells, then answers: whoever hears of a write can read it.
+    fn release(&mut self, batch: Batch, reached: LogIndex) {
+        self.applier.store().publish();
+        if !batch.events.is_empty() {
+            self.observer.events(batch.events);
+        }
+        self.observer.leases(&batch.lease_facts);
+        if batch.records_changed {
+            self.observer.records(self.applier.cluster(), self.applier.alarms());
+        }
+        self.observer.applied(reached);
+        self.inlet.applied.send_replace(reached);
+        self.waiters.resolve(batch.outcomes);
+        if batch.over_quota {
+            self.observer.over_quota();
+        }
+        self.compactions.extend(batch.compactions);
+    }
+
+    /// One slice of the oldest compaction that is not finished.
+    fn compact_slice(&mut self) {
+        let Some(compaction) = self.compactions.front_mut() else { return };
+        if let Some(hash) = compaction.take_hash(self.applier.store()) {
+            // Reads all rows, so not here; until it is done the store holds the rows back.
+            let spawned = std::thread::Builder::new().name("compact-hash".into()).spawn(move || hash.run());
+            if let Err(error) = spawned {
+                tracing::warn!(%error, "hash of a compaction is not computed");
+            }
+        }
+        let at = compaction.revision();
+        if self.applier.compaction_slice(compaction, self.pace.slice_records) == Progress::Done {
+            self.observer.compacted(compaction.removed());
+            self.compactions.pop_front();
+            self.inlet.compaction.send_replace(at);
+        }
+    }
+}

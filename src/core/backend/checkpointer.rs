@@ -1,0 +1,129 @@
+use std::io;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::error::BackendError;
+use super::store::Backend;
+
+/// How long changes gather. A start replays about this much of the log; a longer time writes shared pages less often.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// Pending bytes that bring the next checkpoint forward, so that memory stays small under load.
+const CHECKPOINT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Wakes the checkpoint thread early.
+#[derive(Debug, Default)]
+pub(super) struct Alarm {
+    state: Mutex<AlarmState>,
+    rung: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct AlarmState {
+    due: bool,
+    stopping: bool,
+}
+
+impl Alarm {
+    /// Called after each submit with what is pending now.
+    pub(super) fn pending(&self, bytes: usize) {
+        if bytes >= CHECKPOINT_BYTES {
+            self.state.lock().due = true;
+            self.rung.notify_one();
+        }
+    }
+
+    fn stop(&self) {
+        self.state.lock().stopping = true;
+        self.rung.notify_one();
+    }
+
+    /// Waits until a checkpoint is due; tells whether it is the last.
+    fn wait(&self) -> bool {
+        let mut state = self.state.lock();
+        if !state.due && !state.stopping {
+            self.rung.wait_for(&mut state, CHECKPOINT_INTERVAL);
+        }
+        state.due = false;
+        state.stopping
+    }
+}
+
+/// The thread that makes submitted changes durable, every second or every 16 MiB.
+///
+/// Dropping it without [`stop`](Self::stop) ends the thread after a last checkpoint, too, without waiting for it.
+#[derive(Debug)]
+pub struct Checkpointer {
+    backend: Backend,
+    thread: Option<JoinHandle<Result<(), BackendError>>>,
+}
+
+impl Checkpointer {
+    /// Starts the thread. `failed` is called on it at the first error, after which no checkpoint follows: the caller
+    /// ends the process.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(backend: Backend, failed: impl FnOnce(&BackendError) + Send + 'static) -> io::Result<Self> {
+        let shared = backend.clone();
+        let thread = Builder::new().name("checkpoint".into()).spawn(move || {
+            loop {
+                let last = shared.inner().alarm.wait();
+                if let Err(error) = shared.checkpoint() {
+                    failed(&error);
+                    return Err(error);
+                }
+                if last {
+                    return Ok(());
+                }
+            }
+        })?;
+        Ok(Self { backend, thread: Some(thread) })
+    }
+
+    /// Makes everything submitted so far durable and ends the thread. Waits for the disk.
+    ///
+    /// # Errors
+    /// The checkpoint's; `failed` has been called with it.
+    pub fn stop(mut self) -> Result<(), BackendError> {
+        self.backend.inner().alarm.stop();
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result,
+            // The thread's only foreign code is `failed`, which may panic to end the process.
+            Some(Err(_)) | None => self.backend.inner().usable(),
+        }
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.backend.inner().alarm.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::change::{Change, ChangeSet, Table};
+    use super::*;
+    use crate::types::{LogIndex, LogPosition, Term};
+
+    fn submit(backend: &Backend, index: u64, bytes: usize) {
+        let changes = vec![Change::put(Table::Lease, index.to_be_bytes().to_vec(), vec![7; bytes])];
+        backend.submit(ChangeSet { position: LogPosition { index: LogIndex(index), term: Term(1) }, changes });
+    }
+
+    #[test]
+    fn many_bytes_bring_the_checkpoint_forward_and_stop_makes_the_rest_durable() {
+        let backend = Backend::in_memory().unwrap();
+        let checkpointer = Checkpointer::start(backend.clone(), |error| unreachable!("{error}")).unwrap();
+        for index in 1..=40 {
+            submit(&backend, index, 1024 * 1024);
+        }
+        submit(&backend, 41, 10);
+        checkpointer.stop().unwrap();
+        assert_eq!(backend.durable().index, LogIndex(41));
+        assert_eq!(backend.pending_bytes(), 0);
+        assert_eq!(backend.rows(Table::Lease).unwrap().len(), 41);
+    }
+}

@@ -1,0 +1,86 @@
+use std::ops::Bound;
+
+use redb::{ReadTransaction, ReadableTable, WriteTransaction};
+
+use super::change::Table;
+use super::database::{Durable, Fault, Store, beside, remove_unfinished, rows_of, write_totals};
+use super::error::BackendError;
+use super::row;
+use super::store::{Backend, DurableView};
+use super::totals::{Totals, logical_size, row_cost};
+
+/// What a defragmentation gave back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Defragmented {
+    /// Logical size before.
+    pub before_bytes: u64,
+    /// Logical size after.
+    pub after_bytes: u64,
+}
+
+impl Backend {
+    /// Copies the rows into a new file and puts it in place of the old one.
+    ///
+    /// Readers and the write path go on meanwhile: only checkpoints wait, so pending bytes grow. Needs room for a
+    /// second copy. A crash leaves the old file or the new one, both complete and equal in content.
+    ///
+    /// # Errors
+    /// Any error closes the store for good; see [`BackendError`].
+    pub fn defragment(&self) -> Result<Defragmented, BackendError> {
+        let inner = self.inner();
+        let before_bytes = self.size_bytes();
+        let mut durable = inner.durable.lock();
+        self.checkpoint_locked(&mut durable)?;
+        let old = inner.store.load_full();
+        let copied = copy(&old, inner.path.as_deref());
+        let (new, totals) = inner.latch(copied)?;
+        if (totals.rows(), totals.cost()) != (durable.totals.rows(), durable.totals.cost()) {
+            let what = format!("{} rows are counted and {} were found", durable.totals.rows(), totals.rows());
+            return inner.latch(Err(BackendError::Corrupt { path: old.path.clone(), what }));
+        }
+        *durable = Durable { position: durable.position, totals };
+        *inner.view.lock() = DurableView::of(&durable);
+        inner.store.store(new.into());
+        Ok(Defragmented { before_bytes, after_bytes: self.size_bytes() })
+    }
+}
+
+fn copy(old: &Store, path: Option<&std::path::Path>) -> Result<(Store, Totals), BackendError> {
+    let mut new = match path {
+        Some(path) => {
+            remove_unfinished(path)?;
+            Store::create(&beside(path))?
+        }
+        None => Store::over(redb::backends::InMemoryBackend::new())?.prepare()?,
+    };
+    let totals = old.read("copy", |from| {
+        new.write(|to| {
+            let mut totals = Totals::default();
+            for table in Table::ALL {
+                copy_table(table, from, to, &mut totals)?;
+            }
+            totals.high_water = logical_size(totals.cost());
+            write_totals(to, &totals)?;
+            Ok(totals)
+        })
+        .map_err(Fault::Ours)
+    })?;
+    if let Some(path) = path {
+        new.install(path)?;
+    }
+    Ok((new, totals))
+}
+
+fn copy_table(table: Table, from: &ReadTransaction, to: &WriteTransaction, totals: &mut Totals) -> Result<(), Fault> {
+    let rows = from.open_table(rows_of(table))?;
+    let mut copied = to.open_table(rows_of(table))?;
+    let mut end = copied.upper_bound_mut(Bound::<&[u8]>::Unbounded)?;
+    for entry in rows.iter()? {
+        let (key, stored) = entry?;
+        let value = row::unseal(table, key.value(), stored.value())?;
+        totals.table_mut(table).add(row_cost(key.value().len(), value.len()), row::checksum_of(stored.value()));
+        end.insert_before(key.value(), stored.value())?;
+    }
+    end.close()?;
+    Ok(())
+}

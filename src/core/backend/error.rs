@@ -1,0 +1,93 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Why the stored state could not be opened, read or written.
+///
+/// After [`Failed`](Self::Failed), [`Corrupt`](Self::Corrupt) or [`Io`](Self::Io) the process has to stop: nothing is
+/// retried, and the log brings back what no checkpoint holds.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BackendError {
+    /// Another process has the store open.
+    #[error("{path:?} is in use by another process")]
+    Locked {
+        /// The store.
+        path: PathBuf,
+    },
+    /// The file is a database of etcd's.
+    #[error("{path:?} is a database of etcd (bbolt); restore a snapshot of it into a new data directory instead")]
+    Bbolt {
+        /// The file found.
+        path: PathBuf,
+    },
+    /// The file is something else altogether.
+    #[error("{path:?} is not a database of this program")]
+    Foreign {
+        /// The file found.
+        path: PathBuf,
+    },
+    /// The file was written by a later version.
+    #[error("{path:?} has storage format {found}, this version knows formats up to {known}")]
+    Newer {
+        /// The file found.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format that can be read.
+        known: u32,
+    },
+    /// A stored row, or the set of rows, is not what was written.
+    #[error("{path:?} is corrupt: {what}")]
+    Corrupt {
+        /// The store.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// The disk refused.
+    #[error("{doing} {path:?}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: Arc<std::io::Error>,
+    },
+    /// The database library refused, or panicked.
+    #[error("{doing} {path:?}: {what}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// The store.
+        path: PathBuf,
+        /// The library's words.
+        what: String,
+    },
+    /// An earlier failure closed the store.
+    #[error("{path:?} is closed after an earlier failure: {first}")]
+    Failed {
+        /// The store.
+        path: PathBuf,
+        /// The earlier failure.
+        first: String,
+    },
+    /// An image cannot be loaded.
+    #[error("load image: {what}")]
+    Image {
+        /// What does not fit.
+        what: String,
+    },
+    /// The receiver of an image went away.
+    #[error("write image: {source}")]
+    Output {
+        /// The receiver's answer.
+        source: Arc<std::io::Error>,
+    },
+}
+
+impl BackendError {
+    /// Whether the store can no longer be trusted. Only bad images and failed receivers of images leave it unharmed.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(self, Self::Output { .. } | Self::Image { .. })
+    }
+}

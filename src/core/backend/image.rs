@@ -1,0 +1,117 @@
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
+
+use super::change::{LogPosition, Table};
+use super::database::{Fault, Store, rows_of};
+use super::error::BackendError;
+use super::row;
+use super::store::Backend;
+use crate::bolt::{ImagePlan, ImageSource, Visit};
+
+/// What an image holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// Log position of the state.
+    pub position: LogPosition,
+    /// Size of the image.
+    pub bytes: u64,
+    /// Rows in all tables.
+    pub rows: u64,
+}
+
+/// One state of the store, ready to be written as an image of etcd's database.
+///
+/// The state stays readable, and takes room in the file, until this is dropped.
+pub struct Image {
+    backend: Backend,
+    rows: TxnRows,
+    /// Outlives a defragmentation that puts another file in its place.
+    store: Arc<Store>,
+    plan: ImagePlan,
+    position: LogPosition,
+}
+
+impl Backend {
+    /// Takes the state at this moment, which becomes durable first, and measures its image.
+    ///
+    /// Reads every row once.
+    ///
+    /// # Errors
+    /// A damaged row; the checkpoint's error; a store that failed before.
+    pub fn image(&self) -> Result<Image, BackendError> {
+        let inner = self.inner();
+        let (store, txn, position) = {
+            let mut durable = inner.durable.lock();
+            self.checkpoint_locked(&mut durable)?;
+            let store = inner.store.load_full();
+            let txn = inner.latch(store.guarded("read", || Ok(store.db().begin_read()?)))?;
+            (store, txn, durable.position)
+        };
+        let rows = TxnRows { txn };
+        let plan = inner.latch(store.guarded("read", || ImagePlan::measure(&rows)))?;
+        Ok(Image { backend: self.clone(), rows, store, plan, position })
+    }
+
+    /// Writes an image of the state at this moment: a bbolt file with etcd's buckets and rows.
+    ///
+    /// # Errors
+    /// As [`image`](Self::image) and [`Image::write`].
+    pub fn write_image(&self, out: &mut dyn Write) -> Result<ImageSummary, BackendError> {
+        let image = self.image()?;
+        image.write(out)?;
+        Ok(image.summary())
+    }
+}
+
+impl Image {
+    /// What the image holds, and its size before a byte of it is written.
+    pub fn summary(&self) -> ImageSummary {
+        ImageSummary { position: self.position, bytes: self.plan.size_bytes(), rows: self.plan.rows() }
+    }
+
+    /// Writes the image. May be repeated: the bytes are the same.
+    ///
+    /// # Errors
+    /// [`BackendError::Output`] when the receiver fails, which leaves the store unharmed; a damaged row.
+    pub fn write(&self, out: &mut dyn Write) -> Result<(), BackendError> {
+        let written = self.store.guarded("read", || self.plan.write(&self.rows, out));
+        self.backend.inner().latch(written)
+    }
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image").field("summary", &self.summary()).finish_non_exhaustive()
+    }
+}
+
+struct TxnRows {
+    txn: ReadTransaction,
+}
+
+impl ImageSource for TxnRows {
+    type Error = Fault;
+
+    fn buckets(&self) -> Vec<&'static str> {
+        Table::ALL.into_iter().map(Table::name).collect()
+    }
+
+    fn rows(&self, bucket: &str, visit: &mut Visit<'_, Fault>) -> Result<(), Fault> {
+        let Some(table) = Table::ALL.into_iter().find(|table| table.name() == bucket) else {
+            return Ok(());
+        };
+        for entry in self.txn.open_table(rows_of(table))?.iter()? {
+            let (key, stored) = entry?;
+            visit(key.value(), row::unseal(table, key.value(), stored.value())?)?;
+        }
+        Ok(())
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(source: io::Error) -> Self {
+        Self::Ours(BackendError::Output { source: source.into() })
+    }
+}

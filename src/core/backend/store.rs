@@ -1,0 +1,363 @@
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::change::{ChangeSet, LogPosition, Table};
+use super::checkpointer::Alarm;
+use super::database::{Durable, Store, rows_of};
+use super::error::BackendError;
+use super::overlay::Overlay;
+use super::row;
+use super::totals::{TableTotals, logical_size, row_cost};
+use crate::types::{RecordId, Revision};
+
+/// Rows that one step of a scan takes from the overlay and from the database, so that neither its lock nor a read
+/// transaction is held while the visitor works.
+const SCAN_STEP_ROWS: usize = 1024;
+/// Bytes after which a step ends early.
+const SCAN_STEP_BYTES: usize = 1024 * 1024;
+
+/// Way in to the stored state. Cheap to clone; all clones are one store.
+///
+/// One owner submits; anyone reads. Reads see everything submitted so far, whether it is durable or not.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    /// Where the file is; none for a store in memory.
+    pub(super) path: Option<PathBuf>,
+    /// Replaced as a whole by a defragmentation.
+    pub(super) store: ArcSwap<Store>,
+    pub(super) overlay: Mutex<Overlay>,
+    /// Held through a checkpoint or a defragmentation; what it guards is what the file says.
+    pub(super) durable: Mutex<Durable>,
+    /// Copies of parts of `durable` for those who do not wait: index and term, cost of the rows, high water.
+    pub(super) view: Mutex<DurableView>,
+    /// Counts commits, so that a scan can tell whether it saw one state.
+    pub(super) commits: AtomicU64,
+    /// Wakes the checkpoint thread when much is pending.
+    pub(super) alarm: Alarm,
+    /// The first fatal error; set once.
+    pub(super) failed: std::sync::OnceLock<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DurableView {
+    pub(super) position: LogPosition,
+    pub(super) cost: u64,
+    pub(super) high_water: u64,
+    pub(super) keys: TableTotals,
+}
+
+impl DurableView {
+    pub(super) fn of(durable: &Durable) -> Self {
+        Self {
+            position: durable.position,
+            cost: durable.totals.cost(),
+            high_water: durable.totals.high_water,
+            keys: *durable.totals.table(Table::Key),
+        }
+    }
+}
+
+impl Backend {
+    /// Opens the store in this file, or makes a new one.
+    ///
+    /// After an unclean end the library walks the whole file and checks its page sums, which takes about as long as
+    /// reading it. Rows carry their own checksums and are checked whenever they are read.
+    ///
+    /// # Errors
+    /// Names the file: in use by another process, not a store of ours, from a later version, damaged.
+    pub fn open(path: &Path) -> Result<Self, BackendError> {
+        let (store, durable) = Store::open(path)?;
+        Ok(Self::from_parts(Some(path.into()), store, durable))
+    }
+
+    /// A new store that lives and ends with the process.
+    ///
+    /// # Errors
+    /// When the database library refuses, which it has no reason to.
+    pub fn in_memory() -> Result<Self, BackendError> {
+        let store = Store::over(redb::backends::InMemoryBackend::new())?.prepare()?;
+        Ok(Self::from_parts(None, store, Durable::default()))
+    }
+
+    fn from_parts(path: Option<PathBuf>, store: Store, durable: Durable) -> Self {
+        let inner = Inner {
+            path,
+            store: ArcSwap::from_pointee(store),
+            overlay: Mutex::new(Overlay::starting_at(durable.position)),
+            view: Mutex::new(DurableView::of(&durable)),
+            durable: Mutex::new(durable),
+            commits: AtomicU64::new(0),
+            alarm: Alarm::default(),
+            failed: std::sync::OnceLock::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// Makes a set visible to readers; a later checkpoint makes it durable. Never waits for the disk.
+    ///
+    /// Sets arrive in log order from one owner. Memory grows by [`pending_bytes`](Self::pending_bytes) until the
+    /// next checkpoint: the caller slows down when that passes its bound.
+    pub fn submit(&self, set: ChangeSet) {
+        let pending = {
+            let mut overlay = self.inner.overlay.lock();
+            overlay.submit(set);
+            overlay.bytes()
+        };
+        self.inner.alarm.pending(pending);
+    }
+
+    /// The encoded key-value stored as this record, a tombstone's too.
+    ///
+    /// # Errors
+    /// A damaged row, or a store that failed before.
+    pub fn record(&self, id: RecordId) -> Result<Option<Bytes>, BackendError> {
+        let plain = id.to_bytes();
+        let mut marked = [b't'; 18];
+        marked[..17].copy_from_slice(&plain);
+        // The plain form and the marked one are neighbours; only one of them exists.
+        let end = RecordId::new(id.main, id.sub.saturating_add(1)).to_bytes();
+        if let Some((_, value)) = self.inner.overlay.lock().first_in(Table::Key, &plain, &end) {
+            return Ok(value);
+        }
+        self.inner.usable()?;
+        let found = self.inner.store.load().read("read", |txn| {
+            let rows = txn.open_table(rows_of(Table::Key))?;
+            for key in [plain.as_slice(), marked.as_slice()] {
+                if let Some(stored) = rows.get(key)? {
+                    return Ok(Some(Bytes::copy_from_slice(row::unseal(Table::Key, key, stored.value())?)));
+                }
+            }
+            Ok(None)
+        });
+        self.inner.latch(found)
+    }
+
+    /// Shows the records from `from` up to and including revision `to`, in order, until the visitor breaks off.
+    ///
+    /// Everything submitted before the call is seen. What is submitted during it may be.
+    ///
+    /// # Errors
+    /// A damaged row; rows missing or doubled (noticed by a scan over everything); a store that failed before.
+    pub fn scan(
+        &self,
+        from: RecordId,
+        to: Revision,
+        visit: &mut dyn FnMut(RecordId, bool, &Bytes) -> ControlFlow<()>,
+    ) -> Result<(), BackendError> {
+        let first = RecordId::new(from.main.max(Revision(0)), from.sub.max(0)).to_bytes();
+        let end = (to.0 < i64::MAX).then(|| RecordId::new(to.next(), 0).to_bytes());
+        let end = end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_slice()));
+        if matches!(end, Bound::Excluded(end) if end <= first.as_slice()) {
+            return Ok(());
+        }
+        let everything = from <= RecordId::default() && end == Bound::Unbounded;
+        let mut audit = everything.then(|| self.start_audit());
+        let mut cursor = Bound::Included(Bytes::copy_from_slice(&first));
+        loop {
+            let step = self.step(Table::Key, cursor.as_ref().map(Bytes::as_ref), end, audit.as_mut())?;
+            for (key, value) in &step.rows {
+                let Some((id, tombstone)) = RecordId::from_bytes(key) else {
+                    let what = format!("record name {} is not one", key.escape_ascii());
+                    return self.inner.latch(Err(self.inner.corrupt(what)));
+                };
+                if visit(id, tombstone, value).is_break() {
+                    return Ok(());
+                }
+            }
+            match step.next {
+                Some(next) => cursor = next,
+                None => break,
+            }
+        }
+        match audit {
+            Some(audit) => self.finish_audit(&audit),
+            None => Ok(()),
+        }
+    }
+
+    /// All rows of a table in key order. Meant for the small tables, and for leases at start.
+    ///
+    /// # Errors
+    /// A damaged row, or a store that failed before.
+    pub fn rows(&self, table: Table) -> Result<Vec<(Bytes, Bytes)>, BackendError> {
+        let mut rows = Vec::new();
+        let mut cursor = Bound::Unbounded;
+        loop {
+            let step = self.step(table, cursor.as_ref().map(Bytes::as_ref), Bound::Unbounded, None)?;
+            rows.extend(step.rows);
+            match step.next {
+                Some(next) => cursor = next,
+                None => return Ok(rows),
+            }
+        }
+    }
+
+    /// Merges one piece of the overlay with the same piece of the database.
+    ///
+    /// The overlay is looked at first: a row that leaves it meanwhile is found in the database.
+    fn step(
+        &self,
+        table: Table,
+        from: Bound<&[u8]>,
+        end: Bound<&[u8]>,
+        audit: Option<&mut Audit>,
+    ) -> Result<Step, BackendError> {
+        self.inner.usable()?;
+        let above = self.inner.overlay.lock().chunk(table, from, end, SCAN_STEP_ROWS);
+        let end = above.unknown_from.as_deref().map_or(end, Bound::Excluded);
+        let mut seen = TableTotals::default();
+        let below = self.inner.store.load().read("read", |txn| {
+            let rows = txn.open_table(rows_of(table))?;
+            let mut taken = Vec::new();
+            let mut taken_bytes = 0;
+            for entry in rows.range::<&[u8]>((from, end))? {
+                let (key, stored) = entry?;
+                if taken.len() == SCAN_STEP_ROWS || taken_bytes > SCAN_STEP_BYTES {
+                    return Ok((taken, Some(Bytes::copy_from_slice(key.value()))));
+                }
+                let value = row::unseal(table, key.value(), stored.value())?;
+                seen.add(row_cost(key.value().len(), value.len()), row::checksum_of(stored.value()));
+                taken_bytes += value.len();
+                taken.push((Bytes::copy_from_slice(key.value()), Bytes::copy_from_slice(value)));
+            }
+            Ok((taken, None))
+        });
+        let (below, stopped_before) = self.inner.latch(below)?;
+        if let Some(audit) = audit {
+            audit.seen.rows += seen.rows;
+            audit.seen.digest = audit.seen.digest.wrapping_add(seen.digest);
+        }
+        let next = stopped_before.or(above.unknown_from).map(Bound::Included);
+        let mut rows = below;
+        if !above.rows.is_empty() {
+            let mut merged: BTreeMap<Bytes, Option<Bytes>> =
+                rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+            merged.extend(above.rows);
+            if let Some(Bound::Included(next)) = &next {
+                merged.split_off(next);
+            }
+            rows = merged.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        }
+        Ok(Step { rows, next })
+    }
+
+    fn start_audit(&self) -> Audit {
+        Audit { commits: self.inner.commits.load(Ordering::Acquire), seen: TableTotals::default() }
+    }
+
+    /// Compares what a whole scan saw with what the commits counted, unless a commit came in between.
+    fn finish_audit(&self, audit: &Audit) -> Result<(), BackendError> {
+        let expected = self.inner.view.lock().keys;
+        if self.inner.commits.load(Ordering::Acquire) != audit.commits {
+            return Ok(());
+        }
+        if (audit.seen.rows, audit.seen.digest) == (expected.rows, expected.digest) {
+            return Ok(());
+        }
+        let what =
+            format!("{} records are counted and {} were found, or their sums differ", expected.rows, audit.seen.rows);
+        self.inner.latch(Err(self.inner.corrupt(what)))
+    }
+
+    /// Writes everything submitted so far in one durable commit; returns the position it reaches.
+    ///
+    /// For the checkpoint thread, shutdown and tests: it waits for the disk, and for a checkpoint under way.
+    ///
+    /// # Errors
+    /// Any error closes the store for good; see [`BackendError`].
+    pub fn checkpoint(&self) -> Result<LogPosition, BackendError> {
+        let mut durable = self.inner.durable.lock();
+        self.checkpoint_locked(&mut durable)?;
+        Ok(durable.position)
+    }
+
+    pub(super) fn checkpoint_locked(&self, durable: &mut Durable) -> Result<(), BackendError> {
+        self.inner.usable()?;
+        let Some(part) = self.inner.overlay.lock().start_writing(durable.position) else {
+            return Ok(());
+        };
+        let written = self.inner.store.load().apply(&part, durable.totals.clone());
+        durable.totals = self.inner.latch(written)?;
+        durable.position = part.position;
+        self.inner.commits.fetch_add(1, Ordering::AcqRel);
+        *self.inner.view.lock() = DurableView::of(durable);
+        drop(part);
+        let finished = self.inner.overlay.lock().finish_writing();
+        // Freed outside the lock: it may be many rows.
+        drop(finished);
+        Ok(())
+    }
+
+    /// Up to where the log is no longer needed to rebuild this state.
+    pub fn durable(&self) -> LogPosition {
+        self.inner.view.lock().position
+    }
+
+    /// Memory held by what is submitted and not durable.
+    pub fn pending_bytes(&self) -> usize {
+        self.inner.overlay.lock().bytes()
+    }
+
+    /// Logical size: what a quota is held against. Shrinks only by [`defragment`](Self::defragment).
+    pub fn size_bytes(&self) -> u64 {
+        self.size_in_use_bytes().max(self.inner.view.lock().high_water)
+    }
+
+    /// Logical size of the rows that exist; shrinks at the checkpoint after a deletion.
+    pub fn size_in_use_bytes(&self) -> u64 {
+        let pending = self.inner.overlay.lock().written_bytes();
+        logical_size(self.inner.view.lock().cost + pending)
+    }
+}
+
+impl Inner {
+    /// Refuses once anything failed: what the file holds then is for the next start to find out.
+    pub(super) fn usable(&self) -> Result<(), BackendError> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(first) => Err(BackendError::Failed { path: self.store.load().path.clone(), first: first.clone() }),
+        }
+    }
+
+    /// Remembers the first fatal error.
+    pub(super) fn latch<T>(&self, result: Result<T, BackendError>) -> Result<T, BackendError> {
+        if let Err(error) = &result
+            && error.is_fatal()
+        {
+            let _ = self.failed.set(error.to_string());
+        }
+        result
+    }
+
+    fn corrupt(&self, what: String) -> BackendError {
+        BackendError::Corrupt { path: self.store.load().path.clone(), what }
+    }
+}
+
+/// A piece of a table, and where the next one begins.
+struct Step {
+    rows: Vec<(Bytes, Bytes)>,
+    next: Option<Bound<Bytes>>,
+}
+
+/// Counts the stored rows that a scan over everything meets.
+struct Audit {
+    commits: u64,
+    seen: TableTotals,
+}

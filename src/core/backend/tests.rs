@@ -1,0 +1,267 @@
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::types::{LogIndex, RecordId, Revision, Term};
+
+fn at(index: u64) -> LogPosition {
+    LogPosition { index: LogIndex(index), term: Term(1) }
+}
+
+fn record_key(main: i64, sub: i64, tombstone: bool) -> Bytes {
+    let mut key = RecordId::new(Revision(main), sub).to_bytes().to_vec();
+    if tombstone {
+        key.push(b't');
+    }
+    key.into()
+}
+
+fn put_record(backend: &Backend, main: i64) {
+    let value = format!("value {main}");
+    let change = Change::put(Table::Key, record_key(main, 0, main % 3 == 0), value);
+    backend.submit(ChangeSet { position: at(main as u64), changes: vec![change] });
+}
+
+fn scanned(backend: &Backend, from: i64, to: i64) -> Vec<(i64, bool)> {
+    let mut seen = Vec::new();
+    backend
+        .scan(RecordId::new(Revision(from), 0), Revision(to), &mut |id, tombstone, value| {
+            assert_eq!(value.as_ref(), format!("value {}", id.main).as_bytes());
+            seen.push((id.main.0, tombstone));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    seen
+}
+
+#[test]
+fn rows_are_visible_before_during_and_after_the_checkpoint() {
+    let backend = Backend::in_memory().unwrap();
+    for main in 1..=3000 {
+        put_record(&backend, main);
+        if main == 1500 {
+            assert_eq!(backend.checkpoint().unwrap(), at(1500));
+        }
+    }
+    let expected: Vec<_> = (1..=3000).map(|main| (main, main % 3 == 0)).collect();
+    assert_eq!(scanned(&backend, 0, i64::MAX), expected);
+    assert_eq!(scanned(&backend, 1400, 1600), expected[1399..1600]);
+    assert!(scanned(&backend, 10, 9).is_empty());
+    for main in [1, 3, 1500, 1501, 3000] {
+        let id = RecordId::new(Revision(main), 0);
+        assert_eq!(backend.record(id).unwrap(), Some(Bytes::from(format!("value {main}"))));
+    }
+    assert_eq!(backend.record(RecordId::new(Revision(3001), 0)).unwrap(), None);
+    assert_eq!(backend.durable(), at(1500));
+    assert_eq!(backend.checkpoint().unwrap(), at(3000));
+    assert_eq!(backend.pending_bytes(), 0);
+    assert_eq!(scanned(&backend, 0, i64::MAX), expected);
+}
+
+#[test]
+fn a_deleted_row_is_gone_in_every_state() {
+    let backend = Backend::in_memory().unwrap();
+    (1..=10).for_each(|main| put_record(&backend, main));
+    backend.checkpoint().unwrap();
+    let changes =
+        vec![Change::delete(Table::Key, record_key(4, 0, false)), Change::delete(Table::Key, record_key(99, 0, false))];
+    backend.submit(ChangeSet { position: at(11), changes });
+    for _ in 0..2 {
+        assert_eq!(backend.record(RecordId::new(Revision(4), 0)).unwrap(), None);
+        assert_eq!(scanned(&backend, 0, i64::MAX).len(), 9);
+        backend.checkpoint().unwrap();
+    }
+}
+
+#[test]
+fn state_and_position_survive_a_reopen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("member/snap/db");
+    let backend = Backend::open(&path).unwrap();
+    assert_eq!(backend.durable(), LogPosition::default());
+    (1..=100).for_each(|main| put_record(&backend, main));
+    backend.submit(ChangeSet { position: at(100), changes: vec![Change::put(Table::Members, "8e9e", "{}")] });
+    backend.checkpoint().unwrap();
+    let size = (backend.size_bytes(), backend.size_in_use_bytes());
+    put_record(&backend, 101);
+    drop(backend);
+    let backend = Backend::open(&path).unwrap();
+    assert_eq!(backend.durable(), at(100));
+    assert_eq!(scanned(&backend, 0, i64::MAX).len(), 100, "what no checkpoint held is gone");
+    assert_eq!(backend.rows(Table::Members).unwrap(), vec![("8e9e".into(), "{}".into())]);
+    assert_eq!((backend.size_bytes(), backend.size_in_use_bytes()), size);
+    let meta = backend.rows(Table::Meta).unwrap();
+    assert_eq!(meta[0], ("consistent_index".into(), Bytes::copy_from_slice(&100u64.to_be_bytes())));
+    assert_eq!(meta[1], ("term".into(), Bytes::copy_from_slice(&1u64.to_be_bytes())));
+}
+
+#[test]
+fn a_second_opening_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let _first = Backend::open(&path).unwrap();
+    assert!(matches!(Backend::open(&path), Err(BackendError::Locked { path: named }) if named == path));
+}
+
+#[test]
+fn foreign_files_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    std::fs::write(&path, b"not a database").unwrap();
+    let error = Backend::open(&path).unwrap_err();
+    assert!(matches!(error, BackendError::Foreign { .. }), "{error}");
+    assert!(error.to_string().contains("db"));
+    let mut bbolt = vec![0; 4096];
+    bbolt[16..20].copy_from_slice(&0xED0C_DAEDu32.to_le_bytes());
+    std::fs::write(&path, bbolt).unwrap();
+    assert!(matches!(Backend::open(&path), Err(BackendError::Bbolt { .. })));
+}
+
+#[test]
+fn logical_size_follows_etcd() {
+    let backend = Backend::in_memory().unwrap();
+    assert_eq!((backend.size_bytes(), backend.size_in_use_bytes()), (20_480, 20_480));
+    (1..=1000).for_each(|main| put_record(&backend, main));
+    backend.checkpoint().unwrap();
+    let grown = backend.size_bytes();
+    assert!((50_000..90_000).contains(&grown), "{grown}");
+    let changes = (1..=1000).map(|main| Change::delete(Table::Key, record_key(main, 0, main % 3 == 0))).collect();
+    backend.submit(ChangeSet { position: at(1001), changes });
+    backend.checkpoint().unwrap();
+    assert_eq!(backend.size_bytes(), grown, "only a defragmentation gives space back");
+    assert_eq!(backend.size_in_use_bytes(), 24_576, "the position's two rows");
+}
+
+#[test]
+fn defragmentation_keeps_the_rows_and_gives_space_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let backend = Backend::open(&path).unwrap();
+    (1..=3000).for_each(|main| put_record(&backend, main));
+    backend.checkpoint().unwrap();
+    let changes = (1..=2990).map(|main| Change::delete(Table::Key, record_key(main, 0, main % 3 == 0))).collect();
+    backend.submit(ChangeSet { position: at(3001), changes });
+    backend.checkpoint().unwrap();
+    let outcome = backend.defragment().unwrap();
+    assert!(outcome.after_bytes < outcome.before_bytes / 2, "{outcome:?}");
+    assert_eq!(scanned(&backend, 0, i64::MAX).len(), 10);
+    put_record(&backend, 3002);
+    backend.checkpoint().unwrap();
+    drop(backend);
+    let backend = Backend::open(&path).unwrap();
+    assert_eq!(scanned(&backend, 0, i64::MAX).len(), 11);
+    assert_eq!(backend.durable(), at(3002));
+}
+
+#[test]
+fn an_image_holds_one_state_under_etcds_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Backend::in_memory().unwrap();
+    (1..=2000).for_each(|main| put_record(&backend, main));
+    let image = backend.image().unwrap();
+    (2001..=2100).for_each(|main| put_record(&backend, main));
+    backend.checkpoint().unwrap();
+    let mut bytes = Vec::new();
+    image.write(&mut bytes).unwrap();
+    let summary = image.summary();
+    assert_eq!((summary.position, summary.bytes, summary.rows), (at(2000), bytes.len() as u64, 2002));
+    let path = folder.path().join("image");
+    std::fs::write(&path, bytes).unwrap();
+    let image = crate::bolt::BoltImage::open(&path).unwrap();
+    let mut names: Vec<_> = Table::ALL.into_iter().map(|table| Bytes::from(table.name())).collect();
+    names.sort();
+    assert_eq!(image.bucket_names().unwrap(), names);
+    let mut keys = 0;
+    image
+        .bucket(b"key", &mut |key, value| {
+            keys += 1;
+            assert_eq!(key, record_key(keys, 0, keys % 3 == 0));
+            assert_eq!(value, format!("value {keys}").as_bytes());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(keys, 2000);
+}
+
+#[test]
+fn a_receiver_that_fails_leaves_the_store_unharmed() {
+    let backend = Backend::in_memory().unwrap();
+    put_record(&backend, 1);
+    let error = backend.write_image(&mut [0u8; 100].as_mut_slice()).unwrap_err();
+    assert!(matches!(error, BackendError::Output { .. }), "{error}");
+    put_record(&backend, 2);
+    backend.checkpoint().unwrap();
+}
+
+#[test]
+fn an_image_loads_into_another_store_under_the_position_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image_path, path) = (folder.path().join("image"), folder.path().join("db"));
+    let backend = Backend::in_memory().unwrap();
+    (1..=500).for_each(|main| put_record(&backend, main));
+    let changes =
+        vec![Change::put(Table::Meta, "storageVersion", "3.7.0"), Change::put(Table::Meta, "confState", "{}")];
+    backend.submit(ChangeSet { position: at(501), changes });
+    backend.write_image(&mut std::fs::File::create(&image_path).unwrap()).unwrap();
+    let image = crate::bolt::BoltImage::open(&image_path).unwrap();
+
+    let other = Backend::open(&path).unwrap();
+    (1..=9).for_each(|main| put_record(&other, main));
+    other.checkpoint().unwrap();
+    other.submit(ChangeSet { position: at(10), changes: vec![Change::put(Table::Lease, "gone", "")] });
+    other.load_image(&image, at(900)).unwrap();
+    assert_eq!(other.durable(), at(900));
+    assert_eq!(scanned(&other, 0, i64::MAX).len(), 500);
+    assert!(other.rows(Table::Lease).unwrap().is_empty());
+    drop(other);
+    let other = Backend::open(&path).unwrap();
+    assert_eq!(other.durable(), at(900));
+    assert_eq!(scanned(&other, 0, i64::MAX).len(), 500);
+    let names: Vec<_> = other.rows(Table::Meta).unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["confState", "consistent_index", "storageVersion", "term"]);
+
+    std::fs::write(&image_path, &std::fs::read(&image_path).unwrap()[..20_000]).unwrap();
+    let image = crate::bolt::BoltImage::open(&image_path).unwrap();
+    let error = other.load_image(&image, at(901)).unwrap_err();
+    assert!(matches!(error, BackendError::Image { .. }), "{error}");
+    assert_eq!(scanned(&other, 0, i64::MAX).len(), 500, "the old state stays");
+}
+
+#[test]
+fn flipped_bits_in_the_file_are_never_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let backend = Backend::open(&path).unwrap();
+    (1..=400).for_each(|main| put_record(&backend, main));
+    backend.checkpoint().unwrap();
+    let expected = scanned(&backend, 0, i64::MAX);
+    drop(backend);
+    let good = std::fs::read(&path).unwrap();
+    let mut rng = fastrand::Rng::with_seed(5);
+    let (mut noticed, mut harmless) = (0, 0);
+    for _ in 0..150 {
+        let mut bytes = good.clone();
+        let used: Vec<usize> =
+            (0..bytes.len() / 4096).filter(|page| bytes[page * 4096..][..4096].iter().any(|&b| b != 0)).collect();
+        let at = used[rng.usize(..used.len())] * 4096 + rng.usize(..4096);
+        bytes[at] ^= 1 << rng.u8(..8);
+        std::fs::write(&path, bytes).unwrap();
+        let mut seen = Vec::new();
+        let read = Backend::open(&path).and_then(|backend| {
+            backend.scan(RecordId::default(), Revision(i64::MAX), &mut |id, tombstone, value| {
+                assert_eq!(value.as_ref(), format!("value {}", id.main).as_bytes(), "byte {at}");
+                seen.push((id.main.0, tombstone));
+                ControlFlow::Continue(())
+            })
+        });
+        match read {
+            Ok(()) => {
+                assert_eq!(seen, expected, "byte {at}: rows are missing or doubled");
+                harmless += 1;
+            }
+            Err(_) => noticed += 1,
+        }
+    }
+    assert!(noticed > 10 && harmless > 10, "{noticed} {harmless}");
+}

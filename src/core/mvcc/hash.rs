@@ -1,0 +1,185 @@
+//! The hash of the key-value history, etcd's value bit for bit.
+//!
+//! CRC-32C over the word `key` and then name and value of every stored row up to a revision, except rows at or below
+//! the last compaction that the newest state up to that revision does not need. So the value does not depend on how
+//! far the removal of compacted rows has got, and members agree on it.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::MvccError;
+use super::index::Spot;
+use super::reader::StoreReader;
+use super::record::Fields;
+use super::view::{Shared, State, View};
+use crate::types::{KeyRange, RecordId, Revision};
+
+/// Hashes of finished compactions that are kept.
+const CACHED: usize = 10;
+
+/// The hash of the history up to a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashKv {
+    /// CRC-32C.
+    pub hash: u32,
+    /// Compaction in force for this hash; -1 for none.
+    pub compact_revision: Revision,
+    /// Newest revision hashed.
+    pub hash_revision: Revision,
+}
+
+/// The newest hashes computed at compactions, by revision.
+#[derive(Default)]
+pub(super) struct HashCache(Mutex<VecDeque<HashKv>>);
+
+impl HashCache {
+    fn store(&self, hash: HashKv) {
+        let mut hashes = self.0.lock();
+        let at = hashes.partition_point(|other| other.hash_revision < hash.hash_revision);
+        hashes.insert(at, hash);
+        if hashes.len() > CACHED {
+            hashes.pop_front();
+        }
+    }
+
+    fn find(&self, at: Revision) -> Option<HashKv> {
+        self.0.lock().iter().find(|hash| hash.hash_revision == at).copied()
+    }
+
+    fn all(&self) -> Vec<HashKv> {
+        self.0.lock().iter().copied().collect()
+    }
+
+    pub(super) fn clear(&self) {
+        self.0.lock().clear();
+    }
+}
+
+impl StoreReader {
+    /// Hashes the history up to `revision` (0: the newest); also returns the newest revision. Reads all rows: for a
+    /// thread that may block.
+    ///
+    /// The revision of one of the last compactions is answered with the hash computed then, over what was there
+    /// before it.
+    ///
+    /// # Errors
+    /// A future or compacted revision.
+    pub fn hash_kv(&self, revision: Revision) -> Result<(HashKv, Revision), MvccError> {
+        if let Some(cached) = self.shared.hashes.find(revision) {
+            return Ok((cached, self.revision()));
+        }
+        // Held before the look at the state, so that nothing which that state needs is removed any more.
+        let _held = Hold::new(&self.shared.hashing);
+        let snapshot = self.snapshot();
+        let at = snapshot.view().at(revision.0)?;
+        let hash = hash(snapshot.view(), at, snapshot.compacted(), false)?;
+        Ok((hash, snapshot.revision()))
+    }
+
+    /// The hashes of the newest compactions, oldest first; members compare them.
+    pub fn compaction_hashes(&self) -> Vec<HashKv> {
+        self.shared.hashes.all()
+    }
+}
+
+/// The hash that a compaction leaves behind, not yet computed; holds the removal of rows until it is dropped.
+pub struct CompactionHash {
+    before: Arc<State>,
+    shared: Arc<Shared>,
+    at: Revision,
+    previous: Revision,
+}
+
+impl CompactionHash {
+    pub(super) fn new(before: Arc<State>, shared: Arc<Shared>, at: Revision, previous: Revision) -> Self {
+        shared.hashing.fetch_add(1, Ordering::SeqCst);
+        Self { before, shared, at, previous }
+    }
+
+    /// Computes and caches the hash; reads all rows.
+    ///
+    /// # Errors
+    /// When the rows cannot be read.
+    pub fn run(self) -> Result<HashKv, MvccError> {
+        let view = View { state: &self.before, shared: &self.shared };
+        let hash = hash(view, self.at, self.previous, true)?;
+        self.shared.hashes.store(hash);
+        Ok(hash)
+    }
+}
+
+impl Drop for CompactionHash {
+    fn drop(&mut self) {
+        self.shared.hashing.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+struct Hold<'a>(&'a AtomicUsize);
+
+impl<'a> Hold<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// `compacting` tells that this hash ends a compaction at `at`; tombstones of that revision then count as needed.
+fn hash(view: View<'_>, at: Revision, compacted: Revision, compacting: bool) -> Result<HashKv, MvccError> {
+    let everything = KeyRange::From(Default::default());
+    let needs_any = view.count(&everything, at) > 0 || (compacting && buries_at(view, at));
+    // When the state at `at` needs nothing, etcd leaves nothing out that its last compaction has left.
+    let needed_at = if needs_any { at } else { compacted };
+    let mut sum = crc32c::crc32c(b"key");
+    let mut broken = None;
+    view.state.backend.scan(RecordId::default(), at, &mut |id, tombstone, value| {
+        if id.main <= compacted {
+            if tombstone {
+                // Those below are gone after the compaction, that at it may be.
+                return ControlFlow::Continue(());
+            }
+            let Some(fields) = Fields::parse(value) else {
+                broken = Some(MvccError::Corrupt { id, problem: "not in etcd's encoding" });
+                return ControlFlow::Break(());
+            };
+            if !is_newest(view, &value[fields.key], id, needed_at) {
+                return ControlFlow::Continue(());
+            }
+        }
+        sum = crc32c::crc32c_append(sum, &id.to_bytes());
+        if tombstone {
+            sum = crc32c::crc32c_append(sum, b"t");
+        }
+        sum = crc32c::crc32c_append(sum, value);
+        ControlFlow::Continue(())
+    })?;
+    match broken {
+        Some(error) => Err(error),
+        None => Ok(HashKv { hash: sum, compact_revision: compacted, hash_revision: at }),
+    }
+}
+
+/// Whether version `id` of `key` is what a reader at `at` would see.
+fn is_newest(view: View<'_>, key: &[u8], id: RecordId, at: Revision) -> bool {
+    if let Some(record) = view.state.live.get(key)
+        && record.id() == id
+    {
+        return true;
+    }
+    let sub = u32::try_from(id.sub).unwrap_or(u32::MAX);
+    let past = view.state.past.get(Spot { key, main: id.main.0, sub });
+    past.is_some_and(|past| past.until > at.0)
+}
+
+fn buries_at(view: View<'_>, at: Revision) -> bool {
+    view.state.past.from(Spot::first(b"")).any(|past| past.tombstone && past.main == at.0)
+}

@@ -1,0 +1,191 @@
+use super::*;
+use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+
+/// Keys k1..k5 whose values descend; k3 is written twice and holds a lease.
+fn five() -> Bench {
+    let mut bench = Bench::new();
+    for (key, value) in [("k1", "e"), ("k2", "d"), ("k3", "x"), ("k4", "b"), ("k5", "a")] {
+        bench.put(key, value);
+    }
+    bench.try_put(PutRequest { lease: 9, ..put("k3", "c") }).unwrap();
+    bench
+}
+
+fn keys(bench: &Bench, request: RangeRequest) -> String {
+    let answer = bench.range(request).unwrap();
+    let keys: Vec<_> = answer.kvs.iter().map(|encoded| kv(encoded).key.escape_ascii().to_string()).collect();
+    format!("{} of {}{}", keys.join(" "), answer.count, if answer.more { ", more" } else { "" })
+}
+
+fn sorted(target: SortTarget, order: SortOrder, limit: i64) -> RangeRequest {
+    RangeRequest { sort_target: target as i32, sort_order: order as i32, limit, ..range("k", "l") }
+}
+
+#[test]
+fn ends_of_ranges() {
+    let bench = five();
+    for (key, end, expected) in [
+        ("k2", "", "k2 of 1"),
+        ("k2", "k4", "k2 k3 of 2"),
+        ("k4", "k2", " of 0"),
+        ("k4", "k4", " of 0"),
+        ("k4", "\0", "k4 k5 of 2"),
+        ("\0", "\0", "k1 k2 k3 k4 k5 of 5"),
+        ("k0", "", " of 0"),
+        ("k22", "k9", "k3 k4 k5 of 3"),
+    ] {
+        assert_eq!(keys(&bench, range(key, end)), expected);
+        let count = RangeRequest { count_only: true, limit: 1, ..range(key, end) };
+        assert!(expected.ends_with(&keys(&bench, count)));
+    }
+}
+
+#[test]
+fn a_limit_tells_that_there_is_more() {
+    let bench = five();
+    let limited = |limit| RangeRequest { limit, ..range("k", "l") };
+    assert_eq!(keys(&bench, limited(2)), "k1 k2 of 5, more");
+    assert_eq!(keys(&bench, limited(5)), "k1 k2 k3 k4 k5 of 5");
+    assert_eq!(keys(&bench, limited(-1)), "k1 k2 k3 k4 k5 of 5");
+    assert_eq!(keys(&bench, limited(i64::MAX)), "k1 k2 k3 k4 k5 of 5");
+}
+
+#[test]
+fn sorting_by_another_field_in_no_order_sorts_what_the_limit_let_through() {
+    let bench = five();
+    use SortOrder::{Ascend, Descend, None};
+    use SortTarget::{Create, Key, Mod, Value, Version};
+    for (target, order, limit, expected) in [
+        (Value, None, 2, "k3 k2 of 5, more"),
+        (Value, Ascend, 2, "k5 k4 of 5, more"),
+        (Value, Descend, 2, "k1 k2 of 5, more"),
+        (Value, None, 0, "k5 k4 k3 k2 k1 of 5"),
+        (Key, Descend, 2, "k5 k4 of 5, more"),
+        (Key, None, 2, "k1 k2 of 5, more"),
+        (Create, Descend, 0, "k5 k4 k3 k2 k1 of 5"),
+        (Mod, Descend, 1, "k3 of 5, more"),
+        (Version, Descend, 1, "k3 of 5, more"),
+        (Mod, None, 0, "k1 k2 k4 k5 k3 of 5"),
+    ] {
+        assert_eq!(keys(&bench, sorted(target, order, limit)), expected, "{target:?} {order:?}");
+    }
+}
+
+#[test]
+fn filters_are_inclusive_and_do_not_change_the_count() {
+    let bench = five();
+    let all = range("k", "l");
+    assert_eq!(keys(&bench, RangeRequest { min_mod_revision: 5, ..all.clone() }), "k3 k4 k5 of 5");
+    assert_eq!(keys(&bench, RangeRequest { max_mod_revision: 3, ..all.clone() }), "k1 k2 of 5");
+    assert_eq!(keys(&bench, RangeRequest { min_create_revision: 4, limit: 1, ..all.clone() }), "k3 of 5, more");
+    let both = RangeRequest { min_create_revision: 3, max_create_revision: 5, max_mod_revision: 6, ..all };
+    assert_eq!(keys(&bench, both), "k2 k4 of 5");
+}
+
+#[test]
+fn keys_only_drops_the_lease_too_unless_values_are_looked_at() {
+    let bench = five();
+    let only = RangeRequest { keys_only: true, ..range("k3", "") };
+    assert_eq!(shown(&bench.range(only.clone()).unwrap().kvs), ["k3= @4/7 v2"]);
+    let by_value = RangeRequest { sort_target: SortTarget::Value as i32, ..only.clone() };
+    assert_eq!(shown(&bench.range(by_value).unwrap().kvs), ["k3= @4/7 v2 lease 9"]);
+    let filtered = RangeRequest { min_mod_revision: 1, ..only.clone() };
+    assert_eq!(shown(&bench.range(filtered).unwrap().kvs), ["k3= @4/7 v2"]);
+    let old = RangeRequest { revision: 6, ..only };
+    assert_eq!(shown(&bench.range(old).unwrap().kvs), ["k3= @4/4 v1"]);
+}
+
+#[test]
+fn old_revisions_show_what_was_there() {
+    let mut bench = five();
+    bench.delete("k2", "k4");
+    bench.put("k2", "again");
+    assert_eq!(bench.get("", 6).unwrap().len(), 5);
+    assert_eq!(bench.get("", 8).unwrap(), ["k1=e @2/2 v1", "k4=b @5/5 v1", "k5=a @6/6 v1"]);
+    assert_eq!(bench.get("", 7).unwrap()[1..3], ["k2=d @3/3 v1", "k3=c @4/7 v2 lease 9"]);
+    for revision in 1..=9 {
+        let old = RangeRequest { revision, ..range("\0", "\0") };
+        let (all, counted) = (bench.range(old.clone()).unwrap(), RangeRequest { count_only: true, ..old.clone() });
+        assert_eq!(all.count, bench.range(counted).unwrap().count);
+        assert_eq!(all.header.unwrap().revision, 9);
+        let first = bench.range(RangeRequest { limit: 1, ..old }).unwrap();
+        assert_eq!((first.kvs.first(), first.count), (all.kvs.first(), all.count));
+    }
+}
+
+fn chunks(bench: &Bench, request: &RangeRequest, bytes: usize) -> Vec<RangeResponse> {
+    let mut stream = bench.store.reader().range_stream(request, bytes).unwrap();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = stream.next_chunk().unwrap() {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+#[test]
+fn chunks_of_a_stream_add_up_to_the_answer() {
+    let mut bench = Bench::new();
+    for number in 0..35 {
+        bench.put(&format!("k{number:02}"), &format!("{:02}", 99 - number));
+    }
+    let all = range("k", "l");
+    let by_value = RangeRequest { sort_target: SortTarget::Value as i32, ..all.clone() };
+    assert_eq!(chunks(&bench, &by_value, 1 << 20), chunks(&bench, &all, 1 << 20), "a target alone is ignored");
+    let sizes = |chunks: &[RangeResponse]| chunks.iter().map(|chunk| chunk.kvs.len()).collect::<Vec<_>>();
+    assert_eq!(sizes(&chunks(&bench, &all, 1 << 20)), [10, 20, 5]);
+    assert_eq!(sizes(&chunks(&bench, &all, 24))[..4], [10, 5, 2, 2], "large chunks are halved");
+    let single = RangeRequest { key: "k07".into(), range_end: Default::default(), ..all.clone() };
+    for request in [
+        all.clone(),
+        RangeRequest { limit: 17, ..all.clone() },
+        RangeRequest { limit: 35, ..all.clone() },
+        RangeRequest { limit: -3, ..all.clone() },
+        RangeRequest { revision: 20, keys_only: true, ..all.clone() },
+        RangeRequest { count_only: true, limit: 3, ..all.clone() },
+        RangeRequest { range_end: "\0".into(), ..all.clone() },
+        RangeRequest { key: "x".into(), range_end: "z".into(), ..all.clone() },
+        single,
+    ] {
+        let mut merged = RangeResponse::default();
+        for chunk in chunks(&bench, &request, 300) {
+            assert!(merged.header.is_none(), "only the last has one");
+            merged.kvs.extend(chunk.kvs);
+            (merged.header, merged.more, merged.count) = (chunk.header, chunk.more, chunk.count);
+        }
+        assert_eq!(merged, bench.range(request).unwrap());
+    }
+}
+
+#[test]
+fn a_stream_stays_at_its_revision_until_that_is_compacted() {
+    let mut bench = Bench::new();
+    for number in 0..12 {
+        bench.put(&format!("k{number:02}"), "v");
+    }
+    let reader = bench.store.reader();
+    let mut one = reader.range_stream(&range("k", "l"), 1 << 20).unwrap();
+    let mut other = reader.range_stream(&range("k", "l"), 1 << 20).unwrap();
+    assert_eq!(one.next_chunk().unwrap().unwrap().kvs.len(), 10);
+    assert_eq!(other.next_chunk().unwrap().unwrap().kvs.len(), 10);
+    bench.delete("k", "l");
+    let last = one.next_chunk().unwrap().unwrap();
+    assert_eq!((last.kvs.len(), last.count, last.header.unwrap().revision), (2, 12, 13));
+    bench.compact(14);
+    assert!(matches!(other.next_chunk(), Err(MvccError::Compacted { .. })));
+    assert!(other.next_chunk().unwrap().is_none());
+}
+
+#[test]
+fn malformed_ranges_are_refused() {
+    assert!(matches!(check_range(&range("", "")), Err(MvccError::EmptyKey)));
+    let order = |sort_order, sort_target| RangeRequest { sort_order, sort_target, ..range("k", "") };
+    assert!(check_range(&order(2, 4)).is_ok());
+    for (sort_order, sort_target) in [(3, 0), (0, 5), (-1, 0), (0, -1)] {
+        assert!(matches!(check_range(&order(sort_order, sort_target)), Err(MvccError::InvalidSortOption { .. })));
+    }
+    assert!(check_range_stream(&order(0, 4)).is_ok(), "a target alone is ignored");
+    assert!(check_range_stream(&order(1, 0)).is_ok());
+    assert!(matches!(check_range_stream(&order(2, 0)), Err(MvccError::StreamedSort)));
+    let filter = RangeRequest { max_mod_revision: 1, ..range("k", "") };
+    assert!(matches!(check_range_stream(&filter), Err(MvccError::StreamedFilter)));
+}

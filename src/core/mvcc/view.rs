@@ -1,0 +1,213 @@
+//! One consistent state, and reading it at a revision.
+
+use std::cmp::Ordering;
+use std::iter::Peekable;
+use std::sync::atomic::AtomicUsize;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use super::MvccError;
+use super::hash::HashCache;
+use super::index::{Past, Spot};
+use super::record::Record;
+use super::tree::{Iter, Tree};
+use crate::core::backend::Backend;
+use crate::types::{Key, KeyRange, Revision};
+
+/// Everything a reader needs; cloning shares both trees.
+#[derive(Clone)]
+pub(super) struct State {
+    /// Where the versions in `past` lie.
+    pub backend: Backend,
+    /// The newest version of every key that exists.
+    pub live: Tree<Record>,
+    /// Replaced versions and tombstones that no compaction has taken away.
+    pub past: Tree<Past>,
+    pub revision: Revision,
+    /// -1 before the first compaction.
+    pub compacted: Revision,
+}
+
+impl State {
+    pub(super) fn empty(backend: Backend) -> Self {
+        Self { backend, live: Tree::default(), past: Tree::default(), revision: Revision(1), compacted: Revision(-1) }
+    }
+}
+
+/// What the writer shares with all readers.
+pub(super) struct Shared {
+    pub published: ArcSwap<State>,
+    /// Hashes being computed; compaction removes nothing meanwhile.
+    pub hashing: AtomicUsize,
+    pub hashes: HashCache,
+}
+
+/// A state with the means to load what it does not hold itself.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub state: &'a State,
+    pub shared: &'a Shared,
+}
+
+/// A version that a read came upon.
+#[derive(Clone, Copy)]
+pub(super) enum Found<'a> {
+    Live(&'a Record),
+    Past(&'a Past),
+}
+
+impl<'a> Found<'a> {
+    pub(super) fn key(self) -> &'a [u8] {
+        match self {
+            Self::Live(record) => record.key(),
+            Self::Past(past) => &past.key,
+        }
+    }
+}
+
+impl<'a> View<'a> {
+    /// The revision a request reads at; 0 and below mean the newest.
+    pub(super) fn at(self, asked: i64) -> Result<Revision, MvccError> {
+        let State { revision: current, compacted, .. } = *self.state;
+        match Revision(asked) {
+            asked if asked > current => Err(MvccError::Future { asked, current }),
+            asked if asked.0 <= 0 => Ok(current),
+            asked if asked < compacted => Err(MvccError::Compacted { asked, compacted }),
+            asked => Ok(asked),
+        }
+    }
+
+    /// The version of one key that was current at `at`.
+    pub(super) fn one(self, key: &[u8], at: Revision) -> Option<Found<'a>> {
+        let live = self.state.live.get(key);
+        if let Some(record) = live
+            && (at >= self.state.revision || record.modified() <= at)
+        {
+            return Some(Found::Live(record));
+        }
+        if at >= self.state.revision {
+            return None;
+        }
+        let past = self.state.past.before(Spot::after(key, at.0))?;
+        (past.key.as_ref() == key && past.until > at.0).then_some(Found::Past(past))
+    }
+
+    /// All versions of a range that were current at `at`, in key order.
+    pub(super) fn walk(self, range: &'a KeyRange, at: Revision) -> Walk<'a> {
+        if let KeyRange::One(key) = range {
+            return Walk::One(self.one(key, at));
+        }
+        let (start, end) = bounds(range);
+        if at >= self.state.revision {
+            return Walk::Live { live: self.state.live.from(start), end };
+        }
+        Walk::Merged {
+            live: self.state.live.from(start).peekable(),
+            past: self.state.past.stamped_above(Spot::first(start), at.0).peekable(),
+            at: at.0,
+            end,
+        }
+    }
+
+    /// How many keys of a range existed at `at`. Walks only over what changed since.
+    pub(super) fn count(self, range: &KeyRange, at: Revision) -> usize {
+        if let KeyRange::One(key) = range {
+            return usize::from(self.one(key, at).is_some());
+        }
+        let (start, end) = bounds(range);
+        let live = &self.state.live;
+        let now = end.map_or(live.len(), |end| live.rank(end)).saturating_sub(live.rank(start));
+        if at >= self.state.revision {
+            return now;
+        }
+        let newer = live.stamped_above(start, at.0).take_while(|record| below(record.key(), end)).count();
+        let replaced = self.state.past.stamped_above(Spot::first(start), at.0);
+        let replaced = replaced.take_while(|past| below(&past.key, end)).filter(|past| past.main <= at.0).count();
+        now - newer + replaced
+    }
+
+    /// The encoded pair of a version.
+    pub(super) fn load(self, found: Found<'_>) -> Result<Bytes, MvccError> {
+        let past = match found {
+            Found::Live(record) => return Ok(record.bytes()),
+            Found::Past(past) => past,
+        };
+        if let Some(bytes) = self.state.backend.record(past.id())? {
+            return Ok(bytes);
+        }
+        // A compaction after this state was published may have taken the row.
+        let compacted = self.shared.published.load().compacted.max(self.state.compacted);
+        if past.falls_at(compacted) {
+            return Err(MvccError::Compacted { asked: Revision(past.main), compacted });
+        }
+        Err(MvccError::Corrupt { id: past.id(), problem: "missing" })
+    }
+
+    /// The pair as it was at `at`, if it existed and is not forgotten.
+    pub(super) fn pair_at(self, key: &[u8], at: Revision) -> Result<Option<Bytes>, MvccError> {
+        if at < self.state.compacted {
+            return Ok(None);
+        }
+        match self.one(key, at).map(|found| self.load(found)) {
+            None | Some(Err(MvccError::Compacted { .. })) => Ok(None),
+            Some(loaded) => loaded.map(Some),
+        }
+    }
+}
+
+/// First key that may be covered, and the first that is not.
+fn bounds(range: &KeyRange) -> (&[u8], Option<&[u8]>) {
+    match range {
+        KeyRange::One(key) | KeyRange::From(key) => (key, None),
+        KeyRange::HalfOpen { start, end } => (start, Some(end)),
+    }
+}
+
+fn below(key: &[u8], end: Option<&[u8]>) -> bool {
+    end.is_none_or(|end| key < end)
+}
+
+/// The rest of `range` after `key`.
+pub(super) fn after(range: &KeyRange, key: &[u8]) -> KeyRange {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    let start = Key::from(next);
+    match range {
+        KeyRange::One(_) => KeyRange::HalfOpen { start: start.clone(), end: start },
+        KeyRange::From(_) => KeyRange::From(start),
+        KeyRange::HalfOpen { end, .. } => KeyRange::HalfOpen { start, end: end.clone() },
+    }
+}
+
+/// See [`View::walk`].
+pub(super) enum Walk<'a> {
+    One(Option<Found<'a>>),
+    Live { live: Iter<'a, Record>, end: Option<&'a [u8]> },
+    Merged { live: Peekable<Iter<'a, Record>>, past: Peekable<Iter<'a, Past>>, at: i64, end: Option<&'a [u8]> },
+}
+
+impl<'a> Iterator for Walk<'a> {
+    type Item = Found<'a>;
+
+    fn next(&mut self) -> Option<Found<'a>> {
+        match self {
+            Self::One(found) => found.take(),
+            Self::Live { live, end } => live.next().filter(|record| below(record.key(), *end)).map(Found::Live),
+            Self::Merged { live, past, at, end } => {
+                while live.next_if(|record| record.modified().0 > *at).is_some() {}
+                while past.next_if(|past| past.main > *at).is_some() {}
+                // A key is on one side only: what replaced a past version is newer than `at`.
+                let order = match (live.peek(), past.peek()) {
+                    (Some(record), Some(past)) => record.key().cmp(&past.key),
+                    (Some(_), None) => Ordering::Less,
+                    (None, Some(_)) => Ordering::Greater,
+                    (None, None) => return None,
+                };
+                let found = if order.is_lt() { live.next().map(Found::Live) } else { past.next().map(Found::Past) };
+                found.filter(|found| below(found.key(), *end))
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+use std::collections::VecDeque;
+
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState as RaftHardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use crate::core::wal::{HardState, WalEntry, WalEntryKind};
+use crate::pb::walpb;
+use crate::types::{LogIndex, LogPosition, MemberId, Term};
+
+/// The part of the log that is in memory: everything after the last compaction.
+///
+/// The library reads it; [`RaftNode`](super::RaftNode) appends to it before the same entries go to the WAL.
+#[derive(Debug)]
+pub struct LogTail {
+    /// Position right before the first entry held.
+    base: (u64, u64),
+    entries: VecDeque<Entry>,
+    hard_state: RaftHardState,
+    conf_state: ConfState,
+}
+
+impl LogTail {
+    /// Starts from recovered state; `entries` follow `base` without a gap.
+    pub fn new(
+        base: LogPosition,
+        entries: Vec<WalEntry>,
+        hard_state: &HardState,
+        conf_state: &walpb::ConfState,
+    ) -> Self {
+        let mut state = RaftHardState::default();
+        state.set_term(hard_state.term.0);
+        state.set_vote(hard_state.vote.map_or(0, |member| member.0));
+        // A commit index may have been lost with an unsynced tail, and never counts more than what is there.
+        let last = base.index.0 + entries.len() as u64;
+        state.set_commit(hard_state.commit.0.clamp(base.index.0, last));
+        Self {
+            base: (base.index.0, base.term.0),
+            entries: entries.into_iter().map(to_raft).collect(),
+            hard_state: state,
+            conf_state: conf_state_to_raft(conf_state),
+        }
+    }
+
+    /// Position of the last entry, or the base when there is none.
+    pub fn last(&self) -> (LogIndex, Term) {
+        let (index, term) = self.entries.back().map_or(self.base, |entry| (entry.index, entry.term));
+        (LogIndex(index), Term(term))
+    }
+
+    /// Entries held.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no entry is held.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Forgets entries up to `index`, which state on disk covers.
+    pub fn compact(&mut self, index: LogIndex) {
+        while let Some(first) = self.entries.front() {
+            if first.index > index.0 {
+                break;
+            }
+            self.base = (first.index, first.term);
+            self.entries.pop_front();
+        }
+    }
+
+    pub(super) fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else { return };
+        // Entries of a deposed leader are replaced from the first that differs.
+        while self.entries.back().is_some_and(|last| last.index >= first.index) {
+            self.entries.pop_back();
+        }
+        self.entries.extend(entries.iter().cloned());
+    }
+
+    pub(super) fn set_hard_state(&mut self, state: &RaftHardState) {
+        self.hard_state = state.clone();
+    }
+
+    pub(super) fn set_conf_state(&mut self, state: ConfState) {
+        self.conf_state = state;
+    }
+
+    fn position(&self, index: u64) -> usize {
+        (index - self.base.0 - 1) as usize
+    }
+}
+
+impl Storage for LogTail {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.base.0 {
+            return Err(StorageError::Compacted.into());
+        }
+        if high > self.last().0.0 + 1 {
+            return Err(StorageError::Unavailable.into());
+        }
+        let mut found: Vec<Entry> = self.entries.range(self.position(low)..self.position(high)).cloned().collect();
+        raft::util::limit_size(&mut found, max_size.into());
+        Ok(found)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index == self.base.0 {
+            return Ok(self.base.1);
+        }
+        if index < self.base.0 {
+            return Err(StorageError::Compacted.into());
+        }
+        self.entries.get(self.position(index)).map(|entry| entry.term).ok_or(StorageError::Unavailable.into())
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.base.0 + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last().0.0)
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        // A one-member cluster has nobody to send one to.
+        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    }
+}
+
+pub(super) fn to_raft(entry: WalEntry) -> Entry {
+    let mut out = Entry::default();
+    out.set_entry_type(match entry.kind {
+        WalEntryKind::Normal => EntryType::EntryNormal,
+        WalEntryKind::ConfChange => EntryType::EntryConfChange,
+        WalEntryKind::ConfChangeV2 => EntryType::EntryConfChangeV2,
+    });
+    out.term = entry.term.0;
+    out.index = entry.index.0;
+    out.data = entry.data;
+    out
+}
+
+pub(super) fn from_raft(entry: &Entry) -> WalEntry {
+    WalEntry {
+        kind: match entry.get_entry_type() {
+            EntryType::EntryNormal => WalEntryKind::Normal,
+            EntryType::EntryConfChange => WalEntryKind::ConfChange,
+            EntryType::EntryConfChangeV2 => WalEntryKind::ConfChangeV2,
+        },
+        term: Term(entry.term),
+        index: LogIndex(entry.index),
+        data: entry.data.clone(),
+    }
+}
+
+pub(super) fn hard_state_from_raft(state: &RaftHardState) -> HardState {
+    HardState {
+        term: Term(state.term),
+        vote: (state.vote != 0).then_some(MemberId(state.vote)),
+        commit: LogIndex(state.commit),
+    }
+}
+
+pub(super) fn conf_state_from_raft(state: &ConfState) -> walpb::ConfState {
+    walpb::ConfState {
+        voters: state.voters.clone(),
+        learners: state.learners.clone(),
+        voters_outgoing: state.voters_outgoing.clone(),
+        learners_next: state.learners_next.clone(),
+        auto_leave: Some(state.auto_leave),
+    }
+}
+
+fn conf_state_to_raft(state: &walpb::ConfState) -> ConfState {
+    let mut out = ConfState::default();
+    out.set_voters(state.voters.clone());
+    out.set_learners(state.learners.clone());
+    out.set_voters_outgoing(state.voters_outgoing.clone());
+    out.set_learners_next(state.learners_next.clone());
+    out.auto_leave = state.auto_leave.unwrap_or(false);
+    out
+}

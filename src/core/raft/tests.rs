@@ -1,0 +1,133 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::core::wal::{HardState, WalEntry};
+use crate::pb::walpb;
+use crate::types::{LogIndex, LogPosition, MemberId, Term};
+
+const MEMBER: MemberId = MemberId(7);
+
+/// A new cluster of one: its log holds the entry that adds the member.
+fn node_with(log: Vec<WalEntry>, hard_state: HardState, applied: LogPosition) -> RaftNode {
+    let conf_state = walpb::ConfState { voters: vec![MEMBER.0], ..Default::default() };
+    let config =
+        NodeConfig { member: MEMBER, election_ticks: 10, heartbeat_ticks: 1, pre_vote: true, applied: applied.index };
+    RaftNode::new(&config, LogTail::new(applied, log, &hard_state, &conf_state)).expect("a valid log")
+}
+
+fn fresh() -> RaftNode {
+    let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(1) };
+    node_with(vec![bootstrap_entry(MEMBER, b"{}".to_vec())], hard_state, LogPosition::default())
+}
+
+/// Does what the shell does, with a disk that is done at once. Gives what was committed and what was written.
+fn settle(node: &mut RaftNode) -> (Vec<Committed>, Vec<WalEntry>) {
+    let (mut committed, mut written) = (Vec::new(), Vec::new());
+    while let Some(step) = node.poll().expect("no fault") {
+        if let Some(group) = step.persist {
+            written.extend(group.entries);
+            node.persisted(group.number);
+        }
+        if let Some(last) = step.committed.last() {
+            node.applied(last.index);
+        }
+        committed.extend(step.committed);
+    }
+    (committed, written)
+}
+
+fn leader() -> (RaftNode, Vec<WalEntry>) {
+    let mut node = fresh();
+    settle(&mut node);
+    node.campaign().expect("the only voter may");
+    let (_, written) = settle(&mut node);
+    assert!(node.is_ready_leader() && node.is_sole_voter());
+    (node, written)
+}
+
+fn requests(committed: &[Committed]) -> Vec<&[u8]> {
+    let texts = committed.iter().filter_map(|entry| match &entry.kind {
+        CommittedKind::Request(data) => Some(data.as_ref()),
+        _ => None,
+    });
+    texts.collect()
+}
+
+#[test]
+fn a_new_log_adds_its_member_first() {
+    let mut node = fresh();
+    let (committed, _) = settle(&mut node);
+    let [first] = committed.as_slice() else { panic!("one entry, not {committed:?}") };
+    let CommittedKind::Members { member, conf_state, .. } = &first.kind else { panic!("a membership change") };
+    assert_eq!((*member, conf_state.voters.as_slice()), (MEMBER, [MEMBER.0].as_slice()));
+}
+
+#[test]
+fn nothing_is_committed_before_it_is_durable() {
+    let (mut node, _) = leader();
+    node.propose(vec!["a".into()]).expect("a leader takes it");
+    let step = node.poll().expect("no fault").expect("something to write");
+    assert_eq!(step.committed, []);
+    let group = step.persist.expect("an entry");
+
+    // The disk is busy: the next group fills, nothing is given out.
+    node.propose(vec!["b".into()]).expect("a leader takes it");
+    node.propose(vec!["c".into()]).expect("a leader takes it");
+    assert!(node.poll().expect("no fault").is_none());
+
+    node.persisted(group.number);
+    let step = node.poll().expect("no fault").expect("the next step");
+    assert_eq!(requests(&step.committed), [b"a"]);
+    let group = step.persist.expect("the next group");
+    assert_eq!(group.entries.len(), 2, "what came in meanwhile shares one sync");
+    node.persisted(group.number);
+    let (committed, _) = settle(&mut node);
+    assert_eq!(requests(&committed), [b"b", b"c"]);
+}
+
+#[test]
+fn a_restart_commits_what_the_log_holds_once_it_leads() {
+    let (mut node, mut log) = leader();
+    node.propose(["a", "b"].map(Bytes::from).to_vec()).expect("a leader takes it");
+    log.extend(settle(&mut node).1);
+    log.insert(0, bootstrap_entry(MEMBER, b"{}".to_vec()));
+
+    // The commit index is never synced for itself, so the last one is lost.
+    let hard_state = HardState { term: node.term(), vote: Some(MEMBER), commit: LogIndex(1) };
+    let mut again = node_with(log.clone(), hard_state, LogPosition::default());
+    settle(&mut again);
+    again.campaign().expect("the only voter may");
+    let (committed, _) = settle(&mut again);
+    assert_eq!(requests(&committed), [b"a", b"b"]);
+    assert!(again.term() > node.term());
+
+    // State on disk that covers the first request: it does not come again.
+    let position = LogPosition { index: log[2].index, term: log[2].term };
+    let mut later = node_with(log.split_off(3), hard_state, position);
+    settle(&mut later);
+    later.campaign().expect("the only voter may");
+    assert_eq!(requests(&settle(&mut later).0), [b"b"]);
+}
+
+#[test]
+fn reads_are_confirmed_under_a_number_of_their_own() {
+    let (mut node, _) = leader();
+    let (first, second) = (node.read_index(), node.read_index());
+    assert_ne!(first, second);
+    let mut confirmed = Vec::new();
+    while let Some(step) = node.poll().expect("no fault") {
+        confirmed.extend(step.reads);
+    }
+    assert_eq!(confirmed, [(first, node.committed()), (second, node.committed())]);
+}
+
+#[test]
+fn compaction_forgets_only_what_it_is_told() {
+    let (mut node, _) = leader();
+    node.propose(["a", "b", "c"].map(Bytes::from).to_vec()).expect("a leader takes it");
+    settle(&mut node);
+    let last = node.committed();
+    node.compact(LogIndex(last.0 - 1));
+    node.propose(vec!["d".into()]).expect("a leader takes it");
+    assert_eq!(requests(&settle(&mut node).0), [b"d"]);
+}

@@ -1,0 +1,130 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::core::Core;
+use crate::config::AutoCompaction;
+use crate::pb::etcdserverpb::{CompactionRequest, InternalRaftRequest};
+use crate::shutdown::Tasks;
+use crate::types::Revision;
+
+/// How often "keep the last N revisions" looks.
+const REVISION_PERIOD: Duration = Duration::from_secs(5 * 60);
+/// A retention above this is compacted this often.
+const LONGEST_STEP: Duration = Duration::from_secs(60 * 60);
+/// Samples per step.
+const SAMPLES: u32 = 10;
+
+/// Forgets history by itself, while this member leads.
+pub async fn run(core: Arc<Core>, policy: AutoCompaction, tasks: Tasks) {
+    match policy {
+        AutoCompaction::Off => {}
+        AutoCompaction::Revision(kept) => by_revision(core, kept, tasks).await,
+        AutoCompaction::Periodic(period) => periodic(core, period, tasks).await,
+    }
+}
+
+async fn by_revision(core: Arc<Core>, kept: u64, tasks: Tasks) {
+    let stop = tasks.stop_signal();
+    let mut ticks = interval(REVISION_PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let newest = core.store.revision().0;
+        compact(&core, Revision(newest.saturating_sub_unsigned(kept))).await;
+    }
+}
+
+async fn periodic(core: Arc<Core>, period: Duration, tasks: Tasks) {
+    let stop = tasks.stop_signal();
+    let mut history = History::new(period);
+    let mut ticks = interval(history.sample);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let started = Instant::now();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if !core.raft.status().borrow().is_leader {
+            // A deposed leader starts over when it leads again.
+            history = History::new(period);
+            continue;
+        }
+        if let Some(at) = history.sampled(started.elapsed(), core.store.revision()) {
+            compact(&core, at).await;
+        }
+    }
+}
+
+async fn compact(core: &Core, at: Revision) {
+    if !core.raft.status().borrow().is_leader || at.0 <= core.store.compacted().0.max(0) {
+        return;
+    }
+    let compaction = CompactionRequest { revision: at.0, physical: false };
+    match core.propose(InternalRaftRequest { compaction: Some(compaction), ..Default::default() }).await {
+        Ok(_) => info!(revision = %at, "history compacted automatically"),
+        Err(error) => warn!(revision = %at, %error, "automatic compaction failed"),
+    }
+}
+
+/// Revisions over time: which one was the newest a retention period ago.
+struct History {
+    period: Duration,
+    step: Duration,
+    sample: Duration,
+    samples: VecDeque<(Duration, Revision)>,
+    first: Option<Duration>,
+    last_compaction: Option<Duration>,
+}
+
+impl History {
+    fn new(period: Duration) -> Self {
+        let step = period.min(LONGEST_STEP);
+        let sample = (step / SAMPLES).max(Duration::from_millis(1));
+        Self { period, step, sample, samples: VecDeque::new(), first: None, last_compaction: None }
+    }
+
+    /// Takes a sample; the revision to compact to, when it is time.
+    fn sampled(&mut self, now: Duration, newest: Revision) -> Option<Revision> {
+        let first = *self.first.get_or_insert(now);
+        self.samples.push_back((now, newest));
+        let horizon = now.checked_sub(self.period)?;
+        if now - first < self.period || self.last_compaction.is_some_and(|last| now - last < self.step) {
+            return None;
+        }
+        let mut at = None;
+        while self.samples.front().is_some_and(|(taken, _)| *taken <= horizon) {
+            at = self.samples.pop_front().map(|(_, revision)| revision);
+        }
+        self.last_compaction = Some(now);
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_revision_of_a_period_ago_is_forgotten() {
+        let minute = Duration::from_secs(60);
+        let mut history = History::new(10 * minute);
+        assert_eq!(history.sample, minute);
+        for at in 0..10 {
+            assert_eq!(history.sampled(at * minute, Revision(i64::from(at))), None);
+        }
+        assert_eq!(history.sampled(10 * minute, Revision(10)), Some(Revision(0)));
+        assert_eq!(history.sampled(11 * minute, Revision(11)), None, "once per step");
+        for at in 12..20 {
+            assert_eq!(history.sampled(at * minute, Revision(i64::from(at))), None);
+        }
+        assert_eq!(history.sampled(20 * minute, Revision(20)), Some(Revision(10)));
+    }
+}

@@ -1,0 +1,43 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, warn};
+
+use super::core::Core;
+use super::recover::stored_conf_state;
+use crate::core::wal::WalSnapshot;
+use crate::shutdown::Tasks;
+use crate::types::LogIndex;
+
+/// How often the log is told how much of it the state on disk covers.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Lets the log forget what the state on disk covers: after each `snapshot_count` entries a snapshot record, then
+/// whole segments before it can go.
+pub async fn run(core: Arc<Core>, snapshot_count: u64, keep: u64, tasks: Tasks) {
+    let stop = tasks.stop_signal();
+    let mut marked = core.backend.durable().index;
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let durable = core.backend.durable();
+        if durable.index.0 < marked.0.saturating_add(snapshot_count) {
+            continue;
+        }
+        match stored_conf_state(&core.backend) {
+            Ok(Some(conf_state)) => {
+                marked = LogIndex(durable.index.0);
+                let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state };
+                core.raft.state_saved(snapshot, keep);
+                debug!(index = %marked, "log up to here is covered by the state on disk");
+            }
+            Ok(None) => {}
+            Err(error) => warn!(%error, "state could not be read"),
+        }
+    }
+}

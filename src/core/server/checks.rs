@@ -1,0 +1,174 @@
+//! Health, liveness and readiness, as monitoring asks for them.
+
+use super::core::Core;
+use crate::pb::etcdserverpb::{AlarmType, RangeRequest};
+
+/// Which list of checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Whether the process should be restarted.
+    Live,
+    /// Whether it should get requests.
+    Ready,
+}
+
+impl CheckKind {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Live => "livez",
+            Self::Ready => "readyz",
+        }
+    }
+
+    fn checks(self) -> &'static [&'static str] {
+        match self {
+            Self::Live => &["serializable_read"],
+            Self::Ready => &["data_corruption", "serializable_read", "linearizable_read", "non_learner"],
+        }
+    }
+}
+
+/// Reads `/livez`, `/readyz` and `/readyz/<check>`; none for anything else.
+pub fn parse_path(path: &str) -> Option<(CheckKind, Option<&'static str>)> {
+    let rest = path.strip_prefix('/')?;
+    let (kind, name) = match rest.split_once('/') {
+        None => (rest, None),
+        Some((kind, name)) => (kind, Some(name)),
+    };
+    let kind = match kind {
+        "livez" => CheckKind::Live,
+        "readyz" => CheckKind::Ready,
+        _ => return None,
+    };
+    match name {
+        None => Some((kind, None)),
+        Some(name) => kind.checks().iter().find(|check| **check == name).map(|check| (kind, Some(*check))),
+    }
+}
+
+/// The parameters these paths know.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Skip what needs a leader.
+    pub serializable: bool,
+    /// One line per check, also when all pass.
+    pub verbose: bool,
+    /// Alarms or checks to leave out.
+    pub exclude: Vec<String>,
+}
+
+impl Query {
+    /// Reads a query string; unknown parameters are nobody's.
+    pub fn parse(text: &str) -> Self {
+        let mut query = Self::default();
+        for (name, value) in url::form_urlencoded::parse(text.as_bytes()) {
+            match name.as_ref() {
+                "serializable" => query.serializable = value == "true",
+                "verbose" => query.verbose = true,
+                "exclude" if !value.is_empty() => query.exclude.push(value.into_owned()),
+                _ => {}
+            }
+        }
+        query
+    }
+
+    fn excludes(&self, name: &str) -> bool {
+        self.exclude.iter().any(|excluded| excluded == name)
+    }
+}
+
+/// `/health`: alarms, leader, one read.
+///
+/// # Errors
+/// The reason, in etcd's words.
+pub async fn health(core: &Core, query: &Query) -> Result<(), String> {
+    for alarm in core.published.alarms.load().list(AlarmType::None) {
+        let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
+        if !query.excludes(name) {
+            return Err(format!("ALARM {name}"));
+        }
+    }
+    if !query.serializable && core.raft.status().borrow().leader.is_none() {
+        return Err("RAFT NO LEADER".to_owned());
+    }
+    read(core, !query.serializable).await.map_err(|error| format!("RANGE ERROR:{error}"))
+}
+
+/// What the checks found.
+pub struct Report {
+    /// Whether all passed.
+    pub passed: bool,
+    /// One line per check.
+    pub lines: String,
+}
+
+/// Runs all checks of a kind that are not excluded, or a single one.
+pub async fn run(core: &Core, kind: CheckKind, single: Option<&str>, query: &Query) -> Report {
+    let mut report = Report { passed: true, lines: String::new() };
+    for &name in kind.checks() {
+        if single.is_some_and(|single| single != name) || (single.is_none() && query.excludes(name)) {
+            continue;
+        }
+        let outcome = check(core, name).await;
+        let result = match outcome {
+            Ok(()) => {
+                report.lines += &format!("[+]{name} ok\n");
+                "success"
+            }
+            Err(reason) => {
+                report.passed = false;
+                report.lines += &format!("[-]{name} failed: {reason}\n");
+                "error"
+            }
+        };
+        let server = &core.metrics.server;
+        server.healthcheck.with_label_values(&[kind.label(), name]).set(i64::from(result == "success"));
+        server.healthchecks.with_label_values(&[kind.label(), name, result]).inc();
+    }
+    report
+}
+
+async fn check(core: &Core, name: &str) -> Result<(), String> {
+    match name {
+        "data_corruption" if core.published.alarms.load().is_raised(AlarmType::Corrupt) => {
+            Err("alarm activated: CORRUPT".to_owned())
+        }
+        "serializable_read" => read(core, false).await,
+        "linearizable_read" => read(core, true).await,
+        "non_learner" => match core.published.cluster.load().member(core.member) {
+            Some(member) if member.is_learner => Err("not supported for learner".to_owned()),
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+async fn read(core: &Core, linearizable: bool) -> Result<(), String> {
+    if linearizable {
+        core.linearizable().await.map_err(|failure| tonic::Status::from(failure).message().to_owned())?;
+    }
+    let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
+    core.snapshot().range(&request).map(|_| ()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_name_a_kind_and_perhaps_a_check() {
+        assert_eq!(parse_path("/livez"), Some((CheckKind::Live, None)));
+        assert_eq!(parse_path("/readyz/data_corruption"), Some((CheckKind::Ready, Some("data_corruption"))));
+        assert_eq!(parse_path("/livez/data_corruption"), None);
+        assert_eq!(parse_path("/readyz/"), None);
+        assert_eq!(parse_path("/health"), None);
+    }
+
+    #[test]
+    fn queries_are_read_leniently() {
+        let query = Query::parse("serializable=true&exclude=NOSPACE&exclude=&verbose&x=y");
+        let expected = Query { serializable: true, verbose: true, exclude: vec!["NOSPACE".into()] };
+        assert_eq!(query, expected);
+        assert!(!Query::parse("serializable=1").serializable);
+    }
+}

@@ -1,0 +1,194 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use prost::Message;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::Failure;
+use super::lease_clock::LeaseClock;
+use super::metrics::CoreMetrics;
+use crate::api_error::ApiError;
+use crate::core::alarm::AlarmStore;
+use crate::core::apply::{Applied, ApplyHandle, Waiters};
+use crate::core::backend::Backend;
+use crate::core::cluster::ClusterStore;
+use crate::core::mvcc::{Snapshot, StoreReader};
+use crate::core::raft::RaftHandle;
+use crate::pb::encoded::ResponseHeader;
+use crate::pb::etcdserverpb::InternalRaftRequest;
+use crate::types::{ClusterId, LogIndex, MemberId, Revision};
+
+/// Changes in memory that the state on disk does not have yet, in bytes; above it writes are refused until the disk
+/// has caught up.
+const PENDING_BYTES_MAX: u64 = 1 << 30;
+/// How long a reader that waits for its index sleeps between looks, at most; apply wakes it earlier.
+const APPLIED_RECHECK: Duration = Duration::from_millis(50);
+
+/// Limits of one member.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest encoded proposal.
+    pub max_request_bytes: usize,
+    /// Longest list of a transaction.
+    pub max_txn_ops: usize,
+    /// Bytes the state may take; negative for no limit.
+    pub quota_bytes: i64,
+    /// How long a proposal may take.
+    pub request_timeout: Duration,
+    /// Shortest lease, in seconds.
+    pub lease_ttl_min: i64,
+}
+
+/// Extra bytes a request message may have over `max_request_bytes`.
+const REQUEST_OVERHEAD_BYTES: usize = 512 * 1024;
+
+impl Limits {
+    /// Largest message the gRPC server takes.
+    pub fn max_message_bytes(&self) -> usize {
+        self.max_request_bytes + REQUEST_OVERHEAD_BYTES
+    }
+}
+
+/// State rooms that apply changes and everybody reads.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// Raised alarms.
+    pub alarms: ArcSwap<AlarmStore>,
+    /// Members and cluster version.
+    pub cluster: ArcSwap<ClusterStore>,
+}
+
+/// What every service of a member works with. Shared by all serving threads.
+pub struct Core {
+    /// This member.
+    pub member: MemberId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Limits.
+    pub limits: Limits,
+    /// Consensus.
+    pub raft: RaftHandle,
+    /// The key-value store.
+    pub store: StoreReader,
+    /// Alarms and members.
+    pub published: Arc<Published>,
+    /// Leases and their deadlines.
+    pub leases: Arc<LeaseClock>,
+    /// State on disk, for maintenance calls.
+    pub backend: Backend,
+    /// Apply's side of compactions.
+    pub apply: ApplyHandle,
+    /// Counters.
+    pub metrics: CoreMetrics,
+    /// Requests under way.
+    pub waiters: Arc<Waiters>,
+    /// Source of request ids.
+    pub next_request: AtomicU64,
+    /// Bytes of changes that are not in the state on disk yet; apply keeps it current.
+    pub pending_bytes: AtomicU64,
+}
+
+impl Core {
+    /// Replicates a request and returns its outcome once this member has applied it.
+    ///
+    /// Dropping the future ends the waiting only: the entry may still commit.
+    pub async fn propose(&self, mut request: InternalRaftRequest) -> Result<Applied, Failure> {
+        let id = self.next_request.fetch_add(1, Ordering::Relaxed);
+        request.id = id;
+        let encoded = request.encode_to_vec();
+        if encoded.len() > self.limits.max_request_bytes {
+            return Err(ApiError::RequestTooLarge.into());
+        }
+        if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
+            return Err(ApiError::TooManyRequests.into());
+        }
+        let guard = Registered { waiters: &self.waiters, id };
+        let outcome = self.waiters.register(id);
+        self.metrics.server.proposals_pending.inc();
+        let result = match self.raft.propose(Bytes::from(encoded)) {
+            Ok(()) => match tokio::time::timeout(self.limits.request_timeout, outcome).await {
+                Ok(Ok(outcome)) => outcome.map_err(Failure::from),
+                Ok(Err(_)) => Err(ApiError::Stopped.into()),
+                Err(_) => Err(self.late()),
+            },
+            Err(error) => Err(error.into()),
+        };
+        self.metrics.server.proposals_pending.dec();
+        if matches!(result, Err(Failure::Api(_) | Failure::Propose(_) | Failure::Deadline)) {
+            self.metrics.server.proposals_failed.inc();
+        }
+        drop(guard);
+        result
+    }
+
+    fn late(&self) -> Failure {
+        match self.raft.status().borrow().leader {
+            None => Failure::Deadline,
+            Some(_) => ApiError::Timeout.into(),
+        }
+    }
+
+    /// Completes when the published state is at least as new as every write acknowledged before the call.
+    pub async fn linearizable(&self) -> Result<(), Failure> {
+        if self.raft.reads_are_local() {
+            // The only voter acknowledges a write after publishing it.
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.limits.request_timeout;
+        let asked = timeout_at(deadline, self.raft.read_index()).await;
+        let Ok(Some(index)) = asked else { return Err(ApiError::Timeout.into()) };
+        self.wait_applied(index, deadline).await
+    }
+
+    async fn wait_applied(&self, index: LogIndex, deadline: Instant) -> Result<(), Failure> {
+        let mut progress = self.apply.progress();
+        while self.raft.applied() < index {
+            if Instant::now() >= deadline {
+                return Err(ApiError::Timeout.into());
+            }
+            let _ = tokio::time::timeout(APPLIED_RECHECK, progress.changed()).await;
+        }
+        Ok(())
+    }
+
+    /// The newest published state.
+    pub fn snapshot(&self) -> Snapshot {
+        self.store.snapshot()
+    }
+
+    /// A header that says who answers.
+    pub fn header(&self, revision: Revision) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster.0,
+            member_id: self.member.0,
+            revision: revision.0,
+            raft_term: self.raft.term().0,
+        }
+    }
+
+    /// A header at the newest revision.
+    pub fn header_now(&self) -> ResponseHeader {
+        self.header(self.store.snapshot().revision())
+    }
+
+    /// Adds who answers to a header that holds only the revision.
+    pub fn complete(&self, header: &mut Option<ResponseHeader>) {
+        let revision = header.as_ref().map_or(0, |header| header.revision);
+        *header = Some(self.header(Revision(revision)));
+    }
+}
+
+/// Takes a request off the list of waiters when its future ends, however it ends.
+struct Registered<'a> {
+    waiters: &'a Waiters,
+    id: u64,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.waiters.forget(self.id);
+    }
+}

@@ -1,0 +1,87 @@
+use tonic::Status;
+
+use crate::api_error::ApiError;
+use crate::core::apply::ApplyError;
+use crate::core::lease::LeaseError;
+use crate::core::mvcc::MvccError;
+use crate::core::raft::ProposeError;
+
+/// Why a request to this member failed, before it becomes a status.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// An error of the API.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The entry was applied and refused.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A read was refused.
+    #[error(transparent)]
+    Mvcc(#[from] MvccError),
+    /// The request could not be proposed.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// Nobody took the proposal in time: there is no leader.
+    #[error("context deadline exceeded")]
+    Deadline,
+    /// Something the API has no word for.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Api(error) => error.into(),
+            Failure::Apply(error) => apply_status(error),
+            Failure::Mvcc(error) => mvcc_status(error),
+            Failure::Propose(ProposeError::Overloaded) => ApiError::TooManyRequests.into(),
+            Failure::Propose(ProposeError::Stopped) => ApiError::Stopped.into(),
+            Failure::Deadline => Status::deadline_exceeded("context deadline exceeded"),
+            Failure::Other(text) => Status::unknown(text),
+        }
+    }
+}
+
+fn apply_status(error: ApplyError) -> Status {
+    match error {
+        ApplyError::Mvcc(error) => mvcc_status(error),
+        ApplyError::Lease(error) => lease_status(error),
+        ApplyError::NoSpace => ApiError::NoSpace.into(),
+        ApplyError::Corrupt => ApiError::Corrupt.into(),
+        ApplyError::Unknown => Status::unimplemented("request kind is not supported by this member"),
+    }
+}
+
+fn mvcc_status(error: MvccError) -> Status {
+    match error {
+        MvccError::EmptyKey => ApiError::EmptyKey.into(),
+        MvccError::KeyNotFound { .. } | MvccError::EmptyOperation => ApiError::KeyNotFound.into(),
+        MvccError::ValueProvided => ApiError::ValueProvided.into(),
+        MvccError::LeaseProvided => ApiError::LeaseProvided.into(),
+        MvccError::LeaseNotFound { .. } => ApiError::LeaseNotFound.into(),
+        MvccError::InvalidSortOption { .. } => ApiError::InvalidSortOption.into(),
+        MvccError::StreamedSort | MvccError::StreamedFilter => Status::unimplemented(error.to_string()),
+        MvccError::TooManyOps { .. } => ApiError::TooManyOps.into(),
+        MvccError::DuplicateKey { .. } => ApiError::DuplicateKey.into(),
+        MvccError::Compacted { .. } => ApiError::Compacted.into(),
+        MvccError::Future { .. } => ApiError::FutureRevision.into(),
+        MvccError::Corrupt { .. } | MvccError::Backend(_) => {
+            // The client learns that it failed, the operator learns where.
+            tracing::error!(%error, "stored state cannot be read");
+            Status::unknown(format!("{:#}", anyhow::Error::from(error)))
+        }
+    }
+}
+
+fn lease_status(error: LeaseError) -> Status {
+    match error {
+        LeaseError::NotFound { .. } => ApiError::LeaseNotFound.into(),
+        LeaseError::Exists { .. } => ApiError::LeaseExists.into(),
+        LeaseError::TtlTooLarge { .. } => ApiError::LeaseTtlTooLarge.into(),
+        LeaseError::Corrupt { .. } | LeaseError::Backend(_) => {
+            tracing::error!(%error, "stored leases cannot be read");
+            Status::unknown(format!("{:#}", anyhow::Error::from(error)))
+        }
+    }
+}

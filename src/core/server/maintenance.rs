@@ -1,0 +1,160 @@
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use tonic::{Request, Response, Status};
+
+use super::core::Core;
+use super::snapshot;
+use crate::api_error::ApiError;
+use crate::core::apply::Applied;
+use crate::core::backend::{Backend, BackendError, Table};
+use crate::core::cluster::STORAGE_VERSION;
+use crate::core::mvcc::MvccError;
+use crate::pb::etcdserverpb::alarm_request::AlarmAction;
+use crate::pb::etcdserverpb::maintenance_server::Maintenance;
+use crate::pb::etcdserverpb::*;
+use crate::types::{API_VERSION, MemberId, RecordId, Revision};
+
+/// The Maintenance service.
+#[derive(Clone)]
+pub struct MaintenanceService {
+    core: Arc<Core>,
+}
+
+impl MaintenanceService {
+    /// Builds the service.
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+}
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
+
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        let request = request.into_inner();
+        let action = AlarmAction::try_from(request.action)
+            .map_err(|_| Status::invalid_argument(format!("etcdserver: unknown alarm action {}", request.action)))?;
+        let kind = AlarmType::try_from(request.alarm)
+            .map_err(|_| Status::invalid_argument(format!("etcdserver: unknown alarm type {}", request.alarm)))?;
+        let alarms = match action {
+            AlarmAction::Get => self.core.published.alarms.load().list(kind),
+            AlarmAction::Activate | AlarmAction::Deactivate => {
+                let request = InternalRaftRequest { alarm: Some(request), ..Default::default() };
+                match self.core.propose(request).await? {
+                    Applied::Alarm(alarms) => alarms,
+                    _ => return Err(Status::internal("the outcome does not belong to the request")),
+                }
+            }
+        };
+        Ok(Response::new(AlarmResponse { header: Some(self.core.header_now()), alarms }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let core = &self.core;
+        let status = *core.raft.status().borrow();
+        let mut errors = Vec::new();
+        if status.leader.is_none() {
+            errors.push(ApiError::NoLeader.text().to_owned());
+        }
+        for alarm in core.published.alarms.load().list(AlarmType::None) {
+            let kind = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
+            errors.push(format!("memberID:{} alarm:{kind}", alarm.member_id));
+        }
+        Ok(Response::new(StatusResponse {
+            header: Some(core.header_now()),
+            version: API_VERSION.to_owned(),
+            db_size: core.backend.size_bytes() as i64,
+            leader: status.leader.map_or(0, |leader| leader.0),
+            raft_index: core.raft.committed().0,
+            raft_term: status.term.0,
+            raft_applied_index: core.raft.applied().0,
+            errors,
+            db_size_in_use: core.backend.size_in_use_bytes() as i64,
+            is_learner: core.published.cluster.load().member(core.member).is_some_and(|member| member.is_learner),
+            storage_version: STORAGE_VERSION.to_owned(),
+            db_size_quota: core.limits.quota_bytes,
+            downgrade_info: Some(DowngradeInfo::default()),
+        }))
+    }
+
+    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        let backend = self.core.backend.clone();
+        blocking(move || backend.defragment()).await?;
+        Ok(Response::new(DefragmentResponse { header: None }))
+    }
+
+    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let backend = self.core.backend.clone();
+        let hash = blocking(move || state_digest(&backend)).await?;
+        Ok(Response::new(HashResponse { header: Some(self.core.header_now()), hash }))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        let asked = Revision(request.get_ref().revision);
+        // Everything acknowledged so far is in the hash of "now".
+        self.core.linearizable().await?;
+        let store = self.core.store.clone();
+        let result = tokio::task::spawn_blocking(move || store.hash_kv(asked)).await;
+        let (hashed, current) = result.map_err(|_| ApiError::Stopped)?.map_err(super::error::Failure::from)?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(self.core.header(current)),
+            hash: hashed.hash,
+            compact_revision: hashed.compact_revision.0,
+            hash_revision: hashed.hash_revision.0,
+        }))
+    }
+
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.core.linearizable().await?;
+        Ok(Response::new(Box::pin(snapshot::stream(self.core.backend.clone()))))
+    }
+
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        if !self.core.raft.status().borrow().is_leader {
+            return Err(ApiError::NotLeader.into());
+        }
+        let target = MemberId(request.get_ref().target_id);
+        if target == self.core.member {
+            return Ok(Response::new(MoveLeaderResponse { header: None }));
+        }
+        Err(ApiError::BadLeaderTransferee.into())
+    }
+
+    async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        Err(Status::unimplemented("downgrades are not supported by this version of watershed"))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(super::error::Failure::from(MvccError::from(error)).into()),
+        Err(_) => Err(ApiError::Stopped.into()),
+    }
+}
+
+/// A digest of every row but the bookkeeping: equal state, equal number.
+fn state_digest(backend: &Backend) -> Result<u32, BackendError> {
+    let mut digest = 0;
+    for table in Table::ALL {
+        if matches!(table, Table::Meta | Table::Key) {
+            continue;
+        }
+        for (key, value) in backend.rows(table)? {
+            digest = crc32c::crc32c_append(digest, &key);
+            digest = crc32c::crc32c_append(digest, &value);
+        }
+    }
+    backend.scan(RecordId::default(), Revision(i64::MAX), &mut |id, tombstone, value| {
+        digest = crc32c::crc32c_append(digest, &id.to_bytes());
+        digest = crc32c::crc32c_append(digest, &[u8::from(tombstone)]);
+        digest = crc32c::crc32c_append(digest, value);
+        std::ops::ControlFlow::Continue(())
+    })?;
+    Ok(digest)
+}

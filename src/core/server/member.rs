@@ -1,0 +1,296 @@
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+use super::core::{Core, Limits, Published};
+use super::lease_clock::{self, LeaseClock};
+use super::metrics::CoreMetrics;
+use super::observer::MemberObserver;
+use super::recover::{Bootstrap, Layout, Opened, RecoverError, open};
+use super::{auto_compaction, checkpoint};
+use crate::config::{Quota, ServerConfig};
+use crate::core::alarm::AlarmStore;
+use crate::core::apply::{Applier, ApplierConfig, ApplyQueue, ApplyTask, CompactionPace, Waiters};
+use crate::core::backend::{Backend, BackendError, Checkpointer, Table};
+use crate::core::cluster::{CLUSTER_VERSION, ClusterError, ClusterStore};
+use crate::core::lease::{LeaseError, LeaseStore, Lessor, LessorConfig};
+use crate::core::mvcc::{MvccError, Store};
+use crate::core::raft::{
+    LogTail, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
+};
+use crate::core::watch::CoreWatch;
+use crate::pb::etcdserverpb::InternalRaftRequest;
+use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
+use crate::shutdown::Tasks;
+use crate::types::{LogIndex, MemberId};
+
+/// Ticks per election timeout; a heartbeat is one tick.
+const HEARTBEAT_TICKS: usize = 1;
+/// Entries that may be committed and not applied before proposals are refused.
+const BEHIND_MAX: u64 = 5000;
+/// Log entries kept in memory behind the state on disk.
+const CATCH_UP_ENTRIES: u64 = 5000;
+/// Whole log segments kept whatever the state on disk covers, as etcd does.
+const SEGMENTS_MIN: usize = 5;
+/// Events kept in memory for watchers, in bytes.
+const EVENT_LOG_BYTES: usize = 64 * 1024 * 1024;
+/// How long a start waits for a leader and for the log to be applied.
+const START_WAIT: Duration = Duration::from_secs(60);
+
+/// Why a member did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its files.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// Its state.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The keys in its state.
+    #[error("rebuild the key index")]
+    Mvcc(#[from] MvccError),
+    /// The leases in its state.
+    #[error("read the leases")]
+    Lease(#[from] LeaseError),
+    /// The members in its state.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// Consensus.
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+    /// A thread.
+    #[error("start a thread")]
+    Thread(#[from] std::io::Error),
+    /// Nobody leads, or the log cannot be applied.
+    #[error("member is not ready after {START_WAIT:?}")]
+    NotReady,
+    /// What it says about itself could not be replicated.
+    #[error("publish the member: {0}")]
+    Publish(String),
+}
+
+/// Called once when a member can no longer be trusted with its state; must end the process.
+pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
+
+/// A running member, without its listeners.
+pub struct Member {
+    core: Arc<Core>,
+    watch: CoreWatch,
+    raft: RaftTask,
+    apply: ApplyTask,
+    checkpointer: Checkpointer,
+    tasks: Tasks,
+}
+
+impl Member {
+    /// Opens the files, replays the log and starts every part. Ready to serve when it returns.
+    ///
+    /// # Errors
+    /// Names the file or part that is at fault; nothing keeps running.
+    pub async fn start(
+        config: &ServerConfig,
+        metrics: CoreMetrics,
+        failed: Failed,
+        tasks: &Tasks,
+    ) -> Result<Self, StartError> {
+        let layout = Layout::new(&config.data_dir, &config.wal_dir);
+        let bootstrap = Bootstrap {
+            peer_urls: config.peer_urls.clone(),
+            token: config.initial_cluster_token.clone(),
+            name: config.name.clone(),
+        };
+        let opened = open(&layout, &bootstrap)?;
+        info!(
+            member = %opened.metadata.member,
+            cluster = %opened.metadata.cluster,
+            state_index = %opened.position.index,
+            log_entries = opened.recovered.entries.len(),
+            "data directory is open"
+        );
+        if let Some(cut) = &opened.recovered.cut {
+            warn!(file = %cut.path.display(), cut.offset, cut.bytes, cut.what, "torn end of the log was cut");
+        }
+        let tasks = tasks.child();
+        let member = Self::assemble(config, opened, metrics, failed, tasks)?;
+        member.wait_ready().await?;
+        member.publish(config).await?;
+        member.spawn_keepers(config);
+        Ok(member)
+    }
+
+    fn assemble(
+        config: &ServerConfig,
+        opened: Opened,
+        metrics: CoreMetrics,
+        failed: Failed,
+        tasks: Tasks,
+    ) -> Result<Self, StartError> {
+        let Opened { wal, metadata, recovered, backend, position, conf_state } = opened;
+        let store = Store::open(backend.clone())?;
+        let reader = store.reader();
+
+        let cluster = ClusterStore::open(&backend.rows(Table::Members)?, &backend.rows(Table::Cluster)?)?;
+        let alarms = AlarmStore::open(&backend.rows(Table::Alarm)?);
+        let limits = limits(config);
+        let leases = Arc::new(RwLock::new(open_leases(&backend, &store, limits.lease_ttl_min)?));
+        let published = Arc::new(Published::default());
+        published.cluster.store(Arc::new(cluster.clone()));
+        published.alarms.store(Arc::new(alarms.clone()));
+        let lessor = Lessor::new(LessorConfig::default(), leases.read().all());
+        let clock = Arc::new(LeaseClock::new(leases.clone(), lessor));
+        let applier_config = ApplierConfig { quota_bytes: limits.quota_bytes };
+        let applier = Applier::new(store, leases, cluster, alarms, backend.clone(), applier_config);
+
+        let (queue, apply_handle, inlet) = ApplyTask::channel();
+        let inbox = RaftInbox::new();
+        let observer = WalObserver {
+            persisted: inbox.persisted(),
+            failed: failed.clone(),
+            sync_seconds: metrics.disk.wal_fsync.clone(),
+        };
+        let log = LogTail::new(position, recovered.entries, &recovered.hard_state, &conf_state);
+        let node = RaftNode::new(&node_config(config, metadata.member, position.index), log)?;
+        let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
+        let raft_failed = failed.clone();
+        let tick = config.heartbeat_interval;
+        let raft_config = TaskConfig::<ApplyQueue> { tick, behind_max: BEHIND_MAX, sink: queue, failed: raft_failed };
+        let raft = RaftTask::start(node, writer, inbox, raft_config)?;
+        raft.handle().set_applied(position.index);
+
+        let core = Arc::new(Core {
+            member: metadata.member,
+            cluster: metadata.cluster,
+            limits,
+            raft: raft.handle(),
+            store: reader,
+            published,
+            leases: clock,
+            backend: backend.clone(),
+            apply: apply_handle,
+            metrics,
+            waiters: Arc::new(Waiters::default()),
+            next_request: AtomicU64::new(first_request_id(metadata.member)),
+            pending_bytes: AtomicU64::new(0),
+        });
+        let watch = CoreWatch::new(core.store.clone(), EVENT_LOG_BYTES);
+        let observer = MemberObserver::new(core.clone(), watch.clone(), failed.clone(), tasks.clone());
+        let pace =
+            CompactionPace { slice_records: config.compaction_batch_limit, pause: config.compaction_sleep_interval };
+        let apply = ApplyTask::start(applier, inlet, core.apply.clone(), core.waiters.clone(), observer, pace)?;
+        let report = move |error: &BackendError| failed(format!("checkpoint: {error}"));
+        let checkpointer = Checkpointer::start(backend, report)?;
+        Ok(Self { core, watch, raft, apply, checkpointer, tasks })
+    }
+
+    /// What the services work with.
+    pub fn core(&self) -> Arc<Core> {
+        self.core.clone()
+    }
+
+    /// The event log that watches read.
+    pub fn watch(&self) -> CoreWatch {
+        self.watch.clone()
+    }
+
+    /// Every acknowledged write of earlier runs must be readable before the first request.
+    async fn wait_ready(&self) -> Result<(), StartError> {
+        let deadline = Instant::now() + START_WAIT;
+        let mut status = self.core.raft.status();
+        let leads = status.wait_for(|status| status.reads_are_local);
+        timeout_at(deadline, leads).await.map_err(|_| StartError::NotReady)?.map_err(|_| StartError::NotReady)?;
+        let target = self.core.raft.committed();
+        let mut progress = self.core.apply.progress();
+        let applied = progress.wait_for(|applied| *applied >= target);
+        timeout_at(deadline, applied).await.map_err(|_| StartError::NotReady)?.map_err(|_| StartError::NotReady)?;
+        Ok(())
+    }
+
+    /// Tells the cluster this member's name and URLs, and decides the cluster version.
+    async fn publish(&self, config: &ServerConfig) -> Result<(), StartError> {
+        let cluster = self.core.published.cluster.load_full();
+        let known = cluster.member(self.core.member);
+        if known.is_none_or(|known| known.name != config.name || known.client_urls != config.advertise_client_urls) {
+            let attributes =
+                Attributes { name: config.name.clone(), client_urls: config.advertise_client_urls.clone() };
+            let set =
+                ClusterMemberAttrSetRequest { member_id: self.core.member.0, member_attributes: Some(attributes) };
+            self.replicate(InternalRaftRequest { cluster_member_attr_set: Some(set), ..Default::default() }).await?;
+        }
+        if cluster.version() != Some(CLUSTER_VERSION) {
+            let set = ClusterVersionSetRequest { ver: CLUSTER_VERSION.to_owned() };
+            self.replicate(InternalRaftRequest { cluster_version_set: Some(set), ..Default::default() }).await?;
+        }
+        Ok(())
+    }
+
+    async fn replicate(&self, request: InternalRaftRequest) -> Result<(), StartError> {
+        match self.core.propose(request).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StartError::Publish(error.to_string())),
+        }
+    }
+
+    fn spawn_keepers(&self, config: &ServerConfig) {
+        let (core, tasks) = (&self.core, &self.tasks);
+        tasks.spawn(lease_clock::run(core.clone(), config.election_timeout, tasks.clone()));
+        tasks.spawn(checkpoint::run(core.clone(), config.snapshot_count, CATCH_UP_ENTRIES, tasks.clone()));
+        tasks.spawn(auto_compaction::run(core.clone(), config.auto_compaction, tasks.clone()));
+    }
+
+    /// Stops from the outside in, after the listeners: tasks, raft with its log, apply, the last checkpoint.
+    pub async fn stop(self) {
+        self.tasks.stop();
+        let ended = tokio::task::spawn_blocking(move || {
+            self.raft.stop();
+            self.apply.join();
+            if let Err(error) = self.checkpointer.stop() {
+                warn!(%error, "last checkpoint was not written; the log still has it");
+            }
+        });
+        if let Err(error) = ended.await {
+            warn!(%error, "member did not stop cleanly");
+        }
+    }
+}
+
+fn limits(config: &ServerConfig) -> Limits {
+    Limits {
+        max_request_bytes: config.max_request_bytes,
+        max_txn_ops: config.max_txn_ops,
+        quota_bytes: match config.quota {
+            Quota::Unlimited => -1,
+            Quota::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
+        },
+        request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
+        // One and a half election timeouts, in whole seconds.
+        lease_ttl_min: (config.election_timeout.as_millis() * 3).div_ceil(2000).max(1) as i64,
+    }
+}
+
+fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> NodeConfig {
+    let ticks = config.election_timeout.as_millis() / config.heartbeat_interval.as_millis().max(1);
+    NodeConfig {
+        member,
+        election_ticks: usize::try_from(ticks).unwrap_or(10).max(HEARTBEAT_TICKS + 1),
+        heartbeat_ticks: HEARTBEAT_TICKS,
+        pre_vote: config.pre_vote,
+        applied,
+    }
+}
+
+/// Ids of requests differ between members and between runs of one member.
+fn first_request_id(member: MemberId) -> u64 {
+    (member.0 & 0xffff) << 48 | fastrand::u64(0..1 << 40) << 8
+}
+
+fn open_leases(backend: &Backend, store: &Store, ttl_min: i64) -> Result<LeaseStore, StartError> {
+    let mut leases = LeaseStore::open(backend, ttl_min)?;
+    for (key, lease) in store.leased_keys() {
+        leases.attach(key, lease);
+    }
+    Ok(leases)
+}

@@ -1,0 +1,40 @@
+//! The gRPC and HTTP faces of the core, and the member behind them.
+//!
+//! `member.rs` opens the data directory and starts every part of a member; `core.rs` is what all services share:
+//! propose, linearizable read, headers. `route.rs` takes a request to its service, one file per service. `error.rs`
+//! alone turns the rooms' errors into statuses. Time enters at `lease_clock.rs` and `auto_compaction.rs`.
+
+mod auth;
+mod auto_compaction;
+mod checkpoint;
+mod checks;
+mod cluster;
+mod core;
+mod error;
+mod gauges;
+mod health;
+mod http;
+mod kv;
+mod lease;
+mod lease_clock;
+mod maintenance;
+mod member;
+mod metrics;
+mod observer;
+mod peer;
+mod quota;
+mod recipe_store;
+mod recover;
+mod route;
+mod snapshot;
+mod watch;
+
+pub use self::core::{Core, Limits, Published};
+pub use self::gauges::refresh_gauges;
+pub use self::http::{BrowserRules, HttpFace};
+pub use self::member::{Failed, Member, StartError};
+pub use self::metrics::CoreMetrics;
+pub use self::peer::PeerFace;
+pub use self::recipe_store::CoreRecipeStore;
+pub use self::route::Router;
+pub use self::watch::{WatchContext, WatchService};

@@ -1,0 +1,77 @@
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tracing::warn;
+
+use super::core::Core;
+use super::member::Failed;
+use super::quota;
+use crate::core::alarm::AlarmStore;
+use crate::core::apply::{ApplyObserver, LeaseFact};
+use crate::core::cluster::ClusterStore;
+use crate::core::mvcc::{EventKind, RevisionEvents};
+use crate::core::watch::CoreWatch;
+use crate::shutdown::Tasks;
+use crate::types::LogIndex;
+
+/// Passes what apply did on to watchers, deadlines and readers.
+pub(super) struct MemberObserver {
+    core: Arc<Core>,
+    watch: CoreWatch,
+    failed: Failed,
+    tasks: Tasks,
+    runtime: Handle,
+}
+
+impl MemberObserver {
+    /// Must be called on the runtime that follow-up work runs on.
+    pub(super) fn new(core: Arc<Core>, watch: CoreWatch, failed: Failed, tasks: Tasks) -> Self {
+        Self { core, watch, failed, tasks, runtime: Handle::current() }
+    }
+}
+
+impl ApplyObserver for MemberObserver {
+    fn events(&mut self, events: Vec<RevisionEvents>) {
+        let mvcc = &self.core.metrics.mvcc;
+        for event in events.iter().flat_map(|revision| &revision.events) {
+            match event.kind {
+                EventKind::Put => mvcc.puts.inc(),
+                EventKind::Delete => mvcc.deletes.inc(),
+            }
+        }
+        self.watch.append(events);
+    }
+
+    fn leases(&mut self, facts: &[LeaseFact]) {
+        self.core.leases.apply_facts(facts);
+    }
+
+    fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {
+        self.core.published.cluster.store(Arc::new(cluster.clone()));
+        self.core.published.alarms.store(Arc::new(alarms.clone()));
+    }
+
+    fn applied(&mut self, index: LogIndex) {
+        let pending = self.core.backend.pending_bytes() as u64;
+        self.core.pending_bytes.store(pending, std::sync::atomic::Ordering::Relaxed);
+        self.core.raft.set_applied(index);
+    }
+
+    fn over_quota(&mut self) {
+        let core = self.core.clone();
+        let _entered = self.runtime.enter();
+        self.tasks.spawn(async move {
+            if let Err(error) = quota::raise_alarm(&core).await {
+                warn!(%error, "NOSPACE alarm not raised");
+            }
+        });
+    }
+
+    fn compacted(&mut self, records: usize) {
+        self.core.metrics.mvcc.compacted_keys.inc_by(records as u64);
+    }
+
+    fn failed(&mut self, reason: String) {
+        (self.failed)(reason);
+    }
+}

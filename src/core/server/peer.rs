@@ -1,0 +1,60 @@
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::header::HeaderValue;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tower::Service;
+
+use super::core::Core;
+use super::http::HttpFace;
+
+/// What the peer port answers while the cluster has one member: who belongs to it, and which version it runs.
+#[derive(Clone)]
+pub struct PeerFace {
+    core: Arc<Core>,
+    http: HttpFace,
+}
+
+impl PeerFace {
+    /// Builds the face of one member.
+    pub fn new(core: Arc<Core>, http: HttpFace) -> Self {
+        Self { core, http }
+    }
+
+    fn members(&self) -> Response<Body> {
+        let cluster = self.core.published.cluster.load();
+        let members: Vec<_> = cluster.members().collect();
+        let json = serde_json::to_string(&members).unwrap_or_default();
+        let mut response = super::http::json(json);
+        if let Ok(id) = HeaderValue::from_str(&self.core.cluster.to_string()) {
+            response.headers_mut().insert("x-etcd-cluster-id", id);
+        }
+        response
+    }
+}
+
+impl Service<Request<Incoming>> for PeerFace {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let face = self.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path() {
+                "/members" => face.members(),
+                "/version" => face.http.answer(request).await,
+                _ => super::http::not_found(),
+            })
+        })
+    }
+}

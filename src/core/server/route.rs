@@ -1,0 +1,212 @@
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{HeaderMap, Request, Response, Version, header::CONTENT_TYPE};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tonic::codec::CompressionEncoding;
+use tonic::{Code, Status};
+use tower::Service;
+
+use super::auth::AuthService;
+use super::cluster::ClusterService;
+use super::core::Core;
+use super::health::HealthService;
+use super::http::HttpFace;
+use super::kv::KvService;
+use super::lease::LeaseService;
+use super::maintenance::MaintenanceService;
+use super::recipe_store::CoreRecipeStore;
+use super::watch::WatchService;
+use crate::api_error::ApiError;
+use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
+use crate::pb::etcdserverpb::{
+    auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
+    maintenance_server::MaintenanceServer,
+};
+use crate::pb::healthpb::health_server::HealthServer;
+use crate::pb::methods::{self, Method};
+use crate::pb::v3electionpb::election_server::ElectionServer;
+use crate::pb::v3lockpb::lock_server::LockServer;
+use crate::recipes::{ElectionService, LockService};
+use crate::shutdown::Tasks;
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// Largest answer: etcd sets no practical limit.
+const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+
+/// Everything a client can reach on one serving thread: gRPC services by path, HTTP for the rest.
+#[derive(Clone)]
+pub struct Router {
+    core: Arc<Core>,
+    http: HttpFace,
+    kv: KvServer<KvService>,
+    watch: WatchServer<WatchService>,
+    lease: LeaseServer<LeaseService>,
+    cluster: ClusterServer<ClusterService>,
+    maintenance: MaintenanceServer<MaintenanceService>,
+    auth: AuthServer<AuthService>,
+    lock: LockServer<LockService<CoreRecipeStore>>,
+    election: ElectionServer<ElectionService<CoreRecipeStore>>,
+    health: HealthServer<HealthService>,
+}
+
+impl Router {
+    /// Builds the services of one serving thread.
+    pub fn new(core: Arc<Core>, watch: WatchService, recipes: CoreRecipeStore, http: HttpFace, tasks: Tasks) -> Self {
+        // One more byte than allowed is enough to see that a message is too long.
+        let limit = core.limits.max_message_bytes();
+        macro_rules! server {
+            ($server:ident, $service:expr) => {
+                $server::new($service)
+                    .max_decoding_message_size(limit)
+                    .max_encoding_message_size(ANSWER_BYTES_MAX)
+                    .accept_compressed(CompressionEncoding::Gzip)
+            };
+        }
+        Self {
+            kv: server!(KvServer, KvService::new(core.clone())),
+            watch: server!(WatchServer, watch),
+            lease: server!(LeaseServer, LeaseService::new(core.clone())),
+            cluster: server!(ClusterServer, ClusterService::new(core.clone())),
+            maintenance: server!(MaintenanceServer, MaintenanceService::new(core.clone())),
+            auth: server!(AuthServer, AuthService::new(core.clone())),
+            lock: server!(LockServer, LockService::new(recipes.clone(), tasks.clone())),
+            election: server!(ElectionServer, ElectionService::new(recipes, tasks)),
+            health: server!(HealthServer, HealthService::new()),
+            http,
+            core,
+        }
+    }
+
+    fn grpc(&mut self, request: Request<Incoming>) -> Answer {
+        let method = match methods::find(request.uri().path()) {
+            Ok(method) => method,
+            Err(text) => return ready(Status::unimplemented(text)),
+        };
+        let observed = self.core.metrics.start(method);
+        if let Err(status) = self.admit(method, request.headers()) {
+            observed.finish(status.code());
+            return ready(status);
+        }
+        let answer: Answer = match method.service {
+            "etcdserverpb.KV" => Box::pin(self.kv.call(request)),
+            "etcdserverpb.Watch" => Box::pin(self.watch.call(request)),
+            "etcdserverpb.Lease" => Box::pin(self.lease.call(request)),
+            "etcdserverpb.Cluster" => Box::pin(self.cluster.call(request)),
+            "etcdserverpb.Maintenance" => Box::pin(self.maintenance.call(request)),
+            "etcdserverpb.Auth" => Box::pin(self.auth.call(request)),
+            "v3lockpb.Lock" => Box::pin(self.lock.call(request)),
+            "v3electionpb.Election" => Box::pin(self.election.call(request)),
+            "grpc.health.v1.Health" => Box::pin(self.health.call(request)),
+            other => return ready(Status::unimplemented(format!("unknown service {other}"))),
+        };
+        let limit = self.core.limits.max_message_bytes();
+        Box::pin(async move {
+            let response = reword(answer.await?, limit);
+            Ok(observed.follow(response))
+        })
+    }
+
+    /// What is checked before any method: capability, client version, leader.
+    fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<(), Status> {
+        if method.service == "grpc.health.v1.Health" {
+            return Ok(());
+        }
+        if self.core.published.cluster.load().version().is_none() {
+            return Err(ApiError::NotCapable.into());
+        }
+        let client = match headers.get("client-api-version") {
+            None => None,
+            Some(version) => match std::str::from_utf8(version.as_bytes()) {
+                Ok(version) => Some(version),
+                Err(_) => return Err(ApiError::InvalidClientApiVersion.into()),
+            },
+        };
+        self.core.metrics.client_request(method.kind, client);
+        let wants_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
+        if wants_leader && self.core.raft.status().borrow().leader.is_none() {
+            return Err(ApiError::NoLeader.into());
+        }
+        Ok(())
+    }
+}
+
+impl Service<Request<Incoming>> for Router {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Answer {
+        let is_grpc = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc {
+            return self.grpc(request);
+        }
+        if request.version() == Version::HTTP_2 {
+            // On the plain port HTTP/2 is for gRPC alone.
+            return ready_http(not_grpc(request.headers()));
+        }
+        let http = self.http.clone();
+        Box::pin(async move { Ok(http.answer(request).await) })
+    }
+}
+
+fn ready(status: Status) -> Answer {
+    ready_http(status.into_http())
+}
+
+fn ready_http(response: Response<Body>) -> Answer {
+    Box::pin(std::future::ready(Ok(response)))
+}
+
+fn not_grpc(headers: &HeaderMap) -> Response<Body> {
+    let content = headers.get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or_default());
+    let mut response = Status::unknown(format!("invalid gRPC request content-type {content:?}")).into_http();
+    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
+
+/// Words the library's "message too long" as clients of etcd know it.
+fn reword(response: Response<Body>, limit: usize) -> Response<Body> {
+    let Some(status) = Status::from_header_map(response.headers()) else { return response };
+    match too_large(&status, limit) {
+        Some(status) => status.into_http(),
+        None => response,
+    }
+}
+
+/// The status etcd answers when `status` is the library's for an oversized message.
+pub(super) fn too_large(status: &Status, limit: usize) -> Option<Status> {
+    if status.code() != Code::OutOfRange {
+        return None;
+    }
+    let size = status.message().strip_prefix("Error, decoded message length too large: found ")?.split(' ').next()?;
+    Some(Status::resource_exhausted(format!("grpc: received message larger than max ({size} vs. {limit})")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oversized_messages_are_worded_as_etcd_does() {
+        let library = Status::out_of_range(
+            "Error, decoded message length too large: found 3000000 bytes, the limit is: 2097152 bytes",
+        );
+        let status = too_large(&library, 2_097_152).expect("recognised");
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.message(), "grpc: received message larger than max (3000000 vs. 2097152)");
+        assert!(too_large(&Status::out_of_range("etcdserver: mvcc: x"), 1).is_none());
+    }
+}

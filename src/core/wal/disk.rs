@@ -1,0 +1,213 @@
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+
+/// etcd's segment size.
+const SEGMENT_BYTES: u64 = 64 * 1000 * 1000;
+
+/// Files and folders as the log needs them; a simulation replaces them.
+///
+/// Only what was followed by [`WalFile::sync_data`] (contents) or [`sync_dir`](Self::sync_dir) (names) survives a
+/// power loss. The log never repeats a call that failed.
+pub trait WalDisk: Send {
+    /// An open file.
+    type File: WalFile;
+
+    /// Size at which a segment is closed, and room reserved for it.
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES
+    }
+    /// Whether a file or folder of this name exists.
+    ///
+    /// # Errors
+    /// The system's.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// Makes a folder, and those above it, for the owner only; all but the folder's own name are durable then.
+    ///
+    /// # Errors
+    /// The system's.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Names in a folder, in any order.
+    ///
+    /// # Errors
+    /// The system's.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Makes and locks a new file of zeroes of this size, for the owner only. A file of that name is replaced.
+    ///
+    /// # Errors
+    /// The system's.
+    fn create(&self, path: &Path, size: u64) -> io::Result<Self::File>;
+    /// Opens and locks a file; `WouldBlock` when another process holds it.
+    ///
+    /// # Errors
+    /// The system's.
+    fn open(&self, path: &Path) -> io::Result<Self::File>;
+    /// Renames a file or folder.
+    ///
+    /// # Errors
+    /// The system's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Deletes a file, or a folder with all in it; it is no error when there is none.
+    ///
+    /// # Errors
+    /// The system's.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes names in a folder durable.
+    ///
+    /// # Errors
+    /// The system's.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// An open file of the log.
+pub trait WalFile: Send {
+    /// Bytes in the file.
+    ///
+    /// # Errors
+    /// The system's.
+    fn size(&self) -> io::Result<u64>;
+    /// Reads up to `into.len()` bytes; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize>;
+    /// Writes all bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Cuts the file off.
+    ///
+    /// # Errors
+    /// The system's.
+    fn truncate(&mut self, size: u64) -> io::Result<()>;
+    /// Extends the file with zeroes to `size`, with room reserved on disk.
+    ///
+    /// # Errors
+    /// The system's.
+    fn reserve(&mut self, size: u64) -> io::Result<()>;
+    /// Makes the contents and the size durable.
+    ///
+    /// # Errors
+    /// The system's.
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+/// The real file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FsDisk;
+
+impl WalDisk for FsDisk {
+    type File = FsFile;
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let missing: Vec<_> = path.ancestors().take_while(|above| !above.exists()).collect();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        for made in missing.into_iter().skip(1) {
+            File::open(made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+                .sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        // Names that are not UTF-8 are none of ours; lossy ones do not parse either.
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn create(&self, path: &Path, size: u64) -> io::Result<FsFile> {
+        self.remove(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        lock(&file)?;
+        let mut file = FsFile(file);
+        file.reserve(size)?;
+        Ok(file)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<FsFile> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        lock(&file)?;
+        Ok(FsFile(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let removed = match fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// A file of the real file system, locked while it is open.
+#[derive(Debug)]
+pub struct FsFile(File);
+
+impl WalFile for FsFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < into.len() {
+            match self.0.read_at(&mut into[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn truncate(&mut self, size: u64) -> io::Result<()> {
+        self.0.set_len(size)
+    }
+
+    fn reserve(&mut self, size: u64) -> io::Result<()> {
+        let current = self.size()?;
+        if current >= size {
+            return Ok(());
+        }
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(&self.0, FallocateFlags::empty(), current, size - current) {
+            // The room is a convenience where the file system cannot reserve any.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => self.0.set_len(size),
+            other => Ok(other?),
+        }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

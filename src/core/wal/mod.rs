@@ -1,0 +1,25 @@
+//! The write-ahead log: what raft must not forget, in etcd's format on disk.
+//!
+//! The raft room's writer thread appends entries and hard states to a buffer and syncs once per group; after that
+//! the group is safe. At start the log is read from the position of the stored state on. docs/design/wal.md draws the
+//! file and tells how a torn end is told apart from corruption.
+//!
+//! Start with `record.rs` (the bytes), then `log.rs` (writing) and `recover.rs` (reading); `replay.rs` holds the
+//! rules a log has to obey, `disk.rs` the files behind a trait.
+
+mod disk;
+mod error;
+mod log;
+mod reader;
+mod record;
+mod recover;
+mod replay;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+pub use disk::{FsDisk, FsFile, WalDisk, WalFile};
+pub use error::WalError;
+pub use log::Wal;
+pub use record::{HardState, WalEntry, WalEntryKind, WalMetadata, WalSnapshot};
+pub use recover::{Recovered, TornTail};

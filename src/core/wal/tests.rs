@@ -1,0 +1,163 @@
+mod crash;
+mod damage;
+mod format;
+mod sim;
+
+use bytes::Bytes;
+use std::path::Path;
+
+use self::sim::SimDisk;
+use super::*;
+use crate::types::{ClusterId, LogIndex, LogPosition, MemberId, Term};
+
+const METADATA: WalMetadata = WalMetadata { member: MemberId(0x8e9e), cluster: ClusterId(0xcdf8) };
+
+fn dir() -> &'static Path {
+    Path::new("/member/wal")
+}
+
+fn entry(index: u64, term: u64, bytes: usize) -> WalEntry {
+    let data: Vec<u8> = (0..bytes).map(|byte| (byte as u64 * 7 + index * 13 + 1) as u8 | 1).collect();
+    WalEntry { kind: WalEntryKind::Normal, term: Term(term), index: LogIndex(index), data: Bytes::from(data) }
+}
+
+fn state(term: u64, commit: u64) -> HardState {
+    HardState { term: Term(term), vote: Some(MemberId(1)), commit: LogIndex(commit) }
+}
+
+fn at(index: u64, term: u64) -> LogPosition {
+    LogPosition { index: LogIndex(index), term: Term(term) }
+}
+
+fn reopen(disk: &SimDisk, from: LogPosition) -> Result<(Wal<SimDisk>, Recovered), WalError> {
+    Wal::open(disk.clone(), dir(), from)
+}
+
+#[test]
+fn what_was_synced_is_read_back() {
+    let disk = SimDisk::new(4096);
+    let mut wal = Wal::create(disk.clone(), dir(), METADATA).unwrap();
+    let entries: Vec<_> = (1..=50).map(|index| entry(index, 1 + index / 20, index as usize * 9)).collect();
+    for group in entries.chunks(7) {
+        wal.append(group, Some(&state(3, group[0].index.0))).unwrap();
+        wal.sync().unwrap();
+    }
+    drop(wal);
+    let (wal, recovered) = reopen(&disk, LogPosition::default()).unwrap();
+    assert_eq!(recovered.metadata, METADATA);
+    assert_eq!(recovered.entries, entries);
+    assert_eq!(recovered.hard_state, state(3, 50));
+    assert_eq!(recovered.cut, None);
+    assert_eq!(wal.last_index(), LogIndex(50));
+    assert!(disk.names().len() >= 3, "several segments: {:?}", disk.names());
+    drop(wal);
+    let (_, recovered) = reopen(&disk, at(45, 3)).unwrap();
+    assert_eq!(recovered.entries, entries[45..]);
+}
+
+#[test]
+fn a_rewritten_index_replaces_the_end_of_the_log() {
+    let disk = SimDisk::new(1 << 20);
+    let mut wal = Wal::create(disk.clone(), dir(), METADATA).unwrap();
+    wal.append(&[entry(1, 1, 5), entry(2, 1, 5), entry(3, 1, 5)], None).unwrap();
+    wal.append(&[entry(2, 2, 9)], None).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (_, recovered) = reopen(&disk, LogPosition::default()).unwrap();
+    assert_eq!(recovered.entries, [entry(1, 1, 5), entry(2, 2, 9)]);
+    assert!(matches!(reopen(&disk, at(2, 1)), Err(WalError::Unrelated { .. })), "term 2 is there");
+    assert!(matches!(reopen(&disk, at(3, 1)), Err(WalError::Unrelated { .. })), "the log ends before");
+}
+
+#[test]
+fn entries_that_leave_a_gap_are_refused() {
+    let disk = SimDisk::new(1 << 20);
+    let mut wal = Wal::create(disk, dir(), METADATA).unwrap();
+    assert!(matches!(wal.append(&[entry(2, 1, 5)], None), Err(WalError::OutOfOrder { index: 2, last: 0, .. })));
+    assert!(matches!(wal.append(&[entry(1, 1, 5)], None), Err(WalError::Poisoned { .. })));
+}
+
+#[test]
+fn entries_continue_behind_a_snapshot_mark() {
+    let disk = SimDisk::new(1 << 20);
+    let mut wal = Wal::create(disk.clone(), dir(), METADATA).unwrap();
+    wal.append(&[entry(1, 1, 5)], Some(&state(1, 1))).unwrap();
+    let conf_state = crate::pb::walpb::ConfState { voters: vec![1, 2, 3], ..Default::default() };
+    let mark = WalSnapshot { index: LogIndex(100), term: Term(4), conf_state };
+    wal.mark_snapshot(&mark).unwrap();
+    wal.append(&[entry(101, 4, 5)], None).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (wal, recovered) = reopen(&disk, at(100, 4)).unwrap();
+    assert_eq!(recovered.entries, [entry(101, 4, 5)]);
+    assert_eq!(recovered.snapshots, [mark]);
+    drop(wal);
+    assert!(matches!(reopen(&disk, at(1, 1)), Err(WalError::Unrelated { .. })), "entries 2 to 100 are nowhere");
+}
+
+#[test]
+fn release_deletes_whole_segments_and_keeps_the_position() {
+    let disk = SimDisk::new(512);
+    let mut wal = Wal::create(disk.clone(), dir(), METADATA).unwrap();
+    for index in 1..=40 {
+        wal.append(&[entry(index, 1, 60)], None).unwrap();
+        wal.sync().unwrap();
+    }
+    let before = disk.names().len();
+    wal.release(LogIndex(20), 2).unwrap();
+    let after = disk.names().len();
+    assert!(after < before, "{before} {after}");
+    wal.release(LogIndex(40), 5).unwrap();
+    assert_eq!(disk.names().len(), 5, "{:?}", disk.names());
+    drop(wal);
+    assert!(matches!(reopen(&disk, LogPosition::default()), Err(WalError::Missing { .. })));
+    let (_, recovered) = reopen(&disk, at(39, 1)).unwrap();
+    assert_eq!(recovered.entries, [entry(40, 1, 60)]);
+}
+
+#[test]
+fn any_failed_call_closes_the_log() {
+    for failing in 0..60 {
+        let disk = SimDisk::new(600);
+        let Ok(mut wal) = Wal::create(disk.clone(), dir(), METADATA) else { unreachable!("nothing fails yet") };
+        disk.fail_after(failing);
+        let mut failed = false;
+        for index in 1..=12 {
+            let result = wal.append(&[entry(index, 1, 60)], None).and_then(|()| wal.sync());
+            let result = result.and_then(|()| wal.release(LogIndex(index), 2));
+            if failed {
+                assert!(matches!(result, Err(WalError::Poisoned { .. })), "{failing} {result:?}");
+            }
+            if result.is_err() {
+                failed = true;
+                disk.heal();
+            }
+        }
+        if failing < 40 {
+            assert!(failed, "{failing}");
+        }
+    }
+}
+
+#[test]
+fn a_second_log_in_the_same_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("member/wal");
+    let wal = Wal::create(FsDisk, &dir, METADATA).unwrap();
+    assert!(matches!(Wal::create(FsDisk, &dir, METADATA), Err(WalError::Exists { .. })));
+    assert!(matches!(Wal::open(FsDisk, &dir, LogPosition::default()), Err(WalError::Locked { .. })));
+    drop(wal);
+    Wal::open(FsDisk, &dir, LogPosition::default()).unwrap();
+}
+
+#[test]
+fn files_are_for_the_owner_only_and_reserved() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("member/wal");
+    let _wal = Wal::create(FsDisk, &dir, METADATA).unwrap();
+    let file = std::fs::metadata(dir.join("0000000000000000-0000000000000000.wal")).unwrap();
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    assert_eq!(file.len(), 64_000_000);
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+}

@@ -1,0 +1,61 @@
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::log::log_batch;
+use crate::core::mvcc::{self, MvccError, StoreReader};
+use crate::eventlog::{History, HistoryBatch, HistoryError, HistoryRequest};
+use crate::types::Revision;
+
+/// Rows of the store one read looks at, so that a watcher of a rarely written range gives others their turn.
+const ROWS_PER_READ: usize = 10_000;
+
+/// Events of the past, read from the store.
+pub(super) struct StoreHistory {
+    reader: StoreReader,
+}
+
+impl StoreHistory {
+    pub fn new(reader: StoreReader) -> Self {
+        Self { reader }
+    }
+}
+
+impl History for StoreHistory {
+    fn events(&self, request: HistoryRequest) -> BoxFuture<'static, Result<HistoryBatch, HistoryError>> {
+        let reader = self.reader.clone();
+        async move {
+            // Old revisions come from the disk, and serving threads must not wait for it.
+            tokio::task::spawn_blocking(move || read(&reader, &request)).await.unwrap_or_else(|_| Err(stopping()))
+        }
+        .boxed()
+    }
+}
+
+fn read(reader: &StoreReader, request: &HistoryRequest) -> Result<HistoryBatch, HistoryError> {
+    let found = reader.history(&mvcc::HistoryRequest {
+        range: request.range.clone(),
+        from: request.from,
+        revisions_max: request.revisions_max,
+        events_bytes_max: request.bytes_max,
+        rows_max: ROWS_PER_READ,
+        prev_kv: request.prev_kv,
+    });
+    match found {
+        Ok(found) => Ok(HistoryBatch {
+            batches: found.revisions.into_iter().map(|events| Arc::new(log_batch(events))).collect(),
+            complete_to: Revision(found.next.0 - 1).min(request.up_to),
+        }),
+        Err(MvccError::Compacted { compacted, .. }) => Err(HistoryError::Compacted(compacted)),
+        Err(error) => {
+            tracing::error!(%error, from = %request.from, "history for a watcher could not be read");
+            Err(HistoryError::Refused("etcdserver: corrupt cluster".to_owned()))
+        }
+    }
+}
+
+/// A read that the end of the runtime cut off; its stream is about to end as well.
+fn stopping() -> HistoryError {
+    HistoryError::Refused("etcdserver: server stopped".to_owned())
+}

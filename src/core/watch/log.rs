@@ -1,0 +1,53 @@
+use std::sync::Arc;
+
+use super::history::StoreHistory;
+use crate::core::mvcc::{self, RevisionEvents, StoreReader};
+use crate::eventlog::{EventKind, EventLog, LogBatch, LogEvent, Source};
+use crate::types::Revision;
+
+/// The event log of a member: one for the whole store. Cheap to clone.
+#[derive(Clone)]
+pub struct CoreWatch {
+    source: Arc<Source>,
+    reader: StoreReader,
+}
+
+impl CoreWatch {
+    /// A log that begins at the published state, with at most `log_bytes_max` of the newest events in memory.
+    pub fn new(reader: StoreReader, log_bytes_max: usize) -> Self {
+        let log = EventLog::new(reader.revision(), log_bytes_max);
+        let source = Source::new(log, Arc::new(StoreHistory::new(reader.clone())));
+        Self { source, reader }
+    }
+
+    /// Takes the events of applied revisions, in order. Called by the one thread that applies, after it published
+    /// the revisions and before it answers their writers; does not wait for any watcher.
+    pub fn append(&self, revisions: impl IntoIterator<Item = RevisionEvents>) {
+        self.source.log().append(revisions.into_iter().map(|events| Arc::new(log_batch(events))));
+    }
+
+    /// Where watchers read.
+    pub fn source(&self) -> Arc<Source> {
+        // Compaction moves on without telling: a watch that begins now is judged by the store's own mark.
+        self.source.log().compact(self.reader.compacted());
+        self.source.clone()
+    }
+
+    /// The newest revision whose events watchers can see.
+    pub fn revision(&self) -> Revision {
+        self.source.log().head()
+    }
+}
+
+/// The log's form of a revision; the bytes are shared.
+pub(super) fn log_batch(events: RevisionEvents) -> LogBatch {
+    let revision = events.revision;
+    let events = events.events.into_iter().map(|event| {
+        let kind = match event.kind {
+            mvcc::EventKind::Put => EventKind::Put,
+            mvcc::EventKind::Delete => EventKind::Delete,
+        };
+        LogEvent::new(kind, event.key, event.kv, event.prev_kv)
+    });
+    LogBatch::new(revision, events.collect())
+}

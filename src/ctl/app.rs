@@ -1,0 +1,99 @@
+use super::command::{self, Asked, NAME, Verb};
+use super::failure::Failure;
+use super::flags::{self, Flag, Parsed, Word};
+use super::options::{self, Options};
+use super::session::{Session, show};
+use super::watch::{self, Variables};
+use super::{cluster, concurrency, kv, lease, snapshot};
+
+/// Version of the API this client speaks.
+const API_VERSION: &str = "3.7";
+
+/// Runs one command line, without the name of the program, and returns the exit code.
+pub async fn run(words: Vec<Vec<u8>>, environment: Vec<(String, String)>) -> u8 {
+    match dispatch(&words, &environment).await {
+        Ok(()) => 0,
+        Err(failure) => {
+            if let Some(note) = &failure.note {
+                eprintln!("{note}");
+            }
+            if !failure.text.is_empty() {
+                eprintln!("Error: {failure}");
+            }
+            failure.code
+        }
+    }
+}
+
+async fn dispatch(words: &[Word], environment: &[(String, String)]) -> Result<(), Failure> {
+    let (verb, mut parsed) = match command::read(words)? {
+        Asked::Help(text) => return show(text),
+        Asked::Run(verb, parsed) => (verb, parsed),
+    };
+    if let Some(done) = without_cluster(verb) {
+        return done;
+    }
+    for name in options::unknown_variables(environment) {
+        eprintln!("warning: unrecognized environment variable {name}");
+    }
+    let options = Options::read(&mut parsed, environment)?;
+    if parsed.bool("debug") {
+        eprint!("{}", options::shown(&parsed));
+    }
+    let session = Session::new(options)?;
+    with_cluster(verb, session, &parsed, environment).await
+}
+
+/// Commands that ask nobody.
+fn without_cluster(verb: Verb) -> Option<Result<(), Failure>> {
+    match verb {
+        Verb::Version => {
+            Some(show(format!("{NAME} version: {}\nAPI version: {API_VERSION}\n", env!("CARGO_PKG_VERSION"))))
+        }
+        Verb::Options => {
+            let known: Vec<&Flag> = options::FLAGS.iter().collect();
+            let head = "Every command takes these options, before or after its own words. Each can be given as a\n\
+                        variable instead, as in ETCDCTL_ENDPOINTS:\n\n";
+            Some(show(format!("{head}{}", flags::usage(&known))))
+        }
+        _ => None,
+    }
+}
+
+async fn with_cluster(
+    verb: Verb,
+    session: Session,
+    parsed: &Parsed,
+    environment: &[(String, String)],
+) -> Result<(), Failure> {
+    match verb {
+        Verb::Get => kv::get(session, parsed).await,
+        Verb::Put => kv::put(session, parsed).await,
+        Verb::Del => kv::delete(session, parsed).await,
+        Verb::Txn => kv::txn(session, parsed).await,
+        Verb::Compaction => kv::compaction(session, parsed).await,
+        Verb::Watch => watch::run(session, parsed, &Variables::read(environment)?).await,
+        Verb::LeaseGrant => lease::grant(session, parsed).await,
+        Verb::LeaseRevoke => lease::revoke(session, parsed).await,
+        Verb::LeaseTimeToLive => lease::time_to_live(session, parsed).await,
+        Verb::LeaseList => lease::list(session, parsed).await,
+        Verb::LeaseKeepAlive => lease::keep_alive(session, parsed).await,
+        Verb::MemberList => cluster::member_list(session, parsed).await,
+        Verb::MemberAdd => cluster::member_add(session, parsed).await,
+        Verb::MemberRemove => cluster::member_remove(session, parsed).await,
+        Verb::MemberUpdate => cluster::member_update(session, parsed).await,
+        Verb::MemberPromote => cluster::member_promote(session, parsed).await,
+        Verb::EndpointHealth => cluster::endpoint_health(session, parsed).await,
+        Verb::EndpointStatus => cluster::endpoint_status(session, parsed).await,
+        Verb::EndpointHashKv => cluster::endpoint_hashes(session, parsed).await,
+        Verb::AlarmList => cluster::alarm_list(session, parsed).await,
+        Verb::AlarmDisarm => cluster::alarm_disarm(session, parsed).await,
+        Verb::Defrag => cluster::defragment(session, parsed).await,
+        Verb::MoveLeader => cluster::move_leader(session, parsed).await,
+        Verb::SnapshotSave => snapshot::save(session, parsed).await,
+        Verb::Lock => concurrency::lock(session, parsed).await,
+        Verb::Elect => concurrency::elect(session, parsed).await,
+        Verb::SnapshotStatus => snapshot::status(&session, parsed),
+        Verb::Version | Verb::Options | Verb::Absent => Ok(()),
+    }
+}

@@ -1,0 +1,323 @@
+//! Notations of Go that etcdctl's output and input are made of: quoting, numbers, durations, sizes.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// `%q`: a double-quoted literal. Bytes that are no UTF-8 are escaped one by one.
+pub(super) fn quote(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() + 2);
+    text.push('"');
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '"' => text.push_str("\\\""),
+                '\\' => text.push_str("\\\\"),
+                '\x07' => text.push_str("\\a"),
+                '\x08' => text.push_str("\\b"),
+                '\x0c' => text.push_str("\\f"),
+                '\n' => text.push_str("\\n"),
+                '\r' => text.push_str("\\r"),
+                '\t' => text.push_str("\\t"),
+                '\x0b' => text.push_str("\\v"),
+                c if (c as u32) < 0x20 || c == '\x7f' => {
+                    let _ = write!(text, "\\x{:02x}", c as u32);
+                }
+                c if is_printable(c) => text.push(c),
+                c if (c as u32) < 0x10000 => {
+                    let _ = write!(text, "\\u{:04x}", c as u32);
+                }
+                c => {
+                    let _ = write!(text, "\\U{:08x}", c as u32);
+                }
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// Whether Go prints the character as it is. The leading letter keeps a combining mark from being escaped.
+fn is_printable(c: char) -> bool {
+    if c.is_ascii() {
+        return (' '..='~').contains(&c);
+    }
+    let probe = format!("a{c}");
+    probe.escape_debug().eq(probe.chars())
+}
+
+/// The quoted literal at the start of `text` and what follows it. Back quotes take everything literally.
+pub(super) fn unquote_prefix(text: &str) -> Option<(Vec<u8>, &str)> {
+    if let Some(rest) = text.strip_prefix('`') {
+        let (raw, rest) = rest.split_once('`')?;
+        return Some((raw.replace('\r', "").into_bytes(), rest));
+    }
+    let mut bytes = Vec::new();
+    let mut rest = text.strip_prefix('"')?;
+    loop {
+        let c = rest.chars().next()?;
+        rest = &rest[c.len_utf8()..];
+        match c {
+            '"' => return Some((bytes, rest)),
+            '\n' => return None,
+            '\\' => {
+                let kind = rest.chars().next()?;
+                rest = &rest[kind.len_utf8()..];
+                let simple = match kind {
+                    'a' => Some(0x07),
+                    'b' => Some(0x08),
+                    'f' => Some(0x0c),
+                    'n' => Some(b'\n'),
+                    'r' => Some(b'\r'),
+                    't' => Some(b'\t'),
+                    'v' => Some(0x0b),
+                    '\\' => Some(b'\\'),
+                    '"' => Some(b'"'),
+                    _ => None,
+                };
+                if let Some(byte) = simple {
+                    bytes.push(byte);
+                    continue;
+                }
+                let mut digits = |count: usize, radix: u32, skip: &str| -> Option<u32> {
+                    let digits = rest.get(..count)?;
+                    if !digits.chars().all(|c| c.is_digit(radix)) {
+                        return None;
+                    }
+                    rest = &rest[count..];
+                    u32::from_str_radix(&format!("{skip}{digits}"), radix).ok()
+                };
+                match kind {
+                    'x' => bytes.push(digits(2, 16, "")? as u8),
+                    '0'..='7' => bytes.push(u8::try_from(digits(2, 8, &kind.to_string())?).ok()?),
+                    'u' | 'U' => {
+                        let c = char::from_u32(digits(if kind == 'u' { 4 } else { 8 }, 16, "")?)?;
+                        bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                    }
+                    _ => return None,
+                }
+            }
+            c => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}
+
+/// `strconv.ParseInt`; base 0 understands `0x`, `0o` and `0b`.
+pub(super) fn parse_int(text: &str, base: u32) -> Result<i64, String> {
+    parse_number(text, base, "ParseInt", i128::from(i64::MIN), i128::from(i64::MAX))
+        .map(|value| i64::try_from(value).expect("inside the bounds given"))
+}
+
+/// `strconv.ParseUint`.
+pub(super) fn parse_uint(text: &str, base: u32) -> Result<u64, String> {
+    if text.starts_with(['+', '-']) {
+        return Err(format!("strconv.ParseUint: parsing {}: invalid syntax", quote(text.as_bytes())));
+    }
+    parse_number(text, base, "ParseUint", 0, i128::from(u64::MAX))
+        .map(|value| u64::try_from(value).expect("inside the bounds given"))
+}
+
+fn parse_number(text: &str, base: u32, function: &str, least: i128, most: i128) -> Result<i128, String> {
+    let wrong = |why: &str| format!("strconv.{function}: parsing {}: {why}", quote(text.as_bytes()));
+    let (negative, digits) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let (base, digits) = match (base, digits.get(..2)) {
+        (0, Some("0x" | "0X")) => (16, &digits[2..]),
+        (0, Some("0o" | "0O")) => (8, &digits[2..]),
+        (0, Some("0b" | "0B")) => (2, &digits[2..]),
+        (0, _) => (10, digits),
+        (base, _) => (base, digits),
+    };
+    if digits.is_empty() || !digits.chars().all(|c| c.is_digit(base)) {
+        return Err(wrong("invalid syntax"));
+    }
+    let value = i128::from_str_radix(digits, base).map_err(|_| wrong("value out of range"))?;
+    let value = if negative { -value } else { value };
+    if (least..=most).contains(&value) { Ok(value) } else { Err(wrong("value out of range")) }
+}
+
+/// `strconv.ParseBool`.
+pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(format!("strconv.ParseBool: parsing {}: invalid syntax", quote(text.as_bytes()))),
+    }
+}
+
+/// `time.ParseDuration`, without negative spans.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let quoted = quote(text.as_bytes());
+    let invalid = || format!("time: invalid duration {quoted}");
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    let mut nanos: u128 = 0;
+    while !rest.is_empty() {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let (value, after) = rest.split_at(number);
+        let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
+            return Err(invalid());
+        }
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, next) = after.split_at(end);
+        let scale: u128 = match unit {
+            "" => return Err(format!("time: missing unit in duration {quoted}")),
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return Err(format!("time: unknown unit {} in duration {quoted}", quote(unit.as_bytes()))),
+        };
+        let part = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u64>().ok().map(u128::from) };
+        let whole = part(whole).ok_or_else(invalid)?;
+        // More digits than a nanosecond can hold say nothing.
+        let fraction = &fraction[..fraction.len().min(18)];
+        let below = part(fraction).ok_or_else(invalid)? * scale / 10u128.pow(fraction.len() as u32);
+        nanos += whole * scale + below;
+        rest = next;
+    }
+    if nanos > i64::MAX as u128 {
+        return Err(invalid());
+    }
+    Ok(Duration::from_nanos(nanos as u64))
+}
+
+/// `Duration.String`: `1m30s`, `2.132425ms`.
+pub(crate) fn duration(span: Duration) -> String {
+    let nanos = span.as_nanos();
+    let fraction = |unit: u128, name: &str| {
+        let mut text = (nanos / unit).to_string();
+        let rest = nanos % unit;
+        if rest > 0 {
+            let digits = format!("{rest:0width$}", width = unit.ilog10() as usize);
+            text.push('.');
+            text.push_str(digits.trim_end_matches('0'));
+        }
+        text + name
+    };
+    match nanos {
+        0 => "0s".to_owned(),
+        1..1_000 => format!("{nanos}ns"),
+        1_000..1_000_000 => fraction(1_000, "µs"),
+        1_000_000..1_000_000_000 => fraction(1_000_000, "ms"),
+        _ => {
+            let minutes = span.as_secs() / 60;
+            let seconds = Duration::new(span.as_secs() % 60, span.subsec_nanos()).as_nanos();
+            let mut text = (seconds / 1_000_000_000).to_string();
+            if !seconds.is_multiple_of(1_000_000_000) {
+                text.push('.');
+                text.push_str(format!("{:09}", seconds % 1_000_000_000).trim_end_matches('0'));
+            }
+            match (minutes / 60, minutes % 60) {
+                (0, 0) => format!("{text}s"),
+                (0, minutes) => format!("{minutes}m{text}s"),
+                (hours, minutes) => format!("{hours}h{minutes}m{text}s"),
+            }
+        }
+    }
+}
+
+/// Bytes in decimal units, two digits: `20 kB`, `1.1 GB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 10 {
+        return format!("{bytes} B");
+    }
+    let mut exponent = 0;
+    let mut unit: u64 = 1;
+    while exponent + 1 < UNITS.len() && bytes / unit >= 1000 {
+        unit *= 1000;
+        exponent += 1;
+    }
+    let value = (bytes as f64 / unit as f64 * 10.0 + 0.5).floor() / 10.0;
+    if value < 10.0 { format!("{value:.1} {}", UNITS[exponent]) } else { format!("{value:.0} {}", UNITS[exponent]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting_and_reading_back_agree() {
+        let cases: [(&[u8], &str); 6] = [
+            (b"plain", r#""plain""#),
+            (b"a \"b\"\\\n\x01\x7f", r#""a \"b\"\\\n\x01\x7f""#),
+            (b"\xff\xfe", r#""\xff\xfe""#),
+            ("grün\u{301}".as_bytes(), "\"grün\u{301}\""),
+            ("\u{200b}\u{e0001}".as_bytes(), r#""\u200b\U000e0001""#),
+            (b"", r#""""#),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(quote(bytes), text);
+            assert_eq!(unquote_prefix(text), Some((bytes.to_vec(), "")), "{text}");
+        }
+        assert_eq!(unquote_prefix(r#""\101" rest"#), Some((b"A".to_vec(), " rest")));
+        assert_eq!(unquote_prefix("`a\\n`)"), Some((b"a\\n".to_vec(), ")")));
+        for bad in ["\"open", r#""\q""#, "bare", r#""\xf""#, r#""\777""#] {
+            assert_eq!(unquote_prefix(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_fail_in_gos_words() {
+        assert_eq!(parse_int("-0x10", 0), Ok(-16));
+        assert_eq!(parse_int("zz", 16).unwrap_err(), r#"strconv.ParseInt: parsing "zz": invalid syntax"#);
+        assert_eq!(
+            parse_int("8000000000000000", 16).unwrap_err(),
+            r#"strconv.ParseInt: parsing "8000000000000000": value out of range"#
+        );
+        assert_eq!(parse_uint("90f0f695f833e81f", 16), Ok(0x90f0f695f833e81f));
+        assert_eq!(parse_uint("-1", 16).unwrap_err(), r#"strconv.ParseUint: parsing "-1": invalid syntax"#);
+        assert_eq!(parse_int("", 10).unwrap_err(), r#"strconv.ParseInt: parsing "": invalid syntax"#);
+    }
+
+    #[test]
+    fn durations_read_and_print_as_in_go() {
+        let cases = [
+            (2_132_425, "2.132425ms"),
+            (1_000_601_778, "1.000601778s"),
+            (5_000_000_000, "5s"),
+            (90_500_000_000, "1m30.5s"),
+            (3_600_000_000_000, "1h0m0s"),
+            (250, "250ns"),
+            (1_500, "1.5µs"),
+            (0, "0s"),
+        ];
+        for (nanos, text) in cases {
+            assert_eq!(duration(Duration::from_nanos(nanos)), text);
+            assert_eq!(parse_duration(text), Ok(Duration::from_nanos(nanos)), "{text}");
+        }
+        assert_eq!(parse_duration("1.5h"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("").unwrap_err(), r#"time: invalid duration """#);
+        assert_eq!(parse_duration("5x").unwrap_err(), r#"time: unknown unit "x" in duration "5x""#);
+    }
+
+    #[test]
+    fn sizes_have_two_digits() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (20480, "20 kB"),
+            (1_100, "1.1 kB"),
+            (24576, "25 kB"),
+            (2_147_483_648, "2.1 GB"),
+            (9_960, "10 kB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

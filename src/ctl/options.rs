@@ -1,0 +1,200 @@
+use std::time::Duration;
+
+use super::failure::{Exit, Failure};
+use super::flags::{Flag, Kind, Parsed};
+use super::go;
+use super::print::{Format, Printer};
+
+/// Options of every command. Each has a variable `ETCDCTL_` + name in upper case.
+pub(super) const FLAGS: &[Flag] = &[
+    Flag::new("endpoints", Kind::List, "127.0.0.1:2379", "Members to ask, separated by commas"),
+    Flag::new("write-out", Kind::Text, "simple", "Output format: simple, fields, json, table or protobuf").short('w'),
+    Flag::new("hex", Kind::Bool, "", "Show bytes and ids in hex"),
+    Flag::new("dial-timeout", Kind::Duration, "2s", "How long one connection attempt may take"),
+    Flag::new("command-timeout", Kind::Duration, "5s", "How long a short command may take"),
+    Flag::new("keepalive-time", Kind::Duration, "2s", "Silence after which a connection is probed"),
+    Flag::new("keepalive-timeout", Kind::Duration, "6s", "How long a probe may stay without an answer"),
+    Flag::new("max-request-bytes", Kind::Int, "", "Largest request to send; 0 is 2 MiB"),
+    Flag::new("max-recv-bytes", Kind::Int, "", "Largest answer to accept; 0 is 2 GiB"),
+    Flag::new("user", Kind::Text, "", "User name, or name:password"),
+    Flag::new("password", Kind::Text, "", "Password of --user"),
+    Flag::new("auth-jwt-token", Kind::Text, "", "Token to use instead of a user"),
+    Flag::new("insecure-transport", Kind::Bool, "true", "Connect without TLS (the only way so far)"),
+    Flag::new("insecure-skip-tls-verify", Kind::Bool, "", "Not supported yet"),
+    Flag::new("insecure-discovery", Kind::Bool, "true", "Not supported yet"),
+    Flag::new("cert", Kind::Text, "", "Not supported yet"),
+    Flag::new("key", Kind::Text, "", "Not supported yet"),
+    Flag::new("cacert", Kind::Text, "", "Not supported yet"),
+    Flag::new("discovery-srv", Kind::Text, "", "Not supported yet").short('d'),
+    Flag::new("discovery-srv-name", Kind::Text, "", "Not supported yet"),
+    Flag::new("debug", Kind::Bool, "", "Show the options in effect on standard error"),
+];
+
+/// Flags that would need TLS or discovery; refused rather than ignored.
+const ABSENT: [&str; 6] = ["insecure-skip-tls-verify", "cert", "key", "cacert", "discovery-srv", "discovery-srv-name"];
+
+/// Largest request unless told otherwise, in bytes; etcd's client has the same.
+const SEND_BYTES_DEFAULT: usize = 2 << 20;
+
+/// What every command needs to know, checked.
+#[derive(Clone)]
+pub(super) struct Options {
+    /// As written, without surrounding spaces; output names endpoints the way the operator did.
+    pub(super) endpoints: Vec<String>,
+    pub(super) printer: Printer,
+    pub(super) dial_timeout: Duration,
+    pub(super) command_timeout: Duration,
+    /// Whether `--command-timeout` stood on the command line; long commands only then have a limit.
+    pub(super) command_timeout_given: bool,
+    pub(super) keepalive_time: Duration,
+    pub(super) keepalive_timeout: Duration,
+    pub(super) send_bytes_max: usize,
+    pub(super) receive_bytes_max: usize,
+    pub(super) user: Option<(String, String)>,
+    pub(super) token: Option<String>,
+}
+
+/// The variable that stands for a flag.
+pub(super) fn variable(flag: &str) -> String {
+    format!("ETCDCTL_{}", flag.to_uppercase().replace('-', "_"))
+}
+
+impl Options {
+    /// Fills in variables for flags that were not given, and checks.
+    ///
+    /// # Errors
+    /// A variable for a flag that was given as well, a value out of reach, or what is not supported yet.
+    pub(super) fn read(parsed: &mut Parsed, environment: &[(String, String)]) -> Result<Self, Failure> {
+        let error = |text: String| Failure::new(Exit::Error, text);
+        for (name, value) in environment {
+            let Some(flag) = FLAGS.iter().find(|flag| variable(flag.name) == *name) else { continue };
+            if parsed.is_set(flag.name) {
+                return Err(error(format!(
+                    "conflicting environment variable {name:?} is shadowed by corresponding command-line flag \
+                     --{} (either unset environment variable or disable flag)",
+                    flag.name
+                )));
+            }
+            if !value.is_empty() {
+                parsed.put_variable(flag, name, value).map_err(error)?;
+            }
+        }
+        for name in ABSENT {
+            if parsed.bool(name) || !parsed.text(name).is_empty() {
+                return Err(error(format!("--{name} is not supported yet: connections are plain TCP to --endpoints")));
+            }
+        }
+        if !parsed.bool("insecure-transport") {
+            return Err(error("--insecure-transport=false is not supported yet: connections are plain TCP".into()));
+        }
+        let bytes = |name: &str, default: usize| match parsed.int(name) {
+            0 => Ok(default),
+            given => usize::try_from(given).map_err(|_| Failure::args(format!("--{name} must not be negative"))),
+        };
+        let token = Some(parsed.text("auth-jwt-token").to_owned()).filter(|token| !token.is_empty());
+        let user = if token.is_some() { None } else { user(parsed)? };
+        Ok(Self {
+            endpoints: parsed.list("endpoints").iter().map(|endpoint| endpoint.trim().to_owned()).collect(),
+            printer: Printer::new(
+                Format::read(parsed.text("write-out"))
+                    .ok_or_else(|| Failure::new(Exit::BadFeature, "unsupported output format"))?,
+                parsed.bool("hex"),
+            ),
+            dial_timeout: parsed.duration("dial-timeout"),
+            command_timeout: parsed.duration("command-timeout"),
+            command_timeout_given: parsed.is_set("command-timeout"),
+            keepalive_time: parsed.duration("keepalive-time"),
+            keepalive_timeout: parsed.duration("keepalive-timeout"),
+            send_bytes_max: bytes("max-request-bytes", SEND_BYTES_DEFAULT)?,
+            receive_bytes_max: bytes("max-recv-bytes", i32::MAX as usize)?,
+            user,
+            token,
+        })
+    }
+}
+
+fn user(parsed: &Parsed) -> Result<Option<(String, String)>, Failure> {
+    let (user, password) = (parsed.text("user"), parsed.text("password"));
+    if user.is_empty() {
+        return Ok(None);
+    }
+    if !password.is_empty() {
+        return Ok(Some((user.to_owned(), password.to_owned())));
+    }
+    match user.split_once(':') {
+        Some((name, password)) => Ok(Some((name.to_owned(), password.to_owned()))),
+        None => Err(Failure::args("--user needs a password: give --user=NAME:PASSWORD or --password")),
+    }
+}
+
+/// The options in effect as variables, without secrets.
+pub(super) fn shown(parsed: &Parsed) -> String {
+    let line = |flag: &Flag| {
+        let value = match flag.kind {
+            Kind::Bool => parsed.bool(flag.name).to_string(),
+            Kind::Int => parsed.int(flag.name).to_string(),
+            Kind::Text if ["user", "password", "auth-jwt-token"].contains(&flag.name) => {
+                if parsed.text(flag.name).is_empty() { String::new() } else { "(hidden)".to_owned() }
+            }
+            Kind::Text => parsed.text(flag.name).to_owned(),
+            Kind::Duration => go::duration(parsed.duration(flag.name)),
+            Kind::List => format!("[{}]", parsed.list(flag.name).join(",")),
+        };
+        format!("{}={value}\n", variable(flag.name))
+    };
+    FLAGS.iter().map(line).collect()
+}
+
+/// Variables that begin like ours and mean nothing; a typing error is worth a line.
+pub(super) fn unknown_variables(environment: &[(String, String)]) -> Vec<&str> {
+    const OTHERS: [&str; 3] = ["ETCDCTL_API", "ETCDCTL_WATCH_KEY", "ETCDCTL_WATCH_RANGE_END"];
+    environment
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .filter(|name| name.starts_with("ETCDCTL_") && !OTHERS.contains(name))
+        .filter(|name| !FLAGS.iter().any(|flag| variable(flag.name) == *name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::flags;
+    use super::*;
+
+    fn read(line: &str, environment: &[(&str, &str)]) -> Result<Options, Failure> {
+        let words: Vec<_> = line.split_whitespace().map(|word| word.as_bytes().to_vec()).collect();
+        let known: Vec<&Flag> = FLAGS.iter().collect();
+        let environment: Vec<_> = environment.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
+        Options::read(&mut flags::parse(&known, &words).unwrap(), &environment)
+    }
+
+    #[test]
+    fn variables_fill_in_and_never_compete() {
+        let options = read("-w json", &[("ETCDCTL_ENDPOINTS", "a:1, b:2"), ("ETCDCTL_DIAL_TIMEOUT", "1s")]).unwrap();
+        assert_eq!(options.endpoints, ["a:1", "b:2"]);
+        assert_eq!(options.dial_timeout, Duration::from_secs(1));
+        let error = read("--endpoints=a:1", &[("ETCDCTL_ENDPOINTS", "b:2")]).err().unwrap();
+        assert_eq!(error.code, 1);
+        assert!(error.text.contains("ETCDCTL_ENDPOINTS") && error.text.contains("shadowed"));
+        let error = read("", &[("ETCDCTL_HEX", "maybe")]).err().unwrap();
+        assert_eq!(
+            error.text,
+            r#"invalid value "maybe" for ETCDCTL_HEX: strconv.ParseBool: parsing "maybe": invalid syntax"#
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        assert_eq!(read("-w bogus", &[]).err().unwrap(), Failure::new(Exit::BadFeature, "unsupported output format"));
+        assert!(read("--cacert=x", &[]).err().unwrap().text.starts_with("--cacert is not supported yet"));
+        assert!(read("--user=root", &[]).err().unwrap().text.starts_with("--user needs a password"));
+        assert_eq!(read("--user=root:a:b", &[]).unwrap().user, Some(("root".into(), "a:b".into())));
+        assert_eq!(read("--user=root --password=x", &[]).unwrap().user, Some(("root".into(), "x".into())));
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_found() {
+        let environment = [("ETCDCTL_API".to_owned(), "3".to_owned()), ("ETCDCTL_ENDPOINT".to_owned(), "x".to_owned())];
+        assert_eq!(unknown_variables(&environment), ["ETCDCTL_ENDPOINT"]);
+    }
+}

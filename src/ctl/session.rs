@@ -1,0 +1,106 @@
+use std::future::Future;
+use std::io::Write;
+use std::time::Duration;
+
+use tonic::{Response, Status};
+
+use super::failure::{Exit, Failure};
+use super::options::Options;
+use super::print::Printer;
+use crate::client::{Client, ClientConfig, Credentials, Endpoint, KeepAlive};
+
+/// Shortest ping interval that stock members tolerate.
+const KEEPALIVE_LEAST: Duration = Duration::from_secs(5);
+
+/// One command's connection to the cluster and to the terminal.
+pub(super) struct Session {
+    pub(super) options: Options,
+    pub(super) printer: Printer,
+    client: Client,
+    logged_in: bool,
+}
+
+impl Session {
+    /// A session with the endpoints of the options.
+    pub(super) fn new(options: Options) -> Result<Self, Failure> {
+        let endpoints = options.endpoints.clone();
+        Self::with_endpoints(options, &endpoints)
+    }
+
+    /// A session with other endpoints.
+    pub(super) fn with_endpoints(options: Options, endpoints: &[String]) -> Result<Self, Failure> {
+        let endpoints: Vec<Endpoint> = endpoints
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
+        let patience = options.command_timeout.mul_f64(0.9);
+        let config = ClientConfig {
+            dial_timeout: options.dial_timeout.min(patience),
+            keepalive: Some(KeepAlive {
+                interval: options.keepalive_time.max(KEEPALIVE_LEAST),
+                timeout: options.keepalive_timeout,
+                while_idle: false,
+            }),
+            user: options.user.clone().map(|(name, password)| Credentials { name, password }),
+            token: options.token.clone(),
+            send_bytes_max: options.send_bytes_max,
+            receive_bytes_max: options.receive_bytes_max,
+            ..ClientConfig::new(endpoints)
+        };
+        let client =
+            Client::connect(config).map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
+        Ok(Self { printer: options.printer, options, client, logged_in: false })
+    }
+
+    /// The client, logged in when the operator gave a user.
+    ///
+    /// # Errors
+    /// Exit code 2 when the login fails.
+    pub(super) async fn client(&mut self) -> Result<Client, Failure> {
+        if !self.logged_in {
+            let login = tokio::time::timeout(self.options.command_timeout, self.client.login()).await;
+            let login = login.unwrap_or_else(|_| Err(Status::deadline_exceeded("login")));
+            login.map_err(|status| Failure::call(&status).with(Exit::BadConnection))?;
+            self.logged_in = true;
+        }
+        Ok(self.client.clone())
+    }
+
+    /// Waits for one answer, as long as a short command may take.
+    pub(super) async fn short<T>(
+        &mut self,
+        call: impl AsyncFnOnce(Client) -> Result<Response<T>, Status>,
+    ) -> Result<T, Failure> {
+        let client = self.client().await?;
+        within(self.options.command_timeout, call(client)).await.map_err(|status| Failure::call(&status))
+    }
+
+    /// Waits for one answer, however long the cluster takes.
+    pub(super) async fn patient<T>(
+        &mut self,
+        call: impl AsyncFnOnce(Client) -> Result<Response<T>, Status>,
+    ) -> Result<T, Failure> {
+        let client = self.client().await?;
+        call(client).await.map(Response::into_inner).map_err(|status| Failure::call(&status))
+    }
+}
+
+/// The answer, or a deadline status after `limit`.
+pub(super) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded("context deadline exceeded")),
+    }
+}
+
+/// Writes to standard output at once, so that a pipe sees every event when it happens.
+pub(super) fn show(bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes.as_ref())?;
+    out.flush()?;
+    Ok(())
+}

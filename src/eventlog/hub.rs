@@ -1,0 +1,162 @@
+use std::sync::Arc;
+use std::task::Waker;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::origin::Origin;
+use super::outbox::{End, Taken};
+use super::shard::{Create, JobId, JobResult, Shard, WatchLimits};
+use super::source::Source;
+use crate::shutdown::Tasks;
+use crate::telemetry::WatchMetrics;
+use crate::types::Revision;
+
+/// The watchers of one serving thread. Cheap to clone.
+///
+/// Streams of that thread and the shard's own task take turns at the lock, so that it is all but never contended;
+/// nothing waits while holding it.
+#[derive(Clone, Debug)]
+pub struct ShardHandle {
+    shard: Arc<Mutex<Shard>>,
+    wake: Arc<Notify>,
+}
+
+impl ShardHandle {
+    /// A shard without its task.
+    pub(super) fn new(limits: WatchLimits, origin: Arc<Origin>, metrics: WatchMetrics, seed: u64) -> Self {
+        let wake = Arc::new(Notify::new());
+        let shard = Shard::new(limits, origin, metrics, wake.clone(), seed);
+        Self { shard: Arc::new(Mutex::new(shard)), wake }
+    }
+
+    /// Starts a shard on the current runtime. When `tasks` stop, its streams end with `stopped`.
+    ///
+    /// `seed` spreads the progress notifications of its streams.
+    pub fn start(
+        limits: WatchLimits,
+        origin: Arc<Origin>,
+        metrics: WatchMetrics,
+        seed: u64,
+        stopped: Status,
+        tasks: &Tasks,
+    ) -> Self {
+        let history_reads_max = limits.history_reads_max;
+        let handle = Self::new(limits, origin, metrics, seed);
+        let stop = tasks.stop_signal();
+        let task = handle.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                // Only waits and short synchronous turns: nothing is lost when it is dropped.
+                () = task.run(history_reads_max) => {}
+            }
+            task.end_streams(&stopped, false);
+        });
+        handle
+    }
+
+    async fn run(&self, history_reads_max: usize) {
+        let mut reads: FuturesUnordered<BoxFuture<'static, (JobId, JobResult)>> = FuturesUnordered::new();
+        loop {
+            let (more, next_tick) = {
+                let mut shard = self.shard.lock();
+                shard.tick(Instant::now());
+                let more = shard.route() | shard.resume();
+                for (id, history, request) in shard.take_jobs(history_reads_max.saturating_sub(reads.len())) {
+                    let read = history.events(request);
+                    reads.push(Box::pin(async move { (id, read.await) }));
+                }
+                (more, shard.next_tick())
+            };
+            tokio::select! {
+                biased;
+                Some((id, result)) = reads.next(), if !reads.is_empty() => {
+                    self.shard.lock().finish_job(id, result);
+                }
+                // The streams that were just filled have their turn first.
+                () = tokio::task::yield_now(), if more => {}
+                () = self.wake.notified(), if !more => {}
+                () = sleep_until(next_tick), if !more && next_tick.is_some() => {}
+            }
+        }
+    }
+
+    /// Cancels the watchers of a source after [`Source::end`].
+    pub fn end_source(&self, source: &Arc<Source>, end: &End) {
+        self.shard.lock().end_source(source, end);
+    }
+
+    /// Tells the idle watchers of a source that asked for progress notifications how far they are.
+    pub fn notify_source(&self, source: &Arc<Source>) {
+        self.shard.lock().notify_source(source);
+    }
+
+    /// Carries the watchers of a source over after [`Source::move_to`].
+    pub fn move_source(&self, from: &Arc<Source>, to: &Arc<Source>) {
+        self.shard.lock().move_source(from, to);
+    }
+
+    /// Ends streams: all of them, or those whose client wants a leader.
+    pub fn end_streams(&self, status: &Status, only_require_leader: bool) {
+        self.shard.lock().end_streams(status, only_require_leader);
+    }
+
+    pub(super) fn open(&self, require_leader: bool) -> u32 {
+        self.shard.lock().open(require_leader, Instant::now())
+    }
+
+    pub(super) fn close(&self, stream: u32) {
+        self.shard.lock().close(stream);
+    }
+
+    pub(super) fn create(&self, stream: u32, create: &Create, source: &Arc<Source>, after: Revision) {
+        self.shard.lock().create(stream, create, source, after, Instant::now());
+    }
+
+    pub(super) fn refuse(&self, stream: u32, revision: Revision, reason: &str) {
+        self.shard.lock().refuse(stream, revision, reason);
+    }
+
+    pub(super) fn cancel(&self, stream: u32, watch_id: i64, known: Revision) {
+        self.shard.lock().cancel(stream, watch_id, known);
+    }
+
+    pub(super) fn progress(&self, stream: u32) {
+        self.shard.lock().progress(stream);
+    }
+
+    pub(super) fn end_stream(&self, stream: u32, status: Status) {
+        self.shard.lock().end_stream(stream, status);
+    }
+
+    pub(super) fn sources_of(&self, stream: u32) -> Vec<Arc<Source>> {
+        self.shard.lock().sources_of(stream)
+    }
+
+    pub(super) fn controls(&self, stream: u32) -> u32 {
+        self.shard.lock().controls(stream)
+    }
+
+    pub(super) fn pop(&self, stream: u32, waker: &Waker) -> Taken {
+        self.shard.lock().pop(stream, waker)
+    }
+
+    /// The state itself, for tests that run turns by hand.
+    #[cfg(test)]
+    pub(super) fn lock(&self) -> parking_lot::MutexGuard<'_, Shard> {
+        self.shard.lock()
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => ::core::future::pending().await,
+    }
+}

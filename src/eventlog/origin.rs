@@ -1,0 +1,40 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::pb::encoded::ResponseHeader;
+use crate::types::{ClusterId, MemberId, Revision, Term};
+
+/// Who answers: the header facts that every response of a hub shares.
+#[derive(Debug, Default)]
+pub struct Origin {
+    cluster: AtomicU64,
+    member: AtomicU64,
+    term: AtomicU64,
+}
+
+impl Origin {
+    /// Answers as `member` of `cluster`.
+    pub fn new(cluster: ClusterId, member: MemberId, term: Term) -> Self {
+        Self { cluster: AtomicU64::new(cluster.0), member: AtomicU64::new(member.0), term: AtomicU64::new(term.0) }
+    }
+
+    /// Follows the raft term.
+    pub fn set_term(&self, term: Term) {
+        self.term.store(term.0, Ordering::Relaxed);
+    }
+
+    /// Follows another member, as a proxy does whose upstream changed.
+    pub fn follow(&self, cluster: ClusterId, member: MemberId, term: Term) {
+        self.cluster.store(cluster.0, Ordering::Relaxed);
+        self.member.store(member.0, Ordering::Relaxed);
+        self.term.fetch_max(term.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn header(&self, revision: Revision) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster.load(Ordering::Relaxed),
+            member_id: self.member.load(Ordering::Relaxed),
+            revision: revision.0,
+            raft_term: self.term.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! The watchers of one serving thread. All of it is synchronous; `hub.rs` adds the waiting.
+
+mod catch_up;
+mod deliver;
+mod progress;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::origin::Origin;
+use super::outbox::{End, Out, OutKind, Outbox, Taken};
+use super::routes::{Filters, Routes, Subscription};
+use super::source::Source;
+use crate::telemetry::WatchMetrics;
+use crate::types::{KeyRange, Revision};
+use catch_up::Jobs;
+pub(super) use catch_up::{JobId, JobResult};
+
+/// Bounds and periods of a hub.
+#[derive(Clone, Debug)]
+pub struct WatchLimits {
+    /// Unsent bytes of a stream at which its watchers stop and wait for it; one response may go beyond.
+    pub stream_bytes_max: usize,
+    /// Unsent responses of a stream at which its watchers stop: what comes then goes out in fewer, larger ones.
+    pub stream_responses_max: usize,
+    /// Revisions one catch-up response holds at most.
+    pub catch_up_revisions_max: usize,
+    /// Bytes at which a catch-up response is closed.
+    pub catch_up_bytes_max: usize,
+    /// Reads of history a shard has in flight at most.
+    pub history_reads_max: usize,
+    /// Size from which a response is cut for a watcher that asked for fragments.
+    pub fragment_bytes: usize,
+    /// Period of progress notifications; each stream adds up to a tenth.
+    pub progress_interval: Duration,
+}
+
+impl Default for WatchLimits {
+    fn default() -> Self {
+        Self {
+            stream_bytes_max: 128 * 1024,
+            stream_responses_max: 16,
+            catch_up_revisions_max: 1000,
+            catch_up_bytes_max: 1024 * 1024,
+            history_reads_max: 16,
+            fragment_bytes: 2 * 1024 * 1024,
+            progress_interval: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A watch as a client asked for it, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Create {
+    pub range: KeyRange,
+    /// 0 asks for the next free one.
+    pub watch_id: i64,
+    /// 0 asks for what comes after now.
+    pub start: Revision,
+    pub prev_kv: bool,
+    pub filters: Filters,
+    pub progress_notify: bool,
+    pub fragment: bool,
+}
+
+/// Position of one watcher; everything else it needs is shared with its group.
+#[derive(Debug)]
+struct Cursor {
+    stream: u32,
+    source: u32,
+    group: u32,
+    place: Place,
+    watch_id: i64,
+    /// First revision not yet queued. While the cursor is a member of its group the true value is the greater of
+    /// this and the first revision its source has not routed.
+    next: Revision,
+    /// Asked for a revision that was not written yet when it came: it has no progress before that one.
+    future: bool,
+    progress_notify: bool,
+    fragment: bool,
+    /// Saw an event since the last progress tick.
+    active: bool,
+}
+
+/// Where a cursor is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Up to date, or waiting for a future revision: in this slot of its group.
+    Member(u32),
+    /// In the lagging queue of its stream.
+    Lagging,
+    /// Waits for a read of history.
+    History,
+    /// Compacted away; its id stays taken until the client cancels it.
+    Dead,
+}
+
+#[derive(Debug)]
+struct Stream {
+    outbox: Outbox,
+    watchers: BTreeMap<i64, u32>,
+    lagging: VecDeque<u32>,
+    next_id: i64,
+    /// Queued in `Shard::ready`.
+    ready: bool,
+    require_leader: bool,
+    opened: Instant,
+    period: Duration,
+    /// Set while a watcher wants progress notifications.
+    next_tick: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    source: Arc<Source>,
+    /// Everything up to here has been routed to the groups.
+    position: Revision,
+    routes: Routes,
+    watchers: u32,
+}
+
+/// State of the watchers of one serving thread.
+#[derive(Debug)]
+pub(super) struct Shard {
+    limits: WatchLimits,
+    origin: Arc<Origin>,
+    metrics: WatchMetrics,
+    wake: Arc<Notify>,
+    random: fastrand::Rng,
+    streams: Slab<Stream>,
+    cursors: Slab<Cursor>,
+    attached: Slab<Attached>,
+    attached_at: HashMap<usize, u32>,
+    /// Streams with room and with lagging cursors.
+    ready: VecDeque<u32>,
+    jobs: Jobs,
+    ticks: BTreeSet<(Instant, u32)>,
+}
+
+impl Shard {
+    pub fn new(limits: WatchLimits, origin: Arc<Origin>, metrics: WatchMetrics, wake: Arc<Notify>, seed: u64) -> Self {
+        Self {
+            limits,
+            origin,
+            metrics,
+            wake,
+            random: fastrand::Rng::with_seed(seed),
+            streams: Slab::new(),
+            cursors: Slab::new(),
+            attached: Slab::new(),
+            attached_at: HashMap::new(),
+            ready: VecDeque::new(),
+            jobs: Jobs::default(),
+            ticks: BTreeSet::new(),
+        }
+    }
+
+    /// A stream without watchers.
+    pub fn open(&mut self, require_leader: bool, now: Instant) -> u32 {
+        self.metrics.streams.inc();
+        let period = self.limits.progress_interval.mul_f64(1.0 + self.random.f64() / 10.0);
+        self.streams.insert(Stream {
+            outbox: Outbox::default(),
+            watchers: BTreeMap::new(),
+            lagging: VecDeque::new(),
+            next_id: 0,
+            ready: false,
+            require_leader,
+            opened: now,
+            period,
+            next_tick: None,
+        }) as u32
+    }
+
+    /// Forgets a stream and its watchers.
+    pub fn close(&mut self, stream: u32) {
+        let watchers: Vec<u32> = self.streams[stream as usize].watchers.values().copied().collect();
+        for cursor in watchers {
+            self.forget(cursor);
+        }
+        self.ready.retain(|&other| other != stream);
+        let gone = self.streams.remove(stream as usize);
+        if let Some(at) = gone.next_tick {
+            self.ticks.remove(&(at, stream));
+        }
+        self.metrics.pending_events.sub(gone.outbox.pending_events() as i64);
+        self.metrics.streams.dec();
+    }
+
+    /// Adds a watcher that reads `source`, or answers why not. `after` is a revision that the cluster is known to
+    /// have reached: a watch from now begins behind it.
+    pub fn create(&mut self, stream: u32, create: &Create, source: &Arc<Source>, after: Revision, now: Instant) {
+        let source = source.follow();
+        let head = source.log().head().max(after);
+        if create.range.is_empty() {
+            return self.refuse(stream, head, "mvcc: watcher range is empty");
+        }
+        let watchers = &self.streams[stream as usize].watchers;
+        if create.watch_id != 0 && watchers.contains_key(&create.watch_id) {
+            return self.refuse(stream, head, "mvcc: duplicate watch ID provided on the WatchStream");
+        }
+        let at = self.attach(&source);
+        let subscription =
+            Subscription { range: create.range.clone(), prev_kv: create.prev_kv, filters: create.filters };
+        let group = self.attached[at as usize].routes.join(subscription);
+        let entry = &mut self.streams[stream as usize];
+        let watch_id = if create.watch_id != 0 { create.watch_id } else { entry.free_id() };
+        let cursor = self.cursors.insert(Cursor {
+            stream,
+            source: at,
+            group,
+            place: Place::Lagging,
+            watch_id,
+            next: if create.start.0 == 0 { head.next() } else { create.start },
+            future: create.start > head,
+            progress_notify: create.progress_notify,
+            fragment: create.fragment,
+            active: false,
+        }) as u32;
+        entry.watchers.insert(watch_id, cursor);
+        self.metrics.watchers.inc();
+        self.push(stream, Out::control(OutKind::Created, watch_id, head));
+        if create.progress_notify {
+            self.schedule_ticks(stream, now);
+        }
+        let compacted = source.log().compacted();
+        if let Some(end) = source.ended() {
+            self.place(cursor);
+            self.end_watcher(cursor, end.clone());
+        } else if create.start.0 != 0 && create.start < compacted {
+            self.place(cursor);
+            self.end_watcher(cursor, End { compact_revision: compacted, reason: String::new() });
+        } else {
+            self.place(cursor);
+        }
+    }
+
+    /// Answers a create request with a refusal; the stream stays usable.
+    pub fn refuse(&mut self, stream: u32, revision: Revision, reason: &str) {
+        let end = End { compact_revision: Revision(0), reason: reason.to_owned() };
+        let refusal = Out { end: Some(Box::new(end)), ..Out::control(OutKind::Refused, -1, revision) };
+        self.push(stream, refusal);
+    }
+
+    /// Ends a watcher at its client's wish; an unknown id gets no answer. `known` is a revision the cluster has
+    /// reached.
+    pub fn cancel(&mut self, stream: u32, watch_id: i64, known: Revision) {
+        let Some(&cursor) = self.streams[stream as usize].watchers.get(&watch_id) else { return };
+        let revision = self.head_of(cursor).max(known);
+        self.forget(cursor);
+        self.push(stream, Out::control(OutKind::Canceled, watch_id, revision));
+    }
+
+    /// The next response of a stream; when there is none, `waker` is woken for it.
+    pub fn pop(&mut self, stream: u32, waker: &Waker) -> Taken {
+        let entry = &mut self.streams[stream as usize];
+        let taken = entry.outbox.take(&self.origin);
+        if let Taken::Response { events, .. } = &taken {
+            self.metrics.pending_events.sub(i64::from(*events));
+            self.metrics.events.inc_by(u64::from(*events));
+        }
+        if matches!(taken, Taken::Empty) {
+            entry.outbox.park(waker);
+        }
+        self.wake_if_room(stream);
+        taken
+    }
+
+    /// Answers to requests that the stream has not sent yet.
+    pub fn controls(&self, stream: u32) -> u32 {
+        self.streams[stream as usize].outbox.controls()
+    }
+
+    /// Ends streams with a status: all of them, or those that asked for a leader.
+    pub fn end_streams(&mut self, status: &Status, only_require_leader: bool) {
+        for (_, stream) in &mut self.streams {
+            if stream.require_leader || !only_require_leader {
+                stream.outbox.close(status.clone());
+            }
+        }
+    }
+
+    /// Ends one stream with a status, after what waits is sent.
+    pub fn end_stream(&mut self, stream: u32, status: Status) {
+        self.streams[stream as usize].outbox.close(status);
+    }
+
+    /// The sources the watchers of a stream read.
+    pub fn sources_of(&self, stream: u32) -> Vec<Arc<Source>> {
+        let mut found: Vec<u32> = self.streams[stream as usize]
+            .watchers
+            .values()
+            .map(|&cursor| &self.cursors[cursor as usize])
+            .filter(|cursor| cursor.place != Place::Dead)
+            .map(|cursor| cursor.source)
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().map(|at| self.attached[at as usize].source.clone()).collect()
+    }
+
+    /// Cancels every watcher of a source that has ended.
+    pub fn end_source(&mut self, source: &Arc<Source>, end: &End) {
+        for cursor in self.cursors_of(source) {
+            self.end_watcher(cursor, end.clone());
+        }
+    }
+
+    /// Carries every watcher of `from` over to `to`, each at its own position, so that it neither misses nor repeats
+    /// an event.
+    pub fn move_source(&mut self, from: &Arc<Source>, to: &Arc<Source>) {
+        let to = to.follow();
+        for key in self.cursors_of(from) {
+            let at = self.attach(&to);
+            let next = self.next_of(key);
+            let cursor = &mut self.cursors[key as usize];
+            cursor.future &= cursor.next == next;
+            let (old, old_group) = (cursor.source, cursor.group);
+            self.take_out(key);
+            let subscription = self.attached[old as usize].routes.group(old_group).subscription.clone();
+            self.leave_group(old, old_group);
+            let group = self.attached[at as usize].routes.join(subscription);
+            let cursor = &mut self.cursors[key as usize];
+            (cursor.source, cursor.group, cursor.next) = (at, group, next);
+            self.place(key);
+        }
+    }
+
+    /// Tells the idle watchers of a source that asked for it how far they are, as the tick of their stream would.
+    pub fn notify_source(&mut self, source: &Arc<Source>) {
+        let Some(&at) = self.attached_at.get(&address(source)) else { return };
+        let mut unlimited = usize::MAX;
+        self.route_source(at, &mut unlimited);
+        for key in self.cursors_of(source) {
+            if self.cursors[key as usize].progress_notify {
+                self.notify_cursor(key);
+            }
+        }
+    }
+
+    fn cursors_of(&self, source: &Arc<Source>) -> Vec<u32> {
+        let Some(&at) = self.attached_at.get(&address(source)) else { return Vec::new() };
+        let alive = self.cursors.iter().filter(|(_, cursor)| cursor.place != Place::Dead && cursor.source == at);
+        alive.map(|(key, _)| key as u32).collect()
+    }
+
+    /// One watcher more on `source`.
+    fn attach(&mut self, source: &Arc<Source>) -> u32 {
+        if let Some(&at) = self.attached_at.get(&address(source)) {
+            self.attached[at as usize].watchers += 1;
+            return at;
+        }
+        source.log().subscribe(self.wake.clone());
+        let attached =
+            Attached { source: source.clone(), position: source.log().head(), routes: Routes::default(), watchers: 1 };
+        let at = self.attached.insert(attached) as u32;
+        self.attached_at.insert(address(source), at);
+        at
+    }
+
+    /// One watcher less in a group and on its source; the last one lets go of the source.
+    fn leave_group(&mut self, at: u32, group: u32) {
+        let attached = &mut self.attached[at as usize];
+        attached.routes.leave(group);
+        attached.watchers -= 1;
+        if attached.watchers == 0 {
+            let gone = self.attached.remove(at as usize);
+            self.attached_at.remove(&address(&gone.source));
+            gone.source.log().unsubscribe(&self.wake);
+        }
+    }
+
+    /// Puts a cursor where its position belongs: among the members of its group, or into the lagging queue.
+    fn place(&mut self, key: u32) {
+        let cursor = &mut self.cursors[key as usize];
+        let attached = &mut self.attached[cursor.source as usize];
+        let entry = &mut self.streams[cursor.stream as usize];
+        if cursor.next > attached.position {
+            let members = &mut attached.routes.group_mut(cursor.group).members;
+            cursor.place = Place::Member(members.len() as u32);
+            members.push(key);
+            return;
+        }
+        cursor.place = Place::Lagging;
+        entry.lagging.push_back(key);
+        self.metrics.slow_watchers.inc();
+        let stream = cursor.stream;
+        self.wake_if_room(stream);
+    }
+
+    /// Takes a cursor out of the place it is kept in.
+    fn take_out(&mut self, key: u32) {
+        let cursor = &self.cursors[key as usize];
+        match cursor.place {
+            Place::Member(slot) => {
+                let members = &mut self.attached[cursor.source as usize].routes.group_mut(cursor.group).members;
+                members.swap_remove(slot as usize);
+                if let Some(&moved) = members.get(slot as usize) {
+                    self.cursors[moved as usize].place = Place::Member(slot);
+                }
+            }
+            Place::Lagging => {
+                self.streams[cursor.stream as usize].lagging.retain(|&other| other != key);
+                self.metrics.slow_watchers.dec();
+            }
+            Place::History => {
+                self.jobs.leave(key, cursor.next, cursor.source, cursor.group);
+                self.metrics.slow_watchers.dec();
+            }
+            Place::Dead => {}
+        }
+    }
+
+    /// Removes a watcher and frees its id.
+    fn forget(&mut self, key: u32) {
+        self.take_out(key);
+        let cursor = self.cursors.remove(key as usize);
+        self.streams[cursor.stream as usize].watchers.remove(&cursor.watch_id);
+        if cursor.place != Place::Dead {
+            self.leave_group(cursor.source, cursor.group);
+            self.metrics.watchers.dec();
+        }
+    }
+
+    /// Cancels a watcher from this side; its id stays taken until the client cancels it too.
+    fn end_watcher(&mut self, key: u32, end: End) {
+        self.take_out(key);
+        let revision = if end.compact_revision.0 != 0 { Revision(0) } else { self.head_of(key) };
+        let cursor = &mut self.cursors[key as usize];
+        cursor.place = Place::Dead;
+        let (stream, watch_id, at, group) = (cursor.stream, cursor.watch_id, cursor.source, cursor.group);
+        self.leave_group(at, group);
+        self.metrics.watchers.dec();
+        self.push(stream, Out { end: Some(Box::new(end)), ..Out::control(OutKind::Canceled, watch_id, revision) });
+    }
+
+    fn next_of(&self, key: u32) -> Revision {
+        let cursor = &self.cursors[key as usize];
+        match cursor.place {
+            Place::Member(_) => cursor.next.max(self.attached[cursor.source as usize].position.next()),
+            Place::Lagging | Place::History | Place::Dead => cursor.next,
+        }
+    }
+
+    fn head_of(&self, key: u32) -> Revision {
+        let cursor = &self.cursors[key as usize];
+        match cursor.place {
+            Place::Dead => Revision(0),
+            Place::Member(_) | Place::Lagging | Place::History => {
+                self.attached[cursor.source as usize].source.log().head()
+            }
+        }
+    }
+
+    fn push(&mut self, stream: u32, out: Out) {
+        self.metrics.pending_events.add(i64::from(out.event_count));
+        self.streams[stream as usize].outbox.push(out);
+    }
+
+    /// Has the shard task look after the lagging cursors of a stream that has drained.
+    fn wake_if_room(&mut self, stream: u32) {
+        let entry = &mut self.streams[stream as usize];
+        // Half: a stream that trickles is refilled in larger pieces.
+        let (bytes, responses) = (self.limits.stream_bytes_max / 2, self.limits.stream_responses_max.div_ceil(2));
+        if !entry.ready && !entry.lagging.is_empty() && entry.outbox.has_room(bytes, responses) {
+            entry.ready = true;
+            self.ready.push_back(stream);
+            self.wake.notify_one();
+        }
+    }
+}
+
+impl Stream {
+    fn free_id(&mut self) -> i64 {
+        while self.watchers.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        self.next_id - 1
+    }
+}
+
+fn address(source: &Arc<Source>) -> usize {
+    Arc::as_ptr(source) as usize
+}

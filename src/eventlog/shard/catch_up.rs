@@ -1,0 +1,240 @@
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::batch::{Block, LogBatch};
+use super::super::history::{History, HistoryBatch, HistoryError, HistoryRequest};
+use super::super::log::Read;
+use super::super::outbox::End;
+use super::super::routes::Subscription;
+use super::deliver::queue_events;
+use super::{Place, Shard, WatchLimits};
+use crate::types::Revision;
+
+/// Batches of the log looked at for one lagging cursor before the next one has its turn.
+const BATCHES_PER_STEP: usize = 256;
+/// Lagging cursors served before the shard lets the connections of its thread run.
+const STEPS_PER_TURN: usize = 128;
+
+/// Cursors of one group that stand at the same revision: they need the same events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Spot {
+    source: u32,
+    group: u32,
+    from: Revision,
+}
+
+/// Number of a read of history; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in super::super) struct JobId(u64);
+
+/// A read of history and the cursors that wait for it.
+#[derive(Debug)]
+struct Job {
+    spot: Spot,
+    waiting: Vec<u32>,
+}
+
+/// Reads of history, those not yet started included.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    jobs: HashMap<JobId, Job>,
+    at_spot: HashMap<Spot, JobId>,
+    to_start: VecDeque<JobId>,
+    last: u64,
+}
+
+impl Jobs {
+    fn wait(&mut self, spot: Spot, cursor: u32) {
+        let id = *self.at_spot.entry(spot).or_insert_with(|| {
+            self.last += 1;
+            let id = JobId(self.last);
+            self.jobs.insert(id, Job { spot, waiting: Vec::new() });
+            self.to_start.push_back(id);
+            id
+        });
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.waiting.push(cursor);
+        }
+    }
+
+    /// Stops `cursor` from waiting. A read that nobody waits for is forgotten: its group may be gone by the time it
+    /// ends.
+    pub fn leave(&mut self, cursor: u32, from: Revision, source: u32, group: u32) {
+        let spot = Spot { source, group, from };
+        let Some(&id) = self.at_spot.get(&spot) else { return };
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.waiting.retain(|&other| other != cursor);
+        if job.waiting.is_empty() {
+            self.jobs.remove(&id);
+            self.at_spot.remove(&spot);
+        }
+    }
+
+    fn finish(&mut self, id: JobId) -> Option<Job> {
+        let job = self.jobs.remove(&id)?;
+        self.at_spot.remove(&job.spot);
+        Some(job)
+    }
+
+    fn next_to_start(&mut self) -> Option<(JobId, Spot)> {
+        while let Some(id) = self.to_start.pop_front() {
+            if let Some(job) = self.jobs.get(&id) {
+                return Some((id, job.spot));
+            }
+        }
+        None
+    }
+}
+
+/// What a read of history gave.
+pub(in super::super) type JobResult = Result<HistoryBatch, HistoryError>;
+
+/// Encoded events of one turn's catch-up steps: cursors that lag together share them.
+type Memo = HashMap<Spot, Piece>;
+
+/// A part of what a subscription missed.
+#[derive(Clone)]
+struct Piece {
+    events: Bytes,
+    count: u32,
+    complete_to: Revision,
+}
+
+impl Shard {
+    /// Serves lagging cursors of streams that have drained. Tells whether it stopped early.
+    pub(in super::super) fn resume(&mut self) -> bool {
+        let mut memo = Memo::new();
+        for _ in 0..STEPS_PER_TURN {
+            let Some(&stream) = self.ready.front() else { return false };
+            let entry = &mut self.streams[stream as usize];
+            let cursor = if entry.outbox.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
+                entry.lagging.pop_front()
+            } else {
+                None
+            };
+            let Some(cursor) = cursor else {
+                entry.ready = false;
+                self.ready.pop_front();
+                continue;
+            };
+            self.metrics.slow_watchers.dec();
+            self.step(cursor, &mut memo);
+            // Streams take turns too.
+            self.ready.rotate_left(1);
+        }
+        !self.ready.is_empty()
+    }
+
+    /// Moves one cursor on by one response at most; it is in no place when this begins and in one when it ends.
+    fn step(&mut self, key: u32, memo: &mut Memo) {
+        let cursor = &self.cursors[key as usize];
+        let attached = &self.attached[cursor.source as usize];
+        if cursor.next > attached.position {
+            return self.place(key);
+        }
+        let spot = Spot { source: cursor.source, group: cursor.group, from: cursor.next };
+        if let Some(piece) = memo.get(&spot) {
+            let piece = piece.clone();
+            return self.catch_up(key, &piece);
+        }
+        let after = Revision(cursor.next.0 - 1);
+        match attached.source.log().read(after, attached.position, BATCHES_PER_STEP) {
+            Read::Batches { batches, complete_to } => {
+                let subscription = &attached.routes.group(cursor.group).subscription;
+                let piece = collect(&self.limits, subscription, &batches, cursor.next, complete_to);
+                memo.insert(spot, piece.clone());
+                self.catch_up(key, &piece);
+            }
+            Read::Behind => {
+                self.cursors[key as usize].place = Place::History;
+                self.metrics.slow_watchers.inc();
+                self.jobs.wait(spot, key);
+                self.wake.notify_one();
+            }
+        }
+    }
+
+    fn catch_up(&mut self, key: u32, piece: &Piece) {
+        let cursor = &mut self.cursors[key as usize];
+        cursor.next = piece.complete_to.next();
+        cursor.future = false;
+        if piece.count > 0 {
+            let revision = self.attached[cursor.source as usize].position;
+            self.metrics.pending_events.add(i64::from(piece.count));
+            let stream = &mut self.streams[cursor.stream as usize];
+            queue_events(&self.limits, stream, cursor, revision, &piece.events, piece.count);
+        }
+        self.place(key);
+    }
+
+    /// Reads of history to start, while `slots` are free.
+    pub(in super::super) fn take_jobs(&mut self, slots: usize) -> Vec<(JobId, Arc<dyn History>, HistoryRequest)> {
+        let mut taken = Vec::new();
+        while taken.len() < slots {
+            let Some((id, spot)) = self.jobs.next_to_start() else { break };
+            let attached = &self.attached[spot.source as usize];
+            let subscription = &attached.routes.group(spot.group).subscription;
+            let request = HistoryRequest {
+                range: subscription.range.clone(),
+                prev_kv: subscription.prev_kv,
+                from: spot.from,
+                up_to: attached.position.max(spot.from),
+                revisions_max: self.limits.catch_up_revisions_max,
+                bytes_max: self.limits.catch_up_bytes_max,
+            };
+            taken.push((id, attached.source.history().clone(), request));
+        }
+        taken
+    }
+
+    /// Hands a part of history to the cursors that waited for it.
+    pub(in super::super) fn finish_job(&mut self, id: JobId, result: JobResult) {
+        let Some(Job { spot, waiting }) = self.jobs.finish(id) else { return };
+        let piece = result.map(|batch| {
+            let subscription = &self.attached[spot.source as usize].routes.group(spot.group).subscription;
+            collect(&self.limits, subscription, &batch.batches, spot.from, batch.complete_to)
+        });
+        for key in waiting {
+            self.metrics.slow_watchers.dec();
+            match &piece {
+                Ok(piece) => self.catch_up(key, piece),
+                Err(error) => {
+                    let end = match error {
+                        HistoryError::Compacted(at) => End { compact_revision: *at, reason: String::new() },
+                        HistoryError::Refused(reason) => End { compact_revision: Revision(0), reason: reason.clone() },
+                    };
+                    self.place(key);
+                    self.end_watcher(key, end);
+                }
+            }
+        }
+    }
+}
+
+/// The events a subscription wants, as many whole revisions as one response may hold.
+fn collect(
+    limits: &WatchLimits,
+    subscription: &Subscription,
+    batches: &[Arc<LogBatch>],
+    from: Revision,
+    complete_to: Revision,
+) -> Piece {
+    let mut block = Block::default();
+    let mut revisions = 0;
+    for batch in batches.iter().filter(|batch| batch.revision() >= from && batch.revision() <= complete_to) {
+        let before = block.events;
+        for event in batch.events().iter().filter(|event| subscription.wants(event)) {
+            block.push(event.frame(subscription.prev_kv));
+        }
+        revisions += usize::from(block.events > before);
+        if revisions >= limits.catch_up_revisions_max || block.len() >= limits.catch_up_bytes_max {
+            let (events, count) = block.finish();
+            return Piece { events, count, complete_to: batch.revision() };
+        }
+    }
+    let (events, count) = block.finish();
+    // A history that promises nothing would be asked for ever; it must at least cover what it was asked first.
+    Piece { events, count, complete_to: complete_to.max(from) }
+}

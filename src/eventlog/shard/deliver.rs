@@ -1,0 +1,177 @@
+use bytes::Bytes;
+use prost::Message;
+
+use super::super::batch::{Block, LogBatch, cut_frames};
+use super::super::log::Read;
+use super::super::outbox::{Out, OutKind};
+use super::{Cursor, Place, Shard, Stream, WatchLimits};
+use crate::pb::{encoded, etcdserverpb};
+use crate::types::Revision;
+
+/// Batches taken from a log at a time.
+const BATCHES_PER_READ: usize = 64;
+/// Responses queued before the shard lets the connections of its thread run.
+const RESPONSES_PER_TURN: usize = 1024;
+
+impl Shard {
+    /// Brings new batches to the watchers that are up to date. Tells whether it stopped early.
+    pub(in super::super) fn route(&mut self) -> bool {
+        let mut left = RESPONSES_PER_TURN;
+        let behind: Vec<u32> = self
+            .attached
+            .iter()
+            .filter(|(_, attached)| attached.position < attached.source.log().head())
+            .map(|(at, _)| at as u32)
+            .collect();
+        for at in behind {
+            if !self.route_source(at, &mut left) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Routes until nothing is left of `at` or of the budget; tells whether the source was the first to end.
+    pub(super) fn route_source(&mut self, at: u32, left: &mut usize) -> bool {
+        let mut wanted = Vec::new();
+        loop {
+            let attached = &self.attached[at as usize];
+            let log = attached.source.log();
+            if attached.position >= log.head() {
+                return true;
+            }
+            match log.read(attached.position, Revision(i64::MAX), BATCHES_PER_READ) {
+                Read::Behind => self.fall_behind(at),
+                Read::Batches { batches, complete_to } => {
+                    for batch in &batches {
+                        self.attached[at as usize].routes.route(batch, &mut wanted);
+                        let sent = self.deliver_batch(at, batch, &wanted);
+                        self.attached[at as usize].position = batch.revision();
+                        *left = left.saturating_sub(sent + 1);
+                        if *left == 0 {
+                            return false;
+                        }
+                    }
+                    let position = &mut self.attached[at as usize].position;
+                    *position = complete_to.max(*position);
+                }
+            }
+        }
+    }
+
+    fn deliver_batch(&mut self, at: u32, batch: &LogBatch, wanted: &[(u32, u32)]) -> usize {
+        let mut sent = 0;
+        for same_group in wanted.chunk_by(|a, b| a.0 == b.0) {
+            let group = same_group[0].0;
+            if self.attached[at as usize].routes.group(group).members.is_empty() {
+                continue;
+            }
+            let prev_kv = self.attached[at as usize].routes.group(group).subscription.prev_kv;
+            let mut block = Block::default();
+            for &(_, number) in same_group {
+                block.push(batch.events()[number as usize].frame(prev_kv));
+            }
+            let (events, count) = block.finish();
+            sent += self.deliver(at, group, batch.revision(), &events, count);
+        }
+        sent
+    }
+
+    /// Queues one encoded block for every member of a group; those whose stream is full start to lag.
+    fn deliver(&mut self, at: u32, group: u32, revision: Revision, events: &Bytes, count: u32) -> usize {
+        let members = &mut self.attached[at as usize].routes.group_mut(group).members;
+        let mut sent = 0;
+        // From the end: `swap_remove` then only moves members that were served.
+        let mut slot = members.len();
+        while slot > 0 {
+            slot -= 1;
+            let key = members[slot];
+            let cursor = &mut self.cursors[key as usize];
+            if revision < cursor.next {
+                continue;
+            }
+            let stream = &mut self.streams[cursor.stream as usize];
+            if stream.outbox.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
+                self.metrics.pending_events.add(i64::from(count));
+                queue_events(&self.limits, stream, cursor, revision, events, count);
+                sent += 1;
+            } else {
+                cursor.next = revision;
+                cursor.future = false;
+                cursor.place = Place::Lagging;
+                stream.lagging.push_back(key);
+                self.metrics.slow_watchers.inc();
+                members.swap_remove(slot);
+                if let Some(&moved) = members.get(slot) {
+                    self.cursors[moved as usize].place = Place::Member(slot as u32);
+                }
+            }
+        }
+        sent
+    }
+
+    /// The log has dropped revisions before this shard routed them: every member starts to lag from where it was.
+    fn fall_behind(&mut self, at: u32) {
+        let attached = &mut self.attached[at as usize];
+        let floor = attached.source.log().floor();
+        let was = attached.position.next();
+        attached.position = Revision(floor.0 - 1).max(attached.position);
+        let members: Vec<u32> = self
+            .cursors
+            .iter()
+            .filter(|(_, cursor)| cursor.source == at && matches!(cursor.place, Place::Member(_)))
+            .map(|(key, _)| key as u32)
+            .collect();
+        for key in members {
+            self.take_out(key);
+            let cursor = &mut self.cursors[key as usize];
+            cursor.next = cursor.next.max(was);
+            self.place(key);
+        }
+    }
+}
+
+/// Adds events to a stream's outbox, in fragments where the watcher wants them.
+pub(super) fn queue_events(
+    limits: &WatchLimits,
+    stream: &mut Stream,
+    cursor: &mut Cursor,
+    revision: Revision,
+    events: &Bytes,
+    count: u32,
+) {
+    cursor.active = true;
+    let out = |events: Bytes, event_count: u32, kind: OutKind| Out {
+        watch_id: cursor.watch_id,
+        revision,
+        events,
+        event_count,
+        kind,
+        end: None,
+    };
+    if cursor.fragment && count > 1 {
+        let head = etcdserverpb::WatchResponse {
+            // Widest header: the piece must stay below the bound whatever the ids are.
+            header: Some(encoded::ResponseHeader {
+                cluster_id: u64::MAX,
+                member_id: u64::MAX,
+                revision: revision.0,
+                raft_term: u64::from(u32::MAX),
+            }),
+            watch_id: cursor.watch_id,
+            fragment: true,
+            ..Default::default()
+        };
+        let head_bytes = head.encoded_len();
+        if head_bytes + events.len() >= limits.fragment_bytes {
+            let pieces = cut_frames(events, limits.fragment_bytes.saturating_sub(head_bytes));
+            let last = pieces.len() - 1;
+            for (number, (piece, count)) in pieces.into_iter().enumerate() {
+                let kind = if number == last { OutKind::Events } else { OutKind::Fragment };
+                stream.outbox.push(out(piece, count, kind));
+            }
+            return;
+        }
+    }
+    stream.outbox.push(out(events.clone(), count, OutKind::Events));
+}

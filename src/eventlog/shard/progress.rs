@@ -1,0 +1,115 @@
+use tokio::time::Instant;
+
+use super::super::outbox::{Out, OutKind};
+use super::{Cursor, Place, Shard};
+use crate::types::Revision;
+
+/// Watch id of a progress answer that speaks for the whole stream.
+const ALL_WATCHERS: i64 = -1;
+
+impl Shard {
+    /// Answers a progress request, if every watcher of the stream is up to date; says nothing otherwise.
+    pub(in super::super) fn progress(&mut self, stream: u32) {
+        let mut sources: Vec<u32> = Vec::new();
+        for &key in self.streams[stream as usize].watchers.values() {
+            let cursor = &self.cursors[key as usize];
+            if cursor.place == Place::Dead {
+                return;
+            }
+            sources.push(cursor.source);
+        }
+        sources.sort_unstable();
+        sources.dedup();
+        // What was written before the request belongs to the answer.
+        for &at in &sources {
+            let mut unlimited = usize::MAX;
+            self.route_source(at, &mut unlimited);
+        }
+        let entry = &self.streams[stream as usize];
+        if !entry.watchers.values().all(|&key| self.in_sync(&self.cursors[key as usize])) {
+            return;
+        }
+        let Some(revision) = sources.iter().map(|&at| self.attached[at as usize].position).min() else { return };
+        self.push(stream, Out::control(OutKind::Progress, ALL_WATCHERS, revision));
+    }
+
+    /// Notifies the idle watchers of every stream whose period has passed.
+    pub(in super::super) fn tick(&mut self, now: Instant) {
+        while let Some(&(at, stream)) = self.ticks.first() {
+            if at > now {
+                return;
+            }
+            self.ticks.pop_first();
+            let period = self.streams[stream as usize].period;
+            let mut next = at + period;
+            if next <= now {
+                next = now + period; // the thread was stalled: ticks that were missed are not made up for
+            }
+            self.streams[stream as usize].next_tick = Some(next);
+            self.ticks.insert((next, stream));
+            self.notify(stream);
+        }
+    }
+
+    /// When [`tick`](Self::tick) is due.
+    pub(in super::super) fn next_tick(&self) -> Option<Instant> {
+        self.ticks.first().map(|&(at, _)| at)
+    }
+
+    pub(super) fn schedule_ticks(&mut self, stream: u32, now: Instant) {
+        let entry = &mut self.streams[stream as usize];
+        if entry.next_tick.is_some() {
+            return;
+        }
+        // The ticker counts from when the stream was opened, whenever its first watcher came.
+        let elapsed = now.saturating_duration_since(entry.opened).as_nanos();
+        let periods = elapsed / entry.period.as_nanos().max(1) + 1;
+        let next = entry.opened + entry.period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
+        entry.next_tick = Some(next);
+        self.ticks.insert((next, stream));
+        self.wake.notify_one();
+    }
+
+    fn notify(&mut self, stream: u32) {
+        let entry = &self.streams[stream as usize];
+        let wanted: Vec<u32> =
+            entry.watchers.values().copied().filter(|&key| self.cursors[key as usize].progress_notify).collect();
+        if wanted.is_empty() {
+            if let Some(at) = self.streams[stream as usize].next_tick.take() {
+                self.ticks.remove(&(at, stream));
+            }
+            return;
+        }
+        for key in wanted {
+            self.notify_cursor(key);
+        }
+    }
+
+    /// Tells a watcher how far it is, if it is up to date and has seen no event since it was last looked at.
+    pub(super) fn notify_cursor(&mut self, key: u32) {
+        let cursor = &mut self.cursors[key as usize];
+        let idle = !std::mem::take(&mut cursor.active);
+        let cursor = &self.cursors[key as usize];
+        let (stream, watch_id) = (cursor.stream, cursor.watch_id);
+        let room = self.streams[stream as usize]
+            .outbox
+            .has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max);
+        if idle && room && self.in_sync(cursor) {
+            let revision = self.attached[cursor.source as usize].position;
+            self.push(stream, Out::control(OutKind::Progress, watch_id, revision));
+        }
+    }
+
+    /// Whether every event up to the position of its source has been queued for the watcher, and none later is
+    /// being held back from it.
+    fn in_sync(&self, cursor: &Cursor) -> bool {
+        let needed = if cursor.future { cursor.next } else { Revision(cursor.next.0 - 1) };
+        matches!(cursor.place, Place::Member(_)) && needed <= self.attached[cursor.source as usize].position
+    }
+
+    /// Position of a source, for tests.
+    #[cfg(test)]
+    pub(in super::super) fn positions(&self) -> Vec<Revision> {
+        self.attached.iter().map(|(_, attached)| attached.position).collect()
+    }
+}

@@ -1,0 +1,540 @@
+//! Random histories, watchers and readers against a model of a few lines. No clock, no sockets: turns run by hand.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use prost::Message;
+use tokio::time::Instant;
+
+use super::hub::ShardHandle;
+use super::outbox::Taken;
+use super::shard::{Create, JobId, JobResult};
+use super::*;
+use crate::pb::encoded::{WatchResponse, WireEncode};
+use crate::pb::{etcdserverpb, mvccpb};
+use crate::telemetry::{Metrics, WatchMetrics};
+use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
+
+/// (revision, place in it, key, deleted)
+type Seen = (i64, i64, String, bool);
+
+/// Everything that was ever written.
+#[derive(Default)]
+struct Store {
+    batches: Vec<Arc<LogBatch>>,
+    events: Vec<Seen>,
+    compacted: i64,
+    revision: i64,
+}
+
+#[derive(Clone, Default)]
+struct StoreHistory(Arc<Mutex<Store>>);
+
+impl History for StoreHistory {
+    fn events(&self, request: HistoryRequest) -> BoxFuture<'static, JobResult> {
+        let store = self.0.lock();
+        let result = if request.from.0 < store.compacted {
+            Err(HistoryError::Compacted(Revision(store.compacted)))
+        } else {
+            let wanted = |b: &&Arc<LogBatch>| b.revision() >= request.from && b.revision() <= request.up_to;
+            let batches: Vec<_> = store.batches.iter().filter(wanted).take(request.revisions_max).cloned().collect();
+            let complete_to = match batches.last() {
+                Some(last) if batches.len() == request.revisions_max => last.revision(),
+                _ => request.up_to,
+            };
+            Ok(HistoryBatch { batches, complete_to })
+        };
+        async move { result }.boxed()
+    }
+}
+
+impl Store {
+    fn write(&mut self, changes: &[(u8, bool)]) -> Arc<LogBatch> {
+        self.revision += 1;
+        let revision = self.revision;
+        let events = changes.iter().enumerate().map(|(place, &(key, deleted))| {
+            let name = char::from(b'a' + key % 6).to_string();
+            self.events.push((revision, place as i64, name.clone(), deleted));
+            let kv = mvccpb::KeyValue {
+                key: name.clone().into(),
+                mod_revision: revision,
+                version: place as i64,
+                ..Default::default()
+            };
+            let kind = if deleted { EventKind::Delete } else { EventKind::Put };
+            LogEvent::new(kind, name.into(), kv.encode_to_vec().into(), Some(kv.encode_to_vec().into()))
+        });
+        let batch = Arc::new(LogBatch::new(Revision(revision), events.collect()));
+        self.batches.push(batch.clone());
+        batch
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(Vec<(u8, bool)>),
+    /// Lets the second log have what the first one has.
+    Follow,
+    Create {
+        stream: usize,
+        range: u8,
+        start: i8,
+        filter: u8,
+        prev_kv: bool,
+    },
+    Cancel {
+        stream: usize,
+        watch: usize,
+    },
+    Take {
+        stream: usize,
+        responses: u8,
+    },
+    Route,
+    Resume,
+    StartReads,
+    FinishRead,
+    Compact {
+        back: u8,
+    },
+    Progress {
+        stream: usize,
+    },
+    Tick,
+    Move,
+}
+
+const STREAMS: usize = 3;
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let stream = 0..STREAMS;
+    prop_oneof![
+        6 => prop::collection::vec((any::<u8>(), prop::bool::weighted(0.3)), 1..4).prop_map(Op::Write),
+        2 => Just(Op::Follow),
+        3 => (stream.clone(), any::<u8>(), -12..6i8, 0..4u8, any::<bool>())
+            .prop_map(|(stream, range, start, filter, prev_kv)| Op::Create { stream, range, start, filter, prev_kv }),
+        1 => (stream.clone(), any::<usize>()).prop_map(|(stream, watch)| Op::Cancel { stream, watch }),
+        4 => (stream.clone(), 1..6u8).prop_map(|(stream, responses)| Op::Take { stream, responses }),
+        3 => Just(Op::Route),
+        2 => Just(Op::Resume),
+        2 => Just(Op::StartReads),
+        2 => Just(Op::FinishRead),
+        1 => (0..10u8).prop_map(|back| Op::Compact { back }),
+        1 => stream.prop_map(|stream| Op::Progress { stream }),
+        1 => Just(Op::Tick),
+        1 => Just(Op::Move),
+    ]
+}
+
+/// What a client knows of one of its watches.
+struct Client {
+    range: KeyRange,
+    start: i64,
+    filter: u8,
+    seen: Vec<Seen>,
+    /// Newest revision that must not show up again.
+    upto: i64,
+    ended: Option<i64>,
+}
+
+struct World {
+    store: Arc<Mutex<Store>>,
+    shard: ShardHandle,
+    first: Arc<Source>,
+    second: Arc<Source>,
+    moved: bool,
+    reads: Vec<(JobId, JobResult)>,
+    streams: Vec<u32>,
+    clients: Vec<BTreeMap<i64, Client>>,
+    asked: Vec<Vec<(KeyRange, i64, u8)>>,
+    now: Instant,
+    trace: bool,
+}
+
+impl World {
+    fn new(now: Instant) -> Self {
+        let history = StoreHistory::default();
+        let store = history.0.clone();
+        store.lock().revision = 1;
+        let limits = WatchLimits {
+            stream_bytes_max: 700,
+            stream_responses_max: 6,
+            catch_up_revisions_max: 3,
+            catch_up_bytes_max: 250,
+            history_reads_max: 4,
+            fragment_bytes: usize::MAX,
+            progress_interval: Duration::from_secs(10),
+        };
+        let origin = Arc::new(Origin::new(ClusterId(1), MemberId(2), Term(3)));
+        let shard = ShardHandle::new(limits, origin, WatchMetrics::register(&Metrics::default()), 7);
+        let source = || Source::new(EventLog::new(Revision(1), 4000), Arc::new(history.clone()));
+        let streams = (0..STREAMS).map(|_| shard.lock().open(false, now)).collect();
+        Self {
+            store,
+            shard,
+            first: source(),
+            second: source(),
+            moved: false,
+            reads: Vec::new(),
+            streams,
+            clients: (0..STREAMS).map(|_| BTreeMap::new()).collect(),
+            asked: vec![Vec::new(); STREAMS],
+            now,
+            trace: false,
+        }
+    }
+
+    fn run(&mut self, op: Op) {
+        match op {
+            Op::Write(changes) => {
+                let batch = self.store.lock().write(&changes);
+                self.first.log().append([batch]);
+            }
+            Op::Follow => {
+                let batches = self.store.lock().batches.clone();
+                self.second.log().append(batches);
+            }
+            Op::Create { stream, range, start, filter, prev_kv } => self.create(stream, range, start, filter, prev_kv),
+            Op::Cancel { stream, watch } => {
+                let ids: Vec<i64> = self.clients[stream].keys().copied().collect();
+                if !ids.is_empty() {
+                    self.shard.lock().cancel(self.streams[stream], ids[watch % ids.len()], Revision(0));
+                }
+            }
+            Op::Take { stream, responses } => {
+                for _ in 0..responses {
+                    self.take(stream);
+                }
+            }
+            Op::Route => drop(self.shard.lock().route()),
+            Op::Resume => drop(self.shard.lock().resume()),
+            Op::StartReads => {
+                for (id, history, request) in self.shard.lock().take_jobs(2) {
+                    let result = history.events(request).now_or_never().expect("the model never waits");
+                    self.reads.push((id, result));
+                }
+            }
+            Op::FinishRead => {
+                if let Some((id, result)) = self.reads.pop() {
+                    self.shard.lock().finish_job(id, result);
+                }
+            }
+            Op::Compact { back } => {
+                let mut store = self.store.lock();
+                store.compacted = store.compacted.max(store.revision - i64::from(back)).max(0);
+                self.first.log().compact(Revision(store.compacted));
+            }
+            Op::Progress { stream } => self.shard.lock().progress(self.streams[stream]),
+            Op::Tick => {
+                self.now += Duration::from_secs(11);
+                self.shard.lock().tick(self.now);
+            }
+            Op::Move => {
+                if !self.moved {
+                    self.moved = true;
+                    self.first.move_to(self.second.clone());
+                    self.shard.move_source(&self.first, &self.second);
+                }
+            }
+        }
+    }
+
+    fn create(&mut self, stream: usize, range: u8, start: i8, filter: u8, prev_kv: bool) {
+        let key = bytes::Bytes::from(vec![b'a' + range % 6]);
+        let range = match range / 6 % 4 {
+            0 => KeyRange::One(key),
+            1 => KeyRange::From(key),
+            2 => KeyRange::From("\0".into()),
+            _ => KeyRange::HalfOpen { start: key, end: "e".into() },
+        };
+        if range.is_empty() {
+            return;
+        }
+        let revision = self.store.lock().revision;
+        let start = if start == 0 { 0 } else { (revision + i64::from(start)).max(1) };
+        let filters = Filters { no_put: filter & 1 != 0, no_delete: filter & 2 != 0 };
+        let create = Create {
+            range: range.clone(),
+            watch_id: 0,
+            start: Revision(start),
+            prev_kv,
+            filters,
+            progress_notify: true,
+            fragment: false,
+        };
+        let after = Revision(revision);
+        self.shard.lock().create(self.streams[stream], &create, &self.first, after, self.now);
+        self.asked[stream].push((range, if start == 0 { revision + 1 } else { start }, filter));
+    }
+
+    fn take(&mut self, stream: usize) -> bool {
+        let taken = self.shard.lock().pop(self.streams[stream], Waker::noop());
+        match taken {
+            Taken::Response { response, .. } => {
+                self.receive(stream, &response);
+                true
+            }
+            Taken::Closed(status) => panic!("closed: {status}"),
+            Taken::Empty => false,
+        }
+    }
+
+    /// What a client may rely on, response by response.
+    fn receive(&mut self, stream: usize, response: &WatchResponse) {
+        let mut wire = Vec::new();
+        response.write(&mut wire);
+        let response = etcdserverpb::WatchResponse::decode(wire.as_slice()).expect("decodes");
+        if self.trace {
+            println!("{stream}: {response:?}");
+        }
+        let header = response.header.expect("a header").revision;
+        if response.created {
+            let (range, start, filter) = self.asked[stream].remove(0);
+            let client = Client { range, start, filter, seen: Vec::new(), upto: start - 1, ended: None };
+            assert!(self.clients[stream].insert(response.watch_id, client).is_none(), "id in use");
+            return;
+        }
+        if response.watch_id == -1 && response.events.is_empty() {
+            for (id, client) in &self.clients[stream] {
+                assert!(client.ended.is_none(), "progress although watch {id} is cancelled");
+                self.check_complete(client, header);
+            }
+            return;
+        }
+        if response.canceled {
+            if response.compact_revision == 0 {
+                self.clients[stream].remove(&response.watch_id).expect("cancelled once");
+                return;
+            }
+            assert_eq!(header, 0);
+            let client = self.clients[stream].get_mut(&response.watch_id).expect("known");
+            client.ended = Some(response.compact_revision);
+            return;
+        }
+        if response.events.is_empty() {
+            return self.check_complete(&self.clients[stream][&response.watch_id], header);
+        }
+        let client = self.clients[stream].get_mut(&response.watch_id).expect("events after created");
+        assert!(client.ended.is_none(), "events after the end");
+        let first = response.events[0].kv.as_ref().expect("kv").mod_revision;
+        assert!(first > client.upto, "revision {first} was split or repeated");
+        for event in response.events {
+            let kv = event.kv.expect("kv");
+            let key = String::from_utf8(kv.key.to_vec()).expect("text");
+            client.upto = kv.mod_revision;
+            assert!(header >= kv.mod_revision);
+            client.seen.push((kv.mod_revision, kv.version, key, event.r#type == 1));
+        }
+        let revision = client.upto;
+        self.check_complete(&self.clients[stream][&response.watch_id], revision);
+    }
+
+    /// The client has seen exactly the model's events from its start to `upto`.
+    fn check_complete(&self, client: &Client, upto: i64) {
+        let store = self.store.lock();
+        let expected: Vec<&Seen> = store
+            .events
+            .iter()
+            .filter(|(revision, _, key, deleted)| {
+                (client.start..=upto).contains(revision)
+                    && client.range.contains(key.as_bytes())
+                    && client.filter & (if *deleted { 2 } else { 1 }) == 0
+            })
+            .collect();
+        assert_eq!(client.seen.iter().collect::<Vec<_>>(), expected, "{:?} up to {upto}", client.range);
+    }
+
+    /// Lets everything come to rest and checks that nobody misses anything.
+    fn settle(&mut self) {
+        self.run(Op::Follow);
+        for _ in 0..10_000 {
+            let mut busy = self.shard.lock().route();
+            busy |= self.shard.lock().resume();
+            self.run(Op::StartReads);
+            while !self.reads.is_empty() {
+                busy = true;
+                self.run(Op::FinishRead);
+            }
+            for stream in 0..STREAMS {
+                while self.take(stream) {
+                    busy = true;
+                }
+            }
+            if !busy {
+                break;
+            }
+        }
+        let revision = self.store.lock().revision;
+        for client in self.clients.iter().flat_map(BTreeMap::values) {
+            match client.ended {
+                None => self.check_complete(client, revision),
+                Some(compacted) => assert!(
+                    client.upto < compacted,
+                    "cancelled by compaction at {compacted}, but it had seen everything up to {}",
+                    client.upto
+                ),
+            }
+        }
+        assert!(self.asked.iter().all(Vec::is_empty), "every create was answered");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn every_watcher_sees_exactly_the_history_it_asked_for(ops in prop::collection::vec(any_op(), 1..150)) {
+        let mut world = World::new(Instant::now());
+        for op in ops {
+            world.run(op);
+        }
+        world.settle();
+    }
+}
+
+/// One stream on an otherwise empty store, as a person would write it down.
+struct Script {
+    world: World,
+}
+
+impl Script {
+    fn new() -> Self {
+        Self { world: World::new(Instant::now()) }
+    }
+
+    fn put(&mut self, key: u8) -> &mut Self {
+        self.world.run(Op::Write(vec![(key - b'a', false)]));
+        self.world.run(Op::Route);
+        self
+    }
+
+    fn watch(&mut self, watch_id: i64, start: i64) -> &mut Self {
+        let create = Create {
+            range: KeyRange::One("a".into()),
+            watch_id,
+            start: Revision(start),
+            prev_kv: false,
+            filters: Filters::default(),
+            progress_notify: false,
+            fragment: false,
+        };
+        let now = self.world.now;
+        self.world.shard.lock().create(0, &create, &self.world.first, Revision(0), now);
+        self
+    }
+
+    /// Everything the stream has to say, one line per response.
+    fn said(&mut self) -> String {
+        let mut lines = Vec::new();
+        loop {
+            let mut shard = self.world.shard.lock();
+            while shard.route() | shard.resume() {}
+            drop(shard);
+            self.world.run(Op::StartReads);
+            self.world.run(Op::FinishRead);
+            let taken = self.world.shard.lock().pop(0, Waker::noop());
+            let Taken::Response { response, events } = taken else { break };
+            let mut line = format!("{}@{}", response.watch_id, response.header.expect("header").revision);
+            for (set, word) in [(response.created, " created"), (response.canceled, " canceled")] {
+                line += if set { word } else { "" };
+            }
+            if response.compact_revision != 0 {
+                line += &format!(" compact {}", response.compact_revision);
+            }
+            if events != 0 {
+                line += &format!(" {events} events");
+            }
+            line += &response.cancel_reason;
+            lines.push(line);
+        }
+        lines.join("; ")
+    }
+}
+
+#[test]
+fn ids_are_counted_from_zero_past_those_in_use() {
+    let mut script = Script::new();
+    script.watch(0, 0).watch(1, 0).watch(2, 0).watch(0, 0).watch(2, 0);
+    assert_eq!(
+        script.said(),
+        "0@1 created; 1@1 created; 2@1 created; 3@1 created; \
+         -1@1 created canceledmvcc: duplicate watch ID provided on the WatchStream"
+    );
+}
+
+#[test]
+fn a_start_below_the_compaction_is_created_then_cancelled_and_blocks_progress() {
+    let mut script = Script::new();
+    for _ in 0..5 {
+        script.put(b'a');
+    }
+    script.world.run(Op::Compact { back: 1 });
+    script.watch(0, 5).watch(0, 4);
+    assert_eq!(script.said(), "0@6 created; 1@6 created; 1@0 canceled compact 5; 0@6 2 events");
+    script.world.run(Op::Progress { stream: 0 });
+    assert_eq!(script.said(), "");
+    script.world.shard.lock().cancel(0, 1, Revision(6));
+    script.world.run(Op::Progress { stream: 0 });
+    assert_eq!(script.said(), "1@6 canceled; -1@6");
+    script.world.shard.lock().cancel(0, 1, Revision(6));
+    assert_eq!(script.said(), "", "a repeated cancel gets no answer");
+}
+
+#[test]
+fn a_future_start_holds_events_and_progress_back() {
+    let mut script = Script::new();
+    script.watch(0, 4);
+    script.put(b'a').put(b'b');
+    script.world.run(Op::Progress { stream: 0 });
+    assert_eq!(script.said(), "0@1 created");
+    script.put(b'a');
+    assert_eq!(script.said(), "0@4 1 events");
+    script.world.run(Op::Progress { stream: 0 });
+    assert_eq!(script.said(), "-1@4");
+}
+
+#[test]
+fn a_tick_notifies_the_idle_only() {
+    let mut script = Script::new();
+    script.world.run(Op::Create { stream: 0, range: 0, start: 0, filter: 0, prev_kv: false });
+    script.world.run(Op::Create { stream: 0, range: 1, start: 0, filter: 0, prev_kv: false });
+    script.put(b'a');
+    assert_eq!(script.said(), "0@1 created; 1@1 created; 0@2 1 events");
+    script.world.run(Op::Tick);
+    assert_eq!(script.said(), "1@2");
+    script.world.run(Op::Tick);
+    assert_eq!(script.said(), "0@2; 1@2");
+}
+
+#[test]
+fn a_stream_that_is_not_read_holds_a_bounded_amount_and_slows_nobody() {
+    let mut script = Script::new();
+    script.watch(0, 0);
+    script.world.run(Op::Create { stream: 1, range: 0, start: 0, filter: 0, prev_kv: false });
+    for _ in 0..200 {
+        script.put(b'a');
+        script.world.run(Op::Take { stream: 1, responses: 2 });
+    }
+    let client = &script.world.clients[1][&0];
+    assert_eq!(client.seen.len(), 200);
+    let said = script.said();
+    assert!(said.starts_with("0@1 created; 0@2 1 events; 0@3 1 events"), "{said}");
+    assert!(said.split("; ").count() < 100, "what was missed comes in larger pieces: {said}");
+    assert_eq!(script.world.shard.lock().positions(), vec![Revision(201)]);
+}
+
+#[test]
+fn a_cancelled_source_cancels_whoever_joins_later_too() {
+    let mut script = Script::new();
+    script.watch(0, 0);
+    let end = End { compact_revision: Revision(0), reason: "gone".into() };
+    script.world.first.end(end.clone());
+    script.world.shard.end_source(&script.world.first, &end);
+    script.watch(0, 0);
+    assert_eq!(script.said(), "0@1 created; 0@1 canceledgone; 1@1 created; 1@1 canceledgone");
+}

@@ -1,0 +1,94 @@
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use tokio::net::TcpSocket;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::metrics::GatewayMetrics;
+use super::shard::Shard;
+
+/// Pause after an error that only time or the end of other connections cures.
+const PAUSE: Duration = Duration::from_millis(50);
+/// At most one log line about accept errors in this time.
+const LOG_PERIOD: Duration = Duration::from_secs(10);
+/// Connections the kernel queues while none is accepted.
+const BACKLOG: u32 = 1024;
+
+/// Where client connections come from; tests put failures in.
+pub(super) trait Accept: Send + 'static {
+    /// The next connection, non-blocking.
+    fn accept(&mut self) -> impl Future<Output = io::Result<TcpStream>> + Send;
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub(super) struct Listener(tokio::net::TcpListener);
+
+impl Listener {
+    /// Binds `address`. Must be called on a runtime.
+    pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG).map(Self)
+    }
+
+    pub(super) fn address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+impl Accept for Listener {
+    async fn accept(&mut self) -> io::Result<TcpStream> {
+        self.0.accept().await.and_then(|(client, _)| client.into_std())
+    }
+}
+
+/// Accepts until told to stop and gives each connection to the serving thread with the fewest. No error ends it and
+/// none makes it spin.
+pub(super) async fn accept_loop(
+    mut listener: impl Accept,
+    shards: Arc<[Shard]>,
+    metrics: Arc<GatewayMetrics>,
+    stop: CancellationToken,
+) {
+    let mut last_log: Option<Instant> = None;
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let error = match accepted {
+            Ok(client) => {
+                metrics.accepted.inc();
+                if let Some(shard) = shards.iter().min_by_key(|shard| shard.open()) {
+                    shard.hand_over(client).await;
+                }
+                continue;
+            }
+            Err(error) => error,
+        };
+        metrics.accept_errors.inc();
+        if last_log.is_none_or(|at| at.elapsed() >= LOG_PERIOD) {
+            last_log = Some(Instant::now());
+            warn!(%error, "connection not accepted");
+        }
+        if !concerns_one_connection(&error) {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+}
+
+/// Whether the error took its connection with it, so that the next one may be fine.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    let codes = [Errno::CONNABORTED, Errno::INTR, Errno::PROTO, Errno::PERM];
+    codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
+}

@@ -1,0 +1,176 @@
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rustix::io::Errno;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::metrics::GatewayMetrics;
+use super::upstreams::{Upstream, Upstreams};
+use crate::config::HostPort;
+
+/// Endpoints that are said to be down and asked nevertheless, when no other is left.
+const LAST_RESORT_MAX: usize = 3;
+
+/// A peer that is silent for this long is asked whether it is still there, so often, and then given up.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// Makes connections to endpoints.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    pub(super) upstreams: Upstreams,
+    pub(super) metrics: Arc<GatewayMetrics>,
+    pub(super) connect_timeout: Duration,
+    /// Where the gateway itself listens: a connection there would come back for ever.
+    pub(super) own: SocketAddr,
+}
+
+impl Dialer {
+    /// Connects to the endpoint whose turn it is, or else to the next one that works. None when nobody takes the
+    /// connection.
+    pub(super) async fn dial(&self) -> Option<TcpStream> {
+        let started = Instant::now();
+        let mut tried = Vec::new();
+        while let Some(upstream) = self.upstreams.pick(&tried) {
+            match self.try_one(&upstream).await {
+                Ok(stream) => return Some(self.connected(&upstream, stream, started)),
+                Err(error) if is_our_shortage(&error) => return None,
+                Err(_) => tried.push(upstream),
+            }
+        }
+        // What is said to be down may be back by now: asking beats sending the client away.
+        let rest = self.upstreams.last_resort(LAST_RESORT_MAX, &tried);
+        let mut attempts: FuturesUnordered<_> =
+            rest.iter().map(async |upstream| (upstream, self.try_one(upstream).await)).collect();
+        while let Some((upstream, outcome)) = attempts.next().await {
+            if let Ok(stream) = outcome {
+                return Some(self.connected(upstream, stream, started));
+            }
+        }
+        None
+    }
+
+    /// One attempt, within the connect timeout, look-up included.
+    pub(super) async fn try_one(&self, upstream: &Upstream) -> io::Result<TcpStream> {
+        let outcome = connect(upstream.address(), self.connect_timeout, self.own).await;
+        match &outcome {
+            Ok(_) => upstream.mark_up(),
+            Err(error) if is_our_shortage(error) => {}
+            Err(error) => upstream.mark_down(error),
+        }
+        outcome
+    }
+
+    fn connected(&self, upstream: &Upstream, stream: TcpStream, started: Instant) -> TcpStream {
+        self.metrics.connected.with_label_values(&[&upstream.address().to_string()]).inc();
+        self.metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
+        stream
+    }
+}
+
+/// Whether the attempt failed for want of something here, which says nothing about the endpoint.
+fn is_our_shortage(error: &io::Error) -> bool {
+    let codes = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
+}
+
+/// Tries the addresses of a name in the order the resolver gives. A name that is an address costs no look-up.
+async fn connect(address: &HostPort, limit: Duration, own: SocketAddr) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + limit;
+    let addresses: Vec<SocketAddr> = match address.literal() {
+        Some(address) => vec![address],
+        None => {
+            let found = tokio::net::lookup_host((address.host(), address.port()));
+            timeout_at(deadline, found).await.map_err(|_| too_slow("look-up"))??.collect()
+        }
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut left = addresses.len() as u32;
+    for address in addresses {
+        // The time is shared out evenly, so that a silent first address leaves some to the others.
+        let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
+        left -= 1;
+        match timeout(share, connect_to(address, own)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = too_slow("connection"),
+        }
+    }
+    Err(last)
+}
+
+fn too_slow(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("{what} takes longer than the connect timeout"))
+}
+
+async fn connect_to(address: SocketAddr, own: SocketAddr) -> io::Result<TcpStream> {
+    if is_own(address, own) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself"));
+    }
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let stream = socket.connect(address).await?;
+    prepare(&stream)?;
+    Ok(stream)
+}
+
+/// What both sides of a connection get: small writes leave at once, a dead peer is noticed.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Whether a connection to `address` would arrive at a listener on `own`.
+fn is_own(address: SocketAddr, own: SocketAddr) -> bool {
+    let (ip, own_ip) = (address.ip().to_canonical(), own.ip().to_canonical());
+    if address.port() != own.port() {
+        return false;
+    }
+    ip == own_ip || ip.is_unspecified() || (own_ip.is_unspecified() && is_local(address))
+}
+
+/// Only an address of this machine can be bound.
+fn is_local(address: SocketAddr) -> bool {
+    UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok()
+}
+
+/// Whether the endpoint is the gateway itself, as far as its name tells now.
+pub(super) async fn leads_back(endpoint: &HostPort, own: SocketAddr, limit: Duration) -> bool {
+    if endpoint.port() != own.port() {
+        return false;
+    }
+    if let Some(address) = endpoint.literal() {
+        return is_own(address, own);
+    }
+    match timeout(limit, tokio::net::lookup_host((endpoint.host(), endpoint.port()))).await {
+        Ok(Ok(mut addresses)) => addresses.any(|address| is_own(address, own)),
+        // A name that does not resolve now is looked up again when it is dialled, and so is this question.
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateways_own_address_is_recognised() {
+        let check = |address: &str, own: &str| is_own(address.parse().unwrap(), own.parse().unwrap());
+        assert!(check("127.0.0.1:1", "127.0.0.1:1"));
+        assert!(check("127.0.0.1:1", "0.0.0.0:1"));
+        assert!(check("127.0.0.2:1", "0.0.0.0:1"));
+        assert!(check("0.0.0.0:1", "127.0.0.1:1"));
+        assert!(check("[::ffff:127.0.0.1]:1", "127.0.0.1:1"));
+        assert!(!check("127.0.0.1:2", "127.0.0.1:1"));
+        assert!(!check("127.0.0.2:1", "127.0.0.1:1"));
+        assert!(!check("192.0.2.1:1", "0.0.0.0:1"));
+    }
+}

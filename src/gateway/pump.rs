@@ -1,0 +1,93 @@
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::flow::{Flow, FlowCounters, FlowError};
+use super::metrics::GatewayMetrics;
+
+/// A client and its endpoint, once both are connected. Ready when the connection is over.
+///
+/// Everything an idle connection costs is in here: two sockets and two small states.
+///
+/// A half-close ends one direction and leaves the other open. A reset ends both and reaches the other side as a
+/// reset, so that no reader takes a torn answer for a whole one. A side that only stops reading (its writes fail, its
+/// own bytes end cleanly) still gets to say all it had to say.
+pub(super) struct Pump {
+    client: Side,
+    endpoint: Side,
+    /// None once the direction is over.
+    up: Option<Flow>,
+    down: Option<Flow>,
+    metrics: Arc<GatewayMetrics>,
+}
+
+struct Side {
+    stream: TcpStream,
+    /// A write told that the socket is dead; the kernel tells it once, so it is remembered for the reader.
+    was_reset: bool,
+}
+
+/// A socket broke: the connection is over in both directions.
+struct Broken;
+
+impl Pump {
+    pub(super) fn new(client: TcpStream, endpoint: TcpStream, metrics: Arc<GatewayMetrics>) -> Self {
+        let side = |stream| Side { stream, was_reset: false };
+        let (client, endpoint) = (side(client), side(endpoint));
+        Self { client, endpoint, up: Some(Flow::new()), down: Some(Flow::new()), metrics }
+    }
+}
+
+impl Future for Pump {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Self { client, endpoint, up, down, metrics } = self.get_mut();
+        let spliced = &metrics.spliced;
+        let up_counters = FlowCounters { bytes: &metrics.bytes_up, spliced };
+        let down_counters = FlowCounters { bytes: &metrics.bytes_down, spliced };
+        let both = poll_direction(up, cx, client, endpoint, &up_counters)
+            .and_then(|()| poll_direction(down, cx, endpoint, client, &down_counters));
+        if both.is_err() {
+            metrics.resets.inc();
+            return Poll::Ready(());
+        }
+        if up.is_none() && down.is_none() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+fn poll_direction(
+    flow: &mut Option<Flow>,
+    cx: &mut Context<'_>,
+    from: &mut Side,
+    to: &mut Side,
+    counters: &FlowCounters<'_>,
+) -> Result<(), Broken> {
+    let Some(running) = flow else { return Ok(()) };
+    match running.poll(cx, (&mut from.stream, from.was_reset), &mut to.stream, counters) {
+        Poll::Pending => {}
+        Poll::Ready(Ok(())) => *flow = None,
+        Poll::Ready(Err(FlowError::Read)) => {
+            abort(&to.stream);
+            return Err(Broken);
+        }
+        Poll::Ready(Err(FlowError::Write(error))) => {
+            // A broken pipe follows the reader's own clean end; anything else is a reset or a dead network.
+            to.was_reset = error.kind() != io::ErrorKind::BrokenPipe;
+            *flow = None;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the close of this socket a reset.
+fn abort(socket: &TcpStream) {
+    // It only fails for a socket that is gone already.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}

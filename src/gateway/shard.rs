@@ -1,0 +1,119 @@
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info};
+
+use super::dial::{Dialer, prepare};
+use super::pump::Pump;
+
+/// Connections waiting for their serving thread; a full queue delays the accept loop.
+const HANDOVER_MAX: usize = 256;
+/// Tasks run between two looks at the sockets: one bulk connection must not keep the others waiting.
+const EVENT_INTERVAL: u32 = 16;
+
+/// A serving thread as the accept loop sees it.
+#[derive(Debug)]
+pub(super) struct Shard {
+    connections: mpsc::Sender<TcpStream>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Shard {
+    /// Starts a thread. It ends once this handle is gone and its connections are over, or `drain` after that.
+    pub(super) fn start(
+        number: usize,
+        dialer: Arc<Dialer>,
+        drain: Duration,
+    ) -> io::Result<(Self, oneshot::Receiver<()>)> {
+        let (connections, incoming) = mpsc::channel(HANDOVER_MAX);
+        let (ended, wait) = oneshot::channel();
+        let open = Arc::new(AtomicUsize::new(0));
+        let counter = open.clone();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().event_interval(EVENT_INTERVAL).build()?;
+        std::thread::Builder::new().name(format!("gateway-{number}")).spawn(move || {
+            runtime.block_on(serve(incoming, dialer, counter, drain));
+            // Closes what is still open, and does not wait for a resolver that does not answer.
+            runtime.shutdown_background();
+            let _ = ended.send(());
+        })?;
+        Ok((Self { connections, open }, wait))
+    }
+
+    /// Connections given to this thread that are not over.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Gives a connection to the thread; one that is ending closes it.
+    pub(super) async fn hand_over(&self, client: TcpStream) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        if self.connections.send(client).await.is_err() {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn serve(
+    mut connections: mpsc::Receiver<TcpStream>,
+    dialer: Arc<Dialer>,
+    open: Arc<AtomicUsize>,
+    drain: Duration,
+) {
+    let tracker = TaskTracker::new();
+    // The accept loop owns the other end: what it accepted before its own end is served.
+    while let Some(client) = connections.recv().await {
+        let guard = Open::new(&open, &dialer);
+        tracker.spawn(connect(client, dialer.clone(), guard, tracker.clone()));
+    }
+    tracker.close();
+    if tracker.is_empty() {
+        return;
+    }
+    info!(connections = tracker.len(), ?drain, "waiting for connections to end");
+    if tokio::time::timeout(drain, tracker.wait()).await.is_err() {
+        info!(connections = tracker.len(), "connections cut at the end of the drain timeout");
+    }
+}
+
+/// Finds an endpoint for the client. Moving the bytes is a task of its own, since this one is the bigger.
+async fn connect(client: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker: TaskTracker) {
+    let client = match tokio::net::TcpStream::from_std(client).and_then(|client| prepare(&client).map(|()| client)) {
+        Ok(client) => client,
+        Err(error) => return debug!(%error, "connection could not be set up"),
+    };
+    let Some(endpoint) = dialer.dial().await else {
+        dialer.metrics.unserved.inc();
+        return;
+    };
+    let pump = Pump::new(client, endpoint, dialer.metrics.clone());
+    tracker.spawn(async move {
+        pump.await;
+        drop(guard);
+    });
+}
+
+/// Counts a connection for as long as it lives.
+struct Open {
+    counter: Arc<AtomicUsize>,
+    dialer: Arc<Dialer>,
+}
+
+impl Open {
+    fn new(counter: &Arc<AtomicUsize>, dialer: &Arc<Dialer>) -> Self {
+        dialer.metrics.open.inc();
+        Self { counter: counter.clone(), dialer: dialer.clone() }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.dialer.metrics.open.dec();
+        self.counter.fetch_sub(1, Ordering::Relaxed);
+    }
+}

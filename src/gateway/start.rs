@@ -1,0 +1,191 @@
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::accept::{Accept, Listener, accept_loop};
+use super::check::watch_over;
+use super::dial::{Dialer, leads_back};
+use super::http::serve_metrics;
+use super::metrics::GatewayMetrics;
+use super::shard::Shard;
+use super::upstreams::Upstreams;
+use crate::config::{GatewayConfig, HostPort};
+use crate::discovery::Discovery;
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The name of a listen address has no address.
+    #[error("--{flag}: look up {address}: {reason}")]
+    LookUp {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        address: HostPort,
+        /// What the resolver said.
+        reason: io::Error,
+    },
+    /// The address is taken, foreign or forbidden.
+    #[error("--{flag}: listen tcp {address}: bind: {reason}")]
+    Bind {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        address: HostPort,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// Connections would go round in circles.
+    #[error("--endpoints: {0} is the address the gateway itself listens on (--listen-addr)")]
+    SelfLoop(HostPort),
+    /// No thread, no runtime.
+    #[error("start a serving thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    stop: CancellationToken,
+    threads: Vec<oneshot::Receiver<()>>,
+}
+
+impl Gateway {
+    /// Listens and serves until `tasks` stop or [`finish`](Self::finish) is called. Must be called on a runtime, where
+    /// the accept loop and the checks of the endpoints run; the bytes move on threads of their own.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, or an endpoint is the gateway itself.
+    pub async fn start(
+        config: &GatewayConfig,
+        source: &dyn Discovery,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<Self, GatewayError> {
+        let listen = resolve("listen-addr", &config.listen_addr).await?;
+        let listener = Listener::bind(listen)
+            .and_then(|listener| Ok((listener.address()?, listener)))
+            .map_err(|reason| bind_error("listen-addr", &config.listen_addr, reason));
+        let (address, listener) = listener?;
+        Self::start_on(listener, address, config, source, metrics, tasks).await
+    }
+
+    /// [`start`](Self::start) with a listener that is there already.
+    pub(super) async fn start_on(
+        listener: impl Accept,
+        address: SocketAddr,
+        config: &GatewayConfig,
+        source: &dyn Discovery,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<Self, GatewayError> {
+        let mut endpoints = source.endpoints();
+        let first = endpoints.borrow_and_update().clone();
+        for endpoint in first.iter() {
+            if leads_back(&endpoint.address, address, config.connect_timeout).await {
+                return Err(GatewayError::SelfLoop(endpoint.address.clone()));
+            }
+        }
+        let tasks = tasks.child();
+        let stop = tasks.stop_signal();
+        let gateway_metrics = Arc::new(GatewayMetrics::register(metrics));
+        let dialer = Arc::new(Dialer {
+            upstreams: Upstreams::new(gateway_metrics.clone()),
+            metrics: gateway_metrics.clone(),
+            connect_timeout: config.connect_timeout,
+            own: address,
+        });
+        let metrics_address = match &config.metrics_addr {
+            None => None,
+            Some(wanted) => {
+                let resolved = resolve("metrics-addr", wanted).await?;
+                let served = serve_metrics(resolved, metrics.clone(), dialer.clone(), &tasks).await;
+                Some(served.map_err(|reason| bind_error("metrics-addr", wanted, reason))?)
+            }
+        };
+        let mut shards = Vec::new();
+        let mut threads = Vec::new();
+        for number in 0..config.serving_threads.max(1) {
+            let (shard, ended) =
+                Shard::start(number, dialer.clone(), config.drain_timeout).map_err(GatewayError::Thread)?;
+            shards.push(shard);
+            threads.push(ended);
+        }
+        let pause_max = config.retry_delay;
+        let (checks, checked, check_stop) = (tasks.clone(), dialer.clone(), stop.clone());
+        let follow = move |set: &_| {
+            for upstream in checked.upstreams.replace(set) {
+                checks.spawn(watch_over(upstream, checked.clone(), pause_max, check_stop.clone()));
+            }
+        };
+        follow(&first);
+        let follow_stop = stop.clone();
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = follow_stop.cancelled() => return,
+                    changed = endpoints.changed() => if changed.is_err() { return },
+                }
+                let set = endpoints.borrow_and_update().clone();
+                info!(endpoints = set.len(), "endpoints have changed");
+                follow(&set);
+            }
+        });
+        tasks.spawn(accept_loop(listener, shards.into(), gateway_metrics, stop.clone()));
+        let names: Vec<String> = first.iter().map(|endpoint| endpoint.address.to_string()).collect();
+        info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");
+        Ok(Self { address, metrics_address, stop, threads })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where `/metrics` is served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// Stops accepting, as [`finish`](Self::finish) does.
+    #[cfg(test)]
+    pub(super) fn stop_signal(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Stops accepting and waits until every connection has ended, the drain timeout at most.
+    pub async fn finish(self) {
+        self.stop.cancel();
+        for thread in self.threads {
+            // An error means that the thread is gone already.
+            let _ = thread.await;
+        }
+    }
+}
+
+fn bind_error(flag: &'static str, address: &HostPort, reason: io::Error) -> GatewayError {
+    GatewayError::Bind { flag, address: address.clone(), reason }
+}
+
+/// The address to listen on; no host means all of them.
+async fn resolve(flag: &'static str, address: &HostPort) -> Result<SocketAddr, GatewayError> {
+    if address.host().is_empty() {
+        return Ok(SocketAddr::from(([0, 0, 0, 0], address.port())));
+    }
+    if let Some(literal) = address.literal() {
+        return Ok(literal);
+    }
+    let found = tokio::net::lookup_host((address.host(), address.port())).await;
+    let first = found.and_then(|mut addresses| {
+        addresses.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+    });
+    first.map_err(|reason| GatewayError::LookUp { flag, address: address.clone(), reason })
+}

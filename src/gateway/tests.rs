@@ -1,0 +1,436 @@
+//! Gateways between real sockets of this process.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::accept::{Accept, Listener};
+use super::start::{Gateway, GatewayError};
+use crate::config::GatewayConfig;
+use crate::discovery::{Discovery, ListedEndpoint, StaticList};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+
+/// Only a test that hangs meets it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn anywhere() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, work).await.expect("the test makes progress")
+}
+
+struct Setup {
+    gateway: Gateway,
+    list: StaticList,
+    metrics: Metrics,
+}
+
+impl Setup {
+    async fn new(endpoints: &[SocketAddr]) -> Self {
+        Self::with(endpoints, |_| {}).await
+    }
+
+    async fn with(endpoints: &[SocketAddr], adjust: impl FnOnce(&mut GatewayConfig)) -> Self {
+        let mut config = GatewayConfig::new(anywhere().into(), endpoints.iter().map(|&to| to.into()).collect());
+        adjust(&mut config);
+        let list = StaticList::new(config.endpoints.iter().cloned());
+        let metrics = Metrics::new();
+        let gateway = Gateway::start(&config, &list, &metrics, &Tasks::new()).await.unwrap();
+        Self { gateway, list, metrics }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        in_time(TcpStream::connect(self.gateway.address())).await.unwrap()
+    }
+
+    /// The value of the first metric line that starts like this.
+    fn metric(&self, start: &str) -> f64 {
+        let text = self.metrics.render();
+        let line = text.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start} in {text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+/// An endpoint that answers each connection with one byte, its name, and then echoes.
+struct Echo {
+    address: SocketAddr,
+    tasks: Tasks,
+}
+
+impl Echo {
+    async fn new(name: u8) -> Self {
+        Self::at(anywhere(), name).await
+    }
+
+    async fn at(address: SocketAddr, name: u8) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tasks = Tasks::new();
+        let (stop, connections) = (tasks.stop_signal(), tasks.clone());
+        tasks.spawn(async move {
+            loop {
+                let (mut stream, _) = tokio::select! {
+                    () = stop.cancelled() => return,
+                    accepted = listener.accept() => accepted.unwrap(),
+                };
+                let stop = stop.clone();
+                connections.spawn(async move {
+                    let echo = async {
+                        stream.write_all(&[name]).await?;
+                        let (mut read, mut write) = stream.split();
+                        tokio::io::copy(&mut read, &mut write).await?;
+                        write.shutdown().await
+                    };
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        _ = echo => {}
+                    }
+                });
+            }
+        });
+        Self { address, tasks }
+    }
+
+    /// Stops listening and closes every connection.
+    async fn die(self) -> SocketAddr {
+        assert!(self.tasks.finish(PATIENCE).await);
+        self.address
+    }
+}
+
+/// Which endpoint answers a new connection; none when the gateway closes it.
+async fn who(setup: &Setup) -> Option<u8> {
+    let mut client = setup.connect().await;
+    let mut name = [0];
+    match in_time(client.read(&mut name)).await.unwrap() {
+        0 => None,
+        _ => Some(name[0]),
+    }
+}
+
+/// An address where nobody listens now.
+fn nobody() -> SocketAddr {
+    StdListener::bind(anywhere()).unwrap().local_addr().unwrap()
+}
+
+/// Both ends of one connection through a gateway.
+async fn pair() -> (Setup, TcpStream, TcpStream) {
+    let listener = TcpListener::bind(anywhere()).await.unwrap();
+    let setup = Setup::new(&[listener.local_addr().unwrap()]).await;
+    let (client, accepted) = tokio::join!(setup.connect(), in_time(listener.accept()));
+    (setup, client, accepted.unwrap().0)
+}
+
+/// Writes `data` in pieces of the given sizes, over and over, then closes that direction; returns what came back.
+async fn exchange(mut stream: TcpStream, data: &[u8], pieces: &[usize]) -> Vec<u8> {
+    let (mut read, mut write) = stream.split();
+    let send = async {
+        let mut rest = data;
+        for &size in pieces.iter().cycle() {
+            let (piece, tail) = rest.split_at(size.min(rest.len()));
+            write.write_all(piece).await.unwrap();
+            rest = tail;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        write.shutdown().await.unwrap();
+    };
+    let mut received = Vec::new();
+    let (_, outcome) = tokio::join!(send, read.read_to_end(&mut received));
+    outcome.unwrap();
+    received
+}
+
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..bytes).map(|_| random.u8(..)).collect()
+}
+
+#[test]
+fn bytes_pass_unchanged_in_both_directions_at_once() {
+    use proptest::prelude::*;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let pieces = || prop::collection::vec(prop_oneof![1..200_usize, 1..40_000_usize, 100_000..600_000_usize], 1..6);
+    let bytes = || prop_oneof![0..3_usize, 1..20_000_usize, 500_000..3_000_000_usize];
+    proptest!(ProptestConfig::with_cases(24), |(
+        seed: u64, up_bytes in bytes(), down_bytes in bytes(), up_pieces in pieces(), down_pieces in pieces()
+    )| {
+        let (up, down) = (noise(seed, up_bytes), noise(!seed, down_bytes));
+        let (at_client, at_endpoint) = runtime.block_on(async {
+            let (_setup, client, endpoint) = pair().await;
+            in_time(async {
+                tokio::join!(exchange(client, &up, &up_pieces), exchange(endpoint, &down, &down_pieces))
+            })
+            .await
+        });
+        prop_assert!(at_client == down, "downstream bytes differ");
+        prop_assert!(at_endpoint == up, "upstream bytes differ");
+    });
+}
+
+#[tokio::test]
+async fn bulk_is_spliced_and_small_frames_are_copied() {
+    let (setup, mut client, mut endpoint) = pair().await;
+    let mut frame = [7; 128];
+    for _ in 0..50 {
+        client.write_all(&frame).await.unwrap();
+        in_time(endpoint.read_exact(&mut frame)).await.unwrap();
+    }
+    assert_eq!(setup.metric("watershed_gateway_spliced_bytes_total"), 0.0);
+    let data = noise(1, 32 << 20);
+    let (received, _) =
+        in_time(async { tokio::join!(exchange(client, &[1], &[1]), exchange(endpoint, &data, &[1 << 20])) }).await;
+    assert!(received == data);
+    assert!(setup.metric("watershed_gateway_spliced_bytes_total") > data.len() as f64 / 2.0);
+    let moved = setup.metric("watershed_gateway_bytes_total{direction=\"downstream\"}");
+    assert_eq!(moved, data.len() as f64);
+}
+
+#[tokio::test]
+async fn a_half_close_leaves_the_answer_its_way() {
+    // Etcd's gateway closes both directions with the first, and the answer is lost.
+    let (_setup, mut client, mut endpoint) = pair().await;
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    in_time(endpoint.read_to_end(&mut question)).await.unwrap();
+    assert_eq!(question, b"question");
+    endpoint.write_all(&[5; 333]).await.unwrap();
+    drop(endpoint);
+    let mut answer = Vec::new();
+    in_time(client.read_to_end(&mut answer)).await.unwrap();
+    assert_eq!(answer, [5; 333]);
+}
+
+#[tokio::test]
+async fn a_reset_arrives_as_a_reset() {
+    for client_resets in [true, false] {
+        let (_setup, mut client, mut endpoint) = pair().await;
+        client.write_all(b"x").await.unwrap();
+        let mut byte = [0];
+        in_time(endpoint.read_exact(&mut byte)).await.unwrap();
+        let (resets, mut other) = if client_resets { (client, endpoint) } else { (endpoint, client) };
+        SockRef::from(&resets).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(resets);
+        let error = in_time(other.read(&mut byte)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "client_resets: {client_resets}");
+    }
+}
+
+#[tokio::test]
+async fn turns_go_round_and_skip_an_endpoint_that_is_dead_from_the_start() {
+    let (a, b) = (Echo::new(b'a').await, Echo::new(b'b').await);
+    let dead = nobody();
+    let setup = Setup::new(&[dead, a.address, b.address]).await;
+    let mut counts = [0; 2];
+    for _ in 0..10 {
+        counts[usize::from(who(&setup).await.unwrap() - b'a')] += 1;
+    }
+    assert!(counts.iter().all(|&count| count >= 4), "{counts:?}");
+    assert_eq!(setup.metric(&format!("watershed_gateway_endpoint_up{{endpoint=\"{dead}\"}}")), 0.0);
+    assert_eq!(setup.metric(&format!("watershed_gateway_endpoint_up{{endpoint=\"{}\"}}", a.address)), 1.0);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_dies_is_left_out_and_used_again_when_it_is_back() {
+    let (a, b) = (Echo::new(b'a').await, Echo::new(b'b').await);
+    let setup = Setup::new(&[a.address, b.address]).await;
+    let mut open = setup.connect().await;
+    let mut byte = [0];
+    in_time(open.read_exact(&mut byte)).await.unwrap();
+    assert_eq!(byte, [b'a']);
+
+    let address = a.die().await;
+    assert!(matches!(in_time(open.read(&mut byte)).await, Ok(0) | Err(_)), "its connections end");
+    for _ in 0..4 {
+        assert_eq!(who(&setup).await, Some(b'b'));
+    }
+
+    let _a = Echo::at(address, b'A').await;
+    // A background look finds it, the other endpoint being fine all the time.
+    in_time(async { while who(&setup).await != Some(b'A') {} }).await;
+}
+
+#[tokio::test]
+async fn with_no_endpoint_left_clients_are_closed_and_the_first_that_works_is_used_at_once() {
+    let a = Echo::new(b'a').await;
+    let dead = nobody();
+    // Background looks are far apart: the client's own attempt has to find it.
+    let setup = Setup::with(&[a.address, dead], |config| config.retry_delay = Duration::from_secs(3600)).await;
+    let address = a.die().await;
+    for _ in 0..3 {
+        assert_eq!(who(&setup).await, None);
+    }
+    assert_eq!(setup.metric("watershed_gateway_unserved_total"), 3.0);
+    let _a = Echo::at(address, b'A').await;
+    assert_eq!(who(&setup).await, Some(b'A'));
+}
+
+#[tokio::test]
+async fn a_black_hole_costs_one_connect_timeout_once() {
+    let hole = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    hole.bind(&anywhere().into()).unwrap();
+    hole.listen(0).unwrap();
+    let address = hole.local_addr().unwrap().as_socket().unwrap();
+    // A full queue drops what comes next without a word.
+    let mut queued = Vec::new();
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queued.push(stream);
+    }
+    let echo = Echo::new(b'e').await;
+    let setup = Setup::with(&[address, echo.address], |config| {
+        config.connect_timeout = Duration::from_millis(200);
+        config.retry_delay = Duration::from_secs(3600);
+    })
+    .await;
+    for _ in 0..6 {
+        assert_eq!(who(&setup).await, Some(b'e'));
+    }
+    let failures = setup.metric("watershed_gateway_connect_failures_total");
+    assert!((1.0..=3.0).contains(&failures), "one from a client, the rest from background looks: {failures}");
+}
+
+#[tokio::test]
+async fn a_new_list_moves_new_connections_only() {
+    let (a, b) = (Echo::new(b'a').await, Echo::new(b'b').await);
+    let setup = Setup::new(&[a.address]).await;
+    let mut old = setup.connect().await;
+    let mut byte = [0];
+    in_time(old.read_exact(&mut byte)).await.unwrap();
+    setup.list.replace([ListedEndpoint { address: b.address.into(), priority: 0, weight: 0 }].into());
+    in_time(async { while who(&setup).await != Some(b'b') {} }).await;
+    assert_eq!(who(&setup).await, Some(b'b'));
+    old.write_all(b"x").await.unwrap();
+    in_time(old.read_exact(&mut byte)).await.unwrap();
+    assert_eq!(byte, *b"x");
+}
+
+/// Fails as told, then accepts.
+struct Faulty {
+    errors: VecDeque<rustix::io::Errno>,
+    listener: Listener,
+}
+
+impl Accept for Faulty {
+    async fn accept(&mut self) -> io::Result<std::net::TcpStream> {
+        match self.errors.pop_front() {
+            Some(error) => Err(error.into()),
+            None => self.listener.accept().await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_accept_error_ends_the_gateway() {
+    // Etcd's gateway exits with code 0 when it runs out of descriptors.
+    use rustix::io::Errno;
+    let echo = Echo::new(b'e').await;
+    let config = GatewayConfig::new(anywhere().into(), vec![echo.address.into()]);
+    let list = StaticList::new(config.endpoints.iter().cloned());
+    let listener = Listener::bind(anywhere()).unwrap();
+    let address = listener.address().unwrap();
+    let errors = [Errno::MFILE, Errno::CONNABORTED, Errno::NFILE, Errno::NOBUFS, Errno::INVAL].into();
+    let metrics = Metrics::new();
+    let faulty = Faulty { errors, listener };
+    let gateway = Gateway::start_on(faulty, address, &config, &list, &metrics, &Tasks::new()).await.unwrap();
+    let setup = Setup { gateway, list, metrics };
+    assert_eq!(who(&setup).await, Some(b'e'));
+    assert_eq!(setup.metric("watershed_gateway_accept_errors_total"), 5.0);
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_open_connections_and_takes_no_new_ones() {
+    let (setup, mut client, mut endpoint) = pair().await;
+    let address = setup.gateway.address();
+    let stop = setup.gateway.stop_signal();
+    let mut finished = Box::pin(setup.gateway.finish());
+    stop.cancel();
+    in_time(async { while TcpStream::connect(address).await.is_ok() {} }).await;
+    let mut byte = [0];
+    client.write_all(b"x").await.unwrap();
+    in_time(endpoint.read_exact(&mut byte)).await.unwrap();
+    endpoint.write_all(b"y").await.unwrap();
+    in_time(client.read_exact(&mut byte)).await.unwrap();
+    assert_eq!(byte, *b"y");
+    assert!(futures::poll!(&mut finished).is_pending(), "the connection is still open");
+    drop((client, endpoint));
+    in_time(finished).await;
+}
+
+#[tokio::test]
+async fn the_drain_timeout_cuts_what_is_still_open() {
+    let echo = Echo::new(b'e').await;
+    let setup = Setup::with(&[echo.address], |config| config.drain_timeout = Duration::from_millis(50)).await;
+    let mut client = setup.connect().await;
+    let mut byte = [0];
+    in_time(client.read_exact(&mut byte)).await.unwrap();
+    in_time(setup.gateway.finish()).await;
+    assert!(matches!(in_time(client.read(&mut byte)).await, Ok(0) | Err(_)));
+}
+
+#[tokio::test]
+async fn a_slow_reader_stops_the_sender_and_costs_a_fixed_amount() {
+    let (_setup, mut client, mut endpoint) = pair().await;
+    let piece = vec![3; 256 * 1024];
+    let mut sent = 0_usize;
+    // Sends until nothing moves any more: socket buffers, and one pipe or chunk in the gateway.
+    while let Ok(written) = timeout(Duration::from_millis(500), endpoint.write(&piece)).await {
+        sent += written.unwrap();
+        assert!(sent < 64 << 20, "the gateway takes without limit");
+    }
+    drop(endpoint);
+    let mut received = Vec::new();
+    in_time(client.read_to_end(&mut received)).await.unwrap();
+    assert_eq!(received.len(), sent);
+}
+
+#[tokio::test]
+async fn the_gateway_refuses_itself_as_an_endpoint() {
+    let address = nobody();
+    for endpoint in [address.to_string(), format!("localhost:{}", address.port())] {
+        let config = GatewayConfig::new(address.into(), vec![endpoint.parse().unwrap()]);
+        let list = StaticList::new(config.endpoints.iter().cloned());
+        let outcome = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await;
+        assert!(matches!(outcome, Err(GatewayError::SelfLoop(_))), "{endpoint}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let taken = TcpListener::bind(anywhere()).await.unwrap().local_addr().unwrap();
+    let _listener = TcpListener::bind(taken).await.unwrap();
+    let config = GatewayConfig::new(taken.into(), vec![nobody().into()]);
+    let list = StaticList::new(config.endpoints.iter().cloned());
+    let error = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await.unwrap_err();
+    assert!(error.to_string().starts_with(&format!("--listen-addr: listen tcp {taken}: bind: ")), "{error}");
+}
+
+#[tokio::test]
+async fn health_and_metrics_are_served_over_http() {
+    let dead = nobody();
+    let setup = Setup::with(&[dead], |config| config.metrics_addr = Some(anywhere().into())).await;
+    assert_eq!(setup.list.endpoints().borrow().len(), 1);
+    let ask = async |path: &str| {
+        let mut stream = TcpStream::connect(setup.gateway.metrics_address().unwrap()).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        in_time(stream.read_to_string(&mut answer)).await.unwrap();
+        answer
+    };
+    assert!(ask("/health").await.starts_with("HTTP/1.0 200"));
+    assert_eq!(who(&setup).await, None);
+    assert!(ask("/health").await.starts_with("HTTP/1.0 503"));
+    assert!(ask("/metrics").await.contains("watershed_gateway_unserved_total 1"));
+    assert!(ask("/else").await.starts_with("HTTP/1.0 404"));
+}

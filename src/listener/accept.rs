@@ -1,0 +1,151 @@
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+use tracing::warn;
+
+use super::shard::{HANDOVER_MAX, ListenerConfig, ShardId, run};
+use super::socket::ListenerError;
+use crate::shutdown::Tasks;
+
+/// Pause after an accept error, or while the process has as many connections as it may.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// At most one log line about accept errors in this time.
+const ACCEPT_LOG_PERIOD: Duration = Duration::from_secs(10);
+
+/// A running listener.
+#[derive(Debug)]
+pub struct Serving {
+    addresses: Vec<SocketAddr>,
+    stop: CancellationToken,
+    ended: Vec<oneshot::Receiver<()>>,
+}
+
+impl Serving {
+    /// Where clients can connect, in the order of the listeners.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Stops accepting, lets open requests finish within the grace period and waits for the threads.
+    pub async fn finish(self) {
+        self.stop.cancel();
+        for ended in self.ended {
+            // An error means that the thread is gone already.
+            let _ = ended.await;
+        }
+    }
+}
+
+/// One serving thread as the accept loop sees it.
+struct Shard {
+    connections: mpsc::Sender<std::net::TcpStream>,
+    open: Arc<AtomicUsize>,
+}
+
+/// Serves the listeners on threads of their own, one service per thread, until `tasks` stop.
+///
+/// Must be called on a runtime: the accept loops run there. `make` is called on each serving thread, within its
+/// runtime.
+///
+/// # Errors
+/// When a listener or a thread cannot be set up.
+pub fn serve<F, S>(
+    listeners: Vec<TcpListener>,
+    config: ListenerConfig,
+    make: F,
+    tasks: &Tasks,
+) -> Result<Serving, ListenerError>
+where
+    F: Fn(ShardId) -> S + Send + Sync + 'static,
+    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let stop = tasks.stop_signal().child_token();
+    let make = Arc::new(make);
+    let mut shards = Vec::new();
+    let mut ended = Vec::new();
+    for number in 0..config.serving_threads.max(1) {
+        let (connections, incoming) = mpsc::channel(HANDOVER_MAX);
+        let open = Arc::new(AtomicUsize::new(0));
+        let (done, wait) = oneshot::channel();
+        let (make, config, stop) = (make.clone(), config.clone(), stop.clone());
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenerError::Thread)?;
+        let counter = open.clone();
+        std::thread::Builder::new()
+            .name(format!("serve-{number}"))
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let service = make(ShardId(number));
+                    run(incoming, service, config, counter, stop).await;
+                });
+                let _ = done.send(());
+            })
+            .map_err(ListenerError::Thread)?;
+        shards.push(Shard { connections, open });
+        ended.push(wait);
+    }
+    let shards: Arc<[Shard]> = shards.into();
+    let mut addresses = Vec::new();
+    for listener in listeners {
+        addresses.push(listener.local_addr().map_err(ListenerError::Thread)?);
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(ListenerError::Thread)?;
+        tasks.spawn(accept_loop(listener, shards.clone(), config.connections_max, stop.clone()));
+    }
+    Ok(Serving { addresses, stop, ended })
+}
+
+async fn accept_loop(
+    listener: tokio::net::TcpListener,
+    shards: Arc<[Shard]>,
+    connections_max: usize,
+    stop: CancellationToken,
+) {
+    let mut last_log: Option<Instant> = None;
+    loop {
+        let open: usize = shards.iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum();
+        if open >= connections_max {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
+            }
+        }
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted.and_then(|(stream, _)| prepare(stream)) {
+            Ok(stream) => hand_over(stream, &shards).await,
+            Err(error) => {
+                // Out of descriptors, or a client that left early: neither may end the loop or make it spin.
+                if last_log.is_none_or(|at| at.elapsed() > ACCEPT_LOG_PERIOD) {
+                    last_log = Some(Instant::now());
+                    warn!(%error, "connection not accepted");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn prepare(stream: tokio::net::TcpStream) -> std::io::Result<std::net::TcpStream> {
+    stream.set_nodelay(true)?;
+    stream.into_std()
+}
+
+/// Gives the connection to the thread with the fewest.
+async fn hand_over(stream: std::net::TcpStream, shards: &[Shard]) {
+    let Some(shard) = shards.iter().min_by_key(|shard| shard.open.load(Ordering::Relaxed)) else { return };
+    shard.open.fetch_add(1, Ordering::Relaxed);
+    if shard.connections.send(stream).await.is_err() {
+        shard.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}

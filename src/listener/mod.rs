@@ -1,0 +1,14 @@
+//! Accepting connections: sockets, per-core runtimes, HTTP/1 and HTTP/2 on one port.
+//!
+//! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
+//! connections (`shard.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
+//! changes threads never waits for it. The core and the proxy give a function that makes their service, which is
+//! called once on each serving thread.
+
+mod accept;
+mod shard;
+mod socket;
+
+pub use accept::{Serving, serve};
+pub use shard::{ListenerConfig, ShardId};
+pub use socket::{ListenerError, bind};

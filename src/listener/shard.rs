@@ -1,0 +1,152 @@
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+use tracing::debug;
+
+/// One serving thread, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ShardId(pub usize);
+
+/// How connections are served.
+#[derive(Clone, Debug)]
+pub struct ListenerConfig {
+    /// Threads, each with its own runtime and its own connections.
+    pub serving_threads: usize,
+    /// HTTP/2 streams one connection may have open.
+    pub max_concurrent_streams: u32,
+    /// Pause after which an idle connection is pinged; zero turns pings off.
+    pub keepalive_interval: Duration,
+    /// Wait for the answer to a ping before the connection is closed.
+    pub keepalive_timeout: Duration,
+    /// Connections at once; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Time that open requests get to finish at a stop.
+    pub grace: Duration,
+}
+
+impl Default for ListenerConfig {
+    fn default() -> Self {
+        Self {
+            serving_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            max_concurrent_streams: u32::MAX,
+            keepalive_interval: Duration::from_secs(2 * 60 * 60),
+            keepalive_timeout: Duration::from_secs(20),
+            connections_max: 65_536,
+            grace: Duration::from_secs(1),
+        }
+    }
+}
+
+// What one connection may make this process hold, whatever it does: unread input up to the connection window,
+// unsent output up to the send buffer of each stream that has any, and a bounded number of resets.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+const HEADER_LIST_BYTES: u32 = 32 * 1024;
+const PENDING_RESETS_MAX: usize = 64;
+
+/// Connections waiting for their serving thread; a full queue delays the accept loop.
+pub(super) const HANDOVER_MAX: usize = 256;
+
+/// The serving thread's side: takes connections until told to stop, then waits for them.
+pub(super) async fn run<S>(
+    mut connections: mpsc::Receiver<std::net::TcpStream>,
+    service: S,
+    config: ListenerConfig,
+    open: Arc<AtomicUsize>,
+    stop: CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let builder = connection_builder(&config);
+    let tracker = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = connections.recv() => accepted,
+        };
+        let Some(socket) = accepted else { break };
+        let guard = OpenConnection(open.clone());
+        match TcpStream::from_std(socket) {
+            Ok(stream) => {
+                let connection = serve_connection(stream, builder.clone(), service.clone(), stop.clone(), guard);
+                tracker.spawn(connection);
+            }
+            Err(error) => debug!(%error, "connection could not be registered"),
+        }
+    }
+    tracker.close();
+    if tokio::time::timeout(config.grace, tracker.wait()).await.is_err() {
+        debug!(connections = tracker.len(), "connections cut at the end of the grace period");
+    }
+}
+
+fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(300));
+    let mut http2 = builder.http2();
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_header_list_size(HEADER_LIST_BYTES)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
+    if !config.keepalive_interval.is_zero() && !config.keepalive_timeout.is_zero() {
+        http2.keep_alive_interval(config.keepalive_interval).keep_alive_timeout(config.keepalive_timeout);
+    }
+    builder
+}
+
+async fn serve_connection<S>(
+    stream: TcpStream,
+    builder: auto::Builder<TokioExecutor>,
+    service: S,
+    stop: CancellationToken,
+    guard: OpenConnection,
+) where
+    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let _guard = guard;
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::pin!(connection);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    debug!(error, "connection ended");
+                }
+                return;
+            }
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct OpenConnection(Arc<AtomicUsize>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,55 @@
+//! The generated protobuf modules, and their twins over already encoded parts.
+//!
+//! `proto/` holds the sources, `build.rs` compiles them. [`encoded`] has answers whose key-values and events are
+//! kept as the bytes that go on the wire; [`codec`] carries both over gRPC with small buffers per stream; [`methods`]
+//! lists every method by path.
+
+pub mod codec;
+pub mod encoded;
+pub mod methods;
+
+/// The client API.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+/// Key-value records and events.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+/// Users, roles, permissions.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+/// Server-side locks.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+/// Server-side elections.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+/// Membership changes as log entries.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod membershippb {
+    tonic::include_proto!("membershippb");
+}
+/// Stored leases.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod leasepb {
+    tonic::include_proto!("leasepb");
+}
+/// Frames of the write-ahead log.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod walpb {
+    tonic::include_proto!("walpb");
+}
+/// The standard health service.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod healthpb {
+    tonic::include_proto!("grpc.health.v1");
+}

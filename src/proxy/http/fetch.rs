@@ -1,0 +1,45 @@
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::client::Pool;
+use crate::shutdown::Tasks;
+use crate::types::Endpoint;
+
+const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// A page of metrics has some hundred kilobytes.
+const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The page as the first member that answers has it.
+pub(super) async fn from_any_member(pool: &Pool, path: &str, tasks: &Tasks) -> Result<Response<Bytes>, String> {
+    let mut reasons = Vec::new();
+    let mut endpoints = pool.endpoints();
+    fastrand::shuffle(&mut endpoints);
+    for endpoint in endpoints {
+        match tokio::time::timeout(FETCH_TIMEOUT, fetch(&endpoint, path, tasks)).await {
+            Ok(Ok(page)) => return Ok(page),
+            Ok(Err(error)) => reasons.push(format!("{endpoint}: {error}")),
+            Err(_) => reasons.push(format!("{endpoint}: no answer in time")),
+        }
+    }
+    Err(reasons.join("; "))
+}
+
+async fn fetch(endpoint: &Endpoint, path: &str, tasks: &Tasks) -> io::Result<Response<Bytes>> {
+    let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tasks.spawn(connection);
+    let request = Request::get(path)
+        .header(header::HOST, endpoint.authority().as_str())
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let (parts, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
+    let body = Limited::new(body, PAGE_BYTES_MAX).collect().await.map_err(io::Error::other)?.to_bytes();
+    Ok(Response::from_parts(parts, body))
+}

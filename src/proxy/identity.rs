@@ -1,0 +1,99 @@
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const TOKEN: HeaderName = HeaderName::from_static("token");
+const AUTHORIZATION: HeaderName = HeaderName::from_static("authorization");
+const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");
+
+/// Whose requests may share an upstream stream: those that carry the same credentials.
+///
+/// The text of the credentials is the identity. The proxy cannot check it, so it shares nothing between two tokens,
+/// even of one user.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Identity {
+    token: Option<HeaderValue>,
+    authorization: Option<HeaderValue>,
+    require_leader: bool,
+}
+
+impl Identity {
+    /// Reads the metadata of a request the way a member does: the first `token`, else the first `authorization`;
+    /// `hasleader` only when it is exactly `true`.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let first = |name| {
+            headers.get(name).cloned().map(|mut value: HeaderValue| {
+                value.set_sensitive(true);
+                value
+            })
+        };
+        let token = first(TOKEN);
+        let authorization = if token.is_some() { None } else { first(AUTHORIZATION) };
+        let require_leader = headers.get(REQUIRE_LEADER).is_some_and(|value| value == "true");
+        Self { token, authorization, require_leader }
+    }
+
+    /// Whether requests are refused, and streams ended, while the member knows no leader.
+    pub fn require_leader(&self) -> bool {
+        self.require_leader
+    }
+
+    /// The same credentials with another wish about the leader.
+    #[must_use]
+    pub fn with_require_leader(mut self, require_leader: bool) -> Self {
+        self.require_leader = require_leader;
+        self
+    }
+
+    /// The metadata of an upstream stream for this identity.
+    pub fn metadata(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = &self.token {
+            headers.insert(TOKEN, token.clone());
+        }
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        if self.require_leader {
+            headers.insert(REQUIRE_LEADER, HeaderValue::from_static("true"));
+        }
+        headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(pairs: &[(&'static str, &'static str)]) -> Identity {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        Identity::of(&headers)
+    }
+
+    #[test]
+    fn the_token_outranks_the_authorization() {
+        assert_eq!(of(&[("token", "t"), ("authorization", "a")]), of(&[("token", "t")]));
+        assert_ne!(of(&[("token", "t")]), of(&[("authorization", "t")]));
+        assert_eq!(of(&[("token", "t"), ("token", "u")]), of(&[("token", "t")]));
+    }
+
+    #[test]
+    fn only_the_exact_word_asks_for_a_leader() {
+        assert!(of(&[("hasleader", "true")]).require_leader());
+        assert!(!of(&[("hasleader", "True")]).require_leader());
+    }
+
+    #[test]
+    fn metadata_gives_the_same_identity_again() {
+        for pairs in [&[][..], &[("token", "t")], &[("authorization", "a"), ("hasleader", "true")]] {
+            let identity = of(pairs);
+            assert_eq!(Identity::of(&identity.metadata()), identity);
+        }
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        assert!(!format!("{:?}", of(&[("token", "secret")])).contains("secret"));
+    }
+}

@@ -1,0 +1,344 @@
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::task::AtomicWaker;
+use http_body::Body as HttpBody;
+use parking_lot::Mutex;
+use prost::Message;
+use slab::Slab;
+use tonic::{Code, Status};
+use tracing::debug;
+
+use super::slot::Slot;
+use super::table::Table;
+use crate::api_error::ApiError;
+use crate::client::{Head, Lane, Pool, UpstreamStream};
+use crate::pb::etcdserverpb::LeaseKeepAliveRequest;
+use crate::proxy::Identity;
+
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+/// Requests a member may leave unanswered; more wait here, where they can still be merged.
+const FLIGHT_MAX: usize = 16 * 1024;
+/// An answer has some forty bytes. A member that sends much more does not speak our protocol.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// How long an upstream stream is kept for the next client after the last one left.
+const LINGER: Duration = Duration::from_secs(10);
+/// How long clients wait for a member to come back before their streams end.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Silence after which requests are tried at another member: a renewal may happen twice, so trying early costs little,
+/// and a short lease has no time to lose.
+const SILENCE_MAX: Duration = Duration::from_millis(1500);
+/// How often a stream looks for silence.
+const TICK: Duration = Duration::from_millis(500);
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Keep-alives of one identity: one table, one upstream stream.
+#[derive(Debug)]
+pub(super) struct Hub {
+    identity: Identity,
+    state: Mutex<State>,
+    /// Wakes the task when there is something to send.
+    wake: AtomicWaker,
+    clients: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct State {
+    table: Table<Arc<Slot>>,
+    /// Every client's stream: an identity that asked for a leader loses idle streams too when there is none.
+    slots: Slab<Arc<Slot>>,
+}
+
+/// A client's place in a hub; leaves with it.
+#[derive(Debug)]
+pub(super) struct Seat {
+    hub: Arc<Hub>,
+    slot: Arc<Slot>,
+    number: usize,
+}
+
+/// How one upstream stream ended.
+#[derive(Debug)]
+enum End {
+    /// It broke, or its member stopped: another one takes over.
+    Lost(Status),
+    /// The cluster said no.
+    Refused(Status),
+    /// No client is left.
+    Idle,
+}
+
+/// Whether leaving a silent member makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    /// There is only one member.
+    None,
+    /// Somebody else may answer.
+    Untried,
+    /// All were silent: a cluster without a leader is, until it says so. Its answer is waited for.
+    Tried,
+}
+
+impl Hub {
+    pub(super) fn new(identity: Identity) -> Arc<Self> {
+        Arc::new(Self {
+            identity,
+            state: Mutex::new(State { table: Table::new(Instant::now()), slots: Slab::new() }),
+            wake: AtomicWaker::new(),
+            clients: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(super) fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn join(self: &Arc<Self>) -> Seat {
+        let slot = Arc::new(Slot::default());
+        let number = self.state.lock().slots.insert(slot.clone());
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        Seat { hub: self.clone(), slot, number }
+    }
+
+    /// Serves until no client has been there for a while.
+    pub(super) async fn run(&self, pool: &Pool) {
+        let head = Head::grpc(KEEP_ALIVE, self.identity.metadata());
+        let mut lost_since: Option<Instant> = None;
+        let mut pause = RETRY_MIN;
+        let mut hops = 0;
+        while self.wanted().await {
+            let others = match pool.endpoints().len() {
+                0 | 1 => Others::None,
+                members if hops + 1 < members => Others::Untried,
+                _ => Others::Tried,
+            };
+            let (end, answered) = match pool.open(Lane::Lease, &head).await {
+                Ok(stream) => self.serve(stream, others).await,
+                Err(status) => (End::Lost(status), false),
+            };
+            if answered {
+                (lost_since, pause, hops) = (None, RETRY_MIN, 0);
+            }
+            match end {
+                End::Idle => return,
+                End::Refused(status) => self.refused(&status),
+                End::Lost(status) => {
+                    debug!(%status, "keep-alive stream lost");
+                    hops += 1;
+                    self.state.lock().table.lost();
+                    let since = *lost_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > PATIENCE {
+                        self.give_up(&status);
+                        lost_since = None;
+                    }
+                    tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    /// Waits until there is something to send; false when nobody came.
+    async fn wanted(&self) -> bool {
+        loop {
+            let asked = poll_fn(|cx| {
+                self.wake.register(cx.waker());
+                if self.state.lock().table.has_to_send() { Poll::Ready(()) } else { Poll::Pending }
+            });
+            if tokio::time::timeout(LINGER, asked).await.is_ok() {
+                return true;
+            }
+            if self.clients() == 0 {
+                return false;
+            }
+        }
+    }
+
+    /// Works one upstream stream until its end; tells whether it answered anything.
+    async fn serve(&self, stream: UpstreamStream, others: Others) -> (End, bool) {
+        let mut session = Session { stream, partial: BytesMut::new(), answered: false, heard: Instant::now() };
+        loop {
+            let work = poll_fn(|cx| session.poll(self, cx));
+            if let Ok(end) = tokio::time::timeout(TICK, work).await {
+                return (end, session.answered);
+            }
+            let may_hop = others == Others::Untried || others == Others::Tried && session.answered;
+            let is_unanswered = self.state.lock().table.is_unanswered();
+            let quiet = session.heard.elapsed();
+            if may_hop && is_unanswered && quiet >= SILENCE_MAX {
+                return (End::Lost(Status::unavailable("member answers no keep-alives")), session.answered);
+            }
+            if self.clients() == 0 && !is_unanswered && quiet >= LINGER {
+                return (End::Idle, session.answered);
+            }
+        }
+    }
+
+    /// Sorts out whom the cluster's refusal concerns.
+    fn refused(&self, status: &Status) {
+        let mut state = self.state.lock();
+        let State { table, slots } = &mut *state;
+        match status.code() {
+            // About the one lease whose answer was due: its keys are not this user's.
+            Code::PermissionDenied => {
+                table.refused(|slot| slot.end(status));
+                table.lost();
+            }
+            _ => {
+                table.give_up(|slot| slot.end(status));
+                if self.identity.require_leader() {
+                    slots.iter().for_each(|(_, slot)| slot.end(status));
+                }
+            }
+        }
+    }
+
+    /// Ends every client's stream, those that wait for nothing too.
+    pub(super) fn end_all(&self, status: &Status) {
+        let mut state = self.state.lock();
+        let State { table, slots } = &mut *state;
+        table.give_up(|slot| slot.end(status));
+        slots.iter().for_each(|(_, slot)| slot.end(status));
+    }
+
+    fn give_up(&self, status: &Status) {
+        self.state.lock().table.give_up(|slot| slot.end(status));
+    }
+}
+
+impl Seat {
+    pub(super) fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    /// Asks for these leases; each will be answered through the slot, which already expects it.
+    pub(super) fn ask(&self, ids: impl IntoIterator<Item = i64>) {
+        let now = Instant::now();
+        let mut state = self.hub.state.lock();
+        for id in ids {
+            state.table.ask(id, self.slot.clone(), now);
+        }
+        drop(state);
+        self.hub.wake.wake();
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.slot.close();
+        self.hub.state.lock().slots.try_remove(self.number);
+        self.hub.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One upstream stream at work.
+struct Session {
+    stream: UpstreamStream,
+    /// The beginning of an answer whose rest has not come yet.
+    partial: BytesMut,
+    answered: bool,
+    /// When the member last said something, or was last asked after having answered everything.
+    heard: Instant,
+}
+
+/// What the table needs to know of an answer; the rest of it passes unread.
+#[derive(Clone, PartialEq, Message)]
+struct AnswerHead {
+    #[prost(int64, tag = "2")]
+    id: i64,
+    #[prost(int64, tag = "3")]
+    ttl: i64,
+}
+
+impl Session {
+    fn poll(&mut self, hub: &Hub, cx: &mut Context<'_>) -> Poll<End> {
+        hub.wake.register(cx.waker());
+        loop {
+            if let Err(status) = self.send(hub) {
+                return Poll::Ready(End::Lost(status));
+            }
+            match Pin::new(&mut self.stream.body).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => {
+                        if let Err(status) = self.receive(hub, data) {
+                            return Poll::Ready(End::Lost(status));
+                        }
+                    }
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().unwrap_or_default();
+                        return Poll::Ready(self.end(Status::from_header_map(&trailers)));
+                    }
+                },
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(End::Lost(status)),
+                Poll::Ready(None) => return Poll::Ready(self.end(None)),
+            }
+        }
+    }
+
+    /// Sends what waits, as one piece.
+    fn send(&mut self, hub: &Hub) -> Result<(), Status> {
+        let mut out = BytesMut::new();
+        let mut state = hub.state.lock();
+        let was_unanswered = state.table.is_unanswered();
+        state.table.send(FLIGHT_MAX, |id| {
+            let request = LeaseKeepAliveRequest { id };
+            out.put_u8(0);
+            // At most eleven bytes.
+            out.put_u32(request.encoded_len() as u32);
+            request.encode_raw(&mut out);
+        });
+        drop(state);
+        if out.is_empty() {
+            return Ok(());
+        }
+        if !was_unanswered {
+            self.heard = Instant::now();
+        }
+        self.stream.send(out.freeze())
+    }
+
+    fn receive(&mut self, hub: &Hub, data: Bytes) -> Result<(), Status> {
+        let now = Instant::now();
+        self.heard = now;
+        self.partial.extend_from_slice(&data);
+        let mut state = hub.state.lock();
+        while let Some((&[flag, a, b, c, d], rest)) = self.partial.split_first_chunk::<5>() {
+            let length = u32::from_be_bytes([a, b, c, d]) as usize;
+            if flag != 0 || length > ANSWER_BYTES_MAX {
+                return Err(Status::internal("keep-alive answer in a form nobody asked for"));
+            }
+            let Some(message) = rest.get(..length) else { break };
+            let head = AnswerHead::decode(message)
+                .map_err(|error| Status::internal(format!("keep-alive answer does not decode: {error}")))?;
+            let framed = self.partial.split_to(5 + length);
+            state.table.answered(head.id, head.ttl, now, |slot| slot.answer(head.id, &framed));
+            self.answered = true;
+        }
+        Ok(())
+    }
+
+    /// Reads the stream's own end. A break, a member that stops and an end without an error ask for another member;
+    /// what the cluster says otherwise is for the clients.
+    fn end(&self, status: Option<Status>) -> End {
+        let status = status.unwrap_or_else(|| Status::unavailable("keep-alive stream ended"));
+        let said = ApiError::from_text(status.message());
+        let moves_on = self.stream.body.is_broken()
+            || match status.code() {
+                Code::Ok => true,
+                Code::Unavailable => matches!(said, None | Some(ApiError::Stopped)),
+                _ => false,
+            };
+        if moves_on { End::Lost(status) } else { End::Refused(status) }
+    }
+}

@@ -1,0 +1,175 @@
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body::{Body as HttpBody, Frame};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tonic::codec::{Codec, CompressionEncoding, Streaming};
+use tonic::{Code, Status};
+
+use super::hub::Seat;
+use super::hubs::LeaseHubs;
+use super::slot::Next;
+use crate::client::framed;
+use crate::pb::codec::LeanCodec;
+use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
+use crate::proxy::Identity;
+
+/// Requests of one client that wait for their answers; beyond, the client's next ones are not read.
+const WAITING_MAX: usize = 1024;
+const REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+type Check = Pin<Box<dyn Future<Output = (i64, Result<Verdict, Status>)> + Send>>;
+
+/// Decides which leases a client may keep alive.
+pub(in crate::proxy) trait Gate: Send + Sync {
+    /// Whether the lease is known to be the client's.
+    fn is_known(&self, id: i64) -> bool;
+    /// Finds out whose it is.
+    fn check(&self, id: i64, metadata: HeaderMap) -> Pin<Box<dyn Future<Output = Result<Verdict, Status>> + Send>>;
+}
+
+/// Whose lease it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::proxy) enum Verdict {
+    /// The client's.
+    Own,
+    /// Somebody else's, or nobody's: as far as this client can tell it does not exist. With the cluster's header.
+    Foreign(ResponseHeader),
+}
+
+/// A client's place in the hub of its identity, and how its requests are compressed.
+pub(in crate::proxy) struct Admission {
+    seat: Seat,
+    encoding: Option<CompressionEncoding>,
+}
+
+/// Admits a client; none when the hub cannot take it, so that it may go to a member by itself.
+pub(in crate::proxy) fn admit(hubs: &LeaseHubs, headers: &HeaderMap) -> Option<Admission> {
+    let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => None,
+        Some(b"gzip") => Some(CompressionEncoding::Gzip),
+        // A member words that refusal itself.
+        Some(_) => return None,
+    };
+    Some(Admission { seat: hubs.join(Identity::of(headers))?, encoding })
+}
+
+/// Serves one client's keep-alive stream.
+pub(in crate::proxy) fn keep_alive(
+    admission: Admission,
+    gate: Option<Arc<dyn Gate>>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let Admission { seat, encoding } = admission;
+    let (parts, body) = request.into_parts();
+    let decoder = LeanCodec::<LeaseKeepAliveResponse, LeaseKeepAliveRequest>::default().decoder();
+    let requests = Streaming::new_request(decoder, body, encoding, Some(REQUEST_BYTES_MAX));
+    let metadata = Identity::of(&parts.headers).metadata();
+    let gate = gate.map(|gate| Gated { gate, metadata, checks: FuturesUnordered::new() });
+    let answers = Answers { requests: Some(requests), seat, gate, asked: Vec::new(), done: false };
+    let mut response = Response::new(Body::new(answers));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// The answer stream. Polling it reads the client's requests too, so a client's stream needs no task of its own, and
+/// one that reads no answers is not read either.
+struct Answers {
+    /// None once the client has said all.
+    requests: Option<Streaming<LeaseKeepAliveRequest>>,
+    seat: Seat,
+    gate: Option<Gated>,
+    /// Ids read in this poll; kept for its memory.
+    asked: Vec<i64>,
+    done: bool,
+}
+
+struct Gated {
+    gate: Arc<dyn Gate>,
+    metadata: HeaderMap,
+    checks: FuturesUnordered<Check>,
+}
+
+impl Answers {
+    /// Takes in what the client sent and asks the hub for it.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
+        let mut room = WAITING_MAX.saturating_sub(self.seat.slot().waiting());
+        let mut read = 0;
+        while let Some(requests) = self.requests.as_mut().filter(|_| read < room) {
+            match requests.poll_next_unpin(cx) {
+                Poll::Ready(Some(request)) => {
+                    let id = request?.id;
+                    read += 1;
+                    self.seat.slot().expect(id);
+                    match &mut self.gate {
+                        Some(gated) if !gated.gate.is_known(id) => gated.start(id),
+                        _ => self.asked.push(id),
+                    }
+                }
+                Poll::Ready(None) => self.requests = None,
+                Poll::Pending => room = 0,
+            }
+        }
+        if let Some(gated) = &mut self.gate {
+            while let Poll::Ready(Some((id, verdict))) = gated.checks.poll_next_unpin(cx) {
+                match verdict? {
+                    Verdict::Own => self.asked.push(id),
+                    Verdict::Foreign(header) => {
+                        let answer = LeaseKeepAliveResponse { header: Some(header), id, ttl: 0 };
+                        self.seat.slot().answer(id, &framed(&answer));
+                    }
+                }
+            }
+        }
+        if !self.asked.is_empty() {
+            self.seat.ask(self.asked.drain(..));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, status: &Status) -> Frame<Bytes> {
+        self.done = true;
+        self.requests = None;
+        let mut trailers = HeaderMap::new();
+        if status.add_header(&mut trailers).is_err() {
+            // A text that no header carries: the code goes alone.
+            trailers.insert(Status::GRPC_STATUS, HeaderValue::from(status.code() as i32));
+        }
+        Frame::trailers(trailers)
+    }
+}
+
+impl Gated {
+    fn start(&mut self, id: i64) {
+        let check = self.gate.check(id, self.metadata.clone());
+        self.checks.push(Box::pin(async move { (id, check.await) }));
+    }
+}
+
+impl HttpBody for Answers {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.done {
+            return Poll::Ready(None);
+        }
+        if let Err(status) = this.read(cx) {
+            return Poll::Ready(Some(Ok(this.end(&status))));
+        }
+        match this.seat.slot().clone().next(cx) {
+            Next::Answers(answers) => Poll::Ready(Some(Ok(Frame::data(answers)))),
+            Next::End(status) => Poll::Ready(Some(Ok(this.end(&status)))),
+            Next::Waiting(0) if this.requests.is_none() => Poll::Ready(Some(Ok(this.end(&Status::new(Code::Ok, ""))))),
+            Next::Waiting(_) => Poll::Pending,
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The L7 gRPC proxy: many clients in, few streams out, in front of any etcd v3 cluster.
+//!
+//! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`]. For a
+//! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
+//! what the port answers beside gRPC, `identity.rs` says whose requests may share an upstream stream. Nothing here
+//! knows the core: the cluster is reached through [`client`](crate::client) alone.
+
+mod answer;
+mod health;
+mod http;
+mod identity;
+mod lease;
+mod members;
+mod namespace;
+mod service;
+mod tenant;
+mod watch;
+
+pub use identity::Identity;
+pub use members::SelfMember;
+pub use namespace::Namespace;
+pub use service::{ProxyService, ShardParts};
+pub use tenant::{Tenant, Tenants};
+pub use watch::{ProxyWatchMetrics, ProxyWatchService, WatchHub, WatchHubConfig};

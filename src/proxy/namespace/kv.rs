@@ -1,0 +1,91 @@
+use std::collections::HashMap;
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use super::ownership::nobodys_lease;
+use super::rewrite::leases_of;
+use super::view::{View, clean};
+use crate::api_error::ApiError;
+use crate::pb::etcdserverpb::kv_server::Kv;
+use crate::pb::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
+};
+
+#[tonic::async_trait]
+impl Kv for View {
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
+
+    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let mut request = clean(request);
+        self.namespace.enter_range_request(request.get_mut());
+        let mut answer = self.kv.clone().range(request).await?;
+        self.namespace.leave_range(answer.get_mut());
+        Ok(answer)
+    }
+
+    async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let mut request = clean(request);
+        self.namespace.enter_range_request(request.get_mut());
+        let namespace = self.namespace.clone();
+        let answer = self.kv.clone().range_stream(request).await?;
+        Ok(answer.map(|chunks| -> Self::RangeStreamStream {
+            Box::pin(chunks.map(move |chunk| {
+                let mut chunk = chunk?;
+                if let Some(range) = &mut chunk.range_response {
+                    namespace.leave_range(range);
+                }
+                Ok(chunk)
+            }))
+        }))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let mut request = clean(request);
+        let lease = request.get_ref().lease;
+        if lease != 0 && !self.ownership.is_own(lease, request.metadata()).await? {
+            request.get_mut().lease = nobodys_lease();
+        }
+        self.namespace.enter_put(request.get_mut());
+        let mut answer = self.kv.clone().put(request).await?;
+        self.namespace.leave_put(answer.get_mut());
+        Ok(answer)
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let mut request = clean(request);
+        self.namespace.enter_delete(request.get_mut());
+        let mut answer = self.kv.clone().delete_range(request).await?;
+        self.namespace.leave_delete(answer.get_mut());
+        Ok(answer)
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let mut request = clean(request);
+        let mut replaced = HashMap::new();
+        leases_of(request.get_ref(), &mut |lease| {
+            replaced.insert(lease, lease);
+        });
+        for (&lease, replacement) in replaced.iter_mut().filter(|(lease, _)| **lease != 0) {
+            if !self.ownership.is_own(lease, request.metadata()).await? {
+                *replacement = nobodys_lease();
+            }
+        }
+        self.namespace.enter_txn(request.get_mut(), &|lease| replaced.get(&lease).copied().unwrap_or(lease));
+        let mut answer = self.kv.clone().txn(request).await?;
+        self.namespace.leave_txn(answer.get_mut());
+        Ok(answer)
+    }
+
+    async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        if !self.admin {
+            return Err(ApiError::PermissionDenied.into());
+        }
+        self.kv.clone().compact(clean(request)).await
+    }
+}

@@ -1,0 +1,102 @@
+use std::pin::Pin;
+
+use futures::Stream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::debug;
+
+use super::ownership::{nobodys_lease, with};
+use super::view::{View, clean};
+use crate::pb::etcdserverpb::lease_server::Lease;
+use crate::pb::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+
+impl View {
+    /// Grants a lease that belongs to the namespace. A lease that cannot be marked is given back: without a marker
+    /// nobody could ever see it again.
+    async fn grant(
+        self,
+        metadata: MetadataMap,
+        request: LeaseGrantRequest,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let answer = self.lease.clone().lease_grant(with(&metadata, request)).await?;
+        let id = answer.get_ref().id;
+        if let Err(status) = self.ownership.mark(id, &metadata).await {
+            let revoke = with(&metadata, LeaseRevokeRequest { id });
+            if let Err(status) = self.lease.clone().lease_revoke(revoke).await {
+                debug!(lease = format!("{id:x}"), %status, "lease without an owner stays until it expires");
+            }
+            return Err(status);
+        }
+        Ok(answer)
+    }
+
+    /// Runs the grant to its end even when the client leaves: half of it would leak a lease.
+    pub(super) async fn grant_to_the_end(
+        &self,
+        metadata: MetadataMap,
+        request: LeaseGrantRequest,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        let granting = self.tasks.spawn(self.clone().grant(metadata, request));
+        granting.await.unwrap_or_else(|_| Err(Status::internal("lease grant broke off")))
+    }
+}
+
+#[tonic::async_trait]
+impl Lease for View {
+    /// Never made: keep-alive streams go to the lease hub.
+    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        let (metadata, _, message) = clean(request).into_parts();
+        self.grant_to_the_end(metadata, message).await
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let mut request = clean(request);
+        let id = request.get_ref().id;
+        if !self.ownership.look(id, request.metadata()).await?.own {
+            request.get_mut().id = nobodys_lease();
+        }
+        self.ownership.forget(id);
+        self.lease.clone().lease_revoke(request).await
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let mut request = clean(request);
+        let id = request.get_ref().id;
+        if !self.ownership.look(id, request.metadata()).await?.own {
+            request.get_mut().id = nobodys_lease();
+        }
+        let mut answer = self.lease.clone().lease_time_to_live(request).await?;
+        answer.get_mut().id = id;
+        self.namespace.leave_time_to_live(answer.get_mut());
+        Ok(answer)
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let request = clean(request);
+        let own = self.ownership.all(request.metadata()).await?;
+        let mut answer = self.lease.clone().lease_leases(request).await?;
+        answer.get_mut().leases.retain(|lease| own.contains(&lease.id));
+        Ok(answer)
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        _: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        Err(Status::internal("keep-alive streams go to the lease hub"))
+    }
+}

@@ -1,0 +1,18 @@
+//! A part of the key space that looks like a whole one.
+//!
+//! `keys.rs` maps keys and ranges in and out, `rewrite.rs` does so for whole messages. A tenant's request enters at
+//! [`View`] (`view.rs`), which rewrites it (`kv.rs`, `lease.rs`), runs lock and election on the tenant's own keys
+//! (`store.rs`) and refuses what reaches beyond. `ownership.rs` knows whose a lease is.
+
+mod keys;
+mod kv;
+mod lease;
+mod ownership;
+mod rewrite;
+mod store;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use keys::Namespace;
+pub(super) use view::View;

@@ -1,0 +1,145 @@
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response, header};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codec::CompressionEncoding;
+use tower::Service;
+
+use super::health::HealthService;
+use super::http::Pages;
+use super::lease::{LeaseHubs, admit, keep_alive};
+use super::members::SelfMember;
+use super::namespace::View;
+use super::tenant::{Tenant, Tenants};
+use super::watch::ProxyWatchService;
+use crate::client::{Head, Pool};
+use crate::pb::encoded::watch_server::WatchServer;
+use crate::pb::healthpb::health_server::HealthServer;
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+
+const GRPC: &str = "application/grpc";
+
+/// What one serving thread of the proxy needs.
+#[derive(Clone)]
+pub struct ShardParts {
+    /// Way to the cluster, of this thread alone.
+    pub pool: Pool,
+    /// Who sees what.
+    pub tenants: Tenants,
+    /// The Watch service of each tenant, of this thread alone.
+    pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
+    /// What MemberList answers; none for the real list.
+    pub self_member: Option<SelfMember>,
+    /// The registry `/proxy/metrics` shows.
+    pub metrics: Metrics,
+    /// Where tasks of the thread run.
+    pub tasks: Tasks,
+}
+
+/// Everything on the proxy's port. Cheap to clone.
+#[derive(Clone)]
+pub struct ProxyService {
+    shard: Arc<Shard>,
+}
+
+struct Shard {
+    pool: Pool,
+    tenants: Tenants,
+    /// A view for each tenant that does not see the whole key space.
+    views: HashMap<Arc<Tenant>, View>,
+    watches: HashMap<Arc<Tenant>, WatchServer<ProxyWatchService>>,
+    self_member: Option<SelfMember>,
+    leases: LeaseHubs,
+    pages: Pages,
+}
+
+impl ProxyService {
+    /// The service of one serving thread; made on that thread.
+    pub fn new(parts: ShardParts) -> Self {
+        let ShardParts { pool, tenants, watches, self_member, metrics, tasks } = parts;
+        let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
+        let leases = LeaseHubs::new(pool.clone(), tasks.clone());
+        let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
+        let views = namespaced.map(|tenant| (tenant.clone(), View::new(tenant, &pool, &tasks))).collect();
+        let pages = Pages::new(pool.clone(), metrics, tasks);
+        Self { shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages }) }
+    }
+}
+
+impl Service<Request<Incoming>> for ProxyService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let shard = self.shard.clone();
+        Box::pin(async move { Ok(shard.answer(request).await) })
+    }
+}
+
+impl Shard {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let is_grpc = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()));
+        if !is_grpc {
+            return self.pages.answer(&request.into_parts().0).await;
+        }
+        let view = self.views.get(self.tenants.of(request.headers()));
+        match request.uri().path() {
+            "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" => {
+                answered(HealthServer::new(HealthService).call(request).await)
+            }
+            "/etcdserverpb.Cluster/MemberList" => match &self.self_member {
+                Some(member) => member.answer(),
+                None => self.pass(request).await,
+            },
+            "/etcdserverpb.Watch/Watch" => match self.watches.get(self.tenants.of(request.headers())) {
+                Some(watch) => answered(watch.clone().call(request).await),
+                None => Status::internal("no watch hub for this client").into_http(),
+            },
+            "/etcdserverpb.Lease/LeaseKeepAlive" => {
+                match admit(&self.leases, request.headers()) {
+                    Some(admission) => keep_alive(admission, view.map(View::gate), request),
+                    // No room, or an encoding to refuse: only who sees all leases may go to a member directly.
+                    None if view.is_none() => self.pass(request).await,
+                    None => Status::resource_exhausted("too many identities keep leases alive").into_http(),
+                }
+            }
+            _ => match view {
+                Some(view) => view.answer(request).await,
+                None => self.pass(request).await,
+            },
+        }
+    }
+
+    /// Bytes up, bytes down. A method nobody here knows passes too: the member says what it thinks of it.
+    async fn pass(&self, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        self.pool.request(&Head::from_request(parts), body).await
+    }
+}
+
+fn watch_server(service: ProxyWatchService) -> WatchServer<ProxyWatchService> {
+    WatchServer::new(service).accept_compressed(CompressionEncoding::Gzip).max_encoding_message_size(i32::MAX as usize)
+}
+
+fn answered(outcome: Result<Response<Body>, Infallible>) -> Response<Body> {
+    match outcome {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}

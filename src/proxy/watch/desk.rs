@@ -1,0 +1,70 @@
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{FutureExt, Stream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::hub::{Class, HubInner, WatchHub};
+use crate::api_error::ApiError;
+use crate::eventlog::{Desk, Ruling, ShardHandle, WatchStream};
+use crate::pb::encoded;
+use crate::pb::etcdserverpb::WatchRequest;
+use crate::proxy::Identity;
+use crate::shutdown::Tasks;
+use crate::types::{KeyRange, Revision};
+
+/// The Watch service of one serving thread of the proxy.
+#[derive(Clone)]
+pub struct ProxyWatchService {
+    hub: Arc<HubInner>,
+    shard: ShardHandle,
+}
+
+impl ProxyWatchService {
+    /// Starts the watchers' side of a serving thread, on its runtime. `shard` tells the threads apart.
+    pub fn start(hub: &WatchHub, shard: usize, tasks: &Tasks) -> Self {
+        Self { hub: hub.inner.clone(), shard: hub.inner.add_shard(shard as u64, tasks) }
+    }
+}
+
+#[tonic::async_trait]
+impl encoded::watch_server::Watch for ProxyWatchService {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<encoded::WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        let identity = Identity::of(request.metadata().as_ref());
+        let require_leader = identity.require_leader();
+        if require_leader && self.hub.is_leaderless() {
+            return Err(ApiError::NoLeader.into());
+        }
+        let desk = ClassDesk::new(&self.hub, identity);
+        let stream = WatchStream::new(self.shard.clone(), request.into_inner(), Box::new(desk), require_leader);
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// Admits the watches of one stream.
+pub(super) struct ClassDesk {
+    hub: Arc<HubInner>,
+    class: Arc<Class>,
+}
+
+impl ClassDesk {
+    pub fn new(hub: &Arc<HubInner>, identity: Identity) -> Self {
+        Self { hub: hub.clone(), class: hub.class(identity) }
+    }
+}
+
+impl Desk for ClassDesk {
+    fn admit(&mut self, range: &KeyRange, start: Revision) -> Ruling {
+        Ruling::Later(self.hub.clone().admit(self.class.clone(), range.clone(), start).boxed())
+    }
+
+    fn revision(&self) -> Revision {
+        self.hub.revision()
+    }
+
+    fn canceled(&self) -> Status {
+        ApiError::WatchCanceled.into()
+    }
+}

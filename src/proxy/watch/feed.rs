@@ -1,0 +1,419 @@
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tonic::Status;
+use tracing::{debug, warn};
+
+use super::events::batches;
+use super::history::UpstreamHistory;
+use super::hub::{Class, HubInner};
+use crate::api_error::ApiError;
+use crate::eventlog::{End, EventLog, Source};
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
+use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
+
+/// Requests to a feed that wait; the sender waits while it is full.
+const COMMANDS_MAX: usize = 64;
+/// How far a feed is.
+#[derive(Clone, Debug)]
+pub(super) enum FeedState {
+    /// The member has not confirmed the watch yet.
+    Opening,
+    /// The log is being filled.
+    Live(Weak<Source>),
+    /// It is over. An empty reason means that asking again may help.
+    Ended(End),
+}
+
+#[derive(Debug)]
+enum Command {
+    Refresh(oneshot::Sender<()>),
+    Supersede(Arc<Source>),
+}
+
+/// Way in to a feed. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct FeedHandle {
+    state: watch::Receiver<FeedState>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl FeedHandle {
+    /// The source, once the member has confirmed the watch.
+    ///
+    /// # Errors
+    /// How the feed ended.
+    pub async fn live(&self) -> Result<Arc<Source>, End> {
+        let mut state = self.state.clone();
+        loop {
+            match &*state.borrow_and_update() {
+                FeedState::Live(source) => return source.upgrade().ok_or_else(End::default),
+                FeedState::Ended(end) => return Err(end.clone()),
+                FeedState::Opening => {}
+            }
+            if state.changed().await.is_err() {
+                return Err(End::default());
+            }
+        }
+    }
+
+    /// Whether watchers can still join.
+    pub fn is_open(&self) -> bool {
+        match &*self.state.borrow() {
+            FeedState::Opening => true,
+            FeedState::Live(source) => source.strong_count() > 0,
+            FeedState::Ended(_) => false,
+        }
+    }
+
+    /// Brings the log up to the newest revision of the member; false when it could not say in time.
+    pub async fn refresh(&self, within: Duration) -> bool {
+        let (done, reached) = oneshot::channel();
+        let refresh = async { self.commands.send(Command::Refresh(done)).await.is_ok() && reached.await.is_ok() };
+        tokio::time::timeout(within, refresh).await.unwrap_or(false)
+    }
+
+    /// Where the log stands, once there is one.
+    pub fn head(&self) -> Option<Revision> {
+        match &*self.state.borrow() {
+            FeedState::Live(source) => source.upgrade().map(|source| source.log().head()),
+            FeedState::Opening | FeedState::Ended(_) => None,
+        }
+    }
+
+    /// Whether both lead to the same feed.
+    pub fn is(&self, other: &Self) -> bool {
+        self.commands.same_channel(&other.commands)
+    }
+
+    /// Hands all watchers over to a wider source and ends the feed.
+    pub async fn supersede(&self, by: Arc<Source>) {
+        let _ = self.commands.send(Command::Supersede(by)).await;
+    }
+}
+
+/// Keeps one upstream watch alive and its log filled, whatever member serves it.
+pub(super) struct Feed {
+    hub: Arc<HubInner>,
+    class: Arc<Class>,
+    range: KeyRange,
+    state: watch::Sender<FeedState>,
+    handle: FeedHandle,
+    commands: mpsc::Receiver<Command>,
+    /// Where the log begins: behind this revision, or behind now when it is 0.
+    begin: Revision,
+    /// Start with the revision after the position; see [`start`](Self::start).
+    exactly: bool,
+    /// The position from which the member's watch was started.
+    resumed_at: Revision,
+    /// Strong: watchers that come back within the linger time find it.
+    source: Option<Arc<Source>>,
+    idle_since: Option<Instant>,
+    waiting: Vec<Waiter>,
+}
+
+struct Waiter {
+    done: oneshot::Sender<()>,
+    /// A progress request was sent after it came.
+    asked: bool,
+}
+
+/// Why one upstream stream is over.
+enum Over {
+    /// Try the next member.
+    Broken(Status),
+    /// The watch itself is over.
+    Ended(End),
+    /// A wider source takes its watchers.
+    Superseded(Arc<Source>),
+    /// Nobody reads any more.
+    Idle,
+}
+
+impl Feed {
+    /// A feed of `range` for a class, not yet running. Its log begins behind `begin` if that is still to be had (0:
+    /// behind now).
+    pub fn new(hub: Arc<HubInner>, class: Arc<Class>, range: KeyRange, begin: Revision) -> (Self, FeedHandle) {
+        let (state, seen) = watch::channel(FeedState::Opening);
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let handle = FeedHandle { state: seen, commands: sender };
+        let feed = Self {
+            hub,
+            class,
+            range,
+            state,
+            handle: handle.clone(),
+            commands,
+            begin,
+            exactly: false,
+            resumed_at: Revision(0),
+            source: None,
+            idle_since: None,
+            waiting: Vec::new(),
+        };
+        (feed, handle)
+    }
+
+    /// Runs until nobody needs it.
+    pub async fn run(mut self) {
+        self.hub.metrics.upstream_watches.inc();
+        let mut pause = self.hub.config.periods.retry_first;
+        let over = loop {
+            match self.follow(&mut pause).await {
+                Over::Broken(status) => {
+                    debug!(%status, range = ?self.range, "upstream watch is taken up again");
+                    self.hub.saw_status(&status);
+                    self.hub.metrics.resumes.inc();
+                    let jitter = pause.mul_f64(fastrand::f64() / 2.0);
+                    if let Some(over) = self.rest(pause + jitter).await {
+                        break over;
+                    }
+                    pause = (pause * 2).min(self.hub.config.periods.retry_max);
+                }
+                over => break over,
+            }
+        };
+        self.hub.metrics.upstream_watches.dec();
+        self.finish(over);
+    }
+
+    /// Follows one upstream stream to its end.
+    async fn follow(&mut self, pause: &mut Duration) -> Over {
+        for waiter in &mut self.waiting {
+            waiter.asked = false;
+        }
+        let opened = self.hub.upstream.open_watch(self.class.identity.metadata());
+        let mut stream = match opened.await {
+            Ok(stream) => stream,
+            Err(status) => return Over::Broken(status),
+        };
+        if let Err(status) = ask(&stream.requests, RequestUnion::CreateRequest(self.create_request())).await {
+            return Over::Broken(status);
+        }
+        self.resumed_at = self.position();
+        let mut created = false;
+        let mut tick = tokio::time::interval(self.hub.config.periods.linger / 4);
+        let mut again = None;
+        loop {
+            tokio::select! {
+                answer = stream.answers.next() => {
+                    let answer = match answer {
+                        Some(Ok(answer)) => answer,
+                        Some(Err(status)) => return Over::Broken(status),
+                        None => return Over::Broken(Status::unavailable("the member ended the watch stream")),
+                    };
+                    if answer.created && !answer.canceled {
+                        created = true;
+                        *pause = self.hub.config.periods.retry_first;
+                    }
+                    if let Err(over) = self.take(answer) {
+                        return over;
+                    }
+                }
+                Some(command) = self.commands.recv() => match command {
+                    Command::Refresh(done) => self.waiting.push(Waiter { done, asked: false }),
+                    Command::Supersede(by) => return Over::Superseded(by),
+                },
+                _ = tick.tick() => {
+                    if self.leave_if_idle() {
+                        return Over::Idle;
+                    }
+                }
+                () = sleep_until(again), if again.is_some() => {
+                    again = None;
+                    for waiter in &mut self.waiting {
+                        waiter.asked = false;
+                    }
+                }
+            }
+            self.waiting.retain(|waiter| !waiter.done.is_closed());
+            let unsettled = created && self.source.is_none();
+            let unasked = !self.waiting.is_empty() && !self.waiting.iter().any(|waiter| waiter.asked);
+            if self.waiting.is_empty() && !unsettled {
+                again = None;
+            } else if created && (again.is_none() || unasked) {
+                let progress = RequestUnion::ProgressRequest(WatchProgressRequest {});
+                if let Err(status) = ask(&stream.requests, progress).await {
+                    return Over::Broken(status);
+                }
+                self.waiting.iter_mut().for_each(|waiter| waiter.asked = true);
+                again = Some(Instant::now() + self.hub.config.periods.progress_again);
+            }
+        }
+    }
+
+    /// The revision to start from, 0 for now.
+    ///
+    /// That is the last revision the log already has, whose events are dropped when they come again: a watch from
+    /// the revision after it would be one of the future until something is written, and members tell those no
+    /// progress. Only if this very revision is compacted, and perhaps not the next one, is it taken exactly.
+    fn start(&self) -> Revision {
+        let position = self.position();
+        if self.exactly && position.0 != 0 { position.next() } else { position }
+    }
+
+    fn position(&self) -> Revision {
+        self.source.as_ref().map_or(self.begin, |source| source.log().head())
+    }
+
+    fn create_request(&self) -> WatchCreateRequest {
+        let (key, range_end) = self.range.to_wire();
+        let (key, range_end) = self.hub.namespace.enter_range(&key, &range_end);
+        WatchCreateRequest {
+            key,
+            range_end,
+            start_revision: self.start().0,
+            prev_kv: true,
+            progress_notify: true,
+            ..Default::default()
+        }
+    }
+
+    /// Takes one answer. The log's position comes from the events themselves, or from the header of an answer
+    /// without events: the header of an event batch may be ahead of what the member has sent.
+    fn take(&mut self, answer: WatchResponse) -> Result<(), Over> {
+        let header = answer.header.unwrap_or_default();
+        if answer.canceled {
+            let end = End { compact_revision: Revision(answer.compact_revision), reason: answer.cancel_reason };
+            if end.compact_revision.0 != 0 && self.position().0 != 0 && !self.exactly {
+                self.exactly = true;
+                return Err(Over::Broken(Status::out_of_range("the last revision seen is compacted")));
+            }
+            if end.compact_revision.0 != 0 && self.source.is_none() {
+                // Too long ago: what the watchers to come have missed is read for each of them.
+                self.begin = Revision(0);
+                return Err(Over::Broken(Status::out_of_range("the beginning of the log is compacted")));
+            }
+            return Err(if end == End::default() {
+                Over::Broken(Status::unavailable("the member cancelled the watch without a reason"))
+            } else {
+                Over::Ended(end)
+            });
+        }
+        let revision = Revision(header.revision);
+        if answer.created {
+            if !self.hub.saw_member(ClusterId(header.cluster_id), MemberId(header.member_id), Term(header.raft_term)) {
+                let reason = "the endpoints lead to another cluster than before".to_owned();
+                return Err(Over::Ended(End { compact_revision: Revision(0), reason }));
+            }
+            self.class.saw_permission(&self.range);
+            if self.source.is_none() && self.begin.0 == 0 {
+                self.go_live(revision);
+            }
+            return Ok(());
+        }
+        if self.source.is_none() {
+            // The first answer that shows that the beginning is not compacted.
+            self.go_live(self.begin);
+        }
+        let Some(source) = &self.source else { return Ok(()) };
+        self.hub.saw_revision(revision);
+        self.exactly = false;
+        if answer.events.is_empty() {
+            source.log().advance(revision);
+            if answer.watch_id == -1 {
+                for waiter in self.waiting.extract_if(.., |waiter| waiter.asked) {
+                    // Its client may be gone.
+                    let _ = waiter.done.send(());
+                }
+            } else {
+                self.hub.for_each_shard(|shard| shard.notify_source(source));
+            }
+            return Ok(());
+        }
+        self.hub.metrics.upstream_events.inc_by(answer.events.len() as u64);
+        let first = answer.events.iter().find_map(|event| event.kv.as_ref()).map_or(0, |kv| kv.mod_revision);
+        let head = source.log().head();
+        if Revision(first) < head || (Revision(first) == head && self.resumed_at != head) {
+            // Members before 3.4.25 and 3.5.8 may announce progress before they have sent the events.
+            warn!(first, %head, range = ?self.range, "upstream broke the order of events");
+            let reason = "the cluster announced progress before it had sent all events".to_owned();
+            return Err(Over::Ended(End { compact_revision: Revision(0), reason }));
+        }
+        source.log().append(batches(&self.hub.namespace, answer.events));
+        Ok(())
+    }
+
+    fn go_live(&mut self, revision: Revision) {
+        let log = EventLog::new(revision, self.hub.config.log_bytes_max);
+        let history = UpstreamHistory::new(self.hub.clone(), self.class.identity.clone(), self.handle.clone());
+        let source = Source::new(log, Arc::new(history));
+        self.state.send_replace(FeedState::Live(Arc::downgrade(&source)));
+        self.source = Some(source);
+    }
+
+    /// Waits before the next attempt; ends early with what makes the attempt pointless.
+    async fn rest(&mut self, pause: Duration) -> Option<Over> {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {
+                    return self.leave_if_idle().then_some(Over::Idle);
+                }
+                Some(command) = self.commands.recv() => match command {
+                    Command::Refresh(done) => self.waiting.push(Waiter { done, asked: false }),
+                    Command::Supersede(by) => return Some(Over::Superseded(by)),
+                },
+            }
+        }
+    }
+
+    /// Takes the feed off the table when nobody has read its log for a while.
+    fn leave_if_idle(&mut self) -> bool {
+        let (source, state) = (&self.source, &self.state);
+        let unused = || match source {
+            Some(source) => Arc::strong_count(source) == 1,
+            // Nobody waits for the first answer: the table's and this feed's own handles are all there are.
+            None => state.receiver_count() <= 2,
+        };
+        if !unused() {
+            self.idle_since = None;
+            return false;
+        }
+        let since = *self.idle_since.get_or_insert_with(Instant::now);
+        since.elapsed() >= self.hub.config.periods.linger && self.class.remove_if(&self.range, &self.handle, unused)
+    }
+
+    fn finish(mut self, over: Over) {
+        let end = match over {
+            Over::Ended(end) => {
+                self.class.remove_ended(&self.range, &self.handle, self.source.is_none());
+                if let Some(source) = &self.source {
+                    source.end(end.clone());
+                    self.hub.for_each_shard(|shard| shard.end_source(source, &end));
+                }
+                end
+            }
+            Over::Superseded(by) => {
+                if let Some(source) = self.source.take() {
+                    source.move_to(by.clone());
+                    self.hub.for_each_shard(|shard| shard.move_source(&source, &by));
+                }
+                End::default()
+            }
+            Over::Idle | Over::Broken(_) => End::default(),
+        };
+        self.state.send_replace(FeedState::Ended(end));
+    }
+}
+
+async fn ask(requests: &mpsc::Sender<WatchRequest>, union: RequestUnion) -> Result<(), Status> {
+    let request = WatchRequest { request_union: Some(union) };
+    requests.send(request).await.map_err(|_| Status::unavailable("the watch stream is closed"))
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => ::core::future::pending().await,
+    }
+}
+
+/// Whether a status says that the member knows no leader.
+pub(super) fn is_no_leader(status: &Status) -> bool {
+    ApiError::from_text(status.message()) == Some(ApiError::NoLeader)
+}

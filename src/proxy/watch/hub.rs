@@ -1,0 +1,512 @@
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tonic::{Code, Status};
+
+use super::feed::{Feed, FeedHandle, is_no_leader};
+use super::fence::Fence;
+use super::history::Parked;
+use super::metrics::ProxyWatchMetrics;
+use super::ranges::Ranges;
+use super::upstream::Upstream;
+use crate::api_error::ApiError;
+use crate::client::Pool;
+use crate::eventlog::{Admission, Origin, Refusal, ShardHandle, WatchLimits};
+use crate::proxy::{Identity, Namespace};
+use crate::shutdown::Tasks;
+use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
+
+/// How long a prefix that a class may not read stays out of its promotions.
+const REFUSED_MAX: Duration = Duration::from_secs(60);
+/// Refused prefixes a class remembers.
+const REFUSED_COUNT_MAX: usize = 1024;
+/// Private upstream watches that read history at the same time.
+const PRIVATE_WATCHES_MAX: usize = 32;
+/// Times the hub works with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Periods {
+    /// How long an upstream watch outlives its last client watch, for clients that come back at once.
+    pub linger: Duration,
+    /// First pause after a member failed; it doubles up to `retry_max`.
+    pub retry_first: Duration,
+    pub retry_max: Duration,
+    /// A member that lags says nothing to a progress request: it is asked again after this.
+    pub progress_again: Duration,
+    /// A refresh is given up after this; its client gets no answer, as from a member that lags.
+    pub refresh_max: Duration,
+    /// A permission is asked for again when the last answer is older than this: the bound within which a revoked one
+    /// takes effect on new watches.
+    pub verdict_max: Duration,
+    /// How long no member may know a leader before streams that want one end.
+    pub leaderless_max: Duration,
+    /// Evidence of a missing leader older than this says nothing about now.
+    pub leaderless_fresh: Duration,
+}
+
+impl Default for Periods {
+    fn default() -> Self {
+        Self {
+            linger: Duration::from_secs(5),
+            retry_first: Duration::from_millis(20),
+            retry_max: Duration::from_secs(1),
+            progress_again: Duration::from_millis(50),
+            refresh_max: Duration::from_secs(5),
+            verdict_max: Duration::from_secs(1),
+            leaderless_max: Duration::from_secs(3),
+            leaderless_fresh: Duration::from_secs(2),
+        }
+    }
+}
+
+/// How a hub covers the key space.
+#[derive(Clone, Debug)]
+pub struct WatchHubConfig {
+    /// The keys its clients see.
+    pub namespace: Namespace,
+    /// Prefixes, as clients see them, that are watched whole from the first watch below them. A namespace is one by
+    /// itself; ranges outside of all follow the rule of promotion.
+    pub prefixes: Vec<KeyRange>,
+    /// Memory for the newest events of one upstream watch.
+    pub log_bytes_max: usize,
+    /// Bounds and periods towards clients.
+    pub limits: WatchLimits,
+    pub(super) periods: Periods,
+}
+
+impl WatchHubConfig {
+    /// Usual values for the clients of a namespace.
+    pub fn new(namespace: Namespace) -> Self {
+        Self {
+            namespace,
+            prefixes: Vec::new(),
+            log_bytes_max: 16 * 1024 * 1024,
+            // A member cuts at its --max-request-bytes and 512 KiB. The proxy does not know the former, and stays
+            // below what any member would send.
+            limits: WatchLimits { fragment_bytes: 512 * 1024, ..WatchLimits::default() },
+            periods: Periods::default(),
+        }
+    }
+}
+
+/// All watches of one namespace in a proxy process. Cheap to clone.
+#[derive(Clone)]
+pub struct WatchHub {
+    pub(super) inner: Arc<HubInner>,
+}
+
+pub(super) struct HubInner {
+    pub upstream: Arc<dyn Upstream>,
+    pub namespace: Namespace,
+    pub config: WatchHubConfig,
+    pub metrics: ProxyWatchMetrics,
+    pub origin: Arc<Origin>,
+    pub private_watches: Semaphore,
+    pub parked: Parked,
+    classes: Mutex<HashMap<Identity, Weak<Class>>>,
+    shards: Mutex<Vec<ShardHandle>>,
+    cluster: AtomicU64,
+    revision: AtomicI64,
+    leaderless: Mutex<Option<Leaderless>>,
+    runtime: Handle,
+    tasks: Tasks,
+}
+
+#[derive(Clone, Copy)]
+struct Leaderless {
+    since: Instant,
+    seen: Instant,
+}
+
+impl WatchHub {
+    /// A hub that reaches the cluster through `pool`, from the current runtime; the pool should not be used
+    /// elsewhere.
+    pub fn new(pool: Pool, config: WatchHubConfig, metrics: ProxyWatchMetrics, tasks: &Tasks) -> Self {
+        Self::with_upstream(Arc::new(pool), config, metrics, tasks)
+    }
+
+    pub(super) fn with_upstream(
+        upstream: Arc<dyn Upstream>,
+        config: WatchHubConfig,
+        metrics: ProxyWatchMetrics,
+        tasks: &Tasks,
+    ) -> Self {
+        let inner = HubInner {
+            upstream,
+            namespace: config.namespace.clone(),
+            metrics,
+            origin: Arc::default(),
+            private_watches: Semaphore::new(PRIVATE_WATCHES_MAX),
+            parked: Parked::default(),
+            classes: Mutex::default(),
+            shards: Mutex::default(),
+            cluster: AtomicU64::new(0),
+            revision: AtomicI64::new(0),
+            leaderless: Mutex::default(),
+            runtime: Handle::current(),
+            tasks: tasks.clone(),
+            config,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+impl HubInner {
+    /// Starts the watchers' side of a serving thread, on its runtime.
+    pub fn add_shard(&self, seed: u64, tasks: &Tasks) -> ShardHandle {
+        let shard = ShardHandle::start(
+            self.config.limits.clone(),
+            self.origin.clone(),
+            self.metrics.watch.clone(),
+            seed,
+            ApiError::Stopped.into(),
+            tasks,
+        );
+        self.shards.lock().push(shard.clone());
+        shard
+    }
+
+    pub fn for_each_shard(&self, act: impl Fn(&ShardHandle)) {
+        let shards = self.shards.lock().clone();
+        shards.iter().for_each(act);
+    }
+
+    /// The class of an identity. All upstream watches want a leader: a member cut off from it is left for another.
+    pub fn class(self: &Arc<Self>, identity: Identity) -> Arc<Class> {
+        let identity = identity.with_require_leader(true);
+        let mut classes = self.classes.lock();
+        if let Some(class) = classes.get(&identity).and_then(Weak::upgrade) {
+            return class;
+        }
+        classes.retain(|_, class| class.strong_count() > 0);
+        let class = Arc::new(Class {
+            anonymous: identity.clone().with_require_leader(false) == Identity::default(),
+            identity: identity.clone(),
+            table: Mutex::default(),
+        });
+        classes.insert(identity, Arc::downgrade(&class));
+        class
+    }
+
+    /// Newest revision seen, for headers that promise nothing.
+    pub fn revision(&self) -> Revision {
+        Revision(self.revision.load(Ordering::Relaxed))
+    }
+
+    pub fn saw_revision(&self, revision: Revision) {
+        self.revision.fetch_max(revision.0, Ordering::Relaxed);
+    }
+
+    /// Notes who answers now; false when it is a member of another cluster.
+    pub fn saw_member(&self, cluster: ClusterId, member: MemberId, term: Term) -> bool {
+        *self.leaderless.lock() = None;
+        let known = self.cluster.compare_exchange(0, cluster.0, Ordering::Relaxed, Ordering::Relaxed);
+        if known.is_err_and(|known| known != cluster.0) {
+            return false;
+        }
+        self.origin.follow(cluster, member, term);
+        true
+    }
+
+    /// Notes how an upstream stream ended; ends client streams that want a leader when nobody has had one for long.
+    pub fn saw_status(&self, status: &Status) {
+        if !is_no_leader(status) {
+            return;
+        }
+        let now = Instant::now();
+        let since = {
+            let mut leaderless = self.leaderless.lock();
+            let fresh = leaderless.filter(|state| now - state.seen < self.config.periods.leaderless_fresh);
+            let since = fresh.map_or(now, |state| state.since);
+            *leaderless = Some(Leaderless { since, seen: now });
+            since
+        };
+        if now - since >= self.config.periods.leaderless_max {
+            self.for_each_shard(|shard| shard.end_streams(&ApiError::NoLeader.into(), true));
+        }
+    }
+
+    /// Whether the cluster is known to have no leader.
+    pub fn is_leaderless(&self) -> bool {
+        let now = Instant::now();
+        self.leaderless.lock().is_some_and(|state| {
+            now - state.seen < self.config.periods.leaderless_fresh
+                && now - state.since >= self.config.periods.leaderless_max
+        })
+    }
+
+    /// Runs a task on the hub's own runtime, where its connections live.
+    fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let _runtime = self.runtime.enter();
+        self.tasks.spawn(task)
+    }
+
+    /// Finds or makes the source a watch reads, and the revision it begins behind.
+    pub async fn admit(
+        self: Arc<Self>,
+        class: Arc<Class>,
+        range: KeyRange,
+        start: Revision,
+    ) -> Result<Admission, Refusal> {
+        if range.is_empty() {
+            return Err(self.refusal("mvcc: watcher range is empty".to_owned()));
+        }
+        loop {
+            let entry = self.entry(&class, &range);
+            let source = match entry.feed.live().await {
+                Ok(source) => source,
+                // A wider range is off the table now; the client's own answers for the client.
+                Err(end) if entry.range == range && !end.reason.is_empty() => return Err(self.refusal(end.reason)),
+                Err(_) => continue,
+            };
+            if !class.anonymous
+                && let Err(reason) = self.verify(&class, &entry).await
+            {
+                if entry.range == range {
+                    return Err(self.refusal(reason));
+                }
+                class.refuse(&entry.range);
+                continue;
+            }
+            let after = match start {
+                Revision(0) => self.fence(&class, &entry).await?,
+                _ if class.anonymous && !entry.verdict.is_fresh(self.config.periods.verdict_max) => {
+                    self.fence(&class, &entry).await?
+                }
+                _ => Revision(0),
+            };
+            return Ok(Admission { source, after });
+        }
+    }
+
+    fn refusal(&self, reason: String) -> Refusal {
+        Refusal::Watch { revision: self.revision(), reason }
+    }
+
+    /// The entry that covers a range; opens an upstream watch when there is none.
+    fn entry(self: &Arc<Self>, class: &Arc<Class>, range: &KeyRange) -> Entry {
+        let mut table = class.table.lock();
+        let usable = |range: &KeyRange, entry: &Entry| !table.is_refused(range) && entry.feed.is_open();
+        if let Some((_, entry)) = table.ranges.covering(range, usable) {
+            return entry.clone();
+        }
+        let whole = (!self.namespace.is_whole()).then(|| KeyRange::prefix("".into()));
+        let mut configured = whole.iter().chain(&self.config.prefixes);
+        let wanted = configured.find(|prefix| prefix.covers(range) && !table.is_refused(prefix)).cloned();
+        let wanted = wanted.or_else(|| table.ranges.promotion(range).filter(|prefix| !table.is_refused(prefix)));
+        let taken = wanted.unwrap_or_else(|| range.clone());
+        // What is still there under this range has just ended.
+        table.ranges.remove(&taken);
+        // From where the narrower ones stand, so that their watchers find in the new log what they still need.
+        let narrower = table.ranges.within(&taken);
+        let heads = narrower.iter().filter_map(|range| table.ranges.get(range)?.feed.head());
+        let begin = heads.min().unwrap_or_default();
+        let (feed, handle) = Feed::new(self.clone(), class.clone(), taken.clone(), begin);
+        let entry = Entry { range: taken.clone(), feed: handle, fence: Arc::default(), verdict: Arc::default() };
+        table.ranges.insert(taken, entry.clone());
+        drop(table);
+        self.spawn(self.stoppable(feed.run()));
+        if !narrower.is_empty() {
+            let (class, range, handle) = (class.clone(), entry.range.clone(), entry.feed.clone());
+            self.spawn(self.stoppable(async move { take_over(&class, &range, &handle).await }));
+        }
+        entry
+    }
+
+    fn stoppable(&self, task: impl Future<Output = ()> + Send + 'static) -> impl Future<Output = ()> + Send + 'static {
+        let stop = self.tasks.stop_signal();
+        async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        }
+    }
+
+    /// Asks the cluster for its revision, together with whoever else asks; tries until it answers. A cluster without
+    /// quorum keeps the client waiting, as the write it might have missed would.
+    async fn fence(self: &Arc<Self>, class: &Arc<Class>, entry: &Entry) -> Result<Revision, Refusal> {
+        let key = self.namespace.enter(entry.range.start());
+        let mut pause = self.config.periods.retry_first;
+        loop {
+            let read = || {
+                let read = self.upstream.fence(class.identity.metadata(), key.clone());
+                let read = self.spawn(read);
+                async {
+                    read.await.map_err(|_| Status::from(ApiError::Stopped))?.map(|header| Revision(header.revision))
+                }
+            };
+            match entry.fence.pass(read).await {
+                Ok(revision) => {
+                    if class.anonymous {
+                        // Nobody may read anything without credentials once the cluster asks for them. With
+                        // credentials one key says nothing about the range.
+                        entry.verdict.set();
+                    }
+                    self.saw_revision(revision);
+                    return Ok(revision);
+                }
+                Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&status))),
+                Err(status) => {
+                    tracing::debug!(%status, "revision for a new watch is asked for again");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(self.config.periods.retry_max);
+                }
+            }
+        }
+    }
+
+    /// Whether the class may still read the range of an entry; the cluster decides, for each second anew.
+    async fn verify(self: &Arc<Self>, class: &Arc<Class>, entry: &Entry) -> Result<(), String> {
+        let mut pause = self.config.periods.retry_first;
+        loop {
+            let _turn = entry.verdict.turn.lock().await;
+            if entry.verdict.is_fresh(self.config.periods.verdict_max) {
+                return Ok(());
+            }
+            let upstream = self.upstream.clone();
+            let metadata = class.identity.metadata();
+            let (key, range_end) = entry.range.to_wire();
+            let (key, range_end) = self.namespace.enter_range(&key, &range_end);
+            let asked = self.spawn(super::probe::may_watch(upstream, metadata, key, range_end)).await;
+            match asked.unwrap_or_else(|_| Err(ApiError::Stopped.into())) {
+                Ok(None) => {
+                    entry.verdict.set();
+                    return Ok(());
+                }
+                Ok(Some(reason)) => return Err(reason),
+                Err(status) => {
+                    tracing::debug!(%status, "permission for a watch is asked for again");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(self.config.periods.retry_max);
+                }
+            }
+        }
+    }
+}
+
+/// Has a wide source take the watchers of the ranges it covers, once it runs.
+async fn take_over(class: &Class, range: &KeyRange, wide: &FeedHandle) {
+    let Ok(source) = wide.live().await else { return };
+    let narrow: Vec<Entry> = {
+        let mut table = class.table.lock();
+        let within = table.ranges.within(range);
+        within.iter().filter_map(|range| table.ranges.remove(range)).collect()
+    };
+    for entry in narrow {
+        entry.feed.supersede(source.clone()).await;
+    }
+}
+
+/// Clients that carry the same credentials.
+pub(super) struct Class {
+    pub identity: Identity,
+    anonymous: bool,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    ranges: Ranges<Entry>,
+    refused: HashMap<KeyRange, Instant>,
+}
+
+impl Table {
+    /// Another feed may have taken the place since.
+    fn remove(&mut self, range: &KeyRange, feed: &FeedHandle) {
+        if self.ranges.get(range).is_some_and(|entry| entry.feed.is(feed)) {
+            self.ranges.remove(range);
+        }
+    }
+
+    fn is_refused(&self, range: &KeyRange) -> bool {
+        self.refused.get(range).is_some_and(|at| at.elapsed() < REFUSED_MAX)
+    }
+}
+
+/// One upstream watch of a class.
+#[derive(Clone)]
+struct Entry {
+    range: KeyRange,
+    feed: FeedHandle,
+    fence: Arc<Fence>,
+    verdict: Arc<Verdict>,
+}
+
+/// When the cluster last said that a class may read a range.
+#[derive(Default)]
+struct Verdict {
+    at: Mutex<Option<Instant>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Verdict {
+    fn set(&self) {
+        *self.at.lock() = Some(Instant::now());
+    }
+
+    fn is_fresh(&self, for_long: Duration) -> bool {
+        self.at.lock().is_some_and(|at| at.elapsed() < for_long)
+    }
+}
+
+impl Class {
+    /// The cluster has just let the class watch a range.
+    pub fn saw_permission(&self, range: &KeyRange) {
+        let mut table = self.table.lock();
+        table.refused.remove(range);
+        if let Some(entry) = table.ranges.get(range) {
+            entry.verdict.set();
+        }
+    }
+
+    /// Takes an upstream watch off the table if nobody has joined meanwhile.
+    pub fn remove_if(&self, range: &KeyRange, feed: &FeedHandle, idle: impl FnOnce() -> bool) -> bool {
+        let mut table = self.table.lock();
+        let idle = idle();
+        if idle {
+            table.remove(range, feed);
+        }
+        idle
+    }
+
+    /// Takes an upstream watch off the table that has ended; one that never was allowed is not tried again soon.
+    pub fn remove_ended(&self, range: &KeyRange, feed: &FeedHandle, refused: bool) {
+        self.table.lock().remove(range, feed);
+        if refused {
+            self.refuse(range);
+        }
+    }
+
+    /// Keeps a range out of covering and promotion for a while.
+    fn refuse(&self, range: &KeyRange) {
+        let mut table = self.table.lock();
+        if table.refused.len() >= REFUSED_COUNT_MAX {
+            table.refused.retain(|_, at| at.elapsed() < REFUSED_MAX);
+            if table.refused.len() >= REFUSED_COUNT_MAX {
+                table.refused.clear();
+            }
+        }
+        table.refused.insert(range.clone(), Instant::now());
+    }
+}
+
+/// Whether the cluster has decided against the client, so that asking again would not help.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument)
+}
+
+/// A status within an answer, in the form clients know from etcd.
+fn embedded(status: &Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+}

@@ -1,0 +1,150 @@
+//! The hub between a made-up cluster and its clients, without sockets.
+
+mod cluster;
+mod scenarios;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::desk::ClassDesk;
+use super::hub::{Periods, WatchHub, WatchHubConfig};
+use super::metrics::ProxyWatchMetrics;
+use crate::eventlog::{ShardHandle, WatchStream};
+use crate::pb::encoded::WireEncode;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{
+    WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+};
+use crate::proxy::{Identity, Namespace};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+use cluster::FakeCluster;
+use prost::Message;
+
+/// A hub with one serving thread in front of a made-up cluster.
+struct Proxy {
+    cluster: FakeCluster,
+    hub: WatchHub,
+    shard: ShardHandle,
+    metrics: ProxyWatchMetrics,
+    tasks: Tasks,
+}
+
+impl Proxy {
+    fn start(change: impl FnOnce(&mut WatchHubConfig)) -> Self {
+        let cluster = FakeCluster::default();
+        let mut config = WatchHubConfig::new(Namespace::default());
+        let ms = Duration::from_millis;
+        config.periods = Periods {
+            linger: ms(40),
+            retry_first: ms(1),
+            retry_max: ms(5),
+            progress_again: ms(1),
+            refresh_max: Duration::from_secs(60),
+            verdict_max: ms(20),
+            leaderless_max: ms(40),
+            leaderless_fresh: ms(1000),
+        };
+        change(&mut config);
+        let tasks = Tasks::new();
+        let metrics = ProxyWatchMetrics::register(&Metrics::default());
+        let hub = WatchHub::with_upstream(Arc::new(cluster.clone()), config, metrics.clone(), &tasks);
+        let shard = hub.inner.add_shard(1, &tasks);
+        Self { cluster, hub, shard, metrics, tasks }
+    }
+
+    fn client(&self, identity: Identity) -> Client {
+        let (requests, incoming) = mpsc::channel(1024);
+        let require_leader = identity.require_leader();
+        let desk = ClassDesk::new(&self.hub.inner, identity);
+        let incoming = ReceiverStream::new(incoming);
+        let stream = WatchStream::new(self.shard.clone(), incoming, Box::new(desk), require_leader);
+        Client { requests, stream }
+    }
+
+    fn anonymous(&self) -> Client {
+        self.client(Identity::default())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+struct Client {
+    requests: mpsc::Sender<Result<WatchRequest, Status>>,
+    stream: WatchStream<ReceiverStream<Result<WatchRequest, Status>>>,
+}
+
+impl Client {
+    async fn send(&self, union: RequestUnion) {
+        self.requests.send(Ok(WatchRequest { request_union: Some(union) })).await.unwrap();
+    }
+
+    async fn create(&self, request: WatchCreateRequest) {
+        self.send(RequestUnion::CreateRequest(request)).await;
+    }
+
+    async fn watch(&mut self, request: WatchCreateRequest) -> WatchResponse {
+        self.create(request).await;
+        self.next().await
+    }
+
+    async fn progress(&self) {
+        self.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+    }
+
+    async fn try_next(&mut self) -> Result<WatchResponse, Status> {
+        let response = self.stream.next().await.expect("watch streams end with a status")?;
+        let mut wire = Vec::new();
+        response.write(&mut wire);
+        Ok(WatchResponse::decode(wire.as_slice()).unwrap())
+    }
+
+    async fn next(&mut self) -> WatchResponse {
+        self.try_next().await.unwrap()
+    }
+
+    /// The next events as `key@revision`.
+    async fn events(&mut self) -> Vec<String> {
+        let response = self.next().await;
+        assert!(!response.created && !response.canceled, "{response:?}");
+        named(&response)
+    }
+}
+
+/// Waits until something holds that nobody announces.
+async fn eventually(holds: impl Fn() -> bool) {
+    let patience = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), patience).await.expect("it never came");
+}
+
+fn named(response: &WatchResponse) -> Vec<String> {
+    let kvs = response.events.iter().map(|event| event.kv.as_ref().unwrap());
+    kvs.map(|kv| format!("{}@{}", String::from_utf8_lossy(&kv.key), kv.mod_revision)).collect()
+}
+
+fn key(key: &str) -> WatchCreateRequest {
+    WatchCreateRequest { key: key.to_owned().into(), ..Default::default() }
+}
+
+fn prefix(prefix: &str) -> WatchCreateRequest {
+    let range = crate::types::KeyRange::prefix(prefix.to_owned().into());
+    let (key, range_end) = range.to_wire();
+    WatchCreateRequest { key, range_end, ..Default::default() }
+}
+
+fn cancel(watch_id: i64) -> RequestUnion {
+    RequestUnion::CancelRequest(WatchCancelRequest { watch_id })
+}

@@ -1,0 +1,262 @@
+//! A cluster of a few dozen lines: one list of events, watch streams that read it, and ways to misbehave.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use http::HeaderMap;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::super::upstream::{Upstream, UpstreamStream};
+use crate::pb::encoded::ResponseHeader;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::pb::mvccpb::{Event, KeyValue};
+use crate::types::KeyRange;
+
+/// Revisions a lagging watch gets in one answer.
+const BATCH: usize = 3;
+
+#[derive(Clone, Default)]
+pub(super) struct FakeCluster {
+    state: Arc<Mutex<State>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+#[derive(Default)]
+struct State {
+    events: Vec<(i64, Vec<Event>)>,
+    live: HashMap<Bytes, KeyValue>,
+    revision: i64,
+    /// What watch streams see; a member that lags sees less than `revision`.
+    visible: i64,
+    lagging: bool,
+    compacted: i64,
+    denied: Vec<KeyRange>,
+    refuse_streams: Option<Status>,
+    break_streams: u64,
+    opened: usize,
+    fences: usize,
+    member: u64,
+}
+
+impl FakeCluster {
+    /// Writes one revision; an empty value deletes.
+    pub(super) fn write(&self, changes: &[(&str, &str)]) -> i64 {
+        let mut state = self.state.lock();
+        state.revision = state.revision.max(1) + 1;
+        let revision = state.revision;
+        let mut events = Vec::new();
+        for (key, value) in changes {
+            let key = Bytes::from((*key).to_owned());
+            let prev_kv = state.live.remove(&key);
+            let mut kv = KeyValue { key: key.clone(), mod_revision: revision, ..Default::default() };
+            if !value.is_empty() {
+                kv.value = Bytes::from((*value).to_owned());
+                kv.create_revision = prev_kv.as_ref().map_or(revision, |prev| prev.create_revision);
+                kv.version = prev_kv.as_ref().map_or(1, |prev| prev.version + 1);
+                state.live.insert(key, kv.clone());
+            }
+            events.push(Event { r#type: i32::from(value.is_empty()), kv: Some(kv), prev_kv });
+        }
+        state.events.push((revision, events));
+        if !state.lagging {
+            state.visible = revision;
+        }
+        drop(state);
+        self.change();
+        revision
+    }
+
+    pub(super) fn compact(&self, at: i64) {
+        self.state.lock().compacted = at;
+    }
+
+    /// The member that serves watches stands still, or catches up.
+    pub(super) fn lag(&self, lagging: bool) {
+        let mut state = self.state.lock();
+        state.lagging = lagging;
+        if !lagging {
+            state.visible = state.revision;
+        }
+        drop(state);
+        self.change();
+    }
+
+    /// Breaks every watch stream; another member takes over.
+    pub(super) fn fail_over(&self) {
+        let mut state = self.state.lock();
+        state.break_streams += 1;
+        state.member += 1;
+        drop(state);
+        self.change();
+    }
+
+    pub(super) fn deny(&self, ranges: Vec<KeyRange>) {
+        self.state.lock().denied = ranges;
+    }
+
+    /// Answers new streams with a status, and breaks the old ones.
+    pub(super) fn refuse_streams(&self, status: Option<Status>) {
+        self.state.lock().refuse_streams = status;
+        self.fail_over();
+    }
+
+    pub(super) fn opened(&self) -> usize {
+        self.state.lock().opened
+    }
+
+    pub(super) fn fences(&self) -> usize {
+        self.state.lock().fences
+    }
+
+    fn change(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+}
+
+impl State {
+    fn header(&self, revision: i64) -> Option<ResponseHeader> {
+        Some(ResponseHeader { cluster_id: 7, member_id: 100 + self.member, revision, raft_term: 3 })
+    }
+}
+
+impl Upstream for FakeCluster {
+    fn open_watch(&self, _metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
+        let cluster = self.clone();
+        async move {
+            if let Some(status) = cluster.state.lock().refuse_streams.clone() {
+                return Err(status);
+            }
+            let (requests, incoming) = mpsc::channel(16);
+            // Small: a reader that does not read holds the stream up.
+            let (answers, outgoing) = mpsc::channel(2);
+            let seen = cluster.changed.subscribe();
+            #[allow(clippy::disallowed_methods, reason = "ends with its stream")]
+            tokio::spawn(serve(cluster, incoming, answers, seen));
+            Ok(UpstreamStream { requests, answers: ReceiverStream::new(outgoing).boxed() })
+        }
+        .boxed()
+    }
+
+    fn fence(&self, _metadata: HeaderMap, _key: Bytes) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
+        let cluster = self.clone();
+        async move {
+            // As over a network: others may come meanwhile.
+            tokio::task::yield_now().await;
+            let mut state = cluster.state.lock();
+            state.fences += 1;
+            Ok(state.header(state.revision.max(1)).unwrap())
+        }
+        .boxed()
+    }
+}
+
+async fn serve(
+    cluster: FakeCluster,
+    mut incoming: mpsc::Receiver<WatchRequest>,
+    answers: mpsc::Sender<Result<WatchResponse, Status>>,
+    mut changed: watch::Receiver<u64>,
+) {
+    let generation = cluster.state.lock().break_streams;
+    let mut watching: Option<Watching> = None;
+    loop {
+        let out: Vec<Result<WatchResponse, Status>> = {
+            changed.borrow_and_update();
+            let state = cluster.state.lock();
+            if state.break_streams != generation {
+                vec![Err(Status::unavailable("the connection is lost"))]
+            } else {
+                watching.as_mut().and_then(|watching| advance(&state, watching)).into_iter().map(Ok).collect()
+            }
+        };
+        if !out.is_empty() {
+            let over = out.iter().any(|answer| !matches!(answer, Ok(answer) if !answer.canceled));
+            for answer in out {
+                if answers.send(answer).await.is_err() {
+                    return;
+                }
+            }
+            if over {
+                return;
+            }
+            continue;
+        }
+        tokio::select! {
+            request = incoming.recv() => {
+                let Some(request) = request else { return };
+                let answer = {
+                    let mut state = cluster.state.lock();
+                    handle(&mut state, request, &mut watching)
+                };
+                if let Some(answer) = answer
+                    && answers.send(Ok(answer)).await.is_err()
+                {
+                    return;
+                }
+            }
+            _ = changed.changed() => {}
+            () = answers.closed() => return,
+        }
+    }
+}
+
+/// One watch.
+struct Watching {
+    range: KeyRange,
+    /// As asked for. While it lies in the future there is no progress, as with a member.
+    start: i64,
+    next: i64,
+}
+
+/// The next answer with events, or the end by compaction.
+fn advance(state: &State, Watching { range, next, .. }: &mut Watching) -> Option<WatchResponse> {
+    if *next < state.compacted {
+        let header = state.header(0);
+        return Some(WatchResponse { header, canceled: true, compact_revision: state.compacted, ..Default::default() });
+    }
+    let wanted = |event: &&Event| range.contains(&event.kv.as_ref().unwrap().key);
+    let mut events = Vec::new();
+    let mut revisions = 0;
+    let due = *next..=state.visible;
+    for (revision, all) in state.events.iter().filter(|(revision, _)| due.contains(revision)) {
+        if revisions == BATCH {
+            break;
+        }
+        let before = events.len();
+        events.extend(all.iter().filter(wanted).cloned());
+        revisions += usize::from(events.len() > before);
+        *next = revision + 1;
+    }
+    // The header is ahead of the events, as a member's is while a watch catches up.
+    (!events.is_empty()).then(|| WatchResponse { header: state.header(state.visible), events, ..Default::default() })
+}
+
+fn handle(state: &mut State, request: WatchRequest, watching: &mut Option<Watching>) -> Option<WatchResponse> {
+    let visible = state.visible.max(1);
+    match request.request_union? {
+        RequestUnion::CreateRequest(WatchCreateRequest { key, range_end, start_revision, .. }) => {
+            state.opened += 1;
+            let range = KeyRange::from_wire(key, range_end);
+            let created = WatchResponse { header: state.header(visible), created: true, ..Default::default() };
+            if state.denied.contains(&range) {
+                let cancel_reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied".into();
+                return Some(WatchResponse { canceled: true, watch_id: -1, cancel_reason, ..created });
+            }
+            let next = if start_revision == 0 { visible + 1 } else { start_revision };
+            *watching = Some(Watching { range, start: start_revision, next });
+            Some(created)
+        }
+        // Events up to the header went out before: `advance` had nothing more to say.
+        RequestUnion::ProgressRequest(_) => watching
+            .as_ref()
+            .filter(|watching| watching.start <= visible)
+            .map(|_| WatchResponse { header: state.header(visible), watch_id: -1, ..Default::default() }),
+        RequestUnion::CancelRequest(_) => None,
+    }
+}

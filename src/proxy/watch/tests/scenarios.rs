@@ -1,0 +1,345 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::FutureExt;
+use proptest::prelude::*;
+use tonic::{Code, Status};
+
+use super::*;
+use crate::api_error::ApiError;
+use crate::types::KeyRange;
+
+#[tokio::test]
+async fn a_thousand_watchers_on_a_hundred_ranges_cost_a_handful_of_watches() {
+    let proxy = Proxy::start(|_| {});
+    proxy.cluster.write(&[("/bench/000/x", "before")]);
+    let mut clients = Vec::new();
+    for number in 0..1000 {
+        let mut client = proxy.anonymous();
+        let created = client.watch(prefix(&format!("/bench/{:03}/", number % 100))).await;
+        let header = created.header.unwrap();
+        assert!(created.created && header.revision >= 2, "{created:?}");
+        assert_eq!((header.cluster_id, header.member_id, header.raft_term), (7, 100, 3));
+        clients.push(client);
+        if number % 50 == 0 {
+            proxy.cluster.write(&[("/elsewhere", "x")]);
+        }
+    }
+    assert!(proxy.cluster.opened() <= 8, "{} upstream watches", proxy.cluster.opened());
+    let all: Vec<String> = (0..100).map(|number| format!("/bench/{number:03}/x")).collect();
+    let changes: Vec<(&str, &str)> = all.iter().map(|key| (key.as_str(), "after")).collect();
+    let revision = proxy.cluster.write(&changes);
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.events().await, vec![format!("/bench/{:03}/x@{revision}", number % 100)]);
+    }
+    eventually(|| proxy.metrics.upstream_watches.get() == 1).await;
+}
+
+#[tokio::test]
+async fn a_watch_from_now_begins_behind_every_acknowledged_write() {
+    let proxy = Proxy::start(|_| {});
+    let mut first = proxy.anonymous();
+    first.watch(key("a")).await;
+    proxy.cluster.lag(true);
+    // Acknowledged, but the member of the upstream watch has not seen it yet.
+    let written = proxy.cluster.write(&[("a", "1")]);
+    let mut second = proxy.anonymous();
+    let created = second.watch(key("a")).await;
+    assert_eq!(created.header.unwrap().revision, written);
+    proxy.cluster.lag(false);
+    let later = proxy.cluster.write(&[("a", "2")]);
+    assert_eq!(first.events().await, vec![format!("a@{written}")]);
+    assert_eq!(second.events().await, vec![format!("a@{later}")]);
+    assert_eq!(proxy.cluster.opened(), 1);
+}
+
+#[tokio::test]
+async fn old_revisions_come_before_new_ones_and_join_the_log_without_a_call() {
+    let proxy = Proxy::start(|_| {});
+    for value in 0..10 {
+        proxy.cluster.write(&[("a", &value.to_string()), ("b", "x")]);
+    }
+    let mut client = proxy.anonymous();
+    client.watch(WatchCreateRequest { start_revision: 4, prev_kv: true, ..key("a") }).await;
+    let mut seen = Vec::new();
+    while seen.len() < 8 {
+        seen.extend(client.events().await);
+    }
+    assert_eq!(seen, (4..=11).map(|revision| format!("a@{revision}")).collect::<Vec<_>>());
+    let opened = proxy.cluster.opened();
+    let revision = proxy.cluster.write(&[("a", "new")]);
+    assert_eq!(client.events().await, vec![format!("a@{revision}")]);
+    let mut other = proxy.anonymous();
+    other.watch(WatchCreateRequest { start_revision: revision, ..key("a") }).await;
+    assert_eq!(other.events().await, vec![format!("a@{revision}")]);
+    assert_eq!(proxy.cluster.opened(), opened);
+}
+
+#[tokio::test]
+async fn clients_do_not_notice_that_a_member_is_gone() {
+    let proxy = Proxy::start(|_| {});
+    let mut client = proxy.anonymous();
+    client.watch(key("a")).await;
+    proxy.cluster.write(&[("a", "1")]);
+    proxy.cluster.fail_over();
+    proxy.cluster.write(&[("a", "2")]);
+    proxy.cluster.write(&[("a", "3")]);
+    for revision in 2..=4 {
+        assert_eq!(client.events().await, vec![format!("a@{revision}")]);
+    }
+    // Nothing was written since: the new member must not take the resumed watch for one of the future.
+    client.progress().await;
+    let progress = client.next().await;
+    assert_eq!((progress.watch_id, progress.header.unwrap().revision), (-1, 4));
+    proxy.cluster.compact(5);
+    proxy.cluster.fail_over();
+    proxy.cluster.write(&[("a", "4")]);
+    assert_eq!(client.events().await, vec!["a@5"]);
+    client.send(cancel(0)).await;
+    assert_eq!(client.next().await.header.unwrap().member_id, 102);
+}
+
+#[tokio::test]
+async fn compaction_beyond_the_resume_point_cancels_as_a_member_would() {
+    let proxy = Proxy::start(|_| {});
+    let mut client = proxy.anonymous();
+    client.watch(key("a")).await;
+    proxy.cluster.refuse_streams(Some(Status::unavailable("down")));
+    for value in 0..5 {
+        proxy.cluster.write(&[("a", &value.to_string())]);
+    }
+    proxy.cluster.compact(5);
+    proxy.cluster.refuse_streams(None);
+    let canceled = client.next().await;
+    assert_eq!((canceled.canceled, canceled.compact_revision, canceled.cancel_reason.as_str()), (true, 5, ""));
+    assert_eq!(canceled.header.unwrap().revision, 0);
+    // The next watch is not caught by the dead one.
+    client.watch(WatchCreateRequest { start_revision: 5, ..key("a") }).await;
+    assert_eq!(client.events().await, vec!["a@5", "a@6"]);
+}
+
+#[tokio::test]
+async fn progress_is_asked_for_upstream() {
+    let proxy = Proxy::start(|_| {});
+    let mut client = proxy.anonymous();
+    client.watch(key("a")).await;
+    client.watch(key("b")).await;
+    let revision = proxy.cluster.write(&[("elsewhere", "x")]);
+    client.progress().await;
+    let progress = client.next().await;
+    assert_eq!((progress.watch_id, progress.header.unwrap().revision, progress.events.len()), (-1, revision, 0));
+    let revision = proxy.cluster.write(&[("a", "1"), ("c", "1")]);
+    client.progress().await;
+    assert_eq!(client.events().await, vec![format!("a@{revision}")]);
+    assert_eq!(client.next().await.header.unwrap().revision, revision);
+}
+
+#[tokio::test]
+async fn refusals_of_the_cluster_reach_the_client() {
+    let proxy = Proxy::start(|config| config.prefixes = vec![KeyRange::prefix("p/".into())]);
+    let denied = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+    proxy.cluster.deny(vec![KeyRange::prefix("p/".into()), KeyRange::One("p/secret".into())]);
+    let mut client = proxy.anonymous();
+    for (request, reason) in [
+        (key("p/secret"), denied),
+        (WatchCreateRequest { range_end: "a".into(), ..key("b") }, "mvcc: watcher range is empty"),
+        (
+            WatchCreateRequest { start_revision: -3, ..key("b") },
+            "etcdserver: mvcc: required revision has been compacted",
+        ),
+    ] {
+        let refused = client.watch(request).await;
+        assert!(refused.created && refused.canceled, "{refused:?}");
+        assert_eq!((refused.watch_id, refused.cancel_reason.as_str()), (-1, reason));
+    }
+    // The prefix is not theirs to watch, the key is.
+    assert!(!client.watch(key("p/open")).await.canceled);
+    let revision = proxy.cluster.write(&[("p/secret", "1"), ("p/open", "1")]);
+    assert_eq!(client.events().await, vec![format!("p/open@{revision}")]);
+}
+
+#[tokio::test]
+async fn a_revoked_permission_stops_new_watches() {
+    let proxy = Proxy::start(|_| {});
+    let mut headers = http::HeaderMap::new();
+    headers.insert("token", "t".parse().unwrap());
+    let mut client = proxy.client(Identity::of(&headers));
+    assert!(!client.watch(key("a")).await.canceled);
+    proxy.cluster.deny(vec![KeyRange::One("a".into())]);
+    // Not even a client that never pauses keeps the old verdict alive.
+    let begun = std::time::Instant::now();
+    loop {
+        let answer = client.watch(key("a")).await;
+        if answer.canceled {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "the permission is revoked");
+        // Within the bound on verdicts the old permission still holds.
+        client.send(cancel(answer.watch_id)).await;
+        assert!(client.next().await.canceled);
+    }
+    let revision = proxy.cluster.write(&[("a", "1")]);
+    assert_eq!(client.events().await, vec![format!("a@{revision}")], "the old one goes on, as with a member");
+}
+
+#[tokio::test]
+async fn a_namespace_is_one_upstream_watch_and_shows_its_own_keys() {
+    let proxy = Proxy::start(|config| config.namespace = Namespace::new("n/"));
+    let mut client = proxy.anonymous();
+    client.watch(prefix("")).await;
+    client.watch(key("a")).await;
+    let revision = proxy.cluster.write(&[("n/a", "1"), ("a", "2"), ("n0", "3")]);
+    for _ in 0..2 {
+        assert_eq!(client.events().await, vec![format!("a@{revision}")]);
+    }
+    assert_eq!(proxy.cluster.opened(), 1);
+}
+
+#[tokio::test]
+async fn streams_that_want_a_leader_end_when_nobody_has_one() {
+    let proxy = Proxy::start(|_| {});
+    let mut strict = proxy.client(Identity::default().with_require_leader(true));
+    let mut relaxed = proxy.anonymous();
+    strict.watch(key("a")).await;
+    relaxed.watch(key("a")).await;
+    proxy.cluster.refuse_streams(Some(ApiError::NoLeader.into()));
+    let status = strict.try_next().await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+    proxy.cluster.refuse_streams(None);
+    let revision = proxy.cluster.write(&[("a", "1")]);
+    assert_eq!(relaxed.events().await, vec![format!("a@{revision}")]);
+}
+
+#[tokio::test]
+async fn an_upstream_watch_ends_a_while_after_its_last_watcher() {
+    let proxy = Proxy::start(|_| {});
+    let mut client = proxy.anonymous();
+    client.watch(key("a")).await;
+    drop(client);
+    proxy.anonymous().watch(key("a")).await;
+    assert_eq!(proxy.cluster.opened(), 1, "it was still there");
+    eventually(|| proxy.metrics.upstream_watches.get() == 0).await;
+    proxy.anonymous().watch(key("a")).await;
+    assert_eq!(proxy.cluster.opened(), 2);
+}
+
+#[tokio::test]
+async fn creates_at_the_same_time_share_their_fences() {
+    let proxy = Proxy::start(|_| {});
+    let mut clients: Vec<Client> = (0..200).map(|_| proxy.anonymous()).collect();
+    for client in &clients {
+        client.create(key("a")).await;
+    }
+    let created = futures::future::join_all(clients.iter_mut().map(Client::next)).await;
+    assert!(created.iter().all(|response| response.created && !response.canceled));
+    assert!(proxy.cluster.fences() <= 3, "{} reads", proxy.cluster.fences());
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(Vec<u8>),
+    Create {
+        key: u8,
+        back: i64,
+    },
+    FailOver,
+    Lag(bool),
+    /// Reads this many responses of one client.
+    Read {
+        client: usize,
+        responses: usize,
+    },
+    /// Lets feeds and shards have their turns.
+    Pass,
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => prop::collection::vec(any::<u8>(), 1..4).prop_map(Op::Write),
+        4 => (any::<u8>(), -2..15i64).prop_map(|(key, back)| Op::Create { key, back }),
+        1 => Just(Op::FailOver),
+        1 => any::<bool>().prop_map(Op::Lag),
+        3 => (any::<usize>(), 1..4usize).prop_map(|(client, responses)| Op::Read { client, responses }),
+        3 => Just(Op::Pass),
+    ]
+}
+
+/// Twenty keys below two prefixes: enough to be promoted.
+fn name(key: u8) -> String {
+    format!("/{}/{:02}", if key.is_multiple_of(3) { "some" } else { "other" }, key % 20)
+}
+
+async fn run(ops: Vec<Op>) {
+    let proxy = Proxy::start(|config| {
+        config.log_bytes_max = 4000;
+        config.limits.stream_bytes_max = 500;
+        config.limits.catch_up_revisions_max = 4;
+    });
+    let mut written: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+    let mut clients: Vec<(Client, String, i64, Vec<String>)> = Vec::new();
+    let mut revision = 1;
+    for op in ops {
+        match op {
+            Op::Write(keys) => {
+                let mut names: Vec<String> = keys.into_iter().map(name).collect();
+                names.sort();
+                names.dedup();
+                revision = proxy.cluster.write(&names.iter().map(|name| (name.as_str(), "v")).collect::<Vec<_>>());
+                written.insert(revision, names);
+            }
+            Op::Create { key: number, back } => {
+                let mut client = proxy.anonymous();
+                let start = if back == 0 { 0 } else { (revision - back).max(1) };
+                let created = client.watch(WatchCreateRequest { start_revision: start, ..key(&name(number)) }).await;
+                assert!(created.created && !created.canceled, "{created:?}");
+                let first = if start == 0 { revision + 1 } else { start };
+                clients.push((client, name(number), first, Vec::new()));
+            }
+            Op::FailOver => proxy.cluster.fail_over(),
+            Op::Lag(lagging) => proxy.cluster.lag(lagging),
+            Op::Read { client, responses } => {
+                if !clients.is_empty() {
+                    let at = client % clients.len();
+                    let (client, _, _, seen) = &mut clients[at];
+                    for _ in 0..responses {
+                        seen.extend(client.events().now_or_never().unwrap_or_default());
+                    }
+                }
+            }
+            Op::Pass => {
+                for _ in 0..30 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+    proxy.cluster.lag(false);
+    let names: Vec<String> = (0..60).map(name).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    // Twice: a watch may begin one or a few revisions ahead.
+    for _ in 0..3 {
+        revision = proxy.cluster.write(&names.iter().map(|name| (name.as_str(), "end")).collect::<Vec<_>>());
+        written.insert(revision, names.clone());
+    }
+    for (client, name, first, seen) in &mut clients {
+        let last = format!("{name}@{revision}");
+        while seen.last() != Some(&last) {
+            let next = tokio::time::timeout(Duration::from_secs(20), client.events()).await;
+            seen.extend(next.unwrap_or_else(|_| panic!("watch of {name} from {first} stands still after {seen:?}")));
+        }
+        let expected: Vec<String> = written
+            .range(*first..)
+            .filter(|(_, names)| names.contains(name))
+            .map(|(revision, _)| format!("{name}@{revision}"))
+            .collect();
+        assert_eq!(*seen, expected, "watch of {name} from {first}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn every_watcher_sees_exactly_what_it_asked_for(ops in prop::collection::vec(any_op(), 1..80)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run(ops));
+    }
+}

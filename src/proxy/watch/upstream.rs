@@ -1,0 +1,52 @@
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use http::HeaderMap;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::client::{Head, Method, Pool, framed, unframed};
+use crate::pb::encoded::ResponseHeader;
+use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchRequest, WatchResponse};
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+
+/// One watch stream to some member.
+pub(super) struct UpstreamStream {
+    pub requests: mpsc::Sender<WatchRequest>,
+    pub answers: BoxStream<'static, Result<WatchResponse, Status>>,
+}
+
+/// The cluster as the hub sees it.
+pub(super) trait Upstream: Send + Sync + 'static {
+    /// A watch stream with this metadata.
+    fn open_watch(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>>;
+
+    /// The header of a linearizable read of one key, which costs a member next to nothing. Its revision is at or
+    /// after every write acknowledged before the call.
+    fn fence(&self, metadata: HeaderMap, key: Bytes) -> BoxFuture<'static, Result<ResponseHeader, Status>>;
+}
+
+impl Upstream for Pool {
+    fn open_watch(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
+        let pool = self.clone();
+        async move {
+            let stream = Pool::open_watch(&pool, &metadata).await?;
+            Ok(UpstreamStream { requests: stream.requests, answers: stream.answers.boxed() })
+        }
+        .boxed()
+    }
+
+    fn fence(&self, metadata: HeaderMap, key: Bytes) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
+        let pool = self.clone();
+        async move {
+            let request = RangeRequest { key, limit: 1, count_only: true, ..Default::default() };
+            let head = Head::grpc(RANGE, metadata);
+            let answer = pool.exchange(Method::of(RANGE), &head, framed(&request)).await;
+            let answer: RangeResponse = unframed(answer).await?;
+            answer.header.ok_or_else(|| Status::internal("answer without a header"))
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,44 @@
+use std::future::Future;
+
+use futures::Stream;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::pb::etcdserverpb::{
+    DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, RangeRequest, RangeResponse,
+    TxnRequest, TxnResponse, WatchCreateRequest, WatchResponse,
+};
+
+/// What the recipes need of a key-value store.
+///
+/// Each call means exactly what the RPC of the same name means, its errors included; the recipes turn an error into
+/// what etcd's recipes answer. Dropping a call's future ends the waiting only.
+pub trait RecipeStore: Clone + Send + Sync + 'static {
+    /// The answers of one watch: what a stream with this single watcher carries, the created answer included or not.
+    type Watch: Stream<Item = Result<WatchResponse, Status>> + Send + Unpin + 'static;
+
+    /// The same store seen with the credentials of one caller.
+    #[must_use]
+    fn with_metadata(&self, metadata: &MetadataMap) -> Self;
+
+    /// `KV.Range`.
+    fn range(&self, request: RangeRequest) -> impl Future<Output = Result<RangeResponse, Status>> + Send;
+
+    /// `KV.Txn`.
+    fn txn(&self, request: TxnRequest) -> impl Future<Output = Result<TxnResponse, Status>> + Send;
+
+    /// `KV.DeleteRange`.
+    fn delete_range(
+        &self,
+        request: DeleteRangeRequest,
+    ) -> impl Future<Output = Result<DeleteRangeResponse, Status>> + Send;
+
+    /// `Lease.LeaseGrant`.
+    fn lease_grant(
+        &self,
+        request: LeaseGrantRequest,
+    ) -> impl Future<Output = Result<LeaseGrantResponse, Status>> + Send;
+
+    /// One watch of its own. Dropping the stream cancels it.
+    fn watch(&self, request: WatchCreateRequest) -> impl Future<Output = Result<Self::Watch, Status>> + Send;
+}

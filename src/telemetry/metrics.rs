@@ -1,0 +1,137 @@
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use super::process;
+
+/// Content type of [`Metrics::render`].
+pub const TEXT_CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+type Refresh = Box<dyn Fn() + Send + Sync>;
+
+/// All metrics of one server, proxy or gateway. Cheap to clone; the parts of a `dev` process have one each.
+///
+/// Names are constants of this program, so registering one twice is a fault of ours and panics at start.
+#[derive(Clone, Default)]
+pub struct Metrics {
+    registry: Registry,
+    refreshes: Arc<Mutex<Vec<Refresh>>>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// A registry that holds the `process_*` and `os_fd_*` metrics.
+    pub fn new() -> Self {
+        let metrics = Self::default();
+        process::register(&metrics);
+        metrics
+    }
+
+    /// Runs `refresh` before each rendering, for gauges that are cheaper to read than to keep current.
+    pub fn before_render(&self, refresh: impl Fn() + Send + Sync + 'static) {
+        self.refreshes.lock().push(Box::new(refresh));
+    }
+
+    /// Prometheus' text format.
+    pub fn render(&self) -> String {
+        for refresh in self.refreshes.lock().iter() {
+            refresh();
+        }
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be rendered");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Registers any collector.
+    ///
+    /// # Panics
+    /// When its name is taken.
+    pub fn register<C: Collector + Clone + 'static>(&self, collector: C) -> C {
+        self.registry.register(Box::new(collector.clone())).expect("each metric is registered once");
+        collector
+    }
+
+    /// A counter.
+    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help).expect("metric names are valid"))
+    }
+
+    /// A counter for each value of some labels.
+    pub fn counter_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels).expect("metric names are valid"))
+    }
+
+    /// A whole number that goes up and down.
+    pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help).expect("metric names are valid"))
+    }
+
+    /// A gauge for each value of some labels.
+    pub fn gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels).expect("metric names are valid"))
+    }
+
+    /// A number that goes up and down.
+    pub fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.register(Gauge::new(name, help).expect("metric names are valid"))
+    }
+
+    /// A float gauge for each value of some labels.
+    pub fn float_gauge_vec(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.register(GaugeVec::new(Opts::new(name, help), labels).expect("metric names are valid"))
+    }
+
+    /// A histogram; see [`exponential_buckets`].
+    pub fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(buckets);
+        self.register(Histogram::with_opts(options).expect("metric names are valid"))
+    }
+
+    /// A histogram for each value of some labels.
+    pub fn histogram_vec(&self, name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(buckets);
+        self.register(HistogramVec::new(options, labels).expect("metric names are valid"))
+    }
+}
+
+/// `count` bounds from `start`, each twice the one before.
+pub fn exponential_buckets(start: f64, count: usize) -> Vec<f64> {
+    std::iter::successors(Some(start), |bound| Some(bound * 2.0)).take(count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rendering_refreshes_and_names_the_process() {
+        let metrics = Metrics::new();
+        let gauge = metrics.gauge("a_gauge", "help");
+        let refreshed = gauge.clone();
+        metrics.before_render(move || refreshed.inc());
+        assert!(metrics.render().contains("\na_gauge 1\n"));
+        let text = metrics.render();
+        assert!(text.contains("\na_gauge 2\n"));
+        for name in ["process_resident_memory_bytes ", "process_cpu_seconds_total ", "os_fd_used ", "os_fd_limit "] {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            assert!(line[name.len()..].parse::<f64>().unwrap() >= 0.0, "{line}");
+        }
+    }
+}

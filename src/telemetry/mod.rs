@@ -1,0 +1,17 @@
+//! Log set-up and the metrics registry.
+//!
+//! A process sets logging up once with [`init_logging`] and makes one [`Metrics`]; rooms get the struct of their
+//! metrics (`rooms.rs` holds those of the core under etcd's names) and never see the registry. Text leaves through
+//! [`Metrics::render`]. Start with `log.rs` for the line format, with `metrics.rs` for how a room adds its own.
+
+mod clock;
+mod grpc;
+mod log;
+mod metrics;
+mod process;
+mod rooms;
+
+pub use grpc::{GrpcKind, GrpcMetrics, MethodMetrics};
+pub use log::{LogConfig, LogError, LogFormat, LogLevel, LogOutput, init_logging};
+pub use metrics::{Metrics, TEXT_CONTENT_TYPE, exponential_buckets};
+pub use rooms::{DiskMetrics, LeaseMetrics, MvccMetrics, NetworkMetrics, ServerMetrics, WatchMetrics};

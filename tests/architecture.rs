@@ -1,0 +1,401 @@
+//! Who may import whom: holds the table, reads every `crate::…` and `super::…` path in `src/`, fails on a new arrow.
+//!
+//! Inside one crate the compiler allows any import. Adding an arrow is fine: change [`TABLE`] and its twin in
+//! ARCHITECTURE.md in that commit, and say why.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Every room may name these; they name nothing of ours.
+const FOUNDATIONS: [&str; 4] = ["types", "pb", "telemetry", "shutdown"];
+
+const CORE_ROOMS: [&str; 11] = [
+    "core::wal",
+    "core::backend",
+    "core::mvcc",
+    "core::lease",
+    "core::auth",
+    "core::cluster",
+    "core::alarm",
+    "core::raft",
+    "core::apply",
+    "core::watch",
+    "core::server",
+];
+
+const STATE_ROOMS: [&str; 5] = ["core::mvcc", "core::lease", "core::auth", "core::cluster", "core::alarm"];
+
+/// Room, and what it may name besides itself and the foundations.
+const TABLE: &[(&str, &[&str])] = &[
+    ("types", &[]),
+    ("pb", &[]),
+    ("telemetry", &[]),
+    ("shutdown", &[]),
+    ("api_error", &[]),
+    ("config", &[]),
+    ("eventlog", &[]),
+    ("listener", &[]),
+    ("bolt", &[]),
+    ("recipes", &["api_error"]),
+    ("core::wal", &[]),
+    ("core::backend", &["bolt"]),
+    ("core::mvcc", &["core::backend"]),
+    ("core::lease", &["core::backend"]),
+    ("core::auth", &["core::backend"]),
+    ("core::cluster", &["core::backend"]),
+    ("core::alarm", &["core::backend"]),
+    ("core::raft", &["core::wal"]),
+    // Committed entries and the sink they go to are the words of `core::raft`.
+    ("core::apply", &["STATE", "core::backend", "core::raft", "eventlog"]),
+    ("core::watch", &["STATE", "core::backend", "eventlog"]),
+    ("core::server", &["CORE", "api_error", "config", "eventlog", "recipes", "listener"]),
+    ("client", &["api_error"]),
+    ("discovery", &["client", "config"]),
+    ("proxy", &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener"]),
+    ("gateway", &["client", "discovery", "api_error", "config", "eventlog"]),
+    ("ctl", &["client", "discovery", "api_error", "config", "bolt"]),
+    ("bench", &["client", "discovery", "api_error", "config"]),
+    ("cmd", &["EVERYTHING"]),
+    ("main", &["cmd"]),
+];
+
+/// How ARCHITECTURE.md names a group of rooms.
+fn in_words(name: &str) -> String {
+    match name {
+        "STATE" => "`core::{mvcc, lease, auth, cluster, alarm}`".into(),
+        "CORE" => "all of `core`".into(),
+        "EVERYTHING" => "everything".into(),
+        room => format!("`{room}`"),
+    }
+}
+
+fn may_name(room: &str, other: &str) -> bool {
+    if room == other || FOUNDATIONS.contains(&other) && !FOUNDATIONS.contains(&room) && room != "main" {
+        return true;
+    }
+    let Some((_, allowed)) = TABLE.iter().find(|(name, _)| *name == room) else { return false };
+    allowed.iter().any(|&entry| match entry {
+        "STATE" => STATE_ROOMS.contains(&other),
+        "CORE" => CORE_ROOMS.contains(&other),
+        // Nothing names `cmd`, and the binary is no room.
+        "EVERYTHING" => other != "main",
+        entry => entry == other,
+    })
+}
+
+/// A path that leaves its room.
+#[derive(Debug, PartialEq)]
+struct Arrow {
+    line: usize,
+    to: String,
+}
+
+/// The arrows in the text of one file that the table does not have.
+fn violations(module: &[&str], source: &str) -> Vec<Arrow> {
+    let room = room_of(module);
+    paths(module, source)
+        .into_iter()
+        .filter_map(|(line, path)| {
+            let path: Vec<&str> = path.iter().map(String::as_str).collect();
+            // `crate::core` alone, or the crate root, is no room: name what you want.
+            let to = room_of(&path);
+            (!may_name(&room, &to)).then_some(Arrow { line, to })
+        })
+        .collect()
+}
+
+fn room_of(module: &[&str]) -> String {
+    match module {
+        ["core", inner, ..] => format!("core::{inner}"),
+        [room, ..] => (*room).to_owned(),
+        [] => "crate root".to_owned(),
+    }
+}
+
+/// Every path in the source that starts at `crate`, at `super` or, in the binary, at the library: as module paths
+/// from the crate root, with the line each begins in.
+fn paths(module: &[&str], source: &str) -> Vec<(usize, Vec<String>)> {
+    let tokens = tokens(source);
+    let mut found = Vec::new();
+    // What each open brace belongs to: the name of an inline module, or nothing.
+    let mut braces: Vec<Option<String>> = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        let (line, token) = &tokens[at];
+        let previous = at.checked_sub(1).map_or("", |index| tokens[index].1.as_str());
+        match token.as_str() {
+            "{" => {
+                let is_module = at >= 2 && tokens[at - 2].1 == "mod";
+                braces.push(is_module.then(|| previous.to_owned()));
+            }
+            "}" => {
+                braces.pop();
+            }
+            "crate" | "super" | "self" | "watershed" if previous != "::" && next(&tokens, at) == "::" => {
+                let mut base: Vec<String> = module.iter().map(|&part| part.to_owned()).collect();
+                base.extend(braces.iter().flatten().cloned());
+                let mut start = at + 2;
+                match token.as_str() {
+                    "crate" => base.clear(),
+                    "watershed" if module == ["main"] => base.clear(),
+                    "super" => {
+                        base.pop();
+                        while tokens.get(start).is_some_and(|(_, t)| t == "super") && next(&tokens, start) == "::" {
+                            base.pop();
+                            start += 2;
+                        }
+                    }
+                    _ => {
+                        at += 1;
+                        continue;
+                    }
+                }
+                let inside = token == "super" && room_of(&as_strs(&base)) == room_of(module);
+                if !inside {
+                    let mut leaves = Vec::new();
+                    tree(&tokens, &mut start, &base, &mut leaves);
+                    found.extend(leaves.into_iter().map(|path| (*line, path)));
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    found
+}
+
+fn as_strs(path: &[String]) -> Vec<&str> {
+    path.iter().map(String::as_str).collect()
+}
+
+fn next(tokens: &[(usize, String)], at: usize) -> &str {
+    tokens.get(at + 1).map_or("", |(_, token)| token.as_str())
+}
+
+/// Reads one `a::b::{c, d::e}` from `at` on, below `base`.
+fn tree(tokens: &[(usize, String)], at: &mut usize, base: &[String], leaves: &mut Vec<Vec<String>>) {
+    let mut path = base.to_vec();
+    loop {
+        match tokens.get(*at).map(|(_, token)| token.as_str()) {
+            Some("{") => {
+                *at += 1;
+                while let Some((_, token)) = tokens.get(*at) {
+                    match token.as_str() {
+                        "}" => break,
+                        "," => *at += 1,
+                        _ => {
+                            tree(tokens, at, &path, leaves);
+                            while tokens.get(*at).is_some_and(|(_, token)| token != "," && token != "}") {
+                                *at += 1; // `as name`
+                            }
+                        }
+                    }
+                }
+                *at += 1;
+                return;
+            }
+            Some(word) if word.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '*') => {
+                path.push(word.to_owned());
+                *at += 1;
+                if tokens.get(*at).is_some_and(|(_, token)| token == "::") {
+                    *at += 1;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        leaves.push(path);
+        return;
+    }
+}
+
+/// Words, `::` and single signs, with their lines; comments, strings and characters are left out.
+fn tokens(source: &str) -> Vec<(usize, String)> {
+    let chars: Vec<char> = source.chars().collect();
+    let mut tokens = Vec::new();
+    let (mut at, mut line) = (0, 1);
+    let peek = |index: usize| chars.get(index).copied().unwrap_or('\0');
+    while at < chars.len() {
+        let begin = at;
+        match chars[at] {
+            '/' if peek(at + 1) == '/' => {
+                while at < chars.len() && chars[at] != '\n' {
+                    at += 1;
+                }
+            }
+            '/' if peek(at + 1) == '*' => {
+                let mut depth = 0;
+                while at < chars.len() {
+                    match (chars[at], peek(at + 1)) {
+                        ('/', '*') => (depth, at) = (depth + 1, at + 2),
+                        ('*', '/') => (depth, at) = (depth - 1, at + 2),
+                        _ => at += 1,
+                    }
+                    if depth == 0 {
+                        break;
+                    }
+                }
+            }
+            'r' if peek(at + 1) == '"' || (peek(at + 1) == '#' && matches!(peek(at + 2), '"' | '#')) => {
+                let hashes = chars[at + 1..].iter().take_while(|&&c| c == '#').count();
+                at += hashes + 2;
+                while at < chars.len() && !(chars[at] == '"' && (1..=hashes).all(|back| peek(at + back) == '#')) {
+                    at += 1;
+                }
+                at += hashes + 1;
+            }
+            '"' => {
+                at += 1;
+                while at < chars.len() && chars[at] != '"' {
+                    at += if chars[at] == '\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            // A character, not a lifetime.
+            '\'' if peek(at + 1) == '\\' || peek(at + 2) == '\'' => {
+                at += if peek(at + 1) == '\\' { 3 } else { 2 };
+                while at < chars.len() && chars[at] != '\'' {
+                    at += 1;
+                }
+                at += 1;
+            }
+            c if c.is_alphanumeric() || c == '_' => {
+                while at < chars.len() && (chars[at].is_alphanumeric() || chars[at] == '_') {
+                    at += 1;
+                }
+                tokens.push((line, chars[begin..at].iter().collect()));
+            }
+            ':' if peek(at + 1) == ':' => {
+                tokens.push((line, "::".into()));
+                at += 2;
+            }
+            c => {
+                if !c.is_whitespace() {
+                    tokens.push((line, c.into()));
+                }
+                at += 1;
+            }
+        }
+        line += chars[begin..at.min(chars.len())].iter().filter(|&&c| c == '\n').count();
+    }
+    tokens
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("src is readable") {
+        let path = entry.expect("src is readable").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The module a file holds, from the crate root.
+fn module_of(file: &Path) -> Vec<String> {
+    let mut parts: Vec<String> = file
+        .strip_prefix(root().join("src"))
+        .expect("below src")
+        .with_extension("")
+        .iter()
+        .map(|part| part.to_string_lossy().into_owned())
+        .collect();
+    if parts.last().is_some_and(|last| last == "mod" || last == "lib") {
+        parts.pop();
+    }
+    parts
+}
+
+#[test]
+fn no_arrow_is_missing_from_the_table() {
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    assert!(files.len() > 20, "found the sources");
+    let mut wrong = Vec::new();
+    for file in files {
+        let module = module_of(&file);
+        if module.is_empty() || module == ["core"] {
+            continue; // `lib.rs` and `core/mod.rs` hold the list of rooms only.
+        }
+        let source = std::fs::read_to_string(&file).expect("source is readable");
+        for arrow in violations(&as_strs(&module), &source) {
+            let name = file.strip_prefix(root()).expect("below the root").display();
+            wrong.push(format!("{name}:{}: `{}` names `{}`", arrow.line, room_of(&as_strs(&module)), arrow.to));
+        }
+    }
+    assert!(wrong.is_empty(), "not in the import table:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_room_is_in_the_table() {
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    let rooms: BTreeSet<String> = files
+        .iter()
+        .map(|file| module_of(file))
+        .filter(|module| !module.is_empty() && *module != ["core"])
+        .map(|module| room_of(&as_strs(&module)))
+        .collect();
+    for room in rooms {
+        assert!(TABLE.iter().any(|(name, _)| *name == room), "`{room}` has no row");
+    }
+}
+
+#[test]
+fn architecture_md_has_the_same_table() {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let shown: Vec<&str> = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| Room | May name"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    let expected: Vec<String> = TABLE
+        .iter()
+        .map(|(room, allowed)| {
+            let words: Vec<String> = allowed.iter().map(|name| in_words(name)).collect();
+            let words = match (room, words.is_empty()) {
+                (room, true) if FOUNDATIONS.contains(room) => "nothing of ours".into(),
+                (_, true) => "the four".into(),
+                (&"main", false) => format!("{} only", words.join(", ")),
+                (_, false) => words.join(", "),
+            };
+            format!("| `{room}` | {words} |")
+        })
+        .collect();
+    assert_eq!(shown, expected, "expected:\n{}", expected.join("\n"));
+}
+
+#[test]
+fn a_planted_arrow_is_caught() {
+    let caught = |module: &[&str], source: &str| -> Vec<String> {
+        violations(module, source).into_iter().map(|arrow| format!("{}:{}", arrow.line, arrow.to)).collect()
+    };
+    let none: [&str; 0] = [];
+    // Plain, grouped, nested, renamed, inline in code, through `super`, through a re-export of the crate root.
+    assert_eq!(caught(&["proxy", "kv"], "\nuse crate::core::mvcc::Store;"), ["2:core::mvcc"]);
+    assert_eq!(
+        caught(&["proxy"], "use crate::{client::Client, core::{mvcc, wal::Wal as W}, pb};"),
+        ["1:core::mvcc", "1:core::wal"]
+    );
+    assert_eq!(caught(&["client"], "fn f() { crate::cmd::run(vec![]) }"), ["1:cmd"]);
+    assert_eq!(caught(&["core", "mvcc", "store"], "use super::super::lease::Lessor;"), ["1:core::lease"]);
+    assert_eq!(caught(&["core", "mvcc"], "use super::lease::Lessor;"), ["1:core::lease"]);
+    assert_eq!(caught(&["types", "id"], "use crate::pb::mvccpb;"), ["1:pb"]);
+    assert_eq!(caught(&["core", "apply"], "use crate::core::*;"), ["1:core::*"]);
+    assert_eq!(caught(&["gateway"], "use crate::SomeReexport;"), ["1:SomeReexport"]);
+    assert_eq!(caught(&["main"], "fn main() { watershed::core::server::run() }"), ["1:core::server"]);
+    // And nothing else is.
+    assert_eq!(caught(&["main"], "fn main() { watershed::cmd::run() }"), none);
+    assert_eq!(caught(&["proxy", "kv"], "// use crate::core::mvcc;\nlet text = \"crate::core\"; 'c'"), none);
+    assert_eq!(caught(&["proxy", "kv"], "let raw = r#\"crate::core::mvcc \"quoted\"\"#;"), none);
+    assert_eq!(caught(&["core", "mvcc"], "mod tests { use super::*; use super::index::Index; }"), none);
+    assert_eq!(caught(&["core", "mvcc", "index"], "mod tests { use super::super::store::Store; }"), none);
+    assert_eq!(caught(&["core", "apply"], "use crate::core::{alarm, mvcc::Store}; use crate::eventlog;"), none);
+    assert_eq!(caught(&["bench"], "fn f<'a>(x: &'a crate::client::Client) { self::g() }"), none);
+}

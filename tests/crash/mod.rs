@@ -1,0 +1,5 @@
+//! What survives `kill -9`, and what a damaged log does.
+
+mod damage;
+mod rounds;
+mod writers;

@@ -1,0 +1,134 @@
+//! Malformed and hostile requests: etcd's code and text, never a panic, and the next request is served.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::encoding::encode_varint;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::{Code, Request};
+use watershed::pb::etcdserverpb::{AlarmRequest, PutRequest};
+
+use crate::harness::{World, raw_call, refused};
+use crate::on_every_target;
+
+on_every_target! {
+    unknown_services_and_methods_are_named,
+    large_requests_are_refused,
+    garbage_messages_are_refused,
+    deep_nesting_is_refused,
+    unknown_enums_are_refused,
+    garbage_connections_disturb_nobody,
+    metadata_nobody_knows_is_fine,
+}
+
+async fn still_serves(world: &mut World) {
+    world.put("alive", "yes").await;
+    assert_eq!(world.get("alive").await.count, 1);
+    for process in std::iter::once(&world.server).chain(world.front.as_ref()) {
+        assert!(!process.output().contains("panicked"), "{}", process.output());
+    }
+}
+
+async fn unknown_services_and_methods_are_named(world: &mut World) {
+    for (path, text) in [
+        ("/etcdserverpb.KV/Nope", "unknown method Nope for service etcdserverpb.KV"),
+        ("/foo.Bar/Baz", "unknown service foo.Bar"),
+        (
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            "unknown service grpc.reflection.v1.ServerReflection",
+        ),
+    ] {
+        refused(raw_call(&world.client, path, Bytes::new()).await, Code::Unimplemented, text);
+    }
+    still_serves(world).await;
+}
+
+async fn large_requests_are_refused(world: &mut World) {
+    let put = |size: usize| PutRequest { key: "k".into(), value: vec![b'x'; size].into(), ..Default::default() };
+    let mut kv = world.client.kv();
+    kv.put(put(1_572_764)).await.expect("just small enough");
+    let answer = kv.put(put(1_572_864)).await;
+    refused(answer, Code::InvalidArgument, "etcdserver: request is too large");
+    // The message is the value, two tags, a length of four bytes, and the key with its length.
+    let answer = kv.put(put(3_000_000)).await;
+    let text = "grpc: received message larger than max (3000008 vs. 2097152)";
+    refused(answer, Code::ResourceExhausted, text);
+    still_serves(world).await;
+}
+
+async fn garbage_messages_are_refused(world: &mut World) {
+    // A length that points behind the end, a wire type that does not exist, an endless number.
+    for garbage in [&b"\x0a\x7fk"[..], b"\x0f\x01", &[0xff; 12]] {
+        for path in
+            ["/etcdserverpb.KV/Range", "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Txn", "/etcdserverpb.Lease/LeaseGrant"]
+        {
+            let answer = raw_call(&world.client, path, Bytes::from_static(garbage)).await;
+            let status = answer.expect_err("refused");
+            assert_eq!(status.code(), Code::Internal, "{path} {garbage:?}: {status:?}");
+        }
+    }
+    still_serves(world).await;
+}
+
+/// A transaction within a transaction, so many times.
+fn nested_txn(depth: usize) -> Bytes {
+    let mut inner = Vec::new();
+    for _ in 0..depth {
+        for tag in [0x22, 0x12] {
+            let mut outer = vec![tag];
+            encode_varint(inner.len() as u64, &mut outer);
+            outer.append(&mut inner);
+            inner = outer;
+        }
+    }
+    inner.into()
+}
+
+async fn deep_nesting_is_refused(world: &mut World) {
+    raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(20)).await.expect("twenty levels are fine");
+    for depth in [200, 5_000] {
+        let answer = raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await;
+        let status = answer.expect_err("too deep");
+        assert!(matches!(status.code(), Code::InvalidArgument | Code::Internal), "{depth}: {status:?}");
+    }
+    still_serves(world).await;
+}
+
+async fn unknown_enums_are_refused(world: &mut World) {
+    if crate::harness::is_stock() {
+        return; // This one ends a stock member.
+    }
+    let status = world.client.maintenance().alarm(AlarmRequest { action: 77, ..Default::default() }).await;
+    assert_eq!(status.expect_err("refused").code(), Code::InvalidArgument);
+    still_serves(world).await;
+}
+
+async fn garbage_connections_disturb_nobody(world: &mut World) {
+    let endless_header = [b"GET / HTTP/1.1\r\nX: ".as_slice(), &[b'x'; 2_000_000]].concat();
+    let bad_frame = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff".to_vec();
+    for garbage in [b"\0\x01\x02\x03".to_vec(), b"GET\r\n\r\n".to_vec(), endless_header, bad_frame] {
+        let mut stream = TcpStream::connect(&world.endpoint).await.expect("connects");
+        // The other side may hang up in the middle; it only has to go on serving others.
+        let _ = stream.write_all(&garbage).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
+        still_serves(world).await;
+    }
+}
+
+async fn metadata_nobody_knows_is_fine(world: &mut World) {
+    let mut request = Request::new(PutRequest { key: "k".into(), ..Default::default() });
+    for (key, value) in
+        [("hasleader", "true"), ("client-api-version", "9.9"), ("x-nobody", "knows"), ("grpc-timeout", "soon")]
+    {
+        request.metadata_mut().insert(key, value.parse().expect("ascii"));
+    }
+    // A timeout that is none may be refused, as grpc does, but it may not hang or harm.
+    let answer = world.client.kv().put(request).await;
+    if let Err(status) = answer {
+        assert!(matches!(status.code(), Code::Internal | Code::InvalidArgument | Code::Unknown), "{status:?}");
+    }
+    still_serves(world).await;
+}

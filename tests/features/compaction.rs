@@ -1,0 +1,59 @@
+//! Compaction.
+
+use tonic::Code;
+use watershed::pb::etcdserverpb::{CompactionRequest, RangeRequest};
+
+use crate::harness::{World, refused};
+use crate::on_every_target;
+
+on_every_target! {
+    history_below_the_revision_is_gone,
+    compacting_nothing_or_the_future_is_refused,
+    a_compacted_store_survives_a_restart,
+}
+
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+const FUTURE: &str = "etcdserver: mvcc: required revision is a future revision";
+
+fn at(revision: i64) -> RangeRequest {
+    RangeRequest { key: "k".into(), revision, ..Default::default() }
+}
+
+async fn history_below_the_revision_is_gone(world: &mut World) {
+    for value in ["1", "2", "3"] {
+        world.put("k", value).await;
+    }
+    world.compact(3).await;
+    assert_eq!(world.range(at(3)).await.kvs[0].value, "2", "the compacted revision itself stays");
+    assert_eq!(world.range(at(4)).await.kvs[0].value, "3");
+    refused(world.client.kv().range(at(2)).await, Code::OutOfRange, COMPACTED);
+    world.delete("k").await;
+    world.compact(5).await;
+    assert_eq!(world.get("k").await.count, 0);
+    assert_eq!(world.put("k", "4").await, 6);
+}
+
+async fn compacting_nothing_or_the_future_is_refused(world: &mut World) {
+    let mut kv = world.client.kv();
+    let compact = |revision| CompactionRequest { revision, physical: false };
+    refused(kv.compact(compact(99)).await, Code::OutOfRange, FUTURE);
+    refused(kv.compact(compact(-1)).await, Code::OutOfRange, COMPACTED);
+    kv.compact(compact(0)).await.expect("once on a fresh store");
+    refused(kv.compact(compact(0)).await, Code::OutOfRange, COMPACTED);
+    world.put("k", "1").await;
+    let answer = kv.compact(compact(2)).await.expect("compacts").into_inner();
+    assert_eq!(answer.header.expect("header").revision, 2);
+    refused(kv.compact(compact(2)).await, Code::OutOfRange, COMPACTED);
+}
+
+async fn a_compacted_store_survives_a_restart(world: &mut World) {
+    for value in ["1", "2", "3"] {
+        world.put("k", value).await;
+    }
+    world.compact(3).await;
+    world.crash_and_restart().await;
+    refused(world.client.kv().range(at(2)).await, Code::OutOfRange, COMPACTED);
+    assert_eq!(world.range(at(3)).await.kvs[0].value, "2");
+    let answer = world.get("k").await;
+    assert_eq!((answer.kvs[0].value.as_ref(), answer.header.expect("header").revision), (b"3".as_ref(), 4));
+}

@@ -1,0 +1,189 @@
+//! Leases.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use watershed::pb::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest, LeaseRevokeRequest,
+    PutRequest,
+};
+
+use crate::harness::{Answers, Target, World, refused, soon, until};
+use crate::on_every_target;
+
+on_every_target! {
+    grants_pick_or_take_an_id,
+    refused_grants,
+    a_revoke_deletes_the_keys_in_one_revision,
+    time_to_live_shows_what_is_left,
+    a_key_belongs_to_one_lease,
+    all_leases_are_listed,
+    every_keep_alive_is_answered,
+    a_kept_lease_lives_and_a_silent_one_ends_in_time,
+    leases_survive_a_restart,
+}
+
+struct KeepAlive {
+    requests: mpsc::Sender<LeaseKeepAliveRequest>,
+    answers: Answers<LeaseKeepAliveResponse>,
+}
+
+impl KeepAlive {
+    fn open(world: &World) -> Self {
+        let (requests, receiver) = mpsc::channel(64);
+        let mut client = world.client.lease();
+        Self {
+            requests,
+            answers: Answers::new(async move { client.lease_keep_alive(ReceiverStream::new(receiver)).await }),
+        }
+    }
+
+    async fn ask(&self, id: i64) {
+        self.requests.send(LeaseKeepAliveRequest { id }).await.expect("the stream is open");
+    }
+
+    async fn answer(&mut self) -> LeaseKeepAliveResponse {
+        soon("a keep-alive answer", self.answers.message()).await.expect("no error").expect("goes on")
+    }
+}
+
+async fn attach(world: &World, key: &'static str, lease: i64) {
+    world.put_with(PutRequest { key: key.into(), lease, ..Default::default() }).await;
+}
+
+async fn grants_pick_or_take_an_id(world: &mut World) {
+    let mut leases = world.client.lease();
+    let picked = leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.expect("grant").into_inner();
+    assert!(picked.id > 0 && picked.ttl == 60 && picked.error.is_empty(), "{picked:?}");
+    assert_eq!(picked.header.expect("header").revision, 1, "a grant is no write");
+    for id in [77, -77, i64::MAX] {
+        let taken = leases.lease_grant(LeaseGrantRequest { ttl: 60, id }).await.expect("grant").into_inner();
+        assert_eq!(taken.id, id);
+    }
+    for ttl in [1, 0, -9] {
+        let raised = leases.lease_grant(LeaseGrantRequest { ttl, id: 0 }).await.expect("grant").into_inner();
+        assert_eq!(raised.ttl, 2, "the minimum of the default election timeout");
+    }
+}
+
+async fn refused_grants(world: &mut World) {
+    let mut leases = world.client.lease();
+    leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }).await.expect("grant");
+    let again = leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }).await;
+    refused(again, Code::FailedPrecondition, "etcdserver: lease already exists");
+    let long = leases.lease_grant(LeaseGrantRequest { ttl: 9_000_000_001, id: 7 }).await;
+    refused(long, Code::OutOfRange, "etcdserver: too large lease TTL");
+    leases.lease_grant(LeaseGrantRequest { ttl: 9_000_000_000, id: 8 }).await.expect("just short enough");
+    for id in [99, 0] {
+        let revoke = leases.lease_revoke(LeaseRevokeRequest { id }).await;
+        refused(revoke, Code::NotFound, "etcdserver: requested lease not found");
+    }
+}
+
+async fn a_revoke_deletes_the_keys_in_one_revision(world: &mut World) {
+    let lease = world.grant(60).await;
+    for key in ["b", "a"] {
+        attach(world, key, lease).await;
+    }
+    world.put("c", "").await;
+    let answer =
+        world.client.lease().lease_revoke(LeaseRevokeRequest { id: lease }).await.expect("revoke").into_inner();
+    assert_eq!(answer.header.expect("header").revision, 5);
+    assert_eq!((world.get("a").await.count, world.get("b").await.count, world.get("c").await.count), (0, 0, 1));
+    let empty = world.grant(60).await;
+    let answer =
+        world.client.lease().lease_revoke(LeaseRevokeRequest { id: empty }).await.expect("revoke").into_inner();
+    assert_eq!(answer.header.expect("header").revision, 5, "no key, no write");
+    assert_eq!(world.time_to_live(lease).await.ttl, -1);
+}
+
+async fn time_to_live_shows_what_is_left(world: &mut World) {
+    let lease = world.grant(60).await;
+    attach(world, "a", lease).await;
+    attach(world, "b", lease).await;
+    let mut answer = world.time_to_live(lease).await;
+    assert_eq!((answer.id, answer.granted_ttl), (lease, 60));
+    assert!((55..=60).contains(&answer.ttl), "{answer:?}");
+    answer.keys.sort();
+    assert_eq!(answer.keys, ["a", "b"]);
+    let unknown = world.time_to_live(4711).await;
+    assert_eq!((unknown.id, unknown.ttl, unknown.granted_ttl), (4711, -1, 0));
+}
+
+async fn a_key_belongs_to_one_lease(world: &mut World) {
+    let (first, second) = (world.grant(60).await, world.grant(60).await);
+    attach(world, "k", first).await;
+    attach(world, "k", second).await;
+    assert!(world.time_to_live(first).await.keys.is_empty());
+    assert_eq!(world.time_to_live(second).await.keys, ["k"]);
+    world.client.lease().lease_revoke(LeaseRevokeRequest { id: first }).await.expect("revoke");
+    assert_eq!(world.get("k").await.count, 1);
+    world.delete("k").await;
+    assert!(world.time_to_live(second).await.keys.is_empty());
+}
+
+async fn all_leases_are_listed(world: &mut World) {
+    let (long, short) = (world.grant(600).await, world.grant(100).await);
+    let answer = world.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
+    let ids: Vec<_> = answer.leases.iter().map(|lease| lease.id).collect();
+    assert_eq!(ids, [short, long], "the first to end is first");
+}
+
+async fn every_keep_alive_is_answered(world: &mut World) {
+    let (first, second) = (world.grant(60).await, world.grant(90).await);
+    let mut stream = KeepAlive::open(world);
+    for id in [first, second, 4711, first] {
+        stream.ask(id).await;
+    }
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let answer = stream.answer().await;
+        assert_eq!(answer.header.expect("header").revision, 1);
+        seen.push((answer.id, answer.ttl));
+    }
+    let mut expected = [(first, 60), (second, 90), (4711, 0), (first, 60)];
+    if world.target == Target::Proxy {
+        // One answer of the cluster serves every request for that lease that is waiting, also the later one.
+        expected.sort_unstable();
+        seen.sort_unstable();
+    }
+    assert_eq!(seen, expected);
+}
+
+async fn a_kept_lease_lives_and_a_silent_one_ends_in_time(world: &mut World) {
+    let (kept, silent) = (world.grant(2).await, world.grant(2).await);
+    let granted = Instant::now();
+    attach(world, "kept", kept).await;
+    attach(world, "silent", silent).await;
+    let mut stream = KeepAlive::open(world);
+    let gone_after = soon("the expiry", async {
+        loop {
+            stream.ask(kept).await;
+            assert_eq!(stream.answer().await.ttl, 2, "a kept lease never ends");
+            if world.get("silent").await.count == 0 {
+                return granted.elapsed();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(gone_after >= Duration::from_millis(1900), "not before its time: {gone_after:?}");
+    assert!(gone_after <= Duration::from_secs(3), "within TTL + 1 s: {gone_after:?}");
+    assert_eq!(world.get("kept").await.count, 1);
+    stream.ask(silent).await;
+    assert_eq!(stream.answer().await.ttl, 0, "an expired lease stays dead");
+    assert_eq!(world.time_to_live(silent).await.ttl, -1);
+}
+
+async fn leases_survive_a_restart(world: &mut World) {
+    let (long, short) = (world.grant(600).await, world.grant(2).await);
+    attach(world, "long", long).await;
+    attach(world, "short", short).await;
+    world.crash_and_restart().await;
+    let answer = world.time_to_live(long).await;
+    assert_eq!((answer.granted_ttl, answer.keys), (600, vec!["long".into()]));
+    until("the expiry after the restart", async || (world.get("short").await.count == 0).then_some(())).await;
+    assert_eq!(world.get("long").await.count, 1);
+}

@@ -1,0 +1,228 @@
+//! Maintenance, members, health.
+
+use sha2::{Digest, Sha256};
+use tonic::Code;
+use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
+use watershed::pb::etcdserverpb::{
+    AlarmRequest, AlarmType, DefragmentRequest, DeleteRangeRequest, HashKvRequest, HashRequest, MemberListRequest,
+    PutRequest, RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest, request_op,
+};
+use watershed::pb::healthpb::HealthCheckRequest;
+use watershed::pb::healthpb::health_check_response::ServingStatus;
+
+use crate::harness::{Target, World, refused};
+use crate::on_every_target;
+
+on_every_target! {
+    status_tells_where_the_member_is,
+    hashes_are_etcds,
+    a_hash_survives_a_restart,
+    a_snapshot_carries_its_checksum,
+    alarms_are_raised_and_taken_back,
+    defragmenting_loses_nothing,
+    the_member_lists_itself,
+    health_is_served,
+}
+
+on_every_target! {
+    flags = ["--quota-backend-bytes=4194304"];
+    a_full_store_refuses_what_grows_it,
+}
+
+async fn status(world: &World) -> StatusResponse {
+    world.client.maintenance().status(StatusRequest {}).await.expect("status").into_inner()
+}
+
+async fn status_tells_where_the_member_is(world: &mut World) {
+    let before = status(world).await;
+    let header = before.header.expect("header");
+    assert_eq!(before.leader, header.member_id, "a single member leads");
+    assert!(before.version.starts_with("3.7."), "{}", before.version);
+    assert_eq!(before.storage_version, "3.7.0");
+    assert!(before.db_size > 0 && before.db_size_in_use > 0 && before.db_size_in_use <= before.db_size);
+    assert_eq!(before.db_size_quota, 2_147_483_648);
+    assert!(before.errors.is_empty() && !before.is_learner);
+    assert!(!before.downgrade_info.expect("always there").enabled);
+    world.put("k", "v").await;
+    let after = status(world).await;
+    assert_eq!(after.header.expect("header").revision, 2);
+    assert!(after.raft_index > before.raft_index);
+    assert!(after.raft_applied_index <= after.raft_index);
+    assert_eq!((after.raft_term, header.raft_term), (before.raft_term, before.raft_term));
+}
+
+async fn hash(world: &World, revision: i64) -> (u32, i64, i64) {
+    let answer = world.client.maintenance().hash_kv(HashKvRequest { revision }).await.expect("hash").into_inner();
+    (answer.hash, answer.compact_revision, answer.hash_revision)
+}
+
+async fn hashes_are_etcds(world: &mut World) {
+    assert_eq!(hash(world, 0).await, (1_084_519_789, -1, 1));
+    world.put("foo", "bar").await;
+    assert_eq!(hash(world, 0).await, (3_305_255_506, -1, 2));
+    world.put("foo", "baz").await;
+    assert_eq!(hash(world, 0).await, (2_020_292_994, -1, 3));
+    world.delete("foo").await;
+    assert_eq!(hash(world, 0).await, (3_153_096_970, -1, 4));
+    world.put("a", "1").await;
+    assert_eq!(hash(world, 0).await, (1_967_179_850, -1, 5));
+    assert_eq!(hash(world, 3).await, (2_020_292_994, -1, 3), "any revision of history");
+    world.compact(4).await;
+    assert_eq!(hash(world, 5).await, (2_007_788_419, 4, 5));
+    let mut maintenance = world.client.maintenance();
+    let future = maintenance.hash_kv(HashKvRequest { revision: 6 }).await;
+    refused(future, Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");
+    let compacted = maintenance.hash_kv(HashKvRequest { revision: 3 }).await;
+    refused(compacted, Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
+    let first = maintenance.hash(HashRequest {}).await.expect("hash").into_inner().hash;
+    let again = maintenance.hash(HashRequest {}).await.expect("hash").into_inner().hash;
+    assert_eq!(first, again, "the same state has the same hash");
+}
+
+async fn a_hash_survives_a_restart(world: &mut World) {
+    for number in 0..20 {
+        world.put(format!("k{}", number % 3), number.to_string()).await;
+    }
+    world.delete("k1").await;
+    let before = hash(world, 0).await;
+    let middle = hash(world, 11).await;
+    world.crash_and_restart().await;
+    assert_eq!(hash(world, 0).await, before);
+    assert_eq!(hash(world, 11).await, middle);
+}
+
+async fn a_snapshot_carries_its_checksum(world: &mut World) {
+    for number in 0..50 {
+        world.put(format!("k{number}"), vec![b'x'; 1000]).await;
+    }
+    let mut stream = world.client.maintenance().snapshot(SnapshotRequest {}).await.expect("stream").into_inner();
+    let mut messages = Vec::new();
+    while let Some(message) = stream.message().await.expect("a chunk") {
+        assert_eq!(message.header, None);
+        assert_eq!(message.version, "3.7.0");
+        messages.push(message);
+    }
+    let checksum = messages.pop().expect("the last message");
+    assert_eq!((checksum.remaining_bytes, checksum.blob.len()), (0, 32));
+    let size: usize = messages.iter().map(|message| message.blob.len()).sum();
+    assert!(size > 50_000 && size.is_multiple_of(512), "{size}");
+    let (mut digest, mut sent) = (Sha256::new(), 0);
+    for message in &messages {
+        digest.update(&message.blob);
+        sent += message.blob.len();
+        assert_eq!(message.remaining_bytes as usize, size - sent);
+    }
+    assert_eq!(digest.finalize().as_slice(), checksum.blob.as_ref());
+}
+
+async fn alarms_are_raised_and_taken_back(world: &mut World) {
+    let alarm = |action: AlarmAction, member_id, alarm: AlarmType| AlarmRequest {
+        action: action.into(),
+        member_id,
+        alarm: alarm.into(),
+    };
+    let mut maintenance = world.client.maintenance();
+    let mut ask = async |request| maintenance.alarm(request).await.expect("alarm").into_inner().alarms;
+    assert!(ask(alarm(AlarmAction::Get, 0, AlarmType::None)).await.is_empty());
+    assert!(ask(alarm(AlarmAction::Activate, 5, AlarmType::None)).await.is_empty());
+    let raised = ask(alarm(AlarmAction::Activate, 5, AlarmType::Nospace)).await;
+    assert_eq!((raised.len(), raised[0].member_id, raised[0].alarm()), (1, 5, AlarmType::Nospace));
+    assert_eq!(ask(alarm(AlarmAction::Get, 0, AlarmType::None)).await, raised);
+    assert!(ask(alarm(AlarmAction::Get, 0, AlarmType::Corrupt)).await.is_empty());
+
+    let mut kv = world.client.kv();
+    let full = "etcdserver: mvcc: database space exceeded";
+    let put = PutRequest { key: "k".into(), ..Default::default() };
+    refused(kv.put(put.clone()).await, Code::ResourceExhausted, full);
+    world.get("k").await;
+    assert!(ask(alarm(AlarmAction::Deactivate, 0, AlarmType::Nospace)).await.is_empty(), "0 is no wildcard");
+    assert_eq!(ask(alarm(AlarmAction::Deactivate, 5, AlarmType::Nospace)).await, raised);
+    kv.put(put.clone()).await.expect("writable again");
+
+    ask(alarm(AlarmAction::Activate, 5, AlarmType::Corrupt)).await;
+    let corrupt = "etcdserver: corrupt cluster";
+    refused(kv.put(put).await, Code::DataLoss, corrupt);
+    let delete = DeleteRangeRequest { key: "k".into(), ..Default::default() };
+    refused(kv.delete_range(delete).await, Code::DataLoss, corrupt);
+    assert_eq!(world.get("k").await.count, 1, "reads go on");
+    ask(alarm(AlarmAction::Deactivate, 5, AlarmType::Corrupt)).await;
+}
+
+async fn a_full_store_refuses_what_grows_it(world: &mut World) {
+    let mut kv = world.client.kv();
+    let full = "etcdserver: mvcc: database space exceeded";
+    let put = |number: usize| PutRequest {
+        key: format!("k{number}").into(),
+        value: vec![b'x'; 200_000].into(),
+        ..Default::default()
+    };
+    let mut written = 0;
+    let status = loop {
+        match kv.put(put(written)).await {
+            Ok(_) => written += 1,
+            Err(status) => break status,
+        }
+        assert!(written < 100, "4 MiB are full after 20 MB");
+    };
+    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, full));
+    assert!(written > 5, "full after {written} writes of 200 kB");
+    refused(kv.put(PutRequest { key: "tiny".into(), ..Default::default() }).await, Code::ResourceExhausted, full);
+    let op = RequestOp { request: Some(request_op::Request::RequestPut(put(0))) };
+    let answer = kv.txn(TxnRequest { success: vec![op], ..Default::default() }).await;
+    refused(answer, Code::ResourceExhausted, full);
+
+    // The way out that etcd documents: delete, compact, defragment, take the alarm back.
+    let everything = DeleteRangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
+    let answer = kv.delete_range(everything).await.expect("deleting is allowed").into_inner();
+    world.compact(answer.header.expect("header").revision).await;
+    let mut maintenance = world.client.maintenance();
+    maintenance.defragment(DefragmentRequest {}).await.expect("defragment");
+    let get = AlarmRequest { action: AlarmAction::Get.into(), ..Default::default() };
+    let alarms = maintenance.alarm(get).await.expect("alarms").into_inner().alarms;
+    assert_eq!(alarms.len(), 1);
+    for raised in alarms {
+        let member_id = raised.member_id;
+        let request = AlarmRequest { action: AlarmAction::Deactivate.into(), member_id, alarm: raised.alarm };
+        maintenance.alarm(request).await.expect("deactivate");
+    }
+    kv.put(put(0)).await.expect("there is room again");
+}
+
+async fn defragmenting_loses_nothing(world: &mut World) {
+    for number in 0..200 {
+        world.put(format!("k{}", number % 20), vec![b'x'; 1000]).await;
+    }
+    let before = hash(world, 0).await;
+    let answer = world.client.maintenance().defragment(DefragmentRequest {}).await.expect("defragment").into_inner();
+    assert_eq!(answer.header, None);
+    assert_eq!(hash(world, 0).await, before);
+    assert_eq!(world.put("k", "after").await, 202);
+}
+
+async fn the_member_lists_itself(world: &mut World) {
+    for linearizable in [false, true] {
+        let answer = world.client.cluster().member_list(MemberListRequest { linearizable }).await.expect("members");
+        let answer = answer.into_inner();
+        assert_eq!(answer.members.len(), 1);
+        let member = &answer.members[0];
+        if world.target == Target::Proxy {
+            // As etcd's proxy, so that clients which follow the list stay behind it.
+            assert_eq!((member.id, answer.header), (0, None));
+            assert_eq!(member.client_ur_ls, [world.endpoint.as_str()], "where it listens");
+            continue;
+        }
+        let header = answer.header.expect("header");
+        assert_eq!(header.revision, 0, "membership has no revision");
+        assert_eq!((member.id, member.name.as_str(), member.is_learner), (header.member_id, "m1", false));
+        assert_eq!(member.client_ur_ls, [format!("http://{}", world.member)]);
+        assert_eq!(member.peer_ur_ls.len(), 1);
+    }
+}
+
+async fn health_is_served(world: &mut World) {
+    let mut health = world.client.health();
+    let answer = health.check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    let answer = health.check(HealthCheckRequest { service: "nothing".into() }).await;
+    refused(answer, Code::NotFound, "unknown service");
+}

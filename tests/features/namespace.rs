@@ -1,0 +1,117 @@
+//! `grpc-proxy start --namespace`: a tenant sees its own keys, under the names it gave them, and nothing else.
+
+use watershed::client::Client;
+use watershed::pb::etcdserverpb::{
+    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest, WatchCreateRequest, compare, request_op, response_op,
+};
+use watershed::pb::v3electionpb::{CampaignRequest, LeaderRequest};
+use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
+
+use crate::harness::{Process, Target, Watching, World, in_words, run};
+
+async fn tenant(world: &World) -> (Process, Client) {
+    for key in ["outside", "t", "u/k", "zz"] {
+        world.put(key, "not theirs").await;
+    }
+    world.also_front("grpc-proxy", &["--namespace=t/"]).await
+}
+
+fn all() -> RangeRequest {
+    RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() }
+}
+
+async fn keys(client: &Client, request: RangeRequest) -> Vec<String> {
+    let answer = client.kv().range(request).await.expect("range").into_inner();
+    assert_eq!(answer.count as usize, answer.kvs.len());
+    answer.kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
+}
+
+#[test]
+fn keys_are_prefixed_and_ranges_end_with_the_namespace() {
+    run(Target::Core, &[], async |world: &mut World| {
+        let (_proxy, tenant) = tenant(world).await;
+        let mut kv = tenant.kv();
+        for key in ["a", "b", "\u{7f}last"] {
+            kv.put(PutRequest { key: key.into(), value: key.into(), ..Default::default() }).await.expect("put");
+        }
+        assert_eq!(world.get("t/a").await.kvs[0].value, "a", "stored under the prefix");
+        assert_eq!(keys(&tenant, all()).await, ["a", "b", "\u{7f}last"]);
+        let from = RangeRequest { key: "b".into(), range_end: "\0".into(), ..Default::default() };
+        assert_eq!(keys(&tenant, from).await, ["b", "\u{7f}last"]);
+        let previous = PutRequest { key: "a".into(), prev_kv: true, ..Default::default() };
+        let previous = kv.put(previous).await.expect("put").into_inner().prev_kv.expect("before");
+        assert_eq!(previous.key, "a");
+        let wipe = DeleteRangeRequest { key: "\0".into(), range_end: "\0".into(), prev_kv: true };
+        let wiped = kv.delete_range(wipe).await.expect("delete").into_inner();
+        assert_eq!((wiped.deleted, wiped.prev_kvs[1].key.as_ref()), (3, b"b".as_ref()));
+        assert_eq!(keys(&world.client, all()).await, ["outside", "t", "u/k", "zz"], "nothing else was touched");
+    });
+}
+
+#[test]
+fn transactions_stay_inside() {
+    run(Target::Core, &[], async |world: &mut World| {
+        let (_proxy, tenant) = tenant(world).await;
+        let op = |request| RequestOp { request: Some(request) };
+        let put = op(request_op::Request::RequestPut(PutRequest { key: "k".into(), ..Default::default() }));
+        let get = op(request_op::Request::RequestRange(all()));
+        let nested = TxnRequest { success: vec![put, get], ..Default::default() };
+        let nothing_there = Compare {
+            result: compare::CompareResult::Equal.into(),
+            target: compare::CompareTarget::Version.into(),
+            key: "\0".into(),
+            range_end: "\0".into(),
+            target_union: Some(compare::TargetUnion::Version(0)),
+        };
+        let request = TxnRequest {
+            compare: vec![nothing_there],
+            success: vec![op(request_op::Request::RequestTxn(nested))],
+            failure: Vec::new(),
+        };
+        let answer = tenant.kv().txn(request).await.expect("txn").into_inner();
+        assert!(answer.succeeded, "the tenant's world was empty");
+        let Some(response_op::Response::ResponseTxn(inner)) = &answer.responses[0].response else {
+            panic!("{answer:?}")
+        };
+        let Some(response_op::Response::ResponseRange(range)) = &inner.responses[1].response else {
+            panic!("{answer:?}")
+        };
+        assert_eq!((range.count, range.kvs[0].key.as_ref()), (1, b"k".as_ref()));
+        assert_eq!(world.get("t/k").await.count, 1);
+    });
+}
+
+#[test]
+fn watches_leases_and_recipes_stay_inside() {
+    run(Target::Core, &[], async |world: &mut World| {
+        let (_proxy, tenant) = tenant(world).await;
+        let request =
+            WatchCreateRequest { key: "\0".into(), range_end: "\0".into(), prev_kv: true, ..Default::default() };
+        let (mut watching, _) = Watching::create(&tenant, request).await;
+        world.put("zz", "outside").await;
+        let revision = world.put("t/seen", "1").await;
+        let answer = watching.next().await;
+        assert_eq!(in_words(&answer), [format!("+seen=1@{revision}")]);
+
+        let lease = tenant.lease().lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.expect("grant").into_inner();
+        let put = PutRequest { key: "leased".into(), lease: lease.id, ..Default::default() };
+        tenant.kv().put(put).await.expect("put");
+        let request = LeaseTimeToLiveRequest { id: lease.id, keys: true };
+        let answer = tenant.lease().lease_time_to_live(request).await.expect("time to live").into_inner();
+        assert_eq!(answer.keys, ["leased"]);
+
+        let lock = tenant.lock().lock(LockRequest { name: "L".into(), lease: lease.id }).await.expect("lock");
+        let lock = lock.into_inner();
+        assert_eq!(lock.key, format!("L/{:x}", lease.id));
+        assert_eq!(world.get(format!("t/L/{:x}", lease.id)).await.count, 1);
+        tenant.lock().unlock(UnlockRequest { key: lock.key }).await.expect("unlock");
+        assert_eq!(world.get(format!("t/L/{:x}", lease.id)).await.count, 0);
+
+        let campaign = CampaignRequest { name: "E".into(), lease: lease.id, value: "me".into() };
+        let won = tenant.election().campaign(campaign).await.expect("campaign").into_inner().leader.expect("leader");
+        assert_eq!(won.key, format!("E/{:x}", lease.id));
+        let leader = tenant.election().leader(LeaderRequest { name: "E".into() }).await.expect("leader").into_inner();
+        assert_eq!(leader.kv.expect("kv").key, won.key);
+    });
+}

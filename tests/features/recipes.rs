@@ -1,0 +1,139 @@
+//! Lock and election.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use tonic::{Code, Request};
+use watershed::pb::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest};
+use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
+
+use crate::harness::{Answers, World, prefix, refused, soon, until};
+use crate::on_every_target;
+
+on_every_target! {
+    a_lock_goes_round,
+    a_waiter_that_gives_up_leaves_no_key,
+    refused_locks,
+    an_election_goes_round,
+    refused_elections,
+}
+
+fn lock(lease: i64) -> LockRequest {
+    LockRequest { name: "L".into(), lease }
+}
+
+async fn keys(world: &World, of: &'static str) -> Vec<String> {
+    let answer = world.range(prefix(of)).await;
+    answer.kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
+}
+
+/// Drives a request that has to wait until its key is the second in the queue.
+async fn until_queued<T: Debug>(world: &World, of: &'static str, waiting: &mut (impl Future<Output = T> + Unpin)) {
+    let queued = until("the second waits", async || (keys(world, of).await.len() == 2).then_some(()));
+    tokio::select! {
+        answer = waiting => panic!("not its turn: {answer:?}"),
+        () = queued => {}
+    }
+}
+
+async fn a_lock_goes_round(world: &mut World) {
+    let leases = [world.grant(60).await, world.grant(60).await];
+    let first = world.client.lock().lock(lock(leases[0])).await.expect("free").into_inner();
+    assert_eq!(first.key, format!("L/{:x}", leases[0]).as_bytes());
+    let revision = first.header.expect("header").revision;
+    let again = world.client.lock().lock(lock(leases[0])).await.expect("held").into_inner();
+    assert_eq!((again.key, again.header.expect("header").revision), (first.key.clone(), revision));
+
+    let mut locks = world.client.lock();
+    let mut second = Box::pin(locks.lock(lock(leases[1])));
+    until_queued(world, "L/", &mut second).await;
+    world.client.lock().unlock(UnlockRequest { key: first.key }).await.expect("unlock");
+    let second = soon("the second's turn", second).await.expect("lock").into_inner();
+    assert_eq!(second.key, format!("L/{:x}", leases[1]).as_bytes());
+    world.client.lock().unlock(UnlockRequest { key: second.key.clone() }).await.expect("unlock");
+    world.client.lock().unlock(UnlockRequest { key: second.key }).await.expect("a missing key is fine");
+
+    let own = world.client.lock().lock(lock(0)).await.expect("free").into_inner();
+    let hex = std::str::from_utf8(&own.key[2..]).expect("hex");
+    let lease = world.time_to_live(i64::from_str_radix(hex, 16).expect("hex")).await;
+    assert_eq!((lease.granted_ttl, lease.keys), (60, vec![own.key]));
+}
+
+async fn a_waiter_that_gives_up_leaves_no_key(world: &mut World) {
+    let leases = [world.grant(60).await, world.grant(60).await];
+    let held = world.client.lock().lock(lock(leases[0])).await.expect("free").into_inner();
+    let held = String::from_utf8_lossy(&held.key).into_owned();
+    // By deadline, which the client and the server both know.
+    let mut request = Request::new(lock(leases[1]));
+    request.set_timeout(Duration::from_millis(300));
+    let status = soon("the deadline", world.client.lock().lock(request)).await.expect_err("not its turn");
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+    until("the key is gone", async || (keys(world, "L/").await == [held.clone()]).then_some(())).await;
+    // By going away.
+    let mut locks = world.client.lock();
+    {
+        let mut waiting = Box::pin(locks.lock(lock(leases[1])));
+        until_queued(world, "L/", &mut waiting).await;
+    }
+    until("the key is gone", async || (keys(world, "L/").await == [held.clone()]).then_some(())).await;
+}
+
+async fn refused_locks(world: &mut World) {
+    let answer = world.client.lock().lock(lock(4711)).await;
+    refused(answer, Code::Unknown, "etcdserver: requested lease not found");
+    let answer = world.client.lock().unlock(UnlockRequest::default()).await;
+    refused(answer, Code::Unknown, "etcdserver: key is not provided");
+}
+
+async fn an_election_goes_round(world: &mut World) {
+    let leases = [world.grant(60).await, world.grant(60).await];
+    let campaign = |lease, value: &'static str| CampaignRequest { name: "E".into(), lease, value: value.into() };
+    let mut election = world.client.election();
+    let mut observer = world.client.election();
+    let mut seen = Answers::new(async move { observer.observe(LeaderRequest { name: "E".into() }).await });
+    let mut next = async || {
+        let answer = soon("a leader", seen.message()).await.expect("no error").expect("goes on");
+        String::from_utf8_lossy(&answer.kv.expect("kv").value).into_owned()
+    };
+    let first = election.campaign(campaign(leases[0], "one")).await.expect("free").into_inner();
+    let leader = first.leader.expect("leader");
+    let header = first.header.expect("header");
+    let expected = LeaderKey {
+        name: "E".into(),
+        key: format!("E/{:x}", leases[0]).into(),
+        rev: header.revision,
+        lease: leases[0],
+    };
+    assert_eq!(leader, expected);
+    assert_eq!(next().await, "one");
+
+    election.proclaim(ProclaimRequest { leader: Some(leader.clone()), value: "uno".into() }).await.expect("leads");
+    assert_eq!(next().await, "uno");
+    let kv = election.leader(LeaderRequest { name: "E".into() }).await.expect("leader").into_inner().kv.expect("kv");
+    assert_eq!((kv.value.as_ref(), kv.lease), (b"uno".as_ref(), leases[0]));
+
+    let mut other = world.client.election();
+    let mut second = Box::pin(other.campaign(campaign(leases[1], "two")));
+    until_queued(world, "E/", &mut second).await;
+    election.resign(ResignRequest { leader: Some(leader.clone()) }).await.expect("resign");
+    let second = soon("the second's turn", second).await.expect("wins").into_inner();
+    assert_eq!(second.leader.expect("leader").lease, leases[1]);
+    assert_eq!(next().await, "two");
+    election.resign(ResignRequest { leader: Some(leader) }).await.expect("twice is fine");
+    assert_eq!(keys(world, "E/").await.len(), 1);
+}
+
+async fn refused_elections(world: &mut World) {
+    let mut election = world.client.election();
+    let answer = election.leader(LeaderRequest { name: "E".into() }).await;
+    refused(answer, Code::Unknown, "election: no leader");
+    let missing = "\"leader\" field must be provided";
+    refused(election.proclaim(ProclaimRequest::default()).await, Code::Unknown, missing);
+    refused(election.resign(ResignRequest::default()).await, Code::Unknown, missing);
+    let nobody = LeaderKey { name: "E".into(), key: "E/1".into(), rev: 5, lease: world.grant(60).await };
+    let answer = election.proclaim(ProclaimRequest { leader: Some(nobody.clone()), value: "x".into() }).await;
+    refused(answer, Code::Unknown, "election: not leader");
+    election.resign(ResignRequest { leader: Some(nobody) }).await.expect("nothing to resign from is fine");
+    let answer = election.campaign(CampaignRequest { name: "E".into(), lease: 4711, value: "".into() }).await;
+    refused(answer, Code::Unknown, "etcdserver: requested lease not found");
+}

@@ -1,0 +1,131 @@
+//! Starting and stopping: refusals are one clear line, exit code 1, and leave the disk as it was.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::harness::{Process, Target, World, free_port, is_stock, member_args, run};
+
+/// Runs our binary to its end and answers with exit code and error output.
+fn refused_start(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let mut process = Process::start(Path::new(env!("CARGO_BIN_EXE_watershed")), args, folder, "refused");
+    let status = process.wait(Duration::from_secs(20));
+    (status.code(), process.output())
+}
+
+/// Everything below a folder, with sizes.
+fn listing(folder: &Path) -> Vec<String> {
+    let output = Command::new("find").arg(folder).args(["-printf", "%P %s\n"]).output().expect("find");
+    let mut lines: Vec<_> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+    lines.retain(|line| !line.ends_with(".log") && !line.contains(".log "));
+    lines.sort();
+    lines
+}
+
+#[test]
+fn wrong_flags_are_named() {
+    let folder = TempDir::new().expect("temporary directory");
+    let data = format!("--data-dir={}", folder.path().join("data").display());
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let busy_url = format!("--listen-client-urls=http://{}", busy.local_addr().expect("address"));
+    for (args, named) in [
+        (vec!["--no-such-flag=1"], "no-such-flag"),
+        (vec!["--listen-client-urls=nonsense"], "listen-client-urls"),
+        (vec!["--listen-client-urls=http://127.0.0.1:99999"], "listen-client-urls"),
+        (vec!["--quota-backend-bytes=many"], "quota-backend-bytes"),
+        (vec!["--max-txn-ops=-3"], "max-txn-ops"),
+        (vec![busy_url.as_str(), "--advertise-client-urls=http://127.0.0.1:1"], "127.0.0.1:"),
+        (vec!["gateway", "start", "--endpoints=::bad::"], "endpoints"),
+        (vec!["gateway", "start", "--no-such-flag"], "no-such-flag"),
+        (vec!["grpc-proxy", "start", "--endpoints="], "endpoint"),
+        (vec!["no-such-command"], "no-such-command"),
+    ] {
+        let mut all = args.clone();
+        if args[0].starts_with("--") {
+            all.push(&data);
+        }
+        let (code, output) = refused_start(folder.path(), &all);
+        std::fs::remove_file(folder.path().join("refused.log")).expect("log file");
+        assert_eq!(code, Some(1), "{args:?}: {output}");
+        assert!(output.contains(named), "{args:?} must name {named:?}: {output}");
+        assert!(!output.contains("panicked"), "{args:?}: {output}");
+        assert_eq!(listing(folder.path()).len(), 1, "{args:?} left something: {:?}", listing(folder.path()));
+    }
+}
+
+#[test]
+fn a_foreign_directory_is_left_alone() {
+    let folder = TempDir::new().expect("temporary directory");
+    let data = folder.path().join("data");
+    std::fs::create_dir_all(data.join("member/wal")).expect("create");
+    std::fs::write(data.join("member/wal/0000000000000000-0000000000000000.wal"), b"not a log").expect("write");
+    let before = listing(&data);
+    let args = member_args(&format!("127.0.0.1:{}", free_port()), free_port(), &data);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (code, output) = refused_start(folder.path(), &args);
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains("member/wal") || output.contains("0000000000000000"), "names the file: {output}");
+    assert!(!output.contains("panicked"), "{output}");
+    let after: Vec<_> = listing(&data).into_iter().filter(|line| line.contains("wal")).collect();
+    let before: Vec<_> = before.into_iter().filter(|line| line.contains("wal")).collect();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_file_is_no_directory() {
+    let folder = TempDir::new().expect("temporary directory");
+    let data = folder.path().join("data");
+    std::fs::write(&data, b"a file").expect("write");
+    let args = member_args(&format!("127.0.0.1:{}", free_port()), free_port(), &data);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (code, output) = refused_start(folder.path(), &args);
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains(&data.display().to_string()), "names it: {output}");
+    assert_eq!(std::fs::read(&data).expect("still there"), b"a file");
+}
+
+#[test]
+fn a_second_server_on_the_same_directory_is_refused() {
+    run(Target::Core, &[], async |world: &mut World| {
+        if is_stock() {
+            return; // A stock member waits for the lock instead.
+        }
+        world.put("k", "v").await;
+        let args = member_args(&format!("127.0.0.1:{}", free_port()), free_port(), &world.data_dir());
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let (code, output) = refused_start(world.folder.path(), &args);
+        assert_eq!(code, Some(1), "{output}");
+        assert!(output.contains(&world.data_dir().display().to_string()), "names the directory: {output}");
+        world.put("k", "still served").await;
+        world.crash_and_restart().await;
+        assert_eq!(world.get("k").await.kvs[0].value, "still served", "the lock went with its owner");
+    });
+}
+
+#[test]
+fn terminating_is_clean() {
+    run(Target::Core, &[], async |world: &mut World| {
+        world.put("k", "v").await;
+        world.server.terminate();
+        let status = world.server.wait(Duration::from_secs(20));
+        assert!(status.success() || is_stock(), "{status:?}");
+        world.start_member_again().await;
+        assert_eq!(world.get("k").await.kvs[0].value, "v");
+    });
+}
+
+#[test]
+fn repeated_flags_and_the_environment_follow_etcd() {
+    // The last of a repeated flag wins.
+    run(Target::Core, &["--max-txn-ops=1", "--max-txn-ops=3"], async |world: &mut World| {
+        use watershed::pb::etcdserverpb::{RangeRequest, RequestOp, TxnRequest, request_op};
+        let get = || RequestOp {
+            request: Some(request_op::Request::RequestRange(RangeRequest { key: "k".into(), ..Default::default() })),
+        };
+        world.txn(TxnRequest { success: vec![get(), get(), get()], ..Default::default() }).await;
+        let four = TxnRequest { success: vec![get(), get(), get(), get()], ..Default::default() };
+        world.client.kv().txn(four).await.expect_err("one too many");
+    });
+}

@@ -1,0 +1,158 @@
+//! The gateway as a program: its words, its exit codes, and what it does when descriptors run out.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+/// Only a test that hangs meets it.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_watershed");
+
+/// A running gateway; killed when dropped.
+struct Running {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+    address: SocketAddr,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
+        let mut log = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let ready = line_with(&mut log, "ready to proxy client requests");
+        assert_eq!((&ready["level"], ready["ts"].is_string()), (&"info".into(), true));
+        let address = ready["listen_addr"].as_str().expect("the line names the address").parse().expect("an address");
+        Self { child, log, address }
+    }
+
+    /// Connects and asks for an echo; an error when the gateway closes the connection instead.
+    fn echo(&self) -> std::io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        Ok(stream)
+    }
+
+    fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads log lines until one has this message.
+fn line_with(log: &mut impl BufRead, message: &str) -> serde_json::Value {
+    loop {
+        let mut line = String::new();
+        assert_ne!(log.read_line(&mut line).expect("readable"), 0, "the log ended without {message:?}");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+        if value["msg"] == message {
+            return value;
+        }
+    }
+}
+
+/// An endpoint that echoes, a thread for each connection.
+fn echo_endpoint() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut reader = stream.try_clone().expect("clone");
+                let _ = std::io::copy(&mut reader, &mut &stream);
+                let _ = stream.shutdown(Shutdown::Write);
+            });
+        }
+    });
+    address
+}
+
+fn gateway(endpoint: SocketAddr) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(["gateway", "start", "-listen-addr", "127.0.0.1:0", "--endpoints"]).arg(endpoint.to_string());
+    command
+}
+
+#[test]
+fn running_out_of_descriptors_is_survived() {
+    // Etcd's gateway ends with exit code 0 here.
+    let endpoint = echo_endpoint();
+    let mut command = Command::new("sh");
+    let script =
+        r#"ulimit -n 48; exec "$0" gateway start --listen-addr=127.0.0.1:0 --serving-threads=2 --endpoints="$1""#;
+    command.args(["-c", script, PROGRAM]).arg(endpoint.to_string());
+    let mut gateway = Running::start(command);
+    let mut open = Vec::new();
+    // Served clients use descriptors up, until one is not served.
+    while let Ok(stream) = gateway.echo() {
+        open.push(stream);
+        assert!(open.len() < 48, "more connections than descriptors");
+    }
+    assert!(open.len() > 5, "only {} were served", open.len());
+    // More clients than can be accepted: they wait in the queue of the kernel.
+    let waiting: Vec<_> = (0..48).map(|_| TcpStream::connect(gateway.address).expect("queued")).collect();
+    line_with(&mut gateway.log, "connection not accepted");
+    let mut held = open.pop().expect("some are open");
+    held.write_all(b"y").expect("an open connection works on");
+    held.read_exact(&mut [0]).expect("an open connection works on");
+    assert_eq!(gateway.child.try_wait().expect("a child of ours"), None);
+
+    drop((open, waiting, held));
+    let mut attempts = 0;
+    while gateway.echo().is_err() {
+        attempts += 1;
+        assert!(attempts < 1000, "nobody is served after the descriptors are back");
+    }
+}
+
+#[test]
+fn sigterm_drains_and_exits_with_0() {
+    let mut gateway = Running::start(gateway(echo_endpoint()));
+    let mut stream = gateway.echo().expect("served");
+    gateway.terminate();
+    line_with(&mut gateway.log, "stopping");
+    stream.write_all(b"z").expect("still served");
+    stream.read_exact(&mut [0]).expect("still served");
+    drop(stream);
+    assert_eq!(gateway.child.wait().expect("it ends").code(), Some(0));
+}
+
+fn refused(args: &[&str]) -> Output {
+    Command::new(PROGRAM).args(["gateway", "start"]).args(args).output().expect("the program starts")
+}
+
+#[test]
+fn wrong_flags_are_one_line_and_exit_code_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
+    let _held = TcpListener::bind(taken).expect("bind");
+    let taken = taken.to_string();
+    // Free now, and a port of ours a moment ago: nobody else is given it that soon.
+    let own = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
+    let (own, own_by_name) = (own.to_string(), format!("localhost:{}", own.port()));
+    let cases: [(&[&str], &str); 5] = [
+        (&["--endpoint=127.0.0.1:1"], "--endpoint "),
+        (&["--endpoints=nonsense"], "--endpoints: \"nonsense\""),
+        (&["--listen-addr", &taken], "--listen-addr: listen tcp "),
+        (&["--listen-addr", &own, "--endpoints", &own_by_name], "--endpoints: localhost:"),
+        (&["--log-level=loud"], "--log-level"),
+    ];
+    for (args, expected) in cases {
+        let output = refused(args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{args:?}: {text}");
+        assert!(text.contains(expected), "{args:?}: {text}");
+        assert!(text.matches("os error").count() <= 1, "the reason is told once: {text}");
+    }
+    let help = refused(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--retry-delay"));
+}

@@ -1,0 +1,85 @@
+//! Starts the real program on free ports and hands out clients.
+//!
+//! A [`World`] is one store and a way in to it: the member itself, the gateway in front of it, or the proxy. Feature
+//! tests take a `World` and do not know which; `on_every_target!` makes one test per way in. Setting
+//! `WATERSHED_TEST_SERVER` to another server that understands etcd's flags (a stock etcd, say) runs the same tests
+//! with that server in place of ours: what holds for both is compatible, and a test that fails there is wrong.
+
+mod http;
+mod process;
+mod raw;
+mod stream;
+mod watching;
+mod world;
+
+pub use http::{http_get, metric};
+pub use process::{Process, free_port};
+
+pub use raw::raw_call;
+pub use stream::Answers;
+pub use watching::{Watching, in_words};
+pub use world::{Target, World, client, is_stock, member_args, prefix, run, server_binary};
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use tonic::{Code, Response, Status};
+
+/// How long anything that must happen may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One test per way in for each of the named functions.
+#[macro_export]
+macro_rules! on_every_target {
+    (flags = $flags:tt; $($name:ident),* $(,)?) => {$(
+        mod $name {
+            #[test]
+            fn core() {
+                $crate::harness::run($crate::harness::Target::Core, &$flags, super::$name);
+            }
+
+            #[test]
+            fn gateway() {
+                $crate::harness::run($crate::harness::Target::Gateway, &$flags, super::$name);
+            }
+
+            #[test]
+            fn proxy() {
+                $crate::harness::run($crate::harness::Target::Proxy, &$flags, super::$name);
+            }
+        }
+    )*};
+    ($($name:ident),* $(,)?) => {
+        $crate::on_every_target! { flags = []; $($name),* }
+    };
+}
+
+/// Asserts an error by code and text.
+#[track_caller]
+pub fn refused<T: Debug>(answer: Result<Response<T>, Status>, code: Code, text: &str) {
+    match answer {
+        Ok(answer) => panic!("expected {code:?} {text:?}, got {:?}", answer.into_inner()),
+        Err(status) => assert_eq!((status.code(), status.message()), (code, text)),
+    }
+}
+
+/// Waits for something that must happen soon.
+#[track_caller]
+pub fn soon<T>(what: &str, future: impl Future<Output = T>) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    let message = format!("{what} did not happen within {PATIENCE:?} ({caller})");
+    async move { tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{message}")) }
+}
+
+/// Asks again until the answer is there.
+#[track_caller]
+pub fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> impl Future<Output = T> {
+    soon(what, async move {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+}

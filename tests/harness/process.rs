@@ -1,0 +1,104 @@
+use std::ffi::OsStr;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+/// First port tried; below the range the kernel hands out to clients, so that nobody takes one by accident.
+const PORTS_FROM: u16 = 12_000;
+const PORTS_TO: u16 = 32_000;
+
+/// A port nobody listens on, another one for each call.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test binaries that run side by side start far apart.
+    let offset = (std::process::id() as u16).wrapping_mul(64);
+    let span = PORTS_TO - PORTS_FROM;
+    for _ in 0..span {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS_FROM + offset.wrapping_add(step) % span;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port");
+}
+
+/// A running program. Killed when dropped; its output is shown when the test failed.
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program`; both its outputs go to a file in `folder`.
+    pub fn start<A: AsRef<OsStr>>(program: &Path, args: &[A], folder: &Path, name: &str) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let out = File::options().create(true).append(true).open(&log).expect("log file");
+        let mut command = Command::new(program);
+        for (key, _) in std::env::vars_os() {
+            if key.to_string_lossy().starts_with("ETCD_") || key.to_string_lossy().starts_with("WATERSHED_") {
+                command.env_remove(key);
+            }
+        }
+        let child = command
+            .args(args)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().expect("log file"))
+            .stderr(out)
+            .spawn()
+            .unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
+        Self { name: name.to_owned(), child, log }
+    }
+
+    /// What it printed so far.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child of ours")
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} still runs after {limit:?}:\n{}", self.name, self.output());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends it the hard way (`SIGKILL`) and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end (`SIGTERM`).
+    pub fn terminate(&self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let early = self.ended();
+        self.kill();
+        if std::thread::panicking() {
+            let output = self.output();
+            let lines: Vec<&str> = output.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            eprintln!("--- {} (ended by itself: {early:?})\n{tail}\n---", self.name);
+        }
+    }
+}

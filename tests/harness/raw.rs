@@ -1,0 +1,50 @@
+use bytes::{Buf, BufMut, Bytes};
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::{Request, Response, Status};
+use watershed::client::Client;
+
+/// Sends these bytes as the message of a unary request, whatever they are.
+pub async fn raw_call(client: &Client, path: &'static str, message: Bytes) -> Result<Response<Bytes>, Status> {
+    let mut grpc = Grpc::new(client.channel());
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    grpc.unary(Request::new(message), http::uri::PathAndQuery::from_static(path), AsIs).await
+}
+
+/// Messages are bytes.
+#[derive(Clone, Copy, Default)]
+struct AsIs;
+
+impl Codec for AsIs {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for AsIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for AsIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}

@@ -1,0 +1,231 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use watershed::client::{Client, ClientConfig};
+use watershed::pb::etcdserverpb::{
+    CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+};
+use watershed::types::KeyRange;
+
+use super::process::{Process, free_port};
+use super::until;
+
+/// How long one test may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The way in to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The member's own port.
+    Core,
+    /// Through `watershed gateway start`.
+    Gateway,
+    /// Through `watershed grpc-proxy start`.
+    Proxy,
+}
+
+/// One fresh store and the way in to it.
+pub struct World {
+    /// The way in.
+    pub target: Target,
+    /// `host:port` of the way in.
+    pub endpoint: String,
+    /// `host:port` of the member.
+    pub member: String,
+    /// Our client towards `endpoint`.
+    pub client: Client,
+    /// The gateway or proxy.
+    pub front: Option<Process>,
+    /// The member.
+    pub server: Process,
+    flags: Vec<String>,
+    peer_port: u16,
+    /// Last, so that the processes are gone when it is removed.
+    pub folder: TempDir,
+}
+
+/// The server under test.
+pub fn server_binary() -> PathBuf {
+    std::env::var_os("WATERSHED_TEST_SERVER").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_watershed")), Into::into)
+}
+
+/// Whether another server takes the place of ours; facts that are ours alone are not asserted then.
+pub fn is_stock() -> bool {
+    std::env::var_os("WATERSHED_TEST_SERVER").is_some()
+}
+
+/// Runs one test in a fresh world.
+pub fn run(target: Target, flags: &[&str], test: impl AsyncFnOnce(&mut World)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let mut world = World::start(target, flags).await;
+        // Whatever a test waits for: the limit is on all of it.
+        tokio::time::timeout(LIMIT, test(&mut world)).await.expect("the test ends in time");
+    });
+}
+
+impl World {
+    /// Starts the member and what is in front of it, and waits until both answer.
+    pub async fn start(target: Target, flags: &[&str]) -> Self {
+        let folder = TempDir::new().expect("temporary directory");
+        let member = format!("127.0.0.1:{}", free_port());
+        let peer_port = free_port();
+        let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let server = start_member(&member, peer_port, folder.path(), &flags);
+        let endpoint = if target == Target::Core { member.clone() } else { format!("127.0.0.1:{}", free_port()) };
+        let front = match target {
+            Target::Core => None,
+            Target::Gateway => Some(start_front("gateway", &member, &endpoint, &[], folder.path())),
+            Target::Proxy => Some(start_front("grpc-proxy", &member, &endpoint, &[], folder.path())),
+        };
+        let client = client(&endpoint);
+        let mut world = Self { target, endpoint, member, client, front, server, flags, peer_port, folder };
+        world.until_ready().await;
+        world
+    }
+
+    /// Waits until a read through the way in is answered.
+    pub async fn until_ready(&mut self) {
+        let (kv, server, front) = (self.client.kv(), &mut self.server, &mut self.front);
+        until("the start", || {
+            for process in std::iter::once(&mut *server).chain(front.as_mut()) {
+                assert!(process.ended().is_none(), "ended at its start:\n{}", process.output());
+            }
+            let mut kv = kv.clone();
+            async move { kv.range(RangeRequest { key: "ready".into(), ..Default::default() }).await.ok() }
+        })
+        .await;
+    }
+
+    /// Kills the member without warning and starts it again on the same directory.
+    pub async fn crash_and_restart(&mut self) {
+        self.server.kill();
+        self.start_member_again().await;
+    }
+
+    /// Starts the member again after it ended.
+    pub async fn start_member_again(&mut self) {
+        self.server = start_member(&self.member, self.peer_port, self.folder.path(), &self.flags);
+        self.until_ready().await;
+    }
+
+    /// Starts a second thing in front of the member, a proxy with a namespace for example.
+    pub async fn also_front(&self, mode: &str, flags: &[&str]) -> (Process, Client) {
+        let endpoint = format!("127.0.0.1:{}", free_port());
+        let process = start_front(mode, &self.member, &endpoint, flags, self.folder.path());
+        let client = client(&endpoint);
+        let kv = client.kv();
+        until("the start", || {
+            let mut kv = kv.clone();
+            async move { kv.range(RangeRequest { key: "ready".into(), ..Default::default() }).await.ok() }
+        })
+        .await;
+        (process, client)
+    }
+
+    /// The member's data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A client of the member itself.
+    pub fn member_client(&self) -> Client {
+        client(&self.member)
+    }
+
+    /// The public crate as the client.
+    pub async fn public_client(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([&self.endpoint], None).await.expect("connects")
+    }
+
+    /// Writes; answers with the revision.
+    pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> i64 {
+        let request = PutRequest { key: key.into(), value: value.into(), ..Default::default() };
+        self.put_with(request).await.header.expect("header").revision
+    }
+
+    /// Writes with options.
+    pub async fn put_with(&self, request: PutRequest) -> PutResponse {
+        self.client.kv().put(request).await.expect("put").into_inner()
+    }
+
+    /// Reads with options.
+    pub async fn range(&self, request: RangeRequest) -> RangeResponse {
+        self.client.kv().range(request).await.expect("range").into_inner()
+    }
+
+    /// Reads one key.
+    pub async fn get(&self, key: impl Into<Bytes>) -> RangeResponse {
+        self.range(RangeRequest { key: key.into(), ..Default::default() }).await
+    }
+
+    /// Deletes one key.
+    pub async fn delete(&self, key: impl Into<Bytes>) -> DeleteRangeResponse {
+        let request = DeleteRangeRequest { key: key.into(), ..Default::default() };
+        self.client.kv().delete_range(request).await.expect("delete").into_inner()
+    }
+
+    /// Runs a transaction.
+    pub async fn txn(&self, request: TxnRequest) -> TxnResponse {
+        self.client.kv().txn(request).await.expect("txn").into_inner()
+    }
+
+    /// Forgets history.
+    pub async fn compact(&self, revision: i64) {
+        let request = CompactionRequest { revision, physical: true };
+        self.client.kv().compact(request).await.expect("compaction");
+    }
+
+    /// Grants a lease; answers with its id.
+    pub async fn grant(&self, ttl: i64) -> i64 {
+        let request = LeaseGrantRequest { ttl, id: 0 };
+        self.client.lease().lease_grant(request).await.expect("grant").into_inner().id
+    }
+
+    /// Looks at a lease.
+    pub async fn time_to_live(&self, id: i64) -> LeaseTimeToLiveResponse {
+        let request = LeaseTimeToLiveRequest { id, keys: true };
+        self.client.lease().lease_time_to_live(request).await.expect("time to live").into_inner()
+    }
+}
+
+/// A range request over a prefix.
+pub fn prefix(prefix: &'static str) -> RangeRequest {
+    let (key, range_end) = KeyRange::prefix(Bytes::from_static(prefix.as_bytes())).to_wire();
+    RangeRequest { key, range_end, ..Default::default() }
+}
+
+/// Our client towards one endpoint.
+pub fn client(endpoint: &str) -> Client {
+    Client::connect(ClientConfig::new([endpoint.parse().expect("an endpoint")])).expect("client")
+}
+
+/// The command line of a member.
+pub fn member_args(member: &str, peer_port: u16, data_dir: &Path) -> Vec<String> {
+    let peer = format!("http://127.0.0.1:{peer_port}");
+    vec![
+        "--name=m1".into(),
+        format!("--data-dir={}", data_dir.display()),
+        format!("--listen-client-urls=http://{member}"),
+        format!("--advertise-client-urls=http://{member}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=m1={peer}"),
+    ]
+}
+
+fn start_member(member: &str, peer_port: u16, folder: &Path, flags: &[String]) -> Process {
+    let mut args = member_args(member, peer_port, &folder.join("data"));
+    args.extend_from_slice(flags);
+    Process::start(&server_binary(), &args, folder, "member")
+}
+
+fn start_front(mode: &str, member: &str, endpoint: &str, flags: &[&str], folder: &Path) -> Process {
+    let mut args =
+        vec![mode.to_owned(), "start".to_owned(), format!("--endpoints={member}"), format!("--listen-addr={endpoint}")];
+    args.extend(flags.iter().map(|&flag| flag.to_owned()));
+    Process::start(Path::new(env!("CARGO_BIN_EXE_watershed")), &args, folder, mode)
+}

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Brings up member, gateway and proxy and checks each with etcdctl 3.4 and with the official Go client; then runs the
+# examples.
+#
+# usage: run.sh [BINARY]    the program under test, target/debug/watershed by default
+#   WATERSHED_TEST_SERVER   another server in place of our member (a stock etcd, say)
+set -euo pipefail
+cd "$(dirname "$0")"
+binary=$(realpath "${1:-../../target/debug/watershed}")
+server=${WATERSHED_TEST_SERVER:-$binary}
+port=${WATERSHED_INTEROP_PORT:-11379}
+unset "${!ETCD_@}"
+work=$(mktemp -d)
+pids=()
+finish() {
+    status=$?
+    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    wait 2>/dev/null || true
+    if [ "$status" != 0 ]; then tail -n 8 "$work"/*.log | cut -c 1-300; fi
+    rm -rf "$work"
+}
+trap finish EXIT
+
+(cd goclient && go vet ./... && go build -o "$work/goclient" .)
+
+member=127.0.0.1:$port gateway=127.0.0.1:$((port + 2)) proxy=127.0.0.1:$((port + 3)) peer=http://127.0.0.1:$((port + 1))
+"$server" --name=m1 --data-dir="$work/data" --listen-client-urls="http://$member" --advertise-client-urls="http://$member" \
+    --listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" --initial-cluster="m1=$peer" >"$work/member.log" 2>&1 &
+pids+=($!)
+"$binary" gateway start --endpoints="$member" --listen-addr="$gateway" >"$work/gateway.log" 2>&1 &
+pids+=($!)
+"$binary" grpc-proxy start --endpoints="$member" --listen-addr="$proxy" >"$work/proxy.log" 2>&1 &
+pids+=($!)
+
+targets=${WATERSHED_INTEROP_TARGETS:-member gateway proxy}
+for name in $targets; do
+    endpoint=${!name}
+    for _ in $(seq 100); do
+        if ETCDCTL_API=3 timeout 5 "${ETCDCTL:-etcdctl}" --endpoints="$endpoint" get ready >/dev/null 2>&1; then break; fi
+        for pid in "${pids[@]}"; do kill -0 "$pid" || { echo "FAILED: a process ended at its start"; exit 1; }; done
+        sleep 0.2
+    done
+    echo "== etcdctl 3.4, $name"
+    ./etcdctl.sh "$endpoint"
+    echo "== Go client 3.7, $name"
+    "$work/goclient" "$endpoint"
+done
+echo "== examples, proxy"
+(cd ../.. && cargo build --quiet --examples)
+examples=$(realpath ../../target/debug/examples)
+timeout 60 "$examples/lock" "$proxy" interop-lock | tee "$work/lock.log"
+grep -q 'gave it back' "$work/lock.log"
+ETCDCTL_API=3 "${ETCDCTL:-etcdctl}" --endpoints="$proxy" put /example/listed 1 >/dev/null
+"$examples/watch_prefix" "$proxy" /example/ >"$work/watch.log" 2>&1 &
+pids+=($!)
+for number in $(seq 50); do
+    ETCDCTL_API=3 "${ETCDCTL:-etcdctl}" --endpoints="$gateway" put /example/live "$number" >/dev/null
+    if grep -q '^+ /example/live' "$work/watch.log"; then break; fi
+    sleep 0.2
+done
+grep -q '^= /example/listed 1$' "$work/watch.log" && grep -q '^+ /example/live' "$work/watch.log"
+echo "interop: all passed ($targets)"
