@@ -32,6 +32,8 @@ pub struct NodeConfig {
     pub pre_vote: bool,
     /// Everything up to here is in the state already.
     pub applied: LogIndex,
+    /// Where the chance in election timeouts comes from: the same seed and calls give the same answers.
+    pub seed: u64,
 }
 
 /// Bytes of one group of committed entries handed to apply at once.
@@ -101,6 +103,15 @@ pub struct RaftNode {
     /// A hard state that needs no sync of its own; it travels with the next group.
     deferred: Option<HardState>,
     next_read: u64,
+    patience: Patience,
+}
+
+/// The election timeout, chosen anew whenever term or role change. The library chooses then as well, but its chance
+/// cannot be seeded.
+struct Patience {
+    random: fastrand::Rng,
+    chosen_for: (u64, StateRole),
+    ticks: usize,
 }
 
 impl std::fmt::Debug for RaftNode {
@@ -130,11 +141,20 @@ impl RaftNode {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&library, log, &logger)?;
-        Ok(Self { raw, persisting: None, deferred: None, next_read: 1 })
+        let random = fastrand::Rng::with_seed(config.seed);
+        let patience = Patience { random, chosen_for: (u64::MAX, StateRole::Leader), ticks: 0 };
+        Ok(Self { raw, persisting: None, deferred: None, next_read: 1, patience })
     }
 
     /// Lets logical time pass.
     pub fn tick(&mut self) {
+        let (raft, patience) = (&mut self.raw.raft, &mut self.patience);
+        if patience.chosen_for != (raft.term, raft.state) {
+            patience.chosen_for = (raft.term, raft.state);
+            let least = raft.election_timeout();
+            patience.ticks = patience.random.usize(least..2 * least);
+        }
+        raft.set_randomized_election_timeout(patience.ticks);
         self.raw.tick();
     }
 

@@ -10,8 +10,14 @@ const MEMBER: MemberId = MemberId(7);
 /// A new cluster of one: its log holds the entry that adds the member.
 fn node_with(log: Vec<WalEntry>, hard_state: HardState, applied: LogPosition) -> RaftNode {
     let conf_state = walpb::ConfState { voters: vec![MEMBER.0], ..Default::default() };
-    let config =
-        NodeConfig { member: MEMBER, election_ticks: 10, heartbeat_ticks: 1, pre_vote: true, applied: applied.index };
+    let config = NodeConfig {
+        member: MEMBER,
+        election_ticks: 10,
+        heartbeat_ticks: 1,
+        pre_vote: true,
+        applied: applied.index,
+        seed: 1,
+    };
     RaftNode::new(&config, LogTail::new(applied, log, &hard_state, &conf_state)).expect("a valid log")
 }
 

@@ -279,6 +279,7 @@ fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> No
         heartbeat_ticks: HEARTBEAT_TICKS,
         pre_vote: config.pre_vote,
         applied,
+        seed: fastrand::u64(..),
     }
 }
 
