@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Every room may name these; they name nothing of ours.
 const FOUNDATIONS: [&str; 4] = ["types", "pb", "telemetry", "shutdown"];
 
-const CORE_ROOMS: [&str; 11] = [
+const CORE_ROOMS: [&str; 12] = [
     "core::wal",
     "core::backend",
     "core::mvcc",
@@ -18,6 +18,7 @@ const CORE_ROOMS: [&str; 11] = [
     "core::cluster",
     "core::alarm",
     "core::raft",
+    "core::peer",
     "core::apply",
     "core::watch",
     "core::server",
@@ -45,6 +46,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("core::cluster", &["core::backend"]),
     ("core::alarm", &["core::backend"]),
     ("core::raft", &["core::wal"]),
+    // Lanes and encoded messages are the words of `core::raft`.
+    ("core::peer", &["core::raft"]),
     // Committed entries and the sink they go to are the words of `core::raft`.
     ("core::apply", &["STATE", "core::backend", "core::raft", "eventlog"]),
     ("core::watch", &["STATE", "core::backend", "eventlog"]),

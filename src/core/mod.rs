@@ -11,6 +11,7 @@ pub mod backend;
 pub mod cluster;
 pub mod lease;
 pub mod mvcc;
+pub mod peer;
 pub mod raft;
 pub mod server;
 pub mod wal;

@@ -14,4 +14,4 @@ mod rooms;
 pub use grpc::{GrpcKind, GrpcMetrics, MethodMetrics};
 pub use log::{LogConfig, LogError, LogFormat, LogLevel, LogOutput, init_logging};
 pub use metrics::{Metrics, TEXT_CONTENT_TYPE, exponential_buckets};
-pub use rooms::{DiskMetrics, LeaseMetrics, MvccMetrics, NetworkMetrics, ServerMetrics, WatchMetrics};
+pub use rooms::{DiskMetrics, LeaseMetrics, MvccMetrics, NetworkMetrics, PeerMetrics, ServerMetrics, WatchMetrics};

@@ -122,6 +122,29 @@ room! {
     }
 }
 
+room! {
+    /// Traffic between members. Peers are named by their hexadecimal ids.
+    PeerMetrics {
+        sent_bytes: counter_vec("etcd_network_peer_sent_bytes_total", "Bytes sent to peers.", &["To"]);
+        received_bytes: counter_vec("etcd_network_peer_received_bytes_total", "Bytes received from peers.", &["From"]);
+        sent_failures: counter_vec("etcd_network_peer_sent_failures_total", "Messages to peers that were dropped, and connections to them that failed.", &["To"]);
+        received_failures: counter_vec("etcd_network_peer_received_failures_total", "Connections of peers closed for what came in.", &["From"]);
+        round_trip: histogram_vec("etcd_network_peer_round_trip_time_seconds", "Time of a ping to a peer and back.", &["To"], exponential_buckets(0.0001, 16));
+        active: gauge_vec("etcd_network_active_peers", "1 while messages can be sent to a peer.", &["Local", "Remote"]);
+        known: gauge_vec("etcd_network_known_peers", "1 for each peer.", &["Local", "Remote"]);
+        disconnected: counter_vec("etcd_network_disconnected_peers_total", "Times a peer was lost.", &["Local", "Remote"]);
+        refused: counter_vec("watershed_network_peer_refused_total", "Connections refused in the handshake, by reason.", &["Reason"]);
+        snapshot_send_success: counter_vec("etcd_network_snapshot_send_success", "Snapshots sent.", &["To"]);
+        snapshot_send_failures: counter_vec("etcd_network_snapshot_send_failures", "Snapshots whose sending was given up.", &["To"]);
+        snapshot_send_inflights: gauge_vec("etcd_network_snapshot_send_inflights_total", "Snapshots on their way to a peer.", &["To"]);
+        snapshot_send_duration: histogram_vec("etcd_network_snapshot_send_total_duration_seconds", "Time to send a snapshot.", &["To"], exponential_buckets(0.1, 10));
+        snapshot_receive_success: counter_vec("etcd_network_snapshot_receive_success", "Snapshots received.", &["From"]);
+        snapshot_receive_failures: counter_vec("etcd_network_snapshot_receive_failures", "Connections on which receiving a snapshot failed.", &["From"]);
+        snapshot_receive_inflights: gauge_vec("etcd_network_snapshot_receive_inflights_total", "Snapshots on their way from a peer.", &["From"]);
+        snapshot_receive_duration: histogram_vec("etcd_network_snapshot_receive_total_duration_seconds", "Time to receive a snapshot.", &["From"], exponential_buckets(0.1, 10));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +158,7 @@ mod tests {
         WatchMetrics::register(&metrics);
         LeaseMetrics::register(&metrics);
         NetworkMetrics::register(&metrics);
+        PeerMetrics::register(&metrics);
         let text = metrics.render();
         assert!(text.contains("\netcd_server_has_leader 1\n"));
         assert!(text.contains("etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.002\"} 1\n"));
