@@ -7,7 +7,7 @@ use super::cost::{exceeds, request_cost};
 use super::outcome::{Applied, ApplyError, Outcome};
 use crate::core::alarm::AlarmStore;
 use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Table};
-use crate::core::cluster::{ClusterStore, Member};
+use crate::core::cluster::{ClusterStore, MembersAction};
 use crate::core::lease::{Lease, LeaseStore};
 use crate::core::mvcc::{Compaction, LeaseMove, LeaseView, Progress, RevisionEvents, Store, Written};
 use crate::core::raft::{Committed, CommittedKind};
@@ -116,9 +116,10 @@ impl Applier {
         let mut changes = Vec::new();
         match entry.kind {
             CommittedKind::Empty => {}
-            CommittedKind::Members { context, conf_state, .. } => {
-                self.apply_members(&context, &conf_state, &mut changes);
+            CommittedKind::Members { member, context, .. } => {
+                let outcome = self.change_members(MembersAction::AddVoter, member, &context, &mut changes);
                 batch.records_changed = true;
+                batch.outcomes.push((0, outcome));
             }
             CommittedKind::Request(data) => match InternalRaftRequest::decode(data) {
                 Ok(request) => {
@@ -147,17 +148,26 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_members(&mut self, context: &[u8], conf_state: &walpb::ConfState, changes: &mut Vec<Change>) {
-        if let Ok(member) = serde_json::from_slice::<Member>(context) {
-            // What a member published about itself outlives a change of its URLs.
-            let known = self.cluster.member(member.member_id());
-            let member = match known {
-                Some(known) => Member { name: known.name.clone(), client_urls: known.client_urls.clone(), ..member },
-                None => member,
-            };
-            changes.push(self.cluster.set_member(member));
+    /// Decides on a membership change, and answers with the members there are then.
+    fn change_members(
+        &mut self,
+        action: MembersAction,
+        member: MemberId,
+        context: &[u8],
+        changes: &mut Vec<Change>,
+    ) -> Outcome {
+        match self.cluster.decide(action, member, context) {
+            Ok(rows) => {
+                tracing::info!(%member, ?action, "membership changed");
+                changes.extend(rows);
+                changes.push(conf_state_row(&self.cluster.conf_state()));
+                Ok(Applied::Members(self.cluster.members().cloned().collect()))
+            }
+            Err(error) => {
+                tracing::warn!(%member, ?action, %error, "membership change refused");
+                Err(error.into())
+            }
         }
-        changes.push(conf_state_row(conf_state));
     }
 
     fn apply_request(&mut self, request: InternalRaftRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
@@ -300,29 +310,4 @@ fn conf_state_row(state: &walpb::ConfState) -> Change {
         key: bytes::Bytes::from_static(b"confState"),
         value: Some(json.to_string().into_bytes().into()),
     }
-}
-
-/// Reads the row that [`Applier`] writes.
-pub fn read_conf_state(json: &[u8]) -> Option<walpb::ConfState> {
-    #[derive(serde::Deserialize)]
-    struct Stored {
-        #[serde(default)]
-        voters: Vec<u64>,
-        #[serde(default)]
-        learners: Vec<u64>,
-        #[serde(default)]
-        voters_outgoing: Vec<u64>,
-        #[serde(default)]
-        learners_next: Vec<u64>,
-        #[serde(default)]
-        auto_leave: bool,
-    }
-    let stored: Stored = serde_json::from_slice(json).ok()?;
-    Some(walpb::ConfState {
-        voters: stored.voters,
-        learners: stored.learners,
-        voters_outgoing: stored.voters_outgoing,
-        learners_next: stored.learners_next,
-        auto_leave: Some(stored.auto_leave),
-    })
 }

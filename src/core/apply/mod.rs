@@ -11,7 +11,7 @@ mod outcome;
 mod task;
 mod waiters;
 
-pub use applier::{Applier, ApplierConfig, Batch, LeaseFact, read_conf_state};
+pub use applier::{Applier, ApplierConfig, Batch, LeaseFact};
 pub use cost::{LEASE_COST_BYTES, exceeds, put_cost, txn_cost};
 pub use outcome::{Applied, ApplyError, Outcome};
 pub use task::{ApplyHandle, ApplyInlet, ApplyObserver, ApplyQueue, ApplyTask, CompactionPace};

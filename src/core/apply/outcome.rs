@@ -1,3 +1,4 @@
+use crate::core::cluster::{Member, MembershipError};
 use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
 use crate::pb::encoded;
@@ -41,6 +42,8 @@ pub enum Applied {
     Alarm(Vec<AlarmMember>),
     /// A change of the cluster's own records.
     Cluster,
+    /// A membership change; the members there are since, by id.
+    Members(Vec<Member>),
 }
 
 /// Why a request took no effect (with one exception, see [`NoSpace`](Self::NoSpace)).
@@ -52,6 +55,9 @@ pub enum ApplyError {
     /// The lease store refused.
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    /// The members would not be right after it.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     /// The quota is used up. Noticed only while applying, the write has taken effect all the same and the alarm is
     /// on its way, as in etcd.
     #[error("database space exceeded")]

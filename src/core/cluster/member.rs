@@ -9,7 +9,7 @@ pub struct Member {
     /// Its id, fixed when it was added.
     pub id: u64,
     /// Where other members reach it.
-    #[serde(rename = "peerURLs", default)]
+    #[serde(rename = "peerURLs", default, deserialize_with = "null_is_empty")]
     pub peer_urls: Vec<String>,
     /// Whether it follows without a vote.
     #[serde(rename = "isLearner", default, skip_serializing_if = "std::ops::Not::not")]
@@ -28,6 +28,11 @@ impl Member {
         MemberId(self.id)
     }
 
+    /// Whether it has ever started: it gets its name by publishing it, or as one of the first members.
+    pub fn is_started(&self) -> bool {
+        !self.name.is_empty()
+    }
+
     /// The stored form.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings and numbers can be written as JSON")
@@ -43,4 +48,9 @@ impl Member {
             is_learner: self.is_learner,
         }
     }
+}
+
+/// Programs written in Go send an empty list as `null`.
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or_default())
 }

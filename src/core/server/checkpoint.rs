@@ -5,7 +5,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use super::core::Core;
-use super::recover::stored_conf_state;
+use super::recover::stored_members;
 use crate::core::wal::WalSnapshot;
 use crate::shutdown::Tasks;
 use crate::types::LogIndex;
@@ -29,14 +29,14 @@ pub async fn run(core: Arc<Core>, snapshot_count: u64, keep: u64, tasks: Tasks) 
         if durable.index.0 < marked.0.saturating_add(snapshot_count) {
             continue;
         }
-        match stored_conf_state(&core.backend) {
-            Ok(Some(conf_state)) => {
+        match stored_members(&core.backend) {
+            Ok(members) => {
                 marked = LogIndex(durable.index.0);
+                let conf_state = members.conf_state();
                 let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state };
                 core.raft.state_saved(snapshot, keep);
                 debug!(index = %marked, "log up to here is covered by the state on disk");
             }
-            Ok(None) => {}
             Err(error) => warn!(%error, "state could not be read"),
         }
     }

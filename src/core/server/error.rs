@@ -2,6 +2,7 @@ use tonic::Status;
 
 use crate::api_error::ApiError;
 use crate::core::apply::ApplyError;
+use crate::core::cluster::MembershipError;
 use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
 use crate::core::raft::ProposeError;
@@ -47,6 +48,7 @@ fn apply_status(error: ApplyError) -> Status {
     match error {
         ApplyError::Mvcc(error) => mvcc_status(error),
         ApplyError::Lease(error) => lease_status(error),
+        ApplyError::Membership(error) => membership_status(error),
         ApplyError::NoSpace => ApiError::NoSpace.into(),
         ApplyError::Corrupt => ApiError::Corrupt.into(),
         ApplyError::Unknown => Status::unimplemented("request kind is not supported by this member"),
@@ -83,5 +85,18 @@ fn lease_status(error: LeaseError) -> Status {
             tracing::error!(%error, "stored leases cannot be read");
             Status::unknown(format!("{:#}", anyhow::Error::from(error)))
         }
+    }
+}
+
+fn membership_status(error: MembershipError) -> Status {
+    match error {
+        // etcd's words for a member that is gone and one that never was are the same.
+        MembershipError::IdRemoved | MembershipError::IdNotFound => ApiError::MemberNotFound.into(),
+        MembershipError::IdExists => ApiError::MemberExists.into(),
+        MembershipError::PeerUrlExists => ApiError::PeerUrlExists.into(),
+        MembershipError::NotLearner => ApiError::MemberNotLearner.into(),
+        MembershipError::TooManyLearners => ApiError::TooManyLearners.into(),
+        MembershipError::LastVoter => ApiError::NotEnoughStartedMembers.into(),
+        MembershipError::Unreadable => Status::internal(error.to_string()),
     }
 }

@@ -16,7 +16,7 @@ use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{Applier, ApplierConfig, ApplyQueue, ApplyTask, CompactionPace, Waiters};
 use crate::core::backend::{Backend, BackendError, Checkpointer, Table};
-use crate::core::cluster::{CLUSTER_VERSION, ClusterError, ClusterStore};
+use crate::core::cluster::ClusterVersion;
 use crate::core::lease::{LeaseError, LeaseStore, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
 use crate::core::raft::{
@@ -26,7 +26,7 @@ use crate::core::watch::CoreWatch;
 use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
 use crate::shutdown::Tasks;
-use crate::types::{LogIndex, MemberId};
+use crate::types::{API_VERSION, LogIndex, MemberId};
 
 /// Ticks per election timeout; a heartbeat is one tick.
 const HEARTBEAT_TICKS: usize = 1;
@@ -56,9 +56,6 @@ pub enum StartError {
     /// The leases in its state.
     #[error("read the leases")]
     Lease(#[from] LeaseError),
-    /// The members in its state.
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
     /// Consensus.
     #[error(transparent)]
     Raft(#[from] RaftError),
@@ -129,11 +126,11 @@ impl Member {
         failed: Failed,
         tasks: Tasks,
     ) -> Result<Self, StartError> {
-        let Opened { wal, metadata, recovered, backend, position, conf_state } = opened;
+        let Opened { wal, metadata, recovered, backend, position, members: cluster } = opened;
         let store = Store::open(backend.clone())?;
         let reader = store.reader();
 
-        let cluster = ClusterStore::open(&backend.rows(Table::Members)?, &backend.rows(Table::Cluster)?)?;
+        let conf_state = cluster.conf_state();
         let alarms = AlarmStore::open(&backend.rows(Table::Alarm)?);
         let limits = limits(config);
         let leases = Arc::new(RwLock::new(open_leases(&backend, &store, limits.lease_ttl_min)?));
@@ -220,8 +217,9 @@ impl Member {
                 ClusterMemberAttrSetRequest { member_id: self.core.member.0, member_attributes: Some(attributes) };
             self.replicate(InternalRaftRequest { cluster_member_attr_set: Some(set), ..Default::default() }).await?;
         }
-        if cluster.version() != Some(CLUSTER_VERSION) {
-            let set = ClusterVersionSetRequest { ver: CLUSTER_VERSION.to_owned() };
+        let agreed = cluster.version().and_then(ClusterVersion::parse);
+        if let Some(version) = ClusterVersion::decide(agreed, [ClusterVersion::parse(API_VERSION)]) {
+            let set = ClusterVersionSetRequest { ver: version.to_string() };
             self.replicate(InternalRaftRequest { cluster_version_set: Some(set), ..Default::default() }).await?;
         }
         Ok(())

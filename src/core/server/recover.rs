@@ -1,11 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use crate::core::apply::read_conf_state;
 use crate::core::backend::{Backend, BackendError, LogPosition, Table};
-use crate::core::cluster::{Member, cluster_id, member_id};
+use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore, Member, cluster_id, member_id};
 use crate::core::raft::bootstrap_entry;
 use crate::core::wal::{FsDisk, HardState, Recovered, Wal, WalError, WalMetadata};
-use crate::pb::walpb;
 use crate::types::{LogIndex, MemberId, Term};
 
 /// Why a data directory cannot be used.
@@ -33,6 +31,9 @@ pub enum RecoverError {
     /// The state.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The members in the state.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// State without the log that belongs to it.
     #[error(
         "state in {state} reaches index {index}, but the log in {log} ends at {last}: the files do not belong together; \
@@ -127,8 +128,8 @@ pub struct Opened {
     pub backend: Backend,
     /// The state's position.
     pub position: LogPosition,
-    /// Voters at that position.
-    pub conf_state: walpb::ConfState,
+    /// The members at that position; raft's voters and learners follow from them.
+    pub members: ClusterStore,
 }
 
 /// Opens a member's files, or makes those of a new cluster.
@@ -159,9 +160,8 @@ pub fn open(layout: &Layout, bootstrap: &Bootstrap) -> Result<Opened, RecoverErr
     if position.index == LogIndex(0) && recovered.entries.is_empty() {
         first_entry(&mut wal, &mut recovered, metadata.member, bootstrap)?;
     }
-    let conf_state = stored_conf_state(&backend)?
-        .unwrap_or_else(|| walpb::ConfState { voters: vec![metadata.member.0], ..Default::default() });
-    Ok(Opened { wal, metadata, recovered, backend, position, conf_state })
+    let members = stored_members(&backend)?;
+    Ok(Opened { wal, metadata, recovered, backend, position, members })
 }
 
 /// Every log begins with the entry that adds its first member, committed in term 1.
@@ -182,8 +182,9 @@ fn first_entry(
     Ok(())
 }
 
-/// The voters as of the newest change that apply stored.
-pub fn stored_conf_state(backend: &Backend) -> Result<Option<walpb::ConfState>, BackendError> {
-    let rows = backend.rows(Table::Meta)?;
-    Ok(rows.iter().find(|(key, _)| key.as_ref() == b"confState").and_then(|(_, json)| read_conf_state(json)))
+/// The members as of the state's position.
+pub fn stored_members(backend: &Backend) -> Result<ClusterStore, RecoverError> {
+    let (members, removed) = (backend.rows(Table::Members)?, backend.rows(Table::MembersRemoved)?);
+    let cluster = backend.rows(Table::Cluster)?;
+    Ok(ClusterStore::open(ClusterRows { members: &members, removed: &removed, cluster: &cluster })?)
 }

@@ -1,0 +1,74 @@
+use std::fmt;
+
+/// A version the cluster can agree on: what every member understands, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClusterVersion {
+    major: u64,
+    minor: u64,
+}
+
+impl ClusterVersion {
+    /// What a cluster starts with while some of its members have not told theirs, as in etcd.
+    pub const LOWEST: Self = Self { major: 3, minor: 0 };
+
+    /// Reads `3.7` or `3.7.1`; the patch does not count.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(['-', '+']).next()?.split('.').map(str::parse::<u64>);
+        let (major, minor) = (parts.next()?.ok()?, parts.next()?.ok()?);
+        let rest_is_fine = parts.next().is_none_or(|patch| patch.is_ok()) && parts.next().is_none();
+        rest_is_fine.then_some(Self { major, minor })
+    }
+
+    /// What the leader should propose: none when the agreed version can stay.
+    ///
+    /// `members` holds what each member runs, none for those that did not answer. It rises only once all have
+    /// answered, and never falls.
+    pub fn decide(agreed: Option<Self>, members: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
+        let versions: Option<Vec<Self>> = members.into_iter().collect();
+        let lowest = versions.and_then(|versions| versions.into_iter().min());
+        match agreed {
+            None => Some(lowest.unwrap_or(Self::LOWEST)),
+            Some(agreed) => lowest.filter(|lowest| *lowest > agreed && lowest.major == agreed.major),
+        }
+    }
+}
+
+/// With the patch that etcd writes, which is 0.
+impl fmt::Display for ClusterVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.0", self.major, self.minor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_patch_does_not_count() {
+        let shown = |text| ClusterVersion::parse(text).map(|version| version.to_string());
+        assert_eq!(shown("3.7.1").as_deref(), Some("3.7.0"));
+        assert_eq!(shown("3.10").as_deref(), Some("3.10.0"));
+        assert_eq!(shown("3.8.0-alpha.0").as_deref(), Some("3.8.0"));
+        for wrong in ["", "3", "x.y", "3.7.x", "3.7.1.2", "not_decided"] {
+            assert_eq!(shown(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_lowest_member_decides_and_only_upwards() {
+        let check = |agreed: &str, members: &[&str], expected: &str| {
+            let members = members.iter().map(|text| ClusterVersion::parse(text));
+            let decided = ClusterVersion::decide(ClusterVersion::parse(agreed), members);
+            assert_eq!(decided.map_or("stays".to_owned(), |version| version.to_string()), expected);
+        };
+        check("", &["3.7.1", "3.7.1"], "3.7.0");
+        check("", &["3.7.1", "3.6.4"], "3.6.0");
+        check("", &["3.7.1", "no answer"], "3.0.0");
+        check("3.0.0", &["3.7.1", "no answer"], "stays");
+        check("3.0.0", &["3.7.1", "3.7.2"], "3.7.0");
+        check("3.7.0", &["3.7.1", "3.6.4"], "stays");
+        check("3.7.0", &["3.7.1"], "stays");
+        check("3.7.0", &["4.0.0"], "stays");
+    }
+}
