@@ -13,7 +13,8 @@ use crate::core::mvcc::{Compaction, LeaseMove, LeaseView, Progress, RevisionEven
 use crate::core::raft::{Committed, CommittedKind};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    AlarmMember, AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseCheckpointRequest,
+    LeaseGrantRequest, LeaseRevokeRequest,
 };
 use crate::pb::walpb;
 use crate::types::{LeaseId, MemberId, Revision};
@@ -32,6 +33,13 @@ pub enum LeaseFact {
     Granted(Lease),
     /// It is gone.
     Revoked(LeaseId),
+    /// What the next leader goes by was noted; 0 for the whole time.
+    Checkpointed {
+        /// The lease.
+        lease: LeaseId,
+        /// Seconds left.
+        remaining_ttl: i64,
+    },
 }
 
 /// What a batch of entries brought about; the task around the applier passes it on after publishing.
@@ -41,7 +49,7 @@ pub struct Batch {
     pub outcomes: Vec<(u64, Outcome)>,
     /// Events in revision order.
     pub events: Vec<RevisionEvents>,
-    /// Leases granted and revoked, in order.
+    /// Leases granted, revoked and checkpointed, in order.
     pub lease_facts: Vec<LeaseFact>,
     /// Compactions that took effect; their removals go on in the background.
     pub compactions: Vec<Compaction>,
@@ -194,6 +202,9 @@ impl Applier {
         if let Some(revoke) = &request.lease_revoke {
             return self.revoke(revoke, changes, batch);
         }
+        if let Some(checkpoint) = &request.lease_checkpoint {
+            return self.checkpoint(checkpoint, changes, batch);
+        }
         if let Some(alarm) = &request.alarm {
             batch.records_changed = true;
             return Ok(Applied::Alarm(self.alarm(alarm, changes)));
@@ -271,6 +282,23 @@ impl Applier {
         self.written(written, changes, batch);
         batch.lease_facts.push(LeaseFact::Revoked(id));
         Ok(Applied::LeaseRevoke { revision: self.store.revision() })
+    }
+
+    fn checkpoint(
+        &mut self,
+        request: &LeaseCheckpointRequest,
+        changes: &mut Vec<Change>,
+        batch: &mut Batch,
+    ) -> Outcome {
+        let mut leases = self.leases.write();
+        for noted in &request.checkpoints {
+            let (lease, remaining_ttl) = (LeaseId(noted.id), noted.remaining_ttl.max(0));
+            if let Some(change) = leases.checkpoint(lease, remaining_ttl) {
+                changes.push(change);
+                batch.lease_facts.push(LeaseFact::Checkpointed { lease, remaining_ttl });
+            }
+        }
+        Ok(Applied::LeaseCheckpoint)
     }
 
     fn alarm(&mut self, request: &AlarmRequest, changes: &mut Vec<Change>) -> Vec<AlarmMember> {

@@ -38,6 +38,8 @@ pub enum Applied {
         /// The newest revision after the deletions.
         revision: Revision,
     },
+    /// What is left of some leases is noted.
+    LeaseCheckpoint,
     /// Alarms listed, raised or ended.
     Alarm(Vec<AlarmMember>),
     /// A change of the cluster's own records.

@@ -25,8 +25,8 @@ impl Default for LessorConfig {
 pub struct Renewed {
     /// Seconds granted.
     pub ttl: i64,
-    /// A checkpoint stands in the log: before the client hears of the renewal it is to be set to 0 there, or the next
-    /// leader would cut the lease short.
+    /// A checkpoint stands in the log or is on its way there: before the client hears of the renewal it is to be set
+    /// to 0 there, or the next leader would cut the lease short.
     pub clear_checkpoint: bool,
 }
 
@@ -65,6 +65,17 @@ struct Slot {
     expired: bool,
     /// When the last checkpoint was proposed, in seconds of the caller's clock.
     checkpointed_at: u32,
+    proposed: Proposed,
+}
+
+/// What this leader has proposed about a lease's rest and not yet seen applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proposed {
+    Nothing,
+    /// A checkpoint, which may come into force at any moment.
+    Checkpoint,
+    /// To forget the checkpoint. No new one is taken until that is applied, so that it cannot undo a later one.
+    Clear,
 }
 
 impl Slot {
@@ -94,6 +105,7 @@ impl Lessor {
             remaining_ttl: lease.remaining_ttl,
             expired: false,
             checkpointed_at: seconds(now),
+            proposed: Proposed::Nothing,
         };
         let fresh = slot.fresh_ms();
         let due = if self.is_primary() { self.after(now, fresh) } else { fresh };
@@ -113,6 +125,11 @@ impl Lessor {
         let Some(&handle) = self.handles.get(&id) else { return };
         let slot = self.wheel.get_mut(handle);
         slot.remaining_ttl = remaining_ttl;
+        slot.proposed = match slot.proposed {
+            // The log keeps the order of what this leader proposed: the clearing is still to come.
+            Proposed::Clear if remaining_ttl > 0 => Proposed::Clear,
+            _ => Proposed::Nothing,
+        };
         let due = slot.fresh_ms();
         if !self.is_primary() {
             self.wheel.reschedule(handle, due);
@@ -130,6 +147,7 @@ impl Lessor {
         if self.base_ms.take().is_some() {
             self.wheel.restart(|slot| {
                 slot.expired = false;
+                slot.proposed = Proposed::Nothing;
                 slot.fresh_ms()
             });
         }
@@ -141,6 +159,9 @@ impl Lessor {
     }
 
     /// Gives a lease its full time from `now`.
+    ///
+    /// When the answer says so, the caller proposes to clear the checkpoint, after every checkpoint that
+    /// [`due_checkpoints`](Self::due_checkpoints) has returned so far.
     ///
     /// # Errors
     /// Not the leader; no such lease; or it has run out, which no renewal undoes.
@@ -156,7 +177,11 @@ impl Lessor {
         }
         let slot = self.wheel.get_mut(handle);
         slot.checkpointed_at = seconds(now);
-        let renewed = Renewed { ttl: slot.granted_ttl, clear_checkpoint: slot.remaining_ttl > 0 };
+        let clear_checkpoint = slot.remaining_ttl > 0 || slot.proposed != Proposed::Nothing;
+        if clear_checkpoint {
+            slot.proposed = Proposed::Clear;
+        }
+        let renewed = Renewed { ttl: slot.granted_ttl, clear_checkpoint };
         let due = self.after(now, milliseconds(renewed.ttl));
         self.wheel.reschedule(handle, due);
         Ok(renewed)
@@ -192,7 +217,8 @@ impl Lessor {
     }
 
     /// Up to `max` leases whose rest is to be recorded: long ones of which nothing was recorded or renewed for the
-    /// checkpoint interval. Looks at a part of the leases per call; called about twice a second by the leader.
+    /// checkpoint interval. Looks at a part of the leases per call; called about twice a second by the leader, which
+    /// proposes what it gets before it proposes to clear any.
     pub fn due_checkpoints(&mut self, now: Duration, max: usize) -> Vec<DueCheckpoint> {
         const LOOKS: u32 = 5_000;
         let mut due = Vec::new();
@@ -209,14 +235,20 @@ impl Lessor {
             self.checkpoint_cursor = (handle + 1) % end;
             let Some((slot, _)) = self.wheel.find(handle) else { continue };
             let known = if slot.remaining_ttl > 0 { slot.remaining_ttl } else { slot.granted_ttl };
-            if known <= i64::from(interval) || seconds(now).saturating_sub(slot.checkpointed_at) < interval {
+            if known <= i64::from(interval)
+                || slot.proposed == Proposed::Clear
+                || seconds(now).saturating_sub(slot.checkpointed_at) < interval
+            {
                 continue;
             }
             let remaining_ttl = self.left_ms(handle, now).div_ceil(1000) as i64;
-            if (1..slot.granted_ttl).contains(&remaining_ttl) {
+            let slot = self.wheel.get_mut(handle);
+            slot.checkpointed_at = seconds(now);
+            // Less than what is known, or each change of leaders would add its extension to the life of the lease.
+            if (1..known).contains(&remaining_ttl) {
+                slot.proposed = Proposed::Checkpoint;
                 due.push(DueCheckpoint { lease: slot.id, remaining_ttl });
             }
-            self.wheel.get_mut(handle).checkpointed_at = seconds(now);
         }
         due
     }
@@ -354,6 +386,47 @@ mod tests {
     }
 
     #[test]
+    fn a_renewal_undoes_a_checkpoint_that_is_still_on_its_way() {
+        let mut lessor = lessor(&[(1, 1_000)]);
+        lessor.promote(at(0), at(0));
+        assert_eq!(lessor.due_checkpoints(at(400_000), 10).len(), 1);
+        assert_eq!(lessor.renew(LeaseId(1), at(401_000)), Ok(Renewed { ttl: 1_000, clear_checkpoint: true }));
+        assert_eq!(lessor.due_checkpoints(at(800_000), 10), [], "the clearing may still be in front of it");
+        lessor.checkpointed(LeaseId(1), 600);
+        assert_eq!(lessor.due_checkpoints(at(801_000), 10), [], "the clearing comes next");
+        lessor.checkpointed(LeaseId(1), 0);
+        assert_eq!(lessor.renew(LeaseId(1), at(801_000)), Ok(Renewed { ttl: 1_000, clear_checkpoint: false }));
+        let due = lessor.due_checkpoints(at(1_201_000), 10);
+        assert_eq!(due, [DueCheckpoint { lease: LeaseId(1), remaining_ttl: 600 }]);
+        lessor.demote();
+        lessor.promote(at(1_201_000), at(0));
+        assert_eq!(lessor.renew(LeaseId(1), at(1_201_000)), Ok(Renewed { ttl: 1_000, clear_checkpoint: false }));
+    }
+
+    #[test]
+    fn five_leaders_do_not_lengthen_a_life() {
+        // R45: what one leader notes, the next one counts from; the extension of each promotion does not add up.
+        let mut members: Vec<Lessor> = (0..5).map(|_| lessor(&[(1, 2_000)])).collect();
+        let (mut now, mut noted) = (0, 2_000);
+        for leader in 0..5 {
+            members[leader].promote(at(now), at(1_000));
+            let early = members[leader].due_checkpoints(at(now + 500), 10);
+            for due in &early {
+                assert!(due.remaining_ttl <= noted, "{due:?} under leader {leader}");
+            }
+            let due = members[leader].due_checkpoints(at(now + 301_000), 10);
+            assert_eq!(due.len(), 1, "leader {leader} with {noted} s");
+            assert_eq!(due[0].remaining_ttl, noted - 300);
+            noted = due[0].remaining_ttl;
+            members.iter_mut().for_each(|member| member.checkpointed(LeaseId(1), noted));
+            now += 310_000;
+            members[leader].demote();
+        }
+        members[0].promote(at(now), at(1_000));
+        assert_eq!(members[0].remaining(LeaseId(1), at(now)), Some(at(501_000)));
+    }
+
+    #[test]
     fn the_longest_lease_does_not_overflow() {
         let mut lessor = lessor(&[(1, super::super::TTL_MAX_SECONDS), (2, i64::MAX), (3, i64::MIN)]);
         lessor.promote(Duration::MAX, Duration::MAX);
@@ -408,6 +481,8 @@ mod tests {
     struct Told {
         ttl: i64,
         left: i64,
+        /// Noted and not yet applied.
+        under_way: bool,
         deadline: u64,
         /// When it may be handed out, in ticks since the promotion.
         turn: u64,
@@ -436,7 +511,7 @@ mod tests {
                     Step::Wait(ms) => now += ms,
                     Step::Grant(id, ttl) => {
                         lessor.granted(lease(id, ttl), at(now));
-                        let mut one = Told { ttl, left: 0, deadline: 0, turn: 0, expired: false };
+                        let mut one = Told { ttl, left: 0, under_way: false, deadline: 0, turn: 0, expired: false };
                         if let Some(base) = base {
                             one.set(now + one.fresh(), base);
                         }
@@ -449,6 +524,8 @@ mod tests {
                     Step::Checkpoint(id, left) => {
                         lessor.checkpointed(LeaseId(id), left);
                         if let Some(one) = told.get_mut(&id) {
+                            // One that was cleared stays marked until the clearing comes.
+                            one.under_way &= left > 0;
                             one.left = left;
                         }
                     }
@@ -461,7 +538,8 @@ mod tests {
                                 prop_assert_eq!(answer, Err(RenewError::Expired(LeaseId(id))));
                             }
                             (Some(base), Some(one)) => {
-                                prop_assert_eq!(answer, Ok(Renewed { ttl: one.ttl, clear_checkpoint: one.left > 0 }));
+                                one.under_way |= one.left > 0;
+                                prop_assert_eq!(answer, Ok(Renewed { ttl: one.ttl, clear_checkpoint: one.under_way }));
                                 one.set(now + 1000 * one.ttl as u64, base);
                             }
                         }
@@ -485,7 +563,10 @@ mod tests {
                     Step::Promote(extend) => {
                         lessor.promote(at(now), at(extend));
                         base = Some(now + extend);
-                        told.values_mut().for_each(|one| one.set(now + extend + one.fresh(), now + extend));
+                        told.values_mut().for_each(|one| {
+                            one.under_way = false;
+                            one.set(now + extend + one.fresh(), now + extend);
+                        });
                     }
                     Step::Demote => {
                         lessor.demote();

@@ -26,6 +26,9 @@ pub enum ProposeError {
     /// The inbox is full, or apply is too far behind.
     #[error("too many requests under way")]
     Overloaded,
+    /// Another member leads now.
+    #[error("not the leader")]
+    NotLeader,
     /// The raft thread has ended.
     #[error("member is stopping")]
     Stopped,
@@ -53,6 +56,8 @@ pub trait CommitSink: Send {
 
 enum Inbox {
     Propose(Bytes),
+    /// Only while this member leads in the term; never forwarded.
+    ProposeAsLeader(Bytes, Term),
     ReadIndex(oneshot::Sender<LogIndex>),
     Persisted(u64),
     Snapshot(WalSnapshot, LogIndex),
@@ -83,11 +88,30 @@ impl RaftHandle {
     /// # Errors
     /// When too much is under way, or the member stops; the request is not in the log then.
     pub fn propose(&self, request: Bytes) -> Result<(), ProposeError> {
+        self.put(Inbox::Propose(request))
+    }
+
+    /// Like [`propose`](Self::propose), but the entry enters the log in `term`, proposed by this member as its leader,
+    /// or not at all: what a leader decides by its own clock must not reach the log of the next one. Entries proposed
+    /// this way keep their order among each other.
+    ///
+    /// # Errors
+    /// As `propose`, and when it is known already that this member does not lead in `term`. A leadership that ends
+    /// later drops the request without a word.
+    pub fn propose_as_leader(&self, request: Bytes, term: Term) -> Result<(), ProposeError> {
+        let status = *self.status.borrow();
+        if !status.is_leader || status.term != term {
+            return Err(ProposeError::NotLeader);
+        }
+        self.put(Inbox::ProposeAsLeader(request, term))
+    }
+
+    fn put(&self, message: Inbox) -> Result<(), ProposeError> {
         if self.committed().0.saturating_sub(self.applied().0) > self.behind_max {
             return Err(ProposeError::Overloaded);
         }
         // A full queue is an answer, not a wait: the client backs off, memory stays bounded.
-        self.inbox.try_send(Inbox::Propose(request)).map_err(|error| match error {
+        self.inbox.try_send(message).map_err(|error| match error {
             TrySendError::Full(_) => ProposeError::Overloaded,
             TrySendError::Disconnected(_) => ProposeError::Stopped,
         })
@@ -283,6 +307,7 @@ impl<S: CommitSink> Worker<S> {
     /// Takes everything that waits, up to a bound; tells whether to stop.
     fn take_turn(&mut self, first: Option<Inbox>) -> Result<bool, RaftError> {
         let mut proposals = Vec::new();
+        let mut led = Vec::new();
         let mut readers = Vec::new();
         let mut stop = false;
         self.node.applied(LogIndex(self.shared.applied.load(Ordering::Acquire)));
@@ -292,6 +317,7 @@ impl<S: CommitSink> Worker<S> {
         for message in std::iter::once(first).chain(rest).take(TURN_MAX) {
             match message {
                 Inbox::Propose(request) => proposals.push(request),
+                Inbox::ProposeAsLeader(request, term) => led.push((request, term)),
                 Inbox::ReadIndex(reader) => readers.push(reader),
                 Inbox::Persisted(number) => self.node.persisted(number),
                 Inbox::Snapshot(snapshot, compact) => {
@@ -301,6 +327,9 @@ impl<S: CommitSink> Worker<S> {
                 Inbox::Stop => stop = true,
             }
         }
+        // Asked right before the proposal: what else came in this turn may have ended the leadership.
+        let term = self.node.is_leader().then(|| self.node.term());
+        proposals.extend(led.into_iter().filter(|(_, led_in)| Some(*led_in) == term).map(|(request, _)| request));
         if !proposals.is_empty() {
             // Refused without a leader: the proposers run into their timeout, as they do when a leader is lost.
             if let Err(error) = self.node.propose(proposals) {

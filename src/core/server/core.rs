@@ -5,6 +5,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use prost::Message;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Failure;
@@ -12,14 +13,14 @@ use super::lease_clock::LeaseClock;
 use super::metrics::CoreMetrics;
 use crate::api_error::ApiError;
 use crate::core::alarm::AlarmStore;
-use crate::core::apply::{Applied, ApplyHandle, Waiters};
+use crate::core::apply::{Applied, ApplyHandle, Outcome, Waiters};
 use crate::core::backend::Backend;
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{Snapshot, StoreReader};
-use crate::core::raft::RaftHandle;
+use crate::core::raft::{ProposeError, RaftHandle};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::InternalRaftRequest;
-use crate::types::{ClusterId, LogIndex, MemberId, Revision};
+use crate::types::{ClusterId, LogIndex, MemberId, Revision, Term};
 
 /// Changes in memory that the state on disk does not have yet, in bytes; above it writes are refused until the disk
 /// has caught up.
@@ -95,8 +96,22 @@ impl Core {
     /// Replicates a request and returns its outcome once this member has applied it.
     ///
     /// Dropping the future ends the waiting only: the entry may still commit.
-    pub async fn propose(&self, mut request: InternalRaftRequest) -> Result<Applied, Failure> {
-        let id = self.next_request.fetch_add(1, Ordering::Relaxed);
+    pub async fn propose(&self, request: InternalRaftRequest) -> Result<Applied, Failure> {
+        self.replicate(request, |raft, encoded| raft.propose(encoded)).await
+    }
+
+    /// Like [`propose`](Self::propose), for what only the leader of `term` may decide; see
+    /// [`RaftHandle::propose_as_leader`].
+    pub async fn propose_as_leader(&self, request: InternalRaftRequest, term: Term) -> Result<Applied, Failure> {
+        self.replicate(request, |raft, encoded| raft.propose_as_leader(encoded, term)).await
+    }
+
+    async fn replicate(
+        &self,
+        mut request: InternalRaftRequest,
+        propose: impl FnOnce(&RaftHandle, Bytes) -> Result<(), ProposeError>,
+    ) -> Result<Applied, Failure> {
+        let id = self.next_request_id();
         request.id = id;
         let encoded = request.encode_to_vec();
         if encoded.len() > self.limits.max_request_bytes {
@@ -105,10 +120,8 @@ impl Core {
         if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
             return Err(ApiError::TooManyRequests.into());
         }
-        let guard = Registered { waiters: &self.waiters, id };
-        let outcome = self.waiters.register(id);
-        self.metrics.server.proposals_pending.inc();
-        let result = match self.raft.propose(Bytes::from(encoded)) {
+        let (guard, outcome) = Registered::new(self, id);
+        let result = match propose(&self.raft, Bytes::from(encoded)) {
             Ok(()) => match tokio::time::timeout(self.limits.request_timeout, outcome).await {
                 Ok(Ok(outcome)) => outcome.map_err(Failure::from),
                 Ok(Err(_)) => Err(ApiError::Stopped.into()),
@@ -116,12 +129,16 @@ impl Core {
             },
             Err(error) => Err(error.into()),
         };
-        self.metrics.server.proposals_pending.dec();
+        drop(guard);
         if matches!(result, Err(Failure::Api(_) | Failure::Propose(_) | Failure::Deadline)) {
             self.metrics.server.proposals_failed.inc();
         }
-        drop(guard);
         result
+    }
+
+    /// An id that no other proposal of the cluster has.
+    pub fn next_request_id(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
     }
 
     fn late(&self) -> Failure {
@@ -183,12 +200,20 @@ impl Core {
 
 /// Takes a request off the list of waiters when its future ends, however it ends.
 struct Registered<'a> {
-    waiters: &'a Waiters,
+    core: &'a Core,
     id: u64,
+}
+
+impl<'a> Registered<'a> {
+    fn new(core: &'a Core, id: u64) -> (Self, oneshot::Receiver<Outcome>) {
+        core.metrics.server.proposals_pending.inc();
+        (Self { core, id }, core.waiters.register(id))
+    }
 }
 
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
-        self.waiters.forget(self.id);
+        self.core.waiters.forget(self.id);
+        self.core.metrics.server.proposals_pending.dec();
     }
 }

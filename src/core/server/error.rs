@@ -37,6 +37,7 @@ impl From<Failure> for Status {
             Failure::Apply(error) => apply_status(error),
             Failure::Mvcc(error) => mvcc_status(error),
             Failure::Propose(ProposeError::Overloaded) => ApiError::TooManyRequests.into(),
+            Failure::Propose(ProposeError::NotLeader) => ApiError::LeaderChanged.into(),
             Failure::Propose(ProposeError::Stopped) => ApiError::Stopped.into(),
             Failure::Deadline => Status::deadline_exceeded("context deadline exceeded"),
             Failure::Other(text) => Status::unknown(text),

@@ -8,13 +8,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::core::Core;
 use super::error::Failure;
+use super::lease_clock::checkpoint_request;
 use super::quota;
 use crate::api_error::ApiError;
 use crate::core::apply::{Applied, LEASE_COST_BYTES};
 use crate::core::lease::RenewError;
 use crate::pb::etcdserverpb::lease_server::Lease;
 use crate::pb::etcdserverpb::*;
-use crate::types::LeaseId;
+use crate::types::{LeaseId, Term};
 
 /// How long a renewal waits for the revocation of a lease that has run out.
 const REVOKE_WAIT: Duration = Duration::from_secs(7);
@@ -78,10 +79,12 @@ impl Lease for LeaseService {
             ttl: -1,
             ..Default::default()
         };
+        let term = leading(&self.core)?;
         let store = self.core.leases.store.read();
         if let Some(lease) = store.get(id) {
             answer.granted_ttl = lease.granted_ttl;
-            answer.ttl = self.core.leases.remaining(id).map_or(0, |left| left.as_secs() as i64);
+            let left = self.core.leases.remaining(id, term).map_err(|_| ApiError::LeaderChanged)?;
+            answer.ttl = left.map_or(0, |left| left.as_secs() as i64);
             if request.keys {
                 answer.keys = store.keys(id).map(Bytes::copy_from_slice).collect();
             }
@@ -114,8 +117,14 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
 async fn renew(core: &Core, id: LeaseId) -> Result<LeaseKeepAliveResponse, Status> {
     // Filled first: its revision is never newer than the renewal.
     let header = Some(core.header_now());
-    let ttl = match core.leases.renew(id) {
+    let term = leading(core)?;
+    core.linearizable().await?;
+    let renewed = core.leases.renew(&[id], term).map_err(|_| ApiError::LeaderChanged)?.remove(0);
+    let ttl = match renewed {
         Ok(renewed) => {
+            if renewed.clear_checkpoint {
+                core.propose_as_leader(checkpoint_request([(id, 0)]), term).await?;
+            }
             core.metrics.lease.renewed.inc();
             renewed.ttl
         }
@@ -127,6 +136,11 @@ async fn renew(core: &Core, id: LeaseId) -> Result<LeaseKeepAliveResponse, Statu
         Err(RenewError::NotPrimary) => return Err(ApiError::NoLeader.into()),
     };
     Ok(LeaseKeepAliveResponse { header, id: id.0, ttl })
+}
+
+/// The term this member leads in; only the leader knows deadlines.
+fn leading(core: &Core) -> Result<Term, ApiError> {
+    (*core.leases.leading().borrow()).ok_or(ApiError::NoLeader)
 }
 
 /// A lease that has run out is not renewed any more, but is gone only once its revocation is applied.

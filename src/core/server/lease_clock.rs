@@ -1,55 +1,111 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
+use prost::Message;
 use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info};
 
 use super::core::Core;
 use crate::core::apply::LeaseFact;
-use crate::core::lease::{LeaseStore, Lessor, RenewError, Renewed};
-use crate::pb::etcdserverpb::{InternalRaftRequest, LeaseRevokeRequest};
+use crate::core::lease::{DueCheckpoint, Lease, LeaseStore, Lessor, LessorConfig, RenewError, Renewed};
+use crate::core::raft::RaftStatus;
+use crate::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest};
 use crate::shutdown::Tasks;
-use crate::types::LeaseId;
+use crate::types::{LeaseId, Term};
 
 /// Pause between looks for leases that have run out.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(200);
-/// Leases revoked per look.
+/// Leases revoked per look, so that a hundred thousand at once leave room for heartbeats and writes.
 const EXPIRED_MAX: usize = 1000;
 /// Revocations under way at once.
 const REVOKES_IN_FLIGHT: usize = 64;
+/// Pause between looks for leases whose rest is to be recorded.
+const CHECKPOINT_PERIOD: Duration = Duration::from_millis(500);
+/// Leases recorded by one log entry, and per look.
+pub(super) const CHECKPOINTS_MAX: usize = 1000;
+/// Pause before a leader that could not confirm its leadership tries again.
+const CONFIRM_RETRY: Duration = Duration::from_millis(50);
 
 /// Leases as the services see them: what apply knows, and the leader's deadlines.
 ///
-/// Time enters here and nowhere deeper: the lessor counts from this object's start.
+/// Time enters here and nowhere deeper: the lessor counts from this object's start, by the monotonic clock.
+///
+/// Three rules keep a lease from ending early, whoever leads:
+/// 1. Deadlines begin once everything that earlier leaders committed is applied. What they revoked is gone by then.
+/// 2. What a leader decides by its deadlines (revocations, checkpoints) enters the log in its own term or never, so
+///    it cannot meet a renewal that a later leader has confirmed.
+/// 3. A renewal counts only if the leadership was confirmed after the request came in. A later leader begins its
+///    deadlines after that, with the time that the log says: all of it, since a checkpoint is cleared in the log
+///    before the renewal is answered.
 pub struct LeaseClock {
     /// What exists, with attached keys. Changed by apply only.
     pub store: Arc<RwLock<LeaseStore>>,
-    lessor: Mutex<Lessor>,
+    deadlines: Mutex<Deadlines>,
     started: Instant,
     /// Counts revocations, for those who wait for one.
     revoked: watch::Sender<u64>,
+    /// The term whose leader this member is, once its deadlines have begun.
+    leading: watch::Sender<Option<Term>>,
+}
+
+struct Deadlines {
+    lessor: Lessor,
+    /// As in [`LeaseClock::leading`]; changed together with the lessor.
+    term: Option<Term>,
 }
 
 impl LeaseClock {
     /// Starts the clock over leases that exist already; deadlines begin with [`promote`](Self::promote).
     pub fn new(store: Arc<RwLock<LeaseStore>>, lessor: Lessor) -> Self {
-        Self { store, lessor: Mutex::new(lessor), started: Instant::now(), revoked: watch::channel(0).0 }
+        Self {
+            store,
+            deadlines: Mutex::new(Deadlines { lessor, term: None }),
+            started: Instant::now(),
+            revoked: watch::channel(0).0,
+            leading: watch::channel(None).0,
+        }
     }
 
     fn now(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// This member leads from now on: every lease gets its full time, plus `extend`.
-    pub fn promote(&self, extend: Duration) {
-        self.lessor.lock().promote(self.now(), extend);
+    /// This member leads in `term`: every lease gets the time the log says, plus `extend` for the time without a
+    /// leader.
+    pub fn promote(&self, term: Term, extend: Duration) {
+        let mut deadlines = self.deadlines.lock();
+        deadlines.lessor.promote(self.now(), extend);
+        deadlines.term = Some(term);
+        drop(deadlines);
+        self.leading.send_replace(Some(term));
     }
 
     /// This member leads no more.
     pub fn demote(&self) {
-        self.lessor.lock().demote();
+        let mut deadlines = self.deadlines.lock();
+        deadlines.lessor.demote();
+        deadlines.term = None;
+        drop(deadlines);
+        self.leading.send_replace(None);
+    }
+
+    /// The term this member leads in and keeps deadlines for.
+    pub fn leading(&self) -> watch::Receiver<Option<Term>> {
+        self.leading.subscribe()
+    }
+
+    /// The state was replaced as a whole: begins anew with the leases it holds. This member does not lead.
+    pub fn replace(&self, leases: Vec<Lease>) {
+        let mut deadlines = self.deadlines.lock();
+        *deadlines = Deadlines { lessor: Lessor::new(LessorConfig::default(), leases), term: None };
+        drop(deadlines);
+        self.leading.send_replace(None);
+        self.revoked.send_modify(|count| *count += 1);
     }
 
     /// Takes over what apply did to leases.
@@ -59,38 +115,54 @@ impl LeaseClock {
         }
         let now = self.now();
         let mut revoked = false;
-        let mut lessor = self.lessor.lock();
+        let mut deadlines = self.deadlines.lock();
         for fact in facts {
             match *fact {
-                LeaseFact::Granted(lease) => lessor.granted(lease, now),
+                LeaseFact::Granted(lease) => deadlines.lessor.granted(lease, now),
                 LeaseFact::Revoked(id) => {
-                    lessor.revoked(id);
+                    deadlines.lessor.revoked(id);
                     revoked = true;
+                }
+                LeaseFact::Checkpointed { lease, remaining_ttl } => {
+                    deadlines.lessor.checkpointed(lease, remaining_ttl);
                 }
             }
         }
-        drop(lessor);
+        drop(deadlines);
         if revoked {
             self.revoked.send_modify(|count| *count += 1);
         }
     }
 
-    /// Gives a lease its full time again.
+    /// Gives leases their full time again, as the leader of `term`. The caller has confirmed that leadership since
+    /// the requests came in, and clears the checkpoints it is told of before it answers.
     ///
     /// # Errors
-    /// See [`RenewError`].
-    pub fn renew(&self, id: LeaseId) -> Result<Renewed, RenewError> {
-        self.lessor.lock().renew(id, self.now())
+    /// For all of them: this member does not keep deadlines for `term`. For one: see [`RenewError`].
+    pub fn renew(&self, ids: &[LeaseId], term: Term) -> Result<Vec<Result<Renewed, RenewError>>, RenewError> {
+        let mut deadlines = self.deadlines.lock();
+        if deadlines.term != Some(term) {
+            return Err(RenewError::NotPrimary);
+        }
+        let now = self.now();
+        Ok(ids.iter().map(|&id| deadlines.lessor.renew(id, now)).collect())
     }
 
-    /// Time left; none for an unknown lease.
-    pub fn remaining(&self, id: LeaseId) -> Option<Duration> {
-        self.lessor.lock().remaining(id, self.now())
+    /// Time left under the leader of `term`; none for an unknown lease.
+    ///
+    /// # Errors
+    /// This member does not keep deadlines for `term`.
+    pub fn remaining(&self, id: LeaseId, term: Term) -> Result<Option<Duration>, RenewError> {
+        let deadlines = self.deadlines.lock();
+        if deadlines.term != Some(term) {
+            return Err(RenewError::NotPrimary);
+        }
+        Ok(deadlines.lessor.remaining(id, self.now()))
     }
 
     /// All leases, the next to expire first.
     pub fn by_remaining_time(&self) -> Vec<LeaseId> {
-        self.lessor.lock().by_remaining()
+        self.deadlines.lock().lessor.by_remaining()
     }
 
     /// Changes whenever a lease is revoked.
@@ -98,51 +170,116 @@ impl LeaseClock {
         self.revoked.subscribe()
     }
 
-    fn expired(&self) -> Vec<LeaseId> {
-        self.lessor.lock().expired(self.now(), EXPIRED_MAX)
+    fn expired(&self, term: Term, max: usize) -> Vec<LeaseId> {
+        let mut deadlines = self.deadlines.lock();
+        if deadlines.term == Some(term) { deadlines.lessor.expired(self.now(), max) } else { Vec::new() }
+    }
+
+    /// Hands what is left of long leases to `propose`, which must not wait: no renewal comes between the look and the
+    /// proposal, so that clearing a checkpoint is always proposed after the checkpoint.
+    fn checkpoint(&self, term: Term, propose: impl FnOnce(Vec<DueCheckpoint>)) {
+        let mut deadlines = self.deadlines.lock();
+        if deadlines.term != Some(term) {
+            return;
+        }
+        let due = deadlines.lessor.due_checkpoints(self.now(), CHECKPOINTS_MAX);
+        if !due.is_empty() {
+            propose(due);
+        }
     }
 }
 
 /// Follows leadership: deadlines count on the leader only, and the leader revokes what has run out.
 pub async fn run(core: Arc<Core>, extend: Duration, tasks: Tasks) {
-    let mut status = core.raft.status();
     let stop = tasks.stop_signal();
-    let mut leading = false;
-    let mut ticks = tokio::time::interval(EXPIRY_PERIOD);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut status = core.raft.status();
     loop {
-        let leads = status.borrow_and_update().is_leader;
-        if leads != leading {
-            leading = leads;
-            if leading {
-                core.leases.promote(extend)
-            } else {
-                core.leases.demote()
-            }
-            info!(leading, "lease deadlines follow the leader");
+        let term = tokio::select! {
+            () = stop.cancelled() => return,
+            status = status.wait_for(|status| status.is_leader) => match status {
+                Ok(status) => status.term,
+                Err(_) => return,
+            },
+        };
+        let mut lost = core.raft.status();
+        tokio::select! {
+            // In this order: with the leadership go the deadlines, whatever else is ready.
+            biased;
+            () = stop.cancelled() => return,
+            _ = lost.wait_for(|status| !leads(status, term)) => {}
+            () = lead(&core, term, extend) => {}
+        }
+        core.leases.demote();
+        info!(%term, "lease deadlines end with the leadership");
+    }
+}
+
+fn leads(status: &RaftStatus, term: Term) -> bool {
+    status.is_leader && status.term == term
+}
+
+/// What the leader of `term` does about leases until it is interrupted.
+async fn lead(core: &Arc<Core>, term: Term, extend: Duration) {
+    // An index confirmed in this term lies behind everything that earlier terms committed.
+    while let Err(error) = core.linearizable().await {
+        debug!(%term, %error, "leadership is not confirmed yet");
+        sleep(CONFIRM_RETRY).await;
+    }
+    if !leads(&core.raft.status().borrow(), term) {
+        // Confirmed by somebody else, then.
+        return;
+    }
+    core.leases.promote(term, extend);
+    info!(%term, "lease deadlines begin with the leadership");
+    let mut looks = interval(EXPIRY_PERIOD);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checkpoints = interval(CHECKPOINT_PERIOD);
+    checkpoints.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut revokes = FuturesUnordered::new();
+    let mut budget = 0;
+    loop {
+        let room = (REVOKES_IN_FLIGHT - revokes.len()).min(budget);
+        if room > 0 {
+            let expired = core.leases.expired(term, room);
+            budget = if expired.len() < room { 0 } else { budget - room };
+            revokes.extend(expired.into_iter().map(|lease| revoke(core, term, lease)));
         }
         tokio::select! {
-            () = stop.cancelled() => return,
-            changed = status.changed() => if changed.is_err() { return },
-            _ = ticks.tick() => if leading { revoke(&core, core.leases.expired()).await },
+            _ = looks.tick() => budget = EXPIRED_MAX,
+            _ = checkpoints.tick() => core.leases.checkpoint(term, |due| propose_checkpoints(core, term, due)),
+            Some(()) = revokes.next() => {}
         }
     }
 }
 
-/// Proposes to revoke leases that have run out. One that fails comes up again later.
-async fn revoke(core: &Arc<Core>, expired: Vec<LeaseId>) {
-    let revokes = expired.into_iter().map(|id| {
-        let core = core.clone();
-        async move {
-            let request = InternalRaftRequest {
-                lease_revoke: Some(LeaseRevokeRequest { id: id.0 }),
-                ..InternalRaftRequest::default()
-            };
-            match core.propose(request).await {
-                Ok(_) => core.metrics.lease.expired.inc(),
-                Err(error) => debug!(lease = %id, %error, "expired lease not revoked yet"),
-            }
-        }
-    });
-    futures::stream::iter(revokes).for_each_concurrent(REVOKES_IN_FLIGHT, |revoke| revoke).await;
+/// Proposes to revoke a lease that has run out. One that fails comes up again later.
+async fn revoke(core: &Core, term: Term, lease: LeaseId) {
+    let request = InternalRaftRequest {
+        lease_revoke: Some(LeaseRevokeRequest { id: lease.0 }),
+        ..InternalRaftRequest::default()
+    };
+    match core.propose_as_leader(request, term).await {
+        Ok(_) => core.metrics.lease.expired.inc(),
+        Err(error) => debug!(%lease, %error, "expired lease not revoked yet"),
+    }
+}
+
+/// Nobody waits for the outcome: a checkpoint that is lost is made up for by the next one.
+fn propose_checkpoints(core: &Core, term: Term, due: Vec<DueCheckpoint>) {
+    let noted = due.into_iter().map(|due| (due.lease, due.remaining_ttl));
+    let mut request = checkpoint_request(noted);
+    request.id = core.next_request_id();
+    if let Err(error) = core.raft.propose_as_leader(Bytes::from(request.encode_to_vec()), term) {
+        debug!(%term, %error, "rest of leases not recorded");
+    }
+}
+
+/// A proposal that records what is left of leases.
+pub(super) fn checkpoint_request(noted: impl IntoIterator<Item = (LeaseId, i64)>) -> InternalRaftRequest {
+    let checkpoints =
+        noted.into_iter().map(|(lease, remaining_ttl)| LeaseCheckpoint { id: lease.0, remaining_ttl }).collect();
+    InternalRaftRequest {
+        lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
+        ..InternalRaftRequest::default()
+    }
 }
