@@ -1,7 +1,4 @@
-use std::fs::{self, File, OpenOptions};
-use std::io::Read;
 use std::ops::Bound;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +6,7 @@ use std::sync::Arc;
 use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::change::{LogPosition, Table};
+use super::disk::{AnyFile, StateDisk, folder_of};
 use super::error::BackendError;
 use super::overlay::Generation;
 use super::row;
@@ -77,56 +75,59 @@ pub(super) struct Durable {
 
 impl Store {
     /// Opens the file, or makes a new one when there is none.
-    pub(super) fn open(path: &Path) -> Result<(Self, Durable), BackendError> {
+    pub(super) fn open(disk: &dyn StateDisk, path: &Path) -> Result<(Self, Durable), BackendError> {
         let io = |doing| move |source: std::io::Error| io_error(doing, path, source);
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io("create folder of"))?;
-        if !path.try_exists().map_err(io("look for"))? {
+        disk.create_dir(folder_of(path)).map_err(io("create folder of"))?;
+        if !disk.exists(path).map_err(io("look for"))? {
             // The file gets its name once it is complete: a crash before leaves nothing that looks like a store.
-            remove_unfinished(path)?;
-            let mut store = Self::create(&beside(path))?;
-            store.install(path)?;
+            let unfinished = beside(path);
+            remove_unfinished(disk, &unfinished)?;
+            let mut store = Self::create(disk, &unfinished)?;
+            store.rename(disk, path)?;
             return Ok((store, Durable::default()));
         }
-        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(io("open"))?;
-        check_kind(path, &mut file)?;
-        let opened =
-            Self::guard(path, "open", || match Builder::new().set_cache_size(CACHE_BYTES).create_file(file) {
+        // A name that a crash left in no more than the system's memory must stay.
+        disk.sync_dir(folder_of(path)).map_err(io("sync folder of"))?;
+        let opened = Self::open_existing(disk, path)?;
+        // Only the holder of the lock may: it could be the copy that a running process is making.
+        remove_unfinished(disk, &beside(path))?;
+        Ok(opened)
+    }
+
+    /// Opens a file that is complete.
+    pub(super) fn open_existing(disk: &dyn StateDisk, path: &Path) -> Result<(Self, Durable), BackendError> {
+        let file = disk.open(path).map_err(|error| io_error("open", path, error))?;
+        check_kind(path, file.as_ref())?;
+        let opened = Self::guard(path, "open", || {
+            match Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(AnyFile(file)) {
                 Ok(db) => Ok(Ok(db)),
                 Err(redb::DatabaseError::DatabaseAlreadyOpen) => Ok(Err(BackendError::Locked { path: path.into() })),
                 Err(error) => Err(Fault::Redb(error.into())),
-            })??;
-        // Only the holder of the lock may: it could be the copy that a running process is making.
-        remove_unfinished(path)?;
+            }
+        })??;
         let store = Self { db: Some(opened), path: path.into() };
         let durable = store.read_own()?;
         Ok((store, durable))
     }
 
     /// A new store in a file that must not exist.
-    pub(super) fn create(path: &Path) -> Result<Self, BackendError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|error| io_error("create", path, error))?;
-        let db = Self::guard(path, "create", || {
-            Builder::new().set_cache_size(CACHE_BYTES).create_file(file).map_err(|error| Fault::Redb(error.into()))
-        })?;
-        Self::prepare(Self { db: Some(db), path: path.into() })
+    pub(super) fn create(disk: &dyn StateDisk, path: &Path) -> Result<Self, BackendError> {
+        let file = disk.create(path).map_err(|error| io_error("create", path, error))?;
+        Self::over(AnyFile(file), path)?.initialised()
     }
 
-    /// A new store over any kind of storage, for tests and simulations.
-    pub(super) fn over(storage: impl redb::StorageBackend) -> Result<Self, BackendError> {
-        let path = PathBuf::from("(memory)");
-        let db = Self::guard(&path, "create", || {
+    /// A new store that lives and ends with the process.
+    pub(super) fn in_memory() -> Result<Self, BackendError> {
+        Self::over(redb::backends::InMemoryBackend::new(), Path::new("(memory)"))?.initialised()
+    }
+
+    fn over(storage: impl redb::StorageBackend, path: &Path) -> Result<Self, BackendError> {
+        let db = Self::guard(path, "create", || {
             let mut builder = Builder::new();
             builder.set_cache_size(CACHE_BYTES);
             builder.create_with_backend(storage).map_err(|error| Fault::Redb(error.into()))
         })?;
-        Ok(Self { db: Some(db), path })
+        Ok(Self { db: Some(db), path: path.into() })
     }
 
     pub(super) fn db(&self) -> &Database {
@@ -134,7 +135,7 @@ impl Store {
     }
 
     /// Writes the format and makes every table, so that readers need not ask which ones exist.
-    pub(super) fn prepare(self) -> Result<Self, BackendError> {
+    fn initialised(self) -> Result<Self, BackendError> {
         self.write(|txn| {
             for table in Table::ALL {
                 txn.open_table(rows_of(table))?;
@@ -148,10 +149,10 @@ impl Store {
     }
 
     /// Gives the finished file its name, durably.
-    pub(super) fn install(&mut self, path: &Path) -> Result<(), BackendError> {
-        fs::rename(&self.path, path).map_err(|error| io_error("rename", path, error))?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io_error("sync", folder, error))?;
+    pub(super) fn rename(&mut self, disk: &dyn StateDisk, path: &Path) -> Result<(), BackendError> {
+        disk.rename(&self.path, path).map_err(|error| io_error("rename", path, error))?;
+        let folder = folder_of(path);
+        disk.sync_dir(folder).map_err(|error| io_error("sync", folder, error))?;
         self.path = path.into();
         Ok(())
     }
@@ -354,12 +355,12 @@ pub(super) fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-pub(super) fn remove_unfinished(path: &Path) -> Result<(), BackendError> {
-    let unfinished = beside(path);
-    match fs::remove_file(&unfinished) {
-        Ok(()) => tracing::warn!(path = ?unfinished, "removed an unfinished copy of the store"),
+/// Removes a copy of the store that was not finished, or is of no use any more, if it is there.
+pub(super) fn remove_unfinished(disk: &dyn StateDisk, path: &Path) -> Result<(), BackendError> {
+    match disk.remove(path) {
+        Ok(()) => tracing::info!(?path, "removed a copy of the store"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(io_error("remove", &unfinished, error)),
+        Err(error) => return Err(io_error("remove", path, error)),
     }
     Ok(())
 }
@@ -369,9 +370,10 @@ pub(super) fn io_error(doing: &'static str, path: &Path, source: std::io::Error)
 }
 
 /// Tells apart our file, one of etcd's, and anything else before the library touches it.
-fn check_kind(path: &Path, file: &mut File) -> Result<(), BackendError> {
-    let mut head = Vec::new();
-    file.take(64).read_to_end(&mut head).map_err(|error| io_error("read", path, error))?;
+fn check_kind(path: &Path, file: &dyn redb::StorageBackend) -> Result<(), BackendError> {
+    let io = |error| io_error("read", path, error);
+    let mut head = vec![0; file.len().map_err(io)?.min(64) as usize];
+    file.read(0, &mut head).map_err(io)?;
     if head.starts_with(REDB_MAGIC) {
         Ok(())
     } else if head.get(16..20) == Some(BBOLT_MAGIC.as_slice()) {

@@ -6,7 +6,7 @@ use super::change::Table;
 use super::database::{Durable, Fault, Store, beside, remove_unfinished, rows_of, write_totals};
 use super::error::BackendError;
 use super::row;
-use super::store::{Backend, DurableView};
+use super::store::{Backend, DurableView, Home};
 use super::totals::{Totals, logical_size, row_cost};
 
 /// What a defragmentation gave back.
@@ -21,37 +21,39 @@ pub struct Defragmented {
 impl Backend {
     /// Copies the rows into a new file and puts it in place of the old one.
     ///
-    /// Readers and the write path go on meanwhile: only checkpoints wait, so pending bytes grow. Needs room for a
+    /// Readers and the write path go on meanwhile: only checkpoints and installations wait, so pending bytes grow. Needs room for a
     /// second copy. A crash leaves the old file or the new one, both complete and equal in content.
     ///
     /// # Errors
     /// Any error closes the store for good; see [`BackendError`].
     pub fn defragment(&self) -> Result<Defragmented, BackendError> {
         let inner = self.inner();
-        let before_bytes = self.size_bytes();
         let mut durable = inner.durable.lock();
+        let before_bytes = self.size_bytes();
         self.checkpoint_locked(&mut durable)?;
-        let old = inner.store.load_full();
-        let copied = copy(&old, inner.path.as_deref());
+        let contents = inner.contents.load_full();
+        let old = contents.store.load_full();
+        let copied = copy(&old, inner.home.as_ref());
         let (new, totals) = inner.latch(copied)?;
         if (totals.rows(), totals.cost()) != (durable.totals.rows(), durable.totals.cost()) {
             let what = format!("{} rows are counted and {} were found", durable.totals.rows(), totals.rows());
             return inner.latch(Err(BackendError::Corrupt { path: old.path.clone(), what }));
         }
         *durable = Durable { position: durable.position, totals };
-        *inner.view.lock() = DurableView::of(&durable);
-        inner.store.store(new.into());
+        *contents.view.lock() = DurableView::of(&durable);
+        contents.store.store(new.into());
         Ok(Defragmented { before_bytes, after_bytes: self.size_bytes() })
     }
 }
 
-fn copy(old: &Store, path: Option<&std::path::Path>) -> Result<(Store, Totals), BackendError> {
-    let mut new = match path {
-        Some(path) => {
-            remove_unfinished(path)?;
-            Store::create(&beside(path))?
+fn copy(old: &Store, home: Option<&Home>) -> Result<(Store, Totals), BackendError> {
+    let mut new = match home {
+        Some(home) => {
+            let path = beside(&home.path);
+            remove_unfinished(home.disk.as_ref(), &path)?;
+            Store::create(home.disk.as_ref(), &path)?
         }
-        None => Store::over(redb::backends::InMemoryBackend::new())?.prepare()?,
+        None => Store::in_memory()?,
     };
     let totals = old.read("copy", |from| {
         new.write(|to| {
@@ -65,8 +67,8 @@ fn copy(old: &Store, path: Option<&std::path::Path>) -> Result<(Store, Totals), 
         })
         .map_err(Fault::Ours)
     })?;
-    if let Some(path) = path {
-        new.install(path)?;
+    if let Some(home) = home {
+        new.rename(home.disk.as_ref(), &home.path)?;
     }
     Ok((new, totals))
 }

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::change::LogPosition;
+
 /// Why the stored state could not be opened, read or written.
 ///
 /// After [`Failed`](Self::Failed), [`Corrupt`](Self::Corrupt) or [`Io`](Self::Io) the process has to stop: nothing is
@@ -77,6 +79,14 @@ pub enum BackendError {
         /// What does not fit.
         what: String,
     },
+    /// A state was to replace one that is as far already.
+    #[error("the state at index {} does not replace the one at index {}", position.index, reached.index)]
+    Outdated {
+        /// Of the state offered.
+        position: LogPosition,
+        /// Of the state in use, with what is pending.
+        reached: LogPosition,
+    },
     /// The receiver of an image went away.
     #[error("write image: {source}")]
     Output {
@@ -86,8 +96,9 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether the store can no longer be trusted. Only bad images and failed receivers of images leave it unharmed.
+    /// Whether the store can no longer be trusted. Only bad or outdated images and failed receivers of images leave it
+    /// unharmed.
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Output { .. } | Self::Image { .. })
+        !matches!(self, Self::Output { .. } | Self::Image { .. } | Self::Outdated { .. })
     }
 }

@@ -45,7 +45,7 @@ impl Backend {
         let (store, txn, position) = {
             let mut durable = inner.durable.lock();
             self.checkpoint_locked(&mut durable)?;
-            let store = inner.store.load_full();
+            let store = inner.contents.load().store.load_full();
             let txn = inner.latch(store.guarded("read", || Ok(store.db().begin_read()?)))?;
             (store, txn, durable.position)
         };

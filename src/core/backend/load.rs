@@ -4,63 +4,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::change::{LogPosition, Table};
-use super::database::{CONSISTENT_INDEX, Durable, Fault, Store, TERM, beside, rows_of, write_totals};
+use super::database::{CONSISTENT_INDEX, Fault, Store, TERM, rows_of, write_totals};
 use super::error::BackendError;
-use super::overlay::Overlay;
 use super::row;
-use super::store::{Backend, DurableView};
 use super::totals::{Totals, logical_size, row_cost};
 use crate::bolt::{BoltError, BoltImage};
 use crate::types::RecordId;
 
-impl Backend {
-    /// Replaces the whole state by that of an image, as of a log position, durably and at once.
-    ///
-    /// For a snapshot that a leader sent, and for a restore into a new directory. What is pending is dropped. A read
-    /// that is under way may meet parts of both states, so that the caller lets none run, and whoever keeps an index
-    /// of the state builds it anew. A crash leaves one of the two.
-    ///
-    /// # Errors
-    /// [`BackendError::Image`] when the image is damaged or not one of etcd's, which leaves the old state in place;
-    /// any other error closes the store for good.
-    pub fn load_image(&self, image: &BoltImage, position: LogPosition) -> Result<(), BackendError> {
-        let inner = self.inner();
-        inner.usable()?;
-        let mut durable = inner.durable.lock();
-        let filled = fill(inner.path.as_deref(), image, position);
-        let (new, totals) = match filled {
-            Err(error) if !error.is_fatal() => {
-                // An unfinished copy does no harm: the next one, or the next start, removes it.
-                return Err(error);
-            }
-            other => inner.latch(other)?,
-        };
-        {
-            // Under the lock of the overlay: a read that begins now sees no old change above the new rows.
-            let mut overlay = inner.overlay.lock();
-            *overlay = Overlay::starting_at(position);
-            inner.store.store(new.into());
-        }
-        *durable = Durable { position, totals };
-        *inner.view.lock() = DurableView::of(&durable);
-        inner.commits.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        Ok(())
-    }
-}
-
-fn fill(
-    path: Option<&std::path::Path>,
-    image: &BoltImage,
-    position: LogPosition,
-) -> Result<(Store, Totals), BackendError> {
-    let mut new = match path {
-        Some(path) => {
-            super::database::remove_unfinished(path)?;
-            Store::create(&beside(path))?
-        }
-        None => Store::over(redb::backends::InMemoryBackend::new())?.prepare()?,
-    };
-    let totals = new.write(|txn| {
+/// Fills a new store from an image; the position is the caller's to say.
+pub(super) fn fill(new: &Store, image: &BoltImage, position: LogPosition) -> Result<Totals, BackendError> {
+    new.write(|txn| {
         let mut totals = Totals::default();
         for name in image.bucket_names()? {
             let table = Table::ALL.into_iter().find(|table| table.name().as_bytes() == name);
@@ -107,11 +60,7 @@ fn fill(
         totals.high_water = logical_size(totals.cost());
         write_totals(txn, &totals)?;
         Ok(totals)
-    })?;
-    if let Some(path) = path {
-        new.install(path)?;
-    }
-    Ok((new, totals))
+    })
 }
 
 fn unfit(what: String) -> Fault {

@@ -5,14 +5,16 @@
 //! start needs the last checkpoint and the log behind it. The disk is never waited for by the write path.
 //!
 //! Start with `change.rs` (what goes in), then `store.rs` (the overlay over the database) and `database.rs` (the
-//! file). docs/design/backend.md draws the tables and lists what happens when something fails.
+//! file); `install.rs` puts a whole other state in place, `disk.rs` holds the files behind a trait. docs/design/backend.md draws the tables and lists what happens when something fails.
 
 mod change;
 mod checkpointer;
 mod database;
 mod defragment;
+mod disk;
 mod error;
 mod image;
+mod install;
 mod load;
 mod overlay;
 mod row;
@@ -24,6 +26,8 @@ mod totals;
 pub use change::{Change, ChangeSet, LogPosition, Table};
 pub use checkpointer::Checkpointer;
 pub use defragment::Defragmented;
+pub use disk::{FsStateDisk, StateDisk};
 pub use error::BackendError;
 pub use image::{Image, ImageSummary};
+pub use install::Prepared;
 pub use store::Backend;

@@ -88,6 +88,11 @@ impl Overlay {
         self.writing.take()
     }
 
+    /// Where the newest change leads to.
+    pub(super) fn position(&self) -> LogPosition {
+        self.gathering.position
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.gathering.bytes + self.writing.as_ref().map_or(0, |part| part.bytes)
     }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::change::{ChangeSet, LogPosition, Table};
 use super::checkpointer::Alarm;
 use super::database::{Durable, Store, rows_of};
+use super::disk::{FsStateDisk, StateDisk};
 use super::error::BackendError;
 use super::overlay::Overlay;
 use super::row;
@@ -29,25 +30,57 @@ const SCAN_STEP_BYTES: usize = 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Backend {
     inner: Arc<Inner>,
+    /// What reads go to; none for those who follow an installed state.
+    pinned: Option<Arc<Contents>>,
 }
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    /// Where the file is; none for a store in memory.
-    pub(super) path: Option<PathBuf>,
-    /// Replaced as a whole by a defragmentation.
-    pub(super) store: ArcSwap<Store>,
-    pub(super) overlay: Mutex<Overlay>,
-    /// Held through a checkpoint or a defragmentation; what it guards is what the file says.
+    /// None for a store in memory.
+    pub(super) home: Option<Home>,
+    /// Replaced as a whole by an installed state.
+    pub(super) contents: ArcSwap<Contents>,
+    /// Held through a checkpoint, a defragmentation or an installation; what it guards is what the file says.
     pub(super) durable: Mutex<Durable>,
-    /// Copies of parts of `durable` for those who do not wait: index and term, cost of the rows, high water.
-    pub(super) view: Mutex<DurableView>,
-    /// Counts commits, so that a scan can tell whether it saw one state.
-    pub(super) commits: AtomicU64,
     /// Wakes the checkpoint thread when much is pending.
     pub(super) alarm: Alarm,
     /// The first fatal error; set once.
     pub(super) failed: std::sync::OnceLock<String>,
+}
+
+/// Where the file is.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    pub(super) disk: Arc<dyn StateDisk>,
+    pub(super) path: PathBuf,
+}
+
+/// One state with its later changes.
+#[derive(Debug)]
+pub(super) struct Contents {
+    /// Replaced as a whole by a defragmentation.
+    pub(super) store: ArcSwap<Store>,
+    pub(super) overlay: Mutex<Overlay>,
+    /// Copies of parts of what the file says for those who do not wait.
+    pub(super) view: Mutex<DurableView>,
+    /// Counts commits, so that a scan can tell whether it saw one state.
+    pub(super) commits: AtomicU64,
+}
+
+impl Contents {
+    pub(super) fn new(store: Store, durable: &Durable) -> Self {
+        Self {
+            store: ArcSwap::from_pointee(store),
+            overlay: Mutex::new(Overlay::starting_at(durable.position)),
+            view: Mutex::new(DurableView::of(durable)),
+            commits: AtomicU64::new(0),
+        }
+    }
+
+    fn size_in_use_bytes(&self) -> u64 {
+        let pending = self.overlay.lock().written_bytes();
+        logical_size(self.view.lock().cost + pending)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,8 +111,16 @@ impl Backend {
     /// # Errors
     /// Names the file: in use by another process, not a store of ours, from a later version, damaged.
     pub fn open(path: &Path) -> Result<Self, BackendError> {
-        let (store, durable) = Store::open(path)?;
-        Ok(Self::from_parts(Some(path.into()), store, durable))
+        Self::open_on(Arc::new(FsStateDisk), path)
+    }
+
+    /// As [`open`](Self::open), on any disk.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_on(disk: Arc<dyn StateDisk>, path: &Path) -> Result<Self, BackendError> {
+        let (store, durable) = Store::open(disk.as_ref(), path)?;
+        Ok(Self::from_parts(Some(Home { disk, path: path.into() }), store, durable))
     }
 
     /// A new store that lives and ends with the process.
@@ -87,22 +128,37 @@ impl Backend {
     /// # Errors
     /// When the database library refuses, which it has no reason to.
     pub fn in_memory() -> Result<Self, BackendError> {
-        let store = Store::over(redb::backends::InMemoryBackend::new())?.prepare()?;
-        Ok(Self::from_parts(None, store, Durable::default()))
+        Ok(Self::from_parts(None, Store::in_memory()?, Durable::default()))
     }
 
-    fn from_parts(path: Option<PathBuf>, store: Store, durable: Durable) -> Self {
+    fn from_parts(home: Option<Home>, store: Store, durable: Durable) -> Self {
         let inner = Inner {
-            path,
-            store: ArcSwap::from_pointee(store),
-            overlay: Mutex::new(Overlay::starting_at(durable.position)),
-            view: Mutex::new(DurableView::of(&durable)),
+            home,
+            contents: ArcSwap::from_pointee(Contents::new(store, &durable)),
             durable: Mutex::new(durable),
-            commits: AtomicU64::new(0),
             alarm: Alarm::default(),
             failed: std::sync::OnceLock::new(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), pinned: None }
+    }
+
+    /// A handle whose reads stay with the state there is now, and its later changes, when another state is installed.
+    ///
+    /// For an index of the rows: what it names is found as long as it is asked. The old state takes memory, and room
+    /// on disk, until the last such handle is dropped.
+    pub fn pinned(&self) -> Self {
+        Self { inner: self.inner.clone(), pinned: Some(self.contents()) }
+    }
+
+    fn contents(&self) -> Arc<Contents> {
+        self.pinned.clone().unwrap_or_else(|| self.inner.contents.load_full())
+    }
+
+    fn with<T>(&self, body: impl FnOnce(&Contents) -> T) -> T {
+        match &self.pinned {
+            Some(contents) => body(contents),
+            None => body(&self.inner.contents.load()),
+        }
     }
 
     pub(super) fn inner(&self) -> &Inner {
@@ -111,11 +167,12 @@ impl Backend {
 
     /// Makes a set visible to readers; a later checkpoint makes it durable. Never waits for the disk.
     ///
-    /// Sets arrive in log order from one owner. Memory grows by [`pending_bytes`](Self::pending_bytes) until the
+    /// Sets arrive in log order from one owner, which also is the one that installs states. Memory grows by [`pending_bytes`](Self::pending_bytes) until the
     /// next checkpoint: the caller slows down when that passes its bound.
     pub fn submit(&self, set: ChangeSet) {
+        let contents = self.inner.contents.load();
         let pending = {
-            let mut overlay = self.inner.overlay.lock();
+            let mut overlay = contents.overlay.lock();
             overlay.submit(set);
             overlay.bytes()
         };
@@ -132,20 +189,22 @@ impl Backend {
         marked[..17].copy_from_slice(&plain);
         // The plain form and the marked one are neighbours; only one of them exists.
         let end = RecordId::new(id.main, id.sub.saturating_add(1)).to_bytes();
-        if let Some((_, value)) = self.inner.overlay.lock().first_in(Table::Key, &plain, &end) {
-            return Ok(value);
-        }
-        self.inner.usable()?;
-        let found = self.inner.store.load().read("read", |txn| {
-            let rows = txn.open_table(rows_of(Table::Key))?;
-            for key in [plain.as_slice(), marked.as_slice()] {
-                if let Some(stored) = rows.get(key)? {
-                    return Ok(Some(Bytes::copy_from_slice(row::unseal(Table::Key, key, stored.value())?)));
-                }
+        self.with(|contents| {
+            if let Some((_, value)) = contents.overlay.lock().first_in(Table::Key, &plain, &end) {
+                return Ok(value);
             }
-            Ok(None)
-        });
-        self.inner.latch(found)
+            self.inner.usable()?;
+            let found = contents.store.load().read("read", |txn| {
+                let rows = txn.open_table(rows_of(Table::Key))?;
+                for key in [plain.as_slice(), marked.as_slice()] {
+                    if let Some(stored) = rows.get(key)? {
+                        return Ok(Some(Bytes::copy_from_slice(row::unseal(Table::Key, key, stored.value())?)));
+                    }
+                }
+                Ok(None)
+            });
+            self.inner.latch(found)
+        })
     }
 
     /// Shows the records from `from` up to and including revision `to`, in order, until the visitor breaks off.
@@ -167,10 +226,11 @@ impl Backend {
             return Ok(());
         }
         let everything = from <= RecordId::default() && end == Bound::Unbounded;
-        let mut audit = everything.then(|| self.start_audit());
+        let contents = self.contents();
+        let mut audit = everything.then(|| Audit::start(&contents));
         let mut cursor = Bound::Included(Bytes::copy_from_slice(&first));
         loop {
-            let step = self.step(Table::Key, cursor.as_ref().map(Bytes::as_ref), end, audit.as_mut())?;
+            let step = self.step(&contents, Table::Key, cursor.as_ref().map(Bytes::as_ref), end, audit.as_mut())?;
             for (key, value) in &step.rows {
                 let Some((id, tombstone)) = RecordId::from_bytes(key) else {
                     let what = format!("record name {} is not one", key.escape_ascii());
@@ -186,7 +246,7 @@ impl Backend {
             }
         }
         match audit {
-            Some(audit) => self.finish_audit(&audit),
+            Some(audit) => self.finish_audit(&contents, &audit),
             None => Ok(()),
         }
     }
@@ -196,10 +256,11 @@ impl Backend {
     /// # Errors
     /// A damaged row, or a store that failed before.
     pub fn rows(&self, table: Table) -> Result<Vec<(Bytes, Bytes)>, BackendError> {
+        let contents = self.contents();
         let mut rows = Vec::new();
         let mut cursor = Bound::Unbounded;
         loop {
-            let step = self.step(table, cursor.as_ref().map(Bytes::as_ref), Bound::Unbounded, None)?;
+            let step = self.step(&contents, table, cursor.as_ref().map(Bytes::as_ref), Bound::Unbounded, None)?;
             rows.extend(step.rows);
             match step.next {
                 Some(next) => cursor = next,
@@ -213,16 +274,17 @@ impl Backend {
     /// The overlay is looked at first: a row that leaves it meanwhile is found in the database.
     fn step(
         &self,
+        contents: &Contents,
         table: Table,
         from: Bound<&[u8]>,
         end: Bound<&[u8]>,
         audit: Option<&mut Audit>,
     ) -> Result<Step, BackendError> {
         self.inner.usable()?;
-        let above = self.inner.overlay.lock().chunk(table, from, end, SCAN_STEP_ROWS);
+        let above = contents.overlay.lock().chunk(table, from, end, SCAN_STEP_ROWS);
         let end = above.unknown_from.as_deref().map_or(end, Bound::Excluded);
         let mut seen = TableTotals::default();
-        let below = self.inner.store.load().read("read", |txn| {
+        let below = contents.store.load().read("read", |txn| {
             let rows = txn.open_table(rows_of(table))?;
             let mut taken = Vec::new();
             let mut taken_bytes = 0;
@@ -257,14 +319,10 @@ impl Backend {
         Ok(Step { rows, next })
     }
 
-    fn start_audit(&self) -> Audit {
-        Audit { commits: self.inner.commits.load(Ordering::Acquire), seen: TableTotals::default() }
-    }
-
     /// Compares what a whole scan saw with what the commits counted, unless a commit came in between.
-    fn finish_audit(&self, audit: &Audit) -> Result<(), BackendError> {
-        let expected = self.inner.view.lock().keys;
-        if self.inner.commits.load(Ordering::Acquire) != audit.commits {
+    fn finish_audit(&self, contents: &Contents, audit: &Audit) -> Result<(), BackendError> {
+        let expected = contents.view.lock().keys;
+        if contents.commits.load(Ordering::Acquire) != audit.commits {
             return Ok(());
         }
         if (audit.seen.rows, audit.seen.digest) == (expected.rows, expected.digest) {
@@ -289,16 +347,17 @@ impl Backend {
 
     pub(super) fn checkpoint_locked(&self, durable: &mut Durable) -> Result<(), BackendError> {
         self.inner.usable()?;
-        let Some(part) = self.inner.overlay.lock().start_writing(durable.position) else {
+        let contents = self.inner.contents.load_full();
+        let Some(part) = contents.overlay.lock().start_writing(durable.position) else {
             return Ok(());
         };
-        let written = self.inner.store.load().apply(&part, durable.totals.clone());
+        let written = contents.store.load().apply(&part, durable.totals.clone());
         durable.totals = self.inner.latch(written)?;
         durable.position = part.position;
-        self.inner.commits.fetch_add(1, Ordering::AcqRel);
-        *self.inner.view.lock() = DurableView::of(durable);
+        contents.commits.fetch_add(1, Ordering::AcqRel);
+        *contents.view.lock() = DurableView::of(durable);
         drop(part);
-        let finished = self.inner.overlay.lock().finish_writing();
+        let finished = contents.overlay.lock().finish_writing();
         // Freed outside the lock: it may be many rows.
         drop(finished);
         Ok(())
@@ -306,23 +365,24 @@ impl Backend {
 
     /// Up to where the log is no longer needed to rebuild this state.
     pub fn durable(&self) -> LogPosition {
-        self.inner.view.lock().position
+        self.inner.contents.load().view.lock().position
     }
 
     /// Memory held by what is submitted and not durable.
     pub fn pending_bytes(&self) -> usize {
-        self.inner.overlay.lock().bytes()
+        self.inner.contents.load().overlay.lock().bytes()
     }
 
     /// Logical size: what a quota is held against. Shrinks only by [`defragment`](Self::defragment).
     pub fn size_bytes(&self) -> u64 {
-        self.size_in_use_bytes().max(self.inner.view.lock().high_water)
+        let contents = self.inner.contents.load();
+        let high_water = contents.view.lock().high_water;
+        contents.size_in_use_bytes().max(high_water)
     }
 
     /// Logical size of the rows that exist; shrinks at the checkpoint after a deletion.
     pub fn size_in_use_bytes(&self) -> u64 {
-        let pending = self.inner.overlay.lock().written_bytes();
-        logical_size(self.inner.view.lock().cost + pending)
+        self.inner.contents.load().size_in_use_bytes()
     }
 }
 
@@ -331,7 +391,7 @@ impl Inner {
     pub(super) fn usable(&self) -> Result<(), BackendError> {
         match self.failed.get() {
             None => Ok(()),
-            Some(first) => Err(BackendError::Failed { path: self.store.load().path.clone(), first: first.clone() }),
+            Some(first) => Err(BackendError::Failed { path: self.name(), first: first.clone() }),
         }
     }
 
@@ -345,8 +405,12 @@ impl Inner {
         result
     }
 
+    fn name(&self) -> PathBuf {
+        self.contents.load().store.load().path.clone()
+    }
+
     fn corrupt(&self, what: String) -> BackendError {
-        BackendError::Corrupt { path: self.store.load().path.clone(), what }
+        BackendError::Corrupt { path: self.name(), what }
     }
 }
 
@@ -360,4 +424,10 @@ struct Step {
 struct Audit {
     commits: u64,
     seen: TableTotals,
+}
+
+impl Audit {
+    fn start(contents: &Contents) -> Self {
+        Self { commits: contents.commits.load(Ordering::Acquire), seen: TableTotals::default() }
+    }
 }

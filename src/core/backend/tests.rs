@@ -210,11 +210,18 @@ fn an_image_loads_into_another_store_under_the_position_given() {
     (1..=9).for_each(|main| put_record(&other, main));
     other.checkpoint().unwrap();
     other.submit(ChangeSet { position: at(10), changes: vec![Change::put(Table::Lease, "gone", "")] });
-    other.load_image(&image, at(900)).unwrap();
+    let old = other.pinned();
+    let prepared = other.prepare(&image, at(900)).unwrap();
+    assert_eq!((prepared.position(), other.durable()), (at(900), at(9)), "nothing else changed");
+    put_record(&other, 10);
+    other.checkpoint().unwrap();
+    other.install(prepared).unwrap();
+    assert_eq!(scanned(&old, 0, i64::MAX).len(), 10, "a reader stays with the state it began with");
+    assert_eq!(old.rows(Table::Lease).unwrap().len(), 1);
     assert_eq!(other.durable(), at(900));
     assert_eq!(scanned(&other, 0, i64::MAX).len(), 500);
     assert!(other.rows(Table::Lease).unwrap().is_empty());
-    drop(other);
+    drop((old, other));
     let other = Backend::open(&path).unwrap();
     assert_eq!(other.durable(), at(900));
     assert_eq!(scanned(&other, 0, i64::MAX).len(), 500);
@@ -223,9 +230,94 @@ fn an_image_loads_into_another_store_under_the_position_given() {
 
     std::fs::write(&image_path, &std::fs::read(&image_path).unwrap()[..20_000]).unwrap();
     let image = crate::bolt::BoltImage::open(&image_path).unwrap();
-    let error = other.load_image(&image, at(901)).unwrap_err();
+    let error = other.prepare(&image, at(901)).unwrap_err();
     assert!(matches!(error, BackendError::Image { .. }), "{error}");
+    assert!(matches!(other.prepare(&image, at(900)), Err(BackendError::Outdated { .. })));
     assert_eq!(scanned(&other, 0, i64::MAX).len(), 500, "the old state stays");
+    let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|name| name.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
+}
+
+/// A store with records up to `rows`, its image, and the folder both are in.
+fn imaged(rows: i64) -> (tempfile::TempDir, crate::bolt::BoltImage) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let source = Backend::in_memory().unwrap();
+    (1..=rows).for_each(|main| put_record(&source, main));
+    source.write_image(&mut std::fs::File::create(&path).unwrap()).unwrap();
+    (folder, crate::bolt::BoltImage::open(&path).unwrap())
+}
+
+#[test]
+fn a_start_puts_the_newest_marked_state_in_place_and_removes_the_others() {
+    let (folder, image) = imaged(20);
+    let path = folder.path().join("db");
+    for (marked, expected) in [(&[10, 20, 30][..], 30), (&[10, 20], 20), (&[], 3), (&[2], 3)] {
+        let _ = std::fs::remove_file(&path);
+        let backend = Backend::open(&path).unwrap();
+        for position in [2, 10, 20, 30] {
+            // Dropping them leaves the files, as a stop between the log's record and the installation does.
+            drop(backend.prepare(&image, at(position)).unwrap());
+        }
+        (1..=3).for_each(|main| put_record(&backend, main));
+        backend.checkpoint().unwrap();
+        std::fs::write(folder.path().join("0000000000000028-0000000000000001.snap.db.tmp"), b"half").unwrap();
+        drop(backend);
+        let backend = Backend::open(&path).unwrap();
+        assert!(backend.has_prepared().unwrap());
+        let adopted = backend.adopt(|position| marked.contains(&position.index.0)).unwrap();
+        assert_eq!(adopted, (expected > 3).then(|| at(expected)), "{marked:?}");
+        assert_eq!(backend.durable(), at(expected));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "the image and the state");
+        assert!(!backend.has_prepared().unwrap());
+        drop(backend);
+        assert_eq!(Backend::open(&path).unwrap().durable(), at(expected));
+    }
+}
+
+#[test]
+fn an_older_state_is_never_installed() {
+    let (folder, image) = imaged(5);
+    let backend = Backend::open(&folder.path().join("db")).unwrap();
+    let (first, second) = (backend.prepare(&image, at(7)).unwrap(), backend.prepare(&image, at(9)).unwrap());
+    let third = backend.prepare(&image, at(11)).unwrap();
+    backend.install(second).unwrap();
+    assert!(matches!(backend.install(first), Err(BackendError::Outdated { .. })));
+    (10..=12).for_each(|main| put_record(&backend, main));
+    assert!(matches!(backend.install(third), Err(BackendError::Outdated { .. })), "what is pending counts");
+    assert_eq!(backend.checkpoint().unwrap(), at(12));
+    assert_eq!(scanned(&backend, 0, i64::MAX).len(), 8);
+}
+
+/// etcd lost writes when both ran at once (#20271): each put a file in place that the other did not know of.
+#[test]
+fn defragmentations_checkpoints_and_installations_exclude_each_other() {
+    let (folder, image) = imaged(300);
+    let path = folder.path().join("db");
+    let backend = Backend::open(&path).unwrap();
+    let running = std::sync::atomic::AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while running.load(std::sync::atomic::Ordering::Relaxed) {
+                    backend.defragment().unwrap();
+                    backend.checkpoint().unwrap();
+                }
+            });
+        }
+        for round in 1..=8 {
+            let prepared = backend.prepare(&image, at(round * 1000)).unwrap();
+            backend.install(prepared).unwrap();
+            put_record(&backend, round as i64 * 1000 + 1);
+            assert_eq!(scanned(&backend, 0, i64::MAX).len(), 301, "round {round}");
+        }
+        running.store(false, std::sync::atomic::Ordering::Relaxed);
+    });
+    backend.checkpoint().unwrap();
+    drop(backend);
+    let backend = Backend::open(&path).unwrap();
+    assert_eq!(backend.durable(), at(8001));
+    assert_eq!(scanned(&backend, 0, i64::MAX).len(), 301);
 }
 
 #[test]

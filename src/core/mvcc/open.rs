@@ -40,6 +40,8 @@ impl Store {
 }
 
 fn load(backend: Backend) -> Result<(State, Option<Compaction>), MvccError> {
+    // The index names rows of this state: a reader that still holds it when another one is installed finds them.
+    let backend = backend.pinned();
     let mut state = State::empty(backend.clone());
     let mut scratch = Vec::new();
     let mut broken = None;

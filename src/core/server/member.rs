@@ -10,7 +10,7 @@ use super::core::{Core, Limits, Published};
 use super::lease_clock::{self, LeaseClock};
 use super::metrics::CoreMetrics;
 use super::observer::MemberObserver;
-use super::recover::{Bootstrap, Layout, Opened, RecoverError, open};
+use super::recover::{Bootstrap, Disks, Layout, Opened, RecoverError, open};
 use super::{auto_compaction, checkpoint};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
@@ -22,6 +22,7 @@ use crate::core::mvcc::{MvccError, Store};
 use crate::core::raft::{
     LogTail, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
 };
+use crate::core::wal::FsDisk;
 use crate::core::watch::CoreWatch;
 use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
@@ -33,7 +34,7 @@ const HEARTBEAT_TICKS: usize = 1;
 /// Entries that may be committed and not applied before proposals are refused.
 const BEHIND_MAX: u64 = 5000;
 /// Log entries kept in memory behind the state on disk.
-const CATCH_UP_ENTRIES: u64 = 5000;
+pub(super) const CATCH_UP_ENTRIES: u64 = 5000;
 /// Whole log segments kept whatever the state on disk covers, as etcd does.
 const SEGMENTS_MIN: usize = 5;
 /// Events kept in memory for watchers, in bytes.
@@ -100,7 +101,7 @@ impl Member {
             token: config.initial_cluster_token.clone(),
             name: config.name.clone(),
         };
-        let opened = open(&layout, &bootstrap)?;
+        let opened = open(&Disks::files(), &layout, &bootstrap)?;
         info!(
             member = %opened.metadata.member,
             cluster = %opened.metadata.cluster,
@@ -121,12 +122,12 @@ impl Member {
 
     fn assemble(
         config: &ServerConfig,
-        opened: Opened,
+        opened: Opened<FsDisk>,
         metrics: CoreMetrics,
         failed: Failed,
         tasks: Tasks,
     ) -> Result<Self, StartError> {
-        let Opened { wal, metadata, recovered, backend, position, members: cluster } = opened;
+        let Opened { wal, metadata, recovered, log_base, backend, position, members: cluster } = opened;
         let store = Store::open(backend.clone())?;
         let reader = store.reader();
 
@@ -149,7 +150,7 @@ impl Member {
             failed: failed.clone(),
             sync_seconds: metrics.disk.wal_fsync.clone(),
         };
-        let log = LogTail::new(position, recovered.entries, &recovered.hard_state, &conf_state);
+        let log = LogTail::new(log_base, recovered.entries, &recovered.hard_state, &conf_state);
         let node = RaftNode::new(&node_config(config, metadata.member, position.index), log)?;
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
         let raft_failed = failed.clone();

@@ -36,5 +36,6 @@ pub use self::member::{Failed, Member, StartError};
 pub use self::metrics::CoreMetrics;
 pub use self::peer::PeerFace;
 pub use self::recipe_store::CoreRecipeStore;
+pub use self::recover::{Bootstrap, Disks, Layout, Opened, RecoverError, open as recover};
 pub use self::route::Router;
 pub use self::watch::{WatchContext, WatchService};

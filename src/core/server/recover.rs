@@ -1,10 +1,15 @@
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::core::backend::{Backend, BackendError, LogPosition, Table};
+use super::member::CATCH_UP_ENTRIES;
+use crate::core::backend::{Backend, BackendError, FsStateDisk, LogPosition, StateDisk, Table};
 use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore, Member, cluster_id, member_id};
 use crate::core::raft::bootstrap_entry;
-use crate::core::wal::{FsDisk, HardState, Recovered, Wal, WalError, WalMetadata};
+use crate::core::wal::{FsDisk, HardState, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
 use crate::types::{LogIndex, MemberId, Term};
+
+/// Bytes of log entries in front of the state that are read for members that are behind, at most.
+const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,38 @@ pub enum RecoverError {
         /// Last entry of the log.
         last: LogIndex,
     },
+    /// A log that goes on from a later state.
+    #[error(
+        "state in {state} is at index {index}, but the log in {log} goes on from a state at index {}: the state file is \
+         an older copy, or the one that was to replace it is gone; restore both from one backup, or remove this member \
+         from the cluster and add it anew",
+        mark.index
+    )]
+    StateBehindLog {
+        /// The state file.
+        state: PathBuf,
+        /// Position of the state.
+        index: LogIndex,
+        /// The log's directory.
+        log: PathBuf,
+        /// The log's newest snapshot record.
+        mark: LogPosition,
+    },
+}
+
+/// The disks that a member's files are on; a simulation replaces them.
+pub struct Disks<D> {
+    /// For the state.
+    pub state: Arc<dyn StateDisk>,
+    /// For the log.
+    pub wal: D,
+}
+
+impl Disks<FsDisk> {
+    /// The real file system.
+    pub fn files() -> Self {
+        Self { state: Arc::new(FsStateDisk), wal: FsDisk }
+    }
 }
 
 /// Where a member keeps its files, in etcd's layout.
@@ -70,36 +107,20 @@ impl Layout {
     }
 
     /// Refuses directories that belong to something else, before anything is written.
-    fn check(&self) -> Result<(), RecoverError> {
-        let names = match std::fs::read_dir(&self.root) {
-            Ok(entries) => entries,
+    fn check(&self, disk: &dyn StateDisk) -> Result<(), RecoverError> {
+        let names = match disk.list(&self.root) {
+            Ok(names) => names,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(source) => return Err(RecoverError::Access { path: self.root.clone(), source }),
         };
         for name in names {
-            let name = name.map_err(|source| RecoverError::Access { path: self.root.clone(), source })?.file_name();
-            match name.to_str() {
-                Some("member" | "fixtures" | "lost+found") => {}
-                Some("proxy") => {
-                    return Err(RecoverError::Foreign { path: self.root.clone(), found: "proxy".to_owned() });
-                }
+            match name.as_str() {
+                "member" | "fixtures" | "lost+found" => {}
+                "proxy" => return Err(RecoverError::Foreign { path: self.root.clone(), found: name }),
                 _ => {
                     tracing::warn!(path = %self.root.display(), found = ?name, "unexpected file in the data directory")
                 }
             }
-        }
-        Ok(())
-    }
-
-    fn create(&self) -> Result<(), RecoverError> {
-        use std::os::unix::fs::DirBuilderExt;
-        let member = self.root.join("member");
-        for path in [&self.root, &member, &member.join("snap")] {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)
-                .map_err(|source| RecoverError::Access { path: path.clone(), source })?;
         }
         Ok(())
     }
@@ -117,13 +138,15 @@ pub struct Bootstrap {
 }
 
 /// A member's files, opened.
-pub struct Opened {
+pub struct Opened<D: WalDisk> {
     /// The log, ready to append.
-    pub wal: Wal<FsDisk>,
+    pub wal: Wal<D>,
     /// Who this is, for ever.
     pub metadata: WalMetadata,
-    /// What the log says after the state's position.
+    /// What the log says after `log_base`. Its commit index covers the state.
     pub recovered: Recovered,
+    /// Where the log in memory begins, at or before the state's position.
+    pub log_base: LogPosition,
     /// The state.
     pub backend: Backend,
     /// The state's position.
@@ -136,37 +159,76 @@ pub struct Opened {
 ///
 /// # Errors
 /// Names the file or directory and what to do about it.
-pub fn open(layout: &Layout, bootstrap: &Bootstrap) -> Result<Opened, RecoverError> {
-    layout.check()?;
-    layout.create()?;
+pub fn open<D: WalDisk + Clone>(
+    disks: &Disks<D>,
+    layout: &Layout,
+    bootstrap: &Bootstrap,
+) -> Result<Opened<D>, RecoverError> {
+    layout.check(disks.state.as_ref())?;
     // The state first: opening it takes the lock that keeps a second process out of the directory.
-    let backend = Backend::open(&layout.state)?;
+    let backend = Backend::open_on(disks.state.clone(), &layout.state)?;
+    let has_log =
+        disks.wal.exists(&layout.wal).map_err(|source| RecoverError::Access { path: layout.wal.clone(), source })?;
+    adopt(disks, layout, &backend, has_log)?;
     let position = backend.durable();
-    if !layout.wal.exists() {
+    let log_behind = |last| RecoverError::LogBehindState {
+        state: layout.state.clone(),
+        index: position.index,
+        log: layout.wal.clone(),
+        last,
+    };
+    if !has_log {
+        if position.index > LogIndex(0) {
+            return Err(log_behind(LogIndex(0)));
+        }
         let id = member_id(&bootstrap.peer_urls, &bootstrap.token);
-        drop(Wal::create(FsDisk, &layout.wal, WalMetadata { member: id, cluster: cluster_id(&[id]) })?);
+        let metadata = WalMetadata { member: id, cluster: cluster_id(&[id]) };
+        drop(Wal::create(disks.wal.clone(), &layout.wal, metadata)?);
     }
-    let (mut wal, mut recovered) = Wal::open(FsDisk, &layout.wal, position)?;
-    let metadata = recovered.metadata;
-    let last = wal.last_index();
-    if last < position.index {
-        return Err(RecoverError::LogBehindState {
+    let keep = Keep { entries: CATCH_UP_ENTRIES, bytes: CATCH_UP_BYTES };
+    let opened = Wal::open_keeping(disks.wal.clone(), &layout.wal, position, keep);
+    let (mut wal, mut recovered) = opened.map_err(|error| match error {
+        WalError::Superseded { mark, .. } => RecoverError::StateBehindLog {
             state: layout.state.clone(),
             index: position.index,
             log: layout.wal.clone(),
-            last,
-        });
+            mark,
+        },
+        other => other.into(),
+    })?;
+    let metadata = recovered.metadata;
+    let last = wal.last_index();
+    if last < position.index {
+        return Err(log_behind(last));
     }
     if position.index == LogIndex(0) && recovered.entries.is_empty() {
         first_entry(&mut wal, &mut recovered, metadata.member, bootstrap)?;
     }
+    // Commit alone is not synced, and only what is committed gets into the state.
+    recovered.hard_state.commit = recovered.hard_state.commit.max(position.index);
     let members = stored_members(&backend)?;
-    Ok(Opened { wal, metadata, recovered, backend, position, members })
+    let log_base = recovered.base;
+    Ok(Opened { wal, metadata, recovered, log_base, backend, position, members })
+}
+
+/// Finishes the installation of a state that a leader sent: the one the log goes on from takes its place, and what was
+/// prepared in vain is removed.
+fn adopt<D: WalDisk>(disks: &Disks<D>, layout: &Layout, backend: &Backend, has_log: bool) -> Result<(), RecoverError> {
+    let marks = match has_log && backend.has_prepared()? {
+        true => Wal::snapshots(&disks.wal, &layout.wal)?,
+        false => Vec::new(),
+    };
+    let is_marked =
+        |position: LogPosition| marks.iter().any(|mark| (mark.index, mark.term) == (position.index, position.term));
+    if let Some(position) = backend.adopt(is_marked)? {
+        tracing::warn!(index = %position.index, "finished the installation of a state that a crash had interrupted");
+    }
+    Ok(())
 }
 
 /// Every log begins with the entry that adds its first member, committed in term 1.
-fn first_entry(
-    wal: &mut Wal<FsDisk>,
+fn first_entry<D: WalDisk>(
+    wal: &mut Wal<D>,
     recovered: &mut Recovered,
     id: MemberId,
     bootstrap: &Bootstrap,

@@ -46,6 +46,19 @@ pub enum WalError {
         /// What does not fit.
         what: String,
     },
+    /// The log goes on from a state that is newer than the stored one.
+    #[error(
+        "{dir:?} goes on from a state at index {} of term {}, and the stored state is at index {}",
+        mark.index, mark.term, from.index
+    )]
+    Superseded {
+        /// The log's folder.
+        dir: PathBuf,
+        /// Where the stored state is.
+        from: LogPosition,
+        /// The log's newest snapshot mark.
+        mark: LogPosition,
+    },
     /// The caller appends entries that do not follow the log.
     #[error("entry {index} of term {term} does not follow the log, which ends at {last}")]
     OutOfOrder {

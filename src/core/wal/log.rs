@@ -5,7 +5,8 @@ use super::disk::{WalDisk, WalFile};
 use super::error::WalError;
 use super::reader::RECORD_BYTES_MAX;
 use super::record::{Encoder, HardState, WalEntry, WalMetadata, WalSnapshot};
-use super::recover::{Recovered, scan};
+use super::recover::{Recovered, marks, scan};
+use super::replay::Keep;
 use super::segment::SegmentName;
 use crate::types::{LogIndex, LogPosition};
 
@@ -87,10 +88,19 @@ impl<D: WalDisk> Wal<D> {
     /// An unfinished write at the end is cut off and reported; the cut is durable when this returns.
     ///
     /// # Errors
-    /// Corruption, with file and offset; a log that does not lead to `from`; a second opening; the disk refuses.
+    /// Corruption, with file and offset; a log that does not lead to `from`, or that goes on from a later state; a
+    /// second opening; the disk refuses.
     pub fn open(disk: D, dir: &Path, from: LogPosition) -> Result<(Self, Recovered), WalError> {
+        Self::open_keeping(disk, dir, from, Keep::default())
+    }
+
+    /// As [`open`](Self::open), and reads some of what lies in front of `from`, too: for members that are behind.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_keeping(disk: D, dir: &Path, from: LogPosition, keep: Keep) -> Result<(Self, Recovered), WalError> {
         disk.sync_dir(dir).map_err(|error| WalError::io("sync", dir, error))?;
-        let mut scanned = scan(&disk, dir, from)?;
+        let mut scanned = scan(&disk, dir, from, keep)?;
         let path = dir.join(scanned.segments.last().map(ToString::to_string).unwrap_or_default());
         if scanned.recovered.cut.is_some() {
             // Whatever is left of the write must not mix with later records.
@@ -113,6 +123,17 @@ impl<D: WalDisk> Wal<D> {
             poisoned: None,
         };
         Ok((wal, scanned.recovered))
+    }
+
+    /// The snapshot marks of a log that is not open, oldest first: the states that it may go on from.
+    ///
+    /// Reads all of it and changes nothing; what is read is durable when this returns.
+    ///
+    /// # Errors
+    /// Corruption, with file and offset; another process has the log open; the disk refuses.
+    pub fn snapshots(disk: &D, dir: &Path) -> Result<Vec<WalSnapshot>, WalError> {
+        disk.sync_dir(dir).map_err(|error| WalError::io("sync", dir, error))?;
+        marks(disk, dir)
     }
 
     /// Index of the last entry appended, or of a later snapshot mark.

@@ -23,3 +23,4 @@ pub use error::WalError;
 pub use log::Wal;
 pub use record::{HardState, WalEntry, WalEntryKind, WalMetadata, WalSnapshot};
 pub use recover::{Recovered, TornTail};
+pub use replay::Keep;

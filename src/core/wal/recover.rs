@@ -4,9 +4,9 @@ use super::disk::{WalDisk, WalFile};
 use super::error::WalError;
 use super::reader::{Frame, SegmentReader};
 use super::record::{HardState, WalEntry, WalMetadata, WalSnapshot};
-use super::replay::{Replay, Verdict};
+use super::replay::{Keep, Replay, Verdict};
 use super::segment::SegmentName;
-use crate::types::LogPosition;
+use crate::types::{LogIndex, LogPosition, Term};
 
 /// What a log holds.
 #[derive(Clone, Debug)]
@@ -15,7 +15,9 @@ pub struct Recovered {
     pub metadata: WalMetadata,
     /// The last hard state; its commit index may be behind the position read from, since commit alone is not synced.
     pub hard_state: HardState,
-    /// Entries behind the position read from, without a gap.
+    /// Position right before the first of `entries`; at or before the position read from.
+    pub base: LogPosition,
+    /// Entries behind `base`, without a gap.
     pub entries: Vec<WalEntry>,
     /// Snapshot marks in the segments read, oldest first; the mark that begins every log is left out.
     pub snapshots: Vec<WalSnapshot>,
@@ -56,21 +58,68 @@ pub(super) fn segments<D: WalDisk>(disk: &D, dir: &Path) -> Result<Vec<SegmentNa
     Ok(segments)
 }
 
-/// Reads the log from `from` on.
-pub(super) fn scan<D: WalDisk>(disk: &D, dir: &Path, from: LogPosition) -> Result<Scanned<D::File>, WalError> {
+/// Reads the log from `from` on, and up to `keep` of what is in front of it.
+pub(super) fn scan<D: WalDisk>(
+    disk: &D,
+    dir: &Path,
+    from: LogPosition,
+    keep: Keep,
+) -> Result<Scanned<D::File>, WalError> {
     let segments = segments(disk, dir)?;
     let missing = || WalError::Missing { dir: dir.into(), index: from.index.0 };
-    let first = segments.iter().rposition(|name| name.index <= from.index.0).ok_or_else(missing)?;
-    for pair in segments[first..].windows(2) {
+    let needed = segments.iter().rposition(|name| name.index <= from.index.0).ok_or_else(missing)?;
+    let wanted = from.index.0.saturating_sub(keep.entries);
+    let wanted = segments.iter().rposition(|name| name.index <= wanted).unwrap_or(0);
+    let room = usize::try_from(keep.bytes.div_ceil(disk.segment_bytes().max(1))).unwrap_or(usize::MAX);
+    let first = wanted.max(needed.saturating_sub(room)).min(needed);
+    let mut replay = Replay::new(from, keep, segments[first].index);
+    let (tail, path, end, cut) = read_all(disk, dir, &segments[first..], &mut replay)?.ok_or_else(missing)?;
+    let (Some(metadata), Some(crc), true) = (replay.metadata, replay.crc, replay.head_is_complete()) else {
+        return Err(WalError::Corrupt { path, offset: end, what: "the segment has no complete head".into() });
+    };
+    let newest = replay.snapshots.iter().max_by_key(|mark| mark.index);
+    if let Some(mark) = newest.filter(|mark| mark.index > from.index) {
+        let mark = LogPosition { index: mark.index, term: mark.term };
+        return Err(WalError::Superseded { dir: dir.into(), from, mark });
+    }
+    replay.check_position().map_err(|what| WalError::Unrelated { dir: dir.into(), from, what })?;
+    let last = replay.last();
+    let base = replay.base.ok_or_else(missing)?;
+    let Replay { hard_state, entries, snapshots, .. } = replay;
+    let recovered = Recovered { metadata, hard_state, base, entries: entries.into(), snapshots, cut };
+    Ok(Scanned { segments, tail, end, crc, last, recovered })
+}
+
+/// The snapshot marks of a whole log, oldest first; changes nothing.
+pub(super) fn marks<D: WalDisk>(disk: &D, dir: &Path) -> Result<Vec<WalSnapshot>, WalError> {
+    let segments = segments(disk, dir)?;
+    let Some(first) = segments.first() else { return Ok(Vec::new()) };
+    // No entry is in front of nothing: none is held.
+    let everything = LogPosition { index: LogIndex(u64::MAX), term: Term(0) };
+    let mut replay = Replay::new(everything, Keep::default(), first.index);
+    read_all(disk, dir, &segments, &mut replay)?;
+    Ok(replay.snapshots)
+}
+
+/// A tail segment: the file, its name, where its good part ends, and what is to be cut off.
+type Tail<F> = (F, PathBuf, u64, Option<TornTail>);
+
+/// Replays neighbouring segments; answers with the last one.
+fn read_all<D: WalDisk>(
+    disk: &D,
+    dir: &Path,
+    segments: &[SegmentName],
+    replay: &mut Replay,
+) -> Result<Option<Tail<D::File>>, WalError> {
+    for pair in segments.windows(2) {
         // Indexes may go back: a segment can begin where a new leader replaced the end of the log.
         if pair[1].seq != pair[0].seq.wrapping_add(1) {
             let what = format!("the segment before it is {}", pair[0]);
             return Err(WalError::Corrupt { path: dir.join(pair[1].to_string()), offset: 0, what });
         }
     }
-    let mut replay = Replay::new(from, segments[first].index);
     let mut tail = None;
-    for (place, name) in segments.iter().enumerate().skip(first) {
+    for (place, name) in segments.iter().enumerate() {
         let path = dir.join(name.to_string());
         let file = disk.open(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::WouldBlock => WalError::Locked { path: path.clone() },
@@ -79,18 +128,10 @@ pub(super) fn scan<D: WalDisk>(disk: &D, dir: &Path, from: LogPosition) -> Resul
         // What is read below must stay: it may be in no more than the system's memory.
         file.sync_data().map_err(|error| WalError::io("sync", &path, error))?;
         let is_last = place + 1 == segments.len();
-        let read = read_segment(&file, &path, is_last, &mut replay)?;
-        tail = Some((file, path, read));
+        let (end, cut) = read_segment(&file, &path, is_last, replay)?;
+        tail = Some((file, path, end, cut));
     }
-    let (tail, path, (end, cut)) = tail.ok_or_else(missing)?;
-    let (Some(metadata), Some(crc), true) = (replay.metadata, replay.crc, replay.head_is_complete()) else {
-        return Err(WalError::Corrupt { path, offset: end, what: "the segment has no complete head".into() });
-    };
-    replay.check_position().map_err(|what| WalError::Unrelated { dir: dir.into(), from, what })?;
-    let last = replay.last();
-    let Replay { hard_state, entries, snapshots, .. } = replay;
-    let recovered = Recovered { metadata, hard_state, entries, snapshots, cut };
-    Ok(Scanned { segments, tail, end, crc, last, recovered })
+    Ok(tail)
 }
 
 /// Replays one segment; answers where its good part ends.

@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use super::record::{
     CRC, ENTRY, HardState, METADATA, RawRecord, SNAPSHOT, STATE, WalEntry, WalMetadata, WalSnapshot, decode_entry,
     decode_metadata, decode_snapshot, decode_state,
@@ -8,22 +10,34 @@ use crate::types::{LogIndex, LogPosition, Term};
 #[derive(Debug, Default)]
 pub(super) struct Replay {
     from: LogPosition,
+    keep: Keep,
     pub(super) metadata: Option<WalMetadata>,
     pub(super) hard_state: HardState,
-    /// Entries behind `from`, contiguous.
-    pub(super) entries: Vec<WalEntry>,
+    /// Contiguous, right behind `base`.
+    pub(super) entries: VecDeque<WalEntry>,
+    /// Position before the first entry held; none before anything is known.
+    pub(super) base: Option<LogPosition>,
+    /// Bytes of the entries held.
+    held_bytes: u64,
     pub(super) snapshots: Vec<WalSnapshot>,
     /// Runs of equal terms: first index, term. Ends at `last`.
     terms: Vec<(u64, u64)>,
     last: u64,
     /// Entries may begin right behind this index without those before.
-    base: u64,
-    /// Set when entries behind `from` are missing because a snapshot stood for them.
-    skipped_to: Option<u64>,
+    first: u64,
     /// Checksum so far; none before the first record.
     pub(super) crc: Option<u32>,
     /// Records since the segment's beginning: checksum, then metadata, then anything.
     head: Head,
+}
+
+/// How much of the log in front of the position read from is wanted, at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes of them.
+    pub bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,8 +59,9 @@ pub(super) enum Verdict {
 
 impl Replay {
     /// Begins with a segment whose name says that its first entry is `first`.
-    pub(super) fn new(from: LogPosition, first: u64) -> Self {
-        Self { from, base: first.saturating_sub(1), ..Self::default() }
+    pub(super) fn new(from: LogPosition, keep: Keep, first: u64) -> Self {
+        let base = (first == 0).then(LogPosition::default);
+        Self { from, keep, base, first: first.saturating_sub(1), ..Self::default() }
     }
 
     pub(super) fn start_segment(&mut self) {
@@ -115,8 +130,8 @@ impl Replay {
             }
             SNAPSHOT => {
                 let snapshot = decode_snapshot(record.data)?;
-                self.base = self.base.max(snapshot.index.0);
                 if snapshot.index.0 > 0 {
+                    self.mark(&snapshot)?;
                     self.snapshots.push(snapshot);
                 }
             }
@@ -143,7 +158,7 @@ impl Replay {
         {
             return Err(format!("entry {index} goes back from term {before} to {term}"));
         }
-        // Behind a snapshot the entries before it need not be there.
+        // Right behind the beginning of the part that is read, entries before need not be there.
         if index > self.last + 1 {
             self.terms.clear();
         }
@@ -152,23 +167,54 @@ impl Replay {
             self.terms.push((index, term));
         }
         self.last = index;
-        let Some(offset) = index.checked_sub(self.from.index.0 + 1) else {
-            self.entries.clear();
-            return Ok(());
-        };
-        match usize::try_from(offset) {
-            Ok(offset) if offset <= self.entries.len() => {
-                self.entries.truncate(offset);
-                self.entries.push(entry);
-            }
-            _ => self.skipped_to = Some(index),
+        self.hold(entry);
+        Ok(())
+    }
+
+    /// Adds an entry to those held, and lets go of what is not wanted any more.
+    fn hold(&mut self, entry: WalEntry) {
+        while self.entries.back().is_some_and(|last| last.index >= entry.index) {
+            self.held_bytes -= self.entries.pop_back().map_or(0, |entry| entry.data.len() as u64);
         }
+        let end = self.entries.back().map(|last| last.index).or(self.base.map(|base| base.index));
+        if end.is_none_or(|end| end.0 + 1 != entry.index.0) {
+            // Nothing is known of what is in front of it, so that it can only be what others follow.
+            self.base = Some(LogPosition { index: entry.index, term: entry.term });
+            return;
+        }
+        self.held_bytes += entry.data.len() as u64;
+        self.entries.push_back(entry);
+        while let Some(oldest) = self.entries.front()
+            && oldest.index <= self.from.index
+            && (self.held_bytes > self.keep.bytes || self.from.index.0 - oldest.index.0 >= self.keep.entries)
+        {
+            self.base = Some(LogPosition { index: oldest.index, term: oldest.term });
+            self.held_bytes -= oldest.data.len() as u64;
+            self.entries.pop_front();
+        }
+    }
+
+    /// A snapshot of the leader's that the log does not lead to stands for all that was there.
+    fn mark(&mut self, snapshot: &WalSnapshot) -> Result<(), String> {
+        let (index, term) = (snapshot.index.0, snapshot.term.0);
+        let known = self.term_at(index);
+        if index <= self.last() && known.is_none_or(|known| known == term) {
+            return Ok(());
+        }
+        if index <= self.hard_state.commit.0 && index <= self.last {
+            return Err(format!("snapshot at {index} of term {term} replaces an entry that is committed"));
+        }
+        self.entries.clear();
+        self.held_bytes = 0;
+        self.base = Some(LogPosition { index: snapshot.index, term: snapshot.term });
+        self.terms = vec![(index, term)];
+        (self.last, self.first) = (index, index);
         Ok(())
     }
 
     /// Last index of the log, counting what a snapshot stands for.
     pub(super) fn last(&self) -> u64 {
-        self.last.max(self.base)
+        self.last.max(self.first)
     }
 
     fn term_at(&self, index: u64) -> Option<u64> {
@@ -181,9 +227,6 @@ impl Replay {
     /// Whether the log leads to the position reading was to begin at; the words say why not.
     pub(super) fn check_position(&self) -> Result<(), String> {
         let from = self.from;
-        if let Some(index) = self.skipped_to {
-            return Err(format!("entries between it and {index} were replaced by a snapshot"));
-        }
         if from.index == LogIndex(0) {
             return Ok(());
         }

@@ -47,6 +47,7 @@ fn what_was_synced_is_read_back() {
     assert_eq!(recovered.metadata, METADATA);
     assert_eq!(recovered.entries, entries);
     assert_eq!(recovered.hard_state, state(3, 50));
+    assert_eq!(recovered.base, LogPosition::default());
     assert_eq!(recovered.cut, None);
     assert_eq!(wal.last_index(), LogIndex(50));
     assert!(disk.names().len() >= 3, "several segments: {:?}", disk.names());
@@ -92,7 +93,81 @@ fn entries_continue_behind_a_snapshot_mark() {
     assert_eq!(recovered.entries, [entry(101, 4, 5)]);
     assert_eq!(recovered.snapshots, [mark]);
     drop(wal);
-    assert!(matches!(reopen(&disk, at(1, 1)), Err(WalError::Unrelated { .. })), "entries 2 to 100 are nowhere");
+    let refused = reopen(&disk, at(1, 1));
+    assert!(matches!(refused, Err(WalError::Superseded { mark, .. }) if mark == at(100, 4)), "2 to 100 are nowhere");
+    assert_eq!(Wal::snapshots(&disk, dir()).unwrap().len(), 1);
+}
+
+fn mark(index: u64, term: u64) -> WalSnapshot {
+    WalSnapshot { index: LogIndex(index), term: Term(term), conf_state: Default::default() }
+}
+
+/// A member that was far behind takes over the leader's state: its log ends, and goes on much later.
+#[test]
+fn a_log_with_a_jump_is_read_across_segments_and_after_a_release() {
+    for segment_bytes in [1 << 20, 700, 250] {
+        for (last, jump) in [(7, 100), (7, 8), (30, 20)] {
+            let disk = SimDisk::new(segment_bytes);
+            let mut wal = Wal::create(disk.clone(), dir(), METADATA).unwrap();
+            for index in 1..=last {
+                wal.append(&[entry(index, 1, 60)], Some(&state(1, index.min(5)))).unwrap();
+                wal.sync().unwrap();
+            }
+            wal.mark_snapshot(&mark(jump, 3)).unwrap();
+            let check = |from, count: u64| {
+                let (wal, recovered) = reopen(&disk, from).unwrap();
+                assert_eq!(recovered.base, from);
+                let expected: Vec<_> = (from.index.0 + 1..=jump + count).map(|index| entry(index, 3, 60)).collect();
+                assert_eq!(recovered.entries, expected, "{segment_bytes} {last} {jump} {count}");
+                assert!(wal.last_index().0 >= jump + count);
+                assert!(matches!(reopen(&disk, at(5, 1)), Err(WalError::Superseded { .. } | WalError::Missing { .. })));
+            };
+            check(at(jump, 3), 0);
+            for count in 1..=40 {
+                wal.append(&[entry(jump + count, 3, 60)], Some(&state(3, jump + count - 1))).unwrap();
+                wal.sync().unwrap();
+                if count == 4 {
+                    wal.release(LogIndex(jump), 1).unwrap();
+                }
+                if matches!(count, 1 | 3 | 4 | 5 | 39) {
+                    check(at(jump, 3), count);
+                    check(at(jump + count, 3), count);
+                }
+            }
+            wal.mark_snapshot(&mark(jump + 20, 3)).unwrap();
+            wal.release(LogIndex(jump + 20), 1).unwrap();
+            check(at(jump + 20, 3), 40);
+            check(at(jump + 33, 3), 40);
+        }
+    }
+}
+
+#[test]
+fn entries_in_front_of_the_position_are_kept_up_to_the_bounds() {
+    let disk = SimDisk::new(600);
+    let mut wal = Wal::create(disk.clone(), dir(), METADATA).unwrap();
+    for index in 1..=40 {
+        wal.append(&[entry(index, 1 + index / 15, 60)], None).unwrap();
+        wal.sync().unwrap();
+    }
+    let base = |keep: Keep, from: u64| {
+        let from = at(from, 1 + from / 15);
+        let (_, recovered) = Wal::open_keeping(disk.clone(), dir(), from, keep).unwrap();
+        let first = recovered.base.index.0;
+        assert_eq!(recovered.base.term.0, if first == 0 { 0 } else { 1 + first / 15 });
+        let indexes: Vec<_> = recovered.entries.iter().map(|entry| entry.index.0).collect();
+        assert_eq!(indexes, (first + 1..=40).collect::<Vec<_>>());
+        first
+    };
+    let plenty = 1 << 20;
+    assert_eq!(base(Keep { entries: 10, bytes: plenty }, 31), 21);
+    assert_eq!(base(Keep { entries: 0, bytes: plenty }, 31), 31);
+    assert_eq!(base(Keep { entries: 10, bytes: plenty }, 40), 30);
+    assert_eq!(base(Keep { entries: 100, bytes: plenty }, 31), 0);
+    assert_eq!(base(Keep { entries: 100, bytes: 60 * 6 }, 40), 34, "six entries fill the bytes");
+    wal.release(LogIndex(25), 1).unwrap();
+    let oldest = base(Keep { entries: 100, bytes: plenty }, 31);
+    assert!((17..=25).contains(&oldest), "the first entry there is only what others follow: {oldest}");
 }
 
 #[test]

@@ -1,0 +1,193 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::change::LogPosition;
+use super::database::{Durable, Store, beside, io_error, remove_unfinished};
+use super::disk::folder_of;
+use super::error::BackendError;
+use super::load::fill;
+use super::store::{Backend, Contents, Home};
+use crate::bolt::BoltImage;
+use crate::types::{LogIndex, Term};
+
+/// End of the name of a prepared state; etcd's for a state that a leader sent.
+const SUFFIX: &str = ".snap.db";
+
+/// A whole state, durable beside the one in use, that may take its place.
+///
+/// Dropping it closes the file and leaves it: once the log has a snapshot record of its position, the file is what the
+/// next start needs. It is removed when the state in use has got as far, and by [`discard`](Self::discard).
+#[derive(Debug)]
+pub struct Prepared {
+    store: Store,
+    durable: Durable,
+    home: Option<Home>,
+}
+
+impl Prepared {
+    /// Log position of the state.
+    pub fn position(&self) -> LogPosition {
+        self.durable.position
+    }
+
+    /// Removes the file. Only for a state whose snapshot record was never handed to the log.
+    ///
+    /// # Errors
+    /// The disk refuses; the next start removes the file then.
+    pub fn discard(self) -> Result<(), BackendError> {
+        let Self { store, home, .. } = self;
+        let path = store.path.clone();
+        drop(store);
+        home.map_or(Ok(()), |home| remove_unfinished(home.disk.as_ref(), &path))
+    }
+}
+
+impl Backend {
+    /// Makes the state of an image durable beside the one in use, as of a log position; nothing else changes.
+    ///
+    /// Several may exist, one for each position. The order of a replacement is: this, then a snapshot record of the
+    /// position synced to the log, then [`install`](Self::install). A crash in between leaves the old state, or a
+    /// prepared one that [`adopt`](Self::adopt) puts in place.
+    ///
+    /// # Errors
+    /// [`BackendError::Image`] when the image is damaged or not one of etcd's, [`BackendError::Outdated`] when the
+    /// state in use is as far already: both leave everything as it was. Any other error closes the store for good.
+    pub fn prepare(&self, image: &BoltImage, position: LogPosition) -> Result<Prepared, BackendError> {
+        let inner = self.inner();
+        inner.usable()?;
+        self.check_ahead(position)?;
+        let prepared = prepare(inner.home.as_ref(), image, position);
+        inner.latch(prepared)
+    }
+
+    /// Puts a prepared state in place of the one in use, durably. What is pending is dropped.
+    ///
+    /// The log must hold a synced snapshot record of the position. Waits for a checkpoint or a defragmentation under
+    /// way, and they for it. Called by the owner that submits. Reads begun before, and those of
+    /// [`pinned`](Self::pinned) handles, stay with the old state.
+    ///
+    /// # Errors
+    /// [`BackendError::Outdated`] when the state in use is as far already, which leaves it in place; any other error
+    /// closes the store for good.
+    pub fn install(&self, prepared: Prepared) -> Result<(), BackendError> {
+        let inner = self.inner();
+        let mut durable = inner.durable.lock();
+        inner.usable()?;
+        self.check_ahead(prepared.position())?;
+        let Prepared { mut store, durable: installed, .. } = prepared;
+        if let Some(home) = &inner.home {
+            inner.latch(store.rename(home.disk.as_ref(), &home.path))?;
+        }
+        tracing::info!(index = %installed.position.index, term = %installed.position.term, "installed a state");
+        inner.contents.store(Arc::new(Contents::new(store, &installed)));
+        *durable = installed;
+        if let Some(home) = &inner.home {
+            // What is older will never be asked for again.
+            inner.latch(remove_outdated(home, durable.position.index))?;
+        }
+        Ok(())
+    }
+
+    /// At start, before anything else: puts the newest prepared state in place that `is_marked` says the log has a
+    /// snapshot record of, and removes all others.
+    ///
+    /// # Errors
+    /// A prepared file is damaged, or the disk refuses; the store is closed for good then.
+    pub fn adopt(&self, mut is_marked: impl FnMut(LogPosition) -> bool) -> Result<Option<LogPosition>, BackendError> {
+        let inner = self.inner();
+        let Some(home) = &inner.home else { return Ok(None) };
+        let disk = home.disk.as_ref();
+        let mut found = inner.latch(prepared_files(home))?;
+        found.sort();
+        let durable = self.durable();
+        let chosen = found.iter().rev().find(|(position, _)| position.index > durable.index && is_marked(*position));
+        let chosen = chosen.cloned();
+        if let Some((position, path)) = &chosen {
+            let (store, durable) = inner.latch(Store::open_existing(disk, path))?;
+            if durable.position != *position {
+                let what = format!("it holds the state at index {}", durable.position.index);
+                return inner.latch(Err(BackendError::Corrupt { path: path.clone(), what }));
+            }
+            self.install(Prepared { store, durable, home: Some(home.clone()) })?;
+        }
+        inner.latch(remove_all(home))?;
+        Ok(chosen.map(|(position, _)| position))
+    }
+
+    /// Whether a start has to look for snapshot records: there is a prepared state that is ahead of the one in use.
+    ///
+    /// # Errors
+    /// The disk refuses; the store is closed for good then.
+    pub fn has_prepared(&self) -> Result<bool, BackendError> {
+        let inner = self.inner();
+        let Some(home) = &inner.home else { return Ok(false) };
+        let found = inner.latch(prepared_files(home))?;
+        Ok(found.iter().any(|(position, _)| position.index > self.durable().index))
+    }
+
+    fn check_ahead(&self, position: LogPosition) -> Result<(), BackendError> {
+        let reached = self.inner().contents.load().overlay.lock().position();
+        if position.index > reached.index { Ok(()) } else { Err(BackendError::Outdated { position, reached }) }
+    }
+}
+
+fn prepare(home: Option<&Home>, image: &BoltImage, position: LogPosition) -> Result<Prepared, BackendError> {
+    let Some(home) = home else {
+        let store = Store::in_memory()?;
+        let totals = fill(&store, image, position)?;
+        return Ok(Prepared { store, durable: Durable { position, totals }, home: None });
+    };
+    let disk = home.disk.as_ref();
+    let path = prepared_path(&home.path, position);
+    // It gets its name once it is complete, so that a file of that name can be trusted.
+    let unfinished = beside(&path);
+    remove_unfinished(disk, &unfinished)?;
+    let mut store = Store::create(disk, &unfinished)?;
+    let totals = match fill(&store, image, position) {
+        Ok(totals) => totals,
+        Err(error) => {
+            drop(store);
+            // What the image is at fault for leaves nothing behind; after anything else the disk is left alone.
+            return if error.is_fatal() { Err(error) } else { remove_unfinished(disk, &unfinished).and(Err(error)) };
+        }
+    };
+    store.rename(disk, &path)?;
+    Ok(Prepared { store, durable: Durable { position, totals }, home: Some(home.clone()) })
+}
+
+/// Name of a prepared state, beside the one in use: index and term in hex.
+fn prepared_path(state: &Path, position: LogPosition) -> PathBuf {
+    state.with_file_name(format!("{:016x}-{:016x}{SUFFIX}", position.index.0, position.term.0))
+}
+
+fn position_of(name: &str) -> Option<LogPosition> {
+    let (index, term) = name.strip_suffix(SUFFIX)?.split_once('-')?;
+    let hex = |text: &str| {
+        let valid = text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if valid { u64::from_str_radix(text, 16).ok() } else { None }
+    };
+    Some(LogPosition { index: LogIndex(hex(index)?), term: Term(hex(term)?) })
+}
+
+fn names(home: &Home) -> Result<Vec<String>, BackendError> {
+    let folder = folder_of(&home.path);
+    home.disk.list(folder).map_err(|error| io_error("list", folder, error))
+}
+
+fn prepared_files(home: &Home) -> Result<Vec<(LogPosition, PathBuf)>, BackendError> {
+    let found = names(home)?.into_iter().filter_map(|name| Some((position_of(&name)?, home.path.with_file_name(name))));
+    Ok(found.collect())
+}
+
+fn remove_outdated(home: &Home, upto: LogIndex) -> Result<(), BackendError> {
+    let mut found = prepared_files(home)?;
+    found.retain(|(position, _)| position.index <= upto);
+    found.iter().try_for_each(|(_, path)| remove_unfinished(home.disk.as_ref(), path))
+}
+
+/// Removes prepared states, also unfinished ones.
+fn remove_all(home: &Home) -> Result<(), BackendError> {
+    let names = names(home)?;
+    let ours = names.iter().filter(|name| position_of(name.strip_suffix(".tmp").unwrap_or(name)).is_some());
+    ours.map(|name| home.path.with_file_name(name)).try_for_each(|path| remove_unfinished(home.disk.as_ref(), &path))
+}
