@@ -10,7 +10,7 @@ use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Table};
 use crate::core::cluster::{ClusterStore, MembersAction};
 use crate::core::lease::{Lease, LeaseStore};
 use crate::core::mvcc::{Compaction, LeaseMove, LeaseView, Progress, RevisionEvents, Store, Written};
-use crate::core::raft::{Committed, CommittedKind};
+use crate::core::raft::{ChangeKind, Committed, CommittedKind, MembersDecision, ProposedChange};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseCheckpointRequest,
@@ -55,6 +55,8 @@ pub struct Batch {
     pub compactions: Vec<Compaction>,
     /// Alarms or members changed.
     pub records_changed: bool,
+    /// Which membership changes take effect; consensus follows.
+    pub decisions: Vec<MembersDecision>,
     /// A write took effect that the quota had no room for.
     pub over_quota: bool,
 }
@@ -124,10 +126,11 @@ impl Applier {
         let mut changes = Vec::new();
         match entry.kind {
             CommittedKind::Empty => {}
-            CommittedKind::Members { member, context, .. } => {
-                let outcome = self.change_members(MembersAction::AddVoter, member, &context, &mut changes);
-                batch.records_changed = true;
-                batch.outcomes.push((0, outcome));
+            CommittedKind::Members(change) => {
+                let outcome = self.change_members(&change, &mut changes);
+                batch.decisions.push(MembersDecision { index: entry.index, accepted: outcome.is_ok() });
+                batch.records_changed |= outcome.is_ok();
+                batch.outcomes.push((change.request, outcome));
             }
             CommittedKind::Request(data) => match InternalRaftRequest::decode(data) {
                 Ok(request) => {
@@ -157,14 +160,15 @@ impl Applier {
     }
 
     /// Decides on a membership change, and answers with the members there are then.
-    fn change_members(
-        &mut self,
-        action: MembersAction,
-        member: MemberId,
-        context: &[u8],
-        changes: &mut Vec<Change>,
-    ) -> Outcome {
-        match self.cluster.decide(action, member, context) {
+    fn change_members(&mut self, change: &ProposedChange, changes: &mut Vec<Change>) -> Outcome {
+        let action = match change.kind {
+            ChangeKind::AddVoter => MembersAction::AddVoter,
+            ChangeKind::AddLearner => MembersAction::AddLearner,
+            ChangeKind::Remove => MembersAction::Remove,
+            ChangeKind::Update => MembersAction::Update,
+        };
+        let member = change.member;
+        match self.cluster.decide(action, member, &change.context) {
             Ok(rows) => {
                 tracing::info!(%member, ?action, "membership changed");
                 changes.extend(rows);

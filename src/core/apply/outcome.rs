@@ -3,7 +3,7 @@ use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
 use crate::pb::encoded;
 use crate::pb::etcdserverpb::AlarmMember;
-use crate::types::{LeaseId, Revision};
+use crate::types::{LeaseId, LogIndex, Revision};
 
 /// What became of a request once it was applied.
 pub type Outcome = Result<Applied, ApplyError>;
@@ -67,6 +67,9 @@ pub enum ApplyError {
     /// A CORRUPT alarm is raised.
     #[error("corrupt cluster")]
     Corrupt,
+    /// Consensus installs a state whose image is not here.
+    #[error("no image of the state at index {0} is prepared")]
+    NoImage(LogIndex),
     /// A request of a kind this member does not know.
     #[error("unknown request")]
     Unknown,

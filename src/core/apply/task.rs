@@ -12,8 +12,8 @@ use super::waiters::Waiters;
 use crate::core::alarm::AlarmStore;
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{Compaction, Progress, RevisionEvents};
-use crate::core::raft::{CommitSink, Committed};
-use crate::types::{LogIndex, Revision};
+use crate::core::raft::{CommitSink, Committed, MembersDecision};
+use crate::types::{LogIndex, LogPosition, Revision};
 
 /// Groups of committed entries on their way. Raft refuses proposals long before this many entries wait, and a group
 /// holds at least one.
@@ -23,13 +23,22 @@ const BATCH_MAX: usize = 512;
 
 /// Where raft puts committed entries.
 pub struct ApplyQueue {
-    entries: SyncSender<Vec<Committed>>,
+    jobs: SyncSender<Job>,
+}
+
+enum Job {
+    Entries(Vec<Committed>),
+    Install(LogPosition),
 }
 
 impl CommitSink for ApplyQueue {
+    // The receiver is gone only when the member is stopping.
     fn committed(&mut self, entries: Vec<Committed>) {
-        // The receiver is gone only when the member is stopping.
-        let _ = self.entries.send(entries);
+        let _ = self.jobs.send(Job::Entries(entries));
+    }
+
+    fn install(&mut self, position: LogPosition) {
+        let _ = self.jobs.send(Job::Install(position));
     }
 }
 
@@ -39,6 +48,8 @@ pub trait ApplyObserver: Send + 'static {
     fn events(&mut self, events: Vec<RevisionEvents>);
     /// Leases granted and revoked.
     fn leases(&mut self, facts: &[LeaseFact]);
+    /// Which membership changes take effect, in log order.
+    fn members_decided(&mut self, decisions: Vec<MembersDecision>);
     /// Alarms or members changed.
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
     /// Everything up to here is published.
@@ -88,7 +99,7 @@ pub struct ApplyTask {
 
 /// What [`ApplyTask::channel`] sets up before the thread can start.
 pub struct ApplyInlet {
-    receiver: Receiver<Vec<Committed>>,
+    receiver: Receiver<Job>,
     applied: watch::Sender<LogIndex>,
     compaction: watch::Sender<Revision>,
 }
@@ -96,11 +107,11 @@ pub struct ApplyInlet {
 impl ApplyTask {
     /// The queue for raft, the handle for everyone, and the inlet to start the thread with.
     pub fn channel() -> (ApplyQueue, ApplyHandle, ApplyInlet) {
-        let (entries, receiver) = sync_channel(QUEUE_MAX);
+        let (jobs, receiver) = sync_channel(QUEUE_MAX);
         let (applied, applied_seen) = watch::channel(LogIndex(0));
         let (compaction, compaction_seen) = watch::channel(Revision(0));
         let handle = ApplyHandle { applied: applied_seen, compaction: compaction_seen };
-        (ApplyQueue { entries }, handle, ApplyInlet { receiver, applied, compaction })
+        (ApplyQueue { jobs }, handle, ApplyInlet { receiver, applied, compaction })
     }
 
     /// Starts the thread. It ends when raft's side of the queue is gone and everything in it is applied.
@@ -159,7 +170,8 @@ impl<O: ApplyObserver> Worker<O> {
                 self.inlet.receiver.recv_timeout(next_slice.saturating_duration_since(Instant::now()))
             };
             match received {
-                Ok(first) => self.apply_all(first)?,
+                Ok(Job::Entries(first)) => self.apply_all(first)?,
+                Ok(Job::Install(position)) => self.install(position)?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -173,10 +185,15 @@ impl<O: ApplyObserver> Worker<O> {
     /// Applies everything that waits, publishing once per bounded batch.
     fn apply_all(&mut self, first: Vec<Committed>) -> Result<(), ApplyError> {
         let mut waiting = VecDeque::from(first);
-        while let Ok(more) = self.inlet.receiver.try_recv() {
-            waiting.extend(more);
-            if waiting.len() >= BATCH_MAX {
-                break;
+        let mut install = None;
+        while waiting.len() < BATCH_MAX {
+            match self.inlet.receiver.try_recv() {
+                Ok(Job::Entries(more)) => waiting.extend(more),
+                Ok(Job::Install(position)) => {
+                    install = Some(position);
+                    break;
+                }
+                Err(_) => break,
             }
         }
         while !waiting.is_empty() {
@@ -188,7 +205,15 @@ impl<O: ApplyObserver> Worker<O> {
             }
             self.release(batch, reached);
         }
-        Ok(())
+        match install {
+            Some(position) => self.install(position),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a prepared state in the place of the present one.
+    fn install(&mut self, position: LogPosition) -> Result<(), ApplyError> {
+        Err(ApplyError::NoImage(position.index))
     }
 
     /// Publishes, then tells, then answers: whoever hears of a write can read it.
@@ -198,6 +223,9 @@ impl<O: ApplyObserver> Worker<O> {
             self.observer.events(batch.events);
         }
         self.observer.leases(&batch.lease_facts);
+        if !batch.decisions.is_empty() {
+            self.observer.members_decided(batch.decisions);
+        }
         if batch.records_changed {
             self.observer.records(self.applier.cluster(), self.applier.alarms());
         }

@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 
-use raft::eraftpb::{ConfState, Entry, EntryType, HardState as RaftHardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState as RaftHardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::core::wal::{HardState, WalEntry, WalEntryKind};
@@ -17,6 +17,8 @@ pub struct LogTail {
     entries: VecDeque<Entry>,
     hard_state: RaftHardState,
     conf_state: ConfState,
+    /// The newest state on disk: what a member that is too far behind can be sent.
+    saved: Option<SnapshotMetadata>,
 }
 
 impl LogTail {
@@ -38,6 +40,7 @@ impl LogTail {
             entries: entries.into_iter().map(to_raft).collect(),
             hard_state: state,
             conf_state: conf_state_to_raft(conf_state),
+            saved: None,
         }
     }
 
@@ -55,6 +58,11 @@ impl LogTail {
     /// Whether no entry is held.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Last index before the first entry held.
+    pub(super) fn base(&self) -> LogIndex {
+        LogIndex(self.base.0)
     }
 
     /// Forgets entries up to `index`, which state on disk covers.
@@ -75,6 +83,37 @@ impl LogTail {
             self.entries.pop_back();
         }
         self.entries.extend(entries.iter().cloned());
+    }
+
+    /// State up to `position` is on disk, with these members.
+    pub(super) fn set_saved(&mut self, position: LogPosition, conf_state: &walpb::ConfState) {
+        let mut metadata = SnapshotMetadata::default();
+        (metadata.index, metadata.term) = (position.index.0, position.term.0);
+        metadata.set_conf_state(conf_state_to_raft(conf_state));
+        self.saved = Some(metadata);
+    }
+
+    /// The state on disk at start is at `applied`, with the members the log was opened with.
+    pub(super) fn saved_at(&mut self, applied: LogIndex) {
+        if applied.0 > 0
+            && let Some(term) = self.term_at(applied)
+        {
+            let conf_state = conf_state_from_raft(&self.conf_state);
+            self.set_saved(LogPosition { index: applied, term }, &conf_state);
+        }
+    }
+
+    /// A state from elsewhere takes the place of the whole log.
+    pub(super) fn install(&mut self, metadata: &SnapshotMetadata) {
+        self.base = (metadata.index, metadata.term);
+        self.entries.clear();
+        self.conf_state = metadata.get_conf_state().clone();
+        self.saved = Some(metadata.clone());
+    }
+
+    /// Term of the entry at `index`, if that is known.
+    pub(super) fn term_at(&self, index: LogIndex) -> Option<Term> {
+        Storage::term(self, index.0).ok().map(Term)
     }
 
     pub(super) fn set_hard_state(&mut self, state: &RaftHardState) {
@@ -131,9 +170,15 @@ impl Storage for LogTail {
         Ok(self.last().0.0)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // A one-member cluster has nobody to send one to.
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        match &self.saved {
+            Some(metadata) if metadata.index >= self.base.0.max(request_index) => {
+                let mut snapshot = Snapshot::default();
+                snapshot.set_metadata(metadata.clone());
+                Ok(snapshot)
+            }
+            _ => Err(StorageError::SnapshotTemporarilyUnavailable.into()),
+        }
     }
 }
 
@@ -181,7 +226,7 @@ pub(super) fn conf_state_from_raft(state: &ConfState) -> walpb::ConfState {
     }
 }
 
-fn conf_state_to_raft(state: &walpb::ConfState) -> ConfState {
+pub(super) fn conf_state_to_raft(state: &walpb::ConfState) -> ConfState {
     let mut out = ConfState::default();
     out.set_voters(state.voters.clone());
     out.set_learners(state.learners.clone());

@@ -1,20 +1,30 @@
 //! Consensus: what is proposed here comes back committed, in one order, on every member.
 //!
-//! `node.rs` is the logic without threads, disk or clock: ticks, proposals and "persisted" notices go in, groups to
-//! persist and committed entries come out. `log.rs` is the log tail the library reads. `task.rs` is the thin shell:
-//! the raft thread with its inbox, and the handle the server uses. `wal_writer.rs` is the thread that makes groups
-//! durable, one `fdatasync` each, while the next group fills.
+//! `node.rs` is the logic without threads, disk, network or clock: ticks, proposals, peers' messages and "persisted"
+//! notices go in; messages, groups to persist and committed entries come out. `log.rs` is the log tail the library
+//! reads; `check.rs` refuses messages it would panic at; `reads.rs` batches linearizable reads; `members.rs` and
+//! `peer.rs` are the words for membership changes and for what goes to peers. `task.rs` is the thin shell: the raft
+//! thread with its inbox, and the handle the server uses. `wal_writer.rs` is the thread that makes groups durable,
+//! one `fdatasync` for as many as wait, while the next group fills.
 //!
 //! The library's own message types stay in this room.
 
+mod check;
 mod log;
+mod members;
 mod node;
+mod peer;
+mod reads;
 mod task;
 #[cfg(test)]
 mod tests;
 mod wal_writer;
 
+pub use check::{PeerMessage, snapshot_message};
 pub use log::LogTail;
-pub use node::{Committed, CommittedKind, NodeConfig, PersistGroup, RaftError, RaftNode, Step, bootstrap_entry};
+pub use members::{ChangeKind, MembersDecision, ProposedChange, bootstrap_entries, members_entry};
+pub use node::{Committed, CommittedKind, NodeConfig, PersistGroup, RaftError, RaftNode, Step, Stepped};
+pub use peer::{Lane, NoPeers, Outbound, PeerProgress, PeerSink, RefusedMessage};
+pub use reads::ReadQueue;
 pub use task::{CommitSink, ProposeError, RaftHandle, RaftInbox, RaftStatus, RaftTask, TaskConfig};
 pub use wal_writer::{PersistError, WalObserver, WalWriter};

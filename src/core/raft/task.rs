@@ -1,22 +1,34 @@
-use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use super::node::{Committed, RaftError, RaftNode};
+use super::check::PeerMessage;
+use super::members::{MembersDecision, ProposedChange};
+use super::node::{Committed, RaftError, RaftNode, Stepped};
+use super::peer::{PeerProgress, PeerSink, RefusedMessage};
+use super::reads::ReadQueue;
 use super::wal_writer::WalWriter;
 use crate::core::wal::WalSnapshot;
-use crate::types::{LogIndex, MemberId, Term};
+use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
-/// Messages to the raft thread at once; a full inbox refuses proposals.
+/// Messages to the raft thread at once.
 const INBOX_MAX: usize = 8192;
+/// Those of them that may come from clients; the rest is for peers, the disk and apply.
+const CLIENT_MESSAGES_MAX: usize = 6144;
 /// Messages taken in one turn, so that ticks are never far behind.
 const TURN_MAX: usize = 1024;
+/// Proposals kept while nobody leads, and how long; later they are dropped, and their proposers run into their timeout.
+const HELD_MAX: usize = 4096;
+const HELD_FOR: Duration = Duration::from_secs(5);
 /// Pause before the only voter tries again to lead.
 const CAMPAIGN_RETRY: Duration = Duration::from_millis(1);
 
@@ -52,16 +64,32 @@ pub struct RaftStatus {
 pub trait CommitSink: Send {
     /// Takes entries in log order. Must not wait for the raft thread.
     fn committed(&mut self, entries: Vec<Committed>);
+    /// Takes note of a state that replaces the present one, after everything committed so far and before anything
+    /// that is committed later. The log on disk names it already.
+    fn install(&mut self, position: LogPosition);
 }
 
 enum Inbox {
     Propose(Bytes),
     /// Only while this member leads in the term; never forwarded.
     ProposeAsLeader(Bytes, Term),
+    ProposeMembers(ProposedChange),
     ReadIndex(oneshot::Sender<LogIndex>),
+    Message(PeerMessage),
+    Unreachable(MemberId),
+    SnapshotSent(MemberId, bool),
+    TransferLeader(MemberId),
     Persisted(u64),
-    Snapshot(WalSnapshot, LogIndex),
+    StateSaved(WalSnapshot, LogIndex),
+    /// Something outside the inbox wants to be looked at.
+    Wake,
     Stop,
+}
+
+impl Inbox {
+    fn is_of_client(&self) -> bool {
+        matches!(self, Self::Propose(_) | Self::ProposeAsLeader(..) | Self::ProposeMembers(_) | Self::ReadIndex(_))
+    }
 }
 
 /// Numbers that many threads read and the raft thread or apply writes.
@@ -71,11 +99,19 @@ struct Shared {
     committed: AtomicU64,
     applied: AtomicU64,
     reads_are_local: AtomicBool,
+    /// Messages of clients in the inbox.
+    from_clients: AtomicUsize,
+    /// Apply's decisions. Not in the inbox: apply must never wait for room there. A cluster has one change under way,
+    /// so only a member that catches up ever has several here.
+    decisions: Mutex<VecDeque<MembersDecision>>,
+    progress: ArcSwap<Vec<PeerProgress>>,
+    refused: AtomicU64,
 }
 
 /// Way in to the raft thread. Cheap to clone; holds none of its state.
 #[derive(Clone, Debug)]
 pub struct RaftHandle {
+    member: MemberId,
     inbox: SyncSender<Inbox>,
     shared: Arc<Shared>,
     status: watch::Receiver<RaftStatus>,
@@ -88,7 +124,8 @@ impl RaftHandle {
     /// # Errors
     /// When too much is under way, or the member stops; the request is not in the log then.
     pub fn propose(&self, request: Bytes) -> Result<(), ProposeError> {
-        self.put(Inbox::Propose(request))
+        self.admit()?;
+        self.send_as_client(Inbox::Propose(request))
     }
 
     /// Like [`propose`](Self::propose), but the entry enters the log in `term`, proposed by this member as its leader,
@@ -103,24 +140,103 @@ impl RaftHandle {
         if !status.is_leader || status.term != term {
             return Err(ProposeError::NotLeader);
         }
-        self.put(Inbox::ProposeAsLeader(request, term))
+        self.admit()?;
+        self.send_as_client(Inbox::ProposeAsLeader(request, term))
     }
 
-    fn put(&self, message: Inbox) -> Result<(), ProposeError> {
-        if self.committed().0.saturating_sub(self.applied().0) > self.behind_max {
+    /// Puts a membership change on its way into the log; its outcome comes from apply.
+    ///
+    /// # Errors
+    /// See [`propose`](Self::propose).
+    pub fn propose_members(&self, change: ProposedChange) -> Result<(), ProposeError> {
+        self.send_as_client(Inbox::ProposeMembers(change))
+    }
+
+    fn admit(&self) -> Result<(), ProposeError> {
+        match self.committed().0.saturating_sub(self.applied().0) > self.behind_max {
+            true => Err(ProposeError::Overloaded),
+            false => Ok(()),
+        }
+    }
+
+    /// A full queue is an answer, not a wait: the client backs off, memory stays bounded.
+    fn send_as_client(&self, message: Inbox) -> Result<(), ProposeError> {
+        let queued = &self.shared.from_clients;
+        if queued.fetch_add(1, Ordering::Relaxed) >= CLIENT_MESSAGES_MAX {
+            queued.fetch_sub(1, Ordering::Relaxed);
             return Err(ProposeError::Overloaded);
         }
-        // A full queue is an answer, not a wait: the client backs off, memory stays bounded.
-        self.inbox.try_send(message).map_err(|error| match error {
-            TrySendError::Full(_) => ProposeError::Overloaded,
-            TrySendError::Disconnected(_) => ProposeError::Stopped,
+        self.inbox.try_send(message).map_err(|error| {
+            queued.fetch_sub(1, Ordering::Relaxed);
+            match error {
+                TrySendError::Full(_) => ProposeError::Overloaded,
+                TrySendError::Disconnected(_) => ProposeError::Stopped,
+            }
         })
+    }
+
+    /// Takes a message that came from the member `from`. With a full inbox it is dropped: consensus repeats what
+    /// matters.
+    ///
+    /// # Errors
+    /// When no honest member sends this; its connection should be closed.
+    pub fn receive(&self, from: MemberId, bytes: Bytes) -> Result<(), RefusedMessage> {
+        let message = PeerMessage::parse(self.member, from, &bytes).inspect_err(|_| self.count_refused())?;
+        let _ = self.inbox.try_send(Inbox::Message(message));
+        Ok(())
+    }
+
+    /// Takes a snapshot message whose image is prepared.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_snapshot(&self, from: MemberId, bytes: Bytes) -> Result<(), RefusedMessage> {
+        let message = PeerMessage::snapshot(self.member, from, &bytes).inspect_err(|_| self.count_refused())?;
+        let _ = self.inbox.try_send(Inbox::Message(message));
+        Ok(())
+    }
+
+    fn count_refused(&self) {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Messages of peers that were refused.
+    pub fn refused(&self) -> u64 {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// Tells that log entries do not get through to `peer`.
+    pub fn unreachable(&self, peer: MemberId) {
+        let _ = self.inbox.try_send(Inbox::Unreachable(peer));
+    }
+
+    /// Tells that the transfer of a state to `peer` ended.
+    pub fn snapshot_sent(&self, peer: MemberId, delivered: bool) {
+        // Must not get lost: until then the leader sends this peer nothing else.
+        let _ = self.inbox.send(Inbox::SnapshotSent(peer, delivered));
+    }
+
+    /// Hands leadership to `to` if this member leads; [`status`](Self::status) tells when another one does.
+    pub fn transfer_leader(&self, to: MemberId) {
+        let _ = self.inbox.try_send(Inbox::TransferLeader(to));
+    }
+
+    /// Tells apply's decisions on membership changes, in log order and before
+    /// [`set_applied`](Self::set_applied) reaches them.
+    pub fn members_decided(&self, decisions: impl IntoIterator<Item = MembersDecision>) {
+        self.shared.decisions.lock().extend(decisions);
+        let _ = self.inbox.try_send(Inbox::Wake);
+    }
+
+    /// How far everybody is, about a tick ago; empty unless this member leads.
+    pub fn progress(&self) -> Arc<Vec<PeerProgress>> {
+        self.shared.progress.load_full()
     }
 
     /// The index a linearizable read must see applied, confirmed by a quorum; none when that could not be asked.
     pub async fn read_index(&self) -> Option<LogIndex> {
         let (reply, index) = oneshot::channel();
-        self.inbox.try_send(Inbox::ReadIndex(reply)).ok()?;
+        self.send_as_client(Inbox::ReadIndex(reply)).ok()?;
         index.await.ok()
     }
 
@@ -133,7 +249,7 @@ impl RaftHandle {
     pub fn state_saved(&self, snapshot: WalSnapshot, keep: u64) {
         let compact = LogIndex(snapshot.index.0.saturating_sub(keep));
         // Lost when the inbox is full; the next one says more.
-        let _ = self.inbox.try_send(Inbox::Snapshot(snapshot, compact));
+        let _ = self.inbox.try_send(Inbox::StateSaved(snapshot, compact));
     }
 
     /// Called by apply, once everything up to `index` is in the published state.
@@ -170,6 +286,8 @@ pub struct TaskConfig<S> {
     pub behind_max: u64,
     /// Where committed entries go.
     pub sink: S,
+    /// Where messages to other members go.
+    pub peers: Box<dyn PeerSink>,
     /// Called once when consensus cannot go on; the member must stop.
     pub failed: Arc<dyn Fn(String) + Send + Sync>,
 }
@@ -224,7 +342,8 @@ impl RaftTask {
         let shared = Arc::new(Shared::default());
         let (status_sender, status) = watch::channel(RaftStatus::default());
         let behind_max = config.behind_max;
-        let handle = RaftHandle { inbox: inbox.sender, shared: shared.clone(), status, behind_max };
+        let member = node.member();
+        let handle = RaftHandle { member, inbox: inbox.sender, shared: shared.clone(), status, behind_max };
         let failed = config.failed.clone();
         let worker = Worker {
             node,
@@ -233,12 +352,18 @@ impl RaftTask {
             shared,
             status: status_sender,
             sink: config.sink,
-            reads: HashMap::new(),
+            peers: config.peers,
+            reads: ReadQueue::default(),
+            held: VecDeque::new(),
+            ticks: 0,
         };
         let tick = config.tick;
         let thread = std::thread::Builder::new().name("raft".into()).spawn(move || {
-            if let Err(error) = worker.run(tick) {
-                failed(format!("{:#}", anyhow::Error::from(error)));
+            // The library panics where it finds itself in an impossible state. Half a member is worse than none.
+            match catch_unwind(AssertUnwindSafe(|| worker.run(tick))) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failed(format!("{:#}", anyhow::Error::from(error))),
+                Err(_) => failed("consensus panicked".to_owned()),
             }
         })?;
         Ok(Self { handle, thread: Some(thread) })
@@ -266,8 +391,18 @@ struct Worker<S> {
     shared: Arc<Shared>,
     status: watch::Sender<RaftStatus>,
     sink: S,
-    /// Readers waiting for each read request under way; all that ask in one turn share the next request.
-    reads: HashMap<u64, Vec<oneshot::Sender<LogIndex>>>,
+    peers: Box<dyn PeerSink>,
+    reads: ReadQueue<oneshot::Sender<LogIndex>>,
+    /// Proposals that came while nobody led.
+    held: VecDeque<(Instant, Inbox)>,
+    ticks: u64,
+}
+
+/// What one turn took from the inbox.
+#[derive(Default)]
+struct Turn {
+    proposals: Vec<Bytes>,
+    stop: bool,
 }
 
 impl<S: CommitSink> Worker<S> {
@@ -292,7 +427,7 @@ impl<S: CommitSink> Worker<S> {
             stopping = self.take_turn(first)?;
             let now = Instant::now();
             if now >= next_tick {
-                self.node.tick();
+                self.tick(now);
                 // Ticks missed during a pause of the whole process are not made up for: nobody else saw them either.
                 next_tick = now + tick;
             }
@@ -304,50 +439,119 @@ impl<S: CommitSink> Worker<S> {
         Ok(())
     }
 
+    fn tick(&mut self, now: Instant) {
+        self.ticks += 1;
+        self.node.tick();
+        self.reads.retain(|reader| !reader.is_closed());
+        while self.held.front().is_some_and(|(since, _)| now.duration_since(*since) > HELD_FOR) {
+            self.held.pop_front();
+        }
+        let progress = self.node.progress();
+        if !progress.is_empty() || !self.shared.progress.load().is_empty() {
+            self.shared.progress.store(Arc::new(progress));
+        }
+    }
+
     /// Takes everything that waits, up to a bound; tells whether to stop.
     fn take_turn(&mut self, first: Option<Inbox>) -> Result<bool, RaftError> {
-        let mut proposals = Vec::new();
-        let mut led = Vec::new();
-        let mut readers = Vec::new();
-        let mut stop = false;
-        self.node.applied(LogIndex(self.shared.applied.load(Ordering::Acquire)));
-        let Some(first) = first else { return Ok(false) };
-        let inbox = &self.inbox;
-        let rest = std::iter::from_fn(|| inbox.try_recv().ok());
-        for message in std::iter::once(first).chain(rest).take(TURN_MAX) {
-            match message {
-                Inbox::Propose(request) => proposals.push(request),
-                Inbox::ProposeAsLeader(request, term) => led.push((request, term)),
-                Inbox::ReadIndex(reader) => readers.push(reader),
-                Inbox::Persisted(number) => self.node.persisted(number),
-                Inbox::Snapshot(snapshot, compact) => {
-                    self.node.compact(compact);
-                    self.writer.snapshot(snapshot);
+        // In this order: decisions up to what is applied are there once that is.
+        let applied = LogIndex(self.shared.applied.load(Ordering::Acquire));
+        let decisions = std::mem::take(&mut *self.shared.decisions.lock());
+        for decision in decisions {
+            self.node.members_decided(decision)?;
+        }
+        self.node.applied(applied);
+        let mut turn = Turn::default();
+        if self.node.leader().is_some() {
+            for (_, message) in std::mem::take(&mut self.held) {
+                self.take(message, &mut turn)?;
+            }
+        }
+        let mut next = first;
+        for _ in 0..TURN_MAX {
+            let Some(message) = next.or_else(|| self.inbox.try_recv().ok()) else { break };
+            if message.is_of_client() {
+                self.shared.from_clients.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.take(message, &mut turn)?;
+            next = None;
+        }
+        self.propose(turn.proposals);
+        self.ask_for_reads();
+        Ok(turn.stop)
+    }
+
+    fn take(&mut self, message: Inbox, turn: &mut Turn) -> Result<(), RaftError> {
+        let leaderless = self.node.leader().is_none();
+        match message {
+            Inbox::Propose(_) | Inbox::ProposeMembers(_) if leaderless => {
+                if self.held.len() < HELD_MAX {
+                    self.held.push_back((Instant::now(), message));
                 }
-                Inbox::Stop => stop = true,
             }
-        }
-        // Asked right before the proposal: what else came in this turn may have ended the leadership.
-        let term = self.node.is_leader().then(|| self.node.term());
-        proposals.extend(led.into_iter().filter(|(_, led_in)| Some(*led_in) == term).map(|(request, _)| request));
-        if !proposals.is_empty() {
-            // Refused without a leader: the proposers run into their timeout, as they do when a leader is lost.
-            if let Err(error) = self.node.propose(proposals) {
-                tracing::debug!(%error, "proposals dropped");
+            Inbox::Propose(request) => turn.proposals.push(request),
+            Inbox::ProposeAsLeader(request, term) => {
+                if let Err(error) = self.node.propose_in_term(vec![request], term) {
+                    tracing::debug!(%error, "a leader's own proposal dropped");
+                }
             }
+            Inbox::ProposeMembers(change) => {
+                if let Err(error) = self.node.propose_members(&change) {
+                    tracing::debug!(%error, "membership change dropped");
+                }
+            }
+            Inbox::ReadIndex(reader) => self.reads.push(reader),
+            Inbox::Message(message) => {
+                if let Stepped::Refused(reason) = self.node.step(message)? {
+                    self.shared.refused.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(reason, "message of a peer refused");
+                }
+            }
+            Inbox::Unreachable(peer) => self.node.unreachable(peer),
+            Inbox::SnapshotSent(peer, delivered) => self.node.snapshot_sent(peer, delivered),
+            Inbox::TransferLeader(to) => self.node.transfer_leader(to),
+            Inbox::Persisted(number) => self.node.persisted(number),
+            Inbox::StateSaved(snapshot, compact) => {
+                self.node.state_saved(&snapshot, compact);
+                self.writer.snapshot(snapshot);
+            }
+            Inbox::Wake => {}
+            Inbox::Stop => turn.stop = true,
         }
-        if !readers.is_empty() {
+        Ok(())
+    }
+
+    fn propose(&mut self, proposals: Vec<Bytes>) {
+        // Refused with too much under way or during a hand-over: the proposers run into their timeout, as they do when
+        // a leader is lost.
+        if let Err(error) = self.node.propose(proposals) {
+            tracing::debug!(%error, "proposals dropped");
+        }
+    }
+
+    fn ask_for_reads(&mut self) {
+        let era = (self.node.term().0, self.node.leader().map_or(0, |leader| leader.0));
+        if self.reads.wants_request(self.ticks, era) {
             let number = self.node.read_index();
-            self.reads.insert(number, readers);
+            self.reads.sent(number, self.ticks, era);
         }
-        Ok(stop)
     }
 
     /// Does what the node asks for until it asks for nothing more.
     fn drive(&mut self) -> Result<(), RaftError> {
+        if !self.node.is_sole_voter() {
+            // Before anything leaves that lets another member lead.
+            self.shared.reads_are_local.store(false, Ordering::Release);
+        }
         while let Some(step) = self.node.poll()? {
+            if !step.send.is_empty() {
+                self.peers.send(step.send);
+            }
             if let Some(group) = step.persist {
                 self.writer.persist(group);
+            }
+            if let Some(position) = step.install {
+                self.sink.install(position);
             }
             // Readable before apply acknowledges anything from this step.
             self.shared.committed.store(self.node.committed().0, Ordering::Release);
@@ -355,9 +559,10 @@ impl<S: CommitSink> Worker<S> {
                 self.sink.committed(step.committed);
             }
             for (number, index) in step.reads {
-                for reader in self.reads.remove(&number).unwrap_or_default() {
+                for reader in self.reads.confirmed(number) {
                     let _ = reader.send(index);
                 }
+                self.ask_for_reads();
             }
         }
         self.publish_status();
@@ -377,10 +582,6 @@ impl<S: CommitSink> Worker<S> {
             let changed = *current != status;
             *current = status;
             changed
-        });
-        self.reads.retain(|_, readers| {
-            readers.retain(|reader| !reader.is_closed());
-            !readers.is_empty()
         });
     }
 }

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::core::wal::{HardState, WalEntry};
+use crate::core::wal::{HardState, WalEntry, WalSnapshot};
 use crate::pb::walpb;
 use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
@@ -23,7 +23,7 @@ fn node_with(log: Vec<WalEntry>, hard_state: HardState, applied: LogPosition) ->
 
 fn fresh() -> RaftNode {
     let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(1) };
-    node_with(vec![bootstrap_entry(MEMBER, b"{}".to_vec())], hard_state, LogPosition::default())
+    node_with(bootstrap_entries(&[(MEMBER, b"{}".to_vec())]), hard_state, LogPosition::default())
 }
 
 /// Does what the shell does, with a disk that is done at once. Gives what was committed and what was written.
@@ -33,6 +33,12 @@ fn settle(node: &mut RaftNode) -> (Vec<Committed>, Vec<WalEntry>) {
         if let Some(group) = step.persist {
             written.extend(group.entries);
             node.persisted(group.number);
+        }
+        for entry in &step.committed {
+            if matches!(entry.kind, CommittedKind::Members(_)) {
+                let decision = MembersDecision { index: entry.index, accepted: true };
+                node.members_decided(decision).expect("in order");
+            }
         }
         if let Some(last) = step.committed.last() {
             node.applied(last.index);
@@ -64,8 +70,9 @@ fn a_new_log_adds_its_member_first() {
     let mut node = fresh();
     let (committed, _) = settle(&mut node);
     let [first] = committed.as_slice() else { panic!("one entry, not {committed:?}") };
-    let CommittedKind::Members { member, conf_state, .. } = &first.kind else { panic!("a membership change") };
-    assert_eq!((*member, conf_state.voters.as_slice()), (MEMBER, [MEMBER.0].as_slice()));
+    let CommittedKind::Members(change) = &first.kind else { panic!("a membership change") };
+    assert_eq!((change.member, change.kind), (MEMBER, ChangeKind::AddVoter));
+    assert_eq!(node.conf_state().voters, [MEMBER.0]);
 }
 
 #[test]
@@ -96,7 +103,7 @@ fn a_restart_commits_what_the_log_holds_once_it_leads() {
     let (mut node, mut log) = leader();
     node.propose(["a", "b"].map(Bytes::from).to_vec()).expect("a leader takes it");
     log.extend(settle(&mut node).1);
-    log.insert(0, bootstrap_entry(MEMBER, b"{}".to_vec()));
+    log.splice(0..0, bootstrap_entries(&[(MEMBER, b"{}".to_vec())]));
 
     // The commit index is never synced for itself, so the last one is lost.
     let hard_state = HardState { term: node.term(), vote: Some(MEMBER), commit: LogIndex(1) };
@@ -133,7 +140,9 @@ fn compaction_forgets_only_what_it_is_told() {
     node.propose(["a", "b", "c"].map(Bytes::from).to_vec()).expect("a leader takes it");
     settle(&mut node);
     let last = node.committed();
-    node.compact(LogIndex(last.0 - 1));
+    let conf_state = node.conf_state();
+    let saved = WalSnapshot { index: last, term: node.term(), conf_state };
+    node.state_saved(&saved, LogIndex(last.0 - 1));
     node.propose(vec!["d".into()]).expect("a leader takes it");
     assert_eq!(requests(&settle(&mut node).0), [b"d"]);
 }

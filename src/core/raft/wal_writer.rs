@@ -9,8 +9,8 @@ use super::node::PersistGroup;
 use crate::core::wal::{HardState, Wal, WalDisk, WalError, WalSnapshot};
 use crate::types::LogIndex;
 
-/// Groups and marks waiting for the disk. The raft thread gives out one group at a time while it is the only
-/// voter, so the bound only matters for marks; a full queue makes the raft thread wait.
+/// Groups and marks waiting for the disk. The raft thread gives out a few groups at a time, so the bound only matters
+/// for marks; a full queue makes the raft thread wait.
 const QUEUE_MAX: usize = 64;
 
 /// The log could not be written; the member must stop, nothing is retried.
@@ -103,6 +103,9 @@ fn write_all<D: WalDisk>(
         for job in std::iter::once(first).chain(std::iter::from_fn(|| queue.try_recv().ok())) {
             match job {
                 Job::Group(group) => {
+                    if let Some(snapshot) = &group.snapshot {
+                        wal.mark_snapshot(snapshot)?;
+                    }
                     wal.append(&group.entries, group.hard_state.as_ref())?;
                     newest = Some(group.number);
                 }

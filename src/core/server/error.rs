@@ -52,6 +52,8 @@ fn apply_status(error: ApplyError) -> Status {
         ApplyError::Membership(error) => membership_status(error),
         ApplyError::NoSpace => ApiError::NoSpace.into(),
         ApplyError::Corrupt => ApiError::Corrupt.into(),
+        // Never an answer: the member stops.
+        ApplyError::NoImage(_) => ApiError::Stopped.into(),
         ApplyError::Unknown => Status::unimplemented("request kind is not supported by this member"),
     }
 }

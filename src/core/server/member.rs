@@ -20,7 +20,7 @@ use crate::core::cluster::ClusterVersion;
 use crate::core::lease::{LeaseError, LeaseStore, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
 use crate::core::raft::{
-    LogTail, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
+    LogTail, NoPeers, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
 };
 use crate::core::wal::FsDisk;
 use crate::core::watch::CoreWatch;
@@ -155,7 +155,13 @@ impl Member {
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
         let raft_failed = failed.clone();
         let tick = config.heartbeat_interval;
-        let raft_config = TaskConfig::<ApplyQueue> { tick, behind_max: BEHIND_MAX, sink: queue, failed: raft_failed };
+        let raft_config = TaskConfig::<ApplyQueue> {
+            tick,
+            behind_max: BEHIND_MAX,
+            sink: queue,
+            peers: Box::new(NoPeers),
+            failed: raft_failed,
+        };
         let raft = RaftTask::start(node, writer, inbox, raft_config)?;
         raft.handle().set_applied(position.index);
 

@@ -10,6 +10,7 @@ use crate::core::alarm::AlarmStore;
 use crate::core::apply::{ApplyObserver, LeaseFact};
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{EventKind, RevisionEvents};
+use crate::core::raft::MembersDecision;
 use crate::core::watch::CoreWatch;
 use crate::shutdown::Tasks;
 use crate::types::LogIndex;
@@ -44,6 +45,10 @@ impl ApplyObserver for MemberObserver {
 
     fn leases(&mut self, facts: &[LeaseFact]) {
         self.core.leases.apply_facts(facts);
+    }
+
+    fn members_decided(&mut self, decisions: Vec<MembersDecision>) {
+        self.core.raft.members_decided(decisions);
     }
 
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::member::CATCH_UP_ENTRIES;
 use crate::core::backend::{Backend, BackendError, FsStateDisk, LogPosition, StateDisk, Table};
 use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore, Member, cluster_id, member_id};
-use crate::core::raft::bootstrap_entry;
+use crate::core::raft::bootstrap_entries;
 use crate::core::wal::{FsDisk, HardState, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
 use crate::types::{LogIndex, MemberId, Term};
 
@@ -235,11 +235,11 @@ fn first_entry<D: WalDisk>(
 ) -> Result<(), WalError> {
     let member =
         Member { id: id.0, peer_urls: bootstrap.peer_urls.clone(), name: bootstrap.name.clone(), ..Member::default() };
-    let entry = bootstrap_entry(id, member.to_json());
+    let entries = bootstrap_entries(&[(id, member.to_json())]);
     let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(1) };
-    wal.append(std::slice::from_ref(&entry), Some(&hard_state))?;
+    wal.append(&entries, Some(&hard_state))?;
     wal.sync()?;
-    recovered.entries.push(entry);
+    recovered.entries.extend(entries);
     recovered.hard_state = hard_state;
     Ok(())
 }

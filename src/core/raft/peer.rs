@@ -1,0 +1,57 @@
+use bytes::Bytes;
+
+use crate::types::{LogIndex, MemberId};
+
+/// Which connection a message travels on, so that a large one never delays a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Heartbeats, votes and read requests: small, and worthless when late.
+    Control,
+    /// Log entries, their confirmations and forwarded proposals.
+    Append,
+    /// "Here is a state": goes with an image of it.
+    Snapshot,
+}
+
+/// An encoded message for another member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// To whom.
+    pub to: MemberId,
+    /// On which connection.
+    pub lane: Lane,
+    /// What to hand to that member's [`RaftHandle::receive`](super::RaftHandle::receive).
+    pub bytes: Bytes,
+}
+
+/// Where messages to other members go.
+pub trait PeerSink: Send {
+    /// Takes messages; never waits. What does not fit is dropped: consensus repeats what matters.
+    fn send(&mut self, messages: Vec<Outbound>);
+}
+
+/// The sink of a cluster that will always have one member.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPeers;
+
+impl PeerSink for NoPeers {
+    fn send(&mut self, _messages: Vec<Outbound>) {}
+}
+
+/// Why a message of a peer was not let in. Its connection is not to be trusted any further.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("message of a peer refused: {0}")]
+pub struct RefusedMessage(pub(super) String);
+
+/// How far a member has come, as its leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerProgress {
+    /// Which member.
+    pub member: MemberId,
+    /// Its log agrees with the leader's up to here.
+    pub matched: LogIndex,
+    /// Whether it has no vote.
+    pub is_learner: bool,
+    /// Whether it was heard of since the last look for a quorum.
+    pub active: bool,
+}
