@@ -87,7 +87,7 @@ pub(super) fn each<T>(list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -
 }
 
 /// Scheme, host without brackets, port.
-fn split(text: &str) -> Result<(&str, &str, u16), UrlError> {
+pub(super) fn split(text: &str) -> Result<(&str, &str, u16), UrlError> {
     let owned = || text.to_owned();
     if text.is_empty() {
         return Err(UrlError::Empty);

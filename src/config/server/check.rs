@@ -6,16 +6,19 @@ use clap::CommandFactory;
 
 use super::super::flags::{FlagError, Parsed, Variables, parse_flags};
 use super::super::url::{ListenUrl, UrlError, advertised_url, each};
+use super::cluster::{InitialCluster, InitialState};
+use super::others;
 use super::parts::{AutoCompaction, Quota, check_feature_gates};
 use super::raw::RawServerConfig;
-use super::{cluster, others};
 use crate::telemetry::LogConfig;
 
 /// The longest `--election-timeout`, in milliseconds.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
 /// Serving threads nobody needs more of.
 const SERVING_THREADS_MAX: usize = 1024;
-/// Compaction slices and progress intervals when the flag says 0.
+/// What several flags stand for when they say 0.
+const SNAPSHOT_COUNT: u64 = 10_000;
+const CATCH_UP_ENTRIES: u64 = 5000;
 const COMPACTION_BATCH: usize = 1000;
 const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
@@ -31,8 +34,10 @@ pub struct ServerConfig {
     pub data_dir: PathBuf,
     /// Folder of the log: `member/wal` in the data folder unless it has a place of its own.
     pub wal_dir: PathBuf,
-    /// Entries between two checkpoints of the state.
+    /// Entries after which the log may forget what the state on disk covers.
     pub snapshot_count: u64,
+    /// Entries kept in memory behind that.
+    pub snapshot_catchup_entries: u64,
     /// Pause between two heartbeats of a leader; one raft tick.
     pub heartbeat_interval: Duration,
     /// Silence after which a follower stands for election.
@@ -43,12 +48,12 @@ pub struct ServerConfig {
     pub listen_client_urls: Vec<ListenUrl>,
     /// More addresses for `/metrics` and `/health`.
     pub listen_metrics_urls: Vec<ListenUrl>,
-    /// Peer URLs of this member, sorted; part of its id at bootstrap.
-    pub peer_urls: Vec<String>,
+    /// What a member without data starts from.
+    pub initial: InitialCluster,
+    /// Go on alone with the data of a member of a lost cluster.
+    pub force_new_cluster: bool,
     /// Client URLs this member publishes.
     pub advertise_client_urls: Vec<String>,
-    /// Part of the ids at bootstrap.
-    pub initial_cluster_token: String,
     /// Size of the state at which writes are refused.
     pub quota: Quota,
     /// Operations one transaction may hold.
@@ -176,16 +181,15 @@ pub enum ServerConfigError {
     /// `--initial-cluster` without `--name`.
     #[error("couldn't find local name {0:?} in the initial cluster configuration (--name, --initial-cluster)")]
     NotInCluster(String),
-    /// More than this member.
-    #[error("clusters of several members are not supported yet (--initial-cluster names {0})")]
-    SeveralMembers(usize),
     /// An own URL in `--initial-cluster` only.
-    #[error("--initial-cluster has {entry} but missing from --initial-advertise-peer-urls={advertised}")]
+    #[error("--initial-cluster has {entry} but missing from --initial-advertise-peer-urls={advertised} ({reason})")]
     NotAdvertised {
         /// `name=url`.
         entry: String,
         /// The other flag.
         advertised: String,
+        /// What the comparison found.
+        reason: String,
     },
     /// An own URL in `--initial-advertise-peer-urls` only.
     #[error("--initial-advertise-peer-urls has {url} but missing from --initial-cluster={cluster}")]
@@ -194,6 +198,16 @@ pub enum ServerConfigError {
         url: String,
         /// The other flag, own part.
         cluster: String,
+    },
+    /// Own URLs that are the same as text, yet cannot be compared.
+    #[error("failed to resolve {advertised} to match --initial-cluster={cluster} ({reason})")]
+    NotResolved {
+        /// `--initial-advertise-peer-urls`.
+        advertised: String,
+        /// `--initial-cluster`, own part.
+        cluster: String,
+        /// What the comparison found.
+        reason: String,
     },
 }
 
@@ -239,16 +253,14 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         if raw.listen_client_urls.is_some() && raw.advertise_client_urls.is_none() {
             return Err(ServerConfigError::AdvertiseMissing);
         }
-        match raw.initial_cluster_state.as_str() {
-            "new" => {}
-            "existing" => return Err(value("initial-cluster-state", "existing is not supported yet".to_owned())),
+        let state = match raw.initial_cluster_state.as_str() {
+            "new" => InitialState::New,
+            "existing" => InitialState::Existing,
             other => return Err(value("initial-cluster-state", format!("{other:?} is neither new nor existing"))),
-        }
-        let peer_urls = urls("initial-advertise-peer-urls", &raw.initial_advertise_peer_urls, advertised_url)?;
-        let peer_urls = match &raw.initial_cluster {
-            Some(cluster) => cluster::only_member(&raw.name, cluster, &peer_urls)?,
-            None => sorted(peer_urls),
         };
+        let peer_urls = urls("initial-advertise-peer-urls", &raw.initial_advertise_peer_urls, advertised_url)?;
+        let (list, token) = (raw.initial_cluster.as_deref(), &raw.initial_cluster_token);
+        let initial = InitialCluster::parse(&raw.name, list, peer_urls, token, state)?;
         let listen_client_urls = raw.listen_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         let advertise_client_urls = raw.advertise_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         if !(4..=31).contains(&raw.bcrypt_cost) {
@@ -271,9 +283,6 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         if !progress.is_zero() && progress < PROGRESS_INTERVAL_MIN {
             return Err(value("watch-progress-notify-interval", "must be 100ms at least".to_owned()));
         }
-        if raw.snapshot_count == 0 {
-            return Err(value("snapshot-count", "must be >0".to_owned()));
-        }
         if raw.serving_threads > SERVING_THREADS_MAX {
             return Err(value("serving-threads", format!("must be {SERVING_THREADS_MAX} at most")));
         }
@@ -285,7 +294,8 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             wal_dir: raw.wal_dir.unwrap_or_else(|| data_dir.join("member").join("wal")),
             data_dir,
             name: raw.name,
-            snapshot_count: raw.snapshot_count,
+            snapshot_count: or_default(raw.snapshot_count, SNAPSHOT_COUNT),
+            snapshot_catchup_entries: or_default(raw.snapshot_catchup_entries, CATCH_UP_ENTRIES),
             heartbeat_interval: Duration::from_millis(raw.heartbeat_interval),
             election_timeout: Duration::from_millis(raw.election_timeout),
             listen_peer_urls: urls("listen-peer-urls", &raw.listen_peer_urls, str::parse)?,
@@ -294,9 +304,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
                 "" => Vec::new(),
                 list => urls("listen-metrics-urls", list, str::parse)?,
             },
-            peer_urls,
+            initial,
+            force_new_cluster: raw.force_new_cluster,
             advertise_client_urls: urls("advertise-client-urls", advertise_client_urls, advertised_url)?,
-            initial_cluster_token: raw.initial_cluster_token,
             quota: Quota::from_flag(raw.quota_backend_bytes),
             max_txn_ops: usize::try_from(raw.max_txn_ops).unwrap_or(usize::MAX),
             max_request_bytes: usize::try_from(raw.max_request_bytes).unwrap_or(usize::MAX),
@@ -355,11 +365,6 @@ fn names(list: &str) -> Vec<String> {
     list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
-fn sorted(mut list: Vec<String>) -> Vec<String> {
-    list.sort();
-    list
-}
-
 /// In several flags of etcd, zero stands for the default.
 fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
     if value == T::default() { default } else { value }
@@ -384,7 +389,9 @@ mod tests {
         assert_eq!(config.data_dir, PathBuf::from("default.etcd"));
         assert_eq!(config.wal_dir, PathBuf::from("default.etcd/member/wal"));
         assert_eq!(config.listen_client_urls[0].address().to_string(), "127.0.0.1:2379");
-        assert_eq!(config.peer_urls, ["http://localhost:2380"]);
+        assert_eq!(config.initial.own_urls(), ["http://localhost:2380"]);
+        assert_eq!((config.snapshot_count, config.snapshot_catchup_entries), (10_000, 5000));
+        assert_eq!((config.max_learners, config.strict_reconfig_check, config.pre_vote), (1, true, true));
         assert_eq!(config.quota, Quota::Bytes(2 << 30));
         assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
@@ -396,13 +403,19 @@ mod tests {
         let config = parse(
             "-name n1 --quota-backend-bytes -1 --listen-client-urls http://127.0.0.1:1,http://[::1]:2 \
              --advertise-client-urls http://a:1 --serving-threads 3 --max-wals=9 \
-             --initial-cluster n1=http://localhost:2380 --initial-cluster-token tkn",
+             --initial-cluster n1=http://localhost:2380,n2=http://b:1 --initial-cluster-state existing \
+             --initial-cluster-token tkn --force-new-cluster --snapshot-count 0 --snapshot-catchup-entries 0 \
+             --max-learners 3 --strict-reconfig-check=false --pre-vote=false",
         )
         .unwrap();
         assert_eq!(config.data_dir, PathBuf::from("n1.etcd"));
         assert_eq!(config.quota, Quota::Unlimited);
         assert_eq!(config.listen_client_urls.len(), 2);
         assert_eq!(config.serving_threads, 3);
+        assert_eq!((config.initial.state, config.initial.token.as_str()), (InitialState::Existing, "tkn"));
+        assert_eq!(config.initial.members().count(), 2);
+        assert!(config.force_new_cluster && !config.strict_reconfig_check && !config.pre_vote);
+        assert_eq!((config.max_learners, config.snapshot_count, config.snapshot_catchup_entries), (3, 10_000, 5000));
         assert_eq!(config.notices, [Notice::Ignored("max-wals")]);
     }
 
@@ -426,24 +439,6 @@ mod tests {
             (
                 "--listen-peer-urls http://example.com:1",
                 "--listen-peer-urls: expected IP in URL for binding (http://example.com:1)",
-            ),
-            ("--initial-cluster=", "initial cluster unset and no discovery endpoints found (--initial-cluster)"),
-            (
-                "--initial-cluster b=http://localhost:2380 --name n1",
-                "couldn't find local name \"n1\" in the initial cluster configuration (--name, --initial-cluster)",
-            ),
-            (
-                "--initial-cluster default=http://a:1",
-                "--initial-cluster has default=http://a:1 but missing from \
-                 --initial-advertise-peer-urls=http://localhost:2380",
-            ),
-            (
-                "--initial-cluster default=http://localhost:2380,b=http://b:1",
-                "clusters of several members are not supported yet (--initial-cluster names 2)",
-            ),
-            (
-                "--initial-cluster default=http://a:1,b=http://a:1",
-                "--initial-cluster: initial cluster default=http://a:1,b=http://a:1 has duplicate url",
             ),
             ("--cert-file=x --key-file=y", "--cert-file is not supported yet"),
             ("--auto-tls", "--auto-tls is not supported yet"),

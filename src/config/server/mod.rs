@@ -2,14 +2,17 @@
 //!
 //! `raw.rs` mirrors the flags that mean something here, `others.rs` lists those that are accepted without effect or
 //! refused until their feature exists, `check.rs` turns the raw config into [`ServerConfig`], `cluster.rs` knows the
-//! rules of `--initial-cluster`, `parts.rs` the smaller values.
+//! rules of `--initial-cluster`, `same_urls.rs` when two lists of URLs are one, `parts.rs` the smaller values.
 
 mod check;
 mod cluster;
 mod others;
 mod parts;
 mod raw;
+mod same_urls;
 
 pub use check::{Notice, ServerConfig, ServerConfigError, parse_server_config};
+pub use cluster::{InitialCluster, InitialState};
 pub use parts::{AutoCompaction, Quota};
 pub use raw::RawServerConfig;
+pub use same_urls::{Resolve, same_urls};

@@ -19,7 +19,6 @@ const BOOL_ON: Option<bool> = Some(true);
 /// Name, default, and whether it is a boolean.
 const OTHERS: &[(&str, &str, Option<bool>, Fate)] = &[
     // The engine's own.
-    ("snapshot-catchup-entries", "5000", None, Ignored),
     ("max-wals", "5", None, Ignored),
     ("max-snapshots", "5", None, Ignored),
     ("initial-election-tick-advance", "true", BOOL_ON, Ignored),
@@ -105,7 +104,6 @@ const OTHERS: &[(&str, &str, Option<bool>, Fate)] = &[
     ("enable-log-rotation", "false", BOOL, NotSupported),
     ("corrupt-check-time", "0s", None, NotSupported),
     ("compact-hash-check-time", "1m", None, NotSupported),
-    ("force-new-cluster", "false", BOOL, NotSupported),
     // On in etcd; here the JSON gateway does not exist yet, so the value says nothing.
     ("enable-grpc-gateway", "true", BOOL_ON, Ignored),
 ];

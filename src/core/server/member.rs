@@ -6,17 +6,18 @@ use parking_lot::RwLock;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
+use super::bootstrap::BootstrapError;
 use super::core::{Core, Limits, Published};
 use super::lease_clock::{self, LeaseClock};
 use super::metrics::CoreMetrics;
 use super::observer::MemberObserver;
-use super::recover::{Bootstrap, Disks, Layout, Opened, RecoverError, open};
-use super::{auto_compaction, checkpoint};
+use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
+use super::{auto_compaction, bootstrap, checkpoint};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{Applier, ApplierConfig, ApplyQueue, ApplyTask, CompactionPace, Waiters};
 use crate::core::backend::{Backend, BackendError, Checkpointer, Table};
-use crate::core::cluster::ClusterVersion;
+use crate::core::cluster::{ClusterVersion, MembershipError};
 use crate::core::lease::{LeaseError, LeaseStore, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
 use crate::core::raft::{
@@ -33,8 +34,6 @@ use crate::types::{API_VERSION, LogIndex, MemberId};
 const HEARTBEAT_TICKS: usize = 1;
 /// Entries that may be committed and not applied before proposals are refused.
 const BEHIND_MAX: u64 = 5000;
-/// Log entries kept in memory behind the state on disk.
-pub(super) const CATCH_UP_ENTRIES: u64 = 5000;
 /// Whole log segments kept whatever the state on disk covers, as etcd does.
 const SEGMENTS_MIN: usize = 5;
 /// Events kept in memory for watchers, in bytes.
@@ -45,6 +44,9 @@ const START_WAIT: Duration = Duration::from_secs(60);
 /// Why a member did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// What it was to start from.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
     /// Its files.
     #[error(transparent)]
     Recover(#[from] RecoverError),
@@ -96,12 +98,17 @@ impl Member {
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
         let layout = Layout::new(&config.data_dir, &config.wal_dir);
-        let bootstrap = Bootstrap {
-            peer_urls: config.peer_urls.clone(),
-            token: config.initial_cluster_token.clone(),
-            name: config.name.clone(),
+        let disks = Disks::files();
+        layout.check(disks.state.as_ref())?;
+        let first = match layout.wal.exists() {
+            true => None,
+            false => Some(bootstrap::plan(config).await?),
         };
-        let opened = open(&Disks::files(), &layout, &bootstrap)?;
+        let opening = Opening { bootstrap: first.as_ref(), catch_up_entries: config.snapshot_catchup_entries };
+        let opened = open(&disks, &layout, &opening)?;
+        if opened.members.learners().count() > config.max_learners {
+            return Err(BootstrapError::from(MembershipError::TooManyLearners).into());
+        }
         info!(
             member = %opened.metadata.member,
             cluster = %opened.metadata.cluster,
@@ -242,7 +249,12 @@ impl Member {
     fn spawn_keepers(&self, config: &ServerConfig) {
         let (core, tasks) = (&self.core, &self.tasks);
         tasks.spawn(lease_clock::run(core.clone(), config.election_timeout, tasks.clone()));
-        tasks.spawn(checkpoint::run(core.clone(), config.snapshot_count, CATCH_UP_ENTRIES, tasks.clone()));
+        tasks.spawn(checkpoint::run(
+            core.clone(),
+            config.snapshot_count,
+            config.snapshot_catchup_entries,
+            tasks.clone(),
+        ));
         tasks.spawn(auto_compaction::run(core.clone(), config.auto_compaction, tasks.clone()));
     }
 

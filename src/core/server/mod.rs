@@ -1,11 +1,13 @@
 //! The gRPC and HTTP faces of the core, and the member behind them.
 //!
-//! `member.rs` opens the data directory and starts every part of a member; `core.rs` is what all services share:
+//! `member.rs` opens the data directory and starts every part of a member; `bootstrap.rs` finds out who a member without
+//! data is, if need be by asking others over `peer_http.rs`, and `recover.rs` opens the files; `core.rs` is what all services share:
 //! propose, linearizable read, headers. `route.rs` takes a request to its service, one file per service. `error.rs`
 //! alone turns the rooms' errors into statuses. Time enters at `lease_clock.rs` and `auto_compaction.rs`.
 
 mod auth;
 mod auto_compaction;
+mod bootstrap;
 mod checkpoint;
 mod checks;
 mod cluster;
@@ -22,6 +24,7 @@ mod member;
 mod metrics;
 mod observer;
 mod peer;
+mod peer_http;
 mod quota;
 mod recipe_store;
 mod recover;
@@ -35,7 +38,8 @@ pub use self::http::{BrowserRules, HttpFace};
 pub use self::member::{Failed, Member, StartError};
 pub use self::metrics::CoreMetrics;
 pub use self::peer::PeerFace;
+pub use self::peer_http::RunningCluster;
 pub use self::recipe_store::CoreRecipeStore;
-pub use self::recover::{Bootstrap, Disks, Layout, Opened, RecoverError, open as recover};
+pub use self::recover::{Disks, Layout, Opened, Opening, RecoverError, open as recover};
 pub use self::route::Router;
 pub use self::watch::{WatchContext, WatchService};

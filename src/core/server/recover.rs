@@ -1,12 +1,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::member::CATCH_UP_ENTRIES;
+use super::bootstrap::Bootstrap;
 use crate::core::backend::{Backend, BackendError, FsStateDisk, LogPosition, StateDisk, Table};
-use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore, Member, cluster_id, member_id};
-use crate::core::raft::bootstrap_entries;
-use crate::core::wal::{FsDisk, HardState, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
-use crate::types::{LogIndex, MemberId, Term};
+use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore};
+use crate::core::wal::{FsDisk, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
+use crate::types::{LogIndex, MemberId};
 
 /// Bytes of log entries in front of the state that are read for members that are behind, at most.
 const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
@@ -39,6 +38,23 @@ pub enum RecoverError {
     /// The members in the state.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// The log went away while the member started.
+    #[error("there is no log in {path}")]
+    NoLog {
+        /// The log's directory.
+        path: PathBuf,
+    },
+    /// The files of a member that is none any more.
+    #[error(
+        "the member has been permanently removed from the cluster: {member} cannot come back; remove its data directory \
+         {path}, add a member and start it with --initial-cluster-state=existing"
+    )]
+    Removed {
+        /// The member.
+        member: MemberId,
+        /// The data directory.
+        path: PathBuf,
+    },
     /// State without the log that belongs to it.
     #[error(
         "state in {state} reaches index {index}, but the log in {log} ends at {last}: the files do not belong together; \
@@ -107,7 +123,7 @@ impl Layout {
     }
 
     /// Refuses directories that belong to something else, before anything is written.
-    fn check(&self, disk: &dyn StateDisk) -> Result<(), RecoverError> {
+    pub fn check(&self, disk: &dyn StateDisk) -> Result<(), RecoverError> {
         let names = match disk.list(&self.root) {
             Ok(names) => names,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -126,15 +142,13 @@ impl Layout {
     }
 }
 
-/// What a new cluster is made from.
-#[derive(Clone, Debug)]
-pub struct Bootstrap {
-    /// Where the first member is reached by others.
-    pub peer_urls: Vec<String>,
-    /// `--initial-cluster-token`.
-    pub token: String,
-    /// The member's name.
-    pub name: String,
+/// What matters when a member's files are opened, besides the files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opening<'a> {
+    /// What a member without a log starts with.
+    pub bootstrap: Option<&'a Bootstrap>,
+    /// Log entries in front of the state that are kept in memory for members that are behind.
+    pub catch_up_entries: u64,
 }
 
 /// A member's files, opened.
@@ -155,14 +169,14 @@ pub struct Opened<D: WalDisk> {
     pub members: ClusterStore,
 }
 
-/// Opens a member's files, or makes those of a new cluster.
+/// Opens a member's files, or makes the first ones from `bootstrap`.
 ///
 /// # Errors
 /// Names the file or directory and what to do about it.
 pub fn open<D: WalDisk + Clone>(
     disks: &Disks<D>,
     layout: &Layout,
-    bootstrap: &Bootstrap,
+    opening: &Opening<'_>,
 ) -> Result<Opened<D>, RecoverError> {
     layout.check(disks.state.as_ref())?;
     // The state first: opening it takes the lock that keeps a second process out of the directory.
@@ -181,13 +195,12 @@ pub fn open<D: WalDisk + Clone>(
         if position.index > LogIndex(0) {
             return Err(log_behind(LogIndex(0)));
         }
-        let id = member_id(&bootstrap.peer_urls, &bootstrap.token);
-        let metadata = WalMetadata { member: id, cluster: cluster_id(&[id]) };
-        drop(Wal::create(disks.wal.clone(), &layout.wal, metadata)?);
+        let bootstrap = opening.bootstrap.ok_or_else(|| RecoverError::NoLog { path: layout.wal.clone() })?;
+        bootstrap.create_log(&disks.wal, &layout.wal)?;
     }
-    let keep = Keep { entries: CATCH_UP_ENTRIES, bytes: CATCH_UP_BYTES };
+    let keep = Keep { entries: opening.catch_up_entries, bytes: CATCH_UP_BYTES };
     let opened = Wal::open_keeping(disks.wal.clone(), &layout.wal, position, keep);
-    let (mut wal, mut recovered) = opened.map_err(|error| match error {
+    let (wal, mut recovered) = opened.map_err(|error| match error {
         WalError::Superseded { mark, .. } => RecoverError::StateBehindLog {
             state: layout.state.clone(),
             index: position.index,
@@ -201,12 +214,12 @@ pub fn open<D: WalDisk + Clone>(
     if last < position.index {
         return Err(log_behind(last));
     }
-    if position.index == LogIndex(0) && recovered.entries.is_empty() {
-        first_entry(&mut wal, &mut recovered, metadata.member, bootstrap)?;
-    }
     // Commit alone is not synced, and only what is committed gets into the state.
     recovered.hard_state.commit = recovered.hard_state.commit.max(position.index);
     let members = stored_members(&backend)?;
+    if members.is_removed(metadata.member) {
+        return Err(RecoverError::Removed { member: metadata.member, path: layout.root.clone() });
+    }
     let log_base = recovered.base;
     Ok(Opened { wal, metadata, recovered, log_base, backend, position, members })
 }
@@ -223,24 +236,6 @@ fn adopt<D: WalDisk>(disks: &Disks<D>, layout: &Layout, backend: &Backend, has_l
     if let Some(position) = backend.adopt(is_marked)? {
         tracing::warn!(index = %position.index, "finished the installation of a state that a crash had interrupted");
     }
-    Ok(())
-}
-
-/// Every log begins with the entry that adds its first member, committed in term 1.
-fn first_entry<D: WalDisk>(
-    wal: &mut Wal<D>,
-    recovered: &mut Recovered,
-    id: MemberId,
-    bootstrap: &Bootstrap,
-) -> Result<(), WalError> {
-    let member =
-        Member { id: id.0, peer_urls: bootstrap.peer_urls.clone(), name: bootstrap.name.clone(), ..Member::default() };
-    let entries = bootstrap_entries(&[(id, member.to_json())]);
-    let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(1) };
-    wal.append(&entries, Some(&hard_state))?;
-    wal.sync()?;
-    recovered.entries.extend(entries);
-    recovered.hard_state = hard_state;
     Ok(())
 }
 

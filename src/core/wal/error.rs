@@ -96,7 +96,7 @@ pub enum WalError {
 }
 
 impl WalError {
-    pub(super) fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Self {
+    pub(in crate::core) fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io { doing, path: path.into(), source: Arc::new(source) }
     }
 }

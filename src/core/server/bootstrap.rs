@@ -1,0 +1,378 @@
+use std::net::{IpAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::peer_http::{RunningCluster, fetch_cluster, fetch_cluster_version};
+use crate::config::{InitialCluster, InitialState, Resolve, ServerConfig, ServerConfigError, same_urls};
+use crate::core::cluster::{AddContext, ClusterVersion, Member, MembershipError, cluster_id, member_id};
+use crate::core::raft::bootstrap_entries;
+use crate::core::wal::{HardState, Wal, WalDisk, WalEntry, WalError, WalMetadata};
+use crate::types::{API_VERSION, MemberId};
+
+/// How long members of a new cluster may take to tell that this one is known to them.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a running cluster may take to tell who belongs to it.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a host name may stay unknown.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
+const RESOLVE_RETRY: Duration = Duration::from_secs(1);
+
+/// Why a member without data does not start. The texts are etcd's.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The flags do not fit together.
+    #[error(transparent)]
+    Config(#[from] ServerConfigError),
+    /// Two first members would have one id.
+    #[error("member exists with identical ID {0}")]
+    SameId(MemberId),
+    /// The cluster knows this member with its client URLs, so it had data once.
+    #[error(
+        "member {0} has already been bootstrapped; its data directory is gone or another one: remove the member from \
+         the cluster, add it again and start it with --initial-cluster-state=existing"
+    )]
+    AlreadyBootstrapped(MemberId),
+    /// Nobody tells who belongs to the cluster.
+    #[error(
+        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs ({0})"
+    )]
+    NoAnswer(String),
+    /// The list of the cluster is another.
+    #[error("error validating peerURLs {cluster}: {reason}")]
+    OtherMembers {
+        /// What the cluster says.
+        cluster: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// No member runs a version this one can work with, or one runs a later one.
+    #[error("incompatible with current running cluster")]
+    Incompatible,
+    /// More learners than `--max-learners`.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// A thread that looks up names ended.
+    #[error("host names could not be looked up")]
+    Resolver,
+}
+
+/// What a member without a log starts with.
+#[derive(Clone, Debug)]
+pub struct Bootstrap {
+    /// Who it is.
+    pub metadata: WalMetadata,
+    /// All members of a new cluster, by id; none when the cluster runs already, since the log then comes from there.
+    pub first: Vec<Member>,
+    /// Members of a running cluster: where a member that knows nobody yet finds the others.
+    pub running: Vec<Member>,
+}
+
+impl Bootstrap {
+    /// The beginning of a cluster, the same on all its first members.
+    ///
+    /// # Errors
+    /// When two members have the same URLs.
+    pub fn new_cluster(initial: &InitialCluster) -> Result<Self, BootstrapError> {
+        let mut first: Vec<Member> = initial
+            .members()
+            .map(|(name, urls)| Member {
+                id: member_id(urls, &initial.token).0,
+                name: name.to_owned(),
+                peer_urls: urls.to_vec(),
+                ..Member::default()
+            })
+            .collect();
+        first.sort_by_key(|member| member.id);
+        if let Some(pair) = first.windows(2).find(|pair| pair[0].id == pair[1].id) {
+            return Err(BootstrapError::SameId(pair[0].member_id()));
+        }
+        let ids: Vec<MemberId> = first.iter().map(Member::member_id).collect();
+        let member = member_id(initial.own_urls(), &initial.token);
+        Ok(Self { metadata: WalMetadata { member, cluster: cluster_id(&ids) }, first, running: Vec::new() })
+    }
+
+    /// The place that a running cluster keeps for this member.
+    ///
+    /// # Errors
+    /// When its list is not that of `--initial-cluster`.
+    pub fn joining(
+        initial: &InitialCluster,
+        cluster: RunningCluster,
+        max_learners: usize,
+        resolve: Resolve<'_>,
+    ) -> Result<Self, BootstrapError> {
+        let other = |reason: String| BootstrapError::OtherMembers { cluster: cluster.to_string(), reason };
+        if cluster.members.len() != initial.members().count() {
+            return Err(other("member count is unequal".to_owned()));
+        }
+        let mut own = None;
+        for member in &cluster.members {
+            let mut last_error = String::new();
+            let listed = initial.members().find(|(_, urls)| match same_urls(&member.peer_urls, urls, resolve) {
+                Ok(()) => true,
+                Err(error) => {
+                    last_error = error;
+                    false
+                }
+            });
+            let Some((name, _)) = listed else {
+                let (id, urls) = (member.member_id(), &member.peer_urls);
+                return Err(other(format!(
+                    "PeerURLs: no match found for existing member ({id}, [{}]), last resolver error ({last_error})",
+                    urls.join(" ")
+                )));
+            };
+            if name == initial.name {
+                own = Some(member.member_id());
+            }
+        }
+        let Some(own) = own else {
+            return Err(other(format!("no member has the peer URLs of {:?}", initial.name)));
+        };
+        if cluster.members.iter().filter(|member| member.is_learner).count() > max_learners {
+            return Err(MembershipError::TooManyLearners.into());
+        }
+        let running = cluster.members.into_iter().filter(|member| member.member_id() != own).collect();
+        Ok(Self { metadata: WalMetadata { member: own, cluster: cluster.id }, first: Vec::new(), running })
+    }
+
+    /// Makes the log. That of a new cluster begins with an entry that adds each first member, committed in term 1.
+    ///
+    /// It gets its name when all of this is durable: a log without entries means a member that joins.
+    ///
+    /// # Errors
+    /// There is a log already, or the disk refuses.
+    pub fn create_log<D: WalDisk + Clone>(&self, disk: &D, dir: &Path) -> Result<(), WalError> {
+        if disk.exists(dir).map_err(|source| WalError::io("look for", dir, source))? {
+            return Err(WalError::Exists { dir: dir.into() });
+        }
+        let mut made_as = dir.as_os_str().to_os_string();
+        made_as.push(".first");
+        let made_as = PathBuf::from(made_as);
+        disk.remove(&made_as).map_err(|source| WalError::io("remove", &made_as, source))?;
+        let mut wal = Wal::create(disk.clone(), &made_as, self.metadata)?;
+        let entries = self.entries();
+        if let Some(last) = entries.last() {
+            let committed = HardState { term: last.term, vote: None, commit: last.index };
+            wal.append(&entries, Some(&committed))?;
+            wal.sync()?;
+        }
+        drop(wal);
+        disk.rename(&made_as, dir).map_err(|source| WalError::io("rename", dir, source))?;
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        disk.sync_dir(parent).map_err(|source| WalError::io("sync", parent, source))
+    }
+
+    fn entries(&self) -> Vec<WalEntry> {
+        let context = |member: &Member| AddContext::add(member.clone(), 0).to_json();
+        bootstrap_entries(&self.first.iter().map(|member| (member.member_id(), context(member))).collect::<Vec<_>>())
+    }
+}
+
+/// Finds out what a member without data starts with; asks the others.
+///
+/// # Errors
+/// See [`BootstrapError`]; nothing on disk has changed.
+pub async fn plan(config: &ServerConfig) -> Result<Bootstrap, BootstrapError> {
+    let initial = config.initial.clone();
+    blocking(move || initial.check(&resolver()).map_err(BootstrapError::from)).await?;
+    match config.initial.state {
+        InitialState::New => {
+            let bootstrap = Bootstrap::new_cluster(&config.initial)?;
+            refuse_second_life(&config.initial, bootstrap.metadata.member).await?;
+            Ok(bootstrap)
+        }
+        InitialState::Existing => join(config).await,
+    }
+}
+
+/// A cluster that knows our client URLs has seen us run: starting without data would break what we acknowledged.
+async fn refuse_second_life(initial: &InitialCluster, member: MemberId) -> Result<(), BootstrapError> {
+    let asked = initial.other_urls().into_iter().map(|url| fetch_cluster(url, ASK_TIMEOUT));
+    for cluster in futures::future::join_all(asked).await.into_iter().flatten() {
+        let known = cluster.members.iter().find(|known| known.member_id() == member);
+        if known.is_some_and(|known| !known.client_urls.is_empty()) {
+            return Err(BootstrapError::AlreadyBootstrapped(member));
+        }
+    }
+    Ok(())
+}
+
+async fn join(config: &ServerConfig) -> Result<Bootstrap, BootstrapError> {
+    let cluster = running_cluster(&config.initial).await.map_err(BootstrapError::NoAnswer)?;
+    let (initial, max_learners) = (config.initial.clone(), config.max_learners);
+    let bootstrap = blocking(move || Bootstrap::joining(&initial, cluster, max_learners, &resolver())).await?;
+    let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
+    let asked = bootstrap.running.iter().map(|member| fetch_cluster_version(member, timeout));
+    let versions: Vec<ClusterVersion> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+    if is_compatible(&versions) { Ok(bootstrap) } else { Err(BootstrapError::Incompatible) }
+}
+
+/// The members of the cluster as the first of them that answers tells it.
+///
+/// # Errors
+/// What each of them said instead.
+pub async fn running_cluster(initial: &InitialCluster) -> Result<RunningCluster, String> {
+    let urls = initial.other_urls();
+    let asked = urls.into_iter().map(|url| Box::pin(fetch_cluster(url, FETCH_TIMEOUT)));
+    let mut asked: Vec<_> = asked.collect();
+    let mut reasons = Vec::new();
+    while !asked.is_empty() {
+        let (answer, _, rest) = futures::future::select_all(asked).await;
+        match answer {
+            Ok(cluster) => return Ok(cluster),
+            Err(reason) => {
+                warn!(reason, "peer did not tell who belongs to the cluster");
+                reasons.push(reason);
+            }
+        }
+        asked = rest;
+    }
+    Err(reasons.join("; "))
+}
+
+/// At least one member has a cluster version we know, and none a later one.
+fn is_compatible(versions: &[ClusterVersion]) -> bool {
+    let ours = ClusterVersion::parse(API_VERSION).unwrap_or(ClusterVersion::LOWEST);
+    !versions.is_empty() && versions.iter().all(|version| (ClusterVersion::LOWEST..=ours).contains(version))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BootstrapError> + Send + 'static,
+) -> Result<T, BootstrapError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(BootstrapError::Resolver))
+}
+
+/// Asks the system for addresses, and again as long as all look-ups together took less than the limit: at the start
+/// of a machine the name service may come up later than we do.
+fn resolver() -> impl Fn(&str) -> Result<IpAddr, String> {
+    let deadline = Instant::now() + RESOLVE_TIMEOUT;
+    move |host| {
+        loop {
+            let found = (host, 0).to_socket_addrs().map(|mut all| all.next().map(|address| address.ip()));
+            let error = match found {
+                Ok(Some(address)) => return Ok(address),
+                Ok(None) => format!("lookup {host}: no address"),
+                Err(error) => format!("lookup {host}: {error}"),
+            };
+            if Instant::now() + RESOLVE_RETRY >= deadline {
+                return Err(error);
+            }
+            warn!(error, "host name of a peer URL is unknown; looking it up again");
+            std::thread::sleep(RESOLVE_RETRY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::config::{Variables, parse_server_config};
+    use crate::types::ClusterId;
+
+    fn config(flags: &str) -> ServerConfig {
+        let args: Vec<OsString> = flags.split_whitespace().map(OsString::from).collect();
+        parse_server_config(&args, &Variables::none()).expect("good flags")
+    }
+
+    fn nowhere(host: &str) -> Result<IpAddr, String> {
+        Err(format!("lookup {host}: no such host"))
+    }
+
+    const THREE: &str = "--initial-cluster infra1=http://127.0.0.1:12380,infra2=http://127.0.0.1:22380,\
+                         infra3=http://127.0.0.1:32380 --initial-cluster-token etcd-cluster-1";
+
+    #[test]
+    fn first_members_agree_on_all_ids() {
+        for (name, own) in [("infra1", 0x8211_f1d0_f64f_3269), ("infra2", 0x91bc_3c39_8fb3_c146)] {
+            let bootstrap = Bootstrap::new_cluster(&config(&format!("--name {name} {THREE}")).initial).expect("right");
+            assert_eq!(bootstrap.metadata.member, MemberId(own));
+            assert_eq!(bootstrap.metadata.cluster, ClusterId(0xef37_ad9d_c622_a7c4));
+            let names: Vec<_> = bootstrap.first.iter().map(|member| member.name.as_str()).collect();
+            assert_eq!(names, ["infra1", "infra2", "infra3"], "by id");
+            assert!(bootstrap.first.iter().all(|member| member.client_urls.is_empty() && !member.is_learner));
+        }
+    }
+
+    /// A cluster whose members have these URLs; a learner's begin with `?`.
+    fn running(urls: &[&str]) -> RunningCluster {
+        let member = |(id, url): (u64, &&str)| Member {
+            id,
+            peer_urls: url.trim_start_matches('?').split('+').map(str::to_owned).collect(),
+            is_learner: url.starts_with('?'),
+            ..Member::default()
+        };
+        RunningCluster { id: ClusterId(0xabc), members: (0xa..).zip(urls).map(member).collect() }
+    }
+
+    fn check_join(urls: &[&str], max_learners: usize, expected: &str) {
+        let initial =
+            config("--name b --initial-cluster a=http://10.0.0.1:1,b=http://10.0.0.2:1,b=http://10.0.0.2:2").initial;
+        let seen = match Bootstrap::joining(&initial, running(urls), max_learners, &nowhere) {
+            Ok(bootstrap) => {
+                assert!(bootstrap.first.is_empty(), "the log comes from the others");
+                let others: Vec<_> = bootstrap.running.iter().map(|member| member.member_id().to_string()).collect();
+                format!("{} of {}, others {}", bootstrap.metadata.member, bootstrap.metadata.cluster, others.join(" "))
+            }
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_running_cluster_gives_the_ids() {
+        let own = "http://10.0.0.2:2+http://10.0.0.2:1";
+        check_join(&["http://10.0.0.1:1", own], 1, "b of abc, others a");
+        check_join(&[own, "http://10.0.0.1:1"], 1, "a of abc, others b");
+        check_join(&["http://10.0.0.1:1", &format!("?{own}")], 1, "b of abc, others a");
+        check_join(&["http://10.0.0.1:1", &format!("?{own}")], 0, "membership: too many learner members in cluster");
+    }
+
+    #[test]
+    fn a_running_cluster_of_others_is_refused() {
+        check_join(
+            &["http://10.0.0.1:1"],
+            1,
+            "error validating peerURLs {ClusterID:abc Members:[{ID:a PeerURLs:[http://10.0.0.1:1] IsLearner:false \
+             Name: ClientURLs:[]}]}: member count is unequal",
+        );
+        check_join(
+            &["http://10.0.0.1:1", "http://10.0.0.9:1"],
+            1,
+            "error validating peerURLs {ClusterID:abc Members:[{ID:a PeerURLs:[http://10.0.0.1:1] IsLearner:false \
+             Name: ClientURLs:[]} {ID:b PeerURLs:[http://10.0.0.9:1] IsLearner:false Name: ClientURLs:[]}]}: PeerURLs: \
+             no match found for existing member (b, [http://10.0.0.9:1]), last resolver error \
+             (len([\"http://10.0.0.9:1\"]) != len([\"http://10.0.0.2:1\", \"http://10.0.0.2:2\"]))",
+        );
+    }
+
+    #[test]
+    fn versions_must_fit() {
+        let check = |versions: &[&str], expected| {
+            let versions: Vec<_> = versions.iter().filter_map(|text| ClusterVersion::parse(text)).collect();
+            assert_eq!(is_compatible(&versions), expected, "{versions:?}");
+        };
+        check(&["3.7.0"], true);
+        check(&["3.7.0", "3.0.0"], true);
+        check(&["not_decided"], false);
+        check(&["3.7.0", "3.8.0"], false);
+        check(&["3.7.0", "2.3.0"], false);
+    }
+
+    #[tokio::test]
+    async fn nobody_answers() {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("address").port();
+        let flags = format!(
+            "--initial-cluster default=http://localhost:2380,b=http://127.0.0.1:{port} --initial-cluster-state "
+        );
+        let error = plan(&config(&(flags.clone() + "existing"))).await.expect_err("nobody there");
+        let text =
+            "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs";
+        assert!(error.to_string().starts_with(text), "{error}");
+        plan(&config(&(flags + "new"))).await.expect("the others may come later");
+    }
+}

@@ -1,0 +1,98 @@
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+
+use crate::core::cluster::{ClusterVersion, Member};
+use crate::types::ClusterId;
+
+/// Longest answer that is read; a list of members has some kilobytes.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Who belongs to a cluster, as one of its members tells it on its peer port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningCluster {
+    /// The cluster.
+    pub id: ClusterId,
+    /// Its members, by id.
+    pub members: Vec<Member>,
+}
+
+/// As it stands in etcd's messages.
+impl fmt::Display for RunningCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let one = |member: &Member| {
+            let Member { peer_urls, is_learner, name, client_urls, .. } = member;
+            let (id, peers, clients) = (member.member_id(), peer_urls.join(" "), client_urls.join(" "));
+            format!("{{ID:{id} PeerURLs:[{peers}] IsLearner:{is_learner} Name:{name} ClientURLs:[{clients}]}}")
+        };
+        let members: Vec<String> = self.members.iter().map(one).collect();
+        write!(f, "{{ClusterID:{} Members:[{}]}}", self.id, members.join(" "))
+    }
+}
+
+/// Asks the member behind a peer URL who belongs to its cluster.
+///
+/// # Errors
+/// For people: the URL and what came instead of an answer.
+pub(super) async fn fetch_cluster(url: &str, timeout: Duration) -> Result<RunningCluster, String> {
+    let (headers, body) = get(&format!("{url}/members"), timeout).await?;
+    let wrong = |what: String| format!("{url}/members: {what}");
+    let mut members: Vec<Member> = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
+    let id = headers.get("x-etcd-cluster-id").and_then(|id| id.to_str().ok());
+    let id = id.and_then(|id| u64::from_str_radix(id, 16).ok()).ok_or_else(|| wrong("no cluster id".to_owned()))?;
+    if members.is_empty() {
+        return Err(wrong("failed to get raft cluster member(s) from the given URLs".to_owned()));
+    }
+    members.sort_by_key(|member| member.id);
+    Ok(RunningCluster { id: ClusterId(id), members })
+}
+
+/// The cluster version as a member sees it; none when it does not answer, or does not know it yet.
+pub(super) async fn fetch_cluster_version(member: &Member, timeout: Duration) -> Option<ClusterVersion> {
+    #[derive(serde::Deserialize)]
+    struct Versions {
+        etcdcluster: String,
+    }
+    for url in &member.peer_urls {
+        let versions = match get(&format!("{url}/version"), timeout).await {
+            Ok((_, body)) => serde_json::from_slice::<Versions>(&body).ok(),
+            Err(reason) => {
+                tracing::warn!(reason, "peer did not tell its version");
+                None
+            }
+        };
+        if let Some(versions) = versions {
+            return ClusterVersion::parse(&versions.etcdcluster);
+        }
+    }
+    None
+}
+
+/// One GET. Redirects are not followed: a peer never sends one.
+async fn get(address: &str, timeout: Duration) -> Result<(HeaderMap, Bytes), String> {
+    let wrong = |what: &dyn fmt::Display| format!("{address}: {what}");
+    if !address.starts_with("http://") {
+        return Err(wrong(&"only http peer URLs are supported yet"));
+    }
+    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http::<Empty<Bytes>>();
+    let request = Request::get(address).body(Empty::new()).map_err(|error| wrong(&error))?;
+    let answer = async {
+        let (parts, body) = client.request(request).await.map_err(|error| wrong(&root(&error)))?.into_parts();
+        if parts.status != StatusCode::OK {
+            return Err(wrong(&parts.status));
+        }
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| wrong(&error))?;
+        Ok((parts.headers, body.to_bytes()))
+    };
+    tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| Err(wrong(&"no answer in time")))
+}
+
+/// What it comes down to, which is at the end of the chain.
+fn root<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
+}
