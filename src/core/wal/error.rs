@@ -96,7 +96,8 @@ pub enum WalError {
 }
 
 impl WalError {
-    pub(in crate::core) fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Self {
+    /// What the disk answered, to what.
+    pub fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io { doing, path: path.into(), source: Arc::new(source) }
     }
 }
