@@ -161,12 +161,7 @@ impl Applier {
 
     /// Decides on a membership change, and answers with the members there are then.
     fn change_members(&mut self, change: &ProposedChange, changes: &mut Vec<Change>) -> Outcome {
-        let action = match change.kind {
-            ChangeKind::AddVoter => MembersAction::AddVoter,
-            ChangeKind::AddLearner => MembersAction::AddLearner,
-            ChangeKind::Remove => MembersAction::Remove,
-            ChangeKind::Update => MembersAction::Update,
-        };
+        let action = MembersAction::from(change.kind);
         let member = change.member;
         match self.cluster.decide(action, member, &change.context) {
             Ok(rows) => {
@@ -324,6 +319,18 @@ impl Applier {
                 None => Vec::new(),
             },
             Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// Consensus and the members each have their own word for it, and neither room names the other.
+impl From<ChangeKind> for MembersAction {
+    fn from(kind: ChangeKind) -> Self {
+        match kind {
+            ChangeKind::AddVoter => Self::AddVoter,
+            ChangeKind::AddLearner => Self::AddLearner,
+            ChangeKind::Remove => Self::Remove,
+            ChangeKind::Update => Self::Update,
         }
     }
 }

@@ -53,7 +53,12 @@ impl ProposedChange {
         entry
     }
 
-    /// Reads an entry of the log.
+    /// Reads an entry of the log; none when it changes no members.
+    pub fn read(entry: &WalEntry) -> Option<Self> {
+        (entry.kind == WalEntryKind::ConfChange).then(|| Self::from_entry(&entry.data)).flatten()
+    }
+
+    /// Reads the data of such an entry.
     pub(super) fn from_entry(data: &[u8]) -> Option<Self> {
         let change = walpb::ConfChange::decode(data).ok()?;
         let kind = match walpb::ConfChangeType::try_from(change.r#type.unwrap_or(0)).ok()? {

@@ -104,7 +104,11 @@ impl Member {
             true => None,
             false => Some(bootstrap::plan(config).await?),
         };
-        let opening = Opening { bootstrap: first.as_ref(), catch_up_entries: config.snapshot_catchup_entries };
+        let opening = Opening {
+            bootstrap: first.as_ref(),
+            catch_up_entries: config.snapshot_catchup_entries,
+            alone: config.force_new_cluster.then(|| config.initial.own_urls()),
+        };
         let opened = open(&disks, &layout, &opening)?;
         if opened.members.learners().count() > config.max_learners {
             return Err(BootstrapError::from(MembershipError::TooManyLearners).into());

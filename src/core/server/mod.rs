@@ -13,6 +13,7 @@ mod checks;
 mod cluster;
 mod core;
 mod error;
+mod force;
 mod gauges;
 mod health;
 mod http;

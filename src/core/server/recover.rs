@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bootstrap::Bootstrap;
+use super::force::go_alone;
 use crate::core::backend::{Backend, BackendError, FsStateDisk, LogPosition, StateDisk, Table};
 use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore};
 use crate::core::wal::{FsDisk, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
@@ -54,6 +55,14 @@ pub enum RecoverError {
         member: MemberId,
         /// The data directory.
         path: PathBuf,
+    },
+    /// The same, with the wish to go on alone.
+    #[error(
+        "member {member} has been permanently removed from the cluster: --force-new-cluster needs one that was not"
+    )]
+    RemovedAlone {
+        /// The member.
+        member: MemberId,
     },
     /// State without the log that belongs to it.
     #[error(
@@ -149,6 +158,8 @@ pub struct Opening<'a> {
     pub bootstrap: Option<&'a Bootstrap>,
     /// Log entries in front of the state that are kept in memory for members that are behind.
     pub catch_up_entries: u64,
+    /// Own peer URLs of a member that goes on alone, whatever became of its cluster.
+    pub alone: Option<&'a [String]>,
 }
 
 /// A member's files, opened.
@@ -200,7 +211,7 @@ pub fn open<D: WalDisk + Clone>(
     }
     let keep = Keep { entries: opening.catch_up_entries, bytes: CATCH_UP_BYTES };
     let opened = Wal::open_keeping(disks.wal.clone(), &layout.wal, position, keep);
-    let (wal, mut recovered) = opened.map_err(|error| match error {
+    let (mut wal, mut recovered) = opened.map_err(|error| match error {
         WalError::Superseded { mark, .. } => RecoverError::StateBehindLog {
             state: layout.state.clone(),
             index: position.index,
@@ -219,6 +230,9 @@ pub fn open<D: WalDisk + Clone>(
     let members = stored_members(&backend)?;
     if members.is_removed(metadata.member) {
         return Err(RecoverError::Removed { member: metadata.member, path: layout.root.clone() });
+    }
+    if let Some(own_urls) = opening.alone.filter(|_| has_log) {
+        go_alone(&mut wal, &mut recovered, &members, position, own_urls)?;
     }
     let log_base = recovered.base;
     Ok(Opened { wal, metadata, recovered, log_base, backend, position, members })
