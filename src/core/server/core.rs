@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,12 +11,14 @@ use tokio::time::{Instant, timeout_at};
 use super::error::Failure;
 use super::lease_clock::LeaseClock;
 use super::metrics::CoreMetrics;
+use super::renewals::Renewals;
 use crate::api_error::ApiError;
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{Applied, ApplyHandle, Outcome, Waiters};
 use crate::core::backend::Backend;
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{Snapshot, StoreReader};
+use crate::core::peer::PeerTransport;
 use crate::core::raft::{ProposeError, RaftHandle};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::InternalRaftRequest;
@@ -78,6 +80,10 @@ pub struct Core {
     pub published: Arc<Published>,
     /// Leases and their deadlines.
     pub leases: Arc<LeaseClock>,
+    /// Keep-alives of all streams.
+    pub renewals: Renewals,
+    /// The other members; set once the transport runs.
+    pub peers: OnceLock<PeerTransport>,
     /// State on disk, for maintenance calls.
     pub backend: Backend,
     /// Apply's side of compactions.

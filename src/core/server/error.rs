@@ -5,6 +5,7 @@ use crate::core::apply::ApplyError;
 use crate::core::cluster::MembershipError;
 use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
+use crate::core::peer::CallError;
 use crate::core::raft::ProposeError;
 
 /// Why a request to this member failed, before it becomes a status.
@@ -22,6 +23,9 @@ pub enum Failure {
     /// The request could not be proposed.
     #[error(transparent)]
     Propose(#[from] ProposeError),
+    /// Another member could not answer.
+    #[error(transparent)]
+    Peer(#[from] CallError),
     /// Nobody took the proposal in time: there is no leader.
     #[error("context deadline exceeded")]
     Deadline,
@@ -39,6 +43,9 @@ impl From<Failure> for Status {
             Failure::Propose(ProposeError::Overloaded) => ApiError::TooManyRequests.into(),
             Failure::Propose(ProposeError::NotLeader) => ApiError::LeaderChanged.into(),
             Failure::Propose(ProposeError::Stopped) => ApiError::Stopped.into(),
+            Failure::Peer(CallError::Failed(failure)) => Status::new(failure.code, failure.text),
+            Failure::Peer(CallError::Stopped) => ApiError::Stopped.into(),
+            Failure::Peer(error) => Status::new(error.code(), error.to_string()),
             Failure::Deadline => Status::deadline_exceeded("context deadline exceeded"),
             Failure::Other(text) => Status::unknown(text),
         }

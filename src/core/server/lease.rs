@@ -2,20 +2,21 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::Stream;
+use prost::Message;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::core::Core;
 use super::error::Failure;
-use super::lease_clock::checkpoint_request;
+use super::lease_leader::{Renewal, TIME_TO_LIVE, ask};
 use super::quota;
 use crate::api_error::ApiError;
 use crate::core::apply::{Applied, LEASE_COST_BYTES};
 use crate::core::lease::RenewError;
 use crate::pb::etcdserverpb::lease_server::Lease;
 use crate::pb::etcdserverpb::*;
-use crate::types::{LeaseId, Term};
+use crate::types::LeaseId;
 
 /// How long a renewal waits for the revocation of a lease that has run out.
 const REVOKE_WAIT: Duration = Duration::from_secs(7);
@@ -70,26 +71,12 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let request = request.into_inner();
-        self.core.linearizable().await?;
-        let id = LeaseId(request.id);
-        let mut answer = LeaseTimeToLiveResponse {
-            header: Some(self.core.header_now()),
-            id: request.id,
-            ttl: -1,
-            ..Default::default()
-        };
-        let term = leading(&self.core)?;
-        let store = self.core.leases.store.read();
-        if let Some(lease) = store.get(id) {
-            answer.granted_ttl = lease.granted_ttl;
-            let left = self.core.leases.remaining(id, term).map_err(|_| ApiError::LeaderChanged)?;
-            answer.ttl = left.map_or(0, |left| left.as_secs() as i64);
-            if request.keys {
-                answer.keys = store.keys(id).map(Bytes::copy_from_slice).collect();
-            }
-        }
-        drop(store);
+        let core = &self.core;
+        let deadline = Instant::now() + core.limits.request_timeout;
+        let answer = ask(core.as_ref(), TIME_TO_LIVE, request.get_ref().encode_to_vec().into(), deadline).await?;
+        let mut answer = LeaseTimeToLiveResponse::decode(answer)
+            .map_err(|error| Status::internal(format!("unreadable answer of the leader: {error}")))?;
+        answer.header = Some(core.header_now());
         Ok(Response::new(answer))
     }
 
@@ -117,30 +104,37 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
 async fn renew(core: &Core, id: LeaseId) -> Result<LeaseKeepAliveResponse, Status> {
     // Filled first: its revision is never newer than the renewal.
     let header = Some(core.header_now());
-    let term = leading(core)?;
-    core.linearizable().await?;
-    let renewed = core.leases.renew(&[id], term).map_err(|_| ApiError::LeaderChanged)?.remove(0);
-    let ttl = match renewed {
-        Ok(renewed) => {
-            if renewed.clear_checkpoint {
-                core.propose_as_leader(checkpoint_request([(id, 0)]), term).await?;
-            }
-            core.metrics.lease.renewed.inc();
-            renewed.ttl
-        }
-        Err(RenewError::NotFound(_)) => 0,
-        Err(RenewError::Expired(_)) => {
+    let renewal = match renew_alone(core, id) {
+        Some(renewal) => renewal,
+        None => core.renewals.renew(id, Instant::now() + core.limits.request_timeout).await?,
+    };
+    let ttl = match renewal {
+        Renewal::Renewed(ttl) => ttl,
+        Renewal::Gone => 0,
+        Renewal::RunOut => {
             wait_for_revocation(core, id).await?;
             0
         }
-        Err(RenewError::NotPrimary) => return Err(ApiError::NoLeader.into()),
     };
     Ok(LeaseKeepAliveResponse { header, id: id.0, ttl })
 }
 
-/// The term this member leads in; only the leader knows deadlines.
-fn leading(core: &Core) -> Result<Term, ApiError> {
-    (*core.leases.leading().borrow()).ok_or(ApiError::NoLeader)
+/// The only voter needs no confirmation and nobody to ask, unless a checkpoint must be cleared.
+fn renew_alone(core: &Core, id: LeaseId) -> Option<Renewal> {
+    if !core.raft.reads_are_local() {
+        return None;
+    }
+    let term = (*core.leases.leading().borrow())?;
+    match core.leases.renew(&[id], term).ok()?.pop()? {
+        Ok(renewed) if renewed.clear_checkpoint => None,
+        Ok(renewed) => {
+            core.metrics.lease.renewed.inc();
+            Some(Renewal::Renewed(renewed.ttl))
+        }
+        Err(RenewError::NotFound(_)) => Some(Renewal::Gone),
+        Err(RenewError::Expired(_)) => Some(Renewal::RunOut),
+        Err(RenewError::NotPrimary) => None,
+    }
 }
 
 /// A lease that has run out is not renewed any more, but is gone only once its revocation is applied.

@@ -33,7 +33,7 @@ const CONFIRM_RETRY: Duration = Duration::from_millis(50);
 
 /// Leases as the services see them: what apply knows, and the leader's deadlines.
 ///
-/// Time enters here and nowhere deeper: the lessor counts from this object's start, by the monotonic clock.
+/// Time enters here and nowhere deeper, from the monotonic clock.
 ///
 /// Three rules keep a lease from ending early, whoever leads:
 /// 1. Deadlines begin once everything that earlier leaders committed is applied. What they revoked is gone by then.
@@ -46,12 +46,15 @@ pub struct LeaseClock {
     /// What exists, with attached keys. Changed by apply only.
     pub store: Arc<RwLock<LeaseStore>>,
     deadlines: Mutex<Deadlines>,
-    started: Instant,
+    now: Now,
     /// Counts revocations, for those who wait for one.
     revoked: watch::Sender<u64>,
     /// The term whose leader this member is, once its deadlines have begun.
     leading: watch::Sender<Option<Term>>,
 }
+
+/// Time since any fixed moment; never decreases.
+pub type Now = Box<dyn Fn() -> Duration + Send + Sync>;
 
 struct Deadlines {
     lessor: Lessor,
@@ -62,17 +65,23 @@ struct Deadlines {
 impl LeaseClock {
     /// Starts the clock over leases that exist already; deadlines begin with [`promote`](Self::promote).
     pub fn new(store: Arc<RwLock<LeaseStore>>, lessor: Lessor) -> Self {
+        let started = Instant::now();
+        Self::with_time(store, lessor, Box::new(move || started.elapsed()))
+    }
+
+    /// Like [`new`](Self::new), with another clock than the process's monotonic one.
+    pub fn with_time(store: Arc<RwLock<LeaseStore>>, lessor: Lessor, now: Now) -> Self {
         Self {
             store,
             deadlines: Mutex::new(Deadlines { lessor, term: None }),
-            started: Instant::now(),
+            now,
             revoked: watch::channel(0).0,
             leading: watch::channel(None).0,
         }
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        (self.now)()
     }
 
     /// This member leads in `term`: every lease gets the time the log says, plus `extend` for the time without a

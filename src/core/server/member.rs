@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -12,6 +12,7 @@ use super::lease_clock::{self, LeaseClock};
 use super::metrics::CoreMetrics;
 use super::observer::MemberObserver;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
+use super::renewals::{self, Renewals};
 use super::{auto_compaction, bootstrap, checkpoint};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
@@ -176,6 +177,7 @@ impl Member {
         let raft = RaftTask::start(node, writer, inbox, raft_config)?;
         raft.handle().set_applied(position.index);
 
+        let (renewals, renewals_inlet) = Renewals::channel();
         let core = Arc::new(Core {
             member: metadata.member,
             cluster: metadata.cluster,
@@ -184,6 +186,8 @@ impl Member {
             store: reader,
             published,
             leases: clock,
+            renewals,
+            peers: OnceLock::new(),
             backend: backend.clone(),
             apply: apply_handle,
             metrics,
@@ -191,6 +195,7 @@ impl Member {
             next_request: AtomicU64::new(first_request_id(metadata.member)),
             pending_bytes: AtomicU64::new(0),
         });
+        tasks.spawn(renewals::run(core.clone(), renewals_inlet, tasks.stop_signal()));
         let watch = CoreWatch::new(core.store.clone(), EVENT_LOG_BYTES);
         let observer = MemberObserver::new(core.clone(), watch.clone(), failed.clone(), tasks.clone());
         let pace =

@@ -1,0 +1,285 @@
+//! Lease requests that only the leader can answer, from whichever member they came to.
+//!
+//! [`ask`] finds the leader, itself perhaps, and follows it through changes until the deadline. [`answer`] is the
+//! leader's side, for its own clients and for the calls of other members alike.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::core::Core;
+use super::error::Failure;
+use super::lease_clock::{CHECKPOINTS_MAX, LeaseClock, checkpoint_request};
+use crate::api_error::ApiError;
+use crate::core::lease::{RenewError, Renewed};
+use crate::core::peer::CallError;
+use crate::core::raft::{ProposeError, RaftStatus};
+use crate::pb::etcdserverpb::{
+    LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use crate::types::{LeaseId, MemberId, Term};
+
+/// Renews leases: length-delimited `LeaseKeepAliveRequest`s, answered in order.
+pub(super) const RENEW: &str = "lease.renew";
+/// Asks what is left of a lease.
+pub(super) const TIME_TO_LIVE: &str = "lease.ttl";
+
+/// Leases renewed by one call.
+pub(super) const RENEWALS_MAX: usize = 4096;
+/// In an answer to [`RENEW`]: run out, and not revoked yet. Whoever asked waits for the revocation.
+const RUN_OUT: i64 = -1;
+/// Pause before a leader that could not answer is asked again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What became of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Renewal {
+    /// It counts, for so many seconds.
+    Renewed(i64),
+    /// No such lease.
+    Gone,
+    /// Its time is over, its revocation is under way.
+    RunOut,
+}
+
+/// The member around the leases.
+pub(super) trait Around: Send + Sync + 'static {
+    /// This member.
+    fn member(&self) -> MemberId;
+    /// Who leads.
+    fn status(&self) -> watch::Receiver<RaftStatus>;
+    /// Leases and deadlines.
+    fn clock(&self) -> &LeaseClock;
+    /// A lease was renewed here.
+    fn renewed(&self);
+    /// Completes once a quorum has confirmed the leader after the call, and what it had committed is applied here.
+    fn confirm(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Clears checkpoints in the log, as the leader of `term`; completes when that is applied.
+    fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Asks another member.
+    fn call(
+        &self,
+        to: MemberId,
+        method: &'static str,
+        body: Bytes,
+    ) -> impl Future<Output = Result<Bytes, CallError>> + Send;
+}
+
+impl Around for Core {
+    fn member(&self) -> MemberId {
+        self.member
+    }
+
+    fn status(&self) -> watch::Receiver<RaftStatus> {
+        self.raft.status()
+    }
+
+    fn clock(&self) -> &LeaseClock {
+        &self.leases
+    }
+
+    fn renewed(&self) {
+        self.metrics.lease.renewed.inc();
+    }
+
+    async fn confirm(&self) -> Result<(), Failure> {
+        self.linearizable().await
+    }
+
+    async fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> Result<(), Failure> {
+        for part in leases.chunks(CHECKPOINTS_MAX) {
+            self.propose_as_leader(checkpoint_request(part.iter().map(|&lease| (lease, 0))), term).await?;
+        }
+        Ok(())
+    }
+
+    async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
+        match self.peers.get() {
+            Some(peers) => peers.call(to, method, body).await,
+            None => Err(CallError::UnknownPeer(to)),
+        }
+    }
+}
+
+/// Has the leader answer a request, whoever that is or becomes until `deadline`.
+///
+/// # Errors
+/// Those of the leader that asking again cannot mend, unchanged; no leader, or no answer, in time.
+pub(super) async fn ask<A: Around>(
+    around: &A,
+    method: &'static str,
+    body: Bytes,
+    deadline: Instant,
+) -> Result<Bytes, Failure> {
+    let mut status = around.status();
+    let mut leading = around.clock().leading();
+    loop {
+        let leader = status.borrow_and_update().leader;
+        leading.mark_unchanged();
+        let attempt = async {
+            match leader {
+                None => std::future::pending().await,
+                Some(leader) if leader == around.member() => answer(around, method, body.clone()).await,
+                Some(leader) => Ok(around.call(leader, method, body.clone()).await?),
+            }
+        };
+        tokio::select! {
+            answered = attempt => match answered {
+                Err(failure) if may_pass(&failure) => tracing::debug!(method, %failure, "leader asked again"),
+                answered => return answered,
+            },
+            // A leader that was deposed never learns of what would confirm it: whatever it was asked is asked anew.
+            changed = status.wait_for(|status| status.leader != leader) => match changed {
+                Ok(_) => continue,
+                Err(_) => return Err(ApiError::Stopped.into()),
+            },
+            () = sleep_until(deadline) => return Err(late(leader)),
+        }
+        tokio::select! {
+            _ = status.changed() => {}
+            _ = leading.changed() => {}
+            () = sleep(RETRY) => {}
+            () = sleep_until(deadline) => return Err(late(leader)),
+        }
+    }
+}
+
+fn late(leader: Option<MemberId>) -> Failure {
+    match leader {
+        None => ApiError::NoLeader.into(),
+        Some(_) => ApiError::Timeout.into(),
+    }
+}
+
+/// Whether another leader, or the same one a moment later, may answer.
+fn may_pass(failure: &Failure) -> bool {
+    match failure {
+        Failure::Propose(ProposeError::Stopped) => false,
+        Failure::Propose(_) | Failure::Deadline => true,
+        Failure::Api(error) => *error != ApiError::Stopped && error.code() == tonic::Code::Unavailable,
+        Failure::Peer(CallError::Failed(failure)) => failure.code == tonic::Code::Unavailable,
+        Failure::Peer(CallError::Stopped) => false,
+        Failure::Peer(_) => true,
+        _ => false,
+    }
+}
+
+/// Answers as the leader.
+///
+/// # Errors
+/// "Leader changed" when this member does not lead, or has not begun to.
+pub(super) async fn answer<A: Around>(around: &A, method: &str, body: Bytes) -> Result<Bytes, Failure> {
+    match method {
+        RENEW => renew(around, body).await,
+        TIME_TO_LIVE => time_to_live(around, body).await,
+        _ => Err(Failure::Other(format!("no lease method {method}"))),
+    }
+}
+
+/// The term this member leads in, confirmed by a quorum after this call began.
+///
+/// The term can only grow: if it is the same after the confirmation as before it, no other leader had begun when the
+/// request came in.
+async fn confirmed_term<A: Around>(around: &A) -> Result<Term, Failure> {
+    let term = (*around.clock().leading().borrow()).ok_or(ApiError::LeaderChanged)?;
+    around.confirm().await?;
+    let status = *around.status().borrow();
+    if !status.is_leader || status.term != term {
+        return Err(ApiError::LeaderChanged.into());
+    }
+    Ok(term)
+}
+
+async fn renew<A: Around>(around: &A, body: Bytes) -> Result<Bytes, Failure> {
+    let ids = read_renewals(body)?;
+    let term = confirmed_term(around).await?;
+    let renewed = around.clock().renew(&ids, term).map_err(|_| ApiError::LeaderChanged)?;
+    let outdated: Vec<LeaseId> =
+        ids.iter().zip(&renewed).filter(|(_, renewed)| clears(renewed)).map(|(&id, _)| id).collect();
+    if !outdated.is_empty() {
+        around.clear_checkpoints(&outdated, term).await?;
+    }
+    let mut answer = BytesMut::new();
+    for (id, renewed) in ids.iter().zip(renewed) {
+        let ttl = match renewed {
+            Ok(renewed) => {
+                around.renewed();
+                renewed.ttl
+            }
+            Err(RenewError::NotFound(_)) => 0,
+            Err(RenewError::Expired(_)) => RUN_OUT,
+            Err(RenewError::NotPrimary) => return Err(ApiError::LeaderChanged.into()),
+        };
+        let one = LeaseKeepAliveResponse { header: None, id: id.0, ttl };
+        one.encode_length_delimited(&mut answer).expect("a buffer grows");
+    }
+    Ok(answer.freeze())
+}
+
+fn clears(renewed: &Result<Renewed, RenewError>) -> bool {
+    renewed.is_ok_and(|renewed| renewed.clear_checkpoint)
+}
+
+async fn time_to_live<A: Around>(around: &A, body: Bytes) -> Result<Bytes, Failure> {
+    let request = LeaseTimeToLiveRequest::decode(body).map_err(unreadable)?;
+    let term = confirmed_term(around).await?;
+    let id = LeaseId(request.id);
+    let mut answer = LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..Default::default() };
+    let store = around.clock().store.read();
+    if let Some(lease) = store.get(id) {
+        answer.granted_ttl = lease.granted_ttl;
+        // Another leader's deadlines are not ours to tell.
+        let left = around.clock().remaining(id, term).map_err(|_| ApiError::LeaderChanged)?;
+        answer.ttl = left.map_or(0, |left| i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
+        if request.keys {
+            answer.keys = store.keys(id).map(Bytes::copy_from_slice).collect();
+        }
+    }
+    drop(store);
+    Ok(answer.encode_to_vec().into())
+}
+
+/// The body of a call to [`RENEW`].
+pub(super) fn renewals_body(ids: impl IntoIterator<Item = LeaseId>) -> Bytes {
+    let mut body = BytesMut::new();
+    for id in ids {
+        LeaseKeepAliveRequest { id: id.0 }.encode_length_delimited(&mut body).expect("a buffer grows");
+    }
+    body.freeze()
+}
+
+fn read_renewals(mut body: Bytes) -> Result<Vec<LeaseId>, Failure> {
+    let mut ids = Vec::new();
+    while !body.is_empty() {
+        if ids.len() == RENEWALS_MAX {
+            return Err(ApiError::RequestTooLarge.into());
+        }
+        ids.push(LeaseId(LeaseKeepAliveRequest::decode_length_delimited(&mut body).map_err(unreadable)?.id));
+    }
+    Ok(ids)
+}
+
+/// The outcomes in an answer to [`RENEW`], in the order of the request.
+pub(super) fn read_renewed(mut answer: Bytes) -> Result<Vec<Renewal>, Failure> {
+    let mut renewals = Vec::new();
+    while !answer.is_empty() {
+        let one = LeaseKeepAliveResponse::decode_length_delimited(&mut answer).map_err(unreadable)?;
+        renewals.push(match one.ttl {
+            RUN_OUT => Renewal::RunOut,
+            ttl if ttl > 0 => Renewal::Renewed(ttl),
+            _ => Renewal::Gone,
+        });
+    }
+    Ok(renewals)
+}
+
+fn unreadable(error: prost::DecodeError) -> Failure {
+    Failure::Other(format!("unreadable message between members: {error}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::super::renewals::{self, Renewals};
+use super::*;
+use crate::core::apply::LeaseFact;
+use crate::core::lease::{LeaseStore, Lessor, LessorConfig};
+use crate::core::peer::CallFailure;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Members that call each other directly and apply everything at once.
+struct World {
+    members: Mutex<BTreeMap<MemberId, Arc<Member>>>,
+    /// Who did what, in order.
+    diary: watch::Sender<Vec<String>>,
+    /// The one clock, in seconds.
+    seconds: Arc<AtomicU64>,
+}
+
+struct Member {
+    id: MemberId,
+    world: Weak<World>,
+    status: watch::Sender<RaftStatus>,
+    clock: LeaseClock,
+    renewals: Renewals,
+    /// What a confirmation of the leadership comes to; none for never.
+    confirmation: Mutex<Option<Result<(), ApiError>>>,
+    /// What calls to this member come to instead of an answer.
+    broken: Mutex<Option<CallError>>,
+    /// Time a request may take, by the real clock.
+    patience: Duration,
+}
+
+impl Around for Member {
+    fn member(&self) -> MemberId {
+        self.id
+    }
+
+    fn status(&self) -> watch::Receiver<RaftStatus> {
+        self.status.subscribe()
+    }
+
+    fn clock(&self) -> &LeaseClock {
+        &self.clock
+    }
+
+    fn renewed(&self) {}
+
+    async fn confirm(&self) -> Result<(), Failure> {
+        let confirmation = *self.confirmation.lock();
+        match confirmation {
+            Some(confirmation) => Ok(confirmation?),
+            None => {
+                self.world.upgrade().expect("the test holds it").note(format!("{} asks in vain", self.id.0));
+                std::future::pending().await
+            }
+        }
+    }
+
+    async fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> Result<(), Failure> {
+        let world = self.world.upgrade().expect("the test holds it");
+        world.note(format!("{} clears {}", self.id.0, leases.len()));
+        if self.status.borrow().term != term {
+            return Err(ProposeError::NotLeader.into());
+        }
+        leases.iter().for_each(|&lease| world.checkpoint(lease, 0));
+        Ok(())
+    }
+
+    async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
+        let world = self.world.upgrade().expect("the test holds it");
+        let leader = world.members.lock().get(&to).cloned().expect("a member");
+        world.note(format!("{} calls {} {method}", self.id.0, to.0));
+        if let Some(error) = leader.broken.lock().clone() {
+            return Err(error);
+        }
+        answer(leader.as_ref(), method, body).await.map_err(|failure| {
+            let status = Status::from(failure);
+            CallError::Failed(CallFailure { code: status.code(), text: status.message().to_owned() })
+        })
+    }
+}
+
+impl World {
+    /// Three members without a leader, with leases 1 to 9 of 100 s.
+    fn new() -> Arc<Self> {
+        Self::with_patience(60 * SECOND)
+    }
+
+    fn with_patience(patience: Duration) -> Arc<Self> {
+        let world =
+            Arc::new(Self { members: Mutex::default(), diary: watch::channel(Vec::new()).0, seconds: Arc::default() });
+        for id in [1, 2, 3].map(MemberId) {
+            let mut store = LeaseStore::new(2);
+            let leases: Vec<_> = (1..10).map(|lease| store.grant(LeaseId(lease), 100).expect("new").lease).collect();
+            let lessor = Lessor::new(LessorConfig::default(), leases);
+            let seconds = world.seconds.clone();
+            let now = move || Duration::from_secs(seconds.load(Ordering::Relaxed));
+            let (renewals, inlet) = Renewals::channel();
+            let member = Arc::new(Member {
+                id,
+                world: Arc::downgrade(&world),
+                status: watch::channel(RaftStatus::default()).0,
+                clock: LeaseClock::with_time(Arc::new(RwLock::new(store)), lessor, Box::new(now)),
+                renewals,
+                confirmation: Mutex::new(Some(Ok(()))),
+                broken: Mutex::default(),
+                patience,
+            });
+            #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
+            tokio::spawn(renewals::run(member.clone(), inlet, CancellationToken::new()));
+            world.members.lock().insert(id, member);
+        }
+        world
+    }
+
+    fn member(&self, id: u64) -> Arc<Member> {
+        self.members.lock()[&MemberId(id)].clone()
+    }
+
+    fn note(&self, what: String) {
+        self.diary.send_modify(|diary| diary.push(what));
+    }
+
+    fn diary(&self) -> Vec<String> {
+        self.diary.send_replace(Vec::new())
+    }
+
+    /// Until so much is in the diary.
+    async fn notes(&self, count: usize) {
+        self.diary.subscribe().wait_for(|diary| diary.len() >= count).await.expect("the world exists");
+    }
+
+    fn pass(&self, seconds: u64) {
+        self.seconds.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    fn checkpoint(&self, lease: LeaseId, remaining_ttl: i64) {
+        for member in self.members.lock().values() {
+            member.clock.store.write().checkpoint(lease, remaining_ttl);
+            member.clock.apply_facts(&[LeaseFact::Checkpointed { lease, remaining_ttl }]);
+        }
+    }
+
+    /// Everybody hears of the leader, except those who hear nothing.
+    fn elect(&self, leader: u64, term: u64, deaf: &[u64]) {
+        for member in self.members.lock().values().filter(|member| !deaf.contains(&member.id.0)) {
+            let leads = member.id.0 == leader;
+            member.clock.demote();
+            if leads {
+                member.clock.promote(Term(term), SECOND);
+            }
+            let leader = Some(MemberId(leader));
+            let status = RaftStatus { leader, term: Term(term), is_leader: leads, reads_are_local: false };
+            member.status.send_replace(status);
+        }
+    }
+}
+
+impl Member {
+    async fn renew(&self, lease: i64) -> Result<Renewal, Status> {
+        self.renewals.renew(LeaseId(lease), Instant::now() + self.patience).await
+    }
+
+    async fn time_to_live(&self, lease: i64) -> Result<i64, Status> {
+        let request = LeaseTimeToLiveRequest { id: lease, keys: false };
+        let body = request.encode_to_vec().into();
+        let answer = ask(self, TIME_TO_LIVE, body, Instant::now() + self.patience).await?;
+        Ok(LeaseTimeToLiveResponse::decode(answer).expect("readable").ttl)
+    }
+}
+
+#[tokio::test]
+async fn a_follower_asks_the_leader_once_for_many() {
+    let world = World::new();
+    world.elect(1, 5, &[]);
+    let follower = world.member(2);
+    let all = futures::future::join_all((1..=12).map(|lease| follower.renew(lease))).await;
+    let known = all[..9].iter().filter(|renewal| matches!(renewal, Ok(Renewal::Renewed(100)))).count();
+    let unknown = all[9..].iter().filter(|renewal| matches!(renewal, Ok(Renewal::Gone))).count();
+    assert_eq!((known, unknown), (9, 3), "{all:?}");
+    assert_eq!(world.diary(), ["2 calls 1 lease.renew"]);
+    // What counts is the leader's deadline.
+    world.pass(40);
+    assert_eq!(world.member(1).renew(3).await.expect("renewed"), Renewal::Renewed(100));
+    let left = [follower.time_to_live(3).await, follower.time_to_live(4).await, follower.time_to_live(99).await];
+    assert_eq!(left.map(|ttl| ttl.expect("an answer")), [100, 60, -1]);
+    assert_eq!(world.diary(), ["2 calls 1 lease.ttl"; 3]);
+}
+
+#[tokio::test]
+async fn a_lease_that_has_run_out_is_not_renewed() {
+    let world = World::new();
+    world.elect(1, 5, &[]);
+    world.pass(102);
+    assert_eq!(world.member(2).renew(1).await.expect("an answer"), Renewal::RunOut);
+    assert_eq!(world.member(3).time_to_live(1).await.expect("an answer"), 0);
+}
+
+#[tokio::test]
+async fn what_is_asked_follows_the_leader() {
+    let world = World::new();
+    world.elect(1, 5, &[]);
+    *world.member(1).broken.lock() = Some(CallError::Unreachable(MemberId(1)));
+    let follower = world.member(2);
+    let (renewal, ()) = tokio::join!(follower.renew(1), async {
+        world.notes(2).await;
+        world.elect(3, 6, &[1]);
+    });
+    assert_eq!(renewal.expect("by the new leader"), Renewal::Renewed(100));
+    let diary = world.diary();
+    assert!(diary.len() > 2 && diary.last().is_some_and(|last| last == "2 calls 3 lease.renew"), "{diary:?}");
+}
+
+#[tokio::test]
+async fn a_deposed_leader_that_does_not_know_it_renews_nothing() {
+    let world = World::new();
+    world.elect(1, 5, &[]);
+    let old = world.member(1);
+    *old.confirmation.lock() = None;
+    world.pass(50);
+    world.elect(2, 6, &[1]);
+    let (renewal, ()) = tokio::join!(old.renew(1), async {
+        world.notes(1).await;
+        assert_eq!(old.clock.remaining(LeaseId(1), Term(5)), Ok(Some(51 * SECOND)), "not renewed there");
+        world.elect(2, 6, &[]);
+    });
+    assert_eq!(renewal.expect("by the new leader"), Renewal::Renewed(100));
+    assert_eq!(world.diary(), ["1 asks in vain", "1 calls 2 lease.renew"]);
+}
+
+#[tokio::test]
+async fn a_confirmation_from_another_term_is_none() {
+    let world = World::new();
+    world.elect(1, 5, &[]);
+    let member = world.member(1);
+    // Led in term 5, was deposed and leads in term 7: its deadlines are those of term 5 still.
+    member.status.send_modify(|status| status.term = Term(7));
+    let refused = answer(member.as_ref(), RENEW, renewals_body([LeaseId(1)])).await;
+    assert!(matches!(refused, Err(Failure::Api(ApiError::LeaderChanged))), "{refused:?}");
+    let refused = member.clock.renew(&[LeaseId(1)], Term(7));
+    assert_eq!(refused, Err(RenewError::NotPrimary));
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_cleared_before_the_answer() {
+    let world = World::new();
+    world.elect(1, 5, &[]);
+    world.checkpoint(LeaseId(4), 30);
+    let follower = world.member(3);
+    assert_eq!(follower.renew(4).await.expect("renewed"), Renewal::Renewed(100));
+    assert_eq!(world.diary(), ["3 calls 1 lease.renew", "1 clears 1"]);
+    world.elect(2, 6, &[]);
+    assert_eq!(follower.time_to_live(4).await.expect("an answer"), 101);
+    world.checkpoint(LeaseId(5), 30);
+    world.elect(3, 7, &[]);
+    assert_eq!(follower.time_to_live(5).await.expect("an answer"), 31);
+}
+
+#[tokio::test]
+async fn without_a_leader_the_error_is_etcds() {
+    let world = World::with_patience(Duration::from_millis(200));
+    let failed = world.member(1).renew(1).await.expect_err("nobody leads");
+    assert_eq!((failed.code(), failed.message()), (Code::Unavailable, "etcdserver: no leader"));
+    world.elect(2, 5, &[]);
+    *world.member(2).broken.lock() = Some(CallError::Lost(MemberId(2)));
+    let failed = world.member(1).time_to_live(1).await.expect_err("the leader does not answer");
+    assert_eq!((failed.code(), failed.message()), (Code::Unavailable, "etcdserver: request timed out"));
+}
+
+#[tokio::test]
+async fn errors_of_the_leader_pass_unchanged() {
+    let world = World::new();
+    world.elect(2, 5, &[]);
+    let denied = CallFailure { code: Code::PermissionDenied, text: "etcdserver: permission denied".to_owned() };
+    *world.member(2).broken.lock() = Some(CallError::Failed(denied));
+    let failed = world.member(1).renew(1).await.expect_err("denied");
+    assert_eq!((failed.code(), failed.message()), (Code::PermissionDenied, "etcdserver: permission denied"));
+    assert_eq!(world.diary(), ["1 calls 2 lease.renew"], "asked once");
+}
+
+#[tokio::test]
+async fn a_leader_still_taking_over_is_waited_for() {
+    let world = World::new();
+    world.elect(1, 5, &[]);
+    let leader = world.member(1);
+    leader.clock.demote();
+    let follower = world.member(2);
+    let (renewal, ()) = tokio::join!(follower.renew(1), async {
+        world.notes(2).await;
+        leader.clock.promote(Term(5), SECOND);
+    });
+    assert_eq!(renewal.expect("in the end"), Renewal::Renewed(100));
+}
+
+#[test]
+fn requests_of_peers_are_bounded() {
+    let body = renewals_body((0..=RENEWALS_MAX as i64).map(LeaseId));
+    assert!(matches!(read_renewals(body), Err(Failure::Api(ApiError::RequestTooLarge))));
+    assert!(read_renewals(Bytes::from_static(&[5, 8])).is_err(), "cut off");
+    assert_eq!(read_renewals(renewals_body([LeaseId(-7), LeaseId(0)])).expect("readable"), [-7, 0].map(LeaseId));
+}
