@@ -92,6 +92,22 @@ impl EventLog {
         self.wake();
     }
 
+    /// Goes on after `revision` without the events up to there, which only the [`History`](super::History) has.
+    pub fn jump(&self, revision: Revision) {
+        let dropped = {
+            let mut ring = self.ring.write();
+            if revision <= self.head() {
+                return;
+            }
+            ring.floor = revision.next();
+            ring.bytes = 0;
+            self.head.store(revision.0, Ordering::Release);
+            std::mem::take(&mut ring.batches)
+        };
+        drop(dropped);
+        self.wake();
+    }
+
     /// Remembers that history below `revision` is gone; watches that ask for less are cancelled.
     pub fn compact(&self, revision: Revision) {
         self.compacted.fetch_max(revision.0, Ordering::AcqRel);

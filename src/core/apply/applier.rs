@@ -6,9 +6,9 @@ use prost::Message;
 use super::cost::{exceeds, request_cost};
 use super::outcome::{Applied, ApplyError, Outcome};
 use crate::core::alarm::AlarmStore;
-use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Table};
-use crate::core::cluster::{ClusterStore, MembersAction};
-use crate::core::lease::{Lease, LeaseStore};
+use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Prepared, Table};
+use crate::core::cluster::{ClusterRows, ClusterStore, MembersAction};
+use crate::core::lease::{Lease, LeaseStore, LeaseError};
 use crate::core::mvcc::{Compaction, LeaseMove, LeaseView, Progress, RevisionEvents, Store, Written};
 use crate::core::raft::{ChangeKind, Committed, CommittedKind, MembersDecision, ProposedChange};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
@@ -106,6 +106,35 @@ impl Applier {
     /// Raised alarms.
     pub fn alarms(&self) -> &AlarmStore {
         &self.alarms
+    }
+
+    /// What exists, with attached keys.
+    pub fn leases(&self) -> Vec<Lease> {
+        self.leases.read().all()
+    }
+
+    /// Puts a prepared state in the place of the present one. Readers see the old state until the new one is whole.
+    ///
+    /// # Errors
+    /// The new state cannot be put in place or read; the member must stop.
+    pub fn install(&mut self, prepared: Prepared) -> Result<(), ApplyError> {
+        self.backend.install(prepared)?;
+        let members = self.backend.rows(Table::Members)?;
+        let removed = self.backend.rows(Table::MembersRemoved)?;
+        let cluster = self.backend.rows(Table::Cluster)?;
+        self.cluster = ClusterStore::open(ClusterRows { members: &members, removed: &removed, cluster: &cluster })?;
+        self.alarms = AlarmStore::open(&self.backend.rows(Table::Alarm)?);
+        self.store.restore(self.backend.clone())?;
+        let min_ttl = self.leases.read().min_ttl();
+        let leases = open_leases(&self.backend, &self.store, min_ttl)?;
+        *self.leases.write() = leases;
+        self.position = self.backend.durable();
+        Ok(())
+    }
+
+    /// Position of the last entry applied.
+    pub fn position(&self) -> LogPosition {
+        self.position
     }
 
     /// Removes the next part of what a compaction forgets; tells how far it got.
@@ -333,6 +362,18 @@ impl From<ChangeKind> for MembersAction {
             ChangeKind::Update => Self::Update,
         }
     }
+}
+
+/// The leases in a backend's rows, with the keys of the store that hang on them.
+///
+/// # Errors
+/// Rows that cannot be read.
+pub fn open_leases(backend: &Backend, store: &Store, min_ttl_seconds: i64) -> Result<LeaseStore, LeaseError> {
+    let mut leases = LeaseStore::open(backend, min_ttl_seconds)?;
+    for (key, lease) in store.leased_keys() {
+        leases.attach(key, lease);
+    }
+    Ok(leases)
 }
 
 /// Voters and learners in the JSON form of etcd's meta table.

@@ -3,16 +3,19 @@
 //! `applier.rs` is the total function (state, entry) -> (state, outcome, facts): no clock, no chance, no I/O. It owns
 //! the writable side of the state rooms. `task.rs` is the thread around it: it takes batches from raft, publishes
 //! the state once per batch, tells the watchers and only then answers. `waiters.rs` knows who waits for which
-//! request; `cost.rs` what a write counts for against the quota.
+//! request; `installs.rs` holds states from elsewhere until consensus installs them; `cost.rs` is what a write counts
+//! for against the quota.
 
 mod applier;
 mod cost;
+mod installs;
 mod outcome;
 mod task;
 mod waiters;
 
 pub use applier::{Applier, ApplierConfig, Batch, LeaseFact};
 pub use cost::{LEASE_COST_BYTES, exceeds, put_cost, txn_cost};
+pub use installs::Installs;
 pub use outcome::{Applied, ApplyError, Outcome};
-pub use task::{ApplyHandle, ApplyInlet, ApplyObserver, ApplyQueue, ApplyTask, CompactionPace};
+pub use task::{ApplyConfig, ApplyHandle, ApplyInlet, ApplyObserver, ApplyQueue, ApplyTask, CompactionPace};
 pub use waiters::Waiters;

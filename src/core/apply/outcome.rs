@@ -1,4 +1,5 @@
-use crate::core::cluster::{Member, MembershipError};
+use crate::core::backend::BackendError;
+use crate::core::cluster::{ClusterError, Member, MembershipError};
 use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
 use crate::pb::encoded;
@@ -70,6 +71,12 @@ pub enum ApplyError {
     /// Consensus installs a state whose image is not here.
     #[error("no image of the state at index {0} is prepared")]
     NoImage(LogIndex),
+    /// The state on disk.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The members in a state that was installed.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A request of a kind this member does not know.
     #[error("unknown request")]
     Unknown,

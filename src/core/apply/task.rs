@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::applier::{Applier, Batch, LeaseFact};
+use super::installs::Installs;
 use super::outcome::ApplyError;
 use super::waiters::Waiters;
 use crate::core::alarm::AlarmStore;
@@ -52,6 +54,9 @@ pub trait ApplyObserver: Send + 'static {
     fn members_decided(&mut self, decisions: Vec<MembersDecision>);
     /// Alarms or members changed.
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
+    /// Another state took the place of the one before, and readers can see it: whatever was derived from the old one
+    /// is out of date.
+    fn installed(&mut self, applier: &Applier);
     /// Everything up to here is published.
     fn applied(&mut self, index: LogIndex);
     /// A write was applied although the quota had no room for it.
@@ -90,6 +95,16 @@ pub struct CompactionPace {
     pub pause: Duration,
 }
 
+/// What the apply thread works with beside its state.
+pub struct ApplyConfig {
+    /// Who waits for which request.
+    pub waiters: Arc<Waiters>,
+    /// States from elsewhere.
+    pub installs: Arc<Installs>,
+    /// Pace of compactions.
+    pub pace: CompactionPace,
+}
+
 /// The apply thread, set up before raft so that raft can hand entries to it.
 #[derive(Debug)]
 pub struct ApplyTask {
@@ -122,12 +137,11 @@ impl ApplyTask {
         mut applier: Applier,
         inlet: ApplyInlet,
         handle: ApplyHandle,
-        waiters: Arc<Waiters>,
         observer: O,
-        pace: CompactionPace,
+        config: ApplyConfig,
     ) -> std::io::Result<Self> {
         let compactions = applier.store().take_unfinished_compaction().into_iter().collect();
-        let worker = Worker { applier, inlet, waiters, observer, pace, compactions };
+        let worker = Worker { applier, inlet, observer, config, compactions };
         let thread = std::thread::Builder::new().name("apply".into()).spawn(move || worker.run())?;
         Ok(Self { handle, thread: Some(thread) })
     }
@@ -148,16 +162,18 @@ impl ApplyTask {
 struct Worker<O> {
     applier: Applier,
     inlet: ApplyInlet,
-    waiters: Arc<Waiters>,
     observer: O,
-    pace: CompactionPace,
+    config: ApplyConfig,
     compactions: VecDeque<Compaction>,
 }
 
 impl<O: ApplyObserver> Worker<O> {
     fn run(mut self) {
-        if let Err(error) = self.serve() {
-            self.observer.failed(format!("{:#}", anyhow::Error::from(error)));
+        // Apply does not panic; if it does, the state cannot be trusted any more.
+        match catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.observer.failed(format!("{:#}", anyhow::Error::from(error))),
+            Err(_) => self.observer.failed("apply panicked".to_owned()),
         }
     }
 
@@ -177,7 +193,7 @@ impl<O: ApplyObserver> Worker<O> {
             }
             if !self.compactions.is_empty() && Instant::now() >= next_slice {
                 self.compact_slice();
-                next_slice = Instant::now() + self.pace.pause;
+                next_slice = Instant::now() + self.config.pace.pause;
             }
         }
     }
@@ -213,7 +229,14 @@ impl<O: ApplyObserver> Worker<O> {
 
     /// Puts a prepared state in the place of the present one.
     fn install(&mut self, position: LogPosition) -> Result<(), ApplyError> {
-        Err(ApplyError::NoImage(position.index))
+        let prepared = self.config.installs.take(position).ok_or(ApplyError::NoImage(position.index))?;
+        self.applier.install(prepared)?;
+        // What the old state was about to remove is gone with it.
+        self.compactions = self.applier.store().take_unfinished_compaction().into_iter().collect();
+        self.observer.installed(&self.applier);
+        self.observer.applied(position.index);
+        self.inlet.applied.send_replace(position.index);
+        Ok(())
     }
 
     /// Publishes, then tells, then answers: whoever hears of a write can read it.
@@ -231,7 +254,7 @@ impl<O: ApplyObserver> Worker<O> {
         }
         self.observer.applied(reached);
         self.inlet.applied.send_replace(reached);
-        self.waiters.resolve(batch.outcomes);
+        self.config.waiters.resolve(batch.outcomes);
         if batch.over_quota {
             self.observer.over_quota();
         }
@@ -249,7 +272,7 @@ impl<O: ApplyObserver> Worker<O> {
             }
         }
         let at = compaction.revision();
-        if self.applier.compaction_slice(compaction, self.pace.slice_records) == Progress::Done {
+        if self.applier.compaction_slice(compaction, self.config.pace.slice_records) == Progress::Done {
             self.observer.compacted(compaction.removed());
             self.compactions.pop_front();
             self.inlet.compaction.send_replace(at);

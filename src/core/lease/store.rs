@@ -83,6 +83,11 @@ impl LeaseStore {
         Ok(store)
     }
 
+    /// What shorter times to live are raised to.
+    pub fn min_ttl(&self) -> i64 {
+        self.min_ttl
+    }
+
     /// Adds a lease. The server has picked an id before proposing if the client left that to it.
     ///
     /// # Errors

@@ -336,6 +336,15 @@ impl RaftNode {
         Ok(Stepped::Taken)
     }
 
+    /// Whether the state at `position` is about to be installed.
+    pub fn is_installing(&self, position: LogPosition) -> bool {
+        let announced = self.raw.raft.raft_log.unstable_snapshot().as_ref().map(|snapshot| {
+            let metadata = snapshot.get_metadata();
+            LogPosition { index: LogIndex(metadata.index), term: Term(metadata.term) }
+        });
+        announced == Some(position) || self.installs.iter().any(|(_, queued)| *queued == position)
+    }
+
     /// What the library would panic at, judged by this member's log and role.
     fn impossible(&self, message: &Message) -> Result<Option<&'static str>, RaftError> {
         let raft = &self.raw.raft;

@@ -76,6 +76,8 @@ enum Inbox {
     ProposeMembers(ProposedChange),
     ReadIndex(oneshot::Sender<LogIndex>),
     Message(PeerMessage),
+    /// Answered with whether the state will be installed.
+    Snapshot(PeerMessage, oneshot::Sender<bool>),
     Unreachable(MemberId),
     SnapshotSent(MemberId, bool),
     TransferLeader(MemberId),
@@ -186,14 +188,12 @@ impl RaftHandle {
         Ok(())
     }
 
-    /// Takes a snapshot message whose image is prepared.
-    ///
-    /// # Errors
-    /// As [`receive`](Self::receive).
-    pub fn receive_snapshot(&self, from: MemberId, bytes: Bytes) -> Result<(), RefusedMessage> {
-        let message = PeerMessage::snapshot(self.member, from, &bytes).inspect_err(|_| self.count_refused())?;
-        let _ = self.inbox.try_send(Inbox::Message(message));
-        Ok(())
+    /// Takes a snapshot message whose image is prepared. The answer tells whether the state will be installed; without
+    /// an answer it will not.
+    pub fn receive_snapshot(&self, message: PeerMessage) -> oneshot::Receiver<bool> {
+        let (reply, accepted) = oneshot::channel();
+        let _ = self.inbox.try_send(Inbox::Snapshot(message, reply));
+        accepted
     }
 
     fn count_refused(&self) {
@@ -501,11 +501,11 @@ impl<S: CommitSink> Worker<S> {
                 }
             }
             Inbox::ReadIndex(reader) => self.reads.push(reader),
-            Inbox::Message(message) => {
-                if let Stepped::Refused(reason) = self.node.step(message)? {
-                    self.shared.refused.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(reason, "message of a peer refused");
-                }
+            Inbox::Message(message) => self.step(message)?,
+            Inbox::Snapshot(message, reply) => {
+                let position = message.snapshot_position();
+                self.step(message)?;
+                let _ = reply.send(self.node.is_installing(position));
             }
             Inbox::Unreachable(peer) => self.node.unreachable(peer),
             Inbox::SnapshotSent(peer, delivered) => self.node.snapshot_sent(peer, delivered),
@@ -517,6 +517,14 @@ impl<S: CommitSink> Worker<S> {
             }
             Inbox::Wake => {}
             Inbox::Stop => turn.stop = true,
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, message: PeerMessage) -> Result<(), RaftError> {
+        if let Stepped::Refused(reason) = self.node.step(message)? {
+            self.shared.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(reason, "message of a peer refused");
         }
         Ok(())
     }

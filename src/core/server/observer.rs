@@ -7,7 +7,7 @@ use super::core::Core;
 use super::member::Failed;
 use super::quota;
 use crate::core::alarm::AlarmStore;
-use crate::core::apply::{ApplyObserver, LeaseFact};
+use crate::core::apply::{Applier, ApplyObserver, LeaseFact};
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{EventKind, RevisionEvents};
 use crate::core::raft::MembersDecision;
@@ -54,6 +54,12 @@ impl ApplyObserver for MemberObserver {
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {
         self.core.published.cluster.store(Arc::new(cluster.clone()));
         self.core.published.alarms.store(Arc::new(alarms.clone()));
+    }
+
+    fn installed(&mut self, applier: &Applier) {
+        self.watch.jump();
+        self.core.leases.replace(applier.leases());
+        self.records(applier.cluster(), applier.alarms());
     }
 
     fn applied(&mut self, index: LogIndex) {

@@ -26,6 +26,13 @@ impl CoreWatch {
         self.source.log().append(revisions.into_iter().map(|events| Arc::new(log_batch(events))));
     }
 
+    /// The published state was replaced by a later one whose events never passed here. Watchers that have not seen
+    /// them read them from the store, or are cancelled if they were compacted there.
+    pub fn jump(&self) {
+        self.source.log().compact(self.reader.compacted());
+        self.source.log().jump(self.reader.revision());
+    }
+
     /// Where watchers read.
     pub fn source(&self) -> Arc<Source> {
         // Compaction moves on without telling: a watch that begins now is judged by the store's own mark.

@@ -1,0 +1,183 @@
+//! What comes from the other members of the cluster, and the states that go to them.
+
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tonic::Code;
+use tracing::{info, warn};
+
+use super::core::Core;
+use super::member::Failed;
+use super::peer_calls::answer_peer;
+use crate::bolt::BoltImage;
+use crate::core::apply::{Installs, read_conf_state};
+use crate::core::backend::{BackendError, LogPosition};
+use crate::core::peer::{CallFailure, PeerReceiver, SnapshotSource};
+use crate::core::raft::{PeerMessage, snapshot_message};
+use crate::pb::walpb;
+use crate::types::MemberId;
+
+/// Takes what the transport receives. The member it belongs to is told once it exists; until then everything is
+/// dropped, which its peers take for a lost packet.
+pub(super) struct MemberPeers {
+    inner: Arc<OnceLock<Inner>>,
+    failed: Failed,
+    room: PathBuf,
+}
+
+struct Inner {
+    core: Arc<Core>,
+    installs: Arc<Installs>,
+}
+
+/// Connects [`MemberPeers`] with its member.
+pub(super) struct MemberPeersSlot(Arc<OnceLock<Inner>>);
+
+impl MemberPeersSlot {
+    pub(super) fn fill(&self, core: Arc<Core>, installs: Arc<Installs>) {
+        // Filled once, by the start of the member.
+        let _ = self.0.set(Inner { core, installs });
+    }
+}
+
+impl MemberPeers {
+    /// `room` is where images are received and written.
+    pub(super) fn new(room: PathBuf, failed: Failed) -> (Self, MemberPeersSlot) {
+        let inner = Arc::new(OnceLock::new());
+        let slot = MemberPeersSlot(inner.clone());
+        (Self { inner, failed, room }, slot)
+    }
+}
+
+const STARTING: &str = "member is starting";
+
+impl PeerReceiver for MemberPeers {
+    fn message(&self, from: MemberId, bytes: Bytes) -> Result<(), String> {
+        match self.inner.get() {
+            Some(inner) => inner.core.raft.receive(from, bytes).map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    fn unreachable(&self, peer: MemberId) {
+        if let Some(inner) = self.inner.get() {
+            inner.core.raft.unreachable(peer);
+        }
+    }
+
+    fn removed(&self) {
+        (self.failed)("the member has been permanently removed from the cluster".to_owned());
+    }
+
+    fn call(&self, _from: MemberId, method: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, CallFailure>> {
+        let Some(inner) = self.inner.get() else {
+            let failure = CallFailure { code: Code::Unavailable, text: STARTING.to_owned() };
+            return std::future::ready(Err(failure)).boxed();
+        };
+        answer_peer(inner.core.clone(), method, body).boxed()
+    }
+
+    fn snapshot_source(&self, to: MemberId, message: Bytes) -> BoxFuture<'static, Result<SnapshotSource, String>> {
+        let (inner, room) = (self.inner.clone(), self.room.clone());
+        blocking(move || {
+            let inner = inner.get().ok_or(STARTING)?;
+            write_image(&inner.core, &room, to, &message)
+        })
+    }
+
+    fn snapshot_room(&self) -> PathBuf {
+        self.room.clone()
+    }
+
+    fn snapshot_received(
+        &self,
+        from: MemberId,
+        message: Bytes,
+        file: PathBuf,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        let slot = self.inner.clone();
+        let failed = self.failed.clone();
+        async move {
+            let Some(inner) = slot.get() else { return Err(STARTING.to_owned()) };
+            let parsed = PeerMessage::snapshot(inner.core.member, from, &message).map_err(|error| error.to_string())?;
+            let position = parsed.snapshot_position();
+            let prepare = slot.clone();
+            blocking(move || prepare_image(prepare.get().ok_or(STARTING)?, &file, position, &failed)).await?;
+            let accepted = inner.core.raft.receive_snapshot(parsed).await.unwrap_or(false);
+            if !accepted {
+                info!(index = %position.index, "state of another member is not needed");
+                if let Some(unused) = inner.installs.take_back(position) {
+                    blocking(move || unused.discard().map_err(|error| error.to_string())).await?;
+                }
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn snapshot_sent(&self, to: MemberId, ok: bool) {
+        let Some(inner) = self.inner.get() else { return };
+        let raft = inner.core.raft.clone();
+        // Waits for room in the inbox, and the transport's thread must not.
+        drop(tokio::task::spawn_blocking(move || raft.snapshot_sent(to, ok)));
+    }
+}
+
+fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> BoxFuture<'static, Result<T, String>> {
+    async move { tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string())) }.boxed()
+}
+
+/// Writes an image of the newest state to a file without a name, and rewrites the message to its position.
+fn write_image(core: &Core, room: &Path, to: MemberId, message: &[u8]) -> Result<SnapshotSource, String> {
+    let image = core.backend.image().map_err(|error| error.to_string())?;
+    let summary = image.summary();
+    let mut named = tempfile::NamedTempFile::with_suffix_in(".image", room).map_err(|error| error.to_string())?;
+    image.write(&mut named).map_err(|error| error.to_string())?;
+    named.flush().map_err(|error| error.to_string())?;
+    let conf_state = members_of(named.path())?;
+    let message = snapshot_message(message, summary.position, &conf_state).map_err(|error| error.to_string())?;
+    let mut file = named.into_file();
+    file.rewind().map_err(|error| error.to_string())?;
+    info!(index = %summary.position.index, bytes = summary.bytes, %to, "sending a state");
+    Ok(SnapshotSource { message, position: summary.position, image: file, size_bytes: summary.bytes })
+}
+
+/// Voters and learners as the image itself has them: later changes must not get into the message.
+fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
+    let image = BoltImage::open(path).map_err(|error| error.to_string())?;
+    let mut found = None;
+    let visited = image.bucket(b"meta", &mut |key, value| {
+        if key == b"confState" {
+            found = read_conf_state(value);
+        }
+        std::ops::ControlFlow::Continue(())
+    });
+    visited.map_err(|error| error.to_string())?;
+    found.ok_or_else(|| "the state has no members".to_owned())
+}
+
+fn prepare_image(inner: &Inner, file: &Path, position: LogPosition, failed: &Failed) -> Result<(), String> {
+    let image = BoltImage::open(file).map_err(|error| error.to_string())?;
+    match inner.core.backend.prepare(&image, position) {
+        Ok(prepared) => {
+            info!(index = %position.index, "prepared a state of another member");
+            inner.installs.put(prepared);
+            Ok(())
+        }
+        // Consensus has the log up to there and will answer that; it needs no image.
+        Err(BackendError::Outdated { .. }) => Ok(()),
+        Err(error) => {
+            warn!(%error, index = %position.index, "state of another member is not usable");
+            if error.is_fatal() {
+                failed(error.to_string());
+            }
+            Err(error.to_string())
+        }
+    }
+}
