@@ -18,7 +18,7 @@ use crate::core::server::{
 use crate::eventlog::{Origin, WatchLimits};
 use crate::listener::{self, ListenerConfig, Serving, ShardId};
 use crate::shutdown::{Tasks, interrupted};
-use crate::telemetry::{Metrics, WatchMetrics, init_logging};
+use crate::telemetry::{Metrics, PeerMetrics, WatchMetrics, init_logging};
 
 /// How long parts get to end at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -90,7 +90,8 @@ impl Server {
             eprintln!("watershed: {reason}");
             std::process::exit(1);
         });
-        let member = Member::start(config, metrics, failed, tasks).await?;
+        let peer_metrics = PeerMetrics::register(&registry);
+        let member = Member::start(config, metrics, peer_metrics, failed, tasks).await?;
         let core = member.core();
         refresh_gauges(&registry, core.clone());
         let context = Arc::new(WatchContext {
@@ -120,6 +121,10 @@ impl Server {
         let mut peer_sockets = peer_sockets;
         peer_sockets.extend(metric_sockets);
         let peers = listener::serve(peer_sockets, single, move |_| peer_face.clone(), tasks)?;
+        for address in peers.addresses() {
+            info!(%address, "serving peer traffic");
+        }
+        member.join(config).await?;
         let shard_tasks = tasks.clone();
         let make = move |shard: ShardId| {
             let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
@@ -129,9 +134,6 @@ impl Server {
             Router::new(core.clone(), service, recipes, http.clone(), shard_tasks.clone())
         };
         let clients = listener::serve(client_sockets, listener, make, tasks)?;
-        for address in peers.addresses() {
-            info!(%address, "serving peer traffic");
-        }
         info!("ready to serve client requests");
         for address in clients.addresses() {
             info!(%address, "serving client traffic insecurely; this is strongly discouraged!");

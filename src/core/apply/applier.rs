@@ -8,7 +8,7 @@ use super::outcome::{Applied, ApplyError, Outcome};
 use crate::core::alarm::AlarmStore;
 use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Prepared, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore, MembersAction};
-use crate::core::lease::{Lease, LeaseStore, LeaseError};
+use crate::core::lease::{Lease, LeaseError, LeaseStore};
 use crate::core::mvcc::{Compaction, LeaseMove, LeaseView, Progress, RevisionEvents, Store, Written};
 use crate::core::raft::{ChangeKind, Committed, CommittedKind, MembersDecision, ProposedChange};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;

@@ -13,7 +13,7 @@ mod outcome;
 mod task;
 mod waiters;
 
-pub use applier::{Applier, ApplierConfig, Batch, LeaseFact};
+pub use applier::{Applier, ApplierConfig, Batch, LeaseFact, open_leases};
 pub use cost::{LEASE_COST_BYTES, exceeds, put_cost, txn_cost};
 pub use installs::Installs;
 pub use outcome::{Applied, ApplyError, Outcome};

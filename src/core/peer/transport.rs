@@ -64,3 +64,7 @@ impl PeerTransport {
 
 /// Raft's way to the peers.
 pub struct PeerQueue;
+
+impl crate::core::raft::PeerSink for PeerQueue {
+    fn send(&mut self, _messages: Vec<crate::core::raft::Outbound>) {}
+}

@@ -1,5 +1,5 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,9 +16,9 @@ use crate::api_error::ApiError;
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{Applied, ApplyHandle, Outcome, Waiters};
 use crate::core::backend::Backend;
-use crate::core::cluster::ClusterStore;
+use crate::core::cluster::{ClusterStore, Member};
 use crate::core::mvcc::{Snapshot, StoreReader};
-use crate::core::peer::PeerTransport;
+use crate::core::peer::{Peer, PeerTransport};
 use crate::core::raft::{ProposeError, RaftHandle};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::InternalRaftRequest;
@@ -82,12 +82,12 @@ pub struct Core {
     pub leases: Arc<LeaseClock>,
     /// Keep-alives of all streams.
     pub renewals: Renewals,
-    /// The other members; set once the transport runs.
-    pub peers: OnceLock<PeerTransport>,
     /// State on disk, for maintenance calls.
     pub backend: Backend,
     /// Apply's side of compactions.
     pub apply: ApplyHandle,
+    /// The other members.
+    pub peers: PeerTransport,
     /// Counters.
     pub metrics: CoreMetrics,
     /// Requests under way.
@@ -175,6 +175,14 @@ impl Core {
             let _ = tokio::time::timeout(APPLIED_RECHECK, progress.changed()).await;
         }
         Ok(())
+    }
+
+    /// Connects to these members, this one left out.
+    pub fn follow_members<'a>(&self, members: impl Iterator<Item = &'a Member>) {
+        let others = members.filter(|member| member.member_id() != self.member);
+        let peers = others.map(|member| Peer { id: member.member_id(), urls: member.peer_urls.clone() }).collect();
+        let removed = self.published.cluster.load().removed().clone();
+        self.peers.set_peers(peers, removed);
     }
 
     /// The newest published state.

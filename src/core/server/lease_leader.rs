@@ -98,10 +98,7 @@ impl Around for Core {
     }
 
     async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
-        match self.peers.get() {
-            Some(peers) => peers.call(to, method, body).await,
-            None => Err(CallError::UnknownPeer(to)),
-        }
+        self.peers.call(to, method, body).await
     }
 }
 

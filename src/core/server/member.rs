@@ -1,9 +1,9 @@
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::bootstrap::BootstrapError;
@@ -11,24 +11,29 @@ use super::core::{Core, Limits, Published};
 use super::lease_clock::{self, LeaseClock};
 use super::metrics::CoreMetrics;
 use super::observer::MemberObserver;
+use super::peers::MemberPeers;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
 use super::renewals::{self, Renewals};
 use super::{auto_compaction, bootstrap, checkpoint};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
-use crate::core::apply::{Applier, ApplierConfig, ApplyQueue, ApplyTask, CompactionPace, Waiters};
-use crate::core::backend::{Backend, BackendError, Checkpointer, Table};
+use crate::core::apply::{
+    Applier, ApplierConfig, ApplyConfig, ApplyQueue, ApplyTask, CompactionPace, Installs, Waiters, open_leases,
+};
+use crate::core::backend::{BackendError, Checkpointer, Table};
 use crate::core::cluster::{ClusterVersion, MembershipError};
-use crate::core::lease::{LeaseError, LeaseStore, Lessor, LessorConfig};
+use crate::core::lease::{LeaseError, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
+use crate::core::peer::{PeerConfig, PeerTransport};
 use crate::core::raft::{
-    LogTail, NoPeers, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
+    LogTail, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
 };
 use crate::core::wal::FsDisk;
 use crate::core::watch::CoreWatch;
 use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
 use crate::shutdown::Tasks;
+use crate::telemetry::PeerMetrics;
 use crate::types::{API_VERSION, LogIndex, MemberId};
 
 /// Ticks per election timeout; a heartbeat is one tick.
@@ -39,8 +44,8 @@ const BEHIND_MAX: u64 = 5000;
 const SEGMENTS_MIN: usize = 5;
 /// Events kept in memory for watchers, in bytes.
 const EVENT_LOG_BYTES: usize = 64 * 1024 * 1024;
-/// How long a start waits for a leader and for the log to be applied.
-const START_WAIT: Duration = Duration::from_secs(60);
+/// Pause before a member that did not reach a quorum tries again.
+const JOIN_RETRY: Duration = Duration::from_millis(100);
 
 /// Why a member did not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +71,6 @@ pub enum StartError {
     /// A thread.
     #[error("start a thread")]
     Thread(#[from] std::io::Error),
-    /// Nobody leads, or the log cannot be applied.
-    #[error("member is not ready after {START_WAIT:?}")]
-    NotReady,
     /// What it says about itself could not be replicated.
     #[error("publish the member: {0}")]
     Publish(String),
@@ -88,13 +90,14 @@ pub struct Member {
 }
 
 impl Member {
-    /// Opens the files, replays the log and starts every part. Ready to serve when it returns.
+    /// Opens the files, replays the log and starts every part. [`join`](Self::join) makes it ready to serve.
     ///
     /// # Errors
     /// Names the file or part that is at fault; nothing keeps running.
     pub async fn start(
         config: &ServerConfig,
         metrics: CoreMetrics,
+        peer_metrics: PeerMetrics,
         failed: Failed,
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
@@ -125,17 +128,32 @@ impl Member {
             warn!(file = %cut.path.display(), cut.offset, cut.bytes, cut.what, "torn end of the log was cut");
         }
         let tasks = tasks.child();
-        let member = Self::assemble(config, opened, metrics, failed, tasks)?;
-        member.wait_ready().await?;
-        member.publish(config).await?;
-        member.spawn_keepers(config);
+        // Members of a running cluster, until the log tells who they are now.
+        let known = first.map(|first| first.running).unwrap_or_default();
+        let member = Self::assemble(config, opened, metrics, peer_metrics, failed, tasks)?;
+        if member.core.published.cluster.load().members().next().is_none() {
+            member.core.follow_members(known.iter());
+        }
         Ok(member)
+    }
+
+    /// Waits until the member takes part, and tells the cluster about it. Its peer port must be served by now.
+    ///
+    /// Without a quorum this waits, as etcd does: a member that cannot be sure of its state serves nobody.
+    ///
+    /// # Errors
+    /// The member cannot tell the cluster who it is.
+    pub async fn join(&self, config: &ServerConfig) -> Result<(), StartError> {
+        self.spawn_keepers(config);
+        self.wait_ready().await?;
+        self.publish(config).await
     }
 
     fn assemble(
         config: &ServerConfig,
         opened: Opened<FsDisk>,
         metrics: CoreMetrics,
+        peer_metrics: PeerMetrics,
         failed: Failed,
         tasks: Tasks,
     ) -> Result<Self, StartError> {
@@ -165,13 +183,17 @@ impl Member {
         let log = LogTail::new(log_base, recovered.entries, &recovered.hard_state, &conf_state);
         let node = RaftNode::new(&node_config(config, metadata.member, position.index), log)?;
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
+        let installs = Arc::new(Installs::default());
+        let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone());
+        let peer_config = PeerConfig::new(metadata.cluster, metadata.member);
+        let peers = PeerTransport::start(peer_config, Arc::new(receiver), peer_metrics, &tasks)?;
         let raft_failed = failed.clone();
         let tick = config.heartbeat_interval;
         let raft_config = TaskConfig::<ApplyQueue> {
             tick,
             behind_max: BEHIND_MAX,
             sink: queue,
-            peers: Box::new(NoPeers),
+            peers: Box::new(peers.sink()),
             failed: raft_failed,
         };
         let raft = RaftTask::start(node, writer, inbox, raft_config)?;
@@ -187,20 +209,23 @@ impl Member {
             published,
             leases: clock,
             renewals,
-            peers: OnceLock::new(),
             backend: backend.clone(),
             apply: apply_handle,
+            peers,
             metrics,
             waiters: Arc::new(Waiters::default()),
             next_request: AtomicU64::new(first_request_id(metadata.member)),
             pending_bytes: AtomicU64::new(0),
         });
         tasks.spawn(renewals::run(core.clone(), renewals_inlet, tasks.stop_signal()));
+        slot.fill(core.clone(), installs.clone());
+        core.follow_members(core.published.cluster.load().members());
         let watch = CoreWatch::new(core.store.clone(), EVENT_LOG_BYTES);
         let observer = MemberObserver::new(core.clone(), watch.clone(), failed.clone(), tasks.clone());
         let pace =
             CompactionPace { slice_records: config.compaction_batch_limit, pause: config.compaction_sleep_interval };
-        let apply = ApplyTask::start(applier, inlet, core.apply.clone(), core.waiters.clone(), observer, pace)?;
+        let apply_config = ApplyConfig { waiters: core.waiters.clone(), installs, pace };
+        let apply = ApplyTask::start(applier, inlet, core.apply.clone(), observer, apply_config)?;
         let report = move |error: &BackendError| failed(format!("checkpoint: {error}"));
         let checkpointer = Checkpointer::start(backend, report)?;
         Ok(Self { core, watch, raft, apply, checkpointer, tasks })
@@ -218,14 +243,10 @@ impl Member {
 
     /// Every acknowledged write of earlier runs must be readable before the first request.
     async fn wait_ready(&self) -> Result<(), StartError> {
-        let deadline = Instant::now() + START_WAIT;
-        let mut status = self.core.raft.status();
-        let leads = status.wait_for(|status| status.reads_are_local);
-        timeout_at(deadline, leads).await.map_err(|_| StartError::NotReady)?.map_err(|_| StartError::NotReady)?;
-        let target = self.core.raft.committed();
-        let mut progress = self.core.apply.progress();
-        let applied = progress.wait_for(|applied| *applied >= target);
-        timeout_at(deadline, applied).await.map_err(|_| StartError::NotReady)?.map_err(|_| StartError::NotReady)?;
+        while let Err(error) = self.core.linearizable().await {
+            warn!(%error, "no answer from the cluster yet; waiting for a quorum");
+            tokio::time::sleep(JOIN_RETRY).await;
+        }
         Ok(())
     }
 
@@ -309,15 +330,12 @@ fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> No
     }
 }
 
+/// Where images of states are written and received.
+fn snapshot_room(config: &ServerConfig) -> PathBuf {
+    config.data_dir.join("member").join("snap")
+}
+
 /// Ids of requests differ between members and between runs of one member.
 fn first_request_id(member: MemberId) -> u64 {
     (member.0 & 0xffff) << 48 | fastrand::u64(0..1 << 40) << 8
-}
-
-fn open_leases(backend: &Backend, store: &Store, ttl_min: i64) -> Result<LeaseStore, StartError> {
-    let mut leases = LeaseStore::open(backend, ttl_min)?;
-    for (key, lease) in store.leased_keys() {
-        leases.attach(key, lease);
-    }
-    Ok(leases)
 }

@@ -28,6 +28,7 @@ mod observer;
 mod peer;
 mod peer_calls;
 mod peer_http;
+mod peers;
 mod quota;
 mod recipe_store;
 mod recover;

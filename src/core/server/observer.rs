@@ -54,6 +54,7 @@ impl ApplyObserver for MemberObserver {
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {
         self.core.published.cluster.store(Arc::new(cluster.clone()));
         self.core.published.alarms.store(Arc::new(alarms.clone()));
+        self.core.follow_members(cluster.members());
     }
 
     fn installed(&mut self, applier: &Applier) {

@@ -1,6 +1,7 @@
 //! What comes from the other members of the cluster, and the states that go to them.
 
 use std::io::{Seek, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -14,8 +15,9 @@ use super::core::Core;
 use super::member::Failed;
 use super::peer_calls::answer_peer;
 use crate::bolt::BoltImage;
-use crate::core::apply::{Installs, read_conf_state};
-use crate::core::backend::{BackendError, LogPosition};
+use crate::core::apply::Installs;
+use crate::core::backend::{BackendError, LogPosition, Table};
+use crate::core::cluster::{ClusterRows, ClusterStore};
 use crate::core::peer::{CallFailure, PeerReceiver, SnapshotSource};
 use crate::core::raft::{PeerMessage, snapshot_message};
 use crate::pb::walpb;
@@ -151,15 +153,19 @@ fn write_image(core: &Core, room: &Path, to: MemberId, message: &[u8]) -> Result
 /// Voters and learners as the image itself has them: later changes must not get into the message.
 fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
     let image = BoltImage::open(path).map_err(|error| error.to_string())?;
-    let mut found = None;
-    let visited = image.bucket(b"meta", &mut |key, value| {
-        if key == b"confState" {
-            found = read_conf_state(value);
-        }
-        std::ops::ControlFlow::Continue(())
-    });
-    visited.map_err(|error| error.to_string())?;
-    found.ok_or_else(|| "the state has no members".to_owned())
+    let rows = |table: Table| -> Result<Vec<(Bytes, Bytes)>, String> {
+        let mut rows = Vec::new();
+        let visited = image.bucket(table.name().as_bytes(), &mut |key, value| {
+            rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            ControlFlow::Continue(())
+        });
+        visited.map_err(|error| error.to_string())?;
+        Ok(rows)
+    };
+    let (members, removed, cluster) = (rows(Table::Members)?, rows(Table::MembersRemoved)?, rows(Table::Cluster)?);
+    let stored = ClusterStore::open(ClusterRows { members: &members, removed: &removed, cluster: &cluster });
+    let state = stored.map_err(|error| error.to_string())?.conf_state();
+    if state.voters.is_empty() { Err("the state has no members".to_owned()) } else { Ok(state) }
 }
 
 fn prepare_image(inner: &Inner, file: &Path, position: LogPosition, failed: &Failed) -> Result<(), String> {
