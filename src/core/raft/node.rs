@@ -178,7 +178,6 @@ impl RaftNode {
             pre_vote: config.pre_vote,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
-            batch_append: true,
             ..Config::default()
         };
         log.saved_at(config.applied);
@@ -317,11 +316,15 @@ impl RaftNode {
     /// # Errors
     /// Only fatal ones: the member must stop.
     pub fn step(&mut self, message: PeerMessage) -> Result<Stepped, RaftError> {
-        let message = message.0;
+        let mut message = message.0;
         if let Some(reason) = self.impossible(&message)? {
             return Ok(Stepped::Refused(reason));
         }
         if message.get_msg_type() == MessageType::MsgReadIndex {
+            // The library would pass it on in the name of its sender, who asks again as soon as the leader changes.
+            if !self.is_leader() {
+                return Ok(Stepped::Taken);
+            }
             if !self.is_new_read(&message) {
                 return Ok(Stepped::Refused("a read request seen before"));
             }
@@ -329,6 +332,10 @@ impl RaftNode {
                 self.postpone(message);
                 return Ok(Stepped::Taken);
             }
+        }
+        if message.get_msg_type() == MessageType::MsgPropose {
+            // A member that leads no more passes it on: in its own name, which is what the next one checks.
+            message.from = self.member.0;
         }
         // What the library drops (no leader, unknown sender, overload) the sender repeats.
         let _ = self.raw.step(message);

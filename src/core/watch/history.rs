@@ -14,17 +14,26 @@ const ROWS_PER_READ: usize = 10_000;
 /// Events of the past, read from the store.
 pub(super) struct StoreHistory {
     reader: StoreReader,
+    /// Read where the read is asked for, instead of on a thread that may wait.
+    inline: bool,
 }
 
 impl StoreHistory {
     pub fn new(reader: StoreReader) -> Self {
-        Self { reader }
+        Self { reader, inline: false }
+    }
+
+    pub fn inline(reader: StoreReader) -> Self {
+        Self { reader, inline: true }
     }
 }
 
 impl History for StoreHistory {
     fn events(&self, request: HistoryRequest) -> BoxFuture<'static, Result<HistoryBatch, HistoryError>> {
         let reader = self.reader.clone();
+        if self.inline {
+            return futures::future::ready(read(&reader, &request)).boxed();
+        }
         async move {
             // Old revisions come from the disk, and serving threads must not wait for it.
             tokio::task::spawn_blocking(move || read(&reader, &request)).await.unwrap_or_else(|_| Err(stopping()))

@@ -15,8 +15,19 @@ pub struct CoreWatch {
 impl CoreWatch {
     /// A log that begins at the published state, with at most `log_bytes_max` of the newest events in memory.
     pub fn new(reader: StoreReader, log_bytes_max: usize) -> Self {
+        let history = StoreHistory::new(reader.clone());
+        Self::with(reader, log_bytes_max, history)
+    }
+
+    /// The same without threads, for simulations: old events are read where they are asked for.
+    pub fn inline(reader: StoreReader, log_bytes_max: usize) -> Self {
+        let history = StoreHistory::inline(reader.clone());
+        Self::with(reader, log_bytes_max, history)
+    }
+
+    fn with(reader: StoreReader, log_bytes_max: usize, history: StoreHistory) -> Self {
         let log = EventLog::new(reader.revision(), log_bytes_max);
-        let source = Source::new(log, Arc::new(StoreHistory::new(reader.clone())));
+        let source = Source::new(log, Arc::new(history));
         Self { source, reader }
     }
 

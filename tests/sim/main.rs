@@ -1,0 +1,93 @@
+//! Deterministic simulation of whole clusters: the production state machines (consensus, log, state, apply, leases,
+//! watches) under one clock in one thread, on disks and a network that chance breaks. The same seed gives the same
+//! run, event for event.
+//!
+//! `world.rs` is the cluster and its faults, `process.rs` the shell around one member, `model.rs` what the log means,
+//! `truth.rs` what the cluster has agreed on. A failure names its seed:
+//! `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay` runs it again, `WATERSHED_SIM_TRACE=1` tells all.
+
+mod client;
+mod context;
+mod disk;
+mod model;
+mod network;
+mod process;
+mod recover;
+mod truth;
+mod watcher;
+mod world;
+
+use context::{Counts, SECOND, Settings};
+
+/// What a seed stands for.
+fn settings(seed: u64) -> Settings {
+    let mut random = fastrand::Rng::with_seed(!seed);
+    let members = [1, 1, 3, 3, 3, 5][random.usize(..6)];
+    Settings {
+        seed,
+        members,
+        clients: random.usize(1..=4),
+        watchers: random.usize(1..=3),
+        faulty: random.u64(30..150) * SECOND,
+        healthy: random.u8(..4) > 0,
+        mutation: None,
+    }
+}
+
+/// Runs seeds on two threads; every simulation has its thread for itself. A failure does not end the others.
+fn campaign(seeds: std::ops::Range<u64>) -> (Counts, Vec<u64>) {
+    let next = std::sync::atomic::AtomicU64::new(seeds.start);
+    let totals = parking_lot::Mutex::new((Counts::default(), Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = std::panic::catch_unwind(|| world::run(&settings(seed)));
+                    let mut totals = totals.lock();
+                    match outcome {
+                        Ok(summary) => totals.0 += summary.counts,
+                        Err(_) => totals.1.push(seed),
+                    }
+                }
+            });
+        }
+    });
+    totals.into_inner()
+}
+
+/// A number from the environment, for longer runs by hand.
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+#[test]
+fn clusters_keep_their_promises() {
+    let first = number("WATERSHED_SIM_FIRST", 1);
+    let simulations = number("WATERSHED_SIM_COUNT", 400);
+    let begun = std::time::Instant::now();
+    let (counts, failed) = campaign(first..first + simulations);
+    println!("{counts}, in {:.1} s", begun.elapsed().as_secs_f64());
+    assert!(
+        failed.is_empty(),
+        "promises broken; run `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay`: {failed:?}"
+    );
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 1..6 {
+        assert_eq!(world::run(&settings(seed)), world::run(&settings(seed)), "seed {seed}");
+    }
+}
+
+/// Runs one seed again: the one a failure has named.
+#[test]
+fn replay() {
+    let Ok(seed) = std::env::var("WATERSHED_SIM_SEED") else { return };
+    let seed = seed.parse().expect("a number");
+    println!("{}", world::run(&settings(seed)).counts);
+}

@@ -1,0 +1,96 @@
+//! The network between members: each direction of each pair is a link of its own.
+
+use watershed::core::raft::{Lane, Outbound};
+use watershed::types::MemberId;
+
+use super::context::{Context, Event, MILLI, Micros, Mutation};
+
+/// One direction between two members.
+#[derive(Clone, Copy, Debug, Default)]
+struct Link {
+    /// Nothing gets through before this.
+    cut_until: Micros,
+    /// Until then messages are lost, doubled and late.
+    bad_until: Micros,
+    /// Counts resets: what was under way before one is lost.
+    resets: u32,
+}
+
+/// A message under way.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub from: usize,
+    pub sender: MemberId,
+    pub to: usize,
+    resets: u32,
+    pub outbound: Outbound,
+}
+
+#[derive(Default)]
+pub struct Network {
+    links: Vec<Vec<Link>>,
+}
+
+impl Network {
+    pub fn grow(&mut self, members: usize) {
+        self.links.resize(members, Vec::new());
+        self.links.iter_mut().for_each(|row| row.resize(members, Link::default()));
+    }
+
+    pub fn cut(&mut self, from: usize, to: usize, until: Micros) {
+        self.links[from][to].cut_until = until;
+    }
+
+    pub fn worsen(&mut self, from: usize, to: usize, until: Micros) {
+        self.links[from][to].bad_until = until;
+    }
+
+    pub fn reset(&mut self, from: usize, to: usize) {
+        self.links[from][to].resets += 1;
+    }
+
+    pub fn heal(&mut self) {
+        for link in self.links.iter_mut().flatten() {
+            (link.cut_until, link.bad_until) = (0, 0);
+        }
+    }
+
+    pub fn is_cut(&self, context: &Context, from: usize, to: usize) -> bool {
+        self.links[from][to].cut_until > context.now
+    }
+
+    /// Sends a message on its way, or loses it.
+    pub fn send(&self, context: &mut Context, from: usize, sender: MemberId, to: usize, outbound: Outbound) {
+        let link = self.links[from][to];
+        if link.cut_until > context.now {
+            return;
+        }
+        let bad = link.bad_until > context.now;
+        if bad && context.one_in(5) {
+            return;
+        }
+        // A connection never doubles a message by itself, and nobody sends a proposal twice.
+        let doubled = bad && context.one_in(10) && !is_proposal(&outbound);
+        for _ in 0..=usize::from(doubled) {
+            let delay = match bad {
+                true => context.random.u64(MILLI..400 * MILLI),
+                false => context.random.u64(MILLI / 5..3 * MILLI),
+            };
+            let to = if context.mutated(Mutation::WrongMember) && context.one_in(200) { from } else { to };
+            let message = Message { from, sender, to, resets: link.resets, outbound: outbound.clone() };
+            context.counts.messages += 1;
+            context.after(delay, Event::Deliver(Box::new(message)));
+        }
+    }
+
+    /// Whether a message arrives after all.
+    pub fn arrives(&self, context: &Context, message: &Message) -> bool {
+        let link = self.links[message.from][message.to];
+        link.resets == message.resets && link.cut_until <= context.now
+    }
+}
+
+fn is_proposal(outbound: &Outbound) -> bool {
+    // Field 1 of the message is its type, and 2 stands for a proposal.
+    outbound.lane == Lane::Append && outbound.bytes.starts_with(&[0x08, 0x02])
+}

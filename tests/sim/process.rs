@@ -1,0 +1,684 @@
+//! One run of a member: the thin shell around its state machines, as `core::raft::task`, `core::apply::task` and
+//! `core::server` are in the program. It holds no logic that those do not have.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use prost::Message;
+use watershed::core::alarm::AlarmStore;
+use watershed::core::apply::{Applier, ApplierConfig, Batch, LeaseFact};
+use watershed::core::backend::{Backend, Table};
+use watershed::core::lease::{LeaseStore, Lessor, LessorConfig, RenewError};
+use watershed::core::mvcc::{Compaction, Progress, Store, StoreReader};
+use watershed::core::raft::{
+    Committed, LogTail, MembersDecision, NodeConfig, Outbound, PeerMessage, PersistGroup, RaftNode, ReadQueue, Stepped,
+};
+use watershed::core::wal::{Wal, WalSnapshot};
+use watershed::core::watch::CoreWatch;
+use watershed::eventlog::{Origin, ShardHandle, WatchLimits};
+use watershed::pb::etcdserverpb::{
+    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest, RangeRequest, RangeResponse,
+};
+use watershed::shutdown::Tasks;
+use watershed::telemetry::{Metrics, WatchMetrics};
+use watershed::types::{ClusterId, LeaseId, LogIndex, MemberId, Revision, Term};
+
+use super::client::{Answer, Ask, OpId};
+use super::context::{Context, Event, MILLI, Micros, Mutation, SECOND, Work};
+use super::disk::SimDisk;
+use super::model::{Reply, TTL_MIN, recode};
+use super::recover::{self, Birth};
+
+/// As in the program with its defaults.
+pub const TICK: Micros = 100 * MILLI;
+pub const ELECTION: Micros = SECOND;
+const EXPIRY_TICKS: u64 = 2;
+const HELD_FOR: Micros = 2 * SECOND;
+/// Small, so that much happens in little time.
+const CATCH_UP_ENTRIES: u64 = 40;
+const SNAPSHOT_COUNT: u64 = 100;
+const EVENT_LOG_BYTES: usize = 4000;
+const SLICE_RECORDS: usize = 20;
+const SEGMENTS_MIN: usize = 2;
+/// Whether the log forgets what the state holds.
+const MARKS: bool = false;
+
+/// Why a process ended by itself.
+pub type Failure = String;
+
+enum Job {
+    Group(PersistGroup),
+    Saved(WalSnapshot),
+}
+
+/// What apply is to do, in order.
+enum Due {
+    Entry(Committed),
+}
+
+struct Held {
+    since: Micros,
+    request: Bytes,
+}
+
+/// Who waits for an index that is confirmed and applied.
+#[derive(Clone, Debug)]
+enum Reader {
+    Range(OpId, RangeRequest),
+    /// The deadlines of a new leader.
+    Deadlines(Term),
+    Renewal(OpId, LeaseId, Term),
+}
+
+/// Who waits for a request to be applied.
+#[derive(Clone, Copy, Debug)]
+enum Waiter {
+    Client(OpId),
+    /// A renewal whose checkpoint is cleared.
+    Renewal(OpId, i64),
+}
+
+pub struct Process {
+    /// Place of the member among all.
+    pub place: usize,
+    pub boot: u32,
+    pub member: MemberId,
+    /// Its clock goes this many thousandths of the real one.
+    pace: u64,
+    started: Micros,
+    ticks: u64,
+    pub node: RaftNode,
+    wal: Wal<SimDisk>,
+    jobs: Vec<Job>,
+    writing: bool,
+    reads: ReadQueue<Reader>,
+    held: VecDeque<Held>,
+    due: VecDeque<Due>,
+    apply_scheduled: bool,
+    applier: Applier,
+    decisions: Vec<MembersDecision>,
+    pub applied: LogIndex,
+    waiters: BTreeMap<u64, Waiter>,
+    /// Readers whose index is not applied yet.
+    waiting_reads: Vec<(LogIndex, Reader)>,
+    /// Renewals of leases that have run out and are not revoked yet.
+    waiting_renewals: Vec<(LeaseId, OpId)>,
+    compactions: VecDeque<Compaction>,
+    pub backend: Backend,
+    marked: LogIndex,
+    pub reader: StoreReader,
+    pub leases: Arc<RwLock<LeaseStore>>,
+    lessor: Lessor,
+    /// The term this member leads in.
+    led_in: Option<Term>,
+    /// The same, once deadlines count.
+    lessor_term: Option<Term>,
+    pub watch: CoreWatch,
+    pub shard: ShardHandle,
+    tasks: Tasks,
+    next_request: u64,
+    /// Answers that are ready to go.
+    answers: Vec<(OpId, Answer)>,
+    /// Took requests from some moment on: the only voter answers reads by itself, once it has replayed its log.
+    serves: bool,
+    /// Messages that are ready to go.
+    pub outbox: Vec<Outbound>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+impl Process {
+    /// Opens what is on the disk and starts every part.
+    pub fn start(
+        context: &mut Context,
+        place: usize,
+        boot: u32,
+        disk: &SimDisk,
+        birth: &Birth,
+    ) -> Result<Self, Failure> {
+        let opened = recover::open(&disk.next_run(), birth)?;
+        if opened.recovered.cut.is_some() {
+            context.counts.torn_tails += 1;
+        }
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let store = Store::open(opened.backend.clone()).map_err(|error| text(&error))?;
+        let reader = store.reader();
+        let alarms = opened.backend.rows(Table::Alarm).map_err(|error| text(&error))?;
+        let mut leases = LeaseStore::open(&opened.backend, TTL_MIN).map_err(|error| text(&error))?;
+        for (key, lease) in store.leased_keys() {
+            leases.attach(key, lease);
+        }
+        let leases = Arc::new(RwLock::new(leases));
+        // Rests of leases are noted often, so that even short ones have theirs.
+        let lessor_config = LessorConfig { checkpoint_interval: Duration::from_secs(3), ..LessorConfig::default() };
+        let lessor = Lessor::new(lessor_config, leases.read().all());
+        let member = opened.metadata.member;
+        let config = NodeConfig {
+            member,
+            election_ticks: (ELECTION / TICK) as usize,
+            heartbeat_ticks: 1,
+            pre_vote: true,
+            applied: opened.position.index,
+            seed: context.random.u64(..),
+        };
+        let conf_state = opened.members.conf_state();
+        let log =
+            LogTail::new(opened.recovered.base, opened.recovered.entries, &opened.recovered.hard_state, &conf_state);
+        let node = RaftNode::new(&config, log).map_err(|error| text(&error))?;
+        let watch = CoreWatch::inline(reader.clone(), EVENT_LOG_BYTES);
+        let tasks = Tasks::new();
+        let limits = WatchLimits {
+            stream_bytes_max: 600,
+            stream_responses_max: 4,
+            catch_up_revisions_max: 5,
+            catch_up_bytes_max: 400,
+            progress_interval: Duration::from_secs(1 << 30),
+            ..WatchLimits::default()
+        };
+        let origin = Arc::new(Origin::new(ClusterId(1), member, Term(0)));
+        let metrics = WatchMetrics::register(&Metrics::default());
+        let stopped = tonic::Status::unavailable("stopped");
+        let shard = ShardHandle::start(limits, origin, metrics, boot.into(), stopped, &tasks);
+        let applier_config = ApplierConfig { quota_bytes: -1 };
+        let alarms = AlarmStore::open(&alarms);
+        let mut applier =
+            Applier::new(store, leases.clone(), opened.members, alarms, opened.backend.clone(), applier_config);
+        let compactions = applier.store().take_unfinished_compaction().into_iter().collect();
+        let mut process = Self {
+            place,
+            boot,
+            member,
+            pace: context.random.u64(982..=1018),
+            started: context.now,
+            ticks: 0,
+            node,
+            wal: opened.wal,
+            jobs: Vec::new(),
+            writing: false,
+            reads: ReadQueue::default(),
+            held: VecDeque::new(),
+            due: VecDeque::new(),
+            apply_scheduled: false,
+            applier,
+            decisions: Vec::new(),
+            applied: opened.position.index,
+            waiters: BTreeMap::new(),
+            waiting_reads: Vec::new(),
+            waiting_renewals: Vec::new(),
+            compactions,
+            marked: opened.position.index,
+            backend: opened.backend,
+            reader,
+            leases,
+            lessor,
+            led_in: None,
+            lessor_term: None,
+            watch,
+            shard,
+            tasks,
+            next_request: (member.0 & 0xffff) << 48 | u64::from(boot) << 32,
+            answers: Vec::new(),
+            serves: false,
+            outbox: Vec::new(),
+        };
+        context.note("start", [member.0, boot.into(), process.applied.0]);
+        process.schedule(context, TICK, Work::Tick);
+        if !process.compactions.is_empty() {
+            process.schedule(context, 10 * MILLI, Work::CompactionSlice);
+        }
+        let checkpoint = context.random.u64(SECOND..20 * SECOND);
+        process.schedule(context, checkpoint, Work::Checkpoint);
+        process.turn(context)?;
+        Ok(process)
+    }
+
+    fn schedule(&self, context: &mut Context, delay: Micros, work: Work) {
+        context.after(delay, Event::Process { member: self.place, boot: self.boot, work });
+    }
+
+    /// Time since the start by this process's clock.
+    fn clock(&self, context: &Context) -> Duration {
+        let mut micros = (context.now - self.started) * self.pace / 1000;
+        if context.mutated(Mutation::HastyLessor) {
+            micros *= 2;
+        }
+        Duration::from_micros(micros)
+    }
+
+    pub fn leads(&self) -> bool {
+        self.node.is_leader()
+    }
+
+    /// Does a piece of work that was scheduled.
+    pub fn work(&mut self, context: &mut Context, work: Work) -> Result<(), Failure> {
+        match work {
+            Work::Tick => self.tick(context)?,
+            Work::Written => self.written(context)?,
+            Work::Apply => self.apply(context)?,
+            Work::Checkpoint => self.checkpoint(context)?,
+            Work::CompactionSlice => self.compaction_slice(context),
+        }
+        self.turn(context)
+    }
+
+    fn tick(&mut self, context: &mut Context) -> Result<(), Failure> {
+        self.ticks += 1;
+        self.node.tick();
+        while self.held.front().is_some_and(|held| context.now - held.since > HELD_FOR) {
+            self.held.pop_front();
+        }
+        if self.ticks.is_multiple_of(EXPIRY_TICKS) {
+            self.expire(context);
+        }
+        self.schedule(context, TICK * 1000 / self.pace, Work::Tick);
+        Ok(())
+    }
+
+    /// A message of a peer has arrived.
+    pub fn receive(&mut self, context: &mut Context, from: MemberId, bytes: &Bytes) -> Result<(), Failure> {
+        match PeerMessage::parse(self.member, from, bytes) {
+            Ok(message) => match self.node.step(message) {
+                Ok(Stepped::Taken) => {}
+                Ok(Stepped::Refused(reason)) => context.note("refused", [self.member.0, reason.len() as u64, 0]),
+                Err(error) => return Err(error.to_string()),
+            },
+            Err(error) => context.fail(format_args!("an honest message was refused: {error}")),
+        }
+        self.turn(context)
+    }
+
+    /// A client's request has arrived. Tells the number it is in the log under.
+    pub fn request(&mut self, context: &mut Context, op: OpId, ask: &Ask) -> Result<Option<u64>, Failure> {
+        let mut number = None;
+        match ask {
+            Ask::Write(request) => {
+                let mut request = request.clone();
+                request.id = self.request_id();
+                number = Some(request.id);
+                self.waiters.insert(request.id, Waiter::Client(op));
+                context.truth.waiting.insert(request.id, op);
+                self.propose(context, request.encode_to_vec().into());
+            }
+            Ask::Read { request, linearizable } => {
+                if *linearizable && !context.mutated(Mutation::ReadWithoutIndex) {
+                    self.confirm(context, Reader::Range(op, request.clone()));
+                } else {
+                    self.read(op, request);
+                }
+            }
+            Ask::Renew(lease) => match self.lessor_term {
+                Some(term) => self.confirm(context, Reader::Renewal(op, LeaseId(*lease), term)),
+                None => self.answers.push((op, Answer::NotLeader(self.node.leader()))),
+            },
+        }
+        self.turn(context)?;
+        Ok(number)
+    }
+
+    fn request_id(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request
+    }
+
+    /// Lets a reader go on once everything acknowledged so far is applied.
+    fn confirm(&mut self, context: &mut Context, reader: Reader) {
+        if self.node.is_sole_voter() && self.node.is_ready_leader() {
+            self.resume(context, reader);
+        } else {
+            self.reads.push(reader);
+        }
+    }
+
+    fn resume(&mut self, context: &mut Context, reader: Reader) {
+        match reader {
+            Reader::Range(op, request) => self.read(op, &request),
+            Reader::Deadlines(term) => self.start_deadlines(context, term),
+            Reader::Renewal(op, lease, term) => self.renew(context, op, lease, term),
+        }
+    }
+
+    fn propose(&mut self, context: &mut Context, request: Bytes) {
+        if self.node.leader().is_none() {
+            self.held.push_back(Held { since: context.now, request });
+            return;
+        }
+        if self.node.propose(vec![request]).is_err() {
+            context.note("dropped", [self.member.0, 0, 0]);
+        }
+    }
+
+    /// What follows every message: decisions of apply, reads to ask for, and all that consensus wants done.
+    fn turn(&mut self, context: &mut Context) -> Result<(), Failure> {
+        for decision in std::mem::take(&mut self.decisions) {
+            self.node.members_decided(decision).map_err(|error| error.to_string())?;
+        }
+        self.node.applied(self.applied);
+        if self.node.leader().is_some() {
+            for held in std::mem::take(&mut self.held) {
+                self.propose(context, held.request);
+            }
+        }
+        if self.node.is_sole_voter() && !self.node.is_leader() {
+            // Refused while the log is written or a membership change is not applied; then it comes up again.
+            self.node.campaign().map_err(|error| error.to_string())?;
+        }
+        self.ask_for_reads();
+        while let Some(step) = self.node.poll().map_err(|error| error.to_string())? {
+            self.outbox.extend(step.send);
+            if let Some(group) = step.persist {
+                if context.mutated(Mutation::AckBeforePersist) {
+                    self.node.persisted(group.number);
+                }
+                self.write(context, Job::Group(group));
+            }
+            if step.install.is_some() {
+                return Err("snapshots are not wired yet".into());
+            }
+            for entry in step.committed {
+                context.committed(self.member, &entry);
+                self.due.push_back(Due::Entry(entry));
+            }
+            self.schedule_apply(context);
+            for (number, index) in step.reads {
+                let index = if context.mutated(Mutation::ReadBeforeApplied) { LogIndex(0) } else { index };
+                self.waiting_reads.extend(self.reads.confirmed(number).into_iter().map(|reader| (index, reader)));
+                self.ask_for_reads();
+            }
+        }
+        self.follow_leadership(context);
+        self.release_reads(context);
+        let upto_date = self.node.is_ready_leader() && self.applied >= self.node.committed();
+        let known = !self.node.conf_state().voters.is_empty();
+        self.serves |= known && (!self.node.is_sole_voter() || upto_date);
+        for (op, answer) in std::mem::take(&mut self.answers) {
+            let delay = context.random.u64(..5 * MILLI);
+            if !context.faulty || !context.one_in(100) {
+                context.after(delay, Event::Answer(op, answer));
+            }
+        }
+        Ok(())
+    }
+
+    fn follow_leadership(&mut self, context: &mut Context) {
+        let leads = self.node.is_leader().then(|| self.node.term());
+        if leads == self.led_in {
+            return;
+        }
+        self.led_in = leads;
+        (self.lessor_term, _) = (None, self.lessor.demote());
+        if let Some(term) = leads {
+            context.leads(self.member, term);
+            self.confirm(context, Reader::Deadlines(term));
+        }
+    }
+
+    fn ask_for_reads(&mut self) {
+        let era = (self.node.term().0, self.node.leader().map_or(0, |leader| leader.0));
+        if self.reads.wants_request(self.ticks, era) {
+            let number = self.node.read_index();
+            self.reads.sent(number, self.ticks, era);
+        }
+    }
+
+    fn release_reads(&mut self, context: &mut Context) {
+        let (ready, waiting) =
+            std::mem::take(&mut self.waiting_reads).into_iter().partition(|(index, _)| *index <= self.applied);
+        self.waiting_reads = waiting;
+        for (_, reader) in ready {
+            self.resume(context, reader);
+        }
+    }
+
+    fn read(&mut self, op: OpId, request: &RangeRequest) {
+        let answer = self.reader.snapshot().range(request);
+        let answer = answer.map(|answer| recode::<RangeResponse>(&answer)).map_err(|_| "refused");
+        self.answers.push((op, Answer::Read(answer)));
+    }
+
+    // The log writer.
+
+    fn write(&mut self, context: &mut Context, job: Job) {
+        self.jobs.push(job);
+        if !self.writing {
+            self.start_writing(context);
+        }
+    }
+
+    fn start_writing(&mut self, context: &mut Context) {
+        self.writing = true;
+        let delay = match context.random.u16(..2000) {
+            0 if context.faulty => context.random.u64(..4 * SECOND),
+            1..20 => context.random.u64(..200 * MILLI),
+            _ => context.random.u64(500..5 * MILLI),
+        };
+        self.schedule(context, delay, Work::Written);
+    }
+
+    /// The disk has had the time it needs: only now the files change, and a crash before leaves nothing.
+    fn written(&mut self, context: &mut Context) -> Result<(), Failure> {
+        let newest = self.write_jobs().map_err(|error| error.to_string())?;
+        if let Some(number) = newest {
+            self.node.persisted(number);
+        }
+        self.writing = false;
+        if !self.jobs.is_empty() {
+            self.start_writing(context);
+        }
+        Ok(())
+    }
+
+    fn write_jobs(&mut self) -> Result<Option<u64>, watershed::core::wal::WalError> {
+        let (mut newest, mut release) = (None, None);
+        for job in std::mem::take(&mut self.jobs) {
+            match job {
+                Job::Group(group) => {
+                    if let Some(snapshot) = &group.snapshot {
+                        self.wal.mark_snapshot(snapshot)?;
+                    }
+                    self.wal.append(&group.entries, group.hard_state.as_ref())?;
+                    newest = Some(group.number);
+                }
+                Job::Saved(snapshot) => {
+                    self.wal.mark_snapshot(&snapshot)?;
+                    release = Some(snapshot.index);
+                }
+            }
+        }
+        self.wal.sync()?;
+        if let Some(index) = release {
+            self.wal.release(index, SEGMENTS_MIN)?;
+        }
+        Ok(newest)
+    }
+
+    /// The process dies in the middle of what it writes.
+    pub fn die_writing(&mut self) {
+        if self.writing {
+            let _ = self.write_jobs();
+        }
+    }
+
+    // Apply.
+
+    fn schedule_apply(&mut self, context: &mut Context) {
+        if self.due.is_empty() || self.apply_scheduled {
+            return;
+        }
+        self.apply_scheduled = true;
+        let delay = if context.one_in(50) { context.random.u64(..500 * MILLI) } else { context.random.u64(..MILLI) };
+        self.schedule(context, delay, Work::Apply);
+    }
+
+    fn apply(&mut self, context: &mut Context) -> Result<(), Failure> {
+        self.apply_scheduled = false;
+        let count = context.random.usize(1..=20).min(self.due.len());
+        let (mut batch, mut reached) = (Batch::default(), self.applied);
+        for due in self.due.drain(..count) {
+            match due {
+                Due::Entry(entry) => {
+                    reached = entry.index;
+                    if context.mutated(Mutation::SkipEntry) && context.random.u8(..100) == 0 {
+                        continue;
+                    }
+                    self.applier.apply(entry, &mut batch).map_err(|error| error.to_string())?;
+                }
+            }
+        }
+        self.release(context, batch, reached);
+        self.schedule_apply(context);
+        Ok(())
+    }
+
+    /// Publishes, then tells, then answers.
+    fn release(&mut self, context: &mut Context, batch: Batch, reached: LogIndex) {
+        self.applier.store().publish();
+        if context.mutated(Mutation::LostEvents) && context.one_in(50) {
+            context.note("lost events", [0; 3]);
+        } else {
+            self.watch.append(batch.events);
+        }
+        self.tell_lessor(context, &batch.lease_facts);
+        self.applied = reached;
+        for (id, outcome) in &batch.outcomes {
+            match self.waiters.remove(id) {
+                Some(Waiter::Client(op)) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
+                Some(Waiter::Renewal(op, ttl)) => self.answers.push((op, Answer::Renewed(ttl))),
+                None => {}
+            }
+        }
+        let had_none = self.compactions.is_empty();
+        self.compactions.extend(batch.compactions);
+        if had_none && !self.compactions.is_empty() {
+            self.schedule(context, 10 * MILLI, Work::CompactionSlice);
+        }
+        self.decisions.extend(batch.decisions);
+    }
+
+    fn compaction_slice(&mut self, context: &mut Context) {
+        let Some(compaction) = self.compactions.front_mut() else { return };
+        if let Some(hash) = compaction.take_hash(self.applier.store())
+            && let Err(error) = hash.run()
+        {
+            context.fail(format_args!("the hash of a compaction cannot be computed: {error}"));
+        }
+        if self.applier.compaction_slice(compaction, SLICE_RECORDS) == Progress::Done {
+            self.compactions.pop_front();
+            context.counts.compactions += 1;
+        }
+        if !self.compactions.is_empty() {
+            self.schedule(context, 10 * MILLI, Work::CompactionSlice);
+        }
+    }
+
+    fn checkpoint(&mut self, context: &mut Context) -> Result<(), Failure> {
+        let durable = self.backend.checkpoint().map_err(|error| error.to_string())?;
+        context.counts.checkpoints += 1;
+        if MARKS && durable.index.0 >= self.marked.0 + SNAPSHOT_COUNT {
+            self.marked = durable.index;
+            let members = recover::stored_members(&self.backend)?;
+            let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state: members.conf_state() };
+            self.node.state_saved(&snapshot, LogIndex(durable.index.0.saturating_sub(CATCH_UP_ENTRIES)));
+            self.write(context, Job::Saved(snapshot));
+        }
+        let next = context.random.u64(SECOND..20 * SECOND);
+        self.schedule(context, next, Work::Checkpoint);
+        Ok(())
+    }
+
+    // Leases.
+
+    fn tell_lessor(&mut self, context: &Context, facts: &[LeaseFact]) {
+        let now = self.clock(context);
+        for fact in facts {
+            match *fact {
+                LeaseFact::Granted(lease) => self.lessor.granted(lease, now),
+                LeaseFact::Checkpointed { lease, remaining_ttl } => self.lessor.checkpointed(lease, remaining_ttl),
+                LeaseFact::Revoked(id) => {
+                    self.lessor.revoked(id);
+                    let (gone, waiting) =
+                        std::mem::take(&mut self.waiting_renewals).into_iter().partition(|(lease, _)| *lease == id);
+                    self.waiting_renewals = waiting;
+                    self.answers.extend(gone.into_iter().map(|(_, op)| (op, Answer::Renewed(0))));
+                }
+            }
+        }
+    }
+
+    /// What a leader does about leases begins once all that earlier leaders committed is applied.
+    fn start_deadlines(&mut self, context: &mut Context, term: Term) {
+        if self.led_in == Some(term) && !context.mutated(Mutation::SleepyLessor) {
+            let now = self.clock(context);
+            self.lessor.promote(now, Duration::from_micros(ELECTION));
+            self.lessor_term = Some(term);
+        }
+    }
+
+    fn renew(&mut self, context: &mut Context, op: OpId, id: LeaseId, term: Term) {
+        if self.lessor_term != Some(term) {
+            self.answers.push((op, Answer::NotLeader(self.node.leader())));
+            return;
+        }
+        let now = self.clock(context);
+        match self.lessor.renew(id, now) {
+            Ok(renewed) if renewed.clear_checkpoint => {
+                let noted = LeaseCheckpoint { id: id.0, remaining_ttl: 0 };
+                let number = self.propose_checkpoint(vec![noted], term);
+                self.waiters.insert(number, Waiter::Renewal(op, renewed.ttl));
+            }
+            Ok(renewed) => self.answers.push((op, Answer::Renewed(renewed.ttl))),
+            Err(RenewError::NotFound(_)) => self.answers.push((op, Answer::Renewed(0))),
+            Err(RenewError::Expired(_)) => self.waiting_renewals.push((id, op)),
+            Err(RenewError::NotPrimary) => self.answers.push((op, Answer::NotLeader(None))),
+        }
+    }
+
+    fn propose_checkpoint(&mut self, checkpoints: Vec<LeaseCheckpoint>, term: Term) -> u64 {
+        let id = self.request_id();
+        let lease_checkpoint = Some(LeaseCheckpointRequest { checkpoints });
+        let request = InternalRaftRequest { id, lease_checkpoint, ..Default::default() };
+        let _ = self.node.propose_in_term(vec![request.encode_to_vec().into()], term);
+        id
+    }
+
+    fn expire(&mut self, context: &mut Context) {
+        let (now, Some(term)) = (self.clock(context), self.lessor_term) else { return };
+        for lease in self.lessor.expired(now, 1000) {
+            let id = self.request_id();
+            let revoke = Some(LeaseRevokeRequest { id: lease.0 });
+            let request = InternalRaftRequest { id, lease_revoke: revoke, ..Default::default() };
+            context.truth.expiries.insert(id, lease.0);
+            let _ = self.node.propose_in_term(vec![request.encode_to_vec().into()], term);
+        }
+        let due = self.lessor.due_checkpoints(now, 1000);
+        if !due.is_empty() {
+            let noted = due.iter().map(|due| LeaseCheckpoint { id: due.lease.0, remaining_ttl: due.remaining_ttl });
+            self.propose_checkpoint(noted.collect(), term);
+        }
+    }
+
+    // For the checks.
+
+    pub fn cluster(&self) -> &watershed::core::cluster::ClusterStore {
+        self.applier.cluster()
+    }
+
+    pub fn serves(&self) -> bool {
+        self.serves
+    }
+
+    /// Whether consensus has heard of all that apply has decided.
+    pub fn decisions_taken(&self) -> bool {
+        self.decisions.is_empty()
+    }
+
+    pub fn revision(&self) -> Revision {
+        self.reader.revision()
+    }
+}

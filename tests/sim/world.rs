@@ -1,0 +1,463 @@
+//! A cluster in a box: members, network, disks, clients and watchers under one clock in one thread.
+
+use std::io;
+
+use watershed::core::backend::Table;
+use watershed::pb::etcdserverpb::{InternalRaftRequest, PutRequest};
+use watershed::types::{KeyRange, MemberId};
+
+use super::client::{Answer, Ask, Clients, NOBODY, OpId, everything};
+use super::context::{Context, Counts, Event, MILLI, Micros, Mutation, SECOND, Settings, must};
+use super::disk::SimDisk;
+use super::model::recode;
+use super::network::{Message, Network};
+use super::process::{ELECTION, Failure, Process};
+use super::recover::Birth;
+use super::watcher::Watcher;
+
+/// A place for a member: what stays when its process goes.
+pub struct Member {
+    pub id: MemberId,
+    pub birth: Birth,
+    pub disk: SimDisk,
+    pub process: Option<Process>,
+    boots: u32,
+    paused_until: Micros,
+    /// The disk was told to refuse.
+    breaking: bool,
+}
+
+pub struct World {
+    pub context: Context,
+    pub members: Vec<Member>,
+    pub network: Network,
+    pub clients: Clients,
+    pub watchers: Vec<Watcher>,
+    runtime: tokio::runtime::Runtime,
+    /// Clients go on.
+    busy: bool,
+}
+
+/// What is left of a simulation that kept all promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub trace: u64,
+    pub counts: Counts,
+}
+
+/// Runs one simulation from beginning to end.
+///
+/// # Panics
+/// When a promise is broken; the message begins with the seed.
+pub fn run(settings: &Settings) -> Summary {
+    let mut world = World::new(settings.clone());
+    let runtime = world.runtime.handle().clone();
+    let _entered = runtime.enter();
+    world.boot();
+    world.run_for(settings.faulty);
+    if settings.healthy {
+        world.recover();
+    }
+    world.compare_members();
+    world.finish()
+}
+
+impl World {
+    pub fn new(settings: Settings) -> Self {
+        let mut context = Context::new(settings);
+        let count = context.settings.members;
+        let ids: Vec<MemberId> = (1..=count as u64).map(MemberId).collect();
+        let members = ids
+            .iter()
+            .map(|id| Member {
+                id: *id,
+                birth: Birth { member: *id, first: ids.clone() },
+                disk: SimDisk::default(),
+                process: None,
+                boots: 0,
+                paused_until: 0,
+                breaking: false,
+            })
+            .collect();
+        let mut network = Network::default();
+        network.grow(count);
+        let clients = Clients::new(&mut context, count);
+        let watchers = (0..context.settings.watchers).map(|_| Watcher::new(&mut context)).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        Self { context, members, network, clients, watchers, runtime, busy: true }
+    }
+
+    /// Starts members and watchers, and lets chance begin.
+    pub fn boot(&mut self) {
+        for member in 0..self.members.len() {
+            let delay = self.context.random.u64(..300 * MILLI);
+            self.context.after(delay, Event::Start(member));
+        }
+        for watcher in 0..self.watchers.len() {
+            Watcher::schedule(&mut self.context, watcher);
+        }
+        self.context.after(2 * SECOND, Event::Nemesis);
+        if self.context.mutated(Mutation::DiskLies) {
+            self.members.iter().for_each(|member| member.disk.lie());
+        }
+    }
+
+    pub fn run_for(&mut self, span: Micros) {
+        let until = self.context.now + span;
+        while let Some(event) = self.context.next(until) {
+            self.event(event);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Start(member) => self.start(member),
+            Event::Process { member, boot, work } => {
+                if self.postponed(member, &event) {
+                    return;
+                }
+                let place = &mut self.members[member];
+                if let Some(process) = place.process.as_mut().filter(|process| process.boot == boot) {
+                    let done = process.work(&mut self.context, work);
+                    self.after_work(member, done);
+                }
+            }
+            Event::Deliver(message) => self.deliver(message),
+            Event::Request(op) => {
+                let Some(member) = self.clients.ops.get(&op).map(|op| op.member) else { return };
+                if self.postponed(member, &event) {
+                    return;
+                }
+                let Some(asked) = self.clients.ops.get(&op) else { return };
+                let Some(process) = self.members[member].process.as_mut() else {
+                    self.context.after(MILLI, Event::Answer(op, Answer::Lost));
+                    return;
+                };
+                if !process.serves() {
+                    self.context.after(MILLI, Event::Answer(op, Answer::Lost));
+                    return;
+                }
+                let done = process.request(&mut self.context, op, &asked.ask);
+                let done = done.map(|number| {
+                    if let Some(number) = number {
+                        self.clients.proposed(op, number);
+                    }
+                });
+                self.after_work(member, done);
+            }
+            Event::Answer(op, Answer::NotLeader(Some(leader))) if self.forward(op, leader) => {}
+            Event::Answer(op, answer) => self.clients.answered(&mut self.context, op, answer),
+            Event::GiveUp(op) => self.clients.give_up(&mut self.context, op),
+            Event::Next(client) => {
+                if self.busy {
+                    self.clients.next(&mut self.context, client);
+                }
+            }
+            Event::Watch(watcher) => self.watch(watcher),
+            Event::Nemesis => {
+                if self.context.faulty {
+                    self.nemesis();
+                    let pause = self.context.random.u64(200 * MILLI..6 * SECOND);
+                    self.context.after(pause, Event::Nemesis);
+                }
+            }
+        }
+    }
+
+    /// Whether the member is stopped; the event then happens when it goes on.
+    fn postponed(&mut self, member: usize, event: &Event) -> bool {
+        let until = self.members[member].paused_until;
+        if until <= self.context.now {
+            return false;
+        }
+        self.context.after(until - self.context.now, event.clone());
+        true
+    }
+
+    /// Members pass renewals on to the leader, as long as there is a way.
+    fn forward(&mut self, op: OpId, leader: MemberId) -> bool {
+        let (Some(to), Some(asked)) =
+            (self.members.iter().position(|member| member.id == leader), self.clients.ops.get_mut(&op))
+        else {
+            return false;
+        };
+        let from = std::mem::replace(&mut asked.member, to);
+        if from == to || self.network.is_cut(&self.context, from, to) {
+            return false;
+        }
+        self.context.after(2 * MILLI, Event::Request(op));
+        true
+    }
+
+    fn deliver(&mut self, message: Box<Message>) {
+        let to = message.to;
+        if !self.network.arrives(&self.context, &message) || self.postponed(to, &Event::Deliver(message.clone())) {
+            return;
+        }
+        if let Some(process) = self.members[to].process.as_mut() {
+            let done = process.receive(&mut self.context, message.sender, &message.outbound.bytes);
+            self.after_work(to, done);
+        }
+    }
+
+    /// Sends what a process wants sent; ends it if it cannot go on.
+    fn after_work(&mut self, member: usize, done: Result<(), Failure>) {
+        if let Err(failure) = done {
+            let expected = self.members[member].breaking;
+            must!(self.context, expected, "member {member} ended: {failure}");
+            self.context.note("failed", [member as u64, 0, 0]);
+            self.crash(member, true);
+            return;
+        }
+        let Some(process) = self.members[member].process.as_mut() else { return };
+        let (sender, outbox) = (process.member, std::mem::take(&mut process.outbox));
+        for outbound in outbox {
+            let Some(to) = self.members.iter().position(|member| member.id == outbound.to) else { continue };
+            self.network.send(&mut self.context, member, sender, to, outbound);
+        }
+    }
+
+    fn start(&mut self, member: usize) {
+        let place = &mut self.members[member];
+        if place.process.is_some() {
+            return;
+        }
+        place.breaking = false;
+        place.boots += 1;
+        match Process::start(&mut self.context, member, place.boots, &place.disk, &place.birth) {
+            Ok(process) => {
+                place.process = Some(process);
+                self.after_work(member, Ok(()));
+            }
+            Err(failure) => self.context.fail(format_args!("member {member} does not start: {failure}")),
+        }
+    }
+
+    /// Ends a process at once; with `power`, what was not synced is lost as well. It comes back later.
+    pub fn crash(&mut self, member: usize, power: bool) {
+        let context = &mut self.context;
+        let place = &mut self.members[member];
+        let Some(mut process) = place.process.take() else { return };
+        if !place.breaking {
+            let calls = context.random.u64(..6);
+            place.disk.fail_after(calls, io::ErrorKind::Other);
+            process.die_writing();
+            place.disk.heal();
+        }
+        place.disk.end_run();
+        drop(process);
+        if power {
+            place.disk.lose_power(&mut context.random);
+        }
+        place.paused_until = 0;
+        context.counts.crashes += 1;
+        context.note("crash", [member as u64, power.into(), 0]);
+        let delay = if context.one_in(5) { 10 * SECOND } else { SECOND };
+        let delay = context.random.u64(10 * MILLI..delay);
+        context.after(delay, Event::Start(member));
+    }
+
+    fn watch(&mut self, watcher: usize) {
+        Watcher::schedule(&mut self.context, watcher);
+        let client = &mut self.watchers[watcher];
+        if let Some((member, boot)) = client.connected_to() {
+            let place = &self.members[member];
+            if place.process.as_ref().is_none_or(|process| process.boot != boot) || self.context.one_in(60) {
+                client.disconnect();
+            } else if place.paused_until > self.context.now {
+                return;
+            }
+        }
+        if client.connected_to().is_none() {
+            let member = self.context.random.usize(..self.members.len());
+            let place = &self.members[member];
+            let (Some(process), true) = (&place.process, place.paused_until <= self.context.now) else { return };
+            client.connect(&mut self.context, process);
+        }
+        self.settle();
+        let responses = self.context.random.usize(1..6);
+        self.watchers[watcher].read(&mut self.context, responses);
+        self.settle();
+    }
+
+    /// Lets the tasks of the shards run until they have nothing to do.
+    fn settle(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
+    /// Breaks something.
+    fn nemesis(&mut self) {
+        let count = self.members.len();
+        let random = &mut self.context.random;
+        let (member, other) = (random.usize(..count), random.usize(..count));
+        let until = self.context.now + random.u64(300 * MILLI..12 * SECOND);
+        match random.u8(..100) {
+            0..22 => {
+                let power = random.bool();
+                self.crash(member, power);
+            }
+            22..25 => (0..count).for_each(|member| self.crash(member, true)),
+            25..36 => {
+                self.members[member].paused_until = until;
+                self.context.counts.pauses += 1;
+                self.context.note("pause", [member as u64, until, 0]);
+            }
+            36..48 => {
+                let kind = if random.bool() { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+                let calls = random.u64(..30);
+                let place = &mut self.members[member];
+                if place.process.is_some() {
+                    place.disk.fail_after(calls, kind);
+                    place.breaking = true;
+                    self.context.counts.disk_faults += 1;
+                    self.context.note("disk", [member as u64, calls, 0]);
+                }
+            }
+            48..85 if count > 1 => {
+                let kind = random.u8(..6);
+                let sides: Vec<bool> = (0..count).map(|_| random.bool()).collect();
+                for from in 0..count {
+                    for to in 0..count {
+                        let (cut, worse) = match kind {
+                            0 => (from == member || to == member, false),
+                            1 => (from == member, false),
+                            2 => (to == member, false),
+                            3 => (from == member && to == other, false),
+                            4 => (sides[from] != sides[to], false),
+                            _ => (false, true),
+                        };
+                        if cut {
+                            self.network.cut(from, to, until);
+                        }
+                        if worse {
+                            self.network.worsen(from, to, until);
+                        }
+                    }
+                }
+                self.context.counts.partitions += 1;
+                self.context.note("network", [kind.into(), member as u64, until]);
+            }
+            85..90 => {
+                self.network.reset(member, other);
+                self.network.reset(other, member);
+            }
+            90..100 if count > 1 => self.transfer(member, other),
+            _ => {}
+        }
+    }
+
+    fn transfer(&mut self, from: usize, to: usize) {
+        let id = self.members[to].id;
+        let Some(process) = self.members[from].process.as_mut() else { return };
+        if process.leads() {
+            process.node.transfer_leader(id);
+            self.context.counts.transfers += 1;
+            self.context.note("transfer", [from as u64, to as u64, 0]);
+        }
+    }
+
+    /// Ends all faults, and requires progress.
+    pub fn recover(&mut self) {
+        self.context.faulty = false;
+        self.network.heal();
+        for member in 0..self.members.len() {
+            self.members[member].paused_until = 0;
+            if self.members[member].breaking {
+                self.crash(member, true);
+            }
+            self.context.after(0, Event::Start(member));
+        }
+        let begun = self.context.counts.acknowledged;
+        self.run_for(8 * ELECTION);
+        self.probe();
+        let acknowledged = self.context.counts.acknowledged;
+        must!(self.context, acknowledged > begun, "no client was served after the faults ended");
+        self.busy = false;
+        self.run_for(10 * ELECTION);
+        self.caught_up();
+        // Nobody renews any more: the longest lease of a client has 12 seconds.
+        self.run_for(6 * ELECTION);
+        let lives = self.context.truth.model.leases.len();
+        must!(self.context, lives == 0, "{lives} leases live on without a renewal");
+        self.caught_up();
+    }
+
+    /// Every member takes a write and answers a read.
+    fn probe(&mut self) {
+        let mut ops = Vec::new();
+        for member in 0..self.members.len() {
+            let put = PutRequest { key: "probe".into(), value: "v".into(), ..Default::default() };
+            let write = Ask::Write(InternalRaftRequest { put: Some(put), ..Default::default() });
+            let read = Ask::Read { request: everything(), linearizable: true };
+            for ask in [write, read] {
+                ops.push((member, self.clients.begin(&mut self.context, NOBODY, member, ask)));
+            }
+        }
+        let before = self.context.counts.unanswered_probes;
+        self.run_for(3 * ELECTION);
+        for (member, op) in ops {
+            let answered = !self.clients.ops.contains_key(&op);
+            must!(self.context, answered, "member {member} did not answer in time after the faults ended");
+        }
+        let lost = self.context.counts.unanswered_probes - before;
+        must!(self.context, lost == 0, "{lost} requests of a healthy cluster failed");
+    }
+
+    /// What was committed two seconds ago is everywhere, and every watcher has heard of it.
+    fn caught_up(&mut self) {
+        let (committed, revision) = (self.context.truth.committed(), self.context.truth.model.revision());
+        self.run_for(2 * ELECTION);
+        for (at, member) in self.members.iter().enumerate() {
+            let applied = member.process.as_ref().map_or(0, |process| process.applied.0);
+            must!(self.context, applied >= committed, "member {at} has applied {applied} of {committed}");
+        }
+        for watcher in &self.watchers {
+            must!(self.context, watcher.seen >= revision, "a watcher has heard up to {} of {revision}", watcher.seen);
+        }
+    }
+
+    /// Members that have applied the same entries have the same state, and it is the one the log says.
+    pub fn compare_members(&mut self) {
+        let context = &self.context;
+        let mut states = std::collections::BTreeMap::new();
+        for member in &self.members {
+            let Some(process) = &member.process else { continue };
+            let hash = process.reader.hash_kv(watershed::types::Revision(0));
+            let hash = hash.unwrap_or_else(|error| context.fail(format_args!("no hash: {error}")));
+            let rows = |table| process.backend.rows(table).expect("a store that works");
+            let tables = [Table::Lease, Table::Alarm, Table::Cluster, Table::Members, Table::MembersRemoved];
+            let state = (hash.0.hash, hash.0.compact_revision, hash.1, tables.map(rows));
+            let first = states.entry(process.applied).or_insert_with(|| state.clone());
+            must!(context, *first == state, "{} differs at {}: {state:?} is not {first:?}", member.id, process.applied);
+            let revision = process.revision().0;
+            let shown = process.reader.snapshot().range(&everything()).map(|answer| recode(&answer));
+            let expected = context.truth.model.range(&everything(), revision, revision);
+            must!(context, shown.as_ref().ok() == Some(&expected), "{} shows {shown:?}", member.id);
+            if process.applied.0 == context.truth.committed() {
+                must!(context, revision == context.truth.model.revision(), "{} is at {revision}", member.id);
+                let leases: Vec<i64> = process.leases.read().all().iter().map(|lease| lease.id.0).collect();
+                let expected: Vec<i64> = context.truth.model.leases.keys().copied().collect();
+                must!(context, leases == expected, "{} has leases {leases:?}, not {expected:?}", member.id);
+            }
+            let (mut raft, stored) = (process.node.conf_state(), process.cluster().conf_state());
+            raft.voters.sort_unstable();
+            raft.learners.sort_unstable();
+            let same = raft.voters == stored.voters && raft.learners == stored.learners;
+            let decided = process.decisions_taken();
+            must!(context, same || !decided, "{}: raft counts {raft:?}, the members are {stored:?}", member.id);
+        }
+    }
+
+    fn finish(mut self) -> Summary {
+        self.context.counts.simulations = 1;
+        self.context.counts.simulated = self.context.now;
+        let range = KeyRange::From("\0".into());
+        let events = self.context.truth.model.events(&range, 0, i64::MAX).len() as u64;
+        self.context.note("end", [self.context.truth.committed(), events, 0]);
+        Summary { trace: self.context.trace, counts: self.context.counts }
+    }
+}
