@@ -52,17 +52,40 @@ impl Tasks {
     }
 }
 
+/// A signal that asked the process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// SIGINT.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+impl Interruption {
+    /// Ends the process the way the signal would have without us, so that whoever started it sees what happened.
+    /// Process 1 exits with 0: the kernel does not kill it.
+    pub fn pass_on(self) -> u8 {
+        let signal = match self {
+            Self::Interrupt => signal_hook::consts::SIGINT,
+            Self::Terminate => signal_hook::consts::SIGTERM,
+        };
+        if std::process::id() != 1 {
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+        0
+    }
+}
+
 /// Completes at SIGINT or SIGTERM.
 ///
 /// # Errors
 /// When the process may not install signal handlers.
-pub async fn interrupted() -> std::io::Result<()> {
+pub async fn interrupted() -> std::io::Result<Interruption> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    Ok(tokio::select! {
+        _ = interrupt.recv() => Interruption::Interrupt,
+        _ = terminate.recv() => Interruption::Terminate,
+    })
 }

@@ -17,13 +17,17 @@ use crate::core::server::{
 };
 use crate::eventlog::{Origin, WatchLimits};
 use crate::listener::{self, ListenerConfig, Serving, ShardId};
-use crate::shutdown::{Tasks, interrupted};
+use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, WatchMetrics, init_logging};
 
+/// Time that open requests of clients get to finish at a stop; watches have to be cut.
+const CLIENT_GRACE: Duration = Duration::from_millis(800);
+/// The same for the peer port.
+const PEER_GRACE: Duration = Duration::from_millis(200);
 /// How long parts get to end at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// Runs a server until SIGINT or SIGTERM; returns the exit code.
+/// Runs a server until SIGINT or SIGTERM, which then ends the process like etcd's; returns the exit code otherwise.
 pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_server_config(args, &Variables::of_process("ETCD_")) {
         Ok(config) => config,
@@ -48,16 +52,20 @@ pub fn run(args: &[OsString]) -> u8 {
             Err(error) => return refuse(format!("{error:#}")),
         };
         notify_ready();
-        if let Err(error) = interrupted().await {
-            error!(%error, "signals cannot be received");
-        }
-        info!("stopping");
+        let interruption = match interrupted().await {
+            Ok(interruption) => Some(interruption),
+            Err(error) => {
+                error!(%error, "signals cannot be received");
+                None
+            }
+        };
+        info!(?interruption, "stopping");
         server.stop().await;
         if !tasks.finish(STOP_GRACE).await {
             error!("some tasks did not end in time");
         }
         info!("stopped");
-        0
+        interruption.map_or(0, Interruption::pass_on)
     })
 }
 
@@ -114,10 +122,11 @@ impl Server {
             max_concurrent_streams: config.max_concurrent_streams,
             keepalive_interval: config.keepalive_interval,
             keepalive_timeout: config.keepalive_timeout,
+            grace: CLIENT_GRACE,
             ..ListenerConfig::default()
         };
         let peer_face = PeerFace::new(core.clone(), http.clone());
-        let single = ListenerConfig { serving_threads: 1, ..listener.clone() };
+        let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ..listener.clone() };
         let mut peer_sockets = peer_sockets;
         peer_sockets.extend(metric_sockets);
         let peers = listener::serve(peer_sockets, single, move |_| peer_face.clone(), tasks)?;
@@ -141,9 +150,9 @@ impl Server {
         Ok(Self { member, clients, peers })
     }
 
-    /// Listeners first, then the member.
+    /// Listeners first, then the member. While clients finish and go elsewhere, another member takes the lead.
     pub async fn stop(self) {
-        self.clients.finish().await;
+        tokio::join!(self.clients.finish(), self.member.hand_over());
         self.peers.finish().await;
         self.member.stop().await;
     }

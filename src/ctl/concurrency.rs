@@ -52,7 +52,7 @@ impl Held {
 /// Completes with an error at SIGINT and SIGTERM.
 async fn stopped() -> Failure {
     match interrupted().await {
-        Ok(()) => Failure::new(Exit::Error, "context canceled"),
+        Ok(_) => Failure::new(Exit::Error, "context canceled"),
         Err(error) => Failure::new(Exit::Error, format!("listen for signals: {error}")),
     }
 }

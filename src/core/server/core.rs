@@ -5,7 +5,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Failure;
@@ -82,6 +82,8 @@ pub struct Core {
     pub leases: Arc<LeaseClock>,
     /// Keep-alives of all streams.
     pub renewals: Renewals,
+    /// Whether leadership is being handed over.
+    pub handing_over: watch::Sender<bool>,
     /// State on disk, for maintenance calls.
     pub backend: Backend,
     /// Apply's side of compactions.
@@ -126,6 +128,10 @@ impl Core {
         if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
             return Err(ApiError::TooManyRequests.into());
         }
+        if *self.handing_over.borrow() {
+            // The guard ends this soon, by itself.
+            let _ = self.handing_over.subscribe().wait_for(|handing_over| !handing_over).await;
+        }
         let (guard, outcome) = Registered::new(self, id);
         let result = match propose(&self.raft, Bytes::from(encoded)) {
             Ok(()) => match tokio::time::timeout(self.limits.request_timeout, outcome).await {
@@ -140,6 +146,13 @@ impl Core {
             self.metrics.server.proposals_failed.inc();
         }
         result
+    }
+
+    /// Makes proposals wait until the guard is dropped: while leadership changes hands, consensus drops them, and
+    /// their clients would wait for their timeout.
+    pub(super) fn hold_proposals(&self) -> HeldProposals<'_> {
+        self.handing_over.send_replace(true);
+        HeldProposals(&self.handing_over)
     }
 
     /// An id that no other proposal of the cluster has.
@@ -209,6 +222,15 @@ impl Core {
     pub fn complete(&self, header: &mut Option<ResponseHeader>) {
         let revision = header.as_ref().map_or(0, |header| header.revision);
         *header = Some(self.header(Revision(revision)));
+    }
+}
+
+/// Lets proposals pass again when it is dropped.
+pub(super) struct HeldProposals<'a>(&'a watch::Sender<bool>);
+
+impl Drop for HeldProposals<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::bootstrap::BootstrapError;
@@ -14,7 +15,7 @@ use super::observer::MemberObserver;
 use super::peers::MemberPeers;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
 use super::renewals::{self, Renewals};
-use super::{auto_compaction, bootstrap, checkpoint};
+use super::{auto_compaction, bootstrap, checkpoint, hand_over};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
@@ -209,6 +210,7 @@ impl Member {
             published,
             leases: clock,
             renewals,
+            handing_over: watch::Sender::new(false),
             backend: backend.clone(),
             apply: apply_handle,
             peers,
@@ -286,6 +288,11 @@ impl Member {
             tasks.clone(),
         ));
         tasks.spawn(auto_compaction::run(core.clone(), config.auto_compaction, tasks.clone()));
+    }
+
+    /// If this member leads, makes another one the leader; takes half a second at most.
+    pub async fn hand_over(&self) {
+        hand_over::hand_over(&self.core).await;
     }
 
     /// Stops from the outside in, after the listeners: tasks, raft with its log, apply, the last checkpoint.

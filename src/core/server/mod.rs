@@ -15,6 +15,7 @@ mod core;
 mod error;
 mod force;
 mod gauges;
+mod hand_over;
 mod health;
 mod http;
 mod kv;
