@@ -54,6 +54,8 @@ pub struct PeerLimits {
     pub calls_max: usize,
     /// Calls of one peer that may run here; more are refused.
     pub calls_served_max: usize,
+    /// Wait for a connection before a call is given up unsent.
+    pub call_connect_timeout: Duration,
     /// Longest wait for the answer to a call.
     pub call_timeout: Duration,
     /// Snapshots that may be on their way out at once; there is never more than one to each peer.
@@ -86,6 +88,7 @@ impl Default for PeerLimits {
             backoff: (Duration::from_millis(20), Duration::from_secs(1)),
             calls_max: 4096,
             calls_served_max: 1024,
+            call_connect_timeout: Duration::from_secs(1),
             call_timeout: Duration::from_secs(5),
             snapshots_out_max: 2,
             snapshots_in_max: 2,

@@ -1,12 +1,32 @@
 //! The connections between the members of a cluster.
 //!
-//! `transport.rs` is the way in: messages to send, calls to make, the list of peers to follow.
-//! What arrives goes to the [`PeerReceiver`] that the wiring gives (`receiver.rs`).
+//! `transport.rs` is the way in: messages to send, calls to make, the list of peers to follow. Everything runs on one
+//! thread of its own. `link.rs` is what waits for one peer, `lanes.rs` keeps its connections up, `outgoing.rs` moves
+//! frames on a dialled connection and `incoming.rs` on an accepted one; `hello.rs` is the handshake before, `frame.rs`
+//! the bytes. Images travel by `snapshot_send.rs` and `snapshot_receive.rs`, requests by `calls.rs`.
+//!
+//! What arrives goes to the [`PeerReceiver`] that the wiring gives (`receiver.rs`). The wire format is drawn in
+//! `docs/design/peer-protocol.md`.
 
+mod calls;
 mod config;
+mod dial;
+mod frame;
+mod hello;
+mod incoming;
+mod lanes;
+mod link;
+mod outgoing;
+mod queue;
 mod receiver;
+mod snapshot;
+mod snapshot_receive;
+mod snapshot_send;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use config::{Peer, PeerConfig, PeerLimits};
+pub use hello::{Greeting, PEER_PATH, Refusal};
 pub use receiver::{CallError, CallFailure, PeerReceiver, SnapshotSource};
 pub use transport::{PeerQueue, PeerTransport};

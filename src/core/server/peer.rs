@@ -12,8 +12,10 @@ use tower::Service;
 
 use super::core::Core;
 use super::http::HttpFace;
+use crate::core::peer::PEER_PATH;
 
-/// What the peer port answers while the cluster has one member: who belongs to it, and which version it runs.
+/// What the peer port answers: who belongs to the cluster, which version this member runs, and the upgrade by which
+/// the other members connect.
 #[derive(Clone)]
 pub struct PeerFace {
     core: Arc<Core>,
@@ -47,12 +49,13 @@ impl Service<Request<Incoming>> for PeerFace {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let face = self.clone();
         Box::pin(async move {
             Ok(match request.uri().path() {
                 "/members" => face.members(),
                 "/version" => face.http.answer(request).await,
+                PEER_PATH => face.core.peers.upgrade(&mut request).map(Body::new),
                 _ => super::http::not_found(),
             })
         })

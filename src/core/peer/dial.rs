@@ -1,0 +1,130 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use url::Url;
+
+use super::hello::{Hello, Refusal};
+
+/// The bytes of a connection, whatever is below.
+pub(super) trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> PeerIo for T {}
+
+/// A connection whose handshake is through.
+pub(super) struct Dialed {
+    pub(super) io: Box<dyn PeerIo>,
+    /// What arrived together with the answer.
+    pub(super) first: Bytes,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    #[error("peer URL {0} cannot be dialled")]
+    Url(String),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("no answer in time")]
+    Timeout,
+    #[error("{0}")]
+    Http(String),
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
+}
+
+/// Connects to the first URL that answers as the member we want. The last error speaks for all, but a refusal that
+/// says we were removed comes first.
+pub(super) async fn dial_any(urls: &[String], hello: Hello, limit: Duration) -> Result<Dialed, DialError> {
+    let mut last = DialError::Url("(none)".into());
+    for url in urls {
+        match timeout(limit, dial(url, hello, limit)).await {
+            Ok(Ok(dialed)) => return Ok(dialed),
+            Ok(Err(error @ DialError::Refused(Refusal::Removed))) => return Err(error),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = DialError::Timeout,
+        }
+    }
+    Err(last)
+}
+
+async fn dial(url: &str, hello: Hello, limit: Duration) -> Result<Dialed, DialError> {
+    let parsed = Url::parse(url).map_err(|_| DialError::Url(url.to_owned()))?;
+    if parsed.scheme() != "http" {
+        return Err(DialError::Url(url.to_owned()));
+    }
+    let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else {
+        return Err(DialError::Url(url.to_owned()));
+    };
+    let stream = connect(host, port, limit).await?;
+    upgrade(stream, hello, &format!("{host}:{port}")).await
+}
+
+/// Tries the addresses of a name, each within its share of the time.
+async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, DialError> {
+    let deadline = Instant::now() + limit;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((bare, port)).await?.collect();
+    let mut left = addresses.len() as u32;
+    let mut last = DialError::Timeout;
+    for address in addresses {
+        let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
+        left -= 1;
+        match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                prepare(&stream, limit)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = error.into(),
+            Err(_) => last = DialError::Timeout,
+        }
+    }
+    Err(last)
+}
+
+/// What both sides of a connection get: small writes leave at once, and the kernel, too, gives up a peer that is gone.
+pub(super) fn prepare(stream: &TcpStream, silence_max: Duration) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(10)))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(silence_max * 4))?;
+    #[cfg(not(target_os = "linux"))]
+    let _ = silence_max;
+    Ok(())
+}
+
+/// Asks for the change of protocol and takes the stream back.
+async fn upgrade(stream: TcpStream, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
+    let request = hello.request(authority).map_err(|error| DialError::Http(error.to_string()))?;
+    let broken = |error: hyper::Error| DialError::Http(error.to_string());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let asked = async {
+        let response = sender.send_request(request).await.map_err(broken)?;
+        hello.answered(response.status(), response.headers()).map_err(DialError::Http)??;
+        Ok::<(), DialError>(())
+    };
+    tokio::pin!(asked);
+    // `without_shutdown` gives the stream back at the answer 101, and what came after it.
+    let mut connection = std::pin::pin!(connection.without_shutdown());
+    let mut parts = None;
+    loop {
+        tokio::select! {
+            biased;
+            outcome = &mut asked => {
+                outcome?;
+                break;
+            }
+            ended = &mut connection, if parts.is_none() => parts = Some(ended.map_err(broken)?),
+        }
+    }
+    let parts = match parts {
+        Some(parts) => parts,
+        None => connection.await.map_err(broken)?,
+    };
+    Ok(Dialed { io: Box::new(parts.io.into_inner()), first: parts.read_buf })
+}

@@ -1,0 +1,301 @@
+//! The handshake: who dials whom in which cluster, as headers of an HTTP/1.1 upgrade.
+//!
+//! Nothing of a connection reaches raft before its handshake is through.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{Empty, Full};
+
+use super::config::PeerConfig;
+use crate::types::{ClusterId, MemberId};
+
+/// Where the peer port takes upgrades.
+pub const PEER_PATH: &str = "/watershed/peer";
+const UPGRADE_TO: &str = "watershed-peer";
+/// Changes whenever old and new members could misunderstand each other.
+const VERSION: u32 = 1;
+
+const VERSION_HEADER: HeaderName = HeaderName::from_static("x-watershed-version");
+const LANE_HEADER: HeaderName = HeaderName::from_static("x-watershed-lane");
+const REFUSAL_HEADER: HeaderName = HeaderName::from_static("x-watershed-refusal");
+// The names etcd uses for the same things.
+const CLUSTER_HEADER: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
+const FROM_HEADER: HeaderName = HeaderName::from_static("x-server-from");
+const TO_HEADER: HeaderName = HeaderName::from_static("x-raft-to");
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Purpose {
+    Control,
+    Append,
+    Calls,
+    Snapshot,
+}
+
+impl Purpose {
+    const ALL: [Self; 4] = [Self::Control, Self::Append, Self::Calls, Self::Snapshot];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Append => "append",
+            Self::Calls => "calls",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the dialling member says about itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hello {
+    pub(super) cluster: ClusterId,
+    pub(super) from: MemberId,
+    pub(super) to: MemberId,
+    pub(super) purpose: Purpose,
+}
+
+/// A connection that passed the handshake: from now on everything on it is of this member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    pub(super) from: MemberId,
+    pub(super) purpose: Purpose,
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No upgrade, or a header is missing or unreadable.
+    #[error("malformed peer handshake")]
+    Malformed,
+    /// The dialling member speaks another version of the protocol.
+    #[error("incompatible version of the peer protocol")]
+    WrongVersion,
+    /// It belongs to another cluster.
+    #[error("cluster ID mismatch")]
+    WrongCluster,
+    /// It meant somebody else.
+    #[error("this URL belongs to another member")]
+    WrongMember,
+    /// It was removed from the cluster.
+    #[error("the member has been permanently removed from the cluster")]
+    Removed,
+    /// It is not in the member list as far as this member knows, which may be behind.
+    #[error("member is unknown here")]
+    UnknownMember,
+}
+
+impl Refusal {
+    const ALL: [Self; 6] = [
+        Self::Malformed,
+        Self::WrongVersion,
+        Self::WrongCluster,
+        Self::WrongMember,
+        Self::Removed,
+        Self::UnknownMember,
+    ];
+
+    /// Its name in the answer and in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::WrongVersion => "wrong-version",
+            Self::WrongCluster => "wrong-cluster",
+            Self::WrongMember => "wrong-member",
+            Self::Removed => "removed",
+            Self::UnknownMember => "unknown-member",
+        }
+    }
+
+    /// etcd's status for the same.
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::WrongVersion | Self::WrongCluster | Self::WrongMember => StatusCode::PRECONDITION_FAILED,
+            Self::Removed => StatusCode::GONE,
+            Self::UnknownMember => StatusCode::NOT_FOUND,
+        }
+    }
+}
+
+impl Hello {
+    /// The request that opens a connection.
+    pub(super) fn request(&self, authority: &str) -> Result<Request<Empty<Bytes>>, http::Error> {
+        Request::builder()
+            .method(Method::GET)
+            .uri(PEER_PATH)
+            .header(HOST, authority)
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, UPGRADE_TO)
+            .header(VERSION_HEADER, VERSION)
+            .header(CLUSTER_HEADER, self.cluster.to_string())
+            .header(FROM_HEADER, self.from.to_string())
+            .header(TO_HEADER, self.to.to_string())
+            .header(LANE_HEADER, self.purpose.name())
+            .body(Empty::new())
+    }
+
+    fn parse(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let upgrade = headers.get(UPGRADE).and_then(|value| value.to_str().ok());
+        if !upgrade.is_some_and(|text| text.eq_ignore_ascii_case(UPGRADE_TO)) {
+            return Err(Refusal::Malformed);
+        }
+        if parsed::<u32>(headers, &VERSION_HEADER)? != VERSION {
+            return Err(Refusal::WrongVersion);
+        }
+        let purpose = text(headers, &LANE_HEADER)?;
+        let purpose = Purpose::ALL.into_iter().find(|known| known.name() == purpose).ok_or(Refusal::Malformed)?;
+        Ok(Self {
+            cluster: ClusterId(hex(headers, &CLUSTER_HEADER)?),
+            from: MemberId(hex(headers, &FROM_HEADER)?),
+            to: MemberId(hex(headers, &TO_HEADER)?),
+            purpose,
+        })
+    }
+
+    /// Decides about a request to connect.
+    pub(super) fn judge(
+        headers: &HeaderMap,
+        config: &PeerConfig,
+        is_peer: impl Fn(MemberId) -> bool,
+        removed: &BTreeSet<MemberId>,
+    ) -> Result<Greeting, Refusal> {
+        let hello = Self::parse(headers)?;
+        if hello.cluster != config.cluster {
+            return Err(Refusal::WrongCluster);
+        }
+        if hello.to != config.member {
+            return Err(Refusal::WrongMember);
+        }
+        if removed.contains(&hello.from) {
+            return Err(Refusal::Removed);
+        }
+        if !is_peer(hello.from) {
+            return Err(Refusal::UnknownMember);
+        }
+        Ok(Greeting { from: hello.from, purpose: hello.purpose })
+    }
+
+    /// What the answer to this request means. The outer error is no answer of a member at all.
+    pub(super) fn answered(&self, status: StatusCode, headers: &HeaderMap) -> Result<Result<(), Refusal>, String> {
+        let cluster = hex(headers, &CLUSTER_HEADER).map(ClusterId);
+        let name = headers.get(REFUSAL_HEADER).and_then(|value| value.to_str().ok());
+        if status == StatusCode::SWITCHING_PROTOCOLS && cluster == Ok(self.cluster) {
+            return Ok(Ok(()));
+        }
+        match Refusal::ALL.into_iter().find(|known| Some(known.name()) == name) {
+            // Only a member of the same cluster may tell us that we were removed.
+            Some(Refusal::Removed) if cluster != Ok(self.cluster) => Err("removal told by another cluster".into()),
+            Some(refusal) => Ok(Err(refusal)),
+            None => Err(format!("unexpected HTTP status {status}")),
+        }
+    }
+}
+
+/// The answer to a request to connect.
+pub(super) fn answer(config: &PeerConfig, judged: Result<(), Refusal>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    if let Ok(cluster) = HeaderValue::from_str(&config.cluster.to_string()) {
+        response.headers_mut().insert(CLUSTER_HEADER, cluster);
+    }
+    match judged {
+        Ok(()) => {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert(UPGRADE, HeaderValue::from_static(UPGRADE_TO));
+        }
+        Err(refusal) => {
+            *response.status_mut() = refusal.status();
+            response.headers_mut().insert(REFUSAL_HEADER, HeaderValue::from_static(refusal.name()));
+            *response.body_mut() = Full::from(format!("{refusal}\n"));
+        }
+    }
+    response
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, Refusal> {
+    headers.get(name).and_then(|value| value.to_str().ok()).ok_or(Refusal::Malformed)
+}
+
+fn parsed<T: FromStr>(headers: &HeaderMap, name: &HeaderName) -> Result<T, Refusal> {
+    text(headers, name)?.parse().map_err(|_| Refusal::Malformed)
+}
+
+fn hex(headers: &HeaderMap, name: &HeaderName) -> Result<u64, Refusal> {
+    u64::from_str_radix(text(headers, name)?, 16).map_err(|_| Refusal::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: MemberId = MemberId(0xa);
+    const PEER: MemberId = MemberId(0xb);
+    const GONE: MemberId = MemberId(0xc);
+
+    fn hello() -> Hello {
+        Hello { cluster: ClusterId(0xcc), from: PEER, to: ME, purpose: Purpose::Append }
+    }
+
+    fn judged(headers: &HeaderMap) -> Result<Greeting, Refusal> {
+        let config = PeerConfig::new(ClusterId(0xcc), ME);
+        Hello::judge(headers, &config, |member| member == PEER, &BTreeSet::from([GONE]))
+    }
+
+    fn headers(hello: Hello) -> HeaderMap {
+        hello.request("localhost:1").expect("valid").headers().clone()
+    }
+
+    #[test]
+    fn identities_are_checked() {
+        let greeting = Greeting { from: PEER, purpose: Purpose::Append };
+        assert_eq!(judged(&headers(hello())), Ok(greeting));
+        let refused = |hello| judged(&headers(hello)).expect_err("refused");
+        assert_eq!(refused(Hello { cluster: ClusterId(0xcd), ..hello() }), Refusal::WrongCluster);
+        assert_eq!(refused(Hello { to: MemberId(0xd), ..hello() }), Refusal::WrongMember);
+        assert_eq!(refused(Hello { from: GONE, ..hello() }), Refusal::Removed);
+        assert_eq!(refused(Hello { from: MemberId(0xd), ..hello() }), Refusal::UnknownMember);
+        // A stranger of another cluster learns nothing about this one.
+        assert_eq!(refused(Hello { cluster: ClusterId(1), from: GONE, ..hello() }), Refusal::WrongCluster);
+    }
+
+    #[test]
+    fn every_header_is_needed() {
+        for name in [UPGRADE, VERSION_HEADER, CLUSTER_HEADER, FROM_HEADER, TO_HEADER, LANE_HEADER] {
+            let mut headers = headers(hello());
+            headers.remove(&name);
+            assert_eq!(judged(&headers), Err(Refusal::Malformed), "without {name}");
+            headers.insert(name.clone(), HeaderValue::from_static("?"));
+            assert_eq!(judged(&headers), Err(Refusal::Malformed), "bad {name}");
+        }
+        let mut newer = headers(hello());
+        newer.insert(VERSION_HEADER, HeaderValue::from_static("2"));
+        assert_eq!(judged(&newer), Err(Refusal::WrongVersion));
+    }
+
+    #[test]
+    fn the_dialling_side_understands_every_answer() {
+        let config = PeerConfig::new(ClusterId(0xcc), ME);
+        let read = |response: Response<_>| hello().answered(response.status(), response.headers());
+        assert_eq!(read(answer(&config, Ok(()))), Ok(Ok(())));
+        for refusal in Refusal::ALL {
+            assert_eq!(read(answer(&config, Err(refusal))), Ok(Err(refusal)));
+        }
+        let other = PeerConfig::new(ClusterId(0xcd), ME);
+        assert!(read(answer(&other, Err(Refusal::Removed))).is_err(), "another cluster cannot remove us");
+        assert!(read(answer(&other, Ok(()))).is_err());
+        let mut foreign = Response::new(Full::default());
+        *foreign.status_mut() = StatusCode::NOT_FOUND;
+        assert_eq!(read(foreign), Err("unexpected HTTP status 404 Not Found".into()));
+    }
+}

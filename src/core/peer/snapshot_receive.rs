@@ -1,0 +1,327 @@
+//! Receives images: into a part file, verified, handed on whole.
+//!
+//! A connection that breaks leaves its part for a while, so that the sender can go on where it stopped. A part belongs
+//! to one peer; an offer of another image replaces it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use prometheus::IntGauge;
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::dial::{Dialed, PeerIo};
+use super::frame::{Batch, ConnectionError, Frame, FrameReader, Kind};
+use super::incoming::{Pulse, push_pong};
+use super::outgoing::send;
+use super::snapshot::{ImageId, Offer, Refused, digest};
+use super::transport::Shared;
+use crate::types::MemberId;
+
+/// Written bytes after which the part is made durable, so that the last sync has little left to do.
+const SYNC_EVERY_BYTES: u64 = 32 * 1024 * 1024;
+
+/// What is kept of the images of one peer.
+#[derive(Default)]
+pub(super) struct Slot {
+    part: Option<Part>,
+    /// How the last transfer went, for a sender whose connection broke before it was told.
+    finished: Option<(u64, Result<(), Refused>)>,
+    /// Connections so far; tells whether the sender came back.
+    connections: u64,
+}
+
+/// An image that has not arrived completely.
+struct Part {
+    image: ImageId,
+    file: Arc<File>,
+    path: PathBuf,
+    /// Bytes whose checksums were right and which were written.
+    verified_bytes: u64,
+    synced_bytes: u64,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Gone already when the image was handed on.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Removes what an earlier process left.
+pub(super) fn clear_room(room: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(room)?;
+    for entry in std::fs::read_dir(room)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "part" || extension == "image") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes one connection of a transfer.
+pub(super) async fn receive(shared: &Arc<Shared>, from: MemberId, dialed: Dialed) -> Result<(), ConnectionError> {
+    let limits = &shared.config.limits;
+    let mut connection = Connection {
+        shared,
+        from,
+        io: dialed.io,
+        frames: FrameReader::new(&dialed.first, limits.frame_bytes_max),
+        batch: Batch::default(),
+    };
+    let offer = match connection.next().await? {
+        Frame { kind: Kind::Offer, payload } => Offer::parse(payload)?,
+        Frame { kind, .. } => return Err(ConnectionError::Unexpected(kind)),
+    };
+    let Ok(_permit) = shared.snapshots_in.try_acquire() else {
+        return connection.refuse(&Refused { may_retry: true, reason: "too many snapshots arrive".into() }).await;
+    };
+    if offer.image.size_bytes > limits.snapshot_bytes_max {
+        let reason = format!("image of {} bytes is larger than {}", offer.image.size_bytes, limits.snapshot_bytes_max);
+        return connection.refuse(&Refused { may_retry: false, reason }).await;
+    }
+    let inflight = shared.metrics.snapshot_receive_inflights.with_label_values(&[&from.to_string()]);
+    let _counted = Counted::new(inflight);
+    let slot = shared.slot(from);
+    // An earlier connection of this peer may still be on its way out, or its image on its way in.
+    let mut held = connection.while_alive(slot.clone().lock_owned()).await?;
+    held.connections += 1;
+    let number = held.connections;
+    let outcome = connection.transfer(held, offer).await;
+    if outcome.is_err() {
+        shared.metrics.snapshot_receive_failures.with_label_values(&[&from.to_string()]).inc();
+    }
+    // Also when it is refused: nothing is left then, and nothing is removed.
+    let window = limits.snapshot_resume_window;
+    shared.spawn(async move {
+        tokio::time::sleep(window).await;
+        let mut held = slot.lock().await;
+        if held.connections == number {
+            held.part = None;
+        }
+    });
+    outcome
+}
+
+/// Counts a connection for as long as it lives.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+struct Connection<'a> {
+    shared: &'a Arc<Shared>,
+    from: MemberId,
+    io: Box<dyn PeerIo>,
+    frames: FrameReader,
+    batch: Batch,
+}
+
+impl Connection<'_> {
+    /// From the offer to the last answer.
+    async fn transfer(&mut self, mut slot: OwnedMutexGuard<Slot>, offer: Offer) -> Result<(), ConnectionError> {
+        match &slot.finished {
+            Some((transfer, Ok(()))) if *transfer == offer.transfer => return self.done().await,
+            Some((transfer, Err(refused))) if *transfer == offer.transfer => {
+                let refused = refused.clone();
+                return self.refuse(&refused).await;
+            }
+            _ => {}
+        }
+        if slot.part.as_ref().is_none_or(|part| part.image != offer.image) {
+            slot.part = None;
+            match Part::create(&self.shared.receiver.snapshot_room(), self.from, offer.image) {
+                Ok(part) => slot.part = Some(part),
+                Err(error) => return self.unwritable(&error).await,
+            }
+        }
+        let Some(part) = &mut slot.part else { return Err(ConnectionError::Closed) };
+        self.batch.push(Kind::Resume, &part.verified_bytes.to_le_bytes(), &Bytes::new());
+        loop {
+            let frame = self.next().await?;
+            match frame.kind {
+                Kind::Chunk => {
+                    let mut payload = frame.payload;
+                    let at = payload.try_get_u64_le().map_err(|_| ConnectionError::Length(0))?;
+                    let fits = part.verified_bytes + payload.len() as u64 <= part.image.size_bytes;
+                    if at != part.verified_bytes || !fits {
+                        return Err(ConnectionError::Unexpected(Kind::Chunk));
+                    }
+                    if let Err(error) = part.write(payload).await {
+                        slot.part = None;
+                        return self.unwritable(&error).await;
+                    }
+                }
+                Kind::End if part.verified_bytes == part.image.size_bytes => break,
+                kind => return Err(ConnectionError::Unexpected(kind)),
+            }
+        }
+        // From here on a task nobody drops: the image may take effect.
+        let (shared, from) = (self.shared.clone(), self.from);
+        let finish = self.shared.spawn(async move { finish(&shared, from, &mut slot, offer).await });
+        match self.while_alive(finish).await?.unwrap_or_else(|_| Err(stopped())) {
+            Ok(()) => self.done().await,
+            Err(refused) => self.refuse(&refused).await,
+        }
+    }
+
+    /// The next frame that is not about the connection itself.
+    async fn next(&mut self) -> Result<Frame, ConnectionError> {
+        self.frame_or(std::future::pending::<std::convert::Infallible>()).await.map(|next| match next {
+            Heard::Frame(frame) => frame,
+            Heard::Ended(never) => match never {},
+        })
+    }
+
+    /// Waits for work of ours, and meanwhile tells the sender that it goes on.
+    async fn while_alive<F: Future>(&mut self, work: F) -> Result<F::Output, ConnectionError> {
+        match self.frame_or(work).await? {
+            Heard::Ended(output) => Ok(output),
+            Heard::Frame(frame) => Err(ConnectionError::Unexpected(frame.kind)),
+        }
+    }
+
+    async fn frame_or<F: Future>(&mut self, work: F) -> Result<Heard<F::Output>, ConnectionError> {
+        let silence_max = self.shared.config.limits.silence_max;
+        let received = self.shared.metrics.received_bytes.with_label_values(&[&self.from.to_string()]);
+        let mut work = std::pin::pin!(work);
+        let mut ticks = interval(silence_max / 8);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pulse = Pulse::new();
+        loop {
+            while let Some(frame) = self.frames.take()? {
+                if frame.kind != Kind::Ping {
+                    return Ok(Heard::Frame(frame));
+                }
+                push_pong(&mut self.batch, &frame)?;
+            }
+            if self.batch.bytes() > 0 {
+                send(&mut self.batch, &mut self.io, silence_max).await?;
+            }
+            tokio::select! {
+                output = &mut work => return Ok(Heard::Ended(output)),
+                count = self.frames.fill(&mut self.io) => received.inc_by(count? as u64),
+                _ = ticks.tick() => {
+                    if !pulse.is_due(self.frames.received_bytes()) && pulse.silence() > silence_max * 2 {
+                        return Err(ConnectionError::Silent);
+                    }
+                    self.batch.push(Kind::Alive, &[], &Bytes::new());
+                }
+            }
+        }
+    }
+
+    async fn done(&mut self) -> Result<(), ConnectionError> {
+        self.batch.push(Kind::Done, &[], &Bytes::new());
+        send(&mut self.batch, &mut self.io, self.shared.config.limits.silence_max).await
+    }
+
+    async fn refuse(&mut self, refused: &Refused) -> Result<(), ConnectionError> {
+        refused.push(&mut self.batch);
+        send(&mut self.batch, &mut self.io, self.shared.config.limits.silence_max).await
+    }
+
+    async fn unwritable(&mut self, error: &io::Error) -> Result<(), ConnectionError> {
+        warn!(peer = %self.from, %error, "snapshot cannot be written");
+        self.refuse(&Refused { may_retry: false, reason: format!("write image: {error}") }).await
+    }
+}
+
+enum Heard<T> {
+    Frame(Frame),
+    Ended(T),
+}
+
+impl Part {
+    fn create(room: &Path, from: MemberId, image: ImageId) -> io::Result<Self> {
+        let path = room.join(format!("{from}-{}-{}.part", image.position.index, image.position.term));
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        Ok(Self { image, file: Arc::new(file), path, verified_bytes: 0, synced_bytes: 0 })
+    }
+
+    /// Adds bytes. When the future is dropped, the same bytes are written again to the same place.
+    async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
+        let (file, at) = (self.file.clone(), self.verified_bytes);
+        let end = at + bytes.len() as u64;
+        let sync = end - self.synced_bytes >= SYNC_EVERY_BYTES;
+        let write = move || {
+            file.write_all_at(&bytes, at)?;
+            if sync { file.sync_data() } else { Ok(()) }
+        };
+        spawn_blocking(write).await.map_err(io::Error::other)??;
+        self.verified_bytes = end;
+        if sync {
+            self.synced_bytes = end;
+        }
+        Ok(())
+    }
+
+    /// Makes the whole image durable under its last name, if what is on disk has the right digest.
+    fn seal(&self) -> io::Result<Option<PathBuf>> {
+        self.file.sync_all()?;
+        if digest(&self.file, self.image.size_bytes)? != self.image.digest {
+            return Ok(None);
+        }
+        let whole = self.path.with_extension("image");
+        std::fs::rename(&self.path, &whole)?;
+        if let Some(room) = whole.parent() {
+            File::open(room)?.sync_all()?;
+        }
+        Ok(Some(whole))
+    }
+}
+
+/// Verifies the image and hands it on. Runs to its end even when the connection breaks.
+async fn finish(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offer) -> Result<(), Refused> {
+    let transfer = offer.transfer;
+    let outcome = hand_over(shared, from, slot, offer).await;
+    let label = from.to_string();
+    match &outcome {
+        Ok(()) => shared.metrics.snapshot_receive_success.with_label_values(&[&label]).inc(),
+        Err(refused) => {
+            warn!(peer = %from, reason = refused.reason, "snapshot was not taken");
+            shared.metrics.snapshot_receive_failures.with_label_values(&[&label]).inc();
+        }
+    }
+    slot.finished = Some((transfer, outcome.clone()));
+    outcome
+}
+
+async fn hand_over(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offer) -> Result<(), Refused> {
+    let for_good = |reason| Refused { may_retry: false, reason };
+    let Some(part) = slot.part.take() else { return Err(stopped()) };
+    let (sealed, part) = spawn_blocking(move || (part.seal(), part)).await.map_err(|_| stopped())?;
+    let size_bytes = part.image.size_bytes;
+    let file = match sealed {
+        Ok(Some(file)) => file,
+        Ok(None) => return Err(for_good("digest of the image is wrong".into())),
+        Err(error) => return Err(for_good(format!("write image: {error}"))),
+    };
+    let taken = shared.receiver.snapshot_received(from, offer.message, file.clone()).await;
+    // Moved away, as a rule.
+    let _ = std::fs::remove_file(&file);
+    taken.map_err(for_good)?;
+    info!(peer = %from, bytes = size_bytes, index = %offer.image.position.index, "snapshot received");
+    Ok(())
+}
+
+fn stopped() -> Refused {
+    Refused { may_retry: true, reason: "member is stopping".into() }
+}

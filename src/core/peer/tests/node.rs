@@ -1,0 +1,236 @@
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tonic::Code;
+
+use super::super::{CallFailure, Peer, PeerConfig, PeerLimits, PeerReceiver, PeerTransport, SnapshotSource};
+use super::soon;
+use crate::core::raft::{Lane, Outbound, PeerSink};
+use crate::shutdown::Tasks;
+use crate::telemetry::{Metrics, PeerMetrics};
+use crate::types::{ClusterId, LogIndex, LogPosition, MemberId, Term};
+
+pub(super) const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(super) const A: MemberId = MemberId(0xa);
+pub(super) const B: MemberId = MemberId(0xb);
+
+/// What a member heard, and how it answers.
+pub(super) struct Heard {
+    messages: mpsc::Sender<(MemberId, Bytes)>,
+    images: mpsc::Sender<(MemberId, Bytes, Vec<u8>)>,
+    sent: mpsc::Sender<(MemberId, bool)>,
+    pub(super) unreachable: AtomicUsize,
+    pub(super) removed: AtomicUsize,
+    pub(super) room: tempfile::TempDir,
+    /// Image that goes with the next snapshot messages.
+    pub(super) image: Mutex<Vec<u8>>,
+    pub(super) calls_begun: AtomicUsize,
+}
+
+impl PeerReceiver for Heard {
+    fn message(&self, from: MemberId, bytes: Bytes) -> Result<(), String> {
+        if bytes.as_ref() == b"forged" {
+            return Err("this message is forged".into());
+        }
+        self.messages.try_send((from, bytes)).map_err(|error| error.to_string())
+    }
+
+    fn unreachable(&self, _peer: MemberId) {
+        self.unreachable.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn removed(&self) {
+        self.removed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn call(&self, from: MemberId, method: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, CallFailure>> {
+        self.calls_begun.fetch_add(1, Ordering::Relaxed);
+        match method.as_str() {
+            "echo" => async move { Ok([from.to_string().as_bytes(), b" ", &body].concat().into()) }.boxed(),
+            "long" => async move { Ok(vec![1; 1 << 20].into()) }.boxed(),
+            "held" => futures::future::pending().boxed(),
+            _ => {
+                let text = format!("etcdserver: no {method}, {}", body.len());
+                async move { Err(CallFailure { code: Code::FailedPrecondition, text }) }.boxed()
+            }
+        }
+    }
+
+    fn snapshot_source(&self, _to: MemberId, message: Bytes) -> BoxFuture<'static, Result<SnapshotSource, String>> {
+        let image = self.image.lock().clone();
+        async move {
+            if image.is_empty() {
+                return Err("no image".into());
+            }
+            let mut file = tempfile::tempfile().expect("a file");
+            std::io::Write::write_all(&mut file, &image).expect("written");
+            Ok(SnapshotSource {
+                message: [b"rewritten ", &message[..]].concat().into(),
+                position: LogPosition { index: LogIndex(7), term: Term(2) },
+                image: file,
+                size_bytes: image.len() as u64,
+            })
+        }
+        .boxed()
+    }
+
+    fn snapshot_room(&self) -> PathBuf {
+        self.room.path().join("incoming")
+    }
+
+    fn snapshot_received(
+        &self,
+        from: MemberId,
+        message: Bytes,
+        file: PathBuf,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        let image = std::fs::read(file).expect("the image is there");
+        let heard = self.images.try_send((from, message, image));
+        async move { heard.map_err(|_| "nobody listens".into()) }.boxed()
+    }
+
+    fn snapshot_sent(&self, to: MemberId, ok: bool) {
+        let _ = self.sent.try_send((to, ok));
+    }
+}
+
+/// A member: its transport behind a peer port.
+pub(super) struct Node {
+    pub(super) transport: PeerTransport,
+    pub(super) heard: Arc<Heard>,
+    pub(super) address: SocketAddr,
+    pub(super) metrics: PeerMetrics,
+    pub(super) messages: mpsc::Receiver<(MemberId, Bytes)>,
+    pub(super) images: mpsc::Receiver<(MemberId, Bytes, Vec<u8>)>,
+    pub(super) sent: mpsc::Receiver<(MemberId, bool)>,
+    pub(super) tasks: Tasks,
+}
+
+impl Node {
+    pub(super) async fn start(member: MemberId, limits: PeerLimits) -> Self {
+        Self::start_in(CLUSTER, member, limits).await
+    }
+
+    pub(super) async fn start_in(cluster: ClusterId, member: MemberId, limits: PeerLimits) -> Self {
+        Self::start_with(cluster, member, limits, tempfile::tempdir().expect("a directory")).await
+    }
+
+    pub(super) async fn start_with(
+        cluster: ClusterId,
+        member: MemberId,
+        limits: PeerLimits,
+        room: tempfile::TempDir,
+    ) -> Self {
+        let (message_sender, messages) = mpsc::channel(100_000);
+        let (image_sender, images) = mpsc::channel(10);
+        let (sent_sender, sent) = mpsc::channel(10);
+        let heard = Arc::new(Heard {
+            messages: message_sender,
+            images: image_sender,
+            sent: sent_sender,
+            unreachable: AtomicUsize::new(0),
+            removed: AtomicUsize::new(0),
+            room,
+            image: Mutex::default(),
+            calls_begun: AtomicUsize::new(0),
+        });
+        let tasks = Tasks::new();
+        let metrics = PeerMetrics::register(&Metrics::new());
+        let config = PeerConfig { limits, ..PeerConfig::new(cluster, member) };
+        let transport =
+            PeerTransport::start(config, heard.clone(), metrics.clone(), &tasks).expect("the transport starts");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        tasks.spawn(peer_port(listener, transport.clone(), tasks.clone()));
+        Self { transport, heard, address, metrics, messages, images, sent, tasks }
+    }
+
+    /// The only peer from now on.
+    pub(super) fn follow(&self, member: MemberId, address: SocketAddr) {
+        self.transport.set_peers(vec![Peer { id: member, urls: vec![format!("http://{address}")] }], BTreeSet::new());
+    }
+
+    pub(super) fn send(&self, to: MemberId, lane: Lane, bytes: impl Into<Bytes>) {
+        self.transport.sink().send(vec![Outbound { to, lane, bytes: bytes.into() }]);
+    }
+
+    /// The next message.
+    pub(super) async fn hear(&mut self) -> Bytes {
+        soon(self.messages.recv()).await.expect("the transport runs").1
+    }
+
+    /// Sends until one such message arrives: for after a fault, when messages may be lost.
+    pub(super) async fn send_until_heard(&self, to: &mut Self, lane: Lane, bytes: &'static [u8]) {
+        let member = to.transport.shared.config.member;
+        let repeat = async {
+            loop {
+                self.send(member, lane, bytes);
+                let heard = tokio::time::timeout(std::time::Duration::from_millis(20), to.messages.recv()).await;
+                if matches!(heard, Ok(Some((_, heard))) if heard == bytes) {
+                    return;
+                }
+            }
+        };
+        soon(repeat).await;
+    }
+
+    pub(super) async fn stop(self) {
+        assert!(self.tasks.finish(super::PATIENCE).await, "every task ends");
+    }
+
+    /// Files in the room for images.
+    pub(super) fn files(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.heard.snapshot_room()).expect("the room is there");
+        files.map(|file| file.expect("readable").file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+/// As the real peer port does: HTTP in front, the transport behind the upgrade.
+async fn peer_port(listener: TcpListener, transport: PeerTransport, tasks: Tasks) {
+    let stop = tasks.stop_signal();
+    while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
+        let transport = transport.clone();
+        let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+            let response = transport.upgrade(&mut request);
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        let connection_stop = stop.clone();
+        tasks.spawn(async move {
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let service = TowerToHyperService::new(service);
+            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+            let _ = connection_stop.run_until_cancelled(connection).await;
+        });
+    }
+}
+
+/// Two members that know each other, A through whatever is at `to_b`.
+pub(super) async fn pair(limits: PeerLimits) -> (Node, Node) {
+    let (a, b) = (Node::start(A, limits.clone()).await, Node::start(B, limits).await);
+    a.follow(B, b.address);
+    b.follow(A, a.address);
+    (a, b)
+}
+
+/// Limits under which a busy machine does not look like a broken link.
+pub(super) fn patient() -> PeerLimits {
+    PeerLimits {
+        silence_max: super::PATIENCE,
+        handshake_timeout: super::PATIENCE,
+        call_timeout: super::PATIENCE,
+        call_connect_timeout: super::PATIENCE,
+        ..PeerLimits::default()
+    }
+}
