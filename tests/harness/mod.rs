@@ -4,15 +4,23 @@
 //! tests take a `World` and do not know which; `on_every_target!` makes one test per way in. Setting
 //! `WATERSHED_TEST_SERVER` to another server that understands etcd's flags (a stock etcd, say) runs the same tests
 //! with that server in place of ours: what holds for both is compatible, and a test that fails there is wrong.
+//!
+//! A [`Cluster`] is several members with a [`Network`] between them that can delay, hold, cut and damage.
 
+#![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
+
+mod cluster;
 mod http;
+mod network;
 mod process;
 mod raw;
 mod stream;
 mod watching;
 mod world;
 
+pub use cluster::{Cluster, EndState};
 pub use http::{http_get, metric};
+pub use network::{Link, Network};
 pub use process::{Process, free_port};
 
 pub use raw::raw_call;

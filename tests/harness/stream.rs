@@ -2,7 +2,7 @@ use std::pin::Pin;
 
 use tonic::{Response, Status, Streaming};
 
-type Call<T> = Pin<Box<dyn Future<Output = Result<Response<Streaming<T>>, Status>>>>;
+type Call<T> = Pin<Box<dyn Future<Output = Result<Response<Streaming<T>>, Status>> + Send>>;
 
 /// The answers of a stream whose headers come with the first of them, as etcd's do: opening it waits for nothing.
 pub struct Answers<T> {
@@ -12,7 +12,7 @@ pub struct Answers<T> {
 
 impl<T> Answers<T> {
     /// Takes a call that was not awaited yet.
-    pub fn new(call: impl Future<Output = Result<Response<Streaming<T>>, Status>> + 'static) -> Self {
+    pub fn new(call: impl Future<Output = Result<Response<Streaming<T>>, Status>> + Send + 'static) -> Self {
         Self { call: Some(Box::pin(call)), stream: None }
     }
 

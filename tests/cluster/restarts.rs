@@ -1,0 +1,182 @@
+//! Members end in every way, and come back.
+
+use std::time::Duration;
+
+use watershed::pb::etcdserverpb::{RangeRequest, WatchCreateRequest};
+
+use super::story::{assert_equal, on_three, put, try_put, value};
+use crate::checkers::check_all;
+use crate::harness::{Cluster, Watching, metric, until};
+use crate::workload::{Load, Plan};
+
+/// Writes until one is acknowledged.
+async fn put_again(cluster: &Cluster, key: &str, value: &str) -> i64 {
+    let client = cluster.client();
+    until("a write", async || {
+        let attempt = tokio::time::timeout(Duration::from_secs(2), try_put(&client, key, value)).await;
+        attempt.ok()?.ok()
+    })
+    .await
+}
+
+#[test]
+fn writes_go_on_without_the_leader() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        put(&cluster.client(), "before", "1").await;
+        let leader = cluster.leader().await;
+        cluster.kill(leader);
+        put_again(cluster, "during", "2").await;
+        let next = cluster.leader().await;
+        assert_ne!(next, leader);
+        for number in cluster.running() {
+            assert_eq!(value(&cluster.member(number), "before").await.as_deref(), Some("1"));
+            assert_eq!(value(&cluster.member(number), "during").await.as_deref(), Some("2"));
+        }
+        cluster.restart(leader).await;
+        assert_eq!(value(&cluster.member(leader), "during").await.as_deref(), Some("2"));
+        assert_equal(cluster).await;
+    });
+}
+
+#[test]
+fn a_majority_is_needed() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        put(&cluster.client(), "k", "before").await;
+        cluster.leader().await;
+        cluster.kill_all(&[0, 1]);
+        let alone = cluster.member(2);
+        let refused = tokio::time::timeout(Duration::from_secs(3), try_put(&alone, "k", "alone")).await;
+        assert!(!matches!(refused, Ok(Ok(_))), "one of three acknowledged a write");
+        let mut kv = alone.kv();
+        let read = kv.range(RangeRequest { key: "k".into(), ..Default::default() });
+        let refused = tokio::time::timeout(Duration::from_secs(3), read).await.map(|answer| answer.is_ok());
+        assert_ne!(refused, Ok(true), "one of three answered a linearizable read");
+        let local = RangeRequest { key: "k".into(), serializable: true, ..Default::default() };
+        let local = alone.kv().range(local).await.expect("its own state it may show").into_inner();
+        assert_eq!(local.kvs[0].value, "before");
+        cluster.spawn(0);
+        cluster.restart(1).await;
+        cluster.until_ready(0).await;
+        put_again(cluster, "k", "after").await;
+        assert_equal(cluster).await;
+    });
+}
+
+#[test]
+fn a_follower_catches_up_from_the_log() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let follower = cluster.follower().await;
+        cluster.kill(follower);
+        let client = cluster.client();
+        for number in 0..200 {
+            put(&client, &format!("k{}", number % 20), &number.to_string()).await;
+        }
+        cluster.restart(follower).await;
+        assert_eq!(value(&cluster.member(follower), "k19").await.as_deref(), Some("199"));
+        let request = WatchCreateRequest { key: "k0".into(), start_revision: 2, ..Default::default() };
+        let (mut watch, _) = Watching::create(&cluster.member(follower), request).await;
+        assert_eq!(watch.events(10).await.len(), 10, "the events it was away for");
+        assert_equal(cluster).await;
+    });
+}
+
+#[test]
+fn a_follower_catches_up_from_a_snapshot() {
+    let flags = ["--snapshot-count=50", "--snapshot-catchup-entries=10"];
+    on_three(&flags, async |cluster: &mut Cluster| {
+        let follower = cluster.follower().await;
+        put(&cluster.client(), "gone", "1").await;
+        cluster.kill(follower);
+        let client = cluster.client();
+        for number in 0..400 {
+            put(&client, &format!("k{}", number % 20), &number.to_string()).await;
+        }
+        let last = put(&client, "last", "x").await;
+        cluster.restart(follower).await;
+        let behind = cluster.member(follower);
+        assert_eq!(value(&behind, "k19").await.as_deref(), Some("399"));
+        assert_eq!(value(&behind, "gone").await.as_deref(), Some("1"));
+        let sent = until("the leader's count of snapshots", async || {
+            let endpoint = cluster.endpoint(cluster.leader().await).to_owned();
+            labelled_sum(&endpoint, "etcd_network_snapshot_send_success").await
+        })
+        .await;
+        assert!(sent >= 1.0, "the log alone must not have been enough: {sent} snapshots were sent");
+        // A watch across the snapshot sees all history that is not compacted.
+        let request = WatchCreateRequest { key: "k0".into(), start_revision: 2, ..Default::default() };
+        let (mut watch, _) = Watching::create(&behind, request).await;
+        assert_eq!(watch.events(20).await.len(), 20);
+        assert_eq!(assert_equal(cluster).await, last);
+        // And it stays a full member.
+        put(&behind, "k", "v").await;
+        cluster.kill(follower);
+        cluster.restart(follower).await;
+        assert_equal(cluster).await;
+    });
+}
+
+/// The sum of a metric over its labels.
+async fn labelled_sum(endpoint: &str, name: &str) -> Option<f64> {
+    if let Some(plain) = metric(endpoint, name).await {
+        return Some(plain);
+    }
+    let answer = crate::harness::http_get(endpoint, "GET", "/metrics").await.ok()?;
+    let lines = answer.body.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{'));
+    let values: Vec<f64> = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse().ok()).collect();
+    (!values.is_empty()).then(|| values.iter().sum())
+}
+
+#[test]
+fn killing_all_at_once_loses_nothing_acknowledged() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        for round in 0..3 {
+            let client = cluster.client();
+            let mut told = Vec::new();
+            for number in 0..60 {
+                let key = format!("{round}/{number}");
+                told.push((key.clone(), put(&client, &key, "v").await));
+            }
+            cluster.kill_all(&[0, 1, 2]);
+            for number in 0..3 {
+                cluster.spawn(number);
+            }
+            for number in 0..3 {
+                cluster.until_ready(number).await;
+            }
+            for number in 0..3 {
+                let all = RangeRequest {
+                    key: format!("{round}/").into(),
+                    range_end: format!("{round}0").into(),
+                    ..Default::default()
+                };
+                let kvs = cluster.member(number).kv().range(all).await.expect("range").into_inner().kvs;
+                let found = |(key, revision): &(String, i64)| {
+                    kvs.iter().any(|kv| kv.key == key.as_bytes() && kv.mod_revision == *revision)
+                };
+                assert!(told.iter().all(found), "round {round}, member {number}: {} of {}", kvs.len(), told.len());
+            }
+        }
+        assert_equal(cluster).await;
+    });
+}
+
+#[test]
+fn a_rolling_restart_under_load_loses_nothing() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let load = Load::start(cluster, 7, &Plan::default());
+        for number in 0..3 {
+            load.writes(150).await;
+            let status = cluster.terminate(number).await;
+            assert!(status.success() || crate::harness::is_stock(), "{status:?}");
+            load.writes(50).await;
+            cluster.restart(number).await;
+        }
+        load.writes(150).await;
+        let history = load.finish(cluster).await;
+        history.save(&cluster.path().join("history.json")).expect("saved");
+        let checked = check_all(&history).unwrap_or_else(|violation| panic!("{violation}"));
+        println!("rolling restart: {checked:?}");
+        assert!(checked.events > 1000 && checked.leases > 0, "{checked:?}");
+        assert_equal(cluster).await;
+    });
+}

@@ -1,0 +1,257 @@
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Most bytes moved at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// Chunks on their way per direction of a connection; more waits in the kernel.
+const CHUNKS: usize = 64;
+
+/// What happens to the bytes one member sends to another. The default lets them pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Link {
+    /// Nothing arrives, and nothing is lost either: bytes wait, as behind a cable that was pulled.
+    pub held: bool,
+    /// Connections that use this direction are reset, new ones too.
+    pub cut: bool,
+    /// Time every byte takes.
+    pub delay: Duration,
+    /// Most bytes per second; none is no limit.
+    pub bytes_per_second: Option<u64>,
+    /// One bit of about every so many bytes is flipped; none is no damage.
+    pub flip_every_bytes: Option<u64>,
+}
+
+/// The wires between the members: every member's advertised peer address is a port of this process, which passes the
+/// bytes on, or does not. Who opened a connection is learnt from the kernel's tables, so the protocol does not matter.
+pub struct Network {
+    shared: Arc<Shared>,
+    /// Its own, so that faults go on while a test blocks.
+    runtime: Option<Runtime>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Where members really listen, and their process ids.
+    members: Mutex<Vec<Member>>,
+    links: Mutex<HashMap<(usize, usize), watch::Sender<Link>>>,
+    counts: Counts,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Member {
+    listens: Option<SocketAddr>,
+    process: Option<u32>,
+}
+
+/// What passed, and what did not.
+#[derive(Debug, Default)]
+struct Counts {
+    bytes: AtomicU64,
+    flips: AtomicU64,
+    resets: AtomicU64,
+}
+
+impl Network {
+    /// A network without members.
+    pub fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        Self { shared: Arc::default(), runtime: Some(runtime.expect("runtime")) }
+    }
+
+    /// Adds a member; answers with its number and the address others must use.
+    pub fn add(&self) -> (usize, SocketAddr) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("non-blocking");
+        let address = listener.local_addr().expect("address");
+        let number = {
+            let mut members = self.shared.members.lock();
+            members.push(Member::default());
+            members.len() - 1
+        };
+        let shared = Arc::clone(&self.shared);
+        let handle = self.runtime.as_ref().expect("it runs").handle().clone();
+        handle.clone().spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            loop {
+                if let Ok((stream, from)) = listener.accept().await {
+                    handle.spawn(Arc::clone(&shared).connection(stream, from, address, number));
+                }
+            }
+        });
+        (number, address)
+    }
+
+    /// Says where a member listens and which process it is.
+    pub fn place(&self, member: usize, listens: SocketAddr, process: u32) {
+        self.shared.members.lock()[member] = Member { listens: Some(listens), process: Some(process) };
+    }
+
+    /// Changes what happens to the bytes from one member to another, on connections of either side.
+    pub fn link(&self, from: usize, to: usize, change: impl FnOnce(&mut Link)) {
+        self.shared.link(from, to, |sender| sender.send_modify(change));
+    }
+
+    /// Changes both directions between two members.
+    pub fn both(&self, one: usize, other: usize, change: impl Fn(&mut Link)) {
+        self.link(one, other, &change);
+        self.link(other, one, &change);
+    }
+
+    /// Changes all links between the members of one group and all others.
+    pub fn around(&self, group: &[usize], change: impl Fn(&mut Link)) {
+        let all = self.shared.members.lock().len();
+        for &inside in group {
+            for outside in (0..all).filter(|member| !group.contains(member)) {
+                self.both(inside, outside, &change);
+            }
+        }
+    }
+
+    /// Lets everything pass again. Connections that were held go on where they were.
+    pub fn heal(&self) {
+        for sender in self.shared.links.lock().values() {
+            sender.send_replace(Link::default());
+        }
+    }
+
+    /// Bytes passed, bits flipped and connections reset so far.
+    pub fn counts(&self) -> [u64; 3] {
+        let Counts { bytes, flips, resets } = &self.shared.counts;
+        [bytes, flips, resets].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Shared {
+    fn link<T>(&self, from: usize, to: usize, with: impl FnOnce(&watch::Sender<Link>) -> T) -> T {
+        with(self.links.lock().entry((from, to)).or_insert_with(|| watch::Sender::new(Link::default())))
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, from: SocketAddr, to: SocketAddr, target: usize) {
+        let members = self.members.lock().clone();
+        let source = tokio::task::spawn_blocking(move || owner(&members, from.port(), to.port())).await.ok().flatten();
+        let Some(listens) = self.members.lock()[target].listens else { return };
+        let rules = |from: Option<usize>, to: Option<usize>| match (from, to) {
+            (Some(from), Some(to)) => self.link(from, to, watch::Sender::subscribe),
+            _ => watch::Sender::new(Link::default()).subscribe(),
+        };
+        let (mut there, mut back) = (rules(source, Some(target)), rules(Some(target), source));
+        if there.borrow_and_update().cut || back.borrow_and_update().cut {
+            self.counts.resets.fetch_add(1, Ordering::Relaxed);
+            let _ = stream.set_zero_linger();
+            return;
+        }
+        let Ok(upstream) = TcpStream::connect(listens).await else { return };
+        let _ = (stream.set_nodelay(true), upstream.set_nodelay(true));
+        let broken = CancellationToken::new();
+        // Whoever drops the last half of a broken connection resets it.
+        let reset = {
+            let (there, back, broken) = (there.clone(), back.clone(), broken.clone());
+            async move {
+                let cut = |mut rules: watch::Receiver<Link>| async move {
+                    // A sender that is gone cuts nothing any more.
+                    if rules.wait_for(|link| link.cut).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    () = cut(there) => broken.cancel(),
+                    () = cut(back) => broken.cancel(),
+                    () = broken.cancelled() => {}
+                }
+            }
+        };
+        let (near_in, near_out) = stream.into_split();
+        let (far_in, far_out) = upstream.into_split();
+        let pumps = async {
+            tokio::join!(self.pump(near_in, far_out, there), self.pump(far_in, near_out, back));
+        };
+        tokio::select! {
+            () = pumps => {}
+            () = reset => {
+                self.counts.resets.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        broken.cancel();
+    }
+
+    /// Moves bytes in one direction until its end.
+    async fn pump(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rules: watch::Receiver<Link>) {
+        let (sender, mut chunks) = mpsc::channel::<(Instant, Vec<u8>)>(CHUNKS);
+        let delay = rules.clone();
+        let read = async move {
+            loop {
+                let mut chunk = vec![0; CHUNK_BYTES];
+                match from.read(&mut chunk).await {
+                    Ok(0) | Err(_) => return from,
+                    Ok(count) => chunk.truncate(count),
+                }
+                let due = Instant::now() + delay.borrow().delay;
+                if sender.send((due, chunk)).await.is_err() {
+                    return from;
+                }
+            }
+        };
+        let write = async {
+            while let Some((due, mut chunk)) = chunks.recv().await {
+                tokio::time::sleep_until(due.into()).await;
+                // No sender is left when the network ends.
+                let Ok(link) = rules.wait_for(|link| !link.held).await.map(|link| link.clone()) else { return };
+                self.damage(&link, &mut chunk);
+                if let Some(rate) = link.bytes_per_second {
+                    tokio::time::sleep(Duration::from_secs_f64(chunk.len() as f64 / rate as f64)).await;
+                }
+                self.counts.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                if to.write_all(&chunk).await.is_err() {
+                    return;
+                }
+            }
+            let _ = to.shutdown().await;
+        };
+        tokio::join!(read, write);
+    }
+
+    fn damage(&self, link: &Link, chunk: &mut [u8]) {
+        let Some(every) = link.flip_every_bytes else { return };
+        for byte in chunk {
+            if fastrand::u64(0..every) == 0 {
+                *byte ^= 1 << fastrand::u8(0..8);
+                self.counts.flips.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The member whose process holds the connection from `from` to `to`, both ports of this host.
+fn owner(members: &[Member], from: u16, to: u16) -> Option<usize> {
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let port = |address: &str| u16::from_str_radix(address.split_once(':')?.1, 16).ok();
+    let inode = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let ours = port(fields.get(1)?)? == from && port(fields.get(2)?)? == to;
+        ours.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
+    })?;
+    let holds = |process: u32| {
+        let files = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|link| link.as_os_str() == inode.as_str())
+    };
+    members.iter().position(|member| member.process.is_some_and(holds))
+}
