@@ -9,8 +9,4 @@ mod harness;
 #[path = "../workload/mod.rs"]
 mod workload;
 
-mod everywhere;
-mod members;
 mod network;
-mod restarts;
-mod story;
