@@ -99,6 +99,7 @@ api_errors! {
     Unavailable TimeoutDueToLeaderFail "etcdserver: request timed out, possibly due to previous leader failure", "Lost with the previous leader, perhaps.";
     Unavailable TimeoutDueToConnectionLost "etcdserver: request timed out, possibly due to connection lost", "Lost on the way to the leader, perhaps.";
     Unavailable TimeoutWaitAppliedIndex "etcdserver: request timed out, waiting for the applied index took too long", "A lease read while applying lags.";
+    Unknown TimeoutLeaderTransfer "etcdserver: request timed out, leader transfer took too long", "The new leader does not lead.";
     Unavailable Unhealthy "etcdserver: unhealthy cluster", "A reconfiguration that would lose quorum.";
     PermissionDenied PermissionDenied "etcdserver: permission denied", "The user may not.";
     Unauthenticated InvalidAuthToken "etcdserver: invalid auth token", "A token nobody issued, or an expired one.";

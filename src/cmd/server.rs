@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::dispatch::refuse;
 use super::process::{notify_ready, raise_descriptor_limit};
@@ -52,10 +52,19 @@ pub fn run(args: &[OsString]) -> u8 {
             Err(error) => return refuse(format!("{error:#}")),
         };
         notify_ready();
-        let interruption = match interrupted().await {
-            Ok(interruption) => Some(interruption),
-            Err(error) => {
-                error!(%error, "signals cannot be received");
+        let interruption = tokio::select! {
+            interruption = interrupted() => match interruption {
+                Ok(interruption) => Some(interruption),
+                Err(error) => {
+                    error!(%error, "signals cannot be received");
+                    None
+                }
+            },
+            () = server.member.removed() => {
+                error!("the member has been permanently removed from the cluster");
+                warn!("data-dir used by this member must be removed");
+                // Whoever asked for it gets an answer, and the others hear that it is committed.
+                tokio::time::sleep(REMOVED_DELAY).await;
                 None
             }
         };
@@ -68,6 +77,9 @@ pub fn run(args: &[OsString]) -> u8 {
         interruption.map_or(0, Interruption::pass_on)
     })
 }
+
+/// How long a removed member goes on before it stops.
+const REMOVED_DELAY: Duration = Duration::from_secs(1);
 
 /// A member with its listeners.
 pub struct Server {

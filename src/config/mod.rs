@@ -23,4 +23,4 @@ pub use server::{
     AutoCompaction, InitialCluster, InitialState, Notice, Quota, RawServerConfig, Resolve, ServerConfig,
     ServerConfigError, parse_server_config, same_urls,
 };
-pub use url::{ListenUrl, UrlError};
+pub use url::{ListenUrl, UrlError, check_peer_urls};

@@ -80,6 +80,17 @@ pub(super) fn advertised_url(text: &str) -> Result<String, UrlError> {
     split(text).map(|_| text.to_owned())
 }
 
+/// Checks the peer URLs of a member that is added or moved.
+///
+/// # Errors
+/// When there is none, or one that no member could dial.
+pub fn check_peer_urls(urls: &[String]) -> Result<Vec<String>, UrlError> {
+    if urls.is_empty() {
+        return Err(UrlError::Empty);
+    }
+    urls.iter().map(|url| advertised_url(url.trim())).collect()
+}
+
 /// Checks every entry of a comma list.
 pub(super) fn each<T>(list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -> Result<Vec<T>, UrlError> {
     let urls: Vec<T> = list.split(',').map(|url| check(url.trim())).collect::<Result<_, _>>()?;
@@ -150,5 +161,8 @@ mod tests {
         assert_eq!(advertised_url("https://etcd.example:2379").as_deref(), Ok("https://etcd.example:2379"));
         assert_eq!(each("http://a:1,http://b:2", advertised_url).map(|urls| urls.len()), Ok(2));
         assert_eq!(each("", advertised_url), Err(UrlError::Empty));
+        assert_eq!(check_peer_urls(&[" http://a:1".into()]), Ok(vec!["http://a:1".to_owned()]));
+        assert_eq!(check_peer_urls(&[]), Err(UrlError::Empty));
+        assert!(check_peer_urls(&["http://a:1".into(), "%".into()]).is_err());
     }
 }

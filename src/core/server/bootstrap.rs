@@ -233,6 +233,22 @@ pub async fn running_cluster(initial: &InitialCluster) -> Result<RunningCluster,
     Err(reasons.join("; "))
 }
 
+/// The other members of a cluster that this one had joined, before it got to know anything of it.
+///
+/// Nobody may answer: then it is for the others to make the first step.
+pub async fn others(config: &ServerConfig, metadata: &WalMetadata) -> Vec<Member> {
+    match running_cluster(&config.initial).await {
+        Ok(cluster) if cluster.id == metadata.cluster => {
+            cluster.members.into_iter().filter(|member| member.member_id() != metadata.member).collect()
+        }
+        Ok(cluster) => {
+            warn!(found = %cluster.id, own = %metadata.cluster, "members of --initial-cluster belong to another cluster");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
 /// At least one member has a cluster version we know, and none a later one.
 fn is_compatible(versions: &[ClusterVersion]) -> bool {
     let ours = ClusterVersion::parse(API_VERSION).unwrap_or(ClusterVersion::LOWEST);

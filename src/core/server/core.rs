@@ -5,8 +5,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::error::Failure;
 use super::lease_clock::LeaseClock;
@@ -41,8 +42,14 @@ pub struct Limits {
     pub quota_bytes: i64,
     /// How long a proposal may take.
     pub request_timeout: Duration,
+    /// Silence after which a member stands for election.
+    pub election_timeout: Duration,
     /// Shortest lease, in seconds.
     pub lease_ttl_min: i64,
+    /// Learners the cluster may have.
+    pub max_learners: usize,
+    /// Whether membership changes that could cost the quorum are refused.
+    pub strict_reconfig_check: bool,
 }
 
 /// Extra bytes a request message may have over `max_request_bytes`.
@@ -94,6 +101,10 @@ pub struct Core {
     pub metrics: CoreMetrics,
     /// Requests under way.
     pub waiters: Arc<Waiters>,
+    /// Cancelled once this member is none any more.
+    pub removed: CancellationToken,
+    /// One membership change at a time.
+    pub reconfiguring: Semaphore,
     /// Source of request ids.
     pub next_request: AtomicU64,
     /// Bytes of changes that are not in the state on disk yet; apply keeps it current.
@@ -160,7 +171,7 @@ impl Core {
         self.next_request.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn late(&self) -> Failure {
+    pub(super) fn late(&self) -> Failure {
         match self.raft.status().borrow().leader {
             None => Failure::Deadline,
             Some(_) => ApiError::Timeout.into(),
@@ -196,6 +207,11 @@ impl Core {
         let peers = others.map(|member| Peer { id: member.member_id(), urls: member.peer_urls.clone() }).collect();
         let removed = self.published.cluster.load().removed().clone();
         self.peers.set_peers(peers, removed);
+    }
+
+    /// Whether this member follows without a vote.
+    pub fn is_learner(&self) -> bool {
+        self.published.cluster.load().member(self.member).is_some_and(|member| member.is_learner)
     }
 
     /// The newest published state.
@@ -235,13 +251,13 @@ impl Drop for HeldProposals<'_> {
 }
 
 /// Takes a request off the list of waiters when its future ends, however it ends.
-struct Registered<'a> {
+pub(super) struct Registered<'a> {
     core: &'a Core,
     id: u64,
 }
 
 impl<'a> Registered<'a> {
-    fn new(core: &'a Core, id: u64) -> (Self, oneshot::Receiver<Outcome>) {
+    pub(super) fn new(core: &'a Core, id: u64) -> (Self, oneshot::Receiver<Outcome>) {
         core.metrics.server.proposals_pending.inc();
         (Self { core, id }, core.waiters.register(id))
     }

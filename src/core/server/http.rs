@@ -9,9 +9,7 @@ use tonic::body::Body;
 
 use super::checks::{self, CheckKind};
 use super::core::Core;
-use crate::core::cluster::STORAGE_VERSION;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
-use crate::types::API_VERSION;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 const MISDIRECTED: &str = "the Host header names no host of --host-whitelist: a page may be trying to reach this \
@@ -100,7 +98,7 @@ impl HttpFace {
         }
         let query = checks::Query::parse(request.uri().query().unwrap_or_default());
         match path {
-            "/version" => json(self.version()),
+            "/version" => json(super::version::versions(&self.core)),
             "/metrics" => text(StatusCode::OK, TEXT_CONTENT_TYPE, self.metrics.render()),
             "/health" => self.health(&query).await,
             _ => match checks::parse_path(path) {
@@ -108,12 +106,6 @@ impl HttpFace {
                 None => not_found(),
             },
         }
-    }
-
-    fn version(&self) -> String {
-        let cluster = self.core.published.cluster.load();
-        let cluster = cluster.version().unwrap_or("not_decided");
-        format!(r#"{{"etcdserver":"{API_VERSION}","etcdcluster":"{cluster}","storage":"{STORAGE_VERSION}"}}"#)
     }
 
     async fn health(&self, query: &checks::Query) -> Response<Body> {

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 use super::core::Core;
 use super::error::Failure;
 use super::quota;
+use crate::api_error::ApiError;
 use crate::core::apply::{Applied, put_cost, txn_cost};
 use crate::core::mvcc::{
     RangeStream, check_delete_range, check_put, check_range, check_range_stream, check_txn, is_read_only,
@@ -107,7 +108,11 @@ impl Kv for KvService {
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
 
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        Ok(Response::new(self.read(request.get_ref()).await?))
+        let request = request.get_ref();
+        if !request.serializable && self.core.is_learner() {
+            return Err(ApiError::NotSupportedForLearner.into());
+        }
+        Ok(Response::new(self.read(request).await?))
     }
 
     async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {

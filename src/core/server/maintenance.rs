@@ -5,7 +5,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 
 use super::core::Core;
-use super::snapshot;
+use super::{snapshot, transfer};
 use crate::api_error::ApiError;
 use crate::core::apply::Applied;
 use crate::core::backend::{Backend, BackendError, Table};
@@ -73,7 +73,7 @@ impl Maintenance for MaintenanceService {
             raft_applied_index: core.raft.applied().0,
             errors,
             db_size_in_use: core.backend.size_in_use_bytes() as i64,
-            is_learner: core.published.cluster.load().member(core.member).is_some_and(|member| member.is_learner),
+            is_learner: core.is_learner(),
             storage_version: STORAGE_VERSION.to_owned(),
             db_size_quota: core.limits.quota_bytes,
             downgrade_info: Some(DowngradeInfo::default()),
@@ -108,19 +108,16 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        self.core.linearizable().await?;
+        // A member of a cluster that lost its quorum, or a learner, gives what it has: that may be all there is.
+        if let Err(error) = self.core.linearizable().await {
+            tracing::warn!(%error, "snapshot of this member's state, which may be behind");
+        }
         Ok(Response::new(Box::pin(snapshot::stream(self.core.backend.clone()))))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        if !self.core.raft.status().borrow().is_leader {
-            return Err(ApiError::NotLeader.into());
-        }
-        let target = MemberId(request.get_ref().target_id);
-        if target == self.core.member {
-            return Ok(Response::new(MoveLeaderResponse { header: None }));
-        }
-        Err(ApiError::BadLeaderTransferee.into())
+        transfer::move_leader(&self.core, MemberId(request.get_ref().target_id)).await?;
+        Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {

@@ -4,7 +4,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::bootstrap::BootstrapError;
@@ -15,14 +16,14 @@ use super::observer::MemberObserver;
 use super::peers::MemberPeers;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
 use super::renewals::{self, Renewals};
-use super::{auto_compaction, bootstrap, checkpoint, hand_over};
+use super::{auto_compaction, bootstrap, checkpoint, hand_over, join, version};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
     Applier, ApplierConfig, ApplyConfig, ApplyQueue, ApplyTask, CompactionPace, Installs, Waiters, open_leases,
 };
 use crate::core::backend::{BackendError, Checkpointer, Table};
-use crate::core::cluster::{ClusterVersion, MembershipError};
+use crate::core::cluster::MembershipError;
 use crate::core::lease::{LeaseError, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
 use crate::core::peer::{PeerConfig, PeerTransport};
@@ -31,11 +32,9 @@ use crate::core::raft::{
 };
 use crate::core::wal::FsDisk;
 use crate::core::watch::CoreWatch;
-use crate::pb::etcdserverpb::InternalRaftRequest;
-use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
 use crate::shutdown::Tasks;
 use crate::telemetry::PeerMetrics;
-use crate::types::{API_VERSION, LogIndex, MemberId};
+use crate::types::{LogIndex, MemberId};
 
 /// Ticks per election timeout; a heartbeat is one tick.
 const HEARTBEAT_TICKS: usize = 1;
@@ -45,8 +44,6 @@ const BEHIND_MAX: u64 = 5000;
 const SEGMENTS_MIN: usize = 5;
 /// Events kept in memory for watchers, in bytes.
 const EVENT_LOG_BYTES: usize = 64 * 1024 * 1024;
-/// Pause before a member that did not reach a quorum tries again.
-const JOIN_RETRY: Duration = Duration::from_millis(100);
 
 /// Why a member did not start.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +69,11 @@ pub enum StartError {
     /// A thread.
     #[error("start a thread")]
     Thread(#[from] std::io::Error),
-    /// What it says about itself could not be replicated.
-    #[error("publish the member: {0}")]
-    Publish(String),
+    /// It does not belong to the cluster any more.
+    #[error(
+        "the member has been permanently removed from the cluster: {0} cannot come back; remove its data directory"
+    )]
+    Removed(MemberId),
 }
 
 /// Called once when a member can no longer be trusted with its state; must end the process.
@@ -130,7 +129,13 @@ impl Member {
         }
         let tasks = tasks.child();
         // Members of a running cluster, until the log tells who they are now.
-        let known = first.map(|first| first.running).unwrap_or_default();
+        let known = match first {
+            Some(first) => first.running,
+            None if opened.position.index == LogIndex(0) && opened.recovered.entries.is_empty() => {
+                bootstrap::others(config, &opened.metadata).await
+            }
+            None => Vec::new(),
+        };
         let member = Self::assemble(config, opened, metrics, peer_metrics, failed, tasks)?;
         if member.core.published.cluster.load().members().next().is_none() {
             member.core.follow_members(known.iter());
@@ -143,11 +148,18 @@ impl Member {
     /// Without a quorum this waits, as etcd does: a member that cannot be sure of its state serves nobody.
     ///
     /// # Errors
-    /// The member cannot tell the cluster who it is.
+    /// The member was removed from the cluster.
     pub async fn join(&self, config: &ServerConfig) -> Result<(), StartError> {
         self.spawn_keepers(config);
-        self.wait_ready().await?;
-        self.publish(config).await
+        tokio::select! {
+            () = self.removed() => Err(StartError::Removed(self.core.member)),
+            () = join::join(&self.core, &config.name, &config.advertise_client_urls) => Ok(()),
+        }
+    }
+
+    /// Completes when this member was removed from the cluster.
+    pub async fn removed(&self) {
+        self.core.removed.cancelled().await;
     }
 
     fn assemble(
@@ -216,6 +228,8 @@ impl Member {
             peers,
             metrics,
             waiters: Arc::new(Waiters::default()),
+            removed: CancellationToken::new(),
+            reconfiguring: Semaphore::new(1),
             next_request: AtomicU64::new(first_request_id(metadata.member)),
             pending_bytes: AtomicU64::new(0),
         });
@@ -243,43 +257,9 @@ impl Member {
         self.watch.clone()
     }
 
-    /// Every acknowledged write of earlier runs must be readable before the first request.
-    async fn wait_ready(&self) -> Result<(), StartError> {
-        while let Err(error) = self.core.linearizable().await {
-            warn!(%error, "no answer from the cluster yet; waiting for a quorum");
-            tokio::time::sleep(JOIN_RETRY).await;
-        }
-        Ok(())
-    }
-
-    /// Tells the cluster this member's name and URLs, and decides the cluster version.
-    async fn publish(&self, config: &ServerConfig) -> Result<(), StartError> {
-        let cluster = self.core.published.cluster.load_full();
-        let known = cluster.member(self.core.member);
-        if known.is_none_or(|known| known.name != config.name || known.client_urls != config.advertise_client_urls) {
-            let attributes =
-                Attributes { name: config.name.clone(), client_urls: config.advertise_client_urls.clone() };
-            let set =
-                ClusterMemberAttrSetRequest { member_id: self.core.member.0, member_attributes: Some(attributes) };
-            self.replicate(InternalRaftRequest { cluster_member_attr_set: Some(set), ..Default::default() }).await?;
-        }
-        let agreed = cluster.version().and_then(ClusterVersion::parse);
-        if let Some(version) = ClusterVersion::decide(agreed, [ClusterVersion::parse(API_VERSION)]) {
-            let set = ClusterVersionSetRequest { ver: version.to_string() };
-            self.replicate(InternalRaftRequest { cluster_version_set: Some(set), ..Default::default() }).await?;
-        }
-        Ok(())
-    }
-
-    async fn replicate(&self, request: InternalRaftRequest) -> Result<(), StartError> {
-        match self.core.propose(request).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(StartError::Publish(error.to_string())),
-        }
-    }
-
     fn spawn_keepers(&self, config: &ServerConfig) {
         let (core, tasks) = (&self.core, &self.tasks);
+        tasks.spawn(version::run(core.clone(), tasks.clone()));
         tasks.spawn(lease_clock::run(core.clone(), config.election_timeout, tasks.clone()));
         tasks.spawn(checkpoint::run(
             core.clone(),
@@ -320,8 +300,11 @@ fn limits(config: &ServerConfig) -> Limits {
             Quota::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
         },
         request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
+        election_timeout: config.election_timeout,
         // One and a half election timeouts, in whole seconds.
         lease_ttl_min: (config.election_timeout.as_millis() * 3).div_ceil(2000).max(1) as i64,
+        max_learners: config.max_learners,
+        strict_reconfig_check: config.strict_reconfig_check,
     }
 }
 

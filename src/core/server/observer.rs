@@ -55,6 +55,9 @@ impl ApplyObserver for MemberObserver {
         self.core.published.cluster.store(Arc::new(cluster.clone()));
         self.core.published.alarms.store(Arc::new(alarms.clone()));
         self.core.follow_members(cluster.members());
+        if cluster.is_removed(self.core.member) {
+            self.core.removed.cancel();
+        }
     }
 
     fn installed(&mut self, applier: &Applier) {

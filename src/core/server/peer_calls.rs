@@ -3,9 +3,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tonic::Status;
 
+use super::cluster::{PROMOTE_CALL, promote_here};
 use super::core::Core;
 use super::error::Failure;
 use super::lease_leader;
+use super::version::{VERSION_CALL, versions};
 use crate::core::peer::CallFailure;
 
 /// Answers a call of another member. Errors keep code and text on their way to its client.
@@ -14,6 +16,8 @@ use crate::core::peer::CallFailure;
 pub async fn answer_peer(core: Arc<Core>, method: String, body: Bytes) -> Result<Bytes, CallFailure> {
     let outcome = match method.as_str() {
         lease_leader::RENEW | lease_leader::TIME_TO_LIVE => lease_leader::answer(core.as_ref(), &method, body).await,
+        PROMOTE_CALL => promote_here(&core, &body).await,
+        VERSION_CALL => Ok(Bytes::from(versions(&core))),
         _ => Err(Failure::Other(format!("unknown call {method}"))),
     };
     outcome.map_err(|failure| {

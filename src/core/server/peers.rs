@@ -72,7 +72,10 @@ impl PeerReceiver for MemberPeers {
     }
 
     fn removed(&self) {
-        (self.failed)("the member has been permanently removed from the cluster".to_owned());
+        // Said again with every attempt to connect: an early one may be lost.
+        if let Some(inner) = self.inner.get() {
+            inner.core.removed.cancel();
+        }
     }
 
     fn call(&self, _from: MemberId, method: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, CallFailure>> {

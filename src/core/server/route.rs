@@ -39,6 +39,10 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 /// Largest answer: etcd sets no practical limit.
 const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
+/// What a learner serves; of ranges only the serializable ones.
+const LEARNER_METHODS: [(&str, &str); 3] =
+    [("etcdserverpb.KV", "Range"), ("etcdserverpb.Maintenance", "Status"), ("etcdserverpb.Maintenance", "Snapshot")];
+
 /// Everything a client can reach on one serving thread: gRPC services by path, HTTP for the rest.
 #[derive(Clone)]
 pub struct Router {
@@ -112,13 +116,16 @@ impl Router {
         })
     }
 
-    /// What is checked before any method: capability, client version, leader.
+    /// What is checked before any method: capability, learner, client version, leader.
     fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<(), Status> {
         if method.service == "grpc.health.v1.Health" {
             return Ok(());
         }
         if self.core.published.cluster.load().version().is_none() {
             return Err(ApiError::NotCapable.into());
+        }
+        if self.core.is_learner() && !LEARNER_METHODS.contains(&(method.service, method.name)) {
+            return Err(ApiError::NotSupportedForLearner.into());
         }
         let client = match headers.get("client-api-version") {
             None => None,

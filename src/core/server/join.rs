@@ -1,0 +1,46 @@
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::core::Core;
+use crate::pb::etcdserverpb::InternalRaftRequest;
+use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest};
+
+/// Pause before a member that did not reach a quorum tries again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Waits until this member has everything that was acknowledged before, tells the cluster its name and client URLs,
+/// and waits until the cluster has a version. Takes as long as there is no quorum.
+pub(super) async fn join(core: &Core, name: &str, client_urls: &[String]) {
+    while let Err(error) = core.linearizable().await {
+        warn!(%error, "no answer from the cluster yet; waiting for a quorum");
+        tokio::time::sleep(RETRY).await;
+    }
+    publish(core, name, client_urls).await;
+    let mut applied = core.apply.progress();
+    while core.published.cluster.load().version().is_none() {
+        // The leader decides it; every entry may be the one that says so.
+        let _ = tokio::time::timeout(RETRY, applied.changed()).await;
+    }
+}
+
+async fn publish(core: &Core, name: &str, client_urls: &[String]) {
+    loop {
+        let cluster = core.published.cluster.load_full();
+        if cluster.member(core.member).is_some_and(|known| known.name == name && known.client_urls == client_urls) {
+            return;
+        }
+        let attributes = Attributes { name: name.to_owned(), client_urls: client_urls.to_vec() };
+        let set = ClusterMemberAttrSetRequest { member_id: core.member.0, member_attributes: Some(attributes) };
+        let request = InternalRaftRequest { cluster_member_attr_set: Some(set), ..Default::default() };
+        match core.propose(request).await {
+            Ok(_) if core.published.cluster.load().member(core.member).is_some() => {
+                info!(member = %core.member, name, "published local member to cluster");
+                return;
+            }
+            Ok(_) => warn!("the cluster does not know this member yet"),
+            Err(error) => warn!(%error, "local member not published yet"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}

@@ -1,0 +1,344 @@
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::core::{Core, Registered};
+use super::error::Failure;
+use crate::api_error::ApiError;
+use crate::core::apply::Applied;
+use crate::core::cluster::{AddContext, ClusterStore, Member, added_member_id};
+use crate::core::raft::{ChangeKind, PeerProgress, ProposedChange};
+use crate::types::MemberId;
+
+/// How long a connection must have held to count as healthy.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
+/// Share of the leader's log, in percent, that a learner must have to be promoted.
+const READY_PERCENT: u64 = 90;
+/// How long a promotion waits for this member to apply what is committed.
+const APPLIED_WAIT: Duration = Duration::from_secs(1);
+/// Pause before a change is proposed again: consensus takes one at a time, and passes over a second.
+const PROPOSE_AGAIN: Duration = Duration::from_millis(500);
+
+/// What `--strict-reconfig-check` looks at.
+pub(super) struct Reconfiguration<'a> {
+    /// The members.
+    pub cluster: &'a ClusterStore,
+    /// This member.
+    pub own: MemberId,
+    /// Since when it is connected to a member.
+    pub active_since: &'a dyn Fn(MemberId) -> Option<Instant>,
+    /// The time.
+    pub now: Instant,
+}
+
+impl Reconfiguration<'_> {
+    /// Whether a member may be added: the voters must still be able to decide when the new one does not start.
+    pub(super) fn may_add(&self, is_learner: bool) -> Result<(), ApiError> {
+        let (voters, started) = (self.cluster.voters().count(), self.started(None));
+        // From one voter to two there is no way around a moment in which the new one is needed.
+        let growing_from_one = voters == 1 && started == 1;
+        if !is_learner && !growing_from_one && started < quorum(voters + 1) {
+            return Err(ApiError::NotEnoughStartedMembers);
+        }
+        if voters > 1 && self.connected() < quorum(voters + 1) {
+            return Err(ApiError::Unhealthy);
+        }
+        Ok(())
+    }
+
+    /// Whether a member may be removed: the voters that are left must be able to decide.
+    pub(super) fn may_remove(&self, id: MemberId) -> Result<(), ApiError> {
+        if self.cluster.member(id).is_some_and(|member| member.is_learner) {
+            return Ok(());
+        }
+        let left = self.cluster.voters().filter(|voter| voter.member_id() != id).count();
+        if self.started(Some(id)) < quorum(left) {
+            return Err(ApiError::NotEnoughStartedMembers);
+        }
+        // One that is down decides nothing anyway.
+        if id != self.own && (self.active_since)(id).is_none() {
+            return Ok(());
+        }
+        let voters = self.cluster.voters().count();
+        if self.connected().saturating_sub(1) < 1 + voters.saturating_sub(1) / 2 {
+            return Err(ApiError::Unhealthy);
+        }
+        Ok(())
+    }
+
+    /// Whether there may be one more voter that has started.
+    pub(super) fn may_promote(&self) -> Result<(), ApiError> {
+        if self.started(None) + 1 < quorum(self.cluster.voters().count() + 1) {
+            return Err(ApiError::NotEnoughStartedMembers);
+        }
+        Ok(())
+    }
+
+    /// Voters that have ever started.
+    fn started(&self, without: Option<MemberId>) -> usize {
+        self.cluster.voters().filter(|voter| voter.is_started() && Some(voter.member_id()) != without).count()
+    }
+
+    /// Voters that this member has been connected to for a while, itself among them.
+    fn connected(&self) -> usize {
+        let is_connected = |id| {
+            id == self.own
+                || (self.active_since)(id).is_some_and(|since| self.now.duration_since(since) > HEALTH_INTERVAL)
+        };
+        self.cluster.voters().filter(|voter| is_connected(voter.member_id())).count()
+    }
+}
+
+/// Whether a learner has nearly all that the leader has, as only the leader knows.
+pub(super) fn learner_is_ready(id: MemberId, leader: MemberId, progress: &[PeerProgress]) -> Result<(), ApiError> {
+    let of = |id| progress.iter().find(|progress| progress.member == id).map(|progress| progress.matched.0);
+    let Some(ahead) = of(leader) else { return Err(ApiError::NotLeader) };
+    let behind = of(id).ok_or(ApiError::MemberNotFound)?;
+    if u128::from(behind) * 100 < u128::from(ahead) * u128::from(READY_PERCENT) {
+        return Err(ApiError::LearnerNotReady);
+    }
+    Ok(())
+}
+
+fn quorum(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+impl Core {
+    /// Adds a member that may then start with `--initial-cluster-state=existing`.
+    ///
+    /// # Errors
+    /// The checks refuse, or apply does.
+    pub(super) async fn add_member(
+        &self,
+        peer_urls: Vec<String>,
+        is_learner: bool,
+    ) -> Result<(Member, Vec<Member>), Failure> {
+        let _turn = self.turn().await?;
+        let id = self.unused_member_id(&peer_urls);
+        let member = Member { id: id.0, peer_urls, is_learner, ..Member::default() };
+        self.check(|checks| checks.may_add(is_learner))?;
+        let kind = if is_learner { ChangeKind::AddLearner } else { ChangeKind::AddVoter };
+        let context = AddContext::add(member.clone(), self.limits.max_learners);
+        let members = self.change_members(kind, id, context.to_json()).await?;
+        Ok((member, members))
+    }
+
+    /// Removes a member for ever.
+    ///
+    /// # Errors
+    /// The checks refuse, or apply does.
+    pub(super) async fn remove_member(&self, id: MemberId) -> Result<Vec<Member>, Failure> {
+        let _turn = self.turn().await?;
+        self.check(|checks| checks.may_remove(id))?;
+        self.change_members(ChangeKind::Remove, id, Vec::new()).await
+    }
+
+    /// Replaces a member's peer URLs.
+    ///
+    /// # Errors
+    /// Apply refuses.
+    pub(super) async fn update_member(&self, id: MemberId, peer_urls: Vec<String>) -> Result<Vec<Member>, Failure> {
+        let _turn = self.turn().await?;
+        let member = Member { id: id.0, peer_urls, ..Member::default() };
+        self.change_members(ChangeKind::Update, id, member.to_json()).await
+    }
+
+    /// Gives a learner its vote. Only the leader knows whether it is ready.
+    ///
+    /// # Errors
+    /// [`ApiError::NotLeader`] on any other member; the checks refuse, or apply does.
+    pub(super) async fn promote_member(&self, id: MemberId) -> Result<Vec<Member>, Failure> {
+        let _turn = self.turn().await?;
+        let target = self.raft.committed();
+        let mut progress = self.apply.progress();
+        let applied = progress.wait_for(|applied| *applied >= target);
+        if !matches!(tokio::time::timeout(APPLIED_WAIT, applied).await, Ok(Ok(_))) {
+            return Err(ApiError::TimeoutWaitAppliedIndex.into());
+        }
+        learner_is_ready(id, self.member, &self.raft.progress())
+            .inspect_err(|error| warn!(member = %id, %error, "promotion refused"))?;
+        self.check(|checks| checks.may_promote())?;
+        self.change_members(ChangeKind::AddVoter, id, AddContext::promote(id).to_json()).await
+    }
+
+    /// Changes asked of this member are checked and made one after the other.
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+        match tokio::time::timeout(self.limits.request_timeout, self.reconfiguring.acquire()).await {
+            Ok(permit) => permit.map_err(|_| ApiError::Stopped.into()),
+            Err(_) => Err(ApiError::Timeout.into()),
+        }
+    }
+
+    fn check(&self, rule: impl FnOnce(&Reconfiguration<'_>) -> Result<(), ApiError>) -> Result<(), Failure> {
+        if !self.limits.strict_reconfig_check {
+            return Ok(());
+        }
+        let cluster = self.published.cluster.load();
+        let active_since = |id| self.peers.active_since(id);
+        let (own, now) = (self.member, Instant::now());
+        let checks = Reconfiguration { cluster: &cluster, own, active_since: &active_since, now };
+        rule(&checks).inspect_err(|error| warn!(%error, "membership change refused by --strict-reconfig-check"))?;
+        Ok(())
+    }
+
+    /// An id as etcd makes it; a removed one, which would come back within the same second, is passed over.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "etcd's ids of added members hold the time; any other number would do"
+    )]
+    fn unused_member_id(&self, peer_urls: &[String]) -> MemberId {
+        let cluster = self.published.cluster.load();
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let ids = (since.as_secs()..).map(|seconds| added_member_id(peer_urls, seconds));
+        let mut unused = ids.filter(|id| id.0 != 0 && cluster.member(*id).is_none() && !cluster.is_removed(*id));
+        unused.next().unwrap_or_default()
+    }
+
+    /// Replicates a change and returns the members there are once this member has applied it.
+    ///
+    /// It is proposed again until something is decided: consensus passes over a change while another one is under way.
+    /// Ids are never used twice, so that a second copy in the log is refused; an update has no such mark, and goes out
+    /// once.
+    async fn change_members(
+        &self,
+        kind: ChangeKind,
+        member: MemberId,
+        context: Vec<u8>,
+    ) -> Result<Vec<Member>, Failure> {
+        let request = self.next_request_id();
+        let change = ProposedChange { request, kind, member, context: context.into() };
+        let (_guard, mut outcome) = Registered::new(self, request);
+        let deadline = tokio::time::Instant::now() + self.limits.request_timeout;
+        self.raft.propose_members(change.clone())?;
+        let outcome = loop {
+            let again = tokio::time::sleep(PROPOSE_AGAIN);
+            tokio::select! {
+                outcome = &mut outcome => break outcome,
+                () = tokio::time::sleep_until(deadline) => return Err(self.late()),
+                () = again, if kind != ChangeKind::Update => self.raft.propose_members(change.clone())?,
+            }
+        };
+        match outcome {
+            Ok(Ok(Applied::Members(members))) => {
+                info!(%member, ?kind, "membership changed as asked");
+                Ok(members)
+            }
+            Ok(Ok(_)) => Err(Failure::Other("the outcome does not belong to the request".to_owned())),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(ApiError::Stopped.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::core::cluster::MembersAction;
+    use crate::types::LogIndex;
+
+    /// Members from 1 on, this one first. `v` has started, `n` not; `l` is a learner that has, `u` one that has not.
+    fn cluster(members: &str) -> ClusterStore {
+        let mut store = ClusterStore::default();
+        for (id, kind) in (1..).zip(members.chars()) {
+            let name = if matches!(kind, 'v' | 'l') { format!("m{id}") } else { String::new() };
+            let is_learner = matches!(kind, 'l' | 'u');
+            let member =
+                Member { id, name, is_learner, peer_urls: vec![format!("http://m{id}:1")], ..Member::default() };
+            let action = if is_learner { MembersAction::AddLearner } else { MembersAction::AddVoter };
+            let context = AddContext::add(member, 9).to_json();
+            store.decide(action, MemberId(id), &Bytes::from(context)).expect("a new member");
+        }
+        store
+    }
+
+    /// Checks on `members`; the connections to them are `+` for long, `~` since a moment ago, `-` none.
+    fn check(
+        members: &str,
+        connections: &str,
+        rule: impl FnOnce(&Reconfiguration<'_>) -> Result<(), ApiError>,
+        expected: Result<(), ApiError>,
+    ) {
+        let cluster = cluster(members);
+        let start = Instant::now();
+        let now = start + Duration::from_secs(60);
+        let active_since = |id: MemberId| match connections.chars().nth(id.0 as usize - 1) {
+            Some('+') => Some(start),
+            Some('~') => Some(now - Duration::from_secs(4)),
+            _ => None,
+        };
+        let checks = Reconfiguration { cluster: &cluster, own: MemberId(1), active_since: &active_since, now };
+        assert_eq!(rule(&checks), expected, "{members} {connections}");
+    }
+
+    const FEW: Result<(), ApiError> = Err(ApiError::NotEnoughStartedMembers);
+    const UNHEALTHY: Result<(), ApiError> = Err(ApiError::Unhealthy);
+
+    #[test]
+    fn additions() {
+        let voter = |checks: &Reconfiguration<'_>| checks.may_add(false);
+        check("v", "-", voter, Ok(()));
+        // R36: a second member that has not started is refused.
+        check("vn", "--", voter, FEW);
+        check("n", "-", voter, FEW);
+        check("vv", "-+", voter, Ok(()));
+        check("vv", "-~", voter, UNHEALTHY);
+        check("vvv", "-++", voter, Ok(()));
+        // R35: with one down, what counts is whether the others would be a quorum of one more.
+        check("vvv", "-+-", voter, UNHEALTHY);
+        check("vvvv", "-++-", voter, Ok(()));
+        check("vvvvv", "-++--", voter, UNHEALTHY);
+        check("vvvvv", "-+++-", voter, Ok(()));
+        check("vvn", "-+-", voter, FEW);
+        let learner = |checks: &Reconfiguration<'_>| checks.may_add(true);
+        check("vn", "--", learner, UNHEALTHY);
+        check("v", "-", learner, Ok(()));
+        check("vvv", "-++", learner, Ok(()));
+    }
+
+    #[test]
+    fn removals() {
+        let of = |id| move |checks: &Reconfiguration<'_>| checks.may_remove(MemberId(id));
+        check("v", "-", of(1), FEW);
+        check("vl", "--", of(2), Ok(()));
+        check("vvv", "-+-", of(3), Ok(()));
+        check("vvv", "-+-", of(2), UNHEALTHY);
+        check("vvv", "-++", of(2), Ok(()));
+        check("vvv", "-++", of(1), Ok(()));
+        check("vvv", "-~+", of(1), UNHEALTHY);
+        check("vnn", "---", of(3), FEW);
+        check("vvn", "-+-", of(3), Ok(()));
+        check("vv", "-+", of(2), Ok(()));
+        check("vv", "-~", of(1), UNHEALTHY);
+        // Nobody has this id; apply says so.
+        check("vvv", "-++", of(9), Ok(()));
+    }
+
+    #[test]
+    fn promotions() {
+        let promote = |checks: &Reconfiguration<'_>| checks.may_promote();
+        check("vl", "--", promote, Ok(()));
+        check("vnl", "---", promote, Ok(()));
+        check("vnnl", "----", promote, FEW);
+    }
+
+    #[test]
+    fn a_learner_must_have_nearly_everything() {
+        let progress = |learner| {
+            [(1, 1000), (2, learner)].map(|(id, matched)| PeerProgress {
+                member: MemberId(id),
+                matched: LogIndex(matched),
+                is_learner: id == 2,
+                active: true,
+            })
+        };
+        let ready = |id, progress: &[PeerProgress]| learner_is_ready(MemberId(id), MemberId(1), progress);
+        assert_eq!(ready(2, &progress(900)), Ok(()));
+        assert_eq!(ready(2, &progress(899)), Err(ApiError::LearnerNotReady));
+        assert_eq!(ready(2, &progress(0)), Err(ApiError::LearnerNotReady), "it has never started");
+        assert_eq!(ready(3, &progress(900)), Err(ApiError::MemberNotFound));
+        assert_eq!(ready(2, &[]), Err(ApiError::NotLeader));
+    }
+}
