@@ -71,7 +71,8 @@ pub struct Clients {
     pub ops: BTreeMap<OpId, Op>,
     last: OpId,
     floor: Floor,
-    members: usize,
+    /// Where members are that clients know of.
+    pub members: Vec<usize>,
 }
 
 impl Clients {
@@ -82,13 +83,13 @@ impl Clients {
             context.after(delay, Event::Next(client));
         }
         let clients = (0..count).map(|_| Client::default()).collect();
-        Self { clients, ops: BTreeMap::new(), last: 0, floor: Floor::default(), members }
+        Self { clients, ops: BTreeMap::new(), last: 0, floor: Floor::default(), members: (0..members).collect() }
     }
 
     /// Begins the next operation of a client.
     pub fn next(&mut self, context: &mut Context, client: usize) {
         let ask = self.choose(context, client);
-        let member = context.random.usize(..self.members);
+        let member = self.members[context.random.usize(..self.members.len())];
         self.begin(context, client, member, ask);
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use watershed::types::MemberId;
+
 use super::client::{Answer, OpId};
 use super::network::Message;
 use super::truth::Truth;
@@ -20,6 +22,10 @@ pub enum Event {
     Process { member: usize, boot: u32, work: Work },
     /// A message reaches the member it is for.
     Deliver(Box<Message>),
+    /// A member learns what became of the state it sent.
+    StateSent { member: usize, boot: u32, to: MemberId, delivered: bool },
+    /// A member that was removed ends for ever.
+    Retire(usize),
     /// A client's request reaches a member.
     Request(OpId),
     /// An answer reaches its client.
@@ -64,6 +70,8 @@ pub enum Mutation {
     SleepyLessor,
     /// Watchers are not told of one batch in fifty.
     LostEvents,
+    /// Watchers are not told that a state was put in place of another.
+    NoJump,
     /// A message in two hundred comes back to its sender.
     WrongMember,
 }
@@ -191,6 +199,13 @@ impl Context {
         numbers.into_iter().for_each(mix);
         if self.verbose {
             eprintln!("{:>12} {what} {numbers:x?}", self.now);
+        }
+    }
+
+    /// Shown when all is told, and nothing else.
+    pub fn whisper(&self, what: std::fmt::Arguments<'_>) {
+        if self.verbose {
+            eprintln!("{:>12}   {what}", self.now);
         }
     }
 

@@ -228,6 +228,27 @@ impl SimDisk {
         Ok(SimFile { disk: self.clone(), file })
     }
 
+    /// Makes a folder and those above it, all durable, or all but the last.
+    fn make_dirs(&self, path: &Path, whole: bool) -> io::Result<()> {
+        let missing: Vec<&Path> = {
+            let state = self.state.lock();
+            path.ancestors().take_while(|dir| *dir != Path::new("/") && !state.names.contains_key(*dir)).collect()
+        };
+        for dir in missing.into_iter().rev() {
+            {
+                let mut state = self.state.lock();
+                state.spend(self.run)?;
+                state.rename(NameChange::Add(dir.into(), None));
+            }
+            if (whole || dir != path)
+                && let Some(parent) = dir.parent()
+            {
+                WalDisk::sync_dir(self, parent)?;
+            }
+        }
+        Ok(())
+    }
+
     fn find(&self, path: &Path) -> io::Result<SimFile> {
         let state = self.state.lock();
         state.admit(self.run)?;
@@ -242,10 +263,7 @@ impl StateDisk for SimDisk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        if !WalDisk::exists(self, path)? {
-            WalDisk::create_dir(self, path)?;
-        }
-        path.parent().map_or(Ok(()), |parent| WalDisk::sync_dir(self, parent))
+        self.make_dirs(path, true)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -291,14 +309,14 @@ impl WalDisk for SimDisk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
-        state.spend(self.run)?;
-        state.rename(NameChange::Add(path.into(), None));
-        Ok(())
+        self.make_dirs(path, false)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.state.lock();
+        if !state.names.contains_key(dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let names = state.names.keys().filter(|name| name.parent() == Some(dir));
         Ok(names.filter_map(|name| Some(name.file_name()?.to_str()?.to_owned())).collect())
     }

@@ -1,9 +1,12 @@
 //! The network between members: each direction of each pair is a link of its own.
 
+use std::sync::Arc;
+
 use watershed::core::raft::{Lane, Outbound};
 use watershed::types::MemberId;
 
-use super::context::{Context, Event, MILLI, Micros, Mutation};
+use super::context::{Context, Event, MILLI, Micros, Mutation, SECOND};
+use super::process::Process;
 
 /// One direction between two members.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,9 +24,13 @@ struct Link {
 pub struct Message {
     pub from: usize,
     pub sender: MemberId,
+    /// The run of the sender.
+    pub boot: u32,
     pub to: usize,
     resets: u32,
     pub outbound: Outbound,
+    /// What goes with the announcement of a state.
+    pub image: Option<Arc<Vec<u8>>>,
 }
 
 #[derive(Default)]
@@ -60,7 +67,8 @@ impl Network {
     }
 
     /// Sends a message on its way, or loses it.
-    pub fn send(&self, context: &mut Context, from: usize, sender: MemberId, to: usize, outbound: Outbound) {
+    pub fn send(&self, context: &mut Context, sender: &Process, to: usize, outbound: Outbound) {
+        let from = sender.place;
         let link = self.links[from][to];
         if link.cut_until > context.now {
             return;
@@ -77,10 +85,30 @@ impl Network {
                 false => context.random.u64(MILLI / 5..3 * MILLI),
             };
             let to = if context.mutated(Mutation::WrongMember) && context.one_in(200) { from } else { to };
-            let message = Message { from, sender, to, resets: link.resets, outbound: outbound.clone() };
-            context.counts.messages += 1;
-            context.after(delay, Event::Deliver(Box::new(message)));
+            self.deliver(context, sender, to, delay, outbound.clone(), None);
         }
+    }
+
+    /// Sends a whole state, which takes its time.
+    pub fn send_state(&self, context: &mut Context, sender: &Process, to: usize, outbound: Outbound, image: Vec<u8>) {
+        let delay = context.random.u64(10 * MILLI..2 * SECOND);
+        self.deliver(context, sender, to, delay, outbound, Some(Arc::new(image)));
+    }
+
+    fn deliver(
+        &self,
+        context: &mut Context,
+        sender: &Process,
+        to: usize,
+        delay: Micros,
+        outbound: Outbound,
+        image: Option<Arc<Vec<u8>>>,
+    ) {
+        let (from, boot, sender) = (sender.place, sender.boot, sender.member);
+        let resets = self.links[from][to].resets;
+        let message = Message { from, sender, boot, to, resets, outbound, image };
+        context.counts.messages += 1;
+        context.after(delay, Event::Deliver(Box::new(message)));
     }
 
     /// Whether a message arrives after all.

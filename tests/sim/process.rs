@@ -8,14 +8,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use prost::Message;
+use watershed::bolt::BoltImage;
 use watershed::core::alarm::AlarmStore;
-use watershed::core::apply::{Applier, ApplierConfig, Batch, LeaseFact};
-use watershed::core::backend::{Backend, Table};
-use watershed::core::lease::{LeaseStore, Lessor, LessorConfig, RenewError};
+use watershed::core::apply::{Applier, ApplierConfig, Batch, Installs, LeaseFact, open_leases};
+use watershed::core::backend::{Backend, BackendError, Table};
+use watershed::core::lease::{Lease, LeaseStore, Lessor, LessorConfig, RenewError};
 use watershed::core::mvcc::{Compaction, Progress, Store, StoreReader};
 use watershed::core::raft::{
-    Committed, LogTail, MembersDecision, NodeConfig, Outbound, PeerMessage, PersistGroup, RaftNode, ReadQueue, Stepped,
+    ChangeKind, Committed, LogTail, MembersDecision, NodeConfig, Outbound, PeerMessage, PersistGroup, ProposedChange,
+    RaftNode, ReadQueue, Stepped, snapshot_message,
 };
+use watershed::core::server::{Bootstrap, RecoverError, stored_members};
 use watershed::core::wal::{Wal, WalSnapshot};
 use watershed::core::watch::CoreWatch;
 use watershed::eventlog::{Origin, ShardHandle, WatchLimits};
@@ -24,13 +27,13 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::shutdown::Tasks;
 use watershed::telemetry::{Metrics, WatchMetrics};
-use watershed::types::{ClusterId, LeaseId, LogIndex, MemberId, Revision, Term};
+use watershed::types::{ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Revision, Term};
 
 use super::client::{Answer, Ask, OpId};
 use super::context::{Context, Event, MILLI, Micros, Mutation, SECOND, Work};
 use super::disk::SimDisk;
 use super::model::{Reply, TTL_MIN, recode};
-use super::recover::{self, Birth};
+use super::recover;
 
 /// As in the program with its defaults.
 pub const TICK: Micros = 100 * MILLI;
@@ -38,13 +41,13 @@ pub const ELECTION: Micros = SECOND;
 const EXPIRY_TICKS: u64 = 2;
 const HELD_FOR: Micros = 2 * SECOND;
 /// Small, so that much happens in little time.
-const CATCH_UP_ENTRIES: u64 = 40;
-const SNAPSHOT_COUNT: u64 = 100;
+const CATCH_UP_ENTRIES: u64 = 8;
+const SNAPSHOT_COUNT: u64 = 25;
 const EVENT_LOG_BYTES: usize = 4000;
 const SLICE_RECORDS: usize = 20;
 const SEGMENTS_MIN: usize = 2;
-/// Whether the log forgets what the state holds.
-const MARKS: bool = false;
+/// Why a member that was removed does not start.
+pub const REMOVED: &str = "removed";
 
 /// Why a process ended by itself.
 pub type Failure = String;
@@ -57,6 +60,8 @@ enum Job {
 /// What apply is to do, in order.
 enum Due {
     Entry(Committed),
+    /// A state to put in place of the present one.
+    Install(LogPosition),
 }
 
 struct Held {
@@ -100,6 +105,7 @@ pub struct Process {
     apply_scheduled: bool,
     applier: Applier,
     decisions: Vec<MembersDecision>,
+    installs: Installs,
     pub applied: LogIndex,
     waiters: BTreeMap<u64, Waiter>,
     /// Readers whose index is not applied yet.
@@ -128,6 +134,11 @@ pub struct Process {
     pub outbox: Vec<Outbound>,
 }
 
+/// Rests of leases are noted often, so that even short ones have theirs.
+fn new_lessor(leases: Vec<Lease>) -> Lessor {
+    Lessor::new(LessorConfig { checkpoint_interval: Duration::from_secs(3), ..LessorConfig::default() }, leases)
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.tasks.stop();
@@ -141,9 +152,12 @@ impl Process {
         place: usize,
         boot: u32,
         disk: &SimDisk,
-        birth: &Birth,
+        birth: &Bootstrap,
     ) -> Result<Self, Failure> {
-        let opened = recover::open(&disk.next_run(), birth)?;
+        let opened = recover::open(&disk.next_run(), birth).map_err(|error| match error {
+            RecoverError::Removed { .. } => REMOVED.to_owned(),
+            other => format!("{:#}", anyhow::Error::from(other)),
+        })?;
         if opened.recovered.cut.is_some() {
             context.counts.torn_tails += 1;
         }
@@ -151,14 +165,9 @@ impl Process {
         let store = Store::open(opened.backend.clone()).map_err(|error| text(&error))?;
         let reader = store.reader();
         let alarms = opened.backend.rows(Table::Alarm).map_err(|error| text(&error))?;
-        let mut leases = LeaseStore::open(&opened.backend, TTL_MIN).map_err(|error| text(&error))?;
-        for (key, lease) in store.leased_keys() {
-            leases.attach(key, lease);
-        }
+        let leases = open_leases(&opened.backend, &store, TTL_MIN).map_err(|error| text(&error))?;
         let leases = Arc::new(RwLock::new(leases));
-        // Rests of leases are noted often, so that even short ones have theirs.
-        let lessor_config = LessorConfig { checkpoint_interval: Duration::from_secs(3), ..LessorConfig::default() };
-        let lessor = Lessor::new(lessor_config, leases.read().all());
+        let lessor = new_lessor(leases.read().all());
         let member = opened.metadata.member;
         let config = NodeConfig {
             member,
@@ -169,8 +178,7 @@ impl Process {
             seed: context.random.u64(..),
         };
         let conf_state = opened.members.conf_state();
-        let log =
-            LogTail::new(opened.recovered.base, opened.recovered.entries, &opened.recovered.hard_state, &conf_state);
+        let log = LogTail::new(opened.log_base, opened.recovered.entries, &opened.recovered.hard_state, &conf_state);
         let node = RaftNode::new(&config, log).map_err(|error| text(&error))?;
         let watch = CoreWatch::inline(reader.clone(), EVENT_LOG_BYTES);
         let tasks = Tasks::new();
@@ -208,6 +216,7 @@ impl Process {
             apply_scheduled: false,
             applier,
             decisions: Vec::new(),
+            installs: Installs::default(),
             applied: opened.position.index,
             waiters: BTreeMap::new(),
             waiting_reads: Vec::new(),
@@ -271,6 +280,7 @@ impl Process {
     fn tick(&mut self, context: &mut Context) -> Result<(), Failure> {
         self.ticks += 1;
         self.node.tick();
+        context.whisper(format_args!("tick {} {:?} of {:?}", self.member, self.node, self.node.conf_state().voters));
         while self.held.front().is_some_and(|held| context.now - held.since > HELD_FOR) {
             self.held.pop_front();
         }
@@ -283,6 +293,7 @@ impl Process {
 
     /// A message of a peer has arrived.
     pub fn receive(&mut self, context: &mut Context, from: MemberId, bytes: &Bytes) -> Result<(), Failure> {
+        context.whisper(format_args!("{from} to {}: {bytes:x?}", self.member));
         match PeerMessage::parse(self.member, from, bytes) {
             Ok(message) => match self.node.step(message) {
                 Ok(Stepped::Taken) => {}
@@ -355,7 +366,7 @@ impl Process {
     }
 
     /// What follows every message: decisions of apply, reads to ask for, and all that consensus wants done.
-    fn turn(&mut self, context: &mut Context) -> Result<(), Failure> {
+    pub fn turn(&mut self, context: &mut Context) -> Result<(), Failure> {
         for decision in std::mem::take(&mut self.decisions) {
             self.node.members_decided(decision).map_err(|error| error.to_string())?;
         }
@@ -378,8 +389,8 @@ impl Process {
                 }
                 self.write(context, Job::Group(group));
             }
-            if step.install.is_some() {
-                return Err("snapshots are not wired yet".into());
+            if let Some(position) = step.install {
+                self.due.push_back(Due::Install(position));
             }
             for entry in step.committed {
                 context.committed(self.member, &entry);
@@ -518,22 +529,88 @@ impl Process {
 
     fn apply(&mut self, context: &mut Context) -> Result<(), Failure> {
         self.apply_scheduled = false;
-        let count = context.random.usize(1..=20).min(self.due.len());
+        if let Some(Due::Install(position)) = self.due.front() {
+            let position = *position;
+            self.due.pop_front();
+            self.install(context, position)?;
+            self.schedule_apply(context);
+            return Ok(());
+        }
+        let mut left = context.random.usize(1..=20);
         let (mut batch, mut reached) = (Batch::default(), self.applied);
-        for due in self.due.drain(..count) {
-            match due {
-                Due::Entry(entry) => {
-                    reached = entry.index;
-                    if context.mutated(Mutation::SkipEntry) && context.random.u8(..100) == 0 {
-                        continue;
-                    }
-                    self.applier.apply(entry, &mut batch).map_err(|error| error.to_string())?;
-                }
+        while let Some(Due::Entry(entry)) = self.due.pop_front_if(|due| left > 0 && matches!(due, Due::Entry(_))) {
+            left -= 1;
+            reached = entry.index;
+            if context.mutated(Mutation::SkipEntry) && context.one_in(100) {
+                continue;
             }
+            self.applier.apply(entry, &mut batch).map_err(|error| error.to_string())?;
         }
         self.release(context, batch, reached);
         self.schedule_apply(context);
         Ok(())
+    }
+
+    fn install(&mut self, context: &mut Context, position: LogPosition) -> Result<(), Failure> {
+        let prepared = self.installs.take(position).ok_or_else(|| format!("no state at {}", position.index))?;
+        self.applier.install(prepared).map_err(|error| error.to_string())?;
+        self.compactions = self.applier.store().take_unfinished_compaction().into_iter().collect();
+        if !self.compactions.is_empty() {
+            self.schedule(context, 10 * MILLI, Work::CompactionSlice);
+        }
+        if !context.mutated(Mutation::NoJump) {
+            self.watch.jump();
+        }
+        self.lessor = new_lessor(self.applier.leases());
+        self.lessor_term = None;
+        self.applied = position.index;
+        self.marked = self.marked.max(position.index);
+        context.counts.snapshots += 1;
+        context.note("installed", [self.member.0, position.index.0, position.term.0]);
+        Ok(())
+    }
+
+    /// An image of the newest state, and the message that announces it.
+    pub fn image(&self, message: &Bytes) -> Result<(Bytes, Vec<u8>), Failure> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let image = self.backend.image().map_err(|error| text(&error))?;
+        let mut bytes = Vec::new();
+        image.write(&mut bytes).map_err(|error| text(&error))?;
+        // Nothing is applied between the two.
+        let members = stored_members(&self.backend).map_err(|error| text(&error))?;
+        let position = image.summary().position;
+        let message = snapshot_message(message, position, &members.conf_state()).map_err(|error| text(&error))?;
+        Ok((message, bytes))
+    }
+
+    /// A state has arrived. Tells whether the transfer succeeded.
+    pub fn receive_state(
+        &mut self,
+        context: &mut Context,
+        from: MemberId,
+        message: &Bytes,
+        image: &[u8],
+    ) -> Result<bool, Failure> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let parsed = PeerMessage::snapshot(self.member, from, message).map_err(|error| text(&error))?;
+        let position = parsed.snapshot_position();
+        let file = tempfile::NamedTempFile::new().and_then(|file| std::fs::write(file.path(), image).map(|()| file));
+        let file = file.map_err(|error| text(&error))?;
+        let image = BoltImage::open(file.path()).map_err(|error| text(&error))?;
+        match self.backend.prepare(&image, position) {
+            Ok(prepared) => self.installs.put(prepared),
+            // Consensus has the log up to there and will answer that; it needs no image.
+            Err(BackendError::Outdated { .. }) => {}
+            Err(error) => return Err(text(&error)),
+        }
+        self.node.step(parsed).map_err(|error| text(&error))?;
+        if !self.node.is_installing(position)
+            && let Some(unused) = self.installs.take_back(position)
+        {
+            unused.discard().map_err(|error| text(&error))?;
+        }
+        self.turn(context)?;
+        Ok(true)
     }
 
     /// Publishes, then tells, then answers.
@@ -580,9 +657,9 @@ impl Process {
     fn checkpoint(&mut self, context: &mut Context) -> Result<(), Failure> {
         let durable = self.backend.checkpoint().map_err(|error| error.to_string())?;
         context.counts.checkpoints += 1;
-        if MARKS && durable.index.0 >= self.marked.0 + SNAPSHOT_COUNT {
+        if durable.index.0 >= self.marked.0 + SNAPSHOT_COUNT {
             self.marked = durable.index;
-            let members = recover::stored_members(&self.backend)?;
+            let members = stored_members(&self.backend).map_err(|error| error.to_string())?;
             let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state: members.conf_state() };
             self.node.state_saved(&snapshot, LogIndex(durable.index.0.saturating_sub(CATCH_UP_ENTRIES)));
             self.write(context, Job::Saved(snapshot));
@@ -661,6 +738,20 @@ impl Process {
             let noted = due.iter().map(|due| LeaseCheckpoint { id: due.lease.0, remaining_ttl: due.remaining_ttl });
             self.propose_checkpoint(noted.collect(), term);
         }
+    }
+
+    /// Puts a membership change into the log, if this member leads.
+    pub fn change_members(&mut self, context: &mut Context, kind: ChangeKind, member: MemberId, json: Vec<u8>) {
+        let change = ProposedChange { request: self.request_id(), kind, member, context: json.into() };
+        if self.node.propose_members(&change).is_ok() {
+            context.note("propose members", [self.member.0, kind as u64, member.0]);
+        }
+    }
+
+    /// Whether a learner has nearly all of the leader's log.
+    pub fn is_ready(&self, learner: MemberId) -> bool {
+        let last = self.node.last_index().0;
+        self.node.progress().iter().any(|peer| peer.member == learner && peer.active && peer.matched.0 * 10 >= last * 9)
     }
 
     // For the checks.

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
-use watershed::core::raft::{Committed, CommittedKind};
+use watershed::core::cluster::{ClusterStore, MembersAction};
+use watershed::core::raft::{ChangeKind, Committed, CommittedKind, ProposedChange};
 use watershed::pb::etcdserverpb::InternalRaftRequest;
 use watershed::types::{LogIndex, MemberId, Term};
 
@@ -37,6 +38,10 @@ pub struct Truth {
     /// The committed log from index 1.
     log: Vec<Committed>,
     pub model: Model,
+    /// The members as the log has them.
+    pub cluster: ClusterStore,
+    /// Changes of the members that took effect and that nobody has followed yet.
+    pub changed: Vec<(ChangeKind, MemberId)>,
     leaders: BTreeMap<u64, MemberId>,
     /// Requests that a client waits for.
     pub waiting: BTreeMap<u64, OpId>,
@@ -81,7 +86,11 @@ impl Context {
         let expected = self.truth.committed() + 1;
         must!(self, entry.index.0 == expected, "entry {} is committed before {expected}", entry.index);
         self.truth.log.push(entry.clone());
-        let CommittedKind::Request(data) = &entry.kind else { return };
+        let data = match &entry.kind {
+            CommittedKind::Request(data) => data,
+            CommittedKind::Members(change) => return self.decided_members(change),
+            CommittedKind::Empty => return,
+        };
         let request = InternalRaftRequest::decode(data.clone()).expect("requests of the simulation are readable");
         must!(self, self.truth.applied_requests.insert(request.id), "request {:x} is in the log twice", request.id);
         let before = self.truth.model.revision();
@@ -91,6 +100,20 @@ impl Context {
         if let Some(&op) = self.truth.waiting.get(&request.id) {
             let wrote = self.truth.model.revision() > before;
             self.truth.decided.insert(op, Decided { index: entry.index.0, reply, wrote });
+        }
+    }
+
+    fn decided_members(&mut self, change: &ProposedChange) {
+        let action = match change.kind {
+            ChangeKind::AddVoter => MembersAction::AddVoter,
+            ChangeKind::AddLearner => MembersAction::AddLearner,
+            ChangeKind::Remove => MembersAction::Remove,
+            ChangeKind::Update => MembersAction::Update,
+        };
+        if self.truth.cluster.decide(action, change.member, &change.context).is_ok() {
+            self.truth.changed.push((change.kind, change.member));
+            self.counts.members_changed += 1;
+            self.note("members", [change.kind as u64, change.member.0, 0]);
         }
     }
 

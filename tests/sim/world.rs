@@ -3,6 +3,9 @@
 use std::io;
 
 use watershed::core::backend::Table;
+use watershed::core::cluster::AddContext;
+use watershed::core::raft::{ChangeKind, Lane, Outbound};
+use watershed::core::server::Bootstrap;
 use watershed::pb::etcdserverpb::{InternalRaftRequest, PutRequest};
 use watershed::types::{KeyRange, MemberId};
 
@@ -11,20 +14,37 @@ use super::context::{Context, Counts, Event, MILLI, Micros, Mutation, SECOND, Se
 use super::disk::SimDisk;
 use super::model::recode;
 use super::network::{Message, Network};
-use super::process::{ELECTION, Failure, Process};
-use super::recover::Birth;
+use super::process::{ELECTION, Failure, Process, REMOVED};
+use super::recover;
 use super::watcher::Watcher;
 
 /// A place for a member: what stays when its process goes.
 pub struct Member {
     pub id: MemberId,
-    pub birth: Birth,
+    birth: Bootstrap,
     pub disk: SimDisk,
     pub process: Option<Process>,
     boots: u32,
     paused_until: Micros,
     /// The disk was told to refuse.
     breaking: bool,
+    /// It was removed from the cluster, and has ended.
+    retired: bool,
+}
+
+impl Member {
+    fn new(id: MemberId, first: &[MemberId]) -> Self {
+        Self {
+            id,
+            birth: recover::birth(id, first),
+            disk: SimDisk::default(),
+            process: None,
+            boots: 0,
+            paused_until: 0,
+            breaking: false,
+            retired: false,
+        }
+    }
 }
 
 pub struct World {
@@ -67,18 +87,7 @@ impl World {
         let mut context = Context::new(settings);
         let count = context.settings.members;
         let ids: Vec<MemberId> = (1..=count as u64).map(MemberId).collect();
-        let members = ids
-            .iter()
-            .map(|id| Member {
-                id: *id,
-                birth: Birth { member: *id, first: ids.clone() },
-                disk: SimDisk::default(),
-                process: None,
-                boots: 0,
-                paused_until: 0,
-                breaking: false,
-            })
-            .collect();
+        let members = ids.iter().map(|id| Member::new(*id, &ids)).collect();
         let mut network = Network::default();
         network.grow(count);
         let clients = Clients::new(&mut context, count);
@@ -106,6 +115,7 @@ impl World {
         let until = self.context.now + span;
         while let Some(event) = self.context.next(until) {
             self.event(event);
+            self.follow_members();
         }
     }
 
@@ -123,6 +133,21 @@ impl World {
                 }
             }
             Event::Deliver(message) => self.deliver(message),
+            Event::StateSent { member, boot, to, delivered } => {
+                if self.postponed(member, &event) {
+                    return;
+                }
+                let process = self.members[member].process.as_mut().filter(|process| process.boot == boot);
+                if let Some(process) = process {
+                    process.node.snapshot_sent(to, delivered);
+                    let done = process.turn(&mut self.context);
+                    self.after_work(member, done);
+                }
+            }
+            Event::Retire(member) => {
+                self.end(member, false);
+                self.members[member].retired = true;
+            }
             Event::Request(op) => {
                 let Some(member) = self.clients.ops.get(&op).map(|op| op.member) else { return };
                 if self.postponed(member, &event) {
@@ -191,12 +216,59 @@ impl World {
 
     fn deliver(&mut self, message: Box<Message>) {
         let to = message.to;
+        if message.image.is_some() {
+            return self.deliver_state(message);
+        }
         if !self.network.arrives(&self.context, &message) || self.postponed(to, &Event::Deliver(message.clone())) {
             return;
         }
-        if let Some(process) = self.members[to].process.as_mut() {
+        // The transport knows who was removed.
+        let knows = |process: &&mut Process| !process.cluster().is_removed(message.sender);
+        if let Some(process) = self.members[to].process.as_mut().filter(knows) {
             let done = process.receive(&mut self.context, message.sender, &message.outbound.bytes);
             self.after_work(to, done);
+        }
+    }
+
+    /// A whole state has arrived, or not; its sender hears of it.
+    fn deliver_state(&mut self, message: Box<Message>) {
+        let to = message.to;
+        if self.postponed(to, &Event::Deliver(message.clone())) {
+            return;
+        }
+        let aborted = self.context.faulty && self.context.one_in(4);
+        let mut delivered = false;
+        if let (Some(image), Some(process)) = (&message.image, self.members[to].process.as_mut())
+            && !aborted
+            && self.network.arrives(&self.context, &message)
+            && !process.cluster().is_removed(message.sender)
+        {
+            let done = process.receive_state(&mut self.context, message.sender, &message.outbound.bytes, image);
+            delivered = done.as_ref().is_ok_and(|accepted| *accepted);
+            self.after_work(to, done.map(|_| ()));
+        }
+        self.context.note("state", [message.from as u64, to as u64, delivered.into()]);
+        let told = Event::StateSent { member: message.from, boot: message.boot, to: message.outbound.to, delivered };
+        self.context.after(MILLI, told);
+    }
+
+    /// Members that were added begin, and those that were removed end.
+    fn follow_members(&mut self) {
+        for (kind, id) in std::mem::take(&mut self.context.truth.changed) {
+            let Some(member) = self.members.iter().position(|member| member.id == id) else { continue };
+            match kind {
+                ChangeKind::AddLearner | ChangeKind::AddVoter => {
+                    let delay = self.context.random.u64(..2 * SECOND);
+                    self.context.after(delay, Event::Start(member));
+                }
+                ChangeKind::Remove => {
+                    let delay = self.context.random.u64(..3 * SECOND);
+                    self.context.after(delay, Event::Retire(member));
+                }
+                ChangeKind::Update => {}
+            }
+            let known = |(at, member): (usize, &Member)| self.context.truth.cluster.member(member.id).map(|_| at);
+            self.clients.members = self.members.iter().enumerate().filter_map(known).collect();
         }
     }
 
@@ -210,16 +282,27 @@ impl World {
             return;
         }
         let Some(process) = self.members[member].process.as_mut() else { return };
-        let (sender, outbox) = (process.member, std::mem::take(&mut process.outbox));
+        let outbox = std::mem::take(&mut process.outbox);
         for outbound in outbox {
             let Some(to) = self.members.iter().position(|member| member.id == outbound.to) else { continue };
-            self.network.send(&mut self.context, member, sender, to, outbound);
+            let Some(process) = self.members[member].process.as_ref() else { return };
+            if outbound.lane != Lane::Snapshot {
+                self.network.send(&mut self.context, process, to, outbound);
+                continue;
+            }
+            match process.image(&outbound.bytes) {
+                Ok((bytes, image)) => {
+                    let outbound = Outbound { bytes, ..outbound };
+                    self.network.send_state(&mut self.context, process, to, outbound, image);
+                }
+                Err(failure) => return self.after_work(member, Err(failure)),
+            }
         }
     }
 
     fn start(&mut self, member: usize) {
         let place = &mut self.members[member];
-        if place.process.is_some() {
+        if place.process.is_some() || place.retired {
             return;
         }
         place.breaking = false;
@@ -229,15 +312,28 @@ impl World {
                 place.process = Some(process);
                 self.after_work(member, Ok(()));
             }
+            Err(failure) if failure == REMOVED && self.context.truth.cluster.is_removed(place.id) => {
+                place.retired = true;
+            }
             Err(failure) => self.context.fail(format_args!("member {member} does not start: {failure}")),
         }
     }
 
     /// Ends a process at once; with `power`, what was not synced is lost as well. It comes back later.
     pub fn crash(&mut self, member: usize, power: bool) {
+        if self.end(member, power) {
+            self.context.counts.crashes += 1;
+            self.context.note("crash", [member as u64, power.into(), 0]);
+            let delay = if self.context.one_in(5) { 10 * SECOND } else { SECOND };
+            let delay = self.context.random.u64(10 * MILLI..delay);
+            self.context.after(delay, Event::Start(member));
+        }
+    }
+
+    fn end(&mut self, member: usize, power: bool) -> bool {
         let context = &mut self.context;
         let place = &mut self.members[member];
-        let Some(mut process) = place.process.take() else { return };
+        let Some(mut process) = place.process.take() else { return false };
         if !place.breaking {
             let calls = context.random.u64(..6);
             place.disk.fail_after(calls, io::ErrorKind::Other);
@@ -250,11 +346,7 @@ impl World {
             place.disk.lose_power(&mut context.random);
         }
         place.paused_until = 0;
-        context.counts.crashes += 1;
-        context.note("crash", [member as u64, power.into(), 0]);
-        let delay = if context.one_in(5) { 10 * SECOND } else { SECOND };
-        let delay = context.random.u64(10 * MILLI..delay);
-        context.after(delay, Event::Start(member));
+        true
     }
 
     fn watch(&mut self, watcher: usize) {
@@ -269,7 +361,7 @@ impl World {
             }
         }
         if client.connected_to().is_none() {
-            let member = self.context.random.usize(..self.members.len());
+            let member = self.clients.members[self.context.random.usize(..self.clients.members.len())];
             let place = &self.members[member];
             let (Some(process), true) = (&place.process, place.paused_until <= self.context.now) else { return };
             client.connect(&mut self.context, process);
@@ -345,7 +437,8 @@ impl World {
                 self.network.reset(member, other);
                 self.network.reset(other, member);
             }
-            90..100 if count > 1 => self.transfer(member, other),
+            90..94 if count > 1 => self.transfer(member, other),
+            94..100 => self.change_members(),
             _ => {}
         }
     }
@@ -360,6 +453,44 @@ impl World {
         }
     }
 
+    /// Adds, promotes or removes a member.
+    fn change_members(&mut self) {
+        const PLACES_MAX: usize = 9;
+        let Some(leader) = self.members.iter().position(|member| member.process.as_ref().is_some_and(Process::leads))
+        else {
+            return;
+        };
+        let cluster = &self.context.truth.cluster;
+        let learner = cluster.learners().next().map(|member| member.member_id());
+        let voters: Vec<MemberId> = cluster.voters().map(|member| member.member_id()).collect();
+        let (kind, id, json) = match learner {
+            Some(learner) if self.context.random.u8(..5) > 0 => {
+                let ready = self.members[leader].process.as_ref().is_some_and(|process| process.is_ready(learner));
+                if !ready {
+                    return;
+                }
+                (ChangeKind::AddVoter, learner, AddContext::promote(learner).to_json())
+            }
+            Some(learner) => (ChangeKind::Remove, learner, Vec::new()),
+            None if voters.len() > 3 || (voters.len() > 1 && self.context.random.bool()) => {
+                let voter = voters[self.context.random.usize(..voters.len())];
+                (ChangeKind::Remove, voter, Vec::new())
+            }
+            None if self.members.len() < PLACES_MAX => {
+                let id = MemberId(self.members.len() as u64 + 1);
+                self.members.push(Member::new(id, &[]));
+                self.network.grow(self.members.len());
+                let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(id) };
+                (ChangeKind::AddLearner, id, AddContext::add(member, 1).to_json())
+            }
+            None => return,
+        };
+        let Some(process) = self.members[leader].process.as_mut() else { return };
+        process.change_members(&mut self.context, kind, id, json);
+        let done = process.turn(&mut self.context);
+        self.after_work(leader, done);
+    }
+
     /// Ends all faults, and requires progress.
     pub fn recover(&mut self) {
         self.context.faulty = false;
@@ -369,7 +500,9 @@ impl World {
             if self.members[member].breaking {
                 self.crash(member, true);
             }
-            self.context.after(0, Event::Start(member));
+            if self.members[member].boots > 0 {
+                self.context.after(0, Event::Start(member));
+            }
         }
         let begun = self.context.counts.acknowledged;
         self.run_for(8 * ELECTION);
@@ -389,7 +522,7 @@ impl World {
     /// Every member takes a write and answers a read.
     fn probe(&mut self) {
         let mut ops = Vec::new();
-        for member in 0..self.members.len() {
+        for member in self.clients.members.clone() {
             let put = PutRequest { key: "probe".into(), value: "v".into(), ..Default::default() };
             let write = Ask::Write(InternalRaftRequest { put: Some(put), ..Default::default() });
             let read = Ask::Read { request: everything(), linearizable: true };
@@ -411,7 +544,8 @@ impl World {
     fn caught_up(&mut self) {
         let (committed, revision) = (self.context.truth.committed(), self.context.truth.model.revision());
         self.run_for(2 * ELECTION);
-        for (at, member) in self.members.iter().enumerate() {
+        for &at in &self.clients.members {
+            let member = &self.members[at];
             let applied = member.process.as_ref().map_or(0, |process| process.applied.0);
             must!(self.context, applied >= committed, "member {at} has applied {applied} of {committed}");
         }
@@ -425,7 +559,7 @@ impl World {
         let context = &self.context;
         let mut states = std::collections::BTreeMap::new();
         for member in &self.members {
-            let Some(process) = &member.process else { continue };
+            let Some(process) = member.process.as_ref().filter(|process| process.serves()) else { continue };
             let hash = process.reader.hash_kv(watershed::types::Revision(0));
             let hash = hash.unwrap_or_else(|error| context.fail(format_args!("no hash: {error}")));
             let rows = |table| process.backend.rows(table).expect("a store that works");

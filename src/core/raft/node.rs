@@ -442,6 +442,10 @@ impl RaftNode {
     /// # Errors
     /// When the library cannot, or a decision is about nothing that waits.
     pub fn members_decided(&mut self, decision: MembersDecision) -> Result<(), RaftError> {
+        if decision.index <= self.raw.store().base() {
+            // A state from elsewhere came in between, and its members count.
+            return Ok(());
+        }
         let Some((index, change)) = self.undecided.pop_front() else {
             return Err(RaftError::StrayDecision(decision.index));
         };
@@ -453,6 +457,11 @@ impl RaftNode {
         {
             let state = self.raw.apply_conf_change(&change)?;
             self.raw.mut_store().set_conf_state(state);
+            if self.is_leader() && !self.is_voter() {
+                // The library would go on, and panics at the next entry that is on disk.
+                let raft = &mut self.raw.raft;
+                raft.become_follower(raft.term, 0);
+            }
             self.draw_timeout();
         }
         Ok(())

@@ -42,6 +42,7 @@ mod transfer;
 mod version;
 mod watch;
 
+pub use self::bootstrap::Bootstrap;
 pub use self::core::{Core, Limits, Published};
 pub use self::gauges::refresh_gauges;
 pub use self::http::{BrowserRules, HttpFace};
@@ -51,7 +52,7 @@ pub use self::peer::PeerFace;
 pub use self::peer_calls::answer_peer;
 pub use self::peer_http::RunningCluster;
 pub use self::recipe_store::CoreRecipeStore;
-pub use self::recover::{Disks, Layout, Opened, Opening, RecoverError, open as recover};
+pub use self::recover::{Disks, Layout, Opened, Opening, RecoverError, open as recover, stored_members};
 pub use self::renewals::Renewals;
 pub use self::route::Router;
 pub use self::watch::{WatchContext, WatchService};
