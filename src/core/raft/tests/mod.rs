@@ -1,3 +1,6 @@
+mod cluster;
+mod hostile;
+
 use bytes::Bytes;
 
 use super::*;
