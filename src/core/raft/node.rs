@@ -274,7 +274,29 @@ impl RaftNode {
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.member.0;
         message.set_entries(entries.into());
-        Ok(self.raw.raft.step(message)?)
+        Ok(self.step_proposal(message)?)
+    }
+
+    /// The leader appends membership changes by itself: the library numbers their kinds in another way than the log
+    /// does, and would not read them. Anything else is left to it.
+    fn step_proposal(&mut self, mut message: Message) -> raft::Result<()> {
+        let changes_members = |entry: &Entry| entry.get_entry_type() == EntryType::EntryConfChange;
+        if !self.is_leader() || !message.get_entries().iter().any(changes_members) {
+            return self.raw.raft.step(message);
+        }
+        let raft = &mut self.raw.raft;
+        let is_member = raft.prs().get(self.member.0).is_some();
+        if !is_member || raft.lead_transferee.is_some() || raft.has_pending_conf() {
+            return Err(raft::Error::ProposalDropped);
+        }
+        // A second change in the same message would be pending behind the first.
+        let [change] = message.mut_entries().as_mut() else { return Err(raft::Error::ProposalDropped) };
+        raft.pending_conf_index = raft.raft_log.last_index() + 1;
+        if !raft.append_entry(std::slice::from_mut(change)) {
+            return Err(raft::Error::ProposalDropped);
+        }
+        raft.bcast_append();
+        Ok(())
     }
 
     /// Asks for the index a linearizable read must wait for; it comes back in [`Step::reads`] under the number
@@ -338,7 +360,10 @@ impl RaftNode {
             message.from = self.member.0;
         }
         // What the library drops (no leader, unknown sender, overload) the sender repeats.
-        let _ = self.raw.step(message);
+        let _ = match message.get_msg_type() {
+            MessageType::MsgPropose => self.step_proposal(message),
+            _ => self.raw.step(message),
+        };
         self.draw_timeout();
         Ok(Stepped::Taken)
     }

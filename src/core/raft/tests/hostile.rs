@@ -75,18 +75,24 @@ fn impossible_messages_are_refused_by_their_looks() {
         ("no term", message(MsgHeartbeat, |m| m.term = 0)),
         ("the last term there is", message(MsgRequestVote, |m| m.term = u64::MAX)),
         ("append behind the end without a term", message(MsgAppend, |m| m.index = 9)),
-        ("the same with entries", message(MsgAppend, |m| {
-            m.index = 9;
-            m.set_entries(vec![entry(10, 3)].into());
-        })),
+        (
+            "the same with entries",
+            message(MsgAppend, |m| {
+                m.index = 9;
+                m.set_entries(vec![entry(10, 3)].into());
+            }),
+        ),
         ("entries with a gap", message(MsgAppend, |m| m.set_entries(vec![entry(1, 3), entry(3, 3)].into()))),
         ("entries of falling terms", message(MsgAppend, |m| m.set_entries(vec![entry(1, 3), entry(2, 2)].into()))),
         ("entries of the future", message(MsgAppend, |m| m.set_entries(vec![entry(1, 4)].into()))),
         ("a proposal of nothing", message(MsgPropose, |m| m.term = 0)),
-        ("a proposal of an empty entry", message(MsgPropose, |m| {
-            m.term = 0;
-            m.set_entries(vec![Entry::default()].into());
-        })),
+        (
+            "a proposal of an empty entry",
+            message(MsgPropose, |m| {
+                m.term = 0;
+                m.set_entries(vec![Entry::default()].into());
+            }),
+        ),
         ("a read without context", message(MsgReadIndex, |m| m.term = 0)),
         ("a local message", message(MsgHup, |_| {})),
         ("a local report", message(MsgUnreachable, |_| {})),
