@@ -4,6 +4,7 @@
 //! [`RaftNode::step`](super::RaftNode::step).
 
 use bytes::Bytes;
+use prost::encoding::{WireType, decode_key, decode_varint};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
@@ -65,7 +66,10 @@ pub fn snapshot_message(
     conf_state: &walpb::ConfState,
 ) -> Result<Bytes, RefusedMessage> {
     let mut message = Message::default();
-    if message.merge_from_bytes(bytes).is_err() || message.get_msg_type() != MessageType::MsgSnapshot {
+    if !is_flat(bytes, MESSAGE)
+        || message.merge_from_bytes(bytes).is_err()
+        || message.get_msg_type() != MessageType::MsgSnapshot
+    {
         return refuse("not a snapshot message");
     }
     let metadata = message.mut_snapshot().mut_metadata();
@@ -80,6 +84,9 @@ fn refuse<T>(reason: impl Into<String>) -> Result<T, RefusedMessage> {
 }
 
 fn read(to: MemberId, from: MemberId, bytes: &Bytes) -> Result<Message, RefusedMessage> {
+    if !is_flat(bytes, MESSAGE) {
+        return refuse("not a message, or one with groups");
+    }
     let mut message = Message::default();
     let mut input = protobuf::CodedInputStream::from_carllerche_bytes(bytes);
     if message.merge_from(&mut input).is_err() {
@@ -90,6 +97,45 @@ fn read(to: MemberId, from: MemberId, bytes: &Bytes) -> Result<Message, RefusedM
     }
     check(&message)?;
     Ok(message)
+}
+
+/// Which fields of a message are messages themselves.
+struct Shape(&'static [(u32, &'static Shape)]);
+
+const LEAF: &Shape = &Shape(&[]);
+const METADATA: &Shape = &Shape(&[(1, LEAF)]);
+const SNAPSHOT: &Shape = &Shape(&[(2, METADATA)]);
+const MESSAGE: &Shape = &Shape(&[(7, LEAF), (9, SNAPSHOT)]);
+
+/// Whether there is no group anywhere: the library's protobuf follows nested groups until the stack is used up
+/// (RUSTSEC-2024-0437), and nobody sends any.
+fn is_flat(mut bytes: &[u8], shape: &Shape) -> bool {
+    while !bytes.is_empty() {
+        let Ok((field, wire_type)) = decode_key(&mut bytes) else { return false };
+        let length = match wire_type {
+            WireType::Varint => match decode_varint(&mut bytes) {
+                Ok(_) => 0,
+                Err(_) => return false,
+            },
+            WireType::SixtyFourBit => 8,
+            WireType::ThirtyTwoBit => 4,
+            WireType::LengthDelimited => match decode_varint(&mut bytes) {
+                Ok(length) => usize::try_from(length).unwrap_or(usize::MAX),
+                Err(_) => return false,
+            },
+            WireType::StartGroup | WireType::EndGroup => return false,
+        };
+        let Some((content, rest)) = bytes.split_at_checked(length) else { return false };
+        let inner = shape.0.iter().find(|(number, _)| *number == field);
+        if wire_type == WireType::LengthDelimited
+            && let Some((_, inner)) = inner
+            && !is_flat(content, inner)
+        {
+            return false;
+        }
+        bytes = rest;
+    }
+    true
 }
 
 fn check(message: &Message) -> Result<(), RefusedMessage> {

@@ -113,6 +113,18 @@ fn impossible_messages_are_refused_by_their_looks() {
 }
 
 #[test]
+fn nested_groups_do_not_reach_the_parser() {
+    // Field 20, a group in a group in a group …; and the same inside an entry.
+    let groups = [0xa3, 0x01].repeat(200_000);
+    let mut inside = vec![0x3a];
+    prost::encoding::encode_varint(groups.len() as u64, &mut inside);
+    inside.extend_from_slice(&groups);
+    for bytes in [groups, inside] {
+        assert!(PeerMessage::parse(MEMBER, LEADER, &bytes.into()).is_err());
+    }
+}
+
+#[test]
 fn what_the_log_forbids_changes_nothing() {
     let heartbeat = |term, commit, from: MemberId| {
         let mut forged = message(MessageType::MsgHeartbeat, |message| message.commit = commit);
