@@ -1,0 +1,437 @@
+//! A disk in memory for the log and the state of one member: one order for the operations of both, power losses that
+//! keep any part of what was not synced, operations that fail, and syncs that lie.
+//!
+//! `bytes.rs` holds contents that are cheap to copy, `image.rs` what is seen, what is durable and what a power loss
+//! leaves, this file the disk that the program works on.
+
+#![allow(dead_code, reason = "each test that includes this uses a part of it")]
+
+mod bytes;
+mod image;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use redb::StorageBackend;
+use watershed::core::backend::StateDisk;
+use watershed::core::wal::{WalDisk, WalFile};
+
+use image::Inode;
+pub use image::{Image, Kept, Op};
+
+/// A disk. Clones are the same disk.
+#[derive(Clone, Debug)]
+pub struct SimDisk {
+    inner: Arc<Mutex<Inner>>,
+    segment_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    image: Image,
+    made: Inode,
+    /// What was asked for so far, when somebody wants to know.
+    trace: Option<Vec<Op>>,
+    /// Operations that changed something, or tried to.
+    changes: u64,
+    fault: Option<Fault>,
+    lie: Option<Lie>,
+}
+
+/// An operation that fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Operations that succeed before.
+    pub after: u64,
+    /// What the system says.
+    pub error: io::ErrorKind,
+    /// What is done nevertheless.
+    pub effect: Effect,
+    /// Whether later operations fail, too.
+    pub lasts: bool,
+}
+
+/// What an operation that fails has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Nothing,
+    /// All; of a write one half. A failed sync has forgotten what it was to write, as Linux does.
+    Some,
+}
+
+/// A sync that is answered and not done, to prove that a test notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    WalContents,
+    WalNames,
+    StateContents,
+    StateNames,
+}
+
+/// Which program part a file or folder belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Wal,
+    State,
+}
+
+impl SimDisk {
+    /// An empty disk, on which segments of the log have this size.
+    pub fn new(segment_bytes: u64) -> Self {
+        Self::with(Image::default(), segment_bytes)
+    }
+
+    /// A disk that begins like this.
+    pub fn with(image: Image, segment_bytes: u64) -> Self {
+        let inner = Inner { made: image.last_inode(), image, ..Inner::default() };
+        Self { inner: Arc::new(Mutex::new(inner)), segment_bytes }
+    }
+
+    /// The files and folders as they are now.
+    pub fn image(&self) -> Image {
+        self.inner.lock().image.clone()
+    }
+
+    /// From now on every operation is remembered.
+    pub fn record(&self) {
+        self.inner.lock().trace = Some(Vec::new());
+    }
+
+    /// What was remembered.
+    pub fn recorded(&self) -> Vec<Op> {
+        self.inner.lock().trace.take().unwrap_or_default()
+    }
+
+    /// Remembers something of the caller's at this place.
+    pub fn note(&self, kind: &'static str, number: u64) {
+        if let Some(trace) = &mut self.inner.lock().trace {
+            trace.push(Op::Note(kind, number));
+        }
+    }
+
+    /// Operations so far.
+    pub fn changes(&self) -> u64 {
+        self.inner.lock().changes
+    }
+
+    /// Lets an operation fail, counted from now.
+    pub fn fail(&self, fault: Fault) {
+        let mut inner = self.inner.lock();
+        inner.fault = Some(Fault { after: inner.changes + fault.after, ..fault });
+    }
+
+    /// From now on only this many operations succeed: the process ends there.
+    pub fn stop_after(&self, operations: u64) {
+        self.fail(Fault { after: operations, error: io::ErrorKind::Other, effect: Effect::Nothing, lasts: true });
+    }
+
+    /// Everything works again.
+    pub fn heal(&self) {
+        self.inner.lock().fault = None;
+    }
+
+    /// A mutation for tests of tests.
+    pub fn lie(&self, lie: Lie) {
+        self.inner.lock().lie = Some(lie);
+    }
+
+    /// Loses power and comes back. Whoever had files open must not use them any more.
+    pub fn lose_power(&self, kept: Kept, random: &mut fastrand::Rng) {
+        let mut inner = self.inner.lock();
+        inner.fault = None;
+        inner.image.lose_power(kept, random);
+    }
+
+    fn change(&self, part: Part, op: impl FnOnce(&mut Inner) -> io::Result<Op>) -> io::Result<()> {
+        let inner = &mut *self.inner.lock();
+        let mut op = op(inner)?;
+        if inner.lies(part, &op) {
+            return Ok(());
+        }
+        let number = inner.changes;
+        inner.changes += 1;
+        match inner.fault {
+            Some(fault) if number == fault.after || number > fault.after && fault.lasts => {
+                if fault.effect == Effect::Some {
+                    match &mut op {
+                        Op::Sync { file } => {
+                            inner.image.forget_pending(*file);
+                            return Err(fault.error.into());
+                        }
+                        Op::SyncDir { .. } => return Err(fault.error.into()),
+                        Op::Write { data, .. } => *data = data[..data.len() / 2].into(),
+                        _ => {}
+                    }
+                    inner.apply(op);
+                }
+                Err(fault.error.into())
+            }
+            _ => {
+                inner.apply(op);
+                Ok(())
+            }
+        }
+    }
+
+    fn make(&self, part: Part, path: &Path, folder: bool) -> io::Result<Inode> {
+        let mut made = 0;
+        self.change(part, |inner| {
+            let (dir, name) = inner.parent(path)?;
+            if inner.image.names(dir)?.contains(&name) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            inner.made += 1;
+            made = inner.made;
+            Ok(Op::Make { dir, name, inode: made, folder })
+        })?;
+        Ok(made)
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Inode> {
+        self.inner.lock().image.find(path)
+    }
+
+    fn is_there(&self, path: &Path) -> io::Result<bool> {
+        match self.find(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let inner = self.inner.lock();
+        inner.image.names(inner.image.find(dir)?)
+    }
+
+    fn renamed(&self, part: Part, from: &Path, to: &Path) -> io::Result<()> {
+        self.change(part, |inner| {
+            inner.image.find(from)?;
+            let ((dir, from), (other, to)) = (inner.parent(from)?, inner.parent(to)?);
+            assert_eq!(dir, other, "a rename out of a folder is not simulated");
+            Ok(Op::Rename { dir, from, to })
+        })
+    }
+
+    fn unlink(&self, part: Part, path: &Path) -> io::Result<()> {
+        self.change(part, |inner| {
+            inner.image.find(path)?;
+            let (dir, name) = inner.parent(path)?;
+            Ok(Op::Unlink { dir, name })
+        })
+    }
+
+    fn synced(&self, part: Part, dir: &Path) -> io::Result<()> {
+        self.change(part, |inner| Ok(Op::SyncDir { dir: inner.image.find(dir)? }))
+    }
+
+    /// Makes a folder and those above it, all durable but for the last one's own name.
+    fn make_folders(&self, part: Part, path: &Path) -> io::Result<()> {
+        let mut missing = Vec::new();
+        for above in path.ancestors() {
+            match self.is_there(above)? {
+                true => break,
+                false => missing.push(above),
+            }
+        }
+        for (left, folder) in missing.iter().enumerate().rev() {
+            self.make(part, folder, true)?;
+            if left > 0 {
+                self.synced(part, folder.parent().unwrap_or(Path::new("/")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn apply(&mut self, op: Op) {
+        self.image.apply(&op);
+        if let Some(trace) = &mut self.trace {
+            trace.push(op);
+        }
+    }
+
+    fn lies(&self, part: Part, op: &Op) -> bool {
+        matches!(
+            (self.lie, part, op),
+            (Some(Lie::WalContents), Part::Wal, Op::Sync { .. })
+                | (Some(Lie::WalNames), Part::Wal, Op::SyncDir { .. })
+                | (Some(Lie::StateContents), Part::State, Op::Sync { .. })
+                | (Some(Lie::StateNames), Part::State, Op::SyncDir { .. })
+        )
+    }
+
+    fn parent(&self, path: &Path) -> io::Result<(Inode, String)> {
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((self.image.find(path.parent().unwrap_or(Path::new("/")))?, name.to_owned()))
+    }
+}
+
+impl WalDisk for SimDisk {
+    type File = SimFile;
+
+    fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.is_there(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.make_folders(Part::Wal, path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.names(dir)
+    }
+
+    fn create(&self, path: &Path, size: u64) -> io::Result<SimFile> {
+        WalDisk::remove(self, path)?;
+        let file = SimFile { disk: self.clone(), part: Part::Wal, inode: self.make(Part::Wal, path, false)? };
+        file.resize(size)?;
+        Ok(file)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<SimFile> {
+        Ok(SimFile { disk: self.clone(), part: Part::Wal, inode: self.find(path)? })
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.renamed(Part::Wal, from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match self.unlink(Part::Wal, path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.synced(Part::Wal, dir)
+    }
+}
+
+impl StateDisk for SimDisk {
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.is_there(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        if self.is_there(path)? {
+            return Ok(());
+        }
+        self.make_folders(Part::State, path)?;
+        self.synced(Part::State, path.parent().unwrap_or(Path::new("/")))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.names(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
+        let inode = self.make(Part::State, path, false)?;
+        Ok(Box::new(SimFile { disk: self.clone(), part: Part::State, inode }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
+        Ok(Box::new(SimFile { disk: self.clone(), part: Part::State, inode: self.find(path)? }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.renamed(Part::State, from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.unlink(Part::State, path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.synced(Part::State, dir)
+    }
+}
+
+/// An open file of a [`SimDisk`].
+#[derive(Debug)]
+pub struct SimFile {
+    disk: SimDisk,
+    part: Part,
+    inode: Inode,
+}
+
+impl SimFile {
+    fn len(&self) -> u64 {
+        self.disk.inner.lock().image.contents(self.inode).len()
+    }
+
+    fn read_some(&self, offset: u64, into: &mut [u8]) -> usize {
+        self.disk.inner.lock().image.contents(self.inode).read(offset, into)
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.change(self.part, |_| Ok(Op::Write { file: self.inode, offset, data: bytes.into() }))
+    }
+
+    fn resize(&self, len: u64) -> io::Result<()> {
+        self.disk.change(self.part, |_| Ok(Op::SetLen { file: self.inode, len }))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.change(self.part, |_| Ok(Op::Sync { file: self.inode }))
+    }
+}
+
+impl WalFile for SimFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len())
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        Ok(self.read_some(offset, into))
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.put(offset, bytes)
+    }
+
+    fn truncate(&mut self, size: u64) -> io::Result<()> {
+        self.resize(size)
+    }
+
+    fn reserve(&mut self, size: u64) -> io::Result<()> {
+        if self.len() < size { self.resize(size) } else { Ok(()) }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+}
+
+impl StorageBackend for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        match self.read_some(offset, out) == out.len() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.resize(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.put(offset, data)
+    }
+}
