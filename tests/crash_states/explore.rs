@@ -100,7 +100,7 @@ impl Explorer<'_> {
     }
 
     /// Loses power now, in every way.
-    fn leave(&mut self, image: &Image, bounds: Bounds, depth: usize) -> Result<(), String> {
+    pub fn leave(&mut self, image: &Image, bounds: Bounds, depth: usize) -> Result<(), String> {
         if image.is_settled() {
             return self.arrive(image.clone(), bounds, depth);
         }
@@ -141,13 +141,25 @@ impl Explorer<'_> {
         Ok(())
     }
 
+    /// A process starts on what another one left, and the system kept running; then power is lost.
+    ///
+    /// # Errors
+    /// Words for the first violation.
+    pub fn restart(&mut self, image: &Image, bounds: Bounds) -> Result<(), String> {
+        let versions = &self.history.versions[bounds.acked as usize..=bounds.issued as usize];
+        let disk = self.disk(image.clone());
+        let found = self.start(&disk, bounds, versions, 0).map_err(|what| format!("next process: {what}"))?.found;
+        let image = disk.image();
+        self.again(&image, bounds, &found, 1).map_err(|what| format!("power lost behind the next process: {what}"))
+    }
+
     /// All that a start found was served, or promised to a leader: it is found again, and the log goes on from there.
     fn again(&mut self, image: &Image, bounds: Bounds, found: &Found, depth: usize) -> Result<(), String> {
         let bounds = Bounds { state: found.position, ..bounds };
         let left = self.lose(image);
         let disk = self.disk(left);
         let mut started = self.start(&disk, bounds, std::slice::from_ref(&found.version), depth)?;
-        disk.heal();
+        disk.thaw();
         let mut version = found.version.clone();
         let (index, term) = (version.last() + 1, version.term + 1);
         version.push(index, term);
@@ -155,7 +167,7 @@ impl Explorer<'_> {
         let wal = &mut started.opened.wal;
         let written = wal.append(&[entry(index, term)], Some(&hard_state(0, term, found.position)));
         written.and_then(|()| wal.sync()).map_err(|error| format!("the log does not go on: {error}"))?;
-        disk.stop_after(0);
+        disk.freeze();
         let left = self.lose(&disk.image());
         let disk = self.disk(left);
         self.start(&disk, bounds, &[version], depth).map_err(|what| format!("gone on, {what}"))?;
@@ -190,7 +202,7 @@ impl Explorer<'_> {
         self.seen.nested += u64::from(depth > 0);
         let prepared = StateDisk::list(disk, Path::new("/data/member/snap")).unwrap_or_default();
         let opened = open(disk).map_err(|error| format!("the start is refused: {error}"))?;
-        disk.stop_after(0);
+        disk.freeze();
         self.seen.cut_tails += u64::from(opened.recovered.cut.is_some());
         let installed = format!("{:016x}-{:016x}.snap.db", opened.position.index.0, opened.position.term.0);
         self.seen.adopted += u64::from(prepared.contains(&installed));

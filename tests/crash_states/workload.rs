@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use watershed::bolt::BoltImage;
 use watershed::core::backend::{Backend, ChangeSet, Prepared};
-use watershed::core::server::{Bootstrap, Disks, Layout, Opened, recover};
-use watershed::core::wal::{Wal, WalSnapshot};
+use watershed::core::cluster::Member;
+use watershed::core::server::{Bootstrap, Disks, Layout, Opened, Opening, recover};
+use watershed::core::wal::{Wal, WalMetadata, WalSnapshot};
+use watershed::types::{ClusterId, MemberId};
 
 use crate::disk::{Op, SimDisk};
 use crate::model::{History, LogVersion, at, changes, entry, hard_state};
 
 /// Small, so that a short life has several segments.
 pub const SEGMENT_BYTES: u64 = 3000;
+/// Few, so that what is in front of the state has several beginnings.
+const CATCH_UP_ENTRIES: u64 = 7;
 
 /// Notes in the recording. All versions up to this one may be found from here on.
 pub const ISSUED: &str = "issued";
@@ -22,6 +26,9 @@ pub const ACKED: &str = "acked";
 pub const STATE: &str = "state";
 /// The stored state is at most here.
 pub const APPLIED: &str = "applied";
+/// From one to the other, files are closed; what fails then is told to nobody.
+pub const CLOSING: &str = "closing";
+pub const CLOSED: &str = "closed";
 /// What the checkpoint thread does from `BEGIN` to `MEANWHILE` and the log's thread from there to `END` happens at the
 /// same time.
 const BEGIN: &str = "begin";
@@ -45,9 +52,12 @@ pub enum Mutation {
 
 pub fn open(disk: &SimDisk) -> Result<Opened<SimDisk>, String> {
     let layout = Layout::new(Path::new("/data"), Path::new("/data/member/wal"));
-    let bootstrap = Bootstrap { peer_urls: vec!["http://m:1".into()], token: "token".into(), name: "m".into() };
+    let member = Member { id: 1, name: "m".into(), peer_urls: vec!["http://m:1".into()], ..Member::default() };
+    let metadata = WalMetadata { member: MemberId(1), cluster: ClusterId(1) };
+    let bootstrap = Bootstrap { metadata, first: vec![member], running: Vec::new() };
+    let opening = Opening { bootstrap: Some(&bootstrap), catch_up_entries: CATCH_UP_ENTRIES, alone: None };
     let disks = Disks { state: Arc::new(disk.clone()), wal: disk.clone() };
-    recover(&disks, &layout, &bootstrap).map_err(|error| error.to_string())
+    recover(&disks, &layout, &opening).map_err(|error| error.to_string())
 }
 
 /// Puts what two threads did at the same time into one of the orders in which it could have reached the disk.
@@ -72,7 +82,7 @@ pub fn interleave(ops: Vec<Op>, random: &mut fastrand::Rng) -> Vec<Op> {
     ordered
 }
 
-struct Member {
+struct Life {
     disk: SimDisk,
     wal: Wal<SimDisk>,
     backend: Backend,
@@ -83,14 +93,23 @@ struct Member {
     /// Applied to the state in memory.
     applied: u64,
     mutation: Option<Mutation>,
+    is_open: bool,
     folder: tempfile::TempDir,
 }
 
-type Step = Result<(), String>;
+pub type Step = Result<(), String>;
 
-/// Lives one life on this disk, until the steps run out or the disk fails; answers with what was written and how it
-/// ended.
-pub fn live(disk: &SimDisk, seed: u64, steps: usize, mutation: Option<Mutation>) -> (History, Step) {
+/// What is left of a life.
+pub struct Lived {
+    pub history: History,
+    /// How it ended.
+    pub result: Step,
+    /// The files, open as they were; none when they could not be opened.
+    pub files: Option<(Wal<SimDisk>, Backend)>,
+}
+
+/// Lives one life on this disk, until the steps run out or the disk fails.
+pub fn live(disk: &SimDisk, seed: u64, steps: usize, mutation: Option<Mutation>) -> Lived {
     let mut history = History::default();
     history.states.push(Default::default());
     history.commit(1);
@@ -100,9 +119,9 @@ pub fn live(disk: &SimDisk, seed: u64, steps: usize, mutation: Option<Mutation>)
     disk.note(ACKED, 0);
     let opened = match open(disk) {
         Ok(opened) => opened,
-        Err(error) => return (history, Err(error)),
+        Err(error) => return Lived { history, result: Err(error), files: None },
     };
-    let mut member = Member {
+    let mut life = Life {
         disk: disk.clone(),
         wal: opened.wal,
         backend: opened.backend,
@@ -112,13 +131,14 @@ pub fn live(disk: &SimDisk, seed: u64, steps: usize, mutation: Option<Mutation>)
         vote: 0,
         applied: 0,
         mutation,
+        is_open: true,
         folder: tempfile::tempdir().expect("a folder for images"),
     };
-    let result = (0..steps).try_for_each(|_| member.step());
-    (member.history, result)
+    let result = (0..steps).try_for_each(|_| life.step());
+    Lived { history: life.history, result, files: life.is_open.then_some((life.wal, life.backend)) }
 }
 
-impl Member {
+impl Life {
     fn step(&mut self) -> Step {
         match self.random.u8(..20) {
             0..8 => self.group(),
@@ -306,19 +326,28 @@ impl Member {
         let prepared = self.backend.prepare(&image, history.position(history.commit_index())).map_err(text)?;
         match self.random.bool() {
             true => prepared.discard().map_err(text),
-            false => Ok(()),
+            false => {
+                self.disk.note(CLOSING, 0);
+                drop(prepared);
+                self.disk.note(CLOSED, 0);
+                Ok(())
+            }
         }
     }
 
     /// The process ends, without a last checkpoint, and starts again; the system keeps running.
     fn restart(&mut self) -> Step {
         // The old handles go first: files have one user. Killed, it does not even close them.
+        self.disk.note(CLOSING, 0);
         if self.random.bool() {
-            self.disk.stop_after(0);
+            self.disk.freeze();
         }
         self.backend = Backend::in_memory().map_err(text)?;
-        self.disk.heal();
+        self.disk.thaw();
+        self.disk.note(CLOSED, 0);
+        self.is_open = false;
         let opened = open(&self.disk)?;
+        self.is_open = true;
         self.wal = opened.wal;
         self.backend = opened.backend;
         self.applied = opened.position.index.0;

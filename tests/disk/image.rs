@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 use std::sync::Arc;
 use std::{fmt, io};
@@ -50,6 +50,16 @@ impl fmt::Display for Op {
         match self {
             Self::Write { file, offset, data } => write!(f, "write of {} bytes at {offset} of file {file}", data.len()),
             other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+impl Op {
+    /// The file whose contents or size change.
+    pub fn file(&self) -> Option<Inode> {
+        match self {
+            Self::Write { file, .. } | Self::SetLen { file, .. } | Self::Sync { file } => Some(*file),
+            _ => None,
         }
     }
 }
@@ -308,16 +318,24 @@ impl Image {
 
     /// Drops what no name leads to. Nothing is open when this runs.
     fn forget_unnamed(&mut self) {
-        let mut named = vec![0];
-        let mut at = 0;
-        while let Some(inode) = named.get(at) {
-            if let Some(Node::Folder(folder)) = self.nodes.get(inode) {
-                named.extend(folder.current.values());
+        let named = self.named();
+        self.nodes.retain(|inode, _| named.contains(inode));
+    }
+
+    /// Whether a name leads to a file.
+    pub fn is_named(&self, inode: Inode) -> bool {
+        self.named().contains(&inode)
+    }
+
+    fn named(&self) -> BTreeSet<Inode> {
+        let (mut named, mut left) = (BTreeSet::new(), vec![0]);
+        while let Some(inode) = left.pop() {
+            named.insert(inode);
+            if let Some(Node::Folder(folder)) = self.nodes.get(&inode) {
+                left.extend(folder.current.values());
             }
-            at += 1;
         }
-        named.sort_unstable();
-        self.nodes.retain(|inode, _| named.binary_search(inode).is_ok());
+        named
     }
 }
 

@@ -38,15 +38,23 @@ struct Inner {
     changes: u64,
     fault: Option<Fault>,
     lie: Option<Lie>,
+    frozen: bool,
+    /// The last operation that failed.
+    failed: Option<Op>,
 }
+
+/// An input or output error.
+pub const EIO: i32 = 5;
+/// No space is left.
+pub const ENOSPC: i32 = 28;
 
 /// An operation that fails.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     /// Operations that succeed before.
     pub after: u64,
-    /// What the system says.
-    pub error: io::ErrorKind,
+    /// The system's number for what is wrong.
+    pub code: i32,
     /// What is done nevertheless.
     pub effect: Effect,
     /// Whether later operations fail, too.
@@ -111,7 +119,7 @@ impl SimDisk {
         }
     }
 
-    /// Operations so far.
+    /// Operations so far, with those that failed.
     pub fn changes(&self) -> u64 {
         self.inner.lock().changes
     }
@@ -124,12 +132,22 @@ impl SimDisk {
 
     /// From now on only this many operations succeed: the process ends there.
     pub fn stop_after(&self, operations: u64) {
-        self.fail(Fault { after: operations, error: io::ErrorKind::Other, effect: Effect::Nothing, lasts: true });
+        self.fail(Fault { after: operations, code: EIO, effect: Effect::Nothing, lasts: true });
     }
 
-    /// Everything works again.
-    pub fn heal(&self) {
-        self.inner.lock().fault = None;
+    /// The last operation that failed.
+    pub fn failed(&self) -> Option<Op> {
+        self.inner.lock().failed.clone()
+    }
+
+    /// From now on nothing changes any more, whoever asks: the process is gone, and its files are closed behind it.
+    pub fn freeze(&self) {
+        self.inner.lock().frozen = true;
+    }
+
+    /// The next process.
+    pub fn thaw(&self) {
+        self.inner.lock().frozen = false;
     }
 
     /// A mutation for tests of tests.
@@ -146,6 +164,9 @@ impl SimDisk {
 
     fn change(&self, part: Part, op: impl FnOnce(&mut Inner) -> io::Result<Op>) -> io::Result<()> {
         let inner = &mut *self.inner.lock();
+        if inner.frozen {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         let mut op = op(inner)?;
         if inner.lies(part, &op) {
             return Ok(());
@@ -154,19 +175,20 @@ impl SimDisk {
         inner.changes += 1;
         match inner.fault {
             Some(fault) if number == fault.after || number > fault.after && fault.lasts => {
+                inner.failed = Some(op.clone());
                 if fault.effect == Effect::Some {
                     match &mut op {
                         Op::Sync { file } => {
                             inner.image.forget_pending(*file);
-                            return Err(fault.error.into());
+                            return Err(io::Error::from_raw_os_error(fault.code));
                         }
-                        Op::SyncDir { .. } => return Err(fault.error.into()),
+                        Op::SyncDir { .. } => return Err(io::Error::from_raw_os_error(fault.code)),
                         Op::Write { data, .. } => *data = data[..data.len() / 2].into(),
                         _ => {}
                     }
                     inner.apply(op);
                 }
-                Err(fault.error.into())
+                Err(io::Error::from_raw_os_error(fault.code))
             }
             _ => {
                 inner.apply(op);

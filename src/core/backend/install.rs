@@ -6,7 +6,7 @@ use super::database::{Durable, Store, beside, io_error, remove_unfinished};
 use super::disk::folder_of;
 use super::error::BackendError;
 use super::load::fill;
-use super::store::{Backend, Contents, Home};
+use super::store::{Backend, Contents, Failure, Home};
 use crate::bolt::BoltImage;
 use crate::types::{LogIndex, Term};
 
@@ -22,6 +22,7 @@ pub struct Prepared {
     store: Store,
     durable: Durable,
     home: Option<Home>,
+    failed: Failure,
 }
 
 impl Prepared {
@@ -33,12 +34,12 @@ impl Prepared {
     /// Removes the file. Only for a state whose snapshot record was never handed to the log.
     ///
     /// # Errors
-    /// The disk refuses; the next start removes the file then.
+    /// The disk refuses; the store is closed for good then.
     pub fn discard(self) -> Result<(), BackendError> {
-        let Self { store, home, .. } = self;
+        let Self { store, home, failed, .. } = self;
         let path = store.path.clone();
         drop(store);
-        home.map_or(Ok(()), |home| remove_unfinished(home.disk.as_ref(), &path))
+        failed.latch(home.map_or(Ok(()), |home| remove_unfinished(home.disk.as_ref(), &path)))
     }
 }
 
@@ -56,8 +57,8 @@ impl Backend {
         let inner = self.inner();
         inner.usable()?;
         self.check_ahead(position)?;
-        let prepared = prepare(inner.home.as_ref(), image, position);
-        inner.latch(prepared)
+        let (store, durable) = inner.latch(prepare(inner.home.as_ref(), image, position))?;
+        Ok(Prepared { store, durable, home: inner.home.clone(), failed: inner.failed.clone() })
     }
 
     /// Puts a prepared state in place of the one in use, durably. What is pending is dropped.
@@ -108,7 +109,7 @@ impl Backend {
                 let what = format!("it holds the state at index {}", durable.position.index);
                 return inner.latch(Err(BackendError::Corrupt { path: path.clone(), what }));
             }
-            self.install(Prepared { store, durable, home: Some(home.clone()) })?;
+            self.install(Prepared { store, durable, home: Some(home.clone()), failed: inner.failed.clone() })?;
         }
         inner.latch(remove_all(home))?;
         Ok(chosen.map(|(position, _)| position))
@@ -131,11 +132,11 @@ impl Backend {
     }
 }
 
-fn prepare(home: Option<&Home>, image: &BoltImage, position: LogPosition) -> Result<Prepared, BackendError> {
+fn prepare(home: Option<&Home>, image: &BoltImage, position: LogPosition) -> Result<(Store, Durable), BackendError> {
     let Some(home) = home else {
         let store = Store::in_memory()?;
         let totals = fill(&store, image, position)?;
-        return Ok(Prepared { store, durable: Durable { position, totals }, home: None });
+        return Ok((store, Durable { position, totals }));
     };
     let disk = home.disk.as_ref();
     let path = prepared_path(&home.path, position);
@@ -152,7 +153,7 @@ fn prepare(home: Option<&Home>, image: &BoltImage, position: LogPosition) -> Res
         }
     };
     store.rename(disk, &path)?;
-    Ok(Prepared { store, durable: Durable { position, totals }, home: Some(home.clone()) })
+    Ok((store, Durable { position, totals }))
 }
 
 /// Name of a prepared state, beside the one in use: index and term in hex.

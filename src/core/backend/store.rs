@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -45,7 +45,23 @@ pub(super) struct Inner {
     /// Wakes the checkpoint thread when much is pending.
     pub(super) alarm: Alarm,
     /// The first fatal error; set once.
-    pub(super) failed: std::sync::OnceLock<String>,
+    pub(super) failed: Failure,
+}
+
+/// The first fatal error, for all who work on the store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Failure(Arc<OnceLock<String>>);
+
+impl Failure {
+    /// Remembers the first fatal error.
+    pub(super) fn latch<T>(&self, result: Result<T, BackendError>) -> Result<T, BackendError> {
+        if let Err(error) = &result
+            && error.is_fatal()
+        {
+            let _ = self.0.set(error.to_string());
+        }
+        result
+    }
 }
 
 /// Where the file is.
@@ -137,7 +153,7 @@ impl Backend {
             contents: ArcSwap::from_pointee(Contents::new(store, &durable)),
             durable: Mutex::new(durable),
             alarm: Alarm::default(),
-            failed: std::sync::OnceLock::new(),
+            failed: Failure::default(),
         };
         Self { inner: Arc::new(inner), pinned: None }
     }
@@ -389,20 +405,14 @@ impl Backend {
 impl Inner {
     /// Refuses once anything failed: what the file holds then is for the next start to find out.
     pub(super) fn usable(&self) -> Result<(), BackendError> {
-        match self.failed.get() {
+        match self.failed.0.get() {
             None => Ok(()),
             Some(first) => Err(BackendError::Failed { path: self.name(), first: first.clone() }),
         }
     }
 
-    /// Remembers the first fatal error.
     pub(super) fn latch<T>(&self, result: Result<T, BackendError>) -> Result<T, BackendError> {
-        if let Err(error) = &result
-            && error.is_fatal()
-        {
-            let _ = self.failed.set(error.to_string());
-        }
-        result
+        self.failed.latch(result)
     }
 
     fn name(&self) -> PathBuf {

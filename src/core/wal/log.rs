@@ -12,6 +12,8 @@ use crate::types::{LogIndex, LogPosition};
 
 /// Encoded bytes after which they are handed to the system before the group is complete.
 const BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes written at a time when the last group is written once more.
+const REWRITE_BYTES: usize = 1024 * 1024;
 /// Room that a record needs beside its data, at most.
 const RECORD_OVERHEAD_BYTES: u64 = 128;
 
@@ -106,6 +108,8 @@ impl<D: WalDisk> Wal<D> {
             // Whatever is left of the write must not mix with later records.
             scanned.tail.truncate(scanned.end).map_err(|error| WalError::io("truncate", &path, error))?;
         }
+        rewrite(&mut scanned.tail, scanned.group_at, scanned.end)
+            .map_err(|error| WalError::io("write", &path, error))?;
         scanned.tail.reserve(disk.segment_bytes()).map_err(|error| WalError::io("reserve room in", &path, error))?;
         scanned.tail.sync_data().map_err(|error| WalError::io("sync", &path, error))?;
         let wal = Self {
@@ -297,6 +301,24 @@ impl<D: WalDisk> Wal<D> {
         tracing::info!(segment = ?path, "began a log segment");
         Ok(())
     }
+}
+
+/// Writes what is there once more.
+///
+/// The process before may have ended because a sync failed. The system then shows what it was to write, calls it
+/// clean, and never writes it: a sync alone would say yes to nothing.
+fn rewrite<F: WalFile>(tail: &mut F, mut from: u64, end: u64) -> std::io::Result<()> {
+    let mut chunk = vec![0; REWRITE_BYTES.min(usize::try_from(end - from).unwrap_or(REWRITE_BYTES))];
+    while from < end {
+        let part = chunk.len().min(usize::try_from(end - from).unwrap_or(usize::MAX));
+        let read = tail.read_at(from, &mut chunk[..part])?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        tail.write_at(from, &chunk[..read])?;
+        from += read as u64;
+    }
+    Ok(())
 }
 
 fn sync_parent<D: WalDisk>(disk: &D, dir: &Path) -> Result<(), WalError> {

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{WalDisk, WalFile};
 use super::error::WalError;
 use super::reader::{Frame, SegmentReader};
-use super::record::{HardState, WalEntry, WalMetadata, WalSnapshot};
+use super::record::{CRC, HardState, WalEntry, WalMetadata, WalSnapshot};
 use super::replay::{Keep, Replay, Verdict};
 use super::segment::SegmentName;
 use crate::types::{LogIndex, LogPosition, Term};
@@ -45,6 +45,8 @@ pub(super) struct Scanned<F> {
     pub(super) tail: F,
     /// End of the last good record in the tail.
     pub(super) end: u64,
+    /// Where the last group in the tail begins. All before it had been synced when it was written.
+    pub(super) group_at: u64,
     pub(super) crc: u32,
     pub(super) last: u64,
     pub(super) recovered: Recovered,
@@ -73,7 +75,8 @@ pub(super) fn scan<D: WalDisk>(
     let room = usize::try_from(keep.bytes.div_ceil(disk.segment_bytes().max(1))).unwrap_or(usize::MAX);
     let first = wanted.max(needed.saturating_sub(room)).min(needed);
     let mut replay = Replay::new(from, keep, segments[first].index);
-    let (tail, path, end, cut) = read_all(disk, dir, &segments[first..], &mut replay)?.ok_or_else(missing)?;
+    let (tail, path, Good { group_at, end, cut }) =
+        read_all(disk, dir, &segments[first..], &mut replay)?.ok_or_else(missing)?;
     let (Some(metadata), Some(crc), true) = (replay.metadata, replay.crc, replay.head_is_complete()) else {
         return Err(WalError::Corrupt { path, offset: end, what: "the segment has no complete head".into() });
     };
@@ -87,7 +90,7 @@ pub(super) fn scan<D: WalDisk>(
     let base = replay.base.ok_or_else(missing)?;
     let Replay { hard_state, entries, snapshots, .. } = replay;
     let recovered = Recovered { metadata, hard_state, base, entries: entries.into(), snapshots, cut };
-    Ok(Scanned { segments, tail, end, crc, last, recovered })
+    Ok(Scanned { segments, tail, end, group_at, crc, last, recovered })
 }
 
 /// The snapshot marks of a whole log, oldest first; changes nothing.
@@ -101,8 +104,14 @@ pub(super) fn marks<D: WalDisk>(disk: &D, dir: &Path) -> Result<Vec<WalSnapshot>
     Ok(replay.snapshots)
 }
 
-/// A tail segment: the file, its name, where its good part ends, and what is to be cut off.
-type Tail<F> = (F, PathBuf, u64, Option<TornTail>);
+/// The good part of a segment.
+struct Good {
+    /// Where its last group begins.
+    group_at: u64,
+    end: u64,
+    /// What is to be cut off.
+    cut: Option<TornTail>,
+}
 
 /// Replays neighbouring segments; answers with the last one.
 fn read_all<D: WalDisk>(
@@ -110,7 +119,7 @@ fn read_all<D: WalDisk>(
     dir: &Path,
     segments: &[SegmentName],
     replay: &mut Replay,
-) -> Result<Option<Tail<D::File>>, WalError> {
+) -> Result<Option<(D::File, PathBuf, Good)>, WalError> {
     for pair in segments.windows(2) {
         // Indexes may go back: a segment can begin where a new leader replaced the end of the log.
         if pair[1].seq != pair[0].seq.wrapping_add(1) {
@@ -128,33 +137,33 @@ fn read_all<D: WalDisk>(
         // What is read below must stay: it may be in no more than the system's memory.
         file.sync_data().map_err(|error| WalError::io("sync", &path, error))?;
         let is_last = place + 1 == segments.len();
-        let (end, cut) = read_segment(&file, &path, is_last, replay)?;
-        tail = Some((file, path, end, cut));
+        let good = read_segment(&file, &path, is_last, replay)?;
+        tail = Some((file, path, good));
     }
     Ok(tail)
 }
 
 /// Replays one segment; answers where its good part ends.
-fn read_segment<F: WalFile>(
-    file: &F,
-    path: &Path,
-    is_last: bool,
-    replay: &mut Replay,
-) -> Result<(u64, Option<TornTail>), WalError> {
+fn read_segment<F: WalFile>(file: &F, path: &Path, is_last: bool, replay: &mut Replay) -> Result<Good, WalError> {
     let io = |error| WalError::io("read", path, error);
     let corrupt = |offset, what: String| WalError::Corrupt { path: path.into(), offset, what };
     let mut reader = SegmentReader::new(file).map_err(io)?;
-    let mut offset = 0;
+    let (mut offset, mut group_at) = (0, 0);
     replay.start_segment();
     let bad = loop {
         match reader.frame(offset).map_err(io)? {
             Frame::Record { record, next } => match replay.record(record) {
-                Verdict::Good => offset = next,
+                Verdict::Good => {
+                    if record.kind == CRC {
+                        group_at = offset;
+                    }
+                    offset = next;
+                }
                 Verdict::Mismatch => break "checksum mismatch",
                 Verdict::Wrong(what) => return Err(corrupt(offset, what)),
             },
             // Lost records of an earlier segment show at the next one, which begins with the checksum up to there.
-            Frame::End if !is_last => return Ok((offset, None)),
+            Frame::End if !is_last => return Ok(Good { group_at, end: offset, cut: None }),
             Frame::End => break "no record",
             Frame::Bad { what } => break what,
         }
@@ -164,13 +173,10 @@ fn read_segment<F: WalFile>(
     }
     let rest = reader.rest(offset).map_err(io)?;
     if rest.used_until == offset {
-        return Ok((offset, None));
+        return Ok(Good { group_at, end: offset, cut: None });
     }
-    if let Some(group_at) = rest.group_at {
-        return Err(corrupt(
-            offset,
-            format!("{bad}, though a group written after it had been synced is at {group_at}"),
-        ));
+    if let Some(later) = rest.group_at {
+        return Err(corrupt(offset, format!("{bad}, though a group written after it had been synced is at {later}")));
     }
     let ends_here = matches!(reader.frame(offset).map_err(io)?, Frame::End);
     if let Some(record_at) = rest.record_at
@@ -180,5 +186,5 @@ fn read_segment<F: WalFile>(
         return Err(corrupt(offset, format!("{bad}, and the record is followed by another at {record_at}")));
     }
     let cut = TornTail { path: path.into(), offset, bytes: rest.used_until - offset, what: bad.into() };
-    Ok((offset, Some(cut)))
+    Ok(Good { group_at, end: offset, cut: Some(cut) })
 }
