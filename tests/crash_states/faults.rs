@@ -64,7 +64,7 @@ fn check(seed: u64, fault: Fault) -> Result<Seen, String> {
     explorer.restart(&disk.image(), bounds)?;
     explorer.leave(&disk.image(), bounds, 1)?;
     let Some((mut wal, backend)) = files else { return Ok(explorer.seen) };
-    if fault.after % 2 == 0 {
+    if fault.after.is_multiple_of(2) {
         // Closing the files is what a member that stops does last.
         drop((wal, backend));
         explorer.restart(&disk.image(), bounds)?;

@@ -31,7 +31,7 @@ pub fn changes(index: u64, term: u64) -> Vec<Change> {
         Change::put(Table::Key, record(index), value),
         Change::put(Table::Lease, vec![(index % 5) as u8; 8], format!("{index} {term}")),
     ];
-    if index % 3 == 0 && index > 9 {
+    if index.is_multiple_of(3) && index > 9 {
         changes.push(Change::delete(Table::Key, record(index - 9)));
     }
     changes

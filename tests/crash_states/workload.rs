@@ -300,9 +300,8 @@ impl Life {
         if prepared.is_none() && mutation == Some(Mutation::MarkBeforePrepare) {
             prepared = Some(self.backend.prepare(&image, position).map_err(text)?);
         }
-        match prepared {
-            Some(prepared) => self.install(prepared)?,
-            None => {}
+        if let Some(prepared) = prepared {
+            self.install(prepared)?;
         }
         let version = LogVersion { term: self.term, vote: 0, ..self.history.newest().clone() };
         self.issue(version);

@@ -375,10 +375,11 @@ fn survivors(
 
 /// The parts of a torn write that are on the disk.
 fn parts(offset: u64, data: &[u8], kept: Kept, random: &mut fastrand::Rng) -> Vec<std::ops::Range<usize>> {
-    if kept == Kept::TornByte {
-        return vec![0..random.usize(..=data.len())];
-    }
     let mut parts = Vec::new();
+    if kept == Kept::TornByte {
+        parts.push(0..random.usize(..=data.len()));
+        return parts;
+    }
     let mut at = 0;
     while at < data.len() {
         let end = (at + 512 - (offset as usize + at) % 512).min(data.len());
