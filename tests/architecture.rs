@@ -51,7 +51,8 @@ const TABLE: &[(&str, &[&str])] = &[
     // Committed entries and the sink they go to are the words of `core::raft`.
     ("core::apply", &["STATE", "core::backend", "core::raft", "eventlog"]),
     ("core::watch", &["STATE", "core::backend", "eventlog"]),
-    ("core::server", &["CORE", "api_error", "config", "eventlog", "recipes", "listener"]),
+    // A state that a leader sent is an image.
+    ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener"]),
     ("client", &["api_error"]),
     ("discovery", &["client", "config"]),
     ("proxy", &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener"]),

@@ -68,7 +68,7 @@ impl ProposedChange {
             walpb::ConfChangeType::ConfChangeAddLearnerNode => ChangeKind::AddLearner,
         };
         let member = MemberId(change.node_id.filter(|id| *id != 0)?);
-        let context = change.context.unwrap_or_default().into();
+        let context = change.context.unwrap_or_default();
         Some(Self { request: change.id.unwrap_or(0), kind, member, context })
     }
 
@@ -113,7 +113,7 @@ fn encode(request: u64, kind: ChangeKind, member: MemberId, context: Bytes) -> B
         id: Some(request),
         r#type: Some(kind.into()),
         node_id: Some(member.0),
-        context: Some(context.into()),
+        context: Some(context),
     };
     change.encode_to_vec().into()
 }
