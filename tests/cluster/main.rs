@@ -9,4 +9,8 @@ mod harness;
 #[path = "../workload/mod.rs"]
 mod workload;
 
+mod everywhere;
+mod members;
 mod network;
+mod restarts;
+mod story;
