@@ -87,6 +87,12 @@ pub enum BackendError {
         /// Of the state in use, with what is pending.
         reached: LogPosition,
     },
+    /// A state was to be prepared for a position that another one is held for.
+    #[error("a state at index {} of term {} is prepared already", position.index, position.term)]
+    AlreadyPrepared {
+        /// Of both.
+        position: LogPosition,
+    },
     /// The receiver of an image went away.
     #[error("write image: {source}")]
     Output {
@@ -96,9 +102,13 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether the store can no longer be trusted. Only bad or outdated images and failed receivers of images leave it
-    /// unharmed.
+    /// Whether the store can no longer be trusted. Only images that are bad, outdated or there already, and failed
+    /// receivers of images, leave it unharmed.
     pub fn is_fatal(&self) -> bool {
-        !matches!(self, Self::Output { .. } | Self::Image { .. } | Self::Outdated { .. })
+        let harmless = matches!(
+            self,
+            Self::Output { .. } | Self::Image { .. } | Self::Outdated { .. } | Self::AlreadyPrepared { .. }
+        );
+        !harmless
     }
 }

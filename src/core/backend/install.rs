@@ -1,5 +1,8 @@
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::change::LogPosition;
 use super::database::{Durable, Store, beside, io_error, remove_unfinished};
@@ -23,6 +26,32 @@ pub struct Prepared {
     durable: Durable,
     home: Option<Home>,
     failed: Failure,
+    claim: Claim,
+}
+
+/// Positions of the prepared states that somebody holds.
+pub(super) type Claims = Arc<Mutex<BTreeSet<LogPosition>>>;
+
+/// Keeps a second state of a position from taking the file of the first one away.
+#[derive(Debug)]
+struct Claim {
+    claims: Claims,
+    position: LogPosition,
+}
+
+impl Claim {
+    fn new(claims: &Claims, position: LogPosition) -> Result<Self, BackendError> {
+        match claims.lock().insert(position) {
+            true => Ok(Self { claims: claims.clone(), position }),
+            false => Err(BackendError::AlreadyPrepared { position }),
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.claims.lock().remove(&self.position);
+    }
 }
 
 impl Prepared {
@@ -36,10 +65,12 @@ impl Prepared {
     /// # Errors
     /// The disk refuses; the store is closed for good then.
     pub fn discard(self) -> Result<(), BackendError> {
-        let Self { store, home, failed, .. } = self;
+        let Self { store, home, failed, claim, .. } = self;
         let path = store.path.clone();
         drop(store);
-        failed.latch(home.map_or(Ok(()), |home| remove_unfinished(home.disk.as_ref(), &path)))
+        let removed = failed.latch(home.map_or(Ok(()), |home| remove_unfinished(home.disk.as_ref(), &path)));
+        drop(claim);
+        removed
     }
 }
 
@@ -52,13 +83,15 @@ impl Backend {
     ///
     /// # Errors
     /// [`BackendError::Image`] when the image is damaged or not one of etcd's, [`BackendError::Outdated`] when the
-    /// state in use is as far already: both leave everything as it was. Any other error closes the store for good.
+    /// state in use is as far already, [`BackendError::AlreadyPrepared`] while another one of the position is held: all
+    /// leave everything as it was. Any other error closes the store for good.
     pub fn prepare(&self, image: &BoltImage, position: LogPosition) -> Result<Prepared, BackendError> {
         let inner = self.inner();
         inner.usable()?;
         self.check_ahead(position)?;
+        let claim = Claim::new(&inner.claims, position)?;
         let (store, durable) = inner.latch(prepare(inner.home.as_ref(), image, position))?;
-        Ok(Prepared { store, durable, home: inner.home.clone(), failed: inner.failed.clone() })
+        Ok(Prepared { store, durable, home: inner.home.clone(), failed: inner.failed.clone(), claim })
     }
 
     /// Puts a prepared state in place of the one in use, durably. What is pending is dropped.
@@ -75,7 +108,7 @@ impl Backend {
         let mut durable = inner.durable.lock();
         inner.usable()?;
         self.check_ahead(prepared.position())?;
-        let Prepared { mut store, durable: installed, .. } = prepared;
+        let Prepared { mut store, durable: installed, claim: _claim, .. } = prepared;
         if let Some(home) = &inner.home {
             inner.latch(store.rename(home.disk.as_ref(), &home.path))?;
         }
@@ -109,7 +142,8 @@ impl Backend {
                 let what = format!("it holds the state at index {}", durable.position.index);
                 return inner.latch(Err(BackendError::Corrupt { path: path.clone(), what }));
             }
-            self.install(Prepared { store, durable, home: Some(home.clone()), failed: inner.failed.clone() })?;
+            let claim = Claim::new(&inner.claims, *position)?;
+            self.install(Prepared { store, durable, home: Some(home.clone()), failed: inner.failed.clone(), claim })?;
         }
         inner.latch(remove_all(home))?;
         Ok(chosen.map(|(position, _)| position))

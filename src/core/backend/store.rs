@@ -13,6 +13,7 @@ use super::checkpointer::Alarm;
 use super::database::{Durable, Store, rows_of};
 use super::disk::{FsStateDisk, StateDisk};
 use super::error::BackendError;
+use super::install::Claims;
 use super::overlay::Overlay;
 use super::row;
 use super::totals::{TableTotals, logical_size, row_cost};
@@ -46,6 +47,7 @@ pub(super) struct Inner {
     pub(super) alarm: Alarm,
     /// The first fatal error; set once.
     pub(super) failed: Failure,
+    pub(super) claims: Claims,
 }
 
 /// The first fatal error, for all who work on the store.
@@ -154,6 +156,7 @@ impl Backend {
             durable: Mutex::new(durable),
             alarm: Alarm::default(),
             failed: Failure::default(),
+            claims: Claims::default(),
         };
         Self { inner: Arc::new(inner), pinned: None }
     }

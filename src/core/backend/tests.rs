@@ -275,6 +275,20 @@ fn a_start_puts_the_newest_marked_state_in_place_and_removes_the_others() {
     }
 }
 
+/// Otherwise the file of the first one would be replaced under it, and its later checkpoints go to a file without a name.
+#[test]
+fn a_position_is_prepared_once_at_a_time() {
+    let (folder, image) = imaged(5);
+    let backend = Backend::open(&folder.path().join("db")).unwrap();
+    let first = backend.prepare(&image, at(7)).unwrap();
+    assert!(matches!(backend.prepare(&image, at(7)), Err(BackendError::AlreadyPrepared { .. })));
+    first.discard().unwrap();
+    drop(backend.prepare(&image, at(7)).unwrap());
+    let again = backend.prepare(&image, at(7)).unwrap();
+    backend.install(again).unwrap();
+    assert!(matches!(backend.prepare(&image, at(7)), Err(BackendError::Outdated { .. })));
+}
+
 #[test]
 fn an_older_state_is_never_installed() {
     let (folder, image) = imaged(5);

@@ -111,11 +111,12 @@ impl PeerReceiver for MemberPeers {
             let parsed = PeerMessage::snapshot(inner.core.member, from, &message).map_err(|error| error.to_string())?;
             let position = parsed.snapshot_position();
             let prepare = slot.clone();
-            blocking(move || prepare_image(prepare.get().ok_or(STARTING)?, &file, position, &failed)).await?;
+            let put = blocking(move || prepare_image(prepare.get().ok_or(STARTING)?, &file, position, &failed)).await?;
             let accepted = inner.core.raft.receive_snapshot(parsed).await.unwrap_or(false);
             if !accepted {
                 info!(index = %position.index, "state of another member is not needed");
-                if let Some(unused) = inner.installs.take_back(position) {
+                // Only the one of this transfer: the log may already stand on that of an earlier one.
+                if put && let Some(unused) = inner.installs.take_back(position) {
                     blocking(move || unused.discard().map_err(|error| error.to_string())).await?;
                 }
             }
@@ -171,16 +172,18 @@ fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
     if state.voters.is_empty() { Err("the state has no members".to_owned()) } else { Ok(state) }
 }
 
-fn prepare_image(inner: &Inner, file: &Path, position: LogPosition, failed: &Failed) -> Result<(), String> {
+/// Prepares a state and puts it where consensus finds it; tells whether it did, or there was no need to.
+fn prepare_image(inner: &Inner, file: &Path, position: LogPosition, failed: &Failed) -> Result<bool, String> {
     let image = BoltImage::open(file).map_err(|error| error.to_string())?;
     match inner.core.backend.prepare(&image, position) {
         Ok(prepared) => {
             info!(index = %position.index, "prepared a state of another member");
             inner.installs.put(prepared);
-            Ok(())
+            Ok(true)
         }
-        // Consensus has the log up to there and will answer that; it needs no image.
-        Err(BackendError::Outdated { .. }) => Ok(()),
+        // Consensus has the log up to there and will answer that; it needs no image. Or it has one from an earlier
+        // transfer.
+        Err(BackendError::Outdated { .. } | BackendError::AlreadyPrepared { .. }) => Ok(false),
         Err(error) => {
             warn!(%error, index = %position.index, "state of another member is not usable");
             if error.is_fatal() {
