@@ -124,6 +124,7 @@ impl Server {
             },
             metrics: watch_metrics,
             may_read: Arc::new(|_, _| Ok(())),
+            condemned: core.published.condemned.subscribe(),
             election_timeout: config.election_timeout,
         });
 

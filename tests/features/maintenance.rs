@@ -5,12 +5,12 @@ use tonic::Code;
 use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
 use watershed::pb::etcdserverpb::{
     AlarmRequest, AlarmType, DefragmentRequest, DeleteRangeRequest, HashKvRequest, HashRequest, MemberListRequest,
-    PutRequest, RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest, request_op,
+    PutRequest, RangeRequest, RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest, request_op,
 };
 use watershed::pb::healthpb::HealthCheckRequest;
 use watershed::pb::healthpb::health_check_response::ServingStatus;
 
-use crate::harness::{Target, World, refused};
+use crate::harness::{Target, World, is_stock, refused, run};
 use crate::on_every_target;
 
 on_every_target! {
@@ -225,4 +225,30 @@ async fn health_is_served(world: &mut World) {
     assert_eq!(answer.status(), ServingStatus::Serving);
     let answer = health.check(HealthCheckRequest { service: "nothing".into() }).await;
     refused(answer, Code::NotFound, "unknown service");
+}
+
+#[test]
+fn a_condemned_member_gives_no_data() {
+    run(Target::Core, &[], async |world: &mut World| {
+        if is_stock() {
+            return;
+        }
+        world.put("k", "v").await;
+        let mut maintenance = world.client.maintenance();
+        let status = maintenance.status(StatusRequest {}).await.expect("status").into_inner();
+        let member_id = status.header.expect("header").member_id;
+        let alarm =
+            |action: AlarmAction| AlarmRequest { action: action.into(), member_id, alarm: AlarmType::Corrupt.into() };
+        maintenance.alarm(alarm(AlarmAction::Activate)).await.expect("alarm");
+        let corrupt = "etcdserver: corrupt cluster";
+        let range = RangeRequest { key: "k".into(), serializable: true, ..Default::default() };
+        refused(world.client.kv().range(range).await, Code::DataLoss, corrupt);
+        refused(maintenance.snapshot(SnapshotRequest {}).await, Code::DataLoss, corrupt);
+        // What an operator needs still works.
+        let status = maintenance.status(StatusRequest {}).await.expect("status").into_inner();
+        assert!(status.errors.iter().any(|error| error.ends_with("alarm:CORRUPT")), "{:?}", status.errors);
+        maintenance.hash_kv(HashKvRequest { revision: 0 }).await.expect("hash");
+        maintenance.alarm(alarm(AlarmAction::Deactivate)).await.expect("alarm");
+        assert_eq!(world.get("k").await.kvs[0].value, "v");
+    });
 }

@@ -8,7 +8,7 @@ use super::super::flags::{FlagError, Parsed, Variables, parse_flags};
 use super::super::url::{ListenUrl, UrlError, advertised_url, each};
 use super::cluster::{InitialCluster, InitialState};
 use super::others;
-use super::parts::{AutoCompaction, Quota, check_feature_gates};
+use super::parts::{AutoCompaction, IntegrityChecks, Quota, read_feature_gates};
 use super::raw::RawServerConfig;
 use crate::telemetry::LogConfig;
 
@@ -52,6 +52,8 @@ pub struct ServerConfig {
     pub initial: InitialCluster,
     /// Go on alone with the data of a member of a lost cluster.
     pub force_new_cluster: bool,
+    /// Comparisons of the members' states.
+    pub integrity: IntegrityChecks,
     /// Client URLs this member publishes.
     pub advertise_client_urls: Vec<String>,
     /// Size of the state at which writes are refused.
@@ -276,7 +278,8 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             "extensive" => true,
             other => return Err(value("metrics", format!("{other:?} is neither basic nor extensive"))),
         };
-        check_feature_gates(&raw.feature_gates).map_err(|reason| value("feature-gates", reason))?;
+        let compare_at_start =
+            read_feature_gates(&raw.feature_gates).map_err(|reason| value("feature-gates", reason))?;
         let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
         let progress = raw.watch_progress_notify_interval.0;
@@ -285,6 +288,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         }
         if raw.serving_threads > SERVING_THREADS_MAX {
             return Err(value("serving-threads", format!("must be {SERVING_THREADS_MAX} at most")));
+        }
+        if raw.compact_hash_check_time.0.is_zero() {
+            return Err(value("compact-hash-check-time", "must be >0 (set to 0s)".to_owned()));
         }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let large = raw.max_request_bytes > 10 << 20;
@@ -306,6 +312,11 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             },
             initial,
             force_new_cluster: raw.force_new_cluster,
+            integrity: IntegrityChecks {
+                at_start: compare_at_start,
+                state: Some(raw.corrupt_check_time.0).filter(|period| !period.is_zero()),
+                compactions: raw.compact_hash_check_time.0,
+            },
             advertise_client_urls: urls("advertise-client-urls", advertise_client_urls, advertised_url)?,
             quota: Quota::from_flag(raw.quota_backend_bytes),
             max_txn_ops: usize::try_from(raw.max_txn_ops).unwrap_or(usize::MAX),

@@ -13,6 +13,6 @@ mod same_urls;
 
 pub use check::{Notice, ServerConfig, ServerConfigError, parse_server_config};
 pub use cluster::{InitialCluster, InitialState};
-pub use parts::{AutoCompaction, Quota};
+pub use parts::{AutoCompaction, IntegrityChecks, Quota};
 pub use raw::RawServerConfig;
 pub use same_urls::{Resolve, same_urls};

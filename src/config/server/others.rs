@@ -102,8 +102,6 @@ const OTHERS: &[(&str, &str, Option<bool>, Fate)] = &[
     ("enable-pprof", "false", BOOL, NotSupported),
     ("enable-distributed-tracing", "false", BOOL, NotSupported),
     ("enable-log-rotation", "false", BOOL, NotSupported),
-    ("corrupt-check-time", "0s", None, NotSupported),
-    ("compact-hash-check-time", "1m", None, NotSupported),
     // On in etcd; here the JSON gateway does not exist yet, so the value says nothing.
     ("enable-grpc-gateway", "true", BOOL_ON, Ignored),
 ];

@@ -58,23 +58,37 @@ impl AutoCompaction {
     }
 }
 
+/// When the states of the members are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IntegrityChecks {
+    /// By a member that starts.
+    pub at_start: bool,
+    /// By the leader, the whole state, so often; none for never.
+    pub state: Option<Duration>,
+    /// By the leader, what compactions left behind.
+    pub compactions: Duration,
+}
+
 /// Gates of etcd 3.7, their default, and whether the other value asks for something that does not exist yet.
 const GATES: &[(&str, bool, bool)] = &[
     ("AllAlpha", false, true),
     ("AllBeta", false, false),
-    ("CompactHashCheck", false, true),
+    ("CompactHashCheck", false, false),
     ("FastLeaseKeepAlive", true, false),
-    ("InitialCorruptCheck", false, true),
-    ("LeaseCheckpoint", false, true),
-    ("LeaseCheckpointPersist", false, true),
+    ("InitialCorruptCheck", false, false),
+    ("LeaseCheckpoint", false, false),
+    ("LeaseCheckpointPersist", false, false),
     ("PriorityRequest", false, true),
     ("SetMemberLocalAddr", false, true),
     ("StopGRPCServiceOnDefrag", false, true),
     ("TxnModeWriteWithSharedBuffer", true, false),
 ];
 
-/// Checks `--feature-gates`; nothing of it changes what we do.
-pub(super) fn check_feature_gates(text: &str) -> Result<(), String> {
+/// Checks `--feature-gates`, and tells whether a member compares its state when it starts: unless
+/// `InitialCorruptCheck=false` is given. Nothing else of it changes what we do; the other checks of the state and
+/// lease checkpoints are always on.
+pub(super) fn read_feature_gates(text: &str) -> Result<bool, String> {
+    let mut set = Vec::new();
     for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
         let (name, value) = entry.split_once('=').ok_or_else(|| format!("missing bool value for {entry}"))?;
         let gate = GATES.iter().find(|gate| gate.0 == name.trim());
@@ -87,8 +101,16 @@ pub(super) fn check_feature_gates(text: &str) -> Result<(), String> {
         if refused && value != default {
             return Err(format!("feature gate {name} is not supported yet"));
         }
+        set.push((name, value));
     }
-    Ok(())
+    let on = |gate| set.iter().rfind(|(name, _)| *name == gate).is_some_and(|(_, value)| *value);
+    if on("LeaseCheckpointPersist") && !on("LeaseCheckpoint") {
+        return Err(
+            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint".into()
+        );
+    }
+    let given = set.iter().rfind(|(name, _)| *name == "InitialCorruptCheck");
+    Ok(given.is_none_or(|(_, value)| *value))
 }
 
 #[cfg(test)]
@@ -108,9 +130,14 @@ mod tests {
 
     #[test]
     fn gates_are_known_by_name() {
-        assert_eq!(check_feature_gates("FastLeaseKeepAlive=false, AllBeta=true"), Ok(()));
-        assert_eq!(check_feature_gates("LeaseCheckpoint=false"), Ok(()));
-        assert!(check_feature_gates("LeaseCheckpoint=true").unwrap_err().contains("not supported yet"));
-        assert_eq!(check_feature_gates("Nope=true"), Err("unrecognized feature gate: Nope".to_owned()));
+        assert_eq!(read_feature_gates("FastLeaseKeepAlive=false, AllBeta=true"), Ok(true));
+        assert_eq!(read_feature_gates("LeaseCheckpoint=false,PriorityRequest=false"), Ok(true));
+        assert!(read_feature_gates("PriorityRequest=true").unwrap_err().contains("not supported yet"));
+        assert_eq!(read_feature_gates("LeaseCheckpointPersist=true,LeaseCheckpoint=true"), Ok(true));
+        let alone = read_feature_gates("LeaseCheckpointPersist=true").unwrap_err();
+        assert!(alone.ends_with("requires enabling feature gate LeaseCheckpoint"), "{alone}");
+        assert_eq!(read_feature_gates("Nope=true"), Err("unrecognized feature gate: Nope".to_owned()));
+        assert_eq!(read_feature_gates("InitialCorruptCheck=true"), Ok(true));
+        assert_eq!(read_feature_gates("InitialCorruptCheck=false"), Ok(false));
     }
 }

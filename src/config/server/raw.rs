@@ -116,6 +116,12 @@ pub struct RawServerConfig {
     #[arg(long, default_value_t = 300, help_heading = "Auth")]
     pub auth_token_ttl: u64,
 
+    /// Pause between two comparisons of the members' states by the leader; 0 is never. Off in etcd.
+    #[arg(long, default_value = "12m", help_heading = "Monitoring")]
+    pub corrupt_check_time: GoDuration,
+    /// Pause between two comparisons of what compactions left behind.
+    #[arg(long, default_value = "1m", help_heading = "Monitoring")]
+    pub compact_hash_check_time: GoDuration,
     /// basic or extensive: with or without latency histograms per gRPC method.
     #[arg(long, default_value = "basic", help_heading = "Monitoring")]
     pub metrics: String,

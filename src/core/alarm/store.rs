@@ -51,6 +51,11 @@ impl AlarmStore {
         self.raised.iter().any(|(raised, _)| *raised == kind as i32)
     }
 
+    /// Whether this member reports this trouble, or others report it of this member.
+    pub fn names(&self, kind: AlarmType, member: MemberId) -> bool {
+        self.raised.contains(&(kind as i32, member))
+    }
+
     fn row(kind: AlarmType, member: MemberId, value: Option<Bytes>) -> Change {
         let key = AlarmMember { member_id: member.0, alarm: kind as i32 }.encode_to_vec().into();
         Change { table: Table::Alarm, key, value }

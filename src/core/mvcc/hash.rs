@@ -72,6 +72,14 @@ impl StoreReader {
         if let Some(cached) = self.shared.hashes.find(revision) {
             return Ok((cached, self.revision()));
         }
+        self.hash_state(revision)
+    }
+
+    /// Like [`hash_kv`](Self::hash_kv), over the rows there are now, whatever compactions left behind.
+    ///
+    /// # Errors
+    /// A future or compacted revision.
+    pub fn hash_state(&self, revision: Revision) -> Result<(HashKv, Revision), MvccError> {
         // Held before the look at the state, so that nothing which that state needs is removed any more.
         let _held = Hold::new(&self.shared.hashing);
         let snapshot = self.snapshot();

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::Failure;
 use super::lease_clock::LeaseClock;
+use super::member::Failed;
 use super::metrics::CoreMetrics;
 use super::renewals::Renewals;
 use crate::api_error::ApiError;
@@ -22,7 +23,7 @@ use crate::core::mvcc::{Snapshot, StoreReader};
 use crate::core::peer::{Peer, PeerTransport};
 use crate::core::raft::{ProposeError, RaftHandle};
 use crate::pb::encoded::ResponseHeader;
-use crate::pb::etcdserverpb::InternalRaftRequest;
+use crate::pb::etcdserverpb::{AlarmType, InternalRaftRequest};
 use crate::types::{ClusterId, LogIndex, MemberId, Revision, Term};
 
 /// Changes in memory that the state on disk does not have yet, in bytes; above it writes are refused until the disk
@@ -69,6 +70,26 @@ pub struct Published {
     pub alarms: ArcSwap<AlarmStore>,
     /// Members and cluster version.
     pub cluster: ArcSwap<ClusterStore>,
+    /// Whether a CORRUPT alarm names this member: it serves no clients then.
+    pub condemned: watch::Sender<bool>,
+}
+
+impl Published {
+    /// Shows members and alarms to everybody.
+    pub(super) fn update(&self, member: MemberId, cluster: &ClusterStore, alarms: &AlarmStore) {
+        self.cluster.store(Arc::new(cluster.clone()));
+        self.alarms.store(Arc::new(alarms.clone()));
+        let condemned = alarms.names(AlarmType::Corrupt, member);
+        self.condemned.send_if_modified(|known| std::mem::replace(known, condemned) != condemned);
+    }
+
+    /// Whether clients may have data from `member`, which is this one.
+    ///
+    /// # Errors
+    /// "Corrupt cluster" while a CORRUPT alarm names it.
+    pub(super) fn may_serve(&self, member: MemberId) -> Result<(), ApiError> {
+        if self.alarms.load().names(AlarmType::Corrupt, member) { Err(ApiError::Corrupt) } else { Ok(()) }
+    }
 }
 
 /// What every service of a member works with. Shared by all serving threads.
@@ -89,6 +110,8 @@ pub struct Core {
     pub leases: Arc<LeaseClock>,
     /// Keep-alives of all streams.
     pub renewals: Renewals,
+    /// Ends the process when this member's state can no longer be trusted.
+    pub failed: Failed,
     /// Whether leadership is being handed over.
     pub handing_over: watch::Sender<bool>,
     /// State on disk, for maintenance calls.

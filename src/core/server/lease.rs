@@ -102,6 +102,8 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
 
 /// One keep-alive. Needs no log entry: only the leader's deadlines count.
 async fn renew(core: &Core, id: LeaseId) -> Result<LeaseKeepAliveResponse, Status> {
+    // The stream may be older than the alarm.
+    core.published.may_serve(core.member)?;
     // Filled first: its revision is never newer than the renewal.
     let header = Some(core.header_now());
     let renewal = match renew_alone(core, id) {

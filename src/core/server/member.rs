@@ -16,7 +16,7 @@ use super::observer::MemberObserver;
 use super::peers::MemberPeers;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
 use super::renewals::{self, Renewals};
-use super::{auto_compaction, bootstrap, checkpoint, hand_over, join, version};
+use super::{auto_compaction, bootstrap, checkpoint, hand_over, integrity, join, version};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
@@ -74,6 +74,9 @@ pub enum StartError {
         "the member has been permanently removed from the cluster: {0} cannot come back; remove its data directory"
     )]
     Removed(MemberId),
+    /// Its state is not that of the other members.
+    #[error("{0} found data inconsistency with peers")]
+    Inconsistent(MemberId),
 }
 
 /// Called once when a member can no longer be trusted with its state; must end the process.
@@ -148,12 +151,16 @@ impl Member {
     /// Without a quorum this waits, as etcd does: a member that cannot be sure of its state serves nobody.
     ///
     /// # Errors
-    /// The member was removed from the cluster.
+    /// The member was removed from the cluster, or its state differs from that of the others.
     pub async fn join(&self, config: &ServerConfig) -> Result<(), StartError> {
         self.spawn_keepers(config);
+        let joined = async {
+            join::join(&self.core, &config.name, &config.advertise_client_urls).await;
+            if config.integrity.at_start { integrity::check_at_start(&self.core).await } else { Ok(()) }
+        };
         tokio::select! {
             () = self.removed() => Err(StartError::Removed(self.core.member)),
-            () = join::join(&self.core, &config.name, &config.advertise_client_urls) => Ok(()),
+            compared = joined => compared.map_err(StartError::Inconsistent),
         }
     }
 
@@ -179,8 +186,7 @@ impl Member {
         let limits = limits(config);
         let leases = Arc::new(RwLock::new(open_leases(&backend, &store, limits.lease_ttl_min)?));
         let published = Arc::new(Published::default());
-        published.cluster.store(Arc::new(cluster.clone()));
-        published.alarms.store(Arc::new(alarms.clone()));
+        published.update(metadata.member, &cluster, &alarms);
         let lessor = Lessor::new(LessorConfig::default(), leases.read().all());
         let clock = Arc::new(LeaseClock::new(leases.clone(), lessor));
         let applier_config = ApplierConfig { quota_bytes: limits.quota_bytes };
@@ -222,6 +228,7 @@ impl Member {
             published,
             leases: clock,
             renewals,
+            failed: failed.clone(),
             handing_over: watch::Sender::new(false),
             backend: backend.clone(),
             apply: apply_handle,
@@ -267,6 +274,7 @@ impl Member {
             config.snapshot_catchup_entries,
             tasks.clone(),
         ));
+        tasks.spawn(integrity::run(core.clone(), config.integrity, tasks.clone()));
         tasks.spawn(auto_compaction::run(core.clone(), config.auto_compaction, tasks.clone()));
     }
 

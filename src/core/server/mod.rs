@@ -18,6 +18,7 @@ mod gauges;
 mod hand_over;
 mod health;
 mod http;
+mod integrity;
 mod join;
 mod kv;
 mod lease;

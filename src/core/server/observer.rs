@@ -52,8 +52,7 @@ impl ApplyObserver for MemberObserver {
     }
 
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {
-        self.core.published.cluster.store(Arc::new(cluster.clone()));
-        self.core.published.alarms.store(Arc::new(alarms.clone()));
+        self.core.published.update(self.core.member, cluster, alarms);
         self.core.follow_members(cluster.members());
         if cluster.is_removed(self.core.member) {
             self.core.removed.cancel();

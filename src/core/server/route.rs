@@ -135,11 +135,23 @@ impl Router {
             },
         };
         self.core.metrics.client_request(method.kind, client);
+        if gives_data(method) {
+            self.core.published.may_serve(self.core.member)?;
+        }
         let wants_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
         if wants_leader && self.core.raft.status().borrow().leader.is_none() {
             return Err(ApiError::NoLeader.into());
         }
         Ok(())
+    }
+}
+
+/// Whether answers come from the stored state; what an operator needs to look at a damaged member does not.
+fn gives_data(method: &Method) -> bool {
+    match method.service {
+        "etcdserverpb.Maintenance" => method.name == "Snapshot",
+        "etcdserverpb.Cluster" | "etcdserverpb.Auth" | "grpc.health.v1.Health" => false,
+        _ => true,
     }
 }
 
@@ -205,6 +217,16 @@ pub(super) fn too_large(status: &Status, limit: usize) -> Option<Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_member_can_be_looked_at() {
+        let given: Vec<_> = methods::METHODS.iter().filter(|method| !gives_data(method)).collect();
+        let named = |name| given.iter().any(|method| method.name == name);
+        assert!(
+            ["Alarm", "Status", "HashKV", "Defragment", "MemberList", "MemberRemove", "Check"].map(named) == [true; 7]
+        );
+        assert!(["Range", "Put", "LeaseKeepAlive", "Lock", "Campaign", "Snapshot"].map(named) == [false; 6]);
+    }
 
     #[test]
     fn oversized_messages_are_worded_as_etcd_does() {

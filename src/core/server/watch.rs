@@ -38,6 +38,8 @@ pub struct WatchContext {
     pub metrics: WatchMetrics,
     /// Permission to read.
     pub may_read: ReadCheck,
+    /// Whether the state of this member is known to be damaged: all streams end.
+    pub condemned: watch::Receiver<bool>,
     /// Without a leader for three of these, streams that want one end.
     pub election_timeout: Duration,
 }
@@ -76,6 +78,7 @@ impl WatchService {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = follower.follow_leader(status, read) => {}
+                () = follower.follow_alarm() => {}
             }
         });
         service
@@ -91,6 +94,18 @@ impl WatchService {
         let requests = futures::stream::iter([Ok(request)]).chain(futures::stream::pending());
         let desk = MemberDesk { context: self.context.clone(), token: None };
         WatchStream::new(self.shard.clone(), requests, Box::new(desk), false)
+    }
+
+    /// Never completes.
+    async fn follow_alarm(&self) {
+        let mut condemned = self.context.condemned.clone();
+        while condemned.wait_for(|condemned| *condemned).await.is_ok() {
+            self.shard.end_streams(&ApiError::Corrupt.into(), false);
+            if condemned.wait_for(|condemned| !condemned).await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
     }
 
     async fn follow_leader<S>(&self, mut status: watch::Receiver<S>, read: fn(&S) -> (bool, Term)) {
@@ -203,6 +218,7 @@ mod tests {
         watch: CoreWatch,
         metrics: WatchMetrics,
         leader: watch::Sender<bool>,
+        condemned: watch::Sender<bool>,
         channel: Channel,
         tasks: Tasks,
     }
@@ -213,6 +229,7 @@ mod tests {
             let store = Store::open(backend.clone()).unwrap();
             let watch = CoreWatch::new(store.reader(), log_bytes_max);
             let metrics = WatchMetrics::register(&Metrics::default());
+            let condemned = watch::Sender::new(false);
             let context = WatchContext {
                 watch: watch.clone(),
                 origin: Arc::new(Origin::new(ClusterId(11), MemberId(12), Term(0))),
@@ -222,6 +239,7 @@ mod tests {
                     true => Err(ApiError::PermissionDenied.into()),
                     false => Ok(()),
                 }),
+                condemned: condemned.subscribe(),
                 election_timeout: Duration::from_millis(10),
             };
             let tasks = Tasks::new();
@@ -234,7 +252,7 @@ mod tests {
             let stop = tasks.stop_signal();
             tasks.spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned()));
             let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-            Self { store, backend, index: 0, watch, metrics, leader, channel, tasks }
+            Self { store, backend, index: 0, watch, metrics, leader, condemned, channel, tasks }
         }
 
         fn apply<R>(&mut self, written: crate::core::mvcc::Written<R>) {
@@ -423,5 +441,15 @@ mod tests {
         member.tasks.stop();
         let status = relaxed.responses.message().await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: server stopped"));
+    }
+
+    #[tokio::test]
+    async fn a_condemned_member_ends_every_stream() {
+        let member = Member::start(1 << 20).await;
+        let mut stream = member.stream(false).await;
+        stream.watch(watch_key("a")).await;
+        member.condemned.send_replace(true);
+        let status = stream.responses.message().await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::DataLoss, "etcdserver: corrupt cluster"));
     }
 }
