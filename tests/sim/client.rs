@@ -305,13 +305,13 @@ impl Clients {
                 }
             }
             97 => {
-                let back = random.i64(..40);
+                let back = random.i64(0..40);
                 let revision = (context.truth.shown - back).max(1);
                 let compaction = CompactionRequest { revision, ..Default::default() };
                 write(InternalRaftRequest { compaction: Some(compaction), ..none() })
             }
             98 => {
-                let revision = (context.truth.shown - random.i64(..60)).max(1);
+                let revision = (context.truth.shown - random.i64(0..60)).max(1);
                 Ask::Read { request: RangeRequest { revision, ..everything() }, linearizable: true }
             }
             _ => Ask::Read { request: range_of(&key(random)), linearizable: true },

@@ -41,8 +41,8 @@ pub const ELECTION: Micros = SECOND;
 const EXPIRY_TICKS: u64 = 2;
 const HELD_FOR: Micros = 2 * SECOND;
 /// Small, so that much happens in little time.
-const CATCH_UP_ENTRIES: u64 = 8;
-const SNAPSHOT_COUNT: u64 = 25;
+const CATCH_UP_ENTRIES: u64 = 4;
+const SNAPSHOT_COUNT: u64 = 12;
 const EVENT_LOG_BYTES: usize = 4000;
 const SLICE_RECORDS: usize = 20;
 const SEGMENTS_MIN: usize = 2;
@@ -242,7 +242,7 @@ impl Process {
         if !process.compactions.is_empty() {
             process.schedule(context, 10 * MILLI, Work::CompactionSlice);
         }
-        let checkpoint = context.random.u64(SECOND..20 * SECOND);
+        let checkpoint = context.random.u64(SECOND..8 * SECOND);
         process.schedule(context, checkpoint, Work::Checkpoint);
         process.turn(context)?;
         Ok(process)
@@ -664,7 +664,7 @@ impl Process {
             self.node.state_saved(&snapshot, LogIndex(durable.index.0.saturating_sub(CATCH_UP_ENTRIES)));
             self.write(context, Job::Saved(snapshot));
         }
-        let next = context.random.u64(SECOND..20 * SECOND);
+        let next = context.random.u64(SECOND..8 * SECOND);
         self.schedule(context, next, Work::Checkpoint);
         Ok(())
     }

@@ -11,7 +11,7 @@ use watershed::types::{ClusterId, MemberId};
 use super::disk::SimDisk;
 
 /// Small, so that a member that was away needs a state instead of entries.
-const CATCH_UP_ENTRIES: u64 = 8;
+const CATCH_UP_ENTRIES: u64 = 4;
 
 /// What a member begins its life with. `first` are the first members of the cluster, none for one that is added later.
 pub fn birth(id: MemberId, first: &[MemberId]) -> Bootstrap {

@@ -495,8 +495,10 @@ impl World {
     pub fn recover(&mut self) {
         self.context.faulty = false;
         self.network.heal();
+        // What a pause has held up comes at its end.
+        let paused = self.members.iter().map(|member| member.paused_until).max().unwrap_or(0);
+        self.run_for(paused.saturating_sub(self.context.now));
         for member in 0..self.members.len() {
-            self.members[member].paused_until = 0;
             if self.members[member].breaking {
                 self.crash(member, true);
             }
