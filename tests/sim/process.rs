@@ -340,7 +340,7 @@ impl Process {
 
     /// Lets a reader go on once everything acknowledged so far is applied.
     fn confirm(&mut self, context: &mut Context, reader: Reader) {
-        if self.node.is_sole_voter() && self.node.is_ready_leader() {
+        if self.node.is_alone() && self.node.is_ready_leader() {
             self.resume(context, reader);
         } else {
             self.reads.push(reader);

@@ -624,6 +624,12 @@ impl RaftNode {
         voters.ids().len() == 1 && voters.contains(self.member.0)
     }
 
+    /// Whether there is no other member at all. A learner can hear of a commit, and tell its client, before the only
+    /// voter has applied it.
+    pub fn is_alone(&self) -> bool {
+        self.is_sole_voter() && self.raw.raft.prs().conf().learners().is_empty()
+    }
+
     /// Whether this member has a vote.
     pub fn is_voter(&self) -> bool {
         self.raw.raft.prs().conf().voters().contains(self.member.0)

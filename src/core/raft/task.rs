@@ -55,7 +55,7 @@ pub struct RaftStatus {
     pub term: Term,
     /// Whether this member leads.
     pub is_leader: bool,
-    /// Whether this member leads, has committed in its term, and no other member has a vote: then nothing can
+    /// Whether this member leads, has committed in its term, and there is no other member: then nothing can
     /// have been acknowledged that it has not applied.
     pub reads_are_local: bool,
 }
@@ -547,7 +547,7 @@ impl<S: CommitSink> Worker<S> {
 
     /// Does what the node asks for until it asks for nothing more.
     fn drive(&mut self) -> Result<(), RaftError> {
-        if !self.node.is_sole_voter() {
+        if !self.node.is_alone() {
             // Before anything leaves that lets another member lead.
             self.shared.reads_are_local.store(false, Ordering::Release);
         }
@@ -582,7 +582,7 @@ impl<S: CommitSink> Worker<S> {
             leader: self.node.leader(),
             term: self.node.term(),
             is_leader: self.node.is_leader(),
-            reads_are_local: self.node.is_sole_voter() && self.node.is_ready_leader(),
+            reads_are_local: self.node.is_alone() && self.node.is_ready_leader(),
         };
         self.shared.term.store(status.term.0, Ordering::Release);
         self.shared.reads_are_local.store(status.reads_are_local, Ordering::Release);
