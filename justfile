@@ -18,3 +18,8 @@ interop:
 # Micro-benchmarks of the store.
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}
+
+# Real processes under faults; prints what was done and checked. Needs root for the disk scenarios.
+chaos rounds="10" seed="1":
+    WATERSHED_CHAOS_ROUNDS={{rounds}} WATERSHED_CHAOS_SEED={{seed}} \
+        cargo test --release --test chaos -- --nocapture --test-threads=1

@@ -96,7 +96,8 @@ async fn bits_are_flipped_and_rates_are_kept() {
     let sent = vec![0_u8; 100_000];
     let mut received = vec![1_u8; sent.len()];
     let (written, read) = tokio::join!(near.write_all(&sent), soon("all of it", far.read_exact(&mut received)));
-    (written.expect("written"), read.expect("read"));
+    written.expect("written");
+    read.expect("read");
     let flipped = received.iter().filter(|byte| **byte != 0).count();
     assert!((500..2000).contains(&flipped), "{flipped} of {} bytes", sent.len());
     assert_eq!(network.counts()[1], flipped as u64);

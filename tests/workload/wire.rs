@@ -47,7 +47,7 @@ async fn call(client: &Client, request: &Request) -> Result<(Option<ResponseHead
         }
         Request::Range(query) => {
             let answer = kv.range(range(query)).await?.into_inner();
-            let header = answer.header.clone();
+            let header = answer.header;
             (header, found(answer))
         }
         Request::Txn { .. } => {
