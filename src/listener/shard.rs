@@ -8,8 +8,12 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -34,6 +38,8 @@ pub struct ListenerConfig {
     pub connections_max: usize,
     /// Time that open requests get to finish at a stop.
     pub grace: Duration,
+    /// TLS on every connection.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 impl Default for ListenerConfig {
@@ -45,6 +51,7 @@ impl Default for ListenerConfig {
             keepalive_timeout: Duration::from_secs(20),
             connections_max: 65_536,
             grace: Duration::from_secs(1),
+            tls: None,
         }
     }
 }
@@ -56,6 +63,9 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 const HEADER_LIST_BYTES: u32 = 32 * 1024;
 const PENDING_RESETS_MAX: usize = 64;
+
+/// Time a connection has to prove who it is.
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
 pub(super) const HANDOVER_MAX: usize = 256;
@@ -82,8 +92,15 @@ pub(super) async fn run<S>(
         let guard = OpenConnection(open.clone());
         match TcpStream::from_std(socket) {
             Ok(stream) => {
-                let connection = serve_connection(stream, builder.clone(), service.clone(), stop.clone(), guard);
-                tracker.spawn(connection);
+                let (builder, service, stop) = (builder.clone(), service.clone(), stop.clone());
+                match config.tls.clone() {
+                    None => tracker.spawn(serve_connection(stream, builder, service, stop, guard)),
+                    Some(tls) => tracker.spawn(async move {
+                        if let Some(stream) = handshake(tls, stream, &stop).await {
+                            serve_connection(stream, builder, service, stop, guard).await;
+                        }
+                    }),
+                };
             }
             Err(error) => debug!(%error, "connection could not be registered"),
         }
@@ -112,13 +129,29 @@ fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-async fn serve_connection<S>(
+/// None when the client is not who may connect, is too slow, or the listener stops.
+async fn handshake(
+    tls: Arc<ServerConfig>,
     stream: TcpStream,
+    stop: &CancellationToken,
+) -> Option<TlsStream<TcpStream>> {
+    let accepted = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream));
+    match stop.run_until_cancelled(accepted).await? {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
+        Err(_) => debug!("TLS handshake took too long"),
+    }
+    None
+}
+
+async fn serve_connection<I, S>(
+    stream: I,
     builder: auto::Builder<TokioExecutor>,
     service: S,
     stop: CancellationToken,
     guard: OpenConnection,
 ) where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::tls::PeerTls;
 use crate::types::{ClusterId, MemberId};
 
 /// A member as the others dial it.
@@ -18,14 +19,16 @@ pub struct PeerConfig {
     pub cluster: ClusterId,
     /// This member.
     pub member: MemberId,
+    /// For peers whose URLs begin with https.
+    pub tls: Option<PeerTls>,
     /// Bounds and deadlines.
     pub limits: PeerLimits,
 }
 
 impl PeerConfig {
-    /// The usual limits.
+    /// The usual limits, without TLS.
     pub fn new(cluster: ClusterId, member: MemberId) -> Self {
-        Self { cluster, member, limits: PeerLimits::default() }
+        Self { cluster, member, tls: None, limits: PeerLimits::default() }
     }
 }
 

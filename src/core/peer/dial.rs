@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::hello::{Hello, Refusal};
+use super::tls::PeerTls;
 
 /// The bytes of a connection, whatever is below.
 pub(super) trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -25,7 +26,7 @@ pub(super) struct Dialed {
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
-    #[error("peer URL {0} cannot be dialled")]
+    #[error("peer URL {0} cannot be dialled: it needs http, or https and TLS for peers")]
     Url(String),
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -39,10 +40,15 @@ pub(super) enum DialError {
 
 /// Connects to the first URL that answers as the member we want. The last error speaks for all, but a refusal that
 /// says we were removed comes first.
-pub(super) async fn dial_any(urls: &[String], hello: Hello, limit: Duration) -> Result<Dialed, DialError> {
+pub(super) async fn dial_any(
+    urls: &[String],
+    hello: Hello,
+    tls: Option<&PeerTls>,
+    limit: Duration,
+) -> Result<Dialed, DialError> {
     let mut last = DialError::Url("(none)".into());
     for url in urls {
-        match timeout(limit, dial(url, hello, limit)).await {
+        match timeout(limit, dial(url, hello, tls, limit)).await {
             Ok(Ok(dialed)) => return Ok(dialed),
             Ok(Err(error @ DialError::Refused(Refusal::Removed))) => return Err(error),
             Ok(Err(error)) => last = error,
@@ -52,23 +58,26 @@ pub(super) async fn dial_any(urls: &[String], hello: Hello, limit: Duration) -> 
     Err(last)
 }
 
-async fn dial(url: &str, hello: Hello, limit: Duration) -> Result<Dialed, DialError> {
-    let parsed = Url::parse(url).map_err(|_| DialError::Url(url.to_owned()))?;
-    if parsed.scheme() != "http" {
-        return Err(DialError::Url(url.to_owned()));
+async fn dial(url: &str, hello: Hello, tls: Option<&PeerTls>, limit: Duration) -> Result<Dialed, DialError> {
+    let unusable = || DialError::Url(url.to_owned());
+    let parsed = Url::parse(url).map_err(|_| unusable())?;
+    let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else { return Err(unusable()) };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let authority = format!("{host}:{port}");
+    match (parsed.scheme(), tls) {
+        ("http", _) => upgrade(connect(bare, port, limit).await?, hello, &authority).await,
+        ("https", Some(tls)) => {
+            let stream = tls.connect(bare, connect(bare, port, limit).await?).await?;
+            upgrade(stream, hello, &authority).await
+        }
+        _ => Err(unusable()),
     }
-    let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else {
-        return Err(DialError::Url(url.to_owned()));
-    };
-    let stream = connect(host, port, limit).await?;
-    upgrade(stream, hello, &format!("{host}:{port}")).await
 }
 
 /// Tries the addresses of a name, each within its share of the time.
 async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, DialError> {
     let deadline = Instant::now() + limit;
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((bare, port)).await?.collect();
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
     let mut left = addresses.len() as u32;
     let mut last = DialError::Timeout;
     for address in addresses {
@@ -99,7 +108,7 @@ pub(super) fn prepare(stream: &TcpStream, silence_max: Duration) -> std::io::Res
 }
 
 /// Asks for the change of protocol and takes the stream back.
-async fn upgrade(stream: TcpStream, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
+async fn upgrade(stream: impl PeerIo + 'static, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
     let request = hello.request(authority).map_err(|error| DialError::Http(error.to_string()))?;
     let broken = |error: hyper::Error| DialError::Http(error.to_string());
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;

@@ -14,6 +14,9 @@ use super::outgoing::{Ended, Next, pump};
 use super::queue::Messages;
 use super::transport::Shared;
 
+/// An attempt to connect is not overtaken before.
+const DIAL_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Pauses that double up to a bound, shortened by chance so that members do not dial in step.
 #[derive(Debug)]
 pub(super) struct Backoff {
@@ -50,7 +53,19 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
     let mut told = false;
     loop {
         let urls = link.urls.load_full();
-        match dial_any(&urls, shared.hello(link.peer, purpose), limits.handshake_timeout).await {
+        let hello = shared.hello(link.peer, purpose);
+        let dialling = dial_any(&urls, hello, shared.config.tls.as_ref(), limits.handshake_timeout);
+        // A packet lost while the link was down makes an attempt slow; when the peer gets through to us, a new one is
+        // quick.
+        let overtaken = async {
+            tokio::time::sleep(DIAL_PATIENCE).await;
+            link.promising.notified().await;
+        };
+        let dialed = tokio::select! {
+            dialed = dialling => dialed,
+            () = overtaken => continue,
+        };
+        match dialed {
             Ok(dialed) => {
                 debug!(peer = %link.peer, lane = %purpose, "connected to peer");
                 let ended = run(shared, link, purpose, dialed).await;

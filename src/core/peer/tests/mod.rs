@@ -6,6 +6,7 @@ mod lanes;
 mod node;
 mod proxy;
 mod snapshots;
+mod tls;
 
 use std::time::Duration;
 

@@ -11,11 +11,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tonic::Code;
 
-use super::super::{CallFailure, Peer, PeerConfig, PeerLimits, PeerReceiver, PeerTransport, SnapshotSource};
+use super::super::{CallFailure, Peer, PeerConfig, PeerLimits, PeerReceiver, PeerTls, PeerTransport, SnapshotSource};
 use super::soon;
 use crate::core::raft::{Lane, Outbound, PeerSink};
 use crate::shutdown::Tasks;
@@ -133,6 +136,16 @@ impl Node {
         limits: PeerLimits,
         room: tempfile::TempDir,
     ) -> Self {
+        let config = PeerConfig { limits, ..PeerConfig::new(cluster, member) };
+        Self::start_from(config, room).await
+    }
+
+    pub(super) async fn start_tls(member: MemberId, limits: PeerLimits, tls: PeerTls) -> Self {
+        let config = PeerConfig { limits, tls: Some(tls), ..PeerConfig::new(CLUSTER, member) };
+        Self::start_from(config, tempfile::tempdir().expect("a directory")).await
+    }
+
+    async fn start_from(config: PeerConfig, room: tempfile::TempDir) -> Self {
         let (message_sender, messages) = mpsc::channel(100_000);
         let (image_sender, images) = mpsc::channel(10);
         let (sent_sender, sent) = mpsc::channel(10);
@@ -148,18 +161,23 @@ impl Node {
         });
         let tasks = Tasks::new();
         let metrics = PeerMetrics::register(&Metrics::new());
-        let config = PeerConfig { limits, ..PeerConfig::new(cluster, member) };
+        let tls = config.tls.as_ref().map(PeerTls::server_config);
         let transport =
             PeerTransport::start(config, heard.clone(), metrics.clone(), &tasks).expect("the transport starts");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
-        tasks.spawn(peer_port(listener, transport.clone(), tasks.clone()));
+        tasks.spawn(peer_port(listener, tls, transport.clone(), tasks.clone()));
         Self { transport, heard, address, metrics, messages, images, sent, tasks }
     }
 
     /// The only peer from now on.
     pub(super) fn follow(&self, member: MemberId, address: SocketAddr) {
         self.transport.set_peers(vec![Peer { id: member, urls: vec![format!("http://{address}")] }], BTreeSet::new());
+    }
+
+    /// The only peer from now on, by TLS.
+    pub(super) fn follow_tls(&self, member: MemberId, address: SocketAddr) {
+        self.transport.set_peers(vec![Peer { id: member, urls: vec![format!("https://{address}")] }], BTreeSet::new());
     }
 
     pub(super) fn send(&self, to: MemberId, lane: Lane, bytes: impl Into<Bytes>) {
@@ -197,23 +215,34 @@ impl Node {
     }
 }
 
-/// As the real peer port does: HTTP in front, the transport behind the upgrade.
-async fn peer_port(listener: TcpListener, transport: PeerTransport, tasks: Tasks) {
+/// As the real peer port does: TLS if any, HTTP in front, the transport behind the upgrade.
+async fn peer_port(listener: TcpListener, tls: Option<Arc<ServerConfig>>, transport: PeerTransport, tasks: Tasks) {
     let stop = tasks.stop_signal();
     while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
-        let transport = transport.clone();
-        let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-            let response = transport.upgrade(&mut request);
-            async move { Ok::<_, std::convert::Infallible>(response) }
-        });
+        let (transport, tls) = (transport.clone(), tls.clone());
+        let connection = async move {
+            match tls {
+                None => serve(stream, transport).await,
+                Some(tls) => {
+                    if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
+                        serve(stream, transport).await;
+                    }
+                }
+            }
+        };
         let connection_stop = stop.clone();
-        tasks.spawn(async move {
-            let builder = auto::Builder::new(TokioExecutor::new());
-            let service = TowerToHyperService::new(service);
-            let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-            let _ = connection_stop.run_until_cancelled(connection).await;
-        });
+        tasks.spawn(async move { connection_stop.run_until_cancelled(connection).await });
     }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, transport: PeerTransport) {
+    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        let response = transport.upgrade(&mut request);
+        async move { Ok::<_, std::convert::Infallible>(response) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let service = TowerToHyperService::new(service);
+    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
 }
 
 /// Two members that know each other, A through whatever is at `to_b`.

@@ -1,0 +1,114 @@
+use std::net::SocketAddr;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use super::super::dial::{DialError, dial_any};
+use super::super::hello::{Hello, Purpose};
+use super::super::tls::{PeerIdentity, PeerTls};
+use super::node::{A, B, CLUSTER, Node, patient};
+use super::soon;
+use crate::core::raft::Lane;
+
+/// Somebody who signs certificates.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self(CertifiedIssuer::self_signed(params, key).expect("valid"))
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// What a member at `name` shows, when it trusts `trusted`.
+    fn member(&self, name: &str, trusted: &Self) -> PeerTls {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.0).expect("signed").pem();
+        let key = key.serialize_pem();
+        let identity = PeerIdentity { certificates: certificate.as_bytes(), key: key.as_bytes() };
+        PeerTls::mutual(identity, identity, trusted.pem().as_bytes()).expect("usable")
+    }
+}
+
+async fn dial(address: SocketAddr, tls: &PeerTls) -> Result<(), DialError> {
+    let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control };
+    let urls = [format!("https://{address}")];
+    soon(dial_any(&urls, hello, Some(tls), super::PATIENCE)).await.map(drop)
+}
+
+#[tokio::test]
+async fn members_of_one_authority_talk() {
+    let authority = Authority::new();
+    let mut a = Node::start_tls(A, patient(), authority.member("127.0.0.1", &authority)).await;
+    let mut b = Node::start_tls(B, patient(), authority.member("127.0.0.1", &authority)).await;
+    a.follow_tls(B, b.address);
+    b.follow_tls(A, a.address);
+    for lane in [Lane::Control, Lane::Append] {
+        a.send(B, lane, vec![1; 200_000]);
+        assert_eq!(b.hear().await.len(), 200_000);
+    }
+    b.send(A, Lane::Append, "confirmed");
+    assert_eq!(a.hear().await, "confirmed");
+    assert_eq!(a.transport.call(B, "echo", "x".into()).await.expect("answered"), "a x");
+    let image = vec![5; 3 << 20];
+    a.heard.image.lock().clone_from(&image);
+    a.send(B, Lane::Snapshot, "message");
+    assert!(soon(b.images.recv()).await.expect("runs").2 == image);
+    assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_cannot_prove_its_identity_is_refused() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let good = ours.member("127.0.0.1", &ours);
+    let mut b = Node::start_tls(B, patient(), good.clone()).await;
+    b.follow_tls(A, "127.0.0.1:1".parse().expect("an address"));
+    dial(b.address, &good).await.expect("the right certificate is taken");
+    let cases = [
+        ("no certificate", good.clone().anonymous(ours.pem().as_bytes())),
+        ("certificate of another authority", theirs.member("127.0.0.1", &ours)),
+        ("the dialling side trusts another authority", ours.member("127.0.0.1", &theirs)),
+    ];
+    let served = b.metrics.received_bytes.with_label_values(&["a"]).get();
+    for (what, tls) in cases {
+        let error = dial(b.address, &tls).await.expect_err(what);
+        assert!(matches!(error, DialError::Io(_) | DialError::Http(_)), "{what}: {error}");
+    }
+    // Without TLS there is nobody on this port.
+    let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control };
+    let plain = soon(dial_any(&[format!("http://{}", b.address)], hello, None, super::PATIENCE)).await;
+    assert!(plain.is_err());
+    assert!(b.messages.try_recv().is_err());
+    assert_eq!(b.metrics.received_bytes.with_label_values(&["a"]).get(), served);
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_refused() {
+    let authority = Authority::new();
+    let b = Node::start_tls(B, patient(), authority.member("somewhere.else", &authority)).await;
+    b.follow_tls(A, "127.0.0.1:1".parse().expect("an address"));
+    let error = dial(b.address, &authority.member("127.0.0.1", &authority)).await.expect_err("wrong name");
+    assert!(error.to_string().contains("not valid for name"), "{error}");
+}
+
+#[test]
+fn unusable_texts_are_named() {
+    let authority = Authority::new();
+    let key = KeyPair::generate().expect("a key").serialize_pem();
+    let certificate = authority.pem();
+    let text = |certificates: &str, key: &str, authorities: &str| {
+        let identity = PeerIdentity { certificates: certificates.as_bytes(), key: key.as_bytes() };
+        PeerTls::mutual(identity, identity, authorities.as_bytes()).expect_err("unusable").to_string()
+    };
+    assert_eq!(text("", &key, &certificate), "certificate cannot be read: no certificate in it");
+    assert_eq!(text(&certificate, &key, ""), "authorities cannot be read: no certificate in it");
+    assert!(text(&certificate, "", &certificate).starts_with("key cannot be read: "));
+    assert!(text(&certificate, &key, &certificate).starts_with("certificate cannot be used: "), "key of another");
+}
