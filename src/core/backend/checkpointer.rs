@@ -5,6 +5,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::error::BackendError;
+use super::scrub::ScrubCursor;
 use super::store::Backend;
 
 /// How long changes gather. A start replays about this much of the log; a longer time writes shared pages less often.
@@ -39,18 +40,29 @@ impl Alarm {
         self.rung.notify_one();
     }
 
-    /// Waits until a checkpoint is due; tells whether it is the last.
-    fn wait(&self) -> bool {
+    /// Waits until a checkpoint is due, and tells why it is.
+    fn wait(&self) -> Due {
         let mut state = self.state.lock();
         if !state.due && !state.stopping {
             self.rung.wait_for(&mut state, CHECKPOINT_INTERVAL);
         }
-        state.due = false;
-        state.stopping
+        match (state.stopping, std::mem::take(&mut state.due)) {
+            (true, _) => Due::Last,
+            (false, true) => Due::Bytes,
+            (false, false) => Due::Time,
+        }
     }
 }
 
-/// The thread that makes submitted changes durable, every second or every 16 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Time,
+    Bytes,
+    Last,
+}
+
+/// The thread that makes submitted changes durable, every second or every 16 MiB, and that looks at some of the stored
+/// rows every second in which there was less to write.
 ///
 /// Dropping it without [`stop`](Self::stop) ends the thread after a last checkpoint, too, without waiting for it.
 #[derive(Debug)]
@@ -68,13 +80,18 @@ impl Checkpointer {
     pub fn start(backend: Backend, failed: impl FnOnce(&BackendError) + Send + 'static) -> io::Result<Self> {
         let shared = backend.clone();
         let thread = Builder::new().name("checkpoint".into()).spawn(move || {
+            let mut cursor = ScrubCursor::default();
             loop {
-                let last = shared.inner().alarm.wait();
-                if let Err(error) = shared.checkpoint() {
+                let due = shared.inner().alarm.wait();
+                let mut done = shared.checkpoint().map(|_| ());
+                if due == Due::Time && done.is_ok() {
+                    done = shared.scrub_step(cursor.clone()).map(|next| cursor = next.unwrap_or_default());
+                }
+                if let Err(error) = done {
                     failed(&error);
                     return Err(error);
                 }
-                if last {
+                if due == Due::Last {
                     return Ok(());
                 }
             }

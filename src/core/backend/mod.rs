@@ -18,6 +18,7 @@ mod install;
 mod load;
 mod overlay;
 mod row;
+mod scrub;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -30,4 +31,5 @@ pub use disk::{FsStateDisk, StateDisk};
 pub use error::BackendError;
 pub use image::{Image, ImageSummary};
 pub use install::Prepared;
+pub use scrub::ScrubCursor;
 pub use store::Backend;
