@@ -117,6 +117,8 @@ pub enum Notice {
     UnknownVariable(String),
     /// Larger than recommended (warn).
     LargeRequests(u64),
+    /// The interval between progress notifications was raised to the shortest one (warn).
+    ShortProgressInterval(Duration),
 }
 
 impl Notice {
@@ -128,6 +130,11 @@ impl Notice {
             Self::LargeRequests(bytes) => {
                 tracing::warn!(max_request_bytes = bytes, "exceeded recommended request limit of 10 MiB");
             }
+            Self::ShortProgressInterval(asked) => tracing::warn!(
+                ?asked,
+                minimum = ?PROGRESS_INTERVAL_MIN,
+                "adjusting watch progress notify interval to minimum period"
+            ),
         }
     }
 }
@@ -283,9 +290,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
         let progress = raw.watch_progress_notify_interval.0;
-        if !progress.is_zero() && progress < PROGRESS_INTERVAL_MIN {
-            return Err(value("watch-progress-notify-interval", "must be 100ms at least".to_owned()));
-        }
+        let short = (!progress.is_zero() && progress < PROGRESS_INTERVAL_MIN).then_some(progress);
         if raw.serving_threads > SERVING_THREADS_MAX {
             return Err(value("serving-threads", format!("must be {SERVING_THREADS_MAX} at most")));
         }
@@ -339,10 +344,17 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             log: raw.log.into(),
             compaction_batch_limit: or_default(raw.compaction_batch_limit, COMPACTION_BATCH),
             compaction_sleep_interval: or_default(raw.compaction_sleep_interval.0, COMPACTION_SLEEP),
-            watch_progress_notify_interval: or_default(progress, PROGRESS_INTERVAL),
+            watch_progress_notify_interval: or_default(
+                short.map_or(progress, |_| PROGRESS_INTERVAL_MIN),
+                PROGRESS_INTERVAL,
+            ),
             unsafe_no_fsync: raw.unsafe_no_fsync,
             serving_threads: or_default(raw.serving_threads, cores()),
-            notices: if large { vec![Notice::LargeRequests(raw.max_request_bytes)] } else { Vec::new() },
+            notices: large
+                .then_some(Notice::LargeRequests(raw.max_request_bytes))
+                .into_iter()
+                .chain(short.map(Notice::ShortProgressInterval))
+                .collect(),
         })
     }
 }
@@ -428,6 +440,13 @@ mod tests {
         assert!(config.force_new_cluster && !config.strict_reconfig_check && !config.pre_vote);
         assert_eq!((config.max_learners, config.snapshot_count, config.snapshot_catchup_entries), (3, 10_000, 5000));
         assert_eq!(config.notices, [Notice::Ignored("max-wals")]);
+    }
+
+    #[test]
+    fn a_short_progress_interval_is_raised_as_in_etcd() {
+        let config = parse("--watch-progress-notify-interval 10ms").unwrap();
+        assert_eq!(config.watch_progress_notify_interval, Duration::from_millis(100));
+        assert_eq!(config.notices, [Notice::ShortProgressInterval(Duration::from_millis(10))]);
     }
 
     #[test]

@@ -37,10 +37,11 @@ impl RangeStream {
         let snapshot = reader.snapshot();
         let at = snapshot.view().at(request.revision)?;
         let wanted = if request.limit > 0 { request.limit } else { i64::MAX };
-        // A sort target without an order is let through by the check and means nothing here: chunks go by key.
-        let sort_target = SortTarget::Key as i32;
-        let limit = wanted.min(FIRST_KEYS);
-        let rest = RangeRequest { revision: at.0, limit, sort_target, ..request.clone() };
+        // A sort target without an order is let through by the check and means ascending. Only keys can be sorted chunk by
+        // chunk (etcd sorts each chunk by the target and goes on after its last key), so other targets get one chunk.
+        let by_key = request.sort_target == SortTarget::Key as i32;
+        let limit = if by_key { wanted.min(FIRST_KEYS) } else { request.limit };
+        let rest = RangeRequest { revision: at.0, limit, ..request.clone() };
         Ok(Self { reader, rest, wanted, sent: 0, revision: snapshot.revision(), chunk_bytes, done: false })
     }
 
