@@ -12,5 +12,6 @@ mod workload;
 mod everywhere;
 mod members;
 mod network;
+mod reconfiguration;
 mod restarts;
 mod story;

@@ -89,11 +89,18 @@ impl Reconfiguration<'_> {
     }
 }
 
-/// Whether a learner has nearly all that the leader has, as only the leader knows.
-pub(super) fn learner_is_ready(id: MemberId, leader: MemberId, progress: &[PeerProgress]) -> Result<(), ApiError> {
+/// Whether a learner has nearly all that the leader has, as only the leader knows. The progress is a moment old: one of
+/// the `members` that is not in it has just been added.
+pub(super) fn learner_is_ready(
+    id: MemberId,
+    leader: MemberId,
+    members: &ClusterStore,
+    progress: &[PeerProgress],
+) -> Result<(), ApiError> {
     let of = |id| progress.iter().find(|progress| progress.member == id).map(|progress| progress.matched.0);
     let Some(ahead) = of(leader) else { return Err(ApiError::NotLeader) };
-    let behind = of(id).ok_or(ApiError::MemberNotFound)?;
+    let missing = if members.member(id).is_some() { ApiError::LearnerNotReady } else { ApiError::MemberNotFound };
+    let behind = of(id).ok_or(missing)?;
     if u128::from(behind) * 100 < u128::from(ahead) * u128::from(READY_PERCENT) {
         return Err(ApiError::LearnerNotReady);
     }
@@ -156,7 +163,7 @@ impl Core {
         if !matches!(tokio::time::timeout(APPLIED_WAIT, applied).await, Ok(Ok(_))) {
             return Err(ApiError::TimeoutWaitAppliedIndex.into());
         }
-        learner_is_ready(id, self.member, &self.raft.progress())
+        learner_is_ready(id, self.member, &self.published.cluster.load(), &self.raft.progress())
             .inspect_err(|error| warn!(member = %id, %error, "promotion refused"))?;
         self.check(|checks| checks.may_promote())?;
         self.change_members(ChangeKind::AddVoter, id, AddContext::promote(id).to_json()).await
@@ -334,11 +341,13 @@ mod tests {
                 active: true,
             })
         };
-        let ready = |id, progress: &[PeerProgress]| learner_is_ready(MemberId(id), MemberId(1), progress);
+        let members = cluster("vll");
+        let ready = |id, progress: &[PeerProgress]| learner_is_ready(MemberId(id), MemberId(1), &members, progress);
         assert_eq!(ready(2, &progress(900)), Ok(()));
         assert_eq!(ready(2, &progress(899)), Err(ApiError::LearnerNotReady));
         assert_eq!(ready(2, &progress(0)), Err(ApiError::LearnerNotReady), "it has never started");
-        assert_eq!(ready(3, &progress(900)), Err(ApiError::MemberNotFound));
+        assert_eq!(ready(3, &progress(900)), Err(ApiError::LearnerNotReady), "it was added a moment ago");
+        assert_eq!(ready(4, &progress(900)), Err(ApiError::MemberNotFound));
         assert_eq!(ready(2, &[]), Err(ApiError::NotLeader));
     }
 }
