@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::core::Core;
+use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 use crate::types::API_VERSION;
 
@@ -10,22 +11,16 @@ pub fn refresh_gauges(registry: &Metrics, core: Arc<Core>) {
     server.id.with_label_values(&[&core.member.to_string()]).set(1);
     server.version.with_label_values(&[API_VERSION]).set(1);
     server.quota_backend_bytes.set(core.limits.quota_bytes);
-    let leader = parking_lot::Mutex::new(None);
     registry.before_render(move || {
         let (server, mvcc) = (&core.metrics.server, &core.metrics.mvcc);
         let status = *core.raft.status().borrow();
         server.has_leader.set(i64::from(status.leader.is_some()));
         server.is_leader.set(i64::from(status.is_leader));
-        let mut seen = leader.lock();
-        if status.leader.is_some() && *seen != status.leader {
-            *seen = status.leader;
-            server.leader_changes.inc();
-        }
-        drop(seen);
         let cluster = core.published.cluster.load();
-        let learner = cluster.member(core.member).is_some_and(|member| member.is_learner);
-        server.is_learner.set(i64::from(learner));
+        server.is_learner.set(i64::from(core.is_learner()));
         if let Some(version) = cluster.version() {
+            // Only one version counts.
+            server.cluster_version.reset();
             let short = version.rsplit_once('.').map_or(version, |(short, _)| short);
             server.cluster_version.with_label_values(&[short]).set(1);
         }
@@ -38,4 +33,22 @@ pub fn refresh_gauges(registry: &Metrics, core: Arc<Core>) {
         mvcc.compact_revision.set(state.compacted().0);
         mvcc.keys.set(state.len() as i64);
     });
+}
+
+/// Counts leaders as they come, however rarely somebody looks.
+pub(super) async fn count_leaders(core: Arc<Core>, tasks: Tasks) {
+    let stop = tasks.stop_signal();
+    let mut status = core.raft.status();
+    let mut seen = None;
+    loop {
+        let leader = status.borrow_and_update().leader;
+        if leader.is_some() && leader != seen {
+            seen = leader;
+            core.metrics.server.leader_changes.inc();
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
 }

@@ -16,7 +16,7 @@ use super::observer::MemberObserver;
 use super::peers::MemberPeers;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
 use super::renewals::{self, Renewals};
-use super::{auto_compaction, bootstrap, checkpoint, hand_over, integrity, join, version};
+use super::{auto_compaction, bootstrap, checkpoint, gauges, hand_over, integrity, join, version};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
@@ -267,6 +267,7 @@ impl Member {
     fn spawn_keepers(&self, config: &ServerConfig) {
         let (core, tasks) = (&self.core, &self.tasks);
         tasks.spawn(version::run(core.clone(), tasks.clone()));
+        tasks.spawn(gauges::count_leaders(core.clone(), tasks.clone()));
         tasks.spawn(lease_clock::run(core.clone(), config.election_timeout, tasks.clone()));
         tasks.spawn(checkpoint::run(
             core.clone(),

@@ -223,7 +223,8 @@ impl Core {
             tokio::select! {
                 outcome = &mut outcome => break outcome,
                 () = tokio::time::sleep_until(deadline) => return Err(self.late()),
-                () = again, if kind != ChangeKind::Update => self.raft.propose_members(change.clone())?,
+                // Refused for now: the first copy may still make it.
+                () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone())),
             }
         };
         match outcome {
