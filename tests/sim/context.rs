@@ -70,6 +70,12 @@ pub enum Mutation {
     SleepyLessor,
     /// Watchers are not told of one batch in fifty.
     LostEvents,
+    /// A member that leads no more keeps its deadlines, and has others put what it decides into the log.
+    LessorStays,
+    /// Consensus is told that no member joins.
+    DeafConsensus,
+    /// The only voter answers before it has replayed its log.
+    EarlyService,
     /// Watchers are not told that a state was put in place of another.
     NoJump,
     /// A message in two hundred comes back to its sender.

@@ -32,6 +32,8 @@ struct State {
     fault: Option<(u64, io::ErrorKind)>,
     /// Answers "synced" and does nothing.
     lies: bool,
+    /// The next loss of power takes everything that was not synced.
+    keeps_nothing: bool,
     /// Order of all changes of contents.
     changes: u64,
     /// The run that may use the disk.
@@ -151,11 +153,19 @@ impl SimDisk {
         self.state.lock().lies = true;
     }
 
+    /// Lies until the next loss of power, which takes all it lied about.
+    pub fn lie_once(&self) {
+        let mut state = self.state.lock();
+        (state.lies, state.keeps_nothing) = (true, true);
+    }
+
     /// Loses power: synced data stays, and of the rest what chance decides. Whatever refused works again.
     pub fn lose_power(&self, random: &mut fastrand::Rng) {
         let state = &mut *self.state.lock();
         state.fault = None;
-        let kept_names = random.usize(..=state.name_changes.len());
+        let keeps_nothing = std::mem::take(&mut state.keeps_nothing);
+        state.lies &= !keeps_nothing;
+        let kept_names = if keeps_nothing { 0 } else { random.usize(..=state.name_changes.len()) };
         for change in state.name_changes.drain(..).take(kept_names) {
             change.apply(&mut state.durable_names);
         }
@@ -163,6 +173,9 @@ impl SimDisk {
         let mut pending = Vec::new();
         for (file, contents) in state.files.iter_mut().enumerate() {
             pending.extend(contents.pending.drain(..).map(|(order, change)| (order, file, change)));
+        }
+        if keeps_nothing {
+            pending.clear();
         }
         pending.sort_by_key(|(order, ..)| *order);
         for (file, change) in surviving(pending, random) {

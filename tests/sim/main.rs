@@ -10,9 +10,11 @@ mod client;
 mod context;
 mod disk;
 mod model;
+mod mutations;
 mod network;
 mod process;
 mod recover;
+mod scripts;
 mod truth;
 mod watcher;
 mod world;
@@ -57,6 +59,19 @@ fn campaign(seeds: std::ops::Range<u64>) -> (Counts, Vec<u64>) {
         }
     });
     totals.into_inner()
+}
+
+/// Keeps panics quiet that are expected.
+fn quiet_planted_faults() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if std::thread::current().name() != Some("planted") {
+                before(info);
+            }
+        }));
+    });
 }
 
 /// A number from the environment, for longer runs by hand.

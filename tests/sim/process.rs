@@ -234,7 +234,7 @@ impl Process {
             tasks,
             next_request: (member.0 & 0xffff) << 48 | u64::from(boot) << 32,
             answers: Vec::new(),
-            serves: false,
+            serves: context.mutated(Mutation::EarlyService),
             outbox: Vec::new(),
         };
         context.note("start", [member.0, boot.into(), process.applied.0]);
@@ -367,7 +367,9 @@ impl Process {
 
     /// What follows every message: decisions of apply, reads to ask for, and all that consensus wants done.
     pub fn turn(&mut self, context: &mut Context) -> Result<(), Failure> {
-        for decision in std::mem::take(&mut self.decisions) {
+        for mut decision in std::mem::take(&mut self.decisions) {
+            // The first three are the cluster's beginning.
+            decision.accepted &= !context.mutated(Mutation::DeafConsensus) || decision.index.0 <= 3;
             self.node.members_decided(decision).map_err(|error| error.to_string())?;
         }
         self.node.applied(self.applied);
@@ -423,7 +425,10 @@ impl Process {
             return;
         }
         self.led_in = leads;
-        (self.lessor_term, _) = (None, self.lessor.demote());
+        if !context.mutated(Mutation::LessorStays) {
+            self.lessor.demote();
+            self.lessor_term = None;
+        }
         if let Some(term) = leads {
             context.leads(self.member, term);
             self.confirm(context, Reader::Deadlines(term));
@@ -470,6 +475,14 @@ impl Process {
             _ => context.random.u64(500..5 * MILLI),
         };
         self.schedule(context, delay, Work::Written);
+    }
+
+    /// What is written next takes this long.
+    pub fn stall_disk(&mut self, context: &mut Context, span: Micros) {
+        if !self.writing {
+            self.writing = true;
+            self.schedule(context, span, Work::Written);
+        }
     }
 
     /// The disk has had the time it needs: only now the files change, and a crash before leaves nothing.
@@ -731,7 +744,11 @@ impl Process {
             let revoke = Some(LeaseRevokeRequest { id: lease.0 });
             let request = InternalRaftRequest { id, lease_revoke: revoke, ..Default::default() };
             context.truth.expiries.insert(id, lease.0);
-            let _ = self.node.propose_in_term(vec![request.encode_to_vec().into()], term);
+            let request = vec![request.encode_to_vec().into()];
+            let _ = match context.mutated(Mutation::LessorStays) {
+                true => self.node.propose(request),
+                false => self.node.propose_in_term(request, term),
+            };
         }
         let due = self.lessor.due_checkpoints(now, 1000);
         if !due.is_empty() {

@@ -29,6 +29,8 @@ pub struct Watcher {
     pub seen: i64,
     /// Began somewhere; before that it asks for "from now".
     begun: bool,
+    /// The only member it connects to.
+    pub only: Option<usize>,
 }
 
 struct Connection {
@@ -80,7 +82,12 @@ impl Watcher {
             2 => KeyRange::HalfOpen { start: "k4".into(), end: "l2".into() },
             _ => KeyRange::From("\0".into()),
         };
-        Self { range, prev_kv: context.random.bool(), connection: None, seen: 0, begun: false }
+        Self { range, prev_kv: context.random.bool(), connection: None, seen: 0, begun: false, only: None }
+    }
+
+    /// A watch of scripts: from a revision on, at one member.
+    pub fn at(range: KeyRange, start: i64, member: usize) -> Self {
+        Self { range, prev_kv: true, connection: None, seen: start - 1, begun: true, only: Some(member) }
     }
 
     /// The process it is connected to, if that still runs.

@@ -25,9 +25,12 @@ pub struct Member {
     pub disk: SimDisk,
     pub process: Option<Process>,
     boots: u32,
-    paused_until: Micros,
+    pub paused_until: Micros,
     /// The disk was told to refuse.
     breaking: bool,
+    /// Scripts that make it fail find the reasons in `failures`.
+    pub expect_failures: bool,
+    pub failures: Vec<Failure>,
     /// It was removed from the cluster, and has ended.
     retired: bool,
 }
@@ -42,6 +45,8 @@ impl Member {
             boots: 0,
             paused_until: 0,
             breaking: false,
+            expect_failures: false,
+            failures: Vec::new(),
             retired: false,
         }
     }
@@ -56,6 +61,8 @@ pub struct World {
     runtime: tokio::runtime::Runtime,
     /// Clients go on.
     busy: bool,
+    /// So many of the next states sent are cut off on their way.
+    pub states_to_lose: u32,
 }
 
 /// What is left of a simulation that kept all promises.
@@ -93,7 +100,7 @@ impl World {
         let clients = Clients::new(&mut context, count);
         let watchers = (0..context.settings.watchers).map(|_| Watcher::new(&mut context)).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        Self { context, members, network, clients, watchers, runtime, busy: true }
+        Self { context, members, network, clients, watchers, runtime, busy: true, states_to_lose: 0 }
     }
 
     /// Starts members and watchers, and lets chance begin.
@@ -236,7 +243,8 @@ impl World {
         if self.postponed(to, &Event::Deliver(message.clone())) {
             return;
         }
-        let aborted = self.context.faulty && self.context.one_in(4);
+        let aborted = self.states_to_lose > 0 || (self.context.faulty && self.context.one_in(4));
+        self.states_to_lose = self.states_to_lose.saturating_sub(1);
         let mut delivered = false;
         if let (Some(image), Some(process)) = (&message.image, self.members[to].process.as_mut())
             && !aborted
@@ -275,7 +283,8 @@ impl World {
     /// Sends what a process wants sent; ends it if it cannot go on.
     fn after_work(&mut self, member: usize, done: Result<(), Failure>) {
         if let Err(failure) = done {
-            let expected = self.members[member].breaking;
+            let expected = self.members[member].breaking || self.members[member].expect_failures;
+            self.members[member].failures.push(failure.clone());
             must!(self.context, expected, "member {member} ended: {failure}");
             self.context.note("failed", [member as u64, 0, 0]);
             self.crash(member, true);
@@ -311,6 +320,10 @@ impl World {
             Ok(process) => {
                 place.process = Some(process);
                 self.after_work(member, Ok(()));
+            }
+            Err(failure) if place.expect_failures => {
+                place.failures.push(failure);
+                place.retired = true;
             }
             Err(failure) if failure == REMOVED && self.context.truth.cluster.is_removed(place.id) => {
                 place.retired = true;
@@ -361,7 +374,8 @@ impl World {
             }
         }
         if client.connected_to().is_none() {
-            let member = self.clients.members[self.context.random.usize(..self.clients.members.len())];
+            let any = self.clients.members[self.context.random.usize(..self.clients.members.len())];
+            let member = client.only.unwrap_or(any);
             let place = &self.members[member];
             let (Some(process), true) = (&place.process, place.paused_until <= self.context.now) else { return };
             client.connect(&mut self.context, process);
@@ -478,17 +492,50 @@ impl World {
             }
             None if self.members.len() < PLACES_MAX => {
                 let id = MemberId(self.members.len() as u64 + 1);
-                self.members.push(Member::new(id, &[]));
-                self.network.grow(self.members.len());
+                self.add_place(id);
                 let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(id) };
                 (ChangeKind::AddLearner, id, AddContext::add(member, 1).to_json())
             }
             None => return,
         };
-        let Some(process) = self.members[leader].process.as_mut() else { return };
-        process.change_members(&mut self.context, kind, id, json);
-        let done = process.turn(&mut self.context);
-        self.after_work(leader, done);
+        self.propose_members(leader, kind, id, json);
+    }
+
+    /// Makes room for a member that may be added.
+    pub fn add_place(&mut self, id: MemberId) {
+        self.members.push(Member::new(id, &[]));
+        self.network.grow(self.members.len());
+    }
+
+    pub fn propose_members(&mut self, leader: usize, kind: ChangeKind, id: MemberId, json: Vec<u8>) {
+        if let Some(process) = self.members[leader].process.as_mut() {
+            process.change_members(&mut self.context, kind, id, json);
+        }
+        self.poke(leader);
+    }
+
+    /// Lets a process follow what was done to its node.
+    pub fn poke(&mut self, member: usize) {
+        if let Some(process) = self.members[member].process.as_mut() {
+            let done = process.turn(&mut self.context);
+            self.after_work(member, done);
+        }
+    }
+
+    /// Lets the disk of the log hang.
+    pub fn stall_disk(&mut self, member: usize, span: Micros) {
+        if let Some(process) = self.members[member].process.as_mut() {
+            process.stall_disk(&mut self.context, span);
+        }
+    }
+
+    pub fn add_watcher(&mut self, watcher: Watcher) {
+        self.watchers.push(watcher);
+        Watcher::schedule(&mut self.context, self.watchers.len() - 1);
+    }
+
+    pub fn runtime(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
     }
 
     /// Ends all faults, and requires progress.

@@ -1,0 +1,43 @@
+//! Every kind of check can fail: for each there is a fault planted in the simulator, and a run that finds it.
+//! docs/reliability.md lists them.
+
+use super::context::{Mutation, Settings};
+use super::{settings, world};
+
+/// What is planted, how many members it takes, and the words of the check that finds it.
+const PLANTED: [(Mutation, usize, &[&str]); 13] = [
+    (Mutation::DiskLies, 1, &["does not start", "is committed", "came before it", "the log says"]),
+    (Mutation::AckBeforePersist, 1, &["is committed", "came before it"]),
+    (Mutation::ReadWithoutIndex, 3, &["a read shows"]),
+    (Mutation::ReadBeforeApplied, 3, &["a read shows"]),
+    (Mutation::EarlyService, 1, &["a read shows"]),
+    (Mutation::SkipEntry, 3, &["the log says", "instead of", "differs", "was cancelled", "shows"]),
+    (Mutation::HastyLessor, 1, &["although it was promised", "it ended at"]),
+    (Mutation::LessorStays, 3, &["although it was promised", "it ended at"]),
+    (Mutation::SleepyLessor, 3, &["live on without a renewal"]),
+    (Mutation::LostEvents, 1, &["a watch of", "were not delivered"]),
+    (Mutation::NoJump, 3, &["a watch of", "were not delivered", "a watcher has heard"]),
+    (Mutation::DeafConsensus, 3, &["raft counts", "did not answer in time", "has applied"]),
+    (Mutation::WrongMember, 3, &["an honest message was refused"]),
+];
+
+#[test]
+fn planted_faults_are_found() {
+    super::quiet_planted_faults();
+    let mut found = Vec::new();
+    for (mutation, members, words) in PLANTED {
+        let failure = (1..=400).find_map(|seed| {
+            let settings = Settings { members, healthy: true, mutation: Some(mutation), ..settings(seed) };
+            // On a thread whose name keeps the panic quiet.
+            let run = std::thread::Builder::new().name("planted".into()).spawn(move || world::run(&settings));
+            let failure = run.expect("a thread").join().err()?;
+            let text = failure.downcast_ref::<String>().cloned().unwrap_or_else(|| "another panic".into());
+            Some((seed, text))
+        });
+        let Some((seed, text)) = failure else { panic!("{mutation:?} was not found in 400 simulations") };
+        assert!(words.iter().any(|words| text.contains(words)), "{mutation:?} was found by another check: {text}");
+        let text: String = text.chars().take(120).collect();
+        found.push(format!("{mutation:?} (simulation {seed}): {text}"));
+    }
+    println!("{}", found.join("\n"));
+}

@@ -1,0 +1,535 @@
+//! Known ways in which clusters have failed, played step by step. The names R.. are those of the catalogue.
+
+use bytes::Bytes;
+use watershed::core::cluster::AddContext;
+use watershed::core::raft::ChangeKind;
+use watershed::pb::etcdserverpb::{CompactionRequest, InternalRaftRequest, LeaseGrantRequest, PutRequest};
+use watershed::types::{KeyRange, MemberId};
+
+use super::client::{Ask, NOBODY, OpId, everything};
+use super::context::{MILLI, Micros, SECOND, Settings};
+use super::process::{ELECTION, Process};
+use super::recover;
+use super::watcher::Watcher;
+use super::world::World;
+
+/// A cluster in which nothing happens by chance.
+struct Stage {
+    world: World,
+}
+
+impl Stage {
+    fn new(members: usize, seed: u64) -> Self {
+        let settings = Settings { seed, members, clients: 0, watchers: 0, faulty: 0, healthy: true, mutation: None };
+        let mut world = World::new(settings);
+        world.context.faulty = false;
+        let mut stage = Self { world };
+        stage.play(|world| {
+            world.boot();
+            world.run_for(4 * ELECTION);
+        });
+        stage
+    }
+
+    /// Runs a part of the script on the world's runtime.
+    fn play<T>(&mut self, part: impl FnOnce(&mut World) -> T) -> T {
+        let runtime = self.world.runtime();
+        let _entered = runtime.enter();
+        part(&mut self.world)
+    }
+
+    fn run_for(&mut self, span: Micros) {
+        self.play(|world| world.run_for(span));
+    }
+
+    fn leaders(&self) -> Vec<usize> {
+        let leads = |at: &usize| self.world.members[*at].process.as_ref().is_some_and(Process::leads);
+        (0..self.world.members.len()).filter(leads).collect()
+    }
+
+    fn leader(&self) -> usize {
+        let leaders = self.leaders();
+        *leaders.first().expect("somebody leads")
+    }
+
+    fn other_than(&self, members: &[usize]) -> usize {
+        (0..self.world.members.len()).find(|member| !members.contains(member)).expect("one more")
+    }
+
+    fn ask(&mut self, member: usize, ask: Ask) -> OpId {
+        self.world.clients.begin(&mut self.world.context, NOBODY, member, ask)
+    }
+
+    fn put(&mut self, member: usize) -> OpId {
+        let value = format!("at {}", self.world.context.now);
+        let put = PutRequest { key: "k1".into(), value: value.into(), ..Default::default() };
+        self.ask(member, Ask::Write(InternalRaftRequest { put: Some(put), ..Default::default() }))
+    }
+
+    fn read(&mut self, member: usize) -> OpId {
+        self.ask(member, Ask::Read { request: everything(), linearizable: true })
+    }
+
+    /// Writes and waits: the write must take effect and be answered within `span`.
+    fn write_within(&mut self, member: usize, span: Micros) {
+        let before = self.world.context.truth.model.revision();
+        let op = self.put(member);
+        self.run_for(span);
+        assert!(!self.world.clients.ops.contains_key(&op), "a write was not answered within {span} µs");
+        assert!(self.world.context.truth.model.revision() > before, "a write failed");
+    }
+
+    /// Writes one after another without waiting for each.
+    fn write_many(&mut self, member: usize, count: i64) {
+        let before = self.world.context.truth.model.revision();
+        for _ in 0..count {
+            self.put(member);
+            self.run_for(50 * MILLI);
+        }
+        self.run_for(SECOND);
+        assert_eq!(self.world.context.truth.model.revision(), before + count, "all of them took effect");
+    }
+
+    fn pause(&mut self, member: usize, span: Micros) {
+        self.world.members[member].paused_until = self.world.context.now + span;
+    }
+
+    /// Cuts a member off in both directions.
+    fn isolate(&mut self, member: usize, span: Micros) {
+        let until = self.world.context.now + span;
+        for other in 0..self.world.members.len() {
+            self.world.network.cut(member, other, until);
+            self.world.network.cut(other, member, until);
+        }
+    }
+
+    fn reads(&self) -> u64 {
+        self.world.context.counts.reads
+    }
+}
+
+/// R18: whoever was stopped does not answer from the past. The answers are checked as they arrive.
+#[test]
+fn a_leader_that_was_paused_shows_nothing_stale() {
+    let mut stage = Stage::new(3, 18);
+    let (reads, elections) = (stage.reads(), stage.world.context.counts.leader_changes);
+    const ROUNDS: u64 = 500;
+    for _ in 0..ROUNDS {
+        let leader = stage.leader();
+        // One that is under way when the leader stops, and some that wait for it to go on.
+        stage.read(leader);
+        stage.run_for(stage.world.context.now % (2 * MILLI));
+        stage.pause(leader, 4 * SECOND);
+        stage.read(leader);
+        stage.run_for(3500 * MILLI);
+        let other = stage.other_than(&[leader]);
+        stage.write_within(other, 450 * MILLI);
+        stage.read(leader);
+        stage.run_for(2 * SECOND);
+    }
+    assert!(stage.world.context.counts.leader_changes - elections >= ROUNDS, "each pause made another member lead");
+    assert!(stage.reads() - reads >= ROUNDS, "the reads were answered: {}", stage.reads() - reads);
+}
+
+/// R18, the other half: a follower stops with its question under way.
+#[test]
+fn a_follower_that_was_paused_shows_nothing_stale() {
+    let mut stage = Stage::new(3, 118);
+    let reads = stage.reads();
+    const ROUNDS: u64 = 500;
+    for round in 0..ROUNDS {
+        let leader = stage.leader();
+        let follower = stage.other_than(&[leader]);
+        stage.read(follower);
+        stage.run_for(round % 7 * MILLI);
+        stage.pause(follower, SECOND);
+        stage.write_within(leader, 500 * MILLI);
+        stage.read(follower);
+        stage.run_for(2 * SECOND);
+    }
+    assert!(stage.reads() - reads >= ROUNDS, "the reads were answered: {}", stage.reads() - reads);
+}
+
+/// R40: a transfer to somebody who cannot take over ends, and writes go on within two election timeouts.
+#[test]
+fn a_transfer_to_nobody_useful_is_bounded() {
+    let mut stage = Stage::new(3, 40);
+    let transfer = |stage: &mut Stage, to: MemberId| {
+        let leader = stage.leader();
+        let process = stage.world.members[leader].process.as_mut().expect("it leads");
+        process.node.transfer_leader(to);
+        stage.play(|world| world.poke(leader));
+        leader
+    };
+    // To a member that is cut off, one that is behind, one that never was, and a learner.
+    let leader = stage.leader();
+    let target = stage.other_than(&[leader]);
+    stage.isolate(target, 5 * SECOND);
+    let id = stage.world.members[target].id;
+    let leader = transfer(&mut stage, id);
+    stage.run_for(2 * ELECTION);
+    stage.write_within(leader, ELECTION);
+    stage.run_for(6 * SECOND);
+
+    let leader = stage.leader();
+    let target = stage.other_than(&[leader]);
+    stage.isolate(target, 4 * SECOND);
+    stage.write_many(leader, 40);
+    stage.run_for(SECOND);
+    let id = stage.world.members[target].id;
+    transfer(&mut stage, id);
+    stage.run_for(3 * ELECTION);
+    let leader = stage.leader();
+    stage.write_within(leader, 2 * ELECTION);
+
+    let leader = transfer(&mut stage, MemberId(77));
+    stage.write_within(leader, 2 * ELECTION);
+
+    let learner = MemberId(4);
+    stage.play(|world| {
+        world.add_place(learner);
+        let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(learner) };
+        world.propose_members(leader, ChangeKind::AddLearner, learner, AddContext::add(member, 1).to_json());
+        world.run_for(4 * ELECTION);
+    });
+    let leader = transfer(&mut stage, learner);
+    stage.write_within(leader, 2 * ELECTION);
+    assert_eq!(stage.leaders().len(), 1);
+}
+
+/// R41: a leader whose disk hangs does not end leases that its successor has renewed.
+#[test]
+fn a_leader_with_a_stuck_disk_ends_no_lease() {
+    let mut stage = Stage::new(3, 41);
+    let leader = stage.leader();
+    let grant = LeaseGrantRequest { id: 7, ttl: 4 };
+    stage.ask(leader, Ask::Write(InternalRaftRequest { lease_grant: Some(grant), ..Default::default() }));
+    stage.run_for(SECOND);
+    stage.play(|world| world.stall_disk(leader, 30 * SECOND));
+    let renewals = stage.world.context.counts.renewals;
+    for _ in 0..80 {
+        // Whoever is asked passes it on to the leader it knows.
+        let member = stage.other_than(&[leader]);
+        stage.ask(member, Ask::Renew(7));
+        stage.put(member);
+        stage.run_for(500 * MILLI);
+        assert!(stage.world.context.truth.model.leases.contains_key(&7), "the lease lives");
+    }
+    assert!(stage.world.context.counts.renewals - renewals > 60, "renewals went on");
+    assert_ne!(stage.leader(), leader, "somebody else leads");
+    stage.run_for(7 * SECOND);
+    assert!(!stage.world.context.truth.model.leases.contains_key(&7), "nobody renews it any more");
+}
+
+/// R55, R56: a member gets a whole state; its watchers miss nothing, and those of the future stay silent until then.
+#[test]
+fn watches_go_on_over_a_state_from_elsewhere() {
+    for compacted in [false, true] {
+        let mut stage = Stage::new(3, 55);
+        let leader = stage.leader();
+        let behind = stage.other_than(&[leader]);
+        stage.write_within(leader, SECOND);
+        let now = stage.world.context.truth.model.revision();
+        let everything = KeyRange::From("\0".into());
+        for start in [1, now, now + 1, now + 30, now + 90] {
+            let watcher = Watcher::at(everything.clone(), start, behind);
+            stage.play(|world| world.add_watcher(watcher));
+        }
+        stage.run_for(2 * SECOND);
+        stage.isolate(behind, 30 * SECOND);
+        stage.write_many(leader, 80);
+        if compacted {
+            let compaction = CompactionRequest { revision: now + 50, ..Default::default() };
+            stage.ask(leader, Ask::Write(InternalRaftRequest { compaction: Some(compaction), ..Default::default() }));
+        }
+        stage.run_for(40 * SECOND);
+        assert!(stage.world.context.counts.snapshots > 0, "a state was sent");
+        stage.write_many(leader, 20);
+        stage.run_for(5 * SECOND);
+        let newest = stage.world.context.truth.model.revision();
+        for watcher in &stage.world.watchers {
+            assert_eq!(watcher.seen, newest, "compacted: {compacted}");
+        }
+        stage.play(|world| world.compare_members());
+    }
+}
+
+/// R31: a state that is cut off on its way twenty times arrives in the end.
+#[test]
+fn a_state_that_is_cut_off_again_and_again_arrives() {
+    let mut stage = Stage::new(3, 31);
+    let leader = stage.leader();
+    let behind = stage.other_than(&[leader]);
+    stage.isolate(behind, 20 * SECOND);
+    stage.write_many(leader, 80);
+    stage.world.states_to_lose = 20;
+    for _ in 0..120 {
+        stage.run_for(SECOND);
+        let leader = stage.leader();
+        stage.write_within(leader, SECOND);
+    }
+    assert_eq!(stage.world.states_to_lose, 0, "all of them were cut off");
+    let applied = stage.world.members[behind].process.as_ref().map(|process| process.applied.0);
+    assert_eq!(applied, Some(stage.world.context.truth.committed()));
+    stage.play(|world| world.compare_members());
+}
+
+/// R29: a disk that lied. The others go on; the member itself gets its log anew from them, or stops with a message that
+/// says what happened. Neither ends anything by a panic.
+#[test]
+fn a_member_whose_disk_lied_does_no_harm_to_the_others() {
+    let mut stage = Stage::new(3, 29);
+    let leader = stage.leader();
+    let liar = stage.other_than(&[leader]);
+    stage.world.members[liar].expect_failures = true;
+    stage.world.members[liar].disk.lie_once();
+    stage.write_many(leader, 8);
+    stage.play(|world| world.crash(liar, true));
+    stage.write_many(leader, 20);
+    stage.run_for(15 * SECOND);
+    assert_eq!(stage.leader(), leader);
+    let liar = &stage.world.members[liar];
+    let clear = |failure: &String| failure.contains("synced entries were lost") || failure.contains("is corrupt");
+    assert!(liar.failures.iter().all(clear), "{:?}", liar.failures);
+    let applied = liar.process.as_ref().map(|process| process.applied.0);
+    assert!(!liar.failures.is_empty() || applied == Some(stage.world.context.truth.committed()), "{applied:?}");
+}
+
+mod trio {
+    //! Three nodes without shells: every message is in the hands of the script.
+
+    use watershed::core::raft::{
+        CommittedKind, LogTail, MembersDecision, NodeConfig, Outbound, PeerMessage, RaftNode, bootstrap_entries,
+    };
+    use watershed::core::wal::HardState;
+    use watershed::types::{LogIndex, LogPosition, Term};
+
+    use super::*;
+
+    /// Types of messages, field 1 of each.
+    const APPEND_RESPONSE: u8 = 4;
+    const HEARTBEAT_RESPONSE: u8 = 9;
+
+    fn kind(message: &Outbound) -> u8 {
+        if message.bytes.first() == Some(&8) { message.bytes.get(1).copied().unwrap_or(0) } else { 0 }
+    }
+
+    struct Trio {
+        nodes: Vec<RaftNode>,
+        applied: Vec<LogIndex>,
+        /// Messages nobody has received yet.
+        wire: Vec<(usize, Outbound)>,
+        confirmed: Vec<(usize, u64, LogIndex)>,
+    }
+
+    impl Trio {
+        fn new() -> Self {
+            let ids = [1, 2, 3].map(MemberId);
+            let entries = bootstrap_entries(&ids.map(|id| (id, AddContext::add(recover::member(id), 0).to_json())));
+            let nodes = ids.map(|member| {
+                let hard_state = HardState { term: Term(1), vote: None, commit: LogIndex(3) };
+                let log = LogTail::new(LogPosition::default(), entries.clone(), &hard_state, &Default::default());
+                let config = NodeConfig {
+                    member,
+                    election_ticks: 10,
+                    heartbeat_ticks: 1,
+                    pre_vote: true,
+                    applied: LogIndex(0),
+                    seed: member.0,
+                };
+                RaftNode::new(&config, log).expect("a valid log")
+            });
+            let mut trio =
+                Self { nodes: nodes.into(), applied: vec![LogIndex(0); 3], wire: Vec::new(), confirmed: Vec::new() };
+            trio.poll();
+            trio
+        }
+
+        /// Lets every node do what it wants; disks and apply are done at once.
+        fn poll(&mut self) {
+            for (at, node) in self.nodes.iter_mut().enumerate() {
+                while let Some(step) = node.poll().expect("no fault") {
+                    self.wire.extend(step.send.into_iter().map(|message| (at, message)));
+                    if let Some(group) = step.persist {
+                        node.persisted(group.number);
+                    }
+                    for entry in step.committed {
+                        if matches!(entry.kind, CommittedKind::Members(_)) {
+                            let decision = MembersDecision { index: entry.index, accepted: true };
+                            node.members_decided(decision).expect("it waits");
+                        }
+                        self.applied[at] = entry.index;
+                    }
+                    node.applied(self.applied[at]);
+                    self.confirmed.extend(step.reads.into_iter().map(|(number, index)| (at, number, index)));
+                }
+            }
+        }
+
+        /// Delivers everything until nothing is left but what `hold` keeps, which is answered.
+        fn settle(&mut self, hold: impl Fn(usize, &Outbound) -> bool) -> Vec<(usize, Outbound)> {
+            let mut held = Vec::new();
+            loop {
+                self.poll();
+                if self.wire.is_empty() {
+                    return held;
+                }
+                for (from, message) in std::mem::take(&mut self.wire) {
+                    if hold(from, &message) {
+                        held.push((from, message));
+                    } else {
+                        self.deliver(from, &message);
+                    }
+                }
+            }
+        }
+
+        fn deliver(&mut self, from: usize, message: &Outbound) {
+            let from = MemberId(from as u64 + 1);
+            let message_for = PeerMessage::parse(message.to, from, &message.bytes).expect("an honest message");
+            self.nodes[message.to.0 as usize - 1].step(message_for).expect("no fault");
+        }
+
+        fn elect(&mut self, at: usize, hold: impl Fn(usize, &Outbound) -> bool + Copy) -> Vec<(usize, Outbound)> {
+            let mut held = Vec::new();
+            for _ in 0..60 {
+                if self.nodes[at].is_leader() {
+                    break;
+                }
+                self.nodes[at].tick();
+                held.extend(self.settle(hold));
+            }
+            assert!(self.nodes[at].is_leader());
+            held
+        }
+    }
+
+    fn nothing(_: usize, _: &Outbound) -> bool {
+        false
+    }
+
+    /// R116, the script of etcd #20418: a question asked twice, answers that come late, another leader in between.
+    /// What the old leader is asked after that must stay unconfirmed.
+    #[test]
+    fn late_answers_to_an_old_question_confirm_no_new_one() {
+        let mut trio = Trio::new();
+        trio.elect(0, nothing);
+        trio.settle(nothing);
+        // A follower asks, and asks again; the leader's rounds reach everybody, the answers are on their way.
+        let mut questions = Vec::new();
+        let mut late = Vec::new();
+        for _ in 0..2 {
+            trio.nodes[1].read_index();
+            trio.poll();
+            questions.extend(trio.wire.iter().filter(|(from, _)| *from == 1).cloned());
+            late.extend(trio.settle(|_, message| kind(message) == HEARTBEAT_RESPONSE));
+        }
+        assert!(questions.len() >= 2 && late.len() >= 4, "{} and {}", questions.len(), late.len());
+        assert_eq!(trio.confirmed, []);
+        // Nobody hears of the leader any more; another one is elected and writes.
+        let cut = |from: usize, message: &Outbound| from == 0 || message.to == MemberId(1);
+        for _ in 0..12 {
+            trio.nodes[1].tick();
+        }
+        trio.settle(cut);
+        trio.elect(2, cut);
+        trio.nodes[2].propose(vec![Bytes::from_static(b"new")]).expect("it leads");
+        trio.settle(cut);
+        let written = trio.nodes[2].committed();
+        assert!(trio.nodes[0].is_leader() && trio.nodes[0].committed() < written, "the old leader knows nothing of it");
+        // The old leader is asked something new; then the old questions come again, and the late answers.
+        let number = trio.nodes[0].read_index();
+        trio.settle(cut);
+        for (from, message) in questions.iter().chain(&late) {
+            trio.deliver(*from, message);
+            trio.settle(cut);
+        }
+        let stale = trio.confirmed.iter().find(|(at, confirmed, _)| (*at, *confirmed) == (0, number));
+        assert_eq!(stale, None, "a stale read was confirmed");
+        // When the network heals, it learns and the question is answered from the new leader's log, or never.
+        for _ in 0..30 {
+            trio.nodes.iter_mut().for_each(RaftNode::tick);
+            trio.settle(nothing);
+        }
+        let again = trio.nodes[0].read_index();
+        trio.settle(nothing);
+        let answer = trio.confirmed.iter().find(|(at, confirmed, _)| (*at, *confirmed) == (0, again));
+        assert!(answer.is_some_and(|(.., index)| *index >= written), "{answer:?}");
+    }
+
+    /// R19: until a new leader has committed in its own term it confirms nothing, and then it does.
+    #[test]
+    fn a_new_leader_keeps_reads_until_its_first_commit() {
+        let mut trio = Trio::new();
+        trio.elect(0, nothing);
+        trio.settle(nothing);
+        let hold = |from: usize, message: &Outbound| {
+            from == 0 || message.to == MemberId(1) || kind(message) == APPEND_RESPONSE
+        };
+        for _ in 0..12 {
+            trio.nodes[1].tick();
+        }
+        trio.settle(hold);
+        let confirmations = trio.elect(2, hold);
+        assert!(!trio.nodes[2].is_ready_leader());
+        let number = trio.nodes[2].read_index();
+        let mut held = confirmations;
+        held.extend(trio.settle(hold));
+        assert_eq!(trio.confirmed, []);
+        for (from, message) in held.iter().filter(|(from, message)| *from == 1 && message.to == MemberId(3)) {
+            trio.deliver(*from, message);
+            trio.settle(|from, message| from == 0 || message.to == MemberId(1));
+        }
+        let own = trio.nodes[2].committed();
+        assert!(trio.nodes[2].is_ready_leader());
+        assert_eq!(trio.confirmed, [(2, number, own)]);
+    }
+
+    /// R28: messages that were damaged or made up on their way are refused, or harmless to the process.
+    #[test]
+    fn damaged_messages_never_end_a_process() {
+        let mut random = fastrand::Rng::with_seed(28);
+        let (mut refused, mut taken) = (0, 0);
+        for _ in 0..40 {
+            let mut trio = Trio::new();
+            for round in 0..400 {
+                let at = random.usize(..3);
+                match random.u8(..10) {
+                    0 => drop(trio.nodes[at].propose(vec![Bytes::from(vec![round as u8; 3])])),
+                    1 => drop(trio.nodes[at].read_index()),
+                    _ => trio.nodes[at].tick(),
+                }
+                trio.poll();
+                for (from, message) in std::mem::take(&mut trio.wire) {
+                    let mut bytes = message.bytes.to_vec();
+                    let damaged = random.u8(..3) == 0 && !bytes.is_empty();
+                    if damaged {
+                        let place = random.usize(..bytes.len());
+                        match random.u8(..4) {
+                            0 => bytes[place] ^= 1 << random.u8(..8),
+                            1 => bytes[place] = random.u8(..),
+                            2 => bytes.truncate(place),
+                            _ => bytes.insert(place, random.u8(..)),
+                        }
+                    }
+                    let sender = MemberId(from as u64 + 1);
+                    match PeerMessage::parse(message.to, sender, &bytes.into()) {
+                        Ok(parsed) => {
+                            taken += usize::from(damaged);
+                            // A message that claims what the member never confirmed ends it with an error, no panic.
+                            if trio.nodes[message.to.0 as usize - 1].step(parsed).is_err() {
+                                trio = Trio::new();
+                                break;
+                            }
+                        }
+                        Err(_) => {
+                            assert!(damaged, "an honest message was refused");
+                            refused += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(refused > 1000 && taken > 100, "{refused} refused, {taken} taken");
+    }
+}
