@@ -1,6 +1,8 @@
 //! Members end without warning.
 
-use super::stage::run;
+use std::os::unix::process::ExitStatusExt;
+
+use super::stage::{is_long, run, run_on};
 use crate::workload::Plan;
 
 #[test]
@@ -62,5 +64,38 @@ fn leases_end_no_earlier_when_the_leader_changes() {
             }
         }
         stage.last(2000..3000).await;
+    });
+}
+
+#[test]
+fn two_of_five_are_killed() {
+    run_on(5, "two-of-five", &[], &Plan { per_member: 1, ..Plan::default() }, async |stage| {
+        for _ in 0..stage.times() {
+            let leader = stage.cluster.leader().await;
+            let other = (leader + stage.random.usize(1..5)) % 5;
+            stage.fault(format!("kill {leader} and {other}"));
+            stage.cluster.kill_all(&[leader, other]);
+            stage.writes(40).await;
+            stage.cluster.spawn(leader);
+            stage.cluster.restart(other).await;
+            stage.cluster.until_ready(leader).await;
+            stage.writes(20).await;
+        }
+    });
+}
+
+/// A thousand requests per second in a long run; a build that is not optimised gets fewer.
+#[test]
+fn members_are_restarted_one_after_the_other() {
+    let plan = Plan { requests_per_second: if is_long() { 1000 } else { 200 }, ..Plan::default() };
+    run("rolling-restart", &[], &plan, async |stage| {
+        for number in 0..3 {
+            stage.fault(format!("restart {number}"));
+            let status = stage.cluster.terminate(number).await;
+            assert!(status.success() || status.signal() == Some(15), "{status:?}");
+            stage.writes(50).await;
+            stage.cluster.restart(number).await;
+            stage.writes(50).await;
+        }
     });
 }

@@ -44,15 +44,20 @@ pub struct Stage {
     done: bool,
 }
 
-/// Runs the rounds of a scenario, each with a seed of its own.
+/// Runs the rounds of a scenario on three members, each with a seed of its own.
 pub fn run(name: &'static str, flags: &[&str], plan: &Plan, scenario: impl AsyncFn(&mut Stage)) {
+    run_on(3, name, flags, plan, scenario);
+}
+
+/// As [`run`] on so many members.
+pub fn run_on(size: usize, name: &'static str, flags: &[&str], plan: &Plan, scenario: impl AsyncFn(&mut Stage)) {
     let rounds = setting("WATERSHED_CHAOS_ROUNDS").unwrap_or(1);
     let first = setting("WATERSHED_CHAOS_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     for seed in first..first + rounds {
         println!("chaos {name}: seed {seed}");
         runtime.block_on(async {
-            let cluster = Cluster::start(3, flags).await;
+            let cluster = Cluster::start(size, flags).await;
             let load = Load::start(&cluster, seed, plan);
             let mut stage = Stage {
                 cluster,

@@ -168,8 +168,8 @@ impl Check<'_> {
             }
         }
         let expected = before.filter(|_| watch.prev_kv);
-        let compacted = event.previous.is_none() && self.may_be_compacted(revision - 1);
-        if event.previous.as_ref() != expected && !compacted {
+        let differs = event.previous.as_ref() != expected;
+        if differs && !(event.previous.is_none() && self.may_be_compacted(revision - 1)) {
             return Err(self.broken(Rule::PreviousKv, format!("{event:?}, but before it was {expected:?}")));
         }
         Ok(())
