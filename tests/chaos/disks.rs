@@ -91,7 +91,6 @@ fn a_disk_is_full() {
         stage.cluster.until_ready(member).await;
         stage.writes(50).await;
         // Off the small disk before it goes.
-        stage.cluster.end_states().await;
         let folder = stage.cluster.data_dir(member);
         stage.cluster.kill(member);
         let back = folder.with_extension("back");
