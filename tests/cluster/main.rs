@@ -9,7 +9,9 @@ mod harness;
 #[path = "../workload/mod.rs"]
 mod workload;
 
+mod damaged;
 mod everywhere;
+mod leaders;
 mod members;
 mod network;
 mod reconfiguration;

@@ -167,6 +167,8 @@ async fn watch_over(core: &Core, checks: IntegrityChecks) {
     let mut states = checks.state.map(delayed);
     let mut compactions = delayed(checks.compactions);
     let mut condemned = core.published.condemned.subscribe();
+    // Looked at once in any case: the alarm may be older than this run.
+    condemned.mark_changed();
     let mut checked = Revision(0);
     let leads = || core.raft.status().borrow().is_leader;
     loop {
@@ -240,9 +242,13 @@ async fn suspects(core: &Core) -> Result<Vec<MemberId>, Failure> {
     suspects.sort_unstable();
     suspects.dedup();
     if !suspects.is_empty() {
-        warn!(?suspects, revision = %hashed.hash_revision, ?others, own = hashed.hash, "states of the members differ");
+        warn!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "states of the members differ");
     }
     Ok(suspects)
+}
+
+fn named(members: &[MemberId]) -> String {
+    members.iter().map(MemberId::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Compares what compactions left behind, newest first, until one was compared with everybody. Returns up to where
@@ -257,7 +263,7 @@ async fn check_compactions(core: &Core, checked: Revision) -> Revision {
             Verdict::Damaged(members) => members,
             Verdict::Undecided => vec![MemberId(0)],
         };
-        error!(?suspects, revision = %hashed.hash_revision, ?others, own = hashed.hash, "hashes of a compaction differ");
+        error!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "hashes of a compaction differ");
         if let Err(error) = raise(core, &suspects).await {
             warn!(%error, "CORRUPT alarm not raised");
         }

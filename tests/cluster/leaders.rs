@@ -1,0 +1,76 @@
+//! Leaders come and go: who stops hands over, and leases keep their time.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use watershed::pb::etcdserverpb::{LeaseKeepAliveRequest, PutRequest};
+
+use super::story::{assert_equal, grant, on_three, put, time_to_live, value};
+use crate::harness::{Answers, Cluster, until};
+
+#[test]
+fn a_leader_that_is_terminated_hands_over_first() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        put(&cluster.member(0), "k", "v").await;
+        for round in 0..3 {
+            let leader = cluster.leader().await;
+            let old = cluster.id(leader).await;
+            let term = cluster.status(leader).await.expect("status").raft_term;
+            let ended = cluster.terminate(leader).await;
+            assert_eq!(ended.signal(), Some(15), "{ended:?}");
+            // Without an election timeout: when it is gone, another one leads already, and nobody asked twice.
+            for other in cluster.running() {
+                let status = cluster.status(other).await.expect("status");
+                assert!(status.leader != 0 && status.leader != old, "round {round}: {status:?}");
+                assert_eq!(status.raft_term, term + 1, "round {round}");
+            }
+            put(&cluster.member(cluster.running()[0]), "k", &round.to_string()).await;
+            cluster.restart(leader).await;
+        }
+        assert_equal(cluster).await;
+    });
+}
+
+/// Keeps a lease alive on any of these members, for so long.
+async fn keep(cluster: &Cluster, numbers: &[usize], id: i64, time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        let mut renewed = 0;
+        for &number in numbers {
+            let mut lease = cluster.member(number).lease();
+            let requests = tokio_stream::iter([LeaseKeepAliveRequest { id }]);
+            let mut answers = Answers::new(async move { lease.lease_keep_alive(requests).await });
+            if let Ok(Ok(Some(answer))) = tokio::time::timeout(Duration::from_millis(800), answers.message()).await {
+                assert!(answer.ttl > 0, "the lease is gone on {number} after {:?}", begun.elapsed());
+                renewed += 1;
+            }
+        }
+        // The pace of a client; an unreachable leader sets its own.
+        tokio::time::sleep(Duration::from_millis(if renewed > 0 { 200 } else { 20 })).await;
+    }
+}
+
+#[test]
+fn a_paused_leader_ends_no_lease_that_others_keep() {
+    // R41: its deadlines pass while it is away; when it wakes up it must not act on them.
+    on_three(&[], async |cluster: &mut Cluster| {
+        let leader = cluster.leader().await;
+        let id = grant(&cluster.member(leader), 5).await;
+        let request = PutRequest { key: "leased".into(), lease: id, ..Default::default() };
+        cluster.member(leader).kv().put(request).await.expect("put");
+        let others: Vec<usize> = cluster.running().into_iter().filter(|&number| number != leader).collect();
+        cluster.pause(leader);
+        keep(cluster, &others, id, Duration::from_secs(8)).await;
+        cluster.resume(leader);
+        keep(cluster, &others, id, Duration::from_secs(3)).await;
+        for number in cluster.running() {
+            assert_eq!(value(&cluster.member(number), "leased").await.as_deref(), Some(""));
+            assert!(time_to_live(&cluster.member(number), id).await > 0);
+        }
+        until("the end of a lease nobody keeps", async || {
+            value(&cluster.member(leader), "leased").await.is_none().then_some(())
+        })
+        .await;
+        assert_equal(cluster).await;
+    });
+}
