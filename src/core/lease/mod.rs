@@ -12,6 +12,8 @@
 //! Read `store.rs` first, then `lessor.rs`; `wheel.rs` is the timer under it.
 
 mod error;
+#[cfg(test)]
+mod leaders;
 mod lessor;
 mod store;
 mod wheel;

@@ -54,7 +54,8 @@ pub(super) fn compare(own: (MemberId, Sum), others: &[(MemberId, Option<Sum>)]) 
     if groups.len() == 1 {
         return Verdict::Equal { complete };
     }
-    let quorum = (others.len() + 1) / 2 + 1;
+    let members = others.len() + 1;
+    let quorum = members / 2 + 1;
     let Some(right) = groups.iter().find(|(_, members)| members.len() >= quorum).map(|(hash, _)| *hash) else {
         return Verdict::Undecided;
     };
