@@ -19,6 +19,7 @@ pub type OpId = u64;
 
 /// What a client asks a member for.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "few exist at once, and writes are most of them")]
 pub enum Ask {
     Write(InternalRaftRequest),
     Read { request: RangeRequest, linearizable: bool },
