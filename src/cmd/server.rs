@@ -1,6 +1,7 @@
 //! The server: flags, logging, then a member behind its listeners until a signal.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +10,14 @@ use tracing::{error, info, warn};
 
 use super::dispatch::refuse;
 use super::process::{notify_ready, raise_descriptor_limit};
-use crate::config::{FlagError, ServerConfig, ServerConfigError, Variables, parse_server_config};
+use crate::config::{
+    FlagError, IdentityFiles, PeerTlsFiles, ServerConfig, ServerConfigError, Variables, parse_server_config,
+};
+use crate::core::peer::{PeerIdentity, PeerTls};
 use crate::core::raft::RaftStatus;
 use crate::core::server::{
-    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, PeerFace, Router, WatchContext, WatchService,
-    refresh_gauges,
+    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, MetricsFace, PeerFace, Router, WatchContext,
+    WatchService, refresh_gauges,
 };
 use crate::eventlog::{Origin, WatchLimits};
 use crate::listener::{self, ListenerConfig, Serving, ShardId};
@@ -86,6 +90,8 @@ pub struct Server {
     member: Member,
     clients: Serving,
     peers: Serving,
+    /// Metrics and health on addresses of their own.
+    watched: Serving,
 }
 
 impl Server {
@@ -101,6 +107,7 @@ impl Server {
         let metric_sockets =
             bind_all(config.listen_metrics_urls.iter().map(|url| url.address())).context("--listen-metrics-urls")?;
 
+        let peer_tls = config.peer_tls.as_ref().map(peer_tls).transpose()?;
         let registry = Metrics::new();
         let metrics = CoreMetrics::register(&registry, config.extensive_metrics);
         let watch_metrics = WatchMetrics::register(&registry);
@@ -111,7 +118,7 @@ impl Server {
             std::process::exit(1);
         });
         let peer_metrics = PeerMetrics::register(&registry);
-        let member = Member::start(config, metrics, peer_metrics, failed, tasks).await?;
+        let member = Member::start(config, peer_tls.clone(), metrics, peer_metrics, failed, tasks).await?;
         let core = member.core();
         refresh_gauges(&registry, core.clone());
         let context = Arc::new(WatchContext {
@@ -140,9 +147,10 @@ impl Server {
         };
         let peer_face = PeerFace::new(core.clone(), http.clone());
         let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ..listener.clone() };
-        let mut peer_sockets = peer_sockets;
-        peer_sockets.extend(metric_sockets);
-        let peers = listener::serve(peer_sockets, single, move |_| peer_face.clone(), tasks)?;
+        let metrics_face = MetricsFace::new(http.clone());
+        let watched = listener::serve(metric_sockets, single.clone(), move |_| metrics_face.clone(), tasks)?;
+        let secured = ListenerConfig { tls: peer_tls.map(|tls| tls.server_config()), ..single };
+        let peers = listener::serve(peer_sockets, secured, move |_| peer_face.clone(), tasks)?;
         for address in peers.addresses() {
             info!(%address, "serving peer traffic");
         }
@@ -160,15 +168,27 @@ impl Server {
         for address in clients.addresses() {
             info!(%address, "serving client traffic insecurely; this is strongly discouraged!");
         }
-        Ok(Self { member, clients, peers })
+        Ok(Self { member, clients, peers, watched })
     }
 
     /// Listeners first, then the member. While clients finish and go elsewhere, another member takes the lead.
     pub async fn stop(self) {
         tokio::join!(self.clients.finish(), self.member.hand_over());
-        self.peers.finish().await;
+        tokio::join!(self.peers.finish(), self.watched.finish());
         self.member.stop().await;
     }
+}
+
+fn peer_tls(files: &PeerTlsFiles) -> anyhow::Result<PeerTls> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    let identity = |files: &IdentityFiles| anyhow::Ok((read(&files.certificates)?, read(&files.key)?));
+    let (accepting, dialling) = (identity(&files.accepting)?, identity(&files.dialling)?);
+    PeerTls::mutual(
+        PeerIdentity { certificates: &accepting.0, key: &accepting.1 },
+        PeerIdentity { certificates: &dialling.0, key: &dialling.1 },
+        &read(&files.authorities)?,
+    )
+    .context("TLS between members")
 }
 
 fn bind_all(

@@ -20,7 +20,7 @@ pub use host_port::HostPort;
 pub use log::RawLogConfig;
 pub use proxy::{ProxyConfig, ProxyConfigError, RawProxyConfig, UpstreamPings, parse_proxy_config};
 pub use server::{
-    AutoCompaction, InitialCluster, InitialState, IntegrityChecks, Notice, Quota, RawServerConfig, Resolve,
-    ServerConfig, ServerConfigError, parse_server_config, same_urls,
+    AutoCompaction, IdentityFiles, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsFiles, Quota,
+    RawServerConfig, Resolve, ServerConfig, ServerConfigError, parse_server_config, same_urls,
 };
 pub use url::{ListenUrl, UrlError, check_peer_urls};

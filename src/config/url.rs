@@ -2,11 +2,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
-/// An address a server listens on: an IP or `localhost`, plain HTTP.
+/// An address a server listens on: an IP or `localhost`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenUrl {
     text: String,
     address: SocketAddr,
+    tls: bool,
 }
 
 /// Why a URL is refused.
@@ -47,6 +48,25 @@ impl ListenUrl {
     pub fn as_str(&self) -> &str {
         &self.text
     }
+
+    /// Whether whoever connects has to speak TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// A URL for other members, which may be https.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
+    pub(super) fn for_peers(text: &str) -> Result<Self, UrlError> {
+        let (scheme, host, port) = split(text)?;
+        let ip = match host {
+            "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            _ => host.parse().map_err(|_| UrlError::NotAnAddress(text.to_owned()))?,
+        };
+        Ok(Self { text: text.to_owned(), address: SocketAddr::new(ip, port), tls: scheme == "https" })
+    }
 }
 
 impl fmt::Display for ListenUrl {
@@ -58,17 +78,13 @@ impl fmt::Display for ListenUrl {
 impl FromStr for ListenUrl {
     type Err = UrlError;
 
+    /// A URL for clients: plain HTTP so far.
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        let (scheme, host, port) = split(text)?;
+        let (scheme, ..) = split(text)?;
         if scheme != "http" {
             return Err(UrlError::NotSupported { scheme: scheme.to_owned(), url: text.to_owned() });
         }
-        let ip = match host {
-            "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            _ => host.parse().map_err(|_| UrlError::NotAnAddress(text.to_owned()))?,
-        };
-        Ok(Self { text: text.to_owned(), address: SocketAddr::new(ip, port) })
+        Self::for_peers(text)
     }
 }
 

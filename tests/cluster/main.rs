@@ -14,6 +14,7 @@ mod everywhere;
 mod leaders;
 mod members;
 mod network;
+mod peer_tls;
 mod reconfiguration;
 mod restarts;
 mod story;

@@ -8,7 +8,8 @@ use watershed::pb::etcdserverpb::{
 use super::story::{assert_equal, on_three, put, try_put, value};
 use crate::harness::{Cluster, until};
 
-async fn add(cluster: &Cluster, number: usize, is_learner: bool) -> u64 {
+/// Adds a prepared member through the API; answers with its id.
+pub async fn add(cluster: &Cluster, number: usize, is_learner: bool) -> u64 {
     let request = MemberAddRequest { peer_ur_ls: vec![cluster.peer_url(number)], is_learner };
     let cluster = cluster.member(0);
     until("the member is added", || {

@@ -104,7 +104,7 @@ impl Cluster {
     }
 
     fn initial_cluster(&self) -> String {
-        let entries = self.members.iter().map(|member| format!("{}=http://{}", member.name, member.advertised_peer));
+        let entries = (0..self.members.len()).map(|number| self.entry(number));
         entries.collect::<Vec<_>>().join(",")
     }
 
@@ -116,11 +116,7 @@ impl Cluster {
 
     /// Sets what a prepared member is told of the cluster.
     pub fn introduce(&mut self, number: usize, others: &[usize]) {
-        let entry = |&number: &usize| {
-            let member = &self.members[number];
-            format!("{}=http://{}", member.name, member.advertised_peer)
-        };
-        let cluster: Vec<String> = others.iter().chain([&number]).map(entry).collect();
+        let cluster: Vec<String> = others.iter().chain([&number]).map(|&number| self.entry(number)).collect();
         self.members[number].initial_cluster = cluster.join(",");
     }
 
@@ -131,23 +127,33 @@ impl Cluster {
 
     /// The URL under which the others reach a member.
     pub fn peer_url(&self, number: usize) -> String {
-        format!("http://{}", self.members[number].advertised_peer)
+        format!("{}://{}", self.peer_scheme(), self.members[number].advertised_peer)
+    }
+
+    /// Members that have certificates talk TLS.
+    fn peer_scheme(&self) -> &'static str {
+        if self.flags.iter().any(|flag| flag.starts_with("--peer-cert-file")) { "https" } else { "http" }
+    }
+
+    /// A member's place in `--initial-cluster`.
+    fn entry(&self, number: usize) -> String {
+        format!("{}={}", self.members[number].name, self.peer_url(number))
     }
 
     /// Starts a member's process and returns at once.
     pub fn spawn(&mut self, number: usize) {
         let folder = self.path().to_owned();
         let data_dir = self.data_dir(number);
+        let (scheme, advertised) = (self.peer_scheme(), self.peer_url(number));
         let member = &mut self.members[number];
         member.starts += 1;
-        let peer = format!("http://{}", member.listens_peer);
         let mut args = vec![
             format!("--name={}", member.name),
             format!("--data-dir={}", data_dir.display()),
             format!("--listen-client-urls=http://{}", member.endpoint),
             format!("--advertise-client-urls=http://{}", member.endpoint),
-            format!("--listen-peer-urls={peer}"),
-            format!("--initial-advertise-peer-urls=http://{}", member.advertised_peer),
+            format!("--listen-peer-urls={scheme}://{}", member.listens_peer),
+            format!("--initial-advertise-peer-urls={advertised}"),
             format!("--initial-cluster={}", member.initial_cluster),
             format!("--initial-cluster-state={}", member.state),
         ];

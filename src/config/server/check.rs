@@ -9,6 +9,7 @@ use super::super::url::{ListenUrl, UrlError, advertised_url, each};
 use super::cluster::{InitialCluster, InitialState};
 use super::others;
 use super::parts::{AutoCompaction, IntegrityChecks, Quota, read_feature_gates};
+use super::peer_tls::PeerTlsFiles;
 use super::raw::RawServerConfig;
 use crate::telemetry::LogConfig;
 
@@ -44,6 +45,8 @@ pub struct ServerConfig {
     pub election_timeout: Duration,
     /// Where other members connect.
     pub listen_peer_urls: Vec<ListenUrl>,
+    /// TLS between members.
+    pub peer_tls: Option<PeerTlsFiles>,
     /// Where clients connect.
     pub listen_client_urls: Vec<ListenUrl>,
     /// More addresses for `/metrics` and `/health`.
@@ -289,6 +292,8 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             read_feature_gates(&raw.feature_gates).map_err(|reason| value("feature-gates", reason))?;
         let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
+        let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, ListenUrl::for_peers)?;
+        let peer_tls = PeerTlsFiles::from_flags(&raw, &listen_peer_urls)?;
         let progress = raw.watch_progress_notify_interval.0;
         let short = (!progress.is_zero() && progress < PROGRESS_INTERVAL_MIN).then_some(progress);
         if raw.serving_threads > SERVING_THREADS_MAX {
@@ -309,7 +314,8 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             snapshot_catchup_entries: or_default(raw.snapshot_catchup_entries, CATCH_UP_ENTRIES),
             heartbeat_interval: Duration::from_millis(raw.heartbeat_interval),
             election_timeout: Duration::from_millis(raw.election_timeout),
-            listen_peer_urls: urls("listen-peer-urls", &raw.listen_peer_urls, str::parse)?,
+            listen_peer_urls,
+            peer_tls,
             listen_client_urls: urls("listen-client-urls", listen_client_urls, str::parse)?,
             listen_metrics_urls: match raw.listen_metrics_urls.as_str() {
                 "" => Vec::new(),
@@ -396,6 +402,7 @@ fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::IdentityFiles;
 
     fn parse(line: &str) -> Result<ServerConfig, String> {
         let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
@@ -443,6 +450,20 @@ mod tests {
     }
 
     #[test]
+    fn members_may_dial_with_a_certificate_of_their_own() {
+        let line =
+            "--listen-peer-urls https://127.0.0.1:1 --peer-cert-file c --peer-key-file k --peer-trusted-ca-file a";
+        let identity =
+            |certificates: &str, key: &str| IdentityFiles { certificates: certificates.into(), key: key.into() };
+        let files = parse(line).unwrap().peer_tls.expect("given");
+        assert_eq!((files.accepting, files.dialling), (identity("c", "k"), identity("c", "k")));
+        let files = parse(&format!("{line} --peer-client-cert-file d --peer-client-key-file l")).unwrap().peer_tls;
+        let files = files.expect("given");
+        assert_eq!((files.accepting, files.dialling), (identity("c", "k"), identity("d", "l")));
+        assert_eq!(files.authorities, PathBuf::from("a"));
+    }
+
+    #[test]
     fn a_short_progress_interval_is_raised_as_in_etcd() {
         let config = parse("--watch-progress-notify-interval 10ms").unwrap();
         assert_eq!(config.watch_progress_notify_interval, Duration::from_millis(100));
@@ -471,6 +492,24 @@ mod tests {
                 "--listen-peer-urls: expected IP in URL for binding (http://example.com:1)",
             ),
             ("--cert-file=x --key-file=y", "--cert-file is not supported yet"),
+            ("--peer-cert-file=x", "--peer-cert-file, --peer-key-file: each needs the other"),
+            (
+                "--listen-peer-urls https://127.0.0.1:1",
+                "--listen-peer-urls: https needs --peer-cert-file and --peer-key-file",
+            ),
+            (
+                "--listen-peer-urls https://127.0.0.1:1 --peer-cert-file x --peer-key-file y",
+                "--peer-trusted-ca-file: must be given: members take no certificates of unknown authorities",
+            ),
+            (
+                "--peer-cert-file x --peer-key-file y --peer-trusted-ca-file z",
+                "--listen-peer-urls: must all be https when --peer-cert-file is given",
+            ),
+            (
+                "--listen-peer-urls https://127.0.0.1:1 --peer-cert-file x --peer-key-file y --peer-trusted-ca-file z \
+                 --peer-client-key-file a",
+                "--peer-client-cert-file, --peer-client-key-file: each needs the other",
+            ),
             ("--auto-tls", "--auto-tls is not supported yet"),
             ("--config-file etcd.yaml", "--config-file is not supported yet"),
             ("--unsafe-no-fsync", "--unsafe-no-fsync is not supported yet"),

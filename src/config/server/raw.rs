@@ -37,6 +37,24 @@ pub struct RawServerConfig {
     /// Where other members connect.
     #[arg(long, default_value = "http://localhost:2380", value_name = "URLS")]
     pub listen_peer_urls: String,
+    /// Certificate for other members, in PEM form.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
+    pub peer_cert_file: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
+    pub peer_key_file: String,
+    /// Certificate shown when this member dials, if it is another one.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
+    pub peer_client_cert_file: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
+    pub peer_client_key_file: String,
+    /// Authorities whose certificates members have.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
+    pub peer_trusted_ca_file: String,
+    /// Members must show a certificate: always so with --peer-cert-file.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "TLS between members")]
+    pub peer_client_cert_auth: bool,
     /// Where clients connect.
     #[arg(long, value_name = "URLS", help = "Where clients connect [default: http://localhost:2379]")]
     pub listen_client_urls: Option<String>,

@@ -13,7 +13,7 @@ use super::hello::{Hello, Refusal};
 use super::tls::PeerTls;
 
 /// The bytes of a connection, whatever is below.
-pub(super) trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> PeerIo for T {}
 
 /// A connection whose handshake is through.
@@ -25,15 +25,20 @@ pub(super) struct Dialed {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DialError {
+pub enum DialError {
+    /// No URL of ours.
     #[error("peer URL {0} cannot be dialled: it needs http, or https and TLS for peers")]
     Url(String),
+    /// The network, or TLS.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// Nobody said no, either.
     #[error("no answer in time")]
     Timeout,
+    /// Something else than a member answered.
     #[error("{0}")]
     Http(String),
+    /// The member does not want us.
     #[error("refused: {0}")]
     Refused(#[from] Refusal),
 }
@@ -59,19 +64,30 @@ pub(super) async fn dial_any(
 }
 
 async fn dial(url: &str, hello: Hello, tls: Option<&PeerTls>, limit: Duration) -> Result<Dialed, DialError> {
+    let (stream, authority) = connect_url(url, tls, limit).await?;
+    upgrade(stream, hello, &authority).await
+}
+
+/// Connects to a peer URL; also what its `Host` header says.
+///
+/// # Errors
+/// See [`DialError`]; a name that hangs is given up after `limit`, a TLS handshake is not.
+pub async fn connect_url(
+    url: &str,
+    tls: Option<&PeerTls>,
+    limit: Duration,
+) -> Result<(Box<dyn PeerIo>, String), DialError> {
     let unusable = || DialError::Url(url.to_owned());
     let parsed = Url::parse(url).map_err(|_| unusable())?;
     let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else { return Err(unusable()) };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let authority = format!("{host}:{port}");
-    match (parsed.scheme(), tls) {
-        ("http", _) => upgrade(connect(bare, port, limit).await?, hello, &authority).await,
-        ("https", Some(tls)) => {
-            let stream = tls.connect(bare, connect(bare, port, limit).await?).await?;
-            upgrade(stream, hello, &authority).await
-        }
-        _ => Err(unusable()),
-    }
+    let stream: Box<dyn PeerIo> = match (parsed.scheme(), tls) {
+        ("http", _) => Box::new(connect(bare, port, limit).await?),
+        ("https", Some(tls)) => Box::new(tls.connect(bare, connect(bare, port, limit).await?).await?),
+        _ => return Err(unusable()),
+    };
+    Ok((stream, authority))
 }
 
 /// Tries the addresses of a name, each within its share of the time.
@@ -108,7 +124,7 @@ pub(super) fn prepare(stream: &TcpStream, silence_max: Duration) -> std::io::Res
 }
 
 /// Asks for the change of protocol and takes the stream back.
-async fn upgrade(stream: impl PeerIo + 'static, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
+async fn upgrade(stream: Box<dyn PeerIo>, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
     let request = hello.request(authority).map_err(|error| DialError::Http(error.to_string()))?;
     let broken = |error: hyper::Error| DialError::Http(error.to_string());
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -135,5 +151,5 @@ async fn upgrade(stream: impl PeerIo + 'static, hello: Hello, authority: &str) -
         Some(parts) => parts,
         None => connection.await.map_err(broken)?,
     };
-    Ok(Dialed { io: Box::new(parts.io.into_inner()), first: parts.read_buf })
+    Ok(Dialed { io: parts.io.into_inner(), first: parts.read_buf })
 }

@@ -28,6 +28,7 @@ mod tls;
 mod transport;
 
 pub use config::{Peer, PeerConfig, PeerLimits};
+pub use dial::{DialError, PeerIo, connect_url};
 pub use hello::{Greeting, PEER_PATH, Refusal};
 pub use receiver::{CallError, CallFailure, PeerReceiver, SnapshotSource};
 pub use tls::{PeerIdentity, PeerTls, TlsError};

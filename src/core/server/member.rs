@@ -26,7 +26,7 @@ use crate::core::backend::{BackendError, Checkpointer, Table};
 use crate::core::cluster::MembershipError;
 use crate::core::lease::{LeaseError, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
-use crate::core::peer::{PeerConfig, PeerTransport};
+use crate::core::peer::{PeerConfig, PeerTls, PeerTransport};
 use crate::core::raft::{
     LogTail, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
 };
@@ -99,6 +99,7 @@ impl Member {
     /// Names the file or part that is at fault; nothing keeps running.
     pub async fn start(
         config: &ServerConfig,
+        peer_tls: Option<PeerTls>,
         metrics: CoreMetrics,
         peer_metrics: PeerMetrics,
         failed: Failed,
@@ -109,7 +110,7 @@ impl Member {
         layout.check(disks.state.as_ref())?;
         let first = match layout.wal.exists() {
             true => None,
-            false => Some(bootstrap::plan(config).await?),
+            false => Some(bootstrap::plan(config, peer_tls.as_ref()).await?),
         };
         let opening = Opening {
             bootstrap: first.as_ref(),
@@ -135,11 +136,11 @@ impl Member {
         let known = match first {
             Some(first) => first.running,
             None if opened.position.index == LogIndex(0) && opened.recovered.entries.is_empty() => {
-                bootstrap::others(config, &opened.metadata).await
+                bootstrap::others(config, peer_tls.as_ref(), &opened.metadata).await
             }
             None => Vec::new(),
         };
-        let member = Self::assemble(config, opened, metrics, peer_metrics, failed, tasks)?;
+        let member = Self::assemble(config, opened, peer_tls, metrics, peer_metrics, failed, tasks)?;
         if member.core.published.cluster.load().members().next().is_none() {
             member.core.follow_members(known.iter());
         }
@@ -172,6 +173,7 @@ impl Member {
     fn assemble(
         config: &ServerConfig,
         opened: Opened<FsDisk>,
+        peer_tls: Option<PeerTls>,
         metrics: CoreMetrics,
         peer_metrics: PeerMetrics,
         failed: Failed,
@@ -204,7 +206,7 @@ impl Member {
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
         let installs = Arc::new(Installs::default());
         let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone());
-        let peer_config = PeerConfig::new(metadata.cluster, metadata.member);
+        let peer_config = PeerConfig { tls: peer_tls, ..PeerConfig::new(metadata.cluster, metadata.member) };
         let peers = PeerTransport::start(peer_config, Arc::new(receiver), peer_metrics, &tasks)?;
         let raft_failed = failed.clone();
         let tick = config.heartbeat_interval;

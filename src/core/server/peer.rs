@@ -40,6 +40,37 @@ impl PeerFace {
     }
 }
 
+/// What an address of `--listen-metrics-urls` answers: metrics and health, nothing else.
+#[derive(Clone)]
+pub struct MetricsFace(HttpFace);
+
+impl MetricsFace {
+    /// Builds the face of one member.
+    pub fn new(http: HttpFace) -> Self {
+        Self(http)
+    }
+}
+
+impl Service<Request<Incoming>> for MetricsFace {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let http = self.0.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path() {
+                "/version" => super::http::not_found(),
+                _ => http.answer(request).await,
+            })
+        })
+    }
+}
+
 impl Service<Request<Incoming>> for PeerFace {
     type Response = Response<Body>;
     type Error = Infallible;

@@ -2,12 +2,12 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
 
 use crate::core::cluster::{ClusterVersion, Member};
+use crate::core::peer::{PeerTls, connect_url};
 use crate::types::ClusterId;
 
 /// Longest answer that is read; a list of members has some kilobytes.
@@ -39,8 +39,12 @@ impl fmt::Display for RunningCluster {
 ///
 /// # Errors
 /// For people: the URL and what came instead of an answer.
-pub(super) async fn fetch_cluster(url: &str, timeout: Duration) -> Result<RunningCluster, String> {
-    let (headers, body) = get(&format!("{url}/members"), timeout).await?;
+pub(super) async fn fetch_cluster(
+    url: &str,
+    tls: Option<&PeerTls>,
+    timeout: Duration,
+) -> Result<RunningCluster, String> {
+    let (headers, body) = get(url, "/members", tls, timeout).await?;
     let wrong = |what: String| format!("{url}/members: {what}");
     let mut members: Vec<Member> = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
     let id = headers.get("x-etcd-cluster-id").and_then(|id| id.to_str().ok());
@@ -53,13 +57,17 @@ pub(super) async fn fetch_cluster(url: &str, timeout: Duration) -> Result<Runnin
 }
 
 /// The cluster version as a member sees it; none when it does not answer, or does not know it yet.
-pub(super) async fn fetch_cluster_version(member: &Member, timeout: Duration) -> Option<ClusterVersion> {
+pub(super) async fn fetch_cluster_version(
+    member: &Member,
+    tls: Option<&PeerTls>,
+    timeout: Duration,
+) -> Option<ClusterVersion> {
     #[derive(serde::Deserialize)]
     struct Versions {
         etcdcluster: String,
     }
     for url in &member.peer_urls {
-        let versions = match get(&format!("{url}/version"), timeout).await {
+        let versions = match get(url, "/version", tls, timeout).await {
             Ok((_, body)) => serde_json::from_slice::<Versions>(&body).ok(),
             Err(reason) => {
                 tracing::warn!(reason, "peer did not tell its version");
@@ -74,20 +82,26 @@ pub(super) async fn fetch_cluster_version(member: &Member, timeout: Duration) ->
 }
 
 /// One GET. Redirects are not followed: a peer never sends one.
-async fn get(address: &str, timeout: Duration) -> Result<(HeaderMap, Bytes), String> {
-    let wrong = |what: &dyn fmt::Display| format!("{address}: {what}");
-    if !address.starts_with("http://") {
-        return Err(wrong(&"only http peer URLs are supported yet"));
-    }
-    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http::<Empty<Bytes>>();
-    let request = Request::get(address).body(Empty::new()).map_err(|error| wrong(&error))?;
+async fn get(url: &str, path: &str, tls: Option<&PeerTls>, timeout: Duration) -> Result<(HeaderMap, Bytes), String> {
+    let wrong = |what: &dyn fmt::Display| format!("{url}{path}: {what}");
     let answer = async {
-        let (parts, body) = client.request(request).await.map_err(|error| wrong(&root(&error)))?.into_parts();
-        if parts.status != StatusCode::OK {
-            return Err(wrong(&parts.status));
-        }
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| wrong(&error))?;
-        Ok((parts.headers, body.to_bytes()))
+        let (stream, authority) = connect_url(url, tls, timeout).await.map_err(|error| wrong(&error))?;
+        let broken = |error: hyper::Error| wrong(&root(&error));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::get(path).header(header::HOST, authority).header(header::CONNECTION, "close");
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| wrong(&error))?;
+        let asked = async {
+            let (parts, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+            if parts.status != StatusCode::OK {
+                return Err(wrong(&parts.status));
+            }
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| wrong(&error))?;
+            Ok((parts.headers, body.to_bytes()))
+        };
+        // The connection ends with the answer, or before it when it breaks: then the answer is the error.
+        let (answer, _) = tokio::join!(asked, connection);
+        answer
     };
     tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| Err(wrong(&"no answer in time")))
 }

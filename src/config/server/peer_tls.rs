@@ -1,0 +1,65 @@
+use std::path::PathBuf;
+
+use super::check::ServerConfigError;
+use super::raw::RawServerConfig;
+use crate::config::ListenUrl;
+
+/// Files for TLS between members, in which both sides prove who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerTlsFiles {
+    /// What this member shows when it is dialled.
+    pub accepting: IdentityFiles,
+    /// What it shows when it dials.
+    pub dialling: IdentityFiles,
+    /// Whose certificates it takes.
+    pub authorities: PathBuf,
+}
+
+/// A certificate with its key, in PEM form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// The certificate, then those between it and the authority.
+    pub certificates: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl PeerTlsFiles {
+    /// What the flags ask for; nothing without a certificate.
+    ///
+    /// etcd lets members dial without showing a certificate; here that takes plain http.
+    ///
+    /// # Errors
+    /// Files that are useless without another, and https URLs without files.
+    pub(super) fn from_flags(raw: &RawServerConfig, urls: &[ListenUrl]) -> Result<Option<Self>, ServerConfigError> {
+        let wrong = |flag, reason: &str| Err(ServerConfigError::Value { flag, reason: reason.to_owned() });
+        let tls = urls.iter().filter(|url| url.is_tls()).count();
+        let Some(accepting) = identity(&raw.peer_cert_file, &raw.peer_key_file) else {
+            if !raw.peer_cert_file.is_empty() || !raw.peer_key_file.is_empty() {
+                return wrong("peer-cert-file, --peer-key-file", "each needs the other");
+            }
+            return if tls > 0 {
+                wrong("listen-peer-urls", "https needs --peer-cert-file and --peer-key-file")
+            } else {
+                Ok(None)
+            };
+        };
+        if raw.peer_trusted_ca_file.is_empty() {
+            return wrong("peer-trusted-ca-file", "must be given: members take no certificates of unknown authorities");
+        }
+        if tls < urls.len() {
+            return wrong("listen-peer-urls", "must all be https when --peer-cert-file is given");
+        }
+        let dialling = match identity(&raw.peer_client_cert_file, &raw.peer_client_key_file) {
+            Some(dialling) => dialling,
+            None if raw.peer_client_cert_file.is_empty() && raw.peer_client_key_file.is_empty() => accepting.clone(),
+            None => return wrong("peer-client-cert-file, --peer-client-key-file", "each needs the other"),
+        };
+        Ok(Some(Self { accepting, dialling, authorities: (&raw.peer_trusted_ca_file).into() }))
+    }
+}
+
+fn identity(certificates: &str, key: &str) -> Option<IdentityFiles> {
+    let given = !certificates.is_empty() && !key.is_empty();
+    given.then(|| IdentityFiles { certificates: certificates.into(), key: key.into() })
+}
