@@ -11,7 +11,9 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::types::MemberId;
 
+use super::checkers::Operation;
 use super::context::{Context, Event, MILLI, Micros, SECOND, must};
+use super::history;
 use super::model::Reply;
 
 /// Number of an operation of a client; never used again.
@@ -32,7 +34,10 @@ pub enum Answer {
     Written(Reply),
     Read(Result<RangeResponse, &'static str>),
     /// Seconds granted; 0 when the lease is gone.
-    Renewed(i64),
+    Renewed {
+        ttl: i64,
+        revision: i64,
+    },
     /// Only the leader renews.
     NotLeader(Option<MemberId>),
     /// The member went away.
@@ -72,6 +77,8 @@ pub struct Clients {
     pub ops: BTreeMap<OpId, Op>,
     last: OpId,
     floor: Floor,
+    /// What was asked and heard, if the simulation keeps it.
+    pub recorded: Vec<Operation>,
     /// Where members are that clients know of.
     pub members: Vec<usize>,
 }
@@ -84,7 +91,14 @@ impl Clients {
             context.after(delay, Event::Next(client));
         }
         let clients = (0..count).map(|_| Client::default()).collect();
-        Self { clients, ops: BTreeMap::new(), last: 0, floor: Floor::default(), members: (0..members).collect() }
+        Self {
+            clients,
+            ops: BTreeMap::new(),
+            last: 0,
+            floor: Floor::default(),
+            recorded: Vec::new(),
+            members: (0..members).collect(),
+        }
     }
 
     /// Begins the next operation of a client.
@@ -119,6 +133,7 @@ impl Clients {
     /// A client has waited long enough: it will never know.
     pub fn give_up(&mut self, context: &mut Context, id: OpId) {
         if let Some(op) = self.finish(context, id) {
+            self.record(context, id, &op, None);
             context.counts.unknown += 1;
             context.counts.unanswered_probes += u64::from(op.client == NOBODY);
             context.note("unknown", [id, 0, 0]);
@@ -130,6 +145,7 @@ impl Clients {
     pub fn answered(&mut self, context: &mut Context, id: OpId, answer: Answer) {
         let decided = context.truth.decided.get(&id).cloned();
         let Some(op) = self.finish(context, id) else { return };
+        self.record(context, id, &op, Some(&answer));
         context.note("answer", [id, op.called, 0]);
         match answer {
             Answer::Written(reply) => {
@@ -173,7 +189,7 @@ impl Clients {
                     self.clients[op.client].lists.insert(kv.key.clone(), seen);
                 }
             }
-            Answer::Renewed(ttl) => {
+            Answer::Renewed { ttl, .. } => {
                 let Ask::Renew(id) = op.ask else { unreachable!("an answer to a renewal") };
                 context.counts.acknowledged += 1;
                 if ttl > 0 {
@@ -192,6 +208,12 @@ impl Clients {
             }
         }
         self.rest(context, op.client);
+    }
+
+    fn record(&mut self, context: &Context, id: OpId, op: &Op, answer: Option<&Answer>) {
+        if context.settings.recorded {
+            self.recorded.push(history::operation(id, op, context.now, answer));
+        }
     }
 
     fn finish(&mut self, context: &mut Context, id: OpId) -> Option<Op> {
@@ -220,7 +242,7 @@ impl Clients {
 
     /// What a client remembers of an acknowledged write.
     fn learn(&mut self, context: &mut Context, op: &Op, reply: &Reply) {
-        if let Reply::Granted { id, ttl } = *reply {
+        if let Reply::Granted { id, ttl, .. } = *reply {
             context.promised(id, ttl, op.called);
             if op.client != NOBODY {
                 self.clients[op.client].leases.push(id);

@@ -94,6 +94,8 @@ pub struct Settings {
     /// Whether the faults end then, and the cluster has to recover.
     pub healthy: bool,
     pub mutation: Option<Mutation>,
+    /// Whether everything that clients see is kept.
+    pub recorded: bool,
 }
 
 macro_rules! counts {

@@ -6,9 +6,14 @@
 //! `truth.rs` what the cluster has agreed on. A failure names its seed:
 //! `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay` runs it again, `WATERSHED_SIM_TRACE=1` tells all.
 
+#[path = "../checkers/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod checkers;
+
 mod client;
 mod context;
 mod disk;
+mod history;
 mod model;
 mod mutations;
 mod network;
@@ -33,6 +38,7 @@ fn settings(seed: u64) -> Settings {
         faulty: random.u64(30..150) * SECOND,
         healthy: random.u8(..4) > 0,
         mutation: None,
+        recorded: false,
     }
 }
 
@@ -90,6 +96,22 @@ fn clusters_keep_their_promises() {
         failed.is_empty(),
         "promises broken; run `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay`: {failed:?}"
     );
+}
+
+/// What clients saw of a part of the simulations, held against the API's promises by checkers without any inside knowledge.
+#[test]
+fn histories_stand_before_the_checkers() {
+    let mut checked = checkers::Checked::default();
+    let histories = number("WATERSHED_SIM_HISTORIES", 60);
+    for seed in 1..=histories {
+        let settings = Settings { recorded: true, healthy: true, ..settings(seed) };
+        let history = world::recorded(&settings);
+        match checkers::check_all(&history) {
+            Ok(counts) => checked += counts,
+            Err(violation) => panic!("seed {seed}: {violation}"),
+        }
+    }
+    println!("{histories} histories: {checked:?}");
 }
 
 #[test]

@@ -27,10 +27,14 @@ pub enum Reply {
     Put(PutResponse),
     Delete(DeleteRangeResponse),
     Txn(TxnResponse),
-    Compacted(i64),
+    Compacted {
+        at: i64,
+        revision: i64,
+    },
     Granted {
         id: i64,
         ttl: i64,
+        revision: i64,
     },
     Revoked {
         revision: i64,
@@ -47,8 +51,10 @@ impl Reply {
             Ok(Applied::Put(answer)) => Self::Put(recode(answer)),
             Ok(Applied::DeleteRange(answer)) => Self::Delete(recode(answer)),
             Ok(Applied::Txn(answer)) => Self::Txn(recode(answer)),
-            Ok(Applied::Compact { at, .. }) => Self::Compacted(at.0),
-            Ok(Applied::LeaseGrant { id, ttl, .. }) => Self::Granted { id: id.0, ttl: *ttl },
+            Ok(Applied::Compact { at, revision }) => Self::Compacted { at: at.0, revision: revision.0 },
+            Ok(Applied::LeaseGrant { id, ttl, revision }) => {
+                Self::Granted { id: id.0, ttl: *ttl, revision: revision.0 }
+            }
             Ok(Applied::LeaseRevoke { revision }) => Self::Revoked { revision: revision.0 },
             Ok(_) => Self::Other,
             Err(ApplyError::Mvcc(MvccError::LeaseNotFound { .. })) => Self::Refused("no lease"),
@@ -66,7 +72,9 @@ impl Reply {
             Self::Put(answer) => &answer.header,
             Self::Delete(answer) => &answer.header,
             Self::Txn(answer) => &answer.header,
-            Self::Revoked { revision } => return Some(*revision),
+            Self::Revoked { revision } | Self::Granted { revision, .. } | Self::Compacted { revision, .. } => {
+                return Some(*revision);
+            }
             _ => return None,
         };
         header.as_ref().map(|header| header.revision)
@@ -150,14 +158,14 @@ impl Model {
                 return Reply::Refused("compacted");
             }
             self.compacted = compaction.revision;
-            return Reply::Compacted(compaction.revision);
+            return Reply::Compacted { at: compaction.revision, revision: before };
         }
         if let Some(grant) = &request.lease_grant {
             if self.leases.contains_key(&grant.id) {
                 return Reply::Refused("lease exists");
             }
             self.leases.insert(grant.id, BTreeSet::new());
-            return Reply::Granted { id: grant.id, ttl: grant.ttl.max(TTL_MIN) };
+            return Reply::Granted { id: grant.id, ttl: grant.ttl.max(TTL_MIN), revision: before };
         }
         if let Some(revoke) = &request.lease_revoke {
             let Some(keys) = self.leases.remove(&revoke.id) else { return Reply::Refused("no lease") };

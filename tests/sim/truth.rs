@@ -118,7 +118,7 @@ impl Context {
     }
 
     fn decided_lease(&mut self, request: &InternalRaftRequest, reply: &Reply) {
-        if let Reply::Granted { id, ttl } = *reply {
+        if let Reply::Granted { id, ttl, .. } = *reply {
             self.truth.leases.insert(id, LeaseTruth { ttl, ..LeaseTruth::default() });
         }
         let Some(revoke) = &request.lease_revoke else { return };

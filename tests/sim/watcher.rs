@@ -17,7 +17,9 @@ use watershed::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, Watc
 use watershed::pb::mvccpb;
 use watershed::types::{KeyRange, Revision};
 
+use super::checkers::WatchRecord;
 use super::context::{Context, Event, MILLI, must};
+use super::history;
 use super::process::Process;
 
 /// A client that watches a range for the whole simulation.
@@ -29,6 +31,8 @@ pub struct Watcher {
     pub seen: i64,
     /// Began somewhere; before that it asks for "from now".
     begun: bool,
+    /// What it asked and heard, if the simulation keeps it.
+    pub recorded: Vec<WatchRecord>,
     /// The only member it connects to.
     pub only: Option<usize>,
 }
@@ -82,12 +86,28 @@ impl Watcher {
             2 => KeyRange::HalfOpen { start: "k4".into(), end: "l2".into() },
             _ => KeyRange::From("\0".into()),
         };
-        Self { range, prev_kv: context.random.bool(), connection: None, seen: 0, begun: false, only: None }
+        Self {
+            range,
+            prev_kv: context.random.bool(),
+            connection: None,
+            seen: 0,
+            begun: false,
+            recorded: Vec::new(),
+            only: None,
+        }
     }
 
     /// A watch of scripts: from a revision on, at one member.
     pub fn at(range: KeyRange, start: i64, member: usize) -> Self {
-        Self { range, prev_kv: true, connection: None, seen: start - 1, begun: true, only: Some(member) }
+        Self {
+            range,
+            prev_kv: true,
+            connection: None,
+            seen: start - 1,
+            begun: true,
+            recorded: Vec::new(),
+            only: Some(member),
+        }
     }
 
     /// The process it is connected to, if that still runs.
@@ -113,6 +133,9 @@ impl Watcher {
         let desk = Box::new(SimDesk(process.watch.clone()));
         let stream = WatchStream::new(process.shard.clone(), requests.clone(), desk, false);
         context.counts.streams += 1;
+        if context.settings.recorded {
+            self.recorded.push(history::watch(process.place, &self.range, start, self.begun, self.prev_kv));
+        }
         self.connection = Some(Connection { member: process.place, boot: process.boot, requests, stream });
     }
 
@@ -138,6 +161,9 @@ impl Watcher {
         let mut bytes = Vec::new();
         response.write(&mut bytes);
         let response = WatchResponse::decode(bytes.as_slice()).expect("the same message");
+        if let Some(record) = self.recorded.last_mut() {
+            record.answers.push(history::watch_answer(context.now, &response));
+        }
         let header = response.header.as_ref().map_or(0, |header| header.revision);
         let newest = context.truth.model.revision();
         must!(context, header <= newest, "a watch speaks of revision {header}, which nobody wrote");

@@ -9,6 +9,7 @@ use watershed::core::server::Bootstrap;
 use watershed::pb::etcdserverpb::{InternalRaftRequest, PutRequest};
 use watershed::types::{KeyRange, MemberId};
 
+use super::checkers::{History, WatchRecord};
 use super::client::{Answer, Ask, Clients, NOBODY, OpId, everything};
 use super::context::{Context, Counts, Event, MILLI, Micros, Mutation, SECOND, Settings, must};
 use super::disk::SimDisk;
@@ -77,6 +78,22 @@ pub struct Summary {
 /// # Panics
 /// When a promise is broken; the message begins with the seed.
 pub fn run(settings: &Settings) -> Summary {
+    played(settings).finish()
+}
+
+/// The same, and what the clients saw.
+pub fn recorded(settings: &Settings) -> History {
+    let mut world = played(settings);
+    let operations = std::mem::take(&mut world.clients.recorded);
+    let watchers = world.watchers.iter_mut().enumerate();
+    let watches = watchers.flat_map(|(client, watcher)| {
+        let records = std::mem::take(&mut watcher.recorded);
+        records.into_iter().map(move |record| WatchRecord { client: client as u32, ..record })
+    });
+    History { notes: [("seed".to_owned(), settings.seed.to_string())].into(), operations, watches: watches.collect() }
+}
+
+fn played(settings: &Settings) -> World {
     let mut world = World::new(settings.clone());
     let runtime = world.runtime.handle().clone();
     let _entered = runtime.enter();
@@ -86,7 +103,7 @@ pub fn run(settings: &Settings) -> Summary {
         world.recover();
     }
     world.compare_members();
-    world.finish()
+    world
 }
 
 impl World {
@@ -572,7 +589,8 @@ impl World {
     fn probe(&mut self) {
         let mut ops = Vec::new();
         for member in self.clients.members.clone() {
-            let put = PutRequest { key: "probe".into(), value: "v".into(), ..Default::default() };
+            let value = format!("from {member}");
+            let put = PutRequest { key: "probe".into(), value: value.into(), ..Default::default() };
             let write = Ask::Write(InternalRaftRequest { put: Some(put), ..Default::default() });
             let read = Ask::Read { request: everything(), linearizable: true };
             for ask in [write, read] {
