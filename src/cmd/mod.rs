@@ -7,6 +7,8 @@ pub mod bench;
 pub mod ctl;
 pub mod dev;
 mod dispatch;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 pub mod gateway;
 pub mod grpc_proxy;
 mod process;

@@ -107,6 +107,8 @@ impl Server {
         let metric_sockets =
             bind_all(config.listen_metrics_urls.iter().map(|url| url.address())).context("--listen-metrics-urls")?;
 
+        #[cfg(feature = "failpoints")]
+        super::failpoints::start(tasks)?;
         let peer_tls = config.peer_tls.as_ref().map(peer_tls).transpose()?;
         let registry = Metrics::new();
         let metrics = CoreMetrics::register(&registry, config.extensive_metrics);

@@ -140,6 +140,9 @@ impl Applier {
     /// Removes the next part of what a compaction forgets; tells how far it got.
     pub fn compaction_slice(&mut self, compaction: &mut Compaction, records: usize) -> Progress {
         let (progress, changes) = self.store.compaction_slice(compaction, records);
+        if progress == Progress::Done {
+            fail::fail_point!("compactBeforeSetFinishedCompact");
+        }
         if !changes.is_empty() {
             self.backend.submit(ChangeSet { position: self.position, changes });
         }

@@ -224,7 +224,9 @@ impl Store {
             txn.set_durability(redb::Durability::Immediate)?;
             txn.set_two_phase_commit(true);
             let result = body(&txn)?;
+            fail::fail_point!("beforeCommit");
             txn.commit()?;
+            fail::fail_point!("afterCommit");
             Ok(result)
         })
     }

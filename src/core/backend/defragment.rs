@@ -31,6 +31,7 @@ impl Backend {
         let mut durable = inner.durable.lock();
         let before_bytes = self.size_bytes();
         self.checkpoint_locked(&mut durable)?;
+        fail::fail_point!("defragBeforeCopy");
         let contents = inner.contents.load_full();
         let old = contents.store.load_full();
         let copied = copy(&old, inner.home.as_ref());

@@ -98,6 +98,7 @@ fn write_all<D: WalDisk>(
     observer: &WalObserver,
 ) -> Result<(), PersistError> {
     while let Ok(first) = queue.recv() {
+        fail::fail_point!("raftBeforeSave");
         let mut newest = None;
         let mut release = None;
         for job in std::iter::once(first).chain(std::iter::from_fn(|| queue.try_recv().ok())) {
@@ -119,6 +120,7 @@ fn write_all<D: WalDisk>(
         let started = Instant::now();
         wal.sync()?;
         observer.sync_seconds.observe(started.elapsed().as_secs_f64());
+        fail::fail_point!("raftAfterSave");
         if let Some(number) = newest {
             (observer.persisted)(number);
         }

@@ -143,8 +143,22 @@ impl encoded::watch_server::Watch for WatchService {
         let require_leader = metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
         let desk = MemberDesk { context: self.context.clone(), token: token(metadata) };
         let stream = WatchStream::new(self.shard.clone(), request.into_inner(), Box::new(desk), require_leader);
+        #[cfg(feature = "failpoints")]
+        let stream = futures::StreamExt::then(stream, |response| async move {
+            if let Some(pause) = send_pause() {
+                tokio::time::sleep(pause).await;
+            }
+            response
+        });
         Ok(Response::new(Box::pin(stream)))
     }
+}
+
+/// How long a failpoint holds each response back.
+#[cfg(feature = "failpoints")]
+fn send_pause() -> Option<Duration> {
+    fail::fail_point!("beforeSendWatchResponse", |ms| ms?.parse().ok().map(Duration::from_millis));
+    None
 }
 
 /// The token of a request: `token` before `authorization`, first value, without `Bearer `.

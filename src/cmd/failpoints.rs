@@ -1,0 +1,146 @@
+//! Faults inside a running server, set from outside: the HTTP face of etcd's gofail over the crate `fail`.
+//!
+//! Built with the cargo feature `failpoints` only, for test clusters. `GOFAIL_HTTP` is the address to serve,
+//! `GOFAIL_FAILPOINTS` what is set from the start, as in `raftBeforeSave=panic;afterCommit=sleep("1s")`.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use anyhow::{Context as _, bail};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use tonic::body::Body;
+use tower::Service;
+
+use crate::config::GoDuration;
+use crate::listener::{self, ListenerConfig};
+use crate::shutdown::Tasks;
+
+/// Every failpoint of this program, under etcd's name for the same moment.
+const NAMES: [&str; 7] = [
+    "afterCommit",
+    "beforeCommit",
+    "beforeSendWatchResponse",
+    "compactBeforeSetFinishedCompact",
+    "defragBeforeCopy",
+    "raftAfterSave",
+    "raftBeforeSave",
+];
+/// Where a pause must not hold the thread, since others are served by it: the value is handed to the code instead.
+const ASYNC_NAMES: [&str; 1] = ["beforeSendWatchResponse"];
+/// Longest term.
+const TERM_BYTES_MAX: usize = 1024;
+
+/// Sets what the environment asks for, and serves the face if it is to be served.
+///
+/// # Errors
+/// An unknown failpoint or term, or an address that cannot be bound.
+pub fn start(tasks: &Tasks) -> anyhow::Result<()> {
+    // A failpoint that panics stands for the end of the process, whatever thread meets it.
+    std::panic::set_hook(Box::new(|panicked| {
+        eprintln!("{panicked}");
+        std::process::abort();
+    }));
+    for setting in std::env::var("GOFAIL_FAILPOINTS").unwrap_or_default().split(';').filter(|text| !text.is_empty()) {
+        let (name, term) = setting.split_once('=').with_context(|| format!("GOFAIL_FAILPOINTS: {setting}"))?;
+        set(name, term)?;
+    }
+    let Ok(address) = std::env::var("GOFAIL_HTTP") else { return Ok(()) };
+    let socket = listener::bind(address.parse().with_context(|| format!("GOFAIL_HTTP: {address}"))?)?;
+    let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
+    listener::serve(vec![socket], config, |_| Face, tasks)?;
+    tracing::warn!(address, "failpoints can be set from outside");
+    Ok(())
+}
+
+fn set(name: &str, term: &str) -> anyhow::Result<()> {
+    if !NAMES.contains(&name) {
+        bail!("no failpoint {name}");
+    }
+    fail::cfg(name, &action(name, term)?).map_err(anyhow::Error::msg)
+}
+
+/// gofail's term in the words of the crate: lengths of time are milliseconds there.
+fn action(name: &str, term: &str) -> anyhow::Result<String> {
+    let term = term.trim();
+    if let Some(time) = term.strip_prefix("sleep(").and_then(|rest| rest.strip_suffix(')')) {
+        let ms = match time.strip_prefix('"').and_then(|time| time.strip_suffix('"')) {
+            Some(time) => time.parse::<GoDuration>().map_err(|error| anyhow::anyhow!("{term}: {error}"))?.0.as_millis(),
+            None => time.parse().with_context(|| term.to_owned())?,
+        };
+        let verb = if ASYNC_NAMES.contains(&name) { "return" } else { "sleep" };
+        return Ok(format!("{verb}({ms})"));
+    }
+    match term {
+        "panic" | "off" => Ok(term.to_owned()),
+        _ => bail!("term {term:?} is none of panic, sleep(…), off"),
+    }
+}
+
+fn list() -> String {
+    let set = fail::list();
+    let term = |name: &str| set.iter().find(|(set, _)| set == name).map_or("", |(_, term)| term);
+    NAMES.map(|name| format!("{name}={}\n", term(name))).concat()
+}
+
+/// `GET /` lists, `PUT /name` sets, `DELETE /name` clears.
+#[derive(Clone)]
+struct Face;
+
+impl Service<Request<Incoming>> for Face {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let name = parts.uri.path().trim_start_matches('/');
+            Ok(match parts.method {
+                Method::GET => answer(StatusCode::OK, list()),
+                Method::PUT => match Limited::new(body, TERM_BYTES_MAX).collect().await {
+                    Ok(term) => done(set(name, &String::from_utf8_lossy(&term.to_bytes()))),
+                    Err(error) => answer(StatusCode::BAD_REQUEST, error.to_string()),
+                },
+                Method::DELETE => done(set(name, "off")),
+                _ => answer(StatusCode::METHOD_NOT_ALLOWED, String::new()),
+            })
+        })
+    }
+}
+
+fn done(outcome: anyhow::Result<()>) -> Response<Body> {
+    match outcome {
+        Ok(()) => answer(StatusCode::NO_CONTENT, String::new()),
+        Err(error) => answer(StatusCode::BAD_REQUEST, format!("{error:#}\n")),
+    }
+}
+
+fn answer(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Body::new(http_body_util::Full::new(text.into())));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_of_gofail_are_understood() {
+        let told = |name, term| action(name, term).map_err(|error| error.to_string());
+        assert_eq!(told("raftBeforeSave", "panic").as_deref(), Ok("panic"));
+        assert_eq!(told("raftBeforeSave", r#"sleep("1s")"#).as_deref(), Ok("sleep(1000)"));
+        assert_eq!(told("raftBeforeSave", "sleep(20)").as_deref(), Ok("sleep(20)"));
+        assert_eq!(told("beforeSendWatchResponse", r#"sleep("1s")"#).as_deref(), Ok("return(1000)"));
+        assert!(told("raftBeforeSave", "print").is_err());
+        assert!(set("noSuchPoint", "panic").is_err());
+    }
+}
