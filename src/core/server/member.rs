@@ -23,7 +23,7 @@ use crate::core::apply::{
     Applier, ApplierConfig, ApplyConfig, ApplyQueue, ApplyTask, CompactionPace, Installs, Waiters, open_leases,
 };
 use crate::core::backend::{BackendError, Checkpointer, Table};
-use crate::core::cluster::MembershipError;
+use crate::core::cluster::{self, MembershipError};
 use crate::core::lease::{LeaseError, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
 use crate::core::peer::{PeerConfig, PeerTls, PeerTransport};
@@ -81,6 +81,13 @@ pub enum StartError {
 
 /// Called once when a member can no longer be trusted with its state; must end the process.
 pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
+
+/// What a member knows of the others before its log tells.
+struct Neighbours {
+    tls: Option<PeerTls>,
+    /// Members of a running cluster, for one that has no data.
+    known: Vec<cluster::Member>,
+}
 
 /// A running member, without its listeners.
 pub struct Member {
@@ -140,11 +147,7 @@ impl Member {
             }
             None => Vec::new(),
         };
-        let member = Self::assemble(config, opened, peer_tls, metrics, peer_metrics, failed, tasks)?;
-        if member.core.published.cluster.load().members().next().is_none() {
-            member.core.follow_members(known.iter());
-        }
-        Ok(member)
+        Self::assemble(config, opened, Neighbours { tls: peer_tls, known }, metrics, peer_metrics, failed, tasks)
     }
 
     /// Waits until the member takes part, and tells the cluster about it. Its peer port must be served by now.
@@ -173,7 +176,7 @@ impl Member {
     fn assemble(
         config: &ServerConfig,
         opened: Opened<FsDisk>,
-        peer_tls: Option<PeerTls>,
+        neighbours: Neighbours,
         metrics: CoreMetrics,
         peer_metrics: PeerMetrics,
         failed: Failed,
@@ -206,7 +209,7 @@ impl Member {
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
         let installs = Arc::new(Installs::default());
         let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone());
-        let peer_config = PeerConfig { tls: peer_tls, ..PeerConfig::new(metadata.cluster, metadata.member) };
+        let peer_config = PeerConfig { tls: neighbours.tls, ..PeerConfig::new(metadata.cluster, metadata.member) };
         let peers = PeerTransport::start(peer_config, Arc::new(receiver), peer_metrics, &tasks)?;
         let raft_failed = failed.clone();
         let tick = config.heartbeat_interval;
@@ -244,7 +247,12 @@ impl Member {
         });
         tasks.spawn(renewals::run(core.clone(), renewals_inlet, tasks.stop_signal()));
         slot.fill(core.clone(), installs.clone());
-        core.follow_members(core.published.cluster.load().members());
+        // Before anything is applied: from then on only the log says who belongs to the cluster.
+        let members = core.published.cluster.load_full();
+        match members.members().next() {
+            Some(_) => core.follow_members(members.members()),
+            None => core.follow_members(neighbours.known.iter()),
+        }
         let watch = CoreWatch::new(core.store.clone(), EVENT_LOG_BYTES);
         let observer = MemberObserver::new(core.clone(), watch.clone(), failed.clone(), tasks.clone());
         let pace =
