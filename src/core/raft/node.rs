@@ -485,6 +485,8 @@ impl RaftNode {
             if self.is_leader() && !self.is_voter() {
                 // The library would go on, and panics at the next entry that is on disk.
                 let raft = &mut self.raw.raft;
+                // Whoever is left must hear that the removal is committed: two may have been needed, and one is left.
+                raft.bcast_append();
                 raft.become_follower(raft.term, 0);
             }
             self.draw_timeout();
