@@ -503,14 +503,9 @@ impl World {
                 (ChangeKind::AddVoter, learner, AddContext::promote(learner).to_json())
             }
             Some(learner) => (ChangeKind::Remove, learner, Vec::new()),
-            None if voters.len() > 3 || (voters.len() > 1 && self.context.random.bool()) => {
-                let mut voter = voters[self.context.random.usize(..voters.len())];
-                if voters.len() == 2 {
-                    // A leader that leaves one other behind tells it once that it may go on alone. If that gets lost,
-                    // nobody is left to tell: leadership has to be moved first, which is for who removes.
-                    let leader = self.members[leader].id;
-                    voter = voters.iter().copied().find(|voter| *voter != leader).unwrap_or(voter);
-                }
+            // Of two voters none is removed: whoever is left may never learn that it is alone. See docs/simulation.md.
+            None if voters.len() > 3 || (voters.len() > 2 && self.context.random.bool()) => {
+                let voter = voters[self.context.random.usize(..voters.len())];
                 (ChangeKind::Remove, voter, Vec::new())
             }
             None if self.members.len() < PLACES_MAX => {
