@@ -171,12 +171,14 @@ impl Core {
             Ok(()) => match tokio::time::timeout(self.limits.request_timeout, outcome).await {
                 Ok(Ok(outcome)) => outcome.map_err(Failure::from),
                 Ok(Err(_)) => Err(ApiError::Stopped.into()),
-                Err(_) => Err(self.late()),
+                // Nothing is known of it. Never DeadlineExceeded, which is etcd's answer while there is no leader: the
+                // official client sends such a request again, and it would be applied twice.
+                Err(_) => Err(ApiError::Timeout.into()),
             },
             Err(error) => Err(error.into()),
         };
         drop(guard);
-        if matches!(result, Err(Failure::Api(_) | Failure::Propose(_) | Failure::Deadline)) {
+        if matches!(result, Err(Failure::Api(_) | Failure::Propose(_))) {
             self.metrics.server.proposals_failed.inc();
         }
         result
@@ -192,13 +194,6 @@ impl Core {
     /// An id that no other proposal of the cluster has.
     pub fn next_request_id(&self) -> u64 {
         self.next_request.fetch_add(1, Ordering::Relaxed)
-    }
-
-    pub(super) fn late(&self) -> Failure {
-        match self.raft.status().borrow().leader {
-            None => Failure::Deadline,
-            Some(_) => ApiError::Timeout.into(),
-        }
     }
 
     /// Completes when the published state is at least as new as every write acknowledged before the call.

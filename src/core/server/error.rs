@@ -26,9 +26,6 @@ pub enum Failure {
     /// Another member could not answer.
     #[error(transparent)]
     Peer(#[from] CallError),
-    /// Nobody took the proposal in time: there is no leader.
-    #[error("context deadline exceeded")]
-    Deadline,
     /// Something the API has no word for.
     #[error("{0}")]
     Other(String),
@@ -46,7 +43,6 @@ impl From<Failure> for Status {
             Failure::Peer(CallError::Failed(failure)) => Status::new(failure.code, failure.text),
             Failure::Peer(CallError::Stopped) => ApiError::Stopped.into(),
             Failure::Peer(error) => Status::new(error.code(), error.to_string()),
-            Failure::Deadline => Status::deadline_exceeded("context deadline exceeded"),
             Failure::Other(text) => Status::unknown(text),
         }
     }

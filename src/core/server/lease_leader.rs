@@ -156,7 +156,7 @@ fn late(leader: Option<MemberId>) -> Failure {
 fn may_pass(failure: &Failure) -> bool {
     match failure {
         Failure::Propose(ProposeError::Stopped) => false,
-        Failure::Propose(_) | Failure::Deadline => true,
+        Failure::Propose(_) => true,
         Failure::Api(error) => *error != ApiError::Stopped && error.code() == tonic::Code::Unavailable,
         Failure::Peer(CallError::Failed(failure)) => failure.code == tonic::Code::Unavailable,
         Failure::Peer(CallError::Stopped) => false,

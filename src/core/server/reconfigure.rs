@@ -222,7 +222,7 @@ impl Core {
             let again = tokio::time::sleep(PROPOSE_AGAIN);
             tokio::select! {
                 outcome = &mut outcome => break outcome,
-                () = tokio::time::sleep_until(deadline) => return Err(self.late()),
+                () = tokio::time::sleep_until(deadline) => return Err(ApiError::Timeout.into()),
                 // Refused for now: the first copy may still make it.
                 () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone())),
             }
