@@ -557,7 +557,10 @@ impl RaftNode {
         let mut promises = Vec::new();
         outbound(&ready.take_persisted_messages(), &mut promises);
         self.raw.advance_append_async(ready);
-        if must_sync {
+        // A start counts votes by the changes it knows to be committed: whoever was removed may be gone by then, and his
+        // vote would be missing for ever.
+        let changes_members = committed.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        if must_sync || (changes_members && self.deferred.is_some()) {
             self.persisting.push_back(number);
             let snapshot = snapshot.map(|metadata| {
                 let position = LogPosition { index: LogIndex(metadata.index), term: Term(metadata.term) };

@@ -15,6 +15,8 @@ struct Site {
     reads: BTreeMap<u64, LogIndex>,
     position: LogPosition,
     installed: Vec<LogPosition>,
+    /// The commit index that a start would find.
+    commit_on_disk: LogIndex,
 }
 
 struct Cluster {
@@ -78,6 +80,9 @@ impl Cluster {
                 while let Some(step) = site.node.poll().expect("no fault") {
                     self.waiting.extend(step.send.into_iter().map(|message| (id, message)));
                     if let Some(group) = step.persist {
+                        if let Some(state) = group.hard_state {
+                            site.commit_on_disk = state.commit;
+                        }
                         match self.stuck.contains(&id) {
                             true => unsynced.push(group.number),
                             false => site.node.persisted(group.number),
@@ -160,6 +165,7 @@ impl Site {
             reads: BTreeMap::new(),
             position: LogPosition::default(),
             installed: Vec::new(),
+            commit_on_disk: LogIndex(0),
         }
     }
 
@@ -298,6 +304,18 @@ fn one_change_of_members_at_a_time() {
     cluster.settle();
     let state = cluster.node(2).conf_state();
     assert_eq!((state.voters, state.learners), (vec![1, 2], vec![4]));
+}
+
+#[test]
+fn that_a_change_of_members_is_committed_is_on_disk_at_once() {
+    let mut cluster = Cluster::new(2);
+    cluster.elect(1);
+    let remove = ProposedChange { request: 0, kind: ChangeKind::Remove, member: MemberId(2), context: Bytes::new() };
+    cluster.node(1).propose_members(&remove).expect("a leader takes it");
+    cluster.settle();
+    assert!(cluster.node(1).is_sole_voter());
+    let committed = cluster.node(1).committed();
+    assert_eq!(cluster.site(1).commit_on_disk, committed);
 }
 
 #[test]
