@@ -138,8 +138,12 @@ fn a_damaged_log_is_cut_or_refused_by_name() {
         }
         // A flipped bit anywhere before the last record is corruption, and says where.
         let mut random = fastrand::Rng::with_seed(7);
+        // Not of a length at the end of a sector: a disk may have lost that alone.
+        let judged: Vec<_> = (0..last_start)
+            .filter(|at| !frames.iter().any(|frame| (frame + 8) % 512 == 0 && (*frame..frame + 8).contains(at)))
+            .collect();
         let flips = (0..40).map(|_| {
-            let (at, bit) = (random.usize(0..last_start), random.u8(0..8));
+            let (at, bit) = (judged[random.usize(..judged.len())], random.u8(0..8));
             (format!("flip-{at}-{bit}"), flipped(&bytes, at, 1 << bit))
         });
         for (case, outcome) in outcomes(world, flips).await {

@@ -107,6 +107,19 @@ impl<'a, F: WalFile> SegmentReader<'a, F> {
         Ok(false)
     }
 
+    /// The record between the length at `offset` and the frame at `end`, whatever the length says; none where a disk may
+    /// have lost the length alone.
+    pub(super) fn record_before(&mut self, offset: u64, end: u64) -> io::Result<Option<RawRecord<'_>>> {
+        let (start, room) = (offset + 8, end.saturating_sub(offset + 8));
+        if start % SECTOR_BYTES == 0 || room > RECORD_BYTES_MAX {
+            return Ok(None);
+        }
+        let bytes = self.bytes(start, room as usize)?;
+        let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        // Zeroes at the end may be the record's own or padding.
+        Ok((used.max(bytes.len().saturating_sub(7))..=bytes.len()).find_map(|len| RawRecord::parse(&bytes[..len])))
+    }
+
     /// Type of the record that begins here, judged by its outline alone: all lengths fit, in the order in which we and
     /// etcd write the fields. Looks at a few bytes however long the record claims to be.
     fn outline(&mut self, offset: u64) -> io::Result<Option<u64>> {

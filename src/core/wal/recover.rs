@@ -178,12 +178,15 @@ fn read_segment<F: WalFile>(file: &F, path: &Path, is_last: bool, replay: &mut R
     if let Some(later) = rest.group_at {
         return Err(corrupt(offset, format!("{bad}, though a group written after it had been synced is at {later}")));
     }
-    let ends_here = matches!(reader.frame(offset).map_err(io)?, Frame::End);
-    if let Some(record_at) = rest.record_at
-        && !ends_here
-        && !reader.lacks_sector(offset).map_err(io)?
-    {
-        return Err(corrupt(offset, format!("{bad}, and the record is followed by another at {record_at}")));
+    if let Some(record_at) = rest.record_at {
+        let ends_here = matches!(reader.frame(offset).map_err(io)?, Frame::End);
+        let torn = ends_here || reader.lacks_sector(offset).map_err(io)?;
+        // A length is written whole: where it says something else than the record that it belongs to, it was damaged.
+        let is_whole =
+            reader.record_before(offset, record_at).map_err(io)?.is_some_and(|record| replay.matches(record));
+        if is_whole || !torn {
+            return Err(corrupt(offset, format!("{bad}, and the record is followed by another at {record_at}")));
+        }
     }
     let cut = TornTail { path: path.into(), offset, bytes: rest.used_until - offset, what: bad.into() };
     Ok(Good { group_at, end: offset, cut: Some(cut) })

@@ -105,6 +105,12 @@ impl Replay {
         Verdict::Good
     }
 
+    /// Whether a record has the checksum that is next.
+    pub(super) fn matches(&self, record: RawRecord<'_>) -> bool {
+        let crc = self.crc.unwrap_or(0);
+        record.crc == if record.kind == CRC { crc } else { crc32c::crc32c_append(crc, record.data) }
+    }
+
     fn content(&mut self, record: RawRecord<'_>) -> Result<(), String> {
         // The type is outside the checksum, so that each kind of record is held to all that it must have.
         if record.data.is_empty() {

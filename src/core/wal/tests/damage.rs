@@ -92,6 +92,42 @@ fn flipped_bytes_are_cut_at_the_end_and_refused_elsewhere() {
     assert!(opened > 20 && refused > 3000, "{opened} {refused}");
 }
 
+/// Where the records of a segment begin, and where the last one ends.
+fn frames(bytes: &[u8]) -> Vec<usize> {
+    let mut starts = vec![0];
+    let mut at = 0;
+    while let Some((record, pad)) =
+        super::super::record::frame_lengths(u64::from_le_bytes(*bytes[at..].first_chunk().unwrap()))
+    {
+        at += (8 + record + pad) as usize;
+        starts.push(at);
+    }
+    starts
+}
+
+#[test]
+fn a_damaged_length_in_front_of_another_record_is_refused() {
+    let (disk, entries, settled) = sample(1 << 16);
+    let name = names(&disk).pop().unwrap();
+    let bytes = disk.read(&name);
+    let frames = frames(&bytes);
+    let (mut flips, mut sector_starts) = (0, 0);
+    for &start in &frames[..frames.len() - 2] {
+        if (start + 8) % 512 == 0 {
+            sector_starts += 1; // A disk can lose such a length, and nothing else.
+            continue;
+        }
+        for bit in 0..64 {
+            let mut flipped = bytes.clone();
+            flipped[start + bit / 8] ^= 1 << (bit % 8);
+            let what = format!("bit {bit} of the length at {start}");
+            assert!(!check_damaged(&disk, &name, flipped, &entries, settled, &what), "{what} passed in silence");
+            flips += 1;
+        }
+    }
+    assert!(flips > 40 * 64 && sector_starts < 3, "{flips} {sector_starts}");
+}
+
 #[test]
 fn a_lost_sector_inside_synced_groups_is_refused() {
     let (disk, entries, settled) = sample(1 << 16);
