@@ -51,6 +51,9 @@ fn a_majority_is_needed() {
         // call, and here the first one may have been passed on: it was applied twice.
         let refused = try_put(&alone, "k", "alone").await.expect_err("one of three acknowledged a write");
         assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: request timed out"));
+        leaderless(cluster, 2).await;
+        let refused = try_put(&alone, "k", "never").await.expect_err("a member without a leader acknowledged a write");
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: no leader"));
         let mut kv = alone.kv();
         let read = kv.range(RangeRequest { key: "k".into(), ..Default::default() });
         let refused = tokio::time::timeout(Duration::from_secs(3), read).await.map(|answer| answer.is_ok());
@@ -64,6 +67,44 @@ fn a_majority_is_needed() {
         put_again(cluster, "k", "after").await;
         assert_equal(cluster).await;
     });
+}
+
+#[test]
+fn a_write_given_up_before_there_is_a_leader_is_never_done() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        cluster.leader().await;
+        cluster.kill_all(&[0, 1]);
+        leaderless(cluster, 2).await;
+        let alone = cluster.member(2);
+        tokio::select! {
+            answer = try_put(&alone, "k", "given up") => panic!("without a leader: {answer:?}"),
+            () = pending(cluster, 2, 1.0) => {}
+        }
+        pending(cluster, 2, 0.0).await;
+        cluster.spawn(0);
+        cluster.restart(1).await;
+        cluster.until_ready(0).await;
+        put_again(cluster, "later", "1").await;
+        assert_eq!(value(&cluster.client(), "k").await, None);
+        assert_equal(cluster).await;
+    });
+}
+
+/// Waits until a member knows of no leader.
+async fn leaderless(cluster: &Cluster, number: usize) {
+    until("a member without a leader", async || {
+        cluster.status(number).await.filter(|status| status.leader == 0).map(drop)
+    })
+    .await;
+}
+
+/// Waits until a member has so many proposals under way.
+async fn pending(cluster: &Cluster, number: usize, count: f64) {
+    until("pending proposals", async || {
+        let pending = metric(cluster.endpoint(number), "etcd_server_proposals_pending").await?;
+        (pending == count).then_some(())
+    })
+    .await;
 }
 
 #[test]

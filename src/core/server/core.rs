@@ -29,6 +29,8 @@ use crate::types::{ClusterId, LogIndex, MemberId, Revision, Term};
 /// Changes in memory that the state on disk does not have yet, in bytes; above it writes are refused until the disk
 /// has caught up.
 const PENDING_BYTES_MAX: u64 = 1 << 30;
+/// Requests that wait at once until a leader is known; more are refused.
+pub(super) const LEADERLESS_MAX: usize = 4096;
 /// How long a reader that waits for its index sleeps between looks, at most; apply wakes it earlier.
 const APPLIED_RECHECK: Duration = Duration::from_millis(50);
 
@@ -128,6 +130,8 @@ pub struct Core {
     pub removed: CancellationToken,
     /// One membership change at a time.
     pub reconfiguring: Semaphore,
+    /// Places for requests that wait for a leader.
+    pub leaderless: Semaphore,
     /// Source of request ids.
     pub next_request: AtomicU64,
     /// Bytes of changes that are not in the state on disk yet; apply keeps it current.
@@ -137,20 +141,47 @@ pub struct Core {
 impl Core {
     /// Replicates a request and returns its outcome once this member has applied it.
     ///
-    /// Dropping the future ends the waiting only: the entry may still commit.
+    /// Dropping the future before the request is proposed takes it back; later it ends the waiting only, and the entry
+    /// may still commit. Nothing is proposed while no leader is known.
+    ///
+    /// # Errors
+    /// [`ApiError::NoLeader`] when none was known in time: the request was not executed and never will be.
     pub async fn propose(&self, request: InternalRaftRequest) -> Result<Applied, Failure> {
-        self.replicate(request, |raft, encoded| raft.propose(encoded)).await
+        let deadline = Instant::now() + self.limits.request_timeout;
+        self.leader_known(deadline).await?;
+        self.replicate(request, deadline, |raft, encoded| raft.propose(encoded)).await
     }
 
     /// Like [`propose`](Self::propose), for what only the leader of `term` may decide; see
     /// [`RaftHandle::propose_as_leader`].
     pub async fn propose_as_leader(&self, request: InternalRaftRequest, term: Term) -> Result<Applied, Failure> {
-        self.replicate(request, |raft, encoded| raft.propose_as_leader(encoded, term)).await
+        let deadline = Instant::now() + self.limits.request_timeout;
+        self.replicate(request, deadline, |raft, encoded| raft.propose_as_leader(encoded, term)).await
+    }
+
+    /// Completes when a leader is known. Requests wait here and not with consensus, which could not tell whose client
+    /// has given up: an election takes longer than many clients wait, and their writes would be done after it.
+    async fn leader_known(&self, deadline: Instant) -> Result<(), ApiError> {
+        let mut status = self.raft.status();
+        if status.borrow().leader.is_some() {
+            return Ok(());
+        }
+        let _place = self.leaderless.try_acquire().map_err(|_| ApiError::TooManyRequests)?;
+        let _pending = Pending::new(&self.metrics);
+        match timeout_at(deadline, status.wait_for(|status| status.leader.is_some())).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ApiError::Stopped),
+            Err(_) => {
+                self.metrics.server.proposals_failed.inc();
+                Err(ApiError::NoLeader)
+            }
+        }
     }
 
     async fn replicate(
         &self,
         mut request: InternalRaftRequest,
+        deadline: Instant,
         propose: impl FnOnce(&RaftHandle, Bytes) -> Result<(), ProposeError>,
     ) -> Result<Applied, Failure> {
         let id = self.next_request_id();
@@ -168,7 +199,7 @@ impl Core {
         }
         let (guard, outcome) = Registered::new(self, id);
         let result = match propose(&self.raft, Bytes::from(encoded)) {
-            Ok(()) => match tokio::time::timeout(self.limits.request_timeout, outcome).await {
+            Ok(()) => match timeout_at(deadline, outcome).await {
                 Ok(Ok(outcome)) => outcome.map_err(Failure::from),
                 Ok(Err(_)) => Err(ApiError::Stopped.into()),
                 // Nothing is known of it. Never DeadlineExceeded, which is etcd's answer while there is no leader: the
@@ -268,22 +299,37 @@ impl Drop for HeldProposals<'_> {
     }
 }
 
+/// Counts a request as pending until it is dropped.
+struct Pending<'a>(&'a CoreMetrics);
+
+impl<'a> Pending<'a> {
+    fn new(metrics: &'a CoreMetrics) -> Self {
+        metrics.server.proposals_pending.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.server.proposals_pending.dec();
+    }
+}
+
 /// Takes a request off the list of waiters when its future ends, however it ends.
 pub(super) struct Registered<'a> {
     core: &'a Core,
     id: u64,
+    _pending: Pending<'a>,
 }
 
 impl<'a> Registered<'a> {
     pub(super) fn new(core: &'a Core, id: u64) -> (Self, oneshot::Receiver<Outcome>) {
-        core.metrics.server.proposals_pending.inc();
-        (Self { core, id }, core.waiters.register(id))
+        (Self { core, id, _pending: Pending::new(&core.metrics) }, core.waiters.register(id))
     }
 }
 
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         self.core.waiters.forget(self.id);
-        self.core.metrics.server.proposals_pending.dec();
     }
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::bootstrap::BootstrapError;
-use super::core::{Core, Limits, Published};
+use super::core::{Core, LEADERLESS_MAX, Limits, Published};
 use super::lease_clock::{self, LeaseClock};
 use super::metrics::CoreMetrics;
 use super::observer::MemberObserver;
@@ -242,6 +242,7 @@ impl Member {
             waiters: Arc::new(Waiters::default()),
             removed: CancellationToken::new(),
             reconfiguring: Semaphore::new(1),
+            leaderless: Semaphore::new(LEADERLESS_MAX),
             next_request: AtomicU64::new(first_request_id(metadata.member)),
             pending_bytes: AtomicU64::new(0),
         });
