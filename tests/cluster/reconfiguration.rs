@@ -251,6 +251,26 @@ fn a_leader_that_is_removed_ends_in_peace() {
 }
 
 #[test]
+fn one_after_the_other_is_removed_until_one_is_left() {
+    on_three(&["--strict-reconfig-check=false"], async |cluster: &mut Cluster| {
+        let mut left = vec![0, 1, 2];
+        while left.len() > 1 {
+            let leader = cluster.leader_of(&left).await;
+            put(&cluster.member(leader), "k", &format!("of {}", left.len())).await;
+            let request = MemberRemoveRequest { id: cluster.id(leader).await };
+            let answer = cluster.member(leader).cluster().member_remove(request).await.expect("removed").into_inner();
+            left.retain(|number| *number != leader);
+            assert_eq!(answer.members.len(), left.len());
+            // It has been answered: whoever is left must know by now.
+            cluster.kill(leader);
+        }
+        let last = left[0];
+        until("the last one serves alone", async || try_put(&cluster.member(last), "k", "alone").await.ok()).await;
+        assert_eq!(list(cluster, last).await.len(), 1);
+    });
+}
+
+#[test]
 fn a_member_does_not_begin_twice() {
     on_three(&[], async |cluster: &mut Cluster| {
         let lost = cluster.follower().await;

@@ -117,6 +117,36 @@ impl Stage {
     }
 }
 
+/// Of two voters one is removed while the network or the power of the other one fails; it ends as soon as anybody has
+/// applied its removal. Whoever is left goes on alone.
+#[test]
+fn of_two_voters_one_is_removed() {
+    const ROUNDS: u64 = 240;
+    let mut alone = 0;
+    for round in 0..ROUNDS {
+        let mut stage = Stage::new(2, round);
+        let leader = stage.leader();
+        let (removed, left) = if round % 2 == 0 { (leader, 1 - leader) } else { (1 - leader, leader) };
+        let id = stage.world.members[removed].id;
+        stage.play(|world| world.propose_members(leader, ChangeKind::Remove, id, Vec::new()));
+        stage.run_for(round * 150);
+        stage.isolate(left, 5 * SECOND);
+        if round % 3 == 0 {
+            stage.play(|world| world.crash(left, true));
+        }
+        stage.run_for(5 * SECOND);
+        let decided = |stage: &Stage| stage.world.context.truth.cluster.is_removed(id);
+        alone += u64::from(decided(&stage));
+        // Enough for an election, for what is in the logs, and for the end of the removed one.
+        stage.run_for(16 * ELECTION);
+        if decided(&stage) {
+            assert!(stage.world.members[removed].process.is_none());
+        }
+        stage.write_within(left, 4 * ELECTION);
+    }
+    assert!(alone > ROUNDS / 10 && alone < ROUNDS, "{alone} of {ROUNDS} were removed while nothing got through");
+}
+
 /// R18: whoever was stopped does not answer from the past. The answers are checked as they arrive.
 #[test]
 fn a_leader_that_was_paused_shows_nothing_stale() {

@@ -504,7 +504,7 @@ impl World {
             }
             Some(learner) => (ChangeKind::Remove, learner, Vec::new()),
             // Of two voters none is removed: whoever is left may never learn that it is alone. See docs/simulation.md.
-            None if voters.len() > 3 || (voters.len() > 2 && self.context.random.bool()) => {
+            None if voters.len() > 3 || (voters.len() > 1 && self.context.random.bool()) => {
                 let voter = voters[self.context.random.usize(..voters.len())];
                 (ChangeKind::Remove, voter, Vec::new())
             }

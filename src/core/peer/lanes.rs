@@ -82,7 +82,7 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
             }
             Err(error) => {
                 if matches!(error, DialError::Refused(Refusal::Removed)) {
-                    shared.receiver.removed();
+                    shared.receiver.removed(link.peer);
                 }
                 if !std::mem::replace(&mut told, true) && purpose == Purpose::Control {
                     warn!(peer = %link.peer, ?urls, %error, "peer cannot be reached");

@@ -18,8 +18,8 @@ pub trait PeerReceiver: Send + Sync + 'static {
     /// What was sent to this peer on the append lane may be lost. Also called on the thread that sends.
     fn unreachable(&self, peer: MemberId);
 
-    /// A peer of this cluster told us that this member was removed.
-    fn removed(&self);
+    /// The peer `by` told us that this member was removed from the cluster.
+    fn removed(&self, by: MemberId);
 
     /// A request of a peer. The future is dropped when the connection breaks, and may then have had its effect or not.
     fn call(&self, from: MemberId, method: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, CallFailure>>;

@@ -116,6 +116,18 @@ impl LogTail {
         Storage::term(self, index.0).ok().map(Term)
     }
 
+    /// The commit index of the newest hard state.
+    pub(super) fn commit(&self) -> LogIndex {
+        LogIndex(self.hard_state.commit)
+    }
+
+    /// Whether one of the entries after `after`, up to `upto`, is a membership change.
+    pub(super) fn changes_members(&self, after: LogIndex, upto: LogIndex) -> bool {
+        let skip = self.position(after.0.max(self.base.0) + 1);
+        let entries = self.entries.iter().skip(skip).take_while(|entry| entry.index <= upto.0);
+        entries.map(Entry::get_entry_type).any(|kind| kind != EntryType::EntryNormal)
+    }
+
     pub(super) fn set_hard_state(&mut self, state: &RaftHardState) {
         self.hard_state = state.clone();
     }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use protobuf::Message as _;
@@ -7,7 +7,7 @@ use raft::{Config, RawNode, SnapshotStatus, StateRole};
 
 use super::check::{CONTEXT_BYTES, PeerMessage};
 use super::log::{LogTail, conf_state_from_raft, from_raft, hard_state_from_raft};
-use super::members::{MembersDecision, ProposedChange};
+use super::members::{ChangeKind, MembersDecision, ProposedChange};
 use super::peer::{Lane, Outbound, PeerProgress};
 use crate::core::wal::{HardState, WalEntry, WalSnapshot};
 use crate::types::{LogIndex, LogPosition, MemberId, Term};
@@ -129,7 +129,8 @@ pub enum Stepped {
 ///
 /// Invariants: an entry comes out as committed only after the group that holds it was reported
 /// [`persisted`](Self::persisted); so does a promise (a vote, a confirmed entry) as a message. Every read request has
-/// a context never used before.
+/// a context never used before. That a membership change is committed is on disk before anybody hears of it, apply
+/// included; and a member acts on its own removal only when others know of it.
 pub struct RaftNode {
     raw: RawNode<LogTail>,
     member: MemberId,
@@ -144,8 +145,16 @@ pub struct RaftNode {
     released: Vec<Outbound>,
     /// States to install once their group is durable.
     installs: VecDeque<(u64, LogPosition)>,
-    /// Membership changes handed to apply.
+    /// Membership changes that apply has not decided on.
     undecided: VecDeque<(LogIndex, ProposedChange)>,
+    /// The group that puts on disk that a membership change is committed; nothing else happens before it is there.
+    noting_change: Option<u64>,
+    /// Committed entries that apply may not have yet.
+    withheld: VecDeque<Committed>,
+    /// A leader has told that everything up to here is committed.
+    told_committed: u64,
+    /// Members that say this one was removed.
+    told_removed: BTreeSet<MemberId>,
     run: u64,
     next_read: u64,
     /// Read requests that came before this leader committed in its term.
@@ -193,6 +202,10 @@ impl RaftNode {
             released: Vec::new(),
             installs: VecDeque::new(),
             undecided: VecDeque::new(),
+            noting_change: None,
+            withheld: VecDeque::new(),
+            told_committed: 0,
+            told_removed: BTreeSet::new(),
             run: config.seed,
             next_read: 1,
             postponed: Vec::new(),
@@ -359,6 +372,9 @@ impl RaftNode {
             // A member that leads no more passes it on: in its own name, which is what the next one checks.
             message.from = self.member.0;
         }
+        if matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat) {
+            self.told_committed = self.told_committed.max(message.commit);
+        }
         // What the library drops (no leader, unknown sender, overload) the sender repeats.
         let _ = match message.get_msg_type() {
             MessageType::MsgPropose => self.step_proposal(message),
@@ -445,6 +461,7 @@ impl RaftNode {
         while self.persisting.front().is_some_and(|first| *first <= number) {
             self.persisting.pop_front();
         }
+        self.noting_change = self.noting_change.filter(|noting| *noting > number);
         let upto = if self.persisting.is_empty() { self.newest } else { number };
         self.raw.on_persist_ready(upto);
         while let Some((_, messages)) = self.held.pop_front_if(|(wait, _)| *wait <= number) {
@@ -521,11 +538,54 @@ impl RaftNode {
         }
         self.step_postponed();
         let groups_max = if self.is_sole_voter() { 1 } else { GROUPS_MAX };
-        if self.persisting.len() >= groups_max || !self.raw.has_ready() {
-            return Ok((!step.send.is_empty()).then_some(step));
+        let ready = self.noting_change.is_none() && self.persisting.len() < groups_max && self.raw.has_ready();
+        if ready {
+            self.take_ready(&mut step)?;
         }
-        self.take_ready(&mut step)?;
-        Ok(Some(step))
+        self.hand_out(&mut step);
+        Ok((ready || !step.send.is_empty() || !step.committed.is_empty()).then_some(step))
+    }
+
+    /// Gives apply what is committed, up to what it may not have yet.
+    fn hand_out(&mut self, step: &mut Step) {
+        while let Some(entry) = self.withheld.front() {
+            if self.noting_change.is_some() || (self.removes_this(entry) && !self.may_leave(entry.index)) {
+                return;
+            }
+            step.committed.extend(self.withheld.pop_front());
+        }
+    }
+
+    fn removes_this(&self, entry: &Committed) -> bool {
+        matches!(&entry.kind, CommittedKind::Members(change)
+            if change.kind == ChangeKind::Remove && change.member == self.member)
+    }
+
+    /// Takes note that the member `by` has applied the removal of this one. Tells whether this one may end at once: it
+    /// may not while it knows itself that the removal is committed, and the voters that are left perhaps do not.
+    pub fn told_removed(&mut self, by: MemberId) -> bool {
+        self.told_removed.insert(by);
+        let removal = self.withheld.iter().find(|entry| self.removes_this(entry));
+        removal.is_none_or(|entry| self.may_leave(entry.index))
+    }
+
+    /// Whether the others can do without this member, whose removal is committed at `index`.
+    ///
+    /// They count it as a voter until they know that its removal is committed. If it alone knows and goes, one that is
+    /// left of two waits for ever. So it stays until as many other voters have said that they know as had to confirm the
+    /// entry, or a leader has told it. Everybody has on disk what he says about this.
+    fn may_leave(&self, index: LogIndex) -> bool {
+        let tracker = self.raw.raft.prs();
+        let voters = tracker.conf().voters();
+        if self.told_committed >= index.0 || !voters.contains(self.member.0) {
+            return true;
+        }
+        let others = tracker.iter().filter(|(id, _)| **id != self.member.0 && voters.contains(**id));
+        let confirmed = |committed| self.is_leader() && committed >= index.0;
+        let know = others.filter(|(id, progress)| {
+            confirmed(progress.committed_index) || self.told_removed.contains(&MemberId(**id))
+        });
+        know.count() >= voters.ids().len() / 2
     }
 
     fn take_ready(&mut self, step: &mut Step) -> Result<(), RaftError> {
@@ -544,23 +604,29 @@ impl RaftNode {
         if let Some(metadata) = &snapshot {
             store.install(metadata);
             self.undecided.clear();
+            self.withheld.clear();
         }
         store.append(ready.entries());
+        let mut commits_change = false;
         if let Some(state) = ready.hs() {
+            commits_change = store.changes_members(store.commit(), LogIndex(state.commit));
             store.set_hard_state(state);
             self.deferred = Some(hard_state_from_raft(state));
         }
         let entries: Vec<WalEntry> = ready.entries().iter().map(from_raft).collect();
-        let must_sync = ready.must_sync();
+        let ready_syncs = ready.must_sync();
         let committed = ready.take_committed_entries();
-        outbound(&ready.take_messages(), &mut step.send);
+        // What a leader says about a change is as good as a promise: see `may_leave`.
         let mut promises = Vec::new();
+        outbound(&ready.take_messages(), if commits_change { &mut promises } else { &mut step.send });
         outbound(&ready.take_persisted_messages(), &mut promises);
         self.raw.advance_append_async(ready);
         // A start counts votes by the changes it knows to be committed: whoever was removed may be gone by then, and his
         // vote would be missing for ever.
-        let changes_members = committed.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
-        if must_sync || (changes_members && self.deferred.is_some()) {
+        if commits_change {
+            self.noting_change = Some(number);
+        }
+        if ready_syncs || commits_change {
             self.persisting.push_back(number);
             let snapshot = snapshot.map(|metadata| {
                 let position = LogPosition { index: LogIndex(metadata.index), term: Term(metadata.term) };
@@ -577,7 +643,8 @@ impl RaftNode {
             _ => step.send.extend(promises),
         }
         for entry in committed {
-            step.committed.push(self.convert(entry)?);
+            let entry = self.convert(entry)?;
+            self.withheld.push_back(entry);
         }
         Ok(())
     }

@@ -81,6 +81,8 @@ enum Inbox {
     Unreachable(MemberId),
     SnapshotSent(MemberId, bool),
     TransferLeader(MemberId),
+    /// Answered with whether this member may end.
+    ToldRemoved(MemberId, oneshot::Sender<bool>),
     Persisted(u64),
     StateSaved(WalSnapshot, LogIndex),
     /// Something outside the inbox wants to be looked at.
@@ -214,6 +216,14 @@ impl RaftHandle {
     pub fn snapshot_sent(&self, peer: MemberId, delivered: bool) {
         // Must not get lost: until then the leader sends this peer nothing else.
         let _ = self.inbox.send(Inbox::SnapshotSent(peer, delivered));
+    }
+
+    /// Tells that the member `by` says this one was removed. The answer tells whether this member may end at once;
+    /// without an answer it may not yet.
+    pub fn told_removed(&self, by: MemberId) -> oneshot::Receiver<bool> {
+        let (reply, may_end) = oneshot::channel();
+        let _ = self.inbox.try_send(Inbox::ToldRemoved(by, reply));
+        may_end
     }
 
     /// Hands leadership to `to` if this member leads; [`status`](Self::status) tells when another one does.
@@ -510,6 +520,9 @@ impl<S: CommitSink> Worker<S> {
             Inbox::Unreachable(peer) => self.node.unreachable(peer),
             Inbox::SnapshotSent(peer, delivered) => self.node.snapshot_sent(peer, delivered),
             Inbox::TransferLeader(to) => self.node.transfer_leader(to),
+            Inbox::ToldRemoved(by, reply) => {
+                let _ = reply.send(self.node.told_removed(by));
+            }
             Inbox::Persisted(number) => self.node.persisted(number),
             Inbox::StateSaved(snapshot, compact) => {
                 self.node.state_saved(&snapshot, compact);

@@ -208,7 +208,7 @@ impl Member {
         let node = RaftNode::new(&node_config(config, metadata.member, position.index), log)?;
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
         let installs = Arc::new(Installs::default());
-        let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone());
+        let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone(), tasks.clone());
         let peer_config = PeerConfig { tls: neighbours.tls, ..PeerConfig::new(metadata.cluster, metadata.member) };
         let peers = PeerTransport::start(peer_config, Arc::new(receiver), peer_metrics, &tasks)?;
         let raft_failed = failed.clone();

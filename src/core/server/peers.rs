@@ -21,6 +21,7 @@ use crate::core::cluster::{ClusterRows, ClusterStore};
 use crate::core::peer::{CallFailure, PeerReceiver, SnapshotSource};
 use crate::core::raft::{PeerMessage, snapshot_message};
 use crate::pb::walpb;
+use crate::shutdown::Tasks;
 use crate::types::MemberId;
 
 /// Takes what the transport receives. The member it belongs to is told once it exists; until then everything is
@@ -29,6 +30,7 @@ pub(super) struct MemberPeers {
     inner: Arc<OnceLock<Inner>>,
     failed: Failed,
     room: PathBuf,
+    tasks: Tasks,
 }
 
 struct Inner {
@@ -48,10 +50,10 @@ impl MemberPeersSlot {
 
 impl MemberPeers {
     /// `room` is where images are received and written.
-    pub(super) fn new(room: PathBuf, failed: Failed) -> (Self, MemberPeersSlot) {
+    pub(super) fn new(room: PathBuf, failed: Failed, tasks: Tasks) -> (Self, MemberPeersSlot) {
         let inner = Arc::new(OnceLock::new());
         let slot = MemberPeersSlot(inner.clone());
-        (Self { inner, failed, room }, slot)
+        (Self { inner, failed, room, tasks }, slot)
     }
 }
 
@@ -71,11 +73,15 @@ impl PeerReceiver for MemberPeers {
         }
     }
 
-    fn removed(&self) {
+    fn removed(&self, by: MemberId) {
         // Said again with every attempt to connect: an early one may be lost.
-        if let Some(inner) = self.inner.get() {
-            inner.core.removed.cancel();
-        }
+        let Some(inner) = self.inner.get() else { return };
+        let (core, may_end) = (inner.core.clone(), inner.core.raft.told_removed(by));
+        self.tasks.spawn(async move {
+            if may_end.await == Ok(true) {
+                core.removed.cancel();
+            }
+        });
     }
 
     fn call(&self, _from: MemberId, method: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, CallFailure>> {

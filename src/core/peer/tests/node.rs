@@ -54,7 +54,7 @@ impl PeerReceiver for Heard {
         self.unreachable.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn removed(&self) {
+    fn removed(&self, _by: MemberId) {
         self.removed.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -306,24 +306,69 @@ fn one_change_of_members_at_a_time() {
     assert_eq!((state.voters, state.learners), (vec![1, 2], vec![4]));
 }
 
-#[test]
-fn that_a_change_of_members_is_committed_is_on_disk_at_once() {
+fn removal(id: u64) -> ProposedChange {
+    ProposedChange { request: 0, kind: ChangeKind::Remove, member: MemberId(id), context: Bytes::new() }
+}
+
+/// Two voters, of which 1 leads. The removal of one is in both logs, and that is all anybody knows.
+fn removed_of_two(id: u64) -> Cluster {
     let mut cluster = Cluster::new(2);
     cluster.elect(1);
-    let remove = ProposedChange { request: 0, kind: ChangeKind::Remove, member: MemberId(2), context: Bytes::new() };
-    cluster.node(1).propose_members(&remove).expect("a leader takes it");
+    cluster.stuck.insert(MemberId(2));
+    cluster.node(1).propose_members(&removal(id)).expect("a leader takes it");
+    cluster.settle();
+    cluster.stuck.clear();
+    cluster
+}
+
+#[test]
+fn that_a_change_of_members_is_committed_is_on_disk_before_anybody_hears_of_it() {
+    let mut cluster = removed_of_two(2);
+    cluster.stuck.insert(MemberId(1));
+    cluster.tick(5);
+    let removed = cluster.node(1).committed();
+    assert!(cluster.site(1).position.index < removed && cluster.node(2).committed() < removed);
+    cluster.stuck.clear();
     cluster.settle();
     assert!(cluster.node(1).is_sole_voter());
-    let committed = cluster.node(1).committed();
-    assert_eq!(cluster.site(1).commit_on_disk, committed);
+    assert_eq!(cluster.site(1).commit_on_disk, removed);
+    assert_eq!(cluster.node(2).conf_state().voters, [1], "it has heard of it");
+}
+
+#[test]
+fn a_leader_that_is_removed_goes_when_the_others_know() {
+    let mut cluster = removed_of_two(1);
+    let removed = cluster.node(1).last_index();
+    cluster.cut.insert((MemberId(1), MemberId(2)));
+    cluster.settle();
+    // That the removal is committed does not get through. If 1 went now, 2 would wait for its vote for ever.
+    assert!(cluster.node(1).committed() == removed && cluster.node(2).committed() < removed);
+    cluster.tick(60);
+    assert_eq!(cluster.node(1).conf_state().voters, [1, 2]);
+    cluster.cut.clear();
+    cluster.tick(60);
+    assert!(cluster.node(2).is_sole_voter() && cluster.node(2).is_ready_leader());
+    assert!(cluster.site(2).commit_on_disk >= removed);
+}
+
+#[test]
+fn a_leader_that_is_removed_believes_the_other_voters() {
+    let mut cluster = removed_of_two(1);
+    assert!(cluster.node(1).told_removed(MemberId(2)), "as long as it does not know itself, somebody else does");
+    let mut cluster = removed_of_two(1);
+    cluster.cut.insert((MemberId(1), MemberId(2)));
+    cluster.settle();
+    assert!(!cluster.node(1).told_removed(MemberId(3)), "without a vote nobody can go on");
+    assert!(cluster.node(1).told_removed(MemberId(2)));
+    cluster.settle();
+    assert_eq!(cluster.node(1).conf_state().voters, [2]);
 }
 
 #[test]
 fn the_last_voter_goes_on_alone() {
     let mut cluster = Cluster::new(2);
     cluster.elect(1);
-    let remove = ProposedChange { request: 0, kind: ChangeKind::Remove, member: MemberId(1), context: Bytes::new() };
-    cluster.node(1).propose_members(&remove).expect("a leader takes it");
+    cluster.node(1).propose_members(&removal(1)).expect("a leader takes it");
     cluster.tick(1);
     cluster.isolate(1);
     assert!(cluster.node(2).is_sole_voter());
