@@ -565,11 +565,19 @@ impl<S: CommitSink> Worker<S> {
             self.shared.reads_are_local.store(false, Ordering::Release);
         }
         while let Some(step) = self.node.poll()? {
+            let mut written_here = None;
             if !step.send.is_empty() {
                 self.peers.send(step.send);
             }
             if let Some(group) = step.persist {
-                self.writer.persist(group);
+                // Nobody else waits for this thread while there are no other members.
+                match self.node.is_alone() {
+                    true => {
+                        let number = group.number;
+                        written_here = self.writer.persist_here(group).then_some(number);
+                    }
+                    false => self.writer.persist(group),
+                }
             }
             if let Some(position) = step.install {
                 self.sink.install(position);
@@ -584,6 +592,10 @@ impl<S: CommitSink> Worker<S> {
                     let _ = reader.send(index);
                 }
                 self.ask_for_reads();
+            }
+            // Last: what this step hands out goes before what follows from it.
+            if let Some(number) = written_here {
+                self.node.persisted(number);
             }
         }
         self.publish_status();
