@@ -14,6 +14,9 @@ use super::totals::{Totals, row_cost};
 
 /// Pages the database library keeps in memory. History is read rarely, and the system caches the file as well.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Rows that the database library gathers before it fills pages with them. Its buffer grows by doubling: a large one is
+/// new memory, cleared by the system, at every checkpoint.
+const CURSOR_BYTES: usize = 128 * 1024;
 /// Version of the layout described in docs/design/backend.md.
 const FORMAT: u32 = 1;
 /// Marks at the start of the two kinds of file that may be found.
@@ -320,15 +323,22 @@ impl TableWriter<'_> {
                 forget(self.totals, self.table, key, old.value())?;
             }
         }
-        let mut end = rows.upper_bound_mut(Bound::<&[u8]>::Unbounded)?;
-        for (key, value) in changes.range::<[u8], _>((behind, Bound::Unbounded)) {
-            // A deletion here is of a row that never reached the disk.
-            let Some(value) = value else { continue };
-            let checksum = row::seal(self.table, key, value, self.sealed);
-            self.totals.table_mut(self.table).add(row_cost(key.len(), value.len()), checksum);
-            end.insert_before(key.as_ref(), self.sealed.as_slice())?;
+        // A deletion here is of a row that never reached the disk.
+        let new = changes.range::<[u8], _>((behind, Bound::Unbounded));
+        let mut new = new.filter_map(|(key, value)| value.as_ref().map(|value| (key, value))).peekable();
+        while new.peek().is_some() {
+            let mut end = rows.upper_bound_mut(Bound::<&[u8]>::Unbounded)?;
+            let mut bytes = 0;
+            while bytes < CURSOR_BYTES
+                && let Some((key, value)) = new.next()
+            {
+                let checksum = row::seal(self.table, key, value, self.sealed);
+                self.totals.table_mut(self.table).add(row_cost(key.len(), value.len()), checksum);
+                end.insert_before(key.as_ref(), self.sealed.as_slice())?;
+                bytes += key.len() + self.sealed.len();
+            }
+            end.close()?;
         }
-        end.close()?;
         Ok(())
     }
 

@@ -186,15 +186,18 @@ impl<'s> Batch<'s> {
     /// Writes a version; returns the encoded pair it replaces.
     pub(super) fn put(&mut self, key: &[u8], value: &[u8], lease: LeaseId) -> Option<Bytes> {
         let id = self.next_id();
-        let old = self.store.state.live.get(key).map(Record::fields);
-        let (create, version, old_lease) = match &old {
-            Some(old) => (Revision(old.create), old.version.saturating_add(1), LeaseId(old.lease)),
-            None => (id.main, 1, LeaseId(0)),
-        };
-        let draft = Draft { key, value, create, version, lease };
-        let record = Record::new(draft, id, &mut self.store.scratch);
-        let encoded = record.bytes();
-        let replaced = self.store.state.live.insert(record, key);
+        let (mut create, mut old_lease, mut encoded) = (id.main, LeaseId(0), Bytes::new());
+        let Store { state, scratch, .. } = &mut *self.store;
+        let replaced = state.live.insert_with(key, |old, _| {
+            let mut version = 1;
+            if let Some(old) = old.map(Record::fields) {
+                (create, old_lease) = (Revision(old.create), LeaseId(old.lease));
+                version = old.version.saturating_add(1);
+            }
+            let record = Record::new(Draft { key, value, create, version, lease }, id, scratch);
+            encoded = record.bytes();
+            record
+        });
         let owned = key_of(&encoded, key.len());
 
         let previous = replaced.as_ref().map(Record::bytes);
@@ -279,13 +282,13 @@ impl State {
 
     fn remember(&mut self, key: &[u8], id: RecordId, until: i64, tombstone: bool) {
         let (main, sub) = (id.main.0, u32::try_from(id.sub).unwrap_or(u32::MAX));
-        let spot = Spot { key, main, sub };
-        let key = match self.past.before(spot) {
-            Some(past) if past.key.as_ref() == key => Arc::clone(&past.key),
-            _ => Arc::from(key),
-        };
-        let past = Past { key, main, sub, tombstone, until };
-        self.past.insert(past, spot);
+        self.past.insert_with(Spot { key, main, sub }, |_, before| {
+            let key = match before {
+                Some(past) if past.key.as_ref() == key => Arc::clone(&past.key),
+                _ => Arc::from(key),
+            };
+            Past { key, main, sub, tombstone, until }
+        });
     }
 }
 

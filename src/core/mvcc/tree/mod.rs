@@ -116,7 +116,17 @@ impl<E: Entry> Tree<E> {
 
     /// Puts an entry in its place; returns the one it replaces.
     pub(super) fn insert(&mut self, entry: E, probe: E::Probe<'_>) -> Option<E> {
-        let (replaced, split) = self.root.insert(entry, probe);
+        self.insert_with(probe, |_, _| entry)
+    }
+
+    /// Puts in place of `probe` what `make` answers; returns the entry it replaces. `make` gets that entry or, if there
+    /// is none, the one right before it, as long as that one is in the same node.
+    pub(super) fn insert_with(
+        &mut self,
+        probe: E::Probe<'_>,
+        make: impl FnOnce(Option<&E>, Option<&E>) -> E,
+    ) -> Option<E> {
+        let (replaced, split) = self.root.insert(probe, make);
         if let Some((separator, right)) = split {
             let left = self.root.clone();
             let (count, stamp) = (left.count + right.count, left.stamp.max(right.stamp));

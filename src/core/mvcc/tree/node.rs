@@ -69,24 +69,37 @@ impl<E: Entry> Child<E> {
         Self { count: inner.count(), node: Arc::new(Node::Inner(inner)), stamp }
     }
 
-    pub(super) fn insert(&mut self, entry: E, probe: E::Probe<'_>) -> (Option<E>, Split<E>) {
-        self.stamp = self.stamp.max(entry.stamp());
-        let stamp = self.stamp;
+    /// Puts in place of `probe` what `make` answers to the entry there and, if there is none, to its left neighbour in
+    /// the same leaf.
+    pub(super) fn insert(
+        &mut self,
+        probe: E::Probe<'_>,
+        make: impl FnOnce(Option<&E>, Option<&E>) -> E,
+    ) -> (Option<E>, Split<E>) {
         let (replaced, split) = match Arc::make_mut(&mut self.node) {
-            Node::Leaf(entries) => match entries.binary_search_by(|entry| entry.order(probe)) {
-                Ok(at) => (Some(std::mem::replace(&mut entries[at], entry)), None),
-                Err(at) => {
-                    place(entries, at, entry);
-                    (None, split_leaf(entries, at, stamp))
+            Node::Leaf(entries) => {
+                let found = entries.binary_search_by(|entry| entry.order(probe));
+                let entry = match found {
+                    Ok(at) => make(Some(&entries[at]), None),
+                    Err(at) => make(None, at.checked_sub(1).map(|left| &entries[left])),
+                };
+                self.stamp = self.stamp.max(entry.stamp());
+                match found {
+                    Ok(at) => (Some(std::mem::replace(&mut entries[at], entry)), None),
+                    Err(at) => {
+                        place(entries, at, entry);
+                        (None, split_leaf(entries, at, self.stamp))
+                    }
                 }
-            },
+            }
             Node::Inner(inner) => {
                 let at = inner.child_of(probe);
-                let (replaced, split) = inner.children[at].insert(entry, probe);
+                let (replaced, split) = inner.children[at].insert(probe, make);
+                self.stamp = self.stamp.max(inner.children[at].stamp);
                 let split = split.and_then(|(separator, right)| {
                     place(&mut inner.separators, at, separator);
                     place(&mut inner.children, at + 1, right);
-                    inner.split(at, stamp)
+                    inner.split(at, self.stamp)
                 });
                 (replaced, split)
             }
