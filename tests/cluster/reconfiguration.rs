@@ -271,6 +271,34 @@ fn one_after_the_other_is_removed_until_one_is_left() {
 }
 
 #[test]
+fn a_member_that_was_away_meets_a_leader_it_does_not_know() {
+    on_three(&["--strict-reconfig-check=false"], async |cluster: &mut Cluster| {
+        let leader = cluster.leader().await;
+        let (away, other) = ((leader + 1) % 3, (leader + 2) % 3);
+        cluster.kill(away);
+        let new = cluster.prepare();
+        add(cluster, leader, &cluster.peer_url(new), false).await.expect("two of three decide");
+        cluster.introduce(new, &[0, 1, 2]);
+        cluster.spawn(new);
+        cluster.until_ready(new).await;
+        let target_id = cluster.id(new).await;
+        // Until the new one had started there was no quorum, and anybody may lead now.
+        until("the new one leads", async || {
+            let leads = cluster.leader_of(&[leader, other, new]).await;
+            let moved = cluster.member(leads).maintenance().move_leader(MoveLeaderRequest { target_id }).await;
+            moved.ok()
+        })
+        .await;
+        put(&cluster.member(new), "k", "by a stranger").await;
+        // It knows three members, none of whom leads.
+        cluster.restart(away).await;
+        assert_eq!(value(&cluster.member(away), "k").await.as_deref(), Some("by a stranger"));
+        cluster.kill(other);
+        put(&cluster.member(away), "k", "three of four").await;
+    });
+}
+
+#[test]
 fn a_member_does_not_begin_twice() {
     on_three(&[], async |cluster: &mut Cluster| {
         let lost = cluster.follower().await;

@@ -53,7 +53,7 @@ pub(super) async fn dial_any(
 ) -> Result<Dialed, DialError> {
     let mut last = DialError::Url("(none)".into());
     for url in urls {
-        match timeout(limit, dial(url, hello, tls, limit)).await {
+        match timeout(limit, dial(url, hello.clone(), tls, limit)).await {
             Ok(Ok(dialed)) => return Ok(dialed),
             Ok(Err(error @ DialError::Refused(Refusal::Removed))) => return Err(error),
             Ok(Err(error)) => last = error,

@@ -27,6 +27,9 @@ const REFUSAL_HEADER: HeaderName = HeaderName::from_static("x-watershed-refusal"
 const CLUSTER_HEADER: HeaderName = HeaderName::from_static("x-etcd-cluster-id");
 const FROM_HEADER: HeaderName = HeaderName::from_static("x-server-from");
 const TO_HEADER: HeaderName = HeaderName::from_static("x-raft-to");
+const URLS_HEADER: HeaderName = HeaderName::from_static("x-peerurls");
+/// Longest list of peer URLs that is looked at.
+const URLS_BYTES_MAX: usize = 2048;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,19 +60,34 @@ impl fmt::Display for Purpose {
 }
 
 /// What the dialling member says about itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Hello {
     pub(super) cluster: ClusterId,
     pub(super) from: MemberId,
     pub(super) to: MemberId,
     pub(super) purpose: Purpose,
+    /// Where the dialling member can be dialled, for one that does not know it yet.
+    pub(super) urls: Vec<String>,
 }
 
 /// A connection that passed the handshake: from now on everything on it is of this member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     pub(super) from: MemberId,
     pub(super) purpose: Purpose,
+    /// For a guest: where to dial it.
+    pub(super) guest_at: Option<Vec<String>>,
+}
+
+/// What a member may be told by those who dial it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// In the member list.
+    Peer,
+    /// Not in the list, and there is room for a guest.
+    Welcome,
+    /// Not in the list.
+    Stranger,
 }
 
 /// Why a connection is refused.
@@ -131,7 +149,7 @@ impl Refusal {
 impl Hello {
     /// The request that opens a connection.
     pub(super) fn request(&self, authority: &str) -> Result<Request<Empty<Bytes>>, http::Error> {
-        Request::builder()
+        let mut request = Request::builder()
             .method(Method::GET)
             .uri(PEER_PATH)
             .header(HOST, authority)
@@ -141,8 +159,11 @@ impl Hello {
             .header(CLUSTER_HEADER, self.cluster.to_string())
             .header(FROM_HEADER, self.from.to_string())
             .header(TO_HEADER, self.to.to_string())
-            .header(LANE_HEADER, self.purpose.name())
-            .body(Empty::new())
+            .header(LANE_HEADER, self.purpose.name());
+        if !self.urls.is_empty() {
+            request = request.header(URLS_HEADER, self.urls.join(","));
+        }
+        request.body(Empty::new())
     }
 
     fn parse(headers: &HeaderMap) -> Result<Self, Refusal> {
@@ -160,6 +181,7 @@ impl Hello {
             from: MemberId(hex(headers, &FROM_HEADER)?),
             to: MemberId(hex(headers, &TO_HEADER)?),
             purpose,
+            urls: urls(headers),
         })
     }
 
@@ -167,7 +189,7 @@ impl Hello {
     pub(super) fn judge(
         headers: &HeaderMap,
         config: &PeerConfig,
-        is_peer: impl Fn(MemberId) -> bool,
+        known: impl Fn(MemberId) -> Known,
         removed: &BTreeSet<MemberId>,
     ) -> Result<Greeting, Refusal> {
         let hello = Self::parse(headers)?;
@@ -180,10 +202,15 @@ impl Hello {
         if removed.contains(&hello.from) {
             return Err(Refusal::Removed);
         }
-        if !is_peer(hello.from) {
-            return Err(Refusal::UnknownMember);
+        let Hello { from, purpose, urls, .. } = hello;
+        match known(from) {
+            Known::Peer => Ok(Greeting { from, purpose, guest_at: None }),
+            // Consensus only: a guest asks nothing of this member.
+            Known::Welcome if purpose != Purpose::Calls && !urls.is_empty() => {
+                Ok(Greeting { from, purpose, guest_at: Some(urls) })
+            }
+            Known::Welcome | Known::Stranger => Err(Refusal::UnknownMember),
         }
-        Ok(Greeting { from: hello.from, purpose: hello.purpose })
     }
 
     /// What the answer to this request means. The outer error is no answer of a member at all.
@@ -227,6 +254,16 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, Refusa
     headers.get(name).and_then(|value| value.to_str().ok()).ok_or(Refusal::Malformed)
 }
 
+/// The URLs a member is dialled at; none when they are not given, or not usable.
+fn urls(headers: &HeaderMap) -> Vec<String> {
+    let Ok(list) = text(headers, &URLS_HEADER) else { return Vec::new() };
+    let usable = |text: &str| url::Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if list.len() > URLS_BYTES_MAX || !list.split(',').all(usable) {
+        return Vec::new();
+    }
+    list.split(',').map(str::to_owned).collect()
+}
+
 fn parsed<T: FromStr>(headers: &HeaderMap, name: &HeaderName) -> Result<T, Refusal> {
     text(headers, name)?.parse().map_err(|_| Refusal::Malformed)
 }
@@ -242,14 +279,21 @@ mod tests {
     const ME: MemberId = MemberId(0xa);
     const PEER: MemberId = MemberId(0xb);
     const GONE: MemberId = MemberId(0xc);
+    const NEW: MemberId = MemberId(0xe);
 
     fn hello() -> Hello {
-        Hello { cluster: ClusterId(0xcc), from: PEER, to: ME, purpose: Purpose::Append }
+        let urls = vec!["http://b:1".to_owned(), "https://b:2".to_owned()];
+        Hello { cluster: ClusterId(0xcc), from: PEER, to: ME, purpose: Purpose::Append, urls }
     }
 
     fn judged(headers: &HeaderMap) -> Result<Greeting, Refusal> {
         let config = PeerConfig::new(ClusterId(0xcc), ME);
-        Hello::judge(headers, &config, |member| member == PEER, &BTreeSet::from([GONE]))
+        let known = |member| match member {
+            PEER => Known::Peer,
+            NEW => Known::Welcome,
+            _ => Known::Stranger,
+        };
+        Hello::judge(headers, &config, known, &BTreeSet::from([GONE]))
     }
 
     fn headers(hello: Hello) -> HeaderMap {
@@ -258,7 +302,7 @@ mod tests {
 
     #[test]
     fn identities_are_checked() {
-        let greeting = Greeting { from: PEER, purpose: Purpose::Append };
+        let greeting = Greeting { from: PEER, purpose: Purpose::Append, guest_at: None };
         assert_eq!(judged(&headers(hello())), Ok(greeting));
         let refused = |hello| judged(&headers(hello)).expect_err("refused");
         assert_eq!(refused(Hello { cluster: ClusterId(0xcd), ..hello() }), Refusal::WrongCluster);
@@ -267,6 +311,19 @@ mod tests {
         assert_eq!(refused(Hello { from: MemberId(0xd), ..hello() }), Refusal::UnknownMember);
         // A stranger of another cluster learns nothing about this one.
         assert_eq!(refused(Hello { cluster: ClusterId(1), from: GONE, ..hello() }), Refusal::WrongCluster);
+    }
+
+    #[test]
+    fn a_guest_says_where_it_is() {
+        let new = || Hello { from: NEW, ..hello() };
+        let greeting = Greeting { from: NEW, purpose: Purpose::Append, guest_at: Some(hello().urls) };
+        assert_eq!(judged(&headers(new())), Ok(greeting));
+        let refused = |hello| assert_eq!(judged(&headers(hello)), Err(Refusal::UnknownMember));
+        refused(Hello { purpose: Purpose::Calls, ..new() });
+        for urls in [vec![], vec!["b:1"], vec!["ftp://b:1"], vec!["http://b:1", ""]] {
+            refused(Hello { urls: urls.into_iter().map(str::to_owned).collect(), ..new() });
+        }
+        refused(Hello { urls: vec![format!("http://{}:1", "b".repeat(URLS_BYTES_MAX))], ..new() });
     }
 
     #[test]

@@ -106,7 +106,7 @@ struct Incoming<'a> {
 
 impl Incoming<'_> {
     fn take(&mut self, frame: Frame) -> Result<(), ConnectionError> {
-        let Greeting { from, purpose } = self.greeting;
+        let Greeting { from, purpose, .. } = self.greeting;
         match (frame.kind, purpose) {
             (Kind::Ping, _) => push_pong(&mut self.batch, &frame)?,
             (Kind::Message, Purpose::Control | Purpose::Append) => {

@@ -20,8 +20,20 @@ use crate::types::MemberId;
 /// Everybody this member knows, replaced as a whole when the list changes.
 #[derive(Default)]
 pub(super) struct Roster {
+    /// Members, and guests.
     pub(super) links: HashMap<MemberId, Arc<Link>>,
+    /// Who is in no list yet, but dialled this member as one of its cluster.
+    pub(super) guests: BTreeSet<MemberId>,
     pub(super) removed: BTreeSet<MemberId>,
+    /// Where this member is dialled; empty until a list tells.
+    pub(super) own_urls: Vec<String>,
+}
+
+impl Roster {
+    /// Whether a member of the list.
+    pub(super) fn is_peer(&self, member: MemberId) -> bool {
+        self.links.contains_key(&member) && !self.guests.contains(&member)
+    }
 }
 
 /// What waits for one peer, and how the way there is.

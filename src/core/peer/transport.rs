@@ -15,11 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::config::{Peer, PeerConfig};
 use super::dial::{Dialed, prepare};
-use super::hello::{Greeting, Hello, Purpose, Refusal, answer};
+use super::hello::{Greeting, Hello, Known, Purpose, Refusal, answer};
 use super::lanes::keep_connected;
 use super::link::{Link, Roster};
 use super::receiver::{CallError, PeerReceiver};
@@ -32,6 +32,10 @@ use crate::types::MemberId;
 
 /// Threads for disk work of snapshot transfers, and of receivers that have some.
 const BLOCKING_THREADS_MAX: usize = 8;
+/// Different guests in one run of this member.
+const GUESTS_MAX: usize = 32;
+/// The lanes that are kept connected.
+const LANES: [Purpose; 3] = [Purpose::Control, Purpose::Append, Purpose::Calls];
 /// Wait at a stop for disk work that has begun.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
 
@@ -49,8 +53,8 @@ pub(super) struct Shared {
     tasks: Tasks,
     runtime: Handle,
     roster: ArcSwap<Roster>,
-    /// Held while the roster changes.
-    changing: Mutex<()>,
+    /// Held while the roster changes: whoever was a guest in this run and is no peer yet.
+    changing: Mutex<BTreeSet<MemberId>>,
     /// The one accepted connection of each lane of each peer; a new one ends the old one.
     accepted: Mutex<Accepted>,
     pub(super) snapshots_out: Semaphore,
@@ -109,18 +113,24 @@ impl PeerTransport {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Follows the member list: connects to `peers`, drops the connections of everybody else. This member itself is
-    /// left out.
+    /// Follows the member list: connects to `peers`, drops the connections of everybody else but guests who are
+    /// connected. This member itself is left out; the others are told its URLs.
     pub fn set_peers(&self, peers: Vec<Peer>, removed: BTreeSet<MemberId>) {
         let shared = &self.shared;
-        let _changing = shared.changing.lock();
+        let mut were_guests = shared.changing.lock();
         let old = shared.roster.load_full();
-        let mut links = HashMap::new();
+        let (mut links, mut guests) = (HashMap::new(), BTreeSet::new());
+        let mut own_urls = old.own_urls.clone();
         let mut new = Vec::new();
         for peer in peers {
-            if peer.id == shared.config.member || removed.contains(&peer.id) {
+            if peer.id == shared.config.member {
+                own_urls = peer.urls;
                 continue;
             }
+            if removed.contains(&peer.id) {
+                continue;
+            }
+            were_guests.remove(&peer.id);
             let link = match old.links.get(&peer.id) {
                 Some(link) => {
                     if **link.urls.load() != peer.urls {
@@ -137,17 +147,22 @@ impl PeerTransport {
             };
             links.insert(peer.id, link);
         }
+        for guest in &old.guests {
+            let stays = !links.contains_key(guest) && !removed.contains(guest) && shared.has_accepted(*guest);
+            if let (true, Some(link)) = (stays, old.links.get(guest)) {
+                guests.insert(*guest);
+                links.insert(*guest, link.clone());
+            }
+        }
         let gone = old.links.values().filter(|link| !links.contains_key(&link.peer)).cloned().collect::<Vec<_>>();
-        shared.roster.store(Arc::new(Roster { links, removed }));
+        shared.roster.store(Arc::new(Roster { links, guests, removed, own_urls }));
         for link in gone {
             link.end();
             shared.end_accepted(link.peer);
             shared.slots.lock().remove(&link.peer);
         }
         for link in new {
-            for purpose in [Purpose::Control, Purpose::Append, Purpose::Calls] {
-                shared.spawn(keep_connected(shared.clone(), link.clone(), purpose));
-            }
+            shared.connect(&link);
         }
     }
 
@@ -183,6 +198,7 @@ impl PeerTransport {
             Version::HTTP_11 => self.judge(request.headers()),
             _ => Err(Refusal::Malformed),
         };
+        let outcome = judged.as_ref().map(|_| ()).map_err(|refusal| *refusal);
         match judged {
             Ok(greeting) => {
                 let upgrade = hyper::upgrade::on(request);
@@ -201,7 +217,7 @@ impl PeerTransport {
                 self.shared.metrics.refused.with_label_values(&[refusal.name()]).inc();
             }
         }
-        answer(&self.shared.config, judged.map(|_| ()))
+        answer(&self.shared.config, outcome)
     }
 
     /// Decides about a request to connect.
@@ -210,8 +226,12 @@ impl PeerTransport {
     /// The reason that the answer gives.
     pub fn judge(&self, headers: &http::HeaderMap) -> Result<Greeting, Refusal> {
         let roster = self.shared.roster.load();
-        let is_peer = |member| roster.links.contains_key(&member);
-        Hello::judge(headers, &self.shared.config, is_peer, &roster.removed)
+        let known = |member| match roster.is_peer(member) {
+            true => Known::Peer,
+            false if has_room(&self.shared.changing.lock(), member) => Known::Welcome,
+            false => Known::Stranger,
+        };
+        Hello::judge(headers, &self.shared.config, known, &roster.removed)
     }
 
     /// Serves a connection that passed the handshake; `first` is what arrived with the end of it.
@@ -253,12 +273,46 @@ impl Shared {
     }
 
     pub(super) fn hello(&self, to: MemberId, purpose: Purpose) -> Hello {
-        Hello { cluster: self.config.cluster, from: self.config.member, to, purpose }
+        let urls = self.roster.load().own_urls.clone();
+        Hello { cluster: self.config.cluster, from: self.config.member, to, purpose, urls }
     }
 
     /// What is kept of the images of a peer.
     pub(super) fn slot(&self, from: MemberId) -> Arc<tokio::sync::Mutex<Slot>> {
         self.slots.lock().entry(from).or_default().clone()
+    }
+
+    fn connect(self: &Arc<Self>, link: &Arc<Link>) {
+        for purpose in LANES {
+            self.spawn(keep_connected(self.clone(), link.clone(), purpose));
+        }
+    }
+
+    /// Takes in a member of this cluster that is not in the list: this member was away when it was added. What it sends
+    /// reaches consensus, and the answers reach it.
+    fn let_in(self: &Arc<Self>, guest: MemberId, urls: Vec<String>) {
+        let mut were_guests = self.changing.lock();
+        let old = self.roster.load_full();
+        if old.is_peer(guest) || old.removed.contains(&guest) || !has_room(&were_guests, guest) {
+            return;
+        }
+        if let Some(link) = old.links.get(&guest) {
+            link.urls.store(Arc::new(urls));
+            return;
+        }
+        info!(member = %guest, ?urls, "a member of this cluster that is not in the list yet has connected");
+        were_guests.insert(guest);
+        let link = Arc::new(Link::new(guest, urls, &self.config, &self.metrics));
+        let (mut links, mut guests) = (old.links.clone(), old.guests.clone());
+        links.insert(guest, link.clone());
+        guests.insert(guest);
+        let (removed, own_urls) = (old.removed.clone(), old.own_urls.clone());
+        self.roster.store(Arc::new(Roster { links, guests, removed, own_urls }));
+        self.connect(&link);
+    }
+
+    fn has_accepted(&self, peer: MemberId) -> bool {
+        self.accepted.lock().open.keys().any(|(from, _)| *from == peer)
     }
 
     /// Moves a socket from the runtime that accepted it to ours.
@@ -270,8 +324,12 @@ impl Shared {
         Ok(stream)
     }
 
-    fn serve(self: Arc<Self>, greeting: Greeting, dialed: Dialed) {
-        let key = (greeting.from, greeting.purpose);
+    fn serve(self: Arc<Self>, mut greeting: Greeting, dialed: Dialed) {
+        if let Some(urls) = greeting.guest_at.take() {
+            self.let_in(greeting.from, urls);
+        }
+        let Greeting { from, purpose, .. } = greeting;
+        let key = (from, purpose);
         let ended = CancellationToken::new();
         let number = {
             let mut accepted = self.accepted.lock();
@@ -283,15 +341,15 @@ impl Shared {
             number
         };
         // After the entry is made, so that a change of the list either sees it or is seen here.
-        match self.roster.load().links.get(&greeting.from) {
+        match self.roster.load().links.get(&from) {
             Some(link) => link.promising.notify_waiters(),
             None => ended.cancel(),
         }
         let shared = self.clone();
         self.spawn(async move {
             let serving = async {
-                match greeting.purpose {
-                    Purpose::Snapshot => receive(&shared, greeting.from, dialed).await,
+                match purpose {
+                    Purpose::Snapshot => receive(&shared, from, dialed).await,
                     _ => incoming::serve(&shared, greeting, dialed).await,
                 }
             };
@@ -303,10 +361,10 @@ impl Shared {
             drop(accepted);
             let Some(Err(error)) = outcome else { return };
             if error.is_foul() {
-                warn!(peer = %greeting.from, lane = %greeting.purpose, %error, "connection of a peer closed");
-                shared.metrics.received_failures.with_label_values(&[&greeting.from.to_string()]).inc();
+                warn!(peer = %from, lane = %purpose, %error, "connection of a peer closed");
+                shared.metrics.received_failures.with_label_values(&[&from.to_string()]).inc();
             } else {
-                debug!(peer = %greeting.from, lane = %greeting.purpose, %error, "connection of a peer ended");
+                debug!(peer = %from, lane = %purpose, %error, "connection of a peer ended");
             }
         });
     }
@@ -319,6 +377,11 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether there is room for this guest: ids that nobody knows cost something for as long as this member runs.
+fn has_room(were_guests: &BTreeSet<MemberId>, guest: MemberId) -> bool {
+    were_guests.len() < GUESTS_MAX || were_guests.contains(&guest)
 }
 
 /// Raft's way to the peers.

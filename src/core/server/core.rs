@@ -252,8 +252,7 @@ impl Core {
 
     /// Connects to these members, this one left out.
     pub fn follow_members<'a>(&self, members: impl Iterator<Item = &'a Member>) {
-        let others = members.filter(|member| member.member_id() != self.member);
-        let peers = others.map(|member| Peer { id: member.member_id(), urls: member.peer_urls.clone() }).collect();
+        let peers = members.map(|member| Peer { id: member.member_id(), urls: member.peer_urls.clone() }).collect();
         let removed = self.published.cluster.load().removed().clone();
         self.peers.set_peers(peers, removed);
     }

@@ -1,7 +1,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::super::{Peer, PeerLimits};
+use bytes::Bytes;
+
+use super::super::hello::{Greeting, Hello, Purpose};
+use super::super::{Peer, PeerLimits, Refusal};
 use super::node::{A, B, Node, pair, patient};
 use super::{eventually, soon};
 use crate::core::raft::Lane;
@@ -157,4 +160,58 @@ async fn an_idle_link_stays_up() {
     let trips = || a.metrics.round_trip.with_label_values(&["b"]).get_sample_count();
     eventually("pings come back", || trips() > 50).await;
     assert_eq!(a.metrics.disconnected.with_label_values(&["a", "b"]).get(), 0);
+}
+
+/// A member as the lists have it.
+fn listed(node: &Node, id: MemberId) -> Peer {
+    Peer { id, urls: vec![format!("http://{}", node.address)] }
+}
+
+#[tokio::test]
+async fn a_member_that_is_not_in_the_list_yet_is_a_guest() {
+    let (mut a, mut b) = (Node::start(A, patient()).await, Node::start(B, patient()).await);
+    a.transport.set_peers(vec![listed(&a, A), listed(&b, B)], BTreeSet::new());
+    a.send(B, Lane::Control, "vote");
+    assert_eq!(b.hear().await, "vote");
+    b.send_until_heard(&mut a, Lane::Append, b"answer").await;
+    eventually("calls of a guest are refused", || b.metrics.refused.with_label_values(&["unknown-member"]).get() > 0)
+        .await;
+    // Another list without it does not end what it has begun; the one that has it makes it a member like any other.
+    b.transport.set_peers(vec![], BTreeSet::new());
+    a.send_until_heard(&mut b, Lane::Append, b"still").await;
+    b.transport.set_peers(vec![listed(&a, A)], BTreeSet::new());
+    eventually("calls are answered", || b.transport.shared.accepted_connections() == 3).await;
+    a.stop().await;
+    b.stop().await;
+}
+
+#[tokio::test]
+async fn a_guest_that_was_removed_goes() {
+    let (a, mut b) = (Node::start(A, patient()).await, Node::start(B, patient()).await);
+    a.transport.set_peers(vec![listed(&a, A), listed(&b, B)], BTreeSet::new());
+    a.send_until_heard(&mut b, Lane::Append, b"before").await;
+    b.transport.set_peers(vec![], BTreeSet::from([A]));
+    eventually("A is told", || a.heard.removed.load(std::sync::atomic::Ordering::Relaxed) > 0).await;
+    assert_eq!(b.transport.active_since(A), None);
+}
+
+#[tokio::test]
+async fn there_is_room_for_few_guests() {
+    let b = Node::start(B, patient()).await;
+    let guest_at = || Some(vec!["http://127.0.0.1:1".to_owned()]);
+    let greeting = |id| Greeting { from: MemberId(id), purpose: Purpose::Control, guest_at: guest_at() };
+    let judged = |id| {
+        let (from, urls) = (MemberId(id), guest_at().unwrap_or_default());
+        let hello = Hello { cluster: super::node::CLUSTER, from, to: B, purpose: Purpose::Control, urls };
+        b.transport.judge(hello.request("b").expect("valid").headers())
+    };
+    for id in 100..132 {
+        assert_eq!(judged(id), Ok(greeting(id)));
+        b.transport.accept(greeting(id), tokio::io::duplex(64).0, Bytes::new());
+    }
+    assert_eq!(judged(132), Err(Refusal::UnknownMember));
+    assert_eq!(judged(100), Ok(greeting(100)), "it may come back");
+    b.transport.set_peers(vec![Peer { id: MemberId(100), urls: vec![] }], BTreeSet::new());
+    assert_eq!(judged(132), Ok(greeting(132)), "members do not count");
+    b.stop().await;
 }

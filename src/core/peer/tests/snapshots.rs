@@ -167,7 +167,7 @@ struct Forger {
 
 impl Forger {
     async fn connect(b: &Node) -> Self {
-        let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Snapshot };
+        let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Snapshot, urls: vec![] };
         let dialed = dial::dial_any(&[format!("http://{}", b.address)], hello, None, super::PATIENCE).await;
         let dialed = dialed.unwrap_or_else(|error| panic!("{error}"));
         Self { io: dialed.io, frames: FrameReader::new(&dialed.first, 1 << 20) }

@@ -36,7 +36,7 @@ impl Authority {
 }
 
 async fn dial(address: SocketAddr, tls: &PeerTls) -> Result<(), DialError> {
-    let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control };
+    let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control, urls: vec![] };
     let urls = [format!("https://{address}")];
     soon(dial_any(&urls, hello, Some(tls), super::PATIENCE)).await.map(drop)
 }
@@ -82,7 +82,7 @@ async fn whoever_cannot_prove_its_identity_is_refused() {
         assert!(matches!(error, DialError::Io(_) | DialError::Http(_)), "{what}: {error}");
     }
     // Without TLS there is nobody on this port.
-    let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control };
+    let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control, urls: vec![] };
     let plain = soon(dial_any(&[format!("http://{}", b.address)], hello, None, super::PATIENCE)).await;
     assert!(plain.is_err());
     assert!(b.messages.try_recv().is_err());
