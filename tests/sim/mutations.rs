@@ -17,7 +17,7 @@ const PLANTED: [(Mutation, usize, &[&str]); 13] = [
     (Mutation::SleepyLessor, 3, &["live on without a renewal"]),
     (Mutation::LostEvents, 1, &["a watch of", "were not delivered"]),
     (Mutation::NoJump, 3, &["a watch of", "were not delivered", "a watcher has heard"]),
-    (Mutation::DeafConsensus, 3, &["raft counts", "did not answer in time", "has applied"]),
+    (Mutation::DeafConsensus, 3, &["raft counts", "did not answer in time", "has applied", "healthy cluster"]),
     (Mutation::WrongMember, 3, &["an honest message was refused"]),
 ];
 

@@ -341,7 +341,8 @@ impl Process {
 
     /// Lets a reader go on once everything acknowledged so far is applied.
     fn confirm(&mut self, context: &mut Context, reader: Reader) {
-        if self.node.is_alone() && self.node.is_ready_leader() {
+        let early = context.mutated(Mutation::EarlyService) && self.node.is_alone() && self.node.is_ready_leader();
+        if early || self.node.reads_are_local() {
             self.resume(context, reader);
         } else {
             self.reads.push(reader);

@@ -702,6 +702,13 @@ impl RaftNode {
         self.is_sole_voter() && self.raw.raft.prs().conf().learners().is_empty()
     }
 
+    /// Whether nothing can have been acknowledged that this member has not applied: it leads, there is no other member,
+    /// and an entry of its own term is applied, with it all that the log held before. From then on it acknowledges
+    /// what it has applied, and nobody else does.
+    pub fn reads_are_local(&self) -> bool {
+        self.is_alone() && self.is_leader() && self.raw.raft.apply_to_current_term()
+    }
+
     /// Whether this member has a vote.
     pub fn is_voter(&self) -> bool {
         self.raw.raft.prs().conf().voters().contains(self.member.0)

@@ -55,8 +55,7 @@ pub struct RaftStatus {
     pub term: Term,
     /// Whether this member leads.
     pub is_leader: bool,
-    /// Whether this member leads, has committed in its term, and there is no other member: then nothing can
-    /// have been acknowledged that it has not applied.
+    /// Whether nothing can have been acknowledged that this member has not applied.
     pub reads_are_local: bool,
 }
 
@@ -607,7 +606,7 @@ impl<S: CommitSink> Worker<S> {
             leader: self.node.leader(),
             term: self.node.term(),
             is_leader: self.node.is_leader(),
-            reads_are_local: self.node.is_alone() && self.node.is_ready_leader(),
+            reads_are_local: self.node.reads_are_local(),
         };
         self.shared.term.store(status.term.0, Ordering::Release);
         self.shared.reads_are_local.store(status.reads_are_local, Ordering::Release);

@@ -126,6 +126,34 @@ fn a_restart_commits_what_the_log_holds_once_it_leads() {
 }
 
 #[test]
+fn after_a_restart_no_read_is_local_before_the_log_is_applied() {
+    // Found by etcd's robustness scenario Issue14685: the only member of a cluster led again, its first entry was
+    // committed, and it answered reads while apply was still at work on the log: without the last acknowledged writes.
+    let (mut node, mut log) = leader();
+    node.propose(["a", "b"].map(Bytes::from).to_vec()).expect("a leader takes it");
+    log.extend(settle(&mut node).1);
+    log.splice(0..0, bootstrap_entries(&[(MEMBER, b"{}".to_vec())]));
+    let hard_state = HardState { term: node.term(), vote: Some(MEMBER), commit: LogIndex(1) };
+    let mut again = node_with(log, hard_state, LogPosition::default());
+    settle(&mut again);
+    again.campaign().expect("the only voter may");
+    let mut committed = Vec::new();
+    while let Some(step) = again.poll().expect("no fault") {
+        if let Some(group) = step.persist {
+            again.persisted(group.number);
+        }
+        committed.extend(step.committed);
+    }
+    assert!(again.is_ready_leader() && again.is_alone());
+    assert_eq!(requests(&committed), [b"a", b"b"]);
+    for entry in &committed {
+        assert!(!again.reads_are_local(), "entry {} is not applied yet", entry.index);
+        again.applied(entry.index);
+    }
+    assert!(again.reads_are_local());
+}
+
+#[test]
 fn reads_are_confirmed_under_a_number_of_their_own() {
     let (mut node, _) = leader();
     let (first, second) = (node.read_index(), node.read_index());
