@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
-use raft::{Config, RawNode, SnapshotStatus, StateRole};
+use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 
 use super::check::{CONTEXT_BYTES, PeerMessage};
 use super::log::{LogTail, conf_state_from_raft, from_raft, hard_state_from_raft};
@@ -227,6 +227,9 @@ impl RaftNode {
         if self.is_sole_voter() && !self.is_leader() && !self.persisting.is_empty() {
             return;
         }
+        if self.awaits_state() {
+            return;
+        }
         self.raw.tick();
         self.draw_timeout();
     }
@@ -239,12 +242,19 @@ impl RaftNode {
         }
     }
 
-    /// Asks for votes now; the only voter wins at once. Does nothing while the log is being written.
+    /// Whether a state from elsewhere took the place of the log, and apply has not put it in place yet. The library
+    /// panics at a campaign then: it looks for membership changes among entries that are gone.
+    fn awaits_state(&self) -> bool {
+        self.raw.raft.raft_log.applied < self.raw.store().base().0
+    }
+
+    /// Asks for votes now; the only voter wins at once. Does nothing while the log is being written, or a state is put
+    /// in place.
     ///
     /// # Errors
     /// When the library refuses.
     pub fn campaign(&mut self) -> Result<(), RaftError> {
-        if self.persisting.is_empty() {
+        if self.persisting.is_empty() && !self.awaits_state() {
             self.raw.campaign()?;
             self.draw_timeout();
         }
@@ -374,6 +384,9 @@ impl RaftNode {
         }
         if matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat) {
             self.told_committed = self.told_committed.max(message.commit);
+        }
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.awaits_state() {
+            return Ok(Stepped::Taken);
         }
         // What the library drops (no leader, unknown sender, overload) the sender repeats.
         let _ = match message.get_msg_type() {
@@ -515,6 +528,11 @@ impl RaftNode {
     pub fn state_saved(&mut self, snapshot: &WalSnapshot, compact: LogIndex) {
         let position = LogPosition { index: snapshot.index, term: snapshot.term };
         let applied = LogIndex(self.raw.raft.raft_log.applied);
+        // Whoever is being sent a state needs what follows it, or the next state at once, and so on under load.
+        let tracker = self.raw.raft.prs();
+        let sending = tracker.iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        let sent = sending.map(|(_, progress)| LogIndex(progress.pending_snapshot)).min();
+        let compact = sent.map_or(compact, |sent| compact.min(sent));
         let store = self.raw.mut_store();
         if position.index > store.base() {
             store.set_saved(position, &snapshot.conf_state);

@@ -26,6 +26,8 @@ struct Cluster {
     /// Members whose disk does not finish anything.
     stuck: BTreeSet<MemberId>,
     lose_appends: bool,
+    /// States on their way, if they take long.
+    slow_states: Option<Vec<(MemberId, Outbound)>>,
     waiting: Vec<(MemberId, Outbound)>,
     /// Groups the stuck disks hold.
     unsynced: BTreeMap<MemberId, Vec<u64>>,
@@ -51,6 +53,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             stuck: BTreeSet::new(),
             lose_appends: false,
+            slow_states: None,
             waiting: Vec::new(),
             unsynced: BTreeMap::new(),
         };
@@ -113,6 +116,10 @@ impl Cluster {
         if self.cut.contains(&(from, message.to)) || (self.lose_appends && message.lane == Lane::Append) {
             return;
         }
+        if let (Lane::Snapshot, Some(slow)) = (message.lane, &mut self.slow_states) {
+            slow.push((from, message.clone()));
+            return;
+        }
         let Some(site) = self.sites.get_mut(&message.to) else { return };
         let parsed = match message.lane {
             Lane::Snapshot => PeerMessage::snapshot(message.to, from, &message.bytes),
@@ -143,6 +150,14 @@ impl Cluster {
     fn put(&mut self, at: u64, request: &'static str) {
         self.node(at).propose(vec![request.into()]).expect("there is a leader");
         self.settle();
+    }
+
+    /// The state of a member is on disk, and it forgets all of its log.
+    fn save(&mut self, id: u64) {
+        let position = self.site(id).position;
+        let conf_state = self.node(id).conf_state();
+        let saved = WalSnapshot { index: position.index, term: position.term, conf_state };
+        self.node(id).state_saved(&saved, position.index);
     }
 
     fn isolate(&mut self, id: u64) {
@@ -254,12 +269,8 @@ fn a_member_far_behind_gets_a_state() {
     for request in ["a", "b", "c"] {
         cluster.put(1, request);
     }
-    for id in [1, 2] {
-        let position = cluster.site(id).position;
-        let conf_state = cluster.node(id).conf_state();
-        let saved = WalSnapshot { index: position.index, term: position.term, conf_state };
-        cluster.node(id).state_saved(&saved, position.index);
-    }
+    cluster.save(1);
+    cluster.save(2);
     cluster.put(1, "d");
     cluster.cut.clear();
     cluster.tick(5);
@@ -273,6 +284,28 @@ fn a_member_far_behind_gets_a_state() {
     cluster.put(3, "e");
     cluster.tick(1);
     assert_eq!(cluster.site(1).applied.last(), Some(&"e".into()));
+}
+
+#[test]
+fn what_follows_a_state_is_kept_until_it_has_arrived() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.isolate(3);
+    cluster.put(1, "a");
+    cluster.save(1);
+    cluster.put(1, "b");
+    cluster.cut.clear();
+    cluster.slow_states = Some(Vec::new());
+    cluster.tick(5);
+    cluster.put(1, "c");
+    cluster.save(1);
+    let states = cluster.slow_states.take().expect("they are slow");
+    assert_eq!(states.len(), 1);
+    cluster.waiting.extend(states);
+    cluster.settle();
+    cluster.tick(5);
+    let third = cluster.site(3);
+    assert_eq!((third.installed.len(), third.applied.as_slice()), (1, ["b".into(), "c".into()].as_slice()));
 }
 
 #[test]

@@ -159,6 +159,23 @@ fn a_leader_passes_over_what_it_cannot_have_caused() {
     assert_eq!(node.last_index(), last);
 }
 
+#[test]
+fn nobody_campaigns_before_its_new_state_is_in_place() {
+    let mut node = follower();
+    let bytes = |message: Message| Bytes::from(message.write_to_bytes().expect("in memory"));
+    let state = PeerMessage::snapshot(MEMBER, LEADER, &bytes(snapshot(9, 3, &[1, MEMBER.0], &[]))).expect("honest");
+    assert_eq!(node.step(state).expect("no fault"), Stepped::Taken);
+    settle(&mut node);
+    let transfer = || PeerMessage::parse(MEMBER, LEADER, &bytes(message(MessageType::MsgTimeoutNow, |_| {})));
+    assert_eq!(node.step(transfer().expect("honest")).expect("no fault"), Stepped::Taken);
+    (0..40).for_each(|_| node.tick());
+    node.campaign().expect("nothing");
+    assert_eq!((node.term(), node.leader()), (Term(3), Some(LEADER)));
+    node.applied(LogIndex(9));
+    assert_eq!(node.step(transfer().expect("honest")).expect("no fault"), Stepped::Taken);
+    assert_eq!(node.term(), Term(4), "now it does");
+}
+
 mod noise {
     use proptest::prelude::*;
 
