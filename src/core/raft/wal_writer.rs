@@ -41,7 +41,7 @@ impl std::fmt::Debug for WalWriter {
 
 /// What the writer tells the rest of the member.
 pub struct WalObserver {
-    /// Called with the number of the newest durable group, unless [`WalWriter::persist_here`] returned it.
+    /// Called with the number of the newest durable group, unless `WalWriter::persist_here` returned it.
     pub persisted: Box<dyn Fn(u64) + Send>,
     /// Called once, when a write failed; nothing is written after it.
     pub failed: Arc<dyn Fn(String) + Send + Sync>,
