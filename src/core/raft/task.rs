@@ -13,9 +13,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::check::PeerMessage;
 use super::members::{MembersDecision, ProposedChange};
-use super::node::{Committed, RaftError, RaftNode, Stepped};
+use super::node::RaftNode;
 use super::peer::{PeerProgress, PeerSink, RefusedMessage};
 use super::reads::ReadQueue;
+use super::step::{Committed, RaftError, Stepped};
 use super::wal_writer::WalWriter;
 use crate::core::wal::WalSnapshot;
 use crate::types::{LogIndex, LogPosition, MemberId, Term};

@@ -7,7 +7,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use prometheus::Histogram;
 
-use super::node::PersistGroup;
+use super::step::PersistGroup;
 use crate::core::wal::{HardState, Wal, WalDisk, WalError, WalSnapshot};
 use crate::types::LogIndex;
 
