@@ -9,8 +9,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// Length, checksum of the frame, and checksum of these two: a damaged length must be noticed when it arrives, not when
 /// as many bytes have come as it says, which on a quiet lane is never.
 const HEAD_BYTES: usize = 12;
-/// Room that is made for one read.
+/// Room that is made for reads.
 const READ_BYTES: usize = 64 * 1024;
+/// Room that is enough for one more read.
+const READ_LEAST_BYTES: usize = 4 * 1024;
 /// Room that is made ahead for a long frame; beyond it memory follows what really arrived.
 const READ_AHEAD_BYTES: usize = 1024 * 1024;
 /// Bodies from here on are written from where they are; shorter ones are copied into one buffer.
@@ -221,7 +223,12 @@ impl FrameReader {
     /// Waits for more bytes and tells how many came. Dropping the future loses nothing.
     pub(super) async fn fill(&mut self, io: &mut (impl AsyncRead + Unpin)) -> Result<usize, ConnectionError> {
         let missing = self.head()?.map_or(0, |(length, _)| (HEAD_BYTES + length).saturating_sub(self.buffer.len()));
-        self.buffer.reserve(missing.clamp(READ_BYTES, READ_AHEAD_BYTES));
+        let needed = missing.clamp(READ_LEAST_BYTES, READ_AHEAD_BYTES);
+        // Frames keep the buffer that they were read into: one of its own for each would be a small entry of the log in
+        // a large piece of memory.
+        if self.buffer.capacity() - self.buffer.len() < needed {
+            self.buffer.reserve(needed.max(READ_BYTES));
+        }
         let count = io.read_buf(&mut self.buffer).await?;
         if count == 0 {
             return Err(ConnectionError::Closed);
@@ -276,6 +283,20 @@ mod tests {
             let expected: Vec<Bytes> = bodies.iter().map(|body| [b"head", &body[..]].concat().into()).collect();
             assert!(frames == expected, "cut every {step} bytes");
         }
+    }
+
+    #[tokio::test]
+    async fn small_frames_share_the_buffer_they_were_read_into() {
+        let wire = encoded(&[Bytes::from_static(b"an entry of the log")]);
+        let mut reader = FrameReader::new(&[], 1 << 20);
+        let mut frames: Vec<Bytes> = Vec::new();
+        for _ in 0..1000 {
+            reader.fill(&mut &wire[..]).await.expect("valid");
+            frames.push(reader.take().expect("valid").expect("a frame").payload);
+        }
+        let distance = |pair: &[Bytes]| (pair[1].as_ptr() as usize).wrapping_sub(pair[0].as_ptr() as usize);
+        let apart = frames.windows(2).filter(|pair| distance(pair) != wire.len()).count();
+        assert!(apart < 1000 * wire.len() / (READ_BYTES - READ_LEAST_BYTES) + 1, "{apart} buffers");
     }
 
     #[tokio::test]

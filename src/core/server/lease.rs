@@ -50,7 +50,6 @@ impl Lease for LeaseService {
         let Applied::LeaseRevoke { revision } = self.core.propose(request).await? else {
             return Err(mismatch().into());
         };
-        self.core.metrics.lease.revoked.inc();
         Ok(Response::new(LeaseRevokeResponse { header: Some(self.core.header(revision)) }))
     }
 
@@ -95,7 +94,6 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
     }
     let request = InternalRaftRequest { lease_grant: Some(request), ..Default::default() };
     let Applied::LeaseGrant { id, ttl, revision } = core.propose(request).await? else { return Err(mismatch()) };
-    core.metrics.lease.granted.inc();
     core.metrics.lease.ttl.observe(ttl as f64);
     Ok(LeaseGrantResponse { header: Some(core.header(revision)), id: id.0, ttl, error: String::new() })
 }

@@ -44,6 +44,15 @@ impl ApplyObserver for MemberObserver {
     }
 
     fn leases(&mut self, facts: &[LeaseFact]) {
+        let counters = &self.core.metrics.lease;
+        for fact in facts {
+            match fact {
+                LeaseFact::Granted(_) => counters.granted.inc(),
+                // Whoever asked for it: a client or the clock.
+                LeaseFact::Revoked(_) => counters.revoked.inc(),
+                LeaseFact::Checkpointed { .. } => {}
+            }
+        }
         self.core.leases.apply_facts(facts);
     }
 
