@@ -3,17 +3,11 @@
 //! Built with the cargo feature `failpoints` only, for test clusters. `GOFAIL_HTTP` is the address to serve,
 //! `GOFAIL_FAILPOINTS` what is set from the start, as in `raftBeforeSave=panic;afterCommit=sleep("1s")`.
 
-use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use anyhow::{Context as _, bail};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tonic::body::Body;
-use tower::Service;
 
 use crate::config::GoDuration;
 use crate::listener::{self, ListenerConfig};
@@ -51,7 +45,7 @@ pub fn start(tasks: &Tasks) -> anyhow::Result<()> {
     let Ok(address) = std::env::var("GOFAIL_HTTP") else { return Ok(()) };
     let socket = listener::bind(address.parse().with_context(|| format!("GOFAIL_HTTP: {address}"))?)?;
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
-    listener::serve(vec![socket], config, |_| Face, tasks)?;
+    listener::serve(vec![socket], config, |_| listener::answering((), face), tasks)?;
     tracing::warn!(address, "failpoints can be set from outside");
     Ok(())
 }
@@ -87,32 +81,17 @@ fn list() -> String {
 }
 
 /// `GET /` lists, `PUT /name` sets, `DELETE /name` clears.
-#[derive(Clone)]
-struct Face;
-
-impl Service<Request<Incoming>> for Face {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let name = parts.uri.path().trim_start_matches('/');
-            Ok(match parts.method {
-                Method::GET => answer(StatusCode::OK, list()),
-                Method::PUT => match Limited::new(body, TERM_BYTES_MAX).collect().await {
-                    Ok(term) => done(set(name, &String::from_utf8_lossy(&term.to_bytes()))),
-                    Err(error) => answer(StatusCode::BAD_REQUEST, error.to_string()),
-                },
-                Method::DELETE => done(set(name, "off")),
-                _ => answer(StatusCode::METHOD_NOT_ALLOWED, String::new()),
-            })
-        })
+async fn face((): (), request: Request<Incoming>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let name = parts.uri.path().trim_start_matches('/');
+    match parts.method {
+        Method::GET => answer(StatusCode::OK, list()),
+        Method::PUT => match Limited::new(body, TERM_BYTES_MAX).collect().await {
+            Ok(term) => done(set(name, &String::from_utf8_lossy(&term.to_bytes()))),
+            Err(error) => answer(StatusCode::BAD_REQUEST, error.to_string()),
+        },
+        Method::DELETE => done(set(name, "off")),
+        _ => answer(StatusCode::METHOD_NOT_ALLOWED, String::new()),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::future::OptionFuture;
 use tracing::{error, info, warn};
 
 use super::dispatch::refuse;
@@ -16,8 +17,8 @@ use crate::config::{
 use crate::core::peer::{PeerIdentity, PeerTls};
 use crate::core::raft::RaftStatus;
 use crate::core::server::{
-    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, MetricsFace, PeerFace, Router, WatchContext,
-    WatchService, refresh_gauges,
+    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, PeerFace, Router, WatchContext, WatchService,
+    refresh_gauges,
 };
 use crate::eventlog::{Origin, WatchLimits};
 use crate::listener::{self, ListenerConfig, Serving, ShardId};
@@ -91,7 +92,7 @@ pub struct Server {
     clients: Serving,
     peers: Serving,
     /// Metrics and health on addresses of their own.
-    watched: Serving,
+    watched: Option<Serving>,
 }
 
 impl Server {
@@ -147,10 +148,15 @@ impl Server {
             grace: CLIENT_GRACE,
             ..ListenerConfig::default()
         };
-        let peer_face = PeerFace::new(core.clone(), http.clone());
+        let peer_face = listener::answering(PeerFace::new(core.clone(), http.clone()), PeerFace::answer);
         let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ..listener.clone() };
-        let metrics_face = MetricsFace::new(http.clone());
-        let watched = listener::serve(metric_sockets, single.clone(), move |_| metrics_face.clone(), tasks)?;
+        let watched = match metric_sockets.is_empty() {
+            true => None,
+            false => {
+                let metrics_face = listener::answering(http.clone(), HttpFace::answer_metrics);
+                Some(listener::serve(metric_sockets, single.clone(), move |_| metrics_face.clone(), tasks)?)
+            }
+        };
         let secured = ListenerConfig { tls: peer_tls.map(|tls| tls.server_config()), ..single };
         let peers = listener::serve(peer_sockets, secured, move |_| peer_face.clone(), tasks)?;
         for address in peers.addresses() {
@@ -176,7 +182,7 @@ impl Server {
     /// Listeners first, then the member. While clients finish and go elsewhere, another member takes the lead.
     pub async fn stop(self) {
         tokio::join!(self.clients.finish(), self.member.hand_over());
-        tokio::join!(self.peers.finish(), self.watched.finish());
+        tokio::join!(self.peers.finish(), OptionFuture::from(self.watched.map(Serving::finish)));
         self.member.stop().await;
     }
 }

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
 use tower::Service;
 use tracing::warn;
 
@@ -44,6 +46,19 @@ impl Serving {
     }
 }
 
+/// A service that gives each request to `answer`, with a copy of `face`.
+pub fn answering<T, F, A>(
+    face: T,
+    answer: F,
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send
+where
+    T: Clone + Send,
+    F: Fn(T, Request<Incoming>) -> A + Clone + Send,
+    A: Future<Output = Response<Body>> + Send,
+{
+    tower::service_fn(move |request| answer(face.clone(), request).map(Ok))
+}
+
 /// One serving thread as the accept loop sees it.
 struct Shard {
     connections: mpsc::Sender<std::net::TcpStream>,
@@ -65,7 +80,7 @@ pub fn serve<F, S>(
 ) -> Result<Serving, ListenerError>
 where
     F: Fn(ShardId) -> S + Send + Sync + 'static,
-    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
     let stop = tasks.stop_signal().child_token();

@@ -9,6 +9,6 @@ mod accept;
 mod shard;
 mod socket;
 
-pub use accept::{Serving, serve};
+pub use accept::{Serving, answering, serve};
 pub use shard::{ListenerConfig, ShardId};
 pub use socket::{ListenerError, bind};

@@ -82,6 +82,14 @@ impl HttpFace {
         response
     }
 
+    /// Answers one request to an address of `--listen-metrics-urls`: metrics and health, nothing else.
+    pub async fn answer_metrics<B>(self, request: Request<B>) -> Response<Body> {
+        match request.uri().path() {
+            "/version" => not_found(),
+            _ => self.answer(request).await,
+        }
+    }
+
     async fn route<B>(&self, request: &Request<B>) -> Response<Body> {
         if request.method() == Method::OPTIONS {
             return text(StatusCode::OK, PLAIN, Bytes::new());
