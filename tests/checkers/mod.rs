@@ -15,6 +15,7 @@ mod linear;
 mod model;
 mod violation;
 mod watch;
+mod wire;
 
 pub use end_state::{MemberState, check_end_states};
 pub use history::{
@@ -26,6 +27,7 @@ pub use linear::{Cause, Explanation, explain, explain_trusting_watches};
 pub use model::{Change, Effect, Store};
 pub use violation::{Rule, Violation};
 pub use watch::check_watch;
+pub use wire::text;
 
 /// What a checked history held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

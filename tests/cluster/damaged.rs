@@ -66,7 +66,7 @@ fn a_member_in_the_minority_does_not_start() {
         let damaged = damage_a_follower(cluster).await;
         let sound = cluster.leader().await;
         cluster.spawn(damaged);
-        until("the refusal", || std::future::ready(cluster.ended(damaged).then_some(()))).await;
+        cluster.until_ended(damaged).await;
         let output = cluster.output(damaged);
         assert!(output.contains("found data inconsistency with peers"), "{output}");
         cluster.kill(damaged);
@@ -118,7 +118,7 @@ fn a_damaged_member_is_named_and_replaced() {
             }
         })
         .await;
-        until("the end of the removed member", || std::future::ready(cluster.ended(damaged).then_some(()))).await;
+        cluster.until_ended(damaged).await;
         cluster.kill(damaged);
         let new = cluster.prepare();
         let others = cluster.running();

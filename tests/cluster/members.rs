@@ -99,11 +99,7 @@ fn a_removed_member_ends_and_the_rest_goes_on() {
         let removed = (leader + 1) % 3;
         let id = cluster.id(removed).await;
         remove(cluster, leader, id).await;
-        until("it ends by itself", || {
-            let ended = cluster.ended(removed);
-            async move { ended.then_some(()) }
-        })
-        .await;
+        cluster.until_ended(removed).await;
         cluster.kill(removed);
         assert_eq!(ids(cluster, leader).await.len(), 2);
         put(&cluster.member(leader), "k", "without it").await;

@@ -246,6 +246,11 @@ impl Cluster {
         self.members[number].process.as_mut().is_none_or(|process| process.ended().is_some())
     }
 
+    /// Waits until a member's process has ended by itself.
+    pub async fn until_ended(&mut self, number: usize) {
+        until("the end of a member", || std::future::ready(self.ended(number).then_some(()))).await;
+    }
+
     /// The members with a process.
     pub fn running(&self) -> Vec<usize> {
         (0..self.members.len()).filter(|&number| self.members[number].process.is_some()).collect()

@@ -7,35 +7,15 @@ use watershed::pb::etcdserverpb::{
     Compare as WireCompare, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest, RangeResponse,
     RequestOp, ResponseOp, TxnRequest, WatchResponse,
 };
-use watershed::pb::mvccpb::KeyValue;
 use watershed::types::KeyRange;
 
 use super::checkers::{
-    Body, Compare, CompareTarget, Comparison, Event, Kv, Operation, Outcome, RangeQuery, Request, WatchAnswer,
-    WatchMessage, WatchRecord,
+    Body, Compare, CompareTarget, Comparison, Operation, Outcome, RangeQuery, Request, WatchAnswer, WatchMessage,
+    WatchRecord, text,
 };
 use super::client::{Answer, Ask, NOBODY, Op, OpId};
 use super::context::Micros;
 use super::model::Reply;
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn kv(kv: &KeyValue) -> Kv {
-    Kv {
-        key: text(&kv.key),
-        value: text(&kv.value),
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        version: kv.version,
-        lease: kv.lease,
-    }
-}
-
-fn kvs(all: &[KeyValue]) -> Vec<Kv> {
-    all.iter().map(kv).collect()
-}
 
 /// An operation that has ended, with an answer or without.
 pub fn operation(id: OpId, op: &Op, now: Micros, answer: Option<&Answer>) -> Operation {
@@ -123,14 +103,8 @@ fn outcome(ask: &Ask, answer: Option<&Answer>) -> Outcome {
     let done = |revision, body| Outcome::Done { revision, body };
     match answer {
         Some(Answer::Written(reply)) => match reply {
-            Reply::Put(answer) => {
-                let previous = answer.prev_kv.as_ref().map(kv);
-                done(reply.revision().unwrap_or(0), Body::Put { previous })
-            }
-            Reply::Delete(answer) => {
-                let (deleted, previous) = (answer.deleted, kvs(&answer.prev_kvs));
-                done(reply.revision().unwrap_or(0), Body::Delete { deleted, previous })
-            }
+            Reply::Put(answer) => done(reply.revision().unwrap_or(0), Body::from(answer)),
+            Reply::Delete(answer) => done(reply.revision().unwrap_or(0), Body::from(answer)),
             Reply::Txn(answer) => {
                 let bodies = answer.responses.iter().map(body).collect();
                 done(reply.revision().unwrap_or(0), Body::Txn { succeeded: answer.succeeded, bodies })
@@ -142,7 +116,7 @@ fn outcome(ask: &Ask, answer: Option<&Answer>) -> Outcome {
             Reply::Refused(reason) => Outcome::Refused { reason: (*reason).to_owned() },
             Reply::Other => Outcome::Unknown,
         },
-        Some(Answer::Read(Ok(answer))) => done(revision(answer), range_body(answer)),
+        Some(Answer::Read(Ok(answer))) => done(revision(answer), Body::from(answer)),
         Some(Answer::Read(Err(reason))) => Outcome::Refused { reason: (*reason).to_owned() },
         Some(Answer::Renewed { ttl, revision }) => done(*revision, Body::KeptAlive { ttl: *ttl }),
         // A write that was lost with its member may be in the log.
@@ -157,17 +131,11 @@ fn revision(answer: &RangeResponse) -> i64 {
     answer.header.as_ref().map_or(0, |header| header.revision)
 }
 
-fn range_body(answer: &RangeResponse) -> Body {
-    Body::Range { kvs: kvs(&answer.kvs), count: answer.count, more: answer.more }
-}
-
 fn body(response: &ResponseOp) -> Body {
     match &response.response {
-        Some(ResponseUnion::ResponsePut(answer)) => Body::Put { previous: answer.prev_kv.as_ref().map(kv) },
-        Some(ResponseUnion::ResponseDeleteRange(answer)) => {
-            Body::Delete { deleted: answer.deleted, previous: kvs(&answer.prev_kvs) }
-        }
-        Some(ResponseUnion::ResponseRange(answer)) => range_body(answer),
+        Some(ResponseUnion::ResponsePut(answer)) => Body::from(answer),
+        Some(ResponseUnion::ResponseDeleteRange(answer)) => Body::from(answer),
+        Some(ResponseUnion::ResponseRange(answer)) => Body::from(answer),
         other => unreachable!("clients of the simulation did not ask for {other:?}"),
     }
 }
@@ -188,20 +156,5 @@ pub fn watch(member: usize, watched: &KeyRange, start: i64, resumes: bool, prev_
 
 pub fn watch_answer(now: Micros, response: &WatchResponse) -> WatchAnswer {
     let revision = response.header.as_ref().map_or(0, |header| header.revision);
-    let message = if response.created {
-        WatchMessage::Created
-    } else if response.canceled {
-        let reason = response.cancel_reason.clone();
-        WatchMessage::Cancelled { compact_revision: response.compact_revision, reason }
-    } else if response.events.is_empty() {
-        WatchMessage::Progress
-    } else {
-        let events = response.events.iter().map(|event| Event {
-            deleted: event.r#type == 1,
-            kv: event.kv.as_ref().map(kv).expect("an event has its key"),
-            previous: event.prev_kv.as_ref().map(kv),
-        });
-        WatchMessage::Events { events: events.collect(), fragment: response.fragment }
-    };
-    WatchAnswer { received: now * 1000, revision, message }
+    WatchAnswer { received: now * 1000, revision, message: WatchMessage::from(response) }
 }

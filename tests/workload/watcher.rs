@@ -7,9 +7,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use watershed::client::Client;
 use watershed::pb::etcdserverpb::watch_create_request::FilterType;
 use watershed::pb::etcdserverpb::watch_request::RequestUnion;
-use watershed::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
+use watershed::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest};
 
-use super::{Recorder, wire};
+use super::Recorder;
 use crate::checkers::{WatchAnswer, WatchMessage, WatchRecord};
 use crate::harness::Answers;
 
@@ -96,7 +96,8 @@ impl Watcher {
             };
             let Ok(Some(answer)) = answer else { return End::Broken };
             let received = self.recorder.now();
-            let answer = recorded(answer, received);
+            let revision = answer.header.as_ref().map_or(0, |header| header.revision);
+            let answer = WatchAnswer { received, revision, message: WatchMessage::from(&answer) };
             let message = answer.message.clone();
             record.answers.push(answer);
             if let WatchMessage::Cancelled { compact_revision, .. } = message {
@@ -118,21 +119,6 @@ fn create_request(record: &WatchRecord) -> WatchCreateRequest {
         fragment: record.fragment,
         ..Default::default()
     }
-}
-
-fn recorded(answer: WatchResponse, received: u64) -> WatchAnswer {
-    let revision = answer.header.as_ref().map_or(0, |header| header.revision);
-    let message = if answer.canceled {
-        WatchMessage::Cancelled { compact_revision: answer.compact_revision, reason: answer.cancel_reason }
-    } else if answer.created {
-        WatchMessage::Created
-    } else if answer.events.is_empty() {
-        WatchMessage::Progress
-    } else {
-        let events = answer.events.into_iter().map(wire::event).collect();
-        WatchMessage::Events { events, fragment: answer.fragment }
-    };
-    WatchAnswer { received, revision, message }
 }
 
 /// Up to which revision a watch was told everything; none before it was confirmed.

@@ -3,12 +3,11 @@ use watershed::client::Client;
 use watershed::pb::etcdserverpb::compare::{self, TargetUnion};
 use watershed::pb::etcdserverpb::{
     CompactionRequest, Compare as PbCompare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
-    ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, ResponseOp,
+    TxnRequest, TxnResponse, request_op, response_op,
 };
-use watershed::pb::mvccpb;
 
-use crate::checkers::{Body, Compare, CompareTarget, Comparison, Event, Kv, Outcome, RangeQuery, Request};
+use crate::checkers::{Body, Compare, CompareTarget, Comparison, Outcome, RangeQuery, Request};
 use crate::harness::Answers;
 
 /// Sends a request of a history.
@@ -39,16 +38,15 @@ async fn call(client: &Client, request: &Request) -> Result<(Option<ResponseHead
     Ok(match request {
         Request::Put { .. } => {
             let answer = kv.put(put(request)).await?.into_inner();
-            (answer.header, Body::Put { previous: answer.prev_kv.map(from_wire) })
+            (answer.header, Body::from(&answer))
         }
         Request::Delete { .. } => {
             let answer = kv.delete_range(delete(request)).await?.into_inner();
-            (answer.header, deleted(answer.deleted, answer.prev_kvs))
+            (answer.header, Body::from(&answer))
         }
         Request::Range(query) => {
             let answer = kv.range(range(query)).await?.into_inner();
-            let header = answer.header;
-            (header, found(answer))
+            (answer.header, Body::from(&answer))
         }
         Request::Txn { .. } => {
             let mut answer = kv.txn(txn(request)).await?.into_inner();
@@ -148,41 +146,11 @@ fn condition(from: &Compare) -> PbCompare {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("keys and values of these tests are text")
-}
-
-fn from_wire(kv: mvccpb::KeyValue) -> Kv {
-    Kv {
-        key: text(&kv.key),
-        value: text(&kv.value),
-        create_revision: kv.create_revision,
-        mod_revision: kv.mod_revision,
-        version: kv.version,
-        lease: kv.lease,
-    }
-}
-
-/// An event of a watch.
-pub fn event(from: mvccpb::Event) -> Event {
-    let deleted = from.r#type() == mvccpb::event::EventType::Delete;
-    let kv = from.kv.map(from_wire).expect("an event has a key");
-    Event { deleted, kv, previous: from.prev_kv.map(from_wire) }
-}
-
-fn deleted(deleted: i64, previous: Vec<mvccpb::KeyValue>) -> Body {
-    Body::Delete { deleted, previous: previous.into_iter().map(from_wire).collect() }
-}
-
-fn found(answer: RangeResponse) -> Body {
-    Body::Range { kvs: answer.kvs.into_iter().map(from_wire).collect(), count: answer.count, more: answer.more }
-}
-
 fn done(answer: TxnResponse) -> Body {
     let body = |part: ResponseOp| match part.response.expect("an answer of a kind") {
-        response_op::Response::ResponsePut(put) => Body::Put { previous: put.prev_kv.map(from_wire) },
-        response_op::Response::ResponseDeleteRange(range) => deleted(range.deleted, range.prev_kvs),
-        response_op::Response::ResponseRange(range) => found(range),
+        response_op::Response::ResponsePut(put) => Body::from(&put),
+        response_op::Response::ResponseDeleteRange(range) => Body::from(&range),
+        response_op::Response::ResponseRange(range) => Body::from(&range),
         response_op::Response::ResponseTxn(txn) => done(txn),
     };
     Body::Txn { succeeded: answer.succeeded, bodies: answer.responses.into_iter().map(body).collect() }
