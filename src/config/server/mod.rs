@@ -2,8 +2,8 @@
 //!
 //! `raw.rs` mirrors the flags that mean something here, `others.rs` lists those that are accepted without effect or
 //! refused until their feature exists, `check.rs` turns the raw config into [`ServerConfig`], `cluster.rs` knows the
-//! rules of `--initial-cluster`, `same_urls.rs` when two lists of URLs are one, `parts.rs` the smaller values, `peer_tls.rs` the files
-//! for TLS between members.
+//! rules of `--initial-cluster`, `same_urls.rs` when two lists of URLs are one, `parts.rs` the smaller values,
+//! `peer_tls.rs` the files for TLS between members.
 
 mod check;
 mod cluster;

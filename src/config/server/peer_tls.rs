@@ -32,16 +32,12 @@ impl PeerTlsFiles {
     /// # Errors
     /// Files that are useless without another, and https URLs without files.
     pub(super) fn from_flags(raw: &RawServerConfig, urls: &[ListenUrl]) -> Result<Option<Self>, ServerConfigError> {
-        let wrong = |flag, reason: &str| Err(ServerConfigError::Value { flag, reason: reason.to_owned() });
         let tls = urls.iter().filter(|url| url.is_tls()).count();
-        let Some(accepting) = identity(&raw.peer_cert_file, &raw.peer_key_file) else {
-            if !raw.peer_cert_file.is_empty() || !raw.peer_key_file.is_empty() {
-                return wrong("peer-cert-file, --peer-key-file", "each needs the other");
-            }
-            return if tls > 0 {
-                wrong("listen-peer-urls", "https needs --peer-cert-file and --peer-key-file")
-            } else {
-                Ok(None)
+        let accepting = identity("peer-cert-file, --peer-key-file", &raw.peer_cert_file, &raw.peer_key_file)?;
+        let Some(accepting) = accepting else {
+            return match tls {
+                0 => Ok(None),
+                _ => wrong("listen-peer-urls", "https needs --peer-cert-file and --peer-key-file"),
             };
         };
         if raw.peer_trusted_ca_file.is_empty() {
@@ -50,16 +46,21 @@ impl PeerTlsFiles {
         if tls < urls.len() {
             return wrong("listen-peer-urls", "must all be https when --peer-cert-file is given");
         }
-        let dialling = match identity(&raw.peer_client_cert_file, &raw.peer_client_key_file) {
-            Some(dialling) => dialling,
-            None if raw.peer_client_cert_file.is_empty() && raw.peer_client_key_file.is_empty() => accepting.clone(),
-            None => return wrong("peer-client-cert-file, --peer-client-key-file", "each needs the other"),
-        };
+        let flags = "peer-client-cert-file, --peer-client-key-file";
+        let dialling = identity(flags, &raw.peer_client_cert_file, &raw.peer_client_key_file)?;
+        let dialling = dialling.unwrap_or_else(|| accepting.clone());
         Ok(Some(Self { accepting, dialling, authorities: (&raw.peer_trusted_ca_file).into() }))
     }
 }
 
-fn identity(certificates: &str, key: &str) -> Option<IdentityFiles> {
-    let given = !certificates.is_empty() && !key.is_empty();
-    given.then(|| IdentityFiles { certificates: certificates.into(), key: key.into() })
+fn identity(flags: &'static str, certificates: &str, key: &str) -> Result<Option<IdentityFiles>, ServerConfigError> {
+    match (certificates.is_empty(), key.is_empty()) {
+        (true, true) => Ok(None),
+        (false, false) => Ok(Some(IdentityFiles { certificates: certificates.into(), key: key.into() })),
+        _ => wrong(flags, "each needs the other"),
+    }
+}
+
+fn wrong<T>(flag: &'static str, reason: &str) -> Result<T, ServerConfigError> {
+    Err(ServerConfigError::Value { flag, reason: reason.to_owned() })
 }

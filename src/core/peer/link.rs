@@ -18,7 +18,7 @@ use crate::telemetry::PeerMetrics;
 use crate::types::MemberId;
 
 /// Everybody this member knows, replaced as a whole when the list changes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Roster {
     /// Members, and guests.
     pub(super) links: HashMap<MemberId, Arc<Link>>,

@@ -303,11 +303,10 @@ impl Shared {
         info!(member = %guest, ?urls, "a member of this cluster that is not in the list yet has connected");
         were_guests.insert(guest);
         let link = Arc::new(Link::new(guest, urls, &self.config, &self.metrics));
-        let (mut links, mut guests) = (old.links.clone(), old.guests.clone());
-        links.insert(guest, link.clone());
-        guests.insert(guest);
-        let (removed, own_urls) = (old.removed.clone(), old.own_urls.clone());
-        self.roster.store(Arc::new(Roster { links, guests, removed, own_urls }));
+        let mut roster = Roster::clone(&old);
+        roster.links.insert(guest, link.clone());
+        roster.guests.insert(guest);
+        self.roster.store(Arc::new(roster));
         self.connect(&link);
     }
 

@@ -233,7 +233,7 @@ impl RaftNode {
             if !self.is_new_read(&message) {
                 return Ok(Stepped::Refused("a read request seen before"));
             }
-            if self.is_leader() && !self.is_ready_leader() {
+            if !self.is_ready_leader() {
                 self.postpone(message);
                 return Ok(Stepped::Taken);
             }

@@ -50,8 +50,6 @@ pub struct PeerProgress {
     pub member: MemberId,
     /// Its log agrees with the leader's up to here.
     pub matched: LogIndex,
-    /// Whether it has no vote.
-    pub is_learner: bool,
     /// Whether it was heard of since the last look for a quorum.
     pub active: bool,
 }

@@ -282,6 +282,11 @@ impl RaftHandle {
         Term(self.shared.term.load(Ordering::Acquire))
     }
 
+    /// Whether a leader is known.
+    pub fn has_leader(&self) -> bool {
+        self.status.borrow().leader.is_some()
+    }
+
     /// Changes of leader and term.
     pub fn status(&self) -> watch::Receiver<RaftStatus> {
         self.status.clone()

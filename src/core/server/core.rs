@@ -162,10 +162,10 @@ impl Core {
     /// Completes when a leader is known. Requests wait here and not with consensus, which could not tell whose client
     /// has given up: an election takes longer than many clients wait, and their writes would be done after it.
     async fn leader_known(&self, deadline: Instant) -> Result<(), ApiError> {
-        let mut status = self.raft.status();
-        if status.borrow().leader.is_some() {
+        if self.raft.has_leader() {
             return Ok(());
         }
+        let mut status = self.raft.status();
         let _place = self.leaderless.try_acquire().map_err(|_| ApiError::TooManyRequests)?;
         let _pending = Pending::new(&self.metrics);
         match timeout_at(deadline, status.wait_for(|status| status.leader.is_some())).await {

@@ -67,7 +67,6 @@ mod tests {
         let peer = |&(member, matched): &(u64, u64)| PeerProgress {
             member: MemberId(member),
             matched: LogIndex(matched),
-            is_learner: false,
             active: false,
         };
         let progress: Vec<_> = progress.iter().map(peer).collect();

@@ -338,7 +338,6 @@ mod tests {
             [(1, 1000), (2, learner)].map(|(id, matched)| PeerProgress {
                 member: MemberId(id),
                 matched: LogIndex(matched),
-                is_learner: id == 2,
                 active: true,
             })
         };

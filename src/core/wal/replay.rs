@@ -82,22 +82,15 @@ impl Replay {
             }
             _ => {}
         }
-        if record.kind == CRC {
-            // Data would be outside every checksum.
-            if !record.data.is_empty() || self.crc.is_some_and(|crc| crc != record.crc) {
-                return Verdict::Mismatch;
-            }
-            self.crc = Some(record.crc);
-        } else {
-            let crc = crc32c::crc32c_append(self.crc.unwrap_or(0), record.data);
-            if crc != record.crc {
-                return Verdict::Mismatch;
-            }
-            if let Err(what) = self.content(record) {
-                return Verdict::Wrong(what);
-            }
-            self.crc = Some(crc);
+        if !self.matches(record) {
+            return Verdict::Mismatch;
         }
+        if record.kind != CRC
+            && let Err(what) = self.content(record)
+        {
+            return Verdict::Wrong(what);
+        }
+        self.crc = Some(record.crc);
         self.head = match self.head {
             Head::Checksum => Head::Metadata,
             Head::Metadata | Head::Complete => Head::Complete,
@@ -107,8 +100,11 @@ impl Replay {
 
     /// Whether a record has the checksum that is next.
     pub(super) fn matches(&self, record: RawRecord<'_>) -> bool {
-        let crc = self.crc.unwrap_or(0);
-        record.crc == if record.kind == CRC { crc } else { crc32c::crc32c_append(crc, record.data) }
+        match record.kind {
+            // Data would be outside every checksum.
+            CRC => record.data.is_empty() && self.crc.is_none_or(|crc| crc == record.crc),
+            _ => record.crc == crc32c::crc32c_append(self.crc.unwrap_or(0), record.data),
+        }
     }
 
     fn content(&mut self, record: RawRecord<'_>) -> Result<(), String> {

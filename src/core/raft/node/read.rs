@@ -13,8 +13,8 @@ const POSTPONED_MAX: usize = 4096;
 const RUNS_MAX: usize = 16;
 
 impl RaftNode {
-    /// Asks for the index a linearizable read must wait for; it comes back in [`Step::reads`](crate::core::raft::Step::reads) under the number
-    /// returned here, or never: then ask again.
+    /// Asks for the index a linearizable read must wait for; it comes back in
+    /// [`Step::reads`](crate::core::raft::Step::reads) under the number returned here, or never: then ask again.
     ///
     /// Every call takes a number never used before: the library can confirm a stale read for a re-used one.
     pub fn read_index(&mut self) -> u64 {

@@ -84,7 +84,6 @@ impl RaftNode {
             .map(|(id, progress)| PeerProgress {
                 member: MemberId(*id),
                 matched: LogIndex(progress.matched),
-                is_learner: tracker.conf().learners().contains(id),
                 active: progress.recent_active || *id == self.member.0,
             })
             .collect();

@@ -60,6 +60,16 @@ fn leader() -> (RaftNode, Vec<WalEntry>) {
     (node, written)
 }
 
+/// The log of a leader that committed these requests, and its hard state. The commit index is never synced for itself,
+/// so the last one is lost.
+fn log_of(requests: [&'static str; 2]) -> (Vec<WalEntry>, HardState) {
+    let (mut node, mut log) = leader();
+    node.propose(requests.map(Bytes::from).to_vec()).expect("a leader takes it");
+    log.extend(settle(&mut node).1);
+    log.splice(0..0, bootstrap_entries(&[(MEMBER, b"{}".to_vec())]));
+    (log, HardState { term: node.term(), vote: Some(MEMBER), commit: LogIndex(1) })
+}
+
 fn requests(committed: &[Committed]) -> Vec<&[u8]> {
     let texts = committed.iter().filter_map(|entry| match &entry.kind {
         CommittedKind::Request(data) => Some(data.as_ref()),
@@ -103,19 +113,13 @@ fn nothing_is_committed_before_it_is_durable() {
 
 #[test]
 fn a_restart_commits_what_the_log_holds_once_it_leads() {
-    let (mut node, mut log) = leader();
-    node.propose(["a", "b"].map(Bytes::from).to_vec()).expect("a leader takes it");
-    log.extend(settle(&mut node).1);
-    log.splice(0..0, bootstrap_entries(&[(MEMBER, b"{}".to_vec())]));
-
-    // The commit index is never synced for itself, so the last one is lost.
-    let hard_state = HardState { term: node.term(), vote: Some(MEMBER), commit: LogIndex(1) };
+    let (mut log, hard_state) = log_of(["a", "b"]);
     let mut again = node_with(log.clone(), hard_state, LogPosition::default());
     settle(&mut again);
     again.campaign().expect("the only voter may");
     let (committed, _) = settle(&mut again);
     assert_eq!(requests(&committed), [b"a", b"b"]);
-    assert!(again.term() > node.term());
+    assert!(again.term() > hard_state.term);
 
     // State on disk that covers the first request: it does not come again.
     let position = LogPosition { index: log[2].index, term: log[2].term };
@@ -129,11 +133,7 @@ fn a_restart_commits_what_the_log_holds_once_it_leads() {
 fn after_a_restart_no_read_is_local_before_the_log_is_applied() {
     // Found by etcd's robustness scenario Issue14685: the only member of a cluster led again, its first entry was
     // committed, and it answered reads while apply was still at work on the log: without the last acknowledged writes.
-    let (mut node, mut log) = leader();
-    node.propose(["a", "b"].map(Bytes::from).to_vec()).expect("a leader takes it");
-    log.extend(settle(&mut node).1);
-    log.splice(0..0, bootstrap_entries(&[(MEMBER, b"{}".to_vec())]));
-    let hard_state = HardState { term: node.term(), vote: Some(MEMBER), commit: LogIndex(1) };
+    let (log, hard_state) = log_of(["a", "b"]);
     let mut again = node_with(log, hard_state, LogPosition::default());
     settle(&mut again);
     again.campaign().expect("the only voter may");
