@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use watershed::pb::etcdserverpb::{LeaseKeepAliveRequest, PutRequest};
 
-use super::story::{assert_equal, grant, on_three, put, time_to_live, value};
+use super::story::{assert_equal, get, grant, on_three, put, time_to_live, value};
 use crate::harness::{Answers, Cluster, until};
 
 /// How many times a member wrote that another one has taken over.
@@ -35,6 +35,26 @@ fn a_leader_that_is_terminated_hands_over_first() {
             cluster.restart(leader).await;
         }
         assert_equal(cluster).await;
+    });
+}
+
+#[test]
+fn a_write_that_is_lost_with_the_leader_is_done_once_by_the_next() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let leader = cluster.leader().await;
+        let others: Vec<usize> = cluster.running().into_iter().filter(|&number| number != leader).collect();
+        let key = |number: usize| format!("through {number}");
+        cluster.pause(leader);
+        // Sent on to a process that does not run, which finds them when it does again, and leads no more by then.
+        let clients = others.iter().map(|&number| (cluster.member(number), key(number)));
+        let writes = clients.map(async |(client, key)| put(&client, &key, "v").await);
+        futures::future::join_all(writes).await;
+        cluster.resume(leader);
+        assert_equal(cluster).await;
+        for &number in &others {
+            let found = get(&cluster.member(leader), &key(number)).await;
+            assert_eq!(found.kvs[0].version, 1, "written once");
+        }
     });
 }
 

@@ -11,23 +11,13 @@ use crate::checkers::check_all;
 use crate::harness::{Cluster, Watching, metric, until};
 use crate::workload::{Load, Plan};
 
-/// Writes until one is acknowledged.
-async fn put_again(cluster: &Cluster, key: &str, value: &str) -> i64 {
-    let client = cluster.client();
-    until("a write", async || {
-        let attempt = tokio::time::timeout(Duration::from_secs(2), try_put(&client, key, value)).await;
-        attempt.ok()?.ok()
-    })
-    .await
-}
-
 #[test]
 fn writes_go_on_without_the_leader() {
     on_three(&[], async |cluster: &mut Cluster| {
         put(&cluster.client(), "before", "1").await;
         let leader = cluster.leader().await;
         cluster.kill(leader);
-        put_again(cluster, "during", "2").await;
+        put(&cluster.client(), "during", "2").await;
         let next = cluster.leader().await;
         assert_ne!(next, leader);
         for number in cluster.running() {
@@ -64,7 +54,7 @@ fn a_majority_is_needed() {
         cluster.spawn(0);
         cluster.restart(1).await;
         cluster.until_ready(0).await;
-        put_again(cluster, "k", "after").await;
+        put(&cluster.client(), "k", "after").await;
         assert_equal(cluster).await;
     });
 }
@@ -84,7 +74,7 @@ fn a_write_given_up_before_there_is_a_leader_is_never_done() {
         cluster.spawn(0);
         cluster.restart(1).await;
         cluster.until_ready(0).await;
-        put_again(cluster, "later", "1").await;
+        put(&cluster.client(), "later", "1").await;
         assert_eq!(value(&cluster.client(), "k").await, None);
         assert_equal(cluster).await;
     });

@@ -80,6 +80,8 @@ pub enum Mutation {
     NoJump,
     /// A message in two hundred comes back to its sender.
     WrongMember,
+    /// A request counts as lost as soon as its member hears of a later term.
+    HastyRetry,
 }
 
 /// How a simulation is set up.
@@ -132,6 +134,7 @@ counts!(
     disk_faults,
     torn_tails,
     leader_changes,
+    proposed_again,
     snapshots,
     members_changed,
     transfers,

@@ -5,7 +5,7 @@ use super::context::{Mutation, Settings};
 use super::{settings, world};
 
 /// What is planted, how many members it takes, and the words of the check that finds it.
-const PLANTED: [(Mutation, usize, &[&str]); 13] = [
+const PLANTED: [(Mutation, usize, &[&str]); 14] = [
     (Mutation::DiskLies, 1, &["does not start", "is committed", "came before it", "the log says"]),
     (Mutation::AckBeforePersist, 1, &["is committed", "came before it"]),
     (Mutation::ReadWithoutIndex, 3, &["a read shows"]),
@@ -19,6 +19,7 @@ const PLANTED: [(Mutation, usize, &[&str]); 13] = [
     (Mutation::NoJump, 3, &["a watch of", "were not delivered", "a watcher has heard"]),
     (Mutation::DeafConsensus, 3, &["raft counts", "did not answer in time", "has applied", "healthy cluster"]),
     (Mutation::WrongMember, 3, &["an honest message was refused"]),
+    (Mutation::HastyRetry, 3, &["is in the log twice"]),
 ];
 
 #[test]

@@ -1,7 +1,7 @@
 //! One run of a member: the thin shell around its state machines, as `core::raft::task`, `core::apply::task` and
 //! `core::server` are in the program. It holds no logic that those do not have.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use prost::Message;
 use watershed::bolt::BoltImage;
 use watershed::core::alarm::AlarmStore;
-use watershed::core::apply::{Applier, ApplierConfig, Batch, Installs, LeaseFact, open_leases};
+use watershed::core::apply::{Applier, ApplierConfig, Batch, Installs, LeaseFact, Underway, open_leases};
 use watershed::core::backend::{Backend, BackendError, Table};
 use watershed::core::lease::{Lease, LeaseStore, Lessor, LessorConfig, RenewError};
 use watershed::core::mvcc::{Compaction, Progress, Store, StoreReader};
@@ -64,11 +64,6 @@ enum Due {
     Install(LogPosition),
 }
 
-struct Held {
-    since: Micros,
-    request: Bytes,
-}
-
 /// Who waits for an index that is confirmed and applied.
 #[derive(Clone, Debug)]
 enum Reader {
@@ -79,9 +74,10 @@ enum Reader {
 }
 
 /// Who waits for a request to be applied.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Waiter {
-    Client(OpId),
+    /// A client, whose request is proposed again when it is lost.
+    Client { op: OpId, since: Micros, request: Bytes },
     /// A renewal whose checkpoint is cleared.
     Renewal(OpId, i64),
 }
@@ -100,14 +96,15 @@ pub struct Process {
     jobs: Vec<Job>,
     writing: bool,
     reads: ReadQueue<Reader>,
-    held: VecDeque<Held>,
+    /// Requests of clients that are to be proposed, at first or again.
+    held: VecDeque<(u64, Waiter)>,
     due: VecDeque<Due>,
     apply_scheduled: bool,
     applier: Applier,
     decisions: Vec<MembersDecision>,
     installs: Installs,
     pub applied: LogIndex,
-    waiters: BTreeMap<u64, Waiter>,
+    waiters: Underway<Waiter>,
     /// Readers whose index is not applied yet.
     waiting_reads: Vec<(LogIndex, Reader)>,
     /// Renewals of leases that have run out and are not revoked yet.
@@ -219,7 +216,7 @@ impl Process {
             decisions: Vec::new(),
             installs: Installs::default(),
             applied: opened.position.index,
-            waiters: BTreeMap::new(),
+            waiters: Underway::default(),
             waiting_reads: Vec::new(),
             waiting_renewals: Vec::new(),
             compactions,
@@ -282,9 +279,8 @@ impl Process {
         self.ticks += 1;
         self.node.tick();
         context.whisper(format_args!("tick {} {:?} of {:?}", self.member, self.node, self.node.conf_state().voters));
-        while self.held.front().is_some_and(|held| context.now - held.since > HELD_FOR) {
-            self.held.pop_front();
-        }
+        self.held
+            .retain(|(_, waiter)| matches!(waiter, Waiter::Client { since, .. } if context.now - since <= HELD_FOR));
         if self.ticks.is_multiple_of(EXPIRY_TICKS) {
             self.expire(context);
         }
@@ -314,9 +310,9 @@ impl Process {
                 let mut request = request.clone();
                 request.id = self.request_id();
                 number = Some(request.id);
-                self.waiters.insert(request.id, Waiter::Client(op));
                 context.truth.waiting.insert(request.id, op);
-                self.propose(context, request.encode_to_vec().into());
+                let waiter = Waiter::Client { op, since: context.now, request: request.encode_to_vec().into() };
+                self.held.push_back((request.id, waiter));
             }
             Ask::Read { request, linearizable } => {
                 if *linearizable && !context.mutated(Mutation::ReadWithoutIndex) {
@@ -357,13 +353,35 @@ impl Process {
         }
     }
 
-    fn propose(&mut self, context: &mut Context, request: Bytes) {
+    /// Proposes for the present term what waits for that, once its leader is known.
+    fn propose_held(&mut self, context: &mut Context) {
+        let term = self.node.term();
         if self.node.leader().is_none() {
-            self.held.push_back(Held { since: context.now, request });
             return;
         }
-        if self.node.propose(vec![request]).is_err() {
-            context.note("dropped", [self.member.0, 0, 0]);
+        for (id, waiter) in std::mem::take(&mut self.held) {
+            let Waiter::Client { request, .. } = &waiter else { continue };
+            let request = request.clone();
+            if let Err(waiter) = self.waiters.enter(id, term, waiter) {
+                self.held.push_back((id, waiter));
+            } else if self.node.propose(vec![request], term).is_err() {
+                context.note("dropped", [self.member.0, id, 0]);
+                self.held.extend(self.waiters.take(id).map(|waiter| (id, waiter)));
+            }
+        }
+    }
+
+    /// Requests that are in no log and never will be.
+    fn lost(&mut self, context: &mut Context, lost: Vec<(u64, Waiter)>) {
+        for (id, waiter) in lost {
+            context.note("lost", [self.member.0, id, 0]);
+            match waiter {
+                Waiter::Client { .. } => {
+                    context.counts.proposed_again += 1;
+                    self.held.push_back((id, waiter));
+                }
+                Waiter::Renewal(op, _) => self.answers.push((op, Answer::NotLeader(self.node.leader()))),
+            }
         }
     }
 
@@ -375,11 +393,11 @@ impl Process {
             self.node.members_decided(decision).map_err(|error| error.to_string())?;
         }
         self.node.applied(self.applied);
-        if self.node.leader().is_some() {
-            for held in std::mem::take(&mut self.held) {
-                self.propose(context, held.request);
-            }
+        if context.mutated(Mutation::HastyRetry) {
+            let lost = self.waiters.passed(self.node.term());
+            self.lost(context, lost);
         }
+        self.propose_held(context);
         if self.node.is_sole_voter() && !self.node.is_leader() {
             // Refused while the log is written or a membership change is not applied; then it comes up again.
             self.node.campaign().map_err(|error| error.to_string())?;
@@ -552,10 +570,10 @@ impl Process {
             return Ok(());
         }
         let mut left = context.random.usize(1..=20);
-        let (mut batch, mut reached) = (Batch::default(), self.applied);
+        let (mut batch, mut reached) = (Batch::default(), LogPosition { index: self.applied, term: Term(0) });
         while let Some(Due::Entry(entry)) = self.due.pop_front_if(|due| left > 0 && matches!(due, Due::Entry(_))) {
             left -= 1;
-            reached = entry.index;
+            reached = LogPosition { index: entry.index, term: entry.term };
             if context.mutated(Mutation::SkipEntry) && context.one_in(100) {
                 continue;
             }
@@ -578,6 +596,8 @@ impl Process {
         }
         self.lessor = new_lessor(self.applier.leases());
         self.lessor_term = None;
+        // They may be in that state.
+        self.waiters.installed(position.term);
         self.applied = position.index;
         self.marked = self.marked.max(position.index);
         context.counts.snapshots += 1;
@@ -629,7 +649,7 @@ impl Process {
     }
 
     /// Publishes, then tells, then answers.
-    fn release(&mut self, context: &mut Context, batch: Batch, reached: LogIndex) {
+    fn release(&mut self, context: &mut Context, batch: Batch, reached: LogPosition) {
         self.applier.store().publish();
         if context.mutated(Mutation::LostEvents) && context.one_in(50) {
             context.note("lost events", [0; 3]);
@@ -637,14 +657,16 @@ impl Process {
             self.watch.append(batch.events);
         }
         self.tell_lessor(context, &batch.lease_facts);
-        self.applied = reached;
+        self.applied = reached.index;
         for (id, outcome) in &batch.outcomes {
-            match self.waiters.remove(id) {
-                Some(Waiter::Client(op)) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
+            match self.waiters.take(*id) {
+                Some(Waiter::Client { op, .. }) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
                 Some(Waiter::Renewal(op, ttl)) => self.answers.push((op, self.renewed(ttl))),
                 None => {}
             }
         }
+        let lost = self.waiters.passed(reached.term);
+        self.lost(context, lost);
         let had_none = self.compactions.is_empty();
         self.compactions.extend(batch.compactions);
         if had_none && !self.compactions.is_empty() {
@@ -723,7 +745,9 @@ impl Process {
             Ok(renewed) if renewed.clear_checkpoint => {
                 let noted = LeaseCheckpoint { id: id.0, remaining_ttl: 0 };
                 let number = self.propose_checkpoint(vec![noted], term);
-                self.waiters.insert(number, Waiter::Renewal(op, renewed.ttl));
+                if self.waiters.enter(number, term, Waiter::Renewal(op, renewed.ttl)).is_err() {
+                    self.answers.push((op, Answer::NotLeader(self.node.leader())));
+                }
             }
             Ok(renewed) => self.answers.push((op, self.renewed(renewed.ttl))),
             Err(RenewError::NotFound(_)) => self.answers.push((op, self.renewed(0))),
@@ -740,7 +764,7 @@ impl Process {
         let id = self.request_id();
         let lease_checkpoint = Some(LeaseCheckpointRequest { checkpoints });
         let request = InternalRaftRequest { id, lease_checkpoint, ..Default::default() };
-        let _ = self.node.propose_in_term(vec![request.encode_to_vec().into()], term);
+        let _ = self.node.propose_as_leader(vec![request.encode_to_vec().into()], term);
         id
     }
 
@@ -753,8 +777,8 @@ impl Process {
             context.truth.expiries.insert(id, lease.0);
             let request = vec![request.encode_to_vec().into()];
             let _ = match context.mutated(Mutation::LessorStays) {
-                true => self.node.propose(request),
-                false => self.node.propose_in_term(request, term),
+                true => self.node.propose(request, self.node.term()),
+                false => self.node.propose_as_leader(request, term),
             };
         }
         let due = self.lessor.due_checkpoints(now, 1000);
@@ -767,7 +791,7 @@ impl Process {
     /// Puts a membership change into the log, if this member leads.
     pub fn change_members(&mut self, context: &mut Context, kind: ChangeKind, member: MemberId, json: Vec<u8>) {
         let change = ProposedChange { request: self.request_id(), kind, member, context: json.into() };
-        if self.node.propose_members(&change).is_ok() {
+        if self.node.propose_members(&change, self.node.term()).is_ok() {
             context.note("propose members", [self.member.0, kind as u64, member.0]);
         }
     }

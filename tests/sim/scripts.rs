@@ -472,7 +472,8 @@ mod trio {
         }
         trio.settle(cut);
         trio.elect(2, cut);
-        trio.nodes[2].propose(vec![Bytes::from_static(b"new")]).expect("it leads");
+        let term = trio.nodes[2].term();
+        trio.nodes[2].propose(vec![Bytes::from_static(b"new")], term).expect("it leads");
         trio.settle(cut);
         let written = trio.nodes[2].committed();
         assert!(trio.nodes[0].is_leader() && trio.nodes[0].committed() < written, "the old leader knows nothing of it");
@@ -534,7 +535,10 @@ mod trio {
             for round in 0..400 {
                 let at = random.usize(..3);
                 match random.u8(..10) {
-                    0 => drop(trio.nodes[at].propose(vec![Bytes::from(vec![round as u8; 3])])),
+                    0 => {
+                        let term = trio.nodes[at].term();
+                        drop(trio.nodes[at].propose(vec![Bytes::from(vec![round as u8; 3])], term));
+                    }
                     1 => drop(trio.nodes[at].read_index()),
                     _ => trio.nodes[at].tick(),
                 }

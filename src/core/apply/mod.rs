@@ -2,8 +2,8 @@
 //!
 //! `applier.rs` is the total function (state, entry) -> (state, outcome, facts): no clock, no chance, no I/O. It owns
 //! the writable side of the state rooms. `task.rs` is the thread around it: it takes batches from raft, publishes
-//! the state once per batch, tells the watchers and only then answers. `waiters.rs` knows who waits for which
-//! request; `installs.rs` holds states from elsewhere until consensus installs them; `cost.rs` is what a write counts
+//! the state once per batch, tells the watchers and only then answers. `underway.rs` knows who waits for which
+//! request, and when one is lost; `installs.rs` holds states from elsewhere until consensus installs them; `cost.rs` is what a write counts
 //! for against the quota.
 
 mod applier;
@@ -11,11 +11,11 @@ mod cost;
 mod installs;
 mod outcome;
 mod task;
-mod waiters;
+mod underway;
 
 pub use applier::{Applier, ApplierConfig, Batch, LeaseFact, open_leases};
 pub use cost::{LEASE_COST_BYTES, exceeds, put_cost, txn_cost};
 pub use installs::Installs;
 pub use outcome::{Applied, ApplyError, Outcome};
 pub use task::{ApplyConfig, ApplyHandle, ApplyInlet, ApplyObserver, ApplyQueue, ApplyTask, CompactionPace};
-pub use waiters::Waiters;
+pub use underway::{Fate, Underway, Waiters};

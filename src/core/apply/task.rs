@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::applier::{Applier, Batch, LeaseFact};
 use super::installs::Installs;
 use super::outcome::ApplyError;
-use super::waiters::Waiters;
+use super::underway::Waiters;
 use crate::core::alarm::AlarmStore;
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{Compaction, Progress, RevisionEvents};
@@ -26,6 +26,7 @@ const BATCH_MAX: usize = 512;
 /// Where raft puts committed entries.
 pub struct ApplyQueue {
     jobs: SyncSender<Job>,
+    waiters: Arc<Waiters>,
 }
 
 enum Job {
@@ -41,6 +42,10 @@ impl CommitSink for ApplyQueue {
 
     fn install(&mut self, position: LogPosition) {
         let _ = self.jobs.send(Job::Install(position));
+    }
+
+    fn dropped(&mut self, request: u64) {
+        self.waiters.dropped(request);
     }
 }
 
@@ -97,8 +102,6 @@ pub struct CompactionPace {
 
 /// What the apply thread works with beside its state.
 pub struct ApplyConfig {
-    /// Who waits for which request.
-    pub waiters: Arc<Waiters>,
     /// States from elsewhere.
     pub installs: Arc<Installs>,
     /// Pace of compactions.
@@ -117,16 +120,18 @@ pub struct ApplyInlet {
     receiver: Receiver<Job>,
     applied: watch::Sender<LogIndex>,
     compaction: watch::Sender<Revision>,
+    waiters: Arc<Waiters>,
 }
 
 impl ApplyTask {
     /// The queue for raft, the handle for everyone, and the inlet to start the thread with.
-    pub fn channel() -> (ApplyQueue, ApplyHandle, ApplyInlet) {
+    pub fn channel(waiters: Arc<Waiters>) -> (ApplyQueue, ApplyHandle, ApplyInlet) {
         let (jobs, receiver) = sync_channel(QUEUE_MAX);
         let (applied, applied_seen) = watch::channel(LogIndex(0));
         let (compaction, compaction_seen) = watch::channel(Revision(0));
         let handle = ApplyHandle { applied: applied_seen, compaction: compaction_seen };
-        (ApplyQueue { jobs }, handle, ApplyInlet { receiver, applied, compaction })
+        let queue = ApplyQueue { jobs, waiters: waiters.clone() };
+        (queue, handle, ApplyInlet { receiver, applied, compaction, waiters })
     }
 
     /// Starts the thread. It ends when raft's side of the queue is gone and everything in it is applied.
@@ -214,9 +219,9 @@ impl<O: ApplyObserver> Worker<O> {
         }
         while !waiting.is_empty() {
             let mut batch = Batch::default();
-            let mut reached = LogIndex(0);
+            let mut reached = LogPosition::default();
             for entry in waiting.drain(..waiting.len().min(BATCH_MAX)) {
-                reached = entry.index;
+                reached = LogPosition { index: entry.index, term: entry.term };
                 self.applier.apply(entry, &mut batch)?;
             }
             self.release(batch, reached);
@@ -236,11 +241,12 @@ impl<O: ApplyObserver> Worker<O> {
         self.observer.installed(&self.applier);
         self.observer.applied(position.index);
         self.inlet.applied.send_replace(position.index);
+        self.inlet.waiters.installed(position.term);
         Ok(())
     }
 
     /// Publishes, then tells, then answers: whoever hears of a write can read it.
-    fn release(&mut self, batch: Batch, reached: LogIndex) {
+    fn release(&mut self, batch: Batch, reached: LogPosition) {
         self.applier.store().publish();
         if !batch.events.is_empty() {
             self.observer.events(batch.events);
@@ -252,9 +258,9 @@ impl<O: ApplyObserver> Worker<O> {
         if batch.records_changed {
             self.observer.records(self.applier.cluster(), self.applier.alarms());
         }
-        self.observer.applied(reached);
-        self.inlet.applied.send_replace(reached);
-        self.config.waiters.resolve(batch.outcomes);
+        self.observer.applied(reached.index);
+        self.inlet.applied.send_replace(reached.index);
+        self.inlet.waiters.resolve(batch.outcomes, reached.term);
         if batch.over_quota {
             self.observer.over_quota();
         }

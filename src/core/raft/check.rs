@@ -149,7 +149,7 @@ fn check(message: &Message) -> Result<(), RefusedMessage> {
         return refuse("a field that no member sets");
     }
     let has_term = message.term != 0;
-    if has_term == matches!(kind, MsgPropose | MsgReadIndex) {
+    if has_term == matches!(kind, MsgReadIndex) {
         return refuse(format!("{kind:?} in term {}", message.term));
     }
     if !matches!(kind, MsgAppend | MsgPropose | MsgReadIndex | MsgReadIndexResp) && !message.entries.is_empty() {

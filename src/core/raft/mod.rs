@@ -28,5 +28,5 @@ pub use node::RaftNode;
 pub use peer::{Lane, NoPeers, Outbound, PeerProgress, PeerSink, RefusedMessage};
 pub use reads::ReadQueue;
 pub use step::{Committed, CommittedKind, NodeConfig, PersistGroup, RaftError, Step, Stepped};
-pub use task::{CommitSink, ProposeError, RaftHandle, RaftInbox, RaftStatus, RaftTask, TaskConfig};
+pub use task::{CommitSink, Proposal, ProposeError, RaftHandle, RaftInbox, RaftStatus, RaftTask, TaskConfig};
 pub use wal_writer::{PersistError, WalObserver, WalWriter};

@@ -155,43 +155,52 @@ impl RaftNode {
         Ok(())
     }
 
-    /// Appends requests to the log as one batch, or sends them to the leader.
+    /// Appends requests to the log as one batch, or sends them to the leader. They enter the log in `term`, or never:
+    /// once an entry of a later term is applied, whoever proposed them knows what became of them.
     ///
     /// # Errors
-    /// Without a leader, or with too much under way; nothing was appended then.
-    pub fn propose(&mut self, requests: Vec<Bytes>) -> Result<(), RaftError> {
+    /// When no leader of that term is known, or too much is under way; they went nowhere then.
+    pub fn propose(&mut self, requests: Vec<Bytes>, term: Term) -> Result<(), RaftError> {
         let entries = requests.into_iter().map(|data| Entry { data, ..Entry::default() }).collect();
-        self.propose_entries(entries)
+        self.propose_entries(entries, term)
     }
 
-    /// Appends requests only while this member leads in `term`; they are never sent to another leader.
+    /// Like [`propose`](Self::propose), but never sends them to another leader.
     ///
     /// # Errors
-    /// As [`propose`](Self::propose), and when this member does not lead in that term.
-    pub fn propose_in_term(&mut self, requests: Vec<Bytes>, term: Term) -> Result<(), RaftError> {
-        if !self.is_leader() || self.term() != term {
+    /// As `propose`, and when this member does not lead.
+    pub fn propose_as_leader(&mut self, requests: Vec<Bytes>, term: Term) -> Result<(), RaftError> {
+        if !self.is_leader() {
             return Err(raft::Error::ProposalDropped.into());
         }
-        self.propose(requests)
+        self.propose(requests, term)
     }
 
     /// Proposes a membership change; the next one is taken once this one is applied.
     ///
     /// # Errors
     /// As [`propose`](Self::propose).
-    pub fn propose_members(&mut self, change: &ProposedChange) -> Result<(), RaftError> {
-        self.propose_entries(vec![change.to_entry()])
+    pub fn propose_members(&mut self, change: &ProposedChange, term: Term) -> Result<(), RaftError> {
+        self.propose_entries(vec![change.to_entry()], term)
     }
 
-    fn propose_entries(&mut self, entries: Vec<Entry>) -> Result<(), RaftError> {
+    fn propose_entries(&mut self, entries: Vec<Entry>, term: Term) -> Result<(), RaftError> {
         if entries.is_empty() {
             return Ok(());
         }
+        let leader = self.leader().filter(|_| term == self.term()).ok_or(raft::Error::ProposalDropped)?;
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.member.0;
         message.set_entries(entries.into());
-        Ok(self.step_proposal(message)?)
+        if leader == self.member {
+            return Ok(self.step_proposal(message)?);
+        }
+        // Not through the library, whose proposals have no term.
+        message.to = leader.0;
+        message.term = term.0;
+        self.send(&message);
+        Ok(())
     }
 
     /// The leader appends membership changes by itself: the library numbers their kinds in another way than the log
@@ -239,8 +248,11 @@ impl RaftNode {
             }
         }
         if message.get_msg_type() == MessageType::MsgPropose {
-            // A member that leads no more passes it on: in its own name, which is what the next one checks.
-            message.from = self.member.0;
+            if !self.is_leader() || Term(message.term) != self.term() {
+                // Its proposer may count it as lost by now, and propose it again.
+                return Ok(Stepped::Taken);
+            }
+            message.term = 0;
         }
         if matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat) {
             self.told_committed = self.told_committed.max(message.commit);

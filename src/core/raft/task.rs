@@ -27,11 +27,19 @@ const INBOX_MAX: usize = 8192;
 const CLIENT_MESSAGES_MAX: usize = 6144;
 /// Messages taken in one turn, so that ticks are never far behind.
 const TURN_MAX: usize = 1024;
-/// Proposals kept while nobody leads, and how long; later they are dropped, and their proposers run into their timeout.
-const HELD_MAX: usize = 4096;
-const HELD_FOR: Duration = Duration::from_secs(5);
 /// Pause before the only voter tries again to lead.
 const CAMPAIGN_RETRY: Duration = Duration::from_millis(1);
+
+/// A request on its way into the log.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// Its id.
+    pub request: u64,
+    /// It enters the log in this term, or never.
+    pub term: Term,
+    /// The request, encoded.
+    pub bytes: Bytes,
+}
 
 /// Why a proposal was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +68,13 @@ pub struct RaftStatus {
     pub reads_are_local: bool,
 }
 
+impl RaftStatus {
+    /// The term, if its leader is known.
+    pub fn led_term(&self) -> Option<Term> {
+        self.leader.map(|_| self.term)
+    }
+}
+
 /// Where committed entries go.
 pub trait CommitSink: Send {
     /// Takes entries in log order. Must not wait for the raft thread.
@@ -67,13 +82,15 @@ pub trait CommitSink: Send {
     /// Takes note of a state that replaces the present one, after everything committed so far and before anything
     /// that is committed later. The log on disk names it already.
     fn install(&mut self, position: LogPosition);
+    /// Takes note that a proposal went nowhere: it is not in the log, and never will be.
+    fn dropped(&mut self, request: u64);
 }
 
 enum Inbox {
-    Propose(Bytes),
-    /// Only while this member leads in the term; never forwarded.
-    ProposeAsLeader(Bytes, Term),
-    ProposeMembers(ProposedChange),
+    Propose(Proposal),
+    /// Only while this member leads; never forwarded.
+    ProposeAsLeader(Proposal),
+    ProposeMembers(ProposedChange, Term),
     ReadIndex(oneshot::Sender<LogIndex>),
     Message(PeerMessage),
     /// Answered with whether the state will be installed.
@@ -92,7 +109,7 @@ enum Inbox {
 
 impl Inbox {
     fn is_of_client(&self) -> bool {
-        matches!(self, Self::Propose(_) | Self::ProposeAsLeader(..) | Self::ProposeMembers(_) | Self::ReadIndex(_))
+        matches!(self, Self::Propose(_) | Self::ProposeAsLeader(_) | Self::ProposeMembers(..) | Self::ReadIndex(_))
     }
 }
 
@@ -123,37 +140,37 @@ pub struct RaftHandle {
 }
 
 impl RaftHandle {
-    /// Puts an encoded request on its way into the log; its outcome comes from apply.
+    /// Puts a request on its way into the log. Its outcome comes from apply; [`CommitSink::dropped`] hears when it went
+    /// nowhere.
     ///
     /// # Errors
     /// When too much is under way, or the member stops; the request is not in the log then.
-    pub fn propose(&self, request: Bytes) -> Result<(), ProposeError> {
+    pub fn propose(&self, proposal: Proposal) -> Result<(), ProposeError> {
         self.admit()?;
-        self.send_as_client(Inbox::Propose(request))
+        self.send_as_client(Inbox::Propose(proposal))
     }
 
-    /// Like [`propose`](Self::propose), but the entry enters the log in `term`, proposed by this member as its leader,
-    /// or not at all: what a leader decides by its own clock must not reach the log of the next one. Entries proposed
-    /// this way keep their order among each other.
+    /// Like [`propose`](Self::propose), but only this member puts it into the log, as the leader of the proposal's
+    /// term: what a leader decides by its own clock must not reach the log of the next one. Entries proposed this way
+    /// keep their order among each other.
     ///
     /// # Errors
-    /// As `propose`, and when it is known already that this member does not lead in `term`. A leadership that ends
-    /// later drops the request without a word.
-    pub fn propose_as_leader(&self, request: Bytes, term: Term) -> Result<(), ProposeError> {
+    /// As `propose`, and when it is known already that this member does not lead in that term.
+    pub fn propose_as_leader(&self, proposal: Proposal) -> Result<(), ProposeError> {
         let status = *self.status.borrow();
-        if !status.is_leader || status.term != term {
+        if !status.is_leader || status.term != proposal.term {
             return Err(ProposeError::NotLeader);
         }
         self.admit()?;
-        self.send_as_client(Inbox::ProposeAsLeader(request, term))
+        self.send_as_client(Inbox::ProposeAsLeader(proposal))
     }
 
-    /// Puts a membership change on its way into the log; its outcome comes from apply.
+    /// Puts a membership change on its way into the log, in `term` or never; see [`propose`](Self::propose).
     ///
     /// # Errors
-    /// See [`propose`](Self::propose).
-    pub fn propose_members(&self, change: ProposedChange) -> Result<(), ProposeError> {
-        self.send_as_client(Inbox::ProposeMembers(change))
+    /// As `propose`.
+    pub fn propose_members(&self, change: ProposedChange, term: Term) -> Result<(), ProposeError> {
+        self.send_as_client(Inbox::ProposeMembers(change, term))
     }
 
     fn admit(&self) -> Result<(), ProposeError> {
@@ -282,9 +299,9 @@ impl RaftHandle {
         Term(self.shared.term.load(Ordering::Acquire))
     }
 
-    /// Whether a leader is known.
-    pub fn has_leader(&self) -> bool {
-        self.status.borrow().leader.is_some()
+    /// The term, if its leader is known.
+    pub fn led_term(&self) -> Option<Term> {
+        self.status.borrow().led_term()
     }
 
     /// Changes of leader and term.
@@ -369,7 +386,6 @@ impl RaftTask {
             sink: config.sink,
             peers: config.peers,
             reads: ReadQueue::default(),
-            held: VecDeque::new(),
             ticks: 0,
         };
         let tick = config.tick;
@@ -408,15 +424,13 @@ struct Worker<S> {
     sink: S,
     peers: Box<dyn PeerSink>,
     reads: ReadQueue<oneshot::Sender<LogIndex>>,
-    /// Proposals that came while nobody led.
-    held: VecDeque<(Instant, Inbox)>,
     ticks: u64,
 }
 
 /// What one turn took from the inbox.
 #[derive(Default)]
 struct Turn {
-    proposals: Vec<Bytes>,
+    proposals: Vec<Proposal>,
     stop: bool,
 }
 
@@ -442,7 +456,7 @@ impl<S: CommitSink> Worker<S> {
             stopping = self.take_turn(first)?;
             let now = Instant::now();
             if now >= next_tick {
-                self.tick(now);
+                self.tick();
                 // Ticks missed during a pause of the whole process are not made up for: nobody else saw them either.
                 next_tick = now + tick;
             }
@@ -454,13 +468,10 @@ impl<S: CommitSink> Worker<S> {
         Ok(())
     }
 
-    fn tick(&mut self, now: Instant) {
+    fn tick(&mut self) {
         self.ticks += 1;
         self.node.tick();
         self.reads.retain(|reader| !reader.is_closed());
-        while self.held.front().is_some_and(|(since, _)| now.duration_since(*since) > HELD_FOR) {
-            self.held.pop_front();
-        }
         let progress = self.node.progress();
         if !progress.is_empty() || !self.shared.progress.load().is_empty() {
             self.shared.progress.store(Arc::new(progress));
@@ -477,11 +488,6 @@ impl<S: CommitSink> Worker<S> {
         }
         self.node.applied(applied);
         let mut turn = Turn::default();
-        if self.node.leader().is_some() {
-            for (_, message) in std::mem::take(&mut self.held) {
-                self.take(message, &mut turn)?;
-            }
-        }
         let mut next = first;
         for _ in 0..TURN_MAX {
             let Some(message) = next.or_else(|| self.inbox.try_recv().ok()) else { break };
@@ -497,21 +503,15 @@ impl<S: CommitSink> Worker<S> {
     }
 
     fn take(&mut self, message: Inbox, turn: &mut Turn) -> Result<(), RaftError> {
-        let leaderless = self.node.leader().is_none();
         match message {
-            Inbox::Propose(_) | Inbox::ProposeMembers(_) if leaderless => {
-                if self.held.len() < HELD_MAX {
-                    self.held.push_back((Instant::now(), message));
-                }
+            Inbox::Propose(proposal) => turn.proposals.push(proposal),
+            Inbox::ProposeAsLeader(Proposal { request, term, bytes }) => {
+                let proposed = self.node.propose_as_leader(vec![bytes], term);
+                self.tell_dropped(proposed, [request]);
             }
-            Inbox::Propose(request) => turn.proposals.push(request),
-            Inbox::ProposeAsLeader(request, term) => {
-                if let Err(error) = self.node.propose_in_term(vec![request], term) {
-                    tracing::debug!(%error, "a leader's own proposal dropped");
-                }
-            }
-            Inbox::ProposeMembers(change) => {
-                if let Err(error) = self.node.propose_members(&change) {
+            Inbox::ProposeMembers(change, term) => {
+                // Not told: another copy of it may be in the log.
+                if let Err(error) = self.node.propose_members(&change, term) {
                     tracing::debug!(%error, "membership change dropped");
                 }
             }
@@ -547,11 +547,23 @@ impl<S: CommitSink> Worker<S> {
         Ok(())
     }
 
-    fn propose(&mut self, proposals: Vec<Bytes>) {
-        // Refused with too much under way or during a hand-over: the proposers run into their timeout, as they do when
-        // a leader is lost.
-        if let Err(error) = self.node.propose(proposals) {
+    /// All requests of a turn are one batch. Those for another term go nowhere.
+    fn propose(&mut self, mut proposals: Vec<Proposal>) {
+        let term = self.node.term();
+        for late in proposals.extract_if(.., |proposal| proposal.term != term) {
+            self.sink.dropped(late.request);
+        }
+        let (requests, bytes): (Vec<u64>, Vec<Bytes>) =
+            proposals.into_iter().map(|proposal| (proposal.request, proposal.bytes)).unzip();
+        let proposed = self.node.propose(bytes, term);
+        self.tell_dropped(proposed, requests);
+    }
+
+    /// Without a leader, with too much under way or during a hand-over proposals are dropped.
+    fn tell_dropped(&mut self, proposed: Result<(), RaftError>, requests: impl IntoIterator<Item = u64>) {
+        if let Err(error) = proposed {
             tracing::debug!(%error, "proposals dropped");
+            requests.into_iter().for_each(|request| self.sink.dropped(request));
         }
     }
 

@@ -88,7 +88,7 @@ pub async fn health(core: &Core, query: &Query) -> Result<(), String> {
             return Err(format!("ALARM {name}"));
         }
     }
-    if !query.serializable && !core.raft.has_leader() {
+    if !query.serializable && core.raft.led_term().is_none() {
         return Err("RAFT NO LEADER".to_owned());
     }
     read(core, !query.serializable).await.map_err(|error| format!("RANGE ERROR:{error}"))

@@ -3,7 +3,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -16,12 +15,12 @@ use super::metrics::CoreMetrics;
 use super::renewals::Renewals;
 use crate::api_error::ApiError;
 use crate::core::alarm::AlarmStore;
-use crate::core::apply::{Applied, ApplyHandle, Outcome, Waiters};
+use crate::core::apply::{Applied, ApplyHandle, Fate, Waiters};
 use crate::core::backend::Backend;
 use crate::core::cluster::{ClusterStore, Member};
 use crate::core::mvcc::{Snapshot, StoreReader};
 use crate::core::peer::{Peer, PeerTransport};
-use crate::core::raft::{ProposeError, RaftHandle};
+use crate::core::raft::{Proposal, ProposeError, RaftHandle};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::{AlarmType, InternalRaftRequest};
 use crate::types::{ClusterId, LogIndex, MemberId, Revision, Term};
@@ -31,6 +30,8 @@ use crate::types::{ClusterId, LogIndex, MemberId, Revision, Term};
 const PENDING_BYTES_MAX: u64 = 1 << 30;
 /// Requests that wait at once until a leader is known; more are refused.
 pub(super) const LEADERLESS_MAX: usize = 4096;
+/// Pause before a request that went nowhere is proposed again in the same term; another leader ends it.
+const PROPOSE_PAUSE: Duration = Duration::from_millis(50);
 /// How long a reader that waits for its index sleeps between looks, at most; apply wakes it earlier.
 const APPLIED_RECHECK: Duration = Duration::from_millis(50);
 
@@ -141,35 +142,53 @@ pub struct Core {
 impl Core {
     /// Replicates a request and returns its outcome once this member has applied it.
     ///
-    /// Dropping the future before the request is proposed takes it back; later it ends the waiting only, and the entry
-    /// may still commit. Nothing is proposed while no leader is known.
+    /// It is proposed again when it went nowhere or was lost with a leader, and is never done twice: see
+    /// [`Underway`](crate::core::apply::Underway). Dropping the future before the request is proposed takes it back;
+    /// later it ends the waiting only, and the entry may still commit. Nothing is proposed while no leader is known.
     ///
     /// # Errors
-    /// [`ApiError::NoLeader`] when none was known in time: the request was not executed and never will be.
-    pub async fn propose(&self, request: InternalRaftRequest) -> Result<Applied, Failure> {
+    /// [`ApiError::NoLeader`] and [`ApiError::LeaderChanged`] when it could not be proposed in time: the request was
+    /// not executed and never will be.
+    pub async fn propose(&self, mut request: InternalRaftRequest) -> Result<Applied, Failure> {
         let deadline = Instant::now() + self.limits.request_timeout;
-        self.leader_known(deadline).await?;
-        self.replicate(request, deadline, |raft, encoded| raft.propose(encoded)).await
+        request.id = self.next_request_id();
+        loop {
+            let term = self.led_term(deadline).await?;
+            if let Some(applied) = self.attempt(&request, term, deadline, RaftHandle::propose).await? {
+                return Ok(applied);
+            }
+            self.after_loss(term, deadline).await?;
+        }
     }
 
     /// Like [`propose`](Self::propose), for what only the leader of `term` may decide; see
     /// [`RaftHandle::propose_as_leader`].
-    pub async fn propose_as_leader(&self, request: InternalRaftRequest, term: Term) -> Result<Applied, Failure> {
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] when that leadership is over.
+    pub async fn propose_as_leader(&self, mut request: InternalRaftRequest, term: Term) -> Result<Applied, Failure> {
         let deadline = Instant::now() + self.limits.request_timeout;
-        self.replicate(request, deadline, |raft, encoded| raft.propose_as_leader(encoded, term)).await
+        request.id = self.next_request_id();
+        let applied = self.attempt(&request, term, deadline, RaftHandle::propose_as_leader).await?;
+        applied.ok_or_else(|| ProposeError::NotLeader.into())
     }
 
-    /// Completes when a leader is known. Requests wait here and not with consensus, which could not tell whose client
-    /// has given up: an election takes longer than many clients wait, and their writes would be done after it.
-    async fn leader_known(&self, deadline: Instant) -> Result<(), ApiError> {
-        if self.raft.has_leader() {
-            return Ok(());
+    /// The term to propose for, once its leader is known. Requests wait here and not with consensus, which could not
+    /// tell whose client has given up: an election takes longer than many clients wait, and their writes would be done
+    /// after it.
+    pub(super) async fn led_term(&self, deadline: Instant) -> Result<Term, ApiError> {
+        if *self.handing_over.borrow() {
+            // The guard ends this soon, by itself.
+            let _ = self.handing_over.subscribe().wait_for(|handing_over| !handing_over).await;
+        }
+        if let Some(term) = self.raft.led_term() {
+            return Ok(term);
         }
         let mut status = self.raft.status();
         let _place = self.leaderless.try_acquire().map_err(|_| ApiError::TooManyRequests)?;
         let _pending = Pending::new(&self.metrics);
         match timeout_at(deadline, status.wait_for(|status| status.leader.is_some())).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(status)) => Ok(status.term),
             Ok(Err(_)) => Err(ApiError::Stopped),
             Err(_) => {
                 self.metrics.server.proposals_failed.inc();
@@ -178,37 +197,44 @@ impl Core {
         }
     }
 
-    async fn replicate(
+    /// Completes when a proposal for `term` that went nowhere can be tried again.
+    pub(super) async fn after_loss(&self, term: Term, deadline: Instant) -> Result<(), ApiError> {
+        let pause = deadline.min(Instant::now() + PROPOSE_PAUSE);
+        let _ = timeout_at(pause, self.raft.status().wait_for(|status| status.term > term)).await;
+        if Instant::now() < deadline {
+            return Ok(());
+        }
+        self.metrics.server.proposals_failed.inc();
+        Err(ApiError::LeaderChanged)
+    }
+
+    /// Proposes a request for `term`; answers with nothing when it is not in the log and never will be.
+    async fn attempt(
         &self,
-        mut request: InternalRaftRequest,
+        request: &InternalRaftRequest,
+        term: Term,
         deadline: Instant,
-        propose: impl FnOnce(&RaftHandle, Bytes) -> Result<(), ProposeError>,
-    ) -> Result<Applied, Failure> {
-        let id = self.next_request_id();
-        request.id = id;
-        let encoded = request.encode_to_vec();
-        if encoded.len() > self.limits.max_request_bytes {
+        propose: impl FnOnce(&RaftHandle, Proposal) -> Result<(), ProposeError>,
+    ) -> Result<Option<Applied>, Failure> {
+        let bytes = request.encode_to_vec();
+        if bytes.len() > self.limits.max_request_bytes {
             return Err(ApiError::RequestTooLarge.into());
         }
         if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
             return Err(ApiError::TooManyRequests.into());
         }
-        if *self.handing_over.borrow() {
-            // The guard ends this soon, by itself.
-            let _ = self.handing_over.subscribe().wait_for(|handing_over| !handing_over).await;
-        }
-        let (guard, outcome) = Registered::new(self, id);
-        let result = match propose(&self.raft, Bytes::from(encoded)) {
-            Ok(()) => match timeout_at(deadline, outcome).await {
-                Ok(Ok(outcome)) => outcome.map_err(Failure::from),
+        let (_guard, fate) = Registered::new(self, request.id, term);
+        let result = match propose(&self.raft, Proposal { request: request.id, term, bytes: bytes.into() }) {
+            Ok(()) => match timeout_at(deadline, fate).await {
+                Ok(Ok(Fate::Applied(outcome))) => outcome.map(Some).map_err(Failure::from),
+                Ok(Ok(Fate::Lost)) => Ok(None),
                 Ok(Err(_)) => Err(ApiError::Stopped.into()),
                 // Nothing is known of it. Never DeadlineExceeded, which is etcd's answer while there is no leader: the
                 // official client sends such a request again, and it would be applied twice.
-                Err(_) => Err(ApiError::Timeout.into()),
+                Ok(Ok(Fate::Unknown)) | Err(_) => Err(ApiError::Timeout.into()),
             },
             Err(error) => Err(error.into()),
         };
-        drop(guard);
         if matches!(result, Err(Failure::Api(_) | Failure::Propose(_))) {
             self.metrics.server.proposals_failed.inc();
         }
@@ -322,8 +348,8 @@ pub(super) struct Registered<'a> {
 }
 
 impl<'a> Registered<'a> {
-    pub(super) fn new(core: &'a Core, id: u64) -> (Self, oneshot::Receiver<Outcome>) {
-        (Self { core, id, _pending: Pending::new(&core.metrics) }, core.waiters.register(id))
+    pub(super) fn new(core: &'a Core, id: u64, term: Term) -> (Self, oneshot::Receiver<Fate>) {
+        (Self { core, id, _pending: Pending::new(&core.metrics) }, core.waiters.register(id, term))
     }
 }
 

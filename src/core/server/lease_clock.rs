@@ -1,7 +1,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
@@ -13,7 +12,7 @@ use tracing::{debug, info};
 use super::core::Core;
 use crate::core::apply::LeaseFact;
 use crate::core::lease::{DueCheckpoint, Lease, LeaseStore, Lessor, LessorConfig, RenewError, Renewed};
-use crate::core::raft::RaftStatus;
+use crate::core::raft::{Proposal, RaftStatus};
 use crate::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest};
 use crate::shutdown::Tasks;
 use crate::types::{LeaseId, Term};
@@ -278,7 +277,8 @@ fn propose_checkpoints(core: &Core, term: Term, due: Vec<DueCheckpoint>) {
     let noted = due.into_iter().map(|due| (due.lease, due.remaining_ttl));
     let mut request = checkpoint_request(noted);
     request.id = core.next_request_id();
-    if let Err(error) = core.raft.propose_as_leader(Bytes::from(request.encode_to_vec()), term) {
+    let proposal = Proposal { request: request.id, term, bytes: request.encode_to_vec().into() };
+    if let Err(error) = core.raft.propose_as_leader(proposal) {
         debug!(%term, %error, "rest of leases not recorded");
     }
 }

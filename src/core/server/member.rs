@@ -197,7 +197,8 @@ impl Member {
         let applier_config = ApplierConfig { quota_bytes: limits.quota_bytes };
         let applier = Applier::new(store, leases, cluster, alarms, backend.clone(), applier_config);
 
-        let (queue, apply_handle, inlet) = ApplyTask::channel();
+        let waiters = Arc::new(Waiters::default());
+        let (queue, apply_handle, inlet) = ApplyTask::channel(waiters.clone());
         let inbox = RaftInbox::new();
         let observer = WalObserver {
             persisted: inbox.persisted(),
@@ -239,7 +240,7 @@ impl Member {
             apply: apply_handle,
             peers,
             metrics,
-            waiters: Arc::new(Waiters::default()),
+            waiters,
             removed: CancellationToken::new(),
             reconfiguring: Semaphore::new(1),
             leaderless: Semaphore::new(LEADERLESS_MAX),
@@ -258,7 +259,7 @@ impl Member {
         let observer = MemberObserver::new(core.clone(), watch.clone(), failed.clone(), tasks.clone());
         let pace =
             CompactionPace { slice_records: config.compaction_batch_limit, pause: config.compaction_sleep_interval };
-        let apply_config = ApplyConfig { waiters: core.waiters.clone(), installs, pace };
+        let apply_config = ApplyConfig { installs, pace };
         let apply = ApplyTask::start(applier, inlet, core.apply.clone(), observer, apply_config)?;
         let report = move |error: &BackendError| failed(format!("checkpoint: {error}"));
         let checkpointer = Checkpointer::start(backend, report)?;

@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use super::core::{Core, Registered};
 use super::error::Failure;
 use crate::api_error::ApiError;
-use crate::core::apply::Applied;
+use crate::core::apply::{Applied, Fate};
 use crate::core::cluster::{AddContext, ClusterStore, Member, added_member_id};
 use crate::core::raft::{ChangeKind, PeerProgress, ProposedChange};
 use crate::types::MemberId;
@@ -206,7 +206,7 @@ impl Core {
     ///
     /// It is proposed again until something is decided: consensus passes over a change while another one is under way.
     /// Ids are never used twice, so that a second copy in the log is refused; an update has no such mark, and goes out
-    /// once.
+    /// once in a term.
     async fn change_members(
         &self,
         kind: ChangeKind,
@@ -215,26 +215,33 @@ impl Core {
     ) -> Result<Vec<Member>, Failure> {
         let request = self.next_request_id();
         let change = ProposedChange { request, kind, member, context: context.into() };
-        let (_guard, mut outcome) = Registered::new(self, request);
         let deadline = tokio::time::Instant::now() + self.limits.request_timeout;
-        self.raft.propose_members(change.clone())?;
-        let outcome = loop {
-            let again = tokio::time::sleep(PROPOSE_AGAIN);
-            tokio::select! {
-                outcome = &mut outcome => break outcome,
-                () = tokio::time::sleep_until(deadline) => return Err(ApiError::Timeout.into()),
-                // Refused for now: the first copy may still make it.
-                () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone())),
+        loop {
+            let term = self.led_term(deadline).await?;
+            let (_guard, mut fate) = Registered::new(self, request, term);
+            self.raft.propose_members(change.clone(), term)?;
+            let fate = loop {
+                let again = tokio::time::sleep(PROPOSE_AGAIN);
+                tokio::select! {
+                    fate = &mut fate => break fate,
+                    () = tokio::time::sleep_until(deadline) => return Err(ApiError::Timeout.into()),
+                    // Refused for now: the first copy may still make it.
+                    () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone(), term)),
+                }
+            };
+            match fate {
+                Ok(Fate::Applied(Ok(Applied::Members(members)))) => {
+                    info!(%member, ?kind, "membership changed as asked");
+                    return Ok(members);
+                }
+                Ok(Fate::Applied(Ok(_))) => {
+                    return Err(Failure::Other("the outcome does not belong to the request".to_owned()));
+                }
+                Ok(Fate::Applied(Err(error))) => return Err(error.into()),
+                Ok(Fate::Lost) => self.after_loss(term, deadline).await?,
+                Ok(Fate::Unknown) => return Err(ApiError::Timeout.into()),
+                Err(_) => return Err(ApiError::Stopped.into()),
             }
-        };
-        match outcome {
-            Ok(Ok(Applied::Members(members))) => {
-                info!(%member, ?kind, "membership changed as asked");
-                Ok(members)
-            }
-            Ok(Ok(_)) => Err(Failure::Other("the outcome does not belong to the request".to_owned())),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(ApiError::Stopped.into()),
         }
     }
 }

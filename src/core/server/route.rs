@@ -139,7 +139,7 @@ impl Router {
             self.core.published.may_serve(self.core.member)?;
         }
         let wants_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        if wants_leader && !self.core.raft.has_leader() {
+        if wants_leader && self.core.raft.led_term().is_none() {
             return Err(ApiError::NoLeader.into());
         }
         Ok(())

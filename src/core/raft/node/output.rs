@@ -186,6 +186,13 @@ impl RaftNode {
     }
 }
 
+impl RaftNode {
+    /// Sends a message that nothing has to be durable for.
+    pub(super) fn send(&mut self, message: &Message) {
+        outbound(std::slice::from_ref(message), &mut self.released);
+    }
+}
+
 fn outbound(messages: &[Message], into: &mut Vec<Outbound>) {
     for message in messages {
         let lane = match message.get_msg_type() {

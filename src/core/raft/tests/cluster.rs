@@ -148,8 +148,13 @@ impl Cluster {
     }
 
     fn put(&mut self, at: u64, request: &'static str) {
-        self.node(at).propose(vec![request.into()]).expect("there is a leader");
+        super::propose(self.node(at), &[request]);
         self.settle();
+    }
+
+    fn change_members(&mut self, at: u64, change: &ProposedChange) -> Result<(), RaftError> {
+        let node = self.node(at);
+        node.propose_members(change, node.term())
     }
 
     /// The state of a member is on disk, and it forgets all of its log.
@@ -315,7 +320,8 @@ fn a_transfer_to_nobody_ends_and_writes_go_on() {
     cluster.isolate(2);
     cluster.node(1).transfer_leader(MemberId(2));
     cluster.node(1).transfer_leader(MemberId(77));
-    assert!(cluster.node(1).propose(vec!["a".into()]).is_err(), "it is handing over");
+    let node = cluster.node(1);
+    assert!(node.propose(vec!["a".into()], node.term()).is_err(), "it is handing over");
     cluster.tick(11);
     cluster.put(1, "b");
     assert_eq!(cluster.site(3).node.committed(), cluster.node(1).committed());
@@ -323,17 +329,49 @@ fn a_transfer_to_nobody_ends_and_writes_go_on() {
 }
 
 #[test]
+fn a_request_enters_the_log_in_its_term_or_never() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    super::propose(cluster.node(2), &["late"]);
+    let [sent] = cluster.node(2).poll().expect("no fault").expect("a message").send.try_into().expect("one");
+    let late = |to| {
+        let mut message = raft::eraftpb::Message::default();
+        protobuf::Message::merge_from_bytes(&mut message, &sent.bytes).expect("a message");
+        (message.from, message.to) = (2, to);
+        let bytes = protobuf::Message::write_to_bytes(&message).expect("in memory");
+        PeerMessage::parse(MemberId(to), MemberId(2), &bytes.into()).expect("honest")
+    };
+    for (from, to) in [(1, 3), (3, 1)] {
+        cluster.node(from).transfer_leader(MemberId(to));
+        cluster.settle();
+    }
+    assert!(cluster.node(1).is_ready_leader());
+    for to in [1, 3] {
+        let node = cluster.node(to);
+        let last = node.last_index();
+        assert_eq!(node.step(late(to)).expect("no fault"), Stepped::Taken);
+        assert!(node.poll().expect("no fault").is_none(), "{to} does not pass it on");
+        assert_eq!(node.last_index(), last, "{to} leads, or follows, in another term");
+    }
+    let node = cluster.node(2);
+    let over = Term(node.term().0 - 1);
+    assert!(node.propose(vec!["late".into()], over).is_err(), "and nobody sends it any more");
+    cluster.put(2, "in time");
+    assert_eq!(cluster.applied(), [["in time"], ["in time"], ["in time"]]);
+}
+
+#[test]
 fn one_change_of_members_at_a_time() {
     let mut cluster = Cluster::new(3);
     cluster.elect(1);
     let change = |kind, member| ProposedChange { request: 9, kind, member: MemberId(member), context: Bytes::new() };
-    cluster.node(1).propose_members(&change(ChangeKind::Remove, 3)).expect("a leader takes it");
-    assert!(cluster.node(1).propose_members(&change(ChangeKind::Remove, 2)).is_err(), "one at a time");
+    cluster.change_members(1, &change(ChangeKind::Remove, 3)).expect("a leader takes it");
+    assert!(cluster.change_members(1, &change(ChangeKind::Remove, 2)).is_err(), "one at a time");
     cluster.settle();
     assert_eq!(cluster.node(1).conf_state().voters, [1, 2]);
-    cluster.node(1).propose_members(&change(ChangeKind::AddLearner, 4)).expect("the first is applied");
+    cluster.change_members(1, &change(ChangeKind::AddLearner, 4)).expect("the first is applied");
     cluster.settle();
-    cluster.node(2).propose_members(&change(ChangeKind::Update, 1)).expect("a follower sends it on");
+    cluster.change_members(2, &change(ChangeKind::Update, 1)).expect("a follower sends it on");
     cluster.settle();
     let state = cluster.node(2).conf_state();
     assert_eq!((state.voters, state.learners), (vec![1, 2], vec![4]));
@@ -348,7 +386,7 @@ fn removed_of_two(id: u64) -> Cluster {
     let mut cluster = Cluster::new(2);
     cluster.elect(1);
     cluster.stuck.insert(MemberId(2));
-    cluster.node(1).propose_members(&removal(id)).expect("a leader takes it");
+    cluster.change_members(1, &removal(id)).expect("a leader takes it");
     cluster.settle();
     cluster.stuck.clear();
     cluster
@@ -401,7 +439,7 @@ fn a_leader_that_is_removed_believes_the_other_voters() {
 fn the_last_voter_goes_on_alone() {
     let mut cluster = Cluster::new(2);
     cluster.elect(1);
-    cluster.node(1).propose_members(&removal(1)).expect("a leader takes it");
+    cluster.change_members(1, &removal(1)).expect("a leader takes it");
     cluster.tick(1);
     cluster.isolate(1);
     assert!(cluster.node(2).is_sole_voter());

@@ -85,12 +85,13 @@ fn impossible_messages_are_refused_by_their_looks() {
         ("entries with a gap", message(MsgAppend, |m| m.set_entries(vec![entry(1, 3), entry(3, 3)].into()))),
         ("entries of falling terms", message(MsgAppend, |m| m.set_entries(vec![entry(1, 3), entry(2, 2)].into()))),
         ("entries of the future", message(MsgAppend, |m| m.set_entries(vec![entry(1, 4)].into()))),
-        ("a proposal of nothing", message(MsgPropose, |m| m.term = 0)),
+        ("a proposal of nothing", message(MsgPropose, |_| {})),
+        ("a proposal of an empty entry", message(MsgPropose, |m| m.set_entries(vec![Entry::default()].into()))),
         (
-            "a proposal of an empty entry",
+            "a proposal for no term",
             message(MsgPropose, |m| {
                 m.term = 0;
-                m.set_entries(vec![Entry::default()].into());
+                m.set_entries(vec![Entry { data: "z".into(), ..Entry::default() }].into());
             }),
         ),
         ("a read without context", message(MsgReadIndex, |m| m.term = 0)),
@@ -151,7 +152,7 @@ fn a_leader_passes_over_what_it_cannot_have_caused() {
     });
     assert!(matches!(node.step(parse(&answer).expect("looks honest")), Ok(Stepped::Refused(_))));
     let proposal = message(MessageType::MsgPropose, |message| {
-        message.term = 0;
+        message.term = 2;
         message.set_entries(vec![Entry { data: "z".into(), ..Entry::default() }].into());
     });
     let last = node.last_index();

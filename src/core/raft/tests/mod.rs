@@ -60,11 +60,17 @@ fn leader() -> (RaftNode, Vec<WalEntry>) {
     (node, written)
 }
 
+/// Proposes for the present term.
+fn propose(node: &mut RaftNode, requests: &[&'static str]) {
+    let requests = requests.iter().map(|request| Bytes::from(*request)).collect();
+    node.propose(requests, node.term()).expect("there is a leader");
+}
+
 /// The log of a leader that committed these requests, and its hard state. The commit index is never synced for itself,
 /// so the last one is lost.
 fn log_of(requests: [&'static str; 2]) -> (Vec<WalEntry>, HardState) {
     let (mut node, mut log) = leader();
-    node.propose(requests.map(Bytes::from).to_vec()).expect("a leader takes it");
+    propose(&mut node, &requests);
     log.extend(settle(&mut node).1);
     log.splice(0..0, bootstrap_entries(&[(MEMBER, b"{}".to_vec())]));
     (log, HardState { term: node.term(), vote: Some(MEMBER), commit: LogIndex(1) })
@@ -91,14 +97,14 @@ fn a_new_log_adds_its_member_first() {
 #[test]
 fn nothing_is_committed_before_it_is_durable() {
     let (mut node, _) = leader();
-    node.propose(vec!["a".into()]).expect("a leader takes it");
+    propose(&mut node, &["a"]);
     let step = node.poll().expect("no fault").expect("something to write");
     assert_eq!(step.committed, []);
     let group = step.persist.expect("an entry");
 
     // The disk is busy: the next group fills, nothing is given out.
-    node.propose(vec!["b".into()]).expect("a leader takes it");
-    node.propose(vec!["c".into()]).expect("a leader takes it");
+    propose(&mut node, &["b"]);
+    propose(&mut node, &["c"]);
     assert!(node.poll().expect("no fault").is_none());
 
     node.persisted(group.number);
@@ -168,12 +174,12 @@ fn reads_are_confirmed_under_a_number_of_their_own() {
 #[test]
 fn compaction_forgets_only_what_it_is_told() {
     let (mut node, _) = leader();
-    node.propose(["a", "b", "c"].map(Bytes::from).to_vec()).expect("a leader takes it");
+    propose(&mut node, &["a", "b", "c"]);
     settle(&mut node);
     let last = node.committed();
     let conf_state = node.conf_state();
     let saved = WalSnapshot { index: last, term: node.term(), conf_state };
     node.state_saved(&saved, LogIndex(last.0 - 1));
-    node.propose(vec!["d".into()]).expect("a leader takes it");
+    propose(&mut node, &["d"]);
     assert_eq!(requests(&settle(&mut node).0), [b"d"]);
 }

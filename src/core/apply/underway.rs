@@ -1,0 +1,196 @@
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::outcome::Outcome;
+use crate::types::Term;
+
+/// Requests of this member on their way through the log, by id, each with whoever waits for it.
+///
+/// Invariant: a request is proposed for one term, and enters the log in that term or never. Terms only grow along the
+/// log. So once an entry of a later term is applied here, a request that was not applied before never will be: it is
+/// lost, and can be proposed again without being done twice.
+#[derive(Debug)]
+pub struct Underway<W> {
+    /// The term of the last entry applied.
+    term: Term,
+    waiting: HashMap<u64, (Term, W)>,
+}
+
+impl<W> Default for Underway<W> {
+    fn default() -> Self {
+        Self { term: Term(0), waiting: HashMap::new() }
+    }
+}
+
+impl<W> Underway<W> {
+    /// Announces a request that is about to be proposed for `term`.
+    ///
+    /// # Errors
+    /// Gives the waiter back when that term is over.
+    pub fn enter(&mut self, id: u64, term: Term, waiter: W) -> Result<(), W> {
+        if term < self.term {
+            return Err(waiter);
+        }
+        self.waiting.insert(id, (term, waiter));
+        Ok(())
+    }
+
+    /// Takes a request out: it was applied, went nowhere, or is waited for no more.
+    pub fn take(&mut self, id: u64) -> Option<W> {
+        self.waiting.remove(&id).map(|(_, waiter)| waiter)
+    }
+
+    /// Takes out what is lost now that everything up to an entry of `term` is applied and its requests are
+    /// [taken](Self::take); in the order of the ids.
+    pub fn passed(&mut self, term: Term) -> Vec<(u64, W)> {
+        if term <= self.term {
+            return Vec::new();
+        }
+        self.term = term;
+        let lost = self.waiting.extract_if(|_, (proposed, _)| *proposed < term);
+        in_order(lost.map(|(id, (_, waiter))| (id, waiter)))
+    }
+
+    /// Takes out everything: a state from elsewhere, whose last entry is of `term`, took the place of the log, and
+    /// nobody here saw which requests are in it.
+    pub fn installed(&mut self, term: Term) -> Vec<(u64, W)> {
+        self.term = self.term.max(term);
+        in_order(self.waiting.drain().map(|(id, (_, waiter))| (id, waiter)))
+    }
+}
+
+fn in_order<W>(taken: impl Iterator<Item = (u64, W)>) -> Vec<(u64, W)> {
+    let mut taken: Vec<_> = taken.collect();
+    taken.sort_unstable_by_key(|(id, _)| *id);
+    taken
+}
+
+/// What became of a request that was proposed.
+#[derive(Debug)]
+pub enum Fate {
+    /// It was applied.
+    Applied(Outcome),
+    /// It is not in the log and never will be.
+    Lost,
+    /// It may be in a state that came from elsewhere.
+    Unknown,
+}
+
+/// Everybody who waits for the fate of a request.
+///
+/// Bounded by what the raft inbox and the apply distance admit: a request enters right before it is proposed.
+#[derive(Debug, Default)]
+pub struct Waiters {
+    underway: Mutex<Underway<oneshot::Sender<Fate>>>,
+}
+
+impl Waiters {
+    /// Announces a request that is about to be proposed for `term`.
+    pub fn register(&self, id: u64, term: Term) -> oneshot::Receiver<Fate> {
+        let (reply, fate) = oneshot::channel();
+        if let Err(reply) = self.underway.lock().enter(id, term, reply) {
+            let _ = reply.send(Fate::Lost);
+        }
+        fate
+    }
+
+    /// Takes back a request that nobody waits for any more.
+    pub fn forget(&self, id: u64) {
+        self.underway.lock().take(id);
+    }
+
+    /// Tells that a request went nowhere.
+    pub fn dropped(&self, id: u64) {
+        let waiter = self.underway.lock().take(id);
+        if let Some(reply) = waiter {
+            let _ = reply.send(Fate::Lost);
+        }
+    }
+
+    /// Hands out the outcomes of everything up to an entry of `term`; those of other members' requests find nobody.
+    pub fn resolve(&self, outcomes: Vec<(u64, Outcome)>, term: Term) {
+        // Woken outside the lock: a waiter may come back to it at once.
+        let mut ready = Vec::with_capacity(outcomes.len());
+        let lost = {
+            let mut underway = self.underway.lock();
+            for (id, outcome) in outcomes {
+                if let Some(reply) = underway.take(id) {
+                    ready.push((reply, outcome));
+                }
+            }
+            underway.passed(term)
+        };
+        for (reply, outcome) in ready {
+            // An error means that the client went away.
+            let _ = reply.send(Fate::Applied(outcome));
+        }
+        for (_, reply) in lost {
+            let _ = reply.send(Fate::Lost);
+        }
+    }
+
+    /// Tells that a state whose last entry is of `term` took the place of the log.
+    pub fn installed(&self, term: Term) {
+        let waiting = self.underway.lock().installed(term);
+        for (_, reply) in waiting {
+            let _ = reply.send(Fate::Unknown);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_term_tells_that_a_request_is_lost() {
+        let mut underway = Underway::default();
+        for (id, term) in [(1, 3), (2, 3), (3, 4), (4, 3)] {
+            underway.enter(id, Term(term), id).expect("no term is over");
+        }
+        assert_eq!(underway.take(2), Some(2), "applied");
+        assert_eq!(underway.passed(Term(3)), [], "its term goes on");
+        assert_eq!(underway.passed(Term(4)), [(1, 1), (4, 4)]);
+        assert_eq!(underway.passed(Term(4)), [], "told once");
+        assert_eq!(underway.enter(1, Term(3), 1), Err(1), "it could not enter the log any more");
+        underway.enter(1, Term(4), 1).expect("this term goes on");
+        assert_eq!(underway.passed(Term(3)), [], "terms do not go back");
+        assert_eq!(underway.passed(Term(9)), [(1, 1), (3, 3)]);
+    }
+
+    #[test]
+    fn nobody_knows_what_a_state_from_elsewhere_holds() {
+        let mut underway = Underway::default();
+        for (id, term) in [(1, 3), (2, 5)] {
+            underway.enter(id, Term(term), id).expect("no term is over");
+        }
+        assert_eq!(
+            underway.installed(Term(4)),
+            [(1, 1), (2, 2)],
+            "the leader of a later term may have sent an older state"
+        );
+        assert_eq!(underway.enter(1, Term(3), 1), Err(1));
+        underway.enter(1, Term(4), 1).expect("what is proposed from now on is behind the state");
+    }
+
+    #[test]
+    fn whoever_waits_hears_one_fate() {
+        let waiters = Waiters::default();
+        let heard = |mut fate: oneshot::Receiver<Fate>| fate.try_recv().ok();
+        let mut waiting = waiters.register(1, Term(2));
+        assert!(waiting.try_recv().is_err(), "nothing is known yet");
+        waiters.resolve(vec![(1, Ok(super::super::Applied::LeaseCheckpoint))], Term(3));
+        assert!(matches!(heard(waiting), Some(Fate::Applied(_))), "applied, although the term is over now");
+        assert!(matches!(heard(waiters.register(2, Term(2))), Some(Fate::Lost)), "too late");
+        let (dropped, unknown, given_up) =
+            (waiters.register(3, Term(3)), waiters.register(4, Term(3)), waiters.register(5, Term(3)));
+        waiters.dropped(3);
+        waiters.forget(5);
+        waiters.installed(Term(4));
+        assert!(matches!(heard(dropped), Some(Fate::Lost)));
+        assert!(matches!(heard(unknown), Some(Fate::Unknown)));
+        assert!(heard(given_up).is_none());
+    }
+}
