@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use watershed::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use watershed::pb::etcdserverpb::{
-    Compare, LeaseRevokeRequest, MemberListRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
-    WatchCreateRequest, request_op,
+    Compare, LeaseKeepAliveRequest, LeaseRevokeRequest, MemberListRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest, WatchCreateRequest, request_op,
 };
 
 use super::story::{assert_equal, compact, get, grant, keep_alive, on_three, put, time_to_live, value};
-use crate::harness::{Cluster, Watching, refused, until};
+use crate::harness::{Answers, Cluster, Watching, refused, soon, until};
 
 #[test]
 fn a_write_on_any_member_is_read_on_every_other() {
@@ -109,6 +109,27 @@ fn a_lease_is_granted_kept_and_revoked_on_any_member() {
             assert!(keep_alive(&client, id).await <= 0, "a revoked lease");
         }
         assert_equal(cluster).await;
+    });
+}
+
+#[test]
+fn keep_alives_of_one_stream_are_answered_in_their_order() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let leader = cluster.leader().await;
+        let lease = grant(&cluster.member(leader), 60).await;
+        for number in cluster.running() {
+            // Many more than are renewed together; one in three names a lease that there is not.
+            let ids: Vec<i64> = (0..1000).map(|at| if at % 3 == 0 { -1 - at } else { lease }).collect();
+            let mut client = cluster.member(number).lease();
+            let requests = tokio_stream::iter(ids.clone().into_iter().map(|id| LeaseKeepAliveRequest { id }));
+            let mut answers = Answers::new(async move { client.lease_keep_alive(requests).await });
+            for id in ids {
+                let answer = soon("an answer", answers.message()).await.expect("no error").expect("it goes on");
+                assert_eq!((answer.id, answer.ttl), (id, if id == lease { 60 } else { 0 }), "on {number}");
+            }
+            let end = soon("the end", answers.message()).await.expect("no error");
+            assert_eq!(end, None, "on {number}");
+        }
     });
 }
 

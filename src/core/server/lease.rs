@@ -2,7 +2,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt, TryStreamExt};
 use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
@@ -18,6 +18,8 @@ use crate::pb::etcdserverpb::lease_server::Lease;
 use crate::pb::etcdserverpb::*;
 use crate::types::LeaseId;
 
+/// Keep-alives of one stream that are renewed together, at most.
+const RENEWED_AT_ONCE: usize = 256;
 /// How long a renewal waits for the revocation of a lease that has run out.
 const REVOKE_WAIT: Duration = Duration::from_secs(7);
 
@@ -57,13 +59,10 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let state = (self.core.clone(), request.into_inner());
-        let answers = futures::stream::try_unfold(state, |(core, mut requests)| async move {
-            let Some(request) = requests.message().await? else { return Ok(None) };
-            let answer = renew(&core, LeaseId(request.id)).await?;
-            Ok(Some((answer, (core, requests))))
-        });
-        Ok(Response::new(Box::pin(answers)))
+        let core = self.core.clone();
+        // Whatever came in while the last ones were renewed is renewed at once.
+        let waiting = request.into_inner().ready_chunks(RENEWED_AT_ONCE);
+        Ok(Response::new(Box::pin(waiting.then(move |requests| keep_alive(core.clone(), requests)).flatten())))
     }
 
     async fn lease_time_to_live(
@@ -98,43 +97,68 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
     Ok(LeaseGrantResponse { header: Some(core.header(revision)), id: id.0, ttl, error: String::new() })
 }
 
-/// One keep-alive. Needs no log entry: only the leader's deadlines count.
-async fn renew(core: &Core, id: LeaseId) -> Result<LeaseKeepAliveResponse, Status> {
+/// Answers keep-alives of one stream, in their order. They need no log entry: only the leader's deadlines count.
+async fn keep_alive(
+    core: Arc<Core>,
+    requests: Vec<Result<LeaseKeepAliveRequest, Status>>,
+) -> impl Stream<Item = Result<LeaseKeepAliveResponse, Status>> {
+    let mut ids = Vec::with_capacity(requests.len());
+    let mut broken = None;
+    for request in requests {
+        match request {
+            Ok(request) => ids.push(LeaseId(request.id)),
+            Err(status) => broken = broken.or(Some(status)),
+        }
+    }
+    // Filled first: its revision is never newer than a renewal.
+    let header = core.header_now();
+    let renewed: Vec<Result<(LeaseId, Renewal), Status>> = match renew(&core, &ids).await {
+        Ok(renewals) => ids.into_iter().zip(renewals).map(Ok).collect(),
+        Err(status) => vec![Err(status)],
+    };
+    let renewed = renewed.into_iter().chain(broken.into_iter().map(Err));
+    futures::stream::iter(renewed).and_then(move |(id, renewal)| {
+        let core = core.clone();
+        async move {
+            let ttl = match renewal {
+                Renewal::Renewed(ttl) => ttl,
+                Renewal::Gone => 0,
+                Renewal::RunOut => {
+                    wait_for_revocation(&core, id).await?;
+                    0
+                }
+            };
+            Ok(LeaseKeepAliveResponse { header: Some(header), id: id.0, ttl })
+        }
+    })
+}
+
+async fn renew(core: &Core, ids: &[LeaseId]) -> Result<Vec<Renewal>, Status> {
     // The stream may be older than the alarm.
     core.published.may_serve(core.member)?;
-    // Filled first: its revision is never newer than the renewal.
-    let header = Some(core.header_now());
-    let renewal = match renew_alone(core, id) {
-        Some(renewal) => renewal,
-        None => core.renewals.renew(id, Instant::now() + core.limits.request_timeout).await?,
-    };
-    let ttl = match renewal {
-        Renewal::Renewed(ttl) => ttl,
-        Renewal::Gone => 0,
-        Renewal::RunOut => {
-            wait_for_revocation(core, id).await?;
-            0
-        }
-    };
-    Ok(LeaseKeepAliveResponse { header, id: id.0, ttl })
+    match renew_alone(core, ids) {
+        Some(renewals) => Ok(renewals),
+        None => core.renewals.renew(ids, Instant::now() + core.limits.request_timeout).await,
+    }
 }
 
 /// The only voter needs no confirmation and nobody to ask, unless a checkpoint must be cleared.
-fn renew_alone(core: &Core, id: LeaseId) -> Option<Renewal> {
+fn renew_alone(core: &Core, ids: &[LeaseId]) -> Option<Vec<Renewal>> {
     if !core.raft.reads_are_local() {
         return None;
     }
     let term = (*core.leases.leading().borrow())?;
-    match core.leases.renew(&[id], term).ok()?.pop()? {
+    let renewed = core.leases.renew(ids, term).ok()?.into_iter().map(|renewed| match renewed {
         Ok(renewed) if renewed.clear_checkpoint => None,
-        Ok(renewed) => {
-            core.metrics.lease.renewed.inc();
-            Some(Renewal::Renewed(renewed.ttl))
-        }
+        Ok(renewed) => Some(Renewal::Renewed(renewed.ttl)),
         Err(RenewError::NotFound(_)) => Some(Renewal::Gone),
         Err(RenewError::Expired(_)) => Some(Renewal::RunOut),
         Err(RenewError::NotPrimary) => None,
-    }
+    });
+    let renewals: Vec<Renewal> = renewed.collect::<Option<_>>()?;
+    let count = renewals.iter().filter(|renewal| matches!(renewal, Renewal::Renewed(_))).count();
+    core.metrics.lease.renewed.inc_by(count as u64);
+    Some(renewals)
 }
 
 /// A lease that has run out is not renewed any more, but is gone only once its revocation is applied.

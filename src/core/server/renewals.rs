@@ -12,8 +12,10 @@ use super::lease_leader::{Around, RENEW, RENEWALS_MAX, Renewal, ask, read_renewe
 use crate::api_error::ApiError;
 use crate::types::LeaseId;
 
-/// Renewals that wait for their turn; when it is full, keep-alive streams wait before they take the next request.
+/// Groups of renewals that wait for their turn; when it is full, keep-alive streams wait before they take more requests.
 const QUEUE_MAX: usize = 16 * 1024;
+/// Groups taken at once.
+const TAKEN_MAX: usize = 4096;
 /// Batches under way at once. While the leader is unknown they wait, and with them all renewals behind.
 const BATCHES_MAX: usize = 8;
 
@@ -30,9 +32,9 @@ pub struct RenewalsInlet(mpsc::Receiver<Waiting>);
 
 #[derive(Debug)]
 struct Waiting {
-    lease: LeaseId,
+    leases: Vec<LeaseId>,
     deadline: Instant,
-    reply: oneshot::Sender<Result<Renewal, Status>>,
+    reply: oneshot::Sender<Result<Vec<Renewal>, Status>>,
 }
 
 impl Renewals {
@@ -42,11 +44,12 @@ impl Renewals {
         (Self { queue }, RenewalsInlet(waiting))
     }
 
-    /// Renews a lease, wherever the leader is. Dropping the future ends the waiting only.
-    pub(super) async fn renew(&self, lease: LeaseId, deadline: Instant) -> Result<Renewal, Status> {
-        let (reply, renewal) = oneshot::channel();
-        match timeout_at(deadline, self.queue.send(Waiting { lease, deadline, reply })).await {
-            Ok(Ok(())) => renewal.await.unwrap_or_else(|_| Err(ApiError::Stopped.into())),
+    /// Renews leases, no more than [`RENEWALS_MAX`], wherever the leader is; answers in their order. Dropping the
+    /// future ends the waiting only.
+    pub(super) async fn renew(&self, leases: &[LeaseId], deadline: Instant) -> Result<Vec<Renewal>, Status> {
+        let (reply, renewals) = oneshot::channel();
+        match timeout_at(deadline, self.queue.send(Waiting { leases: leases.to_vec(), deadline, reply })).await {
+            Ok(Ok(())) => renewals.await.unwrap_or_else(|_| Err(ApiError::Stopped.into())),
             Ok(Err(_)) => Err(ApiError::Stopped.into()),
             Err(_) => Err(ApiError::Timeout.into()),
         }
@@ -60,26 +63,50 @@ pub(super) async fn run<A: Around>(around: Arc<A>, mut inlet: RenewalsInlet, sto
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            taken = inlet.0.recv_many(&mut waiting, RENEWALS_MAX), if batches.len() < BATCHES_MAX => {
+            taken = inlet.0.recv_many(&mut waiting, TAKEN_MAX), if batches.len() < BATCHES_MAX => {
                 if taken == 0 {
                     return;
                 }
-                batches.push(serve(around.as_ref(), std::mem::take(&mut waiting)));
+                // Those whose stream has ended meanwhile want nothing any more.
+                waiting.retain(|waiting| !waiting.reply.is_closed());
+                for batch in split(&mut waiting) {
+                    batches.push(serve(around.as_ref(), batch));
+                }
             }
             Some(()) = batches.next() => {}
         }
     }
 }
 
-async fn serve<A: Around>(around: &A, mut batch: Vec<Waiting>) {
-    // Those whose stream has ended meanwhile want nothing any more.
-    batch.retain(|waiting| !waiting.reply.is_closed());
+/// Takes groups in their order, as many together as one call may renew.
+fn split(waiting: &mut Vec<Waiting>) -> Vec<Vec<Waiting>> {
+    let mut batches: Vec<Vec<Waiting>> = Vec::new();
+    let mut room = 0;
+    for group in waiting.drain(..) {
+        match batches.last_mut() {
+            Some(batch) if group.leases.len() <= room => {
+                room -= group.leases.len();
+                batch.push(group);
+            }
+            _ => {
+                room = RENEWALS_MAX.saturating_sub(group.leases.len());
+                batches.push(vec![group]);
+            }
+        }
+    }
+    batches
+}
+
+async fn serve<A: Around>(around: &A, batch: Vec<Waiting>) {
     let Some(deadline) = batch.first().map(|first| first.deadline) else { return };
-    let outcome = ask(around, RENEW, renewals_body(batch.iter().map(|waiting| waiting.lease)), deadline).await;
-    match outcome.and_then(read_renewed).and_then(|renewals| complete(renewals, batch.len())) {
+    let leases = batch.iter().flat_map(|waiting| waiting.leases.iter().copied());
+    let asked = batch.iter().map(|waiting| waiting.leases.len()).sum();
+    let outcome = ask(around, RENEW, renewals_body(leases), deadline).await;
+    match outcome.and_then(read_renewed).and_then(|renewals| complete(renewals, asked)) {
         Ok(renewals) => {
-            for (waiting, renewal) in batch.into_iter().zip(renewals) {
-                let _ = waiting.reply.send(Ok(renewal));
+            let mut renewals = renewals.into_iter();
+            for waiting in batch {
+                let _ = waiting.reply.send(Ok(renewals.by_ref().take(waiting.leases.len()).collect()));
             }
         }
         Err(failure) => {
@@ -93,4 +120,27 @@ async fn serve<A: Around>(around: &A, mut batch: Vec<Waiting>) {
 
 fn complete(renewals: Vec<Renewal>, asked: usize) -> Result<Vec<Renewal>, Failure> {
     if renewals.len() == asked { Ok(renewals) } else { Err(Failure::Other("the leader left renewals out".to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_call_renews_more_than_it_may() {
+        let group = |size: usize| {
+            let (reply, _) = oneshot::channel();
+            Waiting { leases: vec![LeaseId(1); size], deadline: Instant::now(), reply }
+        };
+        let sizes = |groups: &[usize]| -> Vec<Vec<usize>> {
+            let mut waiting: Vec<_> = groups.iter().map(|&size| group(size)).collect();
+            let batches = split(&mut waiting);
+            batches.iter().map(|batch| batch.iter().map(|group| group.leases.len()).collect()).collect()
+        };
+        assert_eq!(sizes(&[]), Vec::<Vec<usize>>::new());
+        assert_eq!(sizes(&[RENEWALS_MAX, 1]), [vec![RENEWALS_MAX], vec![1]]);
+        assert_eq!(sizes(&[1, RENEWALS_MAX - 1]), [vec![1, RENEWALS_MAX - 1]]);
+        assert_eq!(sizes(&[2, RENEWALS_MAX - 1, 1]), [vec![2], vec![RENEWALS_MAX - 1, 1]]);
+        assert_eq!(sizes(&[0, 0]), [vec![0, 0]]);
+    }
 }

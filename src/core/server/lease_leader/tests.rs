@@ -166,7 +166,8 @@ impl World {
 
 impl Member {
     async fn renew(&self, lease: i64) -> Result<Renewal, Status> {
-        self.renewals.renew(LeaseId(lease), Instant::now() + self.patience).await
+        let renewed = self.renewals.renew(&[LeaseId(lease)], Instant::now() + self.patience).await?;
+        Ok(renewed[0])
     }
 
     async fn time_to_live(&self, lease: i64) -> Result<i64, Status> {
