@@ -4,12 +4,13 @@
 //! notices go in; messages, groups to persist and committed entries come out (`step.rs`). `log.rs` is the log tail the library
 //! reads; `check.rs` refuses messages it would panic at; `reads.rs` batches linearizable reads; `members.rs` and
 //! `peer.rs` are the words for membership changes and for what goes to peers. `task.rs` is the thin shell: the raft
-//! thread with its inbox, and the handle the server uses. `wal_writer.rs` is the thread that makes groups durable,
+//! thread; `handle.rs` its inbox, and the way in that the server uses. `wal_writer.rs` is the thread that makes groups durable,
 //! one `fdatasync` for as many as wait, while the next group fills; a member that is alone does it on the raft thread.
 //!
 //! The library's own message types stay in this room.
 
 mod check;
+mod handle;
 mod log;
 mod members;
 mod node;
@@ -22,11 +23,12 @@ mod tests;
 mod wal_writer;
 
 pub use check::{PeerMessage, snapshot_message};
+pub use handle::{Proposal, ProposeError, RaftHandle, RaftInbox, RaftStatus};
 pub use log::LogTail;
 pub use members::{ChangeKind, MembersDecision, ProposedChange, bootstrap_entries, members_entry};
 pub use node::RaftNode;
 pub use peer::{Lane, NoPeers, Outbound, PeerProgress, PeerSink, RefusedMessage};
 pub use reads::ReadQueue;
 pub use step::{Committed, CommittedKind, NodeConfig, PersistGroup, RaftError, Step, Stepped};
-pub use task::{CommitSink, Proposal, ProposeError, RaftHandle, RaftInbox, RaftStatus, RaftTask, TaskConfig};
+pub use task::{CommitSink, RaftTask, TaskConfig};
 pub use wal_writer::{PersistError, WalObserver, WalWriter};
