@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use watershed::pb::etcdserverpb::{LeaseKeepAliveRequest, PutRequest};
+use watershed::pb::etcdserverpb::{LeaseKeepAliveRequest, MoveLeaderRequest, PutRequest};
 
 use super::story::{assert_equal, get, grant, on_three, put, time_to_live, value};
 use crate::harness::{Answers, Cluster, until};
@@ -34,6 +34,36 @@ fn a_leader_that_is_terminated_hands_over_first() {
             put(&cluster.member(cluster.running()[0]), "k", &round.to_string()).await;
             cluster.restart(leader).await;
         }
+        assert_equal(cluster).await;
+    });
+}
+
+#[test]
+fn no_write_fails_while_the_lead_moves() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let moves = std::cell::Cell::new(0);
+        let writes = futures::future::join_all((0..3).map(async |number| {
+            let client = cluster.member(number);
+            let mut written = 0;
+            while moves.get() < 10 || written < 100 {
+                put(&client, &format!("through {number}"), "v").await;
+                written += 1;
+            }
+            let found = get(&client, &format!("through {number}")).await;
+            assert_eq!(found.kvs[0].version, written, "each write once");
+        }));
+        let moving = async {
+            while moves.get() < 10 {
+                let leader = cluster.leader().await;
+                let target_id = cluster.id((leader + 1) % 3).await;
+                let mut maintenance = cluster.member(leader).maintenance();
+                // Refused when somebody else leads by now.
+                if maintenance.move_leader(MoveLeaderRequest { target_id }).await.is_ok() {
+                    moves.set(moves.get() + 1);
+                }
+            }
+        };
+        tokio::join!(writes, moving);
         assert_equal(cluster).await;
     });
 }

@@ -21,6 +21,8 @@ use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
 /// Bytes of one group of committed entries handed to apply at once.
 const COMMITTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Messages with proposals of other members that are kept while the lead is handed over.
+const IN_TRANSFER_MAX: usize = 1024;
 /// Bytes of proposals that may be under way; above it proposals are refused.
 const UNCOMMITTED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -58,6 +60,8 @@ pub struct RaftNode {
     next_read: u64,
     /// Read requests that came before this leader committed in its term.
     postponed: Vec<Message>,
+    /// Proposals of other members that came while the lead was on its way to one of them.
+    in_transfer: Vec<Message>,
     /// The highest read request seen, by member and run.
     reads_seen: BTreeMap<MemberId, VecDeque<(u64, u64)>>,
     random: fastrand::Rng,
@@ -108,6 +112,7 @@ impl RaftNode {
             run: config.seed,
             next_read: 1,
             postponed: Vec::new(),
+            in_transfer: Vec::new(),
             reads_seen: BTreeMap::new(),
             random: fastrand::Rng::with_seed(config.seed),
         };
@@ -225,12 +230,36 @@ impl RaftNode {
         Ok(())
     }
 
+    /// Takes another member's proposal if this one leads in its term; if not, its sender may count it as lost by now, and
+    /// propose it again. The library drops proposals while the lead is being handed over: those are kept.
+    fn take_proposal(&mut self, mut message: Message) {
+        if !self.is_leader() || Term(message.term) != self.term() {
+            return;
+        }
+        if self.raw.raft.lead_transferee.is_none() {
+            message.term = 0;
+            // Dropped with too much under way: its sender runs into its timeout.
+            let _ = self.step_proposal(message);
+        } else if self.in_transfer.len() < IN_TRANSFER_MAX {
+            self.in_transfer.push(message);
+        }
+    }
+
+    /// What came during a transfer that failed enters the log after it. One that succeeded ends the term.
+    fn take_proposals_after_transfer(&mut self) {
+        if self.raw.raft.lead_transferee.is_none() {
+            for message in std::mem::take(&mut self.in_transfer) {
+                self.take_proposal(message);
+            }
+        }
+    }
+
     /// Takes a peer's message.
     ///
     /// # Errors
     /// Only fatal ones: the member must stop.
     pub fn step(&mut self, message: PeerMessage) -> Result<Stepped, RaftError> {
-        let mut message = message.0;
+        let message = message.0;
         if let Some(reason) = self.impossible(&message)? {
             return Ok(Stepped::Refused(reason));
         }
@@ -248,11 +277,8 @@ impl RaftNode {
             }
         }
         if message.get_msg_type() == MessageType::MsgPropose {
-            if !self.is_leader() || Term(message.term) != self.term() {
-                // Its proposer may count it as lost by now, and propose it again.
-                return Ok(Stepped::Taken);
-            }
-            message.term = 0;
+            self.take_proposal(message);
+            return Ok(Stepped::Taken);
         }
         if matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat) {
             self.told_committed = self.told_committed.max(message.commit);
@@ -261,10 +287,7 @@ impl RaftNode {
             return Ok(Stepped::Taken);
         }
         // What the library drops (no leader, unknown sender, overload) the sender repeats.
-        let _ = match message.get_msg_type() {
-            MessageType::MsgPropose => self.step_proposal(message),
-            _ => self.raw.step(message),
-        };
+        let _ = self.raw.step(message);
         self.draw_timeout();
         Ok(Stepped::Taken)
     }

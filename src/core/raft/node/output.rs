@@ -53,6 +53,7 @@ impl RaftNode {
             return Ok(Some(step));
         }
         self.step_postponed();
+        self.take_proposals_after_transfer();
         let groups_max = if self.is_sole_voter() { 1 } else { GROUPS_MAX };
         let ready = self.noting_change.is_none() && self.persisting.len() < groups_max && self.raw.has_ready();
         if ready {

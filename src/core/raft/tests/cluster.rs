@@ -322,10 +322,12 @@ fn a_transfer_to_nobody_ends_and_writes_go_on() {
     cluster.node(1).transfer_leader(MemberId(77));
     let node = cluster.node(1);
     assert!(node.propose(vec!["a".into()], node.term()).is_err(), "it is handing over");
+    cluster.put(3, "meanwhile");
+    assert_eq!(cluster.site(1).applied, [""; 0]);
     cluster.tick(11);
     cluster.put(1, "b");
     assert_eq!(cluster.site(3).node.committed(), cluster.node(1).committed());
-    assert_eq!(cluster.site(1).applied, ["b"]);
+    assert_eq!(cluster.site(1).applied, ["meanwhile", "b"]);
 }
 
 #[test]
