@@ -154,7 +154,7 @@ impl Applier {
     /// # Errors
     /// Only fatal ones: the state can no longer be trusted and the member must stop. Refusals are outcomes.
     pub fn apply(&mut self, entry: Committed, batch: &mut Batch) -> Result<(), ApplyError> {
-        let position = LogPosition { index: entry.index, term: entry.term };
+        let position = entry.position();
         let mut changes = Vec::new();
         match entry.kind {
             CommittedKind::Empty => {}

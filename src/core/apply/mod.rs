@@ -3,8 +3,8 @@
 //! `applier.rs` is the total function (state, entry) -> (state, outcome, facts): no clock, no chance, no I/O. It owns
 //! the writable side of the state rooms. `task.rs` is the thread around it: it takes batches from raft, publishes
 //! the state once per batch, tells the watchers and only then answers. `underway.rs` knows who waits for which
-//! request, and when one is lost; `installs.rs` holds states from elsewhere until consensus installs them; `cost.rs` is what a write counts
-//! for against the quota.
+//! request, and when one is lost; `installs.rs` holds states from elsewhere until consensus installs them; `cost.rs` is
+//! what a write counts for against the quota.
 
 mod applier;
 mod cost;

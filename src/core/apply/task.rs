@@ -219,12 +219,10 @@ impl<O: ApplyObserver> Worker<O> {
         }
         while !waiting.is_empty() {
             let mut batch = Batch::default();
-            let mut reached = LogPosition::default();
             for entry in waiting.drain(..waiting.len().min(BATCH_MAX)) {
-                reached = LogPosition { index: entry.index, term: entry.term };
                 self.applier.apply(entry, &mut batch)?;
             }
-            self.release(batch, reached);
+            self.release(batch);
         }
         match install {
             Some(position) => self.install(position),
@@ -246,7 +244,8 @@ impl<O: ApplyObserver> Worker<O> {
     }
 
     /// Publishes, then tells, then answers: whoever hears of a write can read it.
-    fn release(&mut self, batch: Batch, reached: LogPosition) {
+    fn release(&mut self, batch: Batch) {
+        let reached = self.applier.position();
         self.applier.store().publish();
         if !batch.events.is_empty() {
             self.observer.events(batch.events);

@@ -1,11 +1,12 @@
 //! Consensus: what is proposed here comes back committed, in one order, on every member.
 //!
 //! `node.rs` is the logic without threads, disk, network or clock: ticks, proposals, peers' messages and "persisted"
-//! notices go in; messages, groups to persist and committed entries come out (`step.rs`). `log.rs` is the log tail the library
-//! reads; `check.rs` refuses messages it would panic at; `reads.rs` batches linearizable reads; `members.rs` and
+//! notices go in; messages, groups to persist and committed entries come out (`step.rs`). `log.rs` is the log tail the
+//! library reads; `check.rs` refuses messages it would panic at; `reads.rs` batches linearizable reads; `members.rs` and
 //! `peer.rs` are the words for membership changes and for what goes to peers. `task.rs` is the thin shell: the raft
-//! thread; `handle.rs` its inbox, and the way in that the server uses. `wal_writer.rs` is the thread that makes groups durable,
-//! one `fdatasync` for as many as wait, while the next group fills; a member that is alone does it on the raft thread.
+//! thread; `handle.rs` its inbox, and the way in that the server uses. `wal_writer.rs` is the thread that makes groups
+//! durable, one `fdatasync` for as many as wait, while the next group fills; a member that is alone does it on the raft
+//! thread.
 //!
 //! The library's own message types stay in this room.
 

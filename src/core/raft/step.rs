@@ -61,6 +61,13 @@ pub struct Committed {
     pub kind: CommittedKind,
 }
 
+impl Committed {
+    /// Where it is in the log.
+    pub fn position(&self) -> LogPosition {
+        LogPosition { index: self.index, term: self.term }
+    }
+}
+
 /// What a committed entry says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CommittedKind {

@@ -226,12 +226,9 @@ impl Core {
         let (_guard, fate) = Registered::new(self, request.id, term);
         let result = match propose(&self.raft, Proposal { request: request.id, term, bytes: bytes.into() }) {
             Ok(()) => match timeout_at(deadline, fate).await {
-                Ok(Ok(Fate::Applied(outcome))) => outcome.map(Some).map_err(Failure::from),
-                Ok(Ok(Fate::Lost)) => Ok(None),
+                Ok(Ok(fate)) => known(fate),
                 Ok(Err(_)) => Err(ApiError::Stopped.into()),
-                // Nothing is known of it. Never DeadlineExceeded, which is etcd's answer while there is no leader: the
-                // official client sends such a request again, and it would be applied twice.
-                Ok(Ok(Fate::Unknown)) | Err(_) => Err(ApiError::Timeout.into()),
+                Err(_) => known(Fate::Unknown),
             },
             Err(error) => Err(error.into()),
         };
@@ -321,6 +318,17 @@ pub(super) struct HeldProposals<'a>(&'a watch::Sender<bool>);
 impl Drop for HeldProposals<'_> {
     fn drop(&mut self) {
         self.0.send_replace(false);
+    }
+}
+
+/// What a fate means for whoever asked; nothing when the request can be proposed again.
+pub(super) fn known(fate: Fate) -> Result<Option<Applied>, Failure> {
+    match fate {
+        Fate::Applied(outcome) => outcome.map(Some).map_err(Failure::from),
+        Fate::Lost => Ok(None),
+        // Never DeadlineExceeded, which is etcd's answer while there is no leader: the official client sends such a
+        // request again, and it would be applied twice.
+        Fate::Unknown => Err(ApiError::Timeout.into()),
     }
 }
 

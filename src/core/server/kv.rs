@@ -60,7 +60,7 @@ impl KvService {
             let request = InternalRaftRequest { txn: Some(request), ..Default::default() };
             match self.core.propose(request).await? {
                 Applied::Txn(answer) => answer,
-                _ => return Err(mismatch()),
+                _ => return Err(Failure::mismatch()),
             }
         };
         self.core.complete(&mut answer.header);
@@ -71,7 +71,9 @@ impl KvService {
     pub async fn delete(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
         check_delete_range(&request)?;
         let request = InternalRaftRequest { delete_range: Some(request), ..Default::default() };
-        let Applied::DeleteRange(mut answer) = self.core.propose(request).await? else { return Err(mismatch()) };
+        let Applied::DeleteRange(mut answer) = self.core.propose(request).await? else {
+            return Err(Failure::mismatch());
+        };
         self.core.complete(&mut answer.header);
         Ok(answer)
     }
@@ -81,7 +83,7 @@ impl KvService {
         quota::check(&self.core, put_cost(&request)).await?;
         check_put(&request)?;
         let request = InternalRaftRequest { put: Some(request), ..Default::default() };
-        let Applied::Put(mut answer) = self.core.propose(request).await? else { return Err(mismatch()) };
+        let Applied::Put(mut answer) = self.core.propose(request).await? else { return Err(Failure::mismatch()) };
         self.core.complete(&mut answer.header);
         Ok(answer)
     }
@@ -90,17 +92,15 @@ impl KvService {
         let wait = request.physical;
         let mut progress = self.core.apply.compaction();
         let request = InternalRaftRequest { compaction: Some(request), ..Default::default() };
-        let Applied::Compact { revision, at } = self.core.propose(request).await? else { return Err(mismatch()) };
+        let Applied::Compact { revision, at } = self.core.propose(request).await? else {
+            return Err(Failure::mismatch());
+        };
         if wait {
             // Ends early only when the member stops.
             let _ = progress.wait_for(|finished| *finished >= at).await;
         }
         Ok(CompactionResponse { header: Some(self.core.header(revision)) })
     }
-}
-
-fn mismatch() -> Failure {
-    Failure::Other("the outcome does not belong to the request".to_owned())
 }
 
 #[tonic::async_trait]

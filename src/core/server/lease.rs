@@ -50,7 +50,7 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let request = InternalRaftRequest { lease_revoke: Some(request.into_inner()), ..Default::default() };
         let Applied::LeaseRevoke { revision } = self.core.propose(request).await? else {
-            return Err(mismatch().into());
+            return Err(Failure::mismatch().into());
         };
         Ok(Response::new(LeaseRevokeResponse { header: Some(self.core.header(revision)) }))
     }
@@ -92,7 +92,9 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
         request.id = fastrand::i64(1..=i64::MAX);
     }
     let request = InternalRaftRequest { lease_grant: Some(request), ..Default::default() };
-    let Applied::LeaseGrant { id, ttl, revision } = core.propose(request).await? else { return Err(mismatch()) };
+    let Applied::LeaseGrant { id, ttl, revision } = core.propose(request).await? else {
+        return Err(Failure::mismatch());
+    };
     core.metrics.lease.ttl.observe(ttl as f64);
     Ok(LeaseGrantResponse { header: Some(core.header(revision)), id: id.0, ttl, error: String::new() })
 }
@@ -136,6 +138,10 @@ async fn keep_alive(
 async fn renew(core: &Core, ids: &[LeaseId]) -> Result<Vec<Renewal>, Status> {
     // The stream may be older than the alarm.
     core.published.may_serve(core.member)?;
+    if ids.is_empty() {
+        // The stream broke, as it does whenever a client goes away: nobody is to be asked.
+        return Ok(Vec::new());
+    }
     match renew_alone(core, ids) {
         Some(renewals) => Ok(renewals),
         None => core.renewals.renew(ids, Instant::now() + core.limits.request_timeout).await,
@@ -172,8 +178,4 @@ async fn wait_for_revocation(core: &Core, id: LeaseId) -> Result<(), Failure> {
         }
     };
     tokio::time::timeout(REVOKE_WAIT, gone).await.map_err(|_| ApiError::Timeout.into())
-}
-
-fn mismatch() -> Failure {
-    Failure::Other("the outcome does not belong to the request".to_owned())
 }

@@ -2,10 +2,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::core::{Core, Registered};
+use super::core::{Core, Registered, known};
 use super::error::Failure;
 use crate::api_error::ApiError;
-use crate::core::apply::{Applied, Fate};
+use crate::core::apply::Applied;
 use crate::core::cluster::{AddContext, ClusterStore, Member, added_member_id};
 use crate::core::raft::{ChangeKind, PeerProgress, ProposedChange};
 use crate::types::MemberId;
@@ -229,18 +229,13 @@ impl Core {
                     () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone(), term)),
                 }
             };
-            match fate {
-                Ok(Fate::Applied(Ok(Applied::Members(members)))) => {
+            match known(fate.map_err(|_| ApiError::Stopped)?)? {
+                Some(Applied::Members(members)) => {
                     info!(%member, ?kind, "membership changed as asked");
                     return Ok(members);
                 }
-                Ok(Fate::Applied(Ok(_))) => {
-                    return Err(Failure::Other("the outcome does not belong to the request".to_owned()));
-                }
-                Ok(Fate::Applied(Err(error))) => return Err(error.into()),
-                Ok(Fate::Lost) => self.after_loss(term, deadline).await?,
-                Ok(Fate::Unknown) => return Err(ApiError::Timeout.into()),
-                Err(_) => return Err(ApiError::Stopped.into()),
+                Some(_) => return Err(Failure::mismatch()),
+                None => self.after_loss(term, deadline).await?,
             }
         }
     }

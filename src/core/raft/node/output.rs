@@ -185,9 +185,7 @@ impl RaftNode {
         };
         Ok(Committed { index, term: Term(entry.term), kind })
     }
-}
 
-impl RaftNode {
     /// Sends a message that nothing has to be durable for.
     pub(super) fn send(&mut self, message: &Message) {
         outbound(std::slice::from_ref(message), &mut self.released);

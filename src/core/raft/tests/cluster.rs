@@ -191,6 +191,7 @@ impl Site {
 
     fn apply(&mut self, committed: Vec<Committed>) {
         for entry in committed {
+            self.position = entry.position();
             match entry.kind {
                 CommittedKind::Empty => {}
                 CommittedKind::Request(data) => self.applied.push(data),
@@ -199,7 +200,6 @@ impl Site {
                     self.node.members_decided(decision).expect("in order");
                 }
             }
-            self.position = LogPosition { index: entry.index, term: entry.term };
         }
         self.node.applied(self.position.index);
     }
@@ -340,8 +340,7 @@ fn a_request_enters_the_log_in_its_term_or_never() {
         let mut message = raft::eraftpb::Message::default();
         protobuf::Message::merge_from_bytes(&mut message, &sent.bytes).expect("a message");
         (message.from, message.to) = (2, to);
-        let bytes = protobuf::Message::write_to_bytes(&message).expect("in memory");
-        PeerMessage::parse(MemberId(to), MemberId(2), &bytes.into()).expect("honest")
+        PeerMessage::parse(MemberId(to), MemberId(2), &encoded(&message)).expect("honest")
     };
     for (from, to) in [(1, 3), (3, 1)] {
         cluster.node(from).transfer_leader(MemberId(to));

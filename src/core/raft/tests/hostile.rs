@@ -1,7 +1,6 @@
 //! Messages that no honest member sends. None may panic, change anything, or reach the library.
 
 use ::raft::eraftpb::{ConfState, Entry, Message, MessageType, Snapshot};
-use protobuf::Message as _;
 
 use super::*;
 
@@ -42,7 +41,7 @@ fn message(kind: MessageType, change: impl FnOnce(&mut Message)) -> Message {
 }
 
 fn parse(message: &Message) -> Result<PeerMessage, RefusedMessage> {
-    let bytes = Bytes::from(message.write_to_bytes().expect("in memory"));
+    let bytes = encoded(message);
     match message.get_msg_type() {
         MessageType::MsgSnapshot => PeerMessage::snapshot(MEMBER, LEADER, &bytes),
         _ => PeerMessage::parse(MEMBER, LEADER, &bytes),
@@ -107,9 +106,8 @@ fn impossible_messages_are_refused_by_their_looks() {
     for (name, message) in cases {
         assert!(parse(&message).is_err(), "{name}");
     }
-    let bytes = |message: Message| Bytes::from(message.write_to_bytes().expect("in memory"));
-    assert!(PeerMessage::parse(MEMBER, LEADER, &bytes(snapshot(9, 3, &[1, MEMBER.0], &[]))).is_err());
-    assert!(PeerMessage::snapshot(MEMBER, LEADER, &bytes(message(MsgHeartbeat, |_| {}))).is_err());
+    assert!(PeerMessage::parse(MEMBER, LEADER, &encoded(&snapshot(9, 3, &[1, MEMBER.0], &[]))).is_err());
+    assert!(PeerMessage::snapshot(MEMBER, LEADER, &encoded(&message(MsgHeartbeat, |_| {}))).is_err());
     assert!(PeerMessage::parse(MEMBER, LEADER, &Bytes::from_static(b"\xff\xff\xff")).is_err());
 }
 
@@ -130,7 +128,7 @@ fn what_the_log_forbids_changes_nothing() {
     let heartbeat = |term, commit, from: MemberId| {
         let mut forged = message(MessageType::MsgHeartbeat, |message| message.commit = commit);
         (forged.term, forged.from) = (term, from.0);
-        PeerMessage::parse(MEMBER, from, &forged.write_to_bytes().expect("in memory").into()).expect("looks honest")
+        PeerMessage::parse(MEMBER, from, &encoded(&forged)).expect("looks honest")
     };
     let mut node = follower();
     let before = (node.term(), node.committed(), node.leader());
@@ -163,11 +161,10 @@ fn a_leader_passes_over_what_it_cannot_have_caused() {
 #[test]
 fn nobody_campaigns_before_its_new_state_is_in_place() {
     let mut node = follower();
-    let bytes = |message: Message| Bytes::from(message.write_to_bytes().expect("in memory"));
-    let state = PeerMessage::snapshot(MEMBER, LEADER, &bytes(snapshot(9, 3, &[1, MEMBER.0], &[]))).expect("honest");
+    let state = PeerMessage::snapshot(MEMBER, LEADER, &encoded(&snapshot(9, 3, &[1, MEMBER.0], &[]))).expect("honest");
     assert_eq!(node.step(state).expect("no fault"), Stepped::Taken);
     settle(&mut node);
-    let transfer = || PeerMessage::parse(MEMBER, LEADER, &bytes(message(MessageType::MsgTimeoutNow, |_| {})));
+    let transfer = || PeerMessage::parse(MEMBER, LEADER, &encoded(&message(MessageType::MsgTimeoutNow, |_| {})));
     assert_eq!(node.step(transfer().expect("honest")).expect("no fault"), Stepped::Taken);
     (0..40).for_each(|_| node.tick());
     node.campaign().expect("nothing");
@@ -210,7 +207,7 @@ mod noise {
             let mut node = follower();
             for message in messages {
                 let from = MemberId(message.from);
-                let bytes = Bytes::from(message.write_to_bytes().expect("in memory"));
+                let bytes = encoded(&message);
                 let parsed = match message.get_msg_type() {
                     MessageType::MsgSnapshot => PeerMessage::snapshot(MEMBER, from, &bytes),
                     _ => PeerMessage::parse(MEMBER, from, &bytes),

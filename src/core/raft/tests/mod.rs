@@ -60,6 +60,11 @@ fn leader() -> (RaftNode, Vec<WalEntry>) {
     (node, written)
 }
 
+/// A message as it travels.
+fn encoded(message: &::raft::eraftpb::Message) -> Bytes {
+    protobuf::Message::write_to_bytes(message).expect("in memory").into()
+}
+
 /// Proposes for the present term.
 fn propose(node: &mut RaftNode, requests: &[&'static str]) {
     let requests = requests.iter().map(|request| Bytes::from(*request)).collect();
