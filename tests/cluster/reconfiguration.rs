@@ -243,11 +243,7 @@ fn a_leader_that_is_removed_ends_in_peace() {
         let request = MemberRemoveRequest { id };
         let answer = cluster.member(leader).cluster().member_remove(request).await.expect("removed").into_inner();
         assert_eq!(answer.members.len(), 2);
-        until("it ends by itself", || {
-            let ended = cluster.ended(leader);
-            async move { ended.then_some(()) }
-        })
-        .await;
+        cluster.until_ended(leader).await;
         let output = cluster.output(leader);
         assert!(output.contains("the member has been permanently removed from the cluster"), "{output}");
         cluster.kill(leader);

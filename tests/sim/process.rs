@@ -73,11 +73,19 @@ enum Reader {
     Renewal(OpId, LeaseId, Term),
 }
 
+/// A request of a client.
+#[derive(Debug)]
+struct Write {
+    op: OpId,
+    since: Micros,
+    request: Bytes,
+}
+
 /// Who waits for a request to be applied.
 #[derive(Debug)]
 enum Waiter {
     /// A client, whose request is proposed again when it is lost.
-    Client { op: OpId, since: Micros, request: Bytes },
+    Client(Write),
     /// A renewal whose checkpoint is cleared.
     Renewal(OpId, i64),
 }
@@ -97,7 +105,7 @@ pub struct Process {
     writing: bool,
     reads: ReadQueue<Reader>,
     /// Requests of clients that are to be proposed, at first or again.
-    held: VecDeque<(u64, Waiter)>,
+    held: VecDeque<(u64, Write)>,
     due: VecDeque<Due>,
     apply_scheduled: bool,
     applier: Applier,
@@ -279,8 +287,7 @@ impl Process {
         self.ticks += 1;
         self.node.tick();
         context.whisper(format_args!("tick {} {:?} of {:?}", self.member, self.node, self.node.conf_state().voters));
-        self.held
-            .retain(|(_, waiter)| matches!(waiter, Waiter::Client { since, .. } if context.now - since <= HELD_FOR));
+        self.held.retain(|(_, write)| context.now - write.since <= HELD_FOR);
         if self.ticks.is_multiple_of(EXPIRY_TICKS) {
             self.expire(context);
         }
@@ -311,8 +318,8 @@ impl Process {
                 request.id = self.request_id();
                 number = Some(request.id);
                 context.truth.waiting.insert(request.id, op);
-                let waiter = Waiter::Client { op, since: context.now, request: request.encode_to_vec().into() };
-                self.held.push_back((request.id, waiter));
+                let write = Write { op, since: context.now, request: request.encode_to_vec().into() };
+                self.held.push_back((request.id, write));
             }
             Ask::Read { request, linearizable } => {
                 if *linearizable && !context.mutated(Mutation::ReadWithoutIndex) {
@@ -359,14 +366,12 @@ impl Process {
         if self.node.leader().is_none() {
             return;
         }
-        for (id, waiter) in std::mem::take(&mut self.held) {
-            let Waiter::Client { request, .. } = &waiter else { continue };
-            let request = request.clone();
-            if let Err(waiter) = self.waiters.enter(id, term, waiter) {
-                self.held.push_back((id, waiter));
-            } else if self.node.propose(vec![request], term).is_err() {
+        for (id, write) in std::mem::take(&mut self.held) {
+            if self.node.propose(vec![write.request.clone()], term).is_err() {
                 context.note("dropped", [self.member.0, id, 0]);
-                self.held.extend(self.waiters.take(id).map(|waiter| (id, waiter)));
+                self.held.push_back((id, write));
+            } else if self.waiters.enter(id, term, Waiter::Client(write)).is_err() {
+                context.fail(format_args!("{} applies what is later than its term {term}", self.member));
             }
         }
     }
@@ -376,9 +381,9 @@ impl Process {
         for (id, waiter) in lost {
             context.note("lost", [self.member.0, id, 0]);
             match waiter {
-                Waiter::Client { .. } => {
+                Waiter::Client(write) => {
                     context.counts.proposed_again += 1;
-                    self.held.push_back((id, waiter));
+                    self.held.push_back((id, write));
                 }
                 Waiter::Renewal(op, _) => self.answers.push((op, Answer::NotLeader(self.node.leader()))),
             }
@@ -573,7 +578,7 @@ impl Process {
         let (mut batch, mut reached) = (Batch::default(), LogPosition { index: self.applied, term: Term(0) });
         while let Some(Due::Entry(entry)) = self.due.pop_front_if(|due| left > 0 && matches!(due, Due::Entry(_))) {
             left -= 1;
-            reached = LogPosition { index: entry.index, term: entry.term };
+            reached = entry.position();
             if context.mutated(Mutation::SkipEntry) && context.one_in(100) {
                 continue;
             }
@@ -660,7 +665,7 @@ impl Process {
         self.applied = reached.index;
         for (id, outcome) in &batch.outcomes {
             match self.waiters.take(*id) {
-                Some(Waiter::Client { op, .. }) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
+                Some(Waiter::Client(Write { op, .. })) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
                 Some(Waiter::Renewal(op, ttl)) => self.answers.push((op, self.renewed(ttl))),
                 None => {}
             }

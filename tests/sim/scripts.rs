@@ -163,12 +163,14 @@ fn a_leader_that_was_paused_shows_nothing_stale() {
         stage.read(leader);
         stage.run_for(3500 * MILLI);
         let other = stage.other_than(&[leader]);
+        let before = stage.world.context.truth.model.revision();
         let write = stage.put(other);
         stage.run_for(450 * MILLI);
         // Now and then the one who applies it is slow.
         in_time += u64::from(!stage.world.clients.ops.contains_key(&write));
         stage.read(leader);
         stage.run_for(2 * SECOND);
+        assert!(stage.world.context.truth.model.revision() > before, "a write failed");
     }
     assert!(in_time > ROUNDS * 9 / 10, "{in_time} writes were done while the old leader was away");
     assert!(stage.world.context.counts.leader_changes - elections >= ROUNDS, "each pause made another member lead");
