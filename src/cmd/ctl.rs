@@ -1,10 +1,12 @@
-//! `watershed ctl`: the command-line client.
+//! `watershed ctl`: the command-line client, also under the names `etcdctl` and `etcdutl`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
-/// Runs one command line and returns its exit code. `args` are the words after `ctl`.
-pub fn run(args: &[OsString]) -> u8 {
+use crate::ctl::Program;
+
+/// Runs one command line and returns its exit code. `args` are the words after the program's name.
+pub fn run(program: Program, args: &[OsString]) -> u8 {
     let words = args.iter().map(|arg| arg.as_bytes().to_vec()).collect();
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -16,7 +18,7 @@ pub fn run(args: &[OsString]) -> u8 {
             return 1;
         }
     };
-    let code = runtime.block_on(crate::ctl::run(words, environment));
+    let code = runtime.block_on(crate::ctl::run(program, words, environment));
     // A thread may still wait for a line of standard input that never comes.
     runtime.shutdown_background();
     code

@@ -1,7 +1,9 @@
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
+use std::path::Path;
 
 use crate::config::{FlagError, ServerConfigError, Variables, parse_server_config};
+use crate::ctl::Program;
 use crate::types::API_VERSION;
 
 const HELP: &str = "\
@@ -19,9 +21,28 @@ Usage:
 Every mode explains its flags with --help.
 ";
 
-/// Runs the program and returns its exit code. `args` starts with the program's name.
+/// Runs the program and returns its exit code. `args` starts with the program's name: under a name of etcd's, as
+/// through a link, it behaves as that program.
 pub fn run(args: Vec<OsString>) -> u8 {
+    let name = args.first().and_then(|path| Path::new(path).file_name()).and_then(OsStr::to_str);
     let args = args.get(1..).unwrap_or_default();
+    match name {
+        Some("etcd") => run_as_etcd(args),
+        Some("etcdctl") => super::ctl::run(Program::Etcdctl, args),
+        Some("etcdutl") => super::ctl::run(Program::Etcdutl, args),
+        _ => run_as_watershed(args),
+    }
+}
+
+/// The server, unless the first word names one of etcd's two proxies.
+fn run_as_etcd(args: &[OsString]) -> u8 {
+    match args.first().and_then(|arg| arg.to_str()) {
+        Some("gateway" | "grpc-proxy" | "--version" | "-version") => run_as_watershed(args),
+        _ => super::server::run(args),
+    }
+}
+
+fn run_as_watershed(args: &[OsString]) -> u8 {
     let word = |at: usize| args.get(at).and_then(|arg| arg.to_str());
     match (word(0), word(1)) {
         (Some("version" | "--version" | "-version"), _) => version(),
@@ -35,7 +56,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
             refuse(format!("unknown command {other:?} for \"watershed {mode}\", there is only start"))
         }
         (Some("dev"), _) => super::dev::run(&args[1..]),
-        (Some("ctl"), _) => super::ctl::run(&args[1..]),
+        (Some("ctl"), _) => super::ctl::run(Program::Ctl, &args[1..]),
         (Some("bench"), Some("tcp-pingpong" | "tcp-bulk" | "tcp-idle")) => crate::bench::tcp::run(&args[1..]),
         (Some("bench"), _) => super::bench::run(&args[1..]),
         (Some(word), _) if !word.starts_with('-') => refuse(format!("unknown command {word:?}, see watershed --help")),
@@ -94,5 +115,19 @@ mod tests {
         assert_eq!(exit_code("sever"), 1);
         assert_eq!(exit_code("gateway stop"), 1);
         assert_eq!(exit_code("gateway"), 0);
+    }
+
+    #[test]
+    fn a_name_of_etcds_chooses_the_program() {
+        let exit_code = |line: &str| run(line.split_whitespace().map(OsString::from).collect());
+        assert_eq!(exit_code("/usr/local/bin/etcdctl version"), 0);
+        assert_eq!(exit_code("etcdctl ctl version"), 1);
+        assert_eq!(exit_code("/x/etcdutl version"), 0);
+        assert_eq!(exit_code("etcdutl get k"), 1);
+        assert_eq!(exit_code("/x/etcd --version"), 0);
+        assert_eq!(exit_code("/x/etcd gateway"), 0);
+        // Not a mode of etcd.
+        assert_eq!(exit_code("/x/etcd version"), 1);
+        assert_eq!(exit_code("/x/etcd --no-such-flag"), 2);
     }
 }

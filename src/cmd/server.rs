@@ -37,7 +37,10 @@ pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_server_config(args, &Variables::of_process("ETCD_")) {
         Ok(config) => config,
         Err(ServerConfigError::Flags(FlagError::Help(help))) => return super::dispatch::answer(&help),
-        Err(error) => return refuse(error),
+        Err(error) => {
+            refuse(&error);
+            return error.exit_code();
+        }
     };
     if let Err(error) = init_logging(&config.log) {
         return refuse(error);

@@ -85,6 +85,16 @@ pub enum FlagError {
         /// What would be right.
         reason: String,
     },
+    /// The same for a value that a variable gave.
+    #[error("invalid value {value:?} for {variable}: {reason}")]
+    InvalidVariable {
+        /// The variable.
+        variable: String,
+        /// What it holds.
+        value: String,
+        /// What would be right.
+        reason: String,
+    },
     /// Flag and variable at once: which one counts would be a guess.
     #[error(
         "conflicting environment variable {variable:?} is shadowed by corresponding command-line flag \
@@ -120,9 +130,15 @@ pub fn parse_flags(command: Command, args: &[OsString], variables: &Variables) -
         .filter_map(|arg| Some((arg.get_long()?.to_owned(), arg.get_value_parser().type_id() == TypeId::of::<bool>())))
         .collect();
     let mut values = from_arguments(&mut command, &known, args)?;
+    let arguments: BTreeSet<String> = values.keys().cloned().collect();
     let unknown_variables = add_variables(&mut values, &known, variables)?;
     let flags = values.iter().map(|(flag, value)| format!("--{flag}={value}"));
-    let matches = command.clone().try_get_matches_from(flags).map_err(|error| refused(&error, &values))?;
+    let matches = command.clone().try_get_matches_from(flags).map_err(|error| match refused(&error, &values) {
+        FlagError::Invalid { flag, value, reason } if !arguments.contains(&flag) => {
+            FlagError::InvalidVariable { variable: variables.name_of(&flag), value, reason }
+        }
+        error => error,
+    })?;
     Ok(Parsed { matches, given: values.into_keys().collect(), unknown_variables })
 }
 
@@ -147,7 +163,11 @@ fn from_arguments(
         let value = match (known.get(name), inline) {
             (None, _) => return Err(FlagError::Unknown(name.to_owned())),
             (Some(true), None) => "true".to_owned(),
-            (Some(true), Some(value)) => boolean(name, value)?,
+            (Some(true), Some(value)) => boolean(value).map_err(|reason| FlagError::Invalid {
+                flag: name.to_owned(),
+                value: value.to_owned(),
+                reason,
+            })?,
             (Some(false), Some(value)) => value.to_owned(),
             (Some(false), None) => {
                 let next = rest.next().ok_or_else(|| FlagError::MissingValue(name.to_owned()))?;
@@ -173,21 +193,21 @@ fn add_variables(
             return Err(FlagError::Shadowed { variable, flag: flag.clone() });
         }
         let value = value.into_string().map_err(FlagError::NotUtf8)?;
-        values.insert(flag.clone(), if is_boolean { boolean(flag, &value)? } else { value });
+        let value = match is_boolean {
+            true => boolean(&value).map_err(|reason| FlagError::InvalidVariable { variable, value, reason })?,
+            false => value,
+        };
+        values.insert(flag.clone(), value);
     }
     Ok(unknown.into_keys().collect())
 }
 
 /// The spellings Go takes for a boolean.
-fn boolean(flag: &str, value: &str) -> Result<String, FlagError> {
+fn boolean(value: &str) -> Result<String, String> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok("true".to_owned()),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok("false".to_owned()),
-        _ => Err(FlagError::Invalid {
-            flag: flag.to_owned(),
-            value: value.to_owned(),
-            reason: "must be true or false".to_owned(),
-        }),
+        _ => Err("must be true or false".to_owned()),
     }
 }
 
@@ -263,6 +283,10 @@ mod tests {
     fn variables_stand_in_for_flags() {
         assert_eq!(parse("", &[("ETCD_NAME", "v"), ("ETCD_QUICK", "1"), ("OTHER", "y")]), "v true 3");
         assert_eq!(parse("", &[("ETCD_NAME", ""), ("ETCD_NMAE", "1")]), "x false 3 ETCD_NMAE");
+        let bad = parse("", &[("ETCD_QUICK", "maybe")]);
+        assert_eq!(bad, "invalid value \"maybe\" for ETCD_QUICK: must be true or false");
+        let bad = parse("", &[("ETCD_QUOTA_BYTES", "1k")]);
+        assert_eq!(bad, "invalid value \"1k\" for ETCD_QUOTA_BYTES: invalid digit found in string");
         let both = parse("--name a", &[("ETCD_NAME", "b")]);
         assert!(both.starts_with("conflicting environment variable \"ETCD_NAME\" is shadowed by"), "{both}");
     }

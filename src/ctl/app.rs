@@ -1,4 +1,4 @@
-use super::command::{self, Asked, NAME, Verb};
+use super::command::{self, Asked, Program, Verb};
 use super::failure::Failure;
 use super::flags::{self, Flag, Parsed, Word};
 use super::options::{self, Options};
@@ -6,12 +6,14 @@ use super::session::{Session, show};
 use super::watch::{self, Variables};
 use super::{cluster, concurrency, kv, lease, snapshot};
 
-/// Version of the API this client speaks.
+/// Version of the API this client speaks, as etcdctl prints it.
 const API_VERSION: &str = "3.7";
 
-/// Runs one command line, without the name of the program, and returns the exit code.
-pub async fn run(words: Vec<Vec<u8>>, environment: Vec<(String, String)>) -> u8 {
-    match dispatch(&words, &environment).await {
+/// Runs one command line, without the name of the program, and returns the exit code. An empty variable counts as not
+/// set.
+pub async fn run(program: Program, words: Vec<Vec<u8>>, mut environment: Vec<(String, String)>) -> u8 {
+    environment.retain(|(_, value)| !value.is_empty());
+    match dispatch(program, &words, &environment).await {
         Ok(()) => 0,
         Err(failure) => {
             if let Some(note) = &failure.note {
@@ -25,12 +27,12 @@ pub async fn run(words: Vec<Vec<u8>>, environment: Vec<(String, String)>) -> u8 
     }
 }
 
-async fn dispatch(words: &[Word], environment: &[(String, String)]) -> Result<(), Failure> {
-    let (verb, mut parsed) = match command::read(words)? {
+async fn dispatch(program: Program, words: &[Word], environment: &[(String, String)]) -> Result<(), Failure> {
+    let (verb, mut parsed) = match command::read(program, words)? {
         Asked::Help(text) => return show(text),
         Asked::Run(verb, parsed) => (verb, parsed),
     };
-    if let Some(done) = without_cluster(verb) {
+    if let Some(done) = without_cluster(program, verb) {
         return done;
     }
     for name in options::unknown_variables(environment) {
@@ -45,10 +47,11 @@ async fn dispatch(words: &[Word], environment: &[(String, String)]) -> Result<()
 }
 
 /// Commands that ask nobody.
-fn without_cluster(verb: Verb) -> Option<Result<(), Failure>> {
+fn without_cluster(program: Program, verb: Verb) -> Option<Result<(), Failure>> {
     match verb {
         Verb::Version => {
-            Some(show(format!("{NAME} version: {}\nAPI version: {API_VERSION}\n", env!("CARGO_PKG_VERSION"))))
+            let (name, version) = (program.name(), program.version());
+            Some(show(format!("{name} version: {version}\nAPI version: {API_VERSION}\n")))
         }
         Verb::Options => {
             let known: Vec<&Flag> = options::FLAGS.iter().collect();

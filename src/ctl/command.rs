@@ -1,9 +1,43 @@
 use super::failure::{Exit, Failure};
 use super::flags::{self, Flag, Kind, Parsed, Word};
 use super::options;
+use crate::types::API_VERSION;
 
-/// How this client calls itself in help and errors.
-pub(super) const NAME: &str = "watershed ctl";
+/// The name under which this client runs. It decides which commands exist and how help and errors call the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `watershed ctl`, with a version of its own.
+    Ctl,
+    /// The client of a cluster.
+    Etcdctl,
+    /// The tool for files.
+    Etcdutl,
+}
+
+impl Program {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ctl => "watershed ctl",
+            Self::Etcdctl => "etcdctl",
+            Self::Etcdutl => "etcdutl",
+        }
+    }
+
+    /// The version scripts compare: etcd's for the names that are etcd's.
+    pub(super) fn version(self) -> &'static str {
+        match self {
+            Self::Ctl => env!("CARGO_PKG_VERSION"),
+            Self::Etcdctl | Self::Etcdutl => API_VERSION,
+        }
+    }
+
+    fn commands(self) -> &'static [Command] {
+        match self {
+            Self::Ctl | Self::Etcdctl => ROOT,
+            Self::Etcdutl => OFFLINE,
+        }
+    }
+}
 
 /// What a leaf of the command tree does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,10 +265,7 @@ const ROOT: &[Command] = &[
         "snapshot",
         "Saves and inspects images of the store",
         &[],
-        &[
-            leaf("save", "<file>", "Saves the image of one member to a file", &[], Verb::SnapshotSave),
-            leaf("status", "<file>", "Shows what an image holds", &[], Verb::SnapshotStatus),
-        ],
+        &[leaf("save", "<file>", "Saves the image of one member to a file", &[], Verb::SnapshotSave), SNAPSHOT_STATUS],
     ),
     group(
         "alarm",
@@ -261,7 +292,7 @@ const ROOT: &[Command] = &[
         &[Flag::new("listen", Kind::Bool, "", "Only follow").short('l')],
         Verb::Elect,
     ),
-    leaf("version", "", "Shows the version of this client and of its API", &[], Verb::Version),
+    VERSION,
     leaf("options", "", "Lists the options that every command takes", &[], Verb::Options),
     absent("auth"),
     absent("user"),
@@ -269,6 +300,19 @@ const ROOT: &[Command] = &[
     absent("check"),
     absent("make-mirror"),
     absent("downgrade"),
+    absent("completion"),
+];
+
+const VERSION: Command = leaf("version", "", "Shows the version of this client and of its API", &[], Verb::Version);
+const SNAPSHOT_STATUS: Command = leaf("status", "<file>", "Shows what a db snapshot holds", &[], Verb::SnapshotStatus);
+
+/// etcdutl's commands, which work on files.
+const OFFLINE: &[Command] = &[
+    group("snapshot", "Inspects db snapshots", &[], &[SNAPSHOT_STATUS, absent("restore")]),
+    VERSION,
+    absent("defrag"),
+    absent("hashkv"),
+    absent("migrate"),
     absent("completion"),
 ];
 
@@ -283,15 +327,16 @@ pub(super) enum Asked {
 
 const HELP: Flag = Flag::new("help", Kind::Bool, "", "Show this text").short('h');
 
-/// Finds the command and reads its flags. Global options may stand anywhere.
-pub(super) fn read(words: &[Word]) -> Result<Asked, Failure> {
+/// Finds the command and reads its flags. Global options may stand anywhere, and a unique beginning of a command's
+/// name is enough, as in etcdctl.
+pub(super) fn read(program: Program, words: &[Word]) -> Result<Asked, Failure> {
     let mut path: Vec<&Command> = Vec::new();
     let mut rest = words.to_vec();
     let mut at = 0;
     loop {
         let known = flags_of(&path);
         let children = match path.last() {
-            None => ROOT,
+            None => program.commands(),
             Some(Command { body: Body::Group(children), .. }) => children,
             Some(Command { body: Body::Leaf(_), .. }) => break,
         };
@@ -304,29 +349,55 @@ pub(super) fn read(words: &[Word]) -> Result<Asked, Failure> {
             continue;
         }
         let name = String::from_utf8_lossy(word).into_owned();
-        if path.is_empty() && name == "help" {
-            rest.remove(at);
-            rest.push(b"--help".to_vec());
-            continue;
+        match find(children, &name) {
+            Ok(child) => {
+                path.push(child);
+                rest.remove(at);
+            }
+            Err(candidates) if path.is_empty() && candidates.is_empty() && is_beginning(&name, "help") => {
+                rest.remove(at);
+                rest.push(b"--help".to_vec());
+            }
+            Err(candidates) => {
+                let parent = full_name(program, &path);
+                let reason = match candidates.as_slice() {
+                    [] => format!("see '{parent} --help'"),
+                    several => format!("it is the beginning of {}", several.join(", ")),
+                };
+                let text = format!("unknown command {name:?} for {parent:?}, {reason}");
+                return Err(Failure::new(Exit::Error, text));
+            }
         }
-        let Some(child) = children.iter().find(|child| child.name == name) else {
-            let parent = full_name(&path);
-            let text = format!("unknown command {name:?} for {parent:?}, see '{parent} --help'");
-            return Err(Failure::new(Exit::Error, text));
-        };
-        path.push(child);
-        rest.remove(at);
     }
     if let Some(Command { name, body: Body::Leaf(Verb::Absent), .. }) = path.last() {
-        let text = format!("{name:?} is not supported yet by {NAME}; etcdctl has it");
+        let text = format!("{name:?} is not supported yet by {}; etcd's own has it", program.name());
         return Err(Failure::new(Exit::Error, text));
     }
     let known = flags_of(&path);
     let parsed = flags::parse(&known, &rest).map_err(|text| Failure::new(Exit::Error, text))?;
     match path.last() {
         Some(Command { body: Body::Leaf(verb), .. }) if !parsed.bool("help") => Ok(Asked::Run(*verb, parsed)),
-        _ => Ok(Asked::Help(help(&path))),
+        _ => Ok(Asked::Help(help(program, &path))),
     }
+}
+
+/// The command of that name, else the only one whose name begins so.
+///
+/// # Errors
+/// The names that begin so, when there is not exactly one.
+fn find(commands: &'static [Command], name: &str) -> Result<&'static Command, Vec<&'static str>> {
+    if let Some(exact) = commands.iter().find(|command| command.name == name) {
+        return Ok(exact);
+    }
+    let candidates: Vec<&Command> = commands.iter().filter(|command| is_beginning(name, command.name)).collect();
+    match candidates.as_slice() {
+        [only] => Ok(only),
+        _ => Err(candidates.iter().map(|command| command.name).collect()),
+    }
+}
+
+fn is_beginning(word: &str, name: &str) -> bool {
+    !word.is_empty() && name.starts_with(word)
 }
 
 fn flags_of(path: &[&Command]) -> Vec<&'static Flag> {
@@ -347,15 +418,18 @@ fn takes_next(word: &[u8], known: &[&Flag]) -> bool {
     }
 }
 
-fn full_name(path: &[&Command]) -> String {
-    path.iter().fold(NAME.to_owned(), |name, command| name + " " + command.name)
+fn full_name(program: Program, path: &[&Command]) -> String {
+    path.iter().fold(program.name().to_owned(), |name, command| name + " " + command.name)
 }
 
-fn help(path: &[&Command]) -> String {
-    let name = full_name(path);
+fn help(program: Program, path: &[&Command]) -> String {
+    let name = full_name(program, path);
     let own: Vec<&Flag> = path.iter().flat_map(|command| command.flags).chain([&HELP]).collect();
     let flags = flags::usage(&own);
-    let tail = format!("{NAME} options lists the options that every command takes.\n");
+    let tail = match program {
+        Program::Etcdutl => String::new(),
+        _ => format!("{} options lists the options that every command takes.\n", program.name()),
+    };
     let list = |children: &[Command]| {
         let width = children.iter().map(|child| child.name.len()).max().unwrap_or(0);
         children
@@ -367,7 +441,7 @@ fn help(path: &[&Command]) -> String {
         None => format!(
             "A command-line client for etcd v3 clusters, with the commands, flags and output of etcdctl.\n\n\
              Usage:\n  {name} [options] <command>\n\nCommands:\n{}\n{tail}",
-            list(ROOT)
+            list(program.commands())
         ),
         Some(Command { about, body: Body::Group(children), .. }) => {
             format!("{about}\n\nUsage:\n  {name} <command>\n\nCommands:\n{}\nFlags:\n{flags}\n{tail}", list(children))
@@ -388,7 +462,7 @@ mod tests {
     }
 
     fn verb(line: &str) -> Verb {
-        match read(&words(line)) {
+        match read(Program::Ctl, &words(line)) {
             Ok(Asked::Run(verb, _)) => verb,
             other => panic!("{line}: {other:?}"),
         }
@@ -405,8 +479,37 @@ mod tests {
     }
 
     #[test]
+    fn a_unique_beginning_is_a_command() {
+        assert_eq!(verb("compact 2"), Verb::Compaction);
+        assert_eq!(verb("mem list"), Verb::MemberList);
+        assert_eq!(verb("--endpoints a:1 endp -w json heal"), Verb::EndpointHealth);
+        assert_eq!(verb("snap save f"), Verb::SnapshotSave);
+        // The whole name counts before other names that begin so.
+        assert_eq!(verb("member list"), Verb::MemberList);
+        for line in ["he", "h get"] {
+            assert!(matches!(read(Program::Ctl, &words(line)), Ok(Asked::Help(_))), "{line}");
+        }
+        let ambiguous = read(Program::Ctl, &words("comp 2")).unwrap_err();
+        assert_eq!(ambiguous.code, 1);
+        assert_eq!(
+            ambiguous.text,
+            r#"unknown command "comp" for "watershed ctl", it is the beginning of compaction, completion"#
+        );
+        assert_eq!(read(Program::Ctl, &[Word::new()]).unwrap_err().code, 1);
+    }
+
+    #[test]
+    fn each_name_of_the_program_has_its_commands() {
+        assert!(matches!(read(Program::Etcdutl, &words("snapshot status f")), Ok(Asked::Run(Verb::SnapshotStatus, _))));
+        let text = |program, line: &str| read(program, &words(line)).unwrap_err().text;
+        assert_eq!(text(Program::Etcdutl, "get k"), r#"unknown command "get" for "etcdutl", see 'etcdutl --help'"#);
+        assert!(text(Program::Etcdutl, "snapshot restore f").contains("not supported yet by etcdutl"));
+        assert!(text(Program::Etcdctl, "nope").starts_with(r#"unknown command "nope" for "etcdctl""#));
+    }
+
+    #[test]
     fn what_does_not_exist_is_named() {
-        let text = |line: &str| read(&words(line)).unwrap_err();
+        let text = |line: &str| read(Program::Ctl, &words(line)).unwrap_err();
         assert_eq!(text("nope").text, r#"unknown command "nope" for "watershed ctl", see 'watershed ctl --help'"#);
         assert_eq!(
             text("lease nope").text,
@@ -420,7 +523,7 @@ mod tests {
     #[test]
     fn help_is_given_for_every_command() {
         for line in ["", "lease", "get --help", "help get", "-h", "help"] {
-            assert!(matches!(read(&words(line)), Ok(Asked::Help(_))), "{line}");
+            assert!(matches!(read(Program::Ctl, &words(line)), Ok(Asked::Help(_))), "{line}");
         }
     }
 }

@@ -2,11 +2,11 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use super::exec;
 use super::failure::{Exit, Failure};
 use super::flags::Parsed;
 use super::lease::Keeper;
 use super::session::{Session, show};
+use super::{exec, go};
 use crate::client::Client;
 use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest, RangeRequest, RangeResponse};
 use crate::pb::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, LeaderResponse, ResignRequest};
@@ -44,7 +44,7 @@ impl Held {
         self.keeper.abort();
         let revoke = self.client.lease().lease_revoke(LeaseRevokeRequest { id: self.lease }).await;
         if let Err(status) = revoke {
-            eprintln!("lease {:016x} is left to expire ({})", self.lease, status.message());
+            eprintln!("lease {} is left to expire ({})", go::lease_id(self.lease), status.message());
         }
     }
 }

@@ -99,10 +99,27 @@ pub(super) fn status_text(status: &Status) -> String {
     if ApiError::from_text(status.message()).is_some() {
         return status.message().to_owned();
     }
+    if let Some(text) = size_text(status) {
+        return text;
+    }
     match status.code() {
         Code::DeadlineExceeded => "context deadline exceeded".to_owned(),
         code => format!("rpc error: code = {} desc = {}", code_name(code), status.message()),
     }
+}
+
+/// grpc-go's code and text for a message that is longer than `--max-request-bytes` or `--max-recv-bytes`, which tonic
+/// words in its own way.
+fn size_text(status: &Status) -> Option<String> {
+    let rest = status.message().strip_prefix("Error, ")?;
+    let (direction, rest) = rest.split_once(" message length too large: found ")?;
+    let (length, limit) = rest.strip_suffix(" bytes")?.split_once(" bytes, the limit is: ")?;
+    let what = match direction {
+        "encoded" => "trying to send message",
+        "decoded" => "grpc: received message",
+        _ => return None,
+    };
+    Some(format!("rpc error: code = ResourceExhausted desc = {what} larger than max ({length} vs. {limit})"))
 }
 
 /// grpc-go's name of a code.

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use unicode_general_category::{GeneralCategory, get_general_category};
+
 /// `%q`: a double-quoted literal. Bytes that are no UTF-8 are escaped one by one.
 pub(super) fn quote(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() + 2);
@@ -39,13 +41,22 @@ pub(super) fn quote(bytes: &[u8]) -> String {
     text
 }
 
-/// Whether Go prints the character as it is. The leading letter keeps a combining mark from being escaped.
+/// `strconv.IsPrint`: letters, marks, numbers, punctuation, symbols and the ASCII space, as of Unicode 15.0. The
+/// standard library's tables are newer and would let characters pass that Go escapes.
 fn is_printable(c: char) -> bool {
-    if c.is_ascii() {
-        return (' '..='~').contains(&c);
-    }
-    let probe = format!("a{c}");
-    probe.escape_debug().eq(probe.chars())
+    use GeneralCategory::{
+        Control, Format, LineSeparator, ParagraphSeparator, PrivateUse, SpaceSeparator, Surrogate, Unassigned,
+    };
+    let hidden = matches!(
+        get_general_category(c),
+        Control | Format | LineSeparator | ParagraphSeparator | PrivateUse | SpaceSeparator | Surrogate | Unassigned
+    );
+    c == ' ' || !hidden
+}
+
+/// `%016x` of a signed number: a sign takes the place of a digit, as in `-000000000000001`.
+pub(super) fn lease_id(id: i64) -> String {
+    if id < 0 { format!("-{:015x}", id.unsigned_abs()) } else { format!("{id:016x}") }
 }
 
 /// The quoted literal at the start of `text` and what follows it. Back quotes take everything literally.
@@ -252,13 +263,16 @@ mod tests {
 
     #[test]
     fn quoting_and_reading_back_agree() {
-        let cases: [(&[u8], &str); 6] = [
+        let cases: [(&[u8], &str); 8] = [
             (b"plain", r#""plain""#),
             (b"a \"b\"\\\n\x01\x7f", r#""a \"b\"\\\n\x01\x7f""#),
             (b"\xff\xfe", r#""\xff\xfe""#),
             ("grün\u{301}".as_bytes(), "\"grün\u{301}\""),
             ("\u{200b}\u{e0001}".as_bytes(), r#""\u200b\U000e0001""#),
             (b"", r#""""#),
+            // Letters of Unicode 15.0 and of 16.0.
+            ("\u{1e4d0}".as_bytes(), "\"\u{1e4d0}\""),
+            ("\u{1c89}\u{105c0}".as_bytes(), r#""\u1c89\U000105c0""#),
         ];
         for (bytes, text) in cases {
             assert_eq!(quote(bytes), text);
@@ -282,6 +296,20 @@ mod tests {
         assert_eq!(parse_uint("90f0f695f833e81f", 16), Ok(0x90f0f695f833e81f));
         assert_eq!(parse_uint("-1", 16).unwrap_err(), r#"strconv.ParseUint: parsing "-1": invalid syntax"#);
         assert_eq!(parse_int("", 10).unwrap_err(), r#"strconv.ParseInt: parsing "": invalid syntax"#);
+    }
+
+    #[test]
+    fn lease_ids_read_back() {
+        let cases = [
+            (0, "0000000000000000"),
+            (0x32c0_a223_13cc_5209, "32c0a22313cc5209"),
+            (-1, "-000000000000001"),
+            (i64::MIN, "-8000000000000000"),
+        ];
+        for (id, text) in cases {
+            assert_eq!(lease_id(id), text);
+            assert_eq!(parse_int(text, 16), Ok(id));
+        }
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(super) async fn keep_alive(mut session: Session, parsed: &Parsed) -> Result<
         tokio::time::sleep(pause(answer.ttl)).await;
     }
     match printer.format {
-        Format::Simple => show(format!("lease {id:016x} expired or revoked.\n")),
+        Format::Simple => show(format!("lease {} expired or revoked.\n", go::lease_id(id))),
         _ => Ok(()),
     }
 }

@@ -25,3 +25,4 @@ mod txn;
 mod watch;
 
 pub use app::run;
+pub use command::Program;

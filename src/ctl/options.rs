@@ -60,7 +60,7 @@ pub(super) fn variable(flag: &str) -> String {
 }
 
 impl Options {
-    /// Fills in variables for flags that were not given, and checks.
+    /// Fills in variables for flags that were not given, and checks. No variable in `environment` is empty.
     ///
     /// # Errors
     /// A variable for a flag that was given as well, a value out of reach, or what is not supported yet.
@@ -75,9 +75,7 @@ impl Options {
                     flag.name
                 )));
             }
-            if !value.is_empty() {
-                parsed.put_variable(flag, name, value).map_err(error)?;
-            }
+            parsed.put_variable(flag, name, value).map_err(error)?;
         }
         for name in ABSENT {
             if parsed.bool(name) || !parsed.text(name).is_empty() {

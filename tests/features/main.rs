@@ -8,6 +8,7 @@ mod crash;
 
 mod bad_input;
 mod compaction;
+mod ctl;
 mod http;
 mod kv;
 mod lease;

@@ -1,4 +1,4 @@
-//! Starting and stopping: refusals are one clear line, exit code 1, and leave the disk as it was.
+//! Starting and stopping: refusals are one clear line, the exit code etcd has, and leave the disk as it was.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -31,17 +31,25 @@ fn wrong_flags_are_named() {
     let data = format!("--data-dir={}", folder.path().join("data").display());
     let busy = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let busy_url = format!("--listen-client-urls=http://{}", busy.local_addr().expect("address"));
-    for (args, named) in [
-        (vec!["--no-such-flag=1"], "no-such-flag"),
-        (vec!["--listen-client-urls=nonsense"], "listen-client-urls"),
-        (vec!["--listen-client-urls=http://127.0.0.1:99999"], "listen-client-urls"),
-        (vec!["--quota-backend-bytes=many"], "quota-backend-bytes"),
-        (vec!["--max-txn-ops=-3"], "max-txn-ops"),
-        (vec![busy_url.as_str(), "--advertise-client-urls=http://127.0.0.1:1"], "127.0.0.1:"),
-        (vec!["gateway", "start", "--endpoints=::bad::"], "endpoints"),
-        (vec!["gateway", "start", "--no-such-flag"], "no-such-flag"),
-        (vec!["grpc-proxy", "start", "--endpoints="], "endpoint"),
-        (vec!["no-such-command"], "no-such-command"),
+    // 2 is what etcd's flag parser refuses, in the server only.
+    for (exit, args, named) in [
+        (2, vec!["--no-such-flag=1"], "no-such-flag"),
+        (2, vec!["--initial-cluster-state=odd"], "initial-cluster-state"),
+        (2, vec!["--listen-client-urls=nonsense", "--advertise-client-urls=http://127.0.0.1:1"], "listen-client-urls"),
+        (
+            2,
+            vec!["--listen-client-urls=http://127.0.0.1:99999", "--advertise-client-urls=http://127.0.0.1:1"],
+            "listen-client-urls",
+        ),
+        (1, vec!["--listen-peer-urls=http://example.com:1"], "listen-peer-urls"),
+        (2, vec!["--quota-backend-bytes=many"], "quota-backend-bytes"),
+        (2, vec!["--max-txn-ops=-3"], "max-txn-ops"),
+        (1, vec!["--election-timeout=1"], "election-timeout"),
+        (1, vec![busy_url.as_str(), "--advertise-client-urls=http://127.0.0.1:1"], "127.0.0.1:"),
+        (1, vec!["gateway", "start", "--endpoints=::bad::"], "endpoints"),
+        (1, vec!["gateway", "start", "--no-such-flag"], "no-such-flag"),
+        (1, vec!["grpc-proxy", "start", "--endpoints="], "endpoint"),
+        (1, vec!["no-such-command"], "no-such-command"),
     ] {
         let mut all = args.clone();
         if args[0].starts_with("--") {
@@ -49,7 +57,7 @@ fn wrong_flags_are_named() {
         }
         let (code, output) = refused_start(folder.path(), &all);
         std::fs::remove_file(folder.path().join("refused.log")).expect("log file");
-        assert_eq!(code, Some(1), "{args:?}: {output}");
+        assert_eq!(code, Some(exit), "{args:?}: {output}");
         assert!(output.contains(named), "{args:?} must name {named:?}: {output}");
         assert!(!output.contains("panicked"), "{args:?}: {output}");
         assert_eq!(listing(folder.path()).len(), 1, "{args:?} left something: {:?}", listing(folder.path()));

@@ -223,6 +223,19 @@ pub enum ServerConfigError {
     },
 }
 
+impl ServerConfigError {
+    /// The exit code of etcd for this error: 2 for what its flag parser refuses (an unknown flag, a value of the wrong
+    /// form), 1 for what it finds later.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Flags(FlagError::Unknown(_) | FlagError::MissingValue(_) | FlagError::Invalid { .. }) => 2,
+            Self::Url { source: UrlError::Scheme(_) | UrlError::HostPort(_) | UrlError::Path(_), .. } => 2,
+            Self::Value { flag: "initial-cluster-state" | "feature-gates", .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// Reads and checks the server's arguments and its `ETCD_*` variables. Touches neither disk nor network.
 ///
 /// # Errors

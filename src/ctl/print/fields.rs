@@ -40,7 +40,7 @@ impl Lines {
     }
 
     fn lease(&mut self, name: &str, id: i64) {
-        if self.hex { self.plain(name, format_args!("{id:016x}")) } else { self.plain(name, id) }
+        if self.hex { self.plain(name, go::lease_id(id)) } else { self.plain(name, id) }
     }
 
     fn header(&mut self, header: Option<&ResponseHeader>) {

@@ -81,10 +81,10 @@ pub(super) fn watch(printer: &Printer, answer: &WatchResponse) -> Vec<u8> {
 
 pub(super) fn time_to_live(answer: &LeaseTimeToLiveResponse, keys: bool) -> Vec<u8> {
     if answer.granted_ttl == 0 && answer.ttl == -1 {
-        return format!("lease {:016x} already expired\n", answer.id).into_bytes();
+        return format!("lease {} already expired\n", go::lease_id(answer.id)).into_bytes();
     }
-    let (id, granted, left) = (answer.id, answer.granted_ttl, answer.ttl);
-    let mut out = format!("lease {id:016x} granted with TTL({granted}s), remaining({left}s)").into_bytes();
+    let (id, granted, left) = (go::lease_id(answer.id), answer.granted_ttl, answer.ttl);
+    let mut out = format!("lease {id} granted with TTL({granted}s), remaining({left}s)").into_bytes();
     if keys {
         out.extend_from_slice(b", attached keys([");
         out.extend(answer.keys.join(&b' '));
@@ -97,7 +97,8 @@ pub(super) fn time_to_live(answer: &LeaseTimeToLiveResponse, keys: bool) -> Vec<
 pub(super) fn leases(answer: &LeaseLeasesResponse) -> Vec<u8> {
     let mut text = format!("found {} leases\n", answer.leases.len());
     for lease in &answer.leases {
-        let _ = writeln!(text, "{:016x}", lease.id);
+        text.push_str(&go::lease_id(lease.id));
+        text.push('\n');
     }
     text.into_bytes()
 }

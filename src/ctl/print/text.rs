@@ -1,4 +1,5 @@
 use super::super::failure::{Exit, Failure};
+use super::super::go;
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
 use super::{fields, json, proto, rows, simple, table};
 use crate::bolt::ImageStatus;
@@ -111,7 +112,10 @@ impl Printer {
 
     pub(crate) fn lease_grant(&self, answer: &LeaseGrantResponse) -> Text {
         match self.format {
-            Format::Simple => Ok(format!("lease {:016x} granted with TTL({}s)\n", answer.id, answer.ttl).into_bytes()),
+            Format::Simple => {
+                let id = go::lease_id(answer.id);
+                Ok(format!("lease {id} granted with TTL({}s)\n", answer.ttl).into_bytes())
+            }
             Format::Fields => Ok(fields::lease_ttl(self.hex, answer.header.as_ref(), answer.id, answer.ttl)),
             Format::Json => json::line(json::lease_grant(answer)),
             Format::Protobuf => proto::message(answer),
@@ -121,7 +125,7 @@ impl Printer {
 
     pub(crate) fn lease_revoke(&self, id: i64, answer: &LeaseRevokeResponse) -> Text {
         match self.format {
-            Format::Simple => Ok(format!("lease {id:016x} revoked\n").into_bytes()),
+            Format::Simple => Ok(format!("lease {} revoked\n", go::lease_id(id)).into_bytes()),
             Format::Fields => Ok(fields::header_only(self.hex, answer.header.as_ref())),
             Format::Json => json::line(json::header_only(answer.header.as_ref())),
             Format::Protobuf => proto::message(answer),
@@ -132,7 +136,8 @@ impl Printer {
     pub(crate) fn lease_keep_alive(&self, answer: &LeaseKeepAliveResponse) -> Text {
         match self.format {
             Format::Simple => {
-                Ok(format!("lease {:016x} keepalived with TTL({})\n", answer.id, answer.ttl).into_bytes())
+                let id = go::lease_id(answer.id);
+                Ok(format!("lease {id} keepalived with TTL({})\n", answer.ttl).into_bytes())
             }
             Format::Fields => Ok(fields::lease_ttl(self.hex, answer.header.as_ref(), answer.id, answer.ttl)),
             Format::Json => json::line(json::lease_keep_alive(answer)),
