@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_fds(descriptors.clone())?;
 
     std::fs::write(out.join("methods.rs"), method_table(&descriptors))?;
+    std::fs::write(out.join("shapes.rs"), shapes(&descriptors))?;
 
     let mut hot = descriptors;
     hot.file.retain_mut(|file| {
@@ -84,4 +85,42 @@ fn method_table(descriptors: &protox::prost_reflect::prost_types::FileDescriptor
     }
     table.push(']');
     table
+}
+
+/// What every request looks like, for tests that make arbitrary ones: the input of each method, the fields of each
+/// message, the values of each enum.
+fn shapes(descriptors: &protox::prost_reflect::prost_types::FileDescriptorSet) -> String {
+    use protox::prost_reflect::{DescriptorPool, Kind};
+    let pool = DescriptorPool::from_file_descriptor_set(descriptors.clone()).expect("compiled descriptors");
+    let mut text = String::from("pub static INPUTS: &[(&str, &str)] = &[");
+    for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+        let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+        let _ = write!(text, "({path:?}, {:?}),", method.input().full_name());
+    }
+    text.push_str("];pub static MESSAGES: &[(&str, &[Field])] = &[");
+    for message in pool.all_messages() {
+        let _ = write!(text, "({:?}, &[", message.full_name());
+        for field in message.fields() {
+            let content = match field.kind() {
+                Kind::Message(message) => format!("Content::Message({:?})", message.full_name()),
+                Kind::Enum(values) => {
+                    format!("Content::Enum(&{:?})", values.values().map(|value| value.number()).collect::<Vec<_>>())
+                }
+                Kind::String => "Content::Text".to_owned(),
+                Kind::Bytes => "Content::Bytes".to_owned(),
+                Kind::Bool => "Content::Bool".to_owned(),
+                Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64 => "Content::Number".to_owned(),
+                other => panic!("{other:?} is not made by tests/cluster/any_request.rs yet"),
+            };
+            let _ = write!(
+                text,
+                "Field {{ number: {}, repeated: {}, content: {content} }},",
+                field.number(),
+                field.is_list(),
+            );
+        }
+        text.push_str("]),");
+    }
+    text.push_str("];");
+    text
 }

@@ -2,6 +2,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
+/// Longest list of peer URLs of one member.
+const PEER_URLS_BYTES_MAX: usize = 2048;
+
 /// An address a server listens on: an IP or `localhost`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenUrl {
@@ -36,6 +39,12 @@ pub enum UrlError {
     /// The list has no entry.
     #[error("no URL given")]
     Empty,
+    /// More than members tell each other.
+    #[error("list of URLs is too long: {bytes} bytes")]
+    TooLong {
+        /// Bytes of the list.
+        bytes: usize,
+    },
 }
 
 impl ListenUrl {
@@ -104,7 +113,19 @@ pub fn check_peer_urls(urls: &[String]) -> Result<Vec<String>, UrlError> {
     if urls.is_empty() {
         return Err(UrlError::Empty);
     }
-    urls.iter().map(|url| advertised_url(url.trim())).collect()
+    // Members tell each other their URLs in a header of this form when they connect.
+    let bytes: usize = urls.iter().map(|url| url.len() + 1).sum();
+    if bytes > PEER_URLS_BYTES_MAX {
+        return Err(UrlError::TooLong { bytes });
+    }
+    urls.iter()
+        .map(|url| {
+            let url = advertised_url(url.trim())?;
+            let parsed = url::Url::parse(&url).is_ok_and(|parsed| parsed.has_host());
+            let plain = url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+            if parsed && plain { Ok(url) } else { Err(UrlError::HostPort(url)) }
+        })
+        .collect()
 }
 
 /// Checks every entry of a comma list.
@@ -180,5 +201,16 @@ mod tests {
         assert_eq!(check_peer_urls(&[" http://a:1".into()]), Ok(vec!["http://a:1".to_owned()]));
         assert_eq!(check_peer_urls(&[]), Err(UrlError::Empty));
         assert!(check_peer_urls(&["http://a:1".into(), "%".into()]).is_err());
+    }
+
+    // Cause: a name with a line break, a comma or 2 kB was stored, and the member could not connect to any other since.
+    #[test]
+    fn a_peer_url_can_be_told_to_others() {
+        for bad in ["http://a\n:1", "http://a,b:1", "http://\u{e9}:1", "http://%zz:1", "http://:1", "http://a\0:1"] {
+            assert!(check_peer_urls(&[bad.into()]).is_err(), "{bad:?}");
+        }
+        let long = |bytes| check_peer_urls(&[format!("http://{}:1", "b".repeat(bytes - 9))]);
+        assert!(long(PEER_URLS_BYTES_MAX - 1).is_ok());
+        assert_eq!(long(PEER_URLS_BYTES_MAX), Err(UrlError::TooLong { bytes: PEER_URLS_BYTES_MAX + 1 }));
     }
 }

@@ -9,6 +9,7 @@ mod harness;
 #[path = "../workload/mod.rs"]
 mod workload;
 
+mod any_request;
 mod damaged;
 mod everywhere;
 mod leaders;

@@ -23,7 +23,7 @@ pub use http::{http_get, metric};
 pub use network::{Link, Network};
 pub use process::{Process, free_port};
 
-pub use raw::raw_call;
+pub use raw::{raw_call, raw_stream};
 pub use stream::Answers;
 pub use watching::{Watching, in_words};
 pub use world::{Target, World, client, is_stock, member_args, prefix, run, server_binary};

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -9,6 +11,35 @@ pub async fn raw_call(client: &Client, path: &'static str, message: Bytes) -> Re
     let mut grpc = Grpc::new(client.channel());
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     grpc.unary(Request::new(message), http::uri::PathAndQuery::from_static(path), AsIs).await
+}
+
+/// Sends these bytes as the messages of a request of any kind, and takes so many answers at most. A call that does not
+/// end by itself is cancelled after `limit`.
+pub async fn raw_stream(
+    client: &Client,
+    path: &'static str,
+    messages: Vec<Bytes>,
+    answers_max: usize,
+    limit: Duration,
+) -> Result<Vec<Bytes>, Status> {
+    let mut answers = Vec::new();
+    let call = async {
+        let mut grpc = Grpc::new(client.channel());
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let request = Request::new(tokio_stream::iter(messages));
+        let mut stream =
+            grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner();
+        while answers.len() < answers_max
+            && let Some(answer) = stream.message().await?
+        {
+            answers.push(answer);
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(limit, call).await {
+        Ok(Err(status)) => Err(status),
+        Ok(Ok(())) | Err(_) => Ok(answers),
+    }
 }
 
 /// Messages are bytes.

@@ -19,6 +19,10 @@ impl ClusterStore {
         id: MemberId,
         context: &[u8],
     ) -> Result<Vec<Change>, MembershipError> {
+        if id == MemberId(0) {
+            // No member's id; an addition under it could not be told from "none" by consensus.
+            return Err(MembershipError::IdNotFound);
+        }
         if self.is_removed(id) {
             return Err(MembershipError::IdRemoved);
         }
@@ -149,6 +153,8 @@ mod tests {
         check(AddVoter, 9, &add(9, "http://m9:2380", false, 1), "membership: ID removed");
         check(AddVoter, 4, &add(5, "http://m4:2380", false, 1), "membership: unreadable change");
         check(AddVoter, 4, b"{", "membership: unreadable change");
+        check(AddVoter, 0, &add(0, "http://m4:2380", false, 1), "membership: ID not found");
+        check(AddLearner, 0, &add(0, "http://m4:2380", true, 2), "membership: ID not found");
         // etcd's own context has no limit in it: the usual one holds.
         let without = br#"{"id":4,"peerURLs":["http://m4:2380"],"isLearner":true,"isPromote":false}"#;
         check(AddLearner, 4, without, "membership: too many learner members in cluster");
@@ -170,6 +176,7 @@ mod tests {
         check(MembersAction::Remove, 3, b"", "1=http://m1:2380 2=http://m2:2380");
         check(MembersAction::Remove, 4, b"", "membership: ID not found");
         check(MembersAction::Remove, 9, b"", "membership: ID removed");
+        check(MembersAction::Remove, 0, b"", "membership: ID not found");
         let mut store = cluster();
         store.decide(MembersAction::Remove, MemberId(1), b"").expect("two are left");
         let last = store.decide(MembersAction::Remove, MemberId(2), b"");
@@ -188,6 +195,7 @@ mod tests {
         check(MembersAction::Update, 2, &update(2, "http://m1:2380"), "membership: peerURL exists");
         check(MembersAction::Update, 4, &update(4, "http://m4:2380"), "membership: ID not found");
         check(MembersAction::Update, 9, &update(9, "http://m9:2380"), "membership: ID removed");
+        check(MembersAction::Update, 0, &update(0, "http://m9:2380"), "membership: ID not found");
         check(MembersAction::Update, 2, &update(1, "http://x:1"), "membership: unreadable change");
         let mut store = cluster();
         store.decide(MembersAction::Update, MemberId(3), &update(3, "http://x:1")).expect("it is right");

@@ -46,10 +46,6 @@ impl HashCache {
         }
     }
 
-    fn find(&self, at: Revision) -> Option<HashKv> {
-        self.0.lock().iter().find(|hash| hash.hash_revision == at).copied()
-    }
-
     fn all(&self) -> Vec<HashKv> {
         self.0.lock().iter().copied().collect()
     }
@@ -63,23 +59,12 @@ impl StoreReader {
     /// Hashes the history up to `revision` (0: the newest); also returns the newest revision. Reads all rows: for a
     /// thread that may block.
     ///
-    /// The revision of one of the last compactions is answered with the hash computed then, over what was there
-    /// before it.
+    /// Always over the rows there are now. etcd answers the revision of one of its last compactions with the hash
+    /// computed then, until it is started again: members would give different answers for the same history.
     ///
     /// # Errors
     /// A future or compacted revision.
     pub fn hash_kv(&self, revision: Revision) -> Result<(HashKv, Revision), MvccError> {
-        if let Some(cached) = self.shared.hashes.find(revision) {
-            return Ok((cached, self.revision()));
-        }
-        self.hash_state(revision)
-    }
-
-    /// Like [`hash_kv`](Self::hash_kv), over the rows there are now, whatever compactions left behind.
-    ///
-    /// # Errors
-    /// A future or compacted revision.
-    pub fn hash_state(&self, revision: Revision) -> Result<(HashKv, Revision), MvccError> {
         // Held before the look at the state, so that nothing which that state needs is removed any more.
         let _held = Hold::new(&self.shared.hashing);
         let snapshot = self.snapshot();

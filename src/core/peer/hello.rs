@@ -160,8 +160,12 @@ impl Hello {
             .header(FROM_HEADER, self.from.to_string())
             .header(TO_HEADER, self.to.to_string())
             .header(LANE_HEADER, self.purpose.name());
-        if !self.urls.is_empty() {
-            request = request.header(URLS_HEADER, self.urls.join(","));
+        // Stored URLs that are no header (earlier versions took any) do not keep a member from connecting.
+        if let Ok(urls) = HeaderValue::from_str(&self.urls.join(","))
+            && !urls.is_empty()
+            && urls.len() <= URLS_BYTES_MAX
+        {
+            request = request.header(URLS_HEADER, urls);
         }
         request.body(Empty::new())
     }
@@ -324,6 +328,14 @@ mod tests {
             refused(Hello { urls: urls.into_iter().map(str::to_owned).collect(), ..new() });
         }
         refused(Hello { urls: vec![format!("http://{}:1", "b".repeat(URLS_BYTES_MAX))], ..new() });
+    }
+
+    #[test]
+    fn urls_that_are_no_header_are_left_out() {
+        for url in ["http://b\n:1".to_owned(), format!("http://{}:1", "b".repeat(URLS_BYTES_MAX))] {
+            let request = Hello { urls: vec![url], ..hello() }.request("a:1").expect("a request all the same");
+            assert!(!request.headers().contains_key(URLS_HEADER));
+        }
     }
 
     #[test]

@@ -201,6 +201,12 @@ fn check_proposal(message: &Message) -> Result<(), RefusedMessage> {
             return refuse("a proposal that claims a place in the log, or is empty");
         }
         check_content(entry)?;
+        if entry.get_entry_type() == EntryType::EntryConfChange
+            && ProposedChange::from_entry(&entry.data).is_some_and(|change| change.member == MemberId(0))
+        {
+            // What is in the log already is applied (and refused), but earlier versions cannot read it.
+            return refuse("a membership change of nobody");
+        }
     }
     Ok(())
 }

@@ -67,7 +67,9 @@ impl ProposedChange {
             walpb::ConfChangeType::ConfChangeUpdateNode => ChangeKind::Update,
             walpb::ConfChangeType::ConfChangeAddLearnerNode => ChangeKind::AddLearner,
         };
-        let member = MemberId(change.node_id.filter(|id| *id != 0)?);
+        // Nobody has id 0. Earlier versions put it into the log when a client asked to remove or update it: apply refuses
+        // such a change, on every member.
+        let member = MemberId(change.node_id.unwrap_or(0));
         let context = change.context.unwrap_or_default();
         Some(Self { request: change.id.unwrap_or(0), kind, member, context })
     }

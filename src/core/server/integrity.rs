@@ -69,7 +69,7 @@ async fn own_hash(core: &Core, revision: Revision) -> Result<(HashKv, Revision),
     let store = core.store.clone();
     let began = Instant::now();
     // Not what a compaction has left behind: this is about the rows there are now.
-    let hashing = tokio::task::spawn_blocking(move || store.hash_state(revision));
+    let hashing = tokio::task::spawn_blocking(move || store.hash_kv(revision));
     let hashed = hashing.await.map_err(|_| ApiError::Stopped)?;
     core.metrics.mvcc.hash_rev_duration.observe(began.elapsed().as_secs_f64());
     hashed.map_err(|error| stop_if_fatal(core, error))

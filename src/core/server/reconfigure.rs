@@ -213,6 +213,13 @@ impl Core {
         member: MemberId,
         context: Vec<u8>,
     ) -> Result<Vec<Member>, Failure> {
+        if member == MemberId(0) {
+            // Nobody's id. Earlier versions cannot read such an entry, and one of them may be in the cluster.
+            return Err(ApiError::MemberNotFound.into());
+        }
+        if context.len() > self.limits.max_request_bytes {
+            return Err(ApiError::RequestTooLarge.into());
+        }
         let request = self.next_request_id();
         let change = ProposedChange { request, kind, member, context: context.into() };
         let deadline = tokio::time::Instant::now() + self.limits.request_timeout;

@@ -141,6 +141,53 @@ fn what_the_log_forbids_changes_nothing() {
     assert!(matches!(node.step(heartbeat(3, 6, LEADER)), Err(RaftError::LostLog { .. })));
 }
 
+/// A change of the member with this id, as an entry of the log.
+fn change_of(member: MemberId, index: u64) -> Entry {
+    let change = ProposedChange { request: 1, kind: ChangeKind::Remove, member, context: Bytes::new() };
+    Entry { index, term: 3, ..change.to_entry() }
+}
+
+// Cause: `member remove 0` was proposed, and no member could read the entry: the only one stopped at each start, and
+// followers refused the append for ever.
+#[test]
+fn a_change_of_nobody_in_the_log_is_read_and_passed_over() {
+    let mut node = follower();
+    let before = node.conf_state();
+    let append = message(MessageType::MsgAppend, |message| {
+        (message.index, message.log_term, message.commit) = (5, 3, 7);
+        message.set_entries(vec![change_of(MemberId(0), 6), entry(7, 3)].into());
+    });
+    assert_eq!(node.step(parse(&append).expect("a follower takes it")).expect("no fault"), Stepped::Taken);
+    let (committed, written) = settle(&mut node);
+    assert_eq!((node.committed(), node.conf_state()), (LogIndex(7), before));
+    assert!(committed.iter().any(|entry| matches!(&entry.kind,
+        CommittedKind::Members(change) if change.member == MemberId(0))));
+
+    // The same log at a start, with one member.
+    let mut log = log_of(["a", "b"]).0;
+    let last = log.last().expect("entries").clone();
+    let next = LogIndex(last.index.0 + 1);
+    log.push(WalEntry { index: next, term: last.term, ..written[0].clone() });
+    let hard_state = HardState { term: last.term, vote: Some(MEMBER), commit: next };
+    let mut node = node_with(log, hard_state, LogPosition::default());
+    settle(&mut node);
+    node.campaign().expect("the only voter may");
+    propose(&mut node, &["after"]);
+    settle(&mut node);
+    propose(&mut node, &["after"]);
+    assert_eq!(requests(&settle(&mut node).0), [b"after"]);
+}
+
+#[test]
+fn nobody_is_changed_by_a_proposal() {
+    let proposal = |member| {
+        let entry = Entry { index: 0, term: 0, ..change_of(member, 0) };
+        parse(&message(MessageType::MsgPropose, |message| message.set_entries(vec![entry].into())))
+    };
+    assert!(proposal(OTHER).is_ok());
+    assert!(proposal(MemberId(0)).is_err());
+}
+
 #[test]
 fn a_leader_passes_over_what_it_cannot_have_caused() {
     let (mut node, _) = leader();

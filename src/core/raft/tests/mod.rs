@@ -38,8 +38,9 @@ fn settle(node: &mut RaftNode) -> (Vec<Committed>, Vec<WalEntry>) {
             node.persisted(group.number);
         }
         for entry in &step.committed {
-            if matches!(entry.kind, CommittedKind::Members(_)) {
-                let decision = MembersDecision { index: entry.index, accepted: true };
+            if let CommittedKind::Members(change) = &entry.kind {
+                // As apply does, which knows nobody of id 0.
+                let decision = MembersDecision { index: entry.index, accepted: change.member != MemberId(0) };
                 node.members_decided(decision).expect("in order");
             }
         }
