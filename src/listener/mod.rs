@@ -1,11 +1,12 @@
 //! Accepting connections: sockets, per-core runtimes, HTTP/1 and HTTP/2 on one port.
 //!
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
-//! connections (`shard.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
+//! connections (`shard.rs`) and stays there, read no faster than its requests are handled (`paced.rs`): HTTP/2 in Rust takes a lock per connection, so a connection that never
 //! changes threads never waits for it. The core and the proxy give a function that makes their service, which is
 //! called once on each serving thread.
 
 mod accept;
+mod paced;
 mod shard;
 mod socket;
 

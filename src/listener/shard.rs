@@ -19,6 +19,8 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 use tracing::debug;
 
+use super::paced::Paced;
+
 /// One serving thread, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ShardId(pub usize);
@@ -56,13 +58,19 @@ impl Default for ListenerConfig {
     }
 }
 
-// What one connection may make this process hold, whatever it does: unread input up to the connection window,
-// unsent output up to the send buffer of each stream that has any, and a bounded number of resets.
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+// What one connection may make this process hold, whatever it does: input that handlers do not take up to the
+// connection window, unsent output up to the send buffer of each stream that has any, and what `Paced` lets in.
+//
+// The library ends a connection whose untaken DATA frames lack more than half of the connection window to 256 bytes
+// each. A handler that stops reading must meet the end of its stream's window first: 64 KiB of the smallest messages
+// (seven bytes) lack 2.2 MiB.
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 const HEADER_LIST_BYTES: u32 = 32 * 1024;
-const PENDING_RESETS_MAX: usize = 64;
+/// Streams that were reset before their handler began. More than fit into what is read in one turn, after which all
+/// that came are accepted.
+const PENDING_RESETS_MAX: usize = 8 * 1024;
 
 /// Time a connection has to prove who it is.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -122,7 +130,10 @@ fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .max_header_list_size(HEADER_LIST_BYTES)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        // Counted over the life of a connection, and what arrives for a stream that was answered early counts. The
+        // resets that wait for a client that does not read are bounded by `Paced`.
+        .max_local_error_reset_streams(None);
     if !config.keepalive_interval.is_zero() && !config.keepalive_timeout.is_zero() {
         http2.keep_alive_interval(config.keepalive_interval).keep_alive_timeout(config.keepalive_timeout);
     }
@@ -156,7 +167,8 @@ async fn serve_connection<I, S>(
     S::Future: Send,
 {
     let _guard = guard;
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+    let stream = TokioIo::new(Paced::new(stream));
+    let connection = builder.serve_connection_with_upgrades(stream, TowerToHyperService::new(service));
     tokio::pin!(connection);
     let mut stopping = false;
     loop {

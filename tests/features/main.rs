@@ -9,6 +9,7 @@ mod crash;
 mod bad_input;
 mod compaction;
 mod ctl;
+mod floods;
 mod http;
 mod kv;
 mod lease;

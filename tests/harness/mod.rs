@@ -10,6 +10,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 mod cluster;
+mod frames;
 mod http;
 mod network;
 mod process;
@@ -19,6 +20,7 @@ mod watching;
 mod world;
 
 pub use cluster::{Cluster, EndState};
+pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};
 pub use http::{http_get, metric};
 pub use network::{Link, Network};
 pub use process::{Process, free_port};
