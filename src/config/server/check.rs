@@ -65,6 +65,8 @@ pub struct ServerConfig {
     pub max_txn_ops: usize,
     /// Size one request may have.
     pub max_request_bytes: usize,
+    /// Memory that long answers in flight may take.
+    pub answer_memory_bytes: u64,
     /// Streams one client connection may have open.
     pub max_concurrent_streams: u32,
     /// Shortest pause between two pings of a client.
@@ -345,6 +347,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             quota: Quota::from_flag(raw.quota_backend_bytes),
             max_txn_ops: usize::try_from(raw.max_txn_ops).unwrap_or(usize::MAX),
             max_request_bytes: usize::try_from(raw.max_request_bytes).unwrap_or(usize::MAX),
+            answer_memory_bytes: raw.answer_memory_bytes,
             max_concurrent_streams: raw.max_concurrent_streams,
             keepalive_min_time: raw.grpc_keepalive_min_time.0,
             keepalive_interval: raw.grpc_keepalive_interval.0,

@@ -67,6 +67,9 @@ pub struct RawServerConfig {
     /// Size one request may have.
     #[arg(long, default_value_t = 1_572_864)]
     pub max_request_bytes: u64,
+    /// Memory that long answers in flight may take, over all clients; a request without room waits and is refused then.
+    #[arg(long, default_value_t = 536_870_912)]
+    pub answer_memory_bytes: u64,
     /// Streams one client connection may have open.
     #[arg(long, default_value_t = u32::MAX)]
     pub max_concurrent_streams: u32,

@@ -1,7 +1,7 @@
 use crate::core::backend::BackendError;
 use crate::core::cluster::{ClusterError, Member, MembershipError};
 use crate::core::lease::LeaseError;
-use crate::core::mvcc::MvccError;
+use crate::core::mvcc::{MvccError, TxnAnswer};
 use crate::pb::encoded;
 use crate::pb::etcdserverpb::AlarmMember;
 use crate::types::{LeaseId, LogIndex, Revision};
@@ -17,7 +17,7 @@ pub enum Applied {
     /// A delete.
     DeleteRange(encoded::DeleteRangeResponse),
     /// A transaction.
-    Txn(encoded::TxnResponse),
+    Txn(TxnAnswer),
     /// A compaction that is in force; removing what it forgets goes on in the background.
     Compact {
         /// The newest revision when it took effect.

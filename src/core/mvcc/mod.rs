@@ -6,7 +6,7 @@
 //! [`StoreReader`]; a [`Snapshot`] is one consistent state and holds up nobody.
 //!
 //! Read `view.rs` first (what a state is and how it is read at a revision), then `record.rs` and `index.rs` (what it
-//! is made of), `tree/` (the copy-on-write tree under both), `store.rs` and `write.rs` (changing it). `range.rs`,
+//! is made of), `tree/` (the copy-on-write tree under both), `store.rs` and `write.rs` (changing it). `range.rs`, `long_range.rs`,
 //! `stream.rs` and `compare.rs` answer requests, `check.rs` refuses malformed ones beforehand, `compaction.rs`,
 //! `hash.rs`, `catch_up.rs` and `open.rs` are what their names say. docs/design/mvcc.md draws the picture.
 
@@ -17,7 +17,9 @@ mod compare;
 mod error;
 mod hash;
 mod index;
+mod long_range;
 mod open;
+mod pins;
 mod range;
 mod reader;
 mod record;
@@ -36,6 +38,10 @@ pub use check::{
 pub use compaction::{Compaction, Progress};
 pub use error::MvccError;
 pub use hash::{CompactionHash, HashKv};
+pub use long_range::LongRange;
+pub use pins::Pin;
+pub use range::{Extent, has_own_order};
 pub use reader::{Snapshot, StoreReader};
 pub use store::{EventKind, LeaseMove, LeaseView, RevisionEvents, Store, StoreEvent, Written};
 pub use stream::RangeStream;
+pub use write::TxnAnswer;

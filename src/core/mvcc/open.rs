@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use super::MvccError;
 use super::compaction::{Compaction, FINISHED, SCHEDULED};
+use super::pins::WHOLE_STATE_BYTES;
 use super::record::{Fields, Record};
 use super::store::Store;
 use super::view::State;
@@ -26,7 +27,9 @@ impl Store {
     /// # Errors
     /// As for [`open`](Self::open); the old state stays then.
     pub fn restore(&mut self, backend: Backend) -> Result<(), MvccError> {
+        let replaced = self.state.replaced_bytes;
         (self.state, self.unfinished) = load(backend)?;
+        self.state.replaced_bytes = replaced.saturating_add(WHOLE_STATE_BYTES);
         self.shared.hashes.clear();
         self.publish();
         Ok(())

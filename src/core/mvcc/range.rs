@@ -28,6 +28,54 @@ pub(super) fn has_revision_filters(request: &RangeRequest) -> bool {
         || request.max_create_revision != 0
 }
 
+/// Whether pairs are ordered by something else than the walk: such an answer has to be gathered first.
+pub fn has_own_order(request: &RangeRequest) -> bool {
+    request.sort_target != SortTarget::Key as i32 || !is_default_order(request)
+}
+
+/// How much a read has to look at, at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Pairs.
+    pub keys: usize,
+    /// Whether their values may have to be loaded from the backend.
+    pub loads: bool,
+}
+
+/// Pairs that one look at the store may gather: some tens of microseconds.
+const FEW_KEYS: usize = 256;
+
+impl Extent {
+    /// Whether it is read at once, wherever it is asked for.
+    pub fn is_small(self) -> bool {
+        self.keys <= if self.loads { 1 } else { FEW_KEYS }
+    }
+}
+
+impl std::ops::AddAssign for Extent {
+    fn add_assign(&mut self, other: Self) {
+        self.keys = self.keys.saturating_add(other.keys);
+        self.loads |= other.loads;
+    }
+}
+
+/// What answering `request` looks at, from the counts in the trees alone.
+pub(super) fn extent(view: View<'_>, request: &RangeRequest) -> Extent {
+    if request.count_only {
+        return Extent::default();
+    }
+    let covered = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
+    let loads = request.revision > 0 && request.revision < view.state.revision.0;
+    let mut keys = view.versions_at_most(&covered, loads);
+    if let Ok(limit @ 1..) = usize::try_from(request.limit)
+        && is_default_order(request)
+        && !has_revision_filters(request)
+    {
+        keys = keys.min(limit.saturating_add(1));
+    }
+    Extent { keys, loads }
+}
+
 /// Answers `request`; the header says the revision of the view.
 pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeResponse, MvccError> {
     let at = view.at(request.revision)?;
@@ -40,8 +88,9 @@ pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeRespo
 
     let limit = usize::try_from(request.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
     let filtered = has_revision_filters(request);
+    let selection = Selection::of(request);
     // Sorting by something else in no order sorts only what the limit let through.
-    let sorted = request.sort_target != SortTarget::Key as i32 || !is_default_order(request);
+    let sorted = has_own_order(request);
     let fetch = if is_default_order(request) && !filtered { limit.saturating_add(1) } else { usize::MAX };
 
     if sorted || filtered {
@@ -49,14 +98,14 @@ pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeRespo
         for found in view.walk(&covered, at).take(fetch) {
             let encoded = view.load(found)?;
             let fields = Fields::parse(&encoded).unwrap_or_default();
-            if passes(request, &fields) {
+            if selection.passes(&fields) {
                 pairs.push(Pair { encoded, fields });
             }
         }
         sort(request, &mut pairs);
         response.more = pairs.len() > limit;
         pairs.truncate(limit);
-        response.kvs = pairs.into_iter().map(|pair| pair.answer(request)).collect();
+        response.kvs = pairs.into_iter().map(|pair| selection.part(pair.encoded, &pair.fields)).collect();
         response.count = view.count(&covered, at) as i64;
         return Ok(response);
     }
@@ -66,13 +115,7 @@ pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeRespo
             response.more = true;
             break;
         }
-        let encoded = view.load(found)?;
-        response.kvs.push(if request.keys_only {
-            let fields = Fields::parse(&encoded).unwrap_or_default();
-            Pair { encoded, fields }.answer(request)
-        } else {
-            encoded
-        });
+        response.kvs.extend(selection.answer(view.load(found)?));
     }
     response.count = if response.more { view.count(&covered, at) as i64 } else { response.kvs.len() as i64 };
     Ok(response)
@@ -91,20 +134,58 @@ impl Pair {
     fn key(&self) -> &[u8] {
         &self.encoded[self.fields.key.clone()]
     }
-
-    fn answer(self, request: &RangeRequest) -> Bytes {
-        if !request.keys_only {
-            return self.encoded;
-        }
-        // etcd 3.7 answers keys_only from its index, which knows no leases, unless it had to look at the values.
-        without_value(&self.encoded, &self.fields, request.sort_target == SortTarget::Value as i32)
-    }
 }
 
-fn passes(request: &RangeRequest, fields: &Fields) -> bool {
-    let within = |number, min, max| (min == 0 || number >= min) && (max == 0 || number <= max);
-    within(fields.modified, request.min_mod_revision, request.max_mod_revision)
-        && within(fields.create, request.min_create_revision, request.max_create_revision)
+/// Which pairs a request wants, and which part of them.
+#[derive(Clone, Copy)]
+pub(super) struct Selection {
+    keys_only: bool,
+    /// Of an answer with keys only.
+    keep_lease: bool,
+    filters: bool,
+    modified: (i64, i64),
+    create: (i64, i64),
+}
+
+impl Selection {
+    pub(super) fn of(request: &RangeRequest) -> Self {
+        Self {
+            keys_only: request.keys_only,
+            // etcd 3.7 answers keys_only from its index, which knows no leases, unless it had to look at the values.
+            keep_lease: request.sort_target == SortTarget::Value as i32,
+            filters: has_revision_filters(request),
+            modified: (request.min_mod_revision, request.max_mod_revision),
+            create: (request.min_create_revision, request.max_create_revision),
+        }
+    }
+
+    /// Whether pairs of the range may be left out.
+    pub(super) fn filters(&self) -> bool {
+        self.filters
+    }
+
+    /// Whether the answer has every pair as it is stored.
+    pub(super) fn takes_all(&self) -> bool {
+        !self.filters && !self.keys_only
+    }
+
+    /// What the answer has of a pair; none when it does not pass the filters.
+    pub(super) fn answer(&self, encoded: Bytes) -> Option<Bytes> {
+        if self.takes_all() {
+            return Some(encoded);
+        }
+        let fields = Fields::parse(&encoded).unwrap_or_default();
+        self.passes(&fields).then(|| self.part(encoded, &fields))
+    }
+
+    fn part(&self, encoded: Bytes, fields: &Fields) -> Bytes {
+        if self.keys_only { without_value(&encoded, fields, self.keep_lease) } else { encoded }
+    }
+
+    fn passes(&self, fields: &Fields) -> bool {
+        let within = |number, (min, max)| (min == 0 || number >= min) && (max == 0 || number <= max);
+        within(fields.modified, self.modified) && within(fields.create, self.create)
+    }
 }
 
 fn sort(request: &RangeRequest, pairs: &mut [Pair]) {

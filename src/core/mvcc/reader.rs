@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::MvccError;
-use super::range::range;
+use super::range::{Extent, extent, range};
 use super::stream::RangeStream;
 use super::view::{Shared, State, View};
-use super::write::read_only;
+use super::write::{delete_extent, read_only, txn_extent};
 use crate::pb::encoded::{RangeResponse, TxnResponse};
-use crate::pb::etcdserverpb::{RangeRequest, TxnRequest};
+use crate::pb::etcdserverpb::{DeleteRangeRequest, RangeRequest, TxnRequest};
 use crate::types::Revision;
 
 /// Way in to the published state; cheap to clone, usable from any thread.
@@ -68,6 +68,26 @@ impl Snapshot {
     /// Whether no key exists.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// How much answering a range looks at, at most.
+    pub fn extent(&self, request: &RangeRequest) -> Extent {
+        extent(self.view(), request)
+    }
+
+    /// How much the answer to a transaction holds at most, whichever way its compares turn out.
+    pub fn txn_extent(&self, request: &TxnRequest) -> Extent {
+        txn_extent(self.view(), request)
+    }
+
+    /// How much the answer to a delete holds at most.
+    pub fn delete_extent(&self, request: &DeleteRangeRequest) -> Extent {
+        delete_extent(self.view(), request)
+    }
+
+    /// See [`StoreReader::replaced_bytes`], of this state.
+    pub fn replaced_bytes(&self) -> u64 {
+        self.state.replaced_bytes
     }
 
     /// Answers a range.

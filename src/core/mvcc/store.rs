@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::Compaction;
 use super::index::{Past, Spot, TOMBSTONE};
-use super::reader::StoreReader;
+use super::pins::NODES_PER_WRITE_BYTES;
+use super::reader::{Snapshot, StoreReader};
 use super::record::{Draft, Record, deletion, tombstone};
 use super::view::{Found, Shared, State, View};
 use crate::core::backend::{Change, Table};
@@ -101,6 +102,7 @@ impl Store {
             published: ArcSwap::from_pointee(state.clone()),
             hashing: AtomicUsize::new(0),
             hashes: Default::default(),
+            pins: Default::default(),
         };
         Self { state, shared: Arc::new(shared), scratch: Vec::new(), unfinished }
     }
@@ -133,6 +135,11 @@ impl Store {
     /// Shows everything written so far to readers, at once. Called once per batch of entries.
     pub fn publish(&mut self) {
         self.shared.published.store(Arc::new(self.state.clone()));
+    }
+
+    /// The state as it is now, published or not.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot { state: Arc::new(self.state.clone()), shared: Arc::clone(&self.shared) }
     }
 
     pub(super) fn view(&self) -> View<'_> {
@@ -180,6 +187,7 @@ impl<'s> Batch<'s> {
     fn next_id(&mut self) -> RecordId {
         let main = self.begin.next();
         self.store.state.revision = main;
+        self.store.state.replaced_bytes += NODES_PER_WRITE_BYTES;
         RecordId::new(main, self.changes.len() as i64)
     }
 
@@ -271,6 +279,7 @@ impl<'s> Batch<'s> {
 impl State {
     /// Moves a version that was replaced at `until` out of the way.
     pub(super) fn retire(&mut self, record: &Record, until: Revision) {
+        self.replaced_bytes += record.as_ref().len() as u64;
         let (key, id) = (record.key(), record.id());
         self.remember(key, id, until.0, false);
     }

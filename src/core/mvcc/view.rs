@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::MvccError;
 use super::hash::HashCache;
 use super::index::{Past, Spot};
+use super::pins::Pins;
 use super::record::Record;
 use super::tree::{Iter, Tree};
 use crate::core::backend::Backend;
@@ -27,11 +28,20 @@ pub(super) struct State {
     pub revision: Revision,
     /// -1 before the first compaction.
     pub compacted: Revision,
+    /// Bytes of live versions replaced since the start; see `pins.rs`.
+    pub replaced_bytes: u64,
 }
 
 impl State {
     pub(super) fn empty(backend: Backend) -> Self {
-        Self { backend, live: Tree::default(), past: Tree::default(), revision: Revision(1), compacted: Revision(-1) }
+        Self {
+            backend,
+            live: Tree::default(),
+            past: Tree::default(),
+            revision: Revision(1),
+            compacted: Revision(-1),
+            replaced_bytes: 0,
+        }
     }
 }
 
@@ -41,6 +51,7 @@ pub(super) struct Shared {
     /// Hashes being computed; compaction removes nothing meanwhile.
     pub hashing: AtomicUsize,
     pub hashes: HashCache,
+    pub pins: Pins,
 }
 
 /// A state with the means to load what it does not hold itself.
@@ -127,6 +138,21 @@ impl<'a> View<'a> {
         now - newer + replaced
     }
 
+    /// No walk over the range sees more versions than this. Two descents in each tree.
+    pub(super) fn versions_at_most(self, range: &KeyRange, with_past: bool) -> usize {
+        if let KeyRange::One(_) = range {
+            return 1;
+        }
+        let (start, end) = bounds(range);
+        let State { live, past, .. } = self.state;
+        let mut versions = end.map_or(live.len(), |end| live.rank(end)).saturating_sub(live.rank(start));
+        if with_past {
+            let before_end = end.map_or(past.len(), |end| past.rank(Spot::first(end)));
+            versions += before_end.saturating_sub(past.rank(Spot::first(start)));
+        }
+        versions
+    }
+
     /// The encoded pair of a version.
     pub(super) fn load(self, found: Found<'_>) -> Result<Bytes, MvccError> {
         let past = match found {
@@ -176,6 +202,14 @@ pub(super) fn after(range: &KeyRange, key: &[u8]) -> KeyRange {
     let start = Key::from(next);
     match range {
         KeyRange::One(_) => KeyRange::HalfOpen { start: start.clone(), end: start },
+        _ => starting_at(range, start),
+    }
+}
+
+/// The rest of `range` from `start` on, which it covers.
+pub(super) fn starting_at(range: &KeyRange, start: Key) -> KeyRange {
+    match range {
+        KeyRange::One(_) => KeyRange::One(start),
         KeyRange::From(_) => KeyRange::From(start),
         KeyRange::HalfOpen { end, .. } => KeyRange::HalfOpen { start, end: end.clone() },
     }

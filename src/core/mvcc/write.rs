@@ -6,13 +6,14 @@
 use bytes::Bytes;
 
 use super::check::{check_depth, is_read_only};
-use super::range::{header, range};
+use super::range::{Extent, extent, header, range};
+use super::reader::Snapshot;
 use super::record::Fields;
 use super::store::{Batch, LeaseView, Store, Written};
 use super::view::View;
 use super::{MvccError, compare};
 use crate::pb::encoded::response_op::Response;
-use crate::pb::encoded::{DeleteRangeResponse, PutResponse, ResponseOp, TxnResponse};
+use crate::pb::encoded::{DeleteRangeResponse, PutResponse, RangeResponse, ResponseOp, TxnResponse};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use crate::types::{Key, KeyRange, LeaseId, Revision};
@@ -58,17 +59,104 @@ impl Store {
     /// On the path its compares choose: a range at a future or compacted revision, a put that [`put`](Self::put)
     /// would refuse. Nothing is written then. A fatal error ([`MvccError::is_fatal`]) may leave a part behind; the
     /// member must stop.
-    pub fn txn(&mut self, request: &TxnRequest, leases: &dyn LeaseView) -> Result<Written<TxnResponse>, MvccError> {
+    pub fn txn(&mut self, request: &TxnRequest, leases: &dyn LeaseView) -> Result<Written<TxnAnswer>, MvccError> {
         check_depth(request)?;
         let view = self.view();
         let mut path = Vec::new();
         choose(view, request, &mut path);
         admit(view, request, &mut path.iter(), leases)?;
         let mut batch = Batch::new(self, may_repeat(request, &mut path.iter()));
-        let mut response = run(&mut batch, request, &mut path.iter())?;
+        let mut unread = Vec::new();
+        let mut response = run(&mut batch, request, &mut path.iter(), &mut Vec::new(), &mut unread)?;
         response.header = header(batch.revision());
-        Ok(batch.finish(response))
+        Ok(batch.finish(TxnAnswer { response, unread }))
     }
+}
+
+/// The answer to a transaction that was applied. Its long ranges are not read yet: apply would stand still meanwhile, on
+/// every member.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TxnAnswer {
+    response: TxnResponse,
+    unread: Vec<Unread>,
+}
+
+/// A range to be answered from the state in which its transaction came to it.
+#[derive(Clone)]
+struct Unread {
+    /// Position of its answer: one index for each transaction on the way.
+    place: Vec<usize>,
+    request: RangeRequest,
+    snapshot: Snapshot,
+}
+
+impl std::fmt::Debug for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unread").field("place", &self.place).field("request", &self.request).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Unread {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.place, &self.request) == (&other.place, &other.request)
+            && self.snapshot.revision() == other.snapshot.revision()
+    }
+}
+
+impl TxnAnswer {
+    /// Whether [`read`](Self::read) has nothing left to do.
+    pub fn is_whole(&self) -> bool {
+        self.unread.is_empty()
+    }
+
+    /// Reads what is missing.
+    ///
+    /// # Errors
+    /// A compaction after the transaction took versions of an old revision that it asked for.
+    pub fn read(self) -> Result<TxnResponse, MvccError> {
+        let Self { mut response, unread } = self;
+        for Unread { place, request, snapshot } in unread {
+            let answer = range(snapshot.view(), &request)?;
+            if let Some(slot) = slot(&mut response, &place) {
+                *slot = Response::ResponseRange(answer);
+            }
+        }
+        Ok(response)
+    }
+}
+
+fn slot<'a>(response: &'a mut TxnResponse, place: &[usize]) -> Option<&'a mut Response> {
+    let (&first, rest) = place.split_first()?;
+    let found = response.responses.get_mut(first)?.response.as_mut()?;
+    if rest.is_empty() {
+        return Some(found);
+    }
+    match found {
+        Response::ResponseTxn(nested) => slot(nested, rest),
+        _ => None,
+    }
+}
+
+/// What the answers of both branches hold at most.
+pub(super) fn txn_extent(view: View<'_>, request: &TxnRequest) -> Extent {
+    let mut sum = Extent::default();
+    for op in request.success.iter().chain(&request.failure) {
+        match &op.request {
+            Some(Request::RequestRange(range)) => sum += extent(view, range),
+            Some(Request::RequestDeleteRange(delete)) => sum += delete_extent(view, delete),
+            Some(Request::RequestTxn(nested)) => sum += txn_extent(view, nested),
+            Some(Request::RequestPut(_)) | None => {}
+        }
+    }
+    sum
+}
+
+pub(super) fn delete_extent(view: View<'_>, request: &DeleteRangeRequest) -> Extent {
+    if !request.prev_kv {
+        return Extent::default();
+    }
+    let covered = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
+    Extent { keys: view.versions_at_most(&covered, false), loads: false }
 }
 
 /// Answers a transaction that holds nothing but ranges.
@@ -165,19 +253,37 @@ fn may_repeat(request: &TxnRequest, path: &mut Path<'_>) -> bool {
     puts > 0 && puts + deletes > 1
 }
 
-fn run(batch: &mut Batch<'_>, request: &TxnRequest, path: &mut Path<'_>) -> Result<TxnResponse, MvccError> {
+/// `place` is that of the transaction in the whole answer.
+fn run(
+    batch: &mut Batch<'_>,
+    request: &TxnRequest,
+    path: &mut Path<'_>,
+    place: &mut Vec<usize>,
+    unread: &mut Vec<Unread>,
+) -> Result<TxnResponse, MvccError> {
     let succeeded = path.next().copied().unwrap_or(true);
     let mut responses = Vec::with_capacity(branch(request, succeeded).len());
     for op in branch(request, succeeded) {
+        place.push(responses.len());
         let response = match &op.request {
-            Some(Request::RequestRange(request)) => Some(Response::ResponseRange(range(batch.view(), request)?)),
+            Some(Request::RequestRange(request)) if extent(batch.view(), request).is_small() => {
+                Some(Response::ResponseRange(range(batch.view(), request)?))
+            }
+            Some(Request::RequestRange(request)) => {
+                let (place, request) = (place.clone(), request.clone());
+                unread.push(Unread { place, request, snapshot: batch.store.snapshot() });
+                Some(Response::ResponseRange(RangeResponse::default()))
+            }
             Some(Request::RequestPut(request)) => Some(Response::ResponsePut(put(batch, request))),
             Some(Request::RequestDeleteRange(request)) => {
                 Some(Response::ResponseDeleteRange(delete_range(batch, request)))
             }
-            Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(run(batch, nested, path)?)),
+            Some(Request::RequestTxn(nested)) => {
+                Some(Response::ResponseTxn(run(batch, nested, path, place, unread)?))
+            }
             None => None,
         };
+        place.pop();
         responses.push(ResponseOp { response });
     }
     // The header of a nested answer is there but empty.

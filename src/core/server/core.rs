@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::Failure;
 use super::lease_clock::LeaseClock;
+use super::long_answer::AnswerMemory;
 use super::member::Failed;
 use super::metrics::CoreMetrics;
 use super::renewals::Renewals;
@@ -42,6 +43,8 @@ pub struct Limits {
     pub max_request_bytes: usize,
     /// Longest list of a transaction.
     pub max_txn_ops: usize,
+    /// Memory that answers in flight may take.
+    pub answer_memory_bytes: u64,
     /// Bytes the state may take; negative for no limit.
     pub quota_bytes: i64,
     /// How long a proposal may take.
@@ -123,6 +126,8 @@ pub struct Core {
     pub apply: ApplyHandle,
     /// The other members.
     pub peers: PeerTransport,
+    /// Room for long answers.
+    pub answers: AnswerMemory,
     /// Counters.
     pub metrics: CoreMetrics,
     /// Requests under way.

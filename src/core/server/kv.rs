@@ -7,12 +7,13 @@ use tonic::{Request, Response, Status};
 
 use super::core::Core;
 use super::error::Failure;
+use super::long_answer::{LongAnswer, attached, gathered};
 use super::quota;
 use crate::api_error::ApiError;
 use crate::core::apply::{Applied, put_cost, txn_cost};
 use crate::core::mvcc::{
-    RangeStream, check_delete_range, check_put, check_range, check_range_stream, check_txn, is_read_only,
-    is_serializable,
+    MvccError, RangeStream, TxnAnswer, check_delete_range, check_put, check_range, check_range_stream, check_txn,
+    has_own_order, is_read_only, is_serializable,
 };
 use crate::pb::encoded::kv_server::Kv;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse, RangeResponse, RangeStreamResponse, TxnResponse};
@@ -34,7 +35,7 @@ impl KvService {
         Self { core }
     }
 
-    /// Answers a range.
+    /// Answers a range, all of it at once: for the member's own use.
     pub async fn read(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
         check_range(request)?;
         if !request.serializable {
@@ -43,12 +44,55 @@ impl KvService {
         let began = Instant::now();
         let mut answer = self.core.snapshot().range(request)?;
         self.core.complete(&mut answer.header);
-        self.core.metrics.mvcc.ranges.inc();
-        self.core.metrics.range_took(began.elapsed());
+        self.answered(began);
         Ok(answer)
     }
 
-    /// Runs a transaction; one that only reads needs no log entry.
+    /// Answers a range, in slices if it is long.
+    async fn ranged(&self, request: RangeRequest) -> Result<Response<RangeResponse>, Status> {
+        let core = &self.core;
+        check_range(&request).map_err(Failure::from)?;
+        if !request.serializable {
+            core.linearizable().await?;
+        }
+        let began = Instant::now();
+        let snapshot = core.snapshot();
+        let extent = snapshot.extent(&request);
+        if extent.is_small() {
+            let mut answer = snapshot.range(&request).map_err(Failure::from)?;
+            core.complete(&mut answer.header);
+            self.answered(began);
+            return gathered(core, answer, snapshot.replaced_bytes(), None);
+        }
+        drop(snapshot);
+        if has_own_order(&request) {
+            let room = core.answers.list(extent).await?;
+            let core = core.clone();
+            let answer = on_thread(move || {
+                let snapshot = core.snapshot();
+                let mut answer = snapshot.range(&request).map_err(Failure::from)?;
+                core.complete(&mut answer.header);
+                gathered(&core, answer, snapshot.replaced_bytes(), Some(room))
+            });
+            let answer = answer.await?;
+            self.answered(began);
+            return Ok(answer);
+        }
+        let room = core.answers.range().await?;
+        let mut range = core.store.long_range(&request).map_err(Failure::from)?;
+        while !range.measure().map_err(Failure::from)? {
+            tokio::task::yield_now().await;
+        }
+        self.answered(began);
+        Ok(attached(LongAnswer::range(core, range, room)?))
+    }
+
+    fn answered(&self, began: Instant) {
+        self.core.metrics.mvcc.ranges.inc();
+        self.core.metrics.range_took(began.elapsed());
+    }
+
+    /// Runs a transaction, for the member's own use.
     pub async fn transact(&self, request: TxnRequest) -> Result<TxnResponse, Failure> {
         check_txn(&request, self.core.limits.max_txn_ops)?;
         let mut answer = if is_read_only(&request) {
@@ -57,14 +101,46 @@ impl KvService {
             }
             self.core.snapshot().read_only_txn(&request)?
         } else {
-            let request = InternalRaftRequest { txn: Some(request), ..Default::default() };
-            match self.core.propose(request).await? {
-                Applied::Txn(answer) => answer,
-                _ => return Err(Failure::mismatch()),
-            }
+            self.applied(request).await?.read().map_err(after_apply)?
         };
         self.core.complete(&mut answer.header);
         Ok(answer)
+    }
+
+    /// Runs a transaction; one that only reads needs no log entry. A long answer is gathered on a thread of its own.
+    async fn transacted(&self, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
+        let core = &self.core;
+        check_txn(&request, core.limits.max_txn_ops).map_err(Failure::from)?;
+        let reads = is_read_only(&request);
+        if reads && !is_serializable(&request) {
+            core.linearizable().await?;
+        }
+        let (extent, since) = {
+            let snapshot = core.snapshot();
+            (snapshot.txn_extent(&request), snapshot.replaced_bytes())
+        };
+        // Before anything is written: a refusal means that nothing was done.
+        let room = if extent.is_small() { None } else { Some(core.answers.list(extent).await?) };
+        let answer = if reads { None } else { Some(self.applied(request.clone()).await?) };
+        let at_once = extent.is_small() && answer.as_ref().is_none_or(TxnAnswer::is_whole);
+        let core = core.clone();
+        let finish = move || {
+            let mut answer = match answer {
+                None => core.snapshot().read_only_txn(&request).map_err(Failure::from)?,
+                Some(answer) => answer.read().map_err(after_apply)?,
+            };
+            core.complete(&mut answer.header);
+            gathered(&core, answer, since, room)
+        };
+        if at_once { finish() } else { on_thread(finish).await }
+    }
+
+    async fn applied(&self, request: TxnRequest) -> Result<TxnAnswer, Failure> {
+        let request = InternalRaftRequest { txn: Some(request), ..Default::default() };
+        match self.core.propose(request).await? {
+            Applied::Txn(answer) => Ok(answer),
+            _ => Err(Failure::mismatch()),
+        }
     }
 
     /// Deletes.
@@ -76,6 +152,22 @@ impl KvService {
         };
         self.core.complete(&mut answer.header);
         Ok(answer)
+    }
+
+    async fn deleted(&self, request: DeleteRangeRequest) -> Result<Response<DeleteRangeResponse>, Status> {
+        let core = &self.core;
+        check_delete_range(&request).map_err(Failure::from)?;
+        let (extent, since) = {
+            let snapshot = core.snapshot();
+            (snapshot.delete_extent(&request), snapshot.replaced_bytes())
+        };
+        if extent.is_small() {
+            return gathered(core, self.delete(request).await?, since, None);
+        }
+        let room = core.answers.list(extent).await?;
+        let answer = self.delete(request).await?;
+        let core = core.clone();
+        on_thread(move || gathered(&core, answer, since, Some(room))).await
     }
 
     async fn write(&self, request: PutRequest) -> Result<PutResponse, Failure> {
@@ -108,11 +200,11 @@ impl Kv for KvService {
     type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
 
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let request = request.get_ref();
+        let request = request.into_inner();
         if !request.serializable && self.core.is_learner() {
             return Err(ApiError::NotSupportedForLearner.into());
         }
-        Ok(Response::new(self.read(request).await?))
+        self.ranged(request).await
     }
 
     async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
@@ -135,17 +227,32 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        Ok(Response::new(self.delete(request.into_inner()).await?))
+        self.deleted(request.into_inner()).await
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let request = request.into_inner();
         quota::check(&self.core, txn_cost(&request)).await?;
-        Ok(Response::new(self.transact(request).await?))
+        self.transacted(request).await
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
         Ok(Response::new(self.forget(request.into_inner()).await?))
+    }
+}
+
+/// Runs what may take long without holding up the connections of this serving thread.
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
+}
+
+/// What a failure to read the answer of an applied transaction means. "Compacted" would say that nothing was done.
+fn after_apply(error: MvccError) -> Failure {
+    match error {
+        MvccError::Compacted { .. } => ApiError::Timeout.into(),
+        error => error.into(),
     }
 }
 

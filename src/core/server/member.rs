@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::bootstrap::BootstrapError;
 use super::core::{Core, LEADERLESS_MAX, Limits, Published};
 use super::lease_clock::{self, LeaseClock};
+use super::long_answer::{self, AnswerMemory};
 use super::metrics::CoreMetrics;
 use super::observer::MemberObserver;
 use super::peers::MemberPeers;
@@ -224,6 +225,7 @@ impl Member {
         let raft = RaftTask::start(node, writer, inbox, raft_config)?;
         raft.handle().set_applied(position.index);
 
+        let answer_memory_bytes = limits.answer_memory_bytes;
         let (renewals, renewals_inlet) = Renewals::channel();
         let core = Arc::new(Core {
             member: metadata.member,
@@ -239,6 +241,7 @@ impl Member {
             backend: backend.clone(),
             apply: apply_handle,
             peers,
+            answers: AnswerMemory::new(answer_memory_bytes),
             metrics,
             waiters,
             removed: CancellationToken::new(),
@@ -279,6 +282,7 @@ impl Member {
     fn spawn_keepers(&self, config: &ServerConfig) {
         let (core, tasks) = (&self.core, &self.tasks);
         tasks.spawn(version::run(core.clone(), tasks.clone()));
+        tasks.spawn(long_answer::release_late(core.clone(), tasks.clone()));
         tasks.spawn(gauges::count_leaders(core.clone(), tasks.clone()));
         tasks.spawn(lease_clock::run(core.clone(), config.election_timeout, tasks.clone()));
         tasks.spawn(checkpoint::run(
@@ -316,6 +320,7 @@ fn limits(config: &ServerConfig) -> Limits {
     Limits {
         max_request_bytes: config.max_request_bytes,
         max_txn_ops: config.max_txn_ops,
+        answer_memory_bytes: config.answer_memory_bytes,
         quota_bytes: match config.quota {
             Quota::Unlimited => -1,
             Quota::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),

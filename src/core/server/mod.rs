@@ -24,6 +24,7 @@ mod kv;
 mod lease;
 mod lease_clock;
 mod lease_leader;
+mod long_answer;
 mod maintenance;
 mod member;
 mod metrics;

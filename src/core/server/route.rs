@@ -18,6 +18,7 @@ use super::health::HealthService;
 use super::http::HttpFace;
 use super::kv::KvService;
 use super::lease::LeaseService;
+use super::long_answer::{self, ANSWER_BYTES_MAX};
 use super::maintenance::MaintenanceService;
 use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
@@ -35,9 +36,6 @@ use crate::recipes::{ElectionService, LockService};
 use crate::shutdown::Tasks;
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-/// Largest answer: etcd sets no practical limit.
-const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 
 /// What a learner serves; of ranges only the serializable ones.
 const LEARNER_METHODS: [(&str, &str); 3] =
@@ -111,7 +109,7 @@ impl Router {
         };
         let limit = self.core.limits.max_message_bytes();
         Box::pin(async move {
-            let response = reword(answer.await?, limit);
+            let response = reword(long_answer::detach(answer.await?), limit);
             Ok(observed.follow(response))
         })
     }

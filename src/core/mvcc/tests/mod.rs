@@ -1,5 +1,6 @@
 //! Tests of the store as a whole; `model.rs` compares it with a few dozen lines that are easy to believe.
 
+mod long_range;
 mod model;
 mod range;
 mod txn;
@@ -65,7 +66,8 @@ impl Bench {
 
     fn txn(&mut self, request: &TxnRequest) -> Result<Written<TxnResponse>, MvccError> {
         let written = self.store.txn(request, &FirstHundred)?;
-        Ok(self.done(written))
+        let Written { response, changes, events, lease_moves } = self.done(written);
+        Ok(Written { response: response.read()?, changes, events, lease_moves })
     }
 
     fn start_compaction(&mut self, at: i64) -> Result<Compaction, MvccError> {
