@@ -18,6 +18,9 @@ use crate::types::{LogIndex, MemberId, Term};
 const INBOX_MAX: usize = 8192;
 /// Those of them that may come from clients; the rest is for peers, the disk and apply.
 const CLIENT_MESSAGES_MAX: usize = 6144;
+/// Bytes of peers' messages in the inbox, for a raft thread that a slow disk holds up. One message is taken even when it
+/// alone is larger; what does not fit is dropped, as with a full inbox.
+const PEER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A request on its way into the log.
 #[derive(Clone, Debug)]
@@ -70,7 +73,8 @@ pub(super) enum Inbox {
     ProposeAsLeader(Proposal),
     ProposeMembers(ProposedChange, Term),
     ReadIndex(oneshot::Sender<LogIndex>),
-    Message(PeerMessage),
+    /// With its bytes.
+    Message(PeerMessage, usize),
     /// Answered with whether the state will be installed.
     Snapshot(PeerMessage, oneshot::Sender<bool>),
     Unreachable(MemberId),
@@ -100,6 +104,8 @@ pub(super) struct Shared {
     pub(super) reads_are_local: AtomicBool,
     /// Messages of clients in the inbox.
     pub(super) from_clients: AtomicUsize,
+    /// Bytes of peers' messages in the inbox.
+    pub(super) peer_bytes: AtomicUsize,
     /// Apply's decisions. Not in the inbox: apply must never wait for room there. A cluster has one change under way,
     /// so only a member that catches up ever has several here.
     pub(super) decisions: Mutex<VecDeque<MembersDecision>>,
@@ -181,7 +187,12 @@ impl RaftHandle {
     /// When no honest member sends this; its connection should be closed.
     pub fn receive(&self, from: MemberId, bytes: Bytes) -> Result<(), RefusedMessage> {
         let message = PeerMessage::parse(self.member, from, &bytes).inspect_err(|_| self.count_refused())?;
-        let _ = self.inbox.try_send(Inbox::Message(message));
+        let queued = &self.shared.peer_bytes;
+        let before = queued.fetch_add(bytes.len(), Ordering::Relaxed);
+        let fits = before == 0 || before + bytes.len() <= PEER_BYTES_MAX;
+        if !fits || self.inbox.try_send(Inbox::Message(message, bytes.len())).is_err() {
+            queued.fetch_sub(bytes.len(), Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -314,5 +325,37 @@ impl RaftInbox {
 impl Default for RaftInbox {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protobuf::Message as _;
+    use raft::eraftpb::{Entry, Message, MessageType};
+
+    use super::*;
+
+    // The inbox had a bound for messages and none for bytes: 8,192 appends of 512 KiB.
+    #[test]
+    fn a_raft_thread_that_is_held_up_is_not_handed_bytes_without_end() {
+        let inbox = RaftInbox::new();
+        let handle = RaftHandle {
+            member: MemberId(1),
+            inbox: inbox.sender,
+            shared: Arc::default(),
+            status: watch::channel(RaftStatus::default()).1,
+            behind_max: 0,
+        };
+        let entry = Entry { data: vec![7; 1 << 20].into(), index: 2, term: 1, ..Entry::default() };
+        let mut message = Message { from: 2, to: 1, term: 1, index: 1, log_term: 1, ..Message::default() };
+        message.set_msg_type(MessageType::MsgAppend);
+        message.set_entries(vec![entry].into());
+        let bytes = Bytes::from(message.write_to_bytes().unwrap());
+        for _ in 0..2 * PEER_BYTES_MAX / bytes.len() {
+            handle.receive(MemberId(2), bytes.clone()).unwrap();
+        }
+        let queued = inbox.receiver.try_iter().count();
+        assert_eq!(queued, PEER_BYTES_MAX / bytes.len());
+        assert_eq!(handle.shared.peer_bytes.load(Ordering::Relaxed), queued * bytes.len());
     }
 }

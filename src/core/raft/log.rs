@@ -1,6 +1,8 @@
 use std::collections::VecDeque;
 
+use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState as RaftHardState, Snapshot, SnapshotMetadata};
+use raft::util::entry_approximate_size;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::core::wal::{HardState, WalEntry, WalEntryKind};
@@ -15,6 +17,10 @@ pub struct LogTail {
     /// Position right before the first entry held.
     base: (u64, u64),
     entries: VecDeque<Entry>,
+    /// Bytes of all entries up to and with each one held, counted from some earlier entry.
+    totals: VecDeque<u64>,
+    /// The same for `base`.
+    base_total: u64,
     hard_state: RaftHardState,
     conf_state: ConfState,
     /// The newest state on disk: what a member that is too far behind can be sent.
@@ -35,13 +41,17 @@ impl LogTail {
         // A commit index may have been lost with an unsynced tail, and never counts more than what is there.
         let last = base.index.0 + entries.len() as u64;
         state.set_commit(hard_state.commit.0.clamp(base.index.0, last));
-        Self {
+        let mut log = Self {
             base: (base.index.0, base.term.0),
-            entries: entries.into_iter().map(to_raft).collect(),
+            entries: VecDeque::new(),
+            totals: VecDeque::new(),
+            base_total: 0,
             hard_state: state,
             conf_state: conf_state_to_raft(conf_state),
             saved: None,
-        }
+        };
+        log.extend(entries.into_iter().map(to_raft));
+        log
     }
 
     /// Position of the last entry, or the base when there is none.
@@ -73,6 +83,28 @@ impl LogTail {
             }
             self.base = (first.index, first.term);
             self.entries.pop_front();
+            self.base_total = self.totals.pop_front().unwrap_or(self.base_total);
+        }
+    }
+
+    /// Bytes of all entries, counted like [`bytes_upto`](Self::bytes_upto).
+    pub(super) fn bytes(&self) -> u64 {
+        self.totals.back().copied().unwrap_or(self.base_total)
+    }
+
+    /// Bytes of the entries up to and with `index`; only the difference of two such numbers means anything. None when
+    /// `index` is before the base.
+    pub(super) fn bytes_upto(&self, index: u64) -> Option<u64> {
+        match index.checked_sub(self.base.0)? {
+            0 => Some(self.base_total),
+            _ => Some(self.totals.get(self.position(index)).copied().unwrap_or(self.bytes())),
+        }
+    }
+
+    fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        for entry in entries {
+            self.totals.push_back(self.bytes() + entry_approximate_size(&entry) as u64);
+            self.entries.push_back(entry);
         }
     }
 
@@ -81,8 +113,9 @@ impl LogTail {
         // Entries of a deposed leader are replaced from the first that differs.
         while self.entries.back().is_some_and(|last| last.index >= first.index) {
             self.entries.pop_back();
+            self.totals.pop_back();
         }
-        self.entries.extend(entries.iter().cloned());
+        self.extend(entries.iter().cloned());
     }
 
     /// State up to `position` is on disk, with these members.
@@ -106,7 +139,9 @@ impl LogTail {
     /// A state from elsewhere takes the place of the whole log.
     pub(super) fn install(&mut self, metadata: &SnapshotMetadata) {
         self.base = (metadata.index, metadata.term);
+        self.base_total = self.bytes();
         self.entries.clear();
+        self.totals.clear();
         self.conf_state = metadata.get_conf_state().clone();
         self.saved = Some(metadata.clone());
     }
@@ -159,9 +194,15 @@ impl Storage for LogTail {
         if high > self.last().0.0 + 1 {
             return Err(StorageError::Unavailable.into());
         }
-        let mut found: Vec<Entry> = self.entries.range(self.position(low)..self.position(high)).cloned().collect();
-        raft::util::limit_size(&mut found, max_size.into());
-        Ok(found)
+        // As many as the library would keep: it asks for a whole tail, and takes one message of it.
+        let max_size = max_size.into().unwrap_or(raft::NO_LIMIT);
+        let mut size = 0u64;
+        let within =
+            self.entries.range(self.position(low)..self.position(high)).enumerate().take_while(|(at, entry)| {
+                size = size.saturating_add(u64::from(entry.compute_size()));
+                *at == 0 || size <= max_size
+            });
+        Ok(within.map(|(_, entry)| entry.clone()).collect())
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {

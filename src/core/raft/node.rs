@@ -1,9 +1,11 @@
 //! Construction and what comes in: ticks, proposals, messages, apply's word. `read.rs` holds linearizable reads,
-//! `output.rs` what is to be done and in which order, `view.rs` what can be asked.
+//! `output.rs` what is to be done and in which order, `window.rs` how much is on its way to a member, `view.rs` what can
+//! be asked.
 
 mod output;
 mod read;
 mod view;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,6 +13,10 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 
+#[cfg(test)]
+pub(super) use self::window::IN_FLIGHT_BYTES_MAX;
+pub(super) use self::window::MESSAGE_BYTES_MAX;
+use self::window::{IN_FLIGHT_MESSAGES_MAX, Window};
 use super::check::PeerMessage;
 use super::log::LogTail;
 use super::members::{MembersDecision, ProposedChange};
@@ -65,6 +71,9 @@ pub struct RaftNode {
     /// The highest read request seen, by member and run.
     reads_seen: BTreeMap<MemberId, VecDeque<(u64, u64)>>,
     random: fastrand::Rng,
+    /// Room for what `window.rs` works out, empty in between.
+    windows: Vec<(u64, Window)>,
+    unsent: Vec<u64>,
 }
 
 impl std::fmt::Debug for RaftNode {
@@ -84,8 +93,8 @@ impl RaftNode {
             election_tick: config.election_ticks,
             heartbeat_tick: config.heartbeat_ticks,
             applied: config.applied.0,
-            max_size_per_msg: 512 * 1024,
-            max_inflight_msgs: 512,
+            max_size_per_msg: MESSAGE_BYTES_MAX,
+            max_inflight_msgs: IN_FLIGHT_MESSAGES_MAX,
             check_quorum: true,
             pre_vote: config.pre_vote,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
@@ -115,6 +124,8 @@ impl RaftNode {
             in_transfer: Vec::new(),
             reads_seen: BTreeMap::new(),
             random: fastrand::Rng::with_seed(config.seed),
+            windows: Vec::new(),
+            unsent: Vec::new(),
         };
         node.draw_timeout();
         Ok(node)
@@ -211,6 +222,7 @@ impl RaftNode {
     /// The leader appends membership changes by itself: the library numbers their kinds in another way than the log
     /// does, and would not read them. Anything else is left to it.
     fn step_proposal(&mut self, mut message: Message) -> raft::Result<()> {
+        self.bound_sending();
         let changes_members = |entry: &Entry| entry.get_entry_type() == EntryType::EntryConfChange;
         if !self.is_leader() || !message.get_entries().iter().any(changes_members) {
             return self.raw.raft.step(message);
@@ -286,8 +298,13 @@ impl RaftNode {
         if message.get_msg_type() == MessageType::MsgTimeoutNow && self.awaits_state() {
             return Ok(Stepped::Taken);
         }
+        let beat = (message.get_msg_type() == MessageType::MsgHeartbeatResponse).then_some(message.from);
+        self.bound_sending();
         // What the library drops (no leader, unknown sender, overload) the sender repeats.
         let _ = self.raw.step(message);
+        if let Some(peer) = beat {
+            self.ask_about_sent(peer);
+        }
         self.draw_timeout();
         Ok(Stepped::Taken)
     }

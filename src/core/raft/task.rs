@@ -210,7 +210,10 @@ impl<S: CommitSink> Worker<S> {
                 }
             }
             Inbox::ReadIndex(reader) => self.reads.push(reader),
-            Inbox::Message(message) => self.step(message)?,
+            Inbox::Message(message, bytes) => {
+                self.shared.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+                self.step(message)?;
+            }
             Inbox::Snapshot(message, reply) => {
                 let position = message.snapshot_position();
                 self.step(message)?;

@@ -32,6 +32,7 @@ impl RaftNode {
         }
         self.noting_change = self.noting_change.filter(|noting| *noting > number);
         let upto = if self.persisting.is_empty() { self.newest } else { number };
+        self.bound_sending();
         self.raw.on_persist_ready(upto);
         while let Some((_, messages)) = self.held.pop_front_if(|(wait, _)| *wait <= number) {
             self.released.extend(messages);
@@ -54,6 +55,7 @@ impl RaftNode {
         }
         self.step_postponed();
         self.take_proposals_after_transfer();
+        self.fill_windows();
         let groups_max = if self.is_sole_voter() { 1 } else { GROUPS_MAX };
         let ready = self.noting_change.is_none() && self.persisting.len() < groups_max && self.raw.has_ready();
         if ready {

@@ -1,6 +1,8 @@
 //! Several nodes in one thread: what one sends the others get, unless the test holds it back.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
 use crate::core::wal::WalSnapshot;
@@ -29,6 +31,8 @@ struct Cluster {
     /// States on their way, if they take long.
     slow_states: Option<Vec<(MemberId, Outbound)>>,
     waiting: Vec<(MemberId, Outbound)>,
+    /// A member that gets what is on the append lane one by one, and what waits for it.
+    slow: Option<(MemberId, VecDeque<(MemberId, Outbound)>)>,
     /// Groups the stuck disks hold.
     unsynced: BTreeMap<MemberId, Vec<u64>>,
 }
@@ -55,6 +59,7 @@ impl Cluster {
             lose_appends: false,
             slow_states: None,
             waiting: Vec::new(),
+            slow: None,
             unsynced: BTreeMap::new(),
         };
         cluster.settle();
@@ -120,6 +125,16 @@ impl Cluster {
             slow.push((from, message.clone()));
             return;
         }
+        if let Some((slow, queue)) = &mut self.slow
+            && (*slow, Lane::Append) == (message.to, message.lane)
+        {
+            queue.push_back((from, message.clone()));
+            return;
+        }
+        self.take(from, message);
+    }
+
+    fn take(&mut self, from: MemberId, message: &Outbound) {
         let Some(site) = self.sites.get_mut(&message.to) else { return };
         let parsed = match message.lane {
             Lane::Snapshot => PeerMessage::snapshot(message.to, from, &message.bytes),
