@@ -13,6 +13,7 @@ use super::origin::Origin;
 use super::outbox::{End, Taken};
 use super::shard::{Create, JobId, JobResult, Shard, WatchLimits};
 use super::source::Source;
+use super::stream::Admission;
 use crate::shutdown::Tasks;
 use crate::telemetry::WatchMetrics;
 use crate::types::Revision;
@@ -115,8 +116,8 @@ impl ShardHandle {
         self.shard.lock().close(stream);
     }
 
-    pub(super) fn create(&self, stream: u32, create: &Create, source: &Arc<Source>, after: Revision) {
-        self.shard.lock().create(stream, create, source, after, Instant::now());
+    pub(super) fn create(&self, stream: u32, create: &Create, admission: &Admission) {
+        self.shard.lock().create(stream, create, admission, Instant::now());
     }
 
     pub(super) fn refuse(&self, stream: u32, revision: Revision, reason: &str) {

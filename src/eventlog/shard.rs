@@ -18,6 +18,7 @@ use super::origin::Origin;
 use super::outbox::{End, Out, OutKind, Outbox, Taken};
 use super::routes::{Filters, Routes, Subscription};
 use super::source::Source;
+use super::stream::Admission;
 use crate::telemetry::WatchMetrics;
 use crate::types::{KeyRange, Revision};
 use catch_up::Jobs;
@@ -194,11 +195,13 @@ impl Shard {
         self.metrics.streams.dec();
     }
 
-    /// Adds a watcher that reads `source`, or answers why not. `after` is a revision that the cluster is known to
-    /// have reached: a watch from now begins behind it.
-    pub fn create(&mut self, stream: u32, create: &Create, source: &Arc<Source>, after: Revision, now: Instant) {
-        let source = source.follow();
-        let head = source.log().head().max(after);
+    /// Adds a watcher that reads the admitted source, or answers why not.
+    pub fn create(&mut self, stream: u32, create: &Create, admission: &Admission, now: Instant) {
+        let source = admission.source.follow();
+        let newest = source.log().head();
+        // A watch from now begins where the cluster stood when it was asked for, which may be behind the log.
+        let from_then = create.start.0 == 0 && admission.after.0 != 0;
+        let head = if from_then { admission.after } else { newest.max(admission.after) };
         if create.range.is_empty() {
             return self.refuse(stream, head, "mvcc: watcher range is empty");
         }
@@ -230,7 +233,7 @@ impl Shard {
         if create.progress_notify {
             self.schedule_ticks(stream, now);
         }
-        let compacted = source.log().compacted();
+        let compacted = source.log().compacted().max(admission.compacted);
         if let Some(end) = source.ended() {
             self.place(cursor);
             self.end_watcher(cursor, end.clone());

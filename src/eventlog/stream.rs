@@ -55,6 +55,9 @@ pub struct Admission {
     pub source: Arc<Source>,
     /// A revision the cluster has reached; a watch from now starts behind it. 0 when the log's head will do.
     pub after: Revision,
+    /// The compacted revision if the start is known to be below it: the watch is created and cancelled at once. Else 0;
+    /// what the log itself knows of compactions counts besides.
+    pub compacted: Revision,
 }
 
 /// Why a watch is not admitted.
@@ -151,7 +154,7 @@ where
 
     fn finish_create(&mut self, create: &Create, decision: Result<Admission, Refusal>) {
         match decision {
-            Ok(Admission { source, after }) => self.shard.create(self.stream, create, &source, after),
+            Ok(admission) => self.shard.create(self.stream, create, &admission),
             Err(Refusal::Watch { revision, reason }) => self.shard.refuse(self.stream, revision, &reason),
             Err(Refusal::Stream(status)) => {
                 self.requests = None;

@@ -268,9 +268,11 @@ impl World {
             progress_notify: true,
             fragment: false,
         };
-        let after = Revision(revision);
-        self.shard.lock().create(self.streams[stream], &create, &self.first, after, self.now);
-        self.asked[stream].push((range, if start == 0 { revision + 1 } else { start }, filter));
+        // The cluster was asked a while ago; the log may have moved on since.
+        let after = (revision - i64::from(filter)).max(self.store.lock().compacted).max(1);
+        let admission = Admission { source: self.first.clone(), after: Revision(after), compacted: Revision(0) };
+        self.shard.lock().create(self.streams[stream], &create, &admission, self.now);
+        self.asked[stream].push((range, if start == 0 { after + 1 } else { start }, filter));
     }
 
     fn take(&mut self, stream: usize) -> bool {
@@ -424,7 +426,8 @@ impl Script {
             fragment: false,
         };
         let now = self.world.now;
-        self.world.shard.lock().create(0, &create, &self.world.first, Revision(0), now);
+        let admission = Admission { source: self.world.first.clone(), after: Revision(0), compacted: Revision(0) };
+        self.world.shard.lock().create(0, &create, &admission, now);
         self
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use watershed::pb::etcdserverpb::watch_create_request::FilterType;
 use watershed::pb::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, RequestOp, TxnRequest, WatchCreateRequest, request_op,
+    CompactionRequest, DeleteRangeRequest, PutRequest, RequestOp, TxnRequest, WatchCreateRequest, request_op,
 };
 use watershed::types::KeyRange;
 
@@ -22,6 +22,7 @@ on_every_target! {
     refused_watches_leave_the_stream_usable,
     a_cancelled_watch_is_silent,
     compaction_cancels_a_watch_of_the_past,
+    compaction_counts_beside_a_live_watch,
     progress_is_told_when_everything_is_delivered,
     progress_is_not_told_for_a_watch_of_the_future,
     a_transaction_is_one_answer,
@@ -239,6 +240,36 @@ async fn compaction_cancels_a_watch_of_the_past(world: &mut World) {
     let created = watching.add(oldest).await;
     assert!(!created.canceled);
     assert_eq!(watching.events(2).await, ["+k=3@4", "+k=4@5"]);
+}
+
+async fn compaction_counts_beside_a_live_watch(world: &mut World) {
+    // The proxy's log of the live watch still had the events and never heard of the compaction.
+    let (mut live, _) = Watching::create(&world.client, key("k")).await;
+    world.put("k", "1").await;
+    let middle = world.put("k", "2").await;
+    assert_eq!(live.events(2).await.len(), 2);
+    let newest = world.put("other", "").await;
+    // Past the proxy, then through it.
+    for (way, at, start) in [(world.member_client(), middle, middle - 1), (world.client.clone(), newest, middle)] {
+        let compaction = CompactionRequest { revision: at, physical: false };
+        way.kv().compact(compaction).await.expect("compaction");
+        let past = WatchCreateRequest { start_revision: start, ..key("k") };
+        let (mut watching, created) = Watching::create(&world.client, past).await;
+        assert!(!created.canceled, "it is created first: {created:?}");
+        let answer = watching.next().await;
+        assert_eq!((answer.canceled, answer.compact_revision), (true, at), "from {start}");
+        assert_eq!((answer.watch_id, answer.cancel_reason.as_str()), (created.watch_id, ""));
+        assert_eq!(answer.header.expect("header").revision, 0);
+        // Neither the compacted revision itself nor one of the future.
+        for start in [at, newest + 1] {
+            let request = WatchCreateRequest { start_revision: start, ..key("k") };
+            let (_, created) = Watching::create(&world.client, request).await;
+            assert!(!created.canceled, "from {start}");
+        }
+    }
+    // Those who were there go on.
+    world.put("k", "3").await;
+    assert_eq!(live.events(1).await, [format!("+k=3@{}", newest + 1)]);
 }
 
 async fn progress_is_told_when_everything_is_delivered(world: &mut World) {

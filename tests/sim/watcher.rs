@@ -66,7 +66,7 @@ struct SimDesk(CoreWatch);
 
 impl Desk for SimDesk {
     fn admit(&mut self, _: &KeyRange, _: Revision) -> Ruling {
-        Ruling::Now(Ok(Admission { source: self.0.source(), after: Revision(0) }))
+        Ruling::Now(Ok(Admission { source: self.0.source(), after: Revision(0), compacted: Revision(0) }))
     }
 
     fn revision(&self) -> Revision {

@@ -177,7 +177,10 @@ impl Desk for MemberDesk {
     fn admit(&mut self, range: &KeyRange, _start: Revision) -> Ruling {
         let allowed = (self.context.may_read)(self.token.as_deref(), range);
         Ruling::Now(match allowed {
-            Ok(()) => Ok(Admission { source: self.context.watch.source(), after: Revision(0) }),
+            Ok(()) => {
+                let source = self.context.watch.source();
+                Ok(Admission { source, after: Revision(0), compacted: Revision(0) })
+            }
             Err(status) => Err(Refusal::Watch { revision: self.revision(), reason: embedded(&status) }),
         })
     }

@@ -1,52 +1,150 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use tokio::sync::Mutex;
+use parking_lot::Mutex;
+use tokio::sync::Mutex as TurnLock;
 use tonic::Status;
 
 use crate::types::Revision;
 
-/// Shares reads of the cluster's revision.
+/// Shares reads of the cluster's revision among the watches that are being created.
 ///
-/// A caller is served by a read that began after it called, never by one already under way, which might miss a write
-/// acknowledged in between. Callers that arrive during a read share the next one.
+/// A caller is served by a read that began after it called, never by one already in flight, which might miss a write
+/// or a compaction acknowledged in between. Callers that arrive during a read share the next one.
 #[derive(Debug, Default)]
 pub(super) struct Fence {
-    arrived: AtomicU64,
-    last: Mutex<Last>,
+    waiting: Mutex<Waiting>,
+    last: TurnLock<Last>,
+    /// Newest revision any read has told.
+    newest: AtomicI64,
 }
 
 #[derive(Debug, Default)]
+struct Waiting {
+    arrived: u64,
+    /// Start revisions of the callers that wait and have one, with their numbers.
+    starts: BTreeSet<(Revision, u64)>,
+}
+
+/// What the last reads told, and whom: callers up to a number arrived before the read began.
+#[derive(Debug, Default)]
 struct Last {
-    /// Callers up to this number arrived before the read began.
-    serves: u64,
-    revision: Revision,
+    answer: (u64, ReadAnswer),
+    compacted: (u64, Revision),
+}
+
+impl Last {
+    /// Whether compaction answers the caller.
+    fn is_compacted(&self, start: Revision, number: u64) -> bool {
+        let (serves, compacted) = self.compacted;
+        start.0 != 0 && start < compacted && number <= serves
+    }
+
+    fn passed(&self, start: Revision, number: u64) -> Option<Passed> {
+        if self.is_compacted(start, number) {
+            return Some(Passed { revision: Revision(0), compacted: self.compacted.1 });
+        }
+        let (serves, answer) = self.answer;
+        let kept = number <= serves && answer.keeps(start);
+        kept.then_some(Passed { revision: answer.revision, compacted: Revision(0) })
+    }
+}
+
+/// What a read told.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Read {
+    Answer(ReadAnswer),
+    /// The revision read at is below the compacted one, which this is.
+    Compacted(Revision),
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReadAnswer {
+    /// The cluster's revision.
+    pub revision: Revision,
+    /// The revision read at, 0 for the newest; it is not compacted.
+    pub at: Revision,
+}
+
+/// Where a watch stands against the cluster at a moment after it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Passed {
+    /// A revision at or after every write acknowledged before the call; 0 when compaction answers the call.
+    pub revision: Revision,
+    /// The compacted revision when the start is below it, else 0.
+    pub compacted: Revision,
+}
+
+impl ReadAnswer {
+    /// Whether it proves that `start` (0: from now) is not compacted. What is not written yet cannot be.
+    fn keeps(&self, start: Revision) -> bool {
+        start.0 == 0 || start > self.revision || (self.at.0 != 0 && start >= self.at)
+    }
 }
 
 impl Fence {
-    /// A revision at or after every write acknowledged before the call. `read` asks the cluster.
+    /// Where a watch from `start` (0: from now) stands. `read` asks the cluster at a revision, 0 for the newest: that is
+    /// the lowest start of all that wait, so that one read answers for all of them.
     ///
     /// # Errors
     /// Those of `read`, for the caller that ran it; the next one tries again.
-    pub async fn pass<F>(&self, read: impl FnOnce() -> F) -> Result<Revision, Status>
+    pub async fn pass<F>(&self, start: Revision, read: impl Fn(Revision) -> F) -> Result<Passed, Status>
     where
-        F: Future<Output = Result<Revision, Status>>,
+        F: Future<Output = Result<Read, Status>>,
     {
-        let number = self.arrived.fetch_add(1, Ordering::AcqRel) + 1;
+        let place = Place::take(self, start);
         let mut last = self.last.lock().await;
-        if last.serves >= number {
-            return Ok(last.revision);
+        loop {
+            if let Some(passed) = last.passed(start, place.number) {
+                return Ok(passed);
+            }
+            let (serves, lowest) = {
+                let waiting = self.waiting.lock();
+                let open = waiting.starts.iter().find(|(start, number)| !last.is_compacted(*start, *number));
+                (waiting.arrived, open.map(|(start, _)| *start))
+            };
+            // A start that may lie in the future would give no revision.
+            let known = Revision(self.newest.load(Ordering::Relaxed));
+            let at = lowest.filter(|lowest| *lowest <= known).unwrap_or_default();
+            match read(at).await? {
+                Read::Compacted(compacted) => last.compacted = (serves, compacted),
+                Read::Answer(answer) => {
+                    self.newest.fetch_max(answer.revision.0, Ordering::Relaxed);
+                    last.answer = (serves, answer);
+                }
+            }
         }
-        let serves = self.arrived.load(Ordering::Acquire);
-        let revision = read().await?;
-        *last = Last { serves, revision: revision.max(last.revision) };
-        Ok(last.revision)
+    }
+}
+
+/// A caller among those that wait; leaves when it is dropped.
+struct Place<'a> {
+    fence: &'a Fence,
+    start: Revision,
+    number: u64,
+}
+
+impl<'a> Place<'a> {
+    fn take(fence: &'a Fence, start: Revision) -> Self {
+        let mut waiting = fence.waiting.lock();
+        waiting.arrived += 1;
+        let number = waiting.arrived;
+        if start.0 != 0 {
+            waiting.starts.insert((start, number));
+        }
+        Self { fence, start, number }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.fence.waiting.lock().starts.remove(&(self.start, self.number));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::AtomicI64;
 
     use futures::FutureExt;
     use tokio::sync::Semaphore;
@@ -60,12 +158,15 @@ mod tests {
         let call = || {
             let (fence, gate, reads) = (fence.clone(), gate.clone(), reads.clone());
             async move {
-                let read = || async move {
-                    let number = reads.fetch_add(1, Ordering::SeqCst) + 1;
-                    gate.acquire().await.unwrap().forget();
-                    Ok(Revision(number))
+                let read = |at| {
+                    let (gate, reads) = (gate.clone(), reads.clone());
+                    async move {
+                        let number = reads.fetch_add(1, Ordering::SeqCst) + 1;
+                        gate.acquire().await.unwrap().forget();
+                        Ok(Read::Answer(ReadAnswer { revision: Revision(number), at }))
+                    }
                 };
-                fence.pass(read).await.unwrap()
+                fence.pass(Revision(0), read).await.unwrap().revision
             }
         };
         let mut calls: Vec<_> = (0..10).map(|_| call().boxed()).collect();
@@ -77,5 +178,48 @@ mod tests {
         assert_eq!(answers[0], Revision(1));
         assert!(answers[1..].iter().all(|&revision| revision == Revision(2)), "{answers:?}");
         assert_eq!(reads.load(Ordering::SeqCst), 2);
+    }
+
+    /// A store at a revision, compacted at another, behind a fence that knows of `known`.
+    async fn ask(known: i64, revision: i64, compacted: i64, starts: &[i64]) -> (Vec<(i64, i64)>, Vec<i64>) {
+        let fence = Fence { newest: AtomicI64::new(known), ..Fence::default() };
+        let reads = Mutex::new(Vec::new());
+        let read = |at: Revision| {
+            reads.lock().push(at.0);
+            assert!(reads.lock().len() < 20, "it goes round in circles");
+            let gone = at.0 != 0 && at.0 < compacted;
+            let answer = if gone {
+                Read::Compacted(Revision(compacted))
+            } else {
+                Read::Answer(ReadAnswer { revision: Revision(revision), at })
+            };
+            async move {
+                tokio::task::yield_now().await;
+                Ok(answer)
+            }
+        };
+        let calls = starts.iter().map(|&start| fence.pass(Revision(start), read));
+        let passed = futures::future::join_all(calls).await;
+        let passed = passed.into_iter().map(|passed| passed.unwrap());
+        let passed = passed.map(|passed| (passed.revision.0, passed.compacted.0)).collect();
+        assert!(fence.waiting.lock().starts.is_empty());
+        (passed, reads.into_inner())
+    }
+
+    #[tokio::test]
+    async fn one_read_answers_for_many_starts() {
+        // All that come after the first share one read, at the lowest of their starts.
+        assert_eq!(ask(50, 60, 10, &[0, 30, 20, 0, 40, 61]).await, (vec![(60, 0); 6], vec![0, 20]));
+        // Starts of the future, or that may be: the newest revision tells.
+        assert_eq!(ask(50, 60, 10, &[61, 61, 70]).await, (vec![(60, 0); 3], vec![0, 0]));
+        // A start that turned out to be written meanwhile is read at.
+        assert_eq!(ask(50, 60, 10, &[55]).await, (vec![(60, 0)], vec![0, 55]));
+    }
+
+    #[tokio::test]
+    async fn only_starts_below_the_compaction_are_compacted() {
+        let (passed, reads) = ask(50, 60, 30, &[0, 29, 30, 31, 2, 0]).await;
+        assert_eq!(passed, [(60, 0), (0, 30), (60, 0), (60, 0), (0, 30), (60, 0)]);
+        assert_eq!(reads, [0, 2, 30]);
     }
 }

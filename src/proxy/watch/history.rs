@@ -39,25 +39,32 @@ impl UpstreamHistory {
 impl History for UpstreamHistory {
     fn events(&self, request: HistoryRequest) -> BoxFuture<'static, Result<HistoryBatch, HistoryError>> {
         let (hub, identity) = (self.hub.clone(), self.identity.clone());
-        async move {
-            let Ok(_permit) = hub.private_watches.acquire().await else {
-                return Err(HistoryError::Refused("etcdserver: server stopped".to_owned()));
-            };
-            let key = Key { identity, range: request.range.clone(), prev_kv: request.prev_kv, next: request.from };
-            let mut private = hub.parked.take(&key).unwrap_or_else(|| Private::new(key));
-            let batch = private.read(&hub, &request).await?;
-            if batch.complete_to < request.up_to {
-                hub.parked.put(private);
-            }
-            Ok(batch)
-        }
-        .boxed()
+        async move { read_history(&hub, &identity, request).await }.boxed()
     }
 
     fn refresh(&self) -> Option<BoxFuture<'static, bool>> {
         let (feed, within) = (self.feed.clone(), self.hub.config.periods.refresh_max);
         Some(async move { feed.refresh(within).await }.boxed())
     }
+}
+
+/// Reads a part of history by a private upstream watch. Dropping the future is safe.
+pub(super) async fn read_history(
+    hub: &HubInner,
+    identity: &Identity,
+    request: HistoryRequest,
+) -> Result<HistoryBatch, HistoryError> {
+    let Ok(_permit) = hub.private_watches.acquire().await else {
+        return Err(HistoryError::Refused("etcdserver: server stopped".to_owned()));
+    };
+    let (identity, range) = (identity.clone(), request.range.clone());
+    let key = Key { identity, range, prev_kv: request.prev_kv, next: request.from };
+    let mut private = hub.parked.take(&key).unwrap_or_else(|| Private::new(key));
+    let batch = private.read(hub, &request).await?;
+    if batch.complete_to < request.up_to {
+        hub.parked.put(private);
+    }
+    Ok(batch)
 }
 
 /// What a private watch is for, and where it stands.

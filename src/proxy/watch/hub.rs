@@ -11,14 +11,14 @@ use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
 use super::feed::{Feed, FeedHandle, is_no_leader};
-use super::fence::Fence;
-use super::history::Parked;
+use super::fence::{Fence, Passed, Read, ReadAnswer};
+use super::history::{Parked, read_history};
 use super::metrics::ProxyWatchMetrics;
 use super::ranges::Ranges;
 use super::upstream::Upstream;
 use crate::api_error::ApiError;
 use crate::client::Pool;
-use crate::eventlog::{Admission, Origin, Refusal, ShardHandle, WatchLimits};
+use crate::eventlog::{Admission, HistoryError, HistoryRequest, Origin, Refusal, ShardHandle, Source, WatchLimits};
 use crate::proxy::{Identity, Namespace};
 use crate::shutdown::Tasks;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
@@ -188,6 +188,7 @@ impl HubInner {
         let class = Arc::new(Class {
             anonymous: identity.clone().with_require_leader(false) == Identity::default(),
             identity: identity.clone(),
+            fence: Fence::default(),
             table: Mutex::default(),
         });
         classes.insert(identity, Arc::downgrade(&class));
@@ -261,31 +262,32 @@ impl HubInner {
         if range.is_empty() {
             return Err(self.refusal("mvcc: watcher range is empty".to_owned()));
         }
+        // At the same time: opening an upstream watch must not delay where a watch from now begins.
+        let (passed, source) = tokio::try_join!(self.fence(&class, &range, start), self.source(&class, &range))?;
+        Ok(Admission { source, after: passed.revision, compacted: passed.compacted })
+    }
+
+    /// A source that covers a range and that the class may read.
+    async fn source(self: &Arc<Self>, class: &Arc<Class>, range: &KeyRange) -> Result<Arc<Source>, Refusal> {
         loop {
-            let entry = self.entry(&class, &range);
+            let entry = self.entry(class, range);
             let source = match entry.feed.live().await {
                 Ok(source) => source,
                 // A wider range is off the table now; the client's own answers for the client.
-                Err(end) if entry.range == range && !end.reason.is_empty() => return Err(self.refusal(end.reason)),
+                Err(end) if entry.range == *range && !end.reason.is_empty() => return Err(self.refusal(end.reason)),
                 Err(_) => continue,
             };
+            // Without credentials the fence tells: then nobody may read anything once the cluster asks for some.
             if !class.anonymous
-                && let Err(reason) = self.verify(&class, &entry).await
+                && let Err(reason) = self.verify(class, &entry).await
             {
-                if entry.range == range {
+                if entry.range == *range {
                     return Err(self.refusal(reason));
                 }
                 class.refuse(&entry.range);
                 continue;
             }
-            let after = match start {
-                Revision(0) => self.fence(&class, &entry).await?,
-                _ if class.anonymous && !entry.verdict.is_fresh(self.config.periods.verdict_max) => {
-                    self.fence(&class, &entry).await?
-                }
-                _ => Revision(0),
-            };
-            return Ok(Admission { source, after });
+            return Ok(source);
         }
     }
 
@@ -312,7 +314,7 @@ impl HubInner {
         let heads = narrower.iter().filter_map(|range| table.ranges.get(range)?.feed.head());
         let begin = heads.min().unwrap_or_default();
         let (feed, handle) = Feed::new(self.clone(), class.clone(), taken.clone(), begin);
-        let entry = Entry { range: taken.clone(), feed: handle, fence: Arc::default(), verdict: Arc::default() };
+        let entry = Entry { range: taken.clone(), feed: handle, verdict: Arc::default() };
         table.ranges.insert(taken, entry.clone());
         drop(table);
         self.spawn(self.stoppable(feed.run()));
@@ -333,28 +335,15 @@ impl HubInner {
         }
     }
 
-    /// Asks the cluster for its revision, together with whoever else asks; tries until it answers. A cluster without
-    /// quorum keeps the client waiting, as the write it might have missed would.
-    async fn fence(self: &Arc<Self>, class: &Arc<Class>, entry: &Entry) -> Result<Revision, Refusal> {
-        let key = self.namespace.enter(entry.range.start());
+    /// Asks the cluster where a watch stands, together with whoever else asks; tries until it answers. A cluster
+    /// without quorum keeps the client waiting, as the write it might have missed would.
+    async fn fence(self: &Arc<Self>, class: &Arc<Class>, range: &KeyRange, start: Revision) -> Result<Passed, Refusal> {
         let mut pause = self.config.periods.retry_first;
         loop {
-            let read = || {
-                let read = self.upstream.fence(class.identity.metadata(), key.clone());
-                let read = self.spawn(read);
-                async {
-                    read.await.map_err(|_| Status::from(ApiError::Stopped))?.map(|header| Revision(header.revision))
-                }
-            };
-            match entry.fence.pass(read).await {
-                Ok(revision) => {
-                    if class.anonymous {
-                        // Nobody may read anything without credentials once the cluster asks for them. With
-                        // credentials one key says nothing about the range.
-                        entry.verdict.set();
-                    }
-                    self.saw_revision(revision);
-                    return Ok(revision);
+            match class.fence.pass(start, |at| self.read_at(class, range, at)).await {
+                Ok(passed) => {
+                    self.saw_revision(passed.revision);
+                    return Ok(passed);
                 }
                 Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&status))),
                 Err(status) => {
@@ -363,6 +352,54 @@ impl HubInner {
                     pause = (pause * 2).min(self.config.periods.retry_max);
                 }
             }
+        }
+    }
+
+    /// One linearizable read of a key at a revision (0: the newest). It is refused as compacted exactly when a watch
+    /// from there would be, by a member that has applied all that was acknowledged before.
+    async fn read_at(self: &Arc<Self>, class: &Class, range: &KeyRange, at: Revision) -> Result<Read, Status> {
+        let key = self.namespace.enter(range.start());
+        let read = async |at| {
+            let read = self.spawn(self.upstream.fence(class.identity.metadata(), key.clone(), at));
+            read.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
+        };
+        let (header, at) = match read(at).await {
+            Ok(header) => (header, at),
+            Err(status) => match ApiError::from_text(status.message()) {
+                Some(ApiError::Compacted) => {
+                    return Ok(Read::Compacted(self.compacted_above(class, range, at).await?));
+                }
+                Some(ApiError::FutureRevision) => (read(Revision(0)).await?, Revision(0)),
+                _ => return Err(status),
+            },
+        };
+        Ok(Read::Answer(ReadAnswer { revision: Revision(header.revision), at }))
+    }
+
+    /// The compacted revision, which is known to be above `start`: only a watch is told.
+    async fn compacted_above(
+        self: &Arc<Self>,
+        class: &Class,
+        range: &KeyRange,
+        start: Revision,
+    ) -> Result<Revision, Status> {
+        let request = HistoryRequest {
+            range: range.clone(),
+            from: start,
+            up_to: start,
+            prev_kv: false,
+            revisions_max: 1,
+            bytes_max: 1,
+        };
+        let mut pause = self.config.periods.retry_first;
+        loop {
+            match read_history(self, &class.identity, request.clone()).await {
+                Err(HistoryError::Compacted(compacted)) => return Ok(compacted),
+                Err(HistoryError::Refused(reason)) => return Err(Status::unavailable(reason)),
+                // A member that lags behind the compaction; the next one may not.
+                Ok(_) => sleep(pause).await,
+            }
+            pause = (pause * 2).min(self.config.periods.retry_max);
         }
     }
 
@@ -412,6 +449,8 @@ async fn take_over(class: &Class, range: &KeyRange, wide: &FeedHandle) {
 pub(super) struct Class {
     pub identity: Identity,
     anonymous: bool,
+    /// Shared by all its new watches: a revision is the cluster's, whatever key was read for it.
+    fence: Fence,
     table: Mutex<Table>,
 }
 
@@ -439,7 +478,6 @@ impl Table {
 struct Entry {
     range: KeyRange,
     feed: FeedHandle,
-    fence: Arc<Fence>,
     verdict: Arc<Verdict>,
 }
 

@@ -9,6 +9,7 @@ use tonic::Status;
 use crate::client::{Head, Method, Pool, framed, unframed};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchRequest, WatchResponse};
+use crate::types::Revision;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 
@@ -23,9 +24,15 @@ pub(super) trait Upstream: Send + Sync + 'static {
     /// A watch stream with this metadata.
     fn open_watch(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>>;
 
-    /// The header of a linearizable read of one key, which costs a member next to nothing. Its revision is at or
-    /// after every write acknowledged before the call.
-    fn fence(&self, metadata: HeaderMap, key: Bytes) -> BoxFuture<'static, Result<ResponseHeader, Status>>;
+    /// The header of a linearizable read of one key at a revision (0: the newest), which costs a member next to
+    /// nothing. Its revision is at or after every write acknowledged before the call, and `at` is refused if it is below
+    /// any compaction acknowledged before.
+    fn fence(
+        &self,
+        metadata: HeaderMap,
+        key: Bytes,
+        at: Revision,
+    ) -> BoxFuture<'static, Result<ResponseHeader, Status>>;
 }
 
 impl Upstream for Pool {
@@ -38,10 +45,15 @@ impl Upstream for Pool {
         .boxed()
     }
 
-    fn fence(&self, metadata: HeaderMap, key: Bytes) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
+    fn fence(
+        &self,
+        metadata: HeaderMap,
+        key: Bytes,
+        at: Revision,
+    ) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
         let pool = self.clone();
         async move {
-            let request = RangeRequest { key, limit: 1, count_only: true, ..Default::default() };
+            let request = RangeRequest { key, revision: at.0, limit: 1, count_only: true, ..Default::default() };
             let head = Head::grpc(RANGE, metadata);
             let answer = pool.exchange(Method::of(RANGE), &head, framed(&request)).await;
             let answer: RangeResponse = unframed(answer).await?;

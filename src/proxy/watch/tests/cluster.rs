@@ -13,11 +13,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::super::upstream::{Upstream, UpstreamStream};
+use crate::api_error::ApiError;
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::pb::mvccpb::{Event, KeyValue};
-use crate::types::KeyRange;
+use crate::types::{KeyRange, Revision};
 
 /// Revisions a lagging watch gets in one answer.
 const BATCH: usize = 3;
@@ -144,13 +145,24 @@ impl Upstream for FakeCluster {
         .boxed()
     }
 
-    fn fence(&self, _metadata: HeaderMap, _key: Bytes) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
+    fn fence(
+        &self,
+        _metadata: HeaderMap,
+        _key: Bytes,
+        at: Revision,
+    ) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
         let cluster = self.clone();
         async move {
             // As over a network: others may come meanwhile.
             tokio::task::yield_now().await;
             let mut state = cluster.state.lock();
             state.fences += 1;
+            if at.0 != 0 && at.0 < state.compacted {
+                return Err(ApiError::Compacted.into());
+            }
+            if at.0 > state.revision.max(1) {
+                return Err(ApiError::FutureRevision.into());
+            }
             Ok(state.header(state.revision.max(1)).unwrap())
         }
         .boxed()
@@ -216,7 +228,8 @@ struct Watching {
 
 /// The next answer with events, or the end by compaction.
 fn advance(state: &State, Watching { range, next, .. }: &mut Watching) -> Option<WatchResponse> {
-    if *next < state.compacted {
+    // A member that lags has not heard of the compaction either.
+    if *next < state.compacted && state.compacted <= state.visible.max(1) {
         let header = state.header(0);
         return Some(WatchResponse { header, canceled: true, compact_revision: state.compacted, ..Default::default() });
     }

@@ -54,6 +54,96 @@ async fn a_watch_from_now_begins_behind_every_acknowledged_write() {
 }
 
 #[tokio::test]
+async fn a_watch_from_now_begins_where_the_cluster_stood_when_it_was_asked_for() {
+    // The start used to be read after the upstream watch was confirmed: what was written while that was being opened
+    // was missed.
+    let proxy = Proxy::start(|_| {});
+    proxy.cluster.write(&[("a", "before")]);
+    proxy.cluster.refuse_streams(Some(Status::unavailable("not yet")));
+    let mut client = proxy.anonymous();
+    client.create(key("a")).await;
+    // Polled, so that the request is read; nothing can come yet.
+    assert!(client.try_next().now_or_never().is_none());
+    eventually(|| proxy.cluster.fences() == 1).await;
+    let written = proxy.cluster.write(&[("a", "during")]);
+    proxy.cluster.refuse_streams(None);
+    let created = client.next().await;
+    assert_eq!((created.created, created.header.unwrap().revision), (true, written - 1));
+    assert_eq!(client.events().await, vec![format!("a@{written}")]);
+    let written = proxy.cluster.write(&[("a", "after")]);
+    assert_eq!(client.events().await, vec![format!("a@{written}")]);
+}
+
+#[tokio::test]
+async fn a_start_below_an_acknowledged_compaction_is_compacted() {
+    // The log never heard of compactions and served what it still had.
+    let proxy = Proxy::start(|_| {});
+    let mut live = proxy.anonymous();
+    live.watch(key("a")).await;
+    for value in 0..3 {
+        proxy.cluster.write(&[("a", &value.to_string())]);
+    }
+    for _ in 0..3 {
+        live.events().await;
+    }
+    proxy.cluster.write(&[("elsewhere", "")]);
+    proxy.cluster.compact(4);
+    let mut client = proxy.anonymous();
+    let created = client.watch(WatchCreateRequest { start_revision: 3, ..key("a") }).await;
+    assert_eq!((created.created, created.canceled), (true, false));
+    let canceled = client.next().await;
+    assert_eq!((canceled.canceled, canceled.compact_revision, canceled.cancel_reason.as_str()), (true, 4, ""));
+    assert_eq!((canceled.watch_id, canceled.header.unwrap().revision), (created.watch_id, 0));
+    for (start, expected) in [(4, "a@4"), (5, "a@6"), (6, "a@6"), (9, "")] {
+        let mut client = proxy.anonymous();
+        assert!(!client.watch(WatchCreateRequest { start_revision: start, ..key("a") }).await.canceled);
+        if start == 5 {
+            assert_eq!(proxy.cluster.write(&[("a", "")]), 6);
+        }
+        if !expected.is_empty() {
+            assert_eq!(client.events().await, vec![expected.to_owned()]);
+        }
+    }
+    // Not a member that has not applied the compaction yet, and lets the watch pass, but the cluster decides.
+    proxy.cluster.lag(true);
+    proxy.cluster.write(&[("a", "7")]);
+    let newest = proxy.cluster.write(&[("a", "8")]);
+    proxy.cluster.compact(newest);
+    client.create(WatchCreateRequest { start_revision: newest - 1, ..key("a") }).await;
+    assert!(client.try_next().now_or_never().is_none());
+    proxy.cluster.lag(false);
+    assert!(client.next().await.created);
+    let canceled = client.next().await;
+    assert_eq!((canceled.canceled, canceled.compact_revision), (true, newest));
+}
+
+#[tokio::test]
+async fn starts_in_the_past_share_their_reads() {
+    let proxy = Proxy::start(|_| {});
+    let mut live = proxy.anonymous();
+    live.watch(key("a")).await;
+    for value in 0..30 {
+        proxy.cluster.write(&[("a", &value.to_string())]);
+        live.events().await;
+    }
+    proxy.cluster.compact(10);
+    let before = proxy.cluster.fences();
+    let mut clients: Vec<Client> = (0..200).map(|_| proxy.anonymous()).collect();
+    for (number, client) in clients.iter().enumerate() {
+        client.create(WatchCreateRequest { start_revision: number as i64 % 40 + 1, ..key("a") }).await;
+    }
+    let first = futures::future::join_all(clients.iter_mut().map(Client::next)).await;
+    assert!(first.iter().all(|response| response.created && !response.canceled));
+    let second = futures::future::join_all(clients.iter_mut().take(40).map(Client::next).take(31)).await;
+    for (number, response) in second.iter().enumerate() {
+        let compacted = if number < 9 { 10 } else { 0 };
+        assert_eq!(response.compact_revision, compacted, "from {}: {response:?}", number + 1);
+    }
+    let reads = proxy.cluster.fences() - before;
+    assert!(reads <= 6, "{reads} reads");
+}
+
+#[tokio::test]
 async fn old_revisions_come_before_new_ones_and_join_the_log_without_a_call() {
     let proxy = Proxy::start(|_| {});
     for value in 0..10 {
