@@ -36,6 +36,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("methods.rs"), method_table(&descriptors))?;
     std::fs::write(out.join("shapes.rs"), shapes(&descriptors))?;
 
+    // For `watershed_build_info`.
+    let rustc = std::process::Command::new(std::env::var("RUSTC")?).arg("--version").output()?;
+    let rustc = String::from_utf8(rustc.stdout)?;
+    println!("cargo:rustc-env=WATERSHED_RUSTC={}", rustc.split(' ').nth(1).unwrap_or("unknown"));
+
     let mut hot = descriptors;
     hot.file.retain_mut(|file| {
         file.service.retain(|service| matches!(service.name(), "KV" | "Watch"));

@@ -15,7 +15,7 @@ use crate::listener::{ListenerConfig, Serving, ShardId, bind, serve};
 use crate::pb::etcdserverpb::MemberListRequest;
 use crate::proxy::{
     Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, ShardParts, Tenant, Tenants, WatchHub,
-    WatchHubConfig,
+    WatchHubConfig, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -81,6 +81,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         listeners.push(bind(address).context("--metrics-addr")?);
     }
     let metrics = Metrics::new();
+    let calls = proxy_calls(&metrics);
     let pools = Pools::default();
     let tenants = Tenants::everybody(Tenant {
         namespace: Namespace::new(config.namespace.clone().into_bytes()),
@@ -113,6 +114,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .collect(),
             self_member: self_member.clone(),
             metrics: metrics.clone(),
+            calls: calls.clone(),
             tasks: shard_tasks.clone(),
         })
     };

@@ -17,8 +17,8 @@ use crate::config::{
 use crate::core::peer::{PeerIdentity, PeerTls};
 use crate::core::raft::RaftStatus;
 use crate::core::server::{
-    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, PeerFace, Router, WatchContext, WatchService,
-    refresh_gauges,
+    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, PeerFace, Router, SlowRequests, WatchContext,
+    WatchService, refresh_gauges,
 };
 use crate::eventlog::{Origin, WatchLimits};
 use crate::listener::{self, ListenerConfig, Serving, ShardId};
@@ -115,7 +115,8 @@ impl Server {
         super::failpoints::start(tasks)?;
         let peer_tls = config.peer_tls.as_ref().map(peer_tls).transpose()?;
         let registry = Metrics::new();
-        let metrics = CoreMetrics::register(&registry, config.extensive_metrics);
+        let slow = SlowRequests { apply: config.warning_apply_duration, unary: config.warning_unary_request_duration };
+        let metrics = CoreMetrics::register(&registry, config.extensive_metrics, slow);
         let watch_metrics = WatchMetrics::register(&registry);
         let failed: Failed = Arc::new(|reason| {
             // Fail-stop: what was acknowledged is in the log, and nothing may be answered from a doubtful state.
@@ -126,7 +127,7 @@ impl Server {
         let peer_metrics = PeerMetrics::register(&registry);
         let member = Member::start(config, peer_tls.clone(), metrics, peer_metrics, failed, tasks).await?;
         let core = member.core();
-        refresh_gauges(&registry, core.clone());
+        refresh_gauges(&registry, core.clone(), config.integrity);
         let context = Arc::new(WatchContext {
             watch: member.watch(),
             origin: Arc::new(Origin::new(core.cluster, core.member, core.raft.term())),

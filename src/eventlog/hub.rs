@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -26,14 +27,15 @@ use crate::types::Revision;
 pub struct ShardHandle {
     shard: Arc<Mutex<Shard>>,
     wake: Arc<Notify>,
+    metrics: Arc<WatchMetrics>,
 }
 
 impl ShardHandle {
     /// A shard without its task.
     pub(super) fn new(limits: WatchLimits, origin: Arc<Origin>, metrics: WatchMetrics, seed: u64) -> Self {
         let wake = Arc::new(Notify::new());
-        let shard = Shard::new(limits, origin, metrics, wake.clone(), seed);
-        Self { shard: Arc::new(Mutex::new(shard)), wake }
+        let shard = Shard::new(limits, origin, metrics.clone(), wake.clone(), seed);
+        Self { shard: Arc::new(Mutex::new(shard)), wake, metrics: Arc::new(metrics) }
     }
 
     /// Starts a shard on the current runtime. When `tasks` stop, its streams end with `stopped`.
@@ -67,7 +69,11 @@ impl ShardHandle {
         loop {
             let (more, next_tick) = {
                 let mut shard = self.shard.lock();
-                shard.tick(Instant::now());
+                let now = Instant::now();
+                if shard.next_tick().is_some_and(|at| at <= now) {
+                    shard.tick(now);
+                    self.metrics.send_progress.observe(0, now.elapsed());
+                }
                 let more = shard.route() | shard.resume();
                 for (id, history, request) in shard.take_jobs(history_reads_max.saturating_sub(reads.len())) {
                     let read = history.events(request);
@@ -142,6 +148,16 @@ impl ShardHandle {
 
     pub(super) fn controls(&self, stream: u32) -> u32 {
         self.shard.lock().controls(stream)
+    }
+
+    /// A stream's connection has taken a response of so many events.
+    pub(super) fn sent(&self, took: Duration, events: u32) {
+        if events == 0 {
+            self.metrics.send_control.observe(0, took);
+        } else {
+            self.metrics.send_events.observe(0, took);
+            self.metrics.send_per_event.observe(0, took / events);
+        }
     }
 
     pub(super) fn pop(&self, stream: u32, waker: &Waker) -> Taken {

@@ -1,6 +1,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
@@ -85,6 +86,8 @@ pub struct WatchStream<I> {
     /// Progress requests the refresh in flight answers, and those that came after it began.
     progress_now: u32,
     progress_next: u32,
+    /// When the last response was given out, and its events: the next poll tells that it has been sent.
+    sending: Option<(Instant, u32)>,
 }
 
 impl<I> WatchStream<I>
@@ -103,6 +106,7 @@ where
             refreshing: None,
             progress_now: 0,
             progress_next: 0,
+            sending: None,
         }
     }
 
@@ -223,6 +227,9 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        if let Some((since, events)) = this.sending.take() {
+            this.shard.sent(since.elapsed(), events);
+        }
         this.poll_refresh(cx);
         this.read_requests(cx);
         if this.refreshing.is_some() {
@@ -230,7 +237,10 @@ where
             this.poll_refresh(cx);
         }
         match this.shard.pop(this.stream, cx.waker()) {
-            Taken::Response { response, .. } => Poll::Ready(Some(Ok(*response))),
+            Taken::Response { response, events } => {
+                this.sending = Some((Instant::now(), events));
+                Poll::Ready(Some(Ok(*response)))
+            }
             Taken::Closed(status) => Poll::Ready(Some(Err(status))),
             Taken::Empty => Poll::Pending,
         }

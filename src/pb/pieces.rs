@@ -127,7 +127,8 @@ mod tests {
     fn pieces_in_order_are_the_encoding() {
         let kv = |len: usize| Bytes::from(vec![b'v'; len]);
         let header = Some(ResponseHeader { revision: 300, member_id: u64::MAX, ..Default::default() });
-        let range = RangeResponse { header, kvs: vec![kv(0), kv(127), kv(128), kv(129), kv(70_000)], more: true, count: 9 };
+        let range =
+            RangeResponse { header, kvs: vec![kv(0), kv(127), kv(128), kv(129), kv(70_000)], more: true, count: 9 };
         let delete = DeleteRangeResponse { header: None, deleted: 2, prev_kvs: vec![kv(200), kv(3)] };
         let put = PutResponse { header, prev_kv: Some(kv(1000)) };
         let op = |response| ResponseOp { response };

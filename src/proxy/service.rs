@@ -22,8 +22,9 @@ use super::watch::ProxyWatchService;
 use crate::client::{Head, Pool};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
+use crate::pb::methods::{METHODS, Method};
 use crate::shutdown::Tasks;
-use crate::telemetry::Metrics;
+use crate::telemetry::{self, GrpcCalls, GrpcMethod, Metrics};
 
 const GRPC: &str = "application/grpc";
 
@@ -40,8 +41,24 @@ pub struct ShardParts {
     pub self_member: Option<SelfMember>,
     /// The registry `/proxy/metrics` shows.
     pub metrics: Metrics,
+    /// Counts calls; [`proxy_calls`] makes it.
+    pub calls: GrpcCalls,
     /// Where tasks of the thread run.
     pub tasks: Tasks,
+}
+
+/// The body of a request to the proxy.
+pub(super) type RequestBody = telemetry::RequestBody<Incoming>;
+
+/// Registers the `grpc_server_*` metrics of a proxy.
+pub fn proxy_calls(metrics: &Metrics) -> GrpcCalls {
+    let method = |method: &Method| GrpcMethod {
+        service: method.service,
+        name: method.name,
+        kind: method.kind.label(),
+        unreadable: None,
+    };
+    GrpcCalls::register(metrics, false, METHODS.iter().map(method))
 }
 
 /// Everything on the proxy's port. Cheap to clone.
@@ -59,18 +76,19 @@ struct Shard {
     self_member: Option<SelfMember>,
     leases: LeaseHubs,
     pages: Pages,
+    calls: GrpcCalls,
 }
 
 impl ProxyService {
     /// The service of one serving thread; made on that thread.
     pub fn new(parts: ShardParts) -> Self {
-        let ShardParts { pool, tenants, watches, self_member, metrics, tasks } = parts;
+        let ShardParts { pool, tenants, watches, self_member, metrics, calls, tasks } = parts;
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
         let leases = LeaseHubs::new(pool.clone(), tasks.clone());
         let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
         let views = namespaced.map(|tenant| (tenant.clone(), View::new(tenant, &pool, &tasks))).collect();
         let pages = Pages::new(pool.clone(), metrics, tasks);
-        Self { shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages }) }
+        Self { shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages, calls }) }
     }
 }
 
@@ -98,6 +116,16 @@ impl Shard {
         if !is_grpc {
             return self.pages.answer(&request.into_parts().0).await;
         }
+        let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
+            // A method nobody here knows passes too, uncounted.
+            return self.grpc(request.map(telemetry::RequestBody::uncounted)).await;
+        };
+        let call = self.calls.start(number);
+        let response = self.grpc(request.map(|body| call.request(body))).await;
+        call.response(response).map(Body::new)
+    }
+
+    async fn grpc(&self, request: Request<RequestBody>) -> Response<Body> {
         let view = self.views.get(self.tenants.of(request.headers()));
         match request.uri().path() {
             "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" => {
@@ -126,8 +154,8 @@ impl Shard {
         }
     }
 
-    /// Bytes up, bytes down. A method nobody here knows passes too: the member says what it thinks of it.
-    async fn pass(&self, request: Request<Incoming>) -> Response<Body> {
+    /// Bytes up, bytes down. A method nobody here knows passes too: the member decides and its answer is passed on.
+    async fn pass(&self, request: Request<RequestBody>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         self.pool.request(&Head::from_request(parts), body).await
     }

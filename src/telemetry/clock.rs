@@ -21,6 +21,12 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// Seconds since 1970, for metrics that say when something happened.
+#[allow(clippy::disallowed_methods, reason = "shown to operators; nothing decides by it")]
+pub fn unix_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64
+}
+
 /// Year, month and day of a count of days since 1970-01-01, by 400-year eras that start on the first of March.
 fn civil_date(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;

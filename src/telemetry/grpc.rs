@@ -1,8 +1,15 @@
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use prometheus::{Histogram, IntCounter};
 
 use super::metrics::Metrics;
+use super::rooms::NetworkMetrics;
 
 /// Names of the gRPC codes as the `grpc_code` label has them, by number.
 const CODES: [&str; 17] = [
@@ -24,44 +31,53 @@ const CODES: [&str; 17] = [
     "DataLoss",
     "Unauthenticated",
 ];
+const OK: i32 = 0;
+const CANCELED: i32 = 1;
+const RESOURCE_EXHAUSTED: i32 = 8;
+const INTERNAL: i32 = 13;
+const UNKNOWN: usize = 2;
 
-/// Which sides of a method stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GrpcKind {
-    /// Neither.
-    Unary,
-    /// The client.
-    ClientStream,
-    /// The server.
-    ServerStream,
-    /// Both.
-    BidiStream,
-}
-
-impl GrpcKind {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Unary => "unary",
-            Self::ClientStream => "client_stream",
-            Self::ServerStream => "server_stream",
-            Self::BidiStream => "bidi_stream",
-        }
-    }
-}
-
-/// The `grpc_server_*` metrics. Made once; [`method`](Self::method) gives each service its cheap handles.
+/// One method as the labels of its metrics name it.
 #[derive(Clone, Debug)]
-pub struct GrpcMetrics {
-    started: IntCounterVec,
-    handled: IntCounterVec,
-    received: IntCounterVec,
-    sent: IntCounterVec,
-    handling: Option<HistogramVec>,
+pub struct GrpcMethod {
+    /// `package.Service`.
+    pub service: &'static str,
+    /// `Name`.
+    pub name: &'static str,
+    /// `unary`, `client_stream`, `server_stream` or `bidi_stream`.
+    pub kind: &'static str,
+    /// Counts its calls that ended because a message of the client could not be read.
+    pub unreadable: Option<IntCounter>,
 }
 
-impl GrpcMetrics {
-    /// Registers the counters; `extensive` adds `grpc_server_handling_seconds`, as `--metrics=extensive` does.
-    pub fn register(metrics: &Metrics, extensive: bool) -> Self {
+const UNARY: &str = "unary";
+/// Compression flag and length in front of each gRPC message.
+const PREFIX_BYTES: usize = 5;
+
+/// The `grpc_server_*` metrics and the bytes of messages of one server; cheap to clone.
+///
+/// Each observation is a few atomic additions: the label values are resolved when the server starts.
+#[derive(Clone, Debug)]
+pub struct GrpcCalls {
+    methods: Arc<[MethodMetrics]>,
+    bytes: NetworkMetrics,
+}
+
+#[derive(Debug)]
+struct MethodMetrics {
+    unary: bool,
+    started: IntCounter,
+    received: IntCounter,
+    sent: IntCounter,
+    handled: [IntCounter; CODES.len()],
+    handling: Option<Histogram>,
+    unreadable: Option<IntCounter>,
+}
+
+impl GrpcCalls {
+    /// Registers the metrics; all codes of all methods exist with 0 from here on. `extensive` adds
+    /// `grpc_server_handling_seconds`, as `--metrics=extensive` does.
+    pub fn register(metrics: &Metrics, extensive: bool, methods: impl IntoIterator<Item = GrpcMethod>) -> Self {
         let labels = ["grpc_type", "grpc_service", "grpc_method"];
         let coded = ["grpc_type", "grpc_service", "grpc_method", "grpc_code"];
         let handling = extensive.then(|| {
@@ -69,63 +85,239 @@ impl GrpcMetrics {
             let help = "Time from the start of a call to its end.";
             metrics.histogram_vec("grpc_server_handling_seconds", help, &labels, buckets)
         });
-        Self {
-            started: metrics.counter_vec("grpc_server_started_total", "Calls that came in.", &labels),
-            handled: metrics.counter_vec("grpc_server_handled_total", "Calls that ended, by code.", &coded),
-            received: metrics.counter_vec("grpc_server_msg_received_total", "Messages that came in.", &labels),
-            sent: metrics.counter_vec("grpc_server_msg_sent_total", "Messages that went out.", &labels),
-            handling,
-        }
+        let started = metrics.counter_vec("grpc_server_started_total", "Calls received.", &labels);
+        let handled = metrics.counter_vec("grpc_server_handled_total", "Calls completed, by code.", &coded);
+        let received = metrics.counter_vec("grpc_server_msg_received_total", "Messages received.", &labels);
+        let sent = metrics.counter_vec("grpc_server_msg_sent_total", "Messages sent.", &labels);
+        let row = |method: GrpcMethod| {
+            let GrpcMethod { service, name, kind, unreadable } = method;
+            let labels = [kind, service, name];
+            MethodMetrics {
+                unary: kind == UNARY,
+                started: started.with_label_values(&labels),
+                received: received.with_label_values(&labels),
+                sent: sent.with_label_values(&labels),
+                handled: CODES.map(|code| handled.with_label_values(&[kind, service, name, code])),
+                handling: handling.as_ref().map(|handling| handling.with_label_values(&labels)),
+                unreadable,
+            }
+        };
+        Self { methods: methods.into_iter().map(row).collect(), bytes: NetworkMetrics::register(metrics) }
     }
 
-    /// The handles of one method, for example `method("etcdserverpb.KV", "Range", GrpcKind::Unary)`. All its codes
-    /// exist with 0 from here on.
-    pub fn method(&self, service: &str, method: &str, kind: GrpcKind) -> MethodMetrics {
-        let labels = [kind.label(), service, method];
-        MethodMetrics {
-            started: self.started.with_label_values(&labels),
-            received: self.received.with_label_values(&labels),
-            sent: self.sent.with_label_values(&labels),
-            handled: CODES.map(|code| self.handled.with_label_values(&[kind.label(), service, method, code])),
-            handling: self.handling.as_ref().map(|handling| handling.with_label_values(&labels)),
-        }
+    /// A call of the method at this place of the list given to [`register`](Self::register) starts.
+    pub fn start(&self, method: usize) -> Call {
+        self.methods[method].started.inc();
+        Call { calls: self.clone(), method, began: Instant::now(), open: true }
     }
 }
 
-/// The counters of one method; each call is one atomic addition.
-#[derive(Clone, Debug)]
-pub struct MethodMetrics {
-    started: IntCounter,
-    received: IntCounter,
-    sent: IntCounter,
-    handled: [IntCounter; CODES.len()],
-    handling: Option<Histogram>,
+/// One call, from its request to the end of its response. Dropped before that, it counts as canceled.
+#[derive(Debug)]
+pub struct Call {
+    calls: GrpcCalls,
+    method: usize,
+    began: Instant,
+    open: bool,
 }
 
-impl MethodMetrics {
-    /// A call came in.
-    pub fn started(&self) {
-        self.started.inc();
+impl Call {
+    fn method(&self) -> &MethodMetrics {
+        &self.calls.methods[self.method]
     }
 
-    /// A message came in.
-    pub fn received(&self) {
-        self.received.inc();
+    /// Whether both sides send one message.
+    pub fn is_unary(&self) -> bool {
+        self.method().unary
     }
 
-    /// A message went out.
-    pub fn sent(&self) {
-        self.sent.inc();
+    /// Time since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
-    /// A call ended with this gRPC code, by number; an unheard-of one counts as `Unknown`. `took` is only looked at
-    /// when metrics are extensive.
-    pub fn handled(&self, code: i32, took: Duration) {
-        let at = usize::try_from(code).ok().filter(|&at| at < CODES.len()).unwrap_or(2);
-        self.handled[at].inc();
-        if let Some(handling) = &self.handling {
-            handling.observe(took.as_secs_f64());
+    /// The call ends with this gRPC code, by number; an unknown one counts as `Unknown`.
+    pub fn finish(mut self, code: i32) {
+        self.close(code);
+    }
+
+    fn close(&mut self, code: i32) {
+        if !std::mem::take(&mut self.open) {
+            return;
         }
+        let method = self.method();
+        if method.unary {
+            // As in etcd's library: one message each way for every call, whatever its outcome.
+            method.received.inc();
+            method.sent.inc();
+        }
+        let at = usize::try_from(code).ok().filter(|&at| at < CODES.len()).unwrap_or(UNKNOWN);
+        method.handled[at].inc();
+        if let Some(unreadable) = &method.unreadable
+            && matches!(code, RESOURCE_EXHAUSTED | INTERNAL)
+        {
+            unreadable.inc();
+        }
+        if let Some(handling) = &method.handling {
+            handling.observe(self.began.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Counts the messages of the request as they are read.
+    pub fn request<B>(&self, body: B) -> RequestBody<B> {
+        let method = self.method();
+        let messages = (!method.unary).then(|| method.received.clone());
+        let count = MessageCount::new(messages, self.calls.bytes.client_received_bytes.clone());
+        RequestBody { body, count: Some(count) }
+    }
+
+    /// Counts the messages of the response as they are sent, and the call once its trailers are sent. A unary response
+    /// without a status in its headers is successful.
+    pub fn response<B>(mut self, response: Response<B>) -> Response<ResponseBody<B>> {
+        if let Some(code) = status_code(response.headers()) {
+            self.close(code);
+        } else if self.is_unary() {
+            self.close(OK);
+        }
+        let method = self.method();
+        let messages = (!method.unary).then(|| method.sent.clone());
+        let count = MessageCount::new(messages, self.calls.bytes.client_sent_bytes.clone());
+        let call = self.open.then_some(self);
+        response.map(|body| ResponseBody { body, count, call })
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.close(CANCELED);
+    }
+}
+
+fn status_code(headers: &HeaderMap) -> Option<i32> {
+    let status = headers.get("grpc-status")?;
+    Some(status.to_str().ok().and_then(|status| status.parse().ok()).unwrap_or(UNKNOWN as i32))
+}
+
+/// Finds the messages in the pieces of a body.
+#[derive(Debug)]
+struct MessageCount {
+    messages: Option<IntCounter>,
+    bytes: IntCounter,
+    prefix: [u8; PREFIX_BYTES],
+    /// Bytes of the prefix that are there.
+    prefix_bytes: usize,
+    /// Bytes of the message that are not there yet.
+    left: usize,
+}
+
+impl MessageCount {
+    fn new(messages: Option<IntCounter>, bytes: IntCounter) -> Self {
+        Self { messages, bytes, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, left: 0 }
+    }
+
+    /// A message counts when its length is known, its bytes as they come.
+    fn add(&mut self, mut data: &[u8]) {
+        let mut bytes = 0;
+        while !data.is_empty() {
+            if self.left > 0 {
+                let taken = self.left.min(data.len());
+                bytes += taken;
+                self.left -= taken;
+                data = &data[taken..];
+                continue;
+            }
+            let taken = (PREFIX_BYTES - self.prefix_bytes).min(data.len());
+            self.prefix[self.prefix_bytes..self.prefix_bytes + taken].copy_from_slice(&data[..taken]);
+            self.prefix_bytes += taken;
+            data = &data[taken..];
+            if self.prefix_bytes == PREFIX_BYTES {
+                self.prefix_bytes = 0;
+                let [_, length @ ..] = self.prefix;
+                self.left = u32::from_be_bytes(length) as usize;
+                if let Some(messages) = &self.messages {
+                    messages.inc();
+                }
+            }
+        }
+        self.bytes.inc_by(bytes as u64);
+    }
+}
+
+/// The body of a request whose messages are counted.
+#[derive(Debug)]
+pub struct RequestBody<B> {
+    body: B,
+    count: Option<MessageCount>,
+}
+
+impl<B> RequestBody<B> {
+    /// Of a call that has no metrics.
+    pub fn uncounted(body: B) -> Self {
+        Self { body, count: None }
+    }
+}
+
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for RequestBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (Some(count), Some(Ok(frame))) = (&mut self.count, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            count.add(data);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of a response whose messages are counted, and with it the end of a streaming call.
+#[derive(Debug)]
+pub struct ResponseBody<B> {
+    body: B,
+    count: MessageCount,
+    call: Option<Call>,
+}
+
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for ResponseBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let ended = match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.count.add(data);
+                }
+                frame.trailers_ref().map(|trailers| status_code(trailers).unwrap_or(OK))
+            }
+            Some(Err(_)) => Some(UNKNOWN as i32),
+            None => Some(OK),
+        };
+        if let Some(code) = ended
+            && let Some(call) = self.call.take()
+        {
+            call.finish(code);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -133,12 +325,18 @@ impl MethodMetrics {
 mod tests {
     use super::*;
 
+    fn range() -> GrpcMethod {
+        GrpcMethod { service: "etcdserverpb.KV", name: "Range", kind: UNARY, unreadable: None }
+    }
+
     #[test]
     fn codes_exist_before_their_first_use() {
         let metrics = Metrics::default();
-        let range = GrpcMetrics::register(&metrics, false).method("etcdserverpb.KV", "Range", GrpcKind::Unary);
-        range.handled(5, Duration::ZERO);
-        range.handled(99, Duration::ZERO);
+        let calls = GrpcCalls::register(&metrics, false, [range()]);
+        calls.start(0).finish(5);
+        calls.start(0).finish(99);
+        // The client reset the stream before there was an answer.
+        drop(calls.start(0));
         let text = metrics.render();
         let line = |code: &str| {
             format!(
@@ -148,7 +346,25 @@ mod tests {
         };
         assert!(text.contains(&(line("NotFound") + "1\n")), "{text}");
         assert!(text.contains(&(line("Unknown") + "1\n")));
+        assert!(text.contains(&(line("Canceled") + "1\n")));
         assert!(text.contains(&(line("OK") + "0\n")));
         assert!(!text.contains("handling_seconds"));
+    }
+
+    #[test]
+    fn messages_are_counted_however_they_are_cut() {
+        let metrics = Metrics::default();
+        let watch = GrpcMethod { service: "etcdserverpb.Watch", name: "Watch", kind: "bidi_stream", unreadable: None };
+        let calls = GrpcCalls::register(&metrics, false, [range(), watch]);
+        let wire = [&[0, 0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 2], b"de"].concat();
+        for piece in 1..=wire.len() {
+            let call = calls.start(1);
+            let mut count = call.request(()).count.unwrap();
+            let received = call.method().received.get();
+            let bytes = calls.bytes.client_received_bytes.get();
+            wire.chunks(piece).for_each(|data| count.add(data));
+            assert_eq!(call.method().received.get() - received, 3, "pieces of {piece}");
+            assert_eq!(calls.bytes.client_received_bytes.get() - bytes, 5, "pieces of {piece}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use super::durations::Durations;
 use super::process;
 
 /// Content type of [`Metrics::render`].
@@ -104,11 +105,51 @@ impl Metrics {
         self.register(Histogram::with_opts(options).expect("metric names are valid"))
     }
 
+    /// A histogram of durations for hot paths; it has one row.
+    pub fn durations(&self, name: &str, help: &str, buckets: Vec<f64>) -> Durations {
+        self.durations_by(name, help, &[], &[Vec::new()], buckets)
+    }
+
+    /// A histogram of durations for hot paths, with a row for each list of label values.
+    pub fn durations_by(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        rows: &[Vec<&str>],
+        buckets: Vec<f64>,
+    ) -> Durations {
+        self.register(Durations::new(name, help, labels, rows, buckets))
+    }
+
     /// A histogram for each value of some labels.
     pub fn histogram_vec(&self, name: &str, help: &str, labels: &[&str], buckets: Vec<f64>) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(buckets);
         self.register(HistogramVec::new(options, labels).expect("metric names are valid"))
     }
+}
+
+/// Counts something in a gauge for as long as it exists.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// One more.
+    pub fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Sets a counter to a number that only grows and is kept elsewhere; for [`Metrics::before_render`].
+pub fn raise_to(counter: &IntCounter, value: u64) {
+    counter.inc_by(value.saturating_sub(counter.get()));
 }
 
 /// `count` bounds from `start`, each twice the one before.

@@ -5,13 +5,18 @@
 //! [`Metrics::render`]. Start with `log.rs` for the line format, with `metrics.rs` for how a room adds its own.
 
 mod clock;
+mod durations;
 mod grpc;
 mod log;
 mod metrics;
+mod operation;
 mod process;
 mod rooms;
 
-pub use grpc::{GrpcKind, GrpcMetrics, MethodMetrics};
+pub use clock::unix_seconds;
+pub use durations::Durations;
+pub use grpc::{Call, GrpcCalls, GrpcMethod, RequestBody, ResponseBody};
 pub use log::{LogConfig, LogError, LogFormat, LogLevel, LogOutput, init_logging};
-pub use metrics::{Metrics, TEXT_CONTENT_TYPE, exponential_buckets};
-pub use rooms::{DiskMetrics, LeaseMetrics, MvccMetrics, NetworkMetrics, PeerMetrics, ServerMetrics, WatchMetrics};
+pub use metrics::{Counted, Metrics, TEXT_CONTENT_TYPE, exponential_buckets, raise_to};
+pub use operation::Operation;
+pub use rooms::{DiskMetrics, LeaseMetrics, MvccMetrics, PeerMetrics, ServerMetrics, WatchMetrics};

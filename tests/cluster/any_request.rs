@@ -76,9 +76,10 @@ impl Maker {
         let mut numbers = vec![0, 0, 1, 2, 3, 10, 77, 1 << 32, 1 << 62, u64::MAX, i64::MAX as u64, i64::MIN as u64];
         numbers.extend([i32::MAX as u64, i32::MIN as i64 as u64]);
         numbers.extend(ids);
-        let mut texts: Vec<String> = ["", "a", "b/", "\0", "\n", "é", "http://127.0.0.1:1", "http://a\nb:1", "http://a,b:2"]
-            .map(str::to_owned)
-            .to_vec();
+        let mut texts: Vec<String> =
+            ["", "a", "b/", "\0", "\n", "é", "http://127.0.0.1:1", "http://a\nb:1", "http://a,b:2"]
+                .map(str::to_owned)
+                .to_vec();
         texts.extend([format!("http://{}:1", "x".repeat(5000)), "http://é:1".to_owned(), "%zz".to_owned()]);
         texts.extend(urls.iter().cloned());
         Self { random: fastrand::Rng::with_seed(seed), numbers, texts }

@@ -27,8 +27,7 @@ pub async fn raw_stream(
         let mut grpc = Grpc::new(client.channel());
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let request = Request::new(tokio_stream::iter(messages));
-        let mut stream =
-            grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner();
+        let mut stream = grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner();
         while answers.len() < answers_max
             && let Some(answer) = stream.message().await?
         {

@@ -69,19 +69,44 @@ pub struct IntegrityChecks {
     pub compactions: Duration,
 }
 
-/// Gates of etcd 3.7, their default, and whether the other value asks for something that does not exist yet.
-const GATES: &[(&str, bool, bool)] = &[
-    ("AllAlpha", false, true),
-    ("AllBeta", false, false),
-    ("CompactHashCheck", false, false),
-    ("FastLeaseKeepAlive", true, false),
-    ("InitialCorruptCheck", false, false),
-    ("LeaseCheckpoint", false, false),
-    ("LeaseCheckpointPersist", false, false),
-    ("PriorityRequest", false, true),
-    ("SetMemberLocalAddr", false, true),
-    ("StopGRPCServiceOnDefrag", false, true),
-    ("TxnModeWriteWithSharedBuffer", true, false),
+impl IntegrityChecks {
+    /// Gates of etcd with their stage, and whether what they stand for is in effect here.
+    pub fn features(self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+        GATES.iter().map(move |gate| {
+            let enabled = if gate.name == INITIAL_CORRUPT_CHECK { self.at_start } else { gate.in_effect };
+            (gate.name, gate.stage, enabled)
+        })
+    }
+}
+
+/// A gate of etcd 3.7.
+struct Gate {
+    name: &'static str,
+    stage: &'static str,
+    default: bool,
+    /// Whether the other value asks for something that does not exist yet.
+    refused: bool,
+    /// Whether we do what it stands for, whatever its value.
+    in_effect: bool,
+}
+
+const fn gate(name: &'static str, stage: &'static str, default: bool, refused: bool, in_effect: bool) -> Gate {
+    Gate { name, stage, default, refused, in_effect }
+}
+
+const INITIAL_CORRUPT_CHECK: &str = "InitialCorruptCheck";
+const GATES: &[Gate] = &[
+    gate("AllAlpha", "ALPHA", false, true, false),
+    gate("AllBeta", "BETA", false, false, false),
+    gate("CompactHashCheck", "ALPHA", false, false, true),
+    gate("FastLeaseKeepAlive", "BETA", true, false, true),
+    gate(INITIAL_CORRUPT_CHECK, "ALPHA", false, false, true),
+    gate("LeaseCheckpoint", "ALPHA", false, false, true),
+    gate("LeaseCheckpointPersist", "ALPHA", false, false, true),
+    gate("PriorityRequest", "ALPHA", false, true, false),
+    gate("SetMemberLocalAddr", "ALPHA", false, true, false),
+    gate("StopGRPCServiceOnDefrag", "ALPHA", false, true, false),
+    gate("TxnModeWriteWithSharedBuffer", "BETA", true, false, true),
 ];
 
 /// Checks `--feature-gates`, and tells whether a member compares its state when it starts: unless
@@ -91,8 +116,8 @@ pub(super) fn read_feature_gates(text: &str) -> Result<bool, String> {
     let mut set = Vec::new();
     for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
         let (name, value) = entry.split_once('=').ok_or_else(|| format!("missing bool value for {entry}"))?;
-        let gate = GATES.iter().find(|gate| gate.0 == name.trim());
-        let &(name, default, refused) = gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?;
+        let gate = GATES.iter().find(|gate| gate.name == name.trim());
+        let &Gate { name, default, refused, .. } = gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?;
         let value: bool = match value.trim() {
             "true" | "1" | "t" | "T" | "TRUE" | "True" => true,
             "false" | "0" | "f" | "F" | "FALSE" | "False" => false,
@@ -109,7 +134,7 @@ pub(super) fn read_feature_gates(text: &str) -> Result<bool, String> {
             "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint".into()
         );
     }
-    let given = set.iter().rfind(|(name, _)| *name == "InitialCorruptCheck");
+    let given = set.iter().rfind(|(name, _)| *name == INITIAL_CORRUPT_CHECK);
     Ok(given.is_none_or(|(_, value)| *value))
 }
 

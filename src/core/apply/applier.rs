@@ -4,12 +4,15 @@ use parking_lot::RwLock;
 use prost::Message;
 
 use super::cost::{exceeds, request_cost};
+use super::describe::operation_of;
 use super::outcome::{Applied, ApplyError, Outcome};
 use crate::core::alarm::AlarmStore;
 use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Prepared, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore, MembersAction};
 use crate::core::lease::{Lease, LeaseError, LeaseStore};
-use crate::core::mvcc::{Compaction, LeaseMove, LeaseView, Progress, RevisionEvents, Store, Written};
+use crate::core::mvcc::{
+    Compaction, LeaseMove, LeaseView, MvccError, OperationCounts, Progress, RevisionEvents, Store, Written,
+};
 use crate::core::raft::{ChangeKind, Committed, CommittedKind, MembersDecision, ProposedChange};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
@@ -17,6 +20,7 @@ use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseRevokeRequest,
 };
 use crate::pb::walpb;
+use crate::telemetry::Operation;
 use crate::types::{LeaseId, MemberId, Revision};
 
 /// What apply decides by, the same on every member.
@@ -59,6 +63,17 @@ pub struct Batch {
     pub decisions: Vec<MembersDecision>,
     /// A write took effect that the quota had no room for.
     pub over_quota: bool,
+    /// What was done in the store, for metrics.
+    pub operations: OperationCounts,
+}
+
+/// What the last entry was, for metrics; none when it was no request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppliedRequest {
+    /// What it asked for.
+    pub operation: Operation,
+    /// Whether it took effect, or was too late as compactions often are.
+    pub success: bool,
 }
 
 /// The writable side of all state rooms.
@@ -153,8 +168,9 @@ impl Applier {
     ///
     /// # Errors
     /// Only fatal ones: the state can no longer be trusted and the member must stop. Refusals are outcomes.
-    pub fn apply(&mut self, entry: Committed, batch: &mut Batch) -> Result<(), ApplyError> {
+    pub fn apply(&mut self, entry: Committed, batch: &mut Batch) -> Result<Option<AppliedRequest>, ApplyError> {
         let position = entry.position();
+        let mut applied = None;
         let mut changes = Vec::new();
         match entry.kind {
             CommittedKind::Empty => {}
@@ -167,6 +183,7 @@ impl Applier {
             CommittedKind::Request(data) => match InternalRaftRequest::decode(data) {
                 Ok(request) => {
                     let id = request.id;
+                    let operation = operation_of(&request);
                     let cost = request_cost(&request);
                     let roomy = cost == 0 || !exceeds(self.backend.size_bytes(), cost, self.config.quota_bytes);
                     let mut outcome = self.apply_request(request, &mut changes, batch);
@@ -177,8 +194,10 @@ impl Applier {
                     if let Err(ApplyError::Mvcc(error)) = &outcome
                         && error.is_fatal()
                     {
-                        return outcome.map(|_| ());
+                        return outcome.map(|_| None);
                     }
+                    let success = matches!(outcome, Ok(_) | Err(ApplyError::Mvcc(MvccError::Compacted { .. })));
+                    applied = Some(AppliedRequest { operation, success });
                     batch.outcomes.push((id, outcome));
                 }
                 // The log is checked before this: an unreadable request was proposed that way, and every member
@@ -188,7 +207,7 @@ impl Applier {
         }
         self.position = position;
         self.backend.submit(ChangeSet { position, changes });
-        Ok(())
+        Ok(applied)
     }
 
     /// Decides on a membership change, and answers with the members there are then.
@@ -275,6 +294,7 @@ impl Applier {
     fn written<R>(&mut self, written: Written<R>, changes: &mut Vec<Change>, batch: &mut Batch) -> R {
         changes.extend(written.changes);
         batch.events.extend(written.events);
+        batch.operations.add(&written.operations);
         self.move_keys(&written.lease_moves);
         written.response
     }

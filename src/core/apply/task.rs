@@ -5,16 +5,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::applier::{Applier, Batch, LeaseFact};
+use super::applier::{AppliedRequest, Applier, Batch, LeaseFact};
 use super::installs::Installs;
 use super::outcome::ApplyError;
 use super::underway::Waiters;
 use crate::core::alarm::AlarmStore;
 use crate::core::cluster::ClusterStore;
-use crate::core::mvcc::{Compaction, Progress, RevisionEvents};
-use crate::core::raft::{CommitSink, Committed, MembersDecision};
+use crate::core::mvcc::{Compaction, OperationCounts, Progress, RevisionEvents};
+use crate::core::raft::{CommitSink, Committed, CommittedKind, MembersDecision};
 use crate::types::{LogIndex, LogPosition, Revision};
 
 /// Groups of committed entries on their way. Raft refuses proposals long before this many entries wait, and a group
@@ -51,6 +52,11 @@ impl CommitSink for ApplyQueue {
 
 /// What the rest of the member hears from apply; for each batch in the order of these methods. All return at once.
 pub trait ApplyObserver: Send + 'static {
+    /// A request of the log was applied, and is published with the rest of its batch; `took` is the time since the one
+    /// before.
+    fn applied_request(&mut self, request: &Bytes, applied: AppliedRequest, took: Duration);
+    /// What the batch did in the store.
+    fn operations(&mut self, counts: &OperationCounts);
     /// Events, in revision order; readers can see their revisions already.
     fn events(&mut self, events: Vec<RevisionEvents>);
     /// Leases granted and revoked.
@@ -66,8 +72,10 @@ pub trait ApplyObserver: Send + 'static {
     fn applied(&mut self, index: LogIndex);
     /// A write was applied although the quota had no room for it.
     fn over_quota(&mut self);
-    /// A compaction is finished; how many records it removed.
-    fn compacted(&mut self, records: usize);
+    /// A slice of a compaction held entries up for so long.
+    fn compaction_slice(&mut self, took: Duration);
+    /// A compaction is finished: how many records it removed, and how long that took in all.
+    fn compacted(&mut self, records: usize, took: Duration);
     /// The state can no longer be trusted; the thread ends after this call.
     fn failed(&mut self, reason: String);
 }
@@ -146,7 +154,7 @@ impl ApplyTask {
         config: ApplyConfig,
     ) -> std::io::Result<Self> {
         let compactions = applier.store().take_unfinished_compaction().into_iter().collect();
-        let worker = Worker { applier, inlet, observer, config, compactions };
+        let worker = Worker { applier, inlet, observer, config, compactions, compacting_since: None };
         let thread = std::thread::Builder::new().name("apply".into()).spawn(move || worker.run())?;
         Ok(Self { handle, thread: Some(thread) })
     }
@@ -170,6 +178,8 @@ struct Worker<O> {
     observer: O,
     config: ApplyConfig,
     compactions: VecDeque<Compaction>,
+    /// When the first slice of the oldest compaction was due.
+    compacting_since: Option<Instant>,
 }
 
 impl<O: ApplyObserver> Worker<O> {
@@ -219,8 +229,18 @@ impl<O: ApplyObserver> Worker<O> {
         }
         while !waiting.is_empty() {
             let mut batch = Batch::default();
+            let mut began = Instant::now();
             for entry in waiting.drain(..waiting.len().min(BATCH_MAX)) {
-                self.applier.apply(entry, &mut batch)?;
+                let request = match &entry.kind {
+                    CommittedKind::Request(request) => request.clone(),
+                    CommittedKind::Empty | CommittedKind::Members(_) => Bytes::new(),
+                };
+                let applied = self.applier.apply(entry, &mut batch)?;
+                let now = Instant::now();
+                if let Some(applied) = applied {
+                    self.observer.applied_request(&request, applied, now - began);
+                }
+                began = now;
             }
             self.release(batch);
         }
@@ -235,6 +255,7 @@ impl<O: ApplyObserver> Worker<O> {
         let prepared = self.config.installs.take(position).ok_or(ApplyError::NoImage(position.index))?;
         self.applier.install(prepared)?;
         // What the old state was about to remove is gone with it.
+        self.compacting_since = None;
         self.compactions = self.applier.store().take_unfinished_compaction().into_iter().collect();
         self.observer.installed(&self.applier);
         self.observer.applied(position.index);
@@ -247,6 +268,7 @@ impl<O: ApplyObserver> Worker<O> {
     fn release(&mut self, batch: Batch) {
         let reached = self.applier.position();
         self.applier.store().publish();
+        self.observer.operations(&batch.operations);
         if !batch.events.is_empty() {
             self.observer.events(batch.events);
         }
@@ -277,8 +299,13 @@ impl<O: ApplyObserver> Worker<O> {
             }
         }
         let at = compaction.revision();
-        if self.applier.compaction_slice(compaction, self.config.pace.slice_records) == Progress::Done {
-            self.observer.compacted(compaction.removed());
+        let began = Instant::now();
+        let compacting_since = *self.compacting_since.get_or_insert(began);
+        let progress = self.applier.compaction_slice(compaction, self.config.pace.slice_records);
+        self.observer.compaction_slice(began.elapsed());
+        if progress == Progress::Done {
+            self.observer.compacted(compaction.removed(), compacting_since.elapsed());
+            self.compacting_since = None;
             self.compactions.pop_front();
             self.inlet.compaction.send_replace(at);
         }

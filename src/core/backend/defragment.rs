@@ -1,4 +1,5 @@
 use std::ops::Bound;
+use std::time::Instant;
 
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 
@@ -8,6 +9,7 @@ use super::error::BackendError;
 use super::row;
 use super::store::{Backend, DurableView, Home};
 use super::totals::{Totals, logical_size, row_cost};
+use crate::telemetry::Counted;
 
 /// What a defragmentation gave back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,9 @@ impl Backend {
     /// Any error closes the store for good; see [`BackendError`].
     pub fn defragment(&self) -> Result<Defragmented, BackendError> {
         let inner = self.inner();
+        let metrics = inner.metrics.get();
+        let _active = metrics.map(|metrics| Counted::new(metrics.defrag_inflight.clone()));
+        let began = Instant::now();
         let mut durable = inner.durable.lock();
         let before_bytes = self.size_bytes();
         self.checkpoint_locked(&mut durable)?;
@@ -43,6 +48,9 @@ impl Backend {
         *durable = Durable { position: durable.position, totals };
         *contents.view.lock() = DurableView::of(&durable);
         contents.store.store(new.into());
+        if let Some(metrics) = metrics {
+            metrics.backend_defrag.observe(began.elapsed().as_secs_f64());
+        }
         Ok(Defragmented { before_bytes, after_bytes: self.size_bytes() })
     }
 }

@@ -1,5 +1,6 @@
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 
@@ -7,7 +8,7 @@ use super::change::{LogPosition, Table};
 use super::database::{Fault, Store, rows_of};
 use super::error::BackendError;
 use super::row;
-use super::store::Backend;
+use super::store::{Backend, OpenRead};
 use crate::bolt::{ImagePlan, ImageSource, Visit};
 
 /// What an image holds.
@@ -31,6 +32,16 @@ pub struct Image {
     store: Arc<Store>,
     plan: ImagePlan,
     position: LogPosition,
+    began: Instant,
+    _open: OpenRead,
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.backend.inner().metrics.get() {
+            metrics.backend_snapshot.observe(self.began.elapsed().as_secs_f64());
+        }
+    }
 }
 
 impl Backend {
@@ -42,6 +53,7 @@ impl Backend {
     /// A damaged row; the checkpoint's error; a store that failed before.
     pub fn image(&self) -> Result<Image, BackendError> {
         let inner = self.inner();
+        let began = Instant::now();
         let (store, txn, position) = {
             let mut durable = inner.durable.lock();
             self.checkpoint_locked(&mut durable)?;
@@ -49,9 +61,10 @@ impl Backend {
             let txn = inner.latch(store.guarded("read", || Ok(store.db().begin_read()?)))?;
             (store, txn, durable.position)
         };
+        let open = OpenRead::new(self);
         let rows = TxnRows { txn };
         let plan = inner.latch(store.guarded("read", || ImagePlan::measure(&rows)))?;
-        Ok(Image { backend: self.clone(), rows, store, plan, position })
+        Ok(Image { backend: self.clone(), rows, store, plan, position, began, _open: open })
     }
 
     /// Writes an image of the state at this moment: a bbolt file with etcd's buckets and rows.

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use super::install::Claims;
 use super::overlay::Overlay;
 use super::row;
 use super::totals::{TableTotals, logical_size, row_cost};
+use crate::telemetry::DiskMetrics;
 use crate::types::{RecordId, Revision};
 
 /// Rows that one step of a scan takes from the overlay and from the database, so that neither its lock nor a read
@@ -48,6 +50,26 @@ pub(super) struct Inner {
     /// The first fatal error; set once.
     pub(super) failed: Failure,
     pub(super) claims: Claims,
+    /// Set once the member has its metrics.
+    pub(super) metrics: OnceLock<DiskMetrics>,
+    open_reads: AtomicI64,
+}
+
+/// A read transaction that is open; counted.
+#[derive(Debug)]
+pub(super) struct OpenRead(Arc<Inner>);
+
+impl OpenRead {
+    pub(super) fn new(backend: &Backend) -> Self {
+        backend.inner.open_reads.fetch_add(1, Ordering::Relaxed);
+        Self(backend.inner.clone())
+    }
+}
+
+impl Drop for OpenRead {
+    fn drop(&mut self) {
+        self.0.open_reads.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The first fatal error, for all who work on the store.
@@ -157,8 +179,20 @@ impl Backend {
             alarm: Alarm::default(),
             failed: Failure::default(),
             claims: Claims::default(),
+            metrics: OnceLock::new(),
+            open_reads: AtomicI64::new(0),
         };
         Self { inner: Arc::new(inner), pinned: None }
+    }
+
+    /// Measures commits, snapshots and defragmentations from now on. A second call changes nothing.
+    pub fn measure(&self, metrics: DiskMetrics) {
+        let _ = self.inner.metrics.set(metrics);
+    }
+
+    /// Read transactions that are open on the database.
+    pub fn open_reads(&self) -> i64 {
+        self.inner.open_reads.load(Ordering::Relaxed)
     }
 
     /// A handle whose reads stay with the state there is now, and its later changes, when another state is installed.
@@ -303,6 +337,7 @@ impl Backend {
         let above = contents.overlay.lock().chunk(table, from, end, SCAN_STEP_ROWS);
         let end = above.unknown_from.as_deref().map_or(end, Bound::Excluded);
         let mut seen = TableTotals::default();
+        let _open = OpenRead::new(self);
         let below = contents.store.load().read("read", |txn| {
             let rows = txn.open_table(rows_of(table))?;
             let mut taken = Vec::new();
@@ -370,7 +405,11 @@ impl Backend {
         let Some(part) = contents.overlay.lock().start_writing(durable.position) else {
             return Ok(());
         };
+        let began = Instant::now();
         let written = contents.store.load().apply(&part, durable.totals.clone());
+        if let Some(metrics) = self.inner.metrics.get() {
+            metrics.backend_commit.observe(began.elapsed().as_secs_f64());
+        }
         durable.totals = self.inner.latch(written)?;
         durable.position = part.position;
         contents.commits.fetch_add(1, Ordering::AcqRel);

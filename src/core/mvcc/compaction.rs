@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::MvccError;
 use super::hash::CompactionHash;
 use super::index::{Past, Spot};
-use super::store::{Store, Written};
+use super::store::{OperationCounts, Store, Written};
 use super::tree::Entry;
 use super::view::State;
 use crate::core::backend::{Change, Table};
@@ -80,7 +80,8 @@ impl Store {
         let before = Some(Arc::new(self.state.clone()));
         self.state.compacted = at;
         let response = Compaction { at, previous: compacted, cursor: None, before, removed: 0 };
-        Ok(Written { response, changes: vec![mark(SCHEDULED, at)], events: None, lease_moves: Vec::new() })
+        let operations = OperationCounts::default();
+        Ok(Written { response, changes: vec![mark(SCHEDULED, at)], events: None, lease_moves: Vec::new(), operations })
     }
 
     /// The compaction that an earlier process began and did not finish; at most once after opening.

@@ -134,12 +134,7 @@ impl LongRange {
 
     /// The answer without its pairs; its header says the revision and nothing else.
     pub fn frame(&self) -> RangeResponse {
-        RangeResponse {
-            header: header(self.revision),
-            kvs: Vec::new(),
-            more: self.more,
-            count: self.count,
-        }
+        RangeResponse { header: header(self.revision), kvs: Vec::new(), more: self.more, count: self.count }
     }
 
     /// Bytes of the pairs, encoded as fields of the answer.

@@ -42,6 +42,6 @@ pub use long_range::LongRange;
 pub use pins::Pin;
 pub use range::{Extent, has_own_order};
 pub use reader::{Snapshot, StoreReader};
-pub use store::{EventKind, LeaseMove, LeaseView, RevisionEvents, Store, StoreEvent, Written};
+pub use store::{EventKind, LeaseMove, LeaseView, OperationCounts, RevisionEvents, Store, StoreEvent, Written};
 pub use stream::RangeStream;
 pub use write::TxnAnswer;

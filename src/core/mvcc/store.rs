@@ -39,6 +39,39 @@ pub struct Written<R> {
     pub events: Option<RevisionEvents>,
     /// Keys that changed their lease, in the order of the writes.
     pub lease_moves: Vec<LeaseMove>,
+    /// For metrics.
+    pub operations: OperationCounts,
+}
+
+/// Operations as etcd counts them: a delete of a range is one, and so is each comparison of a transaction, as a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OperationCounts {
+    /// Reads of a key or range.
+    pub ranges: u64,
+    /// Writes of a key.
+    pub puts: u64,
+    /// Deletes of a key or range.
+    pub deletes: u64,
+    /// Groups of more than one operation; the comparisons of a transaction are a group of their own.
+    pub txns: u64,
+    /// Bytes of keys and values written.
+    pub put_bytes: u64,
+}
+
+impl OperationCounts {
+    /// A group of reads.
+    pub fn reads(ranges: usize) -> Self {
+        Self { ranges: ranges as u64, txns: u64::from(ranges > 1), ..Self::default() }
+    }
+
+    /// Adds other operations.
+    pub fn add(&mut self, other: &Self) {
+        self.ranges += other.ranges;
+        self.puts += other.puts;
+        self.deletes += other.deletes;
+        self.txns += other.txns;
+        self.put_bytes += other.put_bytes;
+    }
 }
 
 /// A key left one lease and joined another; 0 stands for none.
@@ -157,6 +190,7 @@ pub(super) struct Batch<'s> {
     changes: Vec<Change>,
     events: Vec<StoreEvent>,
     lease_moves: Vec<LeaseMove>,
+    pub operations: OperationCounts,
     /// Pairs before this revision of the keys written; kept only when a key may be written twice.
     before: Option<HashMap<Key, Option<Bytes>>>,
 }
@@ -165,7 +199,15 @@ impl<'s> Batch<'s> {
     pub(super) fn new(store: &'s mut Store, keys_may_repeat: bool) -> Self {
         let begin = store.state.revision;
         let before = keys_may_repeat.then(HashMap::new);
-        Self { store, begin, changes: Vec::new(), events: Vec::new(), lease_moves: Vec::new(), before }
+        Self {
+            store,
+            begin,
+            changes: Vec::new(),
+            events: Vec::new(),
+            lease_moves: Vec::new(),
+            operations: OperationCounts::default(),
+            before,
+        }
     }
 
     /// The state with the writes of this batch; its revision counts them.
@@ -181,7 +223,9 @@ impl<'s> Batch<'s> {
     pub(super) fn finish<R>(self, response: R) -> Written<R> {
         let events =
             (!self.events.is_empty()).then(|| RevisionEvents { revision: self.begin.next(), events: self.events });
-        Written { response, changes: self.changes, events, lease_moves: self.lease_moves }
+        let OperationCounts { ranges, puts, deletes, .. } = self.operations;
+        let operations = OperationCounts { txns: u64::from(ranges + puts + deletes > 1), ..self.operations };
+        Written { response, changes: self.changes, events, lease_moves: self.lease_moves, operations }
     }
 
     fn next_id(&mut self) -> RecordId {
@@ -193,6 +237,8 @@ impl<'s> Batch<'s> {
 
     /// Writes a version; returns the encoded pair it replaces.
     pub(super) fn put(&mut self, key: &[u8], value: &[u8], lease: LeaseId) -> Option<Bytes> {
+        self.operations.puts += 1;
+        self.operations.put_bytes += (key.len() + value.len()) as u64;
         let id = self.next_id();
         let (mut create, mut old_lease, mut encoded) = (id.main, LeaseId(0), Bytes::new());
         let Store { state, scratch, .. } = &mut *self.store;

@@ -9,7 +9,7 @@ use super::check::{check_depth, is_read_only};
 use super::range::{Extent, extent, header, range};
 use super::reader::Snapshot;
 use super::record::Fields;
-use super::store::{Batch, LeaseView, Store, Written};
+use super::store::{Batch, LeaseView, OperationCounts, Store, Written};
 use super::view::View;
 use super::{MvccError, compare};
 use crate::pb::encoded::response_op::Response;
@@ -47,6 +47,7 @@ impl Store {
     /// passed over.
     pub fn delete_keys(&mut self, keys: &[Key]) -> Written<()> {
         let mut batch = Batch::new(self, false);
+        batch.operations.deletes += keys.len() as u64;
         for key in keys {
             batch.delete_one(key);
         }
@@ -63,13 +64,15 @@ impl Store {
         check_depth(request)?;
         let view = self.view();
         let mut path = Vec::new();
-        choose(view, request, &mut path);
+        let compared = choose(view, request, &mut path);
         admit(view, request, &mut path.iter(), leases)?;
         let mut batch = Batch::new(self, may_repeat(request, &mut path.iter()));
         let mut unread = Vec::new();
         let mut response = run(&mut batch, request, &mut path.iter(), &mut Vec::new(), &mut unread)?;
         response.header = header(batch.revision());
-        Ok(batch.finish(TxnAnswer { response, unread }))
+        let mut written = batch.finish(TxnAnswer { response, unread });
+        written.operations.add(&OperationCounts::reads(compared));
+        Ok(written)
     }
 }
 
@@ -186,15 +189,18 @@ fn branch(request: &TxnRequest, succeeded: bool) -> &[RequestOp] {
 }
 
 /// Evaluates all compares on the way down, before any operation runs. Paths are in the order of a walk that enters
-/// nested transactions where they stand.
-fn choose(view: View<'_>, request: &TxnRequest, path: &mut Vec<bool>) {
-    let succeeded = request.compare.iter().all(|compare| compare::holds(view, compare));
+/// nested transactions where they stand. Returns how many compares were evaluated.
+fn choose(view: View<'_>, request: &TxnRequest, path: &mut Vec<bool>) -> usize {
+    let failed = request.compare.iter().position(|compare| !compare::holds(view, compare));
+    let mut compared = failed.map_or(request.compare.len(), |at| at + 1);
+    let succeeded = failed.is_none();
     path.push(succeeded);
     for op in branch(request, succeeded) {
         if let Some(Request::RequestTxn(nested)) = &op.request {
-            choose(view, nested, path);
+            compared += choose(view, nested, path);
         }
     }
+    compared
 }
 
 type Path<'p> = std::slice::Iter<'p, bool>;
@@ -267,9 +273,11 @@ fn run(
         place.push(responses.len());
         let response = match &op.request {
             Some(Request::RequestRange(request)) if extent(batch.view(), request).is_small() => {
+                batch.operations.ranges += 1;
                 Some(Response::ResponseRange(range(batch.view(), request)?))
             }
             Some(Request::RequestRange(request)) => {
+                batch.operations.ranges += 1;
                 let (place, request) = (place.clone(), request.clone());
                 unread.push(Unread { place, request, snapshot: batch.store.snapshot() });
                 Some(Response::ResponseRange(RangeResponse::default()))
@@ -278,9 +286,7 @@ fn run(
             Some(Request::RequestDeleteRange(request)) => {
                 Some(Response::ResponseDeleteRange(delete_range(batch, request)))
             }
-            Some(Request::RequestTxn(nested)) => {
-                Some(Response::ResponseTxn(run(batch, nested, path, place, unread)?))
-            }
+            Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(run(batch, nested, path, place, unread)?)),
             None => None,
         };
         place.pop();
@@ -291,6 +297,7 @@ fn run(
 }
 
 fn put(batch: &mut Batch<'_>, request: &PutRequest) -> PutResponse {
+    batch.operations.ranges += u64::from(request.ignore_value || request.ignore_lease || request.prev_kv);
     let kept: Option<Bytes> = (request.ignore_value || request.ignore_lease)
         .then(|| match batch.view().one(&request.key, NOW) {
             Some(super::view::Found::Live(record)) => Some(record.bytes()),
@@ -308,6 +315,8 @@ fn put(batch: &mut Batch<'_>, request: &PutRequest) -> PutResponse {
 
 fn delete_range(batch: &mut Batch<'_>, request: &DeleteRangeRequest) -> DeleteRangeResponse {
     let covered = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
+    batch.operations.deletes += 1;
+    batch.operations.ranges += u64::from(request.prev_kv);
     let prev_kvs = if request.prev_kv { batch.pairs(&covered) } else { Vec::new() };
     let deleted = batch.delete(&covered) as i64;
     DeleteRangeResponse { header: header(batch.revision()), deleted, prev_kvs }

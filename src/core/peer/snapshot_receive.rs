@@ -8,9 +8,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
-use prometheus::IntGauge;
+use prometheus::Histogram;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
@@ -22,6 +23,7 @@ use super::incoming::{Pulse, push_pong};
 use super::outgoing::send;
 use super::snapshot::{ImageId, Offer, Refused, digest};
 use super::transport::Shared;
+use crate::telemetry::Counted;
 use crate::types::MemberId;
 
 /// Written bytes after which the part is made durable, so that the last sync has little left to do.
@@ -45,6 +47,7 @@ struct Part {
     /// Bytes whose checksums were right and which were written.
     verified_bytes: u64,
     synced_bytes: u64,
+    began: Instant,
 }
 
 impl Drop for Part {
@@ -108,22 +111,6 @@ pub(super) async fn receive(shared: &Arc<Shared>, from: MemberId, dialed: Dialed
         }
     });
     outcome
-}
-
-/// Counts a connection for as long as it lives.
-struct Counted(IntGauge);
-
-impl Counted {
-    fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 struct Connection<'a> {
@@ -253,7 +240,7 @@ impl Part {
     fn create(room: &Path, from: MemberId, image: ImageId) -> io::Result<Self> {
         let path = room.join(format!("{from}-{}-{}.part", image.position.index, image.position.term));
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-        Ok(Self { image, file: Arc::new(file), path, verified_bytes: 0, synced_bytes: 0 })
+        Ok(Self { image, file: Arc::new(file), path, verified_bytes: 0, synced_bytes: 0, began: Instant::now() })
     }
 
     /// Adds bytes. When the future is dropped, the same bytes are written again to the same place.
@@ -274,8 +261,10 @@ impl Part {
     }
 
     /// Makes the whole image durable under its last name, if what is on disk has the right digest.
-    fn seal(&self) -> io::Result<Option<PathBuf>> {
+    fn seal(&self, sync_seconds: &Histogram) -> io::Result<Option<PathBuf>> {
+        let began = Instant::now();
         self.file.sync_all()?;
+        sync_seconds.observe(began.elapsed().as_secs_f64());
         if digest(&self.file, self.image.size_bytes)? != self.image.digest {
             return Ok(None);
         }
@@ -291,10 +280,17 @@ impl Part {
 /// Verifies the image and hands it on. Runs to its end even when the connection breaks.
 async fn finish(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offer) -> Result<(), Refused> {
     let transfer = offer.transfer;
+    let began = slot.part.as_ref().map(|part| part.began);
     let outcome = hand_over(shared, from, slot, offer).await;
     let label = from.to_string();
     match &outcome {
-        Ok(()) => shared.metrics.snapshot_receive_success.with_label_values(&[&label]).inc(),
+        Ok(()) => {
+            shared.metrics.snapshot_receive_success.with_label_values(&[&label]).inc();
+            if let Some(began) = began {
+                let took = began.elapsed().as_secs_f64();
+                shared.metrics.snapshot_receive_duration.with_label_values(&[&label]).observe(took);
+            }
+        }
         Err(refused) => {
             warn!(peer = %from, reason = refused.reason, "snapshot was not taken");
             shared.metrics.snapshot_receive_failures.with_label_values(&[&label]).inc();
@@ -307,7 +303,9 @@ async fn finish(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offer) 
 async fn hand_over(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offer) -> Result<(), Refused> {
     let for_good = |reason| Refused { may_retry: false, reason };
     let Some(part) = slot.part.take() else { return Err(stopped()) };
-    let (sealed, part) = spawn_blocking(move || (part.seal(), part)).await.map_err(|_| stopped())?;
+    let synced = shared.metrics.snap_db_fsync.clone();
+    let (sealed, part) = spawn_blocking(move || (part.seal(&synced), part)).await.map_err(|_| stopped())?;
+    shared.metrics.snap_db_save.observe(part.began.elapsed().as_secs_f64());
     let size_bytes = part.image.size_bytes;
     let file = match sealed {
         Ok(Some(file)) => file,

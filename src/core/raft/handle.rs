@@ -111,6 +111,10 @@ pub(super) struct Shared {
     pub(super) decisions: Mutex<VecDeque<MembersDecision>>,
     pub(super) progress: ArcSwap<Vec<PeerProgress>>,
     pub(super) refused: AtomicU64,
+    /// Heartbeats that were sent late.
+    pub(super) late_heartbeats: AtomicU64,
+    /// Read requests that were under way when their leader changed.
+    pub(super) lost_reads: AtomicU64,
 }
 
 /// Way in to the raft thread. Cheap to clone; holds none of its state.
@@ -124,6 +128,16 @@ pub struct RaftHandle {
 }
 
 impl RaftHandle {
+    /// Heartbeats that this member sent late, as the leader.
+    pub fn late_heartbeats(&self) -> u64 {
+        self.shared.late_heartbeats.load(Ordering::Relaxed)
+    }
+
+    /// Read requests that had to be asked again because the leader changed.
+    pub fn lost_reads(&self) -> u64 {
+        self.shared.lost_reads.load(Ordering::Relaxed)
+    }
+
     /// Puts a request on its way into the log. Its outcome comes from apply; [`CommitSink::dropped`](super::CommitSink::dropped) hears when it went
     /// nowhere.
     ///

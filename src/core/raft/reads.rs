@@ -47,19 +47,23 @@ impl<R> ReadQueue<R> {
         }
     }
 
-    /// A request went out under `number`: the first for those who wait, or the same again.
-    pub fn sent(&mut self, number: u64, tick: u64, era: (u64, u64)) {
+    /// A request went out under `number`: the first for those who wait, or the same again. Returns how many readers lost
+    /// their request with a leader.
+    pub fn sent(&mut self, number: u64, tick: u64, era: (u64, u64)) -> usize {
         match &mut self.asked {
             Some(asked) => {
+                let lost = if asked.era == era { 0 } else { asked.readers.len() };
                 asked.numbers.push(number);
                 if asked.numbers.len() > NUMBERS_MAX {
                     asked.numbers.remove(0);
                 }
                 (asked.at, asked.era) = (tick, era);
+                lost
             }
             None => {
                 let readers = std::mem::take(&mut self.waiting);
                 self.asked = Some(Asked { numbers: vec![number], readers, at: tick, era });
+                0
             }
         }
     }

@@ -151,6 +151,7 @@ impl<S: CommitSink> Worker<S> {
             let now = Instant::now();
             if now >= next_tick {
                 self.tick();
+                self.note_late_heartbeats(now - next_tick, tick);
                 // Ticks missed during a pause of the whole process are not made up for: nobody else saw them either.
                 next_tick = now + tick;
             }
@@ -160,6 +161,20 @@ impl<S: CommitSink> Worker<S> {
             self.writer.hard_state(state);
         }
         Ok(())
+    }
+
+    /// Heartbeats go out with ticks; etcd counts those that come more than two intervals after the ones before.
+    fn note_late_heartbeats(&self, late: Duration, tick: Duration) {
+        let followers = self.node.progress().len().saturating_sub(1);
+        if late <= tick || followers == 0 || !self.node.is_leader() {
+            return;
+        }
+        self.shared.late_heartbeats.fetch_add(followers as u64, Ordering::Relaxed);
+        tracing::warn!(
+            "heartbeat-interval" = ?tick,
+            "exceeded-duration" = ?(late - tick),
+            "leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk"
+        );
     }
 
     fn tick(&mut self) {
@@ -268,7 +283,8 @@ impl<S: CommitSink> Worker<S> {
         let era = (self.node.term().0, self.node.leader().map_or(0, |leader| leader.0));
         if self.reads.wants_request(self.ticks, era) {
             let number = self.node.read_index();
-            self.reads.sent(number, self.ticks, era);
+            let lost = self.reads.sent(number, self.ticks, era);
+            self.shared.lost_reads.fetch_add(lost as u64, Ordering::Relaxed);
         }
     }
 

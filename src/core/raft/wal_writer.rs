@@ -5,10 +5,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use prometheus::Histogram;
 
 use super::step::PersistGroup;
 use crate::core::wal::{HardState, Wal, WalDisk, WalError, WalSnapshot};
+use crate::telemetry::DiskMetrics;
 use crate::types::LogIndex;
 
 /// Groups and marks waiting for the disk. The raft thread gives out a few groups at a time, so the bound only matters
@@ -45,8 +45,8 @@ pub struct WalObserver {
     pub persisted: Box<dyn Fn(u64) + Send>,
     /// Called once, when a write failed; nothing is written after it.
     pub failed: Arc<dyn Fn(String) + Send + Sync>,
-    /// Seconds per sync.
-    pub sync_seconds: Histogram,
+    /// Times and bytes.
+    pub metrics: DiskMetrics,
 }
 
 /// What the thread and the caller of [`WalWriter::persist_here`] both work with.
@@ -67,8 +67,8 @@ impl WalWriter {
         segments_min: usize,
         observer: WalObserver,
     ) -> std::io::Result<Self> {
-        let WalObserver { persisted, failed, sync_seconds } = observer;
-        let log = Files { wal, segments_min, sync_seconds };
+        let WalObserver { persisted, failed, metrics } = observer;
+        let log = Files { wal, segments_min, metrics };
         let shared = Arc::new(Shared { log: Mutex::new(Box::new(log)), queued: AtomicUsize::new(0), failed });
         let (jobs, queue) = sync_channel(QUEUE_MAX);
         let of_thread = shared.clone();
@@ -168,34 +168,47 @@ struct Written {
 struct Files<D: WalDisk> {
     wal: Wal<D>,
     segments_min: usize,
-    sync_seconds: Histogram,
+    metrics: DiskMetrics,
+}
+
+impl<D: WalDisk> Files<D> {
+    fn mark_snapshot(&mut self, snapshot: &WalSnapshot) -> Result<(), PersistError> {
+        let began = Instant::now();
+        self.wal.mark_snapshot(snapshot)?;
+        self.metrics.snap_fsync.observe(began.elapsed().as_secs_f64());
+        Ok(())
+    }
 }
 
 impl<D: WalDisk> Log for Files<D> {
     fn write(&mut self, jobs: Vec<Job>) -> Result<Written, PersistError> {
         fail::fail_point!("raftBeforeSave");
-        let wal = &mut self.wal;
+        let written_before = self.wal.written_bytes();
         let mut newest = None;
         let mut release = None;
         for job in jobs {
             match job {
                 Job::Group(group) => {
                     if let Some(snapshot) = &group.snapshot {
-                        wal.mark_snapshot(snapshot)?;
+                        self.mark_snapshot(snapshot)?;
                     }
-                    wal.append(&group.entries, group.hard_state.as_ref())?;
+                    self.wal.append(&group.entries, group.hard_state.as_ref())?;
                     newest = Some(group.number);
                 }
-                Job::HardState(state) => wal.append(&[], Some(&state))?,
+                Job::HardState(state) => self.wal.append(&[], Some(&state))?,
                 Job::Snapshot(snapshot) => {
-                    wal.mark_snapshot(&snapshot)?;
+                    self.mark_snapshot(&snapshot)?;
                     release = Some(snapshot.index);
                 }
             }
         }
-        let started = Instant::now();
-        wal.sync()?;
-        self.sync_seconds.observe(started.elapsed().as_secs_f64());
+        let began = Instant::now();
+        self.wal.write()?;
+        let written = Instant::now();
+        self.wal.sync()?;
+        self.metrics.wal_write.observe((written - began).as_secs_f64());
+        self.metrics.wal_fsync.observe(written.elapsed().as_secs_f64());
+        self.metrics.wal_write_bytes.add((self.wal.written_bytes() - written_before) as i64);
         fail::fail_point!("raftAfterSave");
         Ok(Written { newest, release })
     }
@@ -209,12 +222,11 @@ impl<D: WalDisk> Log for Files<D> {
 mod tests {
     use std::sync::mpsc::channel;
 
-    use bytes::Bytes;
-    use prometheus::HistogramOpts;
-
     use super::*;
     use crate::core::wal::{FsDisk, WalEntry, WalEntryKind, WalMetadata};
+    use crate::telemetry::Metrics;
     use crate::types::{ClusterId, LogPosition, MemberId, Term};
+    use bytes::Bytes;
 
     fn group(number: u64) -> PersistGroup {
         let entry = WalEntry {
@@ -235,7 +247,7 @@ mod tests {
         let observer = WalObserver {
             persisted: Box::new(move |number| sender.send(number).unwrap()),
             failed: Arc::new(|reason| panic!("{reason}")),
-            sync_seconds: Histogram::with_opts(HistogramOpts::new("sync", "sync")).unwrap(),
+            metrics: DiskMetrics::register(&Metrics::default()),
         };
         let writer = WalWriter::start(wal, 1, observer).unwrap();
         let mut written_here = 0;

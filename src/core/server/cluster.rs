@@ -93,7 +93,9 @@ impl Cluster for ClusterService {
 async fn promote_anywhere(core: &Core, id: MemberId) -> Result<Vec<crate::pb::etcdserverpb::Member>, Status> {
     let deadline = tokio::time::Instant::now() + core.limits.request_timeout;
     while tokio::time::Instant::now() < deadline {
-        match core.promote_member(id).await {
+        let promoted = core.promote_member(id).await;
+        core.metrics.promoted(&promoted);
+        match promoted {
             Err(Failure::Api(ApiError::NotLeader)) => {}
             outcome => return Ok(to_api(&outcome?)),
         }
@@ -120,7 +122,9 @@ async fn promote_anywhere(core: &Core, id: MemberId) -> Result<Vec<crate::pb::et
 /// Answers a follower that was asked to promote.
 pub(super) async fn promote_here(core: &Core, request: &[u8]) -> Result<Bytes, Failure> {
     let request = MemberPromoteRequest::decode(request).map_err(|error| Failure::Other(error.to_string()))?;
-    let members = to_api(&core.promote_member(MemberId(request.id)).await?);
+    let promoted = core.promote_member(MemberId(request.id)).await;
+    core.metrics.promoted(&promoted);
+    let members = to_api(&promoted?);
     Ok(MemberPromoteResponse { header: None, members }.encode_to_vec().into())
 }
 

@@ -155,11 +155,13 @@ impl Core {
     /// [`ApiError::NoLeader`] and [`ApiError::LeaderChanged`] when it could not be proposed in time: the request was
     /// not executed and never will be.
     pub async fn propose(&self, mut request: InternalRaftRequest) -> Result<Applied, Failure> {
+        let timed = self.metrics.proposal(&request);
         let deadline = Instant::now() + self.limits.request_timeout;
         request.id = self.next_request_id();
         loop {
             let term = self.led_term(deadline).await?;
             if let Some(applied) = self.attempt(&request, term, deadline, RaftHandle::propose).await? {
+                timed.succeed();
                 return Ok(applied);
             }
             self.after_loss(term, deadline).await?;
@@ -172,10 +174,13 @@ impl Core {
     /// # Errors
     /// [`ProposeError::NotLeader`] when that leadership is over.
     pub async fn propose_as_leader(&self, mut request: InternalRaftRequest, term: Term) -> Result<Applied, Failure> {
+        let timed = self.metrics.proposal(&request);
         let deadline = Instant::now() + self.limits.request_timeout;
         request.id = self.next_request_id();
         let applied = self.attempt(&request, term, deadline, RaftHandle::propose_as_leader).await?;
-        applied.ok_or_else(|| ProposeError::NotLeader.into())
+        let applied = applied.ok_or(ProposeError::NotLeader)?;
+        timed.succeed();
+        Ok(applied)
     }
 
     /// The term to propose for, once its leader is known. Requests wait here and not with consensus, which could not
@@ -263,7 +268,10 @@ impl Core {
         }
         let deadline = Instant::now() + self.limits.request_timeout;
         let asked = timeout_at(deadline, self.raft.read_index()).await;
-        let Ok(Some(index)) = asked else { return Err(ApiError::Timeout.into()) };
+        let Ok(Some(index)) = asked else {
+            self.metrics.server.slow_read_indexes.inc();
+            return Err(ApiError::Timeout.into());
+        };
         self.wait_applied(index, deadline).await
     }
 

@@ -8,12 +8,13 @@ use tonic::{Request, Response, Status};
 use super::core::Core;
 use super::error::Failure;
 use super::long_answer::{LongAnswer, attached, gathered};
+use super::metrics::Timed;
 use super::quota;
 use crate::api_error::ApiError;
-use crate::core::apply::{Applied, put_cost, txn_cost};
+use crate::core::apply::{Applied, describe_range, describe_txn, put_cost, txn_cost};
 use crate::core::mvcc::{
-    MvccError, RangeStream, TxnAnswer, check_delete_range, check_put, check_range, check_range_stream, check_txn,
-    has_own_order, is_read_only, is_serializable,
+    MvccError, OperationCounts, RangeStream, TxnAnswer, check_delete_range, check_put, check_range, check_range_stream,
+    check_txn, has_own_order, is_read_only, is_serializable,
 };
 use crate::pb::encoded::kv_server::Kv;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse, RangeResponse, RangeStreamResponse, TxnResponse};
@@ -21,6 +22,7 @@ use crate::pb::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
     TxnRequest,
 };
+use crate::telemetry::Operation;
 use crate::types::Revision;
 
 /// The KV service.
@@ -38,58 +40,66 @@ impl KvService {
     /// Answers a range, all of it at once: for the member's own use.
     pub async fn read(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
         check_range(request)?;
+        let metrics = &self.core.metrics;
+        let timed = metrics.read(Operation::Range, || describe_range(request));
         if !request.serializable {
             self.core.linearizable().await?;
         }
         let began = Instant::now();
-        let mut answer = self.core.snapshot().range(request)?;
+        let answer = self.core.snapshot().range(request);
+        metrics.mvcc.ranges.inc();
+        metrics.range_took(answer.is_ok(), began.elapsed());
+        let mut answer = answer?;
         self.core.complete(&mut answer.header);
-        self.answered(began);
+        timed.succeed();
         Ok(answer)
     }
 
     /// Answers a range, in slices if it is long.
     async fn ranged(&self, request: RangeRequest) -> Result<Response<RangeResponse>, Status> {
-        let core = &self.core;
         check_range(&request).map_err(Failure::from)?;
+        let metrics = &self.core.metrics;
+        let timed = metrics.read(Operation::Range, || describe_range(&request));
         if !request.serializable {
-            core.linearizable().await?;
+            self.core.linearizable().await?;
         }
         let began = Instant::now();
+        let answer = self.found(&request).await;
+        metrics.mvcc.ranges.inc();
+        metrics.range_took(answer.is_ok(), began.elapsed());
+        if answer.is_ok() {
+            timed.succeed();
+        }
+        answer
+    }
+
+    async fn found(&self, request: &RangeRequest) -> Result<Response<RangeResponse>, Status> {
+        let core = &self.core;
         let snapshot = core.snapshot();
-        let extent = snapshot.extent(&request);
+        let extent = snapshot.extent(request);
         if extent.is_small() {
-            let mut answer = snapshot.range(&request).map_err(Failure::from)?;
+            let mut answer = snapshot.range(request).map_err(Failure::from)?;
             core.complete(&mut answer.header);
-            self.answered(began);
             return gathered(core, answer, snapshot.replaced_bytes(), None);
         }
         drop(snapshot);
-        if has_own_order(&request) {
+        if has_own_order(request) {
             let room = core.answers.list(extent).await?;
-            let core = core.clone();
+            let (core, request) = (core.clone(), request.clone());
             let answer = on_thread(move || {
                 let snapshot = core.snapshot();
                 let mut answer = snapshot.range(&request).map_err(Failure::from)?;
                 core.complete(&mut answer.header);
                 gathered(&core, answer, snapshot.replaced_bytes(), Some(room))
             });
-            let answer = answer.await?;
-            self.answered(began);
-            return Ok(answer);
+            return answer.await;
         }
         let room = core.answers.range().await?;
-        let mut range = core.store.long_range(&request).map_err(Failure::from)?;
+        let mut range = core.store.long_range(request).map_err(Failure::from)?;
         while !range.measure().map_err(Failure::from)? {
             tokio::task::yield_now().await;
         }
-        self.answered(began);
         Ok(attached(LongAnswer::range(core, range, room)?))
-    }
-
-    fn answered(&self, began: Instant) {
-        self.core.metrics.mvcc.ranges.inc();
-        self.core.metrics.range_took(began.elapsed());
     }
 
     /// Runs a transaction, for the member's own use.
@@ -99,7 +109,10 @@ impl KvService {
             if !is_serializable(&request) {
                 self.core.linearizable().await?;
             }
-            self.core.snapshot().read_only_txn(&request)?
+            let timed = self.core.metrics.read(Operation::ReadonlyTxn, || describe_txn(&request));
+            let answer = read_only(&self.core, &request)?;
+            timed.succeed();
+            answer
         } else {
             self.applied(request).await?.read().map_err(after_apply)?
         };
@@ -111,7 +124,9 @@ impl KvService {
     async fn transacted(&self, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
         let core = &self.core;
         check_txn(&request, core.limits.max_txn_ops).map_err(Failure::from)?;
+        let request = Arc::new(request);
         let reads = is_read_only(&request);
+        let timed = reads.then(|| core.metrics.read(Operation::ReadonlyTxn, || describe_txn(&request)));
         if reads && !is_serializable(&request) {
             core.linearizable().await?;
         }
@@ -121,18 +136,22 @@ impl KvService {
         };
         // Before anything is written: a refusal means that nothing was done.
         let room = if extent.is_small() { None } else { Some(core.answers.list(extent).await?) };
-        let answer = if reads { None } else { Some(self.applied(request.clone()).await?) };
+        let answer = if reads { None } else { Some(self.applied(TxnRequest::clone(&request)).await?) };
         let at_once = extent.is_small() && answer.as_ref().is_none_or(TxnAnswer::is_whole);
-        let core = core.clone();
+        let (core, request) = (core.clone(), request.clone());
         let finish = move || {
             let mut answer = match answer {
-                None => core.snapshot().read_only_txn(&request).map_err(Failure::from)?,
+                None => read_only(&core, &request)?,
                 Some(answer) => answer.read().map_err(after_apply)?,
             };
             core.complete(&mut answer.header);
             gathered(&core, answer, since, room)
         };
-        if at_once { finish() } else { on_thread(finish).await }
+        let answer = if at_once { finish() } else { on_thread(finish).await };
+        if answer.is_ok() {
+            timed.into_iter().for_each(Timed::succeed);
+        }
+        answer
     }
 
     async fn applied(&self, request: TxnRequest) -> Result<TxnAnswer, Failure> {
@@ -242,10 +261,15 @@ impl Kv for KvService {
 }
 
 /// Runs what may take long without holding up the connections of this serving thread.
-async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
+}
+
+/// Answers a transaction that only reads.
+fn read_only(core: &Core, request: &TxnRequest) -> Result<TxnResponse, Failure> {
+    let answer = core.snapshot().read_only_txn(request)?;
+    core.metrics.count_operations(&OperationCounts::reads(request.compare.len() + answer.responses.len()));
+    Ok(answer)
 }
 
 /// What a failure to read the answer of an applied transaction means. "Compacted" would say that nothing was done.

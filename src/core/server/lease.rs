@@ -95,7 +95,6 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
     let Applied::LeaseGrant { id, ttl, revision } = core.propose(request).await? else {
         return Err(Failure::mismatch());
     };
-    core.metrics.lease.ttl.observe(ttl as f64);
     Ok(LeaseGrantResponse { header: Some(core.header(revision)), id: id.0, ttl, error: String::new() })
 }
 

@@ -1,5 +1,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::Stream;
 use tonic::{Request, Response, Status};
@@ -88,7 +89,9 @@ impl Maintenance for MaintenanceService {
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         let backend = self.core.backend.clone();
+        let began = Instant::now();
         let hash = blocking(move || state_digest(&backend)).await?;
+        self.core.metrics.mvcc.hash_duration.observe(began.elapsed().as_secs_f64());
         Ok(Response::new(HashResponse { header: Some(self.core.header_now()), hash }))
     }
 
@@ -97,7 +100,9 @@ impl Maintenance for MaintenanceService {
         // Everything acknowledged so far is in the hash of "now".
         self.core.linearizable().await?;
         let store = self.core.store.clone();
+        let began = Instant::now();
         let result = tokio::task::spawn_blocking(move || store.hash_kv(asked)).await;
+        self.core.metrics.mvcc.hash_rev_duration.observe(began.elapsed().as_secs_f64());
         let (hashed, current) = result.map_err(|_| ApiError::Stopped)?.map_err(super::error::Failure::from)?;
         Ok(Response::new(HashKvResponse {
             header: Some(self.core.header(current)),

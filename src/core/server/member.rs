@@ -184,6 +184,7 @@ impl Member {
         tasks: Tasks,
     ) -> Result<Self, StartError> {
         let Opened { wal, metadata, recovered, log_base, backend, position, members: cluster } = opened;
+        backend.measure(metrics.disk.clone());
         let store = Store::open(backend.clone())?;
         let reader = store.reader();
 
@@ -201,11 +202,8 @@ impl Member {
         let waiters = Arc::new(Waiters::default());
         let (queue, apply_handle, inlet) = ApplyTask::channel(waiters.clone());
         let inbox = RaftInbox::new();
-        let observer = WalObserver {
-            persisted: inbox.persisted(),
-            failed: failed.clone(),
-            sync_seconds: metrics.disk.wal_fsync.clone(),
-        };
+        let observer =
+            WalObserver { persisted: inbox.persisted(), failed: failed.clone(), metrics: metrics.disk.clone() };
         let log = LogTail::new(log_base, recovered.entries, &recovered.hard_state, &conf_state);
         let node = RaftNode::new(&node_config(config, metadata.member, position.index), log)?;
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;

@@ -1,19 +1,26 @@
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{HeaderMap, Response};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use prometheus::{Histogram, IntCounter};
-use tonic::body::Body;
-use tonic::{Code, Status};
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use tracing::warn;
 
+use super::error::Failure;
+use crate::core::apply::operation_of;
+use crate::core::mvcc::OperationCounts;
+use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::pb::methods::{METHODS, Method, MethodKind};
 use crate::telemetry::{
-    DiskMetrics, GrpcKind, GrpcMetrics, LeaseMetrics, MethodMetrics, Metrics, MvccMetrics, ServerMetrics,
+    Call, DiskMetrics, GrpcCalls, GrpcMethod, LeaseMetrics, Metrics, MvccMetrics, Operation, ServerMetrics,
 };
+
+/// Durations above which a request is named in the log.
+#[derive(Clone, Copy, Debug)]
+pub struct SlowRequests {
+    /// Of applying an entry and of a read (`--warning-apply-duration`).
+    pub apply: Duration,
+    /// Of a unary call (`--warning-unary-request-duration`).
+    pub unary: Duration,
+}
 
 /// The metrics of one member.
 #[derive(Clone, Debug)]
@@ -26,32 +33,34 @@ pub struct CoreMetrics {
     pub mvcc: MvccMetrics,
     /// Leases.
     pub lease: LeaseMetrics,
-    calls: Arc<[MethodMetrics]>,
+    calls: GrpcCalls,
     /// The versions clients usually name, so that a request costs no look-up by text.
     unary_requests: IntCounter,
     stream_requests: IntCounter,
-    range_duration: Histogram,
+    slow: SlowRequests,
 }
 
-/// Compression flag and length in front of each gRPC message.
-const MESSAGE_PREFIX_BYTES: usize = 5;
 const UNKNOWN_CLIENT: &str = "unknown";
 
 impl CoreMetrics {
     /// Makes and registers them.
-    pub fn register(metrics: &Metrics, extensive: bool) -> Self {
-        let grpc = GrpcMetrics::register(metrics, extensive);
-        let calls = METHODS.iter().map(|method| grpc.method(method.service, method.name, kind(method.kind))).collect();
+    pub fn register(metrics: &Metrics, extensive: bool, slow: SlowRequests) -> Self {
         let server = ServerMetrics::register(metrics);
+        let method = |method: &Method| GrpcMethod {
+            service: method.service,
+            name: method.name,
+            kind: method.kind.label(),
+            unreadable: stream_label(method).map(|api| server.stream_failures.with_label_values(&["receive", api])),
+        };
         Self {
+            calls: GrpcCalls::register(metrics, extensive, METHODS.iter().map(method)),
             disk: DiskMetrics::register(metrics),
             mvcc: MvccMetrics::register(metrics),
             lease: LeaseMetrics::register(metrics),
-            calls,
             unary_requests: server.client_requests.with_label_values(&["unary", UNKNOWN_CLIENT]),
             stream_requests: server.client_requests.with_label_values(&["stream", UNKNOWN_CLIENT]),
-            range_duration: server.range_duration.with_label_values(&["true"]),
             server,
+            slow,
         }
     }
 
@@ -71,123 +80,144 @@ impl CoreMetrics {
         }
     }
 
-    /// A range was answered from the store.
-    pub fn range_took(&self, took: Duration) {
-        self.range_duration.observe(took.as_secs_f64());
-    }
-
-    /// A call came in.
+    /// A call starts.
     pub fn start(&self, method: &'static Method) -> Call {
-        let number = METHODS.binary_search_by(|row| row.path.cmp(method.path)).unwrap_or_default();
-        self.calls[number].started();
-        Call { calls: self.calls.clone(), number, kind: method.kind, began: Instant::now() }
+        self.calls.start(METHODS.binary_search_by(|row| row.path.cmp(method.path)).unwrap_or_default())
+    }
+
+    /// A range was answered from the store, or refused.
+    pub fn range_took(&self, success: bool, took: Duration) {
+        self.server.range_duration.observe(usize::from(success), took);
+    }
+
+    /// Measures a proposal until the guard is dropped.
+    pub(super) fn proposal(&self, request: &InternalRaftRequest) -> Timed<'_, fn() -> String> {
+        Timed { metrics: self, operation: operation_of(request), began: Instant::now(), success: false, read: None }
+    }
+
+    /// Measures a read until the guard is dropped; `describe` names it in the log if it was slow.
+    pub(super) fn read<D: Fn() -> String>(&self, operation: Operation, describe: D) -> Timed<'_, D> {
+        Timed { metrics: self, operation, began: Instant::now(), success: false, read: Some(describe) }
+    }
+
+    /// Counts and logs what took longer than `--warning-apply-duration`.
+    pub(super) fn warn_if_slow(&self, took: Duration, prefix: &'static str, describe: impl FnOnce() -> String) {
+        static LOGGED: LogRate = LogRate::new();
+        if took <= self.slow.apply {
+            return;
+        }
+        self.server.slow_apply.inc();
+        if LOGGED.admits() {
+            let expected = self.slow.apply;
+            warn!(?took, "expected-duration" = ?expected, prefix, request = describe(), "apply request took too long");
+        }
+    }
+
+    /// Logs a unary call that took longer than `--warning-unary-request-duration`.
+    pub(super) fn warn_if_slow_call(limit: Duration, call: &Call, method: &Method) {
+        static LOGGED: LogRate = LogRate::new();
+        if !call.is_unary() || call.elapsed() <= limit || !LOGGED.admits() {
+            return;
+        }
+        warn!("time spent" = ?call.elapsed(), "response type" = method.path, "request stats");
+    }
+
+    /// The limit for [`warn_if_slow_call`](Self::warn_if_slow_call).
+    pub(super) fn slow_call_limit(&self) -> Duration {
+        self.slow.unary
+    }
+
+    /// Operations were done in the store.
+    pub fn count_operations(&self, counts: &OperationCounts) {
+        let mvcc = &self.mvcc;
+        mvcc.ranges.inc_by(counts.ranges);
+        mvcc.puts.inc_by(counts.puts);
+        mvcc.deletes.inc_by(counts.deletes);
+        mvcc.txns.inc_by(counts.txns);
+        mvcc.put_bytes.add(counts.put_bytes as i64);
+    }
+
+    /// This member decided on the promotion of a learner; one that does not lead does not decide.
+    pub(super) fn promoted<T>(&self, outcome: &Result<T, Failure>) {
+        use crate::api_error::ApiError;
+        match outcome {
+            Ok(_) => self.server.learner_promote_successes.inc(),
+            Err(Failure::Api(ApiError::NotLeader)) => {}
+            Err(Failure::Api(error)) => self.server.learner_promote_failures.with_label_values(&[error.text()]).inc(),
+            Err(_) => self.server.learner_promote_failures.with_label_values(&["other"]).inc(),
+        }
     }
 }
 
-fn kind(kind: MethodKind) -> GrpcKind {
-    match kind {
-        MethodKind::Unary => GrpcKind::Unary,
-        MethodKind::ClientStream => GrpcKind::ClientStream,
-        MethodKind::ServerStream => GrpcKind::ServerStream,
-        MethodKind::BidiStream => GrpcKind::BidiStream,
+/// The name of a streaming method in `etcd_network_server_stream_failures_total`.
+fn stream_label(method: &Method) -> Option<&'static str> {
+    match (method.service, method.name) {
+        ("etcdserverpb.Watch", "Watch") => Some("watch"),
+        ("etcdserverpb.Lease", "LeaseKeepAlive") => Some("lease-keepalive"),
+        _ => None,
     }
 }
 
-/// One call under way.
-pub struct Call {
-    calls: Arc<[MethodMetrics]>,
-    number: usize,
-    kind: MethodKind,
+/// A request under way. Dropped without [`succeed`](Self::succeed) it counts as failed.
+pub(super) struct Timed<'a, D: Fn() -> String> {
+    metrics: &'a CoreMetrics,
+    operation: Operation,
     began: Instant,
+    success: bool,
+    read: Option<D>,
 }
 
-impl Call {
-    /// The call was answered with this code.
-    pub fn finish(&self, code: Code) {
-        self.calls[self.number].handled(code as i32, self.began.elapsed());
-    }
-
-    /// Counts the messages in one piece of a streamed answer; the codec hands out whole messages only.
-    fn sent(&self, mut data: &[u8]) {
-        while let Some((prefix, rest)) = data.split_at_checked(MESSAGE_PREFIX_BYTES) {
-            self.calls[self.number].sent();
-            let length = prefix[1..].iter().fold(0usize, |length, &byte| length << 8 | usize::from(byte));
-            data = rest.get(length..).unwrap_or_default();
-        }
-    }
-
-    /// Counts the call when its answer is complete.
-    pub fn follow(self, response: Response<Body>) -> Response<Body> {
-        if let Some(status) = Status::from_header_map(response.headers()) {
-            self.finish(status.code());
-            return response;
-        }
-        if self.kind == MethodKind::Unary {
-            // An answer without a status in its headers carries a message, and then ends well.
-            let call = &self.calls[self.number];
-            call.received();
-            call.sent();
-            self.finish(Code::Ok);
-            return response;
-        }
-        response.map(|body| Body::new(Followed { body, call: Some(self) }))
+impl<D: Fn() -> String> Timed<'_, D> {
+    pub(super) fn succeed(mut self) {
+        self.success = true;
     }
 }
 
-/// A streamed answer that counts its call when it ends.
-struct Followed {
-    body: Body,
-    call: Option<Call>,
-}
-
-impl Followed {
-    fn ended(&mut self, trailers: Option<&HeaderMap>) {
-        if let Some(call) = self.call.take() {
-            let status = trailers.and_then(Status::from_header_map);
-            call.finish(status.map_or(Code::Ok, |status| status.code()));
-        }
-    }
-}
-
-impl HttpBody for Followed {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => match frame.trailers_ref() {
-                Some(trailers) => self.ended(Some(trailers)),
-                None => {
-                    if let (Some(call), Some(data)) = (&self.call, frame.data_ref()) {
-                        call.sent(data);
-                    }
-                }
-            },
-            Some(Err(status)) => {
-                if let Some(call) = self.call.take() {
-                    call.finish(status.code());
-                }
-            }
-            None => self.ended(None),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Followed {
+impl<D: Fn() -> String> Drop for Timed<'_, D> {
     fn drop(&mut self) {
-        // The client left before the end.
-        if let Some(call) = self.call.take() {
-            call.finish(Code::Cancelled);
+        let took = self.began.elapsed();
+        self.metrics.server.request_duration.observe(self.operation.row(self.success), took);
+        if let Some(describe) = &self.read {
+            let prefix = if self.operation == Operation::Range { "read-only range " } else { "read-only txn " };
+            self.metrics.warn_if_slow(took, prefix, describe);
         }
+    }
+}
+
+/// Bounds the lines of one kind: the first hundred of each second, then each hundredth.
+struct LogRate(Mutex<Option<(Instant, u32)>>);
+
+impl LogRate {
+    const LINES: u32 = 100;
+
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn admits(&self) -> bool {
+        self.admits_at(Instant::now())
+    }
+
+    fn admits_at(&self, now: Instant) -> bool {
+        let mut second = self.0.lock();
+        let (since, lines) = second.unwrap_or((now, 0));
+        let (since, lines) = if now - since >= Duration::from_secs(1) { (now, 0) } else { (since, lines) };
+        *second = Some((since, lines + 1));
+        lines < Self::LINES || lines % Self::LINES == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_requests_cannot_fill_the_log() {
+        let rate = LogRate::new();
+        let start = Instant::now();
+        let admitted = |at: Duration| (0..10_000).filter(|_| rate.admits_at(start + at)).count();
+        assert_eq!(admitted(Duration::ZERO), 199);
+        assert_eq!(admitted(Duration::from_millis(999)), 100);
+        assert_eq!(admitted(Duration::from_secs(1)), 199);
     }
 }

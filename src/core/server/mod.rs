@@ -49,7 +49,7 @@ pub use self::core::{Core, Limits, Published};
 pub use self::gauges::refresh_gauges;
 pub use self::http::{BrowserRules, HttpFace};
 pub use self::member::{Failed, Member, StartError};
-pub use self::metrics::CoreMetrics;
+pub use self::metrics::{CoreMetrics, SlowRequests};
 pub use self::peer::PeerFace;
 pub use self::peer_calls::answer_peer;
 pub use self::peer_http::RunningCluster;

@@ -1,5 +1,8 @@
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use prost::Message;
 use tokio::runtime::Handle;
 use tracing::warn;
 
@@ -7,12 +10,14 @@ use super::core::Core;
 use super::member::Failed;
 use super::quota;
 use crate::core::alarm::AlarmStore;
-use crate::core::apply::{Applier, ApplyObserver, LeaseFact};
+use crate::core::apply::{AppliedRequest, Applier, ApplyObserver, LeaseFact, describe_request};
 use crate::core::cluster::ClusterStore;
-use crate::core::mvcc::{EventKind, RevisionEvents};
+use crate::core::mvcc::{OperationCounts, RevisionEvents};
 use crate::core::raft::MembersDecision;
 use crate::core::watch::CoreWatch;
+use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::shutdown::Tasks;
+use crate::telemetry::unix_seconds;
 use crate::types::LogIndex;
 
 /// Passes what apply did on to watchers, deadlines and readers.
@@ -32,14 +37,20 @@ impl MemberObserver {
 }
 
 impl ApplyObserver for MemberObserver {
+    fn applied_request(&mut self, request: &Bytes, applied: AppliedRequest, took: Duration) {
+        let metrics = &self.core.metrics;
+        metrics.server.apply_duration.observe(applied.operation.row(applied.success), took);
+        metrics.warn_if_slow(took, "", || match InternalRaftRequest::decode(request.clone()) {
+            Ok(request) => describe_request(&request),
+            Err(error) => error.to_string(),
+        });
+    }
+
+    fn operations(&mut self, counts: &OperationCounts) {
+        self.core.metrics.count_operations(counts);
+    }
+
     fn events(&mut self, events: Vec<RevisionEvents>) {
-        let mvcc = &self.core.metrics.mvcc;
-        for event in events.iter().flat_map(|revision| &revision.events) {
-            match event.kind {
-                EventKind::Put => mvcc.puts.inc(),
-                EventKind::Delete => mvcc.deletes.inc(),
-            }
-        }
         self.watch.append(events);
     }
 
@@ -47,7 +58,10 @@ impl ApplyObserver for MemberObserver {
         let counters = &self.core.metrics.lease;
         for fact in facts {
             match fact {
-                LeaseFact::Granted(_) => counters.granted.inc(),
+                LeaseFact::Granted(lease) => {
+                    counters.granted.inc();
+                    counters.ttl.observe(lease.granted_ttl as f64);
+                }
                 // Whoever asked for it: a client or the clock.
                 LeaseFact::Revoked(_) => counters.revoked.inc(),
                 LeaseFact::Checkpointed { .. } => {}
@@ -90,8 +104,15 @@ impl ApplyObserver for MemberObserver {
         });
     }
 
-    fn compacted(&mut self, records: usize) {
-        self.core.metrics.mvcc.compacted_keys.inc_by(records as u64);
+    fn compaction_slice(&mut self, took: Duration) {
+        self.core.metrics.mvcc.compaction_pause.observe(took.as_secs_f64() * 1e3);
+    }
+
+    fn compacted(&mut self, records: usize, took: Duration) {
+        let mvcc = &self.core.metrics.mvcc;
+        mvcc.compacted_keys.inc_by(records as u64);
+        mvcc.compaction_total.observe(took.as_secs_f64() * 1e3);
+        mvcc.compaction_last.set(unix_seconds());
     }
 
     fn failed(&mut self, reason: String) {

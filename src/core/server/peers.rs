@@ -22,6 +22,7 @@ use crate::core::peer::{CallFailure, PeerReceiver, SnapshotSource};
 use crate::core::raft::{PeerMessage, snapshot_message};
 use crate::pb::walpb;
 use crate::shutdown::Tasks;
+use crate::telemetry::Counted;
 use crate::types::MemberId;
 
 /// Takes what the transport receives. The member it belongs to is told once it exists; until then everything is
@@ -114,6 +115,7 @@ impl PeerReceiver for MemberPeers {
         let failed = self.failed.clone();
         async move {
             let Some(inner) = slot.get() else { return Err(STARTING.to_owned()) };
+            let _applying = Counted::new(inner.core.metrics.server.snapshot_apply_in_progress.clone());
             let parsed = PeerMessage::snapshot(inner.core.member, from, &message).map_err(|error| error.to_string())?;
             let position = parsed.snapshot_position();
             let prepare = slot.clone();

@@ -20,6 +20,7 @@ use super::kv::KvService;
 use super::lease::LeaseService;
 use super::long_answer::{self, ANSWER_BYTES_MAX};
 use super::maintenance::MaintenanceService;
+use super::metrics::CoreMetrics;
 use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
 use crate::api_error::ApiError;
@@ -92,9 +93,10 @@ impl Router {
         };
         let observed = self.core.metrics.start(method);
         if let Err(status) = self.admit(method, request.headers()) {
-            observed.finish(status.code());
+            observed.finish(status.code() as i32);
             return ready(status);
         }
+        let request = request.map(|body| observed.request(body));
         let answer: Answer = match method.service {
             "etcdserverpb.KV" => Box::pin(self.kv.call(request)),
             "etcdserverpb.Watch" => Box::pin(self.watch.call(request)),
@@ -107,10 +109,11 @@ impl Router {
             "grpc.health.v1.Health" => Box::pin(self.health.call(request)),
             other => return ready(Status::unimplemented(format!("unknown service {other}"))),
         };
-        let limit = self.core.limits.max_message_bytes();
+        let (limit, slow) = (self.core.limits.max_message_bytes(), self.core.metrics.slow_call_limit());
         Box::pin(async move {
             let response = reword(long_answer::detach(answer.await?), limit);
-            Ok(observed.follow(response))
+            CoreMetrics::warn_if_slow_call(slow, &observed, method);
+            Ok(observed.response(response).map(Body::new))
         })
     }
 

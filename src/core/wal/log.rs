@@ -35,6 +35,7 @@ pub struct Wal<D: WalDisk> {
     group_open: bool,
     hard_state: Option<HardState>,
     last: u64,
+    written_bytes: u64,
     poisoned: Option<String>,
 }
 
@@ -81,6 +82,7 @@ impl<D: WalDisk> Wal<D> {
             group_open: false,
             hard_state: None,
             last: 0,
+            written_bytes: 0,
             poisoned: None,
         })
     }
@@ -124,6 +126,7 @@ impl<D: WalDisk> Wal<D> {
             group_open: false,
             hard_state: Some(scanned.recovered.hard_state).filter(|state| *state != HardState::default()),
             last: scanned.last,
+            written_bytes: 0,
             poisoned: None,
         };
         Ok((wal, scanned.recovered))
@@ -153,6 +156,19 @@ impl<D: WalDisk> Wal<D> {
     /// Entries that leave a gap; the disk refuses. Any error closes the log.
     pub fn append(&mut self, entries: &[WalEntry], hard_state: Option<&HardState>) -> Result<(), WalError> {
         self.guarded(|wal| wal.append_group(entries, hard_state))
+    }
+
+    /// Bytes handed to the system since the log was opened.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes
+    }
+
+    /// Hands everything appended to the system, so that [`sync`](Self::sync) has that behind it.
+    ///
+    /// # Errors
+    /// The disk refuses; the log is closed then.
+    pub fn write(&mut self) -> Result<(), WalError> {
+        self.guarded(Self::write_buffer)
     }
 
     /// Makes everything appended durable: one write, one sync; then closes the segment if it is full.
@@ -256,9 +272,13 @@ impl<D: WalDisk> Wal<D> {
     }
 
     fn write_buffer(&mut self) -> Result<(), WalError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
         let written = self.tail.write_at(self.offset, &self.buffer);
         written.map_err(|error| WalError::io("write", &self.tail_path(), error))?;
         self.offset += self.buffer.len() as u64;
+        self.written_bytes += self.buffer.len() as u64;
         self.buffer.clear();
         self.buffer.shrink_to(2 * BUFFER_BYTES);
         Ok(())

@@ -8,7 +8,6 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame};
-use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::codec::{Codec, CompressionEncoding, Streaming};
 use tonic::{Code, Status};
@@ -20,6 +19,7 @@ use crate::client::framed;
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
 use crate::proxy::Identity;
+use crate::proxy::service::RequestBody;
 
 /// Requests of one client that wait for their answers; beyond, the client's next ones are not read.
 const WAITING_MAX: usize = 1024;
@@ -65,7 +65,7 @@ pub(in crate::proxy) fn admit(hubs: &LeaseHubs, headers: &HeaderMap) -> Option<A
 pub(in crate::proxy) fn keep_alive(
     admission: Admission,
     gate: Option<Arc<dyn Gate>>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Response<Body> {
     let Admission { seat, encoding } = admission;
     let (parts, body) = request.into_parts();

@@ -18,7 +18,7 @@ use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use crate::proxy::{Namespace, ProxyService, ShardParts, Tenant, Tenants};
+use crate::proxy::{Namespace, ProxyService, ShardParts, Tenant, Tenants, proxy_calls};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -149,12 +149,14 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
     let (listener, shard_tasks) = (bind("127.0.0.1:0".parse().unwrap()).unwrap(), tasks.clone());
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
     let make = move |_| {
+        let metrics = Metrics::new();
         ProxyService::new(ShardParts {
+            calls: proxy_calls(&metrics),
+            metrics,
             pool: Pool::new(PoolConfig::new(endpoints.clone()), &shard_tasks),
             tenants: Tenants::everybody(Tenant { namespace: Namespace::default(), admin: false }),
             watches: HashMap::new(),
             self_member: None,
-            metrics: Metrics::new(),
             tasks: shard_tasks.clone(),
         })
     };

@@ -3,7 +3,6 @@ use std::sync::Arc;
 
 use http::Response;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use prost::Message;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
@@ -25,6 +24,7 @@ use crate::pb::methods;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::proxy::lease::Gate;
+use crate::proxy::service::RequestBody;
 use crate::proxy::tenant::Tenant;
 use crate::recipes::{ElectionService, LockService};
 use crate::shutdown::Tasks;
@@ -67,7 +67,7 @@ impl View {
     }
 
     /// Answers any request but watches and keep-alives, which have hubs of their own.
-    pub(in crate::proxy) async fn answer(&self, request: http::Request<Incoming>) -> Response<Body> {
+    pub(in crate::proxy) async fn answer(&self, request: http::Request<RequestBody>) -> Response<Body> {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             // Unlike without a namespace: a method nobody here knows might show anything.
@@ -109,7 +109,7 @@ impl View {
     }
 
     /// Alarms may be read, not changed.
-    async fn alarm(&self, request: http::Request<Incoming>) -> Response<Body> {
+    async fn alarm(&self, request: http::Request<RequestBody>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let message = match Limited::new(body, ALARM_BYTES_MAX).collect().await {
             Ok(body) => body.to_bytes(),
@@ -128,7 +128,7 @@ impl View {
         self.pool.exchange(Method::of(head.path.path()), &head, message).await
     }
 
-    async fn pass(&self, request: http::Request<Incoming>) -> Response<Body> {
+    async fn pass(&self, request: http::Request<RequestBody>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         self.pool.request(&Head::from_request(parts), body).await
     }

@@ -66,8 +66,8 @@ impl Bench {
 
     fn txn(&mut self, request: &TxnRequest) -> Result<Written<TxnResponse>, MvccError> {
         let written = self.store.txn(request, &FirstHundred)?;
-        let Written { response, changes, events, lease_moves } = self.done(written);
-        Ok(Written { response: response.read()?, changes, events, lease_moves })
+        let Written { response, changes, events, lease_moves, operations } = self.done(written);
+        Ok(Written { response: response.read()?, changes, events, lease_moves, operations })
     }
 
     fn start_compaction(&mut self, at: i64) -> Result<Compaction, MvccError> {
