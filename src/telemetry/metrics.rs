@@ -4,8 +4,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::durations::Durations;
@@ -56,10 +56,6 @@ impl Metrics {
         String::from_utf8(text).unwrap_or_default()
     }
 
-    pub(super) fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
     /// Registers any collector.
     ///
     /// # Panics
@@ -72,6 +68,11 @@ impl Metrics {
     /// A counter.
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.register(IntCounter::new(name, help).expect("metric names are valid"))
+    }
+
+    /// A counter of parts.
+    pub fn float_counter(&self, name: &str, help: &str) -> Counter {
+        self.register(Counter::new(name, help).expect("metric names are valid"))
     }
 
     /// A counter for each value of some labels.

@@ -14,6 +14,7 @@ mod damaged;
 mod everywhere;
 mod leaders;
 mod members;
+mod metrics;
 mod network;
 mod peer_tls;
 mod reconfiguration;

@@ -6,7 +6,7 @@ use watershed::pb::etcdserverpb::{
 };
 
 use super::story::{assert_equal, on_three, put, try_put, value};
-use crate::harness::{Cluster, until};
+use crate::harness::{Cluster, metric, until};
 
 /// Adds a prepared member through the API; answers with its id.
 pub async fn add(cluster: &Cluster, number: usize, is_learner: bool) -> u64 {
@@ -79,6 +79,12 @@ fn a_learner_joins_is_promoted_and_takes_a_place() {
         assert!(ids(cluster, 0).await.contains(&(id, true)));
         promote(cluster, id).await;
         cluster.until_ready(new).await;
+        let mut promotions = 0.0;
+        for number in 0..3 {
+            let promoted = metric(cluster.endpoint(number), "etcd_server_learner_promote_successes").await;
+            promotions += promoted.expect("a counter");
+        }
+        assert_eq!(promotions, 1.0, "counted by the leader alone");
         for number in 0..4 {
             assert!(ids(cluster, number).await.contains(&(id, false)), "on {number}");
         }

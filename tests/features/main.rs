@@ -14,6 +14,7 @@ mod http;
 mod kv;
 mod lease;
 mod maintenance;
+mod metrics;
 mod namespace;
 mod public_client;
 mod range;

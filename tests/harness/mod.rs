@@ -15,6 +15,7 @@ mod http;
 mod network;
 mod process;
 mod raw;
+mod scrape;
 mod stream;
 mod watching;
 mod world;
@@ -26,6 +27,7 @@ pub use network::{Link, Network};
 pub use process::{Process, free_port};
 
 pub use raw::{raw_call, raw_stream};
+pub use scrape::Scrape;
 pub use stream::Answers;
 pub use watching::{Watching, in_words};
 pub use world::{Target, World, client, is_stock, member_args, prefix, run, server_binary};

@@ -78,3 +78,24 @@ impl Decoder for AsIs {
         Ok(Some(from.copy_to_bytes(from.remaining())))
     }
 }
+
+/// Opens a stream and sends these bytes as its first message, whatever they are; returns how the stream ends.
+pub async fn raw_stream(client: &Client, path: &'static str, message: Bytes) -> Status {
+    let mut grpc = Grpc::new(client.channel());
+    if let Err(error) = grpc.ready().await {
+        return Status::unavailable(error.to_string());
+    }
+    let messages = futures::StreamExt::chain(futures::stream::iter([message]), futures::stream::pending());
+    let path = http::uri::PathAndQuery::from_static(path);
+    let mut answers = match grpc.streaming(Request::new(messages), path, AsIs).await {
+        Ok(answers) => answers.into_inner(),
+        Err(status) => return status,
+    };
+    loop {
+        match answers.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Status::ok(""),
+            Err(status) => return status,
+        }
+    }
+}

@@ -1,6 +1,6 @@
 use prometheus::{IntCounter, IntGauge};
 
-use crate::telemetry::{Metrics, WatchMetrics};
+use crate::telemetry::{Metrics, WatchMetrics, raise_to};
 
 /// What the hub counts, under the names of etcd's proxy where it has them.
 #[derive(Clone, Debug)]
@@ -23,13 +23,12 @@ impl ProxyWatchMetrics {
         let watchers_merged =
             metrics.gauge("etcd_grpc_proxy_watchers_coalescing_total", "Watchers that share an upstream watch.");
         let events_merged =
-            metrics.gauge("etcd_grpc_proxy_events_coalescing_total", "Events sent beyond those the cluster sent.");
+            metrics.counter("etcd_grpc_proxy_events_coalescing_total", "Events sent beyond those the cluster sent.");
         let made = Self { watch, upstream_watches, upstream_events, resumes };
         let seen = made.clone();
         metrics.before_render(move || {
             watchers_merged.set((seen.watch.watchers.get() - seen.upstream_watches.get()).max(0));
-            let merged = seen.watch.events.get().saturating_sub(seen.upstream_events.get());
-            events_merged.set(i64::try_from(merged).unwrap_or(i64::MAX));
+            raise_to(&events_merged, seen.watch.events.get().saturating_sub(seen.upstream_events.get()));
         });
         made
     }
