@@ -37,11 +37,7 @@ impl<S: RecipeStore> ElectionService<S> {
         if joined.existing.is_some_and(|kv| kv.value != request.value) {
             proclaim(&store, &place.key, place.create_revision, lease, request.value).await?;
         }
-        if joined.first.is_none_or(|first| first.create_revision == place.create_revision) {
-            place.keep();
-        } else {
-            place.wait_for_turn(RecipeError::NotLeader).await?;
-        }
+        place.wait_for_turn(RecipeError::NotLeader).await?;
         let leader = LeaderKey { name: request.name, key: place.key.clone(), rev: place.create_revision, lease };
         Ok(CampaignResponse { header: Some(joined.header), leader: Some(leader) })
     }

@@ -25,14 +25,8 @@ impl<S: RecipeStore> LockService<S> {
         let lease = lease_or_own(&store, request.lease).await?;
         let queue = Queue::new(store, &request.name, self.tasks.clone());
         let mut joined = queue.join(lease, Default::default()).await?;
-        let place = &mut joined.place;
-        let header = if joined.first.is_none_or(|first| first.create_revision == place.create_revision) {
-            place.keep();
-            joined.header
-        } else {
-            place.wait_for_turn(RecipeError::SessionExpired).await?
-        };
-        Ok(LockResponse { header: Some(header), key: place.key.clone() })
+        let header = joined.place.wait_for_turn(RecipeError::SessionExpired).await?.unwrap_or(joined.header);
+        Ok(LockResponse { header: Some(header), key: joined.place.key.clone() })
     }
 }
 

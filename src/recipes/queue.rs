@@ -4,19 +4,25 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::oneshot;
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 use tracing::debug;
 
 use super::error::RecipeError;
 use super::store::RecipeStore;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
-    WatchCreateRequest, compare, request_op, response_op,
+    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
+    ResponseOp, TxnRequest, WatchCreateRequest, compare, request_op, response_op,
 };
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::shutdown::Tasks;
 use crate::types::KeyRange;
+
+/// Pause before a place that could not be left is left again: at first, and at most.
+const LEAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often that is tried. The lease ends the place after that.
+const LEAVE_ATTEMPTS: u32 = 60;
 
 /// Seconds a lease lives that a recipe grants because the caller brought none. Nobody keeps it alive.
 const OWN_LEASE_TTL: i64 = 60;
@@ -35,8 +41,6 @@ pub(super) struct Joined<S: RecipeStore> {
     pub(super) header: ResponseHeader,
     /// The caller's key as it was, if the same lease was in the queue already.
     pub(super) existing: Option<KeyValue>,
-    /// The first in the queue, the caller perhaps.
-    pub(super) first: Option<KeyValue>,
 }
 
 impl<S: RecipeStore> Queue<S> {
@@ -65,20 +69,34 @@ impl<S: RecipeStore> Queue<S> {
             .store
             .txn(TxnRequest {
                 compare: vec![created_at(key.clone(), 0)],
-                success: vec![put(key.clone(), value, lease), range(self.first_range())],
-                failure: vec![range(mine), range(self.first_range())],
+                // Every member runs this while it applies: nothing here may walk over the queue. The newest two are
+                // the caller and the one before it.
+                success: vec![put(key.clone(), value, lease), range(self.by_creation(SortOrder::Descend, 2))],
+                failure: vec![range(mine)],
             })
             .await?;
         let header = answer.header.unwrap_or_default();
-        let existing = if answer.succeeded { None } else { kv_of(&answer.responses, 0) };
+        let existing = if answer.succeeded {
+            None
+        } else {
+            range_of(&answer.responses, 0).and_then(|mine| mine.kvs.first().cloned())
+        };
         let create_revision = match (&existing, answer.succeeded) {
             (Some(kv), _) => kv.create_revision,
             (None, true) => header.revision,
             (None, false) => return Err(RecipeError::BadAnswer),
         };
+        let newest = range_of(&answer.responses, 1);
+        let ahead = match (answer.succeeded, newest) {
+            (false, _) | (true, None) => Ahead::Unknown,
+            (true, Some(newest)) => match newest.kvs.iter().find(|kv| kv.create_revision < create_revision) {
+                Some(kv) => Ahead::Of { predecessor: kv.key.clone(), revision: header.revision },
+                None => Ahead::Nobody,
+            },
+        };
         // A place that was there before belongs to another call of the same caller, unless this one has to wait.
-        let place = Place { key, create_revision, leave_on_drop: answer.succeeded, queue: self };
-        Ok(Joined { place, header, existing, first: kv_of(&answer.responses, 1) })
+        let place = Place { key, create_revision, ahead, leave_on_drop: answer.succeeded, queue: self };
+        Ok(Joined { place, header, existing })
     }
 
     fn key_of(&self, lease: i64) -> Bytes {
@@ -91,21 +109,31 @@ impl<S: RecipeStore> Queue<S> {
 
     /// Reads the first of the queue.
     pub(super) fn first_range(&self) -> RangeRequest {
-        self.by_creation(SortOrder::Ascend, 0)
+        self.by_creation(SortOrder::Ascend, 1)
     }
 
-    fn by_creation(&self, order: SortOrder, max_create_revision: i64) -> RangeRequest {
+    fn by_creation(&self, order: SortOrder, limit: i64) -> RangeRequest {
         let (key, range_end) = KeyRange::prefix(self.prefix.clone()).to_wire();
         RangeRequest {
             key,
             range_end,
-            limit: 1,
+            limit,
             sort_order: order.into(),
             sort_target: SortTarget::Create.into(),
-            max_create_revision,
             ..Default::default()
         }
     }
+}
+
+/// Who is in the queue before a place.
+enum Ahead {
+    Nobody,
+    /// The one right before, which was there at `revision`.
+    Of {
+        predecessor: Bytes,
+        revision: i64,
+    },
+    Unknown,
 }
 
 /// One place in a queue. Dropped while it still waits, it leaves the queue.
@@ -113,37 +141,50 @@ pub(super) struct Place<S: RecipeStore> {
     queue: Queue<S>,
     pub(super) key: Bytes,
     pub(super) create_revision: i64,
+    ahead: Ahead,
     leave_on_drop: bool,
 }
 
 impl<S: RecipeStore> Place<S> {
     /// Waits until everybody who came earlier is gone, then makes sure that this place still exists; answers with
-    /// the header of that last look.
+    /// the header of that last look, or with none when there was nobody to wait for. From then on the place stays when
+    /// this value is dropped.
     ///
     /// On an error, and when dropped, the place is left.
-    pub(super) async fn wait_for_turn(&mut self, gone: RecipeError) -> Result<ResponseHeader, RecipeError> {
-        self.leave_on_drop = true;
+    pub(super) async fn wait_for_turn(&mut self, gone: RecipeError) -> Result<Option<ResponseHeader>, RecipeError> {
+        let mut waited = false;
         loop {
-            let earlier = self.queue.by_creation(SortOrder::Descend, self.create_revision - 1);
-            let answer = self.queue.store.range(earlier).await?;
-            let Some(predecessor) = answer.kvs.into_iter().next() else { break };
-            // Only the one right before: when it goes, the next look finds who is left. From the revision of the
-            // look itself, since nothing of that revision deleted it.
-            self.wait_until_deleted(predecessor.key, answer.header.unwrap_or_default().revision).await?;
+            match std::mem::replace(&mut self.ahead, Ahead::Unknown) {
+                Ahead::Nobody => break,
+                Ahead::Of { predecessor, revision } => {
+                    (waited, self.leave_on_drop) = (true, true);
+                    // Only the one right before: when it goes, the next look finds who is left. From the revision of
+                    // the look itself, since nothing of that revision deleted it.
+                    self.wait_until_deleted(predecessor, revision).await?;
+                }
+                Ahead::Unknown => self.ahead = self.look().await?,
+            }
+        }
+        if !waited {
+            self.leave_on_drop = false;
+            return Ok(None);
         }
         let own = RangeRequest { key: self.key.clone(), ..Default::default() };
         let answer = self.queue.store.range(own).await?;
+        self.leave_on_drop = false;
         if answer.kvs.first().is_none_or(|kv| kv.create_revision != self.create_revision) {
-            self.leave_on_drop = false;
             return Err(gone);
         }
-        self.leave_on_drop = false;
-        Ok(answer.header.unwrap_or_default())
+        Ok(Some(answer.header.unwrap_or_default()))
     }
 
-    /// Keeps the place when this value is dropped.
-    pub(super) fn keep(&mut self) {
-        self.leave_on_drop = false;
+    async fn look(&self) -> Result<Ahead, RecipeError> {
+        let max_create_revision = self.create_revision - 1;
+        let earlier = RangeRequest { max_create_revision, ..self.queue.by_creation(SortOrder::Descend, 1) };
+        let answer = self.queue.store.range(earlier).await?;
+        let revision = answer.header.unwrap_or_default().revision;
+        let first = answer.kvs.into_iter().next();
+        Ok(first.map_or(Ahead::Nobody, |kv| Ahead::Of { predecessor: kv.key, revision }))
     }
 
     async fn wait_until_deleted(&self, key: Bytes, start_revision: i64) -> Result<(), RecipeError> {
@@ -177,13 +218,29 @@ impl<S: RecipeStore> Drop for Place<S> {
             success: vec![delete(self.key.clone())],
             failure: Vec::new(),
         };
+        let stop = self.queue.tasks.stop_signal();
         self.queue.tasks.spawn(async move {
-            if let Err(status) = store.txn(request).await {
-                // The lease ends it then.
-                debug!(%status, "waiter could not leave its queue");
+            let (mut pause, longest) = LEAVE_PAUSES;
+            for _ in 0..LEAVE_ATTEMPTS {
+                match store.txn(request.clone()).await {
+                    Err(status) if is_passing(&status) => debug!(%status, "waiter could not leave its queue yet"),
+                    Err(status) => return debug!(%status, "waiter could not leave its queue"),
+                    Ok(_) => return,
+                }
+                // Those that leave together do not come back together.
+                let pause_now = pause.mul_f64(0.5 + fastrand::f64());
+                tokio::select! {
+                    () = tokio::time::sleep(pause_now) => pause = longest.min(2 * pause),
+                    () = stop.cancelled() => return,
+                }
             }
         });
     }
+}
+
+/// Whether a store that answers this may answer otherwise a moment later.
+fn is_passing(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unknown)
 }
 
 /// The caller's lease, or a fresh one that nobody renews.
@@ -223,9 +280,9 @@ pub(super) fn is_delete(event: &Event) -> bool {
     event.r#type() == EventType::Delete
 }
 
-fn kv_of(responses: &[crate::pb::etcdserverpb::ResponseOp], index: usize) -> Option<KeyValue> {
+fn range_of(responses: &[ResponseOp], index: usize) -> Option<&RangeResponse> {
     match responses.get(index)?.response.as_ref()? {
-        response_op::Response::ResponseRange(answer) => answer.kvs.first().cloned(),
+        response_op::Response::ResponseRange(answer) => Some(answer),
         _ => None,
     }
 }

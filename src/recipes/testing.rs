@@ -36,6 +36,10 @@ struct State {
     history: Vec<Event>,
     revision: i64,
     leases: Vec<i64>,
+    /// Transactions that are refused before the next one is run.
+    refusals: usize,
+    /// Ranges over more than one key, other than for the newest two, that transactions held.
+    walks: usize,
 }
 
 impl FakeStore {
@@ -58,6 +62,16 @@ impl FakeStore {
 
     pub(super) fn add_lease(&self, id: i64) {
         self.state.lock().leases.push(id);
+    }
+
+    /// Refuses the next transactions, as a member without a leader does.
+    pub(super) fn refuse_txns(&self, count: usize) {
+        self.state.lock().refusals = count;
+    }
+
+    /// Ranges over more than one key, other than for the newest two, that were run as part of a transaction.
+    pub(super) fn walks(&self) -> usize {
+        self.state.lock().walks
     }
 
     /// Completes once the store holds exactly these keys.
@@ -124,7 +138,12 @@ impl State {
 
     fn run(&mut self, op: &RequestOp, revision: i64) -> response_op::Response {
         match op.request.as_ref().expect("recipes fill every operation") {
-            request_op::Request::RequestRange(request) => response_op::Response::ResponseRange(self.range(request)),
+            request_op::Request::RequestRange(request) => {
+                let newest = (SortTarget::Create, SortOrder::Descend, 2);
+                let asked = (request.sort_target(), request.sort_order(), request.limit);
+                self.walks += usize::from(!request.range_end.is_empty() && asked != newest);
+                response_op::Response::ResponseRange(self.range(request))
+            }
             request_op::Request::RequestPut(request) => {
                 let old = self.live().remove(&request.key);
                 let kv = KeyValue {
@@ -165,6 +184,10 @@ impl RecipeStore for FakeStore {
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
         self.permitted()?;
         let mut state = self.state.lock();
+        if state.refusals > 0 {
+            state.refusals -= 1;
+            return Err(ApiError::NoLeader.into());
+        }
         let live = state.live();
         let succeeded = request.compare.iter().all(|compare| {
             let created = live.get(&compare.key).map_or(0, |kv| kv.create_revision);

@@ -109,6 +109,44 @@ async fn a_waiter_in_the_middle_may_leave_without_letting_the_next_one_in() {
     third.await.expect("joins").expect("its turn");
 }
 
+// Cause: the transaction that joins a queue held a sorted range over the queue, which every member ran while it applied:
+// with 2,600 waiters apply took longer than the request timeout.
+#[tokio::test]
+async fn joining_walks_over_nothing_in_a_transaction() {
+    let (store, locks) = locks();
+    let (elections, mut keys) = (ElectionService::new(store.clone(), Tasks::new()), Vec::new());
+    let mut waiting = Vec::new();
+    for lease in 1..=5 {
+        store.add_lease(lease);
+        let (locks, elections) = (locks.clone(), elections.clone());
+        waiting.push(tokio_spawn(async move {
+            elections.campaign(campaign(lease, "v")).await.expect("wins");
+            locks.lock(lock_request(lease)).await.expect("its turn");
+        }));
+        keys.push(format!("E/{lease}"));
+        let mut expected: Vec<&str> = keys.iter().map(String::as_str).collect();
+        expected.push("L/1");
+        store.until_keys(&expected).await;
+    }
+    assert_eq!(store.walks(), 0);
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+// Cause: a waiter left its queue by one transaction, and when that failed its place stayed until its lease ended.
+#[tokio::test]
+async fn a_place_is_left_although_the_store_refuses_for_a_while() {
+    let (store, locks) = locks();
+    store.add_lease(1);
+    store.add_lease(2);
+    locks.lock(lock_request(1)).await.expect("free");
+    let service = locks.clone();
+    let second = tokio_spawn(async move { service.lock(lock_request(2)).await });
+    store.until_keys(&["L/1", "L/2"]).await;
+    store.refuse_txns(3);
+    second.abort();
+    store.until_keys(&["L/1"]).await;
+}
+
 #[tokio::test]
 async fn a_deadline_leaves_the_queue() {
     let (store, locks) = locks();

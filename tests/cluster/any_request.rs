@@ -14,7 +14,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use tonic::Code;
 use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
 use watershed::pb::etcdserverpb::{
-    AlarmRequest, HashKvRequest, MemberListRequest, MemberRemoveRequest, MemberUpdateRequest,
+    AlarmRequest, HashKvRequest, MemberAddRequest, MemberListRequest, MemberRemoveRequest, MemberUpdateRequest,
 };
 use watershed::pb::methods::{METHODS, Method, MethodKind};
 
@@ -205,6 +205,11 @@ impl Origin {
             "MemberRemove" => match MemberRemoveRequest::decode(message.clone()) {
                 Ok(request) if self.urls.len() > 1 && self.urls.contains_key(&request.id) => Bytes::new(),
                 _ => message,
+            },
+            // One voter more, which never starts, is the end of the only one.
+            "MemberAdd" if self.urls.len() == 1 => match MemberAddRequest::decode(message.clone()) {
+                Ok(request) => MemberAddRequest { is_learner: true, ..request }.encode_to_vec().into(),
+                Err(_) => message,
             },
             "MemberUpdate" => match MemberUpdateRequest::decode(message.clone()) {
                 Ok(mut request) if self.urls.contains_key(&request.id) => {

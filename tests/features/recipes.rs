@@ -1,18 +1,22 @@
 //! Lock and election.
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tonic::{Code, Request};
+use watershed::pb::etcdserverpb::RangeRequest;
+use watershed::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use watershed::pb::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest};
 use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
 
-use crate::harness::{Answers, World, prefix, refused, soon, until};
+use crate::harness::{Answers, PATIENCE, World, client, prefix, refused, soon, until};
 use crate::on_every_target;
 
 on_every_target! {
     a_lock_goes_round,
     a_waiter_that_gives_up_leaves_no_key,
+    hundreds_wait_for_one_lock,
     refused_locks,
     an_election_goes_round,
     refused_elections,
@@ -76,6 +80,59 @@ async fn a_waiter_that_gives_up_leaves_no_key(world: &mut World) {
         until_queued(world, "L/", &mut waiting).await;
     }
     until("the key is gone", async || (keys(world, "L/").await == [held.clone()]).then_some(())).await;
+}
+
+/// `LOCK_WAITERS=5000` measures more; the times are printed.
+async fn hundreds_wait_for_one_lock(world: &mut World) {
+    let waiters: usize = std::env::var("LOCK_WAITERS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
+    let lease = world.grant(60).await;
+    let first = world.client.lock().lock(lock(lease)).await.expect("free").into_inner();
+    let count = async || {
+        let request = RangeRequest { count_only: true, ..prefix("L/") };
+        Some(world.client.kv().range(request).await.ok()?.into_inner().count as usize)
+    };
+    let reached = async |wanted: usize| {
+        let mut seen = (usize::MAX, Instant::now());
+        loop {
+            let now = count().await.unwrap_or(seen.0);
+            if now == wanted {
+                return;
+            }
+            if now != seen.0 {
+                seen = (now, Instant::now());
+            }
+            assert!(seen.1.elapsed() < PATIENCE, "{now} in the queue and not {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let begun = Instant::now();
+    let clients: Vec<_> = (0..1 + waiters / 500).map(|_| client(&world.endpoint)).collect();
+    let mut waiting = JoinSet::new();
+    for number in 0..waiters {
+        let client = clients[number % clients.len()].clone();
+        waiting.spawn(async move { client.lock().lock(lock(0)).await.map(|answer| answer.into_inner().key) });
+    }
+    reached(waiters + 1).await;
+    let queued = begun.elapsed();
+
+    // The lock goes on to one of them, and only to one.
+    let begun = Instant::now();
+    world.client.lock().unlock(UnlockRequest { key: first.key }).await.expect("unlock");
+    let second = soon("somebody's turn", waiting.join_next()).await.expect("waiters").expect("a task").expect("a lock");
+    let handed = begun.elapsed();
+    let oldest = RangeRequest {
+        sort_order: SortOrder::Ascend.into(),
+        sort_target: SortTarget::Create.into(),
+        limit: 1,
+        ..prefix("L/")
+    };
+    assert_eq!(world.range(oldest).await.kvs[0].key, second);
+
+    // All go away at once, and their places with them.
+    let begun = Instant::now();
+    drop((waiting, clients));
+    reached(1).await;
+    eprintln!("{waiters} waiters: queued in {queued:?}, next one in {handed:?}, gone in {:?}", begun.elapsed());
 }
 
 async fn refused_locks(world: &mut World) {

@@ -4,11 +4,20 @@ use bytes::Bytes;
 
 use super::MvccError;
 use super::record::{Fields, without_value};
-use super::view::View;
+use super::view::{Found, View};
 use crate::pb::encoded::{RangeResponse, ResponseHeader};
 use crate::pb::etcdserverpb::RangeRequest;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
-use crate::types::KeyRange;
+use crate::types::{KeyRange, Revision};
+
+/// Pairs gathered beyond those wanted before they are sorted and cut.
+const UNSORTED: usize = 64;
+/// Revisions that [`newest`] looks at first.
+const FIRST_WINDOW: i64 = 64;
+/// How many times more it looks at next.
+const WIDER: i64 = 16;
+/// Keys changed since, of which it gives up to look at fewer than all.
+const SEEN_MAX: usize = 1024;
 
 /// A header that says nothing but the revision; who answers fills in the rest.
 pub(super) fn header(revision: crate::types::Revision) -> Option<ResponseHeader> {
@@ -94,15 +103,11 @@ pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeRespo
     let fetch = if is_default_order(request) && !filtered { limit.saturating_add(1) } else { usize::MAX };
 
     if sorted || filtered {
-        let mut pairs = Vec::new();
-        for found in view.walk(&covered, at).take(fetch) {
-            let encoded = view.load(found)?;
-            let fields = Fields::parse(&encoded).unwrap_or_default();
-            if selection.passes(&fields) {
-                pairs.push(Pair { encoded, fields });
-            }
-        }
-        sort(request, &mut pairs);
+        let kept = limit.saturating_add(1);
+        let mut pairs = match newest(view, request, &covered, at, kept)? {
+            Some(pairs) => pairs,
+            None => select(view, request, view.walk(&covered, at).take(fetch), kept)?,
+        };
         response.more = pairs.len() > limit;
         pairs.truncate(limit);
         response.kvs = pairs.into_iter().map(|pair| selection.part(pair.encoded, &pair.fields)).collect();
@@ -119,6 +124,77 @@ pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeRespo
     }
     response.count = if response.more { view.count(&covered, at) as i64 } else { response.kvs.len() as i64 };
     Ok(response)
+}
+
+/// The first `kept` of what is walked over, in the order the request wants.
+fn select<'a>(
+    view: View<'_>,
+    request: &RangeRequest,
+    walk: impl Iterator<Item = Found<'a>>,
+    kept: usize,
+) -> Result<Vec<Pair>, MvccError> {
+    let selection = Selection::of(request);
+    let mut pairs = Vec::new();
+    for found in walk {
+        if let Found::Live(record) = found
+            && !selection.passes(&record.fields())
+        {
+            continue;
+        }
+        let encoded = view.load(found)?;
+        let fields = Fields::parse(&encoded).unwrap_or_default();
+        if selection.passes(&fields) {
+            pairs.push(Pair { encoded, fields });
+        }
+        // Sorts are stable, so those dropped early are those dropped in the end.
+        if pairs.len() >= kept.saturating_mul(2).saturating_add(UNSORTED) {
+            sort(request, &mut pairs);
+            pairs.truncate(kept);
+        }
+    }
+    sort(request, &mut pairs);
+    pairs.truncate(kept);
+    Ok(pairs)
+}
+
+/// Looks for the newest of a range among the last revisions only, which the index can walk over without the rest: whoever
+/// waits in a queue asks for the one before it. None when the request wants something else, or it lies further back.
+fn newest(
+    view: View<'_>,
+    request: &RangeRequest,
+    covered: &KeyRange,
+    at: Revision,
+    kept: usize,
+) -> Result<Option<Vec<Pair>>, MvccError> {
+    let top = match SortTarget::try_from(request.sort_target) {
+        Ok(SortTarget::Create) => request.max_create_revision,
+        Ok(SortTarget::Mod) => request.max_mod_revision,
+        _ => return Ok(None),
+    };
+    if request.sort_order != SortOrder::Descend as i32 || kept > UNSORTED || at < view.state.revision {
+        return Ok(None);
+    }
+    let top = if top > 0 { top.min(at.0) } else { at.0 };
+    let mut window = FIRST_WINDOW;
+    while window < top {
+        let floor = top - window;
+        let mut seen = 0;
+        let walk = view.walk_newer(covered, floor).inspect(|_| seen += 1);
+        let number = |fields: &Fields| match request.sort_target == SortTarget::Mod as i32 {
+            true => fields.modified,
+            false => fields.create,
+        };
+        let recent = walk.filter(|record| number(&record.fields()) > floor).map(Found::Live);
+        let pairs = select(view, request, recent, kept)?;
+        if pairs.len() >= kept {
+            return Ok(Some(pairs));
+        }
+        if seen > SEEN_MAX {
+            break;
+        }
+        window = window.saturating_mul(WIDER);
+    }
+    Ok(None)
 }
 
 struct Pair {

@@ -121,6 +121,16 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The newest versions of a range that were written after `revision`, in key order.
+    pub(super) fn walk_newer(self, range: &'a KeyRange, revision: i64) -> impl Iterator<Item = &'a Record> {
+        let (start, end) = bounds(range);
+        let covered = move |record: &&Record| match range {
+            KeyRange::One(key) => record.key() == key.as_ref(),
+            _ => below(record.key(), end),
+        };
+        self.state.live.stamped_above(start, revision).take_while(covered)
+    }
+
     /// How many keys of a range existed at `at`. Walks only over what changed since.
     pub(super) fn count(self, range: &KeyRange, at: Revision) -> usize {
         if let KeyRange::One(key) = range {

@@ -192,3 +192,32 @@ fn malformed_ranges_are_refused() {
     let filter = RangeRequest { max_mod_revision: 1, ..range("k", "") };
     assert!(matches!(check_range_stream(&filter), Err(MvccError::StreamedFilter)));
 }
+
+// The newest few of a range are found among the last revisions; the answer is that of a sort over everything.
+#[test]
+fn the_newest_are_those_of_a_whole_sort() {
+    let mut bench = Bench::new();
+    let mut random = fastrand::Rng::with_seed(7);
+    for number in 0..3000 {
+        let (queue, place) = (random.u8(0..2), random.u16(0..700));
+        let key = format!("{}{place:03x}", ["k", "m"][usize::from(queue)]);
+        if number % 10 == 0 {
+            bench.delete(&key, "");
+        } else {
+            bench.put(&key, "");
+        }
+    }
+    for _ in 0..600 {
+        let target = [SortTarget::Create, SortTarget::Mod][random.usize(0..2)];
+        let all = RangeRequest {
+            max_create_revision: random.i64(-20..3200),
+            max_mod_revision: if random.bool() { random.i64(0..3200) } else { 0 },
+            min_create_revision: if random.bool() { random.i64(0..3200) } else { 0 },
+            ..sorted(target, SortOrder::Descend, 0)
+        };
+        let limit = random.i64(1..6);
+        let (all, some) = (bench.range(all.clone()).unwrap(), bench.range(RangeRequest { limit, ..all }).unwrap());
+        let end = all.kvs.len().min(limit as usize);
+        assert_eq!((&all.kvs[..end], all.count, all.kvs.len() > end), (&some.kvs[..], some.count, some.more));
+    }
+}
