@@ -31,6 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .codec_path("crate::pb::codec::LeanCodec")
+        .extern_path(".etcdserverpb.RequestOp", "crate::pb::txn::RequestOp")
+        .extern_path(".etcdserverpb.ResponseOp", "crate::pb::txn::ResponseOp")
         .compile_fds(descriptors.clone())?;
 
     std::fs::write(out.join("methods.rs"), method_table(&descriptors))?;

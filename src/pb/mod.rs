@@ -3,15 +3,19 @@
 //! `proto/` holds the sources, `build.rs` compiles them. [`encoded`] has answers whose key-values and events are
 //! kept as the bytes that go on the wire, and [`pieces`] cuts long ones; [`codec`] carries both over gRPC with small
 //! buffers per stream; [`methods`] lists every method by path.
+//! kept as the bytes that go on the wire; [`codec`] carries both over gRPC with small buffers per stream; [`methods`]
+//! lists every method by path; [`txn`] has the operations of transactions, which nest.
 
 pub mod codec;
 pub mod encoded;
 pub mod methods;
 pub mod pieces;
+pub mod txn;
 
 /// The client API.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
 pub mod etcdserverpb {
+    pub use super::txn::{RequestOp, ResponseOp, request_op, response_op};
     tonic::include_proto!("etcdserverpb");
 }
 /// Key-value records and events.

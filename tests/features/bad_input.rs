@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use prost::encoding::encode_varint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::{Code, Request};
-use watershed::pb::etcdserverpb::{AlarmRequest, PutRequest};
+use watershed::pb::etcdserverpb::{
+    AlarmRequest, PutRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
+};
 
 use crate::harness::{World, raw_call, refused};
 use crate::on_every_target;
@@ -16,6 +19,7 @@ on_every_target! {
     unknown_services_and_methods_are_named,
     large_requests_are_refused,
     garbage_messages_are_refused,
+    transactions_nest_as_deep_as_max_txn_ops,
     deep_nesting_is_refused,
     unknown_enums_are_refused,
     garbage_connections_disturb_nobody,
@@ -71,9 +75,11 @@ async fn garbage_messages_are_refused(world: &mut World) {
     still_serves(world).await;
 }
 
-/// A transaction within a transaction, so many times.
+/// A transaction within a transaction, so many times, with a put at the bottom.
 fn nested_txn(depth: usize) -> Bytes {
-    let mut inner = Vec::new();
+    let put = PutRequest { key: "deep".into(), value: depth.to_string().into(), ..Default::default() };
+    let put = RequestOp { request: Some(request_op::Request::RequestPut(put)) };
+    let mut inner = TxnRequest { success: vec![put], ..Default::default() }.encode_to_vec();
     for _ in 0..depth {
         for tag in [0x22, 0x12] {
             let mut outer = vec![tag];
@@ -85,8 +91,37 @@ fn nested_txn(depth: usize) -> Bytes {
     inner.into()
 }
 
+// Cause: the decoder's limit of 100 messages within one another, two for each level, and a check that kept below it.
+async fn transactions_nest_as_deep_as_max_txn_ops(world: &mut World) {
+    for depth in [20, 49, 101, 127] {
+        let answer = raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await.expect("taken");
+        let mut answer = TxnResponse::decode(answer.into_inner()).expect("an answer");
+        let mut levels = 0;
+        while let Some(ResponseOp { response: Some(response_op::Response::ResponseTxn(nested)) }) =
+            answer.responses.pop()
+        {
+            (answer, levels) = (nested, levels + 1);
+        }
+        assert_eq!(levels, depth);
+        assert_eq!(world.get("deep").await.kvs[0].value, depth.to_string());
+    }
+    for depth in [128, 150] {
+        let answer = raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await;
+        refused(answer, Code::InvalidArgument, "etcdserver: too many operations in txn request");
+    }
+    world.crash_and_restart().await;
+    assert_eq!(world.get("deep").await.kvs[0].value, "127", "the log is readable");
+
+    // The proxy rewrites requests and answers for its namespace.
+    let (_proxy, client) = world.also_front("grpc-proxy", &["--namespace=tenant/"]).await;
+    let answer = raw_call(&client, "/etcdserverpb.KV/Txn", nested_txn(127)).await.expect("taken");
+    TxnResponse::decode(answer.into_inner()).expect("an answer");
+    assert_eq!(world.get("tenant/deep").await.kvs[0].value, "127");
+    let answer = raw_call(&client, "/etcdserverpb.KV/Txn", nested_txn(128)).await;
+    refused(answer, Code::InvalidArgument, "etcdserver: too many operations in txn request");
+}
+
 async fn deep_nesting_is_refused(world: &mut World) {
-    raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(20)).await.expect("twenty levels are fine");
     for depth in [200, 5_000] {
         let answer = raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await;
         let status = answer.expect_err("too deep");

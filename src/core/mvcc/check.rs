@@ -10,11 +10,13 @@ use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
 
-/// Transactions nested deeper than this are refused whatever the budget.
+/// Transactions nested deeper than this are refused whatever the budget, which is 128 operations unless
+/// `--max-txn-ops` says otherwise.
 ///
-/// Walking them cannot exhaust the stack then, and a log entry that holds one can be decoded again: the decoder stops
-/// at 100 messages within one another, two for each level here.
-pub(super) const DEPTH_MAX: usize = 40;
+/// Walking them cannot exhaust the stack then, and a log entry that holds one can be decoded again.
+pub(super) const DEPTH_MAX: usize = 129;
+
+const _: () = assert!(DEPTH_MAX < crate::pb::txn::LEVELS);
 
 /// Checks the form of a range.
 ///

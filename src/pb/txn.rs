@@ -1,0 +1,150 @@
+//! The operations of a transaction, which may be transactions again.
+//!
+//! Written by hand for one reason: the decoder stops at 100 messages within one another, that is 48 transactions, and
+//! etcd takes as many as `max-txn-ops` allows. Each operation starts that count anew, up to [`LEVELS`] operations
+//! within one another, so that no message can use up the stack.
+
+use std::cell::Cell;
+
+use bytes::{Buf, BufMut};
+use prost::encoding::{DecodeContext, WireType, skip_field};
+use prost::{DecodeError, Message};
+
+/// Transactions within one another that are decoded for certain; the decoder's own limit ends it some 50 further.
+///
+/// Above what any check lets through, so that a check refuses it in its own words.
+pub const LEVELS: usize = 130;
+
+thread_local! {
+    /// Operations that are being decoded on this thread, each within the one before.
+    static OPEN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Decodes something of one operation.
+fn within<T>(context: DecodeContext, decode: impl FnOnce(DecodeContext) -> T) -> T {
+    struct Leave(usize);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            OPEN.set(self.0);
+        }
+    }
+    let open = OPEN.get();
+    let _leave = Leave(open);
+    OPEN.set(open + 1);
+    decode(if open < LEVELS { DecodeContext::default() } else { context })
+}
+
+macro_rules! operation {
+    ($(#[$doc:meta])* $name:ident, $field:ident, $module:ident, $kind:ident, $($tag:literal $case:ident $message:ident),*) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct $name {
+            /// Which one it is.
+            pub $field: Option<$module::$kind>,
+        }
+
+        #[allow(missing_docs)]
+        pub mod $module {
+            use crate::pb::etcdserverpb::*;
+
+            #[derive(Clone, PartialEq, prost::Oneof)]
+            pub enum $kind {
+                $(#[prost(message, tag = $tag)] $case($message),)*
+            }
+        }
+
+        impl Message for $name {
+            fn encode_raw(&self, out: &mut impl BufMut) {
+                if let Some(one) = &self.$field {
+                    one.encode(out);
+                }
+            }
+
+            fn merge_field(
+                &mut self,
+                tag: u32,
+                wire_type: WireType,
+                from: &mut impl Buf,
+                context: DecodeContext,
+            ) -> Result<(), DecodeError> {
+                match tag {
+                    1..=4 => {
+                        within(context, |context| $module::$kind::merge(&mut self.$field, tag, wire_type, from, context))
+                    }
+                    _ => skip_field(wire_type, tag, from, context),
+                }
+            }
+
+            fn encoded_len(&self) -> usize {
+                self.$field.as_ref().map_or(0, |one| one.encoded_len())
+            }
+
+            fn clear(&mut self) {
+                self.$field = None;
+            }
+        }
+    };
+}
+
+operation!(
+    /// One operation of a transaction.
+    RequestOp, request, request_op, Request,
+    "1" RequestRange RangeRequest, "2" RequestPut PutRequest, "3" RequestDeleteRange DeleteRangeRequest,
+    "4" RequestTxn TxnRequest
+);
+operation!(
+    /// The answer to one operation of a transaction.
+    ResponseOp, response, response_op, Response,
+    "1" ResponseRange RangeResponse, "2" ResponsePut PutResponse, "3" ResponseDeleteRange DeleteRangeResponse,
+    "4" ResponseTxn TxnResponse
+);
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use prost::encoding::encode_varint;
+
+    use super::*;
+    use crate::pb::etcdserverpb::{InternalRaftRequest, TxnRequest, TxnResponse};
+
+    /// A message whose field `outer` holds a message whose field `inner` holds the next, so many times.
+    fn nested(levels: usize, outer: u8, inner: u8) -> Bytes {
+        let mut bytes = Vec::new();
+        for tag in [inner, outer].iter().cycle().take(2 * levels) {
+            let mut around = vec![tag << 3 | 2];
+            encode_varint(bytes.len() as u64, &mut around);
+            around.append(&mut bytes);
+            bytes = around;
+        }
+        bytes.into()
+    }
+
+    // Cause: the decoder's limit of 100 messages within one another, two for each transaction.
+    #[test]
+    fn transactions_are_decoded_as_deep_as_they_are_checked() {
+        // Less stack than any thread of ours has.
+        let small = std::thread::Builder::new().stack_size(1 << 20).spawn(|| {
+            for levels in [1, 48, 49, 101, LEVELS] {
+                let request = TxnRequest::decode(nested(levels, 2, 4)).expect("a transaction");
+                assert_eq!(request.encode_to_vec(), nested(levels, 2, 4));
+                let entry = InternalRaftRequest { txn: Some(request), ..Default::default() }.encode_to_vec();
+                InternalRaftRequest::decode(entry.as_slice()).expect("what is proposed can be applied");
+                TxnResponse::decode(nested(levels, 3, 4)).expect("an answer");
+            }
+            for levels in [300, 5_000, 100_000] {
+                assert!(TxnRequest::decode(nested(levels, 2, 4)).is_err());
+                assert!(TxnResponse::decode(nested(levels, 3, 4)).is_err());
+            }
+            TxnRequest::decode(nested(LEVELS, 2, 4)).expect("a refusal leaves nothing behind");
+        });
+        small.expect("a thread").join().expect("no overflow");
+    }
+
+    #[test]
+    fn unknown_fields_of_an_operation_are_passed_over() {
+        let op = RequestOp::decode(&[0x28, 1, 0x0a, 3, 0x0a, 1, b'k', 0x32, 1, b'x'][..]).expect("decodes");
+        let Some(request_op::Request::RequestRange(range)) = &op.request else { panic!("{op:?}") };
+        assert_eq!(range.key, "k");
+        assert!(RequestOp::decode(&[0x08, 1][..]).is_err(), "a number is no message");
+    }
+}
