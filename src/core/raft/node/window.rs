@@ -76,7 +76,7 @@ impl RaftNode {
             return;
         }
         let last_sent = progress.next_idx - 1;
-        let Ok(log_term) = raft.raft_log.term(last_sent) else {
+        let Some(log_term) = raft.raft_log.term(last_sent).ok().filter(|term| *term > 0) else {
             // No longer in the log: it needs a state if it does not have these.
             return self.raw.report_unreachable(peer);
         };
