@@ -107,6 +107,24 @@ async fn keep(cluster: &Cluster, numbers: &[usize], id: i64, time: Duration) {
     }
 }
 
+// What is left of a lease was recorded every 300 s only, so a shorter one began anew under the next leader.
+#[test]
+fn a_lease_that_nobody_renews_goes_on_under_the_next_leader() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let leader = cluster.leader().await;
+        let id = grant(&cluster.member(leader), 8).await;
+        until("most of the lease is over", async || {
+            (time_to_live(&cluster.member(leader), id).await <= 2).then_some(())
+        })
+        .await;
+        cluster.kill(leader);
+        let next = cluster.leader().await;
+        let left = time_to_live(&cluster.member(next), id).await;
+        // Half of it was recorded, and a new leader adds an election timeout.
+        assert!(left <= 6, "{left} s left");
+    });
+}
+
 #[test]
 fn a_paused_leader_ends_no_lease_that_others_keep() {
     // R41: its deadlines pass while it is away; when it wakes up it must not act on them.

@@ -5,12 +5,21 @@ use super::wheel::{Handle, Wheel};
 use super::{Lease, RenewError};
 use crate::types::LeaseId;
 
+/// A lease is recorded first when this part of its time has passed without a renewal: clients renew after a third, and a
+/// renewal has to clear the record through the log.
+const FIRST_CHECKPOINT_PART: u64 = 2;
+/// Then whenever this part more has passed: who has not renewed by then hardly will.
+const NEXT_CHECKPOINT_PART: u64 = 6;
+/// But not before so much has passed.
+const CHECKPOINT_LEAST_MS: u64 = 2_000;
+
 /// How the lessor behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct LessorConfig {
-    /// After this time an expired lease that is still there is handed out again: its revocation was lost.
+    /// After this time an expired lease that is still there is handed out again, as its revocation was lost, and a
+    /// checkpoint that was not applied is proposed again.
     pub retry_interval: Duration,
-    /// How often the rest of a long lease is recorded.
+    /// The most time of a lease that passes without being recorded, however long the lease is.
     pub checkpoint_interval: Duration,
 }
 
@@ -104,7 +113,7 @@ impl Lessor {
             granted_ttl: lease.granted_ttl,
             remaining_ttl: lease.remaining_ttl,
             expired: false,
-            checkpointed_at: seconds(now),
+            checkpointed_at: 0,
             proposed: Proposed::Nothing,
         };
         let fresh = slot.fresh_ms();
@@ -176,7 +185,6 @@ impl Lessor {
             return Err(RenewError::Expired(id));
         }
         let slot = self.wheel.get_mut(handle);
-        slot.checkpointed_at = seconds(now);
         let clear_checkpoint = slot.remaining_ttl > 0 || slot.proposed != Proposed::Nothing;
         if clear_checkpoint {
             slot.proposed = Proposed::Clear;
@@ -216,17 +224,20 @@ impl Lessor {
         expired
     }
 
-    /// Up to `max` leases whose rest is to be recorded: long ones of which nothing was recorded or renewed for the
-    /// checkpoint interval. Looks at a part of the leases per call; called about twice a second by the leader, which
-    /// proposes what it gets before it proposes to clear any.
+    /// Up to `max` leases whose rest is to be recorded, since the next leader knows only that: those of which half has
+    /// passed without a renewal, and again with each further sixth. So a change of leaders lengthens a life by half of the
+    /// granted time at most, never by more than the checkpoint interval, and what is renewed in time costs nothing. Looks at
+    /// a part of the leases per call; called about twice a second by the leader, which proposes what it gets before it
+    /// proposes to clear any.
     pub fn due_checkpoints(&mut self, now: Duration, max: usize) -> Vec<DueCheckpoint> {
-        const LOOKS: u32 = 5_000;
+        const LOOKS: u32 = 50_000;
         let mut due = Vec::new();
         let end = self.wheel.handles_end();
         if !self.is_primary() || end == 0 {
             return due;
         }
-        let interval = seconds(self.config.checkpoint_interval);
+        let interval = count_ms(self.config.checkpoint_interval);
+        let retry = seconds(self.config.retry_interval);
         for _ in 0..LOOKS.min(end) {
             if due.len() == max {
                 break;
@@ -234,21 +245,23 @@ impl Lessor {
             let handle = self.checkpoint_cursor % end;
             self.checkpoint_cursor = (handle + 1) % end;
             let Some((slot, _)) = self.wheel.find(handle) else { continue };
-            let known = if slot.remaining_ttl > 0 { slot.remaining_ttl } else { slot.granted_ttl };
-            if known <= i64::from(interval)
-                || slot.proposed == Proposed::Clear
-                || seconds(now).saturating_sub(slot.checkpointed_at) < interval
-            {
+            let part = if slot.remaining_ttl > 0 { NEXT_CHECKPOINT_PART } else { FIRST_CHECKPOINT_PART };
+            let unrecorded_max = (milliseconds(slot.granted_ttl) / part).max(CHECKPOINT_LEAST_MS).min(interval);
+            let known = slot.fresh_ms();
+            let is_settled = match slot.proposed {
+                Proposed::Nothing => true,
+                Proposed::Checkpoint => seconds(now).saturating_sub(slot.checkpointed_at) >= retry,
+                Proposed::Clear => false,
+            };
+            let left = self.left_ms(handle, now);
+            // Counted from what is known, or each change of leaders would add its extension to the life of the lease.
+            if left == 0 || !is_settled || known.saturating_sub(left) < unrecorded_max {
                 continue;
             }
-            let remaining_ttl = self.left_ms(handle, now).div_ceil(1000) as i64;
             let slot = self.wheel.get_mut(handle);
             slot.checkpointed_at = seconds(now);
-            // Less than what is known, or each change of leaders would add its extension to the life of the lease.
-            if (1..known).contains(&remaining_ttl) {
-                slot.proposed = Proposed::Checkpoint;
-                due.push(DueCheckpoint { lease: slot.id, remaining_ttl });
-            }
+            slot.proposed = Proposed::Checkpoint;
+            due.push(DueCheckpoint { lease: slot.id, remaining_ttl: left.div_ceil(1000) as i64 });
         }
         due
     }
@@ -424,6 +437,79 @@ mod tests {
         }
         members[0].promote(at(now), at(1_000));
         assert_eq!(members[0].remaining(LeaseId(1), at(now)), Some(at(501_000)));
+    }
+
+    /// Runs a lease that nobody renews under one leader until `killed_ms`, and under the next from then on. Gives its end,
+    /// and how often it was recorded.
+    fn life(ttl: i64, killed_ms: u64, extend_ms: u64) -> (u64, usize) {
+        let mut members = [lessor(&[(1, ttl)]), lessor(&[(1, ttl)])];
+        members[0].promote(at(0), at(0));
+        let mut recorded = 0;
+        for now in (0..killed_ms).step_by(500) {
+            for due in members[0].due_checkpoints(at(now), 10) {
+                recorded += 1;
+                members.iter_mut().for_each(|member| member.checkpointed(due.lease, due.remaining_ttl));
+            }
+        }
+        members[1].promote(at(killed_ms), at(extend_ms));
+        let left = members[1].remaining(LeaseId(1), at(killed_ms)).expect("it leads").as_millis() as u64;
+        (killed_ms + left, recorded)
+    }
+
+    // Leases up to the checkpoint interval of five minutes were never recorded: one of 30 s whose leader was killed after
+    // 16 s lived for 48 s.
+    #[test]
+    fn a_change_of_leaders_lengthens_a_life_by_half_of_it_at_most() {
+        const EXTEND: u64 = 1_000;
+        for ttl in [1, 2, 3, 5, 10, 15, 30, 60, 300, 600, 3_600] {
+            let whole = 1000 * ttl as u64;
+            // Until the next look, and rounded up to seconds.
+            let longest = (whole / 2).max(CHECKPOINT_LEAST_MS).min(300_000) + 500 + EXTEND;
+            let later = (whole / 6).max(CHECKPOINT_LEAST_MS).min(300_000) + 500 + 1_000 + EXTEND;
+            for killed in (0..whole).step_by(100 * ttl as usize) {
+                let (end, _) = life(ttl, killed, EXTEND);
+                let longer =
+                    end.checked_sub(whole).unwrap_or_else(|| panic!("{ttl} s, killed at {killed}: ends early"));
+                assert!(longer <= longest, "{ttl} s, killed at {killed}: {longer} ms longer");
+                if ttl >= 5 && killed > whole / 2 + 500 {
+                    assert!(longer <= later, "{ttl} s, killed at {killed}: {longer} ms longer");
+                }
+            }
+            let recorded = life(ttl, whole, EXTEND).1;
+            assert!(recorded <= 4.max(whole as usize / 300_000), "{ttl} s: recorded {recorded} times");
+        }
+        assert!(life(30, 16_000, EXTEND).0 <= 33_000);
+    }
+
+    #[test]
+    fn a_lease_that_is_renewed_in_time_is_never_recorded() {
+        for ttl in [2u64, 5, 9, 15, 30, 60, 600] {
+            let mut lessor = lessor(&[(1, ttl as i64)]);
+            lessor.promote(at(0), at(1_000));
+            // Clients renew after a third of the time, late by half a second.
+            let mut renewal = 1000 * ttl / 3 + 500;
+            for now in (0..20_000 * ttl).step_by(100) {
+                if now % 500 == 0 {
+                    assert_eq!(lessor.due_checkpoints(at(now), 10), [], "{ttl} s");
+                }
+                if now >= renewal {
+                    let renewed = Renewed { ttl: ttl as i64, clear_checkpoint: false };
+                    assert_eq!(lessor.renew(LeaseId(1), at(now)), Ok(renewed));
+                    renewal = now + 1000 * ttl / 3 + 500;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_went_nowhere_is_proposed_again() {
+        let mut lessor = lessor(&[(1, 30)]);
+        lessor.promote(at(0), at(0));
+        let due = [DueCheckpoint { lease: LeaseId(1), remaining_ttl: 15 }];
+        assert_eq!(lessor.due_checkpoints(at(15_000), 10), due);
+        assert_eq!(lessor.due_checkpoints(at(17_000), 10), [], "it is on its way");
+        let again = [DueCheckpoint { lease: LeaseId(1), remaining_ttl: 12 }];
+        assert_eq!(lessor.due_checkpoints(at(18_000), 10), again);
     }
 
     #[test]
