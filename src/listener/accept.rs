@@ -13,7 +13,7 @@ use tonic::body::Body;
 use tower::Service;
 use tracing::warn;
 
-use super::shard::{HANDOVER_MAX, ListenerConfig, ShardId, run};
+use super::shard::{Counts, HANDOVER_MAX, ListenerConfig, ShardId, run};
 use super::socket::ListenerError;
 use crate::shutdown::Tasks;
 
@@ -87,6 +87,7 @@ where
     let make = Arc::new(make);
     let mut shards = Vec::new();
     let mut ended = Vec::new();
+    let unfinished_bytes = Arc::new(AtomicUsize::new(0));
     for number in 0..config.serving_threads.max(1) {
         let (connections, incoming) = mpsc::channel(HANDOVER_MAX);
         let open = Arc::new(AtomicUsize::new(0));
@@ -94,13 +95,13 @@ where
         let (make, config, stop) = (make.clone(), config.clone(), stop.clone());
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenerError::Thread)?;
-        let counter = open.clone();
+        let counts = Counts { open: open.clone(), unfinished_bytes: unfinished_bytes.clone() };
         std::thread::Builder::new()
             .name(format!("serve-{number}"))
             .spawn(move || {
                 runtime.block_on(async move {
                     let service = make(ShardId(number));
-                    run(incoming, service, config, counter, stop).await;
+                    run(incoming, service, config, counts, stop).await;
                 });
                 let _ = done.send(());
             })

@@ -1,15 +1,18 @@
 //! Accepting connections: sockets, per-core runtimes, HTTP/1 and HTTP/2 on one port.
 //!
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
-//! connections (`shard.rs`) and stays there, read no faster than its requests are handled (`paced.rs`): HTTP/2 in Rust takes a lock per connection, so a connection that never
-//! changes threads never waits for it. The core and the proxy give a function that makes their service, which is
-//! called once on each serving thread.
+//! connections (`shard.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
+//! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`). The core and the
+//! proxy give a function that makes their service, which is called once on each serving thread; their services read
+//! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole.
 
 mod accept;
+mod arriving;
 mod paced;
 mod shard;
 mod socket;
 
 pub use accept::{Serving, answering, serve};
+pub use arriving::{Arrivals, Arriving};
 pub use shard::{ListenerConfig, ShardId};
 pub use socket::{ListenerError, bind};

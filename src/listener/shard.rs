@@ -16,9 +16,10 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
+use tower::{Service, ServiceExt};
 use tracing::debug;
 
+use super::arriving::Arrivals;
 use super::paced::Paced;
 
 /// One serving thread, counted from 0.
@@ -78,12 +79,20 @@ const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
 pub(super) const HANDOVER_MAX: usize = 256;
 
+/// What serving threads count.
+pub(super) struct Counts {
+    /// Connections of this thread.
+    pub(super) open: Arc<AtomicUsize>,
+    /// Bytes of unfinished requests, on all threads.
+    pub(super) unfinished_bytes: Arc<AtomicUsize>,
+}
+
 /// The serving thread's side: takes connections until told to stop, then waits for them.
 pub(super) async fn run<S>(
     mut connections: mpsc::Receiver<std::net::TcpStream>,
     service: S,
     config: ListenerConfig,
-    open: Arc<AtomicUsize>,
+    counts: Counts,
     stop: CancellationToken,
 ) where
     S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
@@ -97,10 +106,15 @@ pub(super) async fn run<S>(
             accepted = connections.recv() => accepted,
         };
         let Some(socket) = accepted else { break };
-        let guard = OpenConnection(open.clone());
+        let guard = OpenConnection(counts.open.clone());
         match TcpStream::from_std(socket) {
             Ok(stream) => {
-                let (builder, service, stop) = (builder.clone(), service.clone(), stop.clone());
+                let (builder, stop) = (builder.clone(), stop.clone());
+                let arrivals = Arrivals::new(counts.unfinished_bytes.clone());
+                let service = service.clone().map_request(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(arrivals.clone());
+                    request
+                });
                 match config.tls.clone() {
                     None => tracker.spawn(serve_connection(stream, builder, service, stop, guard)),
                     Some(tls) => tracker.spawn(async move {

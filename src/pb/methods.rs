@@ -41,6 +41,9 @@ pub struct Method {
 /// All methods, sorted by path.
 pub static METHODS: &[Method] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
+/// What the text about an unknown method repeats of its path.
+const UNKNOWN_PATH_BYTES_MAX: usize = 1024;
+
 /// Finds a method by its path; otherwise the text of the status that etcd answers.
 ///
 /// # Errors
@@ -49,6 +52,8 @@ pub fn find(path: &str) -> Result<&'static Method, String> {
     if let Ok(found) = METHODS.binary_search_by(|method| method.path.cmp(path)) {
         return Ok(&METHODS[found]);
     }
+    // The text goes back in a header, which no flow control holds up.
+    let path = path.get(..UNKNOWN_PATH_BYTES_MAX).unwrap_or(path);
     let Some((service, name)) = path.strip_prefix('/').and_then(|rest| rest.rsplit_once('/')) else {
         return Err(format!("malformed method name: {path:?}"));
     };

@@ -20,9 +20,10 @@ use super::namespace::View;
 use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::client::{Head, Pool};
+use crate::listener::{Arrivals, Arriving};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
-use crate::pb::methods::{METHODS, Method};
+use crate::pb::methods::{self, METHODS, Method, MethodKind};
 use crate::shutdown::Tasks;
 use crate::telemetry::{self, GrpcCalls, GrpcMethod, Metrics};
 
@@ -157,7 +158,15 @@ impl Shard {
     /// Bytes up, bytes down. A method nobody here knows passes too: the member decides and its answer is passed on.
     async fn pass(&self, request: Request<RequestBody>) -> Response<Body> {
         let (parts, body) = request.into_parts();
-        self.pool.request(&Head::from_request(parts), body).await
+        let arrivals = parts.extensions.get::<Arrivals>().cloned();
+        let unary = methods::find(parts.uri.path()).is_ok_and(|method| method.kind == MethodKind::Unary);
+        let head = Head::from_request(parts);
+        if unary {
+            // Collected before it is sent, so that it can be sent again.
+            self.pool.request(&head, Arriving::collected(body, arrivals)).await
+        } else {
+            self.pool.request(&head, body).await
+        }
     }
 }
 

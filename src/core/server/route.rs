@@ -24,6 +24,7 @@ use super::metrics::CoreMetrics;
 use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
 use crate::api_error::ApiError;
+use crate::listener::{Arrivals, Arriving};
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
 use crate::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
@@ -96,7 +97,9 @@ impl Router {
             observed.finish(status.code() as i32);
             return ready(status);
         }
-        let request = request.map(|body| observed.request(body));
+        let limit = self.core.limits.max_message_bytes();
+        let arrivals = request.extensions().get::<Arrivals>().cloned();
+        let request = request.map(|body| Arriving::messages(observed.request(body), arrivals, limit));
         let answer: Answer = match method.service {
             "etcdserverpb.KV" => Box::pin(self.kv.call(request)),
             "etcdserverpb.Watch" => Box::pin(self.watch.call(request)),
@@ -109,7 +112,7 @@ impl Router {
             "grpc.health.v1.Health" => Box::pin(self.health.call(request)),
             other => return ready(Status::unimplemented(format!("unknown service {other}"))),
         };
-        let (limit, slow) = (self.core.limits.max_message_bytes(), self.core.metrics.slow_call_limit());
+        let slow = self.core.metrics.slow_call_limit();
         Box::pin(async move {
             let response = reword(long_answer::detach(answer.await?), limit);
             CoreMetrics::warn_if_slow_call(slow, &observed, method);

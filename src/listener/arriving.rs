@@ -1,0 +1,373 @@
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame};
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+use tonic::codegen::StdError;
+
+/// Bytes of unfinished requests on one connection. A client with a hundred of the largest requests on their way has 150 MB.
+const CONNECTION_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of unfinished requests on all connections of a listener; beyond, requests are refused.
+const ALL_BYTES_MAX: usize = 1024 * 1024 * 1024;
+/// An unfinished request of which nothing came for so long is given up while others may soon be refused.
+const STALL: Duration = Duration::from_secs(10);
+
+/// gRPC's head of a message: flags and length.
+const HEAD_BYTES: usize = 5;
+
+/// Bytes of unfinished requests, of one connection and of all together. In the extensions of each request.
+#[derive(Clone, Debug)]
+pub struct Arrivals(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    connection: AtomicUsize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Arrivals {
+    /// A connection that holds nothing yet.
+    pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
+        Self(Arc::new(Held { connection: AtomicUsize::new(0), all }))
+    }
+
+    fn take(&self, bytes: usize) -> Result<(), Status> {
+        let connection = self.0.connection.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let all = self.0.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if connection <= CONNECTION_BYTES_MAX && all <= ALL_BYTES_MAX {
+            return Ok(());
+        }
+        self.give_back(bytes);
+        Err(refusal())
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.connection.fetch_sub(bytes, Ordering::Relaxed);
+        self.0.all.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn are_many(&self) -> bool {
+        self.0.all.load(Ordering::Relaxed) > ALL_BYTES_MAX / 2
+    }
+}
+
+fn refusal() -> Status {
+    Status::resource_exhausted("etcdserver: too many requests")
+}
+
+/// A request body of gRPC messages whose bytes are counted until they are handed on whole.
+///
+/// A message is handed on once all of it has come: the reader reserves what its head announces.
+#[derive(Debug)]
+pub struct Arriving<B> {
+    body: B,
+    arrivals: Option<Arrivals>,
+    messages: Messages,
+    /// Chunks of the unfinished message.
+    held: VecDeque<Bytes>,
+    /// Chunks that go on.
+    whole: VecDeque<Bytes>,
+    /// What `arrivals` knows of.
+    taken: usize,
+    keep: Keep,
+    stall: Option<Pin<Box<Sleep>>>,
+    patience: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Keep {
+    /// Here, until a message is whole.
+    Message,
+    /// With whoever reads this body, until its end.
+    Body,
+}
+
+impl<B> Arriving<B> {
+    /// Hands on whole messages. One that announces more than `message_bytes_max` is handed on as it comes: the reader
+    /// refuses it by its head.
+    pub fn messages(body: B, arrivals: Option<Arrivals>, message_bytes_max: usize) -> Self {
+        Self::new(body, arrivals, message_bytes_max, Keep::Message)
+    }
+
+    /// Hands on what comes, for a reader that collects it: all of it counts until this is dropped.
+    pub fn collected(body: B, arrivals: Option<Arrivals>) -> Self {
+        Self::new(body, arrivals, 0, Keep::Body)
+    }
+
+    fn new(body: B, arrivals: Option<Arrivals>, message_bytes_max: usize, keep: Keep) -> Self {
+        let messages =
+            Messages { head: [0; HEAD_BYTES], head_bytes: 0, left: 0, bytes_max: message_bytes_max, foul: false };
+        let (held, whole) = (VecDeque::new(), VecDeque::new());
+        Self { body, arrivals, messages, held, whole, taken: 0, keep, stall: None, patience: STALL }
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), Status> {
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.take(bytes)?;
+            self.taken += bytes;
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self) {
+        let taken = std::mem::take(&mut self.taken);
+        if let Some(arrivals) = self.arrivals.as_ref().filter(|_| taken > 0) {
+            arrivals.give_back(taken);
+        }
+    }
+
+    /// Whether nothing came for too long.
+    fn stalls(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(arrivals) = self.arrivals.as_ref().filter(|_| self.taken > 0) else { return false };
+        let patience = self.patience;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        while stall.as_mut().poll(cx).is_ready() {
+            if arrivals.are_many() {
+                return true;
+            }
+            stall.as_mut().reset(Instant::now() + patience);
+        }
+        false
+    }
+
+    /// Takes a chunk in; what can go on is in `whole` then.
+    fn arrived(&mut self, mut chunk: Bytes, last: bool) -> Result<(), Status> {
+        if let Some(stall) = &mut self.stall {
+            stall.as_mut().reset(Instant::now() + self.patience);
+        }
+        if self.keep == Keep::Body {
+            if !last {
+                self.take(chunk.len())?;
+            }
+            self.whole.push_back(chunk);
+            return Ok(());
+        }
+        let whole = self.messages.scan(&chunk);
+        if whole > 0 {
+            self.give_back();
+            self.whole.append(&mut self.held);
+            self.whole.push_back(chunk.split_to(whole));
+        }
+        if !chunk.is_empty() {
+            self.take(chunk.len())?;
+            self.held.push_back(chunk);
+        }
+        Ok(())
+    }
+}
+
+impl<B> Drop for Arriving<B> {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl<B> HttpBody for Arriving<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
+    type Data = Bytes;
+    type Error = StdError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
+        let this = &mut *self;
+        loop {
+            if let Some(chunk) = this.whole.pop_front() {
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            let frame = match Pin::new(&mut this.body).poll_frame(cx) {
+                Poll::Pending if this.stalls(cx) => return Poll::Ready(Some(Err(refusal().into()))),
+                polled => ready!(polled),
+            };
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(chunk) => {
+                        let last = this.body.is_end_stream();
+                        this.arrived(chunk, last)?;
+                    }
+                    // Trailers: no more data comes.
+                    Err(frame) if this.held.is_empty() => return Poll::Ready(Some(Ok(frame))),
+                    Err(_) => this.whole.append(&mut this.held),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None if this.held.is_empty() => return Poll::Ready(None),
+                // The reader words what is wrong with half a message.
+                None => this.whole.append(&mut this.held),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.whole.is_empty() && self.held.is_empty() && self.body.is_end_stream()
+    }
+}
+
+/// Where messages end.
+#[derive(Debug)]
+struct Messages {
+    head: [u8; HEAD_BYTES],
+    head_bytes: usize,
+    /// Bytes that the present message still lacks; zero within a head.
+    left: usize,
+    bytes_max: usize,
+    /// What comes is not for us to judge.
+    foul: bool,
+}
+
+impl Messages {
+    /// How much of the chunk need not wait for more.
+    fn scan(&mut self, chunk: &[u8]) -> usize {
+        let (mut at, mut whole) = (0, 0);
+        while at < chunk.len() && !self.foul {
+            if self.left > 0 {
+                let step = self.left.min(chunk.len() - at);
+                self.left -= step;
+                at += step;
+            } else {
+                let step = (HEAD_BYTES - self.head_bytes).min(chunk.len() - at);
+                self.head[self.head_bytes..self.head_bytes + step].copy_from_slice(&chunk[at..at + step]);
+                self.head_bytes += step;
+                at += step;
+                if self.head_bytes < HEAD_BYTES {
+                    break;
+                }
+                self.head_bytes = 0;
+                let [flags, length @ ..] = self.head;
+                self.left = u32::from_be_bytes(length) as usize;
+                self.foul = flags > 1 || self.left > self.bytes_max;
+            }
+            if self.left == 0 {
+                whole = at;
+            }
+        }
+        if self.foul { chunk.len() } else { whole }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+
+    type Chunks = mpsc::Sender<Result<Frame<Bytes>, StdError>>;
+
+    fn body() -> (Chunks, StreamBody<ReceiverStream<Result<Frame<Bytes>, StdError>>>) {
+        let (chunks, receiver) = mpsc::channel(64);
+        (chunks, StreamBody::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn send(chunks: &Chunks, bytes: &[u8]) {
+        chunks.send(Ok(Frame::data(Bytes::copy_from_slice(bytes)))).await.expect("open");
+    }
+
+    fn message(text: &str) -> Vec<u8> {
+        [&[0][..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
+    }
+
+    fn arrivals() -> (Arrivals, Arc<AtomicUsize>) {
+        let all = Arc::new(AtomicUsize::new(0));
+        (Arrivals::new(all.clone()), all)
+    }
+
+    /// What can be read now, and whether the body has ended.
+    async fn read<B>(body: &mut Arriving<B>) -> (Vec<u8>, bool)
+    where
+        B: HttpBody<Data = Bytes, Error = StdError> + Unpin,
+    {
+        let mut read = Vec::new();
+        loop {
+            // A task's budget would make it pend early.
+            match futures::poll!(tokio::task::unconstrained(body.frame())) {
+                Poll::Pending => return (read, false),
+                Poll::Ready(None) => return (read, true),
+                Poll::Ready(Some(frame)) => read.extend(frame.expect("no error").into_data().expect("data")),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_go_on_whole_however_they_are_cut() {
+        let wire = [message("one"), message(""), message("three"), message(&"x".repeat(300))].concat();
+        let ends = [8, 13, 23, wire.len()];
+        for step in 1..wire.len() {
+            let (chunks, inner) = body();
+            let (arrivals, all) = arrivals();
+            let mut body = Arriving::messages(inner, Some(arrivals), 1000);
+            let (mut sent, mut seen) = (0, Vec::new());
+            for chunk in wire.chunks(step) {
+                send(&chunks, chunk).await;
+                sent += chunk.len();
+                seen.extend(read(&mut body).await.0);
+                let whole = ends.into_iter().take_while(|&end| end <= sent).last().unwrap_or(0);
+                assert_eq!((seen.len(), all.load(Ordering::Relaxed)), (whole, sent - whole), "step {step} at {sent}");
+            }
+            drop(chunks);
+            assert_eq!(read(&mut body).await, (Vec::new(), true));
+            assert_eq!(seen, wire);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_reader_refuses_does_not_wait() {
+        let cut_off = &message("cut off")[..9];
+        for wire in [&[0, 0, 0, 4, 0][..], &[2, 0, 0, 0, 1], cut_off] {
+            let (chunks, inner) = body();
+            let (arrivals, all) = arrivals();
+            let mut body = Arriving::messages(inner, Some(arrivals), 1000);
+            send(&chunks, wire).await;
+            if wire == cut_off {
+                assert_eq!(read(&mut body).await, (Vec::new(), false));
+                drop(chunks);
+            }
+            assert_eq!(read(&mut body).await.0, wire);
+            drop(body);
+            assert_eq!(all.load(Ordering::Relaxed), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_connection_refuses_and_comes_free_again() {
+        let (arrivals, all) = arrivals();
+        arrivals.take(CONNECTION_BYTES_MAX - 4).expect("room");
+        for collected in [false, true] {
+            let (chunks, inner) = body();
+            let mut body = match collected {
+                false => Arriving::messages(inner, Some(arrivals.clone()), 1000),
+                true => Arriving::collected(inner, Some(arrivals.clone())),
+            };
+            send(&chunks, &message("too long")[..6]).await;
+            let error = body.frame().await.expect("a frame").expect_err("no room");
+            let status = error.downcast::<Status>().expect("a status");
+            assert_eq!(
+                (status.code(), status.message()),
+                (tonic::Code::ResourceExhausted, "etcdserver: too many requests")
+            );
+        }
+        arrivals.give_back(CONNECTION_BYTES_MAX - 4);
+        assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_stalled_request_is_given_up_when_room_is_short() {
+        let (arrivals, all) = arrivals();
+        let (chunks, inner) = body();
+        let mut body = Arriving::messages(inner, Some(arrivals), 1000);
+        body.patience = Duration::from_millis(1);
+        send(&chunks, &message("stalled")[..6]).await;
+        let waited = tokio::time::timeout(body.patience * 50, body.frame()).await;
+        assert!(waited.is_err(), "there is room");
+        all.fetch_add(ALL_BYTES_MAX / 2, Ordering::Relaxed);
+        assert!(body.frame().await.expect("a frame").is_err());
+        drop(chunks);
+    }
+}
