@@ -13,6 +13,7 @@ mod floods;
 mod http;
 mod kv;
 mod lease;
+mod long_range;
 mod maintenance;
 mod metrics;
 mod namespace;

@@ -90,29 +90,37 @@ impl AnswerMemory {
     ///
     /// # Errors
     /// "Too many requests" when there is none for a while.
-    pub(super) async fn range(&self) -> Result<Room, ApiError> {
+    pub(super) async fn range(&self) -> Result<Room, Status> {
         self.room(&self.ranges, 1).await
     }
 
     /// Room for an answer that is gathered. One that needs more than there is gets all of it: it is alone then. So is
     /// one whose values come from the backend, which are not shared with the store.
-    pub(super) async fn list(&self, extent: Extent) -> Result<Room, ApiError> {
+    ///
+    /// # Errors
+    /// "Too many requests" when there is none for a while.
+    pub(super) async fn list(&self, extent: Extent) -> Result<Room, Status> {
         let units = (extent.keys as u64).saturating_mul(KEY_BYTES).div_ceil(LIST_UNIT_BYTES);
         let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.list_units);
         self.room(&self.lists, if extent.loads { self.list_units } else { units }).await
     }
 
-    async fn room(&self, semaphore: &Arc<Semaphore>, units: u32) -> Result<Room, ApiError> {
+    async fn room(&self, semaphore: &Arc<Semaphore>, units: u32) -> Result<Room, Status> {
         if let Ok(permit) = semaphore.clone().try_acquire_many_owned(units) {
             return Ok(Room { _permit: permit });
         }
-        let _place = self.waiting.try_acquire().map_err(|_| ApiError::TooManyRequests)?;
+        let _place = self.waiting.try_acquire().map_err(|_| no_room())?;
         match tokio::time::timeout(ROOM_WAIT, semaphore.clone().acquire_many_owned(units)).await {
             Ok(Ok(permit)) => Ok(Room { _permit: permit }),
-            Ok(Err(_)) => Err(ApiError::Stopped),
-            Err(_) => Err(ApiError::TooManyRequests),
+            Ok(Err(_)) => Err(ApiError::Stopped.into()),
+            Err(_) => Err(no_room()),
         }
     }
+}
+
+/// etcd's words, with the code that its documentation gives them; its members send `Unknown` for a full queue.
+fn no_room() -> Status {
+    Status::resource_exhausted(ApiError::TooManyRequests.text())
 }
 
 /// Keeps unfinished answers from holding more replaced versions than allowed, until `tasks` stop.
@@ -188,9 +196,9 @@ impl LongAnswer {
     }
 
     /// Appends what the source has next; true when it is at its end.
-    fn fill(&mut self, frame: &mut Vec<u8>) -> Result<bool, Failure> {
+    fn fill(&mut self, frame: &mut Vec<u8>) -> Result<bool, Status> {
         match &mut self.source {
-            Source::Range(range) => Ok(range.write(frame, FRAME_BYTES)?),
+            Source::Range(range) => range.write(frame, FRAME_BYTES).map_err(|error| Failure::from(error).into()),
             Source::List(list) => {
                 let written = list.with(|pieces| {
                     while let Some(piece) = pieces.front_mut() {
@@ -205,7 +213,7 @@ impl LongAnswer {
                     true
                 });
                 // Its values were replaced, and kept alive by this answer alone for too long.
-                written.ok_or(ApiError::TooManyRequests.into())
+                written.ok_or_else(no_room)
             }
             Source::Done => Ok(true),
         }
@@ -243,7 +251,7 @@ impl HttpBody for LongAnswer {
         bytes.append(&mut this.head);
         match this.fill(&mut bytes) {
             // A part of the message is out: the client sees it end early, and this status with it.
-            Err(failure) => return Poll::Ready(Some(Ok(this.end(&failure.into())))),
+            Err(status) => return Poll::Ready(Some(Ok(this.end(&status)))),
             Ok(false) if bytes.is_empty() => {
                 // Nothing passed the filters of the range yet; it goes on after others had their turn.
                 cx.waker().wake_by_ref();

@@ -1,0 +1,243 @@
+//! Answers that are long: the same as ever, bounded in memory, and beside other clients.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::SendRequest;
+use prost::Message;
+use tokio::net::TcpStream;
+use tonic::Code;
+use watershed::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+use watershed::pb::etcdserverpb::request_op::Request;
+use watershed::pb::etcdserverpb::{
+    DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, response_op,
+};
+use watershed::pb::mvccpb::KeyValue;
+
+use crate::harness::{Target, World, prefix, refused, run, soon, until};
+use crate::on_every_target;
+
+on_every_target! {
+    flags = ["--max-txn-ops=1000", "--max-request-bytes=10000000"];
+    long_answers_are_complete,
+}
+
+const KEYS: usize = 1000;
+
+/// Writes `count` keys `many/0000` on, with values of `value_bytes`.
+async fn fill(world: &World, count: usize, value_bytes: usize) {
+    let put = |number| {
+        let value = vec![b'a' + (number % 26) as u8; value_bytes].into();
+        let put = PutRequest { key: format!("many/{number:04}").into(), value, ..Default::default() };
+        RequestOp { request: Some(Request::RequestPut(put)) }
+    };
+    for first in (0..count).step_by(100) {
+        let success = (first..count.min(first + 100)).map(put).collect();
+        world.txn(TxnRequest { success, ..Default::default() }).await;
+    }
+}
+
+fn numbers(kvs: &[KeyValue]) -> Vec<usize> {
+    kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key)["many/".len()..].parse().expect("a number")).collect()
+}
+
+async fn long_answers_are_complete(world: &mut World) {
+    fill(world, KEYS, 1000).await;
+    let first = world.range(RangeRequest { limit: 1, ..prefix("many/") }).await;
+    let filled = first.header.expect("header").revision;
+    for number in (0..KEYS).step_by(10) {
+        world.put(format!("many/{number:04}"), "short").await;
+    }
+    let all: Vec<usize> = (0..KEYS).collect();
+
+    let answer = world.range(prefix("many/")).await;
+    assert_eq!((numbers(&answer.kvs), answer.count, answer.more), (all.clone(), KEYS as i64, false));
+    assert_eq!(answer.kvs.iter().filter(|kv| kv.value == "short").count(), KEYS / 10);
+    assert_eq!(answer.header.expect("header").revision, filled + 100);
+    let old = world.range(RangeRequest { revision: filled, ..prefix("many/") }).await;
+    assert_eq!((numbers(&old.kvs), old.count), (all.clone(), KEYS as i64));
+    assert!(old.kvs.iter().all(|kv| kv.value.len() == 1000 && kv.mod_revision <= filled));
+    let part = world.range(RangeRequest { limit: 600, ..prefix("many/") }).await;
+    assert_eq!((numbers(&part.kvs), part.count, part.more), (all[..600].to_vec(), KEYS as i64, true));
+    let fresh = world.range(RangeRequest { min_mod_revision: filled + 1, ..prefix("many/") }).await;
+    assert_eq!((fresh.kvs.len(), fresh.count), (KEYS / 10, KEYS as i64));
+    let names = world.range(RangeRequest { keys_only: true, ..prefix("many/") }).await;
+    assert_eq!(numbers(&names.kvs), all);
+    assert!(names.kvs.iter().all(|kv| kv.value.is_empty() && kv.mod_revision > 0));
+    let sorted = RangeRequest {
+        sort_order: SortOrder::Descend.into(),
+        sort_target: SortTarget::Key.into(),
+        ..prefix("many/")
+    };
+    let backwards: Vec<usize> = all.iter().rev().copied().collect();
+    assert_eq!(numbers(&world.range(sorted.clone()).await.kvs), backwards);
+
+    // Ranges before and after a delete of the same transaction; the delete answers with what it took.
+    let range = |request| RequestOp { request: Some(Request::RequestRange(request)) };
+    let (key, range_end) = ("many/0500".into(), "many/0900".into());
+    let delete = DeleteRangeRequest { key, range_end, prev_kv: true };
+    let inner = TxnRequest { success: vec![range(prefix("many/"))], ..Default::default() };
+    let success = vec![
+        range(prefix("many/")),
+        RequestOp { request: Some(Request::RequestDeleteRange(delete)) },
+        RequestOp { request: Some(Request::RequestTxn(inner)) },
+        range(sorted),
+    ];
+    let answer = world.txn(TxnRequest { success, ..Default::default() }).await;
+    let left: Vec<usize> = (0..500).chain(900..KEYS).collect();
+    let mut parts = answer.responses.into_iter().map(|op| op.response.expect("an answer"));
+    let mut next = || parts.next().expect("four answers");
+    let response_op::Response::ResponseRange(before) = next() else { panic!("a range") };
+    assert_eq!((numbers(&before.kvs), before.count), (all, KEYS as i64));
+    let response_op::Response::ResponseDeleteRange(deleted) = next() else { panic!("a delete") };
+    assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (400, 400));
+    let response_op::Response::ResponseTxn(mut nested) = next() else { panic!("a transaction") };
+    let Some(response_op::Response::ResponseRange(inner)) = nested.responses.remove(0).response else { panic!("one") };
+    assert_eq!((numbers(&inner.kvs), inner.count), (left.clone(), left.len() as i64));
+    let response_op::Response::ResponseRange(after) = next() else { panic!("a range") };
+    assert_eq!(numbers(&after.kvs), left.into_iter().rev().collect::<Vec<_>>());
+
+    // A delete of its own.
+    let (key, range_end) = (prefix("many/").key, prefix("many/").range_end);
+    let request = DeleteRangeRequest { key, range_end, prev_kv: true };
+    let deleted = world.client.kv().delete_range(request).await.expect("delete").into_inner();
+    assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (600, 600));
+    assert_eq!(world.range(prefix("many/")).await.count, 0);
+}
+
+/// A client that asks and does not read.
+struct Stalled {
+    _sender: SendRequest<Bytes>,
+    _answer: RecvStream,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Stalled {
+    /// Completes when the answer has begun.
+    async fn start(endpoint: &str, request: &RangeRequest) -> Self {
+        let stream = TcpStream::connect(endpoint).await.expect("connects");
+        let (sender, connection) = h2::client::handshake(stream).await.expect("handshake");
+        let connection = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        let mut sender = sender.ready().await.expect("ready");
+        let head = http::Request::post(format!("http://{endpoint}/etcdserverpb.KV/Range"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .expect("a request");
+        let (answer, mut body) = sender.send_request(head, false).expect("a stream");
+        let mut message = vec![0];
+        message.extend((request.encoded_len() as u32).to_be_bytes());
+        message.extend(request.encode_to_vec());
+        body.send_data(message.into(), true).expect("sent");
+        let mut answer = soon("the head of an answer", answer).await.expect("an answer").into_body();
+        soon("its beginning", answer.data()).await.expect("data").expect("data");
+        Self { _sender: sender, _answer: answer, connection }
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// Memory of a process, in bytes.
+#[cfg(target_os = "linux")]
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a running process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn readers_that_do_not_read_hold_what_the_bound_says() {
+    // Every one of them held the whole answer, encoded: 24 times 64 MiB here.
+    const BOUND: u64 = 32 * 1024 * 1024;
+    let flags = [format!("--answer-memory-bytes={BOUND}"), "--max-request-bytes=10000000".to_owned()];
+    run(Target::Core, &flags.each_ref().map(String::as_str), async |world: &mut World| {
+        fill(world, 1024, 64 * 1024).await;
+        // Once before it is measured, so that what a first answer sets aside is not counted.
+        let len = world.range(prefix("many/")).await.encoded_len();
+        let before = resident(world.server.id());
+        let mut stalled = Vec::new();
+        for _ in 0..24 {
+            stalled.push(Stalled::start(&world.member, &prefix("many/")).await);
+        }
+        let grown = resident(world.server.id()).saturating_sub(before);
+        println!("24 answers of {len} bytes: {grown} bytes");
+        assert!(grown <= BOUND, "{grown} bytes more than before");
+        // Others are served meanwhile.
+        world.put("other", "value").await;
+        assert_eq!(world.get("other").await.count, 1);
+        assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1024);
+    });
+}
+
+#[test]
+fn without_room_a_long_range_waits_and_is_refused_and_short_ones_are_answered() {
+    // Room for two: a quarter of it at 128 KiB each.
+    run(Target::Core, &["--answer-memory-bytes=1048576"], async |world: &mut World| {
+        fill(world, 1000, 1000).await;
+        let one = Stalled::start(&world.member, &prefix("many/")).await;
+        let other = Stalled::start(&world.member, &prefix("many/")).await;
+        let mut kv = world.client.kv();
+        let text = "etcdserver: too many requests";
+        refused(soon("a refusal", kv.range(prefix("many/"))).await, Code::ResourceExhausted, text);
+        // What is short needs no room, nor does what is long for its values.
+        assert_eq!(world.range(RangeRequest { limit: 200, ..prefix("many/") }).await.kvs.len(), 200);
+        assert_eq!(world.range(RangeRequest { count_only: true, ..prefix("many/") }).await.count, 1000);
+        world.put("other", "value").await;
+        world.delete("other").await;
+        // Room is given back by whoever leaves, and one who waits gets it.
+        let waiting = tokio::spawn(async move { kv.range(prefix("many/")).await });
+        drop(one);
+        let answer: RangeResponse = soon("room", waiting).await.expect("no panic").expect("an answer").into_inner();
+        assert_eq!(answer.kvs.len(), 1000);
+        drop(other);
+        // By whoever read everything, too: more answers than there is room for, one after the other.
+        for _ in 0..5 {
+            assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1000);
+        }
+        // A gathered answer that needs more than there is gets it all, alone.
+        let sorted = RangeRequest { sort_target: SortTarget::Mod.into(), ..prefix("many/") };
+        let stalled = Stalled::start(&world.member, &RangeRequest { revision: 2, ..sorted.clone() }).await;
+        let waiting = world.client.kv();
+        let (refusal, ()) = tokio::join!(
+            async { waiting.clone().range(sorted.clone()).await },
+            async { assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1000) }
+        );
+        refused(refusal, Code::ResourceExhausted, text);
+        drop(stalled);
+        until("room for a sorted answer", async || waiting.clone().range(sorted.clone()).await.ok()).await;
+    });
+}
+
+#[test]
+fn a_put_beside_one_who_lists_everything_in_a_loop_makes_progress() {
+    run(Target::Core, &["--max-request-bytes=10000000"], async |world: &mut World| {
+        fill(world, 1024, 64 * 1024).await;
+        let (reader, mut kv) = (world.member_client(), world.client.kv());
+        let listing = tokio::spawn(async move {
+            let mut lists = 0u32;
+            loop {
+                assert_eq!(reader.kv().range(prefix("many/")).await.expect("list").get_ref().kvs.len(), 1024);
+                lists += 1;
+                if lists == 3 {
+                    return;
+                }
+            }
+        });
+        let mut puts = 0u32;
+        while !listing.is_finished() {
+            kv.put(PutRequest { key: "other".into(), ..Default::default() }).await.expect("put");
+            puts += 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        listing.await.expect("all lists are complete");
+        assert!(puts > 3, "{puts} puts during three lists");
+    });
+}
