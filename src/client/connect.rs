@@ -60,11 +60,15 @@ impl Client {
                 Some(Arc::new(token))
             }
         };
+        // With nobody else to ask, a silent member is the caller's affair, as for etcd's own tools: see `keepalive`.
+        let several = config.endpoints.len() > 1;
+        let usual = PoolConfig::new(config.endpoints);
         let pool = PoolConfig {
+            silence_max: usual.silence_max.filter(|_| several),
             dial_timeout: config.dial_timeout,
             keepalive: config.keepalive,
             connections: config.connections,
-            ..PoolConfig::new(config.endpoints)
+            ..usual
         };
         // Nobody waits for these tasks: they end when the last clone of the client is dropped.
         let pool = Pool::new(pool, &Tasks::new());

@@ -19,6 +19,9 @@ pub use config::{ClientConfig, Credentials, KeepAlive};
 pub use connect::Client;
 pub use error::ClientError;
 pub use method::{Lane, Method};
-pub use pool::{Head, Pool, PoolConfig, UpstreamBody, UpstreamStream, UpstreamWatch, framed, unframed};
+pub use pool::{
+    ClusterMismatch, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, UpstreamBody, UpstreamCluster,
+    UpstreamStream, UpstreamWatch, check_one_cluster, framed, peek_header, unframed,
+};
 
 pub use crate::types::{Endpoint, EndpointError};

@@ -1,14 +1,25 @@
-//! A scripted member for tests: records what it receives and answers, or fails, as told.
+//! Scripted members for tests: they record what they receive and answer, or fail, as told. [`FakeMember`] listens on
+//! TCP; [`FakeNetwork`] is a network in memory, for tests on paused time.
 
+use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use h2::Reason;
 use http::{HeaderMap, Request, Response};
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Endpoint;
+use super::pool::{Dialer, Io, framed};
+use crate::pb::etcdserverpb::{ResponseHeader, StatusResponse};
 use crate::shutdown::Tasks;
 
 /// What a member received.
@@ -30,7 +41,12 @@ pub(crate) enum Reply {
     Reset(Reason),
     /// The connection dies without a word.
     Cut,
+    /// No answer; the log gets [`CANCELLED`] when the client gives up.
+    Never,
 }
+
+/// Path of the entry for a request that its client gave up.
+const CANCELLED: &str = "cancelled";
 
 /// A member that follows a script.
 pub(crate) struct FakeMember {
@@ -53,7 +69,7 @@ impl FakeMember {
                     accepted = listener.accept() => accepted.unwrap(),
                     () = stop.cancelled() => return,
                 };
-                let serve = connection(socket, script.clone(), log.clone(), inner.clone());
+                let serve = connection(socket, 1, script.clone(), log.clone(), inner.clone());
                 let stop = stop.clone();
                 inner.spawn(async move {
                     tokio::select! { () = serve => {}, () = stop.cancelled() => {} }
@@ -72,8 +88,174 @@ impl FakeMember {
     }
 }
 
+/// What happens to a dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dial {
+    /// RST.
+    Refused,
+    /// No packet comes back.
+    Dark,
+    /// TCP connects, and that is all: a hung process, a full accept queue.
+    Silent,
+    /// Bytes that are no HTTP.
+    Garbage,
+    /// A server of HTTP/1.
+    Http1,
+    /// Closed at once.
+    Closed,
+    /// A member of this cluster.
+    Member(u64),
+}
+
+/// Endpoints by their authority.
+#[derive(Clone)]
+pub(crate) struct FakeNetwork {
+    places: Arc<Mutex<HashMap<String, Place>>>,
+    tasks: Tasks,
+    script: Script,
+}
+
+type Script = Arc<dyn Fn(&Received) -> Reply + Send + Sync>;
+
+struct Place {
+    dial: Dial,
+    /// No byte passes while this is true, on connections that were made since it was last replaced.
+    hung: watch::Sender<bool>,
+    dials: Vec<Instant>,
+    received: Arc<Mutex<Vec<Received>>>,
+}
+
+impl std::fmt::Debug for FakeNetwork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FakeNetwork").finish_non_exhaustive()
+    }
+}
+
+impl FakeNetwork {
+    /// Every member answers by this script.
+    pub(crate) fn new(script: impl Fn(&Received) -> Reply + Send + Sync + 'static) -> Self {
+        Self { places: Arc::default(), tasks: Tasks::new(), script: Arc::new(script) }
+    }
+
+    pub(crate) fn place(&self, authority: &str, dial: Dial) -> Endpoint {
+        let place = Place { dial, hung: watch::Sender::new(false), dials: Vec::new(), received: Arc::default() };
+        self.places.lock().insert(authority.to_owned(), place);
+        authority.parse().unwrap()
+    }
+
+    fn at<T>(&self, endpoint: &Endpoint, with: impl FnOnce(&mut Place) -> T) -> T {
+        with(self.places.lock().get_mut(endpoint.authority().as_str()).unwrap())
+    }
+
+    /// Stops or wakes the process at an endpoint. Connections stay, new ones find the same.
+    pub(crate) fn hang(&self, endpoint: &Endpoint, hung: bool) {
+        self.at(endpoint, |place| place.hung.send_replace(hung));
+    }
+
+    /// Another address from now on; what was connected stays as it is.
+    pub(crate) fn moves(&self, endpoint: &Endpoint, dial: Dial) {
+        self.at(endpoint, |place| {
+            place.dial = dial;
+            let old = std::mem::replace(&mut place.hung, watch::Sender::new(false));
+            // For ever: the other end never hears that the host is gone.
+            self.tasks.spawn(async move { old.closed().await });
+        });
+    }
+
+    pub(crate) fn dials(&self, endpoint: &Endpoint) -> Vec<Instant> {
+        self.at(endpoint, |place| place.dials.clone())
+    }
+
+    pub(crate) fn received(&self, endpoint: &Endpoint) -> usize {
+        self.at(endpoint, |place| place.received.lock().iter().filter(|entry| entry.path != CANCELLED).count())
+    }
+
+    /// Requests that their client gave up.
+    pub(crate) fn cancelled(&self, endpoint: &Endpoint) -> usize {
+        self.at(endpoint, |place| place.received.lock().iter().filter(|entry| entry.path == CANCELLED).count())
+    }
+}
+
+impl Dialer for FakeNetwork {
+    fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+        let (dial, hung, log) = self.at(endpoint, |place| {
+            place.dials.push(Instant::now());
+            (place.dial, place.hung.subscribe(), place.received.clone())
+        });
+        async move {
+            let (near, mut far) = tokio::io::duplex(1 << 20);
+            match dial {
+                Dial::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
+                Dial::Dark => std::future::pending().await,
+                Dial::Closed => drop(far),
+                Dial::Silent => {
+                    self.tasks.spawn(async move {
+                        let _far = far;
+                        tokio::time::sleep(Duration::from_secs(3600)).await;
+                    });
+                }
+                Dial::Garbage | Dial::Http1 => {
+                    self.tasks.spawn(async move {
+                        let mut first = [0; 24];
+                        let _ = far.read_exact(&mut first).await;
+                        let answer: &[u8] = match dial {
+                            Dial::Http1 => b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n",
+                            _ => &[0xa5; 200],
+                        };
+                        let _ = far.write_all(answer).await;
+                    });
+                }
+                Dial::Member(cluster) => {
+                    let (server, wire) = tokio::io::duplex(1 << 20);
+                    let script = self.script.clone();
+                    let script = Arc::new(move |received: &Received| script(received));
+                    self.tasks.spawn(connection(server, cluster, script, log, self.tasks.clone()));
+                    self.tasks.spawn(pass(far, wire, hung));
+                }
+            }
+            Ok(Box::new(near) as Box<dyn Io>)
+        }
+        .boxed()
+    }
+}
+
+/// Moves bytes both ways until an end, and none while `hung`.
+async fn pass(one: DuplexStream, other: DuplexStream, hung: watch::Receiver<bool>) {
+    async fn one_way(
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+        mut hung: watch::Receiver<bool>,
+    ) {
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            // What comes in while it is hung waits in the kernel and is read at once when it goes on.
+            if hung.wait_for(|&hung| !hung).await.is_err() {
+                return std::future::pending().await;
+            }
+            let count = tokio::select! {
+                count = from.read(&mut buffer) => count,
+                _ = hung.changed() => continue,
+            };
+            match count {
+                Ok(count) if count > 0 => {
+                    if to.write_all(&buffer[..count]).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+    let ((one_in, one_out), (other_in, other_out)) = (tokio::io::split(one), tokio::io::split(other));
+    tokio::select! {
+        () = one_way(one_in, other_out, hung.clone()) => {}
+        () = one_way(other_in, one_out, hung) => {}
+    }
+}
+
 async fn connection(
-    socket: TcpStream,
+    socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    cluster: u64,
     script: Arc<impl Fn(&Received) -> Reply + Send + Sync + 'static>,
     log: Arc<Mutex<Vec<Received>>>,
     tasks: Tasks,
@@ -86,13 +268,14 @@ async fn connection(
             () = cut.cancelled() => return,
         };
         let Some(Ok((request, respond))) = accepted else { return };
-        tasks.spawn(stream(request, respond, script.clone(), log.clone(), cut.clone()));
+        tasks.spawn(stream(request, respond, cluster, script.clone(), log.clone(), cut.clone()));
     }
 }
 
 async fn stream(
     request: Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
+    cluster: u64,
     script: Arc<impl Fn(&Received) -> Reply + Send + Sync + 'static>,
     log: Arc<Mutex<Vec<Received>>>,
     cut: tokio_util::sync::CancellationToken,
@@ -104,8 +287,19 @@ async fn stream(
         bytes.extend_from_slice(&data);
     }
     let received = Received { path: parts.uri.path().to_owned(), headers: parts.headers, body: bytes };
-    log.lock().push(received.clone());
-    match script(&received) {
+    let reply = match received.path.as_str() {
+        // What the pool asks on its own.
+        "/grpc.health.v1.Health/Check" => Reply::Message(vec![0; 5]),
+        "/etcdserverpb.Maintenance/Status" => {
+            let header = ResponseHeader { cluster_id: cluster, ..Default::default() };
+            Reply::Message(framed(&StatusResponse { header: Some(header), ..Default::default() }).to_vec())
+        }
+        _ => {
+            log.lock().push(received.clone());
+            script(&received)
+        }
+    };
+    match reply {
         Reply::Message(message) => {
             let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
             let mut send = respond.send_response(head, false).unwrap();
@@ -126,6 +320,10 @@ async fn stream(
             respond.send_response(head, true).unwrap();
         }
         Reply::Reset(reason) => respond.send_reset(reason),
+        Reply::Never => {
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            log.lock().push(Received { path: CANCELLED.to_owned(), ..received });
+        }
         Reply::Cut => {
             cut.cancel();
             // Dropped earlier, the stream would still say goodbye with a reset.

@@ -9,10 +9,10 @@ use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
 use super::dispatch::{answer, refuse};
-use crate::client::{Client, ClientConfig, KeepAlive, Pool, PoolConfig};
+use crate::client::{Head, KeepAlive, Method, Pool, PoolConfig, UpstreamCluster, check_one_cluster, framed, unframed};
 use crate::config::{FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
 use crate::listener::{ListenerConfig, Serving, ShardId, bind, serve};
-use crate::pb::etcdserverpb::MemberListRequest;
+use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
 use crate::proxy::{
     Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, ShardParts, Tenant, Tenants, WatchHub,
     WatchHubConfig, proxy_calls,
@@ -42,6 +42,7 @@ pub fn run(args: &[OsString]) -> u8 {
 async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let grace = config.grace;
+    check_one_cluster(&pool_config(&config), &tasks).await.context("--endpoints")?;
     let proxy = start(config, &tasks)?;
     interrupted().await.context("wait for signals")?;
     info!("stopping gRPC proxy");
@@ -99,8 +100,11 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         serving_threads: config.serving_threads.unwrap_or(listener_config.serving_threads),
         ..listener_config
     };
-    let pool_config = pool_config(&config);
+    let cluster = UpstreamCluster::new(&config.endpoints, &metrics);
+    let pool_config = PoolConfig { cluster: Some(cluster.clone()), ..pool_config(&config) };
     let hubs = watch_hubs(&tenants, &pool_config, &pools, &metrics, &tasks);
+    // The member list is asked for on this runtime, as the hubs' watches are.
+    let sync_pool = config.auto_sync.map(|interval| (Pool::new(pool_config.clone(), &tasks), interval));
     let (shard_tasks, shard_pools) = (tasks.clone(), pools.clone());
     let make = move |shard: ShardId| {
         let pool = Pool::new(pool_config.clone(), &shard_tasks);
@@ -119,9 +123,10 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         })
     };
     let serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
-    if let Some(interval) = config.auto_sync {
+    if let Some((pool, interval)) = sync_pool {
         let stop = tasks.stop_signal();
-        let sync = follow_members(pools, config.endpoints.clone(), interval);
+        pools.add(pool.clone());
+        let sync = follow_members(pool, pools, cluster, config.endpoints.clone(), interval);
         tasks.spawn(async move {
             tokio::select! { () = stop.cancelled() => {}, () = sync => {} }
         });
@@ -180,13 +185,21 @@ impl Pools {
 
 /// Takes the endpoints from the cluster's member list, again and again. Members without a usable client URL, learners
 /// and members that have not started are left out; an empty outcome changes nothing.
-async fn follow_members(pools: Pools, endpoints: Vec<Endpoint>, interval: Duration) {
+async fn follow_members(
+    pool: Pool,
+    pools: Pools,
+    cluster: UpstreamCluster,
+    endpoints: Vec<Endpoint>,
+    interval: Duration,
+) {
+    const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
     let mut current = endpoints;
     loop {
         tokio::time::sleep(interval).await;
-        let Ok(client) = Client::connect(ClientConfig::new(current.clone())) else { continue };
-        let members = match client.cluster().member_list(MemberListRequest::default()).await {
-            Ok(answer) => answer.into_inner().members,
+        let (head, request) = (Head::grpc(MEMBER_LIST, http::HeaderMap::new()), framed(&MemberListRequest::default()));
+        let answer = pool.exchange(Method::of(MEMBER_LIST), &head, request).await;
+        let members = match unframed::<MemberListResponse>(answer).await {
+            Ok(answer) => answer.members,
             Err(status) => {
                 warn!(%status, "member list not available, endpoints stay as they are");
                 continue;
@@ -200,6 +213,7 @@ async fn follow_members(pools: Pools, endpoints: Vec<Endpoint>, interval: Durati
         if !found.is_empty() && found != current {
             let names: Vec<_> = found.iter().map(ToString::to_string).collect();
             info!(endpoints = names.join(","), "endpoints follow the member list");
+            cluster.set_endpoints(&found);
             pools.set_endpoints(&found);
             current = found;
         }

@@ -20,3 +20,4 @@ mod peer_tls;
 mod reconfiguration;
 mod restarts;
 mod story;
+mod upstream;

@@ -22,7 +22,7 @@ pub struct UpstreamBody {
     broken: bool,
     /// Ends what feeds the request once nobody wants the answer.
     feeding: Option<DropGuard>,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 #[derive(Debug)]
@@ -34,11 +34,11 @@ enum State {
 
 impl UpstreamBody {
     pub(super) fn waiting(answer: ResponseFuture, endpoint: Endpoint, in_flight: InFlight) -> Self {
-        Self { state: State::Waiting(answer), endpoint, broken: false, feeding: None, _in_flight: in_flight }
+        Self { state: State::Waiting(answer), endpoint, broken: false, feeding: None, in_flight }
     }
 
     pub(super) fn streaming(stream: RecvStream, endpoint: Endpoint, in_flight: InFlight) -> Self {
-        Self { state: State::Streaming(stream), endpoint, broken: false, feeding: None, _in_flight: in_flight }
+        Self { state: State::Streaming(stream), endpoint, broken: false, feeding: None, in_flight }
     }
 
     pub(super) fn stop_with(&mut self, feeding: DropGuard) {
@@ -106,6 +106,7 @@ impl HttpBody for UpstreamBody {
         let State::Streaming(stream) = &mut this.state else { return Poll::Ready(None) };
         match ready!(stream.poll_data(cx)) {
             Some(Ok(data)) => {
+                this.in_flight.heard();
                 // The reader has it: the member may send as much again.
                 let _ = stream.flow_control().release_capacity(data.len());
                 Poll::Ready(Some(Ok(Frame::data(data))))

@@ -1,16 +1,20 @@
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, SendStream};
-use tokio::net::TcpStream;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::cluster::{ClusterPass, UpstreamCluster};
+use super::dial::Io;
 use super::dispatch::PoolConfig;
+use super::probe;
 use crate::client::{Endpoint, KeepAlive};
 use crate::shutdown::Tasks;
 
@@ -24,71 +28,145 @@ const STREAMS_UNTIL_SETTINGS: usize = 10_000;
 const PING_PAUSE_MIN: Duration = Duration::from_millis(10);
 const FRAME_BYTES: u32 = 64 * 1024;
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// Streams reset at once. Members end a connection on which more streams were reset than they had looked at; the
+/// least that is in use is 20.
+const RESETS_AT_ONCE: usize = 16;
+/// Cancelled requests that wait to be reset; more are reset at once, whatever the member makes of it.
+const CANCELLED_MAX: usize = 1024;
 
 /// One HTTP/2 connection. Cheap to clone; closed when told to, or by the other side.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     sender: SendRequest<Bytes>,
-    closed: Arc<AtomicBool>,
-    close: CancellationToken,
-    in_flight: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    endpoint: Endpoint,
+    retired: AtomicBool,
+    /// Told when it takes no new requests any more.
+    over: CancellationToken,
+    /// Tells the driver to cut it.
+    cut: CancellationToken,
+    traffic: Arc<Traffic>,
+    cancelled: Mutex<Cancelled>,
+    /// Says that the cluster in use is reached by it.
+    pass: OnceLock<ClusterPass>,
+    tasks: Tasks,
+}
+
+#[derive(Debug, Default)]
+struct Traffic {
+    in_flight: AtomicUsize,
+    /// Grows with everything the member answers.
+    heard: AtomicUsize,
+}
+
+/// Requests whose clients left, and which the member has not answered.
+#[derive(Debug, Default)]
+struct Cancelled {
+    waiting: VecDeque<ResponseFuture>,
+    /// Whether a task resets them.
+    resetting: bool,
 }
 
 /// Counts a request for as long as its answer is not complete.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<AtomicUsize>);
+pub(super) struct InFlight(Arc<Traffic>);
+
+impl InFlight {
+    /// Notes that the member answered something.
+    pub(super) fn heard(&self) {
+        self.0.heard.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Connection {
+    /// Dials and begins the HTTP/2 session. The other side has said nothing yet, and may not be there: the caller asks
+    /// it something before it relies on it, and bounds the time of both.
     pub(super) async fn open(endpoint: &Endpoint, config: &PoolConfig, tasks: &Tasks) -> io::Result<Self> {
-        let dial = async {
-            let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
-            stream.set_nodelay(true)?;
-            h2::client::Builder::new()
-                .initial_window_size(STREAM_WINDOW_BYTES)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .initial_max_send_streams(STREAMS_UNTIL_SETTINGS)
-                .max_frame_size(FRAME_BYTES)
-                .max_header_list_size(HEADER_LIST_BYTES)
-                .enable_push(false)
-                .handshake(stream)
-                .await
-                .map_err(io::Error::other)
-        };
-        let (sender, connection) = tokio::time::timeout(config.dial_timeout, dial)
+        let stream = config.dialer.dial(endpoint).await?;
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .initial_max_send_streams(STREAMS_UNTIL_SETTINGS)
+            .max_frame_size(FRAME_BYTES)
+            .max_header_list_size(HEADER_LIST_BYTES)
+            .enable_push(false)
+            .handshake(stream)
             .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connect timed out"))??;
-        let closed = Arc::new(AtomicBool::new(false));
-        let close = CancellationToken::new();
-        let in_flight = Arc::new(AtomicUsize::new(0));
-        let pings = config.keepalive.map(|keepalive| (keepalive, in_flight.clone()));
-        tasks.spawn(drive(connection, pings, Closing { closed: closed.clone() }, close.clone(), endpoint.clone()));
-        Ok(Self { sender, closed, close, in_flight })
+            .map_err(io::Error::other)?;
+        let shared = Arc::new(Shared {
+            endpoint: endpoint.clone(),
+            retired: AtomicBool::new(false),
+            over: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            traffic: Arc::default(),
+            cancelled: Mutex::default(),
+            pass: OnceLock::new(),
+            tasks: tasks.clone(),
+        });
+        let pings = config.keepalive.map(|keepalive| (keepalive, shared.traffic.clone()));
+        tasks.spawn(drive(connection, pings, Closing(shared.clone())));
+        Ok(Self { sender, shared })
+    }
+
+    /// Asks for an answer before the first request. With `cluster`, it must show that the endpoint is of that cluster.
+    ///
+    /// # Errors
+    /// Why the connection is of no use.
+    pub(super) async fn admit(&self, cluster: Option<&UpstreamCluster>) -> Result<(), String> {
+        let Some(cluster) = cluster else { return probe::alive(self, &self.shared.endpoint).await };
+        if let Some(id) = probe::cluster_id(self, &self.shared.endpoint).await? {
+            let pass = cluster.admit(&self.shared.endpoint, id).map_err(|mismatch| mismatch.to_string())?;
+            let _ = self.shared.pass.set(pass);
+        }
+        Ok(())
+    }
+
+    /// Asks for a sign of life.
+    ///
+    /// # Errors
+    /// Why the endpoint is of no use.
+    pub(super) async fn alive(&self) -> Result<(), String> {
+        probe::alive(self, &self.shared.endpoint).await
     }
 
     pub(super) fn count(&self) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.in_flight.clone())
+        self.shared.traffic.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.shared.traffic.clone())
+    }
+
+    /// Differs from an earlier value when the member has answered something since.
+    pub(super) fn heard(&self) -> usize {
+        self.shared.traffic.heard.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.shared.retired.load(Ordering::Acquire)
+    }
+
+    /// Waits until it takes no new requests any more.
+    pub(super) async fn over(&self) {
+        self.shared.over.cancelled().await;
     }
 
     /// Takes no new requests on it; those in flight go on.
     pub(super) fn retire(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.shared.retire();
     }
 
     /// Cuts it, and with it every stream on it.
     pub(super) fn close(&self) {
         self.retire();
-        self.close.cancel();
+        self.shared.cut.cancel();
     }
 
     /// Opens a stream. An error here means that nothing was sent, and that the connection is of no further use.
@@ -106,27 +184,97 @@ impl Connection {
         }
         started
     }
+
+    /// Waits for the answer's head. Dropping the future cancels the request upstream, at a pace the member stands.
+    pub(super) async fn answer(&self, answer: ResponseFuture) -> Result<http::Response<h2::RecvStream>, h2::Error> {
+        let mut waiting = Waiting { connection: self, answer: Some(answer) };
+        let answered = match &mut waiting.answer {
+            Some(answer) => answer.await,
+            None => std::future::pending().await,
+        };
+        waiting.answer = None;
+        if answered.is_ok() {
+            self.shared.traffic.heard.fetch_add(1, Ordering::Relaxed);
+        }
+        answered
+    }
+
+    /// Resets a request that nobody waits for. Some at once; when there are more, the next ones follow when the member
+    /// has answered, because it then has looked at what came before. So a burst of clients that give up while the
+    /// member stalls does not count as an attack, which would end the connection for everybody on it.
+    fn cancel(&self, answer: ResponseFuture) {
+        let mut cancelled = self.shared.cancelled.lock();
+        // There is no runtime while it shuts down.
+        let resets_later = !self.is_closed() && tokio::runtime::Handle::try_current().is_ok();
+        if !resets_later || cancelled.waiting.len() >= CANCELLED_MAX {
+            return;
+        }
+        cancelled.waiting.push_back(answer);
+        if !cancelled.resetting {
+            cancelled.resetting = true;
+            self.shared.tasks.spawn(reset_paced(self.clone()));
+        }
+    }
+}
+
+impl Shared {
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.over.cancel();
+    }
+}
+
+/// A request whose answer has not begun.
+struct Waiting<'a> {
+    connection: &'a Connection,
+    answer: Option<ResponseFuture>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(answer) = self.answer.take() {
+            self.connection.cancel(answer);
+        }
+    }
+}
+
+/// Ends when nothing waits, or the connection is over.
+async fn reset_paced(connection: Connection) {
+    loop {
+        let batch: Vec<_> = {
+            let mut cancelled = connection.shared.cancelled.lock();
+            let count = cancelled.waiting.len().min(RESETS_AT_ONCE);
+            if count == 0 || connection.is_closed() {
+                cancelled.resetting = false;
+                cancelled.waiting.clear();
+                return;
+            }
+            cancelled.waiting.drain(..count).collect()
+        };
+        drop(batch);
+        tokio::select! {
+            () = connection.over() => {}
+            _ = connection.alive() => {}
+        }
+    }
 }
 
 /// Marks the connection closed, however its driver ends.
-struct Closing {
-    closed: Arc<AtomicBool>,
-}
+struct Closing(Arc<Shared>);
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.closed.store(true, Ordering::Release);
+        self.0.retire();
     }
 }
 
 async fn drive(
-    mut connection: h2::client::Connection<TcpStream, Bytes>,
-    pings: Option<(KeepAlive, Arc<AtomicUsize>)>,
+    mut connection: h2::client::Connection<Box<dyn Io>, Bytes>,
+    pings: Option<(KeepAlive, Arc<Traffic>)>,
     closing: Closing,
-    close: CancellationToken,
-    endpoint: Endpoint,
 ) {
     let pings = connection.ping_pong().zip(pings);
+    let Shared { endpoint, cut, .. } = &*closing.0;
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
@@ -134,19 +282,18 @@ async fn drive(
             }
         }
         () = ping(pings) => debug!(%endpoint, "upstream connection answers no pings"),
-        () = close.cancelled() => {}
+        () = cut.cancelled() => {}
     }
-    drop(closing);
 }
 
 /// Ends when a ping stays unanswered.
-async fn ping(pings: Option<(PingPong, (KeepAlive, Arc<AtomicUsize>))>) {
-    let Some((mut pings, (keepalive, in_flight))) = pings else {
+async fn ping(pings: Option<(PingPong, (KeepAlive, Arc<Traffic>))>) {
+    let Some((mut pings, (keepalive, traffic))) = pings else {
         return std::future::pending().await;
     };
     loop {
         tokio::time::sleep(keepalive.interval.max(PING_PAUSE_MIN)).await;
-        if !keepalive.while_idle && in_flight.load(Ordering::Relaxed) == 0 {
+        if !keepalive.while_idle && traffic.in_flight.load(Ordering::Relaxed) == 0 {
             continue;
         }
         match tokio::time::timeout(keepalive.timeout, pings.ping(Ping::opaque())).await {

@@ -1,6 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{PathAndQuery, Scheme};
@@ -8,14 +7,18 @@ use http::{HeaderMap, Request, Response, Uri, header};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use prost::Message;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tracing::debug;
 
 use super::body::UpstreamBody;
+use super::cluster::UpstreamCluster;
 use super::connection::Connection;
+use super::dial::{Dialer, TcpDialer};
 use super::fault::Fault;
-use super::member::Member;
+use super::member::{Keeping, Member};
 use super::select::{Members, Pick, Turn};
 use super::stream::{Resumed, UpstreamStream, pump};
 use crate::client::{Endpoint, KeepAlive, Lane, Method};
@@ -32,14 +35,18 @@ const ATTEMPTS_MAX: usize = 6;
 pub struct PoolConfig {
     /// Members at the start; at least one.
     pub endpoints: Vec<Endpoint>,
-    /// Bound of one connection attempt, and of the wait of a request while no member can be reached.
+    /// Bound of one connection attempt up to the first answer, and of the wait of a request while no member is ready.
     pub dial_timeout: Duration,
     /// Pings on connections.
     pub keepalive: Option<KeepAlive>,
     /// Connections per member for unary requests.
     pub connections: usize,
-    /// Silence after which a member that still holds its connections is left for another one.
-    pub silence_max: Duration,
+    /// Time without any answer after which a connection is cut; none never cuts one for its silence.
+    pub silence_max: Option<Duration>,
+    /// The cluster all members must be of; none asks for no cluster id.
+    pub cluster: Option<UpstreamCluster>,
+    /// Opens connections.
+    pub(crate) dialer: Arc<dyn Dialer>,
 }
 
 impl PoolConfig {
@@ -50,7 +57,9 @@ impl PoolConfig {
             dial_timeout: Duration::from_secs(5),
             keepalive: None,
             connections: 1,
-            silence_max: Duration::from_secs(3),
+            silence_max: Some(Duration::from_secs(3)),
+            cluster: None,
+            dialer: Arc::new(TcpDialer::default()),
         }
     }
 }
@@ -107,26 +116,41 @@ pub struct Pool {
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) members: Members,
-    pub(super) config: PoolConfig,
-    pub(super) tasks: Tasks,
-    pub(super) probing: AtomicBool,
+    pub(super) keeping: Arc<Keeping>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for member in self.members.list().iter() {
+            member.retire();
+        }
+    }
 }
 
 impl Pool {
     /// A pool whose background work ends with `tasks`.
     pub fn new(config: PoolConfig, tasks: &Tasks) -> Self {
         let members = Members::new(&config.endpoints, &config);
-        Self { inner: Arc::new(Inner { members, config, tasks: tasks.clone(), probing: AtomicBool::new(false) }) }
+        let keeping = Arc::new(Keeping { config, tasks: tasks.clone(), changed: Notify::new() });
+        Self { inner: Arc::new(Inner { members, keeping }) }
     }
 
-    /// Members in use.
+    /// Members in use, in random order; those with a ready connection come first.
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        self.inner.members.list().iter().map(|member| member.endpoint().clone()).collect()
+        let mut members: Vec<_> = self.inner.members.list().iter().cloned().collect();
+        fastrand::shuffle(&mut members);
+        members.sort_by_key(|member| !member.is_ready());
+        members.iter().map(|member| member.endpoint().clone()).collect()
+    }
+
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.inner.keeping.tasks
     }
 
     /// Uses these members from now on. Requests in flight finish where they are.
     pub fn set_endpoints(&self, endpoints: &[Endpoint]) {
-        self.inner.members.replace(endpoints, &self.inner.config);
+        self.inner.members.replace(endpoints, &self.inner.keeping.config);
+        self.inner.keeping.changed.notify_waiters();
     }
 
     /// Sends a request and returns the answer as the member gave it, whatever it is. Trouble on the way becomes an
@@ -178,9 +202,26 @@ impl Pool {
     /// # Errors
     /// When no member can be reached.
     pub async fn open(&self, lane: Lane, head: &Head) -> Result<UpstreamStream, Status> {
+        self.open_elsewhere(lane, head, None).await
+    }
+
+    /// Opens a stream, at another member than `last` if one is ready.
+    ///
+    /// # Errors
+    /// When no member can be reached.
+    pub async fn open_elsewhere(
+        &self,
+        lane: Lane,
+        head: &Head,
+        last: Option<&Endpoint>,
+    ) -> Result<UpstreamStream, Status> {
+        let avoid = last.map(std::slice::from_ref).unwrap_or_default();
         let mut last = Status::unavailable("no member answered");
         for _ in 0..ATTEMPTS_MAX {
-            let (member, connection) = self.connect(lane, Turn::Next, &[]).await?;
+            let (member, connection) = match self.connect(lane, Turn::Next, avoid).await {
+                Err(_) if !avoid.is_empty() => self.connect(lane, Turn::Next, &[]).await?,
+                found => found?,
+            };
             let endpoint = member.endpoint().clone();
             match connection.start(head.to_request(&endpoint), false).await {
                 Ok((answer, send)) => {
@@ -201,42 +242,43 @@ impl Pool {
             Ok(stream) => stream,
             Err(status) => return status.into_http(),
         };
-        answer.stop_with(pump(body, send, &self.inner.tasks));
+        answer.stop_with(pump(body, send, self.tasks()));
         answer.into_response().await
     }
 
-    /// A live connection of the lane to some member not in `avoid`. Tries each that is not in its back-off, then
-    /// waits for the first to leave it, up to the dial timeout.
+    /// A ready connection of the lane to some member not in `avoid`. Waits up to the dial timeout while there is none.
     pub(super) async fn connect(
         &self,
         lane: Lane,
         turn: Turn,
         avoid: &[Endpoint],
     ) -> Result<(Arc<Member>, Connection), Status> {
-        let give_up = Instant::now() + self.inner.config.dial_timeout;
+        let Inner { members, keeping } = &*self.inner;
+        let give_up = Instant::now() + keeping.config.dial_timeout;
+        let start = members.start(turn);
         loop {
-            match self.inner.members.pick(turn, avoid) {
-                Pick::Member(member) => {
-                    if let Ok(connection) = member.connection(lane, &self.inner.config, &self.inner.tasks).await {
-                        self.start_probing();
-                        return Ok((member, connection));
+            // Registered before looking, so that no change is missed in between.
+            let changed = keeping.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            match members.pick(lane, (turn, start), avoid, keeping) {
+                Pick::Member(member, connection) => return Ok((member, connection)),
+                Pick::Nobody => return Err(Status::unavailable("no other member to ask")),
+                Pick::Wait => {
+                    if tokio::time::timeout_at(give_up, changed).await.is_err() {
+                        return Err(self.unreachable());
                     }
                 }
-                Pick::Wait(at) if at < give_up => tokio::time::sleep_until(at.into()).await,
-                Pick::Wait(_) => return Err(self.unreachable()),
-                Pick::Nobody => return Err(Status::unavailable("no other member to ask")),
             }
         }
     }
 
     fn unreachable(&self) -> Status {
-        let reasons: Vec<_> = self
-            .inner
-            .members
-            .list()
-            .iter()
-            .map(|member| format!("{}: {}", member.endpoint(), member.reason()))
-            .collect();
+        let reason = |member: &Arc<Member>| {
+            let reason = member.reason().unwrap_or_else(|| "no answer yet".to_owned());
+            format!("{}: {reason}", member.endpoint())
+        };
+        let reasons: Vec<_> = self.inner.members.list().iter().map(reason).collect();
         Status::unavailable(format!("no endpoint can be reached ({})", reasons.join("; ")))
     }
 }
@@ -274,7 +316,7 @@ async fn attempt(
         .await
         .map_err(|error| Fault::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}"))))?;
     send.send_data(payload, true).map_err(|error| Fault::from_stream(&error, endpoint))?;
-    let answer = match answer.await {
+    let answer = match connection.answer(answer).await {
         Ok(answer) => answer,
         // A member drops a request whose time is up without a word; its client would call that the deadline.
         Err(error) if is_cancel(&error) && deadline(&head.headers).is_some_and(|time| began.elapsed() >= time) => {

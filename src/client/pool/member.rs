@@ -1,7 +1,37 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+//! One endpoint and its state.
+//!
+//! Each connection of an endpoint has a worker of its own ([`Member::keep`]), which dials in the background from the
+//! first request of its lane on until the pool or the endpoint goes:
+//!
+//! ```text
+//!            first request of the lane
+//!   unused ───────────────────────────► dialling ──── connected ────► asking
+//!                                        ▲   │                         │  │
+//!                        back-off over   │   │ refused, no route,      │  │ answered: the process is there,
+//!                                        │   │ out of time             │  │ and of the cluster that is served
+//!                                        │   ▼                         │  ▼
+//!                                      waiting ◄───────────────────────┘ ready ──┐ an answer every PERIOD
+//!                                        ▲  closed, garbage, no gRPC,    │  ▲    │ (of any request, else of a
+//!                                        │  `Unavailable`, silent,       │  └────┘  health check)
+//!                                        │  of another cluster           │
+//!                                        └───────────────────────────────┘ closed, or silent for `silence_max`:
+//!                                                                          cut, and what was sent ends
+//! ```
+//!
+//! Requests see `ready` and nothing else: they never dial, and they wait only while no endpoint is ready. That TCP
+//! connects says nothing (the kernel of a hung process does that), so nothing but an answer leads to `ready`. Since no
+//! request travels before, a fault up to there executed nothing. The back-off belongs to the endpoint and doubles with
+//! each failure; a connection that was ready for [`STABLE`] sets it back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
 use super::connection::Connection;
 use super::dispatch::PoolConfig;
@@ -10,6 +40,10 @@ use crate::shutdown::Tasks;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Pause between two looks at a connection.
+const PERIOD: Duration = Duration::from_millis(500);
+/// How long a connection must have been of use before a failure counts as the first one again.
+const STABLE: Duration = Duration::from_secs(1);
 
 /// One endpoint: its connections and what we know of its health.
 #[derive(Debug)]
@@ -18,13 +52,15 @@ pub(super) struct Member {
     lanes: [Vec<Slot>; 4],
     next: AtomicUsize,
     health: Mutex<Health>,
+    /// Ends the workers.
+    gone: CancellationToken,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     ready: Mutex<Option<Connection>>,
-    /// Held while connecting, so that many waiting requests make one attempt.
-    connecting: tokio::sync::Mutex<()>,
+    /// Whether a worker looks after it.
+    kept: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -32,7 +68,17 @@ struct Health {
     failures: u32,
     /// No attempt before this time.
     retry_at: Option<Instant>,
-    reason: String,
+    /// Of the last failure.
+    reason: Option<String>,
+}
+
+/// What the workers of a pool share.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    pub(super) config: PoolConfig,
+    pub(super) tasks: Tasks,
+    /// Told when a connection is ready or an attempt has failed.
+    pub(super) changed: Notify,
 }
 
 impl Member {
@@ -41,69 +87,150 @@ impl Member {
             let count = if lane == Lane::Unary { config.connections.max(1) } else { 1 };
             std::iter::repeat_with(Slot::default).take(count).collect()
         };
-        Self { endpoint, lanes: Lane::ALL.map(slots), next: AtomicUsize::new(0), health: Mutex::new(Health::default()) }
+        Self {
+            endpoint,
+            lanes: Lane::ALL.map(slots),
+            next: AtomicUsize::new(0),
+            health: Mutex::new(Health::default()),
+            gone: CancellationToken::new(),
+        }
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Until when this member is left alone; none when it may be tried now.
-    pub(super) fn retry_at(&self, now: Instant) -> Option<Instant> {
-        self.health.lock().retry_at.filter(|&at| at > now)
-    }
-
-    /// Why the last attempt failed.
-    pub(super) fn reason(&self) -> String {
+    /// Why the last attempt failed; none before the first has.
+    pub(super) fn reason(&self) -> Option<String> {
         self.health.lock().reason.clone()
     }
 
-    /// A live connection of the lane, opened if there is none.
-    ///
-    /// # Errors
-    /// When the member cannot be reached, or was not a moment ago.
-    pub(super) async fn connection(
-        &self,
-        lane: Lane,
-        config: &PoolConfig,
-        tasks: &Tasks,
-    ) -> Result<Connection, String> {
+    /// Whether any connection is ready.
+    pub(super) fn is_ready(&self) -> bool {
+        self.lanes.iter().flatten().any(|slot| slot.live().is_some())
+    }
+
+    /// A connection of the lane that is ready. Starts the workers of those that are not.
+    pub(super) fn ready(self: &Arc<Self>, lane: Lane, keeping: &Arc<Keeping>) -> Option<Connection> {
         let slots = &self.lanes[lane.index()];
-        let slot = &slots[self.next.fetch_add(1, Ordering::Relaxed) % slots.len()];
-        if let Some(connection) = slot.live() {
-            return Ok(connection);
-        }
-        let _turn = slot.connecting.lock().await;
-        // Somebody else may have connected, or failed to, while we waited for the turn.
-        if let Some(connection) = slot.live() {
-            return Ok(connection);
-        }
-        if self.retry_at(Instant::now()).is_some() {
-            return Err(self.reason());
-        }
-        match Connection::open(&self.endpoint, config, tasks).await {
-            Ok(connection) => {
-                *slot.ready.lock() = Some(connection.clone());
-                *self.health.lock() = Health::default();
-                Ok(connection)
+        let first = if slots.len() > 1 { self.next.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        for step in 0..slots.len() {
+            let number = first.wrapping_add(step) % slots.len();
+            let live = slots[number].live();
+            if live.is_some() {
+                return live;
             }
-            Err(error) => Err(self.failed(error.to_string())),
+            self.start(lane, number, keeping);
+        }
+        None
+    }
+
+    fn start(self: &Arc<Self>, lane: Lane, number: usize, keeping: &Arc<Keeping>) {
+        let slot = &self.lanes[lane.index()][number];
+        if slot.kept.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // However the worker ends, also with its runtime, another one may be started.
+        let kept = Kept { member: self.clone(), lane, number };
+        let (keeping, stop) = (keeping.clone(), keeping.tasks.stop_signal());
+        if stop.is_cancelled() || self.gone.is_cancelled() {
+            return;
+        }
+        keeping.tasks.clone().spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = kept.member.gone.cancelled() => kept.slot().clear(),
+                () = kept.member.keep(kept.slot(), &keeping) => {}
+            }
+        });
+    }
+
+    /// Keeps one connection ready; see the state machine above.
+    async fn keep(&self, slot: &Slot, keeping: &Keeping) {
+        loop {
+            let retry_at = self.health.lock().retry_at;
+            if let Some(at) = retry_at {
+                tokio::time::sleep_until(at).await;
+            }
+            let reason = match self.open(keeping).await {
+                Ok(connection) => {
+                    *slot.ready.lock() = Some(connection.clone());
+                    keeping.changed.notify_waiters();
+                    let since = Instant::now();
+                    let reason = self.until_over(&connection, keeping.config.silence_max).await;
+                    slot.clear();
+                    if since.elapsed() >= STABLE {
+                        self.health.lock().failures = 0;
+                    }
+                    reason
+                }
+                Err(reason) => reason,
+            };
+            debug!(endpoint = %self.endpoint, reason, "endpoint not ready");
+            self.failed(reason);
+            keeping.changed.notify_waiters();
         }
     }
 
-    /// The open connection of the lane, if there is one.
-    pub(super) fn open_connection(&self, lane: Lane) -> Option<Connection> {
-        self.lanes[lane.index()].iter().find_map(Slot::live)
+    /// Dials, and waits for the first answer.
+    async fn open(&self, keeping: &Keeping) -> Result<Connection, String> {
+        let mut dialled = None;
+        let open = async {
+            let connection = Connection::open(&self.endpoint, &keeping.config, &keeping.tasks).await;
+            let connection = dialled.insert(connection.map_err(|error| error.to_string())?);
+            connection.admit(keeping.config.cluster.as_ref()).await
+        };
+        let admitted = tokio::time::timeout(keeping.config.dial_timeout, open).await;
+        match (admitted, dialled) {
+            (Ok(Ok(())), Some(connection)) => Ok(connection),
+            (outcome, connection) => {
+                let reason = match (outcome, &connection) {
+                    (Ok(Err(reason)), _) => reason,
+                    (_, None) => "connect timed out".to_owned(),
+                    (_, Some(_)) => "connected, but nothing answers".to_owned(),
+                };
+                if let Some(connection) = connection {
+                    connection.close();
+                }
+                Err(reason)
+            }
+        }
     }
 
-    /// Cuts every connection and leaves the member alone for a while.
-    pub(super) fn eject(&self, reason: &str) {
-        self.failed(reason.to_owned());
-        self.close();
+    /// Waits until the connection takes no new requests, or the other side is silent. Says why.
+    async fn until_over(&self, connection: &Connection, silence_max: Option<Duration>) -> String {
+        let silent = async {
+            let Some(silence_max) = silence_max else { return std::future::pending().await };
+            let mut heard = connection.heard();
+            loop {
+                tokio::time::sleep(PERIOD).await;
+                if connection.heard() == heard {
+                    match tokio::time::timeout(silence_max, connection.alive()).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(reason)) => return reason,
+                        // A long answer on its way is an answer.
+                        Err(_) if connection.heard() != heard => {}
+                        Err(_) => return "holds its connection but does not answer".to_owned(),
+                    }
+                }
+                heard = connection.heard();
+            }
+        };
+        tokio::select! {
+            () = connection.over() => "connection lost".to_owned(),
+            reason = silent => {
+                if !connection.is_closed() {
+                    warn!(endpoint = %self.endpoint, reason, "upstream connection cut");
+                    connection.close();
+                }
+                reason
+            }
+        }
     }
 
     /// Takes no new requests; those in flight go on.
     pub(super) fn retire(&self) {
+        self.gone.cancel();
         for slot in self.lanes.iter().flatten() {
             if let Some(connection) = slot.ready.lock().take() {
                 connection.retire();
@@ -111,36 +238,46 @@ impl Member {
         }
     }
 
-    /// Cuts every connection.
-    pub(super) fn close(&self) {
-        for slot in self.lanes.iter().flatten() {
-            if let Some(connection) = slot.ready.lock().take() {
-                connection.close();
-            }
-        }
-    }
-
-    /// Notes a failed attempt; the next one waits longer, with jitter so that many proxies do not come at once.
-    fn failed(&self, reason: String) -> String {
+    /// Notes a failed attempt; the next one waits longer, with jitter so that many proxies do not come at once. The
+    /// connections of one endpoint fail together, which counts once.
+    fn failed(&self, reason: String) {
         let mut health = self.health.lock();
+        health.reason = Some(reason);
+        let now = Instant::now();
+        if health.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
         let doubled = BACKOFF_MIN.saturating_mul(1 << health.failures.min(10)).min(BACKOFF_MAX);
         health.failures = health.failures.saturating_add(1);
-        health.retry_at = Some(Instant::now() + doubled.mul_f64(0.5 + 0.5 * fastrand::f64()));
-        health.reason.clone_from(&reason);
-        reason
+        health.retry_at = Some(now + doubled.mul_f64(0.5 + 0.5 * fastrand::f64()));
+    }
+}
+
+/// The worker of one slot.
+struct Kept {
+    member: Arc<Member>,
+    lane: Lane,
+    number: usize,
+}
+
+impl Kept {
+    fn slot(&self) -> &Slot {
+        &self.member.lanes[self.lane.index()][self.number]
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.slot().kept.store(false, Ordering::Relaxed);
     }
 }
 
 impl Slot {
     fn live(&self) -> Option<Connection> {
-        let mut ready = self.ready.lock();
-        match &*ready {
-            Some(connection) if !connection.is_closed() => Some(connection.clone()),
-            Some(_) => {
-                *ready = None;
-                None
-            }
-            None => None,
-        }
+        self.ready.lock().as_ref().filter(|connection| !connection.is_closed()).cloned()
+    }
+
+    fn clear(&self) {
+        *self.ready.lock() = None;
     }
 }

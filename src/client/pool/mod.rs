@@ -1,14 +1,20 @@
 //! Upstream connections: several members, several lanes to each, and the rules for picking and trying again.
 //!
-//! A request enters at [`Pool`] (`dispatch.rs`), which asks `select.rs` for a member, takes a connection of its lane
-//! from `member.rs`, which opens it when needed (`connection.rs`), and sends the bytes. `body.rs` is the answer on its
-//! way back. Nothing here decodes a message: requests and answers are bytes, and every outcome, a lost connection
+//! A request enters at [`Pool`] (`dispatch.rs`), which asks `select.rs` for a member with a ready connection of its lane
+//! and sends the bytes. `member.rs` keeps connections ready in the background and has the state machine of an endpoint;
+//! `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` asks it for a sign of life, and
+//! `cluster.rs` refuses endpoints of another cluster. `body.rs` is the answer on its way back. Nothing here decodes a message: requests and answers are bytes, and every outcome, a lost connection
 //! included, is an answer with a gRPC status.
 
 mod body;
+mod cluster;
 mod connection;
+mod dial;
 mod dispatch;
 mod fault;
+mod header;
+#[cfg(test)]
+mod health_tests;
 mod member;
 mod probe;
 mod select;
@@ -18,6 +24,10 @@ mod tests;
 mod watch;
 
 pub use body::UpstreamBody;
+pub use cluster::{ClusterMismatch, UpstreamCluster, check_one_cluster};
+#[cfg(test)]
+pub(crate) use dial::{Dialer, Io};
 pub use dispatch::{Head, Pool, PoolConfig};
+pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header};
 pub use stream::UpstreamStream;
 pub use watch::{UpstreamWatch, framed, unframed};

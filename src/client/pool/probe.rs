@@ -1,68 +1,91 @@
-use std::sync::Weak;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
 use bytes::Bytes;
-use http::HeaderMap;
-use tracing::warn;
+use http::{HeaderMap, header};
+use tonic::{Code, Status};
 
-use super::dispatch::{Head, Inner, Pool};
-use super::member::Member;
-use crate::client::Lane;
+use super::connection::Connection;
+use super::dispatch::Head;
+use super::header::{HEADER_BYTES_MAX, peek_header};
+use super::watch::framed;
+use crate::client::Endpoint;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 
-/// Pause between two rounds.
-const PERIOD: Duration = Duration::from_secs(1);
-/// An empty `HealthCheckRequest`: flag, length, no body.
-const EMPTY_MESSAGE: &[u8] = &[0; 5];
-
-impl Pool {
-    /// Starts to look for members that hold their connections but answer nothing, once there is somebody else to ask.
-    pub(super) fn start_probing(&self) {
-        if self.inner.probing.load(Ordering::Relaxed) || self.inner.members.list().len() < 2 {
-            return;
-        }
-        if !self.inner.probing.swap(true, Ordering::Relaxed) {
-            let stop = self.inner.tasks.stop_signal();
-            let inner = std::sync::Arc::downgrade(&self.inner);
-            self.inner.tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = rounds(inner) => {}
-                }
-            });
-        }
-    }
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+/// An empty message: flag, length, no body.
+const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; 5]);
+/// Asks for a sign of life. A refusal is one too, an answer that is no gRPC, or says `Unavailable`, is not.
+///
+/// # Errors
+/// Why the endpoint is of no use.
+pub(super) async fn alive(connection: &Connection, endpoint: &Endpoint) -> Result<(), String> {
+    ask(connection, endpoint, HEALTH, EMPTY_MESSAGE, true).await.map(drop)
 }
 
-/// Ends when the pool is gone.
-async fn rounds(pool: Weak<Inner>) {
-    loop {
-        tokio::time::sleep(PERIOD).await;
-        let Some(inner) = pool.upgrade() else { return };
-        let members = inner.members.list();
-        let silence_max = inner.config.silence_max;
-        drop(inner);
-        let answered = futures::future::join_all(members.iter().map(|member| answers(member, silence_max))).await;
-        // A whole cluster that is silent is left alone: there is nobody better.
-        if answered.iter().any(|&answered| answered) {
-            for (member, _) in members.iter().zip(&answered).filter(|(_, answered)| !**answered) {
-                warn!(endpoint = %member.endpoint(), "member holds its connection but does not answer, using others");
-                member.eject("does not answer");
+/// Asks for the cluster id, without rights of any kind. None when the endpoint answers but does not tell.
+///
+/// # Errors
+/// Why the endpoint is of no use.
+pub(super) async fn cluster_id(connection: &Connection, endpoint: &Endpoint) -> Result<Option<u64>, String> {
+    if let Some(id) = ask(connection, endpoint, STATUS, EMPTY_MESSAGE, true).await? {
+        return Ok(Some(id));
+    }
+    // With auth on, etcd 3.7 wants a user for this and every other call that shows the id, but refuses a watch with
+    // an answer, and an answer has a header.
+    let create = WatchCreateRequest { key: Bytes::from_static(b"\0"), ..Default::default() };
+    let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    ask(connection, endpoint, WATCH, framed(&request), false).await
+}
+
+/// Sends one message and reads the beginning of the first one of the answer.
+async fn ask(
+    connection: &Connection,
+    endpoint: &Endpoint,
+    path: &'static str,
+    message: Bytes,
+    last: bool,
+) -> Result<Option<u64>, String> {
+    let head = Head::grpc(path, HeaderMap::new());
+    let (answer, mut send) = connection.start(head.to_request(endpoint), false).await.map_err(|e| e.to_string())?;
+    send.send_data(message, last).map_err(|error| error.to_string())?;
+    let (parts, mut body) = answer.await.map_err(|error| error.to_string())?.into_parts();
+    let kind = parts.headers.get(header::CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        return Err(format!("not a gRPC server: HTTP status {}", parts.status.as_u16()));
+    }
+    if let Some(status) = Status::from_header_map(&parts.headers) {
+        return match status.code() {
+            Code::Unavailable => Err(status.message().to_owned()),
+            _ => Ok(None),
+        };
+    }
+    let mut first = Vec::new();
+    while first.len() < 5 + HEADER_BYTES_MAX {
+        match body.data().await {
+            Some(Ok(data)) => {
+                let _ = body.flow_control().release_capacity(data.len());
+                first.extend_from_slice(&data);
             }
+            Some(Err(error)) => return Err(error.to_string()),
+            None => break,
+        }
+        if whole(&first) {
+            break;
         }
     }
+    Ok(cluster_id_of(&first))
 }
 
-/// Whether the member says anything at all in time. One without an open connection needs no probe.
-async fn answers(member: &Member, silence_max: Duration) -> bool {
-    let Some(connection) = Lane::ALL.iter().find_map(|&lane| member.open_connection(lane)) else { return true };
-    let head = Head::grpc("/grpc.health.v1.Health/Check", HeaderMap::new());
-    let ask = async {
-        let Ok((answer, mut send)) = connection.start(head.to_request(member.endpoint()), false).await else { return };
-        if send.send_data(Bytes::from_static(EMPTY_MESSAGE), true).is_ok() {
-            // Any answer will do, an error too: somebody is there.
-            let _ = answer.await;
-        }
-    };
-    tokio::time::timeout(silence_max, ask).await.is_ok()
+/// Whether the first message is there to its end.
+fn whole(bytes: &[u8]) -> bool {
+    bytes.split_first_chunk::<5>().is_some_and(|(frame, message)| {
+        let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
+        message.len() >= length
+    })
+}
+
+/// The cluster id in the first field of a framed answer, of which the end may be missing.
+fn cluster_id_of(framed: &[u8]) -> Option<u64> {
+    peek_header(framed.get(5..)?).map(|header| header.cluster_id).filter(|&id| id != 0)
 }

@@ -1,12 +1,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
+use super::connection::Connection;
 use super::dispatch::PoolConfig;
-use super::member::Member;
-use crate::client::Endpoint;
+use super::member::{Keeping, Member};
+use crate::client::{Endpoint, Lane};
 
 /// The members of the pool, taken in turn.
 #[derive(Debug)]
@@ -22,17 +22,17 @@ pub(super) struct Members {
 pub(super) enum Turn {
     /// Each request the next one.
     Next,
-    /// All requests the same one, for as long as it lives: its state never goes back.
+    /// All requests the same one, for as long as it is ready: its state never goes back.
     Home,
 }
 
 /// Whom to ask.
 pub(super) enum Pick {
-    /// This one.
-    Member(Arc<Member>),
-    /// All that are left failed a moment ago; the first may be tried again then.
-    Wait(Instant),
-    /// Nobody is left.
+    /// This one, which is ready.
+    Member(Arc<Member>, Connection),
+    /// Nobody is ready.
+    Wait,
+    /// Nobody is left but those that were asked already, or that cannot be reached.
     Nobody,
 }
 
@@ -64,31 +64,40 @@ impl Members {
         }
     }
 
-    /// The first member, from whose turn it is, that is not in `avoid` and not in its back-off.
-    pub(super) fn pick(&self, turn: Turn, avoid: &[Endpoint]) -> Pick {
-        let list = self.list.load();
-        let start = match turn {
+    /// Where a request begins to look.
+    pub(super) fn start(&self, turn: Turn) -> usize {
+        match turn {
             Turn::Next => self.next.fetch_add(1, Ordering::Relaxed),
             Turn::Home => self.home.load(Ordering::Relaxed),
-        };
-        let now = Instant::now();
-        let mut soonest: Option<Instant> = None;
+        }
+    }
+
+    /// The first member, from `start` on, that is not in `avoid` and has a connection of the lane ready. Starts
+    /// to dial those on the way that have none.
+    pub(super) fn pick(
+        &self,
+        lane: Lane,
+        (turn, start): (Turn, usize),
+        avoid: &[Endpoint],
+        keeping: &Arc<Keeping>,
+    ) -> Pick {
+        let list = self.list.load();
+        let mut worth_waiting = false;
         for step in 0..list.len() {
             let at = start.wrapping_add(step);
             let member = &list[at % list.len()];
             if avoid.contains(member.endpoint()) {
                 continue;
             }
-            match member.retry_at(now) {
-                None => {
-                    if turn == Turn::Home && step > 0 {
-                        self.home.store(at, Ordering::Relaxed);
-                    }
-                    return Pick::Member(member.clone());
+            if let Some(connection) = member.ready(lane, keeping) {
+                if turn == Turn::Home && step > 0 {
+                    self.home.store(at, Ordering::Relaxed);
                 }
-                Some(at) => soonest = Some(soonest.map_or(at, |other| other.min(at))),
+                return Pick::Member(member.clone(), connection);
             }
+            // Once somebody has answered, an endpoint that has failed before is not waited for.
+            worth_waiting |= avoid.is_empty() || member.reason().is_none();
         }
-        soonest.map_or(Pick::Nobody, Pick::Wait)
+        if worth_waiting { Pick::Wait } else { Pick::Nobody }
     }
 }

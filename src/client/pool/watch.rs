@@ -41,7 +41,7 @@ impl Pool {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let frames =
             ReceiverStream::new(receiver).map(|request: WatchRequest| Ok::<_, Status>(Frame::data(framed(&request))));
-        let body = stream.feed(StreamBody::new(frames), &self.inner.tasks);
+        let body = stream.feed(StreamBody::new(frames), self.tasks());
         let decoder = LeanCodec::<WatchRequest, WatchResponse>::default().decoder();
         let answers = Streaming::new_response(decoder, body, StatusCode::OK, None, Some(i32::MAX as usize));
         Ok(UpstreamWatch { requests, answers, endpoint })

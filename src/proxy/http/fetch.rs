@@ -18,9 +18,7 @@ const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The page as the first member that answers has it.
 pub(super) async fn from_any_member(pool: &Pool, path: &str, tasks: &Tasks) -> Result<Response<Bytes>, String> {
     let mut reasons = Vec::new();
-    let mut endpoints = pool.endpoints();
-    fastrand::shuffle(&mut endpoints);
-    for endpoint in endpoints {
+    for endpoint in pool.endpoints() {
         match tokio::time::timeout(FETCH_TIMEOUT, fetch(&endpoint, path, tasks)).await {
             Ok(Ok(page)) => return Ok(page),
             Ok(Err(error)) => reasons.push(format!("{endpoint}: {error}")),

@@ -116,14 +116,18 @@ impl Hub {
         let mut lost_since: Option<Instant> = None;
         let mut pause = RETRY_MIN;
         let mut hops = 0;
+        let mut last = None;
         while self.wanted().await {
             let others = match pool.endpoints().len() {
                 0 | 1 => Others::None,
                 members if hops + 1 < members => Others::Untried,
                 _ => Others::Tried,
             };
-            let (end, answered) = match pool.open(Lane::Lease, &head).await {
-                Ok(stream) => self.serve(stream, others).await,
+            let (end, answered) = match pool.open_elsewhere(Lane::Lease, &head, last.as_ref()).await {
+                Ok(stream) => {
+                    last = Some(stream.body.endpoint().clone());
+                    self.serve(stream, others).await
+                }
                 Err(status) => (End::Lost(status), false),
             };
             if answered {

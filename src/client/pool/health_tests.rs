@@ -1,0 +1,215 @@
+//! Bad endpoints, silence and other clusters, on paused time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::body::Body;
+
+use super::{Head, Pool, PoolConfig, UpstreamCluster};
+use crate::client::testing::{Dial, FakeNetwork, Reply};
+use crate::client::{Endpoint, Lane, Method};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+
+const WRITE: &str = "/etcdserverpb.KV/Put";
+const BAD: [Dial; 6] = [Dial::Refused, Dial::Dark, Dial::Silent, Dial::Garbage, Dial::Http1, Dial::Closed];
+
+fn network() -> FakeNetwork {
+    FakeNetwork::new(|_| Reply::Message(vec![0; 5]))
+}
+
+fn config(network: &FakeNetwork, endpoints: &[Endpoint]) -> PoolConfig {
+    PoolConfig {
+        dial_timeout: Duration::from_secs(3),
+        dialer: Arc::new(network.clone()),
+        ..PoolConfig::new(endpoints.to_vec())
+    }
+}
+
+fn pool(network: &FakeNetwork, endpoints: &[Endpoint]) -> Pool {
+    Pool::new(config(network, endpoints), &Tasks::new())
+}
+
+async fn write(pool: &Pool) -> Response<Body> {
+    pool.exchange(Method::of(WRITE), &Head::grpc(WRITE, HeaderMap::new()), Bytes::from_static(&[0; 5])).await
+}
+
+fn failed(answer: &Response<Body>) -> Option<String> {
+    let code = answer.headers().get("grpc-status")?;
+    let message = answer.headers().get("grpc-message").map(|text| text.to_str().unwrap().to_owned());
+    (code != "0").then(|| format!("{code:?} {message:?}"))
+}
+
+/// An endpoint counted as healthy once TCP connected, so each round of probes sent it requests again, and requests
+/// waited for its dial while another endpoint was up.
+#[tokio::test(start_paused = true)]
+async fn no_request_meets_an_endpoint_that_does_not_answer() {
+    for dial in BAD {
+        let network = network();
+        let (good, bad) = (network.place("good:1", Dial::Member(1)), network.place("bad:1", dial));
+        let pool = pool(&network, &[good.clone(), bad.clone()]);
+        for _ in 0..600 {
+            let began = Instant::now();
+            assert_eq!(failed(&write(&pool).await), None, "{dial:?}");
+            assert_eq!(began.elapsed(), Duration::ZERO, "{dial:?}");
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(network.received(&good), 600);
+        let dials = network.dials(&bad);
+        // A minute with a pause of at most 2 s between two attempts, each of which may take 3 s.
+        assert!((12..70).contains(&dials.len()), "{dial:?}: {} dials", dials.len());
+        // It is used again as soon as it answers.
+        network.moves(&bad, Dial::Member(1));
+        sleep(Duration::from_secs(6)).await;
+        for _ in 0..10 {
+            write(&pool).await;
+        }
+        assert_eq!(network.received(&bad), 5, "{dial:?}");
+    }
+}
+
+/// The kernel of a hung process completes handshakes, which reset the back-off.
+#[tokio::test(start_paused = true)]
+async fn a_hung_member_is_left_until_it_answers() {
+    let network = network();
+    let endpoints: Vec<_> = ["a:1", "b:1", "c:1"].map(|name| network.place(name, Dial::Member(1))).to_vec();
+    let pool = pool(&network, &endpoints);
+    for _ in 0..30 {
+        write(&pool).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    let before = network.received(&endpoints[1]);
+    assert_eq!(before, 10);
+    network.hang(&endpoints[1], true);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(60) {
+        let late = began.elapsed() > Duration::from_millis(4100);
+        // Those sent before the silence is noticed wait for as long as their callers do.
+        match timeout(Duration::from_millis(500), write(&pool)).await {
+            Ok(answer) if late => assert_eq!(failed(&answer), None),
+            Err(_) if late => panic!("waits after {:?}", began.elapsed()),
+            _ => {}
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    network.hang(&endpoints[1], false);
+    let resumed = network.received(&endpoints[1]);
+    sleep(Duration::from_secs(6)).await;
+    for _ in 0..30 {
+        assert_eq!(failed(&write(&pool).await), None);
+    }
+    assert!(network.received(&endpoints[1]) >= resumed + 10);
+}
+
+/// A cluster of which nobody answered was left alone: there was nobody better to ask.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_moves_while_all_are_silent_is_followed() {
+    for names in [&["a:1"][..], &["a:1", "b:1"]] {
+        let network = network();
+        let endpoints: Vec<_> = names.iter().map(|name| network.place(name, Dial::Member(1))).collect();
+        let pool = pool(&network, &endpoints);
+        assert_eq!(failed(&write(&pool).await), None);
+        let stream = pool.open(Lane::Watch, &Head::grpc("/etcdserverpb.Watch/Watch", HeaderMap::new())).await.unwrap();
+        for endpoint in &endpoints {
+            network.hang(endpoint, true);
+            network.moves(endpoint, Dial::Member(1));
+        }
+        let began = Instant::now();
+        while failed(&write(&pool).await).is_some() {}
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        // Streams end too, so that watches and leases go on elsewhere.
+        let answer = timeout(Duration::from_secs(5), stream.body.into_response()).await.expect("the stream ends");
+        assert!(failed(&answer).is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_fails_is_repeated_ever_later() {
+    let network = network();
+    let endpoint = network.place("a:1", Dial::Refused);
+    let pool = pool(&network, std::slice::from_ref(&endpoint));
+    let answer = failed(&write(&pool).await).expect("nobody is there");
+    assert!(answer.contains("a:1:%20connection%20refused"), "{answer}");
+    sleep(Duration::from_secs(60)).await;
+    let dials = network.dials(&endpoint);
+    let pauses: Vec<_> = dials.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    for (failures, pause) in pauses.iter().enumerate() {
+        let longest = Duration::from_millis(50).saturating_mul(1 << failures.min(10)).min(Duration::from_secs(2));
+        // The clock of tests moves in milliseconds.
+        assert!((longest / 2..=longest + Duration::from_millis(2)).contains(pause), "{failures}: {pause:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_dialled_any_more_when_the_pool_is_gone() {
+    let network = network();
+    let endpoints = [network.place("a:1", Dial::Member(1)), network.place("b:1", Dial::Refused)];
+    let pool = pool(&network, &endpoints);
+    write(&pool).await;
+    drop(pool);
+    sleep(Duration::from_secs(1)).await;
+    let dials = network.dials(&endpoints[1]).len();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(network.dials(&endpoints[1]).len(), dials);
+}
+
+/// Writes went to two clusters in turn.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_of_another_cluster_gets_no_request() {
+    let network = network();
+    let endpoints = [network.place("a:1", Dial::Member(0xa)), network.place("b:1", Dial::Member(0xb))];
+    let metrics = Metrics::new();
+    let cluster = UpstreamCluster::new(&endpoints, &metrics);
+    let config = PoolConfig { cluster: Some(cluster), ..config(&network, &endpoints) };
+    // All pools of a process agree.
+    let pools = [Pool::new(config.clone(), &Tasks::new()), Pool::new(config, &Tasks::new())];
+    for _ in 0..20 {
+        for pool in &pools {
+            assert_eq!(failed(&write(pool).await), None);
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    let mut received = endpoints.each_ref().map(|endpoint| network.received(endpoint));
+    received.sort_unstable();
+    assert_eq!(received, [0, 40]);
+    let text = metrics.render();
+    assert!(text.contains("watershed_proxy_upstream_endpoints_left_out 1\n"), "{text}");
+}
+
+/// Two hundred clients that gave up while the member stalled were two hundred resets at once, which members take for an
+/// attack: they ended the connection with the requests and watches of everybody on it.
+#[tokio::test(start_paused = true)]
+async fn clients_that_give_up_together_cost_nobody_the_connection() {
+    let network = network();
+    let endpoint = network.place("a:1", Dial::Member(1));
+    let pool = pool(&network, std::slice::from_ref(&endpoint));
+    assert_eq!(failed(&write(&pool).await), None);
+    network.hang(&endpoint, true);
+    let patient = write(&pool);
+    let impatient = futures::future::join_all((0..200).map(|_| timeout(Duration::from_millis(500), write(&pool))));
+    let wakes = async {
+        sleep(Duration::from_millis(1200)).await;
+        network.hang(&endpoint, false);
+    };
+    let (patient, impatient, ()) = tokio::join!(patient, impatient, wakes);
+    assert!(impatient.iter().all(Result::is_err));
+    assert_eq!(failed(&patient), None);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(failed(&write(&pool).await), None);
+    assert_eq!(network.dials(&endpoint).len(), 1, "still the first connection");
+}
+
+/// A waiter that is gone must not get the lock, so a request is cancelled upstream as well, soon.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_gives_up_cancels_its_request_upstream() {
+    let network = FakeNetwork::new(|_| Reply::Never);
+    let endpoint = network.place("a:1", Dial::Member(1));
+    let pool = pool(&network, std::slice::from_ref(&endpoint));
+    let all = futures::future::join_all((0..100).map(|_| timeout(Duration::from_secs(1), write(&pool))));
+    all.await;
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!((network.received(&endpoint), network.cancelled(&endpoint)), (100, 100));
+}

@@ -1,0 +1,365 @@
+//! The proxy in front of endpoints that fail: which of its clients' calls do.
+//!
+//! `WATERSHED_TEST_PROXY` puts another proxy in place of ours, to compare.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use watershed::client::Client;
+use watershed::pb::etcdserverpb::{LeaseKeepAliveRequest, WatchCreateRequest};
+
+use super::story::{grant, on_three, put, try_put};
+use crate::harness::{Answers, Cluster, Process, Target, Watching, World, client, free_port, http_get, soon, until};
+
+/// From then on bad endpoints must not be noticed any more.
+const NOTICED: Duration = Duration::from_secs(5);
+const OBSERVED: Duration = Duration::from_secs(2);
+/// How long a call may take before it counts as failed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+struct Proxy {
+    process: Process,
+    endpoint: String,
+    client: Client,
+    _folder: TempDir,
+}
+
+fn program() -> PathBuf {
+    std::env::var_os("WATERSHED_TEST_PROXY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_watershed")), Into::into)
+}
+
+impl Proxy {
+    fn spawn(endpoints: &[&str]) -> Self {
+        let folder = TempDir::new().expect("temporary directory");
+        let endpoint = format!("127.0.0.1:{}", free_port());
+        let list = format!("--endpoints={}", endpoints.join(","));
+        let listen = format!("--listen-addr={endpoint}");
+        let args = ["grpc-proxy", "start", list.as_str(), listen.as_str()];
+        let process = Process::start(Path::new(&program()), &args, folder.path(), "proxy");
+        Self { process, client: client(&endpoint), endpoint, _folder: folder }
+    }
+
+    /// Waits until a write passes.
+    async fn start(endpoints: &[&str]) -> Self {
+        let proxy = Self::spawn(endpoints);
+        until("a write", async || try_put(&proxy.client, "ready", "").await.ok()).await;
+        proxy
+    }
+}
+
+/// Calls that began later than [`NOTICED`] from now, and how many of them failed.
+async fn calls(client: &Client) -> (usize, usize) {
+    let began = Instant::now();
+    let one = |number: usize| async move {
+        let (mut all, mut failed) = (0, 0);
+        while began.elapsed() < NOTICED + OBSERVED {
+            let counts = began.elapsed() > NOTICED;
+            let answer = tokio::time::timeout(CALL_TIMEOUT, try_put(client, &format!("k{number}"), "")).await;
+            if counts {
+                all += 1;
+                failed += usize::from(!matches!(answer, Ok(Ok(_))));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        (all, failed)
+    };
+    let counts = futures::future::join_all((0..8).map(one)).await;
+    counts.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}
+
+fn assert_unnoticed(what: &str, (all, failed): (usize, usize)) {
+    println!("{what}: {failed} of {all} calls failed");
+    assert!(all >= 100 && failed * 100 < all, "{what}: {failed} of {all} calls failed");
+}
+
+/// A listener whose queue of connections is full: the kernel answers no further one.
+struct FullQueue {
+    address: SocketAddr,
+    _listener: Socket,
+    _queued: Vec<tokio::task::JoinHandle<std::io::Result<TcpStream>>>,
+}
+
+fn small_listener() -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
+    socket.listen(0).expect("listen");
+    socket.set_nonblocking(true).expect("non-blocking");
+    socket
+}
+
+impl FullQueue {
+    fn new() -> Self {
+        let listener = small_listener();
+        let address = listener.local_addr().expect("bound").as_socket().expect("an address");
+        Self { address, _listener: listener, _queued: fill(address) }
+    }
+}
+
+/// More connections than a queue of the smallest size takes.
+fn fill(address: SocketAddr) -> Vec<tokio::task::JoinHandle<std::io::Result<TcpStream>>> {
+    (0..4).map(|_| tokio::spawn(TcpStream::connect(address))).collect()
+}
+
+/// Something that listens and is no member.
+async fn stranger<F: Future<Output = ()> + Send>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("bound").to_string();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accept");
+            serve(stream).await;
+        }
+    });
+    address
+}
+
+/// A wire to a member that can fall silent without a word.
+struct Wire {
+    address: SocketAddr,
+    state: watch::Sender<Packets>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packets {
+    Pass,
+    /// Nothing passes any more, and nobody can connect.
+    Lost,
+    /// Nothing passes on what is connected; new connections reach the member.
+    Moved,
+}
+
+impl Wire {
+    fn new(member: &str) -> Self {
+        let (member, socket) = (member.to_owned(), small_listener());
+        let address = socket.local_addr().expect("bound").as_socket().expect("an address");
+        let listener = TcpListener::from_std(socket.into()).expect("a listener");
+        let state = watch::Sender::new(Packets::Pass);
+        let mut changes = state.subscribe();
+        tokio::spawn(async move {
+            loop {
+                if changes.wait_for(|&packets| packets != Packets::Lost).await.is_err() {
+                    return;
+                }
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    _ = changes.changed() => continue,
+                };
+                let silent = *changes.borrow();
+                // Gone at the end of a test.
+                let Ok(far) = TcpStream::connect(&member).await else { continue };
+                let near = accepted.expect("accept").0;
+                let _ = (near.set_nodelay(true), far.set_nodelay(true));
+                let (near, far) = (near.into_split(), far.into_split());
+                tokio::spawn(one_way(near.0, far.1, changes.clone(), silent));
+                tokio::spawn(one_way(far.0, near.1, changes.clone(), silent));
+            }
+        });
+        Self { address, state }
+    }
+
+    fn lose(&self) {
+        self.state.send_replace(Packets::Lost);
+        // Nobody accepts any more: these fill the queue.
+        drop(fill(self.address));
+    }
+}
+
+/// Passes bytes until the state is another one than at the beginning; from then on holds them for ever.
+async fn one_way(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut changes: watch::Receiver<Packets>,
+    passes: Packets,
+) {
+    let copy = async {
+        let _ = tokio::io::copy(&mut from, &mut to).await;
+        let _ = to.shutdown().await;
+    };
+    tokio::select! {
+        () = copy => return,
+        _ = changes.wait_for(|&packets| packets != passes) => {}
+    }
+    std::future::pending().await
+}
+
+/// The kernel of a stopped process completes handshakes, which the proxy took for health: 30 % of the calls failed for
+/// as long as the member was stopped.
+#[test]
+fn a_hung_member_is_not_noticed() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let proxy = Proxy::start(&[cluster.endpoint(0), cluster.endpoint(1), cluster.endpoint(2)]).await;
+        cluster.pause(1);
+        let counts = calls(&proxy.client).await;
+        cluster.resume(1);
+        assert_unnoticed("one of three members stopped", counts);
+    });
+}
+
+/// Every request whose turn it was waited for a dial that led nowhere: 33 % failed, at a seventh of the rate.
+#[test]
+fn a_dark_member_is_not_noticed() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let wire = Wire::new(cluster.endpoint(1));
+        let proxy = Proxy::start(&[cluster.endpoint(0), &wire.address.to_string(), cluster.endpoint(2)]).await;
+        // Until the connection is there.
+        for _ in 0..10 {
+            put(&proxy.client, "k", "").await;
+        }
+        wire.lose();
+        assert_unnoticed("one of three members dark", calls(&proxy.client).await);
+    });
+}
+
+/// What connects counted as a member: 25 to 50 % failed.
+#[test]
+fn endpoints_that_are_no_members_are_not_noticed() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let world = World::start(Target::Core, &[]).await;
+        let full = FullQueue::new();
+        let http = stranger(async |mut stream| {
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ =
+                stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        });
+        let silent = stranger(async |stream| {
+            tokio::spawn(async move {
+                let _stream = stream;
+                std::future::pending::<()>().await
+            });
+        });
+        let garbage = stranger(async |mut stream| {
+            let _ = stream.write_all(&[0xa5; 300]).await;
+            let _ = stream.read(&mut [0; 1024]).await;
+        });
+        let cases = [
+            ("an HTTP server", http.await),
+            ("a full accept queue", full.address.to_string()),
+            ("a silent one", silent.await),
+            ("one that talks garbage", garbage.await),
+        ];
+        let observe = async |(what, bad): (&'static str, String)| {
+            let proxy = Proxy::start(&[&world.member, &bad]).await;
+            (what, calls(&proxy.client).await)
+        };
+        for (what, counts) in futures::future::join_all(cases.into_iter().map(observe)).await {
+            assert_unnoticed(what, counts);
+        }
+    });
+}
+
+/// Silence was not noticed while there was nobody else to ask: no write passed, and no lease was kept, until a restart.
+#[test]
+fn the_only_endpoint_moves_while_its_host_hangs() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let world = World::start(Target::Core, &[]).await;
+        // Stands for the name: what is connected reaches the old host, what connects the new one.
+        let wire = Wire::new(&world.member);
+        let proxy = Proxy::start(&[&wire.address.to_string()]).await;
+        let (mut watch, _) =
+            Watching::create(&proxy.client, WatchCreateRequest { key: "k".into(), ..Default::default() }).await;
+        let lease = grant(&proxy.client, 60).await;
+        let (ask, asks) = tokio::sync::mpsc::channel(4);
+        let mut leases = proxy.client.lease();
+        let asks = tokio_stream::wrappers::ReceiverStream::new(asks);
+        let mut kept = Answers::new(async move { leases.lease_keep_alive(asks).await });
+        ask.send(LeaseKeepAliveRequest { id: lease }).await.expect("open");
+        assert_eq!(kept.message().await.expect("kept").expect("an answer").ttl, 60);
+
+        wire.state.send_replace(Packets::Moved);
+        let began = Instant::now();
+        let revision = until("a write", async || try_put(&proxy.client, "k", "v").await.ok()).await;
+        assert!(began.elapsed() < Duration::from_secs(10), "a write passes again after {:?}", began.elapsed());
+        assert_eq!(watch.events(1).await, [format!("+k=v@{revision}")]);
+        ask.send(LeaseKeepAliveRequest { id: lease }).await.expect("open");
+        let again = soon("a keep-alive", kept.message()).await.expect("kept").expect("an answer");
+        assert_eq!(again.ttl, 60);
+    });
+}
+
+/// Members end a connection that resets more streams than they have looked at. Clients that gave up while a member
+/// stalled took the proxy's connection along, and with it the calls of everybody else.
+#[test]
+fn clients_that_give_up_together_harm_nobody_else() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let world = World::start(Target::Core, &[]).await;
+        let proxy = Proxy::start(&[&world.member]).await;
+        let patient = client(&proxy.endpoint);
+        put(&patient, "k", "").await;
+        world.server.signal(rustix::process::Signal::STOP);
+        let impatient = (0..200).map(|number| {
+            let (client, key) = (proxy.client.clone(), format!("i{number}"));
+            async move { tokio::time::timeout(Duration::from_millis(500), try_put(&client, &key, "")).await }
+        });
+        let wake = async {
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+            world.server.signal(rustix::process::Signal::CONT);
+        };
+        let patient_puts = futures::future::join_all((0..20).map(|_| try_put(&patient, "k", "")));
+        let (gave_up, patient_puts, ()) = tokio::join!(futures::future::join_all(impatient), patient_puts, wake);
+        assert!(gave_up.iter().all(Result::is_err), "the member was stopped in time");
+        for put in patient_puts {
+            put.expect("a call of somebody who waits");
+        }
+    });
+}
+
+/// Writes went to two clusters in turn.
+#[test]
+fn endpoints_of_two_clusters_do_not_start() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let (one, other) = (World::start(Target::Core, &[]).await, World::start(Target::Core, &[]).await);
+        put(&other.client, "other", "").await;
+        let mut proxy = Proxy::spawn(&[&one.member, &other.member]);
+        let status = tokio::task::spawn_blocking(move || {
+            let status = proxy.process.wait(Duration::from_secs(20));
+            (status, proxy.process.output())
+        });
+        let (status, output) = status.await.expect("it ends");
+        assert_eq!(status.code(), Some(1), "{output}");
+        for world in [&one, &other] {
+            let header = world.get("k").await.header.expect("header");
+            let id = format!("cluster id {:x}", header.cluster_id);
+            assert!(output.contains(&world.member) && output.contains(&id), "{id}: {output}");
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_of_another_cluster_is_left_out() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        // Auth on: the cluster id must be found without rights.
+        let (one, other) = (World::start(Target::Core, &[]).await, World::start(Target::Core, &[]).await);
+        let wire = Wire::new(&other.member);
+        wire.lose();
+        let proxy = Proxy::start(&[&one.member, &wire.address.to_string()]).await;
+        wire.state.send_replace(Packets::Pass);
+        let left_out = "watershed_proxy_upstream_endpoints_left_out 1";
+        until("the other cluster is noticed", async || {
+            let page = http_get(&proxy.endpoint, "GET", "/proxy/metrics").await.ok()?;
+            page.body.contains(left_out).then_some(())
+        })
+        .await;
+        for number in 0..20 {
+            put(&proxy.client, &format!("k{number}"), "").await;
+        }
+        let ids = [&one, &other].map(async |world: &World| world.get("k").await.header.expect("header"));
+        let [one_header, other_header] = futures::future::join_all(ids).await.try_into().expect("two");
+        assert_eq!(other_header.revision, 1, "nothing was written there");
+        let output = proxy.process.output();
+        let line = output.lines().find(|line| line.contains("belongs to another cluster")).expect("a line");
+        for part in [format!("{:x}", one_header.cluster_id), format!("{:x}", other_header.cluster_id)] {
+            assert!(line.contains(&part), "{part}: {line}");
+        }
+    });
+}
