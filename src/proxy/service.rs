@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
@@ -16,7 +16,7 @@ use super::health::HealthService;
 use super::http::Pages;
 use super::lease::{LeaseHubs, admit, keep_alive};
 use super::members::SelfMember;
-use super::namespace::View;
+use super::namespace::{View, no_decompressor};
 use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::client::{Head, Pool};
@@ -134,7 +134,7 @@ impl Shard {
             }
             "/etcdserverpb.Cluster/MemberList" => match &self.self_member {
                 Some(member) => member.answer(),
-                None => self.pass(request).await,
+                None => self.within(view, request).await,
             },
             "/etcdserverpb.Watch/Watch" => match self.watches.get(self.tenants.of(request.headers())) {
                 Some(watch) => answered(watch.clone().call(request).await),
@@ -145,13 +145,17 @@ impl Shard {
                     Some(admission) => keep_alive(admission, view.map(View::gate), request),
                     // No room, or an encoding to refuse: only who sees all leases may go to a member directly.
                     None if view.is_none() => self.pass(request).await,
-                    None => Status::resource_exhausted("too many identities keep leases alive").into_http(),
+                    None => refuse_stream(request.headers()).into_http(),
                 }
             }
-            _ => match view {
-                Some(view) => view.answer(request).await,
-                None => self.pass(request).await,
-            },
+            _ => self.within(view, request).await,
+        }
+    }
+
+    async fn within(&self, view: Option<&View>, request: Request<RequestBody>) -> Response<Body> {
+        match view {
+            Some(view) => view.answer(request).await,
+            None => self.pass(request).await,
         }
     }
 
@@ -167,6 +171,14 @@ impl Shard {
         } else {
             self.pool.request(&head, body).await
         }
+    }
+}
+
+/// Why a keep-alive stream of a namespace gets no place in a hub.
+fn refuse_stream(headers: &HeaderMap) -> Status {
+    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity" | b"gzip") => Status::resource_exhausted("too many identities keep leases alive"),
+        Some(encoding) => no_decompressor(encoding),
     }
 }
 

@@ -65,11 +65,8 @@ async fn long_answers_are_complete(world: &mut World) {
     let names = world.range(RangeRequest { keys_only: true, ..prefix("many/") }).await;
     assert_eq!(numbers(&names.kvs), all);
     assert!(names.kvs.iter().all(|kv| kv.value.is_empty() && kv.mod_revision > 0));
-    let sorted = RangeRequest {
-        sort_order: SortOrder::Descend.into(),
-        sort_target: SortTarget::Key.into(),
-        ..prefix("many/")
-    };
+    let sorted =
+        RangeRequest { sort_order: SortOrder::Descend.into(), sort_target: SortTarget::Key.into(), ..prefix("many/") };
     let backwards: Vec<usize> = all.iter().rev().copied().collect();
     assert_eq!(numbers(&world.range(sorted.clone()).await.kvs), backwards);
 
@@ -206,10 +203,9 @@ fn without_room_a_long_range_waits_and_is_refused_and_short_ones_are_answered() 
         let sorted = RangeRequest { sort_target: SortTarget::Mod.into(), ..prefix("many/") };
         let stalled = Stalled::start(&world.member, &RangeRequest { revision: 2, ..sorted.clone() }).await;
         let waiting = world.client.kv();
-        let (refusal, ()) = tokio::join!(
-            async { waiting.clone().range(sorted.clone()).await },
-            async { assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1000) }
-        );
+        let (refusal, ()) = tokio::join!(async { waiting.clone().range(sorted.clone()).await }, async {
+            assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1000)
+        });
         refused(refusal, Code::ResourceExhausted, text);
         drop(stalled);
         until("room for a sorted answer", async || waiting.clone().range(sorted.clone()).await.ok()).await;

@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetU
 use watershed::pb::etcdserverpb::request_op::Request;
 use watershed::pb::etcdserverpb::*;
 
-use crate::harness::{Scrape, Target, Watching, World, http_get, is_stock, raw_stream, run, until};
+use crate::harness::{Scrape, Target, Watching, World, http_get, is_stock, raw_stream_end, run, until};
 
 /// What moves on etcd 3.7.1 under [`load`]: name, type, label names. Obtained by running this test with
 /// `WATERSHED_TEST_SERVER=etcd-3.7.1`, where it compares both ways.
@@ -181,7 +181,7 @@ async fn load(client: &Client, member: &str) -> Watching {
     let promotion = client.cluster().member_promote(MemberPromoteRequest { id: member_id }).await;
     promotion.expect_err("a voter cannot be promoted");
     for path in ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"] {
-        let ended = raw_stream(client, path, Bytes::from_static(&[0xff; 8])).await;
+        let ended = raw_stream_end(client, path, Bytes::from_static(&[0xff; 8])).await;
         assert_eq!(ended.code(), Code::Internal, "{ended:?}");
     }
     for path in ["/health", "/livez", "/readyz"] {

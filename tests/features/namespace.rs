@@ -1,20 +1,23 @@
 //! `grpc-proxy start --namespace`: a tenant sees its own keys, under the names it gave them, and nothing else.
 
+use prost::Message;
+use tonic::Code;
 use watershed::client::Client;
 use watershed::pb::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp,
-    TxnRequest, WatchCreateRequest, compare, request_op, response_op,
+    AlarmRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest,
+    RequestOp, TxnRequest, WatchCreateRequest, compare, request_op, response_op,
 };
 use watershed::pb::v3electionpb::{CampaignRequest, LeaderRequest};
 use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
 
-use crate::harness::{Process, Target, Watching, World, in_words, run};
+use crate::harness::{Process, Target, Watching, World, client, in_words, raw_body, run};
 
 async fn tenant(world: &World) -> (Process, Client) {
     for key in ["outside", "t", "u/k", "zz"] {
         world.put(key, "not theirs").await;
     }
-    world.also_front("grpc-proxy", &["--namespace=t/"]).await
+    let (proxy, endpoint) = world.also_front("grpc-proxy", &["--namespace=t/"]).await;
+    (proxy, client(&endpoint))
 }
 
 fn all() -> RangeRequest {
@@ -113,5 +116,45 @@ fn watches_leases_and_recipes_stay_inside() {
         assert_eq!(won.key, format!("E/{:x}", lease.id));
         let leader = tenant.election().leader(LeaderRequest { name: "E".into() }).await.expect("leader").into_inner();
         assert_eq!(leader.kv.expect("kv").key, won.key);
+    });
+}
+
+/// A frame of any flag around any bytes.
+fn frame(flag: u8, message: &[u8]) -> Vec<u8> {
+    [&[flag][..], &(message.len() as u32).to_be_bytes(), message].concat()
+}
+
+#[test]
+fn a_tenant_raises_no_alarm_and_hides_no_second_message() {
+    // Cause: the proxy read all that stood behind the prefix and sent the body as it came, a member reads as many bytes
+    // as the prefix announces: `ACTIVATE NOSPACE` for the member, `GET` for the proxy.
+    run(Target::Core, &[], async |world: &mut World| {
+        let (_proxy, proxy) = world.also_front("grpc-proxy", &["--namespace=t/"]).await;
+        let alarm = "/etcdserverpb.Maintenance/Alarm";
+        let put = "/etcdserverpb.KV/Put";
+        let (activate, get) = (&[8, 1, 24, 1][..], &[8, 0][..]);
+        let plain = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() }.encode_to_vec();
+        // `08 01 18 01` as gzip.
+        let squeezed: &[u8] =
+            &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 2, 3, 0xe3, 0x60, 0x94, 0x60, 4, 0, 0x0b, 0x35, 0x2e, 0x10, 4, 0, 0, 0];
+        let gzip = &[("grpc-encoding", "gzip")][..];
+        for (what, path, headers, body, code) in [
+            ("GET behind ACTIVATE", alarm, &[][..], [&frame(0, activate)[..], get].concat(), Code::Internal),
+            ("two frames", alarm, &[], [frame(0, get), frame(0, activate)].concat(), Code::Internal),
+            ("ACTIVATE", alarm, &[], frame(0, activate), Code::PermissionDenied),
+            ("ACTIVATE last", alarm, &[], frame(0, &[get, activate].concat()), Code::PermissionDenied),
+            ("ACTIVATE compressed", alarm, gzip, frame(1, squeezed), Code::PermissionDenied),
+            ("ACTIVATE compressed in secret", alarm, &[], frame(1, squeezed), Code::Internal),
+            ("cut short", alarm, &[], frame(0, get)[..6].to_vec(), Code::Internal),
+            ("GET last", alarm, &[], frame(0, &[activate, get].concat()), Code::Ok),
+            ("a put and a put", put, &[], [frame(0, &plain), frame(0, &plain)].concat(), Code::Internal),
+            ("a put and a byte", put, &[], [frame(0, &plain), vec![0]].concat(), Code::Internal),
+        ] {
+            let (answered, text) = raw_body(&proxy, path, headers, &body).await;
+            assert_eq!(answered, code, "{what}: {text}");
+            let alarms = world.client.maintenance().alarm(AlarmRequest::default()).await.expect("alarms").into_inner();
+            assert_eq!(alarms.alarms, [], "{what}");
+        }
+        assert_eq!(world.get("t/k").await.count, 0, "no refused put was made");
     });
 }

@@ -26,7 +26,7 @@ pub use http::{http_get, metric};
 pub use network::{Link, Network};
 pub use process::{Process, free_port};
 
-pub use raw::{raw_call, raw_stream};
+pub use raw::{raw_body, raw_call, raw_stream, raw_stream_end};
 pub use scrape::Scrape;
 pub use stream::Answers;
 pub use watching::{Watching, in_words};

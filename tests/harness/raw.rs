@@ -1,10 +1,13 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
+use tokio::net::TcpStream;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use watershed::client::Client;
+
+use super::soon;
 
 /// Sends these bytes as the message of a unary request, whatever they are.
 pub async fn raw_call(client: &Client, path: &'static str, message: Bytes) -> Result<Response<Bytes>, Status> {
@@ -39,6 +42,32 @@ pub async fn raw_stream(
         Ok(Err(status)) => Err(status),
         Ok(Ok(())) | Err(_) => Ok(answers),
     }
+}
+
+/// Sends these bytes as the whole body of a gRPC request, prefix included; answers with code and text.
+pub async fn raw_body(endpoint: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (Code, String) {
+    let socket = TcpStream::connect(endpoint).await.expect("connects");
+    let (mut requests, connection) = h2::client::handshake(socket).await.expect("HTTP/2");
+    let mut request =
+        http::Request::post(format!("http://{endpoint}{path}")).header("content-type", "application/grpc");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let talk = async {
+        let (answer, mut send) = requests.send_request(request.body(()).expect("a request"), false)?;
+        send.send_data(Bytes::copy_from_slice(body), true)?;
+        let (head, mut body) = answer.await?.into_parts();
+        while let Some(data) = body.data().await {
+            body.flow_control().release_capacity(data?.len())?;
+        }
+        let trailers = body.trailers().await?.unwrap_or_default();
+        Ok::<_, h2::Error>(Status::from_header_map(&trailers).or_else(|| Status::from_header_map(&head.headers)))
+    };
+    let status = tokio::select! {
+        status = soon("an answer", talk) => status.expect("an answer").expect("a status"),
+        ended = connection => panic!("the connection ended: {ended:?}"),
+    };
+    (status.code(), status.message().to_owned())
 }
 
 /// Messages are bytes.
@@ -80,7 +109,7 @@ impl Decoder for AsIs {
 }
 
 /// Opens a stream and sends these bytes as its first message, whatever they are; returns how the stream ends.
-pub async fn raw_stream(client: &Client, path: &'static str, message: Bytes) -> Status {
+pub async fn raw_stream_end(client: &Client, path: &'static str, message: Bytes) -> Status {
     let mut grpc = Grpc::new(client.channel());
     if let Err(error) = grpc.ready().await {
         return Status::unavailable(error.to_string());

@@ -112,18 +112,17 @@ impl World {
         self.until_ready().await;
     }
 
-    /// Starts a second thing in front of the member, a proxy with a namespace for example.
-    pub async fn also_front(&self, mode: &str, flags: &[&str]) -> (Process, Client) {
+    /// Starts a second thing in front of the member, a proxy with a namespace for example; answers with its endpoint.
+    pub async fn also_front(&self, mode: &str, flags: &[&str]) -> (Process, String) {
         let endpoint = format!("127.0.0.1:{}", free_port());
         let process = start_front(mode, &self.member, &endpoint, flags, self.folder.path());
-        let client = client(&endpoint);
-        let kv = client.kv();
+        let kv = client(&endpoint).kv();
         until("the start", || {
             let mut kv = kv.clone();
             async move { kv.range(RangeRequest { key: "ready".into(), ..Default::default() }).await.ok() }
         })
         .await;
-        (process, client)
+        (process, endpoint)
     }
 
     /// The member's data directory.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings up member, gateway and proxy and checks each with etcdctl 3.4 and with the official Go client; then runs the
-# examples.
+# examples, and the tests of the proxy's namespaces in front of a stock etcd where there is one.
 #
 # usage: run.sh [BINARY]    the program under test, target/debug/watershed by default
 #   WATERSHED_TEST_SERVER   another server in place of our member (a stock etcd, say)
@@ -59,4 +59,10 @@ for number in $(seq 50); do
     sleep 0.2
 done
 grep -q '^= /example/listed 1$' "$work/watch.log" && grep -q '^+ /example/live' "$work/watch.log"
+if stock=$(command -v "${ETCD:-etcd}"); then
+    echo "== namespaces, stock etcd upstream"
+    (cd ../.. && WATERSHED_TEST_SERVER=$stock cargo test --quiet --test features namespace::)
+else
+    echo "== namespaces, stock etcd upstream: skipped, no etcd in PATH"
+fi
 echo "interop: all passed ($targets)"

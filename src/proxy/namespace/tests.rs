@@ -1,3 +1,6 @@
+mod upstream;
+mod wire;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 

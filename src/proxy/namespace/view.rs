@@ -1,25 +1,27 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::Response;
-use http_body_util::{BodyExt, Limited};
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body_util::Full;
 use prost::Message;
 use tonic::body::Body;
-use tonic::codec::CompressionEncoding;
 use tonic::{Request, Status};
 use tower::Service;
 
 use super::keys::Namespace;
+use super::message::{PREFIX_BYTES, one_message};
 use super::ownership::{OwnLeases, Ownership};
 use super::store::ViewStore;
 use crate::api_error::ApiError;
-use crate::client::{Channel, Head, Method, Pool};
-use crate::pb::etcdserverpb::AlarmRequest;
+use crate::client::{Channel, Head, Method, Pool, framed};
+use crate::listener::{Arrivals, Arriving};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_client::LeaseClient;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
+use crate::pb::etcdserverpb::{AlarmRequest, AuthStatusRequest, AuthenticateRequest, MemberListRequest, StatusRequest};
 use crate::pb::methods;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
@@ -31,7 +33,6 @@ use crate::shutdown::Tasks;
 
 /// A member's own bound is far lower and worded by it; this one keeps a tenant from filling the proxy's memory.
 const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
-const ALARM_BYTES_MAX: usize = 1024;
 
 /// The API as one tenant sees it. Cheap to clone.
 #[derive(Clone)]
@@ -67,85 +68,102 @@ impl View {
     }
 
     /// Answers any request but watches and keep-alives, which have hubs of their own.
+    ///
+    /// What goes upstream is encoded here from what was decoded here, so a member cannot read something else in it.
     pub(in crate::proxy) async fn answer(&self, request: http::Request<RequestBody>) -> Response<Body> {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             // Unlike without a namespace: a method nobody here knows might show anything.
             Err(unknown) => return Status::unimplemented(unknown).into_http(),
         };
+        let (mut parts, body) = request.into_parts();
+        let body = Arriving::collected(body, parts.extensions.get::<Arrivals>().cloned());
+        let frame = match one_message(&parts.headers, body, REQUEST_BYTES_MAX).await {
+            Ok(frame) => frame,
+            Err(status) => return status.into_http(),
+        };
+        clean_headers(&mut parts.headers);
         let answered = match (method.service, method.name) {
             ("etcdserverpb.KV", _) => {
-                KvServer::new(self.clone())
-                    .accept_compressed(CompressionEncoding::Gzip)
-                    .max_decoding_message_size(REQUEST_BYTES_MAX)
-                    .call(request)
-                    .await
+                let service = KvServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+                served(service, parts, frame).await
             }
-            ("etcdserverpb.Lease", _) => {
-                LeaseServer::new(self.clone()).accept_compressed(CompressionEncoding::Gzip).call(request).await
-            }
+            ("etcdserverpb.Lease", _) => served(LeaseServer::new(self.clone()), parts, frame).await,
             ("v3lockpb.Lock", _) => {
                 let service = LockService::new(ViewStore::new(self.clone()), self.tasks.clone());
-                LockServer::new(service).accept_compressed(CompressionEncoding::Gzip).call(request).await
+                served(LockServer::new(service), parts, frame).await
             }
             ("v3electionpb.Election", _) => {
                 let service = ElectionService::new(ViewStore::new(self.clone()), self.tasks.clone());
-                ElectionServer::new(service).accept_compressed(CompressionEncoding::Gzip).call(request).await
+                served(ElectionServer::new(service), parts, frame).await
             }
-            ("etcdserverpb.Maintenance", "Status")
-            | ("etcdserverpb.Cluster", "MemberList")
-            | ("etcdserverpb.Auth", "AuthStatus" | "Authenticate") => Ok(self.pass(request).await),
-            ("etcdserverpb.Maintenance" | "etcdserverpb.Cluster" | "etcdserverpb.Auth", _) if self.admin => {
-                Ok(self.pass(request).await)
+            ("etcdserverpb.Maintenance" | "etcdserverpb.Cluster" | "etcdserverpb.Auth", _) => {
+                self.administer(method, parts.headers, &frame).await
             }
-            ("etcdserverpb.Maintenance", "Alarm") => Ok(self.alarm(request).await),
+            _ => Err(ApiError::PermissionDenied.into()),
+        };
+        answered.unwrap_or_else(Status::into_http)
+    }
+
+    /// Calls about the cluster: what shows and changes nothing beyond the namespace, everything with `admin`.
+    async fn administer(
+        &self,
+        method: &'static methods::Method,
+        metadata: HeaderMap,
+        frame: &Bytes,
+    ) -> Result<Response<Body>, Status> {
+        let frame = match (method.service, method.name) {
+            // Nothing was decided on its bytes, and they are one message.
+            _ if self.admin => frame.clone(),
+            ("etcdserverpb.Maintenance", "Status") => framed(&message::<StatusRequest>(frame)?),
+            ("etcdserverpb.Cluster", "MemberList") => framed(&message::<MemberListRequest>(frame)?),
+            ("etcdserverpb.Auth", "AuthStatus") => framed(&message::<AuthStatusRequest>(frame)?),
+            ("etcdserverpb.Auth", "Authenticate") => framed(&message::<AuthenticateRequest>(frame)?),
+            ("etcdserverpb.Maintenance", "Alarm") => {
+                let request: AlarmRequest = message(frame)?;
+                // Alarms may be read, not changed.
+                if request.action != i32::from(AlarmAction::Get) {
+                    return Err(ApiError::PermissionDenied.into());
+                }
+                framed(&request)
+            }
             // What is left reaches beyond the namespace, or shows what does.
-            _ => Ok(Status::from(ApiError::PermissionDenied).into_http()),
+            _ => return Err(ApiError::PermissionDenied.into()),
         };
-        match answered {
-            Ok(response) => response,
-            Err(never) => never_happens(never),
-        }
-    }
-
-    /// Alarms may be read, not changed.
-    async fn alarm(&self, request: http::Request<RequestBody>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let message = match Limited::new(body, ALARM_BYTES_MAX).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return Status::from_error(error).into_http(),
-        };
-        // Five bytes of frame, then the request; `GET` is the default, so an empty one reads.
-        let reads = message
-            .split_first_chunk::<5>()
-            .filter(|(frame, _)| frame[0] == 0)
-            .and_then(|(_, request)| AlarmRequest::decode(request).ok())
-            .is_some_and(|request| request.action == i32::from(AlarmAction::Get));
-        if !reads {
-            return Status::from(ApiError::PermissionDenied).into_http();
-        }
-        let head = Head::from_request(parts);
-        self.pool.exchange(Method::of(head.path.path()), &head, message).await
-    }
-
-    async fn pass(&self, request: http::Request<RequestBody>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        self.pool.request(&Head::from_request(parts), body).await
+        let head = Head::grpc(method.path, metadata);
+        Ok(self.pool.exchange(Method::of(method.path), &head, frame).await)
     }
 }
 
-fn never_happens(never: Infallible) -> Response<Body> {
-    match never {}
+/// Hands one message to a service.
+async fn served<S>(mut service: S, parts: http::request::Parts, frame: Bytes) -> Result<Response<Body>, Status>
+where
+    S: Service<http::Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible>,
+{
+    match service.call(http::Request::from_parts(parts, Full::new(frame))).await {
+        Ok(response) => Ok(response),
+        Err(never) => match never {},
+    }
+}
+
+/// Decodes what follows the prefix of a frame.
+fn message<M: Message + Default>(frame: &Bytes) -> Result<M, Status> {
+    M::decode(frame.slice(PREFIX_BYTES..))
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
 }
 
 /// The request as it goes on: metadata of the caller, without what belongs to its connection and its encoding.
 pub(super) fn clean<T>(request: Request<T>) -> Request<T> {
     let (metadata, _, message) = request.into_parts();
     let mut headers = metadata.into_headers();
-    for name in ["grpc-encoding", "grpc-accept-encoding", "host", "connection", "content-length"] {
-        headers.remove(name);
-    }
+    clean_headers(&mut headers);
     let mut request = Request::new(message);
     *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
     request
+}
+
+fn clean_headers(headers: &mut HeaderMap) {
+    for name in ["grpc-encoding", "grpc-accept-encoding", "host", "connection", "content-length", "transfer-encoding"] {
+        headers.remove(name);
+    }
 }

@@ -1,0 +1,316 @@
+//! An upstream that records the bytes it gets, and a client that sends any bytes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, Response};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::net::{TcpListener, TcpStream};
+use tonic::Code;
+
+use crate::client::{Endpoint, Pool, PoolConfig, framed};
+use crate::listener::{ListenerConfig, bind, serve};
+use crate::pb::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, RangeRequest, RangeResponse,
+    ResponseHeader, WatchRequest, WatchResponse, watch_request,
+};
+use crate::pb::mvccpb::KeyValue;
+use crate::proxy::{
+    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ShardParts, Tenant, Tenants, WatchHub,
+    WatchHubConfig, proxy_calls,
+};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+
+/// The namespace of every test.
+pub(super) const NAMESPACE: &str = "t/";
+/// Where its markers are.
+pub(super) const MARKERS: &str = "\0watershed/lease/742f/";
+/// A lease of the namespace from the start.
+pub(super) const OWN_LEASE: i64 = 7;
+
+/// For what has an end.
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
+pub(super) const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+
+/// One request as the upstream got it; the body grows while it comes.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) path: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+    /// Whether all of it is there.
+    pub(super) ended: bool,
+}
+
+impl Call {
+    /// The whole frames of the body so far, and the bytes behind them.
+    pub(super) fn frames(&self) -> (Vec<Frame>, &[u8]) {
+        frames_of(&self.body)
+    }
+}
+
+/// Flag and message.
+pub(super) type Frame = (u8, Bytes);
+
+/// The whole frames at the beginning of a body, and the bytes behind them.
+pub(super) fn frames_of(mut rest: &[u8]) -> (Vec<Frame>, &[u8]) {
+    let mut frames = Vec::new();
+    while let Some((&[flag, a, b, c, d], after)) = rest.split_first_chunk::<5>()
+        && let Some((message, after)) = after.split_at_checked(u32::from_be_bytes([a, b, c, d]) as usize)
+    {
+        rest = after;
+        frames.push((flag, Bytes::copy_from_slice(message)));
+    }
+    (frames, rest)
+}
+
+/// A proxy with a namespace, in front of an upstream that records.
+pub(super) struct Setup {
+    proxy: SendRequest<Bytes>,
+    calls: Arc<Mutex<Vec<Call>>>,
+    tasks: Tasks,
+}
+
+/// What a client got.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// None while a stream has no end.
+    pub(super) code: Option<Code>,
+    pub(super) text: String,
+    pub(super) body: Vec<u8>,
+}
+
+impl Setup {
+    pub(super) async fn start() -> Self {
+        let (calls, tasks) = (Arc::new(Mutex::new(Vec::new())), Tasks::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let (stop, log, inner) = (tasks.stop_signal(), calls.clone(), tasks.clone());
+        tasks.spawn(async move {
+            while let Some(Ok((socket, _))) = stop.run_until_cancelled(listener.accept()).await {
+                let (stop, log, tasks) = (stop.clone(), log.clone(), inner.clone());
+                inner.spawn(async move { stop.run_until_cancelled(connection(socket, log, tasks)).await });
+            }
+        });
+        let proxy = proxy(&upstream, &tasks);
+        let socket = TcpStream::connect((proxy.host(), proxy.port())).await.unwrap();
+        let (proxy, driver) = h2::client::handshake(socket).await.unwrap();
+        let stop = tasks.stop_signal();
+        tasks.spawn(async move { stop.run_until_cancelled(driver).await });
+        Self { proxy, calls, tasks }
+    }
+
+    /// What the upstream got so far.
+    pub(super) fn calls(&self) -> Vec<Call> {
+        self.calls.lock().clone()
+    }
+
+    /// The calls of one method.
+    pub(super) fn calls_of(&self, path: &str) -> Vec<Call> {
+        self.calls().into_iter().filter(|call| call.path == path).collect()
+    }
+
+    /// Sends a body in these pieces and ends it. Waits for the end of the answer, or until it is `enough`, at most for
+    /// `limit`.
+    pub(super) async fn send(
+        &self,
+        path: &str,
+        headers: &[(&'static str, &'static str)],
+        pieces: &[Bytes],
+        limit: Duration,
+        enough: impl Fn(&Answer) -> bool,
+    ) -> Answer {
+        let mut request = Request::post(format!("http://proxy{path}")).header("content-type", "application/grpc");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut answer = Answer { code: None, text: String::new(), body: Vec::new() };
+        let mut proxy = self.proxy.clone().ready().await.unwrap();
+        let (head, mut body) = proxy.send_request(request.body(()).unwrap(), false).unwrap();
+        let talk = async {
+            for piece in pieces {
+                body.send_data(piece.clone(), false).ok()?;
+            }
+            body.send_data(Bytes::new(), true).ok()?;
+            let (head, mut stream) = head.await.ok()?.into_parts();
+            answer.end(&head.headers);
+            while let Some(Ok(data)) = stream.data().await {
+                let _ = stream.flow_control().release_capacity(data.len());
+                answer.body.extend_from_slice(&data);
+                if enough(&answer) {
+                    return None;
+                }
+            }
+            answer.end(&stream.trailers().await.ok()??);
+            Some(())
+        };
+        let _ = tokio::time::timeout(limit, talk).await;
+        answer
+    }
+
+    /// One body in one piece.
+    pub(super) async fn unary(&self, path: &str, headers: &[(&'static str, &'static str)], body: &[u8]) -> Answer {
+        let answer = self.send(path, headers, &[Bytes::copy_from_slice(body)], LIMIT, never).await;
+        assert!(answer.code.is_some(), "{path} is answered");
+        answer
+    }
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+impl Answer {
+    fn end(&mut self, headers: &HeaderMap) {
+        if let Some(status) = tonic::Status::from_header_map(headers) {
+            (self.code, self.text) = (Some(status.code()), status.message().to_owned());
+        }
+    }
+}
+
+/// Waits for the end of the answer.
+pub(super) fn never(_: &Answer) -> bool {
+    false
+}
+
+fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
+    let tenant = Tenant { namespace: Namespace::new(NAMESPACE), admin: false };
+    let tenants = Tenants::everybody(tenant);
+    let tenant = tenants.of(&HeaderMap::new()).clone();
+    let pool = PoolConfig::new(vec![upstream.clone()]);
+    let metrics = Metrics::new();
+    let hub = WatchHub::new(
+        Pool::new(pool.clone(), tasks),
+        WatchHubConfig::new(tenant.namespace.clone()),
+        ProxyWatchMetrics::register(&metrics),
+        tasks,
+    );
+    let calls = proxy_calls(&metrics);
+    let shard_tasks = tasks.clone();
+    let make = move |_| {
+        let watch = ProxyWatchService::start(&hub, 0, &shard_tasks);
+        ProxyService::new(ShardParts {
+            pool: Pool::new(pool.clone(), &shard_tasks),
+            tenants: tenants.clone(),
+            watches: HashMap::from([(tenant.clone(), watch)]),
+            self_member: None,
+            metrics: metrics.clone(),
+            calls: calls.clone(),
+            tasks: shard_tasks.clone(),
+        })
+    };
+    let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
+    let serving = serve(vec![bind("127.0.0.1:0".parse().unwrap()).unwrap()], config, make, tasks).unwrap();
+    serving.addresses()[0].to_string().parse().unwrap()
+}
+
+async fn connection(socket: TcpStream, log: Arc<Mutex<Vec<Call>>>, tasks: Tasks) {
+    let Ok(mut connection) = h2::server::handshake(socket).await else { return };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let (parts, body) = request.into_parts();
+        let index = {
+            let mut log = log.lock();
+            let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+            log.push(Call { path, headers: parts.headers, body: Vec::new(), ended: false });
+            log.len() - 1
+        };
+        tasks.spawn(stream(body, respond, log.clone(), index));
+    }
+}
+
+async fn stream(
+    mut body: h2::RecvStream,
+    mut respond: h2::server::SendResponse<Bytes>,
+    log: Arc<Mutex<Vec<Call>>>,
+    index: usize,
+) -> Option<()> {
+    let path = log.lock()[index].path.clone();
+    let is_stream = path == WATCH || path == KEEP_ALIVE;
+    let head = || Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+    let mut send = if is_stream { Some(respond.send_response(head(), false).ok()?) } else { None };
+    let mut answered = 0;
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        let call = {
+            let mut log = log.lock();
+            log[index].body.extend_from_slice(&data);
+            log[index].clone()
+        };
+        let Some(send) = &mut send else { continue };
+        let (frames, _) = call.frames();
+        for (number, (_, message)) in frames.iter().enumerate().skip(answered) {
+            send.send_data(stream_answer(&path, number, message)?, false).ok()?;
+        }
+        answered = frames.len();
+    }
+    if !body.is_end_stream() {
+        return None;
+    }
+    log.lock()[index].ended = true;
+    let mut send = match send {
+        Some(send) => send,
+        None => {
+            let call = log.lock()[index].clone();
+            let mut send = respond.send_response(head(), false).ok()?;
+            send.send_data(unary_answer(&call), false).ok()?;
+            send
+        }
+    };
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", "0".parse().unwrap());
+    send.send_trailers(trailers).ok()
+}
+
+fn header() -> Option<ResponseHeader> {
+    Some(ResponseHeader { cluster_id: 1, member_id: 1, revision: 1, raft_term: 1 })
+}
+
+fn unary_answer(call: &Call) -> Bytes {
+    let message = call.frames().0.into_iter().next().unwrap_or_default().1;
+    match call.path.as_str() {
+        "/etcdserverpb.KV/Range" => {
+            let marker = format!("{MARKERS}{OWN_LEASE:016x}");
+            let request = RangeRequest::decode(message).unwrap_or_default();
+            let kv = KeyValue { key: marker.into(), ..Default::default() };
+            let kvs: Vec<_> = (request.key == kv.key).then_some(kv).into_iter().collect();
+            framed(&RangeResponse { header: header(), count: kvs.len() as i64, kvs, more: false })
+        }
+        "/etcdserverpb.Lease/LeaseGrant" => {
+            let request = LeaseGrantRequest::decode(message).unwrap_or_default();
+            let id = if request.id == 0 { 99 } else { request.id };
+            framed(&LeaseGrantResponse { header: header(), id, ttl: 60, ..Default::default() })
+        }
+        // The header is the first field of every other answer.
+        _ => framed(&RangeResponse { header: header(), ..Default::default() }),
+    }
+}
+
+fn stream_answer(path: &str, number: usize, message: &Bytes) -> Option<Bytes> {
+    if path == KEEP_ALIVE {
+        let id = LeaseKeepAliveRequest::decode(message.clone()).ok()?.id;
+        return Some(framed(&LeaseKeepAliveResponse { header: header(), id, ttl: 60 }));
+    }
+    let mut answer = WatchResponse { header: header(), watch_id: number as i64, ..Default::default() };
+    match WatchRequest::decode(message.clone()).ok()?.request_union? {
+        watch_request::RequestUnion::CreateRequest(create) => {
+            answer.created = true;
+            if create.watch_id != 0 {
+                answer.watch_id = create.watch_id;
+            }
+        }
+        watch_request::RequestUnion::CancelRequest(cancel) => {
+            (answer.canceled, answer.watch_id) = (true, cancel.watch_id);
+        }
+        watch_request::RequestUnion::ProgressRequest(_) => answer.watch_id = -1,
+    }
+    Some(framed(&answer))
+}
