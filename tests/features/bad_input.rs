@@ -12,7 +12,7 @@ use watershed::pb::etcdserverpb::{
     AlarmRequest, PutRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
 };
 
-use crate::harness::{World, raw_call, refused};
+use crate::harness::{World, client, raw_call, refused};
 use crate::on_every_target;
 
 on_every_target! {
@@ -113,7 +113,8 @@ async fn transactions_nest_as_deep_as_max_txn_ops(world: &mut World) {
     assert_eq!(world.get("deep").await.kvs[0].value, "127", "the log is readable");
 
     // The proxy rewrites requests and answers for its namespace.
-    let (_proxy, client) = world.also_front("grpc-proxy", &["--namespace=tenant/"]).await;
+    let (_proxy, endpoint) = world.also_front("grpc-proxy", &["--namespace=tenant/"]).await;
+    let client = client(&endpoint);
     let answer = raw_call(&client, "/etcdserverpb.KV/Txn", nested_txn(127)).await.expect("taken");
     TxnResponse::decode(answer.into_inner()).expect("an answer");
     assert_eq!(world.get("tenant/deep").await.kvs[0].value, "127");
