@@ -6,7 +6,7 @@ use std::time::Duration;
 use watershed::pb::etcdserverpb::RangeRequest;
 
 use super::story::{assert_equal, on_three, put, try_put};
-use crate::harness::{Cluster, Scrape, until};
+use crate::harness::{Cluster, Scrape, is_stock, until};
 
 /// What moves on a member of etcd 3.7.1 in [`metrics_of_the_cluster_move`]: name, type, label names. Obtained by running
 /// this test with `WATERSHED_TEST_SERVER=etcd-3.7.1`.
@@ -110,9 +110,11 @@ fn metrics_of_the_cluster_move() {
             moved.extend(now.moved_since(&before[number]));
             after.push(now);
         }
-        let still: Vec<_> = MOVES.iter().filter(|(name, _, _)| !moved.contains(*name)).collect();
+        // With etcd it depends on what is on its way when the follower ends.
+        let uncertain = |name: &str| is_stock() && name == "etcd_network_peer_sent_failures_total";
+        let still: Vec<_> = MOVES.iter().filter(|(name, _, _)| !moved.contains(*name) && !uncertain(name)).collect();
         assert!(still.is_empty(), "does not move: {still:?}");
-        for &listed in MOVES.iter().chain(SHOWN) {
+        for &listed in MOVES.iter().chain(SHOWN).filter(|listed| !uncertain(listed.0)) {
             let shown =
                 after.iter().find(|scrape| scrape.0.get(listed.0).is_some_and(|found| !found.series.is_empty()));
             shown.unwrap_or_else(|| panic!("{} is missing", listed.0)).check(listed);
