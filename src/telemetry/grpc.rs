@@ -58,8 +58,11 @@ const PREFIX_BYTES: usize = 5;
 ///
 /// Each observation is a few atomic additions: the label values are resolved when the server starts.
 #[derive(Clone, Debug)]
-pub struct GrpcCalls {
-    methods: Arc<[MethodMetrics]>,
+pub struct GrpcCalls(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    methods: Vec<MethodMetrics>,
     bytes: NetworkMetrics,
 }
 
@@ -102,20 +105,21 @@ impl GrpcCalls {
                 unreadable,
             }
         };
-        Self { methods: methods.into_iter().map(row).collect(), bytes: NetworkMetrics::register(metrics) }
+        let methods = methods.into_iter().map(row).collect();
+        Self(Arc::new(Shared { methods, bytes: NetworkMetrics::register(metrics) }))
     }
 
     /// A call of the method at this place of the list given to [`register`](Self::register) starts.
     pub fn start(&self, method: usize) -> Call {
-        self.methods[method].started.inc();
-        Call { calls: self.clone(), method, began: Instant::now(), open: true }
+        self.0.methods[method].started.inc();
+        Call { shared: self.0.clone(), method, began: Instant::now(), open: true }
     }
 }
 
 /// One call, from its request to the end of its response. Dropped before that, it counts as canceled.
 #[derive(Debug)]
 pub struct Call {
-    calls: GrpcCalls,
+    shared: Arc<Shared>,
     method: usize,
     began: Instant,
     open: bool,
@@ -123,7 +127,7 @@ pub struct Call {
 
 impl Call {
     fn method(&self) -> &MethodMetrics {
-        &self.calls.methods[self.method]
+        &self.shared.methods[self.method]
     }
 
     /// Whether both sides send one message.
@@ -165,10 +169,7 @@ impl Call {
 
     /// Counts the messages of the request as they are read.
     pub fn request<B>(&self, body: B) -> RequestBody<B> {
-        let method = self.method();
-        let messages = (!method.unary).then(|| method.received.clone());
-        let count = MessageCount::new(messages, self.calls.bytes.client_received_bytes.clone());
-        RequestBody { body, count: Some(count) }
+        RequestBody { body, counted: Some((self.shared.clone(), self.method)), messages: Messages::default() }
     }
 
     /// Counts the messages of the response as they are sent, and the call once its trailers are sent. A unary response
@@ -179,11 +180,7 @@ impl Call {
         } else if self.is_unary() {
             self.close(OK);
         }
-        let method = self.method();
-        let messages = (!method.unary).then(|| method.sent.clone());
-        let count = MessageCount::new(messages, self.calls.bytes.client_sent_bytes.clone());
-        let call = self.open.then_some(self);
-        response.map(|body| ResponseBody { body, count, call })
+        response.map(|body| ResponseBody { body, call: self, messages: Messages::default() })
     }
 }
 
@@ -199,10 +196,8 @@ fn status_code(headers: &HeaderMap) -> Option<i32> {
 }
 
 /// Finds the messages in the pieces of a body.
-#[derive(Debug)]
-struct MessageCount {
-    messages: Option<IntCounter>,
-    bytes: IntCounter,
+#[derive(Debug, Default)]
+struct Messages {
     prefix: [u8; PREFIX_BYTES],
     /// Bytes of the prefix that are there.
     prefix_bytes: usize,
@@ -210,14 +205,11 @@ struct MessageCount {
     left: usize,
 }
 
-impl MessageCount {
-    fn new(messages: Option<IntCounter>, bytes: IntCounter) -> Self {
-        Self { messages, bytes, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, left: 0 }
-    }
-
-    /// A message counts when its length is known, its bytes as they come.
-    fn add(&mut self, mut data: &[u8]) {
-        let mut bytes = 0;
+impl Messages {
+    /// How many messages begin in this piece, and how many bytes of messages it holds. A message begins when its length
+    /// is known.
+    fn find(&mut self, mut data: &[u8]) -> (u64, u64) {
+        let (mut begun, mut bytes) = (0, 0);
         while !data.is_empty() {
             if self.left > 0 {
                 let taken = self.left.min(data.len());
@@ -234,12 +226,10 @@ impl MessageCount {
                 self.prefix_bytes = 0;
                 let [_, length @ ..] = self.prefix;
                 self.left = u32::from_be_bytes(length) as usize;
-                if let Some(messages) = &self.messages {
-                    messages.inc();
-                }
+                begun += 1;
             }
         }
-        self.bytes.inc_by(bytes as u64);
+        (begun, bytes as u64)
     }
 }
 
@@ -247,13 +237,14 @@ impl MessageCount {
 #[derive(Debug)]
 pub struct RequestBody<B> {
     body: B,
-    count: Option<MessageCount>,
+    counted: Option<(Arc<Shared>, usize)>,
+    messages: Messages,
 }
 
 impl<B> RequestBody<B> {
     /// Of a call that has no metrics.
     pub fn uncounted(body: B) -> Self {
-        Self { body, count: None }
+        Self { body, counted: None, messages: Messages::default() }
     }
 }
 
@@ -261,12 +252,18 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for RequestBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let (Some(count), Some(Ok(frame))) = (&mut self.count, &frame)
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let (Some((shared, method)), Some(Ok(frame))) = (&this.counted, &frame)
             && let Some(data) = frame.data_ref()
         {
-            count.add(data);
+            let (begun, bytes) = this.messages.find(data);
+            shared.bytes.client_received_bytes.inc_by(bytes);
+            let method = &shared.methods[*method];
+            if !method.unary {
+                method.received.inc_by(begun);
+            }
         }
         Poll::Ready(frame)
     }
@@ -284,30 +281,33 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for RequestBody<B> {
 #[derive(Debug)]
 pub struct ResponseBody<B> {
     body: B,
-    count: MessageCount,
-    call: Option<Call>,
+    call: Call,
+    messages: Messages,
 }
 
 impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for ResponseBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
         let ended = match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    self.count.add(data);
+                    let (begun, bytes) = this.messages.find(data);
+                    this.call.shared.bytes.client_sent_bytes.inc_by(bytes);
+                    if !this.call.is_unary() {
+                        this.call.method().sent.inc_by(begun);
+                    }
                 }
                 frame.trailers_ref().map(|trailers| status_code(trailers).unwrap_or(OK))
             }
             Some(Err(_)) => Some(UNKNOWN as i32),
             None => Some(OK),
         };
-        if let Some(code) = ended
-            && let Some(call) = self.call.take()
-        {
-            call.finish(code);
+        if let Some(code) = ended {
+            this.call.close(code);
         }
         Poll::Ready(frame)
     }
@@ -353,18 +353,12 @@ mod tests {
 
     #[test]
     fn messages_are_counted_however_they_are_cut() {
-        let metrics = Metrics::default();
-        let watch = GrpcMethod { service: "etcdserverpb.Watch", name: "Watch", kind: "bidi_stream", unreadable: None };
-        let calls = GrpcCalls::register(&metrics, false, [range(), watch]);
         let wire = [&[0, 0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 2], b"de"].concat();
         for piece in 1..=wire.len() {
-            let call = calls.start(1);
-            let mut count = call.request(()).count.unwrap();
-            let received = call.method().received.get();
-            let bytes = calls.bytes.client_received_bytes.get();
-            wire.chunks(piece).for_each(|data| count.add(data));
-            assert_eq!(call.method().received.get() - received, 3, "pieces of {piece}");
-            assert_eq!(calls.bytes.client_received_bytes.get() - bytes, 5, "pieces of {piece}");
+            let mut messages = Messages::default();
+            let found = wire.chunks(piece).map(|data| messages.find(data));
+            let sum = found.fold((0, 0), |sum, found| (sum.0 + found.0, sum.1 + found.1));
+            assert_eq!(sum, (3, 5), "pieces of {piece}");
         }
     }
 }
