@@ -19,5 +19,6 @@ mod network;
 mod peer_tls;
 mod reconfiguration;
 mod restarts;
+mod same_answers;
 mod story;
 mod upstream;

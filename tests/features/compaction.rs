@@ -1,15 +1,16 @@
 //! Compaction.
 
 use tonic::Code;
-use watershed::pb::etcdserverpb::{CompactionRequest, RangeRequest};
+use watershed::pb::etcdserverpb::{CompactionRequest, RangeRequest, WatchCreateRequest};
 
-use crate::harness::{World, refused};
+use crate::harness::{Watching, World, refused};
 use crate::on_every_target;
 
 on_every_target! {
     history_below_the_revision_is_gone,
     compacting_nothing_or_the_future_is_refused,
     a_compacted_store_survives_a_restart,
+    a_watch_from_the_compaction_has_nothing_before_it,
 }
 
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -31,6 +32,31 @@ async fn history_below_the_revision_is_gone(world: &mut World) {
     world.compact(5).await;
     assert_eq!(world.get("k").await.count, 0);
     assert_eq!(world.put("k", "4").await, 6);
+}
+
+// Cause: the events of the compacted revision came from the event log while that had them, with what was there before;
+// after a restart they came from the store, without.
+async fn a_watch_from_the_compaction_has_nothing_before_it(world: &mut World) {
+    for value in ["1", "2", "3"] {
+        world.put("k", value).await;
+    }
+    world.compact(3).await;
+    for restarted in [false, true] {
+        if restarted {
+            world.crash_and_restart().await;
+        }
+        let request = WatchCreateRequest { key: "k".into(), start_revision: 3, prev_kv: true, ..Default::default() };
+        let (mut watching, _) = Watching::create(&world.client, request).await;
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            seen.extend(watching.next().await.events);
+        }
+        let seen: Vec<_> = seen
+            .into_iter()
+            .map(|event| (event.kv.map(|kv| kv.mod_revision), event.prev_kv.map(|kv| kv.mod_revision)))
+            .collect();
+        assert_eq!(seen, [(Some(3), None), (Some(4), Some(3))], "after a restart: {restarted}");
+    }
 }
 
 async fn compacting_nothing_or_the_future_is_refused(world: &mut World) {

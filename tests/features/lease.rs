@@ -20,6 +20,7 @@ on_every_target! {
     time_to_live_shows_what_is_left,
     a_key_belongs_to_one_lease,
     all_leases_are_listed,
+    leases_are_listed_in_the_order_of_their_ends,
     every_keep_alive_is_answered,
     a_kept_lease_lives_and_a_silent_one_ends_in_time,
     leases_survive_a_restart,
@@ -129,6 +130,16 @@ async fn all_leases_are_listed(world: &mut World) {
     let answer = world.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
     let ids: Vec<_> = answer.leases.iter().map(|lease| lease.id).collect();
     assert_eq!(ids, [short, long], "the first to end is first");
+}
+
+// Cause: a deadline has whole milliseconds here, and leases of the same one were listed by id.
+async fn leases_are_listed_in_the_order_of_their_ends(world: &mut World) {
+    let ids: Vec<i64> = (1..=60).map(|number| (number * 7919) % 1009 + 1).collect();
+    for &id in &ids {
+        world.client.lease().lease_grant(LeaseGrantRequest { ttl: 500, id }).await.expect("grant");
+    }
+    let answer = world.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
+    assert_eq!(answer.leases.iter().map(|lease| lease.id).collect::<Vec<_>>(), ids);
 }
 
 async fn every_keep_alive_is_answered(world: &mut World) {

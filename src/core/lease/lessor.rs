@@ -63,6 +63,7 @@ pub struct Lessor {
     base_ms: Option<u64>,
     /// Where the last look for checkpoints ended.
     checkpoint_cursor: Handle,
+    next_order: u64,
 }
 
 struct Slot {
@@ -75,6 +76,8 @@ struct Slot {
     /// When the last checkpoint was proposed, in seconds of the caller's clock.
     checkpointed_at: u32,
     proposed: Proposed,
+    /// Grows with each grant and renewal: many fall into one millisecond.
+    order: u64,
 }
 
 /// What this leader has proposed about a lease's rest and not yet seen applied.
@@ -97,8 +100,14 @@ impl Slot {
 impl Lessor {
     /// A lessor that is not promoted, over the leases that exist.
     pub fn new(config: LessorConfig, leases: impl IntoIterator<Item = Lease>) -> Self {
-        let mut lessor =
-            Self { config, wheel: Wheel::default(), handles: HashMap::new(), base_ms: None, checkpoint_cursor: 0 };
+        let mut lessor = Self {
+            config,
+            wheel: Wheel::default(),
+            handles: HashMap::new(),
+            base_ms: None,
+            checkpoint_cursor: 0,
+            next_order: 0,
+        };
         for lease in leases {
             lessor.granted(lease, Duration::ZERO);
         }
@@ -115,11 +124,17 @@ impl Lessor {
             expired: false,
             checkpointed_at: 0,
             proposed: Proposed::Nothing,
+            order: self.take_order(),
         };
         let fresh = slot.fresh_ms();
         let due = if self.is_primary() { self.after(now, fresh) } else { fresh };
         let handle = self.wheel.insert(slot, due);
         self.handles.insert(lease.id, handle);
+    }
+
+    fn take_order(&mut self) -> u64 {
+        self.next_order += 1;
+        self.next_order
     }
 
     /// A revocation was applied.
@@ -184,7 +199,9 @@ impl Lessor {
         if self.left_ms(handle, now) == 0 {
             return Err(RenewError::Expired(id));
         }
+        let order = self.take_order();
         let slot = self.wheel.get_mut(handle);
+        slot.order = order;
         let clear_checkpoint = slot.remaining_ttl > 0 || slot.proposed != Proposed::Nothing;
         if clear_checkpoint {
             slot.proposed = Proposed::Clear;
@@ -266,13 +283,14 @@ impl Lessor {
         due
     }
 
-    /// All leases, the one with the least time left first; by their whole time if this member does not lead.
+    /// All leases, the one with the least time left first; by their whole time if this member does not lead. With the same
+    /// time left, the one granted or renewed earlier is first.
     pub fn by_remaining(&self) -> Vec<LeaseId> {
         // An expired lease waits in the wheel for its next turn, but it has nothing left.
         let left = |slot: &Slot, due: u64| if slot.expired { 0 } else { due };
-        let mut all: Vec<_> = self.wheel.iter().map(|(_, slot, due)| (left(slot, due), slot.id)).collect();
+        let mut all: Vec<_> = self.wheel.iter().map(|(_, slot, due)| (left(slot, due), slot.order, slot.id)).collect();
         all.sort_unstable();
-        all.into_iter().map(|(_, id)| id).collect()
+        all.into_iter().map(|(.., id)| id).collect()
     }
 
     /// How many leases there are.
@@ -345,6 +363,21 @@ mod tests {
 
     fn ids(ids: &[i64]) -> Vec<LeaseId> {
         ids.iter().copied().map(LeaseId).collect()
+    }
+
+    // Cause: those that run out in the same millisecond were listed by id.
+    #[test]
+    fn leases_of_one_moment_are_listed_as_they_were_granted_and_renewed() {
+        let mut lessor = lessor(&[(7, 60), (5, 60), (9, 60)]);
+        assert_eq!(lessor.by_remaining(), ids(&[7, 5, 9]));
+        lessor.promote(at(0), at(0));
+        lessor.revoked(LeaseId(5));
+        for id in [8, 3] {
+            lessor.granted(lease(id, 60), at(0));
+        }
+        assert_eq!(lessor.by_remaining(), ids(&[7, 9, 8, 3]));
+        lessor.renew(LeaseId(9), at(0)).expect("alive");
+        assert_eq!(lessor.by_remaining(), ids(&[7, 8, 3, 9]));
     }
 
     #[test]

@@ -234,6 +234,7 @@ async fn time_to_live<A: Around>(around: &A, body: Bytes) -> Result<Bytes, Failu
         answer.ttl = left.map_or(0, |left| i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
         if request.keys {
             answer.keys = store.keys(id).map(Bytes::copy_from_slice).collect();
+            answer.keys.sort_unstable();
         }
     }
     drop(store);

@@ -140,7 +140,14 @@ impl Shard {
             return self.catch_up(key, &piece);
         }
         let after = Revision(cursor.next.0 - 1);
-        match attached.source.log().read(after, attached.position, BATCHES_PER_STEP) {
+        let log = attached.source.log();
+        // Of the compacted revision itself the history knows less than the log: nothing before it. What a watch gets must
+        // not depend on whether the log still has it.
+        let read = match cursor.next == log.compacted() {
+            true => Read::Behind,
+            false => log.read(after, attached.position, BATCHES_PER_STEP),
+        };
+        match read {
             Read::Batches { batches, complete_to } => {
                 let subscription = &attached.routes.group(cursor.group).subscription;
                 let piece = collect(&self.limits, subscription, &batches, cursor.next, complete_to);
