@@ -4,15 +4,20 @@
 //! connections (`shard.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
 //! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`). The core and the
 //! proxy give a function that makes their service, which is called once on each serving thread; their services read
-//! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole.
+//! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
+//! heads of calls that no handler should see.
 
 mod accept;
 mod arriving;
+mod head;
+mod json;
 mod paced;
 mod shard;
 mod socket;
 
 pub use accept::{Serving, answering, serve};
 pub use arriving::{Arrivals, Arriving};
+pub use head::refused_head;
+pub use json::{asks_json_gateway, no_json_gateway};
 pub use shard::{ListenerConfig, ShardId};
 pub use socket::{ListenerError, bind};

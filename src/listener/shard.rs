@@ -73,6 +73,10 @@ const HEADER_LIST_BYTES: u32 = 32 * 1024;
 /// that came are accepted.
 const PENDING_RESETS_MAX: usize = 8 * 1024;
 
+/// Time from the end of one HTTP/1 request to the end of the next one's head: unfinished and idle connections end.
+const HTTP1_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const HTTP1_HEAD_BYTES: usize = 64 * 1024;
+
 /// Time a connection has to prove who it is.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -135,7 +139,7 @@ pub(super) async fn run<S>(
 
 fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(300));
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HTTP1_HEAD_TIMEOUT).max_buf_size(HTTP1_HEAD_BYTES);
     let mut http2 = builder.http2();
     http2
         .timer(TokioTimer::new())

@@ -20,7 +20,7 @@ use super::namespace::{View, no_decompressor};
 use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::client::{Head, Pool};
-use crate::listener::{Arrivals, Arriving};
+use crate::listener::{Arrivals, Arriving, refused_head};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
@@ -116,6 +116,9 @@ impl Shard {
             .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()));
         if !is_grpc {
             return self.pages.answer(&request.into_parts().0).await;
+        }
+        if let Some(refusal) = refused_head(&request) {
+            return refusal;
         }
         let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
             // A method nobody here knows passes too, uncounted.

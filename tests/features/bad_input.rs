@@ -24,6 +24,7 @@ on_every_target! {
     unknown_enums_are_refused,
     garbage_connections_disturb_nobody,
     metadata_nobody_knows_is_fine,
+    timeouts_are_read_before_the_call,
 }
 
 async fn still_serves(world: &mut World) {
@@ -38,6 +39,9 @@ async fn unknown_services_and_methods_are_named(world: &mut World) {
     for (path, text) in [
         ("/etcdserverpb.KV/Nope", "unknown method Nope for service etcdserverpb.KV"),
         ("/foo.Bar/Baz", "unknown service foo.Bar"),
+        // What looks like a query was cut off, and the method was called.
+        ("/etcdserverpb.KV/Range?x=1", "unknown method Range?x=1 for service etcdserverpb.KV"),
+        ("/etcdserverpb.Watch/Watch?x=1", "unknown method Watch?x=1 for service etcdserverpb.Watch"),
         (
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
             "unknown service grpc.reflection.v1.ServerReflection",
@@ -155,16 +159,32 @@ async fn garbage_connections_disturb_nobody(world: &mut World) {
 }
 
 async fn metadata_nobody_knows_is_fine(world: &mut World) {
-    let mut request = Request::new(PutRequest { key: "k".into(), ..Default::default() });
-    for (key, value) in
-        [("hasleader", "true"), ("client-api-version", "9.9"), ("x-nobody", "knows"), ("grpc-timeout", "soon")]
-    {
-        request.metadata_mut().insert(key, value.parse().expect("ascii"));
-    }
-    // A timeout that is none may be refused, as grpc does, but it may not hang or harm.
-    let answer = world.client.kv().put(request).await;
-    if let Err(status) = answer {
-        assert!(matches!(status.code(), Code::Internal | Code::InvalidArgument | Code::Unknown), "{status:?}");
-    }
+    let put = |metadata: &[(&'static str, &str)]| {
+        let mut request = Request::new(PutRequest { key: "k".into(), ..Default::default() });
+        for &(key, value) in metadata {
+            request.metadata_mut().insert(key, value.parse().expect("ascii"));
+        }
+        let mut kv = world.client.kv();
+        async move { kv.put(request).await }
+    };
+    put(&[("hasleader", "true"), ("client-api-version", "9.9"), ("x-nobody", "knows")]).await.expect("put");
+    still_serves(world).await;
+}
+
+async fn timeouts_are_read_before_the_call(world: &mut World) {
+    // Nobody looked at the header before the handlers of locks did.
+    let put = |timeout: &str| {
+        let mut request = Request::new(PutRequest { key: "timed".into(), ..Default::default() });
+        request.metadata_mut().insert("grpc-timeout", timeout.parse().expect("ascii"));
+        let mut kv = world.client.kv();
+        async move { kv.put(request).await }
+    };
+    let text = "malformed grpc-timeout: transport: timeout unit is not recognized: \"5x\"";
+    refused(put("5x").await, Code::Internal, text);
+    let text = "malformed grpc-timeout: transport: timeout string is too long: \"123456789S\"";
+    refused(put("123456789S").await, Code::Internal, text);
+    refused(put("0n").await, Code::DeadlineExceeded, "context deadline exceeded");
+    assert_eq!(world.get("timed").await.count, 0);
+    put("30S").await.expect("in time");
     still_serves(world).await;
 }

@@ -1,12 +1,17 @@
 //! What the client port answers beside gRPC.
 
-use crate::harness::{Target, World, http_get, metric};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::{Target, World, http_get, is_stock, metric, run, soon};
 use crate::on_every_target;
 
 on_every_target! {
     health_live_ready_and_version_answer,
     unknown_paths_and_methods_are_refused,
     metrics_carry_etcds_names,
+    refusals_are_not_to_be_sniffed,
+    who_speaks_json_gets_json,
 }
 
 async fn get(world: &World, path: &str) -> (u16, String) {
@@ -77,4 +82,70 @@ async fn metrics_carry_etcds_names(world: &mut World) {
         let own = http_get(&world.endpoint, "GET", "/metrics").await.expect("metrics");
         assert!(own.status == 200 && own.body.contains("# TYPE"), "{own:?}");
     }
+}
+
+async fn refusals_are_not_to_be_sniffed(world: &mut World) {
+    // Only 503 had the header.
+    let mut cases = vec![
+        ("GET", "/nothing", 404, true),
+        ("POST", "/nothing", 404, true),
+        ("POST", "/health", 405, true),
+        ("GET", "/version", 200, false),
+        ("POST", "/metrics", 200, false),
+    ];
+    if world.target != Target::Proxy {
+        cases.extend([
+            ("GET", "/livez", 200, true),
+            ("GET", "/readyz?verbose", 200, true),
+            ("GET", "/livez/nope", 404, true),
+            ("HEAD", "/readyz", 405, true),
+            ("POST", "/debug/vars", 405, true),
+            ("GET", "/health", 200, false),
+            ("OPTIONS", "/livez", 200, false),
+        ]);
+        let answer = http_get(&world.endpoint, "GET", "/debug/vars").await.expect("an answer");
+        let vars: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+        assert_eq!(vars["raft.status"]["raftState"], "StateLeader", "{vars}");
+        assert!(vars["cmdline"].as_array().is_some_and(|args| args.len() > 3), "{vars}");
+        assert_eq!(vars["raft.status"]["id"], vars["raft.status"]["lead"]);
+    }
+    for (method, path, status, nosniff) in cases {
+        let answer = http_get(&world.endpoint, method, path).await.expect("an answer");
+        let header = answer.headers.get("x-content-type-options").map(String::as_str);
+        assert_eq!((answer.status, header), (status, nosniff.then_some("nosniff")), "{method} {path}");
+    }
+}
+
+async fn who_speaks_json_gets_json(world: &mut World) {
+    if is_stock() {
+        return; // It has the gateway.
+    }
+    // The plain text began with a number, which is JSON, too: Patroni looked for the fields of an error in it, for ever.
+    for path in ["/v3/kv/range", "/v3/auth/authenticate", "/v3beta/kv/range", "/v3alpha/lease/grant"] {
+        let answer = http_get(&world.endpoint, "POST", path).await.expect("an answer");
+        assert_eq!((answer.status, answer.headers["content-type"].as_str()), (404, "application/json"), "{path}");
+        let body: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+        assert_eq!(body["code"], 12, "{body}");
+        assert!(body["message"].is_string() && body["error"] == body["message"], "{body}");
+    }
+}
+
+#[test]
+fn an_unfinished_head_does_not_stay() {
+    // It lived for five minutes.
+    run(Target::Core, &[], async |world: &mut World| {
+        if is_stock() {
+            return; // Stock waits five minutes, too.
+        }
+        let mut stream = TcpStream::connect(&world.endpoint).await.expect("connects");
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: ").await.expect("writes");
+        let mut answer = Vec::new();
+        let _ = soon("the end of the connection", stream.read_to_end(&mut answer)).await;
+        let mut again = TcpStream::connect(&world.endpoint).await.expect("connects");
+        again.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n").await.expect("writes");
+        again.write_all(b"Connection: close\r\n\r\n").await.expect("writes");
+        let mut answer = String::new();
+        soon("an answer", again.read_to_string(&mut answer)).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "a head in two parts is fine: {answer}");
+    });
 }

@@ -9,6 +9,8 @@ use tonic::body::Body;
 
 use super::checks::{self, CheckKind};
 use super::core::Core;
+use super::debug_vars;
+use crate::listener;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
 const PLAIN: &str = "text/plain; charset=utf-8";
@@ -85,22 +87,27 @@ impl HttpFace {
     /// Answers one request to an address of `--listen-metrics-urls`: metrics and health, nothing else.
     pub async fn answer_metrics<B>(self, request: Request<B>) -> Response<Body> {
         match request.uri().path() {
-            "/version" => not_found(),
+            "/version" | "/debug/vars" => not_found(),
             _ => self.answer(request).await,
         }
     }
 
     async fn route<B>(&self, request: &Request<B>) -> Response<Body> {
         if request.method() == Method::OPTIONS {
-            return text(StatusCode::OK, PLAIN, Bytes::new());
+            return Response::new(Body::empty());
         }
         let path = request.uri().path();
-        let known = matches!(path, "/version" | "/health" | "/metrics") || checks::parse_path(path).is_some();
+        if listener::asks_json_gateway(path) {
+            return listener::no_json_gateway();
+        }
+        let known =
+            matches!(path, "/version" | "/health" | "/metrics" | "/debug/vars") || checks::parse_path(path).is_some();
         if !known {
             return not_found();
         }
-        if request.method() != Method::GET {
-            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "Method Not Allowed\n");
+        // etcd gives its metrics to every method.
+        if request.method() != Method::GET && path != "/metrics" {
+            let mut refused = unsniffed(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             return refused;
         }
@@ -109,6 +116,7 @@ impl HttpFace {
             "/version" => json(super::version::versions(&self.core)),
             "/metrics" => text(StatusCode::OK, TEXT_CONTENT_TYPE, self.metrics.render()),
             "/health" => self.health(&query).await,
+            "/debug/vars" => text(StatusCode::OK, "application/json; charset=utf-8", debug_vars::page(&self.core)),
             _ => match checks::parse_path(path) {
                 Some((kind, single)) => self.checked(kind, single, &query).await,
                 None => not_found(),
@@ -127,16 +135,16 @@ impl HttpFace {
             return text(StatusCode::OK, PLAIN, body);
         }
         self.core.metrics.server.health_failures.inc();
-        unavailable(format!("{body}\n"))
+        unsniffed(StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n"))
     }
 
     async fn checked(&self, kind: CheckKind, single: Option<&str>, query: &checks::Query) -> Response<Body> {
         let report = checks::run(&self.core, kind, single, query).await;
         if report.passed {
             let body = if query.verbose { report.lines + "ok\n" } else { "ok\n".to_owned() };
-            return text(StatusCode::OK, PLAIN, body);
+            return unsniffed(StatusCode::OK, body);
         }
-        unavailable(report.lines + "\n")
+        unsniffed(StatusCode::SERVICE_UNAVAILABLE, report.lines + "\n")
     }
 }
 
@@ -147,7 +155,7 @@ pub(super) fn json(body: String) -> Response<Body> {
 
 /// Nothing lives there.
 pub(super) fn not_found() -> Response<Body> {
-    text(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n")
+    unsniffed(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
 fn text(status: StatusCode, content: &'static str, body: impl Into<Bytes>) -> Response<Body> {
@@ -159,8 +167,9 @@ fn text(status: StatusCode, content: &'static str, body: impl Into<Bytes>) -> Re
     response
 }
 
-fn unavailable(body: String) -> Response<Body> {
-    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, body);
+/// Text that browsers are told to take as text, as etcd tells them with refusals and checks.
+fn unsniffed(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = text(status, PLAIN, body);
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -12,6 +12,7 @@ mod checkpoint;
 mod checks;
 mod cluster;
 mod core;
+mod debug_vars;
 mod error;
 mod force;
 mod gauges;

@@ -24,7 +24,7 @@ use super::metrics::CoreMetrics;
 use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
 use crate::api_error::ApiError;
-use crate::listener::{Arrivals, Arriving};
+use crate::listener::{Arrivals, Arriving, refused_head};
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
 use crate::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
@@ -174,6 +174,9 @@ impl Service<Request<Incoming>> for Router {
             .get(CONTENT_TYPE)
             .is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
         if is_grpc {
+            if let Some(refusal) = refused_head(&request) {
+                return ready_http(refusal);
+            }
             return self.grpc(request);
         }
         if request.version() == Version::HTTP_2 {

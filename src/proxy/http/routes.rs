@@ -5,6 +5,7 @@ use tonic::body::Body;
 
 use super::{fetch, probe};
 use crate::client::Pool;
+use crate::listener;
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -23,12 +24,16 @@ impl Pages {
 
     pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Response<Body> {
         let path = head.uri.path();
+        if listener::asks_json_gateway(path) {
+            return listener::no_json_gateway();
+        }
         let known = matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version")
             || check_name(path).is_some();
         if !known {
             return page(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n");
         }
-        if head.method != Method::GET {
+        // etcd gives its metrics to every method.
+        if head.method != Method::GET && !path.ends_with("/metrics") {
             let mut refused = page(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "Method Not Allowed\n");
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             return refused;
@@ -128,7 +133,7 @@ fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Respo
     *response.status_mut() = status;
     let headers: &mut HeaderMap = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if status != StatusCode::OK {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }
     response
