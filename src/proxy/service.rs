@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
@@ -28,6 +29,9 @@ use crate::shutdown::Tasks;
 use crate::telemetry::{self, GrpcCalls, GrpcMethod, Metrics};
 
 const GRPC: &str = "application/grpc";
+/// Calls of methods that this version does not know, each a stream of its own upstream, until a member has begun to
+/// answer; more are refused.
+const UNKNOWN_CALLS_MAX: usize = 1024;
 
 /// What one serving thread of the proxy needs.
 #[derive(Clone)]
@@ -78,6 +82,7 @@ struct Shard {
     leases: LeaseHubs,
     pages: Pages,
     calls: GrpcCalls,
+    unknown_calls: Semaphore,
 }
 
 impl ProxyService {
@@ -89,7 +94,8 @@ impl ProxyService {
         let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
         let views = namespaced.map(|tenant| (tenant.clone(), View::new(tenant, &pool, &tasks))).collect();
         let pages = Pages::new(pool.clone(), metrics, tasks);
-        Self { shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages, calls }) }
+        let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
+        Self { shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages, calls, unknown_calls }) }
     }
 }
 
@@ -166,13 +172,18 @@ impl Shard {
     async fn pass(&self, request: Request<RequestBody>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let arrivals = parts.extensions.get::<Arrivals>().cloned();
-        let unary = methods::find(parts.uri.path()).is_ok_and(|method| method.kind == MethodKind::Unary);
+        let method = methods::find(parts.uri.path());
         let head = Head::from_request(parts);
-        if unary {
+        match method {
             // Collected before it is sent, so that it can be sent again.
-            self.pool.request(&head, Arriving::collected(body, arrivals)).await
-        } else {
-            self.pool.request(&head, body).await
+            Ok(method) if method.kind == MethodKind::Unary => {
+                self.pool.request(&head, Arriving::collected(body, arrivals)).await
+            }
+            Ok(_) => self.pool.request(&head, body).await,
+            Err(_) => match self.unknown_calls.try_acquire() {
+                Ok(_until_answered) => self.pool.request(&head, body).await,
+                Err(_) => Status::resource_exhausted("etcdserver: too many requests").into_http(),
+            },
         }
     }
 }
