@@ -50,9 +50,7 @@ impl Reply {
         match outcome {
             Ok(Applied::Put(answer)) => Self::Put(recode(answer)),
             Ok(Applied::DeleteRange(answer)) => Self::Delete(recode(answer)),
-            Ok(Applied::Txn(answer)) => {
-                Self::Txn(recode(&answer.clone().read().expect("answers of the simulation are short")))
-            }
+            Ok(Applied::Txn(answer)) => Self::Txn(recode(&answer.clone().read().expect("nothing is compacted"))),
             Ok(Applied::Compact { at, revision }) => Self::Compacted { at: at.0, revision: revision.0 },
             Ok(Applied::LeaseGrant { id, ttl, revision }) => {
                 Self::Granted { id: id.0, ttl: *ttl, revision: revision.0 }

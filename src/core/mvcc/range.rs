@@ -87,6 +87,15 @@ pub(super) fn extent(view: View<'_>, request: &RangeRequest) -> Extent {
 
 /// Answers `request`; the header says the revision of the view.
 pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeResponse, MvccError> {
+    range_within(view, request, usize::MAX)
+}
+
+/// Like [`range`], and cut off like by a limit once the pairs have `bytes_max`; only in the order of keys.
+pub(super) fn range_within(
+    view: View<'_>,
+    request: &RangeRequest,
+    bytes_max: usize,
+) -> Result<RangeResponse, MvccError> {
     let at = view.at(request.revision)?;
     let covered = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
     let mut response = RangeResponse { header: header(view.state.revision), ..Default::default() };
@@ -115,12 +124,15 @@ pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeRespo
         return Ok(response);
     }
 
+    let mut bytes = 0;
     for found in view.walk(&covered, at).take(fetch) {
-        if response.kvs.len() == limit {
+        if response.kvs.len() == limit || bytes >= bytes_max {
             response.more = true;
             break;
         }
-        response.kvs.extend(selection.answer(view.load(found)?));
+        let pair = selection.answer(view.load(found)?);
+        bytes += pair.as_ref().map_or(0, Bytes::len);
+        response.kvs.extend(pair);
     }
     response.count = if response.more { view.count(&covered, at) as i64 } else { response.kvs.len() as i64 };
     Ok(response)

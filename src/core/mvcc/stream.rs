@@ -3,22 +3,24 @@
 use prost::Message;
 
 use super::MvccError;
-use super::range::{header, range};
+use super::range::{has_own_order, header, range, range_within};
 use super::reader::StoreReader;
 use super::record::Fields;
 use super::view::after;
 use crate::pb::encoded::RangeResponse;
 use crate::pb::etcdserverpb::RangeRequest;
-use crate::pb::etcdserverpb::range_request::SortTarget;
 use crate::types::{KeyRange, Revision};
 
 /// Keys of the first chunk.
 const FIRST_KEYS: i64 = 10;
+/// Keys of any chunk: small ones would make it as long to read as the bytes of large ones.
+const KEYS_MAX: i64 = 4096;
 
-/// The chunks of one range, all at one revision.
+/// The chunks of one range, all at one revision. None is longer than asked for and one pair.
 ///
 /// Each chunk looks at a fresh state, so that a slow client holds no old state in memory; what it reads there is the
-/// revision pinned at the start. Compaction past it ends the stream.
+/// revision pinned at the start. Compaction past it ends the stream. An answer that is not in the order of keys is
+/// gathered with the first chunk.
 pub struct RangeStream {
     reader: StoreReader,
     /// What is still to be read; its limit is that of the next chunk.
@@ -29,6 +31,8 @@ pub struct RangeStream {
     /// Newest revision when the stream began.
     revision: Revision,
     chunk_bytes: usize,
+    /// An answer that was gathered, as far as it is not sent.
+    gathered: Option<RangeResponse>,
     done: bool,
 }
 
@@ -38,11 +42,19 @@ impl RangeStream {
         let at = snapshot.view().at(request.revision)?;
         let wanted = if request.limit > 0 { request.limit } else { i64::MAX };
         // A sort target without an order is let through by the check and means ascending. Only keys can be sorted chunk by
-        // chunk (etcd sorts each chunk by the target and goes on after its last key), so other targets get one chunk.
-        let by_key = request.sort_target == SortTarget::Key as i32;
-        let limit = if by_key { wanted.min(FIRST_KEYS) } else { request.limit };
+        // chunk (etcd sorts each chunk by the target and goes on after its last key), so other targets are gathered.
+        let limit = if has_own_order(request) { request.limit } else { wanted.min(FIRST_KEYS) };
         let rest = RangeRequest { revision: at.0, limit, ..request.clone() };
-        Ok(Self { reader, rest, wanted, sent: 0, revision: snapshot.revision(), chunk_bytes, done: false })
+        Ok(Self {
+            reader,
+            rest,
+            wanted,
+            sent: 0,
+            revision: snapshot.revision(),
+            chunk_bytes,
+            gathered: None,
+            done: false,
+        })
     }
 
     /// The next chunk; none after the last, which alone has header, `more` and `count`.
@@ -55,8 +67,11 @@ impl RangeStream {
         }
         // An error ends the stream, too.
         self.done = true;
+        if has_own_order(&self.rest) {
+            return self.next_gathered().map(Some);
+        }
         let snapshot = self.reader.snapshot();
-        let mut chunk = range(snapshot.view(), &self.rest)?;
+        let mut chunk = range_within(snapshot.view(), &self.rest, self.chunk_bytes)?;
         self.sent += chunk.kvs.len() as i64;
         let last = chunk.kvs.last().filter(|_| chunk.more);
         let key = last.map(|kv| kv.slice(Fields::parse(kv).unwrap_or_default().key));
@@ -79,13 +94,31 @@ impl RangeStream {
         Ok(Some(chunk))
     }
 
-    fn next_limit(&self, bytes: usize) -> i64 {
-        if bytes < self.chunk_bytes / 2 {
-            self.rest.limit.saturating_mul(2)
-        } else if bytes > self.chunk_bytes.saturating_mul(2) {
-            (self.rest.limit / 2).max(1)
-        } else {
-            self.rest.limit
+    fn next_gathered(&mut self) -> Result<RangeResponse, MvccError> {
+        let mut rest = match self.gathered.take() {
+            Some(rest) => rest,
+            None => {
+                let mut whole = range(self.reader.snapshot().view(), &self.rest)?;
+                whole.kvs.reverse();
+                whole
+            }
+        };
+        let (mut kvs, mut bytes) = (Vec::new(), 0);
+        while bytes < self.chunk_bytes.max(1)
+            && let Some(kv) = rest.kvs.pop()
+        {
+            bytes += kv.len();
+            kvs.push(kv);
         }
+        if rest.kvs.is_empty() {
+            return Ok(RangeResponse { header: header(self.revision), kvs, ..rest });
+        }
+        self.done = false;
+        self.gathered = Some(rest);
+        Ok(RangeResponse { kvs, ..Default::default() })
+    }
+
+    fn next_limit(&self, bytes: usize) -> i64 {
+        if bytes < self.chunk_bytes / 2 { self.rest.limit.saturating_mul(2).min(KEYS_MAX) } else { self.rest.limit }
     }
 }

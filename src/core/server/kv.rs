@@ -233,9 +233,17 @@ impl Kv for KvService {
             self.core.linearizable().await?;
         }
         let chunk_bytes = self.core.limits.max_request_bytes;
+        let answers = &self.core.answers;
+        // An own order is gathered beside the chunks.
+        let gathers = has_own_order(&request).then(|| self.core.snapshot().extent(&request));
+        let list = match gathers {
+            Some(extent) => Some(answers.list(extent).await?),
+            None => None,
+        };
+        let rooms = (answers.stream(chunk_bytes).await?, list);
         let stream = self.core.store.range_stream(&request, chunk_bytes).map_err(Failure::from)?;
         self.core.metrics.mvcc.ranges.inc();
-        Ok(Response::new(Box::pin(chunks(self.core.clone(), stream))))
+        Ok(Response::new(Box::pin(chunks(self.core.clone(), stream, rooms, gathers.is_some()))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
@@ -280,13 +288,24 @@ fn after_apply(error: MvccError) -> Failure {
     }
 }
 
-/// Chunks are read as the client takes them; the last one gets the full header.
-fn chunks(core: Arc<Core>, stream: RangeStream) -> impl Stream<Item = Result<RangeStreamResponse, Status>> {
-    futures::stream::try_unfold((core, stream), |(core, mut stream)| async move {
-        let Some(mut chunk) = stream.next_chunk().map_err(Failure::from)? else { return Ok(None) };
+/// Chunks are read as the client takes them; the last one gets the full header. `rooms` are held until the end.
+fn chunks(
+    core: Arc<Core>,
+    stream: RangeStream,
+    rooms: impl Send + 'static,
+    gathers: bool,
+) -> impl Stream<Item = Result<RangeStreamResponse, Status>> {
+    futures::stream::try_unfold((core, stream, rooms, gathers), |(core, mut stream, rooms, gathers)| async move {
+        let next = move || {
+            let chunk = stream.next_chunk().map_err(|error| Status::from(Failure::from(error)))?;
+            Ok((chunk, stream))
+        };
+        let (chunk, stream) = if gathers { on_thread(next).await? } else { next()? };
+        let Some(mut chunk) = chunk else { return Ok(None) };
         if let Some(header) = &chunk.header {
             chunk.header = Some(core.header(Revision(header.revision)));
         }
-        Ok(Some((RangeStreamResponse { range_response: Some(chunk) }, (core, stream))))
+        let answer = RangeStreamResponse { range_response: Some(chunk) };
+        Ok(Some((answer, (core, stream, rooms, false))))
     })
 }

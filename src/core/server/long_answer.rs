@@ -59,6 +59,7 @@ const MESSAGE_PREFIX_BYTES: usize = 5;
 /// The bounds on long answers, for all connections of a member.
 pub struct AnswerMemory {
     ranges: Arc<Semaphore>,
+    range_units: u32,
     lists: Arc<Semaphore>,
     list_units: u32,
     waiting: Semaphore,
@@ -75,10 +76,11 @@ impl AnswerMemory {
     /// Divides `bytes`.
     pub fn new(bytes: u64) -> Self {
         let quarter = bytes / 4;
-        let ranges = usize::try_from(quarter / FRAMES_BYTES).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
-        let list_units = u32::try_from(quarter / LIST_UNIT_BYTES).unwrap_or(u32::MAX).max(1);
+        let units = |unit_bytes| u32::try_from(quarter / unit_bytes).unwrap_or(u32::MAX).max(1);
+        let (range_units, list_units) = (units(FRAMES_BYTES), units(LIST_UNIT_BYTES));
         Self {
-            ranges: Arc::new(Semaphore::new(ranges)),
+            ranges: Arc::new(Semaphore::new(range_units as usize)),
+            range_units,
             lists: Arc::new(Semaphore::new(list_units as usize)),
             list_units,
             waiting: Semaphore::new(WAITING_MAX),
@@ -92,6 +94,17 @@ impl AnswerMemory {
     /// "Too many requests" when there is none for a while.
     pub(super) async fn range(&self) -> Result<Room, Status> {
         self.room(&self.ranges, 1).await
+    }
+
+    /// Room for a stream of messages of about `message_bytes`: one that waits for the client's window, one that is
+    /// being written.
+    ///
+    /// # Errors
+    /// "Too many requests" when there is none for a while.
+    pub(super) async fn stream(&self, message_bytes: usize) -> Result<Room, Status> {
+        let units = (message_bytes as u64).saturating_mul(2).div_ceil(FRAMES_BYTES);
+        let units = u32::try_from(units).unwrap_or(u32::MAX).clamp(1, self.range_units);
+        self.room(&self.ranges, units).await
     }
 
     /// Room for an answer that is gathered. One that needs more than there is gets all of it: it is alone then. So is
