@@ -14,8 +14,8 @@ use crate::config::{FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config
 use crate::listener::{ListenerConfig, Serving, ShardId, bind, serve};
 use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
 use crate::proxy::{
-    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, ShardParts, Tenant, Tenants, WatchHub,
-    WatchHubConfig, proxy_calls,
+    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, ShardParts, Tenant, Tenants,
+    WatchHub, WatchHubConfig, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -106,6 +106,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     // The member list is asked for on this runtime, as the hubs' watches are.
     let sync_pool = config.auto_sync.map(|interval| (Pool::new(pool_config.clone(), &tasks), interval));
     let (shard_tasks, shard_pools) = (tasks.clone(), pools.clone());
+    let answers = AnswerRoom::new(config.answer_memory_bytes);
     let make = move |shard: ShardId| {
         let pool = Pool::new(pool_config.clone(), &shard_tasks);
         shard_pools.add(pool.clone());
@@ -117,6 +118,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, shard.0, &shard_tasks)))
                 .collect(),
             self_member: self_member.clone(),
+            answers: answers.clone(),
             metrics: metrics.clone(),
             calls: calls.clone(),
             tasks: shard_tasks.clone(),

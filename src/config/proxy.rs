@@ -59,6 +59,9 @@ pub struct RawProxyConfig {
     /// Wait for the answer to such a ping before the client's connection is closed; 0 turns pings off.
     #[arg(long, default_value = "20s", value_name = "DURATION")]
     pub grpc_keepalive_timeout: GoDuration,
+    /// Memory that long answers rewritten for a namespace may take; one without room waits and is refused then.
+    #[arg(long, default_value_t = 536_870_912, value_name = "BYTES")]
+    pub answer_memory_bytes: u64,
     /// Streams a client may have open on one connection.
     #[arg(long, default_value_t = u32::MAX, value_name = "COUNT")]
     pub max_concurrent_streams: u32,
@@ -186,6 +189,8 @@ pub struct ProxyConfig {
     pub keepalive_interval: Duration,
     /// Wait for the client's answer.
     pub keepalive_timeout: Duration,
+    /// Memory of answers that are rewritten.
+    pub answer_memory_bytes: u64,
     /// Streams per connection.
     pub max_concurrent_streams: u32,
     /// Serving threads; none for one per core.
@@ -307,6 +312,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             dial_timeout,
             keepalive_interval: raw.grpc_keepalive_interval.0,
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
+            answer_memory_bytes: raw.answer_memory_bytes,
             max_concurrent_streams: raw.max_concurrent_streams,
             serving_threads: (raw.serving_threads > 0).then_some(raw.serving_threads),
             grace: raw.shutdown_grace.0,

@@ -17,7 +17,7 @@ use super::health::HealthService;
 use super::http::Pages;
 use super::lease::{LeaseHubs, admit, keep_alive};
 use super::members::SelfMember;
-use super::namespace::{View, no_decompressor};
+use super::namespace::{AnswerRoom, View, no_decompressor};
 use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::client::{Head, Pool};
@@ -44,6 +44,8 @@ pub struct ShardParts {
     pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
     /// What MemberList answers; none for the real list.
     pub self_member: Option<SelfMember>,
+    /// Room for answers that are rewritten, of all threads.
+    pub answers: AnswerRoom,
     /// The registry `/proxy/metrics` shows.
     pub metrics: Metrics,
     /// Counts calls; [`proxy_calls`] makes it.
@@ -88,14 +90,17 @@ struct Shard {
 impl ProxyService {
     /// The service of one serving thread; made on that thread.
     pub fn new(parts: ShardParts) -> Self {
-        let ShardParts { pool, tenants, watches, self_member, metrics, calls, tasks } = parts;
+        let ShardParts { pool, tenants, watches, self_member, answers, metrics, calls, tasks } = parts;
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
         let leases = LeaseHubs::new(pool.clone(), tasks.clone());
         let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
-        let views = namespaced.map(|tenant| (tenant.clone(), View::new(tenant, &pool, &tasks))).collect();
+        let views =
+            namespaced.map(|tenant| (tenant.clone(), View::new(tenant, &pool, answers.clone(), &tasks))).collect();
         let pages = Pages::new(pool.clone(), metrics, tasks);
         let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
-        Self { shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages, calls, unknown_calls }) }
+        Self {
+            shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages, calls, unknown_calls }),
+        }
     }
 }
 

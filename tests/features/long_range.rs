@@ -15,7 +15,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::pb::mvccpb::KeyValue;
 
-use crate::harness::{Target, World, prefix, refused, run, soon, until};
+use crate::harness::{Target, World, client, prefix, refused, run, soon, until};
 use crate::on_every_target;
 
 on_every_target! {
@@ -209,6 +209,35 @@ fn without_room_a_long_range_waits_and_is_refused_and_short_ones_are_answered() 
         refused(refusal, Code::ResourceExhausted, text);
         drop(stalled);
         until("room for a sorted answer", async || waiting.clone().range(sorted.clone()).await.ok()).await;
+    });
+}
+
+#[test]
+fn a_proxy_with_a_namespace_holds_no_more_answers_than_it_has_room_for() {
+    // The proxy held every answer twice, however many and however long: 50 clients with 500 MB each ended it.
+    run(Target::Core, &[], async |world: &mut World| {
+        // A megabyte each, held twice: room for two of them.
+        fill(world, 1000, 1000).await;
+        let flags = ["--namespace=ma", "--answer-memory-bytes=5000000"];
+        let (proxy, endpoint) = world.also_front("grpc-proxy", &flags).await;
+        let tenant = client(&endpoint);
+        let one = Stalled::start(&endpoint, &prefix("ny/")).await;
+        let other = Stalled::start(&endpoint, &prefix("ny/")).await;
+        let mut kv = tenant.kv();
+        let text = "etcdserver: too many requests";
+        refused(soon("a refusal", kv.range(prefix("ny/"))).await, Code::ResourceExhausted, text);
+        let short = kv.range(RangeRequest { limit: 20, ..prefix("ny/") }).await.expect("short").into_inner();
+        assert_eq!((short.kvs.len(), short.count), (20, 1000));
+        let waiting = tokio::spawn(async move { kv.range(prefix("ny/")).await });
+        drop(one);
+        let answer = soon("room", waiting).await.expect("no panic").expect("an answer").into_inner();
+        assert_eq!((answer.kvs.len(), answer.kvs[0].key.as_ref()), (1000, &b"ny/0000"[..]));
+        drop(other);
+        for _ in 0..5 {
+            let answer = tenant.kv().range(prefix("ny/")).await.expect("an answer").into_inner();
+            assert_eq!(answer.kvs.len(), 1000);
+        }
+        drop(proxy);
     });
 }
 

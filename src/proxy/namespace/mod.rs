@@ -4,6 +4,9 @@
 //! [`View`] (`view.rs`), which takes exactly one message (`message.rs`), rewrites it (`kv.rs`, `lease.rs`), runs lock
 //! and election on the tenant's own keys (`store.rs`) and refuses what reaches beyond. `ownership.rs` knows whose a
 //! lease is. Requests go upstream as they were decoded and encoded here, never as the bytes that came.
+//! [`View`] (`view.rs`), which rewrites it (`kv.rs`, `lease.rs`), runs lock and election on the tenant's own keys
+//! (`store.rs`) and refuses what reaches beyond. `ownership.rs` knows whose a lease is, `room.rs` bounds the
+//! answers that are held to be rewritten.
 
 mod keys;
 mod kv;
@@ -11,6 +14,7 @@ mod lease;
 mod message;
 mod ownership;
 mod rewrite;
+mod room;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -18,4 +22,5 @@ mod view;
 
 pub use keys::Namespace;
 pub(super) use message::no_decompressor;
+pub use room::AnswerRoom;
 pub(super) use view::View;

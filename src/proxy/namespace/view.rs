@@ -12,6 +12,7 @@ use tower::Service;
 use super::keys::Namespace;
 use super::message::{PREFIX_BYTES, one_message};
 use super::ownership::{OwnLeases, Ownership};
+use super::room::{AnswerRoom, BoundedChannel, held_until_sent};
 use super::store::ViewStore;
 use crate::api_error::ApiError;
 use crate::client::{Channel, Head, Method, Pool, framed};
@@ -39,7 +40,7 @@ const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub(in crate::proxy) struct View {
     pub(super) namespace: Namespace,
     pub(super) admin: bool,
-    pub(super) kv: KvClient<Channel>,
+    pub(super) kv: KvClient<BoundedChannel>,
     pub(super) lease: LeaseClient<Channel>,
     pub(super) ownership: Arc<Ownership>,
     pub(super) pool: Pool,
@@ -47,14 +48,19 @@ pub(in crate::proxy) struct View {
 }
 
 impl View {
-    pub(in crate::proxy) fn new(tenant: &Tenant, pool: &Pool, tasks: &Tasks) -> Self {
+    pub(in crate::proxy) fn new(tenant: &Tenant, pool: &Pool, room: AnswerRoom, tasks: &Tasks) -> Self {
         let channel = Channel::new(pool.clone());
-        let kv = KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize);
+        let bounded = BoundedChannel::new(channel.clone(), room);
+        let kv = KvClient::new(bounded).max_decoding_message_size(i32::MAX as usize);
+        let ownership = Ownership::new(
+            KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize),
+            &tenant.namespace,
+        );
         let lease = LeaseClient::new(channel).max_decoding_message_size(i32::MAX as usize);
         Self {
             namespace: tenant.namespace.clone(),
             admin: tenant.admin,
-            ownership: Arc::new(Ownership::new(kv.clone(), &tenant.namespace)),
+            ownership: Arc::new(ownership),
             kv,
             lease,
             pool: pool.clone(),
@@ -86,7 +92,7 @@ impl View {
         let answered = match (method.service, method.name) {
             ("etcdserverpb.KV", _) => {
                 let service = KvServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
-                served(service, parts, frame).await
+                served(service, parts, frame).await.map(held_until_sent)
             }
             ("etcdserverpb.Lease", _) => served(LeaseServer::new(self.clone()), parts, frame).await,
             ("v3lockpb.Lock", _) => {

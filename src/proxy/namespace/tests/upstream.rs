@@ -20,7 +20,7 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ShardParts, Tenant, Tenants, WatchHub,
+    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ShardParts, Tenant, Tenants, WatchHub,
     WatchHubConfig, proxy_calls,
 };
 use crate::shutdown::Tasks;
@@ -203,6 +203,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             tenants: tenants.clone(),
             watches: HashMap::from([(tenant.clone(), watch)]),
             self_member: None,
+            answers: AnswerRoom::new(1 << 30),
             metrics: metrics.clone(),
             calls: calls.clone(),
             tasks: shard_tasks.clone(),
