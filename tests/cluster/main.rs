@@ -13,6 +13,7 @@ mod any_request;
 mod damaged;
 mod everywhere;
 mod leaders;
+mod logs;
 mod members;
 mod metrics;
 mod network;

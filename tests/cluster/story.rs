@@ -15,9 +15,14 @@ const LIMIT: Duration = Duration::from_secs(240);
 
 /// Runs a test on a fresh cluster of three.
 pub fn on_three(flags: &[&str], test: impl AsyncFnOnce(&mut Cluster)) {
+    on(3, flags, test);
+}
+
+/// Runs a test on a fresh cluster of so many.
+pub fn on(size: usize, flags: &[&str], test: impl AsyncFnOnce(&mut Cluster)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let mut cluster = Cluster::start(3, flags).await;
+        let mut cluster = Cluster::start(size, flags).await;
         tokio::time::timeout(LIMIT, test(&mut cluster)).await.expect("the test ends in time");
     });
 }

@@ -304,7 +304,9 @@ impl<O: ApplyObserver> Worker<O> {
         let progress = self.applier.compaction_slice(compaction, self.config.pace.slice_records);
         self.observer.compaction_slice(began.elapsed());
         if progress == Progress::Done {
-            self.observer.compacted(compaction.removed(), compacting_since.elapsed());
+            let removed = compaction.removed();
+            tracing::info!(revision = %at, removed, "finished scheduled compaction");
+            self.observer.compacted(removed, compacting_since.elapsed());
             self.compacting_since = None;
             self.compactions.pop_front();
             self.inlet.compaction.send_replace(at);

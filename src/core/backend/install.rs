@@ -112,7 +112,7 @@ impl Backend {
         if let Some(home) = &inner.home {
             inner.latch(store.rename(home.disk.as_ref(), &home.path))?;
         }
-        tracing::info!(index = %installed.position.index, term = %installed.position.term, "installed a state");
+        tracing::info!(index = %installed.position.index, term = %installed.position.term, "applied snapshot");
         inner.contents.store(Arc::new(Contents::new(store, &installed)));
         *durable = installed;
         if let Some(home) = &inner.home {

@@ -9,8 +9,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use super::hello::{Hello, Refusal};
+use super::hello::{Hello, Refusal, cluster_of};
 use super::tls::PeerTls;
+use crate::types::ClusterId;
 
 /// The bytes of a connection, whatever is below.
 pub trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -38,9 +39,15 @@ pub enum DialError {
     /// Something else than a member answered.
     #[error("{0}")]
     Http(String),
+    /// A member of another cluster answered.
+    #[error("{}", Refusal::WrongCluster)]
+    OtherCluster {
+        /// That cluster, if it was named.
+        theirs: Option<ClusterId>,
+    },
     /// The member does not want us.
     #[error("refused: {0}")]
-    Refused(#[from] Refusal),
+    Refused(Refusal),
 }
 
 /// Connects to the first URL that answers as the member we want. The last error speaks for all, but a refusal that
@@ -130,8 +137,11 @@ async fn upgrade(stream: Box<dyn PeerIo>, hello: Hello, authority: &str) -> Resu
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let asked = async {
         let response = sender.send_request(request).await.map_err(broken)?;
-        hello.answered(response.status(), response.headers()).map_err(DialError::Http)??;
-        Ok::<(), DialError>(())
+        match hello.answered(response.status(), response.headers()).map_err(DialError::Http)? {
+            Ok(()) => Ok(()),
+            Err(Refusal::WrongCluster) => Err(DialError::OtherCluster { theirs: cluster_of(response.headers()) }),
+            Err(refusal) => Err(DialError::Refused(refusal)),
+        }
     };
     tokio::pin!(asked);
     // `without_shutdown` gives the stream back at the answer 101, and what came after it.

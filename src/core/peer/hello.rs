@@ -91,7 +91,7 @@ pub(super) enum Known {
 }
 
 /// Why a connection is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Refusal {
     /// No upgrade, or a header is missing or unreadable.
     #[error("malformed peer handshake")]
@@ -231,6 +231,16 @@ impl Hello {
             None => Err(format!("unexpected HTTP status {status}")),
         }
     }
+}
+
+/// The cluster that a request to connect, or its answer, names.
+pub(super) fn cluster_of(headers: &HeaderMap) -> Option<ClusterId> {
+    hex(headers, &CLUSTER_HEADER).ok().map(ClusterId)
+}
+
+/// The member that a request to connect names as its sender.
+pub(super) fn sender_of(headers: &HeaderMap) -> Option<MemberId> {
+    hex(headers, &FROM_HEADER).ok().map(MemberId)
 }
 
 /// The answer to a request to connect.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::calls::Calls;
 use super::dial::{DialError, Dialed, dial_any};
@@ -13,6 +13,7 @@ use super::link::Link;
 use super::outgoing::{Ended, Next, pump};
 use super::queue::Messages;
 use super::transport::Shared;
+use crate::types::MemberId;
 
 /// An attempt to connect is not overtaken before.
 const DIAL_PATIENCE: Duration = Duration::from_millis(500);
@@ -50,7 +51,8 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, link: Arc<Link>, purpose
 async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
     let limits = &shared.config.limits;
     let mut backoff = Backoff::new(limits.backoff);
-    let mut told = false;
+    // Why the peer could not be reached, as the log says it: another cause is news.
+    let mut told = None;
     loop {
         let urls = link.urls.load_full();
         let hello = shared.hello(link.peer, purpose);
@@ -67,14 +69,14 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
         };
         match dialed {
             Ok(dialed) => {
-                debug!(peer = %link.peer, lane = %purpose, "connected to peer");
+                info!(peer = %link.peer, lane = %purpose, "established TCP streaming connection with remote peer");
                 let ended = run(shared, link, purpose, dialed).await;
                 if ended.worked {
                     backoff.reset();
-                    told = false;
+                    told = None;
                 }
                 if let Err(error) = ended.outcome {
-                    debug!(peer = %link.peer, lane = %purpose, %error, "connection to peer ended");
+                    warn!(peer = %link.peer, lane = %purpose, %error, "lost TCP streaming connection with remote peer");
                     if purpose == Purpose::Control {
                         warn!(peer = %link.peer, %error, "peer became inactive");
                     }
@@ -84,8 +86,10 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
                 if matches!(error, DialError::Refused(Refusal::Removed)) {
                     shared.receiver.removed(link.peer);
                 }
-                if !std::mem::replace(&mut told, true) && purpose == Purpose::Control {
-                    warn!(peer = %link.peer, ?urls, %error, "peer cannot be reached");
+                let cause = Some(error.to_string());
+                if purpose == Purpose::Control && told != cause {
+                    tell(shared, link.peer, &urls, &error);
+                    told = cause;
                 }
             }
         }
@@ -94,6 +98,17 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
             () = tokio::time::sleep(backoff.pause()) => {}
             () = link.promising.notified() => backoff.reset(),
         }
+    }
+}
+
+fn tell(shared: &Shared, peer: MemberId, urls: &[String], error: &DialError) {
+    match error {
+        DialError::OtherCluster { theirs } => {
+            let theirs = theirs.map(|cluster| cluster.to_string());
+            let own = shared.config.cluster;
+            warn!(%peer, ?urls, theirs, %own, "request sent was ignored by remote peer due to cluster ID mismatch");
+        }
+        error => warn!(%peer, ?urls, %error, "peer cannot be reached"),
     }
 }
 

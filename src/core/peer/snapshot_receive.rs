@@ -316,7 +316,7 @@ async fn hand_over(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offe
     // Moved away, as a rule.
     let _ = std::fs::remove_file(&file);
     taken.map_err(for_good)?;
-    info!(peer = %from, bytes = size_bytes, index = %offer.image.position.index, "snapshot received");
+    info!(peer = %from, bytes = size_bytes, index = %offer.image.position.index, "received and saved database snapshot");
     Ok(())
 }
 

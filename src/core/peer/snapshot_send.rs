@@ -44,7 +44,7 @@ async fn send(shared: &Shared, link: &Link, message: Bytes) -> bool {
     inflight.dec();
     match outcome.unwrap_or_else(|| Err("peer left the member list".into())) {
         Ok(bytes) => {
-            info!(peer = %link.peer, bytes, took = ?began.elapsed(), "snapshot sent");
+            info!(peer = %link.peer, bytes, took = ?began.elapsed(), "sent database snapshot");
             metrics.snapshot_send_success.with_label_values(&[&to]).inc();
             metrics.snapshot_send_duration.with_label_values(&[&to]).observe(began.elapsed().as_secs_f64());
             true

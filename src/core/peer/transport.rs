@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::config::{Peer, PeerConfig};
 use super::dial::{Dialed, prepare};
-use super::hello::{Greeting, Hello, Known, Purpose, Refusal, answer};
+use super::hello::{Greeting, Hello, Known, Purpose, Refusal, answer, cluster_of, sender_of};
 use super::lanes::keep_connected;
 use super::link::{Link, Roster};
 use super::receiver::{CallError, PeerReceiver};
@@ -36,6 +36,10 @@ const BLOCKING_THREADS_MAX: usize = 8;
 const GUESTS_MAX: usize = 32;
 /// The lanes that are kept connected.
 const LANES: [Purpose; 3] = [Purpose::Control, Purpose::Append, Purpose::Calls];
+/// Pause between two warnings about connections of one member that are refused for one reason.
+const REFUSAL_TOLD_AGAIN: Duration = Duration::from_secs(60);
+/// Senders and reasons that are remembered for that; more are strangers who change their name.
+const REFUSALS_TOLD_MAX: usize = 64;
 /// Wait at a stop for disk work that has begun.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
 
@@ -59,6 +63,8 @@ pub(super) struct Shared {
     accepted: Mutex<Accepted>,
     pub(super) snapshots_out: Semaphore,
     pub(super) snapshots_in: Semaphore,
+    /// When the refusal of a sender was last logged as a warning.
+    refusals_told: Mutex<BTreeMap<(Option<MemberId>, Refusal), Instant>>,
     /// One for each peer that ever sent an image.
     slots: Mutex<HashMap<MemberId, Arc<tokio::sync::Mutex<Slot>>>>,
 }
@@ -97,6 +103,7 @@ impl PeerTransport {
             roster: ArcSwap::default(),
             changing: Mutex::default(),
             accepted: Mutex::default(),
+            refusals_told: Mutex::default(),
             slots: Mutex::default(),
         };
         let stop = tasks.stop_signal();
@@ -213,7 +220,7 @@ impl PeerTransport {
                 });
             }
             Err(refusal) => {
-                debug!(%refusal, "connection of a peer refused");
+                self.shared.tell_refused(refusal, request.headers());
                 self.shared.metrics.refused.with_label_values(&[refusal.name()]).inc();
             }
         }
@@ -312,6 +319,36 @@ impl Shared {
 
     fn has_accepted(&self, peer: MemberId) -> bool {
         self.accepted.lock().open.keys().any(|(from, _)| *from == peer)
+    }
+
+    /// Logs that a connection was refused. Whoever is refused tries again every second on each lane: each sender and
+    /// cause is a warning once in a while only.
+    fn tell_refused(&self, refusal: Refusal, headers: &http::HeaderMap) {
+        let (peer, theirs) = (sender_of(headers), cluster_of(headers));
+        let is_news = || {
+            let mut told = self.refusals_told.lock();
+            let now = Instant::now();
+            if told.get(&(peer, refusal)).is_some_and(|at| now.duration_since(*at) < REFUSAL_TOLD_AGAIN) {
+                return false;
+            }
+            if told.len() >= REFUSALS_TOLD_MAX {
+                told.clear();
+            }
+            told.insert((peer, refusal), now);
+            true
+        };
+        let named = |id: Option<String>| id.unwrap_or_default();
+        let (peer_text, theirs) = (named(peer.map(|id| id.to_string())), named(theirs.map(|id| id.to_string())));
+        match refusal {
+            Refusal::WrongCluster if is_news() => {
+                warn!(peer = peer_text, theirs, own = %self.config.cluster, "request cluster ID mismatch");
+            }
+            Refusal::WrongVersion | Refusal::WrongMember if is_news() => {
+                warn!(peer = peer_text, %refusal, "connection of a peer refused");
+            }
+            // The rest is of nobody we know, or passes: a member that is being added or removed.
+            _ => debug!(peer = peer_text, %refusal, "connection of a peer refused"),
+        }
     }
 
     /// Moves a socket from the runtime that accepted it to ours.

@@ -15,7 +15,7 @@ use super::peer::PeerSink;
 use super::reads::ReadQueue;
 use super::step::{Committed, RaftError, Stepped};
 use super::wal_writer::WalWriter;
-use crate::types::{LogIndex, LogPosition};
+use crate::types::{LogIndex, LogPosition, MemberId};
 
 /// Messages taken in one turn, so that ticks are never far behind.
 const TURN_MAX: usize = 1024;
@@ -341,10 +341,30 @@ impl<S: CommitSink> Worker<S> {
         };
         self.shared.term.store(status.term.0, Ordering::Release);
         self.shared.reads_are_local.store(status.reads_are_local, Ordering::Release);
+        let member = self.node.member();
         self.status.send_if_modified(|current| {
             let changed = *current != status;
-            *current = status;
+            let before = std::mem::replace(current, status);
+            if changed {
+                log_leader(member, &before, &status);
+            }
             changed
         });
+    }
+}
+
+/// In the words that scripts look for.
+fn log_leader(member: MemberId, before: &RaftStatus, now: &RaftStatus) {
+    let term = now.term;
+    match (before.leader, now.leader) {
+        (None, Some(leader)) => tracing::info!(%member, %leader, %term, "elected leader"),
+        (Some(lost), None) => tracing::info!(%member, %lost, %term, "lost leader"),
+        (Some(lost), Some(leader)) if lost != leader => {
+            tracing::info!(%member, %leader, %lost, %term, "changed leader");
+        }
+        _ => {}
+    }
+    if now.is_leader && !before.is_leader {
+        tracing::info!(%member, %term, "became leader");
     }
 }
