@@ -20,8 +20,8 @@ pub use connect::Client;
 pub use error::ClientError;
 pub use method::{Lane, Method};
 pub use pool::{
-    ClusterMismatch, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, UpstreamBody, UpstreamCluster,
-    UpstreamStream, UpstreamWatch, check_one_cluster, framed, peek_header, unframed,
+    ClusterMismatch, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, Seen, UpstreamBody, UpstreamCluster,
+    UpstreamStream, UpstreamWatch, check_one_cluster, framed, peek_header, peek_wrapped_header, unframed,
 };
 
 pub use crate::types::{Endpoint, EndpointError};

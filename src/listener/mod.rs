@@ -12,6 +12,7 @@ mod arriving;
 mod head;
 mod json;
 mod paced;
+mod scope;
 mod shard;
 mod socket;
 
@@ -19,5 +20,6 @@ pub use accept::{Serving, answering, serve};
 pub use arriving::{Arrivals, Arriving};
 pub use head::refused_head;
 pub use json::{asks_json_gateway, no_json_gateway};
+pub use scope::ConnectionScope;
 pub use shard::{ListenerConfig, ShardId};
 pub use socket::{ListenerError, bind};

@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::arriving::Arrivals;
 use super::paced::Paced;
+use super::scope::ConnectionScope;
 
 /// One serving thread, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,9 +115,10 @@ pub(super) async fn run<S>(
         match TcpStream::from_std(socket) {
             Ok(stream) => {
                 let (builder, stop) = (builder.clone(), stop.clone());
-                let arrivals = Arrivals::new(counts.unfinished_bytes.clone());
+                let (arrivals, scope) = (Arrivals::new(counts.unfinished_bytes.clone()), ConnectionScope::default());
                 let service = service.clone().map_request(move |mut request: Request<Incoming>| {
                     request.extensions_mut().insert(arrivals.clone());
+                    request.extensions_mut().insert(scope.clone());
                     request
                 });
                 match config.tls.clone() {

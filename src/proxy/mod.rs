@@ -2,7 +2,8 @@
 //!
 //! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`]. For a
 //! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
-//! what the port answers beside gRPC, `identity.rs` says whose requests may share an upstream stream. Nothing here
+//! what the port answers beside gRPC, `identity.rs` says whose requests may share an upstream stream, `seen.rs`
+//! what a connection was shown, which no later answer may be older than. Nothing here
 //! knows the core: the cluster is reached through [`client`](crate::client) alone.
 
 mod answer;
@@ -12,6 +13,7 @@ mod identity;
 mod lease;
 mod members;
 mod namespace;
+mod seen;
 mod service;
 mod tenant;
 mod watch;

@@ -18,10 +18,11 @@ use super::http::Pages;
 use super::lease::{LeaseHubs, admit, keep_alive};
 use super::members::SelfMember;
 use super::namespace::{AnswerRoom, View, no_decompressor};
+use super::seen::noted;
 use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
-use crate::client::{Head, Pool};
-use crate::listener::{Arrivals, Arriving, refused_head};
+use crate::client::{Head, Pool, Seen};
+use crate::listener::{Arrivals, Arriving, ConnectionScope, refused_head};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
@@ -120,7 +121,7 @@ impl Service<Request<Incoming>> for ProxyService {
 }
 
 impl Shard {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         let is_grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -131,6 +132,14 @@ impl Shard {
         if let Some(refusal) = refused_head(&request) {
             return refusal;
         }
+        let Some(scope) = request.extensions().get::<ConnectionScope>() else { return self.counted(request).await };
+        let seen: Seen = scope.value();
+        request.extensions_mut().insert(seen.clone());
+        let wrapped = request.uri().path() == "/etcdserverpb.KV/RangeStream";
+        noted(self.counted(request).await, wrapped, seen)
+    }
+
+    async fn counted(&self, request: Request<Incoming>) -> Response<Body> {
         let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
             // A method nobody here knows passes too, uncounted.
             return self.grpc(request.map(telemetry::RequestBody::uncounted)).await;

@@ -12,7 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use watershed::client::Client;
-use watershed::pb::etcdserverpb::{LeaseKeepAliveRequest, WatchCreateRequest};
+use watershed::pb::etcdserverpb::{
+    LeaseKeepAliveRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, request_op,
+};
 
 use super::story::{grant, on_three, put, try_put};
 use crate::harness::{Answers, Cluster, Process, Target, Watching, World, client, free_port, http_get, soon, until};
@@ -35,19 +37,24 @@ fn program() -> PathBuf {
 }
 
 impl Proxy {
-    fn spawn(endpoints: &[&str]) -> Self {
+    fn spawn(endpoints: &[&str], flags: &[&str]) -> Self {
         let folder = TempDir::new().expect("temporary directory");
         let endpoint = format!("127.0.0.1:{}", free_port());
         let list = format!("--endpoints={}", endpoints.join(","));
         let listen = format!("--listen-addr={endpoint}");
-        let args = ["grpc-proxy", "start", list.as_str(), listen.as_str()];
+        let mut args = vec!["grpc-proxy", "start", list.as_str(), listen.as_str()];
+        args.extend_from_slice(flags);
         let process = Process::start(Path::new(&program()), &args, folder.path(), "proxy");
         Self { process, client: client(&endpoint), endpoint, _folder: folder }
     }
 
     /// Waits until a write passes.
     async fn start(endpoints: &[&str]) -> Self {
-        let proxy = Self::spawn(endpoints);
+        Self::start_with(endpoints, &[]).await
+    }
+
+    async fn start_with(endpoints: &[&str], flags: &[&str]) -> Self {
+        let proxy = Self::spawn(endpoints, flags);
         until("a write", async || try_put(&proxy.client, "ready", "").await.ok()).await;
         proxy
     }
@@ -74,7 +81,6 @@ async fn calls(client: &Client) -> (usize, usize) {
 }
 
 fn assert_unnoticed(what: &str, (all, failed): (usize, usize)) {
-    println!("{what}: {failed} of {all} calls failed");
     assert!(all >= 100 && failed * 100 < all, "{what}: {failed} of {all} calls failed");
 }
 
@@ -248,7 +254,9 @@ fn endpoints_that_are_no_members_are_not_noticed() {
             let proxy = Proxy::start(&[&world.member, &bad]).await;
             (what, calls(&proxy.client).await)
         };
-        for (what, counts) in futures::future::join_all(cases.into_iter().map(observe)).await {
+        let counts = futures::future::join_all(cases.into_iter().map(observe)).await;
+        println!("calls and failures: {counts:?}");
+        for (what, counts) in counts {
             assert_unnoticed(what, counts);
         }
     });
@@ -319,7 +327,7 @@ fn endpoints_of_two_clusters_do_not_start() {
     runtime.block_on(async {
         let (one, other) = (World::start(Target::Core, &[]).await, World::start(Target::Core, &[]).await);
         put(&other.client, "other", "").await;
-        let mut proxy = Proxy::spawn(&[&one.member, &other.member]);
+        let mut proxy = Proxy::spawn(&[&one.member, &other.member], &[]);
         let status = tokio::task::spawn_blocking(move || {
             let status = proxy.process.wait(Duration::from_secs(20));
             (status, proxy.process.output())
@@ -360,6 +368,52 @@ fn an_endpoint_of_another_cluster_is_left_out() {
         let line = output.lines().find(|line| line.contains("belongs to another cluster")).expect("a line");
         for part in [format!("{:x}", one_header.cluster_id), format!("{:x}", other_header.cluster_id)] {
             assert!(line.contains(&part), "{part}: {line}");
+        }
+    });
+}
+
+/// Serializable reads go to one member and writes to all in turn, so one in some hundreds of reads met a member that
+/// had not applied what its connection had just written, or had been told by a watch.
+#[test]
+fn a_connection_reads_what_it_has_seen() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let leader = cluster.leader().await;
+        let follower = (leader + 1) % 3;
+        // What is committed is known to the follower later than to the leader's clients.
+        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+            cluster.network.both(one, other, |link| link.delay = Duration::from_millis(20));
+        }
+        // Which of the two members answers serializable reads is up to chance.
+        for flags in [&[][..], &["--namespace=n/"], &[], &["--namespace=n/"]] {
+            let proxy = Proxy::start_with(&[cluster.endpoint(leader), cluster.endpoint(follower)], flags).await;
+            // A client that has one connection for all it does.
+            let mut public = etcd_client::Client::connect([&proxy.endpoint], None).await.expect("connects");
+            let mut watch = public.watch("w", None).await.expect("a watch");
+            for round in 0..8 {
+                let value = round.to_string();
+                let written = put(&proxy.client, "k", &value).await;
+                for revision in [0, written] {
+                    let request = RangeRequest { key: "k".into(), serializable: true, revision, ..Default::default() };
+                    let answer = proxy.client.kv().range(request.clone()).await.expect("range").into_inner();
+                    assert_eq!(answer.kvs[0].value.as_ref(), value.as_bytes(), "at revision {revision}");
+                    assert!(answer.header.expect("header").revision >= written);
+                    let op = RequestOp { request: Some(request_op::Request::RequestRange(request)) };
+                    let txn = TxnRequest { success: vec![op], ..Default::default() };
+                    let answer = proxy.client.kv().txn(txn).await.expect("transaction").into_inner();
+                    assert!(answer.header.expect("header").revision >= written);
+                }
+                let written = put(&proxy.client, "w", &value).await;
+                let told = loop {
+                    let answer = soon("an event", watch.message()).await.expect("a message").expect("open");
+                    if let Some(event) = answer.events().first() {
+                        break event.kv().expect("a key").mod_revision();
+                    }
+                };
+                assert_eq!(told, written);
+                let serializable = etcd_client::GetOptions::new().with_serializable();
+                let answer = public.get("w", Some(serializable)).await.expect("range");
+                assert_eq!(answer.kvs()[0].mod_revision(), written, "told by a watch");
+            }
         }
     });
 }

@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -12,6 +14,7 @@ use tonic::body::Body;
 
 use super::connection::InFlight;
 use super::fault::{Fault, status_of};
+use super::header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
 use crate::client::Endpoint;
 
 /// An answer on its way back, as bytes. A break becomes trailers with a status, never a broken body.
@@ -20,6 +23,8 @@ pub struct UpstreamBody {
     state: State,
     endpoint: Endpoint,
     broken: bool,
+    /// Read ahead, see [`peek`](Self::peek).
+    ahead: VecDeque<Frame<Bytes>>,
     /// Ends what feeds the request once nobody wants the answer.
     feeding: Option<DropGuard>,
     in_flight: InFlight,
@@ -34,11 +39,25 @@ enum State {
 
 impl UpstreamBody {
     pub(super) fn waiting(answer: ResponseFuture, endpoint: Endpoint, in_flight: InFlight) -> Self {
-        Self { state: State::Waiting(answer), endpoint, broken: false, feeding: None, in_flight }
+        Self {
+            state: State::Waiting(answer),
+            endpoint,
+            broken: false,
+            ahead: VecDeque::new(),
+            feeding: None,
+            in_flight,
+        }
     }
 
     pub(super) fn streaming(stream: RecvStream, endpoint: Endpoint, in_flight: InFlight) -> Self {
-        Self { state: State::Streaming(stream), endpoint, broken: false, feeding: None, in_flight }
+        Self {
+            state: State::Streaming(stream),
+            endpoint,
+            broken: false,
+            ahead: VecDeque::new(),
+            feeding: None,
+            in_flight,
+        }
     }
 
     pub(super) fn stop_with(&mut self, feeding: DropGuard) {
@@ -72,6 +91,61 @@ impl UpstreamBody {
         }
     }
 
+    /// Waits for the header of the first message; none when there is no message, or it is compressed. `wrapped` when
+    /// field 1 of the message is the answer with the header.
+    pub(super) async fn peek(&mut self, wrapped: bool) -> Option<PeekedHeader> {
+        let mut first = Vec::new();
+        loop {
+            let frame = poll_fn(|cx| self.poll_next(cx)).await?;
+            let data = frame.data_ref().map(|data| data.slice(..data.len().min(5 + HEADER_BYTES_MAX)));
+            self.ahead.push_back(frame);
+            first.extend_from_slice(&data?);
+            let Some((frame, message)) = first.split_first_chunk::<5>() else { continue };
+            let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
+            if message.len() >= length.min(HEADER_BYTES_MAX) {
+                let peek = if wrapped { peek_wrapped_header } else { peek_header };
+                return (frame[0] == 0).then(|| peek(message)).flatten();
+            }
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        if let State::Waiting(answer) = &mut self.state {
+            match ready!(Pin::new(answer).poll(cx)) {
+                Ok(answer) => {
+                    let (parts, stream) = answer.into_parts();
+                    if parts.headers.contains_key(Status::GRPC_STATUS) {
+                        self.state = State::Done;
+                        return Poll::Ready(Some(Frame::trailers(parts.headers)));
+                    }
+                    self.state = State::Streaming(stream);
+                }
+                Err(error) => return Poll::Ready(Some(self.end_with(&error))),
+            }
+        }
+        let State::Streaming(stream) = &mut self.state else { return Poll::Ready(None) };
+        match ready!(stream.poll_data(cx)) {
+            Some(Ok(data)) => {
+                self.in_flight.heard();
+                // The reader has it: the member may send as much again.
+                let _ = stream.flow_control().release_capacity(data.len());
+                Poll::Ready(Some(Frame::data(data)))
+            }
+            Some(Err(error)) => Poll::Ready(Some(self.end_with(&error))),
+            None => match ready!(stream.poll_trailers(cx)) {
+                Ok(Some(trailers)) => {
+                    self.state = State::Done;
+                    Poll::Ready(Some(Frame::trailers(trailers)))
+                }
+                Ok(None) => {
+                    self.state = State::Done;
+                    Poll::Ready(None)
+                }
+                Err(error) => Poll::Ready(Some(self.end_with(&error))),
+            },
+        }
+    }
+
     fn end_with(&mut self, error: &h2::Error) -> Frame<Bytes> {
         self.state = State::Done;
         self.broken = true;
@@ -89,45 +163,15 @@ impl HttpBody for UpstreamBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        if let State::Waiting(answer) = &mut this.state {
-            match ready!(Pin::new(answer).poll(cx)) {
-                Ok(answer) => {
-                    let (parts, stream) = answer.into_parts();
-                    if parts.headers.contains_key(Status::GRPC_STATUS) {
-                        this.state = State::Done;
-                        return Poll::Ready(Some(Ok(Frame::trailers(parts.headers))));
-                    }
-                    this.state = State::Streaming(stream);
-                }
-                Err(error) => return Poll::Ready(Some(Ok(this.end_with(&error)))),
-            }
+        if let Some(frame) = self.ahead.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
         }
-        let State::Streaming(stream) = &mut this.state else { return Poll::Ready(None) };
-        match ready!(stream.poll_data(cx)) {
-            Some(Ok(data)) => {
-                this.in_flight.heard();
-                // The reader has it: the member may send as much again.
-                let _ = stream.flow_control().release_capacity(data.len());
-                Poll::Ready(Some(Ok(Frame::data(data))))
-            }
-            Some(Err(error)) => Poll::Ready(Some(Ok(this.end_with(&error)))),
-            None => match ready!(stream.poll_trailers(cx)) {
-                Ok(Some(trailers)) => {
-                    this.state = State::Done;
-                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-                }
-                Ok(None) => {
-                    this.state = State::Done;
-                    Poll::Ready(None)
-                }
-                Err(error) => Poll::Ready(Some(Ok(this.end_with(&error)))),
-            },
-        }
+        self.poll_next(cx).map(|frame| frame.map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
+            _ if !self.ahead.is_empty() => false,
             State::Waiting(_) => false,
             State::Streaming(stream) => stream.is_end_stream(),
             State::Done => true,

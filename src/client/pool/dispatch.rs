@@ -6,7 +6,6 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Response, Uri, header};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
-use prost::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::body::Body;
@@ -18,9 +17,12 @@ use super::cluster::UpstreamCluster;
 use super::connection::Connection;
 use super::dial::{Dialer, TcpDialer};
 use super::fault::Fault;
+use super::header::PeekedHeader;
 use super::member::{Keeping, Member};
+use super::seen::{Reads, Seen};
 use super::select::{Members, Pick, Turn};
 use super::stream::{Resumed, UpstreamStream, pump};
+use crate::api_error::ApiError;
 use crate::client::{Endpoint, KeepAlive, Lane, Method};
 use crate::shutdown::Tasks;
 
@@ -71,17 +73,20 @@ pub struct Head {
     pub path: PathAndQuery,
     /// Metadata, passed on unchanged.
     pub headers: HeaderMap,
+    /// What an answer from keys must not be older than.
+    pub seen: Option<Seen>,
 }
 
 impl Head {
-    /// Takes path and metadata from a request, without what belongs to the connection it came on.
+    /// Takes path, metadata and [`Seen`] from a request, without what belongs to the connection it came on.
     pub fn from_request(parts: http::request::Parts) -> Self {
+        let seen = parts.extensions.get().cloned();
         let path = parts.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut headers = parts.headers;
         for name in [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
             headers.remove(name);
         }
-        Self { path, headers }
+        Self { path, headers, seen }
     }
 
     /// A gRPC request of our own.
@@ -89,7 +94,7 @@ impl Head {
         let mut headers = metadata;
         headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
         headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
-        Self { path: PathAndQuery::from_static(path), headers }
+        Self { path: PathAndQuery::from_static(path), headers, seen: None }
     }
 
     pub(super) fn to_request(&self, endpoint: &Endpoint) -> Request<()> {
@@ -171,8 +176,13 @@ impl Pool {
     }
 
     /// Sends one framed message and returns the answer. Visits other members by the rules of [`Method`].
-    pub async fn exchange(&self, method: Method, head: &Head, payload: Bytes) -> Response<Body> {
-        let turn = turn_of(head, &payload);
+    ///
+    /// A serializable read that would be older than what the client has seen is sent again as a linearizable one.
+    pub async fn exchange(&self, method: Method, head: &Head, mut payload: Bytes) -> Response<Body> {
+        let mut reads = Reads::of(head.path.path(), &payload);
+        // Serializable reads all go to one member, so that they seldom meet one that lags behind the last.
+        let mut turn = if matches!(reads, Reads::SerializableRange { .. }) { Turn::Home } else { Turn::Next };
+        let newest = head.seen.as_ref().map(Seen::newest);
         let mut avoid = Vec::new();
         let mut last = None;
         for _ in 0..ATTEMPTS_MAX {
@@ -183,9 +193,18 @@ impl Pool {
             match attempt(&connection, member.endpoint(), head, payload.clone()).await {
                 Ok(answer) if method.repeatable && is_unavailable(answer.headers()) => {
                     avoid.push(member.endpoint().clone());
-                    last = Some(answer);
+                    last = Some(answer.map(Body::new));
                 }
-                Ok(answer) => return answer,
+                Ok(mut answer) => {
+                    if let Some(newest) = newest
+                        && is_behind(&mut answer, reads, newest).await
+                        && let Some(linearizable) = reads.linearizable(&payload)
+                    {
+                        (payload, reads, turn) = (linearizable, Reads::Other, Turn::Next);
+                        continue;
+                    }
+                    return answer.map(Body::new);
+                }
                 Err(Fault::Unknown(status)) if !method.repeatable => return status.into_http(),
                 Err(fault) => {
                     let status = fault.into_status();
@@ -283,23 +302,23 @@ impl Pool {
     }
 }
 
-/// The one field of a `RangeRequest` that matters here.
-#[derive(Clone, PartialEq, Message)]
-struct Serializable {
-    #[prost(bool, tag = "7")]
-    serializable: bool,
+/// Whether a read was answered from a state that is older than what the client has seen.
+async fn is_behind(answer: &mut Response<UpstreamBody>, reads: Reads, newest: PeekedHeader) -> bool {
+    let wrapped = match reads {
+        Reads::Other => return false,
+        Reads::Txn => false,
+        Reads::SerializableRange { stream } => stream,
+    };
+    if let Some(status) = Status::from_header_map(answer.headers()) {
+        return wants_a_later_revision(&status);
+    }
+    let header = answer.body_mut().peek(wrapped).await;
+    header.is_some_and(|header| header.cluster_id == newest.cluster_id && header.revision < newest.revision)
 }
 
-/// Serializable reads all go to one member, so that they do not go back in time between members that lag differently.
-fn turn_of(head: &Head, framed: &Bytes) -> Turn {
-    let is_serializable = || {
-        let (frame, request) = framed.split_first_chunk::<5>()?;
-        // A compressed request is not looked into.
-        let request = Serializable::decode(request).ok().filter(|_| frame[0] == 0)?;
-        Some(request.serializable)
-    };
-    let is_range = head.path.path() == "/etcdserverpb.KV/Range";
-    if is_range && is_serializable() == Some(true) { Turn::Home } else { Turn::Next }
+/// The revision a read asked for may only be new to this member.
+fn wants_a_later_revision(status: &Status) -> bool {
+    status.code() == Code::OutOfRange && status.message() == ApiError::FutureRevision.text()
 }
 
 /// One try at one member.
@@ -308,7 +327,7 @@ async fn attempt(
     endpoint: &Endpoint,
     head: &Head,
     payload: Bytes,
-) -> Result<Response<Body>, Fault> {
+) -> Result<Response<UpstreamBody>, Fault> {
     let in_flight = connection.count();
     let began = Instant::now();
     let (answer, mut send) = connection
@@ -324,7 +343,7 @@ async fn attempt(
         }
         Err(error) => return Err(Fault::from_stream(&error, endpoint)),
     };
-    Ok(answer.map(|stream| Body::new(UpstreamBody::streaming(stream, endpoint.clone(), in_flight))))
+    Ok(answer.map(|stream| UpstreamBody::streaming(stream, endpoint.clone(), in_flight)))
 }
 
 fn is_cancel(error: &h2::Error) -> bool {

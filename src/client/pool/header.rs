@@ -1,5 +1,7 @@
 /// The first bytes of an answer that surely hold all of its header: a tag and a length, then four numbers.
-pub const HEADER_BYTES_MAX: usize = 2 + 4 * 11;
+pub const HEADER_BYTES_MAX: usize = WRAPPER_BYTES_MAX + 2 + 4 * 11;
+/// Tag and length of what [`peek_wrapped_header`] looks into.
+const WRAPPER_BYTES_MAX: usize = 1 + 5;
 
 /// What an answer says of the cluster and of the member's position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +39,13 @@ pub fn peek_header(message: &[u8]) -> Option<PeekedHeader> {
     Some(header)
 }
 
+/// The same for an answer whose field 1 is an answer, as those of RangeStream.
+pub fn peek_wrapped_header(message: &[u8]) -> Option<PeekedHeader> {
+    let mut rest = message;
+    let (_tag, _length) = (varint(&mut rest)?, varint(&mut rest)?);
+    peek_header(rest)
+}
+
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
@@ -55,7 +64,7 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
+    use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader};
 
     #[test]
     fn the_header_is_read_and_nothing_else() {
@@ -67,6 +76,10 @@ mod tests {
             assert_eq!(peek_header(&answer[..answer.len().min(HEADER_BYTES_MAX)]), Some(expected), "{revision}");
             assert_eq!(peek_header(&answer[..10]), None);
         }
+        let answer =
+            RangeResponse { header: Some(ResponseHeader { revision: 5, ..Default::default() }), ..Default::default() };
+        let stream = RangeStreamResponse { range_response: Some(answer) }.encode_to_vec();
+        assert_eq!(peek_wrapped_header(&stream), Some(PeekedHeader { cluster_id: 0, revision: 5 }));
         let no_header = RangeRequest { range_end: "x".into(), limit: 3, ..Default::default() }.encode_to_vec();
         assert_eq!((peek_header(&no_header), peek_header(b""), peek_header(&[0xff; 20])), (None, None, None));
     }

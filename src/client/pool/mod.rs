@@ -3,8 +3,8 @@
 //! A request enters at [`Pool`] (`dispatch.rs`), which asks `select.rs` for a member with a ready connection of its lane
 //! and sends the bytes. `member.rs` keeps connections ready in the background and has the state machine of an endpoint;
 //! `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` asks it for a sign of life, and
-//! `cluster.rs` refuses endpoints of another cluster. `body.rs` is the answer on its way back. Nothing here decodes a message: requests and answers are bytes, and every outcome, a lost connection
-//! included, is an answer with a gRPC status.
+//! `cluster.rs` refuses endpoints of another cluster. `body.rs` is the answer on its way back. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of its
+//! answer (`seen.rs`, `header.rs`). Every outcome, a lost connection included, is an answer with a gRPC status.
 
 mod body;
 mod cluster;
@@ -17,6 +17,7 @@ mod header;
 mod health_tests;
 mod member;
 mod probe;
+mod seen;
 mod select;
 mod stream;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use cluster::{ClusterMismatch, UpstreamCluster, check_one_cluster};
 #[cfg(test)]
 pub(crate) use dial::{Dialer, Io};
 pub use dispatch::{Head, Pool, PoolConfig};
-pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header};
+pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
+pub use seen::Seen;
 pub use stream::UpstreamStream;
 pub use watch::{UpstreamWatch, framed, unframed};

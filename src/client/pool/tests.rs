@@ -203,6 +203,62 @@ async fn serializable_reads_stay_with_one_member_and_others_take_turns() {
     assert_eq!(send(&pool, READ, range(true)).await.code(), "0", "another one takes over");
 }
 
+/// One in some hundreds of reads met a member that had not applied what its connection had just written.
+#[tokio::test]
+async fn a_read_is_not_older_than_what_was_seen() {
+    use crate::client::{Method, PeekedHeader, Seen, framed, unframed};
+    use crate::pb::etcdserverpb::request_op::Request as Op;
+    use crate::pb::etcdserverpb::{
+        RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
+    };
+    use prost::Message;
+    const STREAM: &str = "/etcdserverpb.KV/RangeStream";
+    const TXN: &str = "/etcdserverpb.KV/Txn";
+    // Behind by four revisions, unless it is to ask the others.
+    let member = FakeMember::start(|received| {
+        let (path, request) = (received.path.as_str(), &received.body[5..]);
+        let (old, asked) = match path {
+            TXN => (format!("{:?}", TxnRequest::decode(request)).contains("serializable: true"), 0),
+            _ => RangeRequest::decode(request).map(|range| (range.serializable, range.revision)).unwrap(),
+        };
+        let revision = if old { 5 } else { 9 };
+        if asked > revision {
+            return Reply::Status(11, "etcdserver: mvcc: required revision is a future revision");
+        }
+        let header = Some(ResponseHeader { cluster_id: 1, revision, ..Default::default() });
+        let range = RangeResponse { header, ..Default::default() };
+        let answer = match path {
+            TXN => framed(&TxnResponse { header, ..Default::default() }),
+            STREAM => framed(&RangeStreamResponse { range_response: Some(range) }),
+            _ => framed(&range),
+        };
+        Reply::Message(answer.to_vec())
+    })
+    .await;
+    let pool = pool(&[&member]);
+    let ask = async |path: &'static str, request: Bytes, seen: i64| {
+        let newest = Seen::default();
+        newest.show(PeekedHeader { cluster_id: 1, revision: seen });
+        let head = Head { seen: Some(newest), ..Head::grpc(path, HeaderMap::new()) };
+        pool.exchange(Method::of(path), &head, request).await
+    };
+    let range = |revision| RangeRequest { key: "k".into(), serializable: true, revision, ..Default::default() };
+    let op = RequestOp { request: Some(Op::RequestRange(range(0))) };
+    let txn = TxnRequest { success: vec![op], ..Default::default() };
+    for (seen, expected) in [(0, 5), (5, 5), (6, 9), (9, 9)] {
+        let answer: RangeResponse = unframed(ask(READ, framed(&range(0)), seen).await).await.unwrap();
+        assert_eq!(answer.header.unwrap().revision, expected, "range after {seen}");
+        let answer: TxnResponse = unframed(ask(TXN, framed(&txn), seen).await).await.unwrap();
+        assert_eq!(answer.header.unwrap().revision, expected, "transaction after {seen}");
+        let answer: RangeStreamResponse = unframed(ask(STREAM, framed(&range(0)), seen).await).await.unwrap();
+        assert_eq!(answer.range_response.unwrap().header.unwrap().revision, expected, "stream after {seen}");
+    }
+    let answer: RangeResponse = unframed(ask(READ, framed(&range(8)), 8).await).await.unwrap();
+    assert_eq!(answer.header.unwrap().revision, 9);
+    let answer = unframed::<RangeResponse>(ask(READ, framed(&range(10)), 8).await).await;
+    assert_eq!(answer.unwrap_err().code(), tonic::Code::OutOfRange, "nobody has written that yet");
+}
+
 #[tokio::test]
 async fn a_request_dropped_at_its_deadline_says_so() {
     let member = FakeMember::start(|_| Reply::Reset(Reason::CANCEL)).await;

@@ -15,7 +15,7 @@ use super::ownership::{OwnLeases, Ownership};
 use super::room::{AnswerRoom, BoundedChannel, held_until_sent};
 use super::store::ViewStore;
 use crate::api_error::ApiError;
-use crate::client::{Channel, Head, Method, Pool, framed};
+use crate::client::{Channel, Head, Method, Pool, Seen, framed};
 use crate::listener::{Arrivals, Arriving};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::kv_client::KvClient;
@@ -158,13 +158,16 @@ fn message<M: Message + Default>(frame: &Bytes) -> Result<M, Status> {
         .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
 }
 
-/// The request as it goes on: metadata of the caller, without what belongs to its connection and its encoding.
+/// The request as it goes on: metadata and connection of the caller, without what belongs to its connection and its encoding.
 pub(super) fn clean<T>(request: Request<T>) -> Request<T> {
-    let (metadata, _, message) = request.into_parts();
+    let (metadata, mut extensions, message) = request.into_parts();
     let mut headers = metadata.into_headers();
     clean_headers(&mut headers);
     let mut request = Request::new(message);
     *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
+    if let Some(seen) = extensions.remove::<Seen>() {
+        request.extensions_mut().insert(seen);
+    }
     request
 }
 
