@@ -15,6 +15,7 @@ use watershed::client::Client;
 use watershed::pb::etcdserverpb::{
     LeaseKeepAliveRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, request_op,
 };
+use watershed::shutdown::Tasks;
 
 use super::story::{grant, on_three, put, try_put};
 use crate::harness::{Answers, Cluster, Process, Target, Watching, World, client, free_port, http_get, soon, until};
@@ -109,14 +110,14 @@ impl FullQueue {
 
 /// More connections than a queue of the smallest size takes.
 fn fill(address: SocketAddr) -> Vec<tokio::task::JoinHandle<std::io::Result<TcpStream>>> {
-    (0..4).map(|_| tokio::spawn(TcpStream::connect(address))).collect()
+    (0..4).map(|_| Tasks::new().spawn(TcpStream::connect(address))).collect()
 }
 
 /// Something that listens and is no member.
 async fn stranger<F: Future<Output = ()> + Send>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("bound").to_string();
-    tokio::spawn(async move {
+    Tasks::new().spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.expect("accept");
             serve(stream).await;
@@ -147,7 +148,7 @@ impl Wire {
         let listener = TcpListener::from_std(socket.into()).expect("a listener");
         let state = watch::Sender::new(Packets::Pass);
         let mut changes = state.subscribe();
-        tokio::spawn(async move {
+        Tasks::new().spawn(async move {
             loop {
                 if changes.wait_for(|&packets| packets != Packets::Lost).await.is_err() {
                     return;
@@ -162,8 +163,8 @@ impl Wire {
                 let near = accepted.expect("accept").0;
                 let _ = (near.set_nodelay(true), far.set_nodelay(true));
                 let (near, far) = (near.into_split(), far.into_split());
-                tokio::spawn(one_way(near.0, far.1, changes.clone(), silent));
-                tokio::spawn(one_way(far.0, near.1, changes.clone(), silent));
+                Tasks::new().spawn(one_way(near.0, far.1, changes.clone(), silent));
+                Tasks::new().spawn(one_way(far.0, near.1, changes.clone(), silent));
             }
         });
         Self { address, state }
@@ -235,7 +236,7 @@ fn endpoints_that_are_no_members_are_not_noticed() {
                 stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
         });
         let silent = stranger(async |stream| {
-            tokio::spawn(async move {
+            Tasks::new().spawn(async move {
                 let _stream = stream;
                 std::future::pending::<()>().await
             });
