@@ -102,7 +102,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     };
     let cluster = UpstreamCluster::new(&config.endpoints, &metrics);
     let pool_config = PoolConfig { cluster: Some(cluster.clone()), ..pool_config(&config) };
-    let hubs = watch_hubs(&tenants, &pool_config, &pools, &metrics, &tasks);
+    let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pool_config, &pools, &metrics, &tasks);
     // The member list is asked for on this runtime, as the hubs' watches are.
     let sync_pool = config.auto_sync.map(|interval| (Pool::new(pool_config.clone(), &tasks), interval));
     let (shard_tasks, shard_pools) = (tasks.clone(), pools.clone());
@@ -142,6 +142,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
 /// streams outlive any one thread's clients.
 fn watch_hubs(
     tenants: &Tenants,
+    progress_interval: Duration,
     pool_config: &PoolConfig,
     pools: &Pools,
     metrics: &Metrics,
@@ -151,7 +152,8 @@ fn watch_hubs(
     let hub = |tenant: &Arc<Tenant>| {
         let pool = Pool::new(pool_config.clone(), tasks);
         pools.add(pool.clone());
-        let hub_config = WatchHubConfig::new(tenant.namespace.clone());
+        let mut hub_config = WatchHubConfig::new(tenant.namespace.clone());
+        hub_config.progress_interval = progress_interval;
         (tenant.clone(), WatchHub::new(pool, hub_config, watch_metrics.clone(), tasks))
     };
     tenants.all().map(hub).collect()

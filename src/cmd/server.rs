@@ -133,7 +133,7 @@ impl Server {
             origin: Arc::new(Origin::new(core.cluster, core.member, core.raft.term())),
             limits: WatchLimits {
                 fragment_bytes: core.limits.max_message_bytes(),
-                progress_interval: config.watch_progress_notify_interval,
+                progress_interval: Some(config.watch_progress_notify_interval),
                 ..WatchLimits::default()
             },
             metrics: watch_metrics,

@@ -10,6 +10,10 @@ use super::{ListenUrl, Variables};
 use crate::telemetry::{LogConfig, LogLevel};
 use crate::types::Endpoint;
 
+/// A member's own default, and the shortest it takes.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
 /// Flags of `grpc-proxy start`, by etcd's names; the last group is ours.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "watershed grpc-proxy start", about = "Runs the gRPC proxy in front of a cluster.")]
@@ -69,6 +73,10 @@ pub struct RawProxyConfig {
     #[arg(long, default_value_t = false, action = ArgAction::Set)]
     pub debug: bool,
 
+    /// Pause between two progress notifications of an idle watch where the member's is longer or does not show; 0 is
+    /// 10m.
+    #[arg(long, default_value = "0s", value_name = "DURATION")]
+    pub watch_progress_notify_interval: GoDuration,
     /// Opens Compact, Maintenance, Auth and member changes to clients of a namespace.
     #[arg(long, default_value_t = false, action = ArgAction::Set)]
     pub namespace_admin: bool,
@@ -185,6 +193,8 @@ pub struct ProxyConfig {
     pub upstream_pings: Option<UpstreamPings>,
     /// Bound of one connection attempt.
     pub dial_timeout: Duration,
+    /// Pause between two progress notifications of an idle watch, unless the member's is shorter.
+    pub watch_progress_notify_interval: Duration,
     /// Silence after which a client is pinged; zero for never.
     pub keepalive_interval: Duration,
     /// Wait for the client's answer.
@@ -310,6 +320,8 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             namespace_admin: raw.namespace_admin,
             upstream_pings,
             dial_timeout,
+            watch_progress_notify_interval: nonzero(raw.watch_progress_notify_interval)
+                .map_or(PROGRESS_INTERVAL, |interval| interval.max(PROGRESS_INTERVAL_MIN)),
             keepalive_interval: raw.grpc_keepalive_interval.0,
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
             answer_memory_bytes: raw.answer_memory_bytes,
@@ -352,6 +364,7 @@ mod tests {
         assert_eq!((config.upstream_pings, config.auto_sync, config.metrics_listen), (None, None, None));
         assert_eq!(config.keepalive_interval, Duration::from_secs(7200));
         assert_eq!(config.max_concurrent_streams, u32::MAX);
+        assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
     }
 
     #[test]
@@ -388,13 +401,16 @@ mod tests {
         let config = parse(
             "--listen-addr :7 --endpoints http://a:1,b:2 --namespace t/ --advertise-client-url= \
              --dial-keepalive-time 10s --permit-without-stream --endpoints-auto-sync-interval 30s --debug \
-             --metrics-addr http://127.0.0.1:9",
+             --metrics-addr http://127.0.0.1:9 --watch-progress-notify-interval 5s",
         )
         .unwrap();
         assert_eq!((config.listen.to_string().as_str(), config.endpoints.len()), ("0.0.0.0:7", 2));
         assert_eq!((config.advertise, config.namespace.as_str()), (None, "t/"));
         assert_eq!(config.upstream_pings.map(|pings| (pings.interval.as_secs(), pings.while_idle)), Some((10, true)));
         assert_eq!(config.auto_sync, Some(Duration::from_secs(30)));
+        assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(5));
+        let short = parse("--watch-progress-notify-interval=1ms").unwrap();
+        assert_eq!(short.watch_progress_notify_interval, Duration::from_millis(100));
         assert_eq!(config.log.level, LogLevel::Debug);
     }
 }

@@ -104,6 +104,11 @@ impl ShardHandle {
         self.shard.lock().notify_source(source);
     }
 
+    /// Whether a watcher of a source asked for progress notifications.
+    pub fn wants_progress(&self, source: &Arc<Source>) -> bool {
+        self.shard.lock().wants_progress(source)
+    }
+
     /// Carries the watchers of a source over after [`Source::move_to`].
     pub fn move_source(&self, from: &Arc<Source>, to: &Arc<Source>) {
         self.shard.lock().move_source(from, to);

@@ -39,8 +39,9 @@ pub struct WatchLimits {
     pub history_reads_max: usize,
     /// Size from which a response is cut for a watcher that asked for fragments.
     pub fragment_bytes: usize,
-    /// Period of progress notifications; each stream adds up to a tenth.
-    pub progress_interval: Duration,
+    /// Period of progress notifications; each stream adds up to a tenth. None when the owner of the sources tells when
+    /// they are due, with [`ShardHandle::notify_source`](super::ShardHandle::notify_source).
+    pub progress_interval: Option<Duration>,
 }
 
 impl Default for WatchLimits {
@@ -52,7 +53,7 @@ impl Default for WatchLimits {
             catch_up_bytes_max: 1024 * 1024,
             history_reads_max: 16,
             fragment_bytes: 2 * 1024 * 1024,
-            progress_interval: Duration::from_secs(600),
+            progress_interval: Some(Duration::from_secs(600)),
         }
     }
 }
@@ -113,7 +114,7 @@ struct Stream {
     ready: bool,
     require_leader: bool,
     opened: Instant,
-    period: Duration,
+    period: Option<Duration>,
     /// Set while a watcher wants progress notifications.
     next_tick: Option<Instant>,
 }
@@ -125,6 +126,8 @@ struct Attached {
     position: Revision,
     routes: Routes,
     watchers: u32,
+    /// Those of its cursors that asked for progress notifications.
+    notified: BTreeSet<u32>,
 }
 
 /// State of the watchers of one serving thread.
@@ -166,7 +169,8 @@ impl Shard {
     /// A stream without watchers.
     pub fn open(&mut self, require_leader: bool, now: Instant) -> u32 {
         self.metrics.streams.inc();
-        let period = self.limits.progress_interval.mul_f64(1.0 + self.random.f64() / 10.0);
+        let spread = 1.0 + self.random.f64() / 10.0;
+        let period = self.limits.progress_interval.map(|interval| interval.mul_f64(spread));
         self.streams.insert(Stream {
             outbox: Outbox::default(),
             watchers: BTreeMap::new(),
@@ -231,6 +235,7 @@ impl Shard {
         self.metrics.watchers.inc();
         self.push(stream, Out::control(OutKind::Created, watch_id, head));
         if create.progress_notify {
+            self.attached[at as usize].notified.insert(cursor);
             self.schedule_ticks(stream, now);
         }
         let compacted = source.log().compacted().max(admission.compacted);
@@ -320,6 +325,11 @@ impl Shard {
     /// an event.
     pub fn move_source(&mut self, from: &Arc<Source>, to: &Arc<Source>) {
         let to = to.follow();
+        // Up to the end of the old log: what has happened up to there need not be in the new one.
+        if let Some(&at) = self.attached_at.get(&address(from)) {
+            let mut unlimited = usize::MAX;
+            self.route_source(at, &mut unlimited);
+        }
         for key in self.cursors_of(from) {
             let at = self.attach(&to);
             let next = self.next_of(key);
@@ -328,7 +338,10 @@ impl Shard {
             let (old, old_group) = (cursor.source, cursor.group);
             self.take_out(key);
             let subscription = self.attached[old as usize].routes.group(old_group).subscription.clone();
-            self.leave_group(old, old_group);
+            self.leave_group(old, old_group, key);
+            if self.cursors[key as usize].progress_notify {
+                self.attached[at as usize].notified.insert(key);
+            }
             let group = self.attached[at as usize].routes.join(subscription);
             let cursor = &mut self.cursors[key as usize];
             (cursor.source, cursor.group, cursor.next) = (at, group, next);
@@ -341,11 +354,16 @@ impl Shard {
         let Some(&at) = self.attached_at.get(&address(source)) else { return };
         let mut unlimited = usize::MAX;
         self.route_source(at, &mut unlimited);
-        for key in self.cursors_of(source) {
-            if self.cursors[key as usize].progress_notify {
-                self.notify_cursor(key);
-            }
+        let notified: Vec<u32> = self.attached[at as usize].notified.iter().copied().collect();
+        for key in notified {
+            self.notify_cursor(key);
         }
+    }
+
+    /// Whether any watcher of a source asked for progress notifications.
+    pub fn wants_progress(&self, source: &Arc<Source>) -> bool {
+        let attached = self.attached_at.get(&address(source));
+        attached.is_some_and(|&at| !self.attached[at as usize].notified.is_empty())
     }
 
     fn cursors_of(&self, source: &Arc<Source>) -> Vec<u32> {
@@ -361,16 +379,22 @@ impl Shard {
             return at;
         }
         source.log().subscribe(self.wake.clone());
-        let attached =
-            Attached { source: source.clone(), position: source.log().head(), routes: Routes::default(), watchers: 1 };
+        let attached = Attached {
+            source: source.clone(),
+            position: source.log().head(),
+            routes: Routes::default(),
+            watchers: 1,
+            notified: BTreeSet::new(),
+        };
         let at = self.attached.insert(attached) as u32;
         self.attached_at.insert(address(source), at);
         at
     }
 
     /// One watcher less in a group and on its source; the last one lets go of the source.
-    fn leave_group(&mut self, at: u32, group: u32) {
+    fn leave_group(&mut self, at: u32, group: u32, key: u32) {
         let attached = &mut self.attached[at as usize];
+        attached.notified.remove(&key);
         attached.routes.leave(group);
         attached.watchers -= 1;
         if attached.watchers == 0 {
@@ -427,7 +451,7 @@ impl Shard {
         let cursor = self.cursors.remove(key as usize);
         self.streams[cursor.stream as usize].watchers.remove(&cursor.watch_id);
         if cursor.place != Place::Dead {
-            self.leave_group(cursor.source, cursor.group);
+            self.leave_group(cursor.source, cursor.group, key);
             self.metrics.watchers.dec();
         }
     }
@@ -439,7 +463,7 @@ impl Shard {
         let cursor = &mut self.cursors[key as usize];
         cursor.place = Place::Dead;
         let (stream, watch_id, at, group) = (cursor.stream, cursor.watch_id, cursor.source, cursor.group);
-        self.leave_group(at, group);
+        self.leave_group(at, group, key);
         self.metrics.watchers.dec();
         self.push(stream, Out { end: Some(Box::new(end)), ..Out::control(OutKind::Canceled, watch_id, revision) });
     }

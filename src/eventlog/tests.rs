@@ -169,7 +169,7 @@ impl World {
             catch_up_bytes_max: 250,
             history_reads_max: 4,
             fragment_bytes: usize::MAX,
-            progress_interval: Duration::from_secs(10),
+            progress_interval: Some(Duration::from_secs(10)),
         };
         let origin = Arc::new(Origin::new(ClusterId(1), MemberId(2), Term(3)));
         let shard = ShardHandle::new(limits, origin, WatchMetrics::register(&Metrics::default()), 7);

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures::future::join_all;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
@@ -33,6 +34,7 @@ const GRPC: &str = "application/grpc";
 /// Calls of methods that this version does not know, each a stream of its own upstream, until a member has begun to
 /// answer; more are refused.
 const UNKNOWN_CALLS_MAX: usize = 1024;
+const COMPACT: &str = "/etcdserverpb.KV/Compact";
 
 /// What one serving thread of the proxy needs.
 #[derive(Clone)]
@@ -81,6 +83,8 @@ struct Shard {
     /// A view for each tenant that does not see the whole key space.
     views: HashMap<Arc<Tenant>, View>,
     watches: HashMap<Arc<Tenant>, WatchServer<ProxyWatchService>>,
+    /// All of them: a compaction concerns every tenant.
+    watch_hubs: Vec<ProxyWatchService>,
     self_member: Option<SelfMember>,
     leases: LeaseHubs,
     pages: Pages,
@@ -92,6 +96,7 @@ impl ProxyService {
     /// The service of one serving thread; made on that thread.
     pub fn new(parts: ShardParts) -> Self {
         let ShardParts { pool, tenants, watches, self_member, answers, metrics, calls, tasks } = parts;
+        let watch_hubs = watches.values().cloned().collect();
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
         let leases = LeaseHubs::new(pool.clone(), tasks.clone());
         let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
@@ -100,7 +105,18 @@ impl ProxyService {
         let pages = Pages::new(pool.clone(), metrics, tasks);
         let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
         Self {
-            shard: Arc::new(Shard { pool, tenants, views, watches, self_member, leases, pages, calls, unknown_calls }),
+            shard: Arc::new(Shard {
+                pool,
+                tenants,
+                views,
+                watches,
+                watch_hubs,
+                self_member,
+                leases,
+                pages,
+                calls,
+                unknown_calls,
+            }),
         }
     }
 }
@@ -150,7 +166,11 @@ impl Shard {
     }
 
     async fn grpc(&self, request: Request<RequestBody>) -> Response<Body> {
-        let view = self.views.get(self.tenants.of(request.headers()));
+        let tenant = self.tenants.of(request.headers());
+        let view = self.views.get(tenant);
+        if request.uri().path() == COMPACT && (view.is_none() || tenant.admin) {
+            join_all(self.watch_hubs.iter().map(ProxyWatchService::before_compaction)).await;
+        }
         match request.uri().path() {
             "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" => {
                 answered(HealthServer::new(HealthService).call(request).await)

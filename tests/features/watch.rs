@@ -8,7 +8,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::types::KeyRange;
 
-use crate::harness::{Watching, World, in_words, soon};
+use crate::harness::{Target, Watching, World, in_words, run, soon};
 use crate::on_every_target;
 
 on_every_target! {
@@ -35,6 +35,7 @@ on_every_target! {
 on_every_target! {
     flags = ["--watch-progress-notify-interval=200ms"];
     idle_watches_tell_their_progress,
+    idle_watches_beside_a_busy_one_tell_their_progress,
 }
 
 on_every_target! {
@@ -327,6 +328,65 @@ async fn idle_watches_tell_their_progress(world: &mut World) {
     }
     ids.sort_unstable();
     assert_eq!(ids, [0, 1]);
+}
+
+async fn idle_watches_beside_a_busy_one_tell_their_progress(world: &mut World) {
+    // Behind the proxy all of them share one upstream watch, to which a member tells no progress while it is busy.
+    let fronts = match world.target {
+        Target::Proxy => vec![world.also_front("grpc-proxy", &["--namespace=t/"]).await],
+        Target::Core | Target::Gateway => Vec::new(),
+    };
+    for client in std::iter::once(&world.client).chain(fronts.iter().map(|(_, client)| client)) {
+        let mut idle = Watching::open(client);
+        for number in 0..12 {
+            let (key, range_end) = KeyRange::prefix(format!("idle/{number}/").into()).to_wire();
+            idle.add(WatchCreateRequest { progress_notify: true, key, range_end, ..Default::default() }).await;
+        }
+        let (mut busy, _) = Watching::create(client, key("idle/busy")).await;
+        let mut kv = client.kv();
+        let write = async {
+            loop {
+                let put = PutRequest { key: "idle/busy".into(), ..Default::default() };
+                kv.put(put).await.expect("put");
+                busy.next().await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let told = async {
+            // Twice each, further the second time.
+            let mut told = [(0, 0); 12];
+            while told.iter().any(|(count, _)| *count < 2) {
+                let answer = idle.next().await;
+                assert!(answer.events.is_empty() && !answer.canceled, "{answer:?}");
+                let revision = answer.header.expect("header").revision;
+                let (count, last) = &mut told[usize::try_from(answer.watch_id).expect("an id")];
+                assert!(revision >= *last, "{revision} after {last}");
+                *count += i32::from(revision > *last);
+                *last = revision;
+            }
+        };
+        tokio::select! {
+            () = soon("progress of all", told) => {}
+            () = write => {}
+        }
+    }
+}
+
+#[test]
+fn a_quiet_watch_outlives_a_compaction_and_a_restart() {
+    // Its upstream watch stood where it was created, behind the compaction: it was cancelled, though it had missed
+    // nothing.
+    run(Target::Proxy, &[], async |world: &mut World| {
+        let (mut quiet, _) = Watching::create(&world.client, key("quiet")).await;
+        let mut newest = 0;
+        for number in 0..300 {
+            newest = world.put("busy", number.to_string()).await;
+        }
+        world.compact(newest).await;
+        world.crash_and_restart().await;
+        let revision = world.put("quiet", "1").await;
+        assert_eq!(quiet.events(1).await, [format!("+quiet=1@{revision}")]);
+    });
 }
 
 async fn large_answers_come_in_fragments_when_asked_for(world: &mut World) {

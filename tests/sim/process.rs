@@ -192,7 +192,7 @@ impl Process {
             stream_responses_max: 4,
             catch_up_revisions_max: 5,
             catch_up_bytes_max: 400,
-            progress_interval: Duration::from_secs(1 << 30),
+            progress_interval: Some(Duration::from_secs(1 << 30)),
             ..WatchLimits::default()
         };
         let origin = Arc::new(Origin::new(ClusterId(1), member, Term(0)));

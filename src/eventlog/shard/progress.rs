@@ -40,7 +40,7 @@ impl Shard {
                 return;
             }
             self.ticks.pop_first();
-            let period = self.streams[stream as usize].period;
+            let Some(period) = self.streams[stream as usize].period else { continue };
             let mut next = at + period;
             if next <= now {
                 next = now + period; // the thread was stalled: ticks that were missed are not made up for
@@ -58,13 +58,11 @@ impl Shard {
 
     pub(super) fn schedule_ticks(&mut self, stream: u32, now: Instant) {
         let entry = &mut self.streams[stream as usize];
-        if entry.next_tick.is_some() {
-            return;
-        }
+        let Some(period) = entry.period.filter(|_| entry.next_tick.is_none()) else { return };
         // The ticker counts from when the stream was opened, whenever its first watcher came.
         let elapsed = now.saturating_duration_since(entry.opened).as_nanos();
-        let periods = elapsed / entry.period.as_nanos().max(1) + 1;
-        let next = entry.opened + entry.period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
+        let periods = elapsed / period.as_nanos().max(1) + 1;
+        let next = entry.opened + period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
         entry.next_tick = Some(next);
         self.ticks.insert((next, stream));
         self.wake.notify_one();

@@ -25,6 +25,11 @@ impl ProxyWatchService {
     pub fn start(hub: &WatchHub, shard: usize, tasks: &Tasks) -> Self {
         Self { hub: hub.inner.clone(), shard: hub.inner.add_shard(shard as u64, tasks) }
     }
+
+    /// To be called before a compaction is passed on; waits a moment at most.
+    pub async fn before_compaction(&self) {
+        self.hub.before_compaction().await;
+    }
 }
 
 #[tonic::async_trait]

@@ -2,6 +2,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
@@ -10,8 +11,10 @@ use tracing::{debug, warn};
 use super::events::batches;
 use super::history::UpstreamHistory;
 use super::hub::{Class, HubInner};
+use super::pace::{Act, Pace};
 use crate::api_error::ApiError;
 use crate::eventlog::{End, EventLog, Source};
+use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
@@ -29,9 +32,15 @@ pub(super) enum FeedState {
     Ended(End),
 }
 
+/// Attempts to begin a log where the narrower ones stand, after their positions were renewed.
+const RENEWALS_MAX: u32 = 3;
+
 #[derive(Debug)]
 enum Command {
+    /// Asks the member how far it is.
     Refresh(oneshot::Sender<()>),
+    /// The same, unless what it says is not to be relied on.
+    Renew(oneshot::Sender<()>),
     Supersede(Arc<Source>),
 }
 
@@ -72,8 +81,17 @@ impl FeedHandle {
 
     /// Brings the log up to the newest revision of the member; false when it could not say in time.
     pub async fn refresh(&self, within: Duration) -> bool {
+        self.ask(Command::Refresh, within).await
+    }
+
+    /// The same for the proxy's own sake: a member whose progress proves nothing is not asked.
+    pub async fn renew(&self, within: Duration) -> bool {
+        self.ask(Command::Renew, within).await
+    }
+
+    async fn ask(&self, command: fn(oneshot::Sender<()>) -> Command, within: Duration) -> bool {
         let (done, reached) = oneshot::channel();
-        let refresh = async { self.commands.send(Command::Refresh(done)).await.is_ok() && reached.await.is_ok() };
+        let refresh = async { self.commands.send(command(done)).await.is_ok() && reached.await.is_ok() };
         tokio::time::timeout(within, refresh).await.unwrap_or(false)
     }
 
@@ -106,6 +124,10 @@ pub(super) struct Feed {
     commands: mpsc::Receiver<Command>,
     /// Where the log begins: behind this revision, or behind now when it is 0.
     begin: Revision,
+    /// The feeds whose watchers this one takes over: the log begins where the slowest of them stands.
+    narrower: Vec<FeedHandle>,
+    /// How often their positions have been renewed because the slowest was compacted.
+    renewals: u32,
     /// Start with the revision after the position; see [`start`](Self::start).
     exactly: bool,
     /// The position from which the member's watch was started.
@@ -114,6 +136,21 @@ pub(super) struct Feed {
     source: Option<Arc<Source>>,
     idle_since: Option<Instant>,
     waiting: Vec<Waiter>,
+    pace: Pace,
+    serving: Serving,
+}
+
+/// What is known of the upstream stream in use.
+#[derive(Default)]
+struct Serving {
+    member: MemberId,
+    /// The member has confirmed the watch.
+    confirmed: bool,
+    /// The watch without events was asked for, and its id once it is there.
+    clock_asked: bool,
+    clock: Option<i64>,
+    /// A progress request is due.
+    ask: bool,
 }
 
 struct Waiter {
@@ -135,12 +172,21 @@ enum Over {
 }
 
 impl Feed {
-    /// A feed of `range` for a class, not yet running. Its log begins behind `begin` if that is still to be had (0:
-    /// behind now).
-    pub fn new(hub: Arc<HubInner>, class: Arc<Class>, range: KeyRange, begin: Revision) -> (Self, FeedHandle) {
+    /// A feed of `range` for a class, not yet running. Its log begins where the slowest of `narrower` stands if that is
+    /// still to be had, else, or without any, behind now.
+    pub fn new(
+        hub: Arc<HubInner>,
+        class: Arc<Class>,
+        range: KeyRange,
+        narrower: Vec<FeedHandle>,
+    ) -> (Self, FeedHandle) {
         let (state, seen) = watch::channel(FeedState::Opening);
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let handle = FeedHandle { state: seen, commands: sender };
+        // Spread: the feeds of a proxy do not ask all at once.
+        let interval = hub.config.progress_interval.mul_f64(1.0 + fastrand::f64() / 10.0);
+        let pace = Pace::new(interval, hub.config.periods.position_max, Instant::now());
+        let begin = slowest(&narrower);
         let feed = Self {
             hub,
             class,
@@ -149,11 +195,15 @@ impl Feed {
             handle: handle.clone(),
             commands,
             begin,
+            narrower,
+            renewals: 0,
             exactly: false,
             resumed_at: Revision(0),
             source: None,
             idle_since: None,
             waiting: Vec::new(),
+            pace,
+            serving: Serving::default(),
         };
         (feed, handle)
     }
@@ -186,6 +236,12 @@ impl Feed {
         for waiter in &mut self.waiting {
             waiter.asked = false;
         }
+        self.serving = Serving::default();
+        if self.renewals > 0 && self.source.is_none() {
+            let within = self.hub.config.periods.compaction_wait;
+            join_all(self.narrower.iter().map(|feed| feed.renew(within))).await;
+            self.begin = slowest(&self.narrower);
+        }
         let opened = self.hub.upstream.open_watch(self.class.identity.metadata());
         let mut stream = match opened.await {
             Ok(stream) => stream,
@@ -195,7 +251,6 @@ impl Feed {
             return Over::Broken(status);
         }
         self.resumed_at = self.position();
-        let mut created = false;
         let mut tick = tokio::time::interval(self.hub.config.periods.linger / 4);
         let mut again = None;
         loop {
@@ -207,22 +262,24 @@ impl Feed {
                         None => return Over::Broken(Status::unavailable("the member ended the watch stream")),
                     };
                     if answer.created && !answer.canceled {
-                        created = true;
                         *pause = self.hub.config.periods.retry_first;
                     }
                     if let Err(over) = self.take(answer) {
                         return over;
                     }
                 }
-                Some(command) = self.commands.recv() => match command {
-                    Command::Refresh(done) => self.waiting.push(Waiter { done, asked: false }),
-                    Command::Supersede(by) => return Over::Superseded(by),
-                },
+                Some(command) = self.commands.recv() => {
+                    if let Some(over) = self.obey(command) {
+                        return over;
+                    }
+                }
                 _ = tick.tick() => {
                     if self.leave_if_idle() {
                         return Over::Idle;
                     }
+                    self.pace.wanted = self.wants_progress();
                 }
+                () = tokio::time::sleep_until(self.pace.next()), if self.serving.confirmed => self.alarm(),
                 () = sleep_until(again), if again.is_some() => {
                     again = None;
                     for waiter in &mut self.waiting {
@@ -231,18 +288,66 @@ impl Feed {
                 }
             }
             self.waiting.retain(|waiter| !waiter.done.is_closed());
-            let unsettled = created && self.source.is_none();
+            if !self.serving.confirmed {
+                continue;
+            }
+            if self.pace.wanted && !self.serving.clock_asked {
+                self.serving.clock_asked = true;
+                // One that is closed says why in its answers.
+                let _ = ask(&stream.requests, RequestUnion::CreateRequest(self.clock_request())).await;
+            }
+            let insists = !self.waiting.is_empty() || self.source.is_none();
             let unasked = !self.waiting.is_empty() && !self.waiting.iter().any(|waiter| waiter.asked);
-            if self.waiting.is_empty() && !unsettled {
-                again = None;
-            } else if created && (again.is_none() || unasked) {
+            let ask_now = std::mem::take(&mut self.serving.ask) || (insists && (again.is_none() || unasked));
+            if ask_now {
                 let progress = RequestUnion::ProgressRequest(WatchProgressRequest {});
-                if let Err(status) = ask(&stream.requests, progress).await {
-                    return Over::Broken(status);
-                }
+                let _ = ask(&stream.requests, progress).await;
                 self.waiting.iter_mut().for_each(|waiter| waiter.asked = true);
+            }
+            if !insists {
+                again = None;
+            } else if ask_now {
                 again = Some(Instant::now() + self.hub.config.periods.progress_again);
             }
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Option<Over> {
+        match command {
+            Command::Refresh(done) => self.waiting.push(Waiter { done, asked: false }),
+            Command::Renew(done) if self.is_proven() => self.waiting.push(Waiter { done, asked: false }),
+            // Dropped: whoever asks need not wait.
+            Command::Renew(_) => {}
+            Command::Supersede(by) => return Some(Over::Superseded(by)),
+        }
+        None
+    }
+
+    /// Whether the progress the member tells shows that all events before were sent.
+    fn is_proven(&self) -> bool {
+        self.hub.trust.is_proven(self.serving.member)
+    }
+
+    fn wants_progress(&self) -> bool {
+        let Some(source) = &self.source else { return false };
+        let wanted = std::cell::Cell::new(false);
+        self.hub.for_each_shard(|shard| wanted.set(wanted.get() || shard.wants_progress(source)));
+        wanted.get()
+    }
+
+    fn alarm(&mut self) {
+        let proven = self.is_proven();
+        if !proven {
+            self.hub.learn_trust(self.serving.member, self.class.identity.metadata());
+        }
+        let act = self.pace.alarm(proven, Instant::now());
+        self.act(act);
+    }
+
+    fn act(&mut self, act: Act) {
+        self.serving.ask |= act.ask;
+        if let Some(source) = self.source.as_ref().filter(|_| act.tell) {
+            self.hub.for_each_shard(|shard| shard.notify_source(source));
         }
     }
 
@@ -258,6 +363,17 @@ impl Feed {
 
     fn position(&self) -> Revision {
         self.source.as_ref().map_or(self.begin, |source| source.log().head())
+    }
+
+    /// A watch of a key that this one covers too, of which no event passes: idle whatever happens, it is notified at the
+    /// member's interval.
+    fn clock_request(&self) -> WatchCreateRequest {
+        WatchCreateRequest {
+            key: self.hub.namespace.enter(self.range.start()),
+            progress_notify: true,
+            filters: vec![FilterType::Noput.into(), FilterType::Nodelete.into()],
+            ..Default::default()
+        }
     }
 
     fn create_request(&self) -> WatchCreateRequest {
@@ -277,6 +393,10 @@ impl Feed {
     /// without events: the header of an event batch may be ahead of what the member has sent.
     fn take(&mut self, answer: WatchResponse) -> Result<(), Over> {
         let header = answer.header.unwrap_or_default();
+        if self.serving.confirmed && (answer.created || self.serving.clock == Some(answer.watch_id)) {
+            self.take_clock(&answer, Revision(header.revision));
+            return Ok(());
+        }
         if answer.canceled {
             let end = End { compact_revision: Revision(answer.compact_revision), reason: answer.cancel_reason };
             if end.compact_revision.0 != 0 && self.position().0 != 0 && !self.exactly {
@@ -284,8 +404,13 @@ impl Feed {
                 return Err(Over::Broken(Status::out_of_range("the last revision seen is compacted")));
             }
             if end.compact_revision.0 != 0 && self.source.is_none() {
-                // Too long ago: what the watchers to come have missed is read for each of them.
-                self.begin = Revision(0);
+                self.renewals += 1;
+                self.exactly = false;
+                if self.renewals > RENEWALS_MAX {
+                    // What the watchers to come have missed is read for each of them.
+                    self.narrower.clear();
+                    self.begin = Revision(0);
+                }
                 return Err(Over::Broken(Status::out_of_range("the beginning of the log is compacted")));
             }
             return Err(if end == End::default() {
@@ -301,6 +426,10 @@ impl Feed {
                 return Err(Over::Ended(End { compact_revision: Revision(0), reason }));
             }
             self.class.saw_permission(&self.range);
+            self.serving.confirmed = true;
+            self.serving.member = MemberId(header.member_id);
+            self.hub.learn_trust(self.serving.member, self.class.identity.metadata());
+            self.pace.restart(self.position().0 != 0, Instant::now());
             if self.source.is_none() && self.begin.0 == 0 {
                 self.go_live(revision);
             }
@@ -315,14 +444,17 @@ impl Feed {
         self.exactly = false;
         if answer.events.is_empty() {
             source.log().advance(revision);
-            if answer.watch_id == -1 {
+            let (head, asked) = (source.log().head(), answer.watch_id == -1);
+            let mut act = self.pace.reached(head, asked, Instant::now());
+            if asked {
                 for waiter in self.waiting.extract_if(.., |waiter| waiter.asked) {
                     // Its client may be gone.
                     let _ = waiter.done.send(());
                 }
-            } else {
-                self.hub.for_each_shard(|shard| shard.notify_source(source));
+            } else if self.serving.clock.is_none() {
+                act.tell = true;
             }
+            self.act(act);
             return Ok(());
         }
         self.hub.metrics.upstream_events.inc_by(answer.events.len() as u64);
@@ -335,7 +467,21 @@ impl Feed {
             return Err(Over::Ended(End { compact_revision: Revision(0), reason }));
         }
         source.log().append(batches(&self.hub.namespace, answer.events));
+        let act = self.pace.reached(source.log().head(), false, Instant::now());
+        self.act(act);
         Ok(())
+    }
+
+    /// Takes an answer of the watch without events. Without it, the feed makes ticks of its own.
+    fn take_clock(&mut self, answer: &WatchResponse, revision: Revision) {
+        if answer.canceled {
+            self.serving.clock = None;
+        } else if answer.created {
+            self.serving.clock = Some(answer.watch_id);
+        } else if let Some(source) = &self.source {
+            let act = self.pace.tick(revision, source.log().head(), self.is_proven(), Instant::now());
+            self.act(act);
+        }
     }
 
     fn go_live(&mut self, revision: Revision) {
@@ -354,10 +500,11 @@ impl Feed {
                 () = tokio::time::sleep_until(until) => {
                     return self.leave_if_idle().then_some(Over::Idle);
                 }
-                Some(command) = self.commands.recv() => match command {
-                    Command::Refresh(done) => self.waiting.push(Waiter { done, asked: false }),
-                    Command::Supersede(by) => return Some(Over::Superseded(by)),
-                },
+                Some(command) = self.commands.recv() => {
+                    if let Some(over) = self.obey(command) {
+                        return Some(over);
+                    }
+                }
             }
         }
     }
@@ -399,6 +546,11 @@ impl Feed {
         };
         self.state.send_replace(FeedState::Ended(end));
     }
+}
+
+/// Where the slowest of some feeds stands, 0 when none has a log.
+fn slowest(feeds: &[FeedHandle]) -> Revision {
+    feeds.iter().filter_map(FeedHandle::head).min().unwrap_or_default()
 }
 
 async fn ask(requests: &mpsc::Sender<WatchRequest>, union: RequestUnion) -> Result<(), Status> {

@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures::future::join_all;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -15,6 +17,7 @@ use super::fence::{Fence, Passed, Read, ReadAnswer};
 use super::history::{Parked, read_history};
 use super::metrics::ProxyWatchMetrics;
 use super::ranges::Ranges;
+use super::trust::Trust;
 use super::upstream::Upstream;
 use crate::api_error::ApiError;
 use crate::client::Pool;
@@ -48,6 +51,11 @@ pub(super) struct Periods {
     pub leaderless_max: Duration,
     /// Evidence of a missing leader older than this says nothing about now.
     pub leaderless_fresh: Duration,
+    /// The position of an upstream watch is not let grow older than this while its member lives: behind a compaction
+    /// it could not be resumed there.
+    pub position_max: Duration,
+    /// How long a compaction waits for upstream watches to renew their positions.
+    pub compaction_wait: Duration,
 }
 
 impl Default for Periods {
@@ -61,6 +69,8 @@ impl Default for Periods {
             verdict_max: Duration::from_secs(1),
             leaderless_max: Duration::from_secs(3),
             leaderless_fresh: Duration::from_secs(2),
+            position_max: Duration::from_secs(60),
+            compaction_wait: Duration::from_millis(500),
         }
     }
 }
@@ -77,6 +87,9 @@ pub struct WatchHubConfig {
     pub log_bytes_max: usize,
     /// Bounds and periods towards clients.
     pub limits: WatchLimits,
+    /// Between two progress notifications of an idle watch, where the interval of the member cannot be followed or is
+    /// longer.
+    pub progress_interval: Duration,
     pub(super) periods: Periods,
 }
 
@@ -89,7 +102,8 @@ impl WatchHubConfig {
             log_bytes_max: 16 * 1024 * 1024,
             // A member cuts at its --max-request-bytes and 512 KiB. The proxy does not know the former, and stays
             // below what any member would send.
-            limits: WatchLimits { fragment_bytes: 512 * 1024, ..WatchLimits::default() },
+            limits: WatchLimits { fragment_bytes: 512 * 1024, progress_interval: None, ..WatchLimits::default() },
+            progress_interval: Duration::from_secs(600),
             periods: Periods::default(),
         }
     }
@@ -109,6 +123,9 @@ pub(super) struct HubInner {
     pub origin: Arc<Origin>,
     pub private_watches: Semaphore,
     pub parked: Parked,
+    pub trust: Trust,
+    /// One compaction at a time has positions renewed.
+    renewing: tokio::sync::Mutex<()>,
     classes: Mutex<HashMap<Identity, Weak<Class>>>,
     shards: Mutex<Vec<ShardHandle>>,
     cluster: AtomicU64,
@@ -128,7 +145,10 @@ impl WatchHub {
     /// A hub that reaches the cluster through `pool`, from the current runtime; the pool should not be used
     /// elsewhere.
     pub fn new(pool: Pool, config: WatchHubConfig, metrics: ProxyWatchMetrics, tasks: &Tasks) -> Self {
-        Self::with_upstream(Arc::new(pool), config, metrics, tasks)
+        let members = pool.endpoints().len();
+        let hub = Self::with_upstream(Arc::new(pool), config, metrics, tasks);
+        hub.inner.warm_up(members);
+        hub
     }
 
     pub(super) fn with_upstream(
@@ -144,6 +164,8 @@ impl WatchHub {
             origin: Arc::default(),
             private_watches: Semaphore::new(PRIVATE_WATCHES_MAX),
             parked: Parked::default(),
+            trust: Trust::default(),
+            renewing: tokio::sync::Mutex::default(),
             classes: Mutex::default(),
             shards: Mutex::default(),
             cluster: AtomicU64::new(0),
@@ -242,6 +264,33 @@ impl HubInner {
         })
     }
 
+    /// Has the connections open by the time the first watch comes, whose start is read on one of them.
+    fn warm_up(self: &Arc<Self>, members: usize) {
+        for _ in 0..members {
+            let hub = self.clone();
+            self.spawn(self.stoppable(async move {
+                // Whatever the answer: the connection is there.
+                let _ = hub.upstream.version(HeaderMap::new()).await;
+            }));
+        }
+    }
+
+    /// Learns whether the progress that a member tells is proven.
+    pub fn learn_trust(self: &Arc<Self>, member: MemberId, metadata: HeaderMap) {
+        let hub = self.clone();
+        self.spawn(self.stoppable(async move { hub.trust.learn(&*hub.upstream, &metadata, member).await }));
+    }
+
+    /// A compaction is about to pass: has all upstream watches renew their positions, so that none of them stands
+    /// below it without having missed anything.
+    pub async fn before_compaction(&self) {
+        let _turn = self.renewing.lock().await;
+        let classes: Vec<Arc<Class>> = self.classes.lock().values().filter_map(Weak::upgrade).collect();
+        let feeds: Vec<FeedHandle> = classes.iter().flat_map(|class| class.feeds()).collect();
+        let within = self.config.periods.compaction_wait;
+        join_all(feeds.iter().map(|feed| feed.renew(within))).await;
+    }
+
     /// Runs a task on the hub's own runtime, where its connections live.
     fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
@@ -311,9 +360,8 @@ impl HubInner {
         table.ranges.remove(&taken);
         // From where the narrower ones stand, so that their watchers find in the new log what they still need.
         let narrower = table.ranges.within(&taken);
-        let heads = narrower.iter().filter_map(|range| table.ranges.get(range)?.feed.head());
-        let begin = heads.min().unwrap_or_default();
-        let (feed, handle) = Feed::new(self.clone(), class.clone(), taken.clone(), begin);
+        let narrow = narrower.iter().filter_map(|range| table.ranges.get(range)).map(|entry| entry.feed.clone());
+        let (feed, handle) = Feed::new(self.clone(), class.clone(), taken.clone(), narrow.collect());
         let entry = Entry { range: taken.clone(), feed: handle, verdict: Arc::default() };
         table.ranges.insert(taken, entry.clone());
         drop(table);
@@ -499,6 +547,11 @@ impl Verdict {
 }
 
 impl Class {
+    /// Its upstream watches.
+    pub fn feeds(&self) -> Vec<FeedHandle> {
+        self.table.lock().ranges.values().map(|entry| entry.feed.clone()).collect()
+    }
+
     /// The cluster has just let the class watch a range.
     pub fn saw_permission(&self, range: &KeyRange) {
         let mut table = self.table.lock();

@@ -15,10 +15,12 @@ mod fence;
 mod history;
 mod hub;
 mod metrics;
+mod pace;
 mod probe;
 mod ranges;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod upstream;
 
 pub use desk::ProxyWatchService;

@@ -52,6 +52,10 @@ impl<T> Ranges<T> {
         self.by_range.get(range)
     }
 
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.by_range.values()
+    }
+
     /// A watched range that covers `range` and passes `fits`; the widest prefix first.
     pub fn covering(&self, range: &KeyRange, fits: impl Fn(&KeyRange, &T) -> bool) -> Option<(&KeyRange, &T)> {
         let start = range.start();

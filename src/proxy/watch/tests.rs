@@ -49,6 +49,8 @@ impl Proxy {
             verdict_max: ms(20),
             leaderless_max: ms(40),
             leaderless_fresh: ms(1000),
+            position_max: Duration::from_secs(600),
+            compaction_wait: ms(2000),
         };
         change(&mut config);
         let tasks = Tasks::new();
@@ -109,7 +111,8 @@ impl Client {
     }
 
     async fn next(&mut self) -> WatchResponse {
-        self.try_next().await.unwrap()
+        let next = tokio::time::timeout(Duration::from_secs(20), self.try_next()).await;
+        next.expect("an answer").unwrap()
     }
 
     /// The next events as `key@revision`.

@@ -8,10 +8,13 @@ use tonic::Status;
 
 use crate::client::{Head, Method, Pool, framed, unframed};
 use crate::pb::encoded::ResponseHeader;
-use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchRequest, WatchResponse};
-use crate::types::Revision;
+use crate::pb::etcdserverpb::{
+    RangeRequest, RangeResponse, StatusRequest, StatusResponse, WatchRequest, WatchResponse,
+};
+use crate::types::{MemberId, Revision};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
+const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 
 /// One watch stream to some member.
 pub(super) struct UpstreamStream {
@@ -33,6 +36,9 @@ pub(super) trait Upstream: Send + Sync + 'static {
         key: Bytes,
         at: Revision,
     ) -> BoxFuture<'static, Result<ResponseHeader, Status>>;
+
+    /// The version of some member, and which.
+    fn version(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<(MemberId, String), Status>>;
 }
 
 impl Upstream for Pool {
@@ -58,6 +64,17 @@ impl Upstream for Pool {
             let answer = pool.exchange(Method::of(RANGE), &head, framed(&request)).await;
             let answer: RangeResponse = unframed(answer).await?;
             answer.header.ok_or_else(|| Status::internal("answer without a header"))
+        }
+        .boxed()
+    }
+
+    fn version(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
+        let pool = self.clone();
+        async move {
+            let head = Head::grpc(STATUS, metadata);
+            let answer = pool.exchange(Method::of(STATUS), &head, framed(&StatusRequest {})).await;
+            let answer: StatusResponse = unframed(answer).await?;
+            Ok((MemberId(answer.header.unwrap_or_default().member_id), answer.version))
         }
         .boxed()
     }

@@ -18,7 +18,7 @@ use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::pb::mvccpb::{Event, KeyValue};
-use crate::types::{KeyRange, Revision};
+use crate::types::{KeyRange, MemberId, Revision};
 
 /// Revisions a lagging watch gets in one answer.
 const BATCH: usize = 3;
@@ -44,6 +44,11 @@ struct State {
     opened: usize,
     fences: usize,
     member: u64,
+    clocks: usize,
+    /// Periods of progress notifications that have passed.
+    ticks: u64,
+    progress_requests: usize,
+    version: Option<&'static str>,
 }
 
 impl FakeCluster {
@@ -112,6 +117,25 @@ impl FakeCluster {
         self.state.lock().opened
     }
 
+    /// The member's interval of progress notifications has passed.
+    pub(super) fn tick(&self) {
+        self.state.lock().ticks += 1;
+        self.change();
+    }
+
+    pub(super) fn set_version(&self, version: &'static str) {
+        self.state.lock().version = Some(version);
+    }
+
+    /// Watches created of which no event passes.
+    pub(super) fn clocks(&self) -> usize {
+        self.state.lock().clocks
+    }
+
+    pub(super) fn progress_requests(&self) -> usize {
+        self.state.lock().progress_requests
+    }
+
     pub(super) fn fences(&self) -> usize {
         self.state.lock().fences
     }
@@ -167,6 +191,12 @@ impl Upstream for FakeCluster {
         }
         .boxed()
     }
+
+    fn version(&self, _metadata: HeaderMap) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
+        let state = self.state.lock();
+        let answer = (MemberId(100 + state.member), state.version.unwrap_or("3.7.1").to_owned());
+        async move { Ok(answer) }.boxed()
+    }
 }
 
 async fn serve(
@@ -175,8 +205,11 @@ async fn serve(
     answers: mpsc::Sender<Result<WatchResponse, Status>>,
     mut changed: watch::Receiver<u64>,
 ) {
-    let generation = cluster.state.lock().break_streams;
-    let mut watching: Option<Watching> = None;
+    let (generation, mut ticks) = {
+        let state = cluster.state.lock();
+        (state.break_streams, state.ticks)
+    };
+    let mut watching: Vec<Watching> = Vec::new();
     loop {
         let out: Vec<Result<WatchResponse, Status>> = {
             changed.borrow_and_update();
@@ -184,7 +217,17 @@ async fn serve(
             if state.break_streams != generation {
                 vec![Err(Status::unavailable("the connection is lost"))]
             } else {
-                watching.as_mut().and_then(|watching| advance(&state, watching)).into_iter().map(Ok).collect()
+                let mut out: Vec<_> =
+                    watching.iter_mut().filter_map(|watching| advance(&state, watching)).map(Ok).collect();
+                if out.is_empty() && ticks < state.ticks {
+                    ticks += 1;
+                    out.extend(watching.iter_mut().filter_map(|watching| notify(&state, watching)).map(Ok));
+                    // In no particular order, as with a member.
+                    if ticks.is_multiple_of(2) {
+                        out.reverse();
+                    }
+                }
+                out
             }
         };
         if !out.is_empty() {
@@ -220,20 +263,31 @@ async fn serve(
 
 /// One watch.
 struct Watching {
+    id: i64,
     range: KeyRange,
+    /// No event passes.
+    silent: bool,
+    /// Has caught up once.
+    synced: bool,
+    progress_notify: bool,
+    /// Had an event since the last tick.
+    active: bool,
     /// As asked for. While it lies in the future there is no progress, as with a member.
     start: i64,
     next: i64,
 }
 
 /// The next answer with events, or the end by compaction.
-fn advance(state: &State, Watching { range, next, .. }: &mut Watching) -> Option<WatchResponse> {
-    // A member that lags has not heard of the compaction either.
-    if *next < state.compacted && state.compacted <= state.visible.max(1) {
+fn advance(state: &State, watching: &mut Watching) -> Option<WatchResponse> {
+    let Watching { id, range, next, silent, active, synced, .. } = watching;
+    let watch_id = *id;
+    // A member that lags has not heard of the compaction either, and one that is synced does not mind.
+    if !*synced && *next < state.compacted && state.compacted <= state.visible.max(1) {
         let header = state.header(0);
-        return Some(WatchResponse { header, canceled: true, compact_revision: state.compacted, ..Default::default() });
+        let compact_revision = state.compacted;
+        return Some(WatchResponse { header, watch_id, canceled: true, compact_revision, ..Default::default() });
     }
-    let wanted = |event: &&Event| range.contains(&event.kv.as_ref().unwrap().key);
+    let wanted = |event: &&Event| !*silent && range.contains(&event.kv.as_ref().unwrap().key);
     let mut events = Vec::new();
     let mut revisions = 0;
     let due = *next..=state.visible;
@@ -247,29 +301,55 @@ fn advance(state: &State, Watching { range, next, .. }: &mut Watching) -> Option
         *next = revision + 1;
     }
     // The header is ahead of the events, as a member's is while a watch catches up.
-    (!events.is_empty()).then(|| WatchResponse { header: state.header(state.visible), events, ..Default::default() })
+    *active |= !events.is_empty();
+    *synced |= events.is_empty();
+    let header = state.header(state.visible);
+    (!events.is_empty()).then(|| WatchResponse { header, watch_id, events, ..Default::default() })
 }
 
-fn handle(state: &mut State, request: WatchRequest, watching: &mut Option<Watching>) -> Option<WatchResponse> {
+/// The progress notification of a watch at a tick.
+fn notify(state: &State, watching: &mut Watching) -> Option<WatchResponse> {
+    let idle = !std::mem::take(&mut watching.active);
+    let visible = state.visible.max(1);
+    let told = watching.progress_notify && idle && watching.start <= visible;
+    told.then(|| WatchResponse { header: state.header(visible), watch_id: watching.id, ..Default::default() })
+}
+
+fn handle(state: &mut State, request: WatchRequest, watching: &mut Vec<Watching>) -> Option<WatchResponse> {
     let visible = state.visible.max(1);
     match request.request_union? {
-        RequestUnion::CreateRequest(WatchCreateRequest { key, range_end, start_revision, .. }) => {
-            state.opened += 1;
+        RequestUnion::CreateRequest(request) => {
+            let WatchCreateRequest { key, range_end, start_revision, filters, progress_notify, .. } = request;
+            let silent = filters.len() == 2;
+            state.opened += usize::from(!silent);
+            state.clocks += usize::from(silent);
             let range = KeyRange::from_wire(key, range_end);
-            let created = WatchResponse { header: state.header(visible), created: true, ..Default::default() };
+            let id = watching.len() as i64;
+            let created =
+                WatchResponse { header: state.header(visible), watch_id: id, created: true, ..Default::default() };
             if state.denied.contains(&range) {
                 let cancel_reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied".into();
                 return Some(WatchResponse { canceled: true, watch_id: -1, cancel_reason, ..created });
             }
             let next = if start_revision == 0 { visible + 1 } else { start_revision };
-            *watching = Some(Watching { range, start: start_revision, next });
+            watching.push(Watching {
+                id,
+                range,
+                silent,
+                synced: next > visible,
+                progress_notify,
+                active: false,
+                start: start_revision,
+                next,
+            });
             Some(created)
         }
         // Events up to the header went out before: `advance` had nothing more to say.
-        RequestUnion::ProgressRequest(_) => watching
-            .as_ref()
-            .filter(|watching| watching.start <= visible)
-            .map(|_| WatchResponse { header: state.header(visible), watch_id: -1, ..Default::default() }),
+        RequestUnion::ProgressRequest(_) => {
+            state.progress_requests += 1;
+            let synced = !watching.is_empty() && watching.iter().all(|watching| watching.start <= visible);
+            synced.then(|| WatchResponse { header: state.header(visible), watch_id: -1, ..Default::default() })
+        }
         RequestUnion::CancelRequest(_) => None,
     }
 }

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use super::*;
 use crate::api_error::ApiError;
-use crate::types::KeyRange;
+use crate::types::{KeyRange, MemberId};
 
 #[tokio::test]
 async fn a_thousand_watchers_on_a_hundred_ranges_cost_a_handful_of_watches() {
@@ -222,6 +222,167 @@ async fn progress_is_asked_for_upstream() {
     client.progress().await;
     assert_eq!(client.events().await, vec![format!("a@{revision}")]);
     assert_eq!(client.next().await.header.unwrap().revision, revision);
+}
+
+fn notified(request: WatchCreateRequest) -> WatchCreateRequest {
+    WatchCreateRequest { progress_notify: true, ..request }
+}
+
+/// A namespace with one idle watch that wants to be told its progress, and a busy one.
+async fn idle_beside_busy(change: impl FnOnce(&mut WatchHubConfig)) -> (Proxy, Client, Client) {
+    let proxy = Proxy::start(|config| {
+        config.namespace = Namespace::new("n/");
+        change(config);
+    });
+    let (mut idle, mut busy) = (proxy.anonymous(), proxy.anonymous());
+    idle.watch(notified(key("idle"))).await;
+    idle.watch(key("asks/for/none")).await;
+    busy.watch(notified(key("busy"))).await;
+    (proxy, idle, busy)
+}
+
+#[tokio::test]
+async fn idle_watches_beside_a_busy_one_are_told_at_the_members_interval() {
+    // A member tells no progress to a busy watch, and the shared one is busy whenever any of its ranges is.
+    let (proxy, mut idle, mut busy) = idle_beside_busy(|_| {}).await;
+    eventually(|| proxy.cluster.clocks() == 1).await;
+    eventually(|| proxy.hub.inner.trust.is_proven(MemberId(100))).await;
+    for round in 0..6 {
+        let written = proxy.cluster.write(&[("n/busy", "x")]);
+        assert_eq!(busy.events().await, vec![format!("busy@{written}")]);
+        // What is written elsewhere counts: the member is asked how far it is.
+        let newest = if round % 2 == 0 { proxy.cluster.write(&[("elsewhere", "x")]) } else { written };
+        proxy.cluster.tick();
+        let told = idle.next().await;
+        let revision = told.header.as_ref().unwrap().revision;
+        assert_eq!((told.watch_id, told.events.len(), revision), (0, 0, newest), "in round {round}");
+    }
+    // A quiet period: both watches are told, each once.
+    proxy.cluster.tick();
+    for client in [&mut idle, &mut busy] {
+        let told = client.next().await;
+        assert_eq!((told.watch_id, told.events.len(), told.header.unwrap().revision), (0, 0, 10));
+    }
+    let written = proxy.cluster.write(&[("n/idle", "x"), ("n/busy", "x")]);
+    assert_eq!(idle.events().await, vec![format!("idle@{written}")]);
+    assert_eq!(busy.events().await, vec![format!("busy@{written}")]);
+    assert_eq!(proxy.cluster.opened(), 1);
+}
+
+#[tokio::test]
+async fn progress_that_might_overtake_events_is_not_asked_for() {
+    // Members before 3.4.25 and 3.5.8 answer progress requests ahead of events: for them the events are the proof.
+    let (proxy, mut idle, mut busy) = {
+        let proxy = Proxy::start(|config| {
+            config.namespace = Namespace::new("n/");
+            config.periods.position_max = Duration::from_millis(20);
+        });
+        proxy.cluster.set_version("3.5.7");
+        let (mut idle, mut busy) = (proxy.anonymous(), proxy.anonymous());
+        idle.watch(notified(key("idle"))).await;
+        busy.watch(key("busy")).await;
+        (proxy, idle, busy)
+    };
+    eventually(|| proxy.cluster.clocks() == 1).await;
+    for _ in 0..3 {
+        proxy.cluster.write(&[("n/busy", "x")]);
+        busy.events().await;
+        let elsewhere = proxy.cluster.write(&[("elsewhere", "x")]);
+        proxy.cluster.tick();
+        let written = proxy.cluster.write(&[("n/busy", "x")]);
+        assert_eq!(busy.events().await, vec![format!("busy@{written}")]);
+        let told = idle.next().await.header.unwrap().revision;
+        assert!((elsewhere..=written).contains(&told), "{told}");
+    }
+    assert_eq!(proxy.cluster.progress_requests(), 0);
+}
+
+#[tokio::test]
+async fn an_interval_of_the_proxys_own_holds_without_ticks_of_the_member() {
+    let interval = Duration::from_millis(20);
+    let (proxy, mut idle, mut busy) = idle_beside_busy(|config| config.progress_interval = interval).await;
+    for _ in 0..3 {
+        let written = proxy.cluster.write(&[("n/busy", "x")]);
+        while busy.next().await.events.is_empty() {}
+        let newest = proxy.cluster.write(&[("elsewhere", "x")]);
+        loop {
+            let told = idle.next().await;
+            assert_eq!((told.watch_id, told.events.len()), (0, 0));
+            let revision = told.header.unwrap().revision;
+            assert!(revision <= newest && revision + 2 >= written, "{revision}");
+            if revision == newest {
+                break;
+            }
+        }
+    }
+}
+
+fn position(proxy: &Proxy) -> i64 {
+    let feeds = proxy.hub.inner.class(Identity::default()).feeds();
+    feeds.iter().filter_map(|feed| feed.head()).map(|head| head.0).min().unwrap_or(0)
+}
+
+#[tokio::test]
+async fn a_quiet_watch_keeps_its_place_fresh_and_outlives_a_compaction() {
+    // The resume point stood where the last event was, behind whatever was compacted since.
+    let proxy = Proxy::start(|config| config.periods.position_max = Duration::from_millis(20));
+    let mut client = proxy.anonymous();
+    client.watch(key("quiet")).await;
+    for _ in 0..100 {
+        proxy.cluster.write(&[("busy", "x")]);
+    }
+    let newest = proxy.cluster.write(&[("busy", "x")]);
+    eventually(|| position(&proxy) == newest).await;
+    proxy.cluster.compact(newest);
+    proxy.cluster.fail_over();
+    let written = proxy.cluster.write(&[("quiet", "x")]);
+    assert_eq!(client.events().await, vec![format!("quiet@{written}")]);
+}
+
+#[tokio::test]
+async fn a_compaction_that_passes_has_places_renewed_first() {
+    let proxy = Proxy::start(|_| {});
+    let (mut one, mut other) = (proxy.anonymous(), proxy.anonymous());
+    one.watch(key("quiet")).await;
+    other.watch(key("silent")).await;
+    eventually(|| proxy.hub.inner.trust.is_proven(MemberId(100))).await;
+    let newest = proxy.cluster.write(&[("busy", "x")]);
+    assert!(position(&proxy) < newest);
+    proxy.hub.inner.before_compaction().await;
+    proxy.cluster.compact(newest);
+    proxy.cluster.fail_over();
+    let written = proxy.cluster.write(&[("quiet", "x"), ("silent", "x")]);
+    assert_eq!(one.events().await, vec![format!("quiet@{written}")]);
+    assert_eq!(other.events().await, vec![format!("silent@{written}")]);
+}
+
+#[tokio::test]
+async fn a_promotion_behind_a_compaction_cancels_nobody() {
+    // The wide watch began where the slowest stood; compacted there, it began at once, and those it took over read the
+    // compacted rest, though they had missed nothing.
+    let proxy = Proxy::start(|_| {});
+    let mut clients = Vec::new();
+    let name = |number: usize| format!("/some/{number}");
+    for number in 0..7 {
+        let mut client = proxy.anonymous();
+        client.watch(key(&name(number))).await;
+        clients.push(client);
+    }
+    eventually(|| proxy.hub.inner.trust.is_proven(MemberId(100))).await;
+    for _ in 0..10 {
+        proxy.cluster.write(&[("elsewhere", "x")]);
+    }
+    let newest = proxy.cluster.write(&[("elsewhere", "x")]);
+    proxy.cluster.compact(newest);
+    let mut last = proxy.anonymous();
+    last.watch(key(&name(7))).await;
+    clients.push(last);
+    eventually(|| proxy.metrics.upstream_watches.get() == 1).await;
+    let names: Vec<String> = (0..8).map(name).collect();
+    let written = proxy.cluster.write(&names.iter().map(|name| (name.as_str(), "x")).collect::<Vec<_>>());
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.events().await, vec![format!("{}@{written}", name(number))]);
+    }
 }
 
 #[tokio::test]
