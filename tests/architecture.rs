@@ -376,6 +376,31 @@ fn architecture_md_has_the_same_table() {
 }
 
 #[test]
+fn every_tcp_connection_is_given_an_end_of_silence() {
+    // Cause: a connection with bytes in flight to a host that had vanished stayed for minutes, since each place that
+    // dialled or accepted set options of its own, or none.
+    let mut found = Vec::new();
+    sources(&root().join("src"), &mut found);
+    let mut seen = 0;
+    for file in found {
+        let name = file.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+        let source = std::fs::read_to_string(&file).expect("readable");
+        // Tests have sockets of their own. Upstream connections of the client have pings and limits of their own too; the
+        // gateway prepares what it accepts on the thread that serves it.
+        let others = ["src/client/pool/connection.rs", "src/client/testing.rs", "src/gateway/accept.rs"];
+        if name.contains("/tests") || others.contains(&name.as_str()) {
+            continue;
+        }
+        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+        if ["TcpStream::connect(", "TcpSocket::new_v", ".accept()"].iter().any(|opens| code.contains(opens)) {
+            seen += 1;
+            assert!(code.contains("TcpSilence"), "{name} opens or accepts connections and does not prepare them");
+        }
+    }
+    assert!(seen >= 6, "only {seen} files open or accept connections: have the calls other names now?");
+}
+
+#[test]
 fn a_planted_arrow_is_caught() {
     let caught = |module: &[&str], source: &str| -> Vec<String> {
         violations(module, source).into_iter().map(|arrow| format!("{}:{}", arrow.line, arrow.to)).collect()

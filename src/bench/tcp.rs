@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::{FlagError, GoDuration, Variables, parse_flags};
+use crate::types::TcpSilence;
 
 /// Latencies up to a minute, in nanoseconds, three digits.
 const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
@@ -101,7 +102,7 @@ fn serve(address: SocketAddr, mode: &str) -> io::Result<()> {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                TcpSilence::CLIENT.prepare(&stream)?;
                 connections.spawn_local(far_end(stream, buffer_bytes, drains));
                 while connections.try_join_next().is_some() {}
             }
@@ -141,7 +142,7 @@ async fn far_end(mut stream: TcpStream, buffer_bytes: usize, drains: bool) -> io
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+    TcpSilence::MEMBER.prepare(&stream)?;
     Ok(stream)
 }
 

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::client::Endpoint;
 use crate::shutdown::Tasks;
+use crate::types::TcpSilence;
 
 /// Bytes a stream may receive ahead; events of one watch stream rarely wait for more.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -214,8 +215,8 @@ async fn dial(target: &Target, tasks: &Tasks) -> Result<SendRequest<Bytes>, Trou
             let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
             Trouble(format!("dial tcp {endpoint}: connect: {reason}"))
         })?;
-        // A socket without the option still works, only slower.
-        let _ = stream.set_nodelay(true);
+        // A socket without the options still works, only slower.
+        let _ = TcpSilence::MEMBER.prepare(&stream);
         let handshake = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

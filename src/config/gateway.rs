@@ -76,6 +76,8 @@ pub struct GatewayConfig {
     pub metrics_addr: Option<HostPort>,
     /// Threads that move bytes, one at least.
     pub serving_threads: usize,
+    /// Client connections at once; none for as many as the descriptor limit allows.
+    pub connections_max: Option<usize>,
     /// What is logged, how and where.
     pub log: LogConfig,
 }
@@ -91,6 +93,7 @@ impl GatewayConfig {
             drain_timeout: Duration::from_secs(5),
             metrics_addr: None,
             serving_threads: cores(),
+            connections_max: None,
             log: LogConfig::default(),
         }
     }
@@ -159,6 +162,7 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
             drain_timeout: raw.drain_timeout.0,
             metrics_addr: raw.metrics_addr,
             serving_threads: if raw.serving_threads == 0 { cores() } else { raw.serving_threads },
+            connections_max: None,
             log: raw.log.into(),
         })
     }

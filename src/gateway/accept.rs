@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+use socket2::SockRef;
 use tokio::net::TcpSocket;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,8 +18,18 @@ use super::shard::Shard;
 const PAUSE: Duration = Duration::from_millis(50);
 /// At most one log line about accept errors in this time.
 const LOG_PERIOD: Duration = Duration::from_secs(10);
+/// Descriptors that client connections leave to listeners, runtimes, pipes, metrics and checks.
+const RESERVE_MIN: u64 = 24;
+const RESERVE_MAX: u64 = 1024;
 /// Connections the kernel queues while none is accepted.
 const BACKLOG: u32 = 1024;
+
+/// Where accepted connections go, and how many.
+pub(super) struct Door {
+    pub(super) shards: Arc<[Shard]>,
+    pub(super) metrics: Arc<GatewayMetrics>,
+    pub(super) connections_max: usize,
+}
 
 /// Where client connections come from; tests put failures in.
 pub(super) trait Accept: Send + 'static {
@@ -51,12 +63,11 @@ impl Accept for Listener {
 
 /// Accepts until told to stop and gives each connection to the serving thread with the fewest. No error ends it and
 /// none makes it spin.
-pub(super) async fn accept_loop(
-    mut listener: impl Accept,
-    shards: Arc<[Shard]>,
-    metrics: Arc<GatewayMetrics>,
-    stop: CancellationToken,
-) {
+///
+/// A connection beyond the bound is reset, not left to wait: where gateways lead to one another, every one that waits is
+/// the far end of another one that is open, and none would ever end.
+pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: CancellationToken) {
+    let Door { shards, metrics, connections_max } = door;
     let mut last_log: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
@@ -66,6 +77,19 @@ pub(super) async fn accept_loop(
         let error = match accepted {
             Ok(client) => {
                 metrics.accepted.inc();
+                let open = shards.iter().map(Shard::open).sum::<usize>();
+                if open >= connections_max {
+                    refuse(&client);
+                    metrics.refused.inc();
+                    if is_due(&mut last_log) {
+                        warn!(
+                            error = "as many connections are open as the descriptor limit allows",
+                            connections = open,
+                            "connection not accepted"
+                        );
+                    }
+                    continue;
+                }
                 if let Some(shard) = shards.iter().min_by_key(|shard| shard.open()) {
                     shard.hand_over(client).await;
                 }
@@ -74,8 +98,7 @@ pub(super) async fn accept_loop(
             Err(error) => error,
         };
         metrics.accept_errors.inc();
-        if last_log.is_none_or(|at| at.elapsed() >= LOG_PERIOD) {
-            last_log = Some(Instant::now());
+        if is_due(&mut last_log) {
             warn!(%error, "connection not accepted");
         }
         if !concerns_one_connection(&error) {
@@ -85,6 +108,27 @@ pub(super) async fn accept_loop(
             }
         }
     }
+}
+
+fn is_due(last_log: &mut Option<Instant>) -> bool {
+    let due = last_log.is_none_or(|at| at.elapsed() >= LOG_PERIOD);
+    if due {
+        *last_log = Some(Instant::now());
+    }
+    due
+}
+
+/// Makes the close of this socket a reset.
+fn refuse(client: &TcpStream) {
+    // It only fails for a socket that is gone already.
+    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
+}
+
+/// Connections that fit into the descriptor limit, two descriptors each, with a reserve for everything else.
+pub(super) fn connections_max() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let reserve = (limit / 8).clamp(RESERVE_MIN, RESERVE_MAX);
+    usize::try_from(limit.saturating_sub(reserve) / 2).unwrap_or(usize::MAX).max(1)
 }
 
 /// Whether the error took its connection with it, so that the next one may be fine.

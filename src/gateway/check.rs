@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::dial::Dialer;
@@ -10,6 +12,8 @@ use super::upstreams::Upstream;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause while no endpoint at all is live.
 const PAUSE_WITHOUT_ANY: Duration = Duration::from_secs(1);
+/// How long a connection that an endpoint took speaks for its health.
+const EVIDENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Looks after one endpoint until it leaves the list: sleeps while it is up, asks with growing pauses while it is
 /// down.
@@ -23,6 +27,13 @@ pub(super) async fn watch_over(
     while !upstream.is_removed() {
         if !upstream.is_down() {
             pause = FIRST_PAUSE;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = upstream.changed.notified() => continue,
+            }
+        }
+        if upstream.is_loop() {
+            // Asking would lead back here again: it stays out until it leaves the list.
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = upstream.changed.notified() => continue,
@@ -43,6 +54,31 @@ pub(super) async fn watch_over(
             _ = dialer.try_one(&upstream) => {}
         }
     }
+}
+
+/// Whether a client that came now would be served: an endpoint took a connection a moment ago, or takes one now.
+/// `Err` tells why none does.
+///
+/// A look costs a connection to each endpoint that took none lately, so it is made when somebody asks, and those who
+/// ask at the same time share it.
+pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
+    let _one_at_a_time = dialer.checking.lock().await;
+    let list = dialer.upstreams.list();
+    // What is down is looked at in the background all the time.
+    let (down, live): (Vec<_>, Vec<_>) = list.iter().partition(|upstream| upstream.is_down());
+    if live.iter().any(|upstream| upstream.took_within(EVIDENCE_MAX)) {
+        return Ok(());
+    }
+    let mut reasons: Vec<_> = down.iter().map(|upstream| (upstream.address(), upstream.reason())).collect();
+    let mut attempts: FuturesUnordered<_> =
+        live.iter().map(async |upstream| (upstream.address(), dialer.try_one(upstream).await)).collect();
+    while let Some((address, outcome)) = attempts.next().await {
+        match outcome {
+            Ok(_) => return Ok(()),
+            Err(error) => reasons.push((address, error.to_string())),
+        }
+    }
+    Err(reasons.iter().map(|(address, reason)| format!("{address}: {reason}")).collect::<Vec<_>>().join("; "))
 }
 
 /// Between three quarters and all of the pause, so that many gateways do not ask in step.

@@ -6,21 +6,17 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rustix::io::Errno;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::loops::{Dialled, Loops};
 use super::metrics::GatewayMetrics;
 use super::upstreams::{Upstream, Upstreams};
 use crate::config::HostPort;
+use crate::types::TcpSilence;
 
 /// Endpoints that are said to be down and asked nevertheless, when no other is left.
 const LAST_RESORT_MAX: usize = 3;
-
-/// A peer that is silent for this long is asked whether it is still there, so often, and then given up.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Makes connections to endpoints.
 #[derive(Debug)]
@@ -30,17 +26,28 @@ pub(super) struct Dialer {
     pub(super) connect_timeout: Duration,
     /// Where the gateway itself listens: a connection there would come back for ever.
     pub(super) own: SocketAddr,
+    /// Connections that are open, to find those that come back.
+    pub(super) loops: Arc<Loops>,
+    /// Held while somebody looks whether any endpoint takes connections.
+    pub(super) checking: tokio::sync::Mutex<()>,
+}
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub(super) struct Connected {
+    pub(super) stream: TcpStream,
+    pub(super) noted: Dialled,
 }
 
 impl Dialer {
     /// Connects to the endpoint whose turn it is, or else to the next one that works. None when nobody takes the
     /// connection.
-    pub(super) async fn dial(&self) -> Option<TcpStream> {
+    pub(super) async fn dial(&self) -> Option<Connected> {
         let started = Instant::now();
         let mut tried = Vec::new();
         while let Some(upstream) = self.upstreams.pick(&tried) {
             match self.try_one(&upstream).await {
-                Ok(stream) => return Some(self.connected(&upstream, stream, started)),
+                Ok(connected) => return Some(self.counted(&upstream, connected, started)),
                 Err(error) if is_our_shortage(&error) => return None,
                 Err(_) => tried.push(upstream),
             }
@@ -50,16 +57,20 @@ impl Dialer {
         let mut attempts: FuturesUnordered<_> =
             rest.iter().map(async |upstream| (upstream, self.try_one(upstream).await)).collect();
         while let Some((upstream, outcome)) = attempts.next().await {
-            if let Ok(stream) = outcome {
-                return Some(self.connected(upstream, stream, started));
+            if let Ok(connected) = outcome {
+                return Some(self.counted(upstream, connected, started));
             }
         }
         None
     }
 
     /// One attempt, within the connect timeout, look-up included.
-    pub(super) async fn try_one(&self, upstream: &Upstream) -> io::Result<TcpStream> {
+    pub(super) async fn try_one(&self, upstream: &Arc<Upstream>) -> io::Result<Connected> {
         let outcome = connect(upstream.address(), self.connect_timeout, self.own).await;
+        let outcome = outcome.and_then(|stream| {
+            let noted = self.loops.dialled(stream.local_addr()?, upstream).ok_or_else(comes_back)?;
+            Ok(Connected { stream, noted })
+        });
         match &outcome {
             Ok(_) => upstream.mark_up(),
             Err(error) if is_our_shortage(error) => {}
@@ -68,11 +79,15 @@ impl Dialer {
         outcome
     }
 
-    fn connected(&self, upstream: &Upstream, stream: TcpStream, started: Instant) -> TcpStream {
+    fn counted(&self, upstream: &Upstream, connected: Connected, started: Instant) -> Connected {
         self.metrics.connected.with_label_values(&[&upstream.address().to_string()]).inc();
         self.metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
-        stream
+        connected
     }
+}
+
+fn comes_back() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself")
 }
 
 /// Whether the attempt failed for want of something here, which says nothing about the endpoint.
@@ -112,20 +127,12 @@ fn too_slow(what: &str) -> io::Error {
 
 async fn connect_to(address: SocketAddr, own: SocketAddr) -> io::Result<TcpStream> {
     if is_own(address, own) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself"));
+        return Err(comes_back());
     }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     let stream = socket.connect(address).await?;
-    prepare(&stream)?;
+    TcpSilence::MEMBER.prepare(&stream)?;
     Ok(stream)
-}
-
-/// What both sides of a connection get: small writes leave at once, a dead peer is noticed.
-pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let keepalive =
-        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
 /// Whether a connection to `address` would arrive at a listener on `own`.

@@ -12,9 +12,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use super::check::health;
 use super::dial::Dialer;
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
+use crate::types::TcpSilence;
 
 /// Requests to the metrics address served at once; more wait.
 const CONNECTIONS_MAX: usize = 64;
@@ -43,9 +45,8 @@ pub(super) async fn serve_metrics(
                 Ok((stream, slot)) => {
                     let (metrics, dialer, stop) = (metrics.clone(), dialer.clone(), stop.clone());
                     connections.spawn(async move {
-                        let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                            let response = answer(&request, &metrics, &dialer);
-                            async { Ok::<_, Infallible>(response) }
+                        let service = hyper::service::service_fn(async |request: Request<Incoming>| {
+                            Ok::<_, Infallible>(answer(&request, &metrics, &dialer).await)
                         });
                         let connection = hyper::server::conn::http1::Builder::new()
                             .timer(TokioTimer::new())
@@ -72,19 +73,21 @@ async fn accept(
 ) -> io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
+    TcpSilence::CLIENT.prepare(&stream)?;
     Ok((stream, slot))
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics, dialer: &Dialer) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, metrics: &Metrics, dialer: &Dialer) -> Response<Full<Bytes>> {
     let (status, content_type, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => (StatusCode::OK, TEXT_CONTENT_TYPE, metrics.render()),
-        (&Method::GET, "/health") if dialer.upstreams.any_live() => {
-            (StatusCode::OK, "application/json", r#"{"health":"true","reason":""}"#.to_owned())
-        }
-        (&Method::GET, "/health") => {
-            let body = r#"{"health":"false","reason":"NO LIVE ENDPOINT"}"#.to_owned();
-            (StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
-        }
+        (&Method::GET, "/health") => match health(dialer).await {
+            Ok(()) => (StatusCode::OK, "application/json", r#"{"health":"true","reason":""}"#.to_owned()),
+            Err(reasons) => {
+                let reason = serde_json::Value::from(format!("NO LIVE ENDPOINT ({reasons})"));
+                let body = format!(r#"{{"health":"false","reason":{reason}}}"#);
+                (StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
+            }
+        },
         (_, "/metrics" | "/health") => {
             (StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "Method Not Allowed\n".to_owned())
         }

@@ -7,6 +7,7 @@ use crate::telemetry::{Metrics, exponential_buckets};
 pub struct GatewayMetrics {
     pub(super) accepted: IntCounter,
     pub(super) accept_errors: IntCounter,
+    pub(super) refused: IntCounter,
     pub(super) open: IntGauge,
     pub(super) unserved: IntCounter,
     pub(super) resets: IntCounter,
@@ -26,6 +27,10 @@ impl GatewayMetrics {
         Self {
             accepted: metrics.counter("watershed_gateway_accepted_total", "Client connections accepted."),
             accept_errors: metrics.counter("watershed_gateway_accept_errors_total", "Failed calls of accept."),
+            refused: metrics.counter(
+                "watershed_gateway_refused_total",
+                "Client connections reset because as many were open as the descriptor limit allows.",
+            ),
             open: metrics.gauge("watershed_gateway_open_connections", "Client connections that are open."),
             unserved: metrics.counter(
                 "watershed_gateway_unserved_total",

@@ -8,8 +8,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-use super::dial::{Dialer, prepare};
+use super::dial::{Connected, Dialer};
 use super::pump::Pump;
+use crate::types::TcpSilence;
 
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
 const HANDOVER_MAX: usize = 256;
@@ -83,18 +84,22 @@ async fn serve(
 
 /// Finds an endpoint for the client. Moving the bytes is a task of its own, since this one is the bigger.
 async fn connect(client: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker: TaskTracker) {
-    let client = match tokio::net::TcpStream::from_std(client).and_then(|client| prepare(&client).map(|()| client)) {
+    let client = match tokio::net::TcpStream::from_std(client)
+        .and_then(|client| TcpSilence::CLIENT.prepare(&client).map(|()| client))
+    {
         Ok(client) => client,
         Err(error) => return debug!(%error, "connection could not be set up"),
     };
-    let Some(endpoint) = dialer.dial().await else {
+    let accepted = client.peer_addr().ok().and_then(|from| dialer.loops.accepted(from));
+    let Some(accepted) = accepted else { return dialer.metrics.unserved.inc() };
+    let Some(Connected { stream, noted }) = dialer.dial().await else {
         dialer.metrics.unserved.inc();
         return;
     };
-    let pump = Pump::new(client, endpoint, dialer.metrics.clone());
+    let pump = Pump::new(client, stream, dialer.metrics.clone());
     tracker.spawn(async move {
         pump.await;
-        drop(guard);
+        drop((guard, accepted, noted));
     });
 }
 

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::accept::{Accept, Listener, accept_loop};
+use super::accept::{Accept, Door, Listener, accept_loop, connections_max};
 use super::check::watch_over;
 use super::dial::{Dialer, leads_back};
 use super::http::serve_metrics;
@@ -102,6 +102,8 @@ impl Gateway {
             metrics: gateway_metrics.clone(),
             connect_timeout: config.connect_timeout,
             own: address,
+            loops: Arc::default(),
+            checking: tokio::sync::Mutex::new(()),
         });
         let metrics_address = match &config.metrics_addr {
             None => None,
@@ -139,7 +141,9 @@ impl Gateway {
                 follow(&set);
             }
         });
-        tasks.spawn(accept_loop(listener, shards.into(), gateway_metrics, stop.clone()));
+        let connections_max = config.connections_max.unwrap_or_else(connections_max);
+        let door = Door { shards: shards.into(), metrics: gateway_metrics, connections_max };
+        tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.address.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");
         Ok(Self { address, metrics_address, stop, threads })

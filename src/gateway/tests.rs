@@ -416,19 +416,117 @@ async fn an_address_in_use_is_named() {
     assert!(error.to_string().starts_with(&format!("--listen-addr: listen tcp {taken}: bind: ")), "{error}");
 }
 
+/// The answer of the metrics address.
+async fn ask(setup: &Setup, path: &str) -> String {
+    let mut stream = TcpStream::connect(setup.gateway.metrics_address().unwrap()).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    in_time(stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn health_tells_the_truth_without_a_client() {
+    // Cause: an endpoint counted as live until a client was refused, so a gateway without clients was healthy with all
+    // its endpoints dead.
+    let (a, b) = (Echo::new(b'a').await, Echo::new(b'b').await);
+    let setup = Setup::with(&[a.address, b.address], |config| config.metrics_addr = Some(anywhere().into())).await;
+    assert!(ask(&setup, "/health").await.starts_with("HTTP/1.0 200"), "both live");
+    let a = a.die().await;
+    assert!(ask(&setup, "/health").await.starts_with("HTTP/1.0 200"), "one lives");
+    let b = b.die().await;
+    let sick = async {
+        loop {
+            // A connection of a moment ago speaks for an endpoint for a second.
+            let answer = ask(&setup, "/health").await;
+            if answer.starts_with("HTTP/1.0 503") {
+                return answer;
+            }
+        }
+    };
+    let answer = in_time(sick).await;
+    let body: serde_json::Value = serde_json::from_str(answer.rsplit("\r\n\r\n").next().unwrap()).unwrap();
+    let reason = body["reason"].as_str().unwrap();
+    assert!(reason.starts_with("NO LIVE ENDPOINT ("), "{answer}");
+    assert!([a, b].iter().all(|address| reason.contains(&format!("{address}: Connection refused"))), "{answer}");
+    let _b = Echo::at(b, b'b').await;
+    in_time(async { while !ask(&setup, "/health").await.starts_with("HTTP/1.0 200") {} }).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_takes_its_endpoint_out() {
+    // Cause: an endpoint that leads to the gateway by an address that does not tell made each client a chain of
+    // connections without end.
+    let echo = Echo::new(b'e').await;
+    let listener = Listener::bind(anywhere()).unwrap();
+    let real = listener.address().unwrap();
+    let config = GatewayConfig::new(anywhere().into(), vec![real.into(), echo.address.into()]);
+    let list = StaticList::new(config.endpoints.iter().cloned());
+    let metrics = Metrics::new();
+    // As behind a translated address: the gateway does not know where its clients connect.
+    let elsewhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let gateway = Gateway::start_on(listener, elsewhere, &config, &list, &metrics, &Tasks::new()).await.unwrap();
+    let setup = Setup { gateway, list, metrics };
+    let who = async || {
+        let mut client = TcpStream::connect(real).await.unwrap();
+        let mut name = [0];
+        match in_time(client.read(&mut name)).await {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(name[0]),
+        }
+    };
+    // The clients that meet the loop may lose their connection; soon nobody does.
+    in_time(async {
+        while setup.metric(&format!("watershed_gateway_endpoint_up{{endpoint=\"{real}\"}}")) != 0.0 {
+            who().await;
+        }
+    })
+    .await;
+    for _ in 0..10 {
+        assert_eq!(who().await, Some(b'e'));
+    }
+    assert!(setup.metric("watershed_gateway_accepted_total") < 100.0);
+}
+
+#[tokio::test]
+async fn gateways_that_point_at_each_other_stay_bounded() {
+    // Cause: each hop of a loop takes a connection more; one client filled the descriptor tables of both.
+    let bound = |config: &mut GatewayConfig| config.connections_max = Some(20);
+    let second = Setup::with(&[nobody()], bound).await;
+    let first = Setup::with(&[second.gateway.address()], bound).await;
+    let back = ListedEndpoint { address: first.gateway.address().into(), priority: 0, weight: 0 };
+    second.list.replace([back].into());
+    let up = format!("watershed_gateway_endpoint_up{{endpoint=\"{}\"}}", first.gateway.address());
+    in_time(async {
+        while !second.metrics.render().contains(&up) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut client = first.connect().await;
+    // The whole chain ends, this connection with it.
+    assert!(matches!(in_time(client.read(&mut [0])).await, Ok(0) | Err(_)));
+    let open =
+        || first.metric("watershed_gateway_open_connections") + second.metric("watershed_gateway_open_connections");
+    in_time(async {
+        while open() > 0.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let refused = first.metric("watershed_gateway_refused_total") + second.metric("watershed_gateway_refused_total");
+    assert!(refused >= 1.0, "the bound ended it");
+    let accepted = first.metric("watershed_gateway_accepted_total") + second.metric("watershed_gateway_accepted_total");
+    assert!(accepted <= 45.0, "{accepted} connections for one client");
+}
+
 #[tokio::test]
 async fn health_and_metrics_are_served_over_http() {
     let dead = nobody();
     let setup = Setup::with(&[dead], |config| config.metrics_addr = Some(anywhere().into())).await;
     assert_eq!(setup.list.endpoints().borrow().len(), 1);
-    let ask = async |path: &str| {
-        let mut stream = TcpStream::connect(setup.gateway.metrics_address().unwrap()).await.unwrap();
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        in_time(stream.read_to_string(&mut answer)).await.unwrap();
-        answer
-    };
-    assert!(ask("/health").await.starts_with("HTTP/1.0 200"));
+    let ask = async |path: &str| ask(&setup, path).await;
+    assert!(ask("/health").await.starts_with("HTTP/1.0 503"));
     assert_eq!(who(&setup).await, None);
     assert!(ask("/health").await.starts_with("HTTP/1.0 503"));
     assert!(ask("/metrics").await.contains("watershed_gateway_unserved_total 1"));

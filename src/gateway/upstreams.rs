@@ -1,9 +1,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::metrics::GatewayMetrics;
 use crate::config::HostPort;
@@ -14,6 +16,12 @@ use crate::discovery::{EndpointSet, ListedEndpoint};
 pub(super) struct Upstream {
     pub(super) listed: ListedEndpoint,
     down: AtomicBool,
+    /// Connections to it arrive at this gateway: it is not used again.
+    is_loop: AtomicBool,
+    /// When it last took a connection.
+    taken: Mutex<Option<Instant>>,
+    /// Why it is down.
+    reason: Mutex<String>,
     removed: AtomicBool,
     /// Wakes the check of this endpoint: it went down, or it left the list.
     pub(super) changed: Notify,
@@ -23,7 +31,16 @@ pub(super) struct Upstream {
 impl Upstream {
     fn new(listed: ListedEndpoint, metrics: Arc<GatewayMetrics>) -> Self {
         metrics.up.with_label_values(&[&listed.address.to_string()]).set(1);
-        Self { listed, down: AtomicBool::new(false), removed: AtomicBool::new(false), changed: Notify::new(), metrics }
+        Self {
+            listed,
+            down: AtomicBool::new(false),
+            is_loop: AtomicBool::new(false),
+            taken: Mutex::new(None),
+            reason: Mutex::new(String::new()),
+            removed: AtomicBool::new(false),
+            changed: Notify::new(),
+            metrics,
+        }
     }
 
     pub(super) fn address(&self) -> &HostPort {
@@ -31,7 +48,7 @@ impl Upstream {
     }
 
     pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed)
+        self.down.load(Ordering::Relaxed) || self.is_loop()
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -42,6 +59,7 @@ impl Upstream {
     pub(super) fn mark_down(&self, error: &std::io::Error) {
         let label = self.address().to_string();
         self.metrics.connect_failures.with_label_values(&[&label]).inc();
+        *self.reason.lock() = error.to_string();
         if !self.down.swap(true, Ordering::Relaxed) {
             warn!(endpoint = %label, %error, "endpoint is down");
             self.metrics.up.with_label_values(&[&label]).set(0);
@@ -49,8 +67,34 @@ impl Upstream {
         }
     }
 
+    /// A connection arrived at this gateway again: no client goes there any more.
+    pub(super) fn mark_loop(&self) {
+        if !self.is_loop.swap(true, Ordering::Relaxed) {
+            error!(endpoint = %self.address(), "connections to the endpoint come back to this gateway, it is not used");
+            self.mark_down(&std::io::Error::other("connections to it come back to this gateway"));
+        }
+    }
+
+    pub(super) fn is_loop(&self) -> bool {
+        self.is_loop.load(Ordering::Relaxed)
+    }
+
+    /// Whether it took a connection no longer ago than this.
+    pub(super) fn took_within(&self, age: Duration) -> bool {
+        self.taken.lock().is_some_and(|at| at.elapsed() <= age)
+    }
+
+    /// Why it is down.
+    pub(super) fn reason(&self) -> String {
+        self.reason.lock().clone()
+    }
+
     /// A connection worked.
     pub(super) fn mark_up(&self) {
+        *self.taken.lock() = Some(Instant::now());
+        if self.is_loop() {
+            return;
+        }
         if self.is_down() && self.down.swap(false, Ordering::Relaxed) {
             let label = self.address().to_string();
             info!(endpoint = %label, "endpoint is back");
@@ -98,6 +142,11 @@ impl Upstreams {
         added
     }
 
+    pub(super) fn list(&self) -> Arc<Vec<Arc<Upstream>>> {
+        self.current.load_full()
+    }
+
+    /// Whether any endpoint is not known to be down.
     pub(super) fn any_live(&self) -> bool {
         self.current.load().iter().any(|upstream| !upstream.is_down())
     }
@@ -134,7 +183,7 @@ impl Upstreams {
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % current.len().max(1);
         let fresh = |upstream: &&Arc<Upstream>| !tried.iter().any(|tried| Arc::ptr_eq(tried, upstream));
         let rotated = current[start..].iter().chain(&current[..start]);
-        rotated.filter(|upstream| upstream.is_down()).filter(fresh).take(most).cloned().collect()
+        rotated.filter(|upstream| upstream.is_down() && !upstream.is_loop()).filter(fresh).take(most).cloned().collect()
     }
 }
 

@@ -16,6 +16,7 @@ use tracing::warn;
 use super::shard::{Counts, HANDOVER_MAX, ListenerConfig, ShardId, run};
 use super::socket::ListenerError;
 use crate::shutdown::Tasks;
+use crate::types::TcpSilence;
 
 /// Pause after an accept error, or while the process has as many connections as it may.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -153,7 +154,7 @@ async fn accept_loop(
 }
 
 fn prepare(stream: tokio::net::TcpStream) -> std::io::Result<std::net::TcpStream> {
-    stream.set_nodelay(true)?;
+    TcpSilence::CLIENT.prepare(&stream)?;
     stream.into_std()
 }
 

@@ -32,6 +32,10 @@ pids+=($!)
 "$binary" grpc-proxy start --endpoints="$member" --listen-addr="$proxy" >"$work/proxy.log" 2>&1 &
 pids+=($!)
 
+# It waits for a minute, so it runs beside the others.
+WATERSHED_VANISH_PORT=$((port + 10)) ./vanish.sh "$binary" >"$work/vanish.log" 2>&1 &
+vanish=$!
+
 targets=${WATERSHED_INTEROP_TARGETS:-member gateway proxy}
 for name in $targets; do
     endpoint=${!name}
@@ -65,4 +69,7 @@ if stock=$(command -v "${ETCD:-etcd}"); then
 else
     echo "== namespaces, stock etcd upstream: skipped, no etcd in PATH"
 fi
+echo "== a member's host vanishes, gateway"
+wait "$vanish" || { cat "$work/vanish.log"; exit 1; }
+cat "$work/vanish.log"
 echo "interop: all passed ($targets)"

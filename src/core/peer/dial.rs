@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -11,7 +10,7 @@ use url::Url;
 
 use super::hello::{Hello, Refusal, cluster_of};
 use super::tls::PeerTls;
-use crate::types::ClusterId;
+use crate::types::{ClusterId, TcpSilence};
 
 /// The bytes of a connection, whatever is below.
 pub trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -120,14 +119,8 @@ async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Di
 
 /// What both sides of a connection get: small writes leave at once, and the kernel, too, gives up a peer that is gone.
 pub(super) fn prepare(stream: &TcpStream, silence_max: Duration) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(10)))?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(silence_max * 4))?;
-    #[cfg(not(target_os = "linux"))]
-    let _ = silence_max;
-    Ok(())
+    let silence = TcpSilence { probe_after: Duration::from_secs(10), max: silence_max * 4, ..TcpSilence::MEMBER };
+    silence.prepare(stream)
 }
 
 /// Asks for the change of protocol and takes the stream back.

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::client::Pool;
 use crate::shutdown::Tasks;
-use crate::types::Endpoint;
+use crate::types::{Endpoint, TcpSilence};
 
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A page of metrics has some hundred kilobytes.
@@ -30,6 +30,7 @@ pub(super) async fn from_any_member(pool: &Pool, path: &str, tasks: &Tasks) -> R
 
 async fn fetch(endpoint: &Endpoint, path: &str, tasks: &Tasks) -> io::Result<Response<Bytes>> {
     let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
+    TcpSilence::MEMBER.prepare(&stream)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tasks.spawn(connection);
