@@ -1,6 +1,7 @@
 //! `grpc-proxy start`: the L7 proxy as a process, or as a part of one.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tracing::{info, warn};
 
 use super::dispatch::{answer, refuse};
 use crate::client::{Head, KeepAlive, Method, Pool, PoolConfig, UpstreamCluster, check_one_cluster, framed, unframed};
-use crate::config::{FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
+use crate::config::{Advertise, FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
 use crate::listener::{ListenerConfig, Serving, ShardId, bind, serve};
 use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
 use crate::proxy::{
@@ -60,7 +61,7 @@ pub struct RunningProxy {
 
 impl RunningProxy {
     /// Where clients can connect; the second address is that of `--metrics-addr`.
-    pub fn addresses(&self) -> &[std::net::SocketAddr] {
+    pub fn addresses(&self) -> &[SocketAddr] {
         self.serving.addresses()
     }
 
@@ -88,7 +89,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         namespace: Namespace::new(config.namespace.clone().into_bytes()),
         admin: config.namespace_admin,
     });
-    let self_member = config.advertise.clone().map(|client_url| SelfMember { name: host_name(), client_url });
+    let self_member = self_member(&config.advertise, listeners[0].local_addr().context("--listen-addr")?);
     let listener_config = ListenerConfig {
         max_concurrent_streams: config.max_concurrent_streams,
         keepalive_interval: config.keepalive_interval,
@@ -159,6 +160,20 @@ fn watch_hubs(
     tenants.all().map(hub).collect()
 }
 
+/// The proxy as MemberList names it.
+fn self_member(advertise: &Advertise, listen: SocketAddr) -> Option<SelfMember> {
+    let (host, port) = match advertise {
+        Advertise::Members => return None,
+        Advertise::ListenAddress => (listen.ip().to_string(), listen.port()),
+        Advertise::Endpoint(endpoint) => (endpoint.host().to_owned(), endpoint.port()),
+    };
+    let member = SelfMember::new(host_name(), &host, port);
+    if host.parse().is_ok_and(|address: IpAddr| address.is_unspecified()) {
+        info!(%host, client_url = member.client_url, "MemberList names this host, since nobody can dial a wildcard address");
+    }
+    Some(member)
+}
+
 fn pool_config(config: &ProxyConfig) -> PoolConfig {
     PoolConfig {
         dial_timeout: config.dial_timeout,
@@ -226,4 +241,23 @@ async fn follow_members(
 
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_names_the_host() {
+        let url =
+            |advertise, listen: &str| self_member(&advertise, listen.parse().unwrap()).map(|member| member.client_url);
+        let host = host_name();
+        let endpoint = |text: &str| Advertise::Endpoint(text.parse().unwrap());
+        assert_eq!(url(Advertise::ListenAddress, "0.0.0.0:7"), Some(format!("http://{host}:7")));
+        assert_eq!(url(Advertise::ListenAddress, "[::]:7"), Some(format!("http://{host}:7")));
+        assert_eq!(url(Advertise::ListenAddress, "127.0.0.1:7").as_deref(), Some("http://127.0.0.1:7"));
+        assert_eq!(url(endpoint("a.example:8"), "0.0.0.0:7").as_deref(), Some("http://a.example:8"));
+        assert_eq!(url(endpoint("http://0.0.0.0:8"), "127.0.0.1:7"), Some(format!("http://{host}:8")));
+        assert_eq!(url(Advertise::Members, "127.0.0.1:7"), None);
+    }
 }

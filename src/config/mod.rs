@@ -18,7 +18,7 @@ pub use flags::{FlagError, Parsed, Variables, parse_flags};
 pub use gateway::{GatewayConfig, GatewayConfigError, RawGatewayConfig, parse_gateway_config};
 pub use host_port::HostPort;
 pub use log::RawLogConfig;
-pub use proxy::{ProxyConfig, ProxyConfigError, RawProxyConfig, UpstreamPings, parse_proxy_config};
+pub use proxy::{Advertise, ProxyConfig, ProxyConfigError, RawProxyConfig, UpstreamPings, parse_proxy_config};
 pub use server::{
     AutoCompaction, IdentityFiles, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsFiles, Quota,
     RawServerConfig, Resolve, ServerConfig, ServerConfigError, parse_server_config, same_urls,

@@ -8,7 +8,7 @@ use super::flags::{FlagError, Parsed, parse_flags};
 use super::log::RawLogConfig;
 use super::{ListenUrl, Variables};
 use crate::telemetry::{LogConfig, LogLevel};
-use crate::types::Endpoint;
+use crate::types::{Endpoint, EndpointError};
 
 /// A member's own default, and the shortest it takes.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
@@ -27,7 +27,8 @@ pub struct RawProxyConfig {
     /// How often the endpoints are replaced by the client URLs of the cluster's members; 0 is never.
     #[arg(long, default_value = "0s", value_name = "DURATION")]
     pub endpoints_auto_sync_interval: GoDuration,
-    /// URL the proxy names as the only member in MemberList; the listen address unless given, empty for the real list.
+    /// URL the proxy names as the only member in MemberList; the listen address unless given, with the host name in place
+    /// of a wildcard; empty for the real list.
     #[arg(long, value_name = "URL")]
     pub advertise_client_url: Option<String>,
     /// Prefix put before all keys, hidden from clients.
@@ -183,8 +184,8 @@ pub struct ProxyConfig {
     pub endpoints: Vec<Endpoint>,
     /// How often the endpoints are taken from the member list.
     pub auto_sync: Option<Duration>,
-    /// The URL MemberList names instead of the members.
-    pub advertise: Option<String>,
+    /// What MemberList names.
+    pub advertise: Advertise,
     /// What is put before all keys; empty for none.
     pub namespace: String,
     /// Whether clients of the namespace may use calls that reach beyond it.
@@ -209,6 +210,17 @@ pub struct ProxyConfig {
     pub grace: Duration,
     /// Log lines.
     pub log: LogConfig,
+}
+
+/// What MemberList names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Advertise {
+    /// The proxy, where it listens.
+    ListenAddress,
+    /// The proxy, at this endpoint.
+    Endpoint(Endpoint),
+    /// The members of the cluster.
+    Members,
 }
 
 /// Pings towards the cluster.
@@ -291,12 +303,11 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             return Err(invalid("namespace", &raw.namespace, reason));
         }
         let advertise = match raw.advertise_client_url {
-            None => Some(raw.listen_addr.clone()),
-            Some(url) if url.is_empty() => None,
-            Some(url) => {
-                url.parse::<Endpoint>().map_err(|error| invalid("advertise-client-url", &url, error.to_string()))?;
-                Some(url)
-            }
+            None => Advertise::ListenAddress,
+            Some(url) if url.is_empty() => Advertise::Members,
+            Some(url) => Advertise::Endpoint(
+                url.parse().map_err(|error: EndpointError| invalid("advertise-client-url", &url, error.to_string()))?,
+            ),
         };
         let nonzero = |duration: GoDuration| (!duration.0.is_zero()).then_some(duration.0);
         let upstream_pings = nonzero(raw.dial_keepalive_time).map(|interval| UpstreamPings {
@@ -360,7 +371,7 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:23790");
         assert_eq!(config.endpoints, ["127.0.0.1:2379".parse().unwrap()]);
-        assert_eq!(config.advertise.as_deref(), Some("127.0.0.1:23790"));
+        assert_eq!(config.advertise, Advertise::ListenAddress);
         assert_eq!((config.upstream_pings, config.auto_sync, config.metrics_listen), (None, None, None));
         assert_eq!(config.keepalive_interval, Duration::from_secs(7200));
         assert_eq!(config.max_concurrent_streams, u32::MAX);
@@ -405,7 +416,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.listen.to_string().as_str(), config.endpoints.len()), ("0.0.0.0:7", 2));
-        assert_eq!((config.advertise, config.namespace.as_str()), (None, "t/"));
+        assert_eq!((config.advertise, config.namespace.as_str()), (Advertise::Members, "t/"));
         assert_eq!(config.upstream_pings.map(|pings| (pings.interval.as_secs(), pings.while_idle)), Some((10, true)));
         assert_eq!(config.auto_sync, Some(Duration::from_secs(30)));
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(5));

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use http::Response;
 use tonic::body::Body;
 
@@ -14,10 +16,41 @@ pub struct SelfMember {
 }
 
 impl SelfMember {
+    /// The proxy at this host and port, as a URL that every client can dial: with a scheme, and with its host name in place
+    /// of a wildcard address.
+    pub fn new(name: String, host: &str, port: u16) -> Self {
+        let host = match host.parse::<IpAddr>() {
+            Ok(address) if address.is_unspecified() => name.clone(),
+            Ok(IpAddr::V6(address)) => format!("[{address}]"),
+            _ => host.to_owned(),
+        };
+        Self { name, client_url: format!("http://{host}:{port}") }
+    }
+
     /// The list as etcd's proxy gives it: one entry with id 0, no header.
     pub(super) fn answer(&self) -> Response<Body> {
         let member =
             Member { name: self.name.clone(), client_ur_ls: vec![self.client_url.clone()], ..Default::default() };
         unary(&MemberListResponse { header: None, members: vec![member] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_advertised_url_can_be_dialled() {
+        // Cause: MemberList gave the listen address as it was written: no scheme, and a wildcard or no host at all.
+        for (host, url) in [
+            ("127.0.0.1", "http://127.0.0.1:23790"),
+            ("0.0.0.0", "http://proxy-1:23790"),
+            ("::", "http://proxy-1:23790"),
+            ("::1", "http://[::1]:23790"),
+            ("etcd.example", "http://etcd.example:23790"),
+        ] {
+            let member = SelfMember::new("proxy-1".into(), host, 23790);
+            assert_eq!((member.name.as_str(), member.client_url.as_str()), ("proxy-1", url));
+        }
     }
 }

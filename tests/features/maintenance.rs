@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::{
 use watershed::pb::healthpb::HealthCheckRequest;
 use watershed::pb::healthpb::health_check_response::ServingStatus;
 
-use crate::harness::{Target, World, is_stock, refused, run};
+use crate::harness::{Target, World, client, is_stock, refused, run};
 use crate::on_every_target;
 
 on_every_target! {
@@ -208,7 +208,9 @@ async fn the_member_lists_itself(world: &mut World) {
         if world.target == Target::Proxy {
             // As etcd's proxy, so that clients which follow the list stay behind it.
             assert_eq!((member.id, answer.header), (0, None));
-            assert_eq!(member.client_ur_ls, [world.endpoint.as_str()], "where it listens");
+            assert_eq!(member.client_ur_ls, [format!("http://{}", world.endpoint)], "where it listens");
+            let listed = client(&member.client_ur_ls[0]);
+            listed.kv().range(RangeRequest { key: "k".into(), ..Default::default() }).await.expect("a URL to dial");
             continue;
         }
         let header = answer.header.expect("header");

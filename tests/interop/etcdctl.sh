@@ -101,6 +101,7 @@ matches 'member list' '^[0-9a-f]+, started, [^,]+, [^,]*, [^,]+, false$' "$(ctl 
 matches 'endpoint status' "^$endpoint, [0-9a-f]+, 3\.[0-9.]+, [0-9.]+ [kKMG]?B, true, false, [0-9]+, [0-9]+, [0-9]+, ?$" \
     "$(ctl endpoint status)"
 matches 'endpoint health' 'is healthy' "$(ctl endpoint health 2>&1)"
+matches 'endpoint health of the member list' 'is healthy' "$(ctl endpoint health --cluster 2>&1)"
 matches 'endpoint hashkv' "^$endpoint, [0-9]+$" "$(ctl endpoint hashkv)"
 expect 'alarm list' '' "$(ctl alarm list)"
 
