@@ -127,6 +127,20 @@ fn terminating_is_clean() {
     });
 }
 
+// It was listed by --help and refused.
+#[test]
+fn without_syncs_the_end_of_the_process_loses_nothing() {
+    run(Target::Core, &["--unsafe-no-fsync"], async |world: &mut World| {
+        assert!(is_stock() || world.server.output().contains("--unsafe-no-fsync"), "{}", world.server.output());
+        for value in 0..50 {
+            world.put("k", value.to_string()).await;
+        }
+        world.crash_and_restart().await;
+        let found = world.get("k").await.kvs.remove(0);
+        assert_eq!((found.value, found.version), ("49".into(), 50));
+    });
+}
+
 #[test]
 fn repeated_flags_and_the_environment_follow_etcd() {
     // The last of a repeated flag wins.

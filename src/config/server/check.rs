@@ -248,16 +248,8 @@ pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<S
         return Err(ServerConfigError::NotSupported(flag));
     }
     let mut config = ServerConfig::try_from(parsed.read::<RawServerConfig>()?)?;
-    if let Some(flag) = first_without_room(&config) {
-        return Err(ServerConfigError::NotSupported(flag));
-    }
     config.notices.extend(notices(parsed));
     Ok(config)
-}
-
-/// The first flag whose value is understood, but which no room acts on yet. A line leaves when its room arrives.
-fn first_without_room(config: &ServerConfig) -> Option<&'static str> {
-    config.unsafe_no_fsync.then_some("unsafe-no-fsync")
 }
 
 fn notices(parsed: Parsed) -> Vec<Notice> {
@@ -528,7 +520,6 @@ mod tests {
             ),
             ("--auto-tls", "--auto-tls is not supported yet"),
             ("--config-file etcd.yaml", "--config-file is not supported yet"),
-            ("--unsafe-no-fsync", "--unsafe-no-fsync is not supported yet"),
             ("--enable-v2", "flag provided but not defined: --enable-v2 (--help lists the flags)"),
             ("--initial-cluster-state odd", "--initial-cluster-state: \"odd\" is neither new nor existing"),
         ];

@@ -172,7 +172,7 @@ pub struct RawServerConfig {
     /// Unsafe: drop what is not committed, and all other members, and go on alone with this data.
     #[arg(long, default_value_t = false, action = Set, help_heading = "Unsafe")]
     pub force_new_cluster: bool,
-    /// Unsafe: acknowledge before the disk has it.
+    /// Unsafe: acknowledge before the disk has it; a power loss or a crash of the system can lose everything.
     #[arg(long, default_value_t = false, action = Set, help_heading = "Unsafe")]
     pub unsafe_no_fsync: bool,
 }

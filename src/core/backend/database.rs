@@ -102,7 +102,7 @@ impl Store {
         let file = disk.open(path).map_err(|error| io_error("open", path, error))?;
         check_kind(path, file.as_ref())?;
         let opened = Self::guard(path, "open", || {
-            match Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(AnyFile(file)) {
+            match Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(AnyFile::new(file)) {
                 Ok(db) => Ok(Ok(db)),
                 Err(redb::DatabaseError::DatabaseAlreadyOpen) => Ok(Err(BackendError::Locked { path: path.into() })),
                 Err(error) => Err(Fault::Redb(error.into())),
@@ -116,7 +116,7 @@ impl Store {
     /// A new store in a file that must not exist.
     pub(super) fn create(disk: &dyn StateDisk, path: &Path) -> Result<Self, BackendError> {
         let file = disk.create(path).map_err(|error| io_error("create", path, error))?;
-        Self::over(AnyFile(file), path)?.initialised()
+        Self::over(AnyFile::new(file), path)?.initialised()
     }
 
     /// A new store that lives and ends with the process.

@@ -58,7 +58,21 @@ pub trait StateDisk: Debug + Send + Sync + 'static {
 
 /// The real file system.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FsStateDisk;
+pub struct FsStateDisk {
+    unsynced: bool,
+}
+
+impl FsStateDisk {
+    /// Nothing is synced: what it holds survives the end of the process, not that of the system.
+    pub fn unsynced() -> Self {
+        Self { unsynced: true }
+    }
+
+    fn file(self, file: File) -> io::Result<Box<dyn StorageBackend>> {
+        let file = Box::new(FileBackend::new(file).map_err(io::Error::other)?);
+        Ok(Box::new(AnyFile { file, unsynced: self.unsynced }))
+    }
+}
 
 impl StateDisk for FsStateDisk {
     fn exists(&self, path: &Path) -> io::Result<bool> {
@@ -77,11 +91,11 @@ impl StateDisk for FsStateDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
-        file(OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?)
+        self.file(OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?)
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
-        file(OpenOptions::new().read(true).write(true).open(path)?)
+        self.file(OpenOptions::new().read(true).write(true).open(path)?)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -93,12 +107,8 @@ impl StateDisk for FsStateDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        if self.unsynced { Ok(()) } else { File::open(dir)?.sync_all() }
     }
-}
-
-fn file(file: File) -> io::Result<Box<dyn StorageBackend>> {
-    Ok(Box::new(FileBackend::new(file).map_err(io::Error::other)?))
 }
 
 /// The folder a path is in.
@@ -108,54 +118,82 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 
 /// A file of any disk, as the database library takes it.
 #[derive(Debug)]
-pub(super) struct AnyFile(pub(super) Box<dyn StorageBackend>);
+pub(super) struct AnyFile {
+    file: Box<dyn StorageBackend>,
+    unsynced: bool,
+}
+
+impl AnyFile {
+    pub(super) fn new(file: Box<dyn StorageBackend>) -> Self {
+        Self { file, unsynced: false }
+    }
+}
 
 impl StorageBackend for AnyFile {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.file.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
+        self.file.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        if self.unsynced { Ok(()) } else { self.file.sync_data() }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
+        self.file.write(offset, data)
     }
 
     fn close(&self) -> io::Result<()> {
-        self.0.close()
+        self.file.close()
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, LockError> {
-        self.0.try_lock_range(start, end)
+        self.file.try_lock_range(start, end)
     }
 
     fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, LockError> {
-        self.0.try_lock_shared_range(start, end)
+        self.file.try_lock_shared_range(start, end)
     }
 
     fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), LockError> {
-        self.0.lock_range(start, end)
+        self.file.lock_range(start, end)
     }
 
     fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), LockError> {
-        self.0.lock_shared_range(start, end)
+        self.file.lock_shared_range(start, end)
     }
 
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), LockError> {
-        self.0.unlock_range(start, end)
+        self.file.unlock_range(start, end)
     }
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, LockError> {
-        self.0.query_lock_range(start, end)
+        self.file.query_lock_range(start, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pipe or a folder of the kernel cannot be synced, so whoever tries is told.
+    fn syncs(disk: FsStateDisk) -> [bool; 2] {
+        let (reader, _writer) = io::pipe().unwrap();
+        // The library wants to lock its file, which a pipe allows.
+        let file = disk.file(File::from(std::os::fd::OwnedFd::from(reader))).unwrap();
+        [file.sync_data().is_err(), disk.sync_dir(Path::new("/proc")).is_err()]
+    }
+
+    #[test]
+    fn the_disk_is_asked_to_sync_unless_told_not_to() {
+        assert_eq!(syncs(FsStateDisk::default()), [true, true]);
+        assert_eq!(syncs(FsStateDisk::unsynced()), [false, false]);
     }
 }

@@ -151,7 +151,7 @@ impl Backend {
     /// # Errors
     /// Names the file: in use by another process, not a store of ours, from a later version, damaged.
     pub fn open(path: &Path) -> Result<Self, BackendError> {
-        Self::open_on(Arc::new(FsStateDisk), path)
+        Self::open_on(Arc::new(FsStateDisk::default()), path)
     }
 
     /// As [`open`](Self::open), on any disk.

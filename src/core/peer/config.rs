@@ -21,6 +21,8 @@ pub struct PeerConfig {
     pub member: MemberId,
     /// For peers whose URLs begin with https.
     pub tls: Option<PeerTls>,
+    /// Whether images that arrive are made durable before they are confirmed.
+    pub syncs_images: bool,
     /// Bounds and deadlines.
     pub limits: PeerLimits,
 }
@@ -28,7 +30,7 @@ pub struct PeerConfig {
 impl PeerConfig {
     /// The usual limits, without TLS.
     pub fn new(cluster: ClusterId, member: MemberId) -> Self {
-        Self { cluster, member, tls: None, limits: PeerLimits::default() }
+        Self { cluster, member, tls: None, syncs_images: true, limits: PeerLimits::default() }
     }
 }
 

@@ -44,6 +44,7 @@ struct Part {
     image: ImageId,
     file: Arc<File>,
     path: PathBuf,
+    syncs: bool,
     /// Bytes whose checksums were right and which were written.
     verified_bytes: u64,
     synced_bytes: u64,
@@ -134,7 +135,8 @@ impl Connection<'_> {
         }
         if slot.part.as_ref().is_none_or(|part| part.image != offer.image) {
             slot.part = None;
-            match Part::create(&self.shared.receiver.snapshot_room(), self.from, offer.image) {
+            let config = &self.shared.config;
+            match Part::create(&self.shared.receiver.snapshot_room(), self.from, offer.image, config.syncs_images) {
                 Ok(part) => slot.part = Some(part),
                 Err(error) => return self.unwritable(&error).await,
             }
@@ -237,17 +239,18 @@ enum Heard<T> {
 }
 
 impl Part {
-    fn create(room: &Path, from: MemberId, image: ImageId) -> io::Result<Self> {
+    fn create(room: &Path, from: MemberId, image: ImageId, syncs: bool) -> io::Result<Self> {
         let path = room.join(format!("{from}-{}-{}.part", image.position.index, image.position.term));
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-        Ok(Self { image, file: Arc::new(file), path, verified_bytes: 0, synced_bytes: 0, began: Instant::now() })
+        let (file, began) = (Arc::new(file), Instant::now());
+        Ok(Self { image, file, path, syncs, verified_bytes: 0, synced_bytes: 0, began })
     }
 
     /// Adds bytes. When the future is dropped, the same bytes are written again to the same place.
     async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         let (file, at) = (self.file.clone(), self.verified_bytes);
         let end = at + bytes.len() as u64;
-        let sync = end - self.synced_bytes >= SYNC_EVERY_BYTES;
+        let sync = self.syncs && end - self.synced_bytes >= SYNC_EVERY_BYTES;
         let write = move || {
             file.write_all_at(&bytes, at)?;
             if sync { file.sync_data() } else { Ok(()) }
@@ -262,15 +265,17 @@ impl Part {
 
     /// Makes the whole image durable under its last name, if what is on disk has the right digest.
     fn seal(&self, sync_seconds: &Histogram) -> io::Result<Option<PathBuf>> {
-        let began = Instant::now();
-        self.file.sync_all()?;
-        sync_seconds.observe(began.elapsed().as_secs_f64());
+        if self.syncs {
+            let began = Instant::now();
+            self.file.sync_all()?;
+            sync_seconds.observe(began.elapsed().as_secs_f64());
+        }
         if digest(&self.file, self.image.size_bytes)? != self.image.digest {
             return Ok(None);
         }
         let whole = self.path.with_extension("image");
         std::fs::rename(&self.path, &whole)?;
-        if let Some(room) = whole.parent() {
+        if let Some(room) = whole.parent().filter(|_| self.syncs) {
             File::open(room)?.sync_all()?;
         }
         Ok(Some(whole))

@@ -242,7 +242,8 @@ mod tests {
     fn groups_keep_their_order_wherever_they_are_written() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("wal");
-        let wal = Wal::create(FsDisk, &dir, WalMetadata { cluster: ClusterId(1), member: MemberId(2) }).unwrap();
+        let wal =
+            Wal::create(FsDisk::default(), &dir, WalMetadata { cluster: ClusterId(1), member: MemberId(2) }).unwrap();
         let (sender, reported) = channel();
         let observer = WalObserver {
             persisted: Box::new(move |number| sender.send(number).unwrap()),
@@ -261,7 +262,7 @@ mod tests {
         assert!(written_here >= 2, "{written_here}");
         drop(writer);
         assert_eq!(reported.iter().last(), Some(60));
-        let (_, recovered) = Wal::open(FsDisk, &dir, LogPosition::default()).unwrap();
+        let (_, recovered) = Wal::open(FsDisk::default(), &dir, LogPosition::default()).unwrap();
         assert_eq!(recovered.entries.len(), 60, "a log with a gap does not open");
     }
 }

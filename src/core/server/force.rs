@@ -111,8 +111,8 @@ mod tests {
                 first: (1..=5).map(member).collect(),
                 running: Vec::new(),
             };
-            bootstrap.create_log(&FsDisk, &layout.wal).expect("a new log");
-            let (mut wal, _) = Wal::open(FsDisk, &layout.wal, LogPosition::default()).expect("a log");
+            bootstrap.create_log(&FsDisk::default(), &layout.wal).expect("a new log");
+            let (mut wal, _) = Wal::open(FsDisk::default(), &layout.wal, LogPosition::default()).expect("a log");
             let mut entries: Vec<WalEntry> = (6..)
                 .zip(changes)
                 .map(|(index, (kind, id, context))| members_entry(LogIndex(index), Term(3), kind, id, context))

@@ -114,7 +114,16 @@ impl Member {
         tasks: &Tasks,
     ) -> Result<Self, StartError> {
         let layout = Layout::new(&config.data_dir, &config.wal_dir);
-        let disks = Disks::files();
+        let disks = match config.unsafe_no_fsync {
+            true => {
+                warn!(
+                    "writes are acknowledged before the disk has them (--unsafe-no-fsync): a power loss or a crash of \
+                     the system can lose them, or all data"
+                );
+                Disks::unsynced_files()
+            }
+            false => Disks::files(),
+        };
         layout.check(disks.state.as_ref())?;
         let first = match layout.wal.exists() {
             true => None,
@@ -209,7 +218,11 @@ impl Member {
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
         let installs = Arc::new(Installs::default());
         let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone(), tasks.clone());
-        let peer_config = PeerConfig { tls: neighbours.tls, ..PeerConfig::new(metadata.cluster, metadata.member) };
+        let peer_config = PeerConfig {
+            tls: neighbours.tls,
+            syncs_images: !config.unsafe_no_fsync,
+            ..PeerConfig::new(metadata.cluster, metadata.member)
+        };
         let peers = PeerTransport::start(peer_config, Arc::new(receiver), peer_metrics, &tasks)?;
         let raft_failed = failed.clone();
         let tick = config.heartbeat_interval;

@@ -109,7 +109,12 @@ pub struct Disks<D> {
 impl Disks<FsDisk> {
     /// The real file system.
     pub fn files() -> Self {
-        Self { state: Arc::new(FsStateDisk), wal: FsDisk }
+        Self { state: Arc::new(FsStateDisk::default()), wal: FsDisk::default() }
+    }
+
+    /// The real file system, which is never asked to sync (`--unsafe-no-fsync`).
+    pub fn unsynced_files() -> Self {
+        Self { state: Arc::new(FsStateDisk::unsynced()), wal: FsDisk::unsynced() }
     }
 }
 

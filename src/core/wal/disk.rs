@@ -96,7 +96,20 @@ pub trait WalFile: Send {
 
 /// The real file system.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FsDisk;
+pub struct FsDisk {
+    unsynced: bool,
+}
+
+impl FsDisk {
+    /// Nothing is synced: what it holds survives the end of the process, not that of the system.
+    pub fn unsynced() -> Self {
+        Self { unsynced: true }
+    }
+
+    fn file(self, file: File) -> FsFile {
+        FsFile { file, unsynced: self.unsynced }
+    }
+}
 
 impl WalDisk for FsDisk {
     type File = FsFile;
@@ -108,11 +121,9 @@ impl WalDisk for FsDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         let missing: Vec<_> = path.ancestors().take_while(|above| !above.exists()).collect();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        for made in missing.into_iter().skip(1) {
-            File::open(made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
-                .sync_all()?;
-        }
-        Ok(())
+        missing.into_iter().skip(1).try_for_each(|made| {
+            self.sync_dir(made.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        })
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -124,7 +135,7 @@ impl WalDisk for FsDisk {
         self.remove(path)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
         lock(&file)?;
-        let mut file = FsFile(file);
+        let mut file = self.file(file);
         file.reserve(size)?;
         Ok(file)
     }
@@ -132,7 +143,7 @@ impl WalDisk for FsDisk {
     fn open(&self, path: &Path) -> io::Result<FsFile> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         lock(&file)?;
-        Ok(FsFile(file))
+        Ok(self.file(file))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -152,7 +163,7 @@ impl WalDisk for FsDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
+        if self.unsynced { Ok(()) } else { File::open(dir)?.sync_all() }
     }
 }
 
@@ -166,17 +177,20 @@ fn lock(file: &File) -> io::Result<()> {
 
 /// A file of the real file system, locked while it is open.
 #[derive(Debug)]
-pub struct FsFile(File);
+pub struct FsFile {
+    file: File,
+    unsynced: bool,
+}
 
 impl WalFile for FsFile {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let mut done = 0;
         while done < into.len() {
-            match self.0.read_at(&mut into[done..], offset + done as u64) {
+            match self.file.read_at(&mut into[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(read) => done += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -187,11 +201,11 @@ impl WalFile for FsFile {
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn truncate(&mut self, size: u64) -> io::Result<()> {
-        self.0.set_len(size)
+        self.file.set_len(size)
     }
 
     fn reserve(&mut self, size: u64) -> io::Result<()> {
@@ -200,14 +214,32 @@ impl WalFile for FsFile {
             return Ok(());
         }
         use rustix::fs::{FallocateFlags, fallocate};
-        match fallocate(&self.0, FallocateFlags::empty(), current, size - current) {
+        match fallocate(&self.file, FallocateFlags::empty(), current, size - current) {
             // The room is a convenience where the file system cannot reserve any.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => self.0.set_len(size),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => self.file.set_len(size),
             other => Ok(other?),
         }
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        if self.unsynced { Ok(()) } else { self.file.sync_data() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Neither a pipe nor a folder of the kernel can be synced, so whoever tries is told.
+    fn syncs(disk: FsDisk) -> [bool; 2] {
+        let (reader, _writer) = io::pipe().unwrap();
+        let file = disk.file(File::from(std::os::fd::OwnedFd::from(reader)));
+        [file.sync_data().is_err(), disk.sync_dir(Path::new("/proc")).is_err()]
+    }
+
+    #[test]
+    fn the_disk_is_asked_to_sync_unless_told_not_to() {
+        assert_eq!(syncs(FsDisk::default()), [true, true]);
+        assert_eq!(syncs(FsDisk::unsynced()), [false, false]);
     }
 }

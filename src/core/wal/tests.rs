@@ -218,11 +218,11 @@ fn any_failed_call_closes_the_log() {
 fn a_second_log_in_the_same_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("member/wal");
-    let wal = Wal::create(FsDisk, &dir, METADATA).unwrap();
-    assert!(matches!(Wal::create(FsDisk, &dir, METADATA), Err(WalError::Exists { .. })));
-    assert!(matches!(Wal::open(FsDisk, &dir, LogPosition::default()), Err(WalError::Locked { .. })));
+    let wal = Wal::create(FsDisk::default(), &dir, METADATA).unwrap();
+    assert!(matches!(Wal::create(FsDisk::default(), &dir, METADATA), Err(WalError::Exists { .. })));
+    assert!(matches!(Wal::open(FsDisk::default(), &dir, LogPosition::default()), Err(WalError::Locked { .. })));
     drop(wal);
-    Wal::open(FsDisk, &dir, LogPosition::default()).unwrap();
+    Wal::open(FsDisk::default(), &dir, LogPosition::default()).unwrap();
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn files_are_for_the_owner_only_and_reserved() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("member/wal");
-    let _wal = Wal::create(FsDisk, &dir, METADATA).unwrap();
+    let _wal = Wal::create(FsDisk::default(), &dir, METADATA).unwrap();
     let file = std::fs::metadata(dir.join("0000000000000000-0000000000000000.wal")).unwrap();
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
     assert_eq!(file.len(), 64_000_000);
