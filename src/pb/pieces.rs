@@ -8,6 +8,7 @@ use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, k
 
 use super::encoded::response_op::Response;
 use super::encoded::{DeleteRangeResponse, RangeResponse, ResponseHeader, ResponseOp, TxnResponse};
+use super::etcdserverpb::LeaseLeasesResponse;
 
 /// Parts up to this length are copied, which costs less than sharing them.
 const COPIED_BYTES_MAX: usize = 128;
@@ -83,6 +84,12 @@ impl IntoPieces for DeleteRangeResponse {
         for kv in self.prev_kvs {
             out.bytes(3, kv);
         }
+    }
+}
+
+impl IntoPieces for LeaseLeasesResponse {
+    fn cut(self, out: &mut Pieces) {
+        self.encode_raw(&mut out.between);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use h2::RecvStream;
 use h2::client::SendRequest;
 use prost::Message;
@@ -11,7 +12,8 @@ use tonic::Code;
 use watershed::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use watershed::pb::etcdserverpb::request_op::Request;
 use watershed::pb::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, response_op,
+    DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseLeasesRequest, PutRequest, RangeRequest, RangeResponse,
+    RequestOp, SnapshotRequest, TxnRequest, response_op,
 };
 use watershed::pb::mvccpb::KeyValue;
 
@@ -113,13 +115,17 @@ struct Stalled {
 impl Stalled {
     /// Completes when the answer has begun.
     async fn start(endpoint: &str, request: &RangeRequest) -> Self {
+        Self::call(endpoint, "etcdserverpb.KV/Range", request).await
+    }
+
+    async fn call(endpoint: &str, method: &str, request: &impl Message) -> Self {
         let stream = TcpStream::connect(endpoint).await.expect("connects");
         let (sender, connection) = h2::client::handshake(stream).await.expect("handshake");
         let connection = tokio::spawn(async move {
             let _ = connection.await;
         });
         let mut sender = sender.ready().await.expect("ready");
-        let head = http::Request::post(format!("http://{endpoint}/etcdserverpb.KV/Range"))
+        let head = http::Request::post(format!("http://{endpoint}/{method}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(())
@@ -209,6 +215,44 @@ fn without_room_a_long_range_waits_and_is_refused_and_short_ones_are_answered() 
         refused(refusal, Code::ResourceExhausted, text);
         drop(stalled);
         until("room for a sorted answer", async || waiting.clone().range(sorted.clone()).await.ok()).await;
+    });
+}
+
+#[test]
+fn snapshots_that_nobody_reads_leave_threads_for_others() {
+    // Each had a thread of its serving thread's five hundred, and watches that catch up and hashes need those, too.
+    run(Target::Core, &["--max-request-bytes=10000000"], async |world: &mut World| {
+        fill(world, 128, 64 * 1024).await;
+        let snapshot = SnapshotRequest::default();
+        let mut stalled = Vec::new();
+        for _ in 0..16 {
+            stalled.push(Stalled::call(&world.member, "etcdserverpb.Maintenance/Snapshot", &snapshot).await);
+        }
+        let mut maintenance = world.client.maintenance();
+        let refusal = soon("a refusal", maintenance.snapshot(snapshot)).await;
+        refused(refusal, Code::ResourceExhausted, "etcdserver: too many requests");
+        soon("a hash", maintenance.hash_kv(HashKvRequest { revision: 0 })).await.expect("a hash");
+        stalled.pop();
+        until("a place for a snapshot", async || world.client.maintenance().snapshot(snapshot).await.ok()).await;
+    });
+}
+
+#[test]
+fn a_long_list_of_leases_is_complete() {
+    run(Target::Core, &[], async |world: &mut World| {
+        let grant = |id| {
+            let mut lease = world.client.lease();
+            async move { lease.lease_grant(LeaseGrantRequest { ttl: 1000, id }).await.expect("grant").into_inner().id }
+        };
+        // More than are listed at once, and more bytes than are sent at once.
+        let ids = (1..=6000).map(|id| grant(id << 40));
+        let mut granted: Vec<i64> = stream::iter(ids).buffer_unordered(256).collect().await;
+        let answer = world.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
+        let mut listed: Vec<i64> = answer.leases.iter().map(|lease| lease.id).collect();
+        listed.sort_unstable();
+        granted.sort_unstable();
+        assert_eq!(listed, granted);
+        assert!(answer.header.expect("header").member_id != 0);
     });
 }
 

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::core::Core;
 use super::error::Failure;
-use super::long_answer::{LongAnswer, attached, gathered};
+use super::long_answer::{LongAnswer, attached, gathered, on_thread};
 use super::metrics::Timed;
 use super::quota;
 use crate::api_error::ApiError;
@@ -266,11 +266,6 @@ impl Kv for KvService {
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
         Ok(Response::new(self.forget(request.into_inner()).await?))
     }
-}
-
-/// Runs what may take long without holding up the connections of this serving thread.
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Status> + Send + 'static) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
 }
 
 /// Answers a transaction that only reads.

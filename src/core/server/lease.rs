@@ -10,16 +10,20 @@ use tonic::{Request, Response, Status, Streaming};
 use super::core::Core;
 use super::error::Failure;
 use super::lease_leader::{Renewal, TIME_TO_LIVE, ask};
+use super::long_answer::{gathered, on_thread};
 use super::quota;
 use crate::api_error::ApiError;
 use crate::core::apply::{Applied, LEASE_COST_BYTES};
 use crate::core::lease::RenewError;
+use crate::core::mvcc::Extent;
 use crate::pb::etcdserverpb::lease_server::Lease;
 use crate::pb::etcdserverpb::*;
 use crate::types::LeaseId;
 
 /// Keep-alives of one stream that are renewed together, at most.
 const RENEWED_AT_ONCE: usize = 256;
+/// Leases that are listed and sorted where they are asked for; more of them on a thread of their own.
+const LEASES_AT_ONCE: usize = 4096;
 /// How long a renewal waits for the revocation of a lease that has run out.
 const REVOKE_WAIT: Duration = Duration::from_secs(7);
 
@@ -79,8 +83,16 @@ impl Lease for LeaseService {
     }
 
     async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let leases = self.core.leases.by_remaining_time().into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
-        Ok(Response::new(LeaseLeasesResponse { header: Some(self.core.header_now()), leases }))
+        let core = self.core.clone();
+        let count = core.leases.count();
+        let (long, since) = (count > LEASES_AT_ONCE, core.snapshot().replaced_bytes());
+        let room = if long { Some(core.answers.list(Extent { keys: count, loads: false }).await?) } else { None };
+        let list = move || {
+            let leases = core.leases.by_remaining_time().into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
+            let answer = LeaseLeasesResponse { header: Some(core.header_now()), leases };
+            gathered(&core, answer, since, room)
+        };
+        if long { on_thread(list).await } else { list() }
     }
 }
 

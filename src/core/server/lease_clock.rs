@@ -168,6 +168,11 @@ impl LeaseClock {
         Ok(deadlines.lessor.remaining(id, self.now()))
     }
 
+    /// How many leases there are.
+    pub fn count(&self) -> usize {
+        self.store.read().len()
+    }
+
     /// All leases, the next to expire first.
     pub fn by_remaining_time(&self) -> Vec<LeaseId> {
         self.deadlines.lock().lessor.by_remaining()

@@ -49,6 +49,9 @@ const LIST_UNIT_BYTES: u64 = 1024;
 const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// Requests that wait for room at once; more are refused.
 const WAITING_MAX: usize = 4096;
+/// Snapshots sent at once: each has a thread that waits for its client, and a serving thread has few hundred of them for
+/// everything that must not hold it up.
+const SNAPSHOTS_MAX: usize = 16;
 /// Shortest pause between two looks at what unfinished answers keep alive.
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 /// Largest answer, etcd's limit.
@@ -62,6 +65,7 @@ pub struct AnswerMemory {
     range_units: u32,
     lists: Arc<Semaphore>,
     list_units: u32,
+    snapshots: Arc<Semaphore>,
     waiting: Semaphore,
     pinned_bytes_max: u64,
 }
@@ -83,6 +87,7 @@ impl AnswerMemory {
             range_units,
             lists: Arc::new(Semaphore::new(list_units as usize)),
             list_units,
+            snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
             waiting: Semaphore::new(WAITING_MAX),
             pinned_bytes_max: bytes / 2,
         }
@@ -116,6 +121,14 @@ impl AnswerMemory {
         let units = (extent.keys as u64).saturating_mul(KEY_BYTES).div_ceil(LIST_UNIT_BYTES);
         let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.list_units);
         self.room(&self.lists, if extent.loads { self.list_units } else { units }).await
+    }
+
+    /// A place for a snapshot.
+    ///
+    /// # Errors
+    /// "Too many requests" when there is none for a while.
+    pub(super) async fn snapshot(&self) -> Result<Room, Status> {
+        self.room(&self.snapshots, 1).await
     }
 
     async fn room(&self, semaphore: &Arc<Semaphore>, units: u32) -> Result<Room, Status> {
@@ -330,4 +343,11 @@ where
     check_length(bytes as u64)?;
     let list = Source::List(core.store.pin(since, pieces(answer)));
     Ok(attached(LongAnswer::new(list, &[], Vec::new(), bytes as u64, room)?))
+}
+
+/// Runs what may take long without holding up the connections of this serving thread.
+pub(super) async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
 }

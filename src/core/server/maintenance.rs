@@ -117,7 +117,8 @@ impl Maintenance for MaintenanceService {
         if let Err(error) = self.core.linearizable().await {
             tracing::warn!(%error, "snapshot of this member's state, which may be behind");
         }
-        Ok(Response::new(Box::pin(snapshot::stream(self.core.backend.clone()))))
+        let room = self.core.answers.snapshot().await?;
+        Ok(Response::new(Box::pin(snapshot::stream(self.core.backend.clone(), room))))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::long_answer::Room;
 use crate::core::backend::{Backend, BackendError};
 use crate::core::cluster::STORAGE_VERSION;
 use crate::pb::etcdserverpb::SnapshotResponse;
@@ -21,13 +22,15 @@ type Answer = Result<SnapshotResponse, Status>;
 /// Streams one consistent state as an image of etcd's database, and its SHA-256 last.
 ///
 /// The image is written while the client takes it; a slow client keeps the state alive, and holds up nobody.
-pub(super) fn stream(backend: Backend) -> impl Stream<Item = Answer> {
+/// `room` is held for as long.
+pub(super) fn stream(backend: Backend, room: Room) -> impl Stream<Item = Answer> {
     let (answers, stream) = mpsc::channel(CHUNKS_AHEAD);
     tokio::task::spawn_blocking(move || {
         if let Err(error) = send(&backend, &answers) {
             // When the client is gone, so is the receiver.
             let _ = answers.blocking_send(Err(Status::unknown(format!("{:#}", anyhow::Error::from(error)))));
         }
+        drop(room);
     });
     ReceiverStream::new(stream)
 }
