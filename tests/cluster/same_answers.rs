@@ -6,7 +6,7 @@ use watershed::pb::etcdserverpb::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseLeasesRequest,
     LeaseTimeToLiveRequest, MemberListRequest, PutRequest, RangeRequest, WatchCreateRequest,
 };
-use watershed::pb::mvccpb::KeyValue;
+use watershed::pb::mvccpb::Event;
 
 use super::story::{assert_equal, on_three, put};
 use crate::harness::{Cluster, Watching, is_stock};
@@ -54,13 +54,12 @@ async fn answers(client: &Client, leases: &[i64], newest: i64) -> Vec<(String, S
                 ..Default::default()
             };
             let (mut watching, _) = Watching::create(client, request).await;
-            let (mut events, mut ended): (Vec<(i64, i32, Option<KeyValue>, Option<KeyValue>)>, _) = (Vec::new(), 0);
-            while ended == 0 && events.last().is_none_or(|(at, ..)| *at < newest) {
+            let (mut events, mut ended): (Vec<Event>, _) = (Vec::new(), 0);
+            let revision = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+            while ended == 0 && events.last().is_none_or(|last| revision(last) < newest) {
                 let answer = watching.next().await;
                 ended = answer.compact_revision;
-                events.extend(answer.events.into_iter().map(|event| {
-                    (event.kv.as_ref().map_or(0, |kv| kv.mod_revision), event.r#type, event.kv, event.prev_kv)
-                }));
+                events.extend(answer.events);
             }
             answers.push((format!("watch from {start}, {prev_kv}"), said((events, ended))));
         }
