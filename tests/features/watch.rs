@@ -8,7 +8,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::types::KeyRange;
 
-use crate::harness::{Target, Watching, World, in_words, run, soon};
+use crate::harness::{Target, Watching, World, client, in_words, run, soon};
 use crate::on_every_target;
 
 on_every_target! {
@@ -336,13 +336,14 @@ async fn idle_watches_beside_a_busy_one_tell_their_progress(world: &mut World) {
         Target::Proxy => vec![world.also_front("grpc-proxy", &["--namespace=t/"]).await],
         Target::Core | Target::Gateway => Vec::new(),
     };
-    for client in std::iter::once(&world.client).chain(fronts.iter().map(|(_, client)| client)) {
-        let mut idle = Watching::open(client);
+    let fronts = fronts.iter().map(|(_, endpoint)| client(endpoint));
+    for client in std::iter::once(world.client.clone()).chain(fronts) {
+        let mut idle = Watching::open(&client);
         for number in 0..12 {
             let (key, range_end) = KeyRange::prefix(format!("idle/{number}/").into()).to_wire();
             idle.add(WatchCreateRequest { progress_notify: true, key, range_end, ..Default::default() }).await;
         }
-        let (mut busy, _) = Watching::create(client, key("idle/busy")).await;
+        let (mut busy, _) = Watching::create(&client, key("idle/busy")).await;
         let mut kv = client.kv();
         let write = async {
             loop {
