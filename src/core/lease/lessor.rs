@@ -497,8 +497,8 @@ mod tests {
         for ttl in [1, 2, 3, 5, 10, 15, 30, 60, 300, 600, 3_600] {
             let whole = 1000 * ttl as u64;
             // Until the next look, and rounded up to seconds.
-            let longest = (whole / 2).max(CHECKPOINT_LEAST_MS).min(300_000) + 500 + EXTEND;
-            let later = (whole / 6).max(CHECKPOINT_LEAST_MS).min(300_000) + 500 + 1_000 + EXTEND;
+            let longest = (whole / 2).clamp(CHECKPOINT_LEAST_MS, 300_000) + 500 + EXTEND;
+            let later = (whole / 6).clamp(CHECKPOINT_LEAST_MS, 300_000) + 500 + 1_000 + EXTEND;
             for killed in (0..whole).step_by(100 * ttl as usize) {
                 let (end, _) = life(ttl, killed, EXTEND);
                 let longer =
