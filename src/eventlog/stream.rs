@@ -4,8 +4,9 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, join_all};
-use futures::{FutureExt, Stream};
+use futures::future::{BoxFuture, join_all, ready};
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, Stream, StreamExt};
 use tonic::{Code, Status};
 
 use super::hub::ShardHandle;
@@ -23,6 +24,8 @@ use crate::types::{KeyRange, Revision};
 const REQUESTS_PER_POLL: usize = 32;
 /// Unsent answers to requests at which a stream reads no further request: its client does not read either.
 const CONTROLS_MAX: u32 = 64;
+/// Requests of one stream that are being decided or wait behind such; their answers are yet to come.
+const WAITING_MAX: usize = 64;
 /// Progress requests of one stream that wait for the owner of its sources; more are as good as none.
 const PROGRESS_WAITING_MAX: u32 = 64;
 
@@ -45,7 +48,7 @@ pub type Decision = BoxFuture<'static, Result<Admission, Refusal>>;
 pub enum Ruling {
     /// Decided.
     Now(Result<Admission, Refusal>),
-    /// To be asked for; the stream reads no further request meanwhile, so that answers keep the order of requests.
+    /// To be asked for. Further requests are read meanwhile, and answered in their order.
     Later(Decision),
 }
 
@@ -75,13 +78,24 @@ pub enum Refusal {
     Stream(Status),
 }
 
+/// Requests that are decided at the same time and carried out one after the other.
+type Waiting = FuturesOrdered<BoxFuture<'static, Step>>;
+
+/// A request, decided.
+enum Step {
+    Create(Box<Create>, Result<Admission, Refusal>),
+    Cancel(i64),
+    Progress,
+}
+
 /// One watch stream: requests in, responses out. Polling it does both.
 pub struct WatchStream<I> {
     shard: ShardHandle,
     stream: u32,
     requests: Option<I>,
     desk: Box<dyn Desk>,
-    admitting: Option<Box<(Create, Decision)>>,
+    /// Requests behind a create that is being admitted, that one included; none when there is nothing.
+    waiting: Option<Box<Waiting>>,
     refreshing: Option<BoxFuture<'static, bool>>,
     /// Progress requests the refresh in flight answers, and those that came after it began.
     progress_now: u32,
@@ -102,7 +116,7 @@ where
             stream,
             requests: Some(requests),
             desk,
-            admitting: None,
+            waiting: None,
             refreshing: None,
             progress_now: 0,
             progress_next: 0,
@@ -112,7 +126,9 @@ where
 
     fn read_requests(&mut self, cx: &mut Context<'_>) {
         for _ in 0..REQUESTS_PER_POLL {
-            if !self.poll_admission(cx) || self.shard.controls(self.stream) >= CONTROLS_MAX {
+            self.carry_out(cx);
+            let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.len());
+            if waiting >= WAITING_MAX || self.shard.controls(self.stream) >= CONTROLS_MAX {
                 return;
             }
             let Some(requests) = &mut self.requests else { return };
@@ -136,23 +152,53 @@ where
     fn handle(&mut self, request: WatchRequest) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request),
-            Some(RequestUnion::CancelRequest(request)) => {
-                self.shard.cancel(self.stream, request.watch_id, self.desk.revision());
-            }
-            Some(RequestUnion::ProgressRequest(_)) => self.progress(),
+            Some(RequestUnion::CancelRequest(request)) => self.in_turn(Step::Cancel(request.watch_id)),
+            Some(RequestUnion::ProgressRequest(_)) => self.in_turn(Step::Progress),
             None => {}
         }
     }
 
     fn create(&mut self, request: WatchCreateRequest) {
-        if request.start_revision < 0 {
-            let reason = "etcdserver: mvcc: required revision has been compacted";
-            return self.shard.refuse(self.stream, self.desk.revision(), reason);
+        let refused = request.start_revision < 0;
+        let create = Box::new(checked(request));
+        if refused {
+            let reason = "etcdserver: mvcc: required revision has been compacted".to_owned();
+            let refusal = Refusal::Watch { revision: self.desk.revision(), reason };
+            return self.in_turn(Step::Create(create, Err(refusal)));
         }
-        let create = checked(request);
         match self.desk.admit(&create.range, create.start) {
-            Ruling::Now(decision) => self.finish_create(&create, decision),
-            Ruling::Later(decision) => self.admitting = Some(Box::new((create, decision))),
+            Ruling::Now(decision) => self.in_turn(Step::Create(create, decision)),
+            Ruling::Later(decision) => {
+                let step = decision.map(|decision| Step::Create(create, decision));
+                self.waiting.get_or_insert_default().push_back(step.boxed());
+            }
+        }
+    }
+
+    /// Carries a request out, behind those that wait.
+    fn in_turn(&mut self, step: Step) {
+        match &mut self.waiting {
+            Some(waiting) => waiting.push_back(ready(step).boxed()),
+            None => self.step(step),
+        }
+    }
+
+    /// Carries out what is decided, in the order of the requests.
+    fn carry_out(&mut self, cx: &mut Context<'_>) {
+        while let Some(waiting) = &mut self.waiting {
+            match waiting.poll_next_unpin(cx) {
+                Poll::Ready(Some(step)) => self.step(step),
+                Poll::Ready(None) => self.waiting = None,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Create(create, decision) => self.finish_create(&create, decision),
+            Step::Cancel(watch_id) => self.shard.cancel(self.stream, watch_id, self.desk.revision()),
+            Step::Progress => self.progress(),
         }
     }
 
@@ -162,19 +208,10 @@ where
             Err(Refusal::Watch { revision, reason }) => self.shard.refuse(self.stream, revision, &reason),
             Err(Refusal::Stream(status)) => {
                 self.requests = None;
+                self.waiting = None;
                 self.shard.end_stream(self.stream, status);
             }
         }
-    }
-
-    /// Whether no create request waits for its admission.
-    fn poll_admission(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(waiting) = &mut self.admitting else { return true };
-        let Poll::Ready(decision) = waiting.1.as_mut().poll(cx) else { return false };
-        if let Some(waiting) = self.admitting.take() {
-            self.finish_create(&waiting.0, decision);
-        }
-        true
     }
 
     fn progress(&mut self) {

@@ -18,6 +18,7 @@ mod members;
 mod metrics;
 mod network;
 mod peer_tls;
+mod proxied;
 mod reconfiguration;
 mod restarts;
 mod same_answers;

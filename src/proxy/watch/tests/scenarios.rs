@@ -75,6 +75,47 @@ async fn a_watch_from_now_begins_where_the_cluster_stood_when_it_was_asked_for()
 }
 
 #[tokio::test]
+async fn creates_of_one_stream_begin_where_the_cluster_stood_when_they_were_asked_for() {
+    // Each used to wait for the answer of the one before: the last began that many round trips late.
+    let proxy = Proxy::start(|_| {});
+    proxy.cluster.write(&[("elsewhere", "x")]);
+    proxy.cluster.refuse_streams(Some(Status::unavailable("not yet")));
+    let mut client = proxy.anonymous();
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        client.create(key(name)).await;
+    }
+    client.send(cancel(1)).await;
+    client.create(WatchCreateRequest { start_revision: -1, ..key("e") }).await;
+    client.progress().await;
+    // One read for the first, one for those that came meanwhile.
+    let begun = std::time::Instant::now();
+    while proxy.cluster.fences() < 2 {
+        assert!(client.try_next().now_or_never().is_none(), "nothing can come yet");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} reads", proxy.cluster.fences());
+        tokio::task::yield_now().await;
+    }
+    let written = proxy.cluster.write(&names.map(|name| (name, "x")));
+    proxy.cluster.refuse_streams(None);
+    // In the order of the requests.
+    for id in 0..4 {
+        let created = client.next().await;
+        assert_eq!((created.created, created.canceled, created.watch_id), (true, false, id));
+        assert_eq!(created.header.unwrap().revision, written - 1);
+    }
+    let canceled = client.next().await;
+    assert_eq!((canceled.created, canceled.canceled, canceled.watch_id), (false, true, 1));
+    let refused = client.next().await;
+    assert_eq!((refused.created, refused.canceled, refused.watch_id), (true, true, -1));
+    let mut seen: Vec<String> = Vec::new();
+    while seen.len() < 3 {
+        seen.extend(client.events().await);
+    }
+    seen.sort();
+    assert_eq!(seen, ["a", "c", "d"].map(|name| format!("{name}@{written}")));
+}
+
+#[tokio::test]
 async fn a_start_below_an_acknowledged_compaction_is_compacted() {
     // The log never heard of compactions and served what it still had.
     let proxy = Proxy::start(|_| {});
