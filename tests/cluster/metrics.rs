@@ -105,9 +105,9 @@ fn metrics_of_the_cluster_move() {
 
         let mut moved: BTreeSet<String> = lonely.moved_since(&before[alone]);
         let mut after = Vec::new();
-        for number in 0..3 {
+        for (number, before) in before.iter().enumerate() {
             let now = scrape(cluster, number).await;
-            moved.extend(now.moved_since(&before[number]));
+            moved.extend(now.moved_since(before));
             after.push(now);
         }
         // With etcd it depends on what is on its way when the follower ends.

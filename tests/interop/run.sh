@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings up member, gateway and proxy and checks each with etcdctl 3.4 and with the official Go client; then runs the
-# examples, and the tests of the proxy's namespaces in front of a stock etcd where there is one.
+# examples, and, where there is a stock etcd (`ETCD`, `etcd` by default), the tests of the proxy's namespaces in front of it
+# and a comparison of its metrics with ours.
 #
 # usage: run.sh [BINARY]    the program under test, target/debug/watershed by default
 #   WATERSHED_TEST_SERVER   another server in place of our member (a stock etcd, say)
@@ -72,4 +73,10 @@ fi
 echo "== a member's host vanishes, gateway"
 wait "$vanish" || { cat "$work/vanish.log"; exit 1; }
 cat "$work/vanish.log"
+echo "== metrics beside those of etcd"
+if command -v "${ETCD:-etcd}" >/dev/null; then
+    ./metrics.sh "$binary"
+else
+    echo "no etcd server on this machine: metrics are not compared"
+fi
 echo "interop: all passed ($targets)"

@@ -1,7 +1,11 @@
 //! Health, liveness and readiness, as monitoring asks for them.
 
+use std::time::Instant;
+
 use super::core::Core;
+use crate::core::apply::describe_range;
 use crate::pb::etcdserverpb::{AlarmType, RangeRequest};
+use crate::telemetry::Operation;
 
 /// Which list of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,11 +148,18 @@ async fn check(core: &Core, name: &str) -> Result<(), String> {
 }
 
 async fn read(core: &Core, linearizable: bool) -> Result<(), String> {
+    let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
+    let timed = core.metrics.read(Operation::Range, || describe_range(&request));
     if linearizable {
         core.linearizable().await.map_err(|failure| tonic::Status::from(failure).message().to_owned())?;
     }
-    let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
-    core.snapshot().range(&request).map(|_| ()).map_err(|error| error.to_string())
+    let began = Instant::now();
+    let answer = core.snapshot().range(&request);
+    core.metrics.mvcc.ranges.inc();
+    core.metrics.range_took(answer.is_ok(), began.elapsed());
+    answer.map_err(|error| error.to_string())?;
+    timed.succeed();
+    Ok(())
 }
 
 #[cfg(test)]
