@@ -385,9 +385,8 @@ fn every_tcp_connection_is_given_an_end_of_silence() {
     for file in found {
         let name = file.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
         let source = std::fs::read_to_string(&file).expect("readable");
-        // Tests have sockets of their own. Upstream connections of the client have pings and limits of their own too; the
-        // gateway prepares what it accepts on the thread that serves it.
-        let others = ["src/client/pool/connection.rs", "src/client/testing.rs", "src/gateway/accept.rs"];
+        // Tests have sockets of their own; the gateway prepares what it accepts on the thread that serves it.
+        let others = ["src/client/testing.rs", "src/gateway/accept.rs"];
         if name.contains("/tests") || others.contains(&name.as_str()) {
             continue;
         }
