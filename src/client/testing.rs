@@ -233,8 +233,9 @@ async fn pass(one: DuplexStream, other: DuplexStream, hung: watch::Receiver<bool
                 return std::future::pending().await;
             }
             let count = tokio::select! {
+                biased;
+                Ok(()) = hung.changed() => continue,
                 count = from.read(&mut buffer) => count,
-                _ = hung.changed() => continue,
             };
             match count {
                 Ok(count) if count > 0 => {
