@@ -173,7 +173,9 @@ fn the_path_that_was_decided_on_goes_up() {
         let setup = Setup::start().await;
         let answer =
             setup.unary("/etcdserverpb.Maintenance/Status?a=/etcdserverpb.Maintenance/Defragment", &[], &[0; 5]);
-        assert_eq!(answer.await.code, Some(Code::Ok));
+        assert_eq!(answer.await.code, Some(Code::Unimplemented), "no method has a query");
+        assert!(setup.calls().is_empty());
+        assert_eq!(setup.unary(STATUS, &[], &[0; 5]).await.code, Some(Code::Ok));
         let paths: Vec<_> = setup.calls().into_iter().map(|call| call.path).collect();
         assert_eq!(paths, [STATUS]);
         // The member list passes with a namespace too when the proxy does not name itself.
