@@ -1,5 +1,7 @@
 //! Answers that are long: the same as ever, bounded in memory, and beside other clients.
 
+#![allow(clippy::disallowed_methods, reason = "tasks of a test end with its runtime")]
+
 use std::time::Duration;
 
 use bytes::Bytes;

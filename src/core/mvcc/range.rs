@@ -59,10 +59,8 @@ impl Extent {
     pub fn is_small(self) -> bool {
         self.keys <= if self.loads { 1 } else { FEW_KEYS }
     }
-}
 
-impl std::ops::AddAssign for Extent {
-    fn add_assign(&mut self, other: Self) {
+    pub(super) fn include(&mut self, other: Self) {
         self.keys = self.keys.saturating_add(other.keys);
         self.loads |= other.loads;
     }

@@ -145,9 +145,9 @@ pub(super) fn txn_extent(view: View<'_>, request: &TxnRequest) -> Extent {
     let mut sum = Extent::default();
     for op in request.success.iter().chain(&request.failure) {
         match &op.request {
-            Some(Request::RequestRange(range)) => sum += extent(view, range),
-            Some(Request::RequestDeleteRange(delete)) => sum += delete_extent(view, delete),
-            Some(Request::RequestTxn(nested)) => sum += txn_extent(view, nested),
+            Some(Request::RequestRange(range)) => sum.include(extent(view, range)),
+            Some(Request::RequestDeleteRange(delete)) => sum.include(delete_extent(view, delete)),
+            Some(Request::RequestTxn(nested)) => sum.include(txn_extent(view, nested)),
             Some(Request::RequestPut(_)) | None => {}
         }
     }

@@ -81,16 +81,21 @@ impl Service<Request<Body>> for BoundedChannel {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // A stream has one short message after the other.
-        let bounded = request.uri().path() != "/etcdserverpb.KV/RangeStream";
+        let refusal = match request.uri().path() {
+            // One short message after the other.
+            "/etcdserverpb.KV/RangeStream" => None,
+            "/etcdserverpb.KV/Range" => Some(Status::resource_exhausted(ApiError::TooManyRequests.text())),
+            // It is done by now: an error that says nothing about that.
+            _ => Some(ApiError::Timeout.into()),
+        };
         let (answer, room) = (self.channel.call(request), self.room.clone());
         Box::pin(async move {
             let mut response = answer.await?;
-            if bounded {
+            if let Some(refusal) = refusal {
                 let slot = Slot::default();
                 response.extensions_mut().insert(slot.clone());
                 let state = State::Head(BytesMut::new());
-                response = response.map(|body| Body::new(Incoming { body, room, slot, state }));
+                response = response.map(|body| Body::new(Incoming { body, room, slot, refusal, state }));
             }
             Ok(response)
         })
@@ -106,6 +111,7 @@ struct Incoming {
     body: Body,
     room: AnswerRoom,
     slot: Slot,
+    refusal: Status,
     state: State,
 }
 
@@ -131,7 +137,7 @@ impl HttpBody for Incoming {
                     let (taken, begun) = (ready!(taking.as_mut().poll(cx)), begun.clone());
                     let Some(taken) = taken else {
                         this.state = State::Refused;
-                        return Poll::Ready(Some(Ok(Frame::trailers(refusal()))));
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers(&this.refusal)))));
                     };
                     *this.slot.0.lock() = Some(taken);
                     this.state = State::Open;
@@ -167,9 +173,8 @@ impl HttpBody for Incoming {
     }
 }
 
-fn refusal() -> HeaderMap {
+fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    let status = Status::resource_exhausted(ApiError::TooManyRequests.text());
     if status.add_header(&mut trailers).is_err() {
         trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("8"));
     }
