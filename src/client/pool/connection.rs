@@ -100,6 +100,8 @@ impl Connection {
             .max_frame_size(FRAME_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES)
             .enable_push(false)
+            // Counted over the life of the connection: a member that ends calls before it has read them would use it up.
+            .max_local_error_reset_streams(None)
             .handshake(stream)
             .await
             .map_err(io::Error::other)?;
