@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
@@ -17,6 +17,9 @@ const CONNECTION_BYTES_MAX: usize = 256 * 1024 * 1024;
 const ALL_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// An unfinished request of which nothing came for so long is given up while others may soon be refused.
 const STALL: Duration = Duration::from_secs(10);
+
+/// Chunks below are joined, up to so many bytes.
+const SMALL_BYTES: usize = 4 * 1024;
 
 /// gRPC's head of a message: flags and length.
 const HEAD_BYTES: usize = 5;
@@ -71,6 +74,8 @@ pub struct Arriving<B> {
     messages: Messages,
     /// Chunks of the unfinished message.
     held: VecDeque<Bytes>,
+    /// Its last small chunks, in one: kept apart, each would cost many times its bytes.
+    small: BytesMut,
     /// Chunks that go on.
     whole: VecDeque<Bytes>,
     /// What `arrivals` knows of.
@@ -103,8 +108,8 @@ impl<B> Arriving<B> {
     fn new(body: B, arrivals: Option<Arrivals>, message_bytes_max: usize, keep: Keep) -> Self {
         let messages =
             Messages { head: [0; HEAD_BYTES], head_bytes: 0, left: 0, bytes_max: message_bytes_max, foul: false };
-        let (held, whole) = (VecDeque::new(), VecDeque::new());
-        Self { body, arrivals, messages, held, whole, taken: 0, keep, stall: None, patience: STALL }
+        let (held, small, whole) = (VecDeque::new(), BytesMut::new(), VecDeque::new());
+        Self { body, arrivals, messages, held, small, whole, taken: 0, keep, stall: None, patience: STALL }
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
@@ -151,14 +156,33 @@ impl<B> Arriving<B> {
         let whole = self.messages.scan(&chunk);
         if whole > 0 {
             self.give_back();
-            self.whole.append(&mut self.held);
+            self.release();
             self.whole.push_back(chunk.split_to(whole));
         }
         if !chunk.is_empty() {
             self.take(chunk.len())?;
-            self.held.push_back(chunk);
+            if chunk.len() < SMALL_BYTES {
+                self.small.extend_from_slice(&chunk);
+            }
+            if chunk.len().max(self.small.len()) >= SMALL_BYTES {
+                self.held.extend(Some(self.small.split().freeze()).filter(|small| !small.is_empty()));
+            }
+            if chunk.len() >= SMALL_BYTES {
+                self.held.push_back(chunk);
+            }
         }
         Ok(())
+    }
+
+    /// Whether a message has begun.
+    fn holds(&self) -> bool {
+        !self.held.is_empty() || !self.small.is_empty()
+    }
+
+    /// Lets go on what is held.
+    fn release(&mut self) {
+        self.whole.append(&mut self.held);
+        self.whole.extend(Some(self.small.split().freeze()).filter(|small| !small.is_empty()));
     }
 }
 
@@ -193,19 +217,19 @@ where
                         this.arrived(chunk, last)?;
                     }
                     // Trailers: no more data comes.
-                    Err(frame) if this.held.is_empty() => return Poll::Ready(Some(Ok(frame))),
-                    Err(_) => this.whole.append(&mut this.held),
+                    Err(frame) if !this.holds() => return Poll::Ready(Some(Ok(frame))),
+                    Err(_) => this.release(),
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None if this.held.is_empty() => return Poll::Ready(None),
+                None if !this.holds() => return Poll::Ready(None),
                 // The reader words what is wrong with half a message.
-                None => this.whole.append(&mut this.held),
+                None => this.release(),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.whole.is_empty() && self.held.is_empty() && self.body.is_end_stream()
+        self.whole.is_empty() && !self.holds() && self.body.is_end_stream()
     }
 }
 
@@ -259,9 +283,10 @@ mod tests {
 
     use super::*;
 
-    type Chunks = mpsc::Sender<Result<Frame<Bytes>, StdError>>;
+    type Chunk = Result<Frame<Bytes>, StdError>;
+    type Chunks = mpsc::Sender<Chunk>;
 
-    fn body() -> (Chunks, StreamBody<ReceiverStream<Result<Frame<Bytes>, StdError>>>) {
+    fn body() -> (Chunks, StreamBody<ReceiverStream<Chunk>>) {
         let (chunks, receiver) = mpsc::channel(64);
         (chunks, StreamBody::new(ReceiverStream::new(receiver)))
     }
@@ -297,12 +322,14 @@ mod tests {
 
     #[tokio::test]
     async fn messages_go_on_whole_however_they_are_cut() {
-        let wire = [message("one"), message(""), message("three"), message(&"x".repeat(300))].concat();
-        let ends = [8, 13, 23, wire.len()];
-        for step in 1..wire.len() {
+        let wire =
+            [message("one"), message(""), message("three"), message(&"x".repeat(300)), message(&"y".repeat(20_000))]
+                .concat();
+        let ends = [8, 13, 23, 328, wire.len()];
+        for step in (1..40).chain([100, 4_095, 4_096, 5_000, 20_300, wire.len()]) {
             let (chunks, inner) = body();
             let (arrivals, all) = arrivals();
-            let mut body = Arriving::messages(inner, Some(arrivals), 1000);
+            let mut body = Arriving::messages(inner, Some(arrivals), 20_000);
             let (mut sent, mut seen) = (0, Vec::new());
             for chunk in wire.chunks(step) {
                 send(&chunks, chunk).await;
@@ -315,6 +342,17 @@ mod tests {
             assert_eq!(read(&mut body).await, (Vec::new(), true));
             assert_eq!(seen, wire);
         }
+    }
+
+    #[tokio::test]
+    async fn a_message_in_single_bytes_costs_its_bytes() {
+        let (chunks, inner) = body();
+        let mut body = Arriving::messages(inner, None, 100_000);
+        for byte in &message(&"x".repeat(50_000))[..50_000] {
+            send(&chunks, &[*byte]).await;
+            assert!(read(&mut body).await.0.is_empty());
+        }
+        assert!(body.held.len() <= 50_000 / SMALL_BYTES && body.small.capacity() <= 2 * SMALL_BYTES);
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ on_every_target! {
     rapid_resets_are_bounded,
     calls_whose_answers_are_not_read_are_bounded,
     unfinished_requests_cost_what_has_arrived,
+    single_bytes_cost_bytes,
 }
 
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
@@ -46,6 +47,13 @@ fn resident(process: &Process) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
 }
 
+/// Stops a process for a moment, as a busy machine does: what arrives meanwhile is there at once then.
+async fn stall(process: &Process) {
+    process.signal(Signal::STOP);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    process.signal(Signal::CONT);
+}
+
 async fn served_on_the_same_connection(world: &World, raw: &RawHttp2, stream: u32) {
     assert!(raw.alive().await, "cut off: {:?}", raw.wait("", |seen| Some(seen.goaway.clone())).await);
     let put = grpc_message(&PutRequest { key: "after".into(), ..Default::default() });
@@ -60,11 +68,14 @@ async fn a_burst_of_keep_alives_is_answered(world: &mut World) {
     const COUNT: usize = 30_000;
     let raw = RawHttp2::connect(&world.endpoint).await;
     raw.write(&grpc_headers(1, KEEP_ALIVE, &[], false)).await;
-    for number in 0..COUNT {
-        // Ids as clients have them, of leases that nobody granted: the answer is a TTL of zero.
-        let id = i64::MAX / 2 + number as i64;
-        assert!(raw.data(1, &grpc_message(&LeaseKeepAliveRequest { id })).await, "cut off after {number}");
-    }
+    let burst = async {
+        for number in 0..COUNT {
+            // Ids as clients have them, of leases that nobody granted: the answer is a TTL of zero.
+            let id = i64::MAX / 2 + number as i64;
+            assert!(raw.data(1, &grpc_message(&LeaseKeepAliveRequest { id })).await, "cut off after {number}");
+        }
+    };
+    tokio::join!(burst, stall(server(world)));
     raw.wait("all answers", |seen| {
         assert_eq!(seen.goaway, None);
         (seen.messages(1).len() == COUNT).then_some(())
@@ -75,7 +86,7 @@ async fn a_burst_of_keep_alives_is_answered(world: &mut World) {
 
 async fn watches_may_be_created_and_cancelled_in_a_pipeline(world: &mut World) {
     // As above; here the burst is one of watches that are given up before they were created.
-    const COUNT: i64 = 5_000;
+    const COUNT: i64 = 12_000;
     let raw = RawHttp2::connect(&world.endpoint).await;
     raw.write(&grpc_headers(1, WATCH, &[], false)).await;
     let create = |number: i64| {
@@ -84,9 +95,12 @@ async fn watches_may_be_created_and_cancelled_in_a_pipeline(world: &mut World) {
     };
     let cancel =
         |watch_id| WatchRequest { request_union: Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })) };
-    for request in (1..=COUNT).map(create).chain((1..=COUNT).map(cancel)) {
-        assert!(raw.data(1, &grpc_message(&request)).await, "cut off");
-    }
+    let burst = async {
+        for request in (1..=COUNT).map(create).chain((1..=COUNT).map(cancel)) {
+            assert!(raw.data(1, &grpc_message(&request)).await, "cut off");
+        }
+    };
+    tokio::join!(burst, stall(server(world)));
     raw.wait("all answers", |seen| {
         assert_eq!(seen.goaway, None);
         (seen.messages(1).len() as i64 == 2 * COUNT).then_some(())
@@ -195,4 +209,22 @@ async fn unfinished_requests_cost_what_has_arrived(world: &mut World) {
         println!("{CALLS} unfinished calls of {path}: {grown} MB");
         assert!(grown < FLOOD_MEMORY_MB, "{grown} MB more");
     }
+}
+
+async fn single_bytes_cost_bytes(world: &mut World) {
+    // A message in DATA frames of one byte each is slow, but no reason to hang up, nor to hold more than its bytes.
+    const BYTES: usize = 100_000;
+    let raw = RawHttp2::connect(&world.endpoint).await;
+    let before = resident(server(world));
+    raw.write(&grpc_headers(1, PUT, &[], false)).await;
+    let start = [&[0][..], &1_572_800_u32.to_be_bytes()].concat();
+    for byte in start.iter().chain(&vec![b'x'; BYTES]) {
+        if !raw.data(1, &[*byte]).await {
+            break; // The library may end it, as long as others are served.
+        }
+    }
+    soon("a put of another client", world.put("k", "v")).await;
+    let grown = resident(server(world)).saturating_sub(before);
+    println!("{BYTES} single bytes: {grown} MB");
+    assert!(grown < FLOOD_MEMORY_MB / 4, "{grown} MB more");
 }

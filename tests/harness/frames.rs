@@ -136,6 +136,7 @@ impl RawHttp2 {
         writer.write_all(&hello).await.expect("writes");
         let seen = Seen { initial_window: 65_535, connection_window: 65_535, ..Seen::default() };
         let (seen, changed) = (Arc::new(Mutex::new(seen)), Arc::new(Notify::new()));
+        #[allow(clippy::disallowed_methods, reason = "ends with the connection")]
         tokio::spawn(read(reader, seen.clone(), changed.clone()));
         let raw = Self { writer: tokio::sync::Mutex::new(writer), seen, changed };
         raw.wait("the settings", |seen| seen.settings.then_some(())).await;
