@@ -32,13 +32,6 @@ pub(super) async fn watch_over(
                 () = upstream.changed.notified() => continue,
             }
         }
-        if upstream.is_loop() {
-            // Asking would lead back here again: it stays out until it leaves the list.
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = upstream.changed.notified() => continue,
-            }
-        }
         let limit = if dialer.upstreams.any_live() { pause_max } else { pause_max.min(PAUSE_WITHOUT_ANY) };
         pause = pause.min(limit);
         tokio::select! {

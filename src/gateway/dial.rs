@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::loops::{Dialled, Loops};
 use super::metrics::GatewayMetrics;
 use super::upstreams::{Upstream, Upstreams};
 use crate::config::HostPort;
@@ -26,28 +25,19 @@ pub(super) struct Dialer {
     pub(super) connect_timeout: Duration,
     /// Where the gateway itself listens: a connection there would come back for ever.
     pub(super) own: SocketAddr,
-    /// Connections that are open, to find those that come back.
-    pub(super) loops: Arc<Loops>,
     /// Held while somebody looks whether any endpoint takes connections.
     pub(super) checking: tokio::sync::Mutex<()>,
-}
-
-/// A connection to an endpoint.
-#[derive(Debug)]
-pub(super) struct Connected {
-    pub(super) stream: TcpStream,
-    pub(super) noted: Dialled,
 }
 
 impl Dialer {
     /// Connects to the endpoint whose turn it is, or else to the next one that works. None when nobody takes the
     /// connection.
-    pub(super) async fn dial(&self) -> Option<Connected> {
+    pub(super) async fn dial(&self) -> Option<TcpStream> {
         let started = Instant::now();
         let mut tried = Vec::new();
         while let Some(upstream) = self.upstreams.pick(&tried) {
             match self.try_one(&upstream).await {
-                Ok(connected) => return Some(self.counted(&upstream, connected, started)),
+                Ok(stream) => return Some(self.connected(&upstream, stream, started)),
                 Err(error) if is_our_shortage(&error) => return None,
                 Err(_) => tried.push(upstream),
             }
@@ -57,20 +47,16 @@ impl Dialer {
         let mut attempts: FuturesUnordered<_> =
             rest.iter().map(async |upstream| (upstream, self.try_one(upstream).await)).collect();
         while let Some((upstream, outcome)) = attempts.next().await {
-            if let Ok(connected) = outcome {
-                return Some(self.counted(upstream, connected, started));
+            if let Ok(stream) = outcome {
+                return Some(self.connected(upstream, stream, started));
             }
         }
         None
     }
 
     /// One attempt, within the connect timeout, look-up included.
-    pub(super) async fn try_one(&self, upstream: &Arc<Upstream>) -> io::Result<Connected> {
+    pub(super) async fn try_one(&self, upstream: &Upstream) -> io::Result<TcpStream> {
         let outcome = connect(upstream.address(), self.connect_timeout, self.own).await;
-        let outcome = outcome.and_then(|stream| {
-            let noted = self.loops.dialled(stream.local_addr()?, upstream).ok_or_else(comes_back)?;
-            Ok(Connected { stream, noted })
-        });
         match &outcome {
             Ok(_) => upstream.mark_up(),
             Err(error) if is_our_shortage(error) => {}
@@ -79,15 +65,11 @@ impl Dialer {
         outcome
     }
 
-    fn counted(&self, upstream: &Upstream, connected: Connected, started: Instant) -> Connected {
+    fn connected(&self, upstream: &Upstream, stream: TcpStream, started: Instant) -> TcpStream {
         self.metrics.connected.with_label_values(&[&upstream.address().to_string()]).inc();
         self.metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
-        connected
+        stream
     }
-}
-
-fn comes_back() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself")
 }
 
 /// Whether the attempt failed for want of something here, which says nothing about the endpoint.
@@ -127,7 +109,7 @@ fn too_slow(what: &str) -> io::Error {
 
 async fn connect_to(address: SocketAddr, own: SocketAddr) -> io::Result<TcpStream> {
     if is_own(address, own) {
-        return Err(comes_back());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself"));
     }
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     let stream = socket.connect(address).await?;

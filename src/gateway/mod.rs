@@ -2,7 +2,7 @@
 //!
 //! A connection enters at the accept loop (`accept.rs`), which gives it to the serving thread with the fewest
 //! (`shard.rs`); there it stays. The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs`, kept
-//! honest by `check.rs`; `loops.rs` finds one that leads back here) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
+//! honest by `check.rs`) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
 //! holding memory while they are idle. [`Gateway::start`] wires that together. Read `flow.rs` first: all
 //! bytes go through it.
 
@@ -11,7 +11,6 @@ mod check;
 mod dial;
 mod flow;
 mod http;
-mod loops;
 mod metrics;
 mod pool;
 mod pump;

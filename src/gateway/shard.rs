@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-use super::dial::{Connected, Dialer};
+use super::dial::Dialer;
 use super::pump::Pump;
 use crate::types::TcpSilence;
 
@@ -90,16 +90,14 @@ async fn connect(client: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker: T
         Ok(client) => client,
         Err(error) => return debug!(%error, "connection could not be set up"),
     };
-    let accepted = client.peer_addr().ok().and_then(|from| dialer.loops.accepted(from));
-    let Some(accepted) = accepted else { return dialer.metrics.unserved.inc() };
-    let Some(Connected { stream, noted }) = dialer.dial().await else {
+    let Some(endpoint) = dialer.dial().await else {
         dialer.metrics.unserved.inc();
         return;
     };
-    let pump = Pump::new(client, stream, dialer.metrics.clone());
+    let pump = Pump::new(client, endpoint, dialer.metrics.clone());
     tracker.spawn(async move {
         pump.await;
-        drop((guard, accepted, noted));
+        drop(guard);
     });
 }
 

@@ -102,7 +102,6 @@ impl Gateway {
             metrics: gateway_metrics.clone(),
             connect_timeout: config.connect_timeout,
             own: address,
-            loops: Arc::default(),
             checking: tokio::sync::Mutex::new(()),
         });
         let metrics_address = match &config.metrics_addr {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::metrics::GatewayMetrics;
 use crate::config::HostPort;
@@ -16,8 +16,6 @@ use crate::discovery::{EndpointSet, ListedEndpoint};
 pub(super) struct Upstream {
     pub(super) listed: ListedEndpoint,
     down: AtomicBool,
-    /// Connections to it arrive at this gateway: it is not used again.
-    is_loop: AtomicBool,
     /// When it last took a connection.
     taken: Mutex<Option<Instant>>,
     /// Why it is down.
@@ -34,7 +32,6 @@ impl Upstream {
         Self {
             listed,
             down: AtomicBool::new(false),
-            is_loop: AtomicBool::new(false),
             taken: Mutex::new(None),
             reason: Mutex::new(String::new()),
             removed: AtomicBool::new(false),
@@ -48,7 +45,7 @@ impl Upstream {
     }
 
     pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed) || self.is_loop()
+        self.down.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -67,18 +64,6 @@ impl Upstream {
         }
     }
 
-    /// A connection arrived at this gateway again: no client goes there any more.
-    pub(super) fn mark_loop(&self) {
-        if !self.is_loop.swap(true, Ordering::Relaxed) {
-            error!(endpoint = %self.address(), "connections to the endpoint come back to this gateway, it is not used");
-            self.mark_down(&std::io::Error::other("connections to it come back to this gateway"));
-        }
-    }
-
-    pub(super) fn is_loop(&self) -> bool {
-        self.is_loop.load(Ordering::Relaxed)
-    }
-
     /// Whether it took a connection no longer ago than this.
     pub(super) fn took_within(&self, age: Duration) -> bool {
         self.taken.lock().is_some_and(|at| at.elapsed() <= age)
@@ -92,9 +77,6 @@ impl Upstream {
     /// A connection worked.
     pub(super) fn mark_up(&self) {
         *self.taken.lock() = Some(Instant::now());
-        if self.is_loop() {
-            return;
-        }
         if self.is_down() && self.down.swap(false, Ordering::Relaxed) {
             let label = self.address().to_string();
             info!(endpoint = %label, "endpoint is back");
@@ -183,7 +165,7 @@ impl Upstreams {
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % current.len().max(1);
         let fresh = |upstream: &&Arc<Upstream>| !tried.iter().any(|tried| Arc::ptr_eq(tried, upstream));
         let rotated = current[start..].iter().chain(&current[..start]);
-        rotated.filter(|upstream| upstream.is_down() && !upstream.is_loop()).filter(fresh).take(most).cloned().collect()
+        rotated.filter(|upstream| upstream.is_down()).filter(fresh).take(most).cloned().collect()
     }
 }
 
