@@ -75,22 +75,3 @@ fn quiet_watches_outlive_compactions_and_the_loss_of_each_member() {
         assert_eq!(silent.events(1).await, [format!("+silent=1@{revision}")]);
     });
 }
-
-#[test]
-fn the_first_watch_of_a_range_sees_a_put_sent_a_round_trip_later() {
-    // Its start was read after the upstream watch was there: two round trips and a dial late.
-    on_three(&[], async |cluster: &mut Cluster| {
-        let (_process, client) = proxy(cluster).await;
-        for round in 0..10 {
-            let key = format!("cold/{round}");
-            let mut watching = Watching::open(&client);
-            watching.ask(WatchCreateRequest { key: key.clone().into(), ..Default::default() }).await;
-            // Through the same proxy and behind the create: a read that goes to the members and back.
-            try_put(&client, "between", "").await.expect("put");
-            let revision = put(&cluster.member(round % 3), &key, "1").await;
-            let created = watching.next().await;
-            assert!(created.created && !created.canceled, "{created:?}");
-            assert_eq!(watching.events(1).await, [format!("+{key}=1@{revision}")]);
-        }
-    });
-}
