@@ -137,7 +137,7 @@ async fn deep_nesting_is_refused(world: &mut World) {
 
 async fn unknown_enums_are_refused(world: &mut World) {
     if crate::harness::is_stock() {
-        return; // This one ends a stock member.
+        return; // Stock does not answer this one.
     }
     let status = world.client.maintenance().alarm(AlarmRequest { action: 77, ..Default::default() }).await;
     assert_eq!(status.expect_err("refused").code(), Code::InvalidArgument);
