@@ -157,7 +157,7 @@ impl FakeNetwork {
         self.at(endpoint, |place| {
             place.dial = dial;
             let old = std::mem::replace(&mut place.hung, watch::Sender::new(false));
-            // For ever: the other end never hears that the host is gone.
+            // Kept open: a host that is gone closes no connection.
             self.tasks.spawn(async move { old.closed().await });
         });
     }

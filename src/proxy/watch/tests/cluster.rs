@@ -281,7 +281,7 @@ struct Watching {
 fn advance(state: &State, watching: &mut Watching) -> Option<WatchResponse> {
     let Watching { id, range, next, silent, active, synced, .. } = watching;
     let watch_id = *id;
-    // A member that lags has not heard of the compaction either, and one that is synced does not mind.
+    // A lagging member has not applied the compaction yet, and a synced watch is not affected by one.
     if !*synced && *next < state.compacted && state.compacted <= state.visible.max(1) {
         let header = state.header(0);
         let compact_revision = state.compacted;
