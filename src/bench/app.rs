@@ -5,7 +5,7 @@ use super::args::{self, Action, Bench, Load, Refusal, WatchArgs};
 use super::report::{Measured, Report};
 use super::requests::{Job, Mixed, Puts, Ranges, TxnPuts};
 use super::setup::Setup;
-use super::wire::Trouble;
+use super::wire::CallError;
 use super::{compare, keepalive, unary, watch};
 
 /// Runs one command line, whose first word is the program's name, and returns the exit code: 0 when everything asked
@@ -16,7 +16,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Ok(Bench { action: Action::Compare(args) }) => {
             return match compare::run(&args) {
                 Ok((text, clean)) => print(&text, u8::from(!clean)),
-                Err(trouble) => refuse(&trouble.0),
+                Err(error) => refuse(&error.0),
             };
         }
         Err(Refusal::Help(text)) => return print(&text, 0),
@@ -28,7 +28,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
             let text = if json { report.json() + "\n" } else { report.text() };
             print(&text, u8::from(!report.is_clean()))
         }
-        Err(trouble) => refuse(&trouble.0),
+        Err(error) => refuse(&error.0),
     }
 }
 
@@ -44,14 +44,14 @@ fn print(text: &str, code: u8) -> u8 {
 }
 
 /// Runs one load.
-pub(super) fn measure(load: &Load) -> Result<Report, Trouble> {
+pub(super) fn measure(load: &Load) -> Result<Report, CallError> {
     let common = load.common();
     let setup = Setup::prepare(common)?;
     let measured = measured(load, &setup)?;
     Ok(Report::new(load.name(), setup.endpoints(), (common.conns, common.clients), measured, &setup.meter))
 }
 
-fn measured(load: &Load, setup: &Setup) -> Result<Measured, Trouble> {
+fn measured(load: &Load, setup: &Setup) -> Result<Measured, CallError> {
     match load {
         Load::Put(args) => unary::run(setup, &Job::new(&args.common, Puts::new(args)?)),
         Load::Range(args) => unary::run(setup, &Job::new(&args.common, Ranges::new(args))),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::app;
 use super::args::{self, Action, CompareArgs, Load, Refusal};
 use super::report::Report;
-use super::wire::Trouble;
+use super::wire::CallError;
 use crate::client::Endpoint;
 
 /// One figure of a run, and where it is found.
@@ -64,7 +64,7 @@ struct Comparison {
 }
 
 /// Runs A, B, A, B, … and gives the text to print and whether every run was clean.
-pub(super) fn run(args: &CompareArgs) -> Result<(String, bool), Trouble> {
+pub(super) fn run(args: &CompareArgs) -> Result<(String, bool), CallError> {
     let load = read_load(args)?;
     let sides = [side(&load, &args.a, "a", args)?, side(&load, &args.b, "b", args)?];
     let mut reports = [Vec::new(), Vec::new()];
@@ -99,20 +99,20 @@ pub(super) fn run(args: &CompareArgs) -> Result<(String, bool), Trouble> {
     Ok((text, unclean == [0, 0]))
 }
 
-fn read_load(args: &CompareArgs) -> Result<Load, Trouble> {
+fn read_load(args: &CompareArgs) -> Result<Load, CallError> {
     let words = std::iter::once("watershed bench").chain(args.load.iter().map(String::as_str));
     match args::read(words) {
         Ok(bench) => match bench.action {
             Action::Load(load) => Ok(load),
-            Action::Compare(_) => Err(Trouble("a comparison cannot be compared".into())),
+            Action::Compare(_) => Err(CallError("a comparison cannot be compared".into())),
         },
-        Err(Refusal::Help(text) | Refusal::Wrong(text)) => Err(Trouble(text)),
+        Err(Refusal::Help(text) | Refusal::Wrong(text)) => Err(CallError(text)),
     }
 }
 
-fn side(load: &Load, endpoint: &Endpoint, name: &str, args: &CompareArgs) -> Result<Load, Trouble> {
+fn side(load: &Load, endpoint: &Endpoint, name: &str, args: &CompareArgs) -> Result<Load, CallError> {
     if let Some(wrong) = args.server_pid.iter().find(|server| server.name != "a" && server.name != "b") {
-        return Err(Trouble(format!("--server-pid {}={}: the side must be a or b", wrong.name, wrong.pid)));
+        return Err(CallError(format!("--server-pid {}={}: the side must be a or b", wrong.name, wrong.pid)));
     }
     let mut load = load.clone();
     let common = load.common_mut();

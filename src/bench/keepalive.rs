@@ -13,8 +13,8 @@ use super::pace::Pace;
 use super::record::Record;
 use super::report::Measured;
 use super::setup::{Setup, within};
-use super::unary::Gate;
-use super::wire::{Connection, Route, StreamReceiver, StreamSender, Trouble, frame};
+use super::unary::StartGate;
+use super::wire::{CallError, Connection, Route, StreamReceiver, StreamSender, frame};
 use super::{scan, threads};
 use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseRevokeRequest};
 use crate::shutdown::Tasks;
@@ -23,17 +23,17 @@ use crate::shutdown::Tasks;
 const GRANTS: usize = 64;
 
 /// Grants leases, renews them over streams, revokes them.
-pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, Trouble> {
+pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, CallError> {
     if args.leases < args.streams {
         let text = format!("--leases {} must not be below --streams {}", args.leases, args.streams);
-        return Err(Trouble(text));
+        return Err(CallError(text));
     }
     let common = &setup.common;
     let pace = Arc::new(Pace::new(common.total, common.limit(), common.rate()));
     let done = Arc::new(AtomicU64::new(0));
     let stop = CancellationToken::new();
-    let gate = Gate::new(common.threads as usize);
-    let run = Run { setup, args, pace: &pace, done: &done, gate: &gate };
+    let start_gate = StartGate::new(common.threads as usize);
+    let run = Run { setup, args, pace: &pace, done: &done, start_gate: &start_gate };
     let parts = threads::run(
         common.threads,
         |thread, tasks| {
@@ -41,14 +41,14 @@ pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, Troub
             async move {
                 let outcome = run.renew(thread, &tasks).await;
                 if outcome.is_err() {
-                    run.gate.open();
+                    run.start_gate.open();
                     stop.cancel();
                 }
                 outcome
             }
         },
         || {
-            gate.wait_aside();
+            start_gate.wait_aside();
             pace.drive(args.streams as usize, &stop);
         },
         &stop,
@@ -70,11 +70,11 @@ struct Run<'a> {
     args: &'a KeepAliveArgs,
     pace: &'a Arc<Pace>,
     done: &'a Arc<AtomicU64>,
-    gate: &'a Gate,
+    start_gate: &'a StartGate,
 }
 
 impl Run<'_> {
-    async fn renew(&self, thread: u32, tasks: &Tasks) -> Result<(Record, Instant), Trouble> {
+    async fn renew(&self, thread: u32, tasks: &Tasks) -> Result<(Record, Instant), CallError> {
         let connections: Vec<Arc<Connection>> =
             self.setup.connect(thread, tasks).await?.into_iter().map(Arc::new).collect();
         let threads = self.setup.common.threads as usize;
@@ -84,7 +84,7 @@ impl Run<'_> {
             let count = (*stream..self.args.leases).step_by(self.args.streams as usize).count();
             streams.push(self.grant(&connections[0], count).await?);
         }
-        self.gate.wait();
+        self.start_gate.wait();
         let record = Arc::new(Mutex::new(Record::default()));
         let renewals: Vec<_> = streams
             .iter()
@@ -109,16 +109,17 @@ impl Run<'_> {
         Ok((record, end))
     }
 
-    async fn grant(&self, connection: &Connection, count: usize) -> Result<Vec<i64>, Trouble> {
+    async fn grant(&self, connection: &Connection, count: usize) -> Result<Vec<i64>, CallError> {
         let request = frame(&LeaseGrantRequest { ttl: self.args.ttl, id: 0 });
         let grants = (0..count).map(|_| {
             let call = within(&self.setup.common, connection.unary(Route::LeaseGrant, request.clone()));
             async {
                 let answer = LeaseGrantResponse::decode(call.await?);
-                Ok(answer.map_err(|error| Trouble(format!("grant lease: {error}")))?.id)
+                Ok(answer.map_err(|error| CallError(format!("grant lease: {error}")))?.id)
             }
         });
-        let granted: Vec<Result<i64, Trouble>> = futures::stream::iter(grants).buffer_unordered(GRANTS).collect().await;
+        let granted: Vec<Result<i64, CallError>> =
+            futures::stream::iter(grants).buffer_unordered(GRANTS).collect().await;
         granted.into_iter().collect()
     }
 
@@ -149,12 +150,12 @@ impl Stream {
         let mut in_flight = HashMap::with_capacity(self.in_flight_max);
         let outcome = match self.connection.stream(Route::LeaseKeepAlive).await {
             Ok((sender, receiver)) => self.exchange(sender, receiver, &mut in_flight).await,
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         };
-        if let Err(trouble) = outcome {
+        if let Err(error) = outcome {
             // Whatever was under way shares its fate.
             let mut record = self.record.lock();
-            (0..in_flight.len().max(1)).for_each(|_| record.failed(&trouble));
+            (0..in_flight.len().max(1)).for_each(|_| record.failed(&error));
         }
     }
 
@@ -163,7 +164,7 @@ impl Stream {
         mut sender: StreamSender,
         mut receiver: StreamReceiver,
         in_flight: &mut HashMap<i64, Instant>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), CallError> {
         let mut turn = self.leases.iter().cycle();
         let mut more = true;
         while more || !in_flight.is_empty() {
@@ -180,9 +181,9 @@ impl Stream {
                     }
                 },
                 answer = tokio::time::timeout(self.patience, receiver.message()), if !in_flight.is_empty() => {
-                    let answer = answer.map_err(|_| Trouble(format!("no answer within {:?}", self.patience)))??;
+                    let answer = answer.map_err(|_| CallError(format!("no answer within {:?}", self.patience)))??;
                     let answer = scan::keep_alive_answer(&answer);
-                    let (id, ttl) = answer.ok_or_else(|| Trouble("keep-alive answer is not understood".into()))?;
+                    let (id, ttl) = answer.ok_or_else(|| CallError("keep-alive answer is not understood".into()))?;
                     self.take_note(in_flight.remove(&id), ttl);
                 }
             }
@@ -193,8 +194,8 @@ impl Stream {
     fn take_note(&self, sent: Option<Instant>, ttl: i64) {
         let mut record = self.record.lock();
         match sent {
-            None => record.failed(&Trouble("answer for a lease that was not asked about".into())),
-            Some(_) if ttl <= 0 => record.failed(&Trouble("lease is gone".into())),
+            None => record.failed(&CallError("answer for a lease that was not asked about".into())),
+            Some(_) if ttl <= 0 => record.failed(&CallError("lease is gone".into())),
             Some(sent) => record.answered(sent.elapsed()),
         }
         self.done.fetch_add(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::wire::Trouble;
+use super::wire::CallError;
 
 /// Longest latency told apart, an hour.
 const LONGEST_NANOS: u64 = 3_600_000_000_000;
@@ -30,9 +30,9 @@ impl Record {
         self.latency.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(LONGEST_NANOS).max(1));
     }
 
-    pub(super) fn failed(&mut self, trouble: &Trouble) {
-        let known = self.errors.len() < TEXTS || self.errors.contains_key(&trouble.0);
-        let text = if known { trouble.0.as_str() } else { "(other errors)" };
+    pub(super) fn failed(&mut self, error: &CallError) {
+        let known = self.errors.len() < TEXTS || self.errors.contains_key(&error.0);
+        let text = if known { error.0.as_str() } else { "(other errors)" };
         *self.errors.entry(text.to_owned()).or_default() += 1;
     }
 
@@ -121,9 +121,9 @@ mod tests {
     fn errors_are_counted_by_text_and_bounded() {
         let mut record = Record::default();
         for at in 0..200 {
-            record.failed(&Trouble(format!("error {at}")));
+            record.failed(&CallError(format!("error {at}")));
         }
-        record.failed(&Trouble("error 0".into()));
+        record.failed(&CallError("error 0".into()));
         assert_eq!(record.errors()["error 0"], 2);
         assert_eq!(record.errors()["(other errors)"], 200 - TEXTS as u64);
     }

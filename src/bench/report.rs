@@ -180,13 +180,13 @@ fn latency_line(out: &mut String, name: &str, latency: &Latency) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::Trouble;
+    use super::super::wire::CallError;
     use super::*;
 
     fn report(delivery: Option<Delivery>, errors: u32) -> Report {
         let mut record = Record::default();
         (1..=100).for_each(|millis| record.answered(Duration::from_millis(millis)));
-        (0..errors).for_each(|_| record.failed(&Trouble("Unavailable: gone".into())));
+        (0..errors).for_each(|_| record.failed(&CallError("Unavailable: gone".into())));
         let measured = Measured { record, elapsed: Duration::from_secs(2), offered: Some(60.0), delivery };
         let meter = Meter::start(&[]).unwrap();
         Report::new("put", vec!["127.0.0.1:2379".into()], (1, 2), measured, &meter)

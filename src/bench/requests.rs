@@ -4,7 +4,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::args::{Common, Consistency, KeyArgs, MixedArgs, PutArgs, RangeArgs, TxnPutArgs};
-use super::wire::{Route, Trouble, frame};
+use super::wire::{CallError, Route, frame};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest};
 use crate::types::KeyRange;
@@ -28,7 +28,7 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn new(args: &KeyArgs) -> Result<Self, Trouble> {
+    pub(super) fn new(args: &KeyArgs) -> Result<Self, CallError> {
         let size = args.key_size as usize;
         let digits = (args.key_space_size - 1).checked_ilog10().map_or(1, |log| log as usize + 1);
         if digits > size {
@@ -36,7 +36,7 @@ impl Keys {
                 "--key-size {size} is too short for --key-space-size {}: keys are numbers and need {digits} bytes",
                 args.key_space_size
             );
-            return Err(Trouble(text));
+            return Err(CallError(text));
         }
         let mut value = vec![0; args.val_size as usize];
         fastrand::Rng::with_seed(1).fill(&mut value);
@@ -61,7 +61,7 @@ impl Keys {
 pub(super) struct Puts(Keys);
 
 impl Puts {
-    pub(super) fn new(args: &PutArgs) -> Result<Self, Trouble> {
+    pub(super) fn new(args: &PutArgs) -> Result<Self, CallError> {
         Ok(Self(Keys::new(&args.keys)?))
     }
 }
@@ -109,14 +109,14 @@ pub(super) struct TxnPuts {
 }
 
 impl TxnPuts {
-    pub(super) fn new(args: &TxnPutArgs) -> Result<Self, Trouble> {
+    pub(super) fn new(args: &TxnPutArgs) -> Result<Self, CallError> {
         let keys = Keys::new(&args.keys)?;
         let ops = u64::from(args.txn_ops);
         if ops > keys.space {
             let text = format!(
                 "--txn-ops {ops} needs --key-space-size {ops} at least: a transaction may write a key only once"
             );
-            return Err(Trouble(text));
+            return Err(CallError(text));
         }
         Ok(Self { keys, ops })
     }
@@ -140,7 +140,7 @@ pub(super) struct Mixed {
 }
 
 impl Mixed {
-    pub(super) fn new(args: &MixedArgs) -> Result<Self, Trouble> {
+    pub(super) fn new(args: &MixedArgs) -> Result<Self, CallError> {
         Ok(Self {
             keys: Keys::new(&args.keys)?,
             reads: args.rw_ratio / (1.0 + args.rw_ratio),
@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    fn keys(key_size: u32, key_space_size: u64, sequential_keys: bool) -> Result<Keys, Trouble> {
+    fn keys(key_size: u32, key_space_size: u64, sequential_keys: bool) -> Result<Keys, CallError> {
         Keys::new(&KeyArgs { key_size, val_size: 4, key_space_size, sequential_keys })
     }
 

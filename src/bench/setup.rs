@@ -5,7 +5,7 @@ use prost::Message;
 
 use super::args::Common;
 use super::server::Meter;
-use super::wire::{Connection, Route, Target, Trouble, frame};
+use super::wire::{CallError, Connection, Route, Target, frame};
 use crate::client::Endpoint;
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse};
 use crate::shutdown::Tasks;
@@ -19,7 +19,7 @@ pub(super) struct Setup {
 
 impl Setup {
     /// Logs in and finds the leader, when asked to; then takes the first reading of the servers.
-    pub(super) fn prepare(common: &Common) -> Result<Self, Trouble> {
+    pub(super) fn prepare(common: &Common) -> Result<Self, CallError> {
         let target = |endpoint: &Endpoint| Target {
             endpoint: endpoint.clone(),
             dial_timeout: common.dial_timeout.0,
@@ -29,7 +29,7 @@ impl Setup {
         if common.user.is_some() || common.target_leader {
             targets = runtime()?.block_on(narrow(common, targets, &Tasks::new()))?;
         }
-        let meter = Meter::start(&common.server_pid).map_err(Trouble)?;
+        let meter = Meter::start(&common.server_pid).map_err(CallError)?;
         Ok(Self { common: common.clone(), targets, meter })
     }
 
@@ -43,7 +43,7 @@ impl Setup {
     }
 
     /// Opens the connections of one thread: of `conns` those that fall to it, one at least.
-    pub(super) async fn connect(&self, thread: u32, tasks: &Tasks) -> Result<Vec<Connection>, Trouble> {
+    pub(super) async fn connect(&self, thread: u32, tasks: &Tasks) -> Result<Vec<Connection>, CallError> {
         let mut connections = Vec::new();
         for index in (thread..self.common.conns.max(thread + 1)).step_by(self.common.threads as usize) {
             connections.push(Connection::open(self.target(index), tasks).await?);
@@ -53,18 +53,18 @@ impl Setup {
 }
 
 /// A single-threaded runtime.
-pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Trouble> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CallError> {
     let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    built.map_err(|error| Trouble(format!("start runtime: {error}")))
+    built.map_err(|error| CallError(format!("start runtime: {error}")))
 }
 
-async fn narrow(common: &Common, mut targets: Vec<Target>, tasks: &Tasks) -> Result<Vec<Target>, Trouble> {
+async fn narrow(common: &Common, mut targets: Vec<Target>, tasks: &Tasks) -> Result<Vec<Target>, CallError> {
     if let Some((name, password)) = &common.user {
         let connection = Connection::open(targets[0].clone(), tasks).await?;
         let request = AuthenticateRequest { name: name.clone(), password: password.clone() };
         let answer = within(common, connection.unary(Route::Authenticate, frame(&request))).await?;
-        let token = AuthenticateResponse::decode(answer).map_err(|error| Trouble(format!("log in: {error}")))?.token;
-        let token = HeaderValue::from_str(&token).map_err(|error| Trouble(format!("log in: {error}")))?;
+        let token = AuthenticateResponse::decode(answer).map_err(|error| CallError(format!("log in: {error}")))?.token;
+        let token = HeaderValue::from_str(&token).map_err(|error| CallError(format!("log in: {error}")))?;
         targets.iter_mut().for_each(|target| target.token = Some(token.clone()));
     }
     if !common.target_leader {
@@ -73,19 +73,22 @@ async fn narrow(common: &Common, mut targets: Vec<Target>, tasks: &Tasks) -> Res
     for target in &targets {
         let connection = Connection::open(target.clone(), tasks).await?;
         let answer = within(common, connection.unary(Route::Status, frame(&StatusRequest {}))).await?;
-        let status = StatusResponse::decode(answer).map_err(|error| Trouble(format!("read status: {error}")))?;
+        let status = StatusResponse::decode(answer).map_err(|error| CallError(format!("read status: {error}")))?;
         if status.header.map_or(0, |header| header.member_id) == status.leader {
             return Ok(vec![target.clone()]);
         }
     }
-    Err(Trouble("--target-leader: none of --endpoints is the leader".into()))
+    Err(CallError("--target-leader: none of --endpoints is the leader".into()))
 }
 
 /// The outcome, or a timeout.
-pub(super) async fn within<T>(common: &Common, call: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+pub(super) async fn within<T>(
+    common: &Common,
+    call: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
     let limit: Duration = common.request_timeout.0;
     match tokio::time::timeout(limit, call).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Trouble(format!("no answer within {limit:?}"))),
+        Err(_) => Err(CallError(format!("no answer within {limit:?}"))),
     }
 }

@@ -14,7 +14,7 @@ struct Written {
 
 /// The puts of a run, by key.
 #[derive(Debug)]
-pub(super) struct Ledger(Vec<Written>);
+pub(super) struct WrittenLog(Vec<Written>);
 
 /// What one watcher saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) struct Seen {
 
 /// What a watcher did not see as it should.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct Comparison {
     pub(super) missing: u64,
     pub(super) surplus: u64,
 }
@@ -40,7 +40,7 @@ fn mark(number: u64) -> u64 {
     (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31).wrapping_mul(0xbf58_476d_1ce4_e5b9)
 }
 
-impl Ledger {
+impl WrittenLog {
     pub(super) fn new(keys: usize) -> Self {
         Self((0..keys).map(|_| Written::default()).collect())
     }
@@ -76,16 +76,16 @@ impl Ledger {
     }
 
     /// Compares what a watcher saw with what was written to its keys.
-    pub(super) fn judge(&self, seen: &Seen) -> Verdict {
+    pub(super) fn judge(&self, seen: &Seen) -> Comparison {
         let (puts, marks, uncertain) = self.total(seen.key);
-        let mut verdict = Verdict { missing: puts.saturating_sub(seen.events), surplus: seen.surplus };
-        verdict.surplus += seen.events.saturating_sub(puts + uncertain);
+        let mut comparison = Comparison { missing: puts.saturating_sub(seen.events), surplus: seen.surplus };
+        comparison.surplus += seen.events.saturating_sub(puts + uncertain);
         if uncertain == 0 && seen.events == puts && seen.marks != marks {
             // As many as there should be, but not the same: one stands for another.
-            verdict.missing += 1;
-            verdict.surplus += 1;
+            comparison.missing += 1;
+            comparison.surplus += 1;
         }
-        verdict
+        comparison
     }
 }
 
@@ -112,43 +112,43 @@ mod tests {
     use super::*;
 
     /// Puts 0, 1, 2 on key 0; the events seen are given as `revision:number`.
-    fn verdict(events: &[(i64, u64)]) -> Verdict {
-        let ledger = Ledger::new(2);
-        (0..3).for_each(|number| ledger.ended(0, number, true));
+    fn comparison(events: &[(i64, u64)]) -> Comparison {
+        let written_log = WrittenLog::new(2);
+        (0..3).for_each(|number| written_log.ended(0, number, true));
         let mut seen = Seen::new(Some(0));
         events.iter().for_each(|(revision, number)| {
             seen.event(*revision, *number);
         });
-        ledger.judge(&seen)
+        written_log.judge(&seen)
     }
 
     #[test]
     fn every_event_once_and_in_order_is_exact() {
-        assert_eq!(verdict(&[(2, 0), (3, 1), (4, 2)]), Verdict::default());
+        assert_eq!(comparison(&[(2, 0), (3, 1), (4, 2)]), Comparison::default());
         // Two callers may have their puts ordered either way.
-        assert_eq!(verdict(&[(2, 1), (3, 0), (4, 2)]), Verdict::default());
+        assert_eq!(comparison(&[(2, 1), (3, 0), (4, 2)]), Comparison::default());
     }
 
     #[test]
     fn losses_repeats_and_disorder_are_found() {
-        assert_eq!(verdict(&[(2, 0), (4, 2)]), Verdict { missing: 1, surplus: 0 });
-        assert_eq!(verdict(&[(2, 0), (3, 1), (3, 1), (4, 2)]), Verdict { missing: 0, surplus: 1 });
-        assert_eq!(verdict(&[(2, 0), (4, 2), (3, 1)]), Verdict { missing: 1, surplus: 1 });
-        assert_eq!(verdict(&[(2, 0), (3, 1), (4, 1)]), Verdict { missing: 1, surplus: 1 });
-        assert_eq!(verdict(&[(2, 0), (3, 1), (4, 2), (5, 9)]), Verdict { missing: 0, surplus: 1 });
+        assert_eq!(comparison(&[(2, 0), (4, 2)]), Comparison { missing: 1, surplus: 0 });
+        assert_eq!(comparison(&[(2, 0), (3, 1), (3, 1), (4, 2)]), Comparison { missing: 0, surplus: 1 });
+        assert_eq!(comparison(&[(2, 0), (4, 2), (3, 1)]), Comparison { missing: 1, surplus: 1 });
+        assert_eq!(comparison(&[(2, 0), (3, 1), (4, 1)]), Comparison { missing: 1, surplus: 1 });
+        assert_eq!(comparison(&[(2, 0), (3, 1), (4, 2), (5, 9)]), Comparison { missing: 0, surplus: 1 });
     }
 
     #[test]
     fn a_put_without_an_answer_may_be_seen_or_not() {
-        let ledger = Ledger::new(1);
-        ledger.ended(0, 0, true);
-        ledger.ended(0, 1, false);
+        let written_log = WrittenLog::new(1);
+        written_log.ended(0, 0, true);
+        written_log.ended(0, 1, false);
         let mut seen = Seen::new(None);
         seen.event(2, 0);
-        assert_eq!(ledger.judge(&seen), Verdict::default());
+        assert_eq!(written_log.judge(&seen), Comparison::default());
         seen.event(3, 1);
-        assert_eq!(ledger.judge(&seen), Verdict::default());
+        assert_eq!(written_log.judge(&seen), Comparison::default());
         seen.event(4, 2);
-        assert_eq!(ledger.judge(&seen), Verdict { missing: 0, surplus: 1 });
+        assert_eq!(written_log.judge(&seen), Comparison { missing: 0, surplus: 1 });
     }
 }

@@ -5,7 +5,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use super::setup::runtime;
-use super::wire::Trouble;
+use super::wire::CallError;
 use crate::shutdown::Tasks;
 
 /// Pause between two looks at the threads.
@@ -24,10 +24,10 @@ pub(super) fn run<T, F>(
     total: Option<u64>,
     done: impl Fn() -> u64,
     json: bool,
-) -> Result<Vec<T>, Trouble>
+) -> Result<Vec<T>, CallError>
 where
     T: Send,
-    F: Future<Output = Result<T, Trouble>>,
+    F: Future<Output = Result<T, CallError>>,
 {
     let bar = progress(total, json);
     std::thread::scope(|scope| {
@@ -49,14 +49,14 @@ where
             bar.set_position(done());
         }
         bar.finish_and_clear();
-        let outcomes: Result<Vec<T>, Trouble> = workers.into_iter().map(joined).collect();
+        let outcomes: Result<Vec<T>, CallError> = workers.into_iter().map(joined).collect();
         stop.cancel();
         joined_unit(aside);
         outcomes
     })
 }
 
-fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Trouble>>) -> Result<T, Trouble> {
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, CallError>>) -> Result<T, CallError> {
     // A panic of a thread is a fault of the generator; it goes on as one.
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

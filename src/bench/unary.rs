@@ -11,17 +11,17 @@ use super::report::Measured;
 use super::requests::{Job, Source};
 use super::setup::Setup;
 use super::threads;
-use super::wire::{Connection, Trouble};
+use super::wire::{CallError, Connection};
 use crate::shutdown::Tasks;
 
 /// Sends single requests from many callers and measures each.
-pub(super) fn run(setup: &Setup, job: &Job) -> Result<Measured, Trouble> {
+pub(super) fn run(setup: &Setup, job: &Job) -> Result<Measured, CallError> {
     let pace = Arc::new(Pace::new(job.total, job.limit, job.rate));
     let done = Arc::new(AtomicU64::new(0));
     let stop = CancellationToken::new();
-    let gate = Gate::new(setup.common.threads as usize);
+    let start_gate = StartGate::new(setup.common.threads as usize);
     let callers = job.clients as usize;
-    let (pace_ref, stop_ref, gate_ref, done_ref) = (&pace, &stop, &gate, &done);
+    let (pace_ref, stop_ref, gate_ref, done_ref) = (&pace, &stop, &start_gate, &done);
     let records = threads::run(
         setup.common.threads,
         |thread, tasks| async move {
@@ -88,8 +88,8 @@ pub(super) async fn clients(
                     let mut record = record.lock();
                     match answer {
                         Ok(Ok(_)) => record.answered(latency),
-                        Ok(Err(trouble)) => record.failed(&trouble),
-                        Err(_) => record.failed(&Trouble(format!("no answer within {timeout:?}"))),
+                        Ok(Err(error)) => record.failed(&error),
+                        Err(_) => record.failed(&CallError(format!("no answer within {timeout:?}"))),
                     }
                     done.fetch_add(1, Ordering::Relaxed);
                     // Errors without end tell nothing that one of them does not.
@@ -106,12 +106,12 @@ pub(super) async fn clients(
 }
 
 /// Lets all threads begin together, once each has its connections.
-pub(super) struct Gate {
+pub(super) struct StartGate {
     missing: Mutex<usize>,
     open: parking_lot::Condvar,
 }
 
-impl Gate {
+impl StartGate {
     pub(super) fn new(threads: usize) -> Self {
         Self { missing: Mutex::new(threads), open: parking_lot::Condvar::new() }
     }

@@ -14,9 +14,9 @@ use super::record::Record;
 use super::report::{Delivery, Measured};
 use super::requests::Source;
 use super::setup::{Setup, within};
-use super::tally::{Ledger, Seen};
-use super::unary::{Gate, clients, share};
-use super::wire::{Connection, Route, StreamReceiver, StreamSender, Trouble, frame};
+use super::tally::{Seen, WrittenLog};
+use super::unary::{StartGate, clients, share};
+use super::wire::{CallError, Connection, Route, StreamReceiver, StreamSender, frame};
 use super::{scan, threads};
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{PutRequest, WatchCreateRequest, WatchRequest};
@@ -44,7 +44,7 @@ pub(super) struct Shape {
 struct Board {
     /// Times in values count from here.
     epoch: Instant,
-    ledger: Ledger,
+    written_log: WrittenLog,
     events: AtomicU64,
     last_event_nanos: AtomicU64,
     /// Cancelled when the readers may go home.
@@ -65,13 +65,13 @@ struct Part {
 }
 
 /// Sets the watches up, puts, waits for the last event and compares what was seen with what was written.
-pub(super) fn run(setup: &Setup, args: &WatchArgs, shape: Shape) -> Result<Measured, Trouble> {
+pub(super) fn run(setup: &Setup, args: &WatchArgs, shape: Shape) -> Result<Measured, CallError> {
     let common = &setup.common;
     let rate = (shape.put_rate > 0.0).then_some(shape.put_rate);
     let pace = Arc::new(Pace::new(args.put_total, common.limit(), rate));
     let board = Arc::new(Board {
         epoch: Instant::now(),
-        ledger: Ledger::new(args.keys as usize),
+        written_log: WrittenLog::new(args.keys as usize),
         events: AtomicU64::new(0),
         last_event_nanos: AtomicU64::new(0),
         finish: CancellationToken::new(),
@@ -82,8 +82,8 @@ pub(super) fn run(setup: &Setup, args: &WatchArgs, shape: Shape) -> Result<Measu
         shape,
         pace: &pace,
         board: &board,
-        ready: Gate::new(common.threads as usize),
-        go: Gate::new(1),
+        ready: StartGate::new(common.threads as usize),
+        go: StartGate::new(1),
         stop: CancellationToken::new(),
     };
     let watchers = u64::from(args.streams) * u64::from(shape.watchers_per_stream);
@@ -122,9 +122,9 @@ struct Run<'a> {
     pace: &'a Arc<Pace>,
     board: &'a Arc<Board>,
     /// Opens when every watch is set up.
-    ready: Gate,
+    ready: StartGate,
     /// Opens when the puts begin.
-    go: Gate,
+    go: StartGate,
     stop: CancellationToken,
 }
 
@@ -137,7 +137,7 @@ impl Run<'_> {
     }
 
     /// Reads on the streams of one thread until the run is over.
-    async fn read(&self, thread: u32, tasks: &Tasks) -> Result<Part, Trouble> {
+    async fn read(&self, thread: u32, tasks: &Tasks) -> Result<Part, CallError> {
         let start = Instant::now();
         let connections: Vec<Arc<Connection>> =
             self.setup.connect(thread, tasks).await?.into_iter().map(Arc::new).collect();
@@ -168,16 +168,16 @@ impl Run<'_> {
             .collect();
         // One permit for each stream that is set up, or never will be.
         let all = set_up.acquire_many(streams).await;
-        drop(all.map_err(|error| Trouble(format!("set up watches: {error}")))?);
+        drop(all.map_err(|error| CallError(format!("set up watches: {error}")))?);
         let setup = start.elapsed();
         self.ready.arrive();
         let mut part = Part { setup, ..Part::default() };
         for outcome in futures::future::join_all(readers).await {
-            let outcome = outcome.map_err(|error| Trouble(format!("watch stream: {error}")))?;
+            let outcome = outcome.map_err(|error| CallError(format!("watch stream: {error}")))?;
             part.seen.extend(outcome.seen);
             part.ended += outcome.ended;
-            if let Some(trouble) = outcome.trouble {
-                part.puts.failed(&trouble);
+            if let Some(error) = outcome.error {
+                part.puts.failed(&error);
             }
         }
         part.delivery = std::mem::take(&mut *delivery.lock());
@@ -211,7 +211,7 @@ impl Run<'_> {
     }
 
     /// Puts, then waits until every event has arrived or none comes any more.
-    async fn write(&self, tasks: &Tasks) -> Result<Part, Trouble> {
+    async fn write(&self, tasks: &Tasks) -> Result<Part, CallError> {
         let callers = self.setup.common.clients;
         self.ready.wait_aside();
         let mut connections = Vec::new();
@@ -264,12 +264,12 @@ impl Run<'_> {
         let watchers = u64::from(self.args.streams) * u64::from(self.shape.watchers_per_stream);
         let keys = u64::from(self.args.keys);
         if self.args.whole_prefix {
-            return watchers * self.board.ledger.written(None);
+            return watchers * self.board.written_log.written(None);
         }
         (0..self.args.keys)
             .map(|key| {
                 let watchers = watchers / keys + u64::from(u64::from(key) < watchers % keys);
-                watchers * self.board.ledger.written(Some(key))
+                watchers * self.board.written_log.written(Some(key))
             })
             .sum()
     }
@@ -298,7 +298,7 @@ impl Source for Puts {
     }
 
     fn ended(&self, index: u64, well: bool) {
-        self.board.ledger.ended((index % u64::from(self.keys)) as u32, index, well);
+        self.board.written_log.ended((index % u64::from(self.keys)) as u32, index, well);
     }
 }
 
@@ -318,11 +318,11 @@ struct Followed {
     seen: Vec<Seen>,
     /// Watches that ended before the run did.
     ended: u64,
-    trouble: Option<Trouble>,
+    error: Option<CallError>,
 }
 
 impl Reader {
-    async fn open(&self) -> Result<Opened, Trouble> {
+    async fn open(&self) -> Result<Opened, CallError> {
         let (mut sender, mut receiver) = self.connection.stream(Route::Watch).await?;
         for (create, _) in &self.plan {
             sender.send(create.clone())?;
@@ -344,12 +344,12 @@ impl Reader {
     }
 
     /// Reads events until the run is over.
-    async fn follow(self, opened: Result<Opened, Trouble>) -> Followed {
+    async fn follow(self, opened: Result<Opened, CallError>) -> Followed {
         let mut seen: Vec<Seen> = self.plan.iter().map(|(_, key)| Seen::new(*key)).collect();
         let watches = seen.len() as u64;
         let (_sender, mut receiver, mut slots) = match opened {
             Ok(opened) => opened,
-            Err(trouble) => return Followed { seen, ended: watches, trouble: Some(trouble) },
+            Err(error) => return Followed { seen, ended: watches, error: Some(error) },
         };
         loop {
             let message = tokio::select! {
@@ -359,20 +359,20 @@ impl Reader {
             let outcome = message.and_then(|message| self.count(&message, &slots, &mut seen));
             let ended = match outcome {
                 Ok(None) => continue,
-                Ok(Some((id, trouble))) => {
+                Ok(Some((id, error))) => {
                     slots.remove(&id);
-                    trouble
+                    error
                 }
-                Err(trouble) => {
+                Err(error) => {
                     slots.clear();
-                    trouble
+                    error
                 }
             };
             if slots.is_empty() {
-                return Followed { seen, ended: watches, trouble: Some(ended) };
+                return Followed { seen, ended: watches, error: Some(ended) };
             }
         }
-        Followed { seen, ended: watches - slots.len() as u64, trouble: None }
+        Followed { seen, ended: watches - slots.len() as u64, error: None }
     }
 
     /// Takes note of the events of one message. A watch that ended comes back with the reason.
@@ -381,7 +381,7 @@ impl Reader {
         message: &[u8],
         slots: &BTreeMap<i64, usize>,
         seen: &mut [Seen],
-    ) -> Result<Option<(i64, Trouble)>, Trouble> {
+    ) -> Result<Option<(i64, CallError)>, CallError> {
         let now = self.board.epoch.elapsed();
         let mut events = 0;
         let mut delivery = self.delivery.lock();
@@ -410,12 +410,12 @@ fn stamp(value: &[u8]) -> Option<(u64, Duration)> {
     Some((number, Duration::from_nanos(sent)))
 }
 
-fn unreadable() -> Trouble {
-    Trouble("watch answer is not understood".into())
+fn unreadable() -> CallError {
+    CallError("watch answer is not understood".into())
 }
 
-fn refused(reason: &[u8]) -> Trouble {
-    Trouble(format!("watch canceled: {}", String::from_utf8_lossy(reason)))
+fn refused(reason: &[u8]) -> CallError {
+    CallError(format!("watch canceled: {}", String::from_utf8_lossy(reason)))
 }
 
 fn sum_up(run: &Run<'_>, parts: Vec<Part>, offered: Option<f64>, watchers: u64) -> Measured {
@@ -432,9 +432,9 @@ fn sum_up(run: &Run<'_>, parts: Vec<Part>, offered: Option<f64>, watchers: u64) 
         delivery.setup_seconds = delivery.setup_seconds.max(part.setup.as_secs_f64());
         delivery.idle_bytes_per_stream.extend(part.idle_bytes_per_stream);
         for seen in part.seen {
-            let verdict = run.board.ledger.judge(&seen);
-            delivery.missing += verdict.missing;
-            delivery.duplicate_or_disordered += verdict.surplus;
+            let comparison = run.board.written_log.judge(&seen);
+            delivery.missing += comparison.missing;
+            delivery.duplicate_or_disordered += comparison.surplus;
         }
     }
     delivery.events = arrived.answers();

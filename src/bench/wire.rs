@@ -70,15 +70,15 @@ impl Route {
 
 /// Why a call gave no answer. Errors are counted by this text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Trouble(pub(super) String);
+pub(super) struct CallError(pub(super) String);
 
-impl fmt::Display for Trouble {
+impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl From<h2::Error> for Trouble {
+impl From<h2::Error> for CallError {
     fn from(error: h2::Error) -> Self {
         Self(format!("connection: {error}"))
     }
@@ -118,7 +118,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) async fn open(target: Target, tasks: &Tasks) -> Result<Self, Trouble> {
+    pub(super) async fn open(target: Target, tasks: &Tasks) -> Result<Self, CallError> {
         let sender = dial(&target, tasks).await?;
         let requests = Route::ALL.into_iter().map(|route| request(&target, route)).collect();
         let redial = tokio::sync::Mutex::new(());
@@ -132,7 +132,7 @@ impl Connection {
     }
 
     /// Starts a call; the answer's headers are not waited for.
-    async fn start(&self, route: Route) -> Result<(ResponseFuture, SendStream<Bytes>), Trouble> {
+    async fn start(&self, route: Route) -> Result<(ResponseFuture, SendStream<Bytes>), CallError> {
         let sender = self.sender.lock().clone();
         let mut sender = match sender.ready().await {
             Ok(sender) => sender,
@@ -170,7 +170,7 @@ impl Connection {
     }
 
     /// One request, one answer. The answer is the whole message without its prefix.
-    pub(super) async fn unary(&self, route: Route, frame: Bytes) -> Result<Bytes, Trouble> {
+    pub(super) async fn unary(&self, route: Route, frame: Bytes) -> Result<Bytes, CallError> {
         let (answer, mut send) = self.start(route).await?;
         send.send_data(frame, true)?;
         let answer = answer.await?;
@@ -191,29 +191,29 @@ impl Connection {
         }
         match body.trailers().await? {
             Some(trailers) => status_of(&trailers)?,
-            None => return Err(Trouble("answer without a status".into())),
+            None => return Err(CallError("answer without a status".into())),
         }
         let mut whole = if pieces.is_empty() { whole } else { pieces.freeze() };
         if whole.len() < PREFIX_BYTES {
-            return Err(Trouble("answer without a message".into()));
+            return Err(CallError("answer without a message".into()));
         }
         Ok(whole.split_off(PREFIX_BYTES))
     }
 
     /// Opens a stream in both directions.
-    pub(super) async fn stream(&self, route: Route) -> Result<(StreamSender, StreamReceiver), Trouble> {
+    pub(super) async fn stream(&self, route: Route) -> Result<(StreamSender, StreamReceiver), CallError> {
         let (answer, send) = self.start(route).await?;
         Ok((StreamSender(send), StreamReceiver { state: Receiving::Headers(answer), buffer: BytesMut::new() }))
     }
 }
 
-async fn dial(target: &Target, tasks: &Tasks) -> Result<SendRequest<Bytes>, Trouble> {
+async fn dial(target: &Target, tasks: &Tasks) -> Result<SendRequest<Bytes>, CallError> {
     let endpoint = &target.endpoint;
     let connect = async {
         let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await.map_err(|error| {
             let reason = error.to_string();
             let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
-            Trouble(format!("dial tcp {endpoint}: connect: {reason}"))
+            CallError(format!("dial tcp {endpoint}: connect: {reason}"))
         })?;
         // A socket without the options still works, only slower.
         let _ = TcpSilence::MEMBER.prepare(&stream);
@@ -223,10 +223,10 @@ async fn dial(target: &Target, tasks: &Tasks) -> Result<SendRequest<Bytes>, Trou
             .enable_push(false)
             .handshake(stream)
             .await;
-        handshake.map_err(|error| Trouble(format!("dial tcp {endpoint}: {error}")))
+        handshake.map_err(|error| CallError(format!("dial tcp {endpoint}: {error}")))
     };
     let connected = tokio::time::timeout(target.dial_timeout, connect).await;
-    let (sender, connection) = connected.map_err(|_| Trouble(format!("dial tcp {endpoint}: i/o timeout")))??;
+    let (sender, connection) = connected.map_err(|_| CallError(format!("dial tcp {endpoint}: i/o timeout")))??;
     tasks.spawn(async move {
         // Callers learn of its end from their own calls.
         let _ = connection.await;
@@ -252,15 +252,15 @@ fn request(target: &Target, route: Route) -> Request<()> {
 }
 
 /// The status in headers or trailers; headers without one are fine.
-fn status_of(headers: &HeaderMap) -> Result<(), Trouble> {
+fn status_of(headers: &HeaderMap) -> Result<(), CallError> {
     let Some(code) = headers.get("grpc-status") else { return Ok(()) };
     if code.as_bytes() == b"0" {
         return Ok(());
     }
     let status = tonic::Status::from_header_map(headers);
     Err(match status {
-        Some(status) => Trouble(format!("{:?}: {}", status.code(), status.message())),
-        None => Trouble(format!("status {code:?}")),
+        Some(status) => CallError(format!("{:?}: {}", status.code(), status.message())),
+        None => CallError(format!("status {code:?}")),
     })
 }
 
@@ -268,7 +268,7 @@ fn status_of(headers: &HeaderMap) -> Result<(), Trouble> {
 pub(super) struct StreamSender(SendStream<Bytes>);
 
 impl StreamSender {
-    pub(super) fn send(&mut self, frame: Bytes) -> Result<(), Trouble> {
+    pub(super) fn send(&mut self, frame: Bytes) -> Result<(), CallError> {
         Ok(self.0.send_data(frame, false)?)
     }
 }
@@ -286,11 +286,11 @@ pub(super) struct StreamReceiver {
 
 impl StreamReceiver {
     /// The next message without its prefix. Safe to drop while it waits.
-    pub(super) async fn message(&mut self) -> Result<Bytes, Trouble> {
+    pub(super) async fn message(&mut self) -> Result<Bytes, CallError> {
         poll_fn(|cx| self.poll_message(cx)).await
     }
 
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Trouble>> {
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, CallError>> {
         loop {
             if let Some(message) = take_message(&mut self.buffer) {
                 return Poll::Ready(Ok(message));
@@ -311,7 +311,7 @@ impl StreamReceiver {
                         if let Some(trailers) = std::task::ready!(body.poll_trailers(cx))? {
                             status_of(&trailers)?;
                         }
-                        return Poll::Ready(Err(Trouble("stream ended".into())));
+                        return Poll::Ready(Err(CallError("stream ended".into())));
                     }
                 },
             }
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(status_of(&headers), Ok(()));
         headers.insert("grpc-status", HeaderValue::from_static("5"));
         headers.insert("grpc-message", HeaderValue::from_static("no%20such"));
-        assert_eq!(status_of(&headers), Err(Trouble("NotFound: no such".into())));
+        assert_eq!(status_of(&headers), Err(CallError("NotFound: no such".into())));
     }
 
     #[test]

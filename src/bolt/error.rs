@@ -1,27 +1,27 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why an image could not be read.
+/// Why a db snapshot could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum BoltError {
     /// The system refused.
     #[error("read {path:?}: {source}")]
     Io {
-        /// The image.
+        /// The db snapshot.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
     },
     /// The file does not begin with a valid meta page.
-    #[error("{path:?} is not a database image: invalid database")]
-    NotAnImage {
+    #[error("{path:?} is not a database snapshot: invalid database")]
+    NotADbSnapshot {
         /// The file.
         path: PathBuf,
     },
     /// A page is not what a page may be.
     #[error("{path:?} is corrupt at page {page}: {what}")]
     Corrupt {
-        /// The image.
+        /// The db snapshot.
         path: PathBuf,
         /// The page.
         page: u64,

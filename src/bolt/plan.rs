@@ -5,8 +5,8 @@ use super::format::{BUCKET_BYTES, ELEMENT_BYTES, PAGE_BYTES, PAGE_HEAD_BYTES};
 /// Takes one row: key, value.
 pub type Visit<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
 
-/// Rows for an image: one state, which two walks see alike.
-pub trait ImageSource {
+/// Rows for a db snapshot: one state, which two walks see alike.
+pub trait SnapshotRows {
     /// Why a walk may fail.
     type Error;
 
@@ -24,11 +24,11 @@ const INLINE_BYTES_MAX: usize = 256;
 /// Pages before the first bucket's.
 const META_PAGES: u64 = 2;
 
-/// Where everything goes in an image; made in the first walk over the rows.
+/// Where everything goes in a db snapshot; made in the first walk over the rows.
 ///
-/// Holds the first key of every leaf page: some 100 bytes for each 4 KiB of the image.
+/// Holds the first key of every leaf page: some 100 bytes for each 4 KiB of the db snapshot.
 #[derive(Debug)]
-pub struct ImagePlan {
+pub struct SnapshotPlan {
     pub(super) buckets: Vec<BucketPlan>,
     pub(super) root: u64,
     pub(super) pages: u64,
@@ -80,12 +80,12 @@ impl Body {
     }
 }
 
-impl ImagePlan {
+impl SnapshotPlan {
     /// Walks over the rows once.
     ///
     /// # Errors
     /// The source's.
-    pub fn measure<S: ImageSource>(source: &S) -> Result<Self, S::Error> {
+    pub fn measure<S: SnapshotRows>(source: &S) -> Result<Self, S::Error> {
         let mut names = source.buckets();
         names.sort_unstable();
         let mut next = META_PAGES;
@@ -103,7 +103,7 @@ impl ImagePlan {
         Ok(Self { buckets, root: next, pages: next + 1 })
     }
 
-    /// Size of the image.
+    /// Size of the db snapshot.
     pub fn size_bytes(&self) -> u64 {
         self.pages * PAGE_BYTES as u64
     }

@@ -19,17 +19,17 @@ const PAGE_RUN_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Takes one row: key, value. Breaking off ends the walk.
 pub type VisitRow<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
-/// An image file, read page by page. Every number in it is checked before it is used.
+/// A db snapshot file, read page by page. Every number in it is checked before it is used.
 #[derive(Debug)]
-pub struct BoltImage {
+pub struct BoltFile {
     file: File,
     path: PathBuf,
     file_bytes: u64,
     meta: Meta,
 }
 
-impl BoltImage {
-    /// Opens an image; bytes behind it, such as a trailing checksum, do not matter.
+impl BoltFile {
+    /// Opens a db snapshot; bytes behind it, such as a trailing checksum, do not matter.
     ///
     /// # Errors
     /// The system's; a file that does not begin with a valid meta page.
@@ -45,7 +45,7 @@ impl BoltImage {
         let first = meta_at(0);
         let second = meta_at(first.map_or(PAGE_BYTES as u64, |meta| u64::from(meta.page_bytes)));
         let newest = first.into_iter().chain(second).max_by_key(|meta| meta.transaction);
-        let meta = newest.ok_or_else(|| BoltError::NotAnImage { path: path.into() })?;
+        let meta = newest.ok_or_else(|| BoltError::NotADbSnapshot { path: path.into() })?;
         Ok(Self { file, path: path.into(), file_bytes, meta })
     }
 
@@ -76,7 +76,7 @@ impl BoltImage {
     fn buckets(&self) -> Result<Vec<(Bytes, Root)>, BoltError> {
         let mut found: Vec<(Bytes, Bytes)> = Vec::new();
         let mut plain = false;
-        let mut walk = Walk { image: self, pages_left: self.pages_max(), last: None };
+        let mut walk = Walk { db_snapshot: self, pages_left: self.pages_max(), last: None };
         let _ = walk.page(self.meta.root, 0, &mut |flags, key, value| {
             plain |= flags & BUCKET_ELEMENT == 0;
             found.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
@@ -97,7 +97,7 @@ impl BoltImage {
     }
 
     fn rows(&self, root: &Root, visit: &mut VisitRow<'_>) -> Result<(), BoltError> {
-        let mut walk = Walk { image: self, pages_left: self.pages_max(), last: None };
+        let mut walk = Walk { db_snapshot: self, pages_left: self.pages_max(), last: None };
         let mut nested = false;
         let mut rows_only = |flags: u32, key: &[u8], value: &[u8]| {
             // A bucket within a bucket is nothing that etcd has.
@@ -157,7 +157,7 @@ type Element<'a> = dyn FnMut(u32, &[u8], &[u8]) -> ControlFlow<()> + 'a;
 
 /// One walk over a tree: every page once at most, keys ascending.
 struct Walk<'a> {
-    image: &'a BoltImage,
+    db_snapshot: &'a BoltFile,
     pages_left: u64,
     last: Option<Vec<u8>>,
 }
@@ -165,30 +165,30 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn page(&mut self, id: u64, depth: usize, visit: &mut Element<'_>) -> Result<ControlFlow<()>, BoltError> {
         if depth == DEPTH_MAX || self.pages_left == 0 {
-            return Err(self.image.corrupt(id, "the tree runs in a circle"));
+            return Err(self.db_snapshot.corrupt(id, "the tree runs in a circle"));
         }
         self.pages_left -= 1;
-        let bytes = self.image.load(id)?;
-        let head = PageHead::read(&bytes).ok_or_else(|| self.image.corrupt(id, "the page is too short"))?;
+        let bytes = self.db_snapshot.load(id)?;
+        let head = PageHead::read(&bytes).ok_or_else(|| self.db_snapshot.corrupt(id, "the page is too short"))?;
         match head.flags {
             LEAF => self.leaf(id, &bytes, visit),
             BRANCH => {
                 for place in 0..usize::from(head.count) {
                     let at = PAGE_HEAD_BYTES + place * ELEMENT_BYTES;
                     let child = u64_at(&bytes, at + 8);
-                    let child = child.ok_or_else(|| self.image.corrupt(id, "elements run past the page"))?;
+                    let child = child.ok_or_else(|| self.db_snapshot.corrupt(id, "elements run past the page"))?;
                     if self.page(child, depth + 1, visit)?.is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }
                 Ok(ControlFlow::Continue(()))
             }
-            _ => Err(self.image.corrupt(id, "neither a leaf nor a branch")),
+            _ => Err(self.db_snapshot.corrupt(id, "neither a leaf nor a branch")),
         }
     }
 
     fn leaf(&mut self, id: u64, bytes: &[u8], visit: &mut Element<'_>) -> Result<ControlFlow<()>, BoltError> {
-        let corrupt = |what| self.image.corrupt(id, what);
+        let corrupt = |what| self.db_snapshot.corrupt(id, what);
         let head = PageHead::read(bytes).filter(|head| head.flags == LEAF);
         let head = head.ok_or_else(|| corrupt("not a leaf"))?;
         for place in 0..usize::from(head.count) {

@@ -5,13 +5,13 @@ use std::path::Path;
 use prost::Message;
 
 use super::error::BoltError;
-use super::reader::BoltImage;
+use super::reader::BoltFile;
 use crate::pb::mvccpb::KeyValue;
 use crate::types::{RecordId, Revision};
 
-/// What `snapshot status` tells about an image, computed as etcdutl does.
+/// What `snapshot status` tells about a db snapshot, computed as etcdutl does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageStatus {
+pub struct SnapshotStatus {
     /// CRC-32C over bucket names, keys and values.
     pub hash: u32,
     /// Revision of the last record.
@@ -20,26 +20,26 @@ pub struct ImageStatus {
     pub total_keys: u64,
     /// Bytes of the database within the file.
     pub total_bytes: u64,
-    /// Storage version, when the image names one.
+    /// Storage version, when the db snapshot names one.
     pub version: Option<String>,
 }
 
-/// Reads an image from end to end.
+/// Reads a db snapshot from end to end.
 ///
 /// Memory is that of the live keys.
 ///
 /// # Errors
-/// As [`BoltImage::open`] and [`BoltImage::bucket`]; a record whose name or value cannot be read.
-pub fn status(path: &Path) -> Result<ImageStatus, BoltError> {
-    let image = BoltImage::open(path)?;
+/// As [`BoltFile::open`] and [`BoltFile::bucket`]; a record whose name or value cannot be read.
+pub fn status(path: &Path) -> Result<SnapshotStatus, BoltError> {
+    let db_snapshot = BoltFile::open(path)?;
     let mut hash = 0;
     let mut revision = Revision(0);
     let mut live: HashSet<bytes::Bytes> = HashSet::new();
     let mut version = None;
-    for name in image.bucket_names()? {
+    for name in db_snapshot.bucket_names()? {
         hash = crc32c::crc32c_append(hash, &name);
         let mut wrong = None;
-        image.bucket(&name, &mut |key, value| {
+        db_snapshot.bucket(&name, &mut |key, value| {
             hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value);
             match name.as_ref() {
                 b"key" => match (RecordId::from_bytes(key), KeyValue::decode(value)) {
@@ -65,6 +65,6 @@ pub fn status(path: &Path) -> Result<ImageStatus, BoltError> {
             return Err(BoltError::Corrupt { path: path.into(), page: 0, what });
         }
     }
-    let (total_keys, total_bytes) = (live.len() as u64, image.size_bytes());
-    Ok(ImageStatus { hash, revision, total_keys, total_bytes, version })
+    let (total_keys, total_bytes) = (live.len() as u64, db_snapshot.size_bytes());
+    Ok(SnapshotStatus { hash, revision, total_keys, total_bytes, version })
 }

@@ -7,7 +7,7 @@ use super::*;
 #[derive(Default)]
 struct Rows(BTreeMap<&'static str, BTreeMap<Vec<u8>, Vec<u8>>>);
 
-impl ImageSource for Rows {
+impl SnapshotRows for Rows {
     type Error = io::Error;
 
     fn buckets(&self) -> Vec<&'static str> {
@@ -19,29 +19,29 @@ impl ImageSource for Rows {
     }
 }
 
-fn image(rows: &Rows) -> Vec<u8> {
-    let plan = ImagePlan::measure(rows).unwrap();
+fn db_snapshot(rows: &Rows) -> Vec<u8> {
+    let plan = SnapshotPlan::measure(rows).unwrap();
     let mut out = Vec::new();
     plan.write(rows, &mut out).unwrap();
     assert_eq!(out.len() as u64, plan.size_bytes());
     out
 }
 
-fn opened(bytes: &[u8]) -> (tempfile::NamedTempFile, Result<BoltImage, BoltError>) {
+fn opened(bytes: &[u8]) -> (tempfile::NamedTempFile, Result<BoltFile, BoltError>) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
-    let image = BoltImage::open(file.path());
-    (file, image)
+    let db_snapshot = BoltFile::open(file.path());
+    (file, db_snapshot)
 }
 
 type Row = (Vec<u8>, Vec<u8>, Vec<u8>);
 
 fn read(bytes: &[u8]) -> Result<Vec<Row>, BoltError> {
-    let (_file, image) = opened(bytes);
-    let image = image?;
+    let (_file, db_snapshot) = opened(bytes);
+    let db_snapshot = db_snapshot?;
     let mut seen = Vec::new();
-    for bucket in image.bucket_names()? {
-        image.bucket(&bucket, &mut |key, value| {
+    for bucket in db_snapshot.bucket_names()? {
+        db_snapshot.bucket(&bucket, &mut |key, value| {
             seen.push((bucket.to_vec(), key.to_vec(), value.to_vec()));
             ControlFlow::Continue(())
         })?;
@@ -63,10 +63,10 @@ fn sample(rows: u64, value: impl Fn(u64) -> usize) -> Rows {
 }
 
 #[test]
-fn images_read_back_what_was_written() {
+fn db_snapshots_read_back_what_was_written() {
     for (rows, value) in [(0, 0), (1, 10), (3, 9000), (40, 300), (60_000, 20)] {
         let sample = sample(rows, |row| value + (row as usize % 3) * value);
-        let seen = read(&image(&sample)).unwrap();
+        let seen = read(&db_snapshot(&sample)).unwrap();
         let expected: Vec<_> = sample
             .0
             .iter()
@@ -87,20 +87,20 @@ fn long_keys_still_make_a_tree() {
         key.push(row);
         keys.insert(key, vec![row]);
     }
-    assert_eq!(read(&image(&sample)).unwrap().len(), 51);
+    assert_eq!(read(&db_snapshot(&sample)).unwrap().len(), 51);
 }
 
 #[test]
-fn bytes_behind_the_image_do_not_matter() {
-    let mut bytes = image(&sample(100, |_| 50));
+fn bytes_behind_the_db_snapshot_do_not_matter() {
+    let mut bytes = db_snapshot(&sample(100, |_| 50));
     bytes.extend_from_slice(&[9; 32]);
     assert_eq!(read(&bytes).unwrap().len(), 101);
 }
 
 #[test]
-fn damaged_images_are_refused_or_read_and_never_more() {
+fn damaged_db_snapshots_are_refused_or_read_and_never_more() {
     let sample = sample(300, |_| 100);
-    let good = image(&sample);
+    let good = db_snapshot(&sample);
     assert!(good.len() > 40_000);
     let mut rng = fastrand::Rng::with_seed(3);
     for _ in 0..3000 {
@@ -116,6 +116,6 @@ fn damaged_images_are_refused_or_read_and_never_more() {
             assert!(seen.len() < 1000);
         }
     }
-    assert!(matches!(opened(b"").1, Err(BoltError::NotAnImage { .. })));
-    assert!(matches!(opened(&[0; 8192]).1, Err(BoltError::NotAnImage { .. })));
+    assert!(matches!(opened(b"").1, Err(BoltError::NotADbSnapshot { .. })));
+    assert!(matches!(opened(&[0; 8192]).1, Err(BoltError::NotADbSnapshot { .. })));
 }

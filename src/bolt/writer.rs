@@ -1,16 +1,16 @@
 use std::io::{self, Write};
 
 use super::format::{BRANCH, BUCKET_ELEMENT, ELEMENT_BYTES, LEAF, META, Meta, PAGE_BYTES, PAGE_HEAD_BYTES, PageHead};
-use super::plan::{Body, BranchPlan, BucketPlan, ImagePlan, ImageSource, PagePlan};
+use super::plan::{Body, BranchPlan, BucketPlan, PagePlan, SnapshotPlan, SnapshotRows};
 
-impl ImagePlan {
-    /// Writes the image in a second walk over the same rows.
+impl SnapshotPlan {
+    /// Writes the db snapshot in a second walk over the same rows.
     ///
     /// # Errors
     /// The source's and the receiver's; rows that differ from those of the first walk.
     pub fn write<S>(&self, source: &S, out: &mut dyn Write) -> Result<(), S::Error>
     where
-        S: ImageSource,
+        S: SnapshotRows,
         S::Error: From<io::Error>,
     {
         let mut page = Vec::with_capacity(2 * PAGE_BYTES);
@@ -38,7 +38,7 @@ impl ImagePlan {
 /// Writes the pages of a bucket; answers with its one page when that goes into the entry instead.
 fn write_bucket<S>(bucket: &BucketPlan, source: &S, out: &mut dyn Write) -> Result<Vec<u8>, S::Error>
 where
-    S: ImageSource,
+    S: SnapshotRows,
     S::Error: From<io::Error>,
 {
     let mut page = Vec::with_capacity(2 * PAGE_BYTES);
@@ -78,7 +78,7 @@ where
 
 fn write_leaf(plan: &PagePlan, elements: &mut Elements, page: &mut Vec<u8>, out: &mut dyn Write) -> io::Result<()> {
     if !elements.fits(plan) {
-        return Err(io::Error::other("rows changed while the image was written"));
+        return Err(io::Error::other("rows changed while the db snapshot was written"));
     }
     elements.write(plan.id, plan.pages - 1, page);
     elements.clear();
@@ -104,7 +104,7 @@ fn write_branch(plan: &BranchPlan, below: &[&PagePlan], page: &mut Vec<u8>, out:
 fn finish(page: &mut Vec<u8>, pages: u64, out: &mut dyn Write) -> io::Result<()> {
     let size = pages as usize * PAGE_BYTES;
     if page.len() > size {
-        return Err(io::Error::other("rows changed while the image was written"));
+        return Err(io::Error::other("rows changed while the db snapshot was written"));
     }
     page.resize(size, 0);
     out.write_all(page)?;
@@ -116,7 +116,7 @@ fn finish(page: &mut Vec<u8>, pages: u64, out: &mut dyn Write) -> io::Result<()>
 fn check(same: bool, bucket: &BucketPlan) -> io::Result<()> {
     match same {
         true => Ok(()),
-        false => Err(io::Error::other(format!("rows of {} changed while the image was written", bucket.name))),
+        false => Err(io::Error::other(format!("rows of {} changed while the db snapshot was written", bucket.name))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Faults inside a running server, set from outside: the HTTP face of etcd's gofail over the crate `fail`.
+//! Faults inside a running server, set from outside: the HTTP handler of etcd's gofail over the crate `fail`.
 //!
 //! Built with the cargo feature `failpoints` only, for test clusters. `GOFAIL_HTTP` is the address to serve,
 //! `GOFAIL_FAILPOINTS` what is set from the start, as in `raftBeforeSave=panic;afterCommit=sleep("1s")`.
@@ -28,7 +28,7 @@ const ASYNC_NAMES: [&str; 1] = ["beforeSendWatchResponse"];
 /// Longest term.
 const TERM_BYTES_MAX: usize = 1024;
 
-/// Sets what the environment asks for, and serves the face if it is to be served.
+/// Sets what the environment asks for, and serves the handler if it is to be served.
 ///
 /// # Errors
 /// An unknown failpoint or term, or an address that cannot be bound.
@@ -45,7 +45,7 @@ pub fn start(tasks: &Tasks) -> anyhow::Result<()> {
     let Ok(address) = std::env::var("GOFAIL_HTTP") else { return Ok(()) };
     let socket = listener::bind(address.parse().with_context(|| format!("GOFAIL_HTTP: {address}"))?)?;
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
-    listener::serve(vec![socket], config, |_| listener::answering((), face), tasks)?;
+    listener::serve(vec![socket], config, |_| listener::answering((), handler), tasks)?;
     tracing::warn!(address, "failpoints can be set from outside");
     Ok(())
 }
@@ -81,7 +81,7 @@ fn list() -> String {
 }
 
 /// `GET /` lists, `PUT /name` sets, `DELETE /name` clears.
-async fn face((): (), request: Request<Incoming>) -> Response<Body> {
+async fn handler((): (), request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let name = parts.uri.path().trim_start_matches('/');
     match parts.method {

@@ -12,11 +12,11 @@ use tracing::{info, warn};
 use super::dispatch::{answer, refuse};
 use crate::client::{Head, KeepAlive, Method, Pool, PoolConfig, UpstreamCluster, check_one_cluster, framed, unframed};
 use crate::config::{Advertise, FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
-use crate::listener::{ListenerConfig, Serving, ShardId, bind, serve};
+use crate::listener::{ListenerConfig, Serving, WorkerId, bind, serve};
 use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
 use crate::proxy::{
-    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, ShardParts, Tenant, Tenants,
-    WatchHub, WatchHubConfig, proxy_calls,
+    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, Tenant, Tenants, WatchHub,
+    WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -106,23 +106,23 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pool_config, &pools, &metrics, &tasks);
     // The member list is asked for on this runtime, as the hubs' watches are.
     let sync_pool = config.auto_sync.map(|interval| (Pool::new(pool_config.clone(), &tasks), interval));
-    let (shard_tasks, shard_pools) = (tasks.clone(), pools.clone());
+    let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let answers = AnswerRoom::new(config.answer_memory_bytes);
-    let make = move |shard: ShardId| {
-        let pool = Pool::new(pool_config.clone(), &shard_tasks);
-        shard_pools.add(pool.clone());
-        ProxyService::new(ShardParts {
+    let make = move |worker: WorkerId| {
+        let pool = Pool::new(pool_config.clone(), &worker_tasks);
+        worker_pools.add(pool.clone());
+        ProxyService::new(WorkerParts {
             pool,
             tenants: tenants.clone(),
             watches: hubs
                 .iter()
-                .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, shard.0, &shard_tasks)))
+                .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, worker.0, &worker_tasks)))
                 .collect(),
             self_member: self_member.clone(),
             answers: answers.clone(),
             metrics: metrics.clone(),
             calls: calls.clone(),
-            tasks: shard_tasks.clone(),
+            tasks: worker_tasks.clone(),
         })
     };
     let serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;

@@ -17,11 +17,11 @@ use crate::config::{
 use crate::core::peer::{PeerIdentity, PeerTls};
 use crate::core::raft::RaftStatus;
 use crate::core::server::{
-    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpFace, Member, PeerFace, Router, SlowRequests, WatchContext,
-    WatchService, refresh_gauges,
+    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpHandler, Member, PeerHandler, Router, SlowRequests,
+    WatchContext, WatchService, refresh_gauges,
 };
-use crate::eventlog::{Origin, WatchLimits};
-use crate::listener::{self, ListenerConfig, Serving, ShardId};
+use crate::eventlog::{HeaderSource, WatchLimits};
+use crate::listener::{self, ListenerConfig, Serving, WorkerId};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, WatchMetrics, init_logging};
 
@@ -130,7 +130,7 @@ impl Server {
         refresh_gauges(&registry, core.clone(), config.integrity);
         let context = Arc::new(WatchContext {
             watch: member.watch(),
-            origin: Arc::new(Origin::new(core.cluster, core.member, core.raft.term())),
+            header_source: Arc::new(HeaderSource::new(core.cluster, core.member, core.raft.term())),
             limits: WatchLimits {
                 fragment_bytes: core.limits.max_message_bytes(),
                 progress_interval: Some(config.watch_progress_notify_interval),
@@ -138,12 +138,12 @@ impl Server {
             },
             metrics: watch_metrics,
             may_read: Arc::new(|_, _| Ok(())),
-            condemned: core.published.condemned.subscribe(),
+            corrupt: core.published.corrupt.subscribe(),
             election_timeout: config.election_timeout,
         });
 
         let rules = BrowserRules { origins: config.cors.clone(), hosts: config.host_whitelist.clone() };
-        let http = HttpFace::new(core.clone(), registry, rules);
+        let http = HttpHandler::new(core.clone(), registry, rules);
         let listener = ListenerConfig {
             serving_threads: config.serving_threads,
             max_concurrent_streams: config.max_concurrent_streams,
@@ -152,12 +152,12 @@ impl Server {
             grace: CLIENT_GRACE,
             ..ListenerConfig::default()
         };
-        let peer_face = listener::answering(PeerFace::new(core.clone(), http.clone()), PeerFace::answer);
+        let peer_face = listener::answering(PeerHandler::new(core.clone(), http.clone()), PeerHandler::answer);
         let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ..listener.clone() };
         let watched = match metric_sockets.is_empty() {
             true => None,
             false => {
-                let metrics_face = listener::answering(http.clone(), HttpFace::answer_metrics);
+                let metrics_face = listener::answering(http.clone(), HttpHandler::answer_metrics);
                 Some(listener::serve(metric_sockets, single.clone(), move |_| metrics_face.clone(), tasks)?)
             }
         };
@@ -167,13 +167,13 @@ impl Server {
             info!(%address, "serving peer traffic");
         }
         member.join(config).await?;
-        let shard_tasks = tasks.clone();
-        let make = move |shard: ShardId| {
+        let worker_tasks = tasks.clone();
+        let make = move |worker: WorkerId| {
             let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
             let status = core.raft.status();
-            let service = WatchService::start(context.clone(), shard.0, status, leadership, &shard_tasks);
+            let service = WatchService::start(context.clone(), worker.0, status, leadership, &worker_tasks);
             let recipes = CoreRecipeStore::new(core.clone(), service.clone());
-            Router::new(core.clone(), service, recipes, http.clone(), shard_tasks.clone())
+            Router::new(core.clone(), service, recipes, http.clone(), worker_tasks.clone())
         };
         let clients = listener::serve(client_sockets, listener, make, tasks)?;
         info!("ready to serve client requests");

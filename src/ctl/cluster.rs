@@ -5,7 +5,7 @@ use super::flags::{Parsed, Word};
 use super::options::Options;
 use super::print::{EndpointHash, EndpointHealth, EndpointStatus, Format};
 use super::session::{Session, show};
-use super::{go, requests};
+use super::{golang, requests};
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
@@ -62,7 +62,7 @@ pub(super) async fn member_add(mut session: Session, parsed: &Parsed) -> Result<
                 member.peer_ur_ls.iter().map(move |url| format!("{name}={url}"))
             })
             .collect();
-        let quoted = |text: &str| go::quote(text.as_bytes());
+        let quoted = |text: &str| golang::quote(text.as_bytes());
         let settings = format!(
             "\nETCD_NAME={}\nETCD_INITIAL_CLUSTER={}\nETCD_INITIAL_ADVERTISE_PEER_URLS={}\n\
              ETCD_INITIAL_CLUSTER_STATE=\"existing\"\n",
@@ -216,7 +216,7 @@ pub(super) async fn defragment(session: Session, parsed: &Parsed) -> Result<(), 
         let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(&endpoint))?;
         let start = Instant::now();
         let answer = one.short(async |client| client.maintenance().defragment(DefragmentRequest {}).await).await;
-        let took = go::duration(start.elapsed());
+        let took = golang::duration(start.elapsed());
         match answer {
             Ok(_) => show(format!("Finished defragmenting etcd member[{endpoint}]. took {took}\n"))?,
             Err(failure) => {
@@ -259,7 +259,7 @@ pub(super) async fn move_leader(session: Session, parsed: &Parsed) -> Result<(),
     let [target] = parsed.args.as_slice() else {
         return Err(Failure::args("move-leader command needs 1 argument"));
     };
-    let target = go::parse_uint(&String::from_utf8_lossy(target), 16).map_err(Failure::args)?;
+    let target = golang::parse_uint(&String::from_utf8_lossy(target), 16).map_err(Failure::args)?;
     for endpoint in &session.options.endpoints {
         let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(endpoint))?;
         let status = one.short(async |client| client.maintenance().status(StatusRequest {}).await).await?;

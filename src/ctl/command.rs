@@ -263,9 +263,12 @@ const ROOT: &[Command] = &[
     ),
     group(
         "snapshot",
-        "Saves and inspects images of the store",
+        "Saves and inspects db snapshots of the store",
         &[],
-        &[leaf("save", "<file>", "Saves the image of one member to a file", &[], Verb::SnapshotSave), SNAPSHOT_STATUS],
+        &[
+            leaf("save", "<file>", "Saves the db snapshot of one member to a file", &[], Verb::SnapshotSave),
+            SNAPSHOT_STATUS,
+        ],
     ),
     group(
         "alarm",

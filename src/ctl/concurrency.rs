@@ -6,7 +6,7 @@ use super::failure::{Exit, Failure};
 use super::flags::Parsed;
 use super::lease::Keeper;
 use super::session::{Session, show};
-use super::{exec, go};
+use super::{exec, golang};
 use crate::client::Client;
 use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest, RangeRequest, RangeResponse};
 use crate::pb::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, LeaderResponse, ResignRequest};
@@ -44,7 +44,7 @@ impl Held {
         self.keeper.abort();
         let revoke = self.client.lease().lease_revoke(LeaseRevokeRequest { id: self.lease }).await;
         if let Err(status) = revoke {
-            eprintln!("lease {} is left to expire ({})", go::lease_id(self.lease), status.message());
+            eprintln!("lease {} is left to expire ({})", golang::lease_id(self.lease), status.message());
         }
     }
 }

@@ -7,7 +7,7 @@ use tokio::process::Command;
 
 use super::failure::{Exit, Failure};
 use super::flags::Word;
-use super::go;
+use super::golang;
 use crate::pb::mvccpb::Event;
 use crate::pb::mvccpb::event::EventType;
 
@@ -30,9 +30,9 @@ pub(super) async fn for_event(words: &[Word], revision: i64, event: &Event) -> R
     };
     let outcome = command(words)
         .env("ETCD_WATCH_REVISION", revision.to_string())
-        .env("ETCD_WATCH_EVENT_TYPE", go::quote(kind.as_bytes()))
-        .env("ETCD_WATCH_KEY", go::quote(&kv.key))
-        .env("ETCD_WATCH_VALUE", go::quote(&kv.value))
+        .env("ETCD_WATCH_EVENT_TYPE", golang::quote(kind.as_bytes()))
+        .env("ETCD_WATCH_KEY", golang::quote(&kv.key))
+        .env("ETCD_WATCH_VALUE", golang::quote(&kv.value))
         .status()
         .await;
     let why = match outcome {
@@ -40,7 +40,7 @@ pub(super) async fn for_event(words: &[Word], revision: i64, event: &Event) -> R
         Ok(status) => ending(status),
         Err(error) => start_error(words, &error),
     };
-    let words: Vec<String> = words.iter().map(|word| go::quote(word)).collect();
+    let words: Vec<String> = words.iter().map(|word| golang::quote(word)).collect();
     eprintln!("command [{}] error ({why})", words.join(" "));
     Err(Failure::silent(Exit::Error as u8))
 }
@@ -75,7 +75,7 @@ fn ending(status: ExitStatus) -> String {
 }
 
 fn start_error(words: &[Word], error: &std::io::Error) -> String {
-    let name = words.first().map(|word| go::quote(word)).unwrap_or_default();
+    let name = words.first().map(|word| golang::quote(word)).unwrap_or_default();
     match error.kind() {
         std::io::ErrorKind::NotFound => format!("exec: {name}: executable file not found in $PATH"),
         _ => format!("exec: {name}: {error}"),

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::go;
+use super::golang;
 
 /// A word of the command line. Keys and values may be any bytes.
 pub(super) type Word = Vec<u8>;
@@ -44,10 +44,10 @@ impl Flag {
     /// Reads one value, in Go's words when it is none of this kind.
     fn read(&self, text: &str) -> Result<Value, String> {
         Ok(match self.kind {
-            Kind::Bool => Value::Bool(go::parse_bool(text)?),
-            Kind::Int => Value::Int(go::parse_int(text, 0)?),
+            Kind::Bool => Value::Bool(golang::parse_bool(text)?),
+            Kind::Int => Value::Int(golang::parse_int(text, 0)?),
             Kind::Text => Value::Text(text.to_owned()),
-            Kind::Duration => Value::Duration(go::parse_duration(text)?),
+            Kind::Duration => Value::Duration(golang::parse_duration(text)?),
             Kind::List if text.is_empty() => Value::List(Vec::new()),
             Kind::List => Value::List(text.split(',').map(str::to_owned).collect()),
         })
@@ -142,7 +142,7 @@ pub(super) fn parse(flags: &[&Flag], words: &[Word]) -> Result<Parsed, String> {
 }
 
 fn utf8(word: &Word) -> Result<&str, String> {
-    std::str::from_utf8(word).map_err(|_| format!("flag {} is not UTF-8", go::quote(word)))
+    std::str::from_utf8(word).map_err(|_| format!("flag {} is not UTF-8", golang::quote(word)))
 }
 
 impl Parsed {
@@ -152,7 +152,11 @@ impl Parsed {
                 Some(letter) => format!("-{letter}, --{}", flag.name),
                 None => format!("--{}", flag.name),
             };
-            format!("invalid argument {} for {} flag: {why}", go::quote(text.as_bytes()), go::quote(name.as_bytes()))
+            format!(
+                "invalid argument {} for {} flag: {why}",
+                golang::quote(text.as_bytes()),
+                golang::quote(name.as_bytes())
+            )
         })?;
         self.store(flag.name, value);
         Ok(())
@@ -176,7 +180,7 @@ impl Parsed {
     pub(super) fn put_variable(&mut self, flag: &Flag, variable: &str, text: &str) -> Result<(), String> {
         let value = flag
             .read(text)
-            .map_err(|why| format!("invalid value {} for {variable}: {why}", go::quote(text.as_bytes())))?;
+            .map_err(|why| format!("invalid value {} for {variable}: {why}", golang::quote(text.as_bytes())))?;
         self.values.insert(flag.name, value);
         Ok(())
     }

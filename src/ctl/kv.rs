@@ -5,7 +5,7 @@ use super::failure::{Exit, Failure};
 use super::flags::Parsed;
 use super::print::Format;
 use super::session::{Session, show};
-use super::{go, requests, txn};
+use super::{golang, requests, txn};
 use crate::pb::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse};
 
 /// How long the operator may think again before an unconfirmed range is deleted.
@@ -66,8 +66,8 @@ pub(super) async fn delete(mut session: Session, parsed: &Parsed) -> Result<(), 
         eprintln!(
             "Warning: Keys between {} and {} will be deleted. Please interrupt the command within next 2 seconds to \
              cancel. You can provide `--range` flag to avoid the delay.",
-            go::quote(&request.key),
-            go::quote(&request.range_end)
+            golang::quote(&request.key),
+            golang::quote(&request.range_end)
         );
         tokio::time::sleep(PAUSE).await;
     }
@@ -94,7 +94,7 @@ pub(super) async fn compaction(mut session: Session, parsed: &Parsed) -> Result<
         return Err(Failure::args("compaction command needs 1 argument"));
     };
     let revision =
-        go::parse_int(&String::from_utf8_lossy(revision), 10).map_err(|why| Failure::new(Exit::Error, why))?;
+        golang::parse_int(&String::from_utf8_lossy(revision), 10).map_err(|why| Failure::new(Exit::Error, why))?;
     let request = CompactionRequest { revision, physical: parsed.bool("physical") };
     session.short(async |client| client.kv().compact(request).await).await?;
     show(format!("compacted revision {revision}\n"))

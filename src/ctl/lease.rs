@@ -8,7 +8,7 @@ use super::failure::{Exit, Failure};
 use super::flags::Parsed;
 use super::print::Format;
 use super::session::{Session, show};
-use super::{go, requests};
+use super::{golang, requests};
 use crate::api_error::ApiError;
 use crate::client::Client;
 use crate::pb::etcdserverpb::{
@@ -20,8 +20,8 @@ pub(super) async fn grant(mut session: Session, parsed: &Parsed) -> Result<(), F
     let [ttl] = parsed.args.as_slice() else {
         return Err(Failure::args("lease grant command needs TTL argument"));
     };
-    let ttl =
-        go::parse_int(&String::from_utf8_lossy(ttl), 10).map_err(|why| Failure::args(format!("bad TTL ({why})")))?;
+    let ttl = golang::parse_int(&String::from_utf8_lossy(ttl), 10)
+        .map_err(|why| Failure::args(format!("bad TTL ({why})")))?;
     let request = LeaseGrantRequest { ttl, id: 0 };
     let answer = session.short(async |client| client.lease().lease_grant(request).await).await;
     show(session.printer.lease_grant(&answer.map_err(|failure| about("grant", failure))?)?)
@@ -79,7 +79,7 @@ pub(super) async fn keep_alive(mut session: Session, parsed: &Parsed) -> Result<
         tokio::time::sleep(pause(answer.ttl)).await;
     }
     match printer.format {
-        Format::Simple => show(format!("lease {} expired or revoked.\n", go::lease_id(id))),
+        Format::Simple => show(format!("lease {} expired or revoked.\n", golang::lease_id(id))),
         _ => Ok(()),
     }
 }

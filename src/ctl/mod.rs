@@ -13,7 +13,7 @@ mod concurrency;
 mod exec;
 mod failure;
 mod flags;
-mod go;
+mod golang;
 mod kv;
 mod lease;
 mod options;

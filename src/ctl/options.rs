@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::failure::{Exit, Failure};
 use super::flags::{Flag, Kind, Parsed};
-use super::go;
+use super::golang;
 use super::print::{Format, Printer};
 
 /// Options of every command. Each has a variable `ETCDCTL_` + name in upper case.
@@ -135,7 +135,7 @@ pub(super) fn shown(parsed: &Parsed) -> String {
                 if parsed.text(flag.name).is_empty() { String::new() } else { "(hidden)".to_owned() }
             }
             Kind::Text => parsed.text(flag.name).to_owned(),
-            Kind::Duration => go::duration(parsed.duration(flag.name)),
+            Kind::Duration => golang::duration(parsed.duration(flag.name)),
             Kind::List => format!("[{}]", parsed.list(flag.name).join(",")),
         };
         format!("{}={value}\n", variable(flag.name))

@@ -2,7 +2,7 @@ use bytes::Bytes;
 
 use super::failure::{Exit, Failure};
 use super::flags::{Parsed, Word};
-use super::go;
+use super::golang;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
 use crate::types::KeyRange;
@@ -56,7 +56,7 @@ pub(super) fn serializable(parsed: &Parsed) -> Result<bool, Failure> {
         "s" => Ok(true),
         "l" => Ok(false),
         other => {
-            let text = format!("unknown consistency flag {}", go::quote(other.as_bytes()));
+            let text = format!("unknown consistency flag {}", golang::quote(other.as_bytes()));
             Err(Failure::new(Exit::BadFeature, text))
         }
     }
@@ -148,7 +148,7 @@ pub(super) fn put(parsed: &Parsed, input: impl FnOnce() -> std::io::Result<Vec<u
         None if ignore_value => Vec::new(),
         None => input().ok().filter(|value| !value.is_empty()).ok_or_else(|| Failure::args(USAGE))?,
     };
-    let lease = go::parse_int(parsed.text("lease"), 16)
+    let lease = golang::parse_int(parsed.text("lease"), 16)
         .map_err(|why| Failure::args(format!("bad lease ID ({why}), expecting ID in Hex")))?;
     Ok(PutRequest {
         key: Bytes::copy_from_slice(key),
@@ -173,13 +173,13 @@ pub(super) fn delete(parsed: &Parsed) -> Result<(DeleteRangeRequest, bool), Fail
 
 /// A lease id of the command line.
 pub(super) fn lease(word: &Word) -> Result<i64, Failure> {
-    go::parse_int(&String::from_utf8_lossy(word), 16)
+    golang::parse_int(&String::from_utf8_lossy(word), 16)
         .map_err(|why| Failure::args(format!("bad lease ID arg ({why}), expecting ID in Hex")))
 }
 
 /// A member id of the command line.
 pub(super) fn member(word: &Word) -> Result<u64, Failure> {
-    go::parse_uint(&String::from_utf8_lossy(word), 16)
+    golang::parse_uint(&String::from_utf8_lossy(word), 16)
         .map_err(|why| Failure::args(format!("bad member ID arg ({why}), expecting ID in Hex")))
 }
 

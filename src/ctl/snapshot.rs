@@ -8,14 +8,14 @@ use tonic::Status;
 
 use super::failure::{Exit, Failure, status_text};
 use super::flags::{Parsed, Word};
-use super::go;
+use super::golang;
 use super::session::{Session, show};
 use crate::client::Client;
 use crate::pb::etcdserverpb::SnapshotRequest;
 
-/// Bytes of the SHA-256 digest at the end of an image.
+/// Bytes of the SHA-256 digest at the end of a db snapshot.
 const DIGEST_BYTES: u64 = 32;
-/// Images are whole sectors before the digest.
+/// Db snapshots are whole sectors before the digest.
 const SECTOR_BYTES: u64 = 512;
 
 fn path_of(word: &Word) -> PathBuf {
@@ -23,7 +23,7 @@ fn path_of(word: &Word) -> PathBuf {
     std::ffi::OsString::from_vec(word.clone()).into()
 }
 
-/// Saves the image of one member under `FILE.part` and renames it once it is complete and on disk.
+/// Saves the db snapshot of one member under `FILE.part` and renames it once it is complete and on disk.
 pub(super) async fn save(mut session: Session, parsed: &Parsed) -> Result<(), Failure> {
     let [file] = parsed.args.as_slice() else {
         return Err(Failure::args("snapshot save expects one argument <filename>"));
@@ -57,11 +57,11 @@ pub(super) async fn save(mut session: Session, parsed: &Parsed) -> Result<(), Fa
         Ok(fetched)
     });
     let Fetched { bytes, version } = renamed.map_err(|text| {
-        // Half an image is worth nothing; that it could not be removed is worth no second error.
+        // Half a db snapshot is worth nothing; that it could not be removed is worth no second error.
         let _ = std::fs::remove_file(&part);
         failed(text)
     })?;
-    eprintln!("fetched {} from {endpoint} in {}", go::size(bytes), go::duration(start.elapsed()));
+    eprintln!("fetched {} from {endpoint} in {}", golang::size(bytes), golang::duration(start.elapsed()));
     show(format!("Snapshot saved at {}\n", path.display()))?;
     if !version.is_empty() {
         show(format!("Server version {version}\n"))?;
@@ -69,13 +69,14 @@ pub(super) async fn save(mut session: Session, parsed: &Parsed) -> Result<(), Fa
     Ok(())
 }
 
-/// Shows what an image file holds; asks nobody.
+/// Shows what a db snapshot file holds; asks nobody.
 pub(super) fn status(session: &Session, parsed: &Parsed) -> Result<(), Failure> {
     let [file] = parsed.args.as_slice() else {
         return Err(Failure::args("snapshot status requires exactly one argument"));
     };
-    let image = crate::bolt::status(&path_of(file)).map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
-    show(session.printer.image(&image)?)
+    let db_snapshot =
+        crate::bolt::status(&path_of(file)).map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
+    show(session.printer.db_snapshot(&db_snapshot)?)
 }
 
 /// What came over the wire.

@@ -3,7 +3,7 @@ use std::io::BufRead;
 use super::command::{DEL_FLAGS, GET_FLAGS, PUT_FLAGS};
 use super::failure::{Exit, Failure};
 use super::flags::{self, Flag, Word};
-use super::{go, requests};
+use super::{golang, requests};
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{Compare, RequestOp, TxnRequest};
@@ -44,17 +44,17 @@ fn invalid(text: impl Into<String>) -> Failure {
 fn compare(line: &str) -> Result<Compare, Failure> {
     let (target, rest) = line.split_once('(').ok_or_else(|| invalid(format!("malformed comparison: {line}")))?;
     let (mut key, mut op, mut value) = (Vec::new(), "", None);
-    if let Some((quoted, rest)) = go::unquote_prefix(rest.trim_start()) {
+    if let Some((quoted, rest)) = golang::unquote_prefix(rest.trim_start()) {
         key = quoted;
         if let Some(rest) = rest.strip_prefix(')') {
             let rest = rest.trim_start();
             let (word, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
             op = word;
-            value = go::unquote_prefix(rest.trim_start()).map(|(value, _)| value);
+            value = golang::unquote_prefix(rest.trim_start()).map(|(value, _)| value);
         }
     }
     let Some(value) = value else {
-        let key = go::quote(&key);
+        let key = golang::quote(&key);
         return Err(invalid(format!("malformed comparison: {line}; got {target}({key}) {op} \"\"")));
     };
     let result = match op {
@@ -66,7 +66,7 @@ fn compare(line: &str) -> Result<Compare, Failure> {
     };
     let number = |base| {
         let text = String::from_utf8_lossy(&value);
-        go::parse_int(&text, base).map_err(|_| invalid(format!("invalid txn compare request: {line}")))
+        golang::parse_int(&text, base).map_err(|_| invalid(format!("invalid txn compare request: {line}")))
     };
     let (target, union) = match target {
         "ver" | "version" => (CompareTarget::Version, TargetUnion::Version(number(10)?)),
@@ -121,7 +121,7 @@ pub(super) fn split(line: &str) -> Result<Vec<Word>, Failure> {
         };
         match (first, quoted) {
             ('"', Some(literal)) => {
-                let (bytes, _) = go::unquote_prefix(literal).ok_or_else(|| invalid("invalid syntax"))?;
+                let (bytes, _) = golang::unquote_prefix(literal).ok_or_else(|| invalid("invalid syntax"))?;
                 words.push(bytes);
                 rest = &rest[literal.len()..];
             }

@@ -11,7 +11,7 @@ use super::failure::{Exit, Failure, status_text};
 use super::flags::{self, Flag, Parsed, Word};
 use super::print::Printer;
 use super::session::{Session, show};
-use super::{exec, go, requests, txn};
+use super::{exec, golang, requests, txn};
 use crate::api_error::ApiError;
 use crate::client::Client;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -37,7 +37,7 @@ impl Variables {
         };
         let variables = Self { key: find("ETCDCTL_WATCH_KEY"), range_end: find("ETCDCTL_WATCH_RANGE_END") };
         if let (None, Some(end)) = (&variables.key, &variables.range_end) {
-            let end = go::quote(end.as_bytes());
+            let end = golang::quote(end.as_bytes());
             return Err(Failure::args(format!("ETCDCTL_WATCH_KEY is empty but got ETCDCTL_WATCH_RANGE_END={end}")));
         }
         Ok(variables)

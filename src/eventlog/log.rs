@@ -10,7 +10,7 @@ use crate::types::Revision;
 
 /// The newest revisions of a key range, shared by every watcher of it.
 ///
-/// One owner appends, whole revisions in ascending order; any number of shards read. The owner never waits for a
+/// One owner appends, whole revisions in ascending order; any number of watcher sets read. The owner never waits for a
 /// reader: the oldest batches leave when the bytes are used up, and a reader that needed them asks its
 /// [`History`](super::History).
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl EventLog {
         })
     }
 
-    /// Adds revisions and wakes the shards. Never waits for a watcher; the caller appends before it answers the
+    /// Adds revisions and wakes the watcher sets. Never waits for a watcher; the caller appends before it answers the
     /// writers of these revisions, so that a watch created after the answer starts behind them.
     ///
     /// A revision at or below the newest one is ignored: it was appended before.

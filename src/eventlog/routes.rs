@@ -44,7 +44,7 @@ impl Subscription {
 pub(super) struct Group {
     pub subscription: Subscription,
     /// Cursors that are up to date or wait for a future revision; each knows its slot here.
-    pub members: Vec<u32>,
+    pub synced: Vec<u32>,
     /// All cursors of the group, those that lag included.
     watchers: u32,
 }
@@ -65,7 +65,7 @@ impl Routes {
             self.groups[group as usize].watchers += 1;
             return group;
         }
-        let group = Group { subscription: subscription.clone(), members: Vec::new(), watchers: 1 };
+        let group = Group { subscription: subscription.clone(), synced: Vec::new(), watchers: 1 };
         let id = self.groups.insert(group) as u32;
         match &subscription.range {
             KeyRange::One(key) => self.by_key.entry(key.clone()).or_default().push(id),

@@ -2,11 +2,11 @@ use std::sync::{Arc, OnceLock};
 
 use super::history::History;
 use super::log::EventLog;
-use super::outbox::End;
+use super::send_queue::End;
 
 /// A log and the history behind it: what a watcher reads from.
 ///
-/// Shards hold it while they have a watcher on it, so that whoever fills the log can tell from a `Weak` that nobody
+/// Watcher sets hold it while they have a watcher on it, so that whoever fills the log can tell from a `Weak` that nobody
 /// is left.
 pub struct Source {
     log: Arc<EventLog>,
@@ -31,7 +31,7 @@ impl Source {
     }
 
     /// Marks the source as dead: a watcher that joins from now on is cancelled at once. The caller then tells every
-    /// shard with [`ShardHandle::end_source`](super::ShardHandle::end_source), in this order.
+    /// watcher set with [`WatcherSetHandle::end_source`](super::WatcherSetHandle::end_source), in this order.
     pub fn end(&self, end: End) {
         let _ = self.ended.set(end);
     }
@@ -41,8 +41,8 @@ impl Source {
         self.ended.get()
     }
 
-    /// Sends whoever joins from now on to `to`, which covers all keys of this one. The caller then tells every shard
-    /// with [`ShardHandle::move_source`](super::ShardHandle::move_source), in this order.
+    /// Sends whoever joins from now on to `to`, which covers all keys of this one. The caller then tells every watcher set
+    /// with [`WatcherSetHandle::move_source`](super::WatcherSetHandle::move_source), in this order.
     pub fn move_to(&self, to: Arc<Source>) {
         let _ = self.moved.set(to);
     }

@@ -9,11 +9,11 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, Stream, StreamExt};
 use tonic::{Code, Status};
 
-use super::hub::ShardHandle;
-use super::outbox::Taken;
+use super::handle::WatcherSetHandle;
 use super::routes::Filters;
-use super::shard::Create;
+use super::send_queue::Taken;
 use super::source::Source;
+use super::watcher_set::Create;
 use crate::pb::encoded::WatchResponse;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -30,9 +30,9 @@ const WAITING_MAX: usize = 64;
 const PROGRESS_WAITING_MAX: u32 = 64;
 
 /// Decides what a stream's watchers may read and where. One per stream: it knows who the client is.
-pub trait Desk: Send {
+pub trait WatchAdmission: Send {
     /// Admits a watch of `range` from `start` (0: from now).
-    fn admit(&mut self, range: &KeyRange, start: Revision) -> Ruling;
+    fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit;
 
     /// The newest revision known, for the header of a refusal.
     fn revision(&self) -> Revision;
@@ -44,8 +44,8 @@ pub trait Desk: Send {
 /// An admission that is being asked for.
 pub type Decision = BoxFuture<'static, Result<Admission, Refusal>>;
 
-/// Answer of [`Desk::admit`].
-pub enum Ruling {
+/// Answer of [`WatchAdmission::admit`].
+pub enum Admit {
     /// Decided.
     Now(Result<Admission, Refusal>),
     /// To be asked for. Further requests are read meanwhile, and answered in their order.
@@ -90,10 +90,10 @@ enum Step {
 
 /// One watch stream: requests in, responses out. Polling it does both.
 pub struct WatchStream<I> {
-    shard: ShardHandle,
+    watcher_set: WatcherSetHandle,
     stream: u32,
     requests: Option<I>,
-    desk: Box<dyn Desk>,
+    admission: Box<dyn WatchAdmission>,
     /// Requests behind a create that is being admitted, that one included; none when there is nothing.
     waiting: Option<Box<Waiting>>,
     refreshing: Option<BoxFuture<'static, bool>>,
@@ -108,14 +108,19 @@ impl<I> WatchStream<I>
 where
     I: Stream<Item = Result<WatchRequest, Status>> + Unpin,
 {
-    /// Serves `requests` on a shard. Must be polled on the shard's thread to be fast, on any thread to be right.
-    pub fn new(shard: ShardHandle, requests: I, desk: Box<dyn Desk>, require_leader: bool) -> Self {
-        let stream = shard.open(require_leader);
+    /// Serves `requests` on a watcher set. Must be polled on the watcher set's thread to be fast, on any thread to be right.
+    pub fn new(
+        watcher_set: WatcherSetHandle,
+        requests: I,
+        admission: Box<dyn WatchAdmission>,
+        require_leader: bool,
+    ) -> Self {
+        let stream = watcher_set.open(require_leader);
         Self {
-            shard,
+            watcher_set,
             stream,
             requests: Some(requests),
-            desk,
+            admission,
             waiting: None,
             refreshing: None,
             progress_now: 0,
@@ -128,7 +133,7 @@ where
         for _ in 0..REQUESTS_PER_POLL {
             self.carry_out(cx);
             let waiting = self.waiting.as_ref().map_or(0, |waiting| waiting.len());
-            if waiting >= WAITING_MAX || self.shard.controls(self.stream) >= CONTROLS_MAX {
+            if waiting >= WAITING_MAX || self.watcher_set.controls(self.stream) >= CONTROLS_MAX {
                 return;
             }
             let Some(requests) = &mut self.requests else { return };
@@ -140,7 +145,7 @@ where
                 Poll::Ready(Some(Err(status))) => {
                     self.requests = None;
                     let gone = matches!(status.code(), Code::Cancelled | Code::Unknown | Code::Unavailable);
-                    self.shard.end_stream(self.stream, if gone { self.desk.canceled() } else { status });
+                    self.watcher_set.end_stream(self.stream, if gone { self.admission.canceled() } else { status });
                     return;
                 }
             }
@@ -163,12 +168,12 @@ where
         let create = Box::new(checked(request));
         if refused {
             let reason = "etcdserver: mvcc: required revision has been compacted".to_owned();
-            let refusal = Refusal::Watch { revision: self.desk.revision(), reason };
+            let refusal = Refusal::Watch { revision: self.admission.revision(), reason };
             return self.in_turn(Step::Create(create, Err(refusal)));
         }
-        match self.desk.admit(&create.range, create.start) {
-            Ruling::Now(decision) => self.in_turn(Step::Create(create, decision)),
-            Ruling::Later(decision) => {
+        match self.admission.admit(&create.range, create.start) {
+            Admit::Now(decision) => self.in_turn(Step::Create(create, decision)),
+            Admit::Later(decision) => {
                 let step = decision.map(|decision| Step::Create(create, decision));
                 self.waiting.get_or_insert_default().push_back(step.boxed());
             }
@@ -197,19 +202,19 @@ where
     fn step(&mut self, step: Step) {
         match step {
             Step::Create(create, decision) => self.finish_create(&create, decision),
-            Step::Cancel(watch_id) => self.shard.cancel(self.stream, watch_id, self.desk.revision()),
+            Step::Cancel(watch_id) => self.watcher_set.cancel(self.stream, watch_id, self.admission.revision()),
             Step::Progress => self.progress(),
         }
     }
 
     fn finish_create(&mut self, create: &Create, decision: Result<Admission, Refusal>) {
         match decision {
-            Ok(admission) => self.shard.create(self.stream, create, &admission),
-            Err(Refusal::Watch { revision, reason }) => self.shard.refuse(self.stream, revision, &reason),
+            Ok(admission) => self.watcher_set.create(self.stream, create, &admission),
+            Err(Refusal::Watch { revision, reason }) => self.watcher_set.refuse(self.stream, revision, &reason),
             Err(Refusal::Stream(status)) => {
                 self.requests = None;
                 self.waiting = None;
-                self.shard.end_stream(self.stream, status);
+                self.watcher_set.end_stream(self.stream, status);
             }
         }
     }
@@ -229,7 +234,7 @@ where
         if self.progress_now == 0 {
             return;
         }
-        let sources = self.shard.sources_of(self.stream);
+        let sources = self.watcher_set.sources_of(self.stream);
         let refreshes: Vec<_> = sources.iter().filter_map(|source| source.history().refresh()).collect();
         if refreshes.is_empty() {
             return self.answer_progress(true);
@@ -241,7 +246,7 @@ where
     fn answer_progress(&mut self, fresh: bool) {
         for _ in 0..std::mem::take(&mut self.progress_now) {
             if fresh {
-                self.shard.progress(self.stream);
+                self.watcher_set.progress(self.stream);
             }
         }
     }
@@ -265,7 +270,7 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if let Some((since, events)) = this.sending.take() {
-            this.shard.sent(since.elapsed(), events);
+            this.watcher_set.sent(since.elapsed(), events);
         }
         this.poll_refresh(cx);
         this.read_requests(cx);
@@ -273,7 +278,7 @@ where
             // A request just read may have begun one; it must know whom to wake.
             this.poll_refresh(cx);
         }
-        match this.shard.pop(this.stream, cx.waker()) {
+        match this.watcher_set.pop(this.stream, cx.waker()) {
             Taken::Response { response, events } => {
                 this.sending = Some((Instant::now(), events));
                 Poll::Ready(Some(Ok(*response)))
@@ -286,7 +291,7 @@ where
 
 impl<I> Drop for WatchStream<I> {
     fn drop(&mut self) {
-        self.shard.close(self.stream);
+        self.watcher_set.close(self.stream);
     }
 }
 

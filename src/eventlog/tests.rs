@@ -12,9 +12,9 @@ use proptest::prelude::*;
 use prost::Message;
 use tokio::time::Instant;
 
-use super::hub::ShardHandle;
-use super::outbox::Taken;
-use super::shard::{Create, JobId, JobResult};
+use super::handle::WatcherSetHandle;
+use super::send_queue::Taken;
+use super::watcher_set::{Create, JobId, JobResult};
 use super::*;
 use crate::pb::encoded::{WatchResponse, WireEncode};
 use crate::pb::{etcdserverpb, mvccpb};
@@ -143,9 +143,9 @@ struct Client {
     ended: Option<i64>,
 }
 
-struct World {
+struct Scenario {
     store: Arc<Mutex<Store>>,
-    shard: ShardHandle,
+    watcher_set: WatcherSetHandle,
     first: Arc<Source>,
     second: Arc<Source>,
     moved: bool,
@@ -157,7 +157,7 @@ struct World {
     trace: bool,
 }
 
-impl World {
+impl Scenario {
     fn new(now: Instant) -> Self {
         let history = StoreHistory::default();
         let store = history.0.clone();
@@ -171,13 +171,13 @@ impl World {
             fragment_bytes: usize::MAX,
             progress_interval: Some(Duration::from_secs(10)),
         };
-        let origin = Arc::new(Origin::new(ClusterId(1), MemberId(2), Term(3)));
-        let shard = ShardHandle::new(limits, origin, WatchMetrics::register(&Metrics::default()), 7);
+        let header_source = Arc::new(HeaderSource::new(ClusterId(1), MemberId(2), Term(3)));
+        let watcher_set = WatcherSetHandle::new(limits, header_source, WatchMetrics::register(&Metrics::default()), 7);
         let source = || Source::new(EventLog::new(Revision(1), 4000), Arc::new(history.clone()));
-        let streams = (0..STREAMS).map(|_| shard.lock().open(false, now)).collect();
+        let streams = (0..STREAMS).map(|_| watcher_set.lock().open(false, now)).collect();
         Self {
             store,
-            shard,
+            watcher_set,
             first: source(),
             second: source(),
             moved: false,
@@ -204,7 +204,7 @@ impl World {
             Op::Cancel { stream, watch } => {
                 let ids: Vec<i64> = self.clients[stream].keys().copied().collect();
                 if !ids.is_empty() {
-                    self.shard.lock().cancel(self.streams[stream], ids[watch % ids.len()], Revision(0));
+                    self.watcher_set.lock().cancel(self.streams[stream], ids[watch % ids.len()], Revision(0));
                 }
             }
             Op::Take { stream, responses } => {
@@ -212,17 +212,17 @@ impl World {
                     self.take(stream);
                 }
             }
-            Op::Route => drop(self.shard.lock().route()),
-            Op::Resume => drop(self.shard.lock().resume()),
+            Op::Route => drop(self.watcher_set.lock().route()),
+            Op::Resume => drop(self.watcher_set.lock().resume()),
             Op::StartReads => {
-                for (id, history, request) in self.shard.lock().take_jobs(2) {
+                for (id, history, request) in self.watcher_set.lock().take_jobs(2) {
                     let result = history.events(request).now_or_never().expect("the model never waits");
                     self.reads.push((id, result));
                 }
             }
             Op::FinishRead => {
                 if let Some((id, result)) = self.reads.pop() {
-                    self.shard.lock().finish_job(id, result);
+                    self.watcher_set.lock().finish_job(id, result);
                 }
             }
             Op::Compact { back } => {
@@ -230,16 +230,16 @@ impl World {
                 store.compacted = store.compacted.max(store.revision - i64::from(back)).max(0);
                 self.first.log().compact(Revision(store.compacted));
             }
-            Op::Progress { stream } => self.shard.lock().progress(self.streams[stream]),
+            Op::Progress { stream } => self.watcher_set.lock().progress(self.streams[stream]),
             Op::Tick => {
                 self.now += Duration::from_secs(11);
-                self.shard.lock().tick(self.now);
+                self.watcher_set.lock().tick(self.now);
             }
             Op::Move => {
                 if !self.moved {
                     self.moved = true;
                     self.first.move_to(self.second.clone());
-                    self.shard.move_source(&self.first, &self.second);
+                    self.watcher_set.move_source(&self.first, &self.second);
                 }
             }
         }
@@ -271,12 +271,12 @@ impl World {
         // The cluster was asked a while ago; the log may have moved on since.
         let after = (revision - i64::from(filter)).max(self.store.lock().compacted).max(1);
         let admission = Admission { source: self.first.clone(), after: Revision(after), compacted: Revision(0) };
-        self.shard.lock().create(self.streams[stream], &create, &admission, self.now);
+        self.watcher_set.lock().create(self.streams[stream], &create, &admission, self.now);
         self.asked[stream].push((range, if start == 0 { after + 1 } else { start }, filter));
     }
 
     fn take(&mut self, stream: usize) -> bool {
-        let taken = self.shard.lock().pop(self.streams[stream], Waker::noop());
+        let taken = self.watcher_set.lock().pop(self.streams[stream], Waker::noop());
         match taken {
             Taken::Response { response, .. } => {
                 self.receive(stream, &response);
@@ -356,8 +356,8 @@ impl World {
     fn settle(&mut self) {
         self.run(Op::Follow);
         for _ in 0..10_000 {
-            let mut busy = self.shard.lock().route();
-            busy |= self.shard.lock().resume();
+            let mut busy = self.watcher_set.lock().route();
+            busy |= self.watcher_set.lock().resume();
             self.run(Op::StartReads);
             while !self.reads.is_empty() {
                 busy = true;
@@ -391,27 +391,27 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
     fn every_watcher_sees_exactly_the_history_it_asked_for(ops in prop::collection::vec(any_op(), 1..150)) {
-        let mut world = World::new(Instant::now());
+        let mut scenario = Scenario::new(Instant::now());
         for op in ops {
-            world.run(op);
+            scenario.run(op);
         }
-        world.settle();
+        scenario.settle();
     }
 }
 
 /// One stream on an otherwise empty store, as a person would write it down.
 struct Script {
-    world: World,
+    scenario: Scenario,
 }
 
 impl Script {
     fn new() -> Self {
-        Self { world: World::new(Instant::now()) }
+        Self { scenario: Scenario::new(Instant::now()) }
     }
 
     fn put(&mut self, key: u8) -> &mut Self {
-        self.world.run(Op::Write(vec![(key - b'a', false)]));
-        self.world.run(Op::Route);
+        self.scenario.run(Op::Write(vec![(key - b'a', false)]));
+        self.scenario.run(Op::Route);
         self
     }
 
@@ -425,9 +425,9 @@ impl Script {
             progress_notify: false,
             fragment: false,
         };
-        let now = self.world.now;
-        let admission = Admission { source: self.world.first.clone(), after: Revision(0), compacted: Revision(0) };
-        self.world.shard.lock().create(0, &create, &admission, now);
+        let now = self.scenario.now;
+        let admission = Admission { source: self.scenario.first.clone(), after: Revision(0), compacted: Revision(0) };
+        self.scenario.watcher_set.lock().create(0, &create, &admission, now);
         self
     }
 
@@ -435,12 +435,12 @@ impl Script {
     fn said(&mut self) -> String {
         let mut lines = Vec::new();
         loop {
-            let mut shard = self.world.shard.lock();
-            while shard.route() | shard.resume() {}
-            drop(shard);
-            self.world.run(Op::StartReads);
-            self.world.run(Op::FinishRead);
-            let taken = self.world.shard.lock().pop(0, Waker::noop());
+            let mut watcher_set = self.scenario.watcher_set.lock();
+            while watcher_set.route() | watcher_set.resume() {}
+            drop(watcher_set);
+            self.scenario.run(Op::StartReads);
+            self.scenario.run(Op::FinishRead);
+            let taken = self.scenario.watcher_set.lock().pop(0, Waker::noop());
             let Taken::Response { response, events } = taken else { break };
             let mut line = format!("{}@{}", response.watch_id, response.header.expect("header").revision);
             for (set, word) in [(response.created, " created"), (response.canceled, " canceled")] {
@@ -476,15 +476,15 @@ fn a_start_below_the_compaction_is_created_then_cancelled_and_blocks_progress() 
     for _ in 0..5 {
         script.put(b'a');
     }
-    script.world.run(Op::Compact { back: 1 });
+    script.scenario.run(Op::Compact { back: 1 });
     script.watch(0, 5).watch(0, 4);
     assert_eq!(script.said(), "0@6 created; 1@6 created; 1@0 canceled compact 5; 0@6 2 events");
-    script.world.run(Op::Progress { stream: 0 });
+    script.scenario.run(Op::Progress { stream: 0 });
     assert_eq!(script.said(), "");
-    script.world.shard.lock().cancel(0, 1, Revision(6));
-    script.world.run(Op::Progress { stream: 0 });
+    script.scenario.watcher_set.lock().cancel(0, 1, Revision(6));
+    script.scenario.run(Op::Progress { stream: 0 });
     assert_eq!(script.said(), "1@6 canceled; -1@6");
-    script.world.shard.lock().cancel(0, 1, Revision(6));
+    script.scenario.watcher_set.lock().cancel(0, 1, Revision(6));
     assert_eq!(script.said(), "", "a repeated cancel gets no answer");
 }
 
@@ -493,24 +493,24 @@ fn a_future_start_holds_events_and_progress_back() {
     let mut script = Script::new();
     script.watch(0, 4);
     script.put(b'a').put(b'b');
-    script.world.run(Op::Progress { stream: 0 });
+    script.scenario.run(Op::Progress { stream: 0 });
     assert_eq!(script.said(), "0@1 created");
     script.put(b'a');
     assert_eq!(script.said(), "0@4 1 events");
-    script.world.run(Op::Progress { stream: 0 });
+    script.scenario.run(Op::Progress { stream: 0 });
     assert_eq!(script.said(), "-1@4");
 }
 
 #[test]
 fn a_tick_notifies_the_idle_only() {
     let mut script = Script::new();
-    script.world.run(Op::Create { stream: 0, range: 0, start: 0, filter: 0, prev_kv: false });
-    script.world.run(Op::Create { stream: 0, range: 1, start: 0, filter: 0, prev_kv: false });
+    script.scenario.run(Op::Create { stream: 0, range: 0, start: 0, filter: 0, prev_kv: false });
+    script.scenario.run(Op::Create { stream: 0, range: 1, start: 0, filter: 0, prev_kv: false });
     script.put(b'a');
     assert_eq!(script.said(), "0@1 created; 1@1 created; 0@2 1 events");
-    script.world.run(Op::Tick);
+    script.scenario.run(Op::Tick);
     assert_eq!(script.said(), "1@2");
-    script.world.run(Op::Tick);
+    script.scenario.run(Op::Tick);
     assert_eq!(script.said(), "0@2; 1@2");
 }
 
@@ -518,17 +518,17 @@ fn a_tick_notifies_the_idle_only() {
 fn a_stream_that_is_not_read_holds_a_bounded_amount_and_slows_nobody() {
     let mut script = Script::new();
     script.watch(0, 0);
-    script.world.run(Op::Create { stream: 1, range: 0, start: 0, filter: 0, prev_kv: false });
+    script.scenario.run(Op::Create { stream: 1, range: 0, start: 0, filter: 0, prev_kv: false });
     for _ in 0..200 {
         script.put(b'a');
-        script.world.run(Op::Take { stream: 1, responses: 2 });
+        script.scenario.run(Op::Take { stream: 1, responses: 2 });
     }
-    let client = &script.world.clients[1][&0];
+    let client = &script.scenario.clients[1][&0];
     assert_eq!(client.seen.len(), 200);
     let said = script.said();
     assert!(said.starts_with("0@1 created; 0@2 1 events; 0@3 1 events"), "{said}");
     assert!(said.split("; ").count() < 100, "what was missed comes in larger pieces: {said}");
-    assert_eq!(script.world.shard.lock().positions(), vec![Revision(201)]);
+    assert_eq!(script.scenario.watcher_set.lock().positions(), vec![Revision(201)]);
 }
 
 #[test]
@@ -536,8 +536,8 @@ fn a_cancelled_source_cancels_whoever_joins_later_too() {
     let mut script = Script::new();
     script.watch(0, 0);
     let end = End { compact_revision: Revision(0), reason: "gone".into() };
-    script.world.first.end(end.clone());
-    script.world.shard.end_source(&script.world.first, &end);
+    script.scenario.first.end(end.clone());
+    script.scenario.watcher_set.end_source(&script.scenario.first, &end);
     script.watch(0, 0);
     assert_eq!(script.said(), "0@1 created; 0@1 canceledgone; 1@1 created; 1@1 canceledgone");
 }

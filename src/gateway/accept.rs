@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::metrics::GatewayMetrics;
-use super::shard::Shard;
+use super::worker::Worker;
 
 /// Pause after an error that only time or the end of other connections cures.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -26,7 +26,7 @@ const BACKLOG: u32 = 1024;
 
 /// Where accepted connections go, and how many.
 pub(super) struct Door {
-    pub(super) shards: Arc<[Shard]>,
+    pub(super) workers: Arc<[Worker]>,
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) connections_max: usize,
 }
@@ -67,7 +67,7 @@ impl Accept for Listener {
 /// A connection beyond the bound is reset, not left to wait: where gateways lead to one another, every one that waits is
 /// the far end of another one that is open, and none would ever end.
 pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: CancellationToken) {
-    let Door { shards, metrics, connections_max } = door;
+    let Door { workers, metrics, connections_max } = door;
     let mut last_log: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
@@ -77,7 +77,7 @@ pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: Can
         let error = match accepted {
             Ok(client) => {
                 metrics.accepted.inc();
-                let open = shards.iter().map(Shard::open).sum::<usize>();
+                let open = workers.iter().map(Worker::open).sum::<usize>();
                 if open >= connections_max {
                     refuse(&client);
                     metrics.refused.inc();
@@ -90,8 +90,8 @@ pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: Can
                     }
                     continue;
                 }
-                if let Some(shard) = shards.iter().min_by_key(|shard| shard.open()) {
-                    shard.hand_over(client).await;
+                if let Some(worker) = workers.iter().min_by_key(|worker| worker.open()) {
+                    worker.hand_over(client).await;
                 }
                 continue;
             }

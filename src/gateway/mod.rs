@@ -1,7 +1,7 @@
 //! The L4 gateway: accepts TCP connections and moves their bytes to a live endpoint.
 //!
 //! A connection enters at the accept loop (`accept.rs`), which gives it to the serving thread with the fewest
-//! (`shard.rs`); there it stays. The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs`, kept
+//! (`worker.rs`); there it stays. The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs`, kept
 //! honest by `check.rs`) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
 //! holding memory while they are idle. [`Gateway::start`] wires that together. Read `flow.rs` first: all
 //! bytes go through it.
@@ -14,11 +14,11 @@ mod http;
 mod metrics;
 mod pool;
 mod pump;
-mod shard;
 mod start;
 #[cfg(test)]
 mod tests;
 mod upstreams;
+mod worker;
 
 pub use metrics::GatewayMetrics;
 pub use start::{Gateway, GatewayError};

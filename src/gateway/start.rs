@@ -11,8 +11,8 @@ use super::check::watch_over;
 use super::dial::{Dialer, leads_back};
 use super::http::serve_metrics;
 use super::metrics::GatewayMetrics;
-use super::shard::Shard;
 use super::upstreams::Upstreams;
+use super::worker::Worker;
 use crate::config::{GatewayConfig, HostPort};
 use crate::discovery::Discovery;
 use crate::shutdown::Tasks;
@@ -112,12 +112,12 @@ impl Gateway {
                 Some(served.map_err(|reason| bind_error("metrics-addr", wanted, reason))?)
             }
         };
-        let mut shards = Vec::new();
+        let mut workers = Vec::new();
         let mut threads = Vec::new();
         for number in 0..config.serving_threads.max(1) {
-            let (shard, ended) =
-                Shard::start(number, dialer.clone(), config.drain_timeout).map_err(GatewayError::Thread)?;
-            shards.push(shard);
+            let (worker, ended) =
+                Worker::start(number, dialer.clone(), config.drain_timeout).map_err(GatewayError::Thread)?;
+            workers.push(worker);
             threads.push(ended);
         }
         let pause_max = config.retry_delay;
@@ -141,7 +141,7 @@ impl Gateway {
             }
         });
         let connections_max = config.connections_max.unwrap_or_else(connections_max);
-        let door = Door { shards: shards.into(), metrics: gateway_metrics, connections_max };
+        let door = Door { workers: workers.into(), metrics: gateway_metrics, connections_max };
         tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.address.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");

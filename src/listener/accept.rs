@@ -13,8 +13,8 @@ use tonic::body::Body;
 use tower::Service;
 use tracing::warn;
 
-use super::shard::{Counts, HANDOVER_MAX, ListenerConfig, ShardId, run};
 use super::socket::ListenerError;
+use super::worker::{Counts, HANDOVER_MAX, ListenerConfig, WorkerId, run};
 use crate::shutdown::Tasks;
 use crate::types::TcpSilence;
 
@@ -47,9 +47,9 @@ impl Serving {
     }
 }
 
-/// A service that gives each request to `answer`, with a copy of `face`.
+/// A service that gives each request to `answer`, with a copy of `handler`.
 pub fn answering<T, F, A>(
-    face: T,
+    handler: T,
     answer: F,
 ) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send
 where
@@ -57,11 +57,11 @@ where
     F: Fn(T, Request<Incoming>) -> A + Clone + Send,
     A: Future<Output = Response<Body>> + Send,
 {
-    tower::service_fn(move |request| answer(face.clone(), request).map(Ok))
+    tower::service_fn(move |request| answer(handler.clone(), request).map(Ok))
 }
 
 /// One serving thread as the accept loop sees it.
-struct Shard {
+struct Worker {
     connections: mpsc::Sender<std::net::TcpStream>,
     open: Arc<AtomicUsize>,
 }
@@ -80,13 +80,13 @@ pub fn serve<F, S>(
     tasks: &Tasks,
 ) -> Result<Serving, ListenerError>
 where
-    F: Fn(ShardId) -> S + Send + Sync + 'static,
+    F: Fn(WorkerId) -> S + Send + Sync + 'static,
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
     let stop = tasks.stop_signal().child_token();
     let make = Arc::new(make);
-    let mut shards = Vec::new();
+    let mut workers = Vec::new();
     let mut ended = Vec::new();
     let unfinished_bytes = Arc::new(AtomicUsize::new(0));
     for number in 0..config.serving_threads.max(1) {
@@ -101,34 +101,34 @@ where
             .name(format!("serve-{number}"))
             .spawn(move || {
                 runtime.block_on(async move {
-                    let service = make(ShardId(number));
+                    let service = make(WorkerId(number));
                     run(incoming, service, config, counts, stop).await;
                 });
                 let _ = done.send(());
             })
             .map_err(ListenerError::Thread)?;
-        shards.push(Shard { connections, open });
+        workers.push(Worker { connections, open });
         ended.push(wait);
     }
-    let shards: Arc<[Shard]> = shards.into();
+    let workers: Arc<[Worker]> = workers.into();
     let mut addresses = Vec::new();
     for listener in listeners {
         addresses.push(listener.local_addr().map_err(ListenerError::Thread)?);
         let listener = tokio::net::TcpListener::from_std(listener).map_err(ListenerError::Thread)?;
-        tasks.spawn(accept_loop(listener, shards.clone(), config.connections_max, stop.clone()));
+        tasks.spawn(accept_loop(listener, workers.clone(), config.connections_max, stop.clone()));
     }
     Ok(Serving { addresses, stop, ended })
 }
 
 async fn accept_loop(
     listener: tokio::net::TcpListener,
-    shards: Arc<[Shard]>,
+    workers: Arc<[Worker]>,
     connections_max: usize,
     stop: CancellationToken,
 ) {
     let mut last_log: Option<Instant> = None;
     loop {
-        let open: usize = shards.iter().map(|shard| shard.open.load(Ordering::Relaxed)).sum();
+        let open: usize = workers.iter().map(|worker| worker.open.load(Ordering::Relaxed)).sum();
         if open >= connections_max {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -140,7 +140,7 @@ async fn accept_loop(
             accepted = listener.accept() => accepted,
         };
         match accepted.and_then(|(stream, _)| prepare(stream)) {
-            Ok(stream) => hand_over(stream, &shards).await,
+            Ok(stream) => hand_over(stream, &workers).await,
             Err(error) => {
                 // Out of descriptors, or a client that left early: neither may end the loop or make it spin.
                 if last_log.is_none_or(|at| at.elapsed() > ACCEPT_LOG_PERIOD) {
@@ -159,10 +159,10 @@ fn prepare(stream: tokio::net::TcpStream) -> std::io::Result<std::net::TcpStream
 }
 
 /// Gives the connection to the thread with the fewest.
-async fn hand_over(stream: std::net::TcpStream, shards: &[Shard]) {
-    let Some(shard) = shards.iter().min_by_key(|shard| shard.open.load(Ordering::Relaxed)) else { return };
-    shard.open.fetch_add(1, Ordering::Relaxed);
-    if shard.connections.send(stream).await.is_err() {
-        shard.open.fetch_sub(1, Ordering::Relaxed);
+async fn hand_over(stream: std::net::TcpStream, workers: &[Worker]) {
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
+    worker.open.fetch_add(1, Ordering::Relaxed);
+    if worker.connections.send(stream).await.is_err() {
+        worker.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

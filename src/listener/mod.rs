@@ -1,7 +1,7 @@
 //! Accepting connections: sockets, per-core runtimes, HTTP/1 and HTTP/2 on one port.
 //!
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
-//! connections (`shard.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
+//! connections (`worker.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
 //! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`). The core and the
 //! proxy give a function that makes their service, which is called once on each serving thread; their services read
 //! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
@@ -13,13 +13,13 @@ mod head;
 mod json;
 mod paced;
 mod scope;
-mod shard;
 mod socket;
+mod worker;
 
 pub use accept::{Serving, answering, serve};
 pub use arriving::{Arrivals, Arriving};
 pub use head::refused_head;
 pub use json::{asks_json_gateway, no_json_gateway};
 pub use scope::ConnectionScope;
-pub use shard::{ListenerConfig, ShardId};
 pub use socket::{ListenerError, bind};
+pub use worker::{ListenerConfig, WorkerId};

@@ -21,6 +21,6 @@ mod watch;
 pub use identity::Identity;
 pub use members::SelfMember;
 pub use namespace::{AnswerRoom, Namespace};
-pub use service::{ProxyService, ShardParts, proxy_calls};
+pub use service::{ProxyService, WorkerParts, proxy_calls};
 pub use tenant::{Tenant, Tenants};
 pub use watch::{ProxyWatchMetrics, ProxyWatchService, WatchHub, WatchHubConfig};

@@ -16,7 +16,7 @@ use tower::Service;
 
 use super::health::HealthService;
 use super::http::Pages;
-use super::lease::{LeaseHubs, admit, keep_alive};
+use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::members::SelfMember;
 use super::namespace::{AnswerRoom, View, no_decompressor};
 use super::seen::noted;
@@ -38,7 +38,7 @@ const COMPACT: &str = "/etcdserverpb.KV/Compact";
 
 /// What one serving thread of the proxy needs.
 #[derive(Clone)]
-pub struct ShardParts {
+pub struct WorkerParts {
     /// Way to the cluster, of this thread alone.
     pub pool: Pool,
     /// Who sees what.
@@ -74,10 +74,10 @@ pub fn proxy_calls(metrics: &Metrics) -> GrpcCalls {
 /// Everything on the proxy's port. Cheap to clone.
 #[derive(Clone)]
 pub struct ProxyService {
-    shard: Arc<Shard>,
+    worker: Arc<Worker>,
 }
 
-struct Shard {
+struct Worker {
     pool: Pool,
     tenants: Tenants,
     /// A view for each tenant that does not see the whole key space.
@@ -86,7 +86,7 @@ struct Shard {
     /// All of them: a compaction concerns every tenant.
     watch_hubs: Vec<ProxyWatchService>,
     self_member: Option<SelfMember>,
-    leases: LeaseHubs,
+    leases: KeepAliveBroadcasts,
     pages: Pages,
     calls: GrpcCalls,
     unknown_calls: Semaphore,
@@ -94,18 +94,18 @@ struct Shard {
 
 impl ProxyService {
     /// The service of one serving thread; made on that thread.
-    pub fn new(parts: ShardParts) -> Self {
-        let ShardParts { pool, tenants, watches, self_member, answers, metrics, calls, tasks } = parts;
+    pub fn new(parts: WorkerParts) -> Self {
+        let WorkerParts { pool, tenants, watches, self_member, answers, metrics, calls, tasks } = parts;
         let watch_hubs = watches.values().cloned().collect();
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
-        let leases = LeaseHubs::new(pool.clone(), tasks.clone());
+        let leases = KeepAliveBroadcasts::new(pool.clone(), tasks.clone());
         let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
         let views =
             namespaced.map(|tenant| (tenant.clone(), View::new(tenant, &pool, answers.clone(), &tasks))).collect();
         let pages = Pages::new(pool.clone(), metrics, tasks);
         let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
         Self {
-            shard: Arc::new(Shard {
+            worker: Arc::new(Worker {
                 pool,
                 tenants,
                 views,
@@ -131,12 +131,12 @@ impl Service<Request<Incoming>> for ProxyService {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let shard = self.shard.clone();
-        Box::pin(async move { Ok(shard.answer(request).await) })
+        let worker = self.worker.clone();
+        Box::pin(async move { Ok(worker.answer(request).await) })
     }
 }
 
-impl Shard {
+impl Worker {
     async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
         let is_grpc = request
             .headers()
@@ -185,7 +185,7 @@ impl Shard {
             },
             "/etcdserverpb.Lease/LeaseKeepAlive" => {
                 match admit(&self.leases, request.headers()) {
-                    Some(admission) => keep_alive(admission, view.map(View::gate), request),
+                    Some(admission) => keep_alive(admission, view.map(View::ownership), request),
                     // No room, or an encoding to refuse: only who sees all leases may go to a member directly.
                     None if view.is_none() => self.pass(request).await,
                     None => refuse_stream(request.headers()).into_http(),
@@ -222,7 +222,7 @@ impl Shard {
     }
 }
 
-/// Why a keep-alive stream of a namespace gets no place in a hub.
+/// Why a keep-alive stream of a namespace cannot join a keep-alive broadcast.
 fn refuse_stream(headers: &HeaderMap) -> Status {
     match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
         None | Some(b"identity" | b"gzip") => Status::resource_exhausted("too many identities keep leases alive"),

@@ -18,7 +18,9 @@ use watershed::pb::etcdserverpb::{
 use watershed::shutdown::Tasks;
 
 use super::story::{grant, on_three, put, try_put};
-use crate::harness::{Answers, Cluster, Process, Target, Watching, World, client, free_port, http_get, soon, until};
+use crate::harness::{
+    Answers, Cluster, Deployment, Process, Target, Watching, client, free_port, http_get, soon, until,
+};
 
 /// From then on bad endpoints must not be noticed any more.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -228,7 +230,7 @@ fn a_dark_member_is_not_noticed() {
 fn endpoints_that_are_no_members_are_not_noticed() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let world = World::start(Target::Core, &[]).await;
+        let deployment = Deployment::start(Target::Core, &[]).await;
         let full = FullQueue::new();
         let http = stranger(async |mut stream| {
             let _ = stream.read(&mut [0; 1024]).await;
@@ -252,7 +254,7 @@ fn endpoints_that_are_no_members_are_not_noticed() {
             ("one that talks garbage", garbage.await),
         ];
         let observe = async |(what, bad): (&'static str, String)| {
-            let proxy = Proxy::start(&[&world.member, &bad]).await;
+            let proxy = Proxy::start(&[&deployment.member, &bad]).await;
             (what, calls(&proxy.client).await)
         };
         let counts = futures::future::join_all(cases.into_iter().map(observe)).await;
@@ -268,9 +270,9 @@ fn endpoints_that_are_no_members_are_not_noticed() {
 fn the_only_endpoint_moves_while_its_host_hangs() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let world = World::start(Target::Core, &[]).await;
+        let deployment = Deployment::start(Target::Core, &[]).await;
         // Stands for the name: what is connected reaches the old host, what connects the new one.
-        let wire = Wire::new(&world.member);
+        let wire = Wire::new(&deployment.member);
         let proxy = Proxy::start(&[&wire.address.to_string()]).await;
         let (mut watch, _) =
             Watching::create(&proxy.client, WatchCreateRequest { key: "k".into(), ..Default::default() }).await;
@@ -299,18 +301,18 @@ fn the_only_endpoint_moves_while_its_host_hangs() {
 fn clients_that_give_up_together_harm_nobody_else() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let world = World::start(Target::Core, &[]).await;
-        let proxy = Proxy::start(&[&world.member]).await;
+        let deployment = Deployment::start(Target::Core, &[]).await;
+        let proxy = Proxy::start(&[&deployment.member]).await;
         let patient = client(&proxy.endpoint);
         put(&patient, "k", "").await;
-        world.server.signal(rustix::process::Signal::STOP);
+        deployment.server.signal(rustix::process::Signal::STOP);
         let impatient = (0..200).map(|number| {
             let (client, key) = (proxy.client.clone(), format!("i{number}"));
             async move { tokio::time::timeout(Duration::from_millis(500), try_put(&client, &key, "")).await }
         });
         let wake = async {
             tokio::time::sleep(Duration::from_millis(1200)).await;
-            world.server.signal(rustix::process::Signal::CONT);
+            deployment.server.signal(rustix::process::Signal::CONT);
         };
         let patient_puts = futures::future::join_all((0..20).map(|_| try_put(&patient, "k", "")));
         let (gave_up, patient_puts, ()) = tokio::join!(futures::future::join_all(impatient), patient_puts, wake);
@@ -326,7 +328,7 @@ fn clients_that_give_up_together_harm_nobody_else() {
 fn endpoints_of_two_clusters_do_not_start() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let (one, other) = (World::start(Target::Core, &[]).await, World::start(Target::Core, &[]).await);
+        let (one, other) = (Deployment::start(Target::Core, &[]).await, Deployment::start(Target::Core, &[]).await);
         put(&other.client, "other", "").await;
         let mut proxy = Proxy::spawn(&[&one.member, &other.member], &[]);
         let status = tokio::task::spawn_blocking(move || {
@@ -335,10 +337,10 @@ fn endpoints_of_two_clusters_do_not_start() {
         });
         let (status, output) = status.await.expect("it ends");
         assert_eq!(status.code(), Some(1), "{output}");
-        for world in [&one, &other] {
-            let header = world.get("k").await.header.expect("header");
+        for deployment in [&one, &other] {
+            let header = deployment.get("k").await.header.expect("header");
             let id = format!("cluster id {:x}", header.cluster_id);
-            assert!(output.contains(&world.member) && output.contains(&id), "{id}: {output}");
+            assert!(output.contains(&deployment.member) && output.contains(&id), "{id}: {output}");
         }
     });
 }
@@ -348,7 +350,7 @@ fn an_endpoint_of_another_cluster_is_left_out() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
         // Auth on: the cluster id must be found without rights.
-        let (one, other) = (World::start(Target::Core, &[]).await, World::start(Target::Core, &[]).await);
+        let (one, other) = (Deployment::start(Target::Core, &[]).await, Deployment::start(Target::Core, &[]).await);
         let wire = Wire::new(&other.member);
         wire.lose();
         let proxy = Proxy::start(&[&one.member, &wire.address.to_string()]).await;
@@ -362,7 +364,7 @@ fn an_endpoint_of_another_cluster_is_left_out() {
         for number in 0..20 {
             put(&proxy.client, &format!("k{number}"), "").await;
         }
-        let ids = [&one, &other].map(async |world: &World| world.get("k").await.header.expect("header"));
+        let ids = [&one, &other].map(async |deployment: &Deployment| deployment.get("k").await.header.expect("header"));
         let [one_header, other_header] = futures::future::join_all(ids).await.try_into().expect("two");
         assert_eq!(other_header.revision, 1, "nothing was written there");
         let output = proxy.process.output();

@@ -4,7 +4,9 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt};
 use watershed::pb::etcdserverpb::RangeRequest;
 
-use crate::harness::{Process, Target, World, client, free_port, is_stock, member_args, run, server_binary, until};
+use crate::harness::{
+    Deployment, Process, Target, client, free_port, is_stock, member_args, run, server_binary, until,
+};
 
 const WRITES: i64 = 40;
 
@@ -41,10 +43,10 @@ fn segments(data: &Path) -> Vec<PathBuf> {
 }
 
 /// Starts the server on a copy of `data` whose last segment is `bytes`.
-async fn start_with(world: &World, name: &str, bytes: &[u8]) -> Outcome {
-    let folder = world.folder.path().join(name);
+async fn start_with(deployment: &Deployment, name: &str, bytes: &[u8]) -> Outcome {
+    let folder = deployment.folder.path().join(name);
     let data = folder.join("data");
-    copy(&world.data_dir(), &data);
+    copy(&deployment.data_dir(), &data);
     let last = segments(&data).pop().expect("a segment");
     std::fs::write(last, bytes).expect("write");
     let member = format!("127.0.0.1:{}", free_port());
@@ -75,10 +77,10 @@ async fn start_with(world: &World, name: &str, bytes: &[u8]) -> Outcome {
 }
 
 /// Starts the server on each of these logs, a few at a time.
-async fn outcomes(world: &World, cases: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<(String, Outcome)> {
+async fn outcomes(deployment: &Deployment, cases: impl Iterator<Item = (String, Vec<u8>)>) -> Vec<(String, Outcome)> {
     stream::iter(cases)
         .map(async |(case, bytes)| {
-            let outcome = start_with(world, &case, &bytes).await;
+            let outcome = start_with(deployment, &case, &bytes).await;
             (case, outcome)
         })
         .buffer_unordered(4)
@@ -111,16 +113,16 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
 
 #[test]
 fn a_damaged_log_is_cut_or_refused_by_name() {
-    run(Target::Core, &[], async |world: &mut World| {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
         if is_stock() {
             return; // The texts are ours.
         }
         for number in 0..WRITES {
-            world.put("k", format!("value {number}")).await;
+            deployment.put("k", format!("value {number}")).await;
         }
         let full = WRITES + 1;
-        world.server.kill();
-        let last = segments(&world.data_dir()).pop().expect("a segment");
+        deployment.server.kill();
+        let last = segments(&deployment.data_dir()).pop().expect("a segment");
         let bytes = std::fs::read(&last).expect("read");
         let name = last.file_name().expect("name").to_string_lossy().into_owned();
         let frames = frames(&bytes);
@@ -130,7 +132,7 @@ fn a_damaged_log_is_cut_or_refused_by_name() {
 
         // Every truncation of the last record is a torn tail.
         let truncations = (last_start..end).map(|length| (format!("cut-{length}"), bytes[..length].to_vec()));
-        for (case, outcome) in outcomes(world, truncations).await {
+        for (case, outcome) in outcomes(deployment, truncations).await {
             match outcome {
                 Outcome::Serves(revision) => assert!((full - 1..=full).contains(&revision), "{case}: {revision}"),
                 Outcome::Refused(output) => panic!("{case} of {end}: {output}"),
@@ -146,7 +148,7 @@ fn a_damaged_log_is_cut_or_refused_by_name() {
             let (at, bit) = (judged[random.usize(..judged.len())], random.u8(0..8));
             (format!("flip-{at}-{bit}"), flipped(&bytes, at, 1 << bit))
         });
-        for (case, outcome) in outcomes(world, flips).await {
+        for (case, outcome) in outcomes(deployment, flips).await {
             match outcome {
                 Outcome::Refused(output) => {
                     assert!(output.contains(&name), "{case}: names the file: {output}");
@@ -157,14 +159,14 @@ fn a_damaged_log_is_cut_or_refused_by_name() {
         }
         // In the last record it may look like a torn tail.
         let flips = (last_start..end).step_by(3).map(|at| (format!("last-{at}"), flipped(&bytes, at, 0x10)));
-        for (case, outcome) in outcomes(world, flips).await {
+        for (case, outcome) in outcomes(deployment, flips).await {
             match outcome {
                 Outcome::Refused(output) => assert!(output.contains(&name), "{case}: {output}"),
                 Outcome::Serves(revision) => assert!((full - 1..=full).contains(&revision), "{case}: {revision}"),
             }
         }
         // And without damage it is all there.
-        let Outcome::Serves(revision) = start_with(world, "whole", &bytes).await else { panic!("refused") };
+        let Outcome::Serves(revision) = start_with(deployment, "whole", &bytes).await else { panic!("refused") };
         assert_eq!(revision, full);
     });
 }

@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 use watershed::pb::etcdserverpb::HashKvRequest;
 
 use super::writers::{Acknowledged, write_until_told};
-use crate::harness::{Target, World, prefix, run};
+use crate::harness::{Deployment, Target, prefix, run};
 
 const ROUNDS: usize = 50;
 /// The rounds end early, with a note, on a machine too slow for all of them.
 const BUDGET: Duration = Duration::from_secs(180);
 
-async fn hash(world: &World, revision: i64) -> u32 {
-    world.client.maintenance().hash_kv(HashKvRequest { revision }).await.expect("hash").into_inner().hash
+async fn hash(deployment: &Deployment, revision: i64) -> u32 {
+    deployment.client.maintenance().hash_kv(HashKvRequest { revision }).await.expect("hash").into_inner().hash
 }
 
 /// Every key the store holds, with value and revision.
-async fn everything(world: &World) -> (BTreeMap<String, (String, i64)>, i64) {
-    let answer = world.range(prefix("crash/")).await;
+async fn everything(deployment: &Deployment) -> (BTreeMap<String, (String, i64)>, i64) {
+    let answer = deployment.range(prefix("crash/")).await;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let keys = answer.kvs.iter().map(|kv| (text(&kv.key), (text(&kv.value), kv.mod_revision))).collect();
     (keys, answer.header.expect("header").revision)
@@ -44,7 +44,7 @@ fn check(told: &Acknowledged, found: &BTreeMap<String, (String, i64)>, round: us
 #[test]
 fn no_acknowledged_write_is_lost_over_fifty_kills() {
     let slow_enough = Instant::now();
-    run(Target::Core, &[], async |world: &mut World| {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
         let seed = u64::from(std::process::id());
         let mut random = fastrand::Rng::with_seed(seed);
         println!("seed {seed}");
@@ -53,23 +53,23 @@ fn no_acknowledged_write_is_lost_over_fifty_kills() {
         while rounds < ROUNDS && slow_enough.elapsed() < BUDGET {
             let stop = AtomicBool::new(false);
             let run_for = Duration::from_millis(random.u64(5..400));
-            let client = world.member_client();
+            let client = deployment.member_client();
             let kill = async {
                 tokio::time::sleep(run_for).await;
-                world.server.kill();
+                deployment.server.kill();
                 stop.store(true, Ordering::Relaxed);
             };
             let (told, ()) = tokio::join!(write_until_told(&client, rounds, 16, &stop), kill);
-            world.start_member_again().await;
+            deployment.start_member_again().await;
 
-            let (found, revision) = everything(world).await;
+            let (found, revision) = everything(deployment).await;
             assert!(revision >= told.revision.max(newest), "round {rounds}: revision {revision} went back");
             check(&told, &found, rounds);
             for &(at, before) in hashes.iter().rev().take(3) {
-                assert_eq!(hash(world, at).await, before, "round {rounds}: the hash at {at} changed");
+                assert_eq!(hash(deployment, at).await, before, "round {rounds}: the hash at {at} changed");
             }
-            hashes.push((revision, hash(world, revision).await));
-            let next = world.put("marker", rounds.to_string()).await;
+            hashes.push((revision, hash(deployment, revision).await));
+            let next = deployment.put("marker", rounds.to_string()).await;
             assert_eq!(next, revision + 1, "revisions go on where they were");
             (newest, writes, rounds) = (next, writes + told.count, rounds + 1);
         }

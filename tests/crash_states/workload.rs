@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use watershed::bolt::BoltImage;
+use watershed::bolt::BoltFile;
 use watershed::core::backend::{Backend, ChangeSet, Prepared};
 use watershed::core::cluster::Member;
 use watershed::core::server::{Bootstrap, Disks, Layout, Opened, Opening, recover};
@@ -250,7 +250,7 @@ impl Life {
     }
 
     /// The leader's state at a later position, under a newer term.
-    fn leaders_state(&mut self) -> Result<(BoltImage, History), String> {
+    fn leaders_state(&mut self) -> Result<(BoltFile, History), String> {
         let mut history = self.history.clone();
         let newest = self.history.newest().last();
         let ahead = self.random.u64(1..20);
@@ -265,8 +265,8 @@ impl Life {
         }
         let path = self.folder.path().join("image");
         let mut file = std::fs::File::create(&path).map_err(text)?;
-        source.write_image(&mut file).map_err(text)?;
-        Ok((BoltImage::open(&path).map_err(text)?, history))
+        source.write_db_snapshot(&mut file).map_err(text)?;
+        Ok((BoltFile::open(&path).map_err(text)?, history))
     }
 
     fn replaced_state(&mut self) -> Step {

@@ -12,7 +12,7 @@ use watershed::pb::etcdserverpb::{
     AlarmRequest, PutRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
 };
 
-use crate::harness::{World, client, raw_call, refused};
+use crate::harness::{Deployment, client, raw_call, refused};
 use crate::on_every_target;
 
 on_every_target! {
@@ -27,15 +27,15 @@ on_every_target! {
     timeouts_are_read_before_the_call,
 }
 
-async fn still_serves(world: &mut World) {
-    world.put("alive", "yes").await;
-    assert_eq!(world.get("alive").await.count, 1);
-    for process in std::iter::once(&world.server).chain(world.front.as_ref()) {
+async fn still_serves(deployment: &mut Deployment) {
+    deployment.put("alive", "yes").await;
+    assert_eq!(deployment.get("alive").await.count, 1);
+    for process in std::iter::once(&deployment.server).chain(deployment.front.as_ref()) {
         assert!(!process.output().contains("panicked"), "{}", process.output());
     }
 }
 
-async fn unknown_services_and_methods_are_named(world: &mut World) {
+async fn unknown_services_and_methods_are_named(deployment: &mut Deployment) {
     for (path, text) in [
         ("/etcdserverpb.KV/Nope", "unknown method Nope for service etcdserverpb.KV"),
         ("/foo.Bar/Baz", "unknown service foo.Bar"),
@@ -47,14 +47,14 @@ async fn unknown_services_and_methods_are_named(world: &mut World) {
             "unknown service grpc.reflection.v1.ServerReflection",
         ),
     ] {
-        refused(raw_call(&world.client, path, Bytes::new()).await, Code::Unimplemented, text);
+        refused(raw_call(&deployment.client, path, Bytes::new()).await, Code::Unimplemented, text);
     }
-    still_serves(world).await;
+    still_serves(deployment).await;
 }
 
-async fn large_requests_are_refused(world: &mut World) {
+async fn large_requests_are_refused(deployment: &mut Deployment) {
     let put = |size: usize| PutRequest { key: "k".into(), value: vec![b'x'; size].into(), ..Default::default() };
-    let mut kv = world.client.kv();
+    let mut kv = deployment.client.kv();
     kv.put(put(1_572_764)).await.expect("just small enough");
     let answer = kv.put(put(1_572_864)).await;
     refused(answer, Code::InvalidArgument, "etcdserver: request is too large");
@@ -62,21 +62,21 @@ async fn large_requests_are_refused(world: &mut World) {
     let answer = kv.put(put(3_000_000)).await;
     let text = "grpc: received message larger than max (3000008 vs. 2097152)";
     refused(answer, Code::ResourceExhausted, text);
-    still_serves(world).await;
+    still_serves(deployment).await;
 }
 
-async fn garbage_messages_are_refused(world: &mut World) {
+async fn garbage_messages_are_refused(deployment: &mut Deployment) {
     // A length that points behind the end, a wire type that does not exist, an endless number.
     for garbage in [&b"\x0a\x7fk"[..], b"\x0f\x01", &[0xff; 12]] {
         for path in
             ["/etcdserverpb.KV/Range", "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Txn", "/etcdserverpb.Lease/LeaseGrant"]
         {
-            let answer = raw_call(&world.client, path, Bytes::from_static(garbage)).await;
+            let answer = raw_call(&deployment.client, path, Bytes::from_static(garbage)).await;
             let status = answer.expect_err("refused");
             assert_eq!(status.code(), Code::Internal, "{path} {garbage:?}: {status:?}");
         }
     }
-    still_serves(world).await;
+    still_serves(deployment).await;
 }
 
 /// A transaction within a transaction, so many times, with a put at the bottom.
@@ -96,9 +96,9 @@ fn nested_txn(depth: usize) -> Bytes {
 }
 
 // Cause: the decoder's limit of 100 messages within one another, two for each level, and a check that kept below it.
-async fn transactions_nest_as_deep_as_max_txn_ops(world: &mut World) {
+async fn transactions_nest_as_deep_as_max_txn_ops(deployment: &mut Deployment) {
     for depth in [20, 49, 101, 127] {
-        let answer = raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await.expect("taken");
+        let answer = raw_call(&deployment.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await.expect("taken");
         let mut answer = TxnResponse::decode(answer.into_inner()).expect("an answer");
         let mut levels = 0;
         while let Some(ResponseOp { response: Some(response_op::Response::ResponseTxn(nested)) }) =
@@ -107,76 +107,76 @@ async fn transactions_nest_as_deep_as_max_txn_ops(world: &mut World) {
             (answer, levels) = (nested, levels + 1);
         }
         assert_eq!(levels, depth);
-        assert_eq!(world.get("deep").await.kvs[0].value, depth.to_string());
+        assert_eq!(deployment.get("deep").await.kvs[0].value, depth.to_string());
     }
     for depth in [128, 150] {
-        let answer = raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await;
+        let answer = raw_call(&deployment.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await;
         refused(answer, Code::InvalidArgument, "etcdserver: too many operations in txn request");
     }
-    world.crash_and_restart().await;
-    assert_eq!(world.get("deep").await.kvs[0].value, "127", "the log is readable");
+    deployment.crash_and_restart().await;
+    assert_eq!(deployment.get("deep").await.kvs[0].value, "127", "the log is readable");
 
     // The proxy rewrites requests and answers for its namespace.
-    let (_proxy, endpoint) = world.also_front("grpc-proxy", &["--namespace=tenant/"]).await;
+    let (_proxy, endpoint) = deployment.also_front("grpc-proxy", &["--namespace=tenant/"]).await;
     let client = client(&endpoint);
     let answer = raw_call(&client, "/etcdserverpb.KV/Txn", nested_txn(127)).await.expect("taken");
     TxnResponse::decode(answer.into_inner()).expect("an answer");
-    assert_eq!(world.get("tenant/deep").await.kvs[0].value, "127");
+    assert_eq!(deployment.get("tenant/deep").await.kvs[0].value, "127");
     let answer = raw_call(&client, "/etcdserverpb.KV/Txn", nested_txn(128)).await;
     refused(answer, Code::InvalidArgument, "etcdserver: too many operations in txn request");
 }
 
-async fn deep_nesting_is_refused(world: &mut World) {
+async fn deep_nesting_is_refused(deployment: &mut Deployment) {
     for depth in [200, 5_000] {
-        let answer = raw_call(&world.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await;
+        let answer = raw_call(&deployment.client, "/etcdserverpb.KV/Txn", nested_txn(depth)).await;
         let status = answer.expect_err("too deep");
         assert!(matches!(status.code(), Code::InvalidArgument | Code::Internal), "{depth}: {status:?}");
     }
-    still_serves(world).await;
+    still_serves(deployment).await;
 }
 
-async fn unknown_enums_are_refused(world: &mut World) {
+async fn unknown_enums_are_refused(deployment: &mut Deployment) {
     if crate::harness::is_stock() {
         return; // Stock does not answer this one.
     }
-    let status = world.client.maintenance().alarm(AlarmRequest { action: 77, ..Default::default() }).await;
+    let status = deployment.client.maintenance().alarm(AlarmRequest { action: 77, ..Default::default() }).await;
     assert_eq!(status.expect_err("refused").code(), Code::InvalidArgument);
-    still_serves(world).await;
+    still_serves(deployment).await;
 }
 
-async fn garbage_connections_disturb_nobody(world: &mut World) {
+async fn garbage_connections_disturb_nobody(deployment: &mut Deployment) {
     let endless_header = [b"GET / HTTP/1.1\r\nX: ".as_slice(), &[b'x'; 2_000_000]].concat();
     let bad_frame = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff".to_vec();
     for garbage in [b"\0\x01\x02\x03".to_vec(), b"GET\r\n\r\n".to_vec(), endless_header, bad_frame] {
-        let mut stream = TcpStream::connect(&world.endpoint).await.expect("connects");
+        let mut stream = TcpStream::connect(&deployment.endpoint).await.expect("connects");
         // The other side may hang up in the middle; it only has to go on serving others.
         let _ = stream.write_all(&garbage).await;
         let _ = stream.shutdown().await;
         let mut answer = Vec::new();
         let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
-        still_serves(world).await;
+        still_serves(deployment).await;
     }
 }
 
-async fn metadata_nobody_knows_is_fine(world: &mut World) {
+async fn metadata_nobody_knows_is_fine(deployment: &mut Deployment) {
     let put = |metadata: &[(&'static str, &str)]| {
         let mut request = Request::new(PutRequest { key: "k".into(), ..Default::default() });
         for &(key, value) in metadata {
             request.metadata_mut().insert(key, value.parse().expect("ascii"));
         }
-        let mut kv = world.client.kv();
+        let mut kv = deployment.client.kv();
         async move { kv.put(request).await }
     };
     put(&[("hasleader", "true"), ("client-api-version", "9.9"), ("x-nobody", "knows")]).await.expect("put");
-    still_serves(world).await;
+    still_serves(deployment).await;
 }
 
-async fn timeouts_are_read_before_the_call(world: &mut World) {
+async fn timeouts_are_read_before_the_call(deployment: &mut Deployment) {
     // Nobody looked at the header before the handlers of locks did.
     let put = |timeout: &str| {
         let mut request = Request::new(PutRequest { key: "timed".into(), ..Default::default() });
         request.metadata_mut().insert("grpc-timeout", timeout.parse().expect("ascii"));
-        let mut kv = world.client.kv();
+        let mut kv = deployment.client.kv();
         async move { kv.put(request).await }
     };
     let text = "malformed grpc-timeout: transport: timeout unit is not recognized: \"5x\"";
@@ -184,7 +184,7 @@ async fn timeouts_are_read_before_the_call(world: &mut World) {
     let text = "malformed grpc-timeout: transport: timeout string is too long: \"123456789S\"";
     refused(put("123456789S").await, Code::Internal, text);
     refused(put("0n").await, Code::DeadlineExceeded, "context deadline exceeded");
-    assert_eq!(world.get("timed").await.count, 0);
+    assert_eq!(deployment.get("timed").await.count, 0);
     put("30S").await.expect("in time");
-    still_serves(world).await;
+    still_serves(deployment).await;
 }

@@ -3,7 +3,7 @@
 use tonic::Code;
 use watershed::pb::etcdserverpb::{CompactionRequest, RangeRequest, WatchCreateRequest};
 
-use crate::harness::{Watching, World, refused};
+use crate::harness::{Deployment, Watching, refused};
 use crate::on_every_target;
 
 on_every_target! {
@@ -20,33 +20,33 @@ fn at(revision: i64) -> RangeRequest {
     RangeRequest { key: "k".into(), revision, ..Default::default() }
 }
 
-async fn history_below_the_revision_is_gone(world: &mut World) {
+async fn history_below_the_revision_is_gone(deployment: &mut Deployment) {
     for value in ["1", "2", "3"] {
-        world.put("k", value).await;
+        deployment.put("k", value).await;
     }
-    world.compact(3).await;
-    assert_eq!(world.range(at(3)).await.kvs[0].value, "2", "the compacted revision itself stays");
-    assert_eq!(world.range(at(4)).await.kvs[0].value, "3");
-    refused(world.client.kv().range(at(2)).await, Code::OutOfRange, COMPACTED);
-    world.delete("k").await;
-    world.compact(5).await;
-    assert_eq!(world.get("k").await.count, 0);
-    assert_eq!(world.put("k", "4").await, 6);
+    deployment.compact(3).await;
+    assert_eq!(deployment.range(at(3)).await.kvs[0].value, "2", "the compacted revision itself stays");
+    assert_eq!(deployment.range(at(4)).await.kvs[0].value, "3");
+    refused(deployment.client.kv().range(at(2)).await, Code::OutOfRange, COMPACTED);
+    deployment.delete("k").await;
+    deployment.compact(5).await;
+    assert_eq!(deployment.get("k").await.count, 0);
+    assert_eq!(deployment.put("k", "4").await, 6);
 }
 
 // Cause: the events of the compacted revision came from the event log while that had them, with what was there before;
 // after a restart they came from the store, without.
-async fn a_watch_from_the_compaction_has_nothing_before_it(world: &mut World) {
+async fn a_watch_from_the_compaction_has_nothing_before_it(deployment: &mut Deployment) {
     for value in ["1", "2", "3"] {
-        world.put("k", value).await;
+        deployment.put("k", value).await;
     }
-    world.compact(3).await;
+    deployment.compact(3).await;
     for restarted in [false, true] {
         if restarted {
-            world.crash_and_restart().await;
+            deployment.crash_and_restart().await;
         }
         let request = WatchCreateRequest { key: "k".into(), start_revision: 3, prev_kv: true, ..Default::default() };
-        let (mut watching, _) = Watching::create(&world.client, request).await;
+        let (mut watching, _) = Watching::create(&deployment.client, request).await;
         let mut seen = Vec::new();
         while seen.len() < 2 {
             seen.extend(watching.next().await.events);
@@ -59,27 +59,27 @@ async fn a_watch_from_the_compaction_has_nothing_before_it(world: &mut World) {
     }
 }
 
-async fn compacting_nothing_or_the_future_is_refused(world: &mut World) {
-    let mut kv = world.client.kv();
+async fn compacting_nothing_or_the_future_is_refused(deployment: &mut Deployment) {
+    let mut kv = deployment.client.kv();
     let compact = |revision| CompactionRequest { revision, physical: false };
     refused(kv.compact(compact(99)).await, Code::OutOfRange, FUTURE);
     refused(kv.compact(compact(-1)).await, Code::OutOfRange, COMPACTED);
     kv.compact(compact(0)).await.expect("once on a fresh store");
     refused(kv.compact(compact(0)).await, Code::OutOfRange, COMPACTED);
-    world.put("k", "1").await;
+    deployment.put("k", "1").await;
     let answer = kv.compact(compact(2)).await.expect("compacts").into_inner();
     assert_eq!(answer.header.expect("header").revision, 2);
     refused(kv.compact(compact(2)).await, Code::OutOfRange, COMPACTED);
 }
 
-async fn a_compacted_store_survives_a_restart(world: &mut World) {
+async fn a_compacted_store_survives_a_restart(deployment: &mut Deployment) {
     for value in ["1", "2", "3"] {
-        world.put("k", value).await;
+        deployment.put("k", value).await;
     }
-    world.compact(3).await;
-    world.crash_and_restart().await;
-    refused(world.client.kv().range(at(2)).await, Code::OutOfRange, COMPACTED);
-    assert_eq!(world.range(at(3)).await.kvs[0].value, "2");
-    let answer = world.get("k").await;
+    deployment.compact(3).await;
+    deployment.crash_and_restart().await;
+    refused(deployment.client.kv().range(at(2)).await, Code::OutOfRange, COMPACTED);
+    assert_eq!(deployment.range(at(3)).await.kvs[0].value, "2");
+    let answer = deployment.get("k").await;
     assert_eq!((answer.kvs[0].value.as_ref(), answer.header.expect("header").revision), (b"3".as_ref(), 4));
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::harness::{Target, World, run};
+use crate::harness::{Deployment, Target, run};
 
 /// Exit code, standard output and standard error of one run.
 struct Ran {
@@ -36,8 +36,8 @@ fn ctl(program: &Path, args: &[&str], variables: &[(&str, &str)], input: &[u8]) 
 }
 
 /// Our binary under another name.
-fn link(world: &World, name: &str) -> PathBuf {
-    let path = world.folder.path().join(name);
+fn link(deployment: &Deployment, name: &str) -> PathBuf {
+    let path = deployment.folder.path().join(name);
     symlink(env!("CARGO_BIN_EXE_watershed"), &path).expect("link");
     path
 }
@@ -46,11 +46,11 @@ fn link(world: &World, name: &str) -> PathBuf {
 fn scripts_that_call_etcdctl_find_it() {
     // Cause: whole names only, one name of the program, an empty variable that counted as given, a login that failed
     // because the cluster has no users, ids below zero that no command took back.
-    run(Target::Core, &[], async |world: &mut World| {
-        world.put("k", "1").await;
-        world.put("k", "2").await;
-        let etcdctl = link(world, "etcdctl");
-        let endpoints = format!("--endpoints={}", world.endpoint);
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        deployment.put("k", "1").await;
+        deployment.put("k", "2").await;
+        let etcdctl = link(deployment, "etcdctl");
+        let endpoints = format!("--endpoints={}", deployment.endpoint);
         let run = |args: &[&str], variables: &[(&str, &str)], input: &[u8]| {
             let args: Vec<&str> = std::iter::once(endpoints.as_str()).chain(args.iter().copied()).collect();
             ctl(&etcdctl, &args, variables, input)
@@ -75,7 +75,7 @@ fn scripts_that_call_etcdctl_find_it() {
         let text = "rpc error: code = ResourceExhausted desc = trying to send message larger than max \
                     (3000008 vs. 2097152)";
         assert_eq!(large.stderr, format!("Error: {text}\n"));
-        world.put("large", vec![b'a'; 200_000]).await;
+        deployment.put("large", vec![b'a'; 200_000]).await;
         let large = plain(&["--max-recv-bytes=100000", "get", "large"]);
         assert!(large.stderr.contains("code = ResourceExhausted desc = grpc: received message larger than max"));
     });
@@ -83,14 +83,14 @@ fn scripts_that_call_etcdctl_find_it() {
 
 #[test]
 fn a_link_named_etcd_takes_what_etcd_takes() {
-    run(Target::Core, &[], async |world: &mut World| {
-        let etcd = link(world, "etcd");
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let etcd = link(deployment, "etcd");
         let version = ctl(&etcd, &["--version"], &[], b"");
         assert!(version.stdout.starts_with("etcd Version: 3."), "{}", version.stdout);
         assert_eq!(ctl(&etcd, &["--no-such-flag"], &[], b"").code, Some(2));
         // No mode of etcd: a stray word among the server's flags.
         assert_eq!(ctl(&etcd, &["ctl", "version"], &[], b"").code, Some(1));
-        let etcdutl = link(world, "etcdutl");
+        let etcdutl = link(deployment, "etcdutl");
         assert!(ctl(&etcdutl, &["version"], &[], b"").stdout.starts_with("etcdutl version: 3."));
     });
 }

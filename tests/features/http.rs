@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Target, World, http_get, is_stock, metric, run, soon};
+use crate::harness::{Deployment, Target, http_get, is_stock, metric, run, soon};
 use crate::on_every_target;
 
 on_every_target! {
@@ -14,56 +14,56 @@ on_every_target! {
     who_speaks_json_gets_json,
 }
 
-async fn get(world: &World, path: &str) -> (u16, String) {
-    let answer = http_get(&world.endpoint, "GET", path).await.expect("an answer");
+async fn get(deployment: &Deployment, path: &str) -> (u16, String) {
+    let answer = http_get(&deployment.endpoint, "GET", path).await.expect("an answer");
     (answer.status, answer.body)
 }
 
-async fn health_live_ready_and_version_answer(world: &mut World) {
-    assert_eq!(get(world, "/health").await, (200, r#"{"health":"true","reason":""}"#.into()));
-    if world.target == Target::Proxy {
+async fn health_live_ready_and_version_answer(deployment: &mut Deployment) {
+    assert_eq!(get(deployment, "/health").await, (200, r#"{"health":"true","reason":""}"#.into()));
+    if deployment.target == Target::Proxy {
         return; // A proxy answers for itself; it is not a member that is live or ready.
     }
-    assert_eq!(get(world, "/health?serializable=true").await, (200, r#"{"health":"true","reason":""}"#.into()));
+    assert_eq!(get(deployment, "/health?serializable=true").await, (200, r#"{"health":"true","reason":""}"#.into()));
     for path in
         ["/livez", "/readyz", "/livez/serializable_read", "/readyz/linearizable_read", "/readyz/data_corruption"]
     {
-        assert_eq!(get(world, path).await, (200, "ok\n".into()), "{path}");
+        assert_eq!(get(deployment, path).await, (200, "ok\n".into()), "{path}");
     }
-    let (status, body) = get(world, "/readyz?verbose").await;
+    let (status, body) = get(deployment, "/readyz?verbose").await;
     assert_eq!(status, 200);
     let mut lines: Vec<_> = body.lines().collect();
     assert_eq!(lines.pop(), Some("ok"));
     lines.sort_unstable();
     let expected = ["[+]data_corruption ok", "[+]linearizable_read ok", "[+]non_learner ok", "[+]serializable_read ok"];
     assert_eq!(lines, expected);
-    let (status, body) = get(world, "/version").await;
+    let (status, body) = get(deployment, "/version").await;
     let version: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(status, 200);
     assert!(version["etcdserver"].as_str().is_some_and(|text| text.starts_with("3.7.")), "{body}");
     assert_eq!((version["etcdcluster"].as_str(), version["storage"].as_str()), (Some("3.7.0"), Some("3.7.0")));
 }
 
-async fn unknown_paths_and_methods_are_refused(world: &mut World) {
-    let (status, body) = get(world, "/nothing/here").await;
+async fn unknown_paths_and_methods_are_refused(deployment: &mut Deployment) {
+    let (status, body) = get(deployment, "/nothing/here").await;
     assert_eq!((status, body.trim_end()), (404, "404 page not found"));
-    if world.target == Target::Proxy {
+    if deployment.target == Target::Proxy {
         return;
     }
     for path in ["/health", "/version"] {
-        let answer = http_get(&world.endpoint, "POST", path).await.expect("an answer");
+        let answer = http_get(&deployment.endpoint, "POST", path).await.expect("an answer");
         assert_eq!((answer.status, answer.headers.get("allow").map(String::as_str)), (405, Some("GET")), "{path}");
     }
-    let answer = http_get(&world.endpoint, "OPTIONS", "/version").await.expect("an answer");
+    let answer = http_get(&deployment.endpoint, "OPTIONS", "/version").await.expect("an answer");
     assert_eq!(answer.status, 200);
 }
 
-async fn metrics_carry_etcds_names(world: &mut World) {
+async fn metrics_carry_etcds_names(deployment: &mut Deployment) {
     for _ in 0..3 {
-        world.put("k", "v").await;
+        deployment.put("k", "v").await;
     }
-    world.get("k").await;
-    let member = &world.member;
+    deployment.get("k").await;
+    let member = &deployment.member;
     assert_eq!(metric(member, "etcd_server_has_leader").await, Some(1.0));
     assert_eq!(metric(member, "etcd_server_is_leader").await, Some(1.0));
     assert_eq!(metric(member, "etcd_mvcc_put_total").await, Some(3.0));
@@ -78,13 +78,13 @@ async fn metrics_carry_etcds_names(world: &mut World) {
     ] {
         assert!(answer.body.lines().any(|line| line.starts_with(name)), "{name}");
     }
-    if world.target == Target::Proxy {
-        let own = http_get(&world.endpoint, "GET", "/metrics").await.expect("metrics");
+    if deployment.target == Target::Proxy {
+        let own = http_get(&deployment.endpoint, "GET", "/metrics").await.expect("metrics");
         assert!(own.status == 200 && own.body.contains("# TYPE"), "{own:?}");
     }
 }
 
-async fn refusals_are_not_to_be_sniffed(world: &mut World) {
+async fn refusals_are_not_to_be_sniffed(deployment: &mut Deployment) {
     // Only 503 had the header.
     let mut cases = vec![
         ("GET", "/nothing", 404, true),
@@ -93,7 +93,7 @@ async fn refusals_are_not_to_be_sniffed(world: &mut World) {
         ("GET", "/version", 200, false),
         ("POST", "/metrics", 200, false),
     ];
-    if world.target != Target::Proxy {
+    if deployment.target != Target::Proxy {
         cases.extend([
             ("GET", "/livez", 200, true),
             ("GET", "/readyz?verbose", 200, true),
@@ -103,26 +103,26 @@ async fn refusals_are_not_to_be_sniffed(world: &mut World) {
             ("GET", "/health", 200, false),
             ("OPTIONS", "/livez", 200, false),
         ]);
-        let answer = http_get(&world.endpoint, "GET", "/debug/vars").await.expect("an answer");
+        let answer = http_get(&deployment.endpoint, "GET", "/debug/vars").await.expect("an answer");
         let vars: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
         assert_eq!(vars["raft.status"]["raftState"], "StateLeader", "{vars}");
         assert!(vars["cmdline"].as_array().is_some_and(|args| args.len() > 3), "{vars}");
         assert_eq!(vars["raft.status"]["id"], vars["raft.status"]["lead"]);
     }
     for (method, path, status, nosniff) in cases {
-        let answer = http_get(&world.endpoint, method, path).await.expect("an answer");
+        let answer = http_get(&deployment.endpoint, method, path).await.expect("an answer");
         let header = answer.headers.get("x-content-type-options").map(String::as_str);
         assert_eq!((answer.status, header), (status, nosniff.then_some("nosniff")), "{method} {path}");
     }
 }
 
-async fn who_speaks_json_gets_json(world: &mut World) {
+async fn who_speaks_json_gets_json(deployment: &mut Deployment) {
     if is_stock() {
         return; // It has the gateway.
     }
     // The plain text began with a number, which is JSON, too: Patroni looked for the fields of an error in it, for ever.
     for path in ["/v3/kv/range", "/v3/auth/authenticate", "/v3beta/kv/range", "/v3alpha/lease/grant"] {
-        let answer = http_get(&world.endpoint, "POST", path).await.expect("an answer");
+        let answer = http_get(&deployment.endpoint, "POST", path).await.expect("an answer");
         assert_eq!((answer.status, answer.headers["content-type"].as_str()), (404, "application/json"), "{path}");
         let body: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
         assert_eq!(body["code"], 12, "{body}");
@@ -133,15 +133,15 @@ async fn who_speaks_json_gets_json(world: &mut World) {
 #[test]
 fn an_unfinished_head_does_not_stay() {
     // It lived for five minutes.
-    run(Target::Core, &[], async |world: &mut World| {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
         if is_stock() {
             return; // Stock waits five minutes, too.
         }
-        let mut stream = TcpStream::connect(&world.endpoint).await.expect("connects");
+        let mut stream = TcpStream::connect(&deployment.endpoint).await.expect("connects");
         stream.write_all(b"GET /health HTTP/1.1\r\nHost: ").await.expect("writes");
         let mut answer = Vec::new();
         let _ = soon("the end of the connection", stream.read_to_end(&mut answer)).await;
-        let mut again = TcpStream::connect(&world.endpoint).await.expect("connects");
+        let mut again = TcpStream::connect(&deployment.endpoint).await.expect("connects");
         again.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n").await.expect("writes");
         again.write_all(b"Connection: close\r\n\r\n").await.expect("writes");
         let mut answer = String::new();

@@ -3,7 +3,7 @@
 use tonic::Code;
 use watershed::pb::etcdserverpb::{DeleteRangeRequest, PutRequest};
 
-use crate::harness::{World, prefix, refused};
+use crate::harness::{Deployment, prefix, refused};
 use crate::on_every_target;
 
 on_every_target! {
@@ -15,45 +15,45 @@ on_every_target! {
     headers_name_member_and_cluster,
 }
 
-async fn writes_count_revisions_and_versions(world: &mut World) {
-    let first = world.put("k", "1").await;
+async fn writes_count_revisions_and_versions(deployment: &mut Deployment) {
+    let first = deployment.put("k", "1").await;
     assert_eq!(first, 2, "an empty store is at revision 1");
-    assert_eq!(world.put("k", "1").await, 3, "the same value again is a write");
-    let kv = world.get("k").await.kvs.remove(0);
+    assert_eq!(deployment.put("k", "1").await, 3, "the same value again is a write");
+    let kv = deployment.get("k").await.kvs.remove(0);
     assert_eq!((kv.create_revision, kv.mod_revision, kv.version), (2, 3, 2));
 
-    world.delete("k").await;
-    world.put("k", "3").await;
-    let kv = world.get("k").await.kvs.remove(0);
+    deployment.delete("k").await;
+    deployment.put("k", "3").await;
+    let kv = deployment.get("k").await.kvs.remove(0);
     assert_eq!((kv.create_revision, kv.mod_revision, kv.version), (5, 5, 1), "a new life");
 }
 
-async fn a_put_may_keep_the_value_or_the_lease(world: &mut World) {
-    let (lease, other) = (world.grant(60).await, world.grant(60).await);
-    world.put_with(PutRequest { key: "k".into(), value: "v".into(), lease, ..Default::default() }).await;
+async fn a_put_may_keep_the_value_or_the_lease(deployment: &mut Deployment) {
+    let (lease, other) = (deployment.grant(60).await, deployment.grant(60).await);
+    deployment.put_with(PutRequest { key: "k".into(), value: "v".into(), lease, ..Default::default() }).await;
 
     let keep_both = PutRequest { key: "k".into(), ignore_value: true, ignore_lease: true, ..Default::default() };
-    world.put_with(keep_both).await;
-    let kv = world.get("k").await.kvs.remove(0);
+    deployment.put_with(keep_both).await;
+    let kv = deployment.get("k").await.kvs.remove(0);
     assert_eq!((kv.value.as_ref(), kv.lease, kv.version), (b"v".as_ref(), lease, 2));
 
     let keep_value = PutRequest { key: "k".into(), ignore_value: true, lease: other, ..Default::default() };
-    world.put_with(keep_value).await;
-    let kv = world.get("k").await.kvs.remove(0);
+    deployment.put_with(keep_value).await;
+    let kv = deployment.get("k").await.kvs.remove(0);
     assert_eq!((kv.value.as_ref(), kv.lease), (b"v".as_ref(), other), "moved to the other lease");
-    assert!(world.time_to_live(lease).await.keys.is_empty());
+    assert!(deployment.time_to_live(lease).await.keys.is_empty());
 
-    let answer = world.put_with(PutRequest { key: "k".into(), prev_kv: true, ..Default::default() }).await;
+    let answer = deployment.put_with(PutRequest { key: "k".into(), prev_kv: true, ..Default::default() }).await;
     assert_eq!(answer.prev_kv.expect("the pair before").lease, other);
-    let kv = world.get("k").await.kvs.remove(0);
+    let kv = deployment.get("k").await.kvs.remove(0);
     assert_eq!((kv.value.len(), kv.lease), (0, 0), "no lease detaches");
 
-    let answer = world.put_with(PutRequest { key: "new".into(), prev_kv: true, ..Default::default() }).await;
+    let answer = deployment.put_with(PutRequest { key: "new".into(), prev_kv: true, ..Default::default() }).await;
     assert_eq!(answer.prev_kv, None);
 }
 
-async fn refused_puts_change_nothing(world: &mut World) {
-    let mut kv = world.client.kv();
+async fn refused_puts_change_nothing(deployment: &mut Deployment) {
+    let mut kv = deployment.client.kv();
     let put = PutRequest { key: "k".into(), ..Default::default() };
     let invalid = Code::InvalidArgument;
     refused(kv.put(PutRequest::default()).await, invalid, "etcdserver: key is not provided");
@@ -69,14 +69,14 @@ async fn refused_puts_change_nothing(world: &mut World) {
     refused(kv.put(request).await, invalid, "etcdserver: key not found");
     let request = PutRequest { ignore_lease: true, ..put };
     refused(kv.put(request).await, invalid, "etcdserver: key not found");
-    assert_eq!(world.get("k").await.header.expect("header").revision, 1);
+    assert_eq!(deployment.get("k").await.header.expect("header").revision, 1);
 }
 
-async fn deletes_answer_what_they_deleted(world: &mut World) {
+async fn deletes_answer_what_they_deleted(deployment: &mut Deployment) {
     for key in ["a/1", "a/2", "a/3", "b"] {
-        world.put(key, key).await;
+        deployment.put(key, key).await;
     }
-    let mut kv = world.client.kv();
+    let mut kv = deployment.client.kv();
     let range = |key: &'static str, range_end: &'static str| DeleteRangeRequest {
         key: key.into(),
         range_end: range_end.into(),
@@ -97,22 +97,22 @@ async fn deletes_answer_what_they_deleted(world: &mut World) {
     refused(answer, Code::InvalidArgument, "etcdserver: key is not provided");
 }
 
-async fn keys_and_values_are_any_bytes(world: &mut World) {
+async fn keys_and_values_are_any_bytes(deployment: &mut Deployment) {
     let key: Vec<u8> = (0..=255).collect();
-    world.put(key.clone(), vec![0xff; 3]).await;
-    world.put(vec![0], "zero").await;
-    world.put(vec![0xff], "last").await;
-    let kv = world.get(key).await.kvs.remove(0);
+    deployment.put(key.clone(), vec![0xff; 3]).await;
+    deployment.put(vec![0], "zero").await;
+    deployment.put(vec![0xff], "last").await;
+    let kv = deployment.get(key).await.kvs.remove(0);
     assert_eq!(kv.value.as_ref(), [0xff; 3]);
     let mut everything = prefix("");
     everything.key = vec![0].into();
     everything.range_end = vec![0].into();
-    assert_eq!(world.range(everything).await.count, 3);
+    assert_eq!(deployment.range(everything).await.count, 3);
 }
 
-async fn headers_name_member_and_cluster(world: &mut World) {
-    let header = world.get("k").await.header.expect("header");
-    let put = world.put_with(PutRequest { key: "k".into(), ..Default::default() }).await.header.expect("header");
+async fn headers_name_member_and_cluster(deployment: &mut Deployment) {
+    let header = deployment.get("k").await.header.expect("header");
+    let put = deployment.put_with(PutRequest { key: "k".into(), ..Default::default() }).await.header.expect("header");
     assert_ne!(header.cluster_id, 0);
     assert_ne!(header.member_id, 0);
     assert!(header.raft_term >= 2, "a member elects itself in a term after the first");

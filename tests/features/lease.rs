@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::{
     PutRequest,
 };
 
-use crate::harness::{Answers, Target, World, refused, soon, until};
+use crate::harness::{Answers, Deployment, Target, refused, soon, until};
 use crate::on_every_target;
 
 on_every_target! {
@@ -32,9 +32,9 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    fn open(world: &World) -> Self {
+    fn open(deployment: &Deployment) -> Self {
         let (requests, receiver) = mpsc::channel(64);
-        let mut client = world.client.lease();
+        let mut client = deployment.client.lease();
         Self {
             requests,
             answers: Answers::new(async move { client.lease_keep_alive(ReceiverStream::new(receiver)).await }),
@@ -50,12 +50,12 @@ impl KeepAlive {
     }
 }
 
-async fn attach(world: &World, key: &'static str, lease: i64) {
-    world.put_with(PutRequest { key: key.into(), lease, ..Default::default() }).await;
+async fn attach(deployment: &Deployment, key: &'static str, lease: i64) {
+    deployment.put_with(PutRequest { key: key.into(), lease, ..Default::default() }).await;
 }
 
-async fn grants_pick_or_take_an_id(world: &mut World) {
-    let mut leases = world.client.lease();
+async fn grants_pick_or_take_an_id(deployment: &mut Deployment) {
+    let mut leases = deployment.client.lease();
     let picked = leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.expect("grant").into_inner();
     assert!(picked.id > 0 && picked.ttl == 60 && picked.error.is_empty(), "{picked:?}");
     assert_eq!(picked.header.expect("header").revision, 1, "a grant is no write");
@@ -69,8 +69,8 @@ async fn grants_pick_or_take_an_id(world: &mut World) {
     }
 }
 
-async fn refused_grants(world: &mut World) {
-    let mut leases = world.client.lease();
+async fn refused_grants(deployment: &mut Deployment) {
+    let mut leases = deployment.client.lease();
     leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }).await.expect("grant");
     let again = leases.lease_grant(LeaseGrantRequest { ttl: 60, id: 7 }).await;
     refused(again, Code::FailedPrecondition, "etcdserver: lease already exists");
@@ -83,68 +83,71 @@ async fn refused_grants(world: &mut World) {
     }
 }
 
-async fn a_revoke_deletes_the_keys_in_one_revision(world: &mut World) {
-    let lease = world.grant(60).await;
+async fn a_revoke_deletes_the_keys_in_one_revision(deployment: &mut Deployment) {
+    let lease = deployment.grant(60).await;
     for key in ["b", "a"] {
-        attach(world, key, lease).await;
+        attach(deployment, key, lease).await;
     }
-    world.put("c", "").await;
+    deployment.put("c", "").await;
     let answer =
-        world.client.lease().lease_revoke(LeaseRevokeRequest { id: lease }).await.expect("revoke").into_inner();
+        deployment.client.lease().lease_revoke(LeaseRevokeRequest { id: lease }).await.expect("revoke").into_inner();
     assert_eq!(answer.header.expect("header").revision, 5);
-    assert_eq!((world.get("a").await.count, world.get("b").await.count, world.get("c").await.count), (0, 0, 1));
-    let empty = world.grant(60).await;
+    assert_eq!(
+        (deployment.get("a").await.count, deployment.get("b").await.count, deployment.get("c").await.count),
+        (0, 0, 1)
+    );
+    let empty = deployment.grant(60).await;
     let answer =
-        world.client.lease().lease_revoke(LeaseRevokeRequest { id: empty }).await.expect("revoke").into_inner();
+        deployment.client.lease().lease_revoke(LeaseRevokeRequest { id: empty }).await.expect("revoke").into_inner();
     assert_eq!(answer.header.expect("header").revision, 5, "no key, no write");
-    assert_eq!(world.time_to_live(lease).await.ttl, -1);
+    assert_eq!(deployment.time_to_live(lease).await.ttl, -1);
 }
 
-async fn time_to_live_shows_what_is_left(world: &mut World) {
-    let lease = world.grant(60).await;
-    attach(world, "a", lease).await;
-    attach(world, "b", lease).await;
-    let mut answer = world.time_to_live(lease).await;
+async fn time_to_live_shows_what_is_left(deployment: &mut Deployment) {
+    let lease = deployment.grant(60).await;
+    attach(deployment, "a", lease).await;
+    attach(deployment, "b", lease).await;
+    let mut answer = deployment.time_to_live(lease).await;
     assert_eq!((answer.id, answer.granted_ttl), (lease, 60));
     assert!((55..=60).contains(&answer.ttl), "{answer:?}");
     answer.keys.sort();
     assert_eq!(answer.keys, ["a", "b"]);
-    let unknown = world.time_to_live(4711).await;
+    let unknown = deployment.time_to_live(4711).await;
     assert_eq!((unknown.id, unknown.ttl, unknown.granted_ttl), (4711, -1, 0));
 }
 
-async fn a_key_belongs_to_one_lease(world: &mut World) {
-    let (first, second) = (world.grant(60).await, world.grant(60).await);
-    attach(world, "k", first).await;
-    attach(world, "k", second).await;
-    assert!(world.time_to_live(first).await.keys.is_empty());
-    assert_eq!(world.time_to_live(second).await.keys, ["k"]);
-    world.client.lease().lease_revoke(LeaseRevokeRequest { id: first }).await.expect("revoke");
-    assert_eq!(world.get("k").await.count, 1);
-    world.delete("k").await;
-    assert!(world.time_to_live(second).await.keys.is_empty());
+async fn a_key_belongs_to_one_lease(deployment: &mut Deployment) {
+    let (first, second) = (deployment.grant(60).await, deployment.grant(60).await);
+    attach(deployment, "k", first).await;
+    attach(deployment, "k", second).await;
+    assert!(deployment.time_to_live(first).await.keys.is_empty());
+    assert_eq!(deployment.time_to_live(second).await.keys, ["k"]);
+    deployment.client.lease().lease_revoke(LeaseRevokeRequest { id: first }).await.expect("revoke");
+    assert_eq!(deployment.get("k").await.count, 1);
+    deployment.delete("k").await;
+    assert!(deployment.time_to_live(second).await.keys.is_empty());
 }
 
-async fn all_leases_are_listed(world: &mut World) {
-    let (long, short) = (world.grant(600).await, world.grant(100).await);
-    let answer = world.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
+async fn all_leases_are_listed(deployment: &mut Deployment) {
+    let (long, short) = (deployment.grant(600).await, deployment.grant(100).await);
+    let answer = deployment.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
     let ids: Vec<_> = answer.leases.iter().map(|lease| lease.id).collect();
     assert_eq!(ids, [short, long], "the first to end is first");
 }
 
 // Cause: a deadline has whole milliseconds here, and leases of the same one were listed by id.
-async fn leases_are_listed_in_the_order_of_their_ends(world: &mut World) {
+async fn leases_are_listed_in_the_order_of_their_ends(deployment: &mut Deployment) {
     let ids: Vec<i64> = (1..=60).map(|number| (number * 7919) % 1009 + 1).collect();
     for &id in &ids {
-        world.client.lease().lease_grant(LeaseGrantRequest { ttl: 500, id }).await.expect("grant");
+        deployment.client.lease().lease_grant(LeaseGrantRequest { ttl: 500, id }).await.expect("grant");
     }
-    let answer = world.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
+    let answer = deployment.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
     assert_eq!(answer.leases.iter().map(|lease| lease.id).collect::<Vec<_>>(), ids);
 }
 
-async fn every_keep_alive_is_answered(world: &mut World) {
-    let (first, second) = (world.grant(60).await, world.grant(90).await);
-    let mut stream = KeepAlive::open(world);
+async fn every_keep_alive_is_answered(deployment: &mut Deployment) {
+    let (first, second) = (deployment.grant(60).await, deployment.grant(90).await);
+    let mut stream = KeepAlive::open(deployment);
     for id in [first, second, 4711, first] {
         stream.ask(id).await;
     }
@@ -155,7 +158,7 @@ async fn every_keep_alive_is_answered(world: &mut World) {
         seen.push((answer.id, answer.ttl));
     }
     let mut expected = [(first, 60), (second, 90), (4711, 0), (first, 60)];
-    if world.target == Target::Proxy {
+    if deployment.target == Target::Proxy {
         // One answer of the cluster serves every request for that lease that is waiting, also the later one.
         expected.sort_unstable();
         seen.sort_unstable();
@@ -163,17 +166,17 @@ async fn every_keep_alive_is_answered(world: &mut World) {
     assert_eq!(seen, expected);
 }
 
-async fn a_kept_lease_lives_and_a_silent_one_ends_in_time(world: &mut World) {
-    let (kept, silent) = (world.grant(2).await, world.grant(2).await);
+async fn a_kept_lease_lives_and_a_silent_one_ends_in_time(deployment: &mut Deployment) {
+    let (kept, silent) = (deployment.grant(2).await, deployment.grant(2).await);
     let granted = Instant::now();
-    attach(world, "kept", kept).await;
-    attach(world, "silent", silent).await;
-    let mut stream = KeepAlive::open(world);
+    attach(deployment, "kept", kept).await;
+    attach(deployment, "silent", silent).await;
+    let mut stream = KeepAlive::open(deployment);
     let gone_after = soon("the expiry", async {
         loop {
             stream.ask(kept).await;
             assert_eq!(stream.answer().await.ttl, 2, "a kept lease never ends");
-            if world.get("silent").await.count == 0 {
+            if deployment.get("silent").await.count == 0 {
                 return granted.elapsed();
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -182,19 +185,19 @@ async fn a_kept_lease_lives_and_a_silent_one_ends_in_time(world: &mut World) {
     .await;
     assert!(gone_after >= Duration::from_millis(1900), "not before its time: {gone_after:?}");
     assert!(gone_after <= Duration::from_secs(3), "within TTL + 1 s: {gone_after:?}");
-    assert_eq!(world.get("kept").await.count, 1);
+    assert_eq!(deployment.get("kept").await.count, 1);
     stream.ask(silent).await;
     assert_eq!(stream.answer().await.ttl, 0, "an expired lease stays dead");
-    assert_eq!(world.time_to_live(silent).await.ttl, -1);
+    assert_eq!(deployment.time_to_live(silent).await.ttl, -1);
 }
 
-async fn leases_survive_a_restart(world: &mut World) {
-    let (long, short) = (world.grant(600).await, world.grant(2).await);
-    attach(world, "long", long).await;
-    attach(world, "short", short).await;
-    world.crash_and_restart().await;
-    let answer = world.time_to_live(long).await;
+async fn leases_survive_a_restart(deployment: &mut Deployment) {
+    let (long, short) = (deployment.grant(600).await, deployment.grant(2).await);
+    attach(deployment, "long", long).await;
+    attach(deployment, "short", short).await;
+    deployment.crash_and_restart().await;
+    let answer = deployment.time_to_live(long).await;
     assert_eq!((answer.granted_ttl, answer.keys), (600, vec!["long".into()]));
-    until("the expiry after the restart", async || (world.get("short").await.count == 0).then_some(())).await;
-    assert_eq!(world.get("long").await.count, 1);
+    until("the expiry after the restart", async || (deployment.get("short").await.count == 0).then_some(())).await;
+    assert_eq!(deployment.get("long").await.count, 1);
 }

@@ -19,7 +19,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::pb::mvccpb::KeyValue;
 
-use crate::harness::{Target, World, client, prefix, refused, run, soon, until};
+use crate::harness::{Deployment, Target, client, prefix, refused, run, soon, until};
 use crate::on_every_target;
 
 on_every_target! {
@@ -30,7 +30,7 @@ on_every_target! {
 const KEYS: usize = 1000;
 
 /// Writes `count` keys `many/0000` on, with values of `value_bytes`.
-async fn fill(world: &World, count: usize, value_bytes: usize) {
+async fn fill(deployment: &Deployment, count: usize, value_bytes: usize) {
     let put = |number| {
         let value = vec![b'a' + (number % 26) as u8; value_bytes].into();
         let put = PutRequest { key: format!("many/{number:04}").into(), value, ..Default::default() };
@@ -38,7 +38,7 @@ async fn fill(world: &World, count: usize, value_bytes: usize) {
     };
     for first in (0..count).step_by(100) {
         let success = (first..count.min(first + 100)).map(put).collect();
-        world.txn(TxnRequest { success, ..Default::default() }).await;
+        deployment.txn(TxnRequest { success, ..Default::default() }).await;
     }
 }
 
@@ -46,33 +46,33 @@ fn numbers(kvs: &[KeyValue]) -> Vec<usize> {
     kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key)["many/".len()..].parse().expect("a number")).collect()
 }
 
-async fn long_answers_are_complete(world: &mut World) {
-    fill(world, KEYS, 1000).await;
-    let first = world.range(RangeRequest { limit: 1, ..prefix("many/") }).await;
+async fn long_answers_are_complete(deployment: &mut Deployment) {
+    fill(deployment, KEYS, 1000).await;
+    let first = deployment.range(RangeRequest { limit: 1, ..prefix("many/") }).await;
     let filled = first.header.expect("header").revision;
     for number in (0..KEYS).step_by(10) {
-        world.put(format!("many/{number:04}"), "short").await;
+        deployment.put(format!("many/{number:04}"), "short").await;
     }
     let all: Vec<usize> = (0..KEYS).collect();
 
-    let answer = world.range(prefix("many/")).await;
+    let answer = deployment.range(prefix("many/")).await;
     assert_eq!((numbers(&answer.kvs), answer.count, answer.more), (all.clone(), KEYS as i64, false));
     assert_eq!(answer.kvs.iter().filter(|kv| kv.value == "short").count(), KEYS / 10);
     assert_eq!(answer.header.expect("header").revision, filled + 100);
-    let old = world.range(RangeRequest { revision: filled, ..prefix("many/") }).await;
+    let old = deployment.range(RangeRequest { revision: filled, ..prefix("many/") }).await;
     assert_eq!((numbers(&old.kvs), old.count), (all.clone(), KEYS as i64));
     assert!(old.kvs.iter().all(|kv| kv.value.len() == 1000 && kv.mod_revision <= filled));
-    let part = world.range(RangeRequest { limit: 600, ..prefix("many/") }).await;
+    let part = deployment.range(RangeRequest { limit: 600, ..prefix("many/") }).await;
     assert_eq!((numbers(&part.kvs), part.count, part.more), (all[..600].to_vec(), KEYS as i64, true));
-    let fresh = world.range(RangeRequest { min_mod_revision: filled + 1, ..prefix("many/") }).await;
+    let fresh = deployment.range(RangeRequest { min_mod_revision: filled + 1, ..prefix("many/") }).await;
     assert_eq!((fresh.kvs.len(), fresh.count), (KEYS / 10, KEYS as i64));
-    let names = world.range(RangeRequest { keys_only: true, ..prefix("many/") }).await;
+    let names = deployment.range(RangeRequest { keys_only: true, ..prefix("many/") }).await;
     assert_eq!(numbers(&names.kvs), all);
     assert!(names.kvs.iter().all(|kv| kv.value.is_empty() && kv.mod_revision > 0));
     let sorted =
         RangeRequest { sort_order: SortOrder::Descend.into(), sort_target: SortTarget::Key.into(), ..prefix("many/") };
     let backwards: Vec<usize> = all.iter().rev().copied().collect();
-    assert_eq!(numbers(&world.range(sorted.clone()).await.kvs), backwards);
+    assert_eq!(numbers(&deployment.range(sorted.clone()).await.kvs), backwards);
 
     // Ranges before and after a delete of the same transaction; the delete answers with what it took.
     let range = |request| RequestOp { request: Some(Request::RequestRange(request)) };
@@ -85,7 +85,7 @@ async fn long_answers_are_complete(world: &mut World) {
         RequestOp { request: Some(Request::RequestTxn(inner)) },
         range(sorted),
     ];
-    let answer = world.txn(TxnRequest { success, ..Default::default() }).await;
+    let answer = deployment.txn(TxnRequest { success, ..Default::default() }).await;
     let left: Vec<usize> = (0..500).chain(900..KEYS).collect();
     let mut parts = answer.responses.into_iter().map(|op| op.response.expect("an answer"));
     let mut next = || parts.next().expect("four answers");
@@ -102,9 +102,9 @@ async fn long_answers_are_complete(world: &mut World) {
     // A delete of its own.
     let (key, range_end) = (prefix("many/").key, prefix("many/").range_end);
     let request = DeleteRangeRequest { key, range_end, prev_kv: true };
-    let deleted = world.client.kv().delete_range(request).await.expect("delete").into_inner();
+    let deleted = deployment.client.kv().delete_range(request).await.expect("delete").into_inner();
     assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (600, 600));
-    assert_eq!(world.range(prefix("many/")).await.count, 0);
+    assert_eq!(deployment.range(prefix("many/")).await.count, 0);
 }
 
 /// A client that asks and does not read.
@@ -163,40 +163,40 @@ fn readers_that_do_not_read_hold_what_the_bound_says() {
     // Every one of them held the whole answer, encoded: 24 times 64 MiB here.
     const BOUND: u64 = 32 * 1024 * 1024;
     let flags = [format!("--answer-memory-bytes={BOUND}"), "--max-request-bytes=10000000".to_owned()];
-    run(Target::Core, &flags.each_ref().map(String::as_str), async |world: &mut World| {
-        fill(world, 1024, 64 * 1024).await;
+    run(Target::Core, &flags.each_ref().map(String::as_str), async |deployment: &mut Deployment| {
+        fill(deployment, 1024, 64 * 1024).await;
         // Once before it is measured, so that what a first answer sets aside is not counted.
-        let len = world.range(prefix("many/")).await.encoded_len();
-        let before = resident(world.server.id());
+        let len = deployment.range(prefix("many/")).await.encoded_len();
+        let before = resident(deployment.server.id());
         let mut stalled = Vec::new();
         for _ in 0..24 {
-            stalled.push(Stalled::start(&world.member, &prefix("many/")).await);
+            stalled.push(Stalled::start(&deployment.member, &prefix("many/")).await);
         }
-        let grown = resident(world.server.id()).saturating_sub(before);
+        let grown = resident(deployment.server.id()).saturating_sub(before);
         println!("24 answers of {len} bytes: {grown} bytes");
         assert!(grown <= BOUND, "{grown} bytes more than before");
         // Others are served meanwhile.
-        world.put("other", "value").await;
-        assert_eq!(world.get("other").await.count, 1);
-        assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1024);
+        deployment.put("other", "value").await;
+        assert_eq!(deployment.get("other").await.count, 1);
+        assert_eq!(deployment.range(prefix("many/")).await.kvs.len(), 1024);
     });
 }
 
 #[test]
 fn without_room_a_long_range_waits_and_is_refused_and_short_ones_are_answered() {
     // Room for two: a quarter of it at 128 KiB each.
-    run(Target::Core, &["--answer-memory-bytes=1048576"], async |world: &mut World| {
-        fill(world, 1000, 1000).await;
-        let one = Stalled::start(&world.member, &prefix("many/")).await;
-        let other = Stalled::start(&world.member, &prefix("many/")).await;
-        let mut kv = world.client.kv();
+    run(Target::Core, &["--answer-memory-bytes=1048576"], async |deployment: &mut Deployment| {
+        fill(deployment, 1000, 1000).await;
+        let one = Stalled::start(&deployment.member, &prefix("many/")).await;
+        let other = Stalled::start(&deployment.member, &prefix("many/")).await;
+        let mut kv = deployment.client.kv();
         let text = "etcdserver: too many requests";
         refused(soon("a refusal", kv.range(prefix("many/"))).await, Code::ResourceExhausted, text);
         // What is short needs no room, nor does what is long for its values.
-        assert_eq!(world.range(RangeRequest { limit: 200, ..prefix("many/") }).await.kvs.len(), 200);
-        assert_eq!(world.range(RangeRequest { count_only: true, ..prefix("many/") }).await.count, 1000);
-        world.put("other", "value").await;
-        world.delete("other").await;
+        assert_eq!(deployment.range(RangeRequest { limit: 200, ..prefix("many/") }).await.kvs.len(), 200);
+        assert_eq!(deployment.range(RangeRequest { count_only: true, ..prefix("many/") }).await.count, 1000);
+        deployment.put("other", "value").await;
+        deployment.delete("other").await;
         // Room is given back by whoever leaves, and one who waits gets it.
         let waiting = tokio::spawn(async move { kv.range(prefix("many/")).await });
         drop(one);
@@ -205,14 +205,14 @@ fn without_room_a_long_range_waits_and_is_refused_and_short_ones_are_answered() 
         drop(other);
         // By whoever read everything, too: more answers than there is room for, one after the other.
         for _ in 0..5 {
-            assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1000);
+            assert_eq!(deployment.range(prefix("many/")).await.kvs.len(), 1000);
         }
         // A gathered answer that needs more than there is gets it all, alone.
         let sorted = RangeRequest { sort_target: SortTarget::Mod.into(), ..prefix("many/") };
-        let stalled = Stalled::start(&world.member, &RangeRequest { revision: 2, ..sorted.clone() }).await;
-        let waiting = world.client.kv();
+        let stalled = Stalled::start(&deployment.member, &RangeRequest { revision: 2, ..sorted.clone() }).await;
+        let waiting = deployment.client.kv();
         let (refusal, ()) = tokio::join!(async { waiting.clone().range(sorted.clone()).await }, async {
-            assert_eq!(world.range(prefix("many/")).await.kvs.len(), 1000)
+            assert_eq!(deployment.range(prefix("many/")).await.kvs.len(), 1000)
         });
         refused(refusal, Code::ResourceExhausted, text);
         drop(stalled);
@@ -223,33 +223,33 @@ fn without_room_a_long_range_waits_and_is_refused_and_short_ones_are_answered() 
 #[test]
 fn snapshots_that_nobody_reads_leave_threads_for_others() {
     // Each had a thread of its serving thread's five hundred, and watches that catch up and hashes need those, too.
-    run(Target::Core, &["--max-request-bytes=10000000"], async |world: &mut World| {
-        fill(world, 128, 64 * 1024).await;
+    run(Target::Core, &["--max-request-bytes=10000000"], async |deployment: &mut Deployment| {
+        fill(deployment, 128, 64 * 1024).await;
         let snapshot = SnapshotRequest::default();
         let mut stalled = Vec::new();
         for _ in 0..16 {
-            stalled.push(Stalled::call(&world.member, "etcdserverpb.Maintenance/Snapshot", &snapshot).await);
+            stalled.push(Stalled::call(&deployment.member, "etcdserverpb.Maintenance/Snapshot", &snapshot).await);
         }
-        let mut maintenance = world.client.maintenance();
+        let mut maintenance = deployment.client.maintenance();
         let refusal = soon("a refusal", maintenance.snapshot(snapshot)).await;
         refused(refusal, Code::ResourceExhausted, "etcdserver: too many requests");
         soon("a hash", maintenance.hash_kv(HashKvRequest { revision: 0 })).await.expect("a hash");
         stalled.pop();
-        until("a place for a snapshot", async || world.client.maintenance().snapshot(snapshot).await.ok()).await;
+        until("a place for a snapshot", async || deployment.client.maintenance().snapshot(snapshot).await.ok()).await;
     });
 }
 
 #[test]
 fn a_long_list_of_leases_is_complete() {
-    run(Target::Core, &[], async |world: &mut World| {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
         let grant = |id| {
-            let mut lease = world.client.lease();
+            let mut lease = deployment.client.lease();
             async move { lease.lease_grant(LeaseGrantRequest { ttl: 1000, id }).await.expect("grant").into_inner().id }
         };
         // More than are listed at once, and more bytes than are sent at once.
         let ids = (1..=6000).map(|id| grant(id << 40));
         let mut granted: Vec<i64> = stream::iter(ids).buffer_unordered(256).collect().await;
-        let answer = world.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
+        let answer = deployment.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
         let mut listed: Vec<i64> = answer.leases.iter().map(|lease| lease.id).collect();
         listed.sort_unstable();
         granted.sort_unstable();
@@ -261,11 +261,11 @@ fn a_long_list_of_leases_is_complete() {
 #[test]
 fn a_proxy_with_a_namespace_holds_no_more_answers_than_it_has_room_for() {
     // The proxy held every answer twice, however many and however long: 50 clients with 500 MB each ended it.
-    run(Target::Core, &[], async |world: &mut World| {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
         // A megabyte each, held twice: room for two of them.
-        fill(world, 1000, 1000).await;
+        fill(deployment, 1000, 1000).await;
         let flags = ["--namespace=ma", "--answer-memory-bytes=5000000"];
-        let (proxy, endpoint) = world.also_front("grpc-proxy", &flags).await;
+        let (proxy, endpoint) = deployment.also_front("grpc-proxy", &flags).await;
         let tenant = client(&endpoint);
         let one = Stalled::start(&endpoint, &prefix("ny/")).await;
         let other = Stalled::start(&endpoint, &prefix("ny/")).await;
@@ -289,9 +289,9 @@ fn a_proxy_with_a_namespace_holds_no_more_answers_than_it_has_room_for() {
 
 #[test]
 fn a_put_beside_one_who_lists_everything_in_a_loop_makes_progress() {
-    run(Target::Core, &["--max-request-bytes=10000000"], async |world: &mut World| {
-        fill(world, 1024, 64 * 1024).await;
-        let (reader, mut kv) = (world.member_client(), world.client.kv());
+    run(Target::Core, &["--max-request-bytes=10000000"], async |deployment: &mut Deployment| {
+        fill(deployment, 1024, 64 * 1024).await;
+        let (reader, mut kv) = (deployment.member_client(), deployment.client.kv());
         let listing = tokio::spawn(async move {
             let mut lists = 0u32;
             loop {

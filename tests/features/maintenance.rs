@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::{
 use watershed::pb::healthpb::HealthCheckRequest;
 use watershed::pb::healthpb::health_check_response::ServingStatus;
 
-use crate::harness::{Target, World, client, is_stock, refused, run};
+use crate::harness::{Deployment, Target, client, is_stock, refused, run};
 use crate::on_every_target;
 
 on_every_target! {
@@ -29,12 +29,12 @@ on_every_target! {
     a_full_store_refuses_what_grows_it,
 }
 
-async fn status(world: &World) -> StatusResponse {
-    world.client.maintenance().status(StatusRequest {}).await.expect("status").into_inner()
+async fn status(deployment: &Deployment) -> StatusResponse {
+    deployment.client.maintenance().status(StatusRequest {}).await.expect("status").into_inner()
 }
 
-async fn status_tells_where_the_member_is(world: &mut World) {
-    let before = status(world).await;
+async fn status_tells_where_the_member_is(deployment: &mut Deployment) {
+    let before = status(deployment).await;
     let header = before.header.expect("header");
     assert_eq!(before.leader, header.member_id, "a single member leads");
     assert!(before.version.starts_with("3.7."), "{}", before.version);
@@ -43,33 +43,33 @@ async fn status_tells_where_the_member_is(world: &mut World) {
     assert_eq!(before.db_size_quota, 2_147_483_648);
     assert!(before.errors.is_empty() && !before.is_learner);
     assert!(!before.downgrade_info.expect("always there").enabled);
-    world.put("k", "v").await;
-    let after = status(world).await;
+    deployment.put("k", "v").await;
+    let after = status(deployment).await;
     assert_eq!(after.header.expect("header").revision, 2);
     assert!(after.raft_index > before.raft_index);
     assert!(after.raft_applied_index <= after.raft_index);
     assert_eq!((after.raft_term, header.raft_term), (before.raft_term, before.raft_term));
 }
 
-async fn hash(world: &World, revision: i64) -> (u32, i64, i64) {
-    let answer = world.client.maintenance().hash_kv(HashKvRequest { revision }).await.expect("hash").into_inner();
+async fn hash(deployment: &Deployment, revision: i64) -> (u32, i64, i64) {
+    let answer = deployment.client.maintenance().hash_kv(HashKvRequest { revision }).await.expect("hash").into_inner();
     (answer.hash, answer.compact_revision, answer.hash_revision)
 }
 
-async fn hashes_are_etcds(world: &mut World) {
-    assert_eq!(hash(world, 0).await, (1_084_519_789, -1, 1));
-    world.put("foo", "bar").await;
-    assert_eq!(hash(world, 0).await, (3_305_255_506, -1, 2));
-    world.put("foo", "baz").await;
-    assert_eq!(hash(world, 0).await, (2_020_292_994, -1, 3));
-    world.delete("foo").await;
-    assert_eq!(hash(world, 0).await, (3_153_096_970, -1, 4));
-    world.put("a", "1").await;
-    assert_eq!(hash(world, 0).await, (1_967_179_850, -1, 5));
-    assert_eq!(hash(world, 3).await, (2_020_292_994, -1, 3), "any revision of history");
-    world.compact(4).await;
-    assert_eq!(hash(world, 5).await, (2_007_788_419, 4, 5));
-    let mut maintenance = world.client.maintenance();
+async fn hashes_are_etcds(deployment: &mut Deployment) {
+    assert_eq!(hash(deployment, 0).await, (1_084_519_789, -1, 1));
+    deployment.put("foo", "bar").await;
+    assert_eq!(hash(deployment, 0).await, (3_305_255_506, -1, 2));
+    deployment.put("foo", "baz").await;
+    assert_eq!(hash(deployment, 0).await, (2_020_292_994, -1, 3));
+    deployment.delete("foo").await;
+    assert_eq!(hash(deployment, 0).await, (3_153_096_970, -1, 4));
+    deployment.put("a", "1").await;
+    assert_eq!(hash(deployment, 0).await, (1_967_179_850, -1, 5));
+    assert_eq!(hash(deployment, 3).await, (2_020_292_994, -1, 3), "any revision of history");
+    deployment.compact(4).await;
+    assert_eq!(hash(deployment, 5).await, (2_007_788_419, 4, 5));
+    let mut maintenance = deployment.client.maintenance();
     let future = maintenance.hash_kv(HashKvRequest { revision: 6 }).await;
     refused(future, Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");
     let compacted = maintenance.hash_kv(HashKvRequest { revision: 3 }).await;
@@ -79,23 +79,23 @@ async fn hashes_are_etcds(world: &mut World) {
     assert_eq!(first, again, "the same state has the same hash");
 }
 
-async fn a_hash_survives_a_restart(world: &mut World) {
+async fn a_hash_survives_a_restart(deployment: &mut Deployment) {
     for number in 0..20 {
-        world.put(format!("k{}", number % 3), number.to_string()).await;
+        deployment.put(format!("k{}", number % 3), number.to_string()).await;
     }
-    world.delete("k1").await;
-    let before = hash(world, 0).await;
-    let middle = hash(world, 11).await;
-    world.crash_and_restart().await;
-    assert_eq!(hash(world, 0).await, before);
-    assert_eq!(hash(world, 11).await, middle);
+    deployment.delete("k1").await;
+    let before = hash(deployment, 0).await;
+    let middle = hash(deployment, 11).await;
+    deployment.crash_and_restart().await;
+    assert_eq!(hash(deployment, 0).await, before);
+    assert_eq!(hash(deployment, 11).await, middle);
 }
 
-async fn a_snapshot_carries_its_checksum(world: &mut World) {
+async fn a_snapshot_carries_its_checksum(deployment: &mut Deployment) {
     for number in 0..50 {
-        world.put(format!("k{number}"), vec![b'x'; 1000]).await;
+        deployment.put(format!("k{number}"), vec![b'x'; 1000]).await;
     }
-    let mut stream = world.client.maintenance().snapshot(SnapshotRequest {}).await.expect("stream").into_inner();
+    let mut stream = deployment.client.maintenance().snapshot(SnapshotRequest {}).await.expect("stream").into_inner();
     let mut messages = Vec::new();
     while let Some(message) = stream.message().await.expect("a chunk") {
         assert_eq!(message.header, None);
@@ -115,13 +115,13 @@ async fn a_snapshot_carries_its_checksum(world: &mut World) {
     assert_eq!(digest.finalize().as_slice(), checksum.blob.as_ref());
 }
 
-async fn alarms_are_raised_and_taken_back(world: &mut World) {
+async fn alarms_are_raised_and_taken_back(deployment: &mut Deployment) {
     let alarm = |action: AlarmAction, member_id, alarm: AlarmType| AlarmRequest {
         action: action.into(),
         member_id,
         alarm: alarm.into(),
     };
-    let mut maintenance = world.client.maintenance();
+    let mut maintenance = deployment.client.maintenance();
     let mut ask = async |request| maintenance.alarm(request).await.expect("alarm").into_inner().alarms;
     assert!(ask(alarm(AlarmAction::Get, 0, AlarmType::None)).await.is_empty());
     assert!(ask(alarm(AlarmAction::Activate, 5, AlarmType::None)).await.is_empty());
@@ -130,11 +130,11 @@ async fn alarms_are_raised_and_taken_back(world: &mut World) {
     assert_eq!(ask(alarm(AlarmAction::Get, 0, AlarmType::None)).await, raised);
     assert!(ask(alarm(AlarmAction::Get, 0, AlarmType::Corrupt)).await.is_empty());
 
-    let mut kv = world.client.kv();
+    let mut kv = deployment.client.kv();
     let full = "etcdserver: mvcc: database space exceeded";
     let put = PutRequest { key: "k".into(), ..Default::default() };
     refused(kv.put(put.clone()).await, Code::ResourceExhausted, full);
-    world.get("k").await;
+    deployment.get("k").await;
     assert!(ask(alarm(AlarmAction::Deactivate, 0, AlarmType::Nospace)).await.is_empty(), "0 is no wildcard");
     assert_eq!(ask(alarm(AlarmAction::Deactivate, 5, AlarmType::Nospace)).await, raised);
     kv.put(put.clone()).await.expect("writable again");
@@ -144,12 +144,12 @@ async fn alarms_are_raised_and_taken_back(world: &mut World) {
     refused(kv.put(put).await, Code::DataLoss, corrupt);
     let delete = DeleteRangeRequest { key: "k".into(), ..Default::default() };
     refused(kv.delete_range(delete).await, Code::DataLoss, corrupt);
-    assert_eq!(world.get("k").await.count, 1, "reads go on");
+    assert_eq!(deployment.get("k").await.count, 1, "reads go on");
     ask(alarm(AlarmAction::Deactivate, 5, AlarmType::Corrupt)).await;
 }
 
-async fn a_full_store_refuses_what_grows_it(world: &mut World) {
-    let mut kv = world.client.kv();
+async fn a_full_store_refuses_what_grows_it(deployment: &mut Deployment) {
+    let mut kv = deployment.client.kv();
     let full = "etcdserver: mvcc: database space exceeded";
     let put = |number: usize| PutRequest {
         key: format!("k{number}").into(),
@@ -174,8 +174,8 @@ async fn a_full_store_refuses_what_grows_it(world: &mut World) {
     // The way out that etcd documents: delete, compact, defragment, take the alarm back.
     let everything = DeleteRangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
     let answer = kv.delete_range(everything).await.expect("deleting is allowed").into_inner();
-    world.compact(answer.header.expect("header").revision).await;
-    let mut maintenance = world.client.maintenance();
+    deployment.compact(answer.header.expect("header").revision).await;
+    let mut maintenance = deployment.client.maintenance();
     maintenance.defragment(DefragmentRequest {}).await.expect("defragment");
     let get = AlarmRequest { action: AlarmAction::Get.into(), ..Default::default() };
     let alarms = maintenance.alarm(get).await.expect("alarms").into_inner().alarms;
@@ -188,27 +188,29 @@ async fn a_full_store_refuses_what_grows_it(world: &mut World) {
     kv.put(put(0)).await.expect("there is room again");
 }
 
-async fn defragmenting_loses_nothing(world: &mut World) {
+async fn defragmenting_loses_nothing(deployment: &mut Deployment) {
     for number in 0..200 {
-        world.put(format!("k{}", number % 20), vec![b'x'; 1000]).await;
+        deployment.put(format!("k{}", number % 20), vec![b'x'; 1000]).await;
     }
-    let before = hash(world, 0).await;
-    let answer = world.client.maintenance().defragment(DefragmentRequest {}).await.expect("defragment").into_inner();
+    let before = hash(deployment, 0).await;
+    let answer =
+        deployment.client.maintenance().defragment(DefragmentRequest {}).await.expect("defragment").into_inner();
     assert_eq!(answer.header, None);
-    assert_eq!(hash(world, 0).await, before);
-    assert_eq!(world.put("k", "after").await, 202);
+    assert_eq!(hash(deployment, 0).await, before);
+    assert_eq!(deployment.put("k", "after").await, 202);
 }
 
-async fn the_member_lists_itself(world: &mut World) {
+async fn the_member_lists_itself(deployment: &mut Deployment) {
     for linearizable in [false, true] {
-        let answer = world.client.cluster().member_list(MemberListRequest { linearizable }).await.expect("members");
+        let answer =
+            deployment.client.cluster().member_list(MemberListRequest { linearizable }).await.expect("members");
         let answer = answer.into_inner();
         assert_eq!(answer.members.len(), 1);
         let member = &answer.members[0];
-        if world.target == Target::Proxy {
+        if deployment.target == Target::Proxy {
             // As etcd's proxy, so that clients which follow the list stay behind it.
             assert_eq!((member.id, answer.header), (0, None));
-            assert_eq!(member.client_ur_ls, [format!("http://{}", world.endpoint)], "where it listens");
+            assert_eq!(member.client_ur_ls, [format!("http://{}", deployment.endpoint)], "where it listens");
             let listed = client(&member.client_ur_ls[0]);
             listed.kv().range(RangeRequest { key: "k".into(), ..Default::default() }).await.expect("a URL to dial");
             continue;
@@ -216,13 +218,13 @@ async fn the_member_lists_itself(world: &mut World) {
         let header = answer.header.expect("header");
         assert_eq!(header.revision, 0, "membership has no revision");
         assert_eq!((member.id, member.name.as_str(), member.is_learner), (header.member_id, "m1", false));
-        assert_eq!(member.client_ur_ls, [format!("http://{}", world.member)]);
+        assert_eq!(member.client_ur_ls, [format!("http://{}", deployment.member)]);
         assert_eq!(member.peer_ur_ls.len(), 1);
     }
 }
 
-async fn health_is_served(world: &mut World) {
-    let mut health = world.client.health();
+async fn health_is_served(deployment: &mut Deployment) {
+    let mut health = deployment.client.health();
     let answer = health.check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
     assert_eq!(answer.status(), ServingStatus::Serving);
     let answer = health.check(HealthCheckRequest { service: "nothing".into() }).await;
@@ -230,13 +232,13 @@ async fn health_is_served(world: &mut World) {
 }
 
 #[test]
-fn a_condemned_member_gives_no_data() {
-    run(Target::Core, &[], async |world: &mut World| {
+fn a_corrupt_member_gives_no_data() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
         if is_stock() {
             return;
         }
-        world.put("k", "v").await;
-        let mut maintenance = world.client.maintenance();
+        deployment.put("k", "v").await;
+        let mut maintenance = deployment.client.maintenance();
         let status = maintenance.status(StatusRequest {}).await.expect("status").into_inner();
         let member_id = status.header.expect("header").member_id;
         let alarm =
@@ -244,13 +246,13 @@ fn a_condemned_member_gives_no_data() {
         maintenance.alarm(alarm(AlarmAction::Activate)).await.expect("alarm");
         let corrupt = "etcdserver: corrupt cluster";
         let range = RangeRequest { key: "k".into(), serializable: true, ..Default::default() };
-        refused(world.client.kv().range(range).await, Code::DataLoss, corrupt);
+        refused(deployment.client.kv().range(range).await, Code::DataLoss, corrupt);
         refused(maintenance.snapshot(SnapshotRequest {}).await, Code::DataLoss, corrupt);
         // What an operator needs still works.
         let status = maintenance.status(StatusRequest {}).await.expect("status").into_inner();
         assert!(status.errors.iter().any(|error| error.ends_with("alarm:CORRUPT")), "{:?}", status.errors);
         maintenance.hash_kv(HashKvRequest { revision: 0 }).await.expect("hash");
         maintenance.alarm(alarm(AlarmAction::Deactivate)).await.expect("alarm");
-        assert_eq!(world.get("k").await.kvs[0].value, "v");
+        assert_eq!(deployment.get("k").await.kvs[0].value, "v");
     });
 }

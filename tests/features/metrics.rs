@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetU
 use watershed::pb::etcdserverpb::request_op::Request;
 use watershed::pb::etcdserverpb::*;
 
-use crate::harness::{Scrape, Target, Watching, World, http_get, is_stock, raw_stream_end, run, until};
+use crate::harness::{Deployment, Scrape, Target, Watching, http_get, is_stock, raw_stream_end, run, until};
 
 /// What moves on etcd 3.7.1 under [`load`]: name, type, label names. Obtained by running this test with
 /// `WATERSHED_TEST_SERVER=etcd-3.7.1`, where it compares both ways.
@@ -210,11 +210,11 @@ fn named(list: &[(&str, &str)], name: &str) -> bool {
 fn every_metric_of_a_member_moves() {
     // Sixteen metrics were registered and filled by nobody, alert rules among them; others were missing, and two
     // counters of the process were gauges. A look at their presence found none of it.
-    run(Target::Core, &FLAGS, async |world: &mut World| {
+    run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
         // The first rendering shows what the process is at its start.
-        let before = Scrape::of(&world.member, "/metrics").await;
-        let watch = load(&world.client, &world.member).await;
-        let after = Scrape::of(&world.member, "/metrics").await;
+        let before = Scrape::of(&deployment.member, "/metrics").await;
+        let watch = load(&deployment.client, &deployment.member).await;
+        let after = Scrape::of(&deployment.member, "/metrics").await;
         drop(watch);
         let moved = after.moved_since(&before);
         if is_stock() {
@@ -237,7 +237,7 @@ fn every_metric_of_a_member_moves() {
             after.check(listed);
         }
         check_values(&before, &after);
-        let output = world.server.output();
+        let output = deployment.server.output();
         for line in ["apply request took too long", "read-only range ", "request stats"] {
             assert!(output.contains(line), "not in the log: {line}");
         }
@@ -269,20 +269,20 @@ fn check_values(before: &Scrape, after: &Scrape) {
 /// What moves on `/proxy/metrics` of etcd's proxy when clients call it, and what ours adds.
 #[test]
 fn the_proxy_counts_calls() {
-    run(Target::Proxy, &[], async |world: &mut World| {
-        let before = Scrape::of(&world.endpoint, "/proxy/metrics").await;
+    run(Target::Proxy, &[], async |deployment: &mut Deployment| {
+        let before = Scrape::of(&deployment.endpoint, "/proxy/metrics").await;
         let create = WatchCreateRequest { key: "k".into(), ..Default::default() };
-        let (mut watch, _) = Watching::create(&world.client, create).await;
+        let (mut watch, _) = Watching::create(&deployment.client, create).await;
         for _ in 0..3 {
-            world.put("k", "v").await;
+            deployment.put("k", "v").await;
         }
         watch.events(3).await;
-        world.client.kv().range(range("k", 1_000_000)).await.expect_err("a future revision");
-        let lease = world.grant(60).await;
+        deployment.client.kv().range(range("k", 1_000_000)).await.expect_err("a future revision");
+        let lease = deployment.grant(60).await;
         let requests = tokio_stream::once(LeaseKeepAliveRequest { id: lease });
-        let mut answers = world.client.lease().lease_keep_alive(requests).await.expect("keep-alive").into_inner();
+        let mut answers = deployment.client.lease().lease_keep_alive(requests).await.expect("keep-alive").into_inner();
         assert_eq!(answers.message().await.expect("an answer").expect("an answer").id, lease);
-        let after = Scrape::of(&world.endpoint, "/proxy/metrics").await;
+        let after = Scrape::of(&deployment.endpoint, "/proxy/metrics").await;
         for listed in MOVES.iter().filter(|(name, _, _)| {
             name.starts_with("grpc_server_") && *name != "grpc_server_handling_seconds"
                 || name.starts_with("process_network_")
@@ -304,7 +304,7 @@ fn the_proxy_counts_calls() {
         // What the proxy serves without a member, counted all the same.
         drop((watch, answers));
         until("the ended streams", async || {
-            let now = Scrape::of(&world.endpoint, "/proxy/metrics").await;
+            let now = Scrape::of(&deployment.endpoint, "/proxy/metrics").await;
             let ended = now.sum("grpc_server_handled_total", "grpc_method=\"Watch\"")
                 + now.sum("grpc_server_handled_total", "grpc_method=\"LeaseKeepAlive\"");
             (ended >= 2.0).then_some(())

@@ -10,13 +10,13 @@ use watershed::pb::etcdserverpb::{
 use watershed::pb::v3electionpb::{CampaignRequest, LeaderRequest};
 use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
 
-use crate::harness::{Process, Target, Watching, World, client, in_words, raw_body, run};
+use crate::harness::{Deployment, Process, Target, Watching, client, in_words, raw_body, run};
 
-async fn tenant(world: &World) -> (Process, Client) {
+async fn tenant(deployment: &Deployment) -> (Process, Client) {
     for key in ["outside", "t", "u/k", "zz"] {
-        world.put(key, "not theirs").await;
+        deployment.put(key, "not theirs").await;
     }
-    let (proxy, endpoint) = world.also_front("grpc-proxy", &["--namespace=t/"]).await;
+    let (proxy, endpoint) = deployment.also_front("grpc-proxy", &["--namespace=t/"]).await;
     (proxy, client(&endpoint))
 }
 
@@ -32,13 +32,13 @@ async fn keys(client: &Client, request: RangeRequest) -> Vec<String> {
 
 #[test]
 fn keys_are_prefixed_and_ranges_end_with_the_namespace() {
-    run(Target::Core, &[], async |world: &mut World| {
-        let (_proxy, tenant) = tenant(world).await;
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (_proxy, tenant) = tenant(deployment).await;
         let mut kv = tenant.kv();
         for key in ["a", "b", "\u{7f}last"] {
             kv.put(PutRequest { key: key.into(), value: key.into(), ..Default::default() }).await.expect("put");
         }
-        assert_eq!(world.get("t/a").await.kvs[0].value, "a", "stored under the prefix");
+        assert_eq!(deployment.get("t/a").await.kvs[0].value, "a", "stored under the prefix");
         assert_eq!(keys(&tenant, all()).await, ["a", "b", "\u{7f}last"]);
         let from = RangeRequest { key: "b".into(), range_end: "\0".into(), ..Default::default() };
         assert_eq!(keys(&tenant, from).await, ["b", "\u{7f}last"]);
@@ -48,14 +48,14 @@ fn keys_are_prefixed_and_ranges_end_with_the_namespace() {
         let wipe = DeleteRangeRequest { key: "\0".into(), range_end: "\0".into(), prev_kv: true };
         let wiped = kv.delete_range(wipe).await.expect("delete").into_inner();
         assert_eq!((wiped.deleted, wiped.prev_kvs[1].key.as_ref()), (3, b"b".as_ref()));
-        assert_eq!(keys(&world.client, all()).await, ["outside", "t", "u/k", "zz"], "nothing else was touched");
+        assert_eq!(keys(&deployment.client, all()).await, ["outside", "t", "u/k", "zz"], "nothing else was touched");
     });
 }
 
 #[test]
 fn transactions_stay_inside() {
-    run(Target::Core, &[], async |world: &mut World| {
-        let (_proxy, tenant) = tenant(world).await;
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (_proxy, tenant) = tenant(deployment).await;
         let op = |request| RequestOp { request: Some(request) };
         let put = op(request_op::Request::RequestPut(PutRequest { key: "k".into(), ..Default::default() }));
         let get = op(request_op::Request::RequestRange(all()));
@@ -73,7 +73,7 @@ fn transactions_stay_inside() {
             failure: Vec::new(),
         };
         let answer = tenant.kv().txn(request).await.expect("txn").into_inner();
-        assert!(answer.succeeded, "the tenant's world was empty");
+        assert!(answer.succeeded, "the tenant's deployment was empty");
         let Some(response_op::Response::ResponseTxn(inner)) = &answer.responses[0].response else {
             panic!("{answer:?}")
         };
@@ -81,19 +81,19 @@ fn transactions_stay_inside() {
             panic!("{answer:?}")
         };
         assert_eq!((range.count, range.kvs[0].key.as_ref()), (1, b"k".as_ref()));
-        assert_eq!(world.get("t/k").await.count, 1);
+        assert_eq!(deployment.get("t/k").await.count, 1);
     });
 }
 
 #[test]
 fn watches_leases_and_recipes_stay_inside() {
-    run(Target::Core, &[], async |world: &mut World| {
-        let (_proxy, tenant) = tenant(world).await;
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (_proxy, tenant) = tenant(deployment).await;
         let request =
             WatchCreateRequest { key: "\0".into(), range_end: "\0".into(), prev_kv: true, ..Default::default() };
         let (mut watching, _) = Watching::create(&tenant, request).await;
-        world.put("zz", "outside").await;
-        let revision = world.put("t/seen", "1").await;
+        deployment.put("zz", "outside").await;
+        let revision = deployment.put("t/seen", "1").await;
         let answer = watching.next().await;
         assert_eq!(in_words(&answer), [format!("+seen=1@{revision}")]);
 
@@ -107,9 +107,9 @@ fn watches_leases_and_recipes_stay_inside() {
         let lock = tenant.lock().lock(LockRequest { name: "L".into(), lease: lease.id }).await.expect("lock");
         let lock = lock.into_inner();
         assert_eq!(lock.key, format!("L/{:x}", lease.id));
-        assert_eq!(world.get(format!("t/L/{:x}", lease.id)).await.count, 1);
+        assert_eq!(deployment.get(format!("t/L/{:x}", lease.id)).await.count, 1);
         tenant.lock().unlock(UnlockRequest { key: lock.key }).await.expect("unlock");
-        assert_eq!(world.get(format!("t/L/{:x}", lease.id)).await.count, 0);
+        assert_eq!(deployment.get(format!("t/L/{:x}", lease.id)).await.count, 0);
 
         let campaign = CampaignRequest { name: "E".into(), lease: lease.id, value: "me".into() };
         let won = tenant.election().campaign(campaign).await.expect("campaign").into_inner().leader.expect("leader");
@@ -128,8 +128,8 @@ fn frame(flag: u8, message: &[u8]) -> Vec<u8> {
 fn a_tenant_raises_no_alarm_and_hides_no_second_message() {
     // Cause: the proxy read all that stood behind the prefix and sent the body as it came, a member reads as many bytes
     // as the prefix announces: `ACTIVATE NOSPACE` for the member, `GET` for the proxy.
-    run(Target::Core, &[], async |world: &mut World| {
-        let (_proxy, proxy) = world.also_front("grpc-proxy", &["--namespace=t/"]).await;
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (_proxy, proxy) = deployment.also_front("grpc-proxy", &["--namespace=t/"]).await;
         let alarm = "/etcdserverpb.Maintenance/Alarm";
         let put = "/etcdserverpb.KV/Put";
         let (activate, get) = (&[8, 1, 24, 1][..], &[8, 0][..]);
@@ -152,9 +152,10 @@ fn a_tenant_raises_no_alarm_and_hides_no_second_message() {
         ] {
             let (answered, text) = raw_body(&proxy, path, headers, &body).await;
             assert_eq!(answered, code, "{what}: {text}");
-            let alarms = world.client.maintenance().alarm(AlarmRequest::default()).await.expect("alarms").into_inner();
+            let alarms =
+                deployment.client.maintenance().alarm(AlarmRequest::default()).await.expect("alarms").into_inner();
             assert_eq!(alarms.alarms, [], "{what}");
         }
-        assert_eq!(world.get("t/k").await.count, 0, "no refused put was made");
+        assert_eq!(deployment.get("t/k").await.count, 0, "no refused put was made");
     });
 }

@@ -5,7 +5,7 @@ use etcd_client::{
     SortTarget, Txn, TxnOp, WatchOptions,
 };
 
-use crate::harness::{Target, World, soon};
+use crate::harness::{Deployment, Target, soon};
 use crate::on_every_target;
 
 on_every_target! {
@@ -17,8 +17,8 @@ on_every_target! {
     maintenance,
 }
 
-async fn keys_and_values(world: &mut World) {
-    let mut client = world.public_client().await;
+async fn keys_and_values(deployment: &mut Deployment) {
+    let mut client = deployment.public_client().await;
     for (key, value) in [("a/1", "x"), ("a/2", "y"), ("b", "z")] {
         client.put(key, value, None).await.expect("put");
     }
@@ -41,8 +41,8 @@ async fn keys_and_values(world: &mut World) {
     assert_eq!(status.message(), "etcdserver: mvcc: required revision has been compacted");
 }
 
-async fn transactions(world: &mut World) {
-    let mut client = world.public_client().await;
+async fn transactions(deployment: &mut Deployment) {
+    let mut client = deployment.public_client().await;
     let txn = Txn::new()
         .when([Compare::version("k", CompareOp::Equal, 0)])
         .and_then([TxnOp::put("k", "1", None), TxnOp::get("k", None)])
@@ -53,8 +53,8 @@ async fn transactions(world: &mut World) {
     assert_eq!(answer.op_responses().len(), 1);
 }
 
-async fn watches(world: &mut World) {
-    let mut client = world.public_client().await;
+async fn watches(deployment: &mut Deployment) {
+    let mut client = deployment.public_client().await;
     client.put("w/1", "past", None).await.expect("put");
     let options = WatchOptions::new().with_prefix().with_start_revision(2).with_prev_key();
     let mut stream = client.watch("w/", Some(options)).await.expect("watch");
@@ -80,8 +80,8 @@ async fn watches(world: &mut World) {
     assert!(answer.canceled());
 }
 
-async fn leases(world: &mut World) {
-    let mut client = world.public_client().await;
+async fn leases(deployment: &mut Deployment) {
+    let mut client = deployment.public_client().await;
     let lease = client.lease_grant(60, None).await.expect("grant").id();
     client.put("k", "v", Some(PutOptions::new().with_lease(lease))).await.expect("put");
     let (mut keeper, mut answers) = client.lease_keep_alive(lease).await.expect("keep-alive");
@@ -94,8 +94,8 @@ async fn leases(world: &mut World) {
     assert_eq!(client.get("k", None).await.expect("get").count(), 0);
 }
 
-async fn locks_and_elections(world: &mut World) {
-    let mut client = world.public_client().await;
+async fn locks_and_elections(deployment: &mut Deployment) {
+    let mut client = deployment.public_client().await;
     let lease = client.lease_grant(60, None).await.expect("grant").id();
     let lock = client.lock("l", Some(LockOptions::new().with_lease(lease))).await.expect("lock");
     client.unlock(lock.key()).await.expect("unlock");
@@ -105,14 +105,14 @@ async fn locks_and_elections(world: &mut World) {
     client.resign(Some(ResignOptions::new().with_leader(leader))).await.expect("resign");
 }
 
-async fn maintenance(world: &mut World) {
-    let mut client = world.public_client().await;
+async fn maintenance(deployment: &mut Deployment) {
+    let mut client = deployment.public_client().await;
     client.put("foo", "bar", None).await.expect("put");
     assert_eq!(client.hash_kv(0).await.expect("hash").hash(), 3_305_255_506);
     assert!(client.status().await.expect("status").version().starts_with("3.7."));
     let members = client.member_list().await.expect("members");
     // A proxy lists itself.
-    assert!(world.target == Target::Proxy || members.members()[0].name() == "m1");
+    assert!(deployment.target == Target::Proxy || members.members()[0].name() == "m1");
     let mut snapshot = client.snapshot().await.expect("snapshot");
     let mut bytes = 0;
     while let Some(chunk) = snapshot.message().await.expect("chunk") {

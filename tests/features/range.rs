@@ -4,7 +4,7 @@ use tonic::Code;
 use watershed::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use watershed::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse};
 
-use crate::harness::{World, prefix, refused};
+use crate::harness::{Deployment, prefix, refused};
 use crate::on_every_target;
 
 on_every_target! {
@@ -25,9 +25,9 @@ fn keys(answer: &RangeResponse) -> String {
     keys.join(" ")
 }
 
-async fn bounds_select_keys(world: &mut World) {
+async fn bounds_select_keys(deployment: &mut Deployment) {
     for key in ["a", "aa", "ab", "b", "c"] {
-        world.put(key, "").await;
+        deployment.put(key, "").await;
     }
     for (key, end, expected) in [
         ("a", "", "a"),
@@ -39,31 +39,32 @@ async fn bounds_select_keys(world: &mut World) {
         ("x", "", ""),
         ("aa", "ac", "aa ab"),
     ] {
-        let answer = world.range(RangeRequest { key: key.into(), range_end: end.into(), ..Default::default() }).await;
+        let answer =
+            deployment.range(RangeRequest { key: key.into(), range_end: end.into(), ..Default::default() }).await;
         assert_eq!(keys(&answer), expected, "{key:?}..{end:?}");
         assert_eq!(answer.count as usize, answer.kvs.len());
         assert!(!answer.more);
     }
 }
 
-async fn a_limit_does_not_change_the_count(world: &mut World) {
+async fn a_limit_does_not_change_the_count(deployment: &mut Deployment) {
     for key in ["k1", "k2", "k3"] {
-        world.put(key, "").await;
+        deployment.put(key, "").await;
     }
     for (limit, expected, more) in
         [(2, "k1 k2", true), (3, "k1 k2 k3", false), (0, "k1 k2 k3", false), (-1, "k1 k2 k3", false)]
     {
         for serializable in [false, true] {
-            let answer = world.range(RangeRequest { limit, serializable, ..prefix("k") }).await;
+            let answer = deployment.range(RangeRequest { limit, serializable, ..prefix("k") }).await;
             assert_eq!((keys(&answer).as_str(), answer.more, answer.count), (expected, more, 3), "limit {limit}");
         }
     }
 }
 
-async fn sorting_follows_target_and_order(world: &mut World) {
+async fn sorting_follows_target_and_order(deployment: &mut Deployment) {
     // Created c a b, last written a c b, versions a1 b2 c3, values a=3 b=2 c=1.
     for (key, value) in [("c", "x"), ("a", "3"), ("b", "x"), ("c", "x"), ("c", "1"), ("b", "2")] {
-        world.put(key, value).await;
+        deployment.put(key, value).await;
     }
     let all = RangeRequest { key: "a".into(), range_end: "d".into(), ..Default::default() };
     for (target, ascending) in [
@@ -81,26 +82,26 @@ async fn sorting_follows_target_and_order(world: &mut World) {
         };
         let mut descending: Vec<_> = ascending.split(' ').collect();
         descending.reverse();
-        assert_eq!(keys(&world.range(sorted(SortOrder::Ascend, 0)).await), ascending, "{target:?}");
-        assert_eq!(keys(&world.range(sorted(SortOrder::Descend, 0)).await), descending.join(" "), "{target:?}");
-        let answer = world.range(sorted(SortOrder::Descend, 1)).await;
+        assert_eq!(keys(&deployment.range(sorted(SortOrder::Ascend, 0)).await), ascending, "{target:?}");
+        assert_eq!(keys(&deployment.range(sorted(SortOrder::Descend, 0)).await), descending.join(" "), "{target:?}");
+        let answer = deployment.range(sorted(SortOrder::Descend, 1)).await;
         assert_eq!((keys(&answer).as_str(), answer.more, answer.count), (descending[0], true, 3), "{target:?}");
     }
 }
 
-async fn sorting_without_an_order_sorts_what_the_limit_let_through(world: &mut World) {
+async fn sorting_without_an_order_sorts_what_the_limit_let_through(deployment: &mut Deployment) {
     for (key, value) in [("k1", "5"), ("k2", "4"), ("k3", "3"), ("k4", "2"), ("k5", "1")] {
-        world.put(key, value).await;
+        deployment.put(key, value).await;
     }
     let request = RangeRequest { sort_target: SortTarget::Value.into(), limit: 2, ..prefix("k") };
-    let answer = world.range(request).await;
+    let answer = deployment.range(request).await;
     assert_eq!((keys(&answer).as_str(), answer.more), ("k3 k2", true));
 }
 
-async fn filters_bound_revisions(world: &mut World) {
+async fn filters_bound_revisions(deployment: &mut Deployment) {
     // k1 created 2 written 5; k2 created 3; k3 created 4.
     for key in ["k1", "k2", "k3", "k1"] {
-        world.put(key, "").await;
+        deployment.put(key, "").await;
     }
     let cases = [
         (RangeRequest { min_mod_revision: 4, ..prefix("k") }, "k1 k3"),
@@ -110,46 +111,46 @@ async fn filters_bound_revisions(world: &mut World) {
         (RangeRequest { min_mod_revision: 3, max_mod_revision: 3, ..prefix("k") }, "k2"),
     ];
     for (request, expected) in cases {
-        let answer = world.range(request.clone()).await;
+        let answer = deployment.range(request.clone()).await;
         assert_eq!((keys(&answer).as_str(), answer.count, answer.more), (expected, 3, false), "{request:?}");
     }
-    let answer = world.range(RangeRequest { min_mod_revision: 4, limit: 1, ..prefix("k") }).await;
+    let answer = deployment.range(RangeRequest { min_mod_revision: 4, limit: 1, ..prefix("k") }).await;
     assert_eq!((keys(&answer).as_str(), answer.count, answer.more), ("k1", 3, true));
 }
 
-async fn keys_only_and_count_only_leave_values_out(world: &mut World) {
-    let lease = world.grant(60).await;
-    world.put_with(PutRequest { key: "k1".into(), value: "v".into(), lease, ..Default::default() }).await;
-    world.put("k2", "v").await;
-    let answer = world.range(RangeRequest { keys_only: true, ..prefix("k") }).await;
+async fn keys_only_and_count_only_leave_values_out(deployment: &mut Deployment) {
+    let lease = deployment.grant(60).await;
+    deployment.put_with(PutRequest { key: "k1".into(), value: "v".into(), lease, ..Default::default() }).await;
+    deployment.put("k2", "v").await;
+    let answer = deployment.range(RangeRequest { keys_only: true, ..prefix("k") }).await;
     assert_eq!(keys(&answer), "k1 k2");
     assert!(answer.kvs.iter().all(|kv| kv.value.is_empty() && kv.lease == 0 && kv.version == 1));
     let by_value = RangeRequest { keys_only: true, sort_target: SortTarget::Value.into(), ..prefix("k") };
-    let answer = world.range(by_value).await;
+    let answer = deployment.range(by_value).await;
     let first = answer.kvs.iter().find(|kv| kv.key == "k1").expect("k1");
     assert_eq!((first.value.len(), first.lease), (0, lease), "sorting by value reads the record");
 
-    let answer = world.range(RangeRequest { count_only: true, limit: 1, ..prefix("k") }).await;
+    let answer = deployment.range(RangeRequest { count_only: true, limit: 1, ..prefix("k") }).await;
     assert_eq!((answer.kvs.len(), answer.count, answer.more), (0, 2, false));
 }
 
-async fn old_revisions_stay_readable(world: &mut World) {
-    let first = world.put("k", "1").await;
-    world.put("k", "2").await;
-    world.put("k2", "").await;
-    world.delete("k").await;
+async fn old_revisions_stay_readable(deployment: &mut Deployment) {
+    let first = deployment.put("k", "1").await;
+    deployment.put("k", "2").await;
+    deployment.put("k2", "").await;
+    deployment.delete("k").await;
     let at = |revision| RangeRequest { revision, ..prefix("k") };
-    let answer = world.range(at(first)).await;
+    let answer = deployment.range(at(first)).await;
     assert_eq!((answer.kvs[0].value.as_ref(), answer.count), (b"1".as_ref(), 1));
     assert_eq!(answer.header.expect("header").revision, first + 3, "the header shows the present");
-    assert_eq!(world.range(at(first + 1)).await.kvs[0].value, "2");
-    assert_eq!(keys(&world.range(at(first + 2)).await), "k k2");
-    assert_eq!(keys(&world.range(at(0)).await), "k2");
-    assert_eq!(keys(&world.range(at(-7)).await), "k2", "a negative revision is the latest");
+    assert_eq!(deployment.range(at(first + 1)).await.kvs[0].value, "2");
+    assert_eq!(keys(&deployment.range(at(first + 2)).await), "k k2");
+    assert_eq!(keys(&deployment.range(at(0)).await), "k2");
+    assert_eq!(keys(&deployment.range(at(-7)).await), "k2", "a negative revision is the latest");
 }
 
-async fn refused_ranges(world: &mut World) {
-    let mut kv = world.client.kv();
+async fn refused_ranges(deployment: &mut Deployment) {
+    let mut kv = deployment.client.kv();
     let invalid = Code::InvalidArgument;
     refused(kv.range(RangeRequest::default()).await, invalid, "etcdserver: key is not provided");
     for bad in [-1, 3, 100] {
@@ -167,8 +168,8 @@ async fn refused_ranges(world: &mut World) {
     }
 }
 
-async fn stream(world: &World, request: RangeRequest) -> (RangeResponse, usize) {
-    let mut chunks = world.client.kv().range_stream(request).await.expect("stream").into_inner();
+async fn stream(deployment: &Deployment, request: RangeRequest) -> (RangeResponse, usize) {
+    let mut chunks = deployment.client.kv().range_stream(request).await.expect("stream").into_inner();
     let mut merged = RangeResponse::default();
     let mut count = 0;
     while let Some(chunk) = chunks.message().await.expect("a chunk") {
@@ -183,9 +184,9 @@ async fn stream(world: &World, request: RangeRequest) -> (RangeResponse, usize) 
     (merged, count)
 }
 
-async fn a_stream_merges_to_the_same_answer(world: &mut World) {
+async fn a_stream_merges_to_the_same_answer(deployment: &mut Deployment) {
     for number in 0..35 {
-        world.put(format!("k{number:02}"), "v").await;
+        deployment.put(format!("k{number:02}"), "v").await;
     }
     for request in [
         prefix("k"),
@@ -197,15 +198,15 @@ async fn a_stream_merges_to_the_same_answer(world: &mut World) {
         RangeRequest { serializable: true, ..prefix("k") },
         prefix("nothing"),
     ] {
-        let (merged, chunks) = stream(world, request.clone()).await;
-        assert_eq!(merged, world.range(request.clone()).await, "{request:?}");
+        let (merged, chunks) = stream(deployment, request.clone()).await;
+        assert_eq!(merged, deployment.range(request.clone()).await, "{request:?}");
         assert!(chunks >= 1);
     }
-    assert!(stream(world, prefix("k")).await.1 > 1, "35 keys do not come at once");
+    assert!(stream(deployment, prefix("k")).await.1 > 1, "35 keys do not come at once");
 }
 
-async fn a_stream_refuses_what_it_cannot_order(world: &mut World) {
-    world.put("k", "v").await;
+async fn a_stream_refuses_what_it_cannot_order(deployment: &mut Deployment) {
+    deployment.put("k", "v").await;
     let cases = [
         (RangeRequest::default(), Code::InvalidArgument, "etcdserver: key is not provided"),
         (
@@ -225,7 +226,7 @@ async fn a_stream_refuses_what_it_cannot_order(world: &mut World) {
         ),
     ];
     for (request, code, text) in cases {
-        let status = match world.client.kv().range_stream(request).await {
+        let status = match deployment.client.kv().range_stream(request).await {
             Err(status) => status,
             Ok(answer) => answer.into_inner().message().await.expect_err("refused"),
         };

@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use watershed::pb::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest};
 use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
 
-use crate::harness::{Answers, PATIENCE, World, client, prefix, refused, soon, until};
+use crate::harness::{Answers, Deployment, PATIENCE, client, prefix, refused, soon, until};
 use crate::on_every_target;
 
 on_every_target! {
@@ -26,70 +26,74 @@ fn lock(lease: i64) -> LockRequest {
     LockRequest { name: "L".into(), lease }
 }
 
-async fn keys(world: &World, of: &'static str) -> Vec<String> {
-    let answer = world.range(prefix(of)).await;
+async fn keys(deployment: &Deployment, of: &'static str) -> Vec<String> {
+    let answer = deployment.range(prefix(of)).await;
     answer.kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect()
 }
 
 /// Drives a request that has to wait until its key is the second in the queue.
-async fn until_queued<T: Debug>(world: &World, of: &'static str, waiting: &mut (impl Future<Output = T> + Unpin)) {
-    let queued = until("the second waits", async || (keys(world, of).await.len() == 2).then_some(()));
+async fn until_queued<T: Debug>(
+    deployment: &Deployment,
+    of: &'static str,
+    waiting: &mut (impl Future<Output = T> + Unpin),
+) {
+    let queued = until("the second waits", async || (keys(deployment, of).await.len() == 2).then_some(()));
     tokio::select! {
         answer = waiting => panic!("not its turn: {answer:?}"),
         () = queued => {}
     }
 }
 
-async fn a_lock_goes_round(world: &mut World) {
-    let leases = [world.grant(60).await, world.grant(60).await];
-    let first = world.client.lock().lock(lock(leases[0])).await.expect("free").into_inner();
+async fn a_lock_goes_round(deployment: &mut Deployment) {
+    let leases = [deployment.grant(60).await, deployment.grant(60).await];
+    let first = deployment.client.lock().lock(lock(leases[0])).await.expect("free").into_inner();
     assert_eq!(first.key, format!("L/{:x}", leases[0]).as_bytes());
     let revision = first.header.expect("header").revision;
-    let again = world.client.lock().lock(lock(leases[0])).await.expect("held").into_inner();
+    let again = deployment.client.lock().lock(lock(leases[0])).await.expect("held").into_inner();
     assert_eq!((again.key, again.header.expect("header").revision), (first.key.clone(), revision));
 
-    let mut locks = world.client.lock();
+    let mut locks = deployment.client.lock();
     let mut second = Box::pin(locks.lock(lock(leases[1])));
-    until_queued(world, "L/", &mut second).await;
-    world.client.lock().unlock(UnlockRequest { key: first.key }).await.expect("unlock");
+    until_queued(deployment, "L/", &mut second).await;
+    deployment.client.lock().unlock(UnlockRequest { key: first.key }).await.expect("unlock");
     let second = soon("the second's turn", second).await.expect("lock").into_inner();
     assert_eq!(second.key, format!("L/{:x}", leases[1]).as_bytes());
-    world.client.lock().unlock(UnlockRequest { key: second.key.clone() }).await.expect("unlock");
-    world.client.lock().unlock(UnlockRequest { key: second.key }).await.expect("a missing key is fine");
+    deployment.client.lock().unlock(UnlockRequest { key: second.key.clone() }).await.expect("unlock");
+    deployment.client.lock().unlock(UnlockRequest { key: second.key }).await.expect("a missing key is fine");
 
-    let own = world.client.lock().lock(lock(0)).await.expect("free").into_inner();
+    let own = deployment.client.lock().lock(lock(0)).await.expect("free").into_inner();
     let hex = std::str::from_utf8(&own.key[2..]).expect("hex");
-    let lease = world.time_to_live(i64::from_str_radix(hex, 16).expect("hex")).await;
+    let lease = deployment.time_to_live(i64::from_str_radix(hex, 16).expect("hex")).await;
     assert_eq!((lease.granted_ttl, lease.keys), (60, vec![own.key]));
 }
 
-async fn a_waiter_that_gives_up_leaves_no_key(world: &mut World) {
-    let leases = [world.grant(60).await, world.grant(60).await];
-    let held = world.client.lock().lock(lock(leases[0])).await.expect("free").into_inner();
+async fn a_waiter_that_gives_up_leaves_no_key(deployment: &mut Deployment) {
+    let leases = [deployment.grant(60).await, deployment.grant(60).await];
+    let held = deployment.client.lock().lock(lock(leases[0])).await.expect("free").into_inner();
     let held = String::from_utf8_lossy(&held.key).into_owned();
     // By deadline, which the client and the server both know.
     let mut request = Request::new(lock(leases[1]));
     request.set_timeout(Duration::from_millis(300));
-    let status = soon("the deadline", world.client.lock().lock(request)).await.expect_err("not its turn");
+    let status = soon("the deadline", deployment.client.lock().lock(request)).await.expect_err("not its turn");
     assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
-    until("the key is gone", async || (keys(world, "L/").await == [held.clone()]).then_some(())).await;
+    until("the key is gone", async || (keys(deployment, "L/").await == [held.clone()]).then_some(())).await;
     // By going away.
-    let mut locks = world.client.lock();
+    let mut locks = deployment.client.lock();
     {
         let mut waiting = Box::pin(locks.lock(lock(leases[1])));
-        until_queued(world, "L/", &mut waiting).await;
+        until_queued(deployment, "L/", &mut waiting).await;
     }
-    until("the key is gone", async || (keys(world, "L/").await == [held.clone()]).then_some(())).await;
+    until("the key is gone", async || (keys(deployment, "L/").await == [held.clone()]).then_some(())).await;
 }
 
 /// `LOCK_WAITERS=5000` measures more; the times are printed.
-async fn hundreds_wait_for_one_lock(world: &mut World) {
+async fn hundreds_wait_for_one_lock(deployment: &mut Deployment) {
     let waiters: usize = std::env::var("LOCK_WAITERS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
-    let lease = world.grant(60).await;
-    let first = world.client.lock().lock(lock(lease)).await.expect("free").into_inner();
+    let lease = deployment.grant(60).await;
+    let first = deployment.client.lock().lock(lock(lease)).await.expect("free").into_inner();
     let count = async || {
         let request = RangeRequest { count_only: true, ..prefix("L/") };
-        Some(world.client.kv().range(request).await.ok()?.into_inner().count as usize)
+        Some(deployment.client.kv().range(request).await.ok()?.into_inner().count as usize)
     };
     let reached = async |wanted: usize| {
         let mut seen = (usize::MAX, Instant::now());
@@ -106,7 +110,7 @@ async fn hundreds_wait_for_one_lock(world: &mut World) {
         }
     };
     let begun = Instant::now();
-    let clients: Vec<_> = (0..1 + waiters / 500).map(|_| client(&world.endpoint)).collect();
+    let clients: Vec<_> = (0..1 + waiters / 500).map(|_| client(&deployment.endpoint)).collect();
     let mut waiting = JoinSet::new();
     for number in 0..waiters {
         let client = clients[number % clients.len()].clone();
@@ -117,7 +121,7 @@ async fn hundreds_wait_for_one_lock(world: &mut World) {
 
     // The lock goes on to one of them, and only to one.
     let begun = Instant::now();
-    world.client.lock().unlock(UnlockRequest { key: first.key }).await.expect("unlock");
+    deployment.client.lock().unlock(UnlockRequest { key: first.key }).await.expect("unlock");
     let second = soon("somebody's turn", waiting.join_next()).await.expect("waiters").expect("a task").expect("a lock");
     let handed = begun.elapsed();
     let oldest = RangeRequest {
@@ -126,7 +130,7 @@ async fn hundreds_wait_for_one_lock(world: &mut World) {
         limit: 1,
         ..prefix("L/")
     };
-    assert_eq!(world.range(oldest).await.kvs[0].key, second);
+    assert_eq!(deployment.range(oldest).await.kvs[0].key, second);
 
     // All go away at once, and their places with them.
     let begun = Instant::now();
@@ -135,18 +139,18 @@ async fn hundreds_wait_for_one_lock(world: &mut World) {
     eprintln!("{waiters} waiters: queued in {queued:?}, next one in {handed:?}, gone in {:?}", begun.elapsed());
 }
 
-async fn refused_locks(world: &mut World) {
-    let answer = world.client.lock().lock(lock(4711)).await;
+async fn refused_locks(deployment: &mut Deployment) {
+    let answer = deployment.client.lock().lock(lock(4711)).await;
     refused(answer, Code::Unknown, "etcdserver: requested lease not found");
-    let answer = world.client.lock().unlock(UnlockRequest::default()).await;
+    let answer = deployment.client.lock().unlock(UnlockRequest::default()).await;
     refused(answer, Code::Unknown, "etcdserver: key is not provided");
 }
 
-async fn an_election_goes_round(world: &mut World) {
-    let leases = [world.grant(60).await, world.grant(60).await];
+async fn an_election_goes_round(deployment: &mut Deployment) {
+    let leases = [deployment.grant(60).await, deployment.grant(60).await];
     let campaign = |lease, value: &'static str| CampaignRequest { name: "E".into(), lease, value: value.into() };
-    let mut election = world.client.election();
-    let mut observer = world.client.election();
+    let mut election = deployment.client.election();
+    let mut observer = deployment.client.election();
     let mut seen = Answers::new(async move { observer.observe(LeaderRequest { name: "E".into() }).await });
     let mut next = async || {
         let answer = soon("a leader", seen.message()).await.expect("no error").expect("goes on");
@@ -169,25 +173,25 @@ async fn an_election_goes_round(world: &mut World) {
     let kv = election.leader(LeaderRequest { name: "E".into() }).await.expect("leader").into_inner().kv.expect("kv");
     assert_eq!((kv.value.as_ref(), kv.lease), (b"uno".as_ref(), leases[0]));
 
-    let mut other = world.client.election();
+    let mut other = deployment.client.election();
     let mut second = Box::pin(other.campaign(campaign(leases[1], "two")));
-    until_queued(world, "E/", &mut second).await;
+    until_queued(deployment, "E/", &mut second).await;
     election.resign(ResignRequest { leader: Some(leader.clone()) }).await.expect("resign");
     let second = soon("the second's turn", second).await.expect("wins").into_inner();
     assert_eq!(second.leader.expect("leader").lease, leases[1]);
     assert_eq!(next().await, "two");
     election.resign(ResignRequest { leader: Some(leader) }).await.expect("twice is fine");
-    assert_eq!(keys(world, "E/").await.len(), 1);
+    assert_eq!(keys(deployment, "E/").await.len(), 1);
 }
 
-async fn refused_elections(world: &mut World) {
-    let mut election = world.client.election();
+async fn refused_elections(deployment: &mut Deployment) {
+    let mut election = deployment.client.election();
     let answer = election.leader(LeaderRequest { name: "E".into() }).await;
     refused(answer, Code::Unknown, "election: no leader");
     let missing = "\"leader\" field must be provided";
     refused(election.proclaim(ProclaimRequest::default()).await, Code::Unknown, missing);
     refused(election.resign(ResignRequest::default()).await, Code::Unknown, missing);
-    let nobody = LeaderKey { name: "E".into(), key: "E/1".into(), rev: 5, lease: world.grant(60).await };
+    let nobody = LeaderKey { name: "E".into(), key: "E/1".into(), rev: 5, lease: deployment.grant(60).await };
     let answer = election.proclaim(ProclaimRequest { leader: Some(nobody.clone()), value: "x".into() }).await;
     refused(answer, Code::Unknown, "election: not leader");
     election.resign(ResignRequest { leader: Some(nobody) }).await.expect("nothing to resign from is fine");

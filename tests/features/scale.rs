@@ -12,7 +12,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::types::KeyRange;
 
-use crate::harness::{Answers, Target, Watching, World, client, metric, run, until};
+use crate::harness::{Answers, Deployment, Target, Watching, client, metric, run, until};
 
 const RANGES: usize = 100;
 const PER_RANGE: usize = 10;
@@ -59,25 +59,25 @@ impl Watcher {
 
 #[test]
 fn a_thousand_watchers_cost_the_member_a_handful() {
-    run(Target::Proxy, &[], async |world: &mut World| {
+    run(Target::Proxy, &[], async |deployment: &mut Deployment| {
         // Twenty connections for those who read, and one each for the ten who do not.
-        let shared: Vec<Client> = (0..20).map(|_| client(&world.endpoint)).collect();
+        let shared: Vec<Client> = (0..20).map(|_| client(&deployment.endpoint)).collect();
         let starts = (0..RANGES * PER_RANGE).map(|number| {
             let (range, turn) = (number / PER_RANGE, number % PER_RANGE);
             let silent = range < 2 && turn < 5;
-            let client = if silent { client(&world.endpoint) } else { shared[number % shared.len()].clone() };
+            let client = if silent { client(&deployment.endpoint) } else { shared[number % shared.len()].clone() };
             async move { (silent, Watcher::start(client, range).await) }
         });
         let watchers: Vec<_> = stream::iter(starts).buffer_unordered(64).collect().await;
         let (silent, readers): (Vec<_>, Vec<_>) = watchers.into_iter().partition(|(silent, _)| *silent);
         assert_eq!((silent.len(), readers.len()), (10, 990));
-        let upstream = metric(&world.member, "etcd_debugging_mvcc_watcher_total").await.expect("metric");
+        let upstream = metric(&deployment.member, "etcd_debugging_mvcc_watcher_total").await.expect("metric");
         println!("{} watchers cost the member {upstream}", RANGES * PER_RANGE);
         assert!(upstream <= 5.0, "{upstream} upstream watches");
 
         // Every key once, in the order of its number within its range; the ranges side by side.
         let writes = (0..RANGES).map(|range| {
-            let mut kv = world.client.kv();
+            let mut kv = deployment.client.kv();
             async move {
                 let (count, size) = if range < 2 { (LOUD_WRITES, 4096) } else { (QUIET_WRITES, 64) };
                 for number in 0..count {
@@ -94,7 +94,7 @@ fn a_thousand_watchers_cost_the_member_a_handful() {
         // Those who did not read were not cut off, and missed nothing.
         let late = join_all(silent.into_iter().map(|(_, watcher)| watcher.read())).await;
         assert_eq!(late, vec![LOUD_WRITES; 10]);
-        let upstream = metric(&world.member, "etcd_debugging_mvcc_watcher_total").await.expect("metric");
+        let upstream = metric(&deployment.member, "etcd_debugging_mvcc_watcher_total").await.expect("metric");
         assert!(upstream <= 15.0, "late readers may have catch-up watches of their own, but {upstream}?");
     });
 }
@@ -126,26 +126,27 @@ async fn keep_all(clients: &[Client], leases: &[i64]) -> Duration {
 
 #[test]
 fn ten_thousand_leases_are_kept_through_the_proxy() {
-    run(Target::Proxy, &[], async |world: &mut World| {
-        let mut lease = world.client.lease();
+    run(Target::Proxy, &[], async |deployment: &mut Deployment| {
+        let mut lease = deployment.client.lease();
         let silent = lease.lease_grant(LeaseGrantRequest { ttl: 2, id: 0 }).await.expect("grant").into_inner().id;
         let put = PutRequest { key: "silent".into(), lease: silent, ..Default::default() };
         let granted = Instant::now();
-        world.put_with(put).await;
+        deployment.put_with(put).await;
         let grants = (0..10_000).map(|_| {
-            let mut lease = world.client.lease();
+            let mut lease = deployment.client.lease();
             async move { lease.lease_grant(LeaseGrantRequest { ttl: 300, id: 0 }).await.expect("grant").into_inner().id }
         });
-        let gone =
-            until("the silent one ends", async || (world.get("silent").await.count == 0).then(|| granted.elapsed()));
+        let gone = until("the silent one ends", async || {
+            (deployment.get("silent").await.count == 0).then(|| granted.elapsed())
+        });
         let (leases, gone) = tokio::join!(stream::iter(grants).buffer_unordered(64).collect::<Vec<i64>>(), gone);
         assert!(gone <= Duration::from_secs(3), "the silent client's lease ended after {gone:?}");
         let request = LeaseTimeToLiveRequest { id: silent, keys: false };
         let left = lease.lease_time_to_live(request).await.expect("answer").into_inner().ttl;
         assert_eq!(left, -1);
 
-        let through: Vec<Client> = (0..8).map(|_| client(&world.endpoint)).collect();
-        let direct: Vec<Client> = (0..8).map(|_| client(&world.member)).collect();
+        let through: Vec<Client> = (0..8).map(|_| client(&deployment.endpoint)).collect();
+        let direct: Vec<Client> = (0..8).map(|_| client(&deployment.member)).collect();
         let mut ratios = Vec::new();
         for _ in 0..5 {
             let alone = keep_all(&direct, &leases).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::harness::{Process, Target, World, free_port, is_stock, member_args, run};
+use crate::harness::{Deployment, Process, Target, free_port, is_stock, member_args, run};
 
 /// Runs our binary to its end and answers with exit code and error output.
 fn refused_start(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
@@ -97,46 +97,50 @@ fn a_file_is_no_directory() {
 
 #[test]
 fn a_second_server_on_the_same_directory_is_refused() {
-    run(Target::Core, &[], async |world: &mut World| {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
         if is_stock() {
             return; // A stock member waits for the lock instead.
         }
-        world.put("k", "v").await;
-        let args = member_args(&format!("127.0.0.1:{}", free_port()), free_port(), &world.data_dir());
+        deployment.put("k", "v").await;
+        let args = member_args(&format!("127.0.0.1:{}", free_port()), free_port(), &deployment.data_dir());
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let (code, output) = refused_start(world.folder.path(), &args);
+        let (code, output) = refused_start(deployment.folder.path(), &args);
         assert_eq!(code, Some(1), "{output}");
-        assert!(output.contains(&world.data_dir().display().to_string()), "names the directory: {output}");
-        world.put("k", "still served").await;
-        world.crash_and_restart().await;
-        assert_eq!(world.get("k").await.kvs[0].value, "still served", "the lock went with its owner");
+        assert!(output.contains(&deployment.data_dir().display().to_string()), "names the directory: {output}");
+        deployment.put("k", "still served").await;
+        deployment.crash_and_restart().await;
+        assert_eq!(deployment.get("k").await.kvs[0].value, "still served", "the lock went with its owner");
     });
 }
 
 #[test]
 fn terminating_is_clean() {
-    run(Target::Core, &[], async |world: &mut World| {
-        world.put("k", "v").await;
-        world.server.terminate();
-        let status = world.server.wait(Duration::from_secs(20));
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        deployment.put("k", "v").await;
+        deployment.server.terminate();
+        let status = deployment.server.wait(Duration::from_secs(20));
         // Cleaned up, then ended by the very signal, as etcd is.
         assert_eq!(status.signal(), Some(15), "{status:?}");
-        assert!(is_stock() || world.server.output().contains("stopped"), "{}", world.server.output());
-        world.start_member_again().await;
-        assert_eq!(world.get("k").await.kvs[0].value, "v");
+        assert!(is_stock() || deployment.server.output().contains("stopped"), "{}", deployment.server.output());
+        deployment.start_member_again().await;
+        assert_eq!(deployment.get("k").await.kvs[0].value, "v");
     });
 }
 
 // It was listed by --help and refused.
 #[test]
 fn without_syncs_the_end_of_the_process_loses_nothing() {
-    run(Target::Core, &["--unsafe-no-fsync"], async |world: &mut World| {
-        assert!(is_stock() || world.server.output().contains("--unsafe-no-fsync"), "{}", world.server.output());
+    run(Target::Core, &["--unsafe-no-fsync"], async |deployment: &mut Deployment| {
+        assert!(
+            is_stock() || deployment.server.output().contains("--unsafe-no-fsync"),
+            "{}",
+            deployment.server.output()
+        );
         for value in 0..50 {
-            world.put("k", value.to_string()).await;
+            deployment.put("k", value.to_string()).await;
         }
-        world.crash_and_restart().await;
-        let found = world.get("k").await.kvs.remove(0);
+        deployment.crash_and_restart().await;
+        let found = deployment.get("k").await.kvs.remove(0);
         assert_eq!((found.value, found.version), ("49".into(), 50));
     });
 }
@@ -144,13 +148,13 @@ fn without_syncs_the_end_of_the_process_loses_nothing() {
 #[test]
 fn repeated_flags_and_the_environment_follow_etcd() {
     // The last of a repeated flag wins.
-    run(Target::Core, &["--max-txn-ops=1", "--max-txn-ops=3"], async |world: &mut World| {
+    run(Target::Core, &["--max-txn-ops=1", "--max-txn-ops=3"], async |deployment: &mut Deployment| {
         use watershed::pb::etcdserverpb::{RangeRequest, RequestOp, TxnRequest, request_op};
         let get = || RequestOp {
             request: Some(request_op::Request::RequestRange(RangeRequest { key: "k".into(), ..Default::default() })),
         };
-        world.txn(TxnRequest { success: vec![get(), get(), get()], ..Default::default() }).await;
+        deployment.txn(TxnRequest { success: vec![get(), get(), get()], ..Default::default() }).await;
         let four = TxnRequest { success: vec![get(), get(), get(), get()], ..Default::default() };
-        world.client.kv().txn(four).await.expect_err("one too many");
+        deployment.client.kv().txn(four).await.expect_err("one too many");
     });
 }

@@ -9,7 +9,7 @@ use watershed::pb::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, TxnResponse,
 };
 
-use crate::harness::{World, refused};
+use crate::harness::{Deployment, refused};
 use crate::on_every_target;
 
 on_every_target! {
@@ -61,8 +61,8 @@ fn compare(key: &'static str, result: CompareResult, union: TargetUnion) -> Comp
     Compare { result, target, key: key.into(), target_union: Some(union), range_end: Bytes::new() }
 }
 
-async fn holds(world: &World, compare: Compare) -> bool {
-    world.txn(TxnRequest { compare: vec![compare], ..Default::default() }).await.succeeded
+async fn holds(deployment: &Deployment, compare: Compare) -> bool {
+    deployment.txn(TxnRequest { compare: vec![compare], ..Default::default() }).await.succeeded
 }
 
 /// The answers of a transaction in words.
@@ -81,11 +81,11 @@ fn in_words(answer: &TxnResponse) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-async fn compares_see_every_target(world: &mut World) {
+async fn compares_see_every_target(deployment: &mut Deployment) {
     use CompareResult::{Equal, Greater, Less, NotEqual};
-    let lease = world.grant(60).await;
-    world.put("k", "a").await;
-    world.put_with(PutRequest { key: "k".into(), value: "b".into(), lease, ..Default::default() }).await;
+    let lease = deployment.grant(60).await;
+    deployment.put("k", "a").await;
+    deployment.put_with(PutRequest { key: "k".into(), value: "b".into(), lease, ..Default::default() }).await;
     // Created at 2, written at 3, version 2.
     let number = |make: fn(i64) -> TargetUnion, actual: i64| {
         [
@@ -124,16 +124,16 @@ async fn compares_see_every_target(world: &mut World) {
     cases.push((unknown_target(NotEqual), false));
     cases.push((Compare { result: 9, ..compare("k", Equal, TargetUnion::Version(5)) }, true));
     for (compare, expected) in cases {
-        assert_eq!(holds(world, compare.clone()).await, expected, "{compare:?}");
+        assert_eq!(holds(deployment, compare.clone()).await, expected, "{compare:?}");
     }
 }
 
-async fn compares_over_ranges(world: &mut World) {
+async fn compares_over_ranges(deployment: &mut Deployment) {
     use CompareResult::{Equal, Greater, NotEqual};
     for key in ["k1", "k2", "k3"] {
-        world.put(key, key).await;
+        deployment.put(key, key).await;
     }
-    world.put("k3", "again").await;
+    deployment.put("k3", "again").await;
     let over = |compare: Compare, end: &'static str| Compare { range_end: end.into(), ..compare };
     for (compare, expected) in [
         (over(compare("k", Greater, TargetUnion::ModRevision(1)), "l"), true),
@@ -144,13 +144,13 @@ async fn compares_over_ranges(world: &mut World) {
         (over(compare("x", Equal, TargetUnion::ModRevision(0)), "y"), true),
         (over(compare("x", NotEqual, TargetUnion::Value("a".into())), "y"), false),
     ] {
-        assert_eq!(holds(world, compare.clone()).await, expected, "{compare:?}");
+        assert_eq!(holds(deployment, compare.clone()).await, expected, "{compare:?}");
     }
 }
 
-async fn writes_of_a_transaction_share_a_revision(world: &mut World) {
-    world.put("old", "o").await;
-    let answer = world
+async fn writes_of_a_transaction_share_a_revision(deployment: &mut Deployment) {
+    deployment.put("old", "o").await;
+    let answer = deployment
         .txn(TxnRequest {
             compare: vec![compare("old", CompareResult::Equal, TargetUnion::Value("o".into()))],
             success: vec![
@@ -169,34 +169,34 @@ async fn writes_of_a_transaction_share_a_revision(world: &mut World) {
     assert!(answer.succeeded);
     assert_eq!(in_words(&answer), "[]@2, del0@2, put@3, [1]@3, del1@3, put@3, del0@3, []@3");
     assert_eq!(answer.header.expect("header").revision, 3);
-    let (a, b) = (world.get("a").await.kvs.remove(0), world.get("b").await.kvs.remove(0));
+    let (a, b) = (deployment.get("a").await.kvs.remove(0), deployment.get("b").await.kvs.remove(0));
     assert_eq!((a.mod_revision, b.mod_revision), (3, 3));
-    assert_eq!(world.get("wrong").await.count, 0);
+    assert_eq!(deployment.get("wrong").await.count, 0);
 
     let other = TxnRequest {
         compare: vec![compare("old", CompareResult::Equal, TargetUnion::Value("o".into()))],
         success: vec![put("wrong", "")],
         failure: vec![get("a")],
     };
-    let answer = world.txn(other).await;
+    let answer = deployment.txn(other).await;
     assert!(!answer.succeeded);
     assert_eq!((in_words(&answer).as_str(), answer.header.expect("header").revision), ("[1]@3", 3));
 }
 
-async fn nested_transactions_compare_before_anything_runs(world: &mut World) {
+async fn nested_transactions_compare_before_anything_runs(deployment: &mut Deployment) {
     let fresh = compare("a", CompareResult::Equal, TargetUnion::Version(0));
     let inner =
         TxnRequest { compare: vec![fresh], success: vec![get("a"), put("b", "then")], failure: vec![put("b", "else")] };
-    let answer = world.txn(then(vec![put("a", "1"), nested(inner), nested(then(vec![]))])).await;
+    let answer = deployment.txn(then(vec![put("a", "1"), nested(inner), nested(then(vec![]))])).await;
     assert_eq!(in_words(&answer), "put@2, {true: [1]@2, put@2}, {true: }", "the inner compare saw no `a`");
     let Some(Response::ResponseTxn(inner)) = &answer.responses[1].response else { panic!("{answer:?}") };
     assert_eq!(inner.header, Some(Default::default()), "a nested header is there but empty");
-    assert_eq!(world.get("b").await.kvs[0].value, "then");
+    assert_eq!(deployment.get("b").await.kvs[0].value, "then");
 }
 
-async fn a_failing_operation_undoes_the_transaction(world: &mut World) {
-    world.put("k", "v").await;
-    let mut kv = world.client.kv();
+async fn a_failing_operation_undoes_the_transaction(deployment: &mut Deployment) {
+    deployment.put("k", "v").await;
+    let mut kv = deployment.client.kv();
     let unknown_lease = op(Request::RequestPut(PutRequest { key: "l".into(), lease: 77, ..Default::default() }));
     let answer = kv.txn(then(vec![put("a", "1"), unknown_lease])).await;
     refused(answer, Code::NotFound, "etcdserver: requested lease not found");
@@ -206,24 +206,24 @@ async fn a_failing_operation_undoes_the_transaction(world: &mut World) {
     let future = RangeRequest { key: "k".into(), revision: 3, ..Default::default() };
     let answer = kv.txn(then(vec![put("a", "1"), op(Request::RequestRange(future))])).await;
     refused(answer, Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");
-    let answer = world.get("a").await;
+    let answer = deployment.get("a").await;
     assert_eq!((answer.count, answer.header.expect("header").revision), (0, 2), "nothing was written");
 }
 
-async fn reading_transactions_write_nothing(world: &mut World) {
-    world.put("k", "v").await;
-    let answer = world.txn(TxnRequest::default()).await;
+async fn reading_transactions_write_nothing(deployment: &mut Deployment) {
+    deployment.put("k", "v").await;
+    let answer = deployment.txn(TxnRequest::default()).await;
     assert!(answer.succeeded && answer.responses.is_empty());
-    let answer = world.txn(then(vec![get("k"), nested(then(vec![get("k")]))])).await;
+    let answer = deployment.txn(then(vec![get("k"), nested(then(vec![get("k")]))])).await;
     assert_eq!(in_words(&answer), "[v]@2, {true: [v]@2}");
     assert_eq!(answer.header.expect("header").revision, 2);
     let serializable = RangeRequest { key: "k".into(), serializable: true, ..Default::default() };
-    let answer = world.txn(then(vec![op(Request::RequestRange(serializable))])).await;
+    let answer = deployment.txn(then(vec![op(Request::RequestRange(serializable))])).await;
     assert_eq!(in_words(&answer), "[v]@2");
 }
 
-async fn malformed_transactions_are_refused(world: &mut World) {
-    let mut kv = world.client.kv();
+async fn malformed_transactions_are_refused(deployment: &mut Deployment) {
+    let mut kv = deployment.client.kv();
     let invalid = Code::InvalidArgument;
     let empty_key = "etcdserver: key is not provided";
     let no_key = Compare { key: Bytes::new(), ..compare("k", CompareResult::Equal, TargetUnion::Version(0)) };
@@ -238,10 +238,10 @@ async fn malformed_transactions_are_refused(world: &mut World) {
     refused(kv.txn(then(vec![nothing])).await, invalid, "etcdserver: key not found");
     let sort = RangeRequest { key: "k".into(), sort_order: 7, ..Default::default() };
     refused(kv.txn(then(vec![op(Request::RequestRange(sort))])).await, invalid, "etcdserver: invalid sort option");
-    assert_eq!(world.get("k").await.header.expect("header").revision, 1);
+    assert_eq!(deployment.get("k").await.header.expect("header").revision, 1);
 }
 
-async fn duplicate_keys_are_refused_as_etcd_does(world: &mut World) {
+async fn duplicate_keys_are_refused_as_etcd_does(deployment: &mut Deployment) {
     let one = |key| nested(then(vec![put(key, "")]));
     let either =
         |key| nested(TxnRequest { success: vec![put(key, "")], failure: vec![put(key, "")], ..Default::default() });
@@ -264,7 +264,7 @@ async fn duplicate_keys_are_refused_as_etcd_does(world: &mut World) {
         vec![one("k"), delete_in("k", "")],
         vec![delete("a", "\0"), put("k", "1")],
     ];
-    let mut kv = world.client.kv();
+    let mut kv = deployment.client.kv();
     for list in refused_lists {
         let text = "etcdserver: duplicate key given in txn request";
         let words = format!("{list:?}");
@@ -279,11 +279,11 @@ async fn duplicate_keys_are_refused_as_etcd_does(world: &mut World) {
         kv.txn(then(list)).await.unwrap_or_else(|status| panic!("{words}: {status}"));
     }
     let branches = TxnRequest { success: vec![put("k", "")], failure: vec![put("k", "")], ..Default::default() };
-    world.txn(branches).await;
+    deployment.txn(branches).await;
 }
 
-async fn too_many_operations_are_refused(world: &mut World) {
-    let mut kv = world.client.kv();
+async fn too_many_operations_are_refused(deployment: &mut Deployment) {
+    let mut kv = deployment.client.kv();
     let many = |count| (0..count).map(|_| get("k")).collect::<Vec<_>>();
     let text = "etcdserver: too many operations in txn request";
     kv.txn(then(many(128))).await.expect("128 are fine");

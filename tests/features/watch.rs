@@ -8,7 +8,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::types::KeyRange;
 
-use crate::harness::{Target, Watching, World, client, in_words, run, soon};
+use crate::harness::{Deployment, Target, Watching, client, in_words, run, soon};
 use crate::on_every_target;
 
 on_every_target! {
@@ -52,53 +52,53 @@ fn prefix(prefix: &'static str) -> WatchCreateRequest {
     WatchCreateRequest { key, range_end, ..Default::default() }
 }
 
-async fn a_watch_from_now_sees_what_comes(world: &mut World) {
-    world.put("k", "before").await;
-    let (mut watching, created) = Watching::create(&world.client, key("k")).await;
+async fn a_watch_from_now_sees_what_comes(deployment: &mut Deployment) {
+    deployment.put("k", "before").await;
+    let (mut watching, created) = Watching::create(&deployment.client, key("k")).await;
     assert_eq!((created.watch_id, created.canceled), (0, false));
     let header = created.header.expect("header");
     assert_eq!(header.revision, 2);
-    let present = world.get("k").await.header.expect("header");
+    let present = deployment.get("k").await.header.expect("header");
     assert_eq!((header.cluster_id, header.member_id), (present.cluster_id, present.member_id));
 
-    world.put("other", "").await;
-    world.put("k", "1").await;
-    world.delete("k").await;
-    world.delete("k").await;
-    world.put("k", "2").await;
+    deployment.put("other", "").await;
+    deployment.put("k", "1").await;
+    deployment.delete("k").await;
+    deployment.delete("k").await;
+    deployment.put("k", "2").await;
     let first = watching.next().await;
     assert_eq!((in_words(&first).as_slice(), first.watch_id), (["+k=1@4".to_owned()].as_slice(), 0));
     assert_eq!(first.header.expect("header").revision, 4, "a live answer shows the revision of its events");
     assert_eq!(watching.events(2).await, ["-k@5", "+k=2@6"]);
 }
 
-async fn a_watch_from_the_past_sees_history_then_the_present(world: &mut World) {
+async fn a_watch_from_the_past_sees_history_then_the_present(deployment: &mut Deployment) {
     for value in ["1", "2", "3"] {
-        world.put("k", value).await;
+        deployment.put("k", value).await;
     }
     let request = WatchCreateRequest { start_revision: 3, ..key("k") };
-    let (mut watching, created) = Watching::create(&world.client, request).await;
+    let (mut watching, created) = Watching::create(&deployment.client, request).await;
     assert_eq!(created.header.expect("header").revision, 4);
     assert_eq!(watching.events(2).await, ["+k=2@3", "+k=3@4"]);
-    world.put("k", "4").await;
+    deployment.put("k", "4").await;
     assert_eq!(watching.events(1).await, ["+k=4@5"]);
 
     let request = WatchCreateRequest { start_revision: 1, ..key("k") };
-    let (mut watching, _) = Watching::create(&world.client, request).await;
+    let (mut watching, _) = Watching::create(&deployment.client, request).await;
     assert_eq!(watching.events(4).await, ["+k=1@2", "+k=2@3", "+k=3@4", "+k=4@5"]);
 }
 
-async fn a_watch_from_the_future_waits_for_it(world: &mut World) {
+async fn a_watch_from_the_future_waits_for_it(deployment: &mut Deployment) {
     let request = WatchCreateRequest { start_revision: 4, ..key("k") };
-    let (mut watching, created) = Watching::create(&world.client, request).await;
+    let (mut watching, created) = Watching::create(&deployment.client, request).await;
     assert_eq!(created.header.expect("header").revision, 1);
     for value in ["2", "3", "4", "5"] {
-        world.put("k", value).await;
+        deployment.put("k", value).await;
     }
     assert_eq!(watching.events(2).await, ["+k=4@4", "+k=5@5"]);
 }
 
-async fn ranges_select_events(world: &mut World) {
+async fn ranges_select_events(deployment: &mut Deployment) {
     let half_open = WatchCreateRequest { range_end: "c".into(), ..key("a") };
     let from = WatchCreateRequest { range_end: "\0".into(), ..key("b") };
     let everything = WatchCreateRequest { range_end: "\0".into(), ..Default::default() };
@@ -111,28 +111,28 @@ async fn ranges_select_events(world: &mut World) {
     ];
     let mut all = Vec::new();
     for (request, expected) in expectations {
-        let (watching, _) = Watching::create(&world.client, request.clone()).await;
+        let (watching, _) = Watching::create(&deployment.client, request.clone()).await;
         all.push((watching, request, expected));
     }
     for key in ["a", "b", "c", "\0"] {
-        world.put(key, "").await;
+        deployment.put(key, "").await;
     }
-    world.delete("a").await;
+    deployment.delete("a").await;
     for (watching, request, expected) in &mut all {
         assert_eq!(watching.events(expected.len()).await, *expected, "{request:?}");
     }
 }
 
-async fn previous_values_come_when_asked_for(world: &mut World) {
+async fn previous_values_come_when_asked_for(deployment: &mut Deployment) {
     let with_previous = WatchCreateRequest { prev_kv: true, ..key("k") };
-    let (mut with, _) = Watching::create(&world.client, with_previous.clone()).await;
-    let (mut without, _) = Watching::create(&world.client, key("k")).await;
-    world.put("k", "1").await;
-    world.put("k", "2").await;
-    world.delete("k").await;
-    world.put("k", "3").await;
+    let (mut with, _) = Watching::create(&deployment.client, with_previous.clone()).await;
+    let (mut without, _) = Watching::create(&deployment.client, key("k")).await;
+    deployment.put("k", "1").await;
+    deployment.put("k", "2").await;
+    deployment.delete("k").await;
+    deployment.put("k", "3").await;
     let catch_up = WatchCreateRequest { start_revision: 1, ..with_previous };
-    let (mut past, _) = Watching::create(&world.client, catch_up).await;
+    let (mut past, _) = Watching::create(&deployment.client, catch_up).await;
     for watching in [&mut with, &mut past] {
         let mut previous = Vec::new();
         while previous.len() < 4 {
@@ -146,26 +146,26 @@ async fn previous_values_come_when_asked_for(world: &mut World) {
     }
 }
 
-async fn filters_leave_events_out(world: &mut World) {
+async fn filters_leave_events_out(deployment: &mut Deployment) {
     let filtered = |filters: &[i32]| WatchCreateRequest { filters: filters.to_vec(), ..prefix("k") };
     let no_put = filtered(&[FilterType::Noput.into()]);
     let no_delete = filtered(&[FilterType::Nodelete.into()]);
-    let (mut deletes, _) = Watching::create(&world.client, no_put.clone()).await;
-    let (mut puts, _) = Watching::create(&world.client, no_delete).await;
-    let (mut everything, _) = Watching::create(&world.client, filtered(&[77])).await;
-    world.put("k", "1").await;
-    world.delete("k").await;
-    world.put("k", "2").await;
-    world.delete("k").await;
+    let (mut deletes, _) = Watching::create(&deployment.client, no_put.clone()).await;
+    let (mut puts, _) = Watching::create(&deployment.client, no_delete).await;
+    let (mut everything, _) = Watching::create(&deployment.client, filtered(&[77])).await;
+    deployment.put("k", "1").await;
+    deployment.delete("k").await;
+    deployment.put("k", "2").await;
+    deployment.delete("k").await;
     assert_eq!(deletes.events(2).await, ["-k@3", "-k@5"]);
     assert_eq!(puts.events(2).await, ["+k=1@2", "+k=2@4"]);
     assert_eq!(everything.events(4).await, ["+k=1@2", "-k@3", "+k=2@4", "-k@5"]);
-    let (mut past, _) = Watching::create(&world.client, WatchCreateRequest { start_revision: 1, ..no_put }).await;
+    let (mut past, _) = Watching::create(&deployment.client, WatchCreateRequest { start_revision: 1, ..no_put }).await;
     assert_eq!(past.events(2).await, ["-k@3", "-k@5"]);
 }
 
-async fn ids_are_chosen_or_counted(world: &mut World) {
-    let mut watching = Watching::open(&world.client);
+async fn ids_are_chosen_or_counted(deployment: &mut Deployment) {
+    let mut watching = Watching::open(&deployment.client);
     let with_id = |watch_id| WatchCreateRequest { watch_id, ..key("k") };
     assert_eq!(watching.add(with_id(0)).await.watch_id, 0);
     assert_eq!(watching.add(with_id(1)).await.watch_id, 1);
@@ -175,7 +175,7 @@ async fn ids_are_chosen_or_counted(world: &mut World) {
     let refused = watching.add(with_id(2)).await;
     assert_eq!((refused.watch_id, refused.canceled), (-1, true));
     assert_eq!(refused.cancel_reason, "mvcc: duplicate watch ID provided on the WatchStream");
-    world.put("k", "1").await;
+    deployment.put("k", "1").await;
     let mut ids = Vec::new();
     for _ in 0..5 {
         let answer = watching.next().await;
@@ -186,8 +186,8 @@ async fn ids_are_chosen_or_counted(world: &mut World) {
     assert_eq!(ids, [-5, 0, 1, 2, 3]);
 }
 
-async fn refused_watches_leave_the_stream_usable(world: &mut World) {
-    let mut watching = Watching::open(&world.client);
+async fn refused_watches_leave_the_stream_usable(deployment: &mut Deployment) {
+    let mut watching = Watching::open(&deployment.client);
     let empty = "mvcc: watcher range is empty";
     let compacted = "etcdserver: mvcc: required revision has been compacted";
     for (request, reason) in [
@@ -203,12 +203,12 @@ async fn refused_watches_leave_the_stream_usable(world: &mut World) {
         );
     }
     assert_eq!(watching.add(key("k")).await.watch_id, 0);
-    world.put("k", "1").await;
+    deployment.put("k", "1").await;
     assert_eq!(watching.events(1).await, ["+k=1@2"]);
 }
 
-async fn a_cancelled_watch_is_silent(world: &mut World) {
-    let mut watching = Watching::open(&world.client);
+async fn a_cancelled_watch_is_silent(deployment: &mut Deployment) {
+    let mut watching = Watching::open(&deployment.client);
     watching.add(key("k")).await;
     watching.add(key("l")).await;
     watching.cancel(0).await;
@@ -218,19 +218,19 @@ async fn a_cancelled_watch_is_silent(world: &mut World) {
     // Neither the repetition nor an unknown id is answered.
     watching.cancel(0).await;
     watching.cancel(42).await;
-    world.put("k", "1").await;
-    world.put("l", "1").await;
+    deployment.put("k", "1").await;
+    deployment.put("l", "1").await;
     let answer = watching.next().await;
     assert_eq!((answer.watch_id, in_words(&answer)), (1, vec!["+l=1@3".to_owned()]));
 }
 
-async fn compaction_cancels_a_watch_of_the_past(world: &mut World) {
+async fn compaction_cancels_a_watch_of_the_past(deployment: &mut Deployment) {
     for value in ["1", "2", "3", "4"] {
-        world.put("k", value).await;
+        deployment.put("k", value).await;
     }
-    world.compact(4).await;
+    deployment.compact(4).await;
     let past = WatchCreateRequest { start_revision: 2, ..key("k") };
-    let (mut watching, created) = Watching::create(&world.client, past).await;
+    let (mut watching, created) = Watching::create(&deployment.client, past).await;
     assert!(!created.canceled, "it is created first: {created:?}");
     let answer = watching.next().await;
     assert_eq!((answer.canceled, answer.compact_revision), (true, 4));
@@ -243,19 +243,21 @@ async fn compaction_cancels_a_watch_of_the_past(world: &mut World) {
     assert_eq!(watching.events(2).await, ["+k=3@4", "+k=4@5"]);
 }
 
-async fn compaction_counts_beside_a_live_watch(world: &mut World) {
+async fn compaction_counts_beside_a_live_watch(deployment: &mut Deployment) {
     // The proxy's log of the live watch still had the events and never heard of the compaction.
-    let (mut live, _) = Watching::create(&world.client, key("k")).await;
-    world.put("k", "1").await;
-    let middle = world.put("k", "2").await;
+    let (mut live, _) = Watching::create(&deployment.client, key("k")).await;
+    deployment.put("k", "1").await;
+    let middle = deployment.put("k", "2").await;
     assert_eq!(live.events(2).await.len(), 2);
-    let newest = world.put("other", "").await;
+    let newest = deployment.put("other", "").await;
     // Past the proxy, then through it.
-    for (way, at, start) in [(world.member_client(), middle, middle - 1), (world.client.clone(), newest, middle)] {
+    for (way, at, start) in
+        [(deployment.member_client(), middle, middle - 1), (deployment.client.clone(), newest, middle)]
+    {
         let compaction = CompactionRequest { revision: at, physical: false };
         way.kv().compact(compaction).await.expect("compaction");
         let past = WatchCreateRequest { start_revision: start, ..key("k") };
-        let (mut watching, created) = Watching::create(&world.client, past).await;
+        let (mut watching, created) = Watching::create(&deployment.client, past).await;
         assert!(!created.canceled, "it is created first: {created:?}");
         let answer = watching.next().await;
         assert_eq!((answer.canceled, answer.compact_revision), (true, at), "from {start}");
@@ -264,22 +266,22 @@ async fn compaction_counts_beside_a_live_watch(world: &mut World) {
         // Neither the compacted revision itself nor one of the future.
         for start in [at, newest + 1] {
             let request = WatchCreateRequest { start_revision: start, ..key("k") };
-            let (_, created) = Watching::create(&world.client, request).await;
+            let (_, created) = Watching::create(&deployment.client, request).await;
             assert!(!created.canceled, "from {start}");
         }
     }
     // Those who were there go on.
-    world.put("k", "3").await;
+    deployment.put("k", "3").await;
     assert_eq!(live.events(1).await, [format!("+k=3@{}", newest + 1)]);
 }
 
-async fn progress_is_told_when_everything_is_delivered(world: &mut World) {
-    world.put("k", "1").await;
-    let mut watching = Watching::open(&world.client);
+async fn progress_is_told_when_everything_is_delivered(deployment: &mut Deployment) {
+    deployment.put("k", "1").await;
+    let mut watching = Watching::open(&deployment.client);
     watching.add(key("k")).await;
     watching.add(WatchCreateRequest { start_revision: 1, ..key("k") }).await;
     assert_eq!(watching.events(1).await, ["+k=1@2"]);
-    world.put("other", "").await;
+    deployment.put("other", "").await;
     // A member that has not noticed yet that its watches caught up keeps silent, so ask until it answers.
     let answer = soon("progress", async {
         loop {
@@ -294,8 +296,8 @@ async fn progress_is_told_when_everything_is_delivered(world: &mut World) {
     assert_eq!(answer.header.expect("header").revision, 3);
 }
 
-async fn progress_is_not_told_for_a_watch_of_the_future(world: &mut World) {
-    let mut watching = Watching::open(&world.client);
+async fn progress_is_not_told_for_a_watch_of_the_future(deployment: &mut Deployment) {
+    let mut watching = Watching::open(&deployment.client);
     watching.request_progress().await;
     watching.add(WatchCreateRequest { start_revision: 100, ..key("k") }).await;
     watching.request_progress().await;
@@ -304,11 +306,11 @@ async fn progress_is_not_told_for_a_watch_of_the_future(world: &mut World) {
     watching.quiet_for(Duration::from_millis(300)).await;
 }
 
-async fn idle_watches_tell_their_progress(world: &mut World) {
-    let mut watching = Watching::open(&world.client);
+async fn idle_watches_tell_their_progress(deployment: &mut Deployment) {
+    let mut watching = Watching::open(&deployment.client);
     watching.add(WatchCreateRequest { progress_notify: true, ..key("k") }).await;
     watching.add(key("k")).await;
-    world.put("other", "").await;
+    deployment.put("other", "").await;
     let mut seen = 0;
     while seen < 2 {
         let answer = watching.next().await;
@@ -318,7 +320,7 @@ async fn idle_watches_tell_their_progress(world: &mut World) {
             seen += 1;
         }
     }
-    world.put("k", "1").await;
+    deployment.put("k", "1").await;
     let mut ids = Vec::new();
     while ids.len() < 2 {
         let answer = watching.next().await;
@@ -330,14 +332,14 @@ async fn idle_watches_tell_their_progress(world: &mut World) {
     assert_eq!(ids, [0, 1]);
 }
 
-async fn idle_watches_beside_a_busy_one_tell_their_progress(world: &mut World) {
+async fn idle_watches_beside_a_busy_one_tell_their_progress(deployment: &mut Deployment) {
     // Behind the proxy all of them share one upstream watch, to which a member tells no progress while it is busy.
-    let fronts = match world.target {
-        Target::Proxy => vec![world.also_front("grpc-proxy", &["--namespace=t/"]).await],
+    let fronts = match deployment.target {
+        Target::Proxy => vec![deployment.also_front("grpc-proxy", &["--namespace=t/"]).await],
         Target::Core | Target::Gateway => Vec::new(),
     };
     let fronts = fronts.iter().map(|(_, endpoint)| client(endpoint));
-    for client in std::iter::once(world.client.clone()).chain(fronts) {
+    for client in std::iter::once(deployment.client.clone()).chain(fronts) {
         let mut idle = Watching::open(&client);
         for number in 0..12 {
             let (key, range_end) = KeyRange::prefix(format!("idle/{number}/").into()).to_wire();
@@ -377,30 +379,30 @@ async fn idle_watches_beside_a_busy_one_tell_their_progress(world: &mut World) {
 fn a_quiet_watch_outlives_a_compaction_and_a_restart() {
     // Its upstream watch stood where it was created, behind the compaction: it was cancelled, though it had missed
     // nothing.
-    run(Target::Proxy, &[], async |world: &mut World| {
-        let (mut quiet, _) = Watching::create(&world.client, key("quiet")).await;
+    run(Target::Proxy, &[], async |deployment: &mut Deployment| {
+        let (mut quiet, _) = Watching::create(&deployment.client, key("quiet")).await;
         let mut newest = 0;
         for number in 0..300 {
-            newest = world.put("busy", number.to_string()).await;
+            newest = deployment.put("busy", number.to_string()).await;
         }
-        world.compact(newest).await;
-        world.crash_and_restart().await;
-        let revision = world.put("quiet", "1").await;
+        deployment.compact(newest).await;
+        deployment.crash_and_restart().await;
+        let revision = deployment.put("quiet", "1").await;
         assert_eq!(quiet.events(1).await, [format!("+quiet=1@{revision}")]);
     });
 }
 
-async fn large_answers_come_in_fragments_when_asked_for(world: &mut World) {
+async fn large_answers_come_in_fragments_when_asked_for(deployment: &mut Deployment) {
     // A message may have --max-request-bytes and 512 KiB; one delete of sixty pairs of 15,000 bytes is more than that.
     let value = vec![b'x'; 15_000];
     for number in 0..60 {
-        world.put(format!("k{number:02}"), value.clone()).await;
+        deployment.put(format!("k{number:02}"), value.clone()).await;
     }
     let request = WatchCreateRequest { prev_kv: true, ..prefix("k") };
-    let (mut whole, _) = Watching::create(&world.client, request.clone()).await;
-    let (mut pieces, _) = Watching::create(&world.client, WatchCreateRequest { fragment: true, ..request }).await;
+    let (mut whole, _) = Watching::create(&deployment.client, request.clone()).await;
+    let (mut pieces, _) = Watching::create(&deployment.client, WatchCreateRequest { fragment: true, ..request }).await;
     let everything = DeleteRangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
-    world.client.kv().delete_range(everything).await.expect("delete");
+    deployment.client.kv().delete_range(everything).await.expect("delete");
 
     let (mut keys, mut answers) = (Vec::new(), 0);
     while keys.len() < 60 {
@@ -417,23 +419,23 @@ async fn large_answers_come_in_fragments_when_asked_for(world: &mut World) {
     assert_eq!((answer.events.len(), answer.fragment), (60, false), "not asked for");
 }
 
-async fn a_transaction_is_one_answer(world: &mut World) {
-    world.put("k3", "old").await;
-    let (mut watching, _) = Watching::create(&world.client, prefix("k")).await;
+async fn a_transaction_is_one_answer(deployment: &mut Deployment) {
+    deployment.put("k3", "old").await;
+    let (mut watching, _) = Watching::create(&deployment.client, prefix("k")).await;
     let put = |key: &'static str| request_op::Request::RequestPut(PutRequest { key: key.into(), ..Default::default() });
     let delete = request_op::Request::RequestDeleteRange(DeleteRangeRequest { key: "k3".into(), ..Default::default() });
     let success = [put("k2"), put("other"), delete, put("k1")].map(|request| RequestOp { request: Some(request) });
-    world.txn(TxnRequest { success: success.to_vec(), ..Default::default() }).await;
+    deployment.txn(TxnRequest { success: success.to_vec(), ..Default::default() }).await;
     let answer = watching.next().await;
     assert_eq!(in_words(&answer), ["+k2=@3", "-k3@3", "+k1=@3"], "in the order of the operations");
 }
 
-async fn long_history_arrives_whole_and_in_order(world: &mut World) {
+async fn long_history_arrives_whole_and_in_order(deployment: &mut Deployment) {
     for number in 0..2500 {
-        world.put(format!("k{}", number % 7), number.to_string()).await;
+        deployment.put(format!("k{}", number % 7), number.to_string()).await;
     }
     let request = WatchCreateRequest { start_revision: 2, ..prefix("k") };
-    let (mut watching, _) = Watching::create(&world.client, request).await;
+    let (mut watching, _) = Watching::create(&deployment.client, request).await;
     let mut expected = 2;
     while expected < 2502 {
         for event in watching.next().await.events {
@@ -441,30 +443,30 @@ async fn long_history_arrives_whole_and_in_order(world: &mut World) {
             expected += 1;
         }
     }
-    world.put("k", "live").await;
+    deployment.put("k", "live").await;
     assert_eq!(watching.events(1).await, ["+k=live@2502"]);
 }
 
-async fn a_half_closed_stream_goes_on(world: &mut World) {
-    let (watching, _) = Watching::create(&world.client, key("k")).await;
+async fn a_half_closed_stream_goes_on(deployment: &mut Deployment) {
+    let (watching, _) = Watching::create(&deployment.client, key("k")).await;
     let mut answers = watching.half_close();
-    world.put("k", "1").await;
+    deployment.put("k", "1").await;
     let answer = soon("an event", answers.message()).await.expect("no error").expect("goes on");
     assert_eq!(in_words(&answer), ["+k=1@2"]);
 }
 
-async fn unknown_requests_are_ignored(world: &mut World) {
-    let mut watching = Watching::open(&world.client);
+async fn unknown_requests_are_ignored(deployment: &mut Deployment) {
+    let mut watching = Watching::open(&deployment.client);
     watching.send(None).await;
     assert_eq!(watching.add(key("k")).await.watch_id, 0);
 }
 
-async fn an_expired_lease_is_one_delete_per_key(world: &mut World) {
-    let lease = world.grant(2).await;
+async fn an_expired_lease_is_one_delete_per_key(deployment: &mut Deployment) {
+    let lease = deployment.grant(2).await;
     for key in ["k2", "k1", "k3"] {
-        world.put_with(PutRequest { key: key.into(), lease, ..Default::default() }).await;
+        deployment.put_with(PutRequest { key: key.into(), lease, ..Default::default() }).await;
     }
-    let (mut watching, _) = Watching::create(&world.client, prefix("k")).await;
+    let (mut watching, _) = Watching::create(&deployment.client, prefix("k")).await;
     let answer = watching.next().await;
     assert_eq!(in_words(&answer), ["-k1@5", "-k2@5", "-k3@5"], "one revision, keys ascending");
 }

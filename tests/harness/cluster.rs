@@ -6,9 +6,9 @@ use tempfile::TempDir;
 use watershed::client::{Client, ClientConfig};
 use watershed::pb::etcdserverpb::{HashKvRequest, RangeRequest, StatusRequest, StatusResponse};
 
+use super::deployment::{client, server_binary};
 use super::network::Network;
 use super::process::{Process, free_port};
-use super::world::{client, server_binary};
 use super::{soon, until};
 
 /// How long a member may take to answer before it counts as not answering.

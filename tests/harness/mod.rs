@@ -1,7 +1,7 @@
 //! Starts the real program on free ports and hands out clients.
 //!
-//! A [`World`] is one store and a way in to it: the member itself, the gateway in front of it, or the proxy. Feature
-//! tests take a `World` and do not know which; `on_every_target!` makes one test per way in. Setting
+//! A [`Deployment`] is one store and a way in to it: the member itself, the gateway in front of it, or the proxy. Feature
+//! tests take a `Deployment` and do not know which; `on_every_target!` makes one test per way in. Setting
 //! `WATERSHED_TEST_SERVER` to another server that understands etcd's flags (a stock etcd, say) runs the same tests
 //! with that server in place of ours: what holds for both is compatible, and a test that fails there is wrong.
 //!
@@ -10,6 +10,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 mod cluster;
+mod deployment;
 mod frames;
 mod http;
 mod network;
@@ -18,7 +19,6 @@ mod raw;
 mod scrape;
 mod stream;
 mod watching;
-mod world;
 
 pub use cluster::{Cluster, EndState};
 pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};
@@ -26,11 +26,11 @@ pub use http::{http_get, metric};
 pub use network::{Link, Network};
 pub use process::{Process, free_port};
 
+pub use deployment::{Deployment, Target, client, is_stock, member_args, prefix, run, server_binary};
 pub use raw::{raw_body, raw_call, raw_stream, raw_stream_end};
 pub use scrape::Scrape;
 pub use stream::Answers;
 pub use watching::{Watching, in_words};
-pub use world::{Target, World, client, is_stock, member_args, prefix, run, server_binary};
 
 use std::fmt::Debug;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //! watches) under one clock in one thread, on disks and a network that chance breaks. The same seed gives the same
 //! run, event for event.
 //!
-//! `world.rs` is the cluster and its faults, `process.rs` the shell around one member, `model.rs` what the log means,
+//! `cluster.rs` is the cluster and its faults, `process.rs` the shell around one member, `model.rs` what the log means,
 //! `truth.rs` what the cluster has agreed on. A failure names its seed:
 //! `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay` runs it again, `WATERSHED_SIM_TRACE=1` tells all.
 
@@ -11,6 +11,7 @@
 mod checkers;
 
 mod client;
+mod cluster;
 mod context;
 mod disk;
 mod history;
@@ -22,7 +23,6 @@ mod recover;
 mod scripts;
 mod truth;
 mod watcher;
-mod world;
 
 use context::{Counts, SECOND, Settings};
 
@@ -54,7 +54,7 @@ fn campaign(seeds: std::ops::Range<u64>) -> (Counts, Vec<u64>) {
                     if seed >= seeds.end {
                         return;
                     }
-                    let outcome = std::panic::catch_unwind(|| world::run(&settings(seed)));
+                    let outcome = std::panic::catch_unwind(|| cluster::run(&settings(seed)));
                     let mut totals = totals.lock();
                     match outcome {
                         Ok(summary) => totals.0 += summary.counts,
@@ -105,7 +105,7 @@ fn histories_stand_before_the_checkers() {
     let histories = number("WATERSHED_SIM_HISTORIES", 60);
     for seed in 1..=histories {
         let settings = Settings { recorded: true, healthy: true, ..settings(seed) };
-        let history = world::recorded(&settings);
+        let history = cluster::recorded(&settings);
         match checkers::check_all(&history) {
             Ok(counts) => checked += counts,
             Err(violation) => panic!("seed {seed}: {violation}"),
@@ -117,7 +117,7 @@ fn histories_stand_before_the_checkers() {
 #[test]
 fn the_same_seed_is_the_same_run() {
     for seed in 1..6 {
-        assert_eq!(world::run(&settings(seed)), world::run(&settings(seed)), "seed {seed}");
+        assert_eq!(cluster::run(&settings(seed)), cluster::run(&settings(seed)), "seed {seed}");
     }
 }
 
@@ -126,5 +126,5 @@ fn the_same_seed_is_the_same_run() {
 fn replay() {
     let Ok(seed) = std::env::var("WATERSHED_SIM_SEED") else { return };
     let seed = seed.parse().expect("a number");
-    println!("{}", world::run(&settings(seed)).counts);
+    println!("{}", cluster::run(&settings(seed)).counts);
 }

@@ -2,7 +2,7 @@
 //! docs/reliability.md lists them.
 
 use super::context::{Mutation, Settings};
-use super::{settings, world};
+use super::{cluster, settings};
 
 /// What is planted, how many members it takes, and the words of the check that finds it.
 const PLANTED: [(Mutation, usize, &[&str]); 14] = [
@@ -30,7 +30,7 @@ fn planted_faults_are_found() {
         let failure = (1..=400).find_map(|seed| {
             let settings = Settings { members, healthy: true, mutation: Some(mutation), ..settings(seed) };
             // On a thread whose name keeps the panic quiet.
-            let run = std::thread::Builder::new().name("planted".into()).spawn(move || world::run(&settings));
+            let run = std::thread::Builder::new().name("planted".into()).spawn(move || cluster::run(&settings));
             let failure = run.expect("a thread").join().err()?;
             let text = failure.downcast_ref::<String>().cloned().unwrap_or_else(|| "another panic".into());
             Some((seed, text))

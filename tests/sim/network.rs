@@ -30,7 +30,7 @@ pub struct Message {
     resets: u32,
     pub outbound: Outbound,
     /// What goes with the announcement of a state.
-    pub image: Option<Arc<Vec<u8>>>,
+    pub db_snapshot: Option<Arc<Vec<u8>>>,
 }
 
 #[derive(Default)]
@@ -90,9 +90,16 @@ impl Network {
     }
 
     /// Sends a whole state, which takes its time.
-    pub fn send_state(&self, context: &mut Context, sender: &Process, to: usize, outbound: Outbound, image: Vec<u8>) {
+    pub fn send_state(
+        &self,
+        context: &mut Context,
+        sender: &Process,
+        to: usize,
+        outbound: Outbound,
+        db_snapshot: Vec<u8>,
+    ) {
         let delay = context.random.u64(10 * MILLI..2 * SECOND);
-        self.deliver(context, sender, to, delay, outbound, Some(Arc::new(image)));
+        self.deliver(context, sender, to, delay, outbound, Some(Arc::new(db_snapshot)));
     }
 
     fn deliver(
@@ -102,11 +109,11 @@ impl Network {
         to: usize,
         delay: Micros,
         outbound: Outbound,
-        image: Option<Arc<Vec<u8>>>,
+        db_snapshot: Option<Arc<Vec<u8>>>,
     ) {
         let (from, boot, sender) = (sender.place, sender.boot, sender.member);
         let resets = self.links[from][to].resets;
-        let message = Message { from, sender, boot, to, resets, outbound, image };
+        let message = Message { from, sender, boot, to, resets, outbound, db_snapshot };
         context.counts.messages += 1;
         context.after(delay, Event::Deliver(Box::new(message)));
     }

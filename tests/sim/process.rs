@@ -8,9 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use prost::Message;
-use watershed::bolt::BoltImage;
+use watershed::bolt::BoltFile;
 use watershed::core::alarm::AlarmStore;
-use watershed::core::apply::{Applier, ApplierConfig, Batch, Installs, LeaseFact, Underway, open_leases};
+use watershed::core::apply::{
+    Applier, ApplierConfig, Batch, LeaseFact, PendingRequests, PreparedSnapshots, open_leases,
+};
 use watershed::core::backend::{Backend, BackendError, Table};
 use watershed::core::lease::{Lease, LeaseStore, Lessor, LessorConfig, RenewError};
 use watershed::core::mvcc::{Compaction, Progress, Store, StoreReader};
@@ -21,7 +23,7 @@ use watershed::core::raft::{
 use watershed::core::server::{Bootstrap, RecoverError, stored_members};
 use watershed::core::wal::{Wal, WalSnapshot};
 use watershed::core::watch::CoreWatch;
-use watershed::eventlog::{Origin, ShardHandle, WatchLimits};
+use watershed::eventlog::{HeaderSource, WatchLimits, WatcherSetHandle};
 use watershed::pb::etcdserverpb::{
     InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest, RangeRequest, RangeResponse,
 };
@@ -110,9 +112,9 @@ pub struct Process {
     apply_scheduled: bool,
     applier: Applier,
     decisions: Vec<MembersDecision>,
-    installs: Installs,
+    prepared_snapshots: PreparedSnapshots,
     pub applied: LogIndex,
-    waiters: Underway<Waiter>,
+    pending: PendingRequests<Waiter>,
     /// Readers whose index is not applied yet.
     waiting_reads: Vec<(LogIndex, Reader)>,
     /// Renewals of leases that have run out and are not revoked yet.
@@ -128,7 +130,7 @@ pub struct Process {
     /// The same, once deadlines count.
     lessor_term: Option<Term>,
     pub watch: CoreWatch,
-    pub shard: ShardHandle,
+    pub watchers: WatcherSetHandle,
     tasks: Tasks,
     next_request: u64,
     /// Answers that are ready to go.
@@ -195,10 +197,10 @@ impl Process {
             progress_interval: Some(Duration::from_secs(1 << 30)),
             ..WatchLimits::default()
         };
-        let origin = Arc::new(Origin::new(ClusterId(1), member, Term(0)));
+        let header_source = Arc::new(HeaderSource::new(ClusterId(1), member, Term(0)));
         let metrics = WatchMetrics::register(&Metrics::default());
         let stopped = tonic::Status::unavailable("stopped");
-        let shard = ShardHandle::start(limits, origin, metrics, boot.into(), stopped, &tasks);
+        let watchers = WatcherSetHandle::start(limits, header_source, metrics, boot.into(), stopped, &tasks);
         let applier_config = ApplierConfig { quota_bytes: -1 };
         let alarms = AlarmStore::open(&alarms);
         let mut applier =
@@ -222,9 +224,9 @@ impl Process {
             apply_scheduled: false,
             applier,
             decisions: Vec::new(),
-            installs: Installs::default(),
+            prepared_snapshots: PreparedSnapshots::default(),
             applied: opened.position.index,
-            waiters: Underway::default(),
+            pending: PendingRequests::default(),
             waiting_reads: Vec::new(),
             waiting_renewals: Vec::new(),
             compactions,
@@ -236,7 +238,7 @@ impl Process {
             led_in: None,
             lessor_term: None,
             watch,
-            shard,
+            watchers,
             tasks,
             next_request: (member.0 & 0xffff) << 48 | u64::from(boot) << 32,
             answers: Vec::new(),
@@ -370,7 +372,7 @@ impl Process {
             if self.node.propose(vec![write.request.clone()], term).is_err() {
                 context.note("dropped", [self.member.0, id, 0]);
                 self.held.push_back((id, write));
-            } else if self.waiters.enter(id, term, Waiter::Client(write)).is_err() {
+            } else if self.pending.enter(id, term, Waiter::Client(write)).is_err() {
                 context.fail(format_args!("{} applies what is later than its term {term}", self.member));
             }
         }
@@ -399,7 +401,7 @@ impl Process {
         }
         self.node.applied(self.applied);
         if context.mutated(Mutation::HastyRetry) {
-            let lost = self.waiters.passed(self.node.term());
+            let lost = self.pending.passed(self.node.term());
             self.lost(context, lost);
         }
         self.propose_held(context);
@@ -590,7 +592,8 @@ impl Process {
     }
 
     fn install(&mut self, context: &mut Context, position: LogPosition) -> Result<(), Failure> {
-        let prepared = self.installs.take(position).ok_or_else(|| format!("no state at {}", position.index))?;
+        let prepared =
+            self.prepared_snapshots.take(position).ok_or_else(|| format!("no state at {}", position.index))?;
         self.applier.install(prepared).map_err(|error| error.to_string())?;
         self.compactions = self.applier.store().take_unfinished_compaction().into_iter().collect();
         if !self.compactions.is_empty() {
@@ -602,7 +605,7 @@ impl Process {
         self.lessor = new_lessor(self.applier.leases());
         self.lessor_term = None;
         // They may be in that state.
-        self.waiters.installed(position.term);
+        self.pending.installed(position.term);
         self.applied = position.index;
         self.marked = self.marked.max(position.index);
         context.counts.snapshots += 1;
@@ -610,15 +613,15 @@ impl Process {
         Ok(())
     }
 
-    /// An image of the newest state, and the message that announces it.
-    pub fn image(&self, message: &Bytes) -> Result<(Bytes, Vec<u8>), Failure> {
+    /// A db snapshot of the newest state, and the message that announces it.
+    pub fn db_snapshot(&self, message: &Bytes) -> Result<(Bytes, Vec<u8>), Failure> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        let image = self.backend.image().map_err(|error| text(&error))?;
+        let db_snapshot = self.backend.db_snapshot().map_err(|error| text(&error))?;
         let mut bytes = Vec::new();
-        image.write(&mut bytes).map_err(|error| text(&error))?;
+        db_snapshot.write(&mut bytes).map_err(|error| text(&error))?;
         // Nothing is applied between the two.
         let members = stored_members(&self.backend).map_err(|error| text(&error))?;
-        let position = image.summary().position;
+        let position = db_snapshot.summary().position;
         let message = snapshot_message(message, position, &members.conf_state()).map_err(|error| text(&error))?;
         Ok((message, bytes))
     }
@@ -629,23 +632,24 @@ impl Process {
         context: &mut Context,
         from: MemberId,
         message: &Bytes,
-        image: &[u8],
+        db_snapshot: &[u8],
     ) -> Result<bool, Failure> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let parsed = PeerMessage::snapshot(self.member, from, message).map_err(|error| text(&error))?;
         let position = parsed.snapshot_position();
-        let file = tempfile::NamedTempFile::new().and_then(|file| std::fs::write(file.path(), image).map(|()| file));
+        let file =
+            tempfile::NamedTempFile::new().and_then(|file| std::fs::write(file.path(), db_snapshot).map(|()| file));
         let file = file.map_err(|error| text(&error))?;
-        let image = BoltImage::open(file.path()).map_err(|error| text(&error))?;
-        match self.backend.prepare(&image, position) {
-            Ok(prepared) => self.installs.put(prepared),
-            // Consensus has the log up to there and will answer that; it needs no image.
+        let db_snapshot = BoltFile::open(file.path()).map_err(|error| text(&error))?;
+        match self.backend.prepare(&db_snapshot, position) {
+            Ok(prepared) => self.prepared_snapshots.put(prepared),
+            // Consensus has the log up to there and will answer that; it needs no db snapshot.
             Err(BackendError::Outdated { .. }) => {}
             Err(error) => return Err(text(&error)),
         }
         self.node.step(parsed).map_err(|error| text(&error))?;
         if !self.node.is_installing(position)
-            && let Some(unused) = self.installs.take_back(position)
+            && let Some(unused) = self.prepared_snapshots.take_back(position)
         {
             unused.discard().map_err(|error| text(&error))?;
         }
@@ -664,13 +668,13 @@ impl Process {
         self.tell_lessor(context, &batch.lease_facts);
         self.applied = reached.index;
         for (id, outcome) in &batch.outcomes {
-            match self.waiters.take(*id) {
+            match self.pending.take(*id) {
                 Some(Waiter::Client(Write { op, .. })) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
                 Some(Waiter::Renewal(op, ttl)) => self.answers.push((op, self.renewed(ttl))),
                 None => {}
             }
         }
-        let lost = self.waiters.passed(reached.term);
+        let lost = self.pending.passed(reached.term);
         self.lost(context, lost);
         let had_none = self.compactions.is_empty();
         self.compactions.extend(batch.compactions);
@@ -750,7 +754,7 @@ impl Process {
             Ok(renewed) if renewed.clear_checkpoint => {
                 let noted = LeaseCheckpoint { id: id.0, remaining_ttl: 0 };
                 let number = self.propose_checkpoint(vec![noted], term);
-                if self.waiters.enter(number, term, Waiter::Renewal(op, renewed.ttl)).is_err() {
+                if self.pending.enter(number, term, Waiter::Renewal(op, renewed.ttl)).is_err() {
                     self.answers.push((op, Answer::NotLeader(self.node.leader())));
                 }
             }

@@ -7,15 +7,15 @@ use watershed::pb::etcdserverpb::{CompactionRequest, InternalRaftRequest, LeaseG
 use watershed::types::{KeyRange, MemberId};
 
 use super::client::{Ask, NOBODY, OpId, everything};
+use super::cluster::SimCluster;
 use super::context::{MILLI, Micros, SECOND, Settings};
 use super::process::{ELECTION, Process};
 use super::recover;
 use super::watcher::Watcher;
-use super::world::World;
 
 /// A cluster in which nothing happens by chance.
 struct Stage {
-    world: World,
+    cluster: SimCluster,
 }
 
 impl Stage {
@@ -30,30 +30,30 @@ impl Stage {
             mutation: None,
             recorded: false,
         };
-        let mut world = World::new(settings);
-        world.context.faulty = false;
-        let mut stage = Self { world };
-        stage.play(|world| {
-            world.boot();
-            world.run_for(4 * ELECTION);
+        let mut cluster = SimCluster::new(settings);
+        cluster.context.faulty = false;
+        let mut stage = Self { cluster };
+        stage.play(|cluster| {
+            cluster.boot();
+            cluster.run_for(4 * ELECTION);
         });
         stage
     }
 
-    /// Runs a part of the script on the world's runtime.
-    fn play<T>(&mut self, part: impl FnOnce(&mut World) -> T) -> T {
-        let runtime = self.world.runtime();
+    /// Runs a part of the script on the cluster's runtime.
+    fn play<T>(&mut self, part: impl FnOnce(&mut SimCluster) -> T) -> T {
+        let runtime = self.cluster.runtime();
         let _entered = runtime.enter();
-        part(&mut self.world)
+        part(&mut self.cluster)
     }
 
     fn run_for(&mut self, span: Micros) {
-        self.play(|world| world.run_for(span));
+        self.play(|cluster| cluster.run_for(span));
     }
 
     fn leaders(&self) -> Vec<usize> {
-        let leads = |at: &usize| self.world.members[*at].process.as_ref().is_some_and(Process::leads);
-        (0..self.world.members.len()).filter(leads).collect()
+        let leads = |at: &usize| self.cluster.members[*at].process.as_ref().is_some_and(Process::leads);
+        (0..self.cluster.members.len()).filter(leads).collect()
     }
 
     fn leader(&self) -> usize {
@@ -62,15 +62,15 @@ impl Stage {
     }
 
     fn other_than(&self, members: &[usize]) -> usize {
-        (0..self.world.members.len()).find(|member| !members.contains(member)).expect("one more")
+        (0..self.cluster.members.len()).find(|member| !members.contains(member)).expect("one more")
     }
 
     fn ask(&mut self, member: usize, ask: Ask) -> OpId {
-        self.world.clients.begin(&mut self.world.context, NOBODY, member, ask)
+        self.cluster.clients.begin(&mut self.cluster.context, NOBODY, member, ask)
     }
 
     fn put(&mut self, member: usize) -> OpId {
-        let value = format!("at {}", self.world.context.now);
+        let value = format!("at {}", self.cluster.context.now);
         let put = PutRequest { key: "k1".into(), value: value.into(), ..Default::default() };
         self.ask(member, Ask::Write(InternalRaftRequest { put: Some(put), ..Default::default() }))
     }
@@ -81,39 +81,39 @@ impl Stage {
 
     /// Writes and waits: the write must take effect and be answered within `span`.
     fn write_within(&mut self, member: usize, span: Micros) {
-        let before = self.world.context.truth.model.revision();
+        let before = self.cluster.context.truth.model.revision();
         let op = self.put(member);
         self.run_for(span);
-        assert!(!self.world.clients.ops.contains_key(&op), "a write was not answered within {span} µs");
-        assert!(self.world.context.truth.model.revision() > before, "a write failed");
+        assert!(!self.cluster.clients.ops.contains_key(&op), "a write was not answered within {span} µs");
+        assert!(self.cluster.context.truth.model.revision() > before, "a write failed");
     }
 
     /// Writes one after another without waiting for each.
     fn write_many(&mut self, member: usize, count: i64) {
-        let before = self.world.context.truth.model.revision();
+        let before = self.cluster.context.truth.model.revision();
         for _ in 0..count {
             self.put(member);
             self.run_for(50 * MILLI);
         }
         self.run_for(SECOND);
-        assert_eq!(self.world.context.truth.model.revision(), before + count, "all of them took effect");
+        assert_eq!(self.cluster.context.truth.model.revision(), before + count, "all of them took effect");
     }
 
     fn pause(&mut self, member: usize, span: Micros) {
-        self.world.members[member].paused_until = self.world.context.now + span;
+        self.cluster.members[member].paused_until = self.cluster.context.now + span;
     }
 
     /// Cuts a member off in both directions.
     fn isolate(&mut self, member: usize, span: Micros) {
-        let until = self.world.context.now + span;
-        for other in 0..self.world.members.len() {
-            self.world.network.cut(member, other, until);
-            self.world.network.cut(other, member, until);
+        let until = self.cluster.context.now + span;
+        for other in 0..self.cluster.members.len() {
+            self.cluster.network.cut(member, other, until);
+            self.cluster.network.cut(other, member, until);
         }
     }
 
     fn reads(&self) -> u64 {
-        self.world.context.counts.reads
+        self.cluster.context.counts.reads
     }
 }
 
@@ -127,20 +127,20 @@ fn of_two_voters_one_is_removed() {
         let mut stage = Stage::new(2, round);
         let leader = stage.leader();
         let (removed, left) = if round % 2 == 0 { (leader, 1 - leader) } else { (1 - leader, leader) };
-        let id = stage.world.members[removed].id;
-        stage.play(|world| world.propose_members(leader, ChangeKind::Remove, id, Vec::new()));
+        let id = stage.cluster.members[removed].id;
+        stage.play(|cluster| cluster.propose_members(leader, ChangeKind::Remove, id, Vec::new()));
         stage.run_for(round * 150);
         stage.isolate(left, 5 * SECOND);
         if round % 3 == 0 {
-            stage.play(|world| world.crash(left, true));
+            stage.play(|cluster| cluster.crash(left, true));
         }
         stage.run_for(5 * SECOND);
-        let decided = |stage: &Stage| stage.world.context.truth.cluster.is_removed(id);
+        let decided = |stage: &Stage| stage.cluster.context.truth.cluster.is_removed(id);
         alone += u64::from(decided(&stage));
         // Enough for an election, for what is in the logs, and for the end of the removed one.
         stage.run_for(16 * ELECTION);
         if decided(&stage) {
-            assert!(stage.world.members[removed].process.is_none());
+            assert!(stage.cluster.members[removed].process.is_none());
         }
         stage.write_within(left, 4 * ELECTION);
     }
@@ -151,29 +151,29 @@ fn of_two_voters_one_is_removed() {
 #[test]
 fn a_leader_that_was_paused_shows_nothing_stale() {
     let mut stage = Stage::new(3, 18);
-    let (reads, elections) = (stage.reads(), stage.world.context.counts.leader_changes);
+    let (reads, elections) = (stage.reads(), stage.cluster.context.counts.leader_changes);
     const ROUNDS: u64 = 500;
     let mut in_time = 0;
     for _ in 0..ROUNDS {
         let leader = stage.leader();
         // One that is under way when the leader stops, and some that wait for it to go on.
         stage.read(leader);
-        stage.run_for(stage.world.context.now % (2 * MILLI));
+        stage.run_for(stage.cluster.context.now % (2 * MILLI));
         stage.pause(leader, 4 * SECOND);
         stage.read(leader);
         stage.run_for(3500 * MILLI);
         let other = stage.other_than(&[leader]);
-        let before = stage.world.context.truth.model.revision();
+        let before = stage.cluster.context.truth.model.revision();
         let write = stage.put(other);
         stage.run_for(450 * MILLI);
         // Now and then the one who applies it is slow.
-        in_time += u64::from(!stage.world.clients.ops.contains_key(&write));
+        in_time += u64::from(!stage.cluster.clients.ops.contains_key(&write));
         stage.read(leader);
         stage.run_for(2 * SECOND);
-        assert!(stage.world.context.truth.model.revision() > before, "a write failed");
+        assert!(stage.cluster.context.truth.model.revision() > before, "a write failed");
     }
     assert!(in_time > ROUNDS * 9 / 10, "{in_time} writes were done while the old leader was away");
-    assert!(stage.world.context.counts.leader_changes - elections >= ROUNDS, "each pause made another member lead");
+    assert!(stage.cluster.context.counts.leader_changes - elections >= ROUNDS, "each pause made another member lead");
     assert!(stage.reads() - reads >= ROUNDS, "the reads were answered: {}", stage.reads() - reads);
 }
 
@@ -202,16 +202,16 @@ fn a_transfer_to_nobody_useful_is_bounded() {
     let mut stage = Stage::new(3, 40);
     let transfer = |stage: &mut Stage, to: MemberId| {
         let leader = stage.leader();
-        let process = stage.world.members[leader].process.as_mut().expect("it leads");
+        let process = stage.cluster.members[leader].process.as_mut().expect("it leads");
         process.node.transfer_leader(to);
-        stage.play(|world| world.poke(leader));
+        stage.play(|cluster| cluster.poke(leader));
         leader
     };
     // To a member that is cut off, one that is behind, one that never was, and a learner.
     let leader = stage.leader();
     let target = stage.other_than(&[leader]);
     stage.isolate(target, 5 * SECOND);
-    let id = stage.world.members[target].id;
+    let id = stage.cluster.members[target].id;
     let leader = transfer(&mut stage, id);
     stage.run_for(2 * ELECTION);
     stage.write_within(leader, ELECTION);
@@ -222,7 +222,7 @@ fn a_transfer_to_nobody_useful_is_bounded() {
     stage.isolate(target, 4 * SECOND);
     stage.write_many(leader, 40);
     stage.run_for(SECOND);
-    let id = stage.world.members[target].id;
+    let id = stage.cluster.members[target].id;
     transfer(&mut stage, id);
     stage.run_for(3 * ELECTION);
     let leader = stage.leader();
@@ -232,11 +232,11 @@ fn a_transfer_to_nobody_useful_is_bounded() {
     stage.write_within(leader, 2 * ELECTION);
 
     let learner = MemberId(4);
-    stage.play(|world| {
-        world.add_place(learner);
+    stage.play(|cluster| {
+        cluster.add_place(learner);
         let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(learner) };
-        world.propose_members(leader, ChangeKind::AddLearner, learner, AddContext::add(member, 1).to_json());
-        world.run_for(4 * ELECTION);
+        cluster.propose_members(leader, ChangeKind::AddLearner, learner, AddContext::add(member, 1).to_json());
+        cluster.run_for(4 * ELECTION);
     });
     let leader = transfer(&mut stage, learner);
     stage.write_within(leader, 2 * ELECTION);
@@ -251,35 +251,35 @@ fn a_leader_with_a_stuck_disk_ends_no_lease() {
     let grant = LeaseGrantRequest { id: 7, ttl: 4 };
     stage.ask(leader, Ask::Write(InternalRaftRequest { lease_grant: Some(grant), ..Default::default() }));
     stage.run_for(SECOND);
-    stage.play(|world| world.stall_disk(leader, 30 * SECOND));
-    let renewals = stage.world.context.counts.renewals;
+    stage.play(|cluster| cluster.stall_disk(leader, 30 * SECOND));
+    let renewals = stage.cluster.context.counts.renewals;
     for _ in 0..80 {
         // Whoever is asked passes it on to the leader it knows.
         let member = stage.other_than(&[leader]);
         stage.ask(member, Ask::Renew(7));
         stage.put(member);
         stage.run_for(500 * MILLI);
-        assert!(stage.world.context.truth.model.leases.contains_key(&7), "the lease lives");
+        assert!(stage.cluster.context.truth.model.leases.contains_key(&7), "the lease lives");
     }
-    assert!(stage.world.context.counts.renewals - renewals > 60, "renewals went on");
+    assert!(stage.cluster.context.counts.renewals - renewals > 60, "renewals went on");
     assert_ne!(stage.leader(), leader, "somebody else leads");
     stage.run_for(7 * SECOND);
-    assert!(!stage.world.context.truth.model.leases.contains_key(&7), "nobody renews it any more");
+    assert!(!stage.cluster.context.truth.model.leases.contains_key(&7), "nobody renews it any more");
 }
 
 /// R55, R56: a member gets a whole state; its watchers miss nothing, and those of the future stay silent until then.
 #[test]
-fn watches_go_on_over_a_state_from_elsewhere() {
+fn watches_go_on_over_a_snapshot_from_the_leader() {
     for compacted in [false, true] {
         let mut stage = Stage::new(3, 55);
         let leader = stage.leader();
         let behind = stage.other_than(&[leader]);
         stage.write_within(leader, SECOND);
-        let now = stage.world.context.truth.model.revision();
+        let now = stage.cluster.context.truth.model.revision();
         let everything = KeyRange::From("\0".into());
         for start in [1, now, now + 1, now + 30, now + 90] {
             let watcher = Watcher::at(everything.clone(), start, behind);
-            stage.play(|world| world.add_watcher(watcher));
+            stage.play(|cluster| cluster.add_watcher(watcher));
         }
         stage.run_for(2 * SECOND);
         stage.isolate(behind, 30 * SECOND);
@@ -289,14 +289,14 @@ fn watches_go_on_over_a_state_from_elsewhere() {
             stage.ask(leader, Ask::Write(InternalRaftRequest { compaction: Some(compaction), ..Default::default() }));
         }
         stage.run_for(40 * SECOND);
-        assert!(stage.world.context.counts.snapshots > 0, "a state was sent");
+        assert!(stage.cluster.context.counts.snapshots > 0, "a state was sent");
         stage.write_many(leader, 20);
         stage.run_for(5 * SECOND);
-        let newest = stage.world.context.truth.model.revision();
-        for watcher in &stage.world.watchers {
+        let newest = stage.cluster.context.truth.model.revision();
+        for watcher in &stage.cluster.watchers {
             assert_eq!(watcher.seen, newest, "compacted: {compacted}");
         }
-        stage.play(|world| world.compare_members());
+        stage.play(|cluster| cluster.compare_members());
     }
 }
 
@@ -308,16 +308,16 @@ fn a_state_that_is_cut_off_again_and_again_arrives() {
     let behind = stage.other_than(&[leader]);
     stage.isolate(behind, 20 * SECOND);
     stage.write_many(leader, 80);
-    stage.world.states_to_lose = 20;
+    stage.cluster.states_to_lose = 20;
     for _ in 0..120 {
         stage.run_for(SECOND);
         let leader = stage.leader();
         stage.write_within(leader, SECOND);
     }
-    assert_eq!(stage.world.states_to_lose, 0, "all of them were cut off");
-    let applied = stage.world.members[behind].process.as_ref().map(|process| process.applied.0);
-    assert_eq!(applied, Some(stage.world.context.truth.committed()));
-    stage.play(|world| world.compare_members());
+    assert_eq!(stage.cluster.states_to_lose, 0, "all of them were cut off");
+    let applied = stage.cluster.members[behind].process.as_ref().map(|process| process.applied.0);
+    assert_eq!(applied, Some(stage.cluster.context.truth.committed()));
+    stage.play(|cluster| cluster.compare_members());
 }
 
 /// R29: a disk that lied. The others go on; the member itself gets its log anew from them, or stops with a message that
@@ -327,18 +327,18 @@ fn a_member_whose_disk_lied_does_no_harm_to_the_others() {
     let mut stage = Stage::new(3, 29);
     let leader = stage.leader();
     let liar = stage.other_than(&[leader]);
-    stage.world.members[liar].expect_failures = true;
-    stage.world.members[liar].disk.lie_once();
+    stage.cluster.members[liar].expect_failures = true;
+    stage.cluster.members[liar].disk.lie_once();
     stage.write_many(leader, 8);
-    stage.play(|world| world.crash(liar, true));
+    stage.play(|cluster| cluster.crash(liar, true));
     stage.write_many(leader, 20);
     stage.run_for(15 * SECOND);
     assert_eq!(stage.leader(), leader);
-    let liar = &stage.world.members[liar];
+    let liar = &stage.cluster.members[liar];
     let clear = |failure: &String| failure.contains("synced entries were lost") || failure.contains("is corrupt");
     assert!(liar.failures.iter().all(clear), "{:?}", liar.failures);
     let applied = liar.process.as_ref().map(|process| process.applied.0);
-    assert!(!liar.failures.is_empty() || applied == Some(stage.world.context.truth.committed()), "{applied:?}");
+    assert!(!liar.failures.is_empty() || applied == Some(stage.cluster.context.truth.committed()), "{applied:?}");
 }
 
 mod trio {

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tonic::Status;
 use watershed::core::watch::CoreWatch;
-use watershed::eventlog::{Admission, Desk, Ruling, WatchStream};
+use watershed::eventlog::{Admission, Admit, WatchAdmission, WatchStream};
 use watershed::pb::encoded::{WatchResponse as Encoded, WireEncode};
 use watershed::pb::etcdserverpb::watch_request::RequestUnion;
 use watershed::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
@@ -62,11 +62,11 @@ impl Stream for Requests {
     }
 }
 
-struct SimDesk(CoreWatch);
+struct SimWatchAdmission(CoreWatch);
 
-impl Desk for SimDesk {
-    fn admit(&mut self, _: &KeyRange, _: Revision) -> Ruling {
-        Ruling::Now(Ok(Admission { source: self.0.source(), after: Revision(0), compacted: Revision(0) }))
+impl WatchAdmission for SimWatchAdmission {
+    fn admit(&mut self, _: &KeyRange, _: Revision) -> Admit {
+        Admit::Now(Ok(Admission { source: self.0.source(), after: Revision(0), compacted: Revision(0) }))
     }
 
     fn revision(&self) -> Revision {
@@ -130,8 +130,8 @@ impl Watcher {
             prev_kv: self.prev_kv,
             ..Default::default()
         }));
-        let desk = Box::new(SimDesk(process.watch.clone()));
-        let stream = WatchStream::new(process.shard.clone(), requests.clone(), desk, false);
+        let admission = Box::new(SimWatchAdmission(process.watch.clone()));
+        let stream = WatchStream::new(process.watchers.clone(), requests.clone(), admission, false);
         context.counts.streams += 1;
         if context.settings.recorded {
             self.recorded.push(history::watch(process.place, &self.range, start, self.begun, self.prev_kv));

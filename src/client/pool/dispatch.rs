@@ -18,10 +18,10 @@ use super::connection::Connection;
 use super::dial::{Dialer, TcpDialer};
 use super::fault::Fault;
 use super::header::PeekedHeader;
-use super::member::{Keeping, Member};
 use super::seen::{Reads, Seen};
-use super::select::{Members, Pick, Turn};
+use super::select::{Pick, Turn, UpstreamEndpoints};
 use super::stream::{Resumed, UpstreamStream, pump};
+use super::upstream_endpoint::{Keeping, UpstreamEndpoint};
 use crate::api_error::ApiError;
 use crate::client::{Endpoint, KeepAlive, Lane, Method};
 use crate::shutdown::Tasks;
@@ -29,13 +29,13 @@ use crate::shutdown::Tasks;
 /// A request up to this size is kept until it is answered, so that it can be sent to another member; a larger one
 /// streams through.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Members one request may visit.
+/// UpstreamEndpoints one request may visit.
 const ATTEMPTS_MAX: usize = 6;
 
 /// How a pool reaches its members.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// Members at the start; at least one.
+    /// UpstreamEndpoints at the start; at least one.
     pub endpoints: Vec<Endpoint>,
     /// Bound of one connection attempt up to the first answer, and of the wait of a request while no member is ready.
     pub dial_timeout: Duration,
@@ -120,7 +120,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 pub(super) struct Inner {
-    pub(super) members: Members,
+    pub(super) members: UpstreamEndpoints,
     pub(super) keeping: Arc<Keeping>,
 }
 
@@ -135,12 +135,12 @@ impl Drop for Inner {
 impl Pool {
     /// A pool whose background work ends with `tasks`.
     pub fn new(config: PoolConfig, tasks: &Tasks) -> Self {
-        let members = Members::new(&config.endpoints, &config);
+        let members = UpstreamEndpoints::new(&config.endpoints, &config);
         let keeping = Arc::new(Keeping { config, tasks: tasks.clone(), changed: Notify::new() });
         Self { inner: Arc::new(Inner { members, keeping }) }
     }
 
-    /// Members in use, in random order; those with a ready connection come first.
+    /// UpstreamEndpoints in use, in random order; those with a ready connection come first.
     pub fn endpoints(&self) -> Vec<Endpoint> {
         let mut members: Vec<_> = self.inner.members.list().iter().cloned().collect();
         fastrand::shuffle(&mut members);
@@ -181,7 +181,7 @@ impl Pool {
     pub async fn exchange(&self, method: Method, head: &Head, mut payload: Bytes) -> Response<Body> {
         let mut reads = Reads::of(head.path.path(), &payload);
         // Serializable reads all go to one member, so that they seldom meet one that lags behind the last.
-        let mut turn = if matches!(reads, Reads::SerializableRange { .. }) { Turn::Home } else { Turn::Next };
+        let mut turn = if matches!(reads, Reads::SerializableRange { .. }) { Turn::Sticky } else { Turn::Next };
         let newest = head.seen.as_ref().map(Seen::newest);
         let mut avoid = Vec::new();
         let mut last = None;
@@ -271,7 +271,7 @@ impl Pool {
         lane: Lane,
         turn: Turn,
         avoid: &[Endpoint],
-    ) -> Result<(Arc<Member>, Connection), Status> {
+    ) -> Result<(Arc<UpstreamEndpoint>, Connection), Status> {
         let Inner { members, keeping } = &*self.inner;
         let give_up = Instant::now() + keeping.config.dial_timeout;
         let start = members.start(turn);
@@ -281,7 +281,7 @@ impl Pool {
             tokio::pin!(changed);
             changed.as_mut().enable();
             match members.pick(lane, (turn, start), avoid, keeping) {
-                Pick::Member(member, connection) => return Ok((member, connection)),
+                Pick::Ready(member, connection) => return Ok((member, connection)),
                 Pick::Nobody => return Err(Status::unavailable("no other member to ask")),
                 Pick::Wait => {
                     if tokio::time::timeout_at(give_up, changed).await.is_err() {
@@ -293,7 +293,7 @@ impl Pool {
     }
 
     fn unreachable(&self) -> Status {
-        let reason = |member: &Arc<Member>| {
+        let reason = |member: &Arc<UpstreamEndpoint>| {
             let reason = member.reason().unwrap_or_else(|| "no answer yet".to_owned());
             format!("{}: {reason}", member.endpoint())
         };

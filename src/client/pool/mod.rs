@@ -1,7 +1,7 @@
 //! Upstream connections: several members, several lanes to each, and the rules for picking and trying again.
 //!
 //! A request enters at [`Pool`] (`dispatch.rs`), which asks `select.rs` for a member with a ready connection of its lane
-//! and sends the bytes. `member.rs` keeps connections ready in the background and has the state machine of an endpoint;
+//! and sends the bytes. `upstream_endpoint.rs` keeps connections ready in the background and has the state machine of an endpoint;
 //! `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` asks it for a sign of life, and
 //! `cluster.rs` refuses endpoints of another cluster. `body.rs` is the answer on its way back. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of its
 //! answer (`seen.rs`, `header.rs`). Every outcome, a lost connection included, is an answer with a gRPC status.
@@ -15,13 +15,13 @@ mod fault;
 mod header;
 #[cfg(test)]
 mod health_tests;
-mod member;
 mod probe;
 mod seen;
 mod select;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod upstream_endpoint;
 mod watch;
 
 pub use body::UpstreamBody;

@@ -5,16 +5,16 @@ use arc_swap::ArcSwap;
 
 use super::connection::Connection;
 use super::dispatch::PoolConfig;
-use super::member::{Keeping, Member};
+use super::upstream_endpoint::{Keeping, UpstreamEndpoint};
 use crate::client::{Endpoint, Lane};
 
 /// The members of the pool, taken in turn.
 #[derive(Debug)]
-pub(super) struct Members {
-    list: ArcSwap<Vec<Arc<Member>>>,
+pub(super) struct UpstreamEndpoints {
+    list: ArcSwap<Vec<Arc<UpstreamEndpoint>>>,
     next: AtomicUsize,
     /// Where requests go that should all see one member.
-    home: AtomicUsize,
+    sticky: AtomicUsize,
 }
 
 /// How to go through the members.
@@ -23,28 +23,29 @@ pub(super) enum Turn {
     /// Each request the next one.
     Next,
     /// All requests the same one, for as long as it is ready: its state never goes back.
-    Home,
+    Sticky,
 }
 
 /// Whom to ask.
 pub(super) enum Pick {
     /// This one, which is ready.
-    Member(Arc<Member>, Connection),
+    Ready(Arc<UpstreamEndpoint>, Connection),
     /// Nobody is ready.
     Wait,
     /// Nobody is left but those that were asked already, or that cannot be reached.
     Nobody,
 }
 
-impl Members {
+impl UpstreamEndpoints {
     /// Starts at a random member, so that many processes do not all begin with the first.
     pub(super) fn new(endpoints: &[Endpoint], config: &PoolConfig) -> Self {
-        let list: Vec<_> = endpoints.iter().map(|endpoint| Arc::new(Member::new(endpoint.clone(), config))).collect();
+        let list: Vec<_> =
+            endpoints.iter().map(|endpoint| Arc::new(UpstreamEndpoint::new(endpoint.clone(), config))).collect();
         let start = fastrand::usize(..list.len().max(1));
-        Self { next: AtomicUsize::new(start), home: AtomicUsize::new(start), list: ArcSwap::from_pointee(list) }
+        Self { next: AtomicUsize::new(start), sticky: AtomicUsize::new(start), list: ArcSwap::from_pointee(list) }
     }
 
-    pub(super) fn list(&self) -> Arc<Vec<Arc<Member>>> {
+    pub(super) fn list(&self) -> Arc<Vec<Arc<UpstreamEndpoint>>> {
         self.list.load_full()
     }
 
@@ -55,7 +56,7 @@ impl Members {
             .iter()
             .map(|endpoint| match old.iter().find(|member| member.endpoint() == endpoint) {
                 Some(member) => member.clone(),
-                None => Arc::new(Member::new(endpoint.clone(), config)),
+                None => Arc::new(UpstreamEndpoint::new(endpoint.clone(), config)),
             })
             .collect();
         self.list.store(Arc::new(list));
@@ -68,7 +69,7 @@ impl Members {
     pub(super) fn start(&self, turn: Turn) -> usize {
         match turn {
             Turn::Next => self.next.fetch_add(1, Ordering::Relaxed),
-            Turn::Home => self.home.load(Ordering::Relaxed),
+            Turn::Sticky => self.sticky.load(Ordering::Relaxed),
         }
     }
 
@@ -90,10 +91,10 @@ impl Members {
                 continue;
             }
             if let Some(connection) = member.ready(lane, keeping) {
-                if turn == Turn::Home && step > 0 {
-                    self.home.store(at, Ordering::Relaxed);
+                if turn == Turn::Sticky && step > 0 {
+                    self.sticky.store(at, Ordering::Relaxed);
                 }
-                return Pick::Member(member.clone(), connection);
+                return Pick::Ready(member.clone(), connection);
             }
             // Once somebody has answered, an endpoint that has failed before is not waited for.
             worth_waiting |= avoid.is_empty() || member.reason().is_none();

@@ -7,10 +7,10 @@ use clap::CommandFactory;
 use super::super::flags::{FlagError, Parsed, Variables, parse_flags};
 use super::super::url::{ListenUrl, UrlError, advertised_url, each};
 use super::cluster::{InitialCluster, InitialState};
-use super::others;
-use super::parts::{AutoCompaction, IntegrityChecks, Quota, read_feature_gates};
 use super::peer_tls::PeerTlsFiles;
 use super::raw::RawServerConfig;
+use super::unsupported;
+use super::values::{AutoCompaction, IntegrityChecks, Quota, read_feature_gates};
 use crate::telemetry::LogConfig;
 
 /// The longest `--election-timeout`, in milliseconds.
@@ -243,8 +243,8 @@ impl ServerConfigError {
 /// # Errors
 /// The first thing that is wrong, naming the flag; also the answer to `--help`.
 pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<ServerConfig, ServerConfigError> {
-    let parsed = parse_flags(others::add_to(RawServerConfig::command()), args, variables)?;
-    if let Some(flag) = others::first_unsupported(&parsed) {
+    let parsed = parse_flags(unsupported::add_to(RawServerConfig::command()), args, variables)?;
+    if let Some(flag) = unsupported::first_unsupported(&parsed) {
         return Err(ServerConfigError::NotSupported(flag));
     }
     let mut config = ServerConfig::try_from(parsed.read::<RawServerConfig>()?)?;
@@ -254,7 +254,7 @@ pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<S
 
 fn notices(parsed: Parsed) -> Vec<Notice> {
     let special = ["ETCD_UNSUPPORTED_ARCH"];
-    let mut notices: Vec<Notice> = others::ignored(&parsed).map(Notice::Ignored).collect();
+    let mut notices: Vec<Notice> = unsupported::ignored(&parsed).map(Notice::Ignored).collect();
     let unknown = parsed.unknown_variables.into_iter().filter(|name| !special.contains(&name.as_str()));
     notices.extend(unknown.map(Notice::UnknownVariable));
     notices

@@ -76,7 +76,7 @@ impl InitialCluster {
         self.members.get(&self.name).map_or(&[], Vec::as_slice)
     }
 
-    /// Peer URLs of all others, sorted.
+    /// Peer URLs of all  unsupported, sorted.
     pub fn other_urls(&self) -> Vec<&str> {
         let others = self.members.iter().filter(|(name, _)| **name != self.name);
         let mut urls: Vec<&str> = others.flat_map(|(_, urls)| urls).map(String::as_str).collect();

@@ -68,9 +68,9 @@ pub enum ApplyError {
     /// A CORRUPT alarm is raised.
     #[error("corrupt cluster")]
     Corrupt,
-    /// Consensus installs a state whose image is not here.
-    #[error("no image of the state at index {0} is prepared")]
-    NoImage(LogIndex),
+    /// Consensus installs a snapshot whose db snapshot file is not here.
+    #[error("no db snapshot of the state at index {0} is prepared")]
+    NoDbSnapshot(LogIndex),
     /// The state on disk.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::applier::{AppliedRequest, Applier, Batch, LeaseFact};
-use super::installs::Installs;
 use super::outcome::ApplyError;
-use super::underway::Waiters;
+use super::pending_requests::SharedPendingRequests;
+use super::prepared_snapshots::PreparedSnapshots;
 use crate::core::alarm::AlarmStore;
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{Compaction, OperationCounts, Progress, RevisionEvents};
@@ -27,7 +27,7 @@ const BATCH_MAX: usize = 512;
 /// Where raft puts committed entries.
 pub struct ApplyQueue {
     jobs: SyncSender<Job>,
-    waiters: Arc<Waiters>,
+    pending: Arc<SharedPendingRequests>,
 }
 
 enum Job {
@@ -46,7 +46,7 @@ impl CommitSink for ApplyQueue {
     }
 
     fn dropped(&mut self, request: u64) {
-        self.waiters.dropped(request);
+        self.pending.dropped(request);
     }
 }
 
@@ -110,8 +110,8 @@ pub struct CompactionPace {
 
 /// What the apply thread works with beside its state.
 pub struct ApplyConfig {
-    /// States from elsewhere.
-    pub installs: Arc<Installs>,
+    /// Snapshots received from the leader.
+    pub prepared_snapshots: Arc<PreparedSnapshots>,
     /// Pace of compactions.
     pub pace: CompactionPace,
 }
@@ -128,18 +128,18 @@ pub struct ApplyInlet {
     receiver: Receiver<Job>,
     applied: watch::Sender<LogIndex>,
     compaction: watch::Sender<Revision>,
-    waiters: Arc<Waiters>,
+    pending: Arc<SharedPendingRequests>,
 }
 
 impl ApplyTask {
     /// The queue for raft, the handle for everyone, and the inlet to start the thread with.
-    pub fn channel(waiters: Arc<Waiters>) -> (ApplyQueue, ApplyHandle, ApplyInlet) {
+    pub fn channel(pending: Arc<SharedPendingRequests>) -> (ApplyQueue, ApplyHandle, ApplyInlet) {
         let (jobs, receiver) = sync_channel(QUEUE_MAX);
         let (applied, applied_seen) = watch::channel(LogIndex(0));
         let (compaction, compaction_seen) = watch::channel(Revision(0));
         let handle = ApplyHandle { applied: applied_seen, compaction: compaction_seen };
-        let queue = ApplyQueue { jobs, waiters: waiters.clone() };
-        (queue, handle, ApplyInlet { receiver, applied, compaction, waiters })
+        let queue = ApplyQueue { jobs, pending: pending.clone() };
+        (queue, handle, ApplyInlet { receiver, applied, compaction, pending })
     }
 
     /// Starts the thread. It ends when raft's side of the queue is gone and everything in it is applied.
@@ -252,7 +252,7 @@ impl<O: ApplyObserver> Worker<O> {
 
     /// Puts a prepared state in the place of the present one.
     fn install(&mut self, position: LogPosition) -> Result<(), ApplyError> {
-        let prepared = self.config.installs.take(position).ok_or(ApplyError::NoImage(position.index))?;
+        let prepared = self.config.prepared_snapshots.take(position).ok_or(ApplyError::NoDbSnapshot(position.index))?;
         self.applier.install(prepared)?;
         // What the old state was about to remove is gone with it.
         self.compacting_since = None;
@@ -260,7 +260,7 @@ impl<O: ApplyObserver> Worker<O> {
         self.observer.installed(&self.applier);
         self.observer.applied(position.index);
         self.inlet.applied.send_replace(position.index);
-        self.inlet.waiters.installed(position.term);
+        self.inlet.pending.installed(position.term);
         Ok(())
     }
 
@@ -281,7 +281,7 @@ impl<O: ApplyObserver> Worker<O> {
         }
         self.observer.applied(reached.index);
         self.inlet.applied.send_replace(reached.index);
-        self.inlet.waiters.resolve(batch.outcomes, reached.term);
+        self.inlet.pending.resolve(batch.outcomes, reached.term);
         if batch.over_quota {
             self.observer.over_quota();
         }

@@ -2,7 +2,7 @@ use bytes::Bytes;
 
 pub use crate::types::LogPosition;
 
-/// A bucket of stored rows. Names, keys and values are etcd's, so that an image of the store is one of etcd's.
+/// A bucket of stored rows. Names, keys and values are etcd's, so that a db snapshot of the store is one of etcd's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Table {

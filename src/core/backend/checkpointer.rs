@@ -15,36 +15,36 @@ const CHECKPOINT_BYTES: usize = 16 * 1024 * 1024;
 
 /// Wakes the checkpoint thread early.
 #[derive(Debug, Default)]
-pub(super) struct Alarm {
-    state: Mutex<AlarmState>,
-    rung: Condvar,
+pub(super) struct CheckpointWake {
+    state: Mutex<WakeState>,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct AlarmState {
+struct WakeState {
     due: bool,
     stopping: bool,
 }
 
-impl Alarm {
+impl CheckpointWake {
     /// Called after each submit with what is pending now.
     pub(super) fn pending(&self, bytes: usize) {
         if bytes >= CHECKPOINT_BYTES {
             self.state.lock().due = true;
-            self.rung.notify_one();
+            self.changed.notify_one();
         }
     }
 
     fn stop(&self) {
         self.state.lock().stopping = true;
-        self.rung.notify_one();
+        self.changed.notify_one();
     }
 
     /// Waits until a checkpoint is due, and tells why it is.
     fn wait(&self) -> Due {
         let mut state = self.state.lock();
         if !state.due && !state.stopping {
-            self.rung.wait_for(&mut state, CHECKPOINT_INTERVAL);
+            self.changed.wait_for(&mut state, CHECKPOINT_INTERVAL);
         }
         match (state.stopping, std::mem::take(&mut state.due)) {
             (true, _) => Due::Last,
@@ -82,7 +82,7 @@ impl Checkpointer {
         let thread = Builder::new().name("checkpoint".into()).spawn(move || {
             let mut cursor = ScrubCursor::default();
             loop {
-                let due = shared.inner().alarm.wait();
+                let due = shared.inner().wake.wait();
                 let mut done = shared.checkpoint().map(|_| ());
                 if due == Due::Time && done.is_ok() {
                     done = shared.scrub_step(cursor.clone()).map(|next| cursor = next.unwrap_or_default());
@@ -104,7 +104,7 @@ impl Checkpointer {
     /// # Errors
     /// The checkpoint's; `failed` has been called with it.
     pub fn stop(mut self) -> Result<(), BackendError> {
-        self.backend.inner().alarm.stop();
+        self.backend.inner().wake.stop();
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
             // The thread's only foreign code is `failed`, which may panic to end the process.
@@ -115,7 +115,7 @@ impl Checkpointer {
 
 impl Drop for Checkpointer {
     fn drop(&mut self) {
-        self.backend.inner().alarm.stop();
+        self.backend.inner().wake.stop();
     }
 }
 

@@ -7,7 +7,7 @@ use super::change::Table;
 use super::database::{Durable, Fault, Store, beside, remove_unfinished, rows_of, write_totals};
 use super::error::BackendError;
 use super::row;
-use super::store::{Backend, DurableView, Home};
+use super::store::{Backend, DurableView, FileLocation};
 use super::totals::{Totals, logical_size, row_cost};
 use crate::telemetry::Counted;
 
@@ -39,7 +39,7 @@ impl Backend {
         fail::fail_point!("defragBeforeCopy");
         let contents = inner.contents.load_full();
         let old = contents.store.load_full();
-        let copied = copy(&old, inner.home.as_ref());
+        let copied = copy(&old, inner.location.as_ref());
         let (new, totals) = inner.latch(copied)?;
         if (totals.rows(), totals.cost()) != (durable.totals.rows(), durable.totals.cost()) {
             let what = format!("{} rows are counted and {} were found", durable.totals.rows(), totals.rows());
@@ -55,12 +55,12 @@ impl Backend {
     }
 }
 
-fn copy(old: &Store, home: Option<&Home>) -> Result<(Store, Totals), BackendError> {
-    let mut new = match home {
-        Some(home) => {
-            let path = beside(&home.path);
-            remove_unfinished(home.disk.as_ref(), &path)?;
-            Store::create(home.disk.as_ref(), &path)?
+fn copy(old: &Store, location: Option<&FileLocation>) -> Result<(Store, Totals), BackendError> {
+    let mut new = match location {
+        Some(location) => {
+            let path = beside(&location.path);
+            remove_unfinished(location.disk.as_ref(), &path)?;
+            Store::create(location.disk.as_ref(), &path)?
         }
         None => Store::in_memory()?,
     };
@@ -76,8 +76,8 @@ fn copy(old: &Store, home: Option<&Home>) -> Result<(Store, Totals), BackendErro
         })
         .map_err(Fault::Ours)
     })?;
-    if let Some(home) = home {
-        new.rename(home.disk.as_ref(), &home.path)?;
+    if let Some(location) = location {
+        new.rename(location.disk.as_ref(), &location.path)?;
     }
     Ok((new, totals))
 }

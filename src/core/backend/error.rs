@@ -73,9 +73,9 @@ pub enum BackendError {
         /// The earlier failure.
         first: String,
     },
-    /// An image cannot be loaded.
-    #[error("load image: {what}")]
-    Image {
+    /// A db snapshot cannot be loaded.
+    #[error("load db snapshot: {what}")]
+    DbSnapshot {
         /// What does not fit.
         what: String,
     },
@@ -93,8 +93,8 @@ pub enum BackendError {
         /// Of both.
         position: LogPosition,
     },
-    /// The receiver of an image went away.
-    #[error("write image: {source}")]
+    /// The receiver of a db snapshot went away.
+    #[error("write db snapshot: {source}")]
     Output {
         /// The receiver's answer.
         source: Arc<std::io::Error>,
@@ -102,12 +102,12 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether the store can no longer be trusted. Only images that are bad, outdated or there already, and failed
-    /// receivers of images, leave it unharmed.
+    /// Whether the store can no longer be trusted. Only db snapshots that are bad, outdated or there already, and failed
+    /// receivers of db snapshots, leave it unharmed.
     pub fn is_fatal(&self) -> bool {
         let harmless = matches!(
             self,
-            Self::Output { .. } | Self::Image { .. } | Self::Outdated { .. } | Self::AlreadyPrepared { .. }
+            Self::Output { .. } | Self::DbSnapshot { .. } | Self::Outdated { .. } | Self::AlreadyPrepared { .. }
         );
         !harmless
     }

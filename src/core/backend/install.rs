@@ -9,8 +9,8 @@ use super::database::{Durable, Store, beside, io_error, remove_unfinished};
 use super::disk::folder_of;
 use super::error::BackendError;
 use super::load::fill;
-use super::store::{Backend, Contents, Failure, Home};
-use crate::bolt::BoltImage;
+use super::store::{Backend, Contents, Failure, FileLocation};
+use crate::bolt::BoltFile;
 use crate::types::{LogIndex, Term};
 
 /// End of the name of a prepared state; etcd's for a state that a leader sent.
@@ -24,33 +24,33 @@ const SUFFIX: &str = ".snap.db";
 pub struct Prepared {
     store: Store,
     durable: Durable,
-    home: Option<Home>,
+    location: Option<FileLocation>,
     failed: Failure,
-    claim: Claim,
+    held: PreparedPosition,
 }
 
 /// Positions of the prepared states that somebody holds.
-pub(super) type Claims = Arc<Mutex<BTreeSet<LogPosition>>>;
+pub(super) type PreparedPositions = Arc<Mutex<BTreeSet<LogPosition>>>;
 
 /// Keeps a second state of a position from taking the file of the first one away.
 #[derive(Debug)]
-struct Claim {
-    claims: Claims,
+struct PreparedPosition {
+    prepared_positions: PreparedPositions,
     position: LogPosition,
 }
 
-impl Claim {
-    fn new(claims: &Claims, position: LogPosition) -> Result<Self, BackendError> {
-        match claims.lock().insert(position) {
-            true => Ok(Self { claims: claims.clone(), position }),
+impl PreparedPosition {
+    fn new(prepared_positions: &PreparedPositions, position: LogPosition) -> Result<Self, BackendError> {
+        match prepared_positions.lock().insert(position) {
+            true => Ok(Self { prepared_positions: prepared_positions.clone(), position }),
             false => Err(BackendError::AlreadyPrepared { position }),
         }
     }
 }
 
-impl Drop for Claim {
+impl Drop for PreparedPosition {
     fn drop(&mut self) {
-        self.claims.lock().remove(&self.position);
+        self.prepared_positions.lock().remove(&self.position);
     }
 }
 
@@ -65,33 +65,34 @@ impl Prepared {
     /// # Errors
     /// The disk refuses; the store is closed for good then.
     pub fn discard(self) -> Result<(), BackendError> {
-        let Self { store, home, failed, claim, .. } = self;
+        let Self { store, location, failed, held, .. } = self;
         let path = store.path.clone();
         drop(store);
-        let removed = failed.latch(home.map_or(Ok(()), |home| remove_unfinished(home.disk.as_ref(), &path)));
-        drop(claim);
+        let removed =
+            failed.latch(location.map_or(Ok(()), |location| remove_unfinished(location.disk.as_ref(), &path)));
+        drop(held);
         removed
     }
 }
 
 impl Backend {
-    /// Makes the state of an image durable beside the one in use, as of a log position; nothing else changes.
+    /// Makes the state of a db snapshot durable beside the one in use, as of a log position; nothing else changes.
     ///
     /// Several may exist, one for each position. The order of a replacement is: this, then a snapshot record of the
     /// position synced to the log, then [`install`](Self::install). A crash in between leaves the old state, or a
     /// prepared one that [`adopt`](Self::adopt) puts in place.
     ///
     /// # Errors
-    /// [`BackendError::Image`] when the image is damaged or not one of etcd's, [`BackendError::Outdated`] when the
+    /// [`BackendError::DbSnapshot`] when the db snapshot is damaged or not one of etcd's, [`BackendError::Outdated`] when the
     /// state in use is as far already, [`BackendError::AlreadyPrepared`] while another one of the position is held: all
     /// leave everything as it was. Any other error closes the store for good.
-    pub fn prepare(&self, image: &BoltImage, position: LogPosition) -> Result<Prepared, BackendError> {
+    pub fn prepare(&self, db_snapshot: &BoltFile, position: LogPosition) -> Result<Prepared, BackendError> {
         let inner = self.inner();
         inner.usable()?;
         self.check_ahead(position)?;
-        let claim = Claim::new(&inner.claims, position)?;
-        let (store, durable) = inner.latch(prepare(inner.home.as_ref(), image, position))?;
-        Ok(Prepared { store, durable, home: inner.home.clone(), failed: inner.failed.clone(), claim })
+        let held = PreparedPosition::new(&inner.prepared_positions, position)?;
+        let (store, durable) = inner.latch(prepare(inner.location.as_ref(), db_snapshot, position))?;
+        Ok(Prepared { store, durable, location: inner.location.clone(), failed: inner.failed.clone(), held })
     }
 
     /// Puts a prepared state in place of the one in use, durably. What is pending is dropped.
@@ -108,16 +109,16 @@ impl Backend {
         let mut durable = inner.durable.lock();
         inner.usable()?;
         self.check_ahead(prepared.position())?;
-        let Prepared { mut store, durable: installed, claim: _claim, .. } = prepared;
-        if let Some(home) = &inner.home {
-            inner.latch(store.rename(home.disk.as_ref(), &home.path))?;
+        let Prepared { mut store, durable: installed, held: _claim, .. } = prepared;
+        if let Some(location) = &inner.location {
+            inner.latch(store.rename(location.disk.as_ref(), &location.path))?;
         }
         tracing::info!(index = %installed.position.index, term = %installed.position.term, "applied snapshot");
         inner.contents.store(Arc::new(Contents::new(store, &installed)));
         *durable = installed;
-        if let Some(home) = &inner.home {
+        if let Some(location) = &inner.location {
             // What is older will never be asked for again.
-            inner.latch(remove_outdated(home, durable.position.index))?;
+            inner.latch(remove_outdated(location, durable.position.index))?;
         }
         Ok(())
     }
@@ -129,9 +130,9 @@ impl Backend {
     /// A prepared file is damaged, or the disk refuses; the store is closed for good then.
     pub fn adopt(&self, mut is_marked: impl FnMut(LogPosition) -> bool) -> Result<Option<LogPosition>, BackendError> {
         let inner = self.inner();
-        let Some(home) = &inner.home else { return Ok(None) };
-        let disk = home.disk.as_ref();
-        let mut found = inner.latch(prepared_files(home))?;
+        let Some(location) = &inner.location else { return Ok(None) };
+        let disk = location.disk.as_ref();
+        let mut found = inner.latch(prepared_files(location))?;
         found.sort();
         let durable = self.durable();
         let chosen = found.iter().rev().find(|(position, _)| position.index > durable.index && is_marked(*position));
@@ -142,10 +143,16 @@ impl Backend {
                 let what = format!("it holds the state at index {}", durable.position.index);
                 return inner.latch(Err(BackendError::Corrupt { path: path.clone(), what }));
             }
-            let claim = Claim::new(&inner.claims, *position)?;
-            self.install(Prepared { store, durable, home: Some(home.clone()), failed: inner.failed.clone(), claim })?;
+            let held = PreparedPosition::new(&inner.prepared_positions, *position)?;
+            self.install(Prepared {
+                store,
+                durable,
+                location: Some(location.clone()),
+                failed: inner.failed.clone(),
+                held,
+            })?;
         }
-        inner.latch(remove_all(home))?;
+        inner.latch(remove_all(location))?;
         Ok(chosen.map(|(position, _)| position))
     }
 
@@ -155,8 +162,8 @@ impl Backend {
     /// The disk refuses; the store is closed for good then.
     pub fn has_prepared(&self) -> Result<bool, BackendError> {
         let inner = self.inner();
-        let Some(home) = &inner.home else { return Ok(false) };
-        let found = inner.latch(prepared_files(home))?;
+        let Some(location) = &inner.location else { return Ok(false) };
+        let found = inner.latch(prepared_files(location))?;
         Ok(found.iter().any(|(position, _)| position.index > self.durable().index))
     }
 
@@ -166,23 +173,27 @@ impl Backend {
     }
 }
 
-fn prepare(home: Option<&Home>, image: &BoltImage, position: LogPosition) -> Result<(Store, Durable), BackendError> {
-    let Some(home) = home else {
+fn prepare(
+    location: Option<&FileLocation>,
+    db_snapshot: &BoltFile,
+    position: LogPosition,
+) -> Result<(Store, Durable), BackendError> {
+    let Some(location) = location else {
         let store = Store::in_memory()?;
-        let totals = fill(&store, image, position)?;
+        let totals = fill(&store, db_snapshot, position)?;
         return Ok((store, Durable { position, totals }));
     };
-    let disk = home.disk.as_ref();
-    let path = prepared_path(&home.path, position);
+    let disk = location.disk.as_ref();
+    let path = prepared_path(&location.path, position);
     // It gets its name once it is complete, so that a file of that name can be trusted.
     let unfinished = beside(&path);
     remove_unfinished(disk, &unfinished)?;
     let mut store = Store::create(disk, &unfinished)?;
-    let totals = match fill(&store, image, position) {
+    let totals = match fill(&store, db_snapshot, position) {
         Ok(totals) => totals,
         Err(error) => {
             drop(store);
-            // What the image is at fault for leaves nothing behind; after anything else the disk is left alone.
+            // What the db snapshot is at fault for leaves nothing behind; after anything else the disk is left alone.
             return if error.is_fatal() { Err(error) } else { remove_unfinished(disk, &unfinished).and(Err(error)) };
         }
     };
@@ -204,25 +215,27 @@ fn position_of(name: &str) -> Option<LogPosition> {
     Some(LogPosition { index: LogIndex(hex(index)?), term: Term(hex(term)?) })
 }
 
-fn names(home: &Home) -> Result<Vec<String>, BackendError> {
-    let folder = folder_of(&home.path);
-    home.disk.list(folder).map_err(|error| io_error("list", folder, error))
+fn names(location: &FileLocation) -> Result<Vec<String>, BackendError> {
+    let folder = folder_of(&location.path);
+    location.disk.list(folder).map_err(|error| io_error("list", folder, error))
 }
 
-fn prepared_files(home: &Home) -> Result<Vec<(LogPosition, PathBuf)>, BackendError> {
-    let found = names(home)?.into_iter().filter_map(|name| Some((position_of(&name)?, home.path.with_file_name(name))));
+fn prepared_files(location: &FileLocation) -> Result<Vec<(LogPosition, PathBuf)>, BackendError> {
+    let found =
+        names(location)?.into_iter().filter_map(|name| Some((position_of(&name)?, location.path.with_file_name(name))));
     Ok(found.collect())
 }
 
-fn remove_outdated(home: &Home, upto: LogIndex) -> Result<(), BackendError> {
-    let mut found = prepared_files(home)?;
+fn remove_outdated(location: &FileLocation, upto: LogIndex) -> Result<(), BackendError> {
+    let mut found = prepared_files(location)?;
     found.retain(|(position, _)| position.index <= upto);
-    found.iter().try_for_each(|(_, path)| remove_unfinished(home.disk.as_ref(), path))
+    found.iter().try_for_each(|(_, path)| remove_unfinished(location.disk.as_ref(), path))
 }
 
 /// Removes prepared states, also unfinished ones.
-fn remove_all(home: &Home) -> Result<(), BackendError> {
-    let names = names(home)?;
+fn remove_all(location: &FileLocation) -> Result<(), BackendError> {
+    let names = names(location)?;
     let ours = names.iter().filter(|name| position_of(name.strip_suffix(".tmp").unwrap_or(name)).is_some());
-    ours.map(|name| home.path.with_file_name(name)).try_for_each(|path| remove_unfinished(home.disk.as_ref(), &path))
+    ours.map(|name| location.path.with_file_name(name))
+        .try_for_each(|path| remove_unfinished(location.disk.as_ref(), &path))
 }

@@ -8,14 +8,14 @@ use super::database::{CONSISTENT_INDEX, Fault, Store, TERM, rows_of, write_total
 use super::error::BackendError;
 use super::row;
 use super::totals::{Totals, logical_size, row_cost};
-use crate::bolt::{BoltError, BoltImage};
+use crate::bolt::{BoltError, BoltFile};
 use crate::types::RecordId;
 
-/// Fills a new store from an image; the position is the caller's to say.
-pub(super) fn fill(new: &Store, image: &BoltImage, position: LogPosition) -> Result<Totals, BackendError> {
+/// Fills a new store from a db snapshot; the position is the caller's to say.
+pub(super) fn fill(new: &Store, db_snapshot: &BoltFile, position: LogPosition) -> Result<Totals, BackendError> {
     new.write(|txn| {
         let mut totals = Totals::default();
-        for name in image.bucket_names()? {
+        for name in db_snapshot.bucket_names()? {
             let table = Table::ALL.into_iter().find(|table| table.name().as_bytes() == name);
             let table = table.ok_or_else(|| unfit(format!("bucket {} is unknown", name.escape_ascii())))?;
             let mut rows = txn.open_table(rows_of(table))?;
@@ -39,7 +39,7 @@ pub(super) fn fill(new: &Store, image: &BoltImage, position: LogPosition) -> Res
                 _ => Vec::new(),
             };
             own.reverse();
-            image.bucket(&name, &mut |key, value| {
+            db_snapshot.bucket(&name, &mut |key, value| {
                 outcome = (|| {
                     while let Some((name, value)) = own.pop_if(|(name, _)| name.as_bytes() <= key) {
                         add(name.as_bytes(), &value)?;
@@ -64,7 +64,7 @@ pub(super) fn fill(new: &Store, image: &BoltImage, position: LogPosition) -> Res
 }
 
 fn unfit(what: String) -> Fault {
-    Fault::Ours(BackendError::Image { what })
+    Fault::Ours(BackendError::DbSnapshot { what })
 }
 
 impl From<BoltError> for Fault {

@@ -10,10 +10,10 @@
 mod change;
 mod checkpointer;
 mod database;
+mod db_snapshot;
 mod defragment;
 mod disk;
 mod error;
-mod image;
 mod install;
 mod load;
 mod overlay;
@@ -26,10 +26,10 @@ mod totals;
 
 pub use change::{Change, ChangeSet, LogPosition, Table};
 pub use checkpointer::Checkpointer;
+pub use db_snapshot::{DbSnapshot, DbSnapshotSummary};
 pub use defragment::Defragmented;
 pub use disk::{FsStateDisk, StateDisk};
 pub use error::BackendError;
-pub use image::{Image, ImageSummary};
 pub use install::Prepared;
 pub use scrub::ScrubCursor;
 pub use store::Backend;

@@ -10,11 +10,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::change::{ChangeSet, LogPosition, Table};
-use super::checkpointer::Alarm;
+use super::checkpointer::CheckpointWake;
 use super::database::{Durable, Store, rows_of};
 use super::disk::{FsStateDisk, StateDisk};
 use super::error::BackendError;
-use super::install::Claims;
+use super::install::PreparedPositions;
 use super::overlay::Overlay;
 use super::row;
 use super::totals::{TableTotals, logical_size, row_cost};
@@ -40,16 +40,16 @@ pub struct Backend {
 #[derive(Debug)]
 pub(super) struct Inner {
     /// None for a store in memory.
-    pub(super) home: Option<Home>,
+    pub(super) location: Option<FileLocation>,
     /// Replaced as a whole by an installed state.
     pub(super) contents: ArcSwap<Contents>,
     /// Held through a checkpoint, a defragmentation or an installation; what it guards is what the file says.
     pub(super) durable: Mutex<Durable>,
     /// Wakes the checkpoint thread when much is pending.
-    pub(super) alarm: Alarm,
+    pub(super) wake: CheckpointWake,
     /// The first fatal error; set once.
     pub(super) failed: Failure,
-    pub(super) claims: Claims,
+    pub(super) prepared_positions: PreparedPositions,
     /// Set once the member has its metrics.
     pub(super) metrics: OnceLock<DiskMetrics>,
     open_reads: AtomicI64,
@@ -90,7 +90,7 @@ impl Failure {
 
 /// Where the file is.
 #[derive(Clone, Debug)]
-pub(super) struct Home {
+pub(super) struct FileLocation {
     pub(super) disk: Arc<dyn StateDisk>,
     pub(super) path: PathBuf,
 }
@@ -160,7 +160,7 @@ impl Backend {
     /// The same.
     pub fn open_on(disk: Arc<dyn StateDisk>, path: &Path) -> Result<Self, BackendError> {
         let (store, durable) = Store::open(disk.as_ref(), path)?;
-        Ok(Self::from_parts(Some(Home { disk, path: path.into() }), store, durable))
+        Ok(Self::from_parts(Some(FileLocation { disk, path: path.into() }), store, durable))
     }
 
     /// A new store that lives and ends with the process.
@@ -171,14 +171,14 @@ impl Backend {
         Ok(Self::from_parts(None, Store::in_memory()?, Durable::default()))
     }
 
-    fn from_parts(home: Option<Home>, store: Store, durable: Durable) -> Self {
+    fn from_parts(location: Option<FileLocation>, store: Store, durable: Durable) -> Self {
         let inner = Inner {
-            home,
+            location,
             contents: ArcSwap::from_pointee(Contents::new(store, &durable)),
             durable: Mutex::new(durable),
-            alarm: Alarm::default(),
+            wake: CheckpointWake::default(),
             failed: Failure::default(),
-            claims: Claims::default(),
+            prepared_positions: PreparedPositions::default(),
             metrics: OnceLock::new(),
             open_reads: AtomicI64::new(0),
         };
@@ -220,7 +220,7 @@ impl Backend {
 
     /// Makes a set visible to readers; a later checkpoint makes it durable. Never waits for the disk.
     ///
-    /// Sets arrive in log order from one owner, which also is the one that installs states. Memory grows by [`pending_bytes`](Self::pending_bytes) until the
+    /// Sets arrive in log order from one owner, which also is the one that installs prepared snapshots. Memory grows by [`pending_bytes`](Self::pending_bytes) until the
     /// next checkpoint: the caller slows down when that passes its bound.
     pub fn submit(&self, set: ChangeSet) {
         let contents = self.inner.contents.load();
@@ -229,7 +229,7 @@ impl Backend {
             overlay.submit(set);
             overlay.bytes()
         };
-        self.inner.alarm.pending(pending);
+        self.inner.wake.pending(pending);
     }
 
     /// The encoded key-value stored as this record, a tombstone's too.

@@ -155,25 +155,25 @@ fn defragmentation_keeps_the_rows_and_gives_space_back() {
 }
 
 #[test]
-fn an_image_holds_one_state_under_etcds_names() {
+fn a_db_snapshot_holds_one_state_under_etcds_names() {
     let folder = tempfile::tempdir().unwrap();
     let backend = Backend::in_memory().unwrap();
     (1..=2000).for_each(|main| put_record(&backend, main));
-    let image = backend.image().unwrap();
+    let db_snapshot = backend.db_snapshot().unwrap();
     (2001..=2100).for_each(|main| put_record(&backend, main));
     backend.checkpoint().unwrap();
     let mut bytes = Vec::new();
-    image.write(&mut bytes).unwrap();
-    let summary = image.summary();
+    db_snapshot.write(&mut bytes).unwrap();
+    let summary = db_snapshot.summary();
     assert_eq!((summary.position, summary.bytes, summary.rows), (at(2000), bytes.len() as u64, 2002));
-    let path = folder.path().join("image");
+    let path = folder.path().join("snapshot.db");
     std::fs::write(&path, bytes).unwrap();
-    let image = crate::bolt::BoltImage::open(&path).unwrap();
+    let db_snapshot = crate::bolt::BoltFile::open(&path).unwrap();
     let mut names: Vec<_> = Table::ALL.into_iter().map(|table| Bytes::from(table.name())).collect();
     names.sort();
-    assert_eq!(image.bucket_names().unwrap(), names);
+    assert_eq!(db_snapshot.bucket_names().unwrap(), names);
     let mut keys = 0;
-    image
+    db_snapshot
         .bucket(b"key", &mut |key, value| {
             keys += 1;
             assert_eq!(key, record_key(keys, 0, keys % 3 == 0));
@@ -188,30 +188,30 @@ fn an_image_holds_one_state_under_etcds_names() {
 fn a_receiver_that_fails_leaves_the_store_unharmed() {
     let backend = Backend::in_memory().unwrap();
     put_record(&backend, 1);
-    let error = backend.write_image(&mut [0u8; 100].as_mut_slice()).unwrap_err();
+    let error = backend.write_db_snapshot(&mut [0u8; 100].as_mut_slice()).unwrap_err();
     assert!(matches!(error, BackendError::Output { .. }), "{error}");
     put_record(&backend, 2);
     backend.checkpoint().unwrap();
 }
 
 #[test]
-fn an_image_loads_into_another_store_under_the_position_given() {
+fn a_db_snapshot_loads_into_another_store_under_the_position_given() {
     let folder = tempfile::tempdir().unwrap();
-    let (image_path, path) = (folder.path().join("image"), folder.path().join("db"));
+    let (db_snapshot_path, path) = (folder.path().join("snapshot.db"), folder.path().join("db"));
     let backend = Backend::in_memory().unwrap();
     (1..=500).for_each(|main| put_record(&backend, main));
     let changes =
         vec![Change::put(Table::Meta, "storageVersion", "3.7.0"), Change::put(Table::Meta, "confState", "{}")];
     backend.submit(ChangeSet { position: at(501), changes });
-    backend.write_image(&mut std::fs::File::create(&image_path).unwrap()).unwrap();
-    let image = crate::bolt::BoltImage::open(&image_path).unwrap();
+    backend.write_db_snapshot(&mut std::fs::File::create(&db_snapshot_path).unwrap()).unwrap();
+    let db_snapshot = crate::bolt::BoltFile::open(&db_snapshot_path).unwrap();
 
     let other = Backend::open(&path).unwrap();
     (1..=9).for_each(|main| put_record(&other, main));
     other.checkpoint().unwrap();
     other.submit(ChangeSet { position: at(10), changes: vec![Change::put(Table::Lease, "gone", "")] });
     let old = other.pinned();
-    let prepared = other.prepare(&image, at(900)).unwrap();
+    let prepared = other.prepare(&db_snapshot, at(900)).unwrap();
     assert_eq!((prepared.position(), other.durable()), (at(900), at(9)), "nothing else changed");
     put_record(&other, 10);
     other.checkpoint().unwrap();
@@ -228,36 +228,36 @@ fn an_image_loads_into_another_store_under_the_position_given() {
     let names: Vec<_> = other.rows(Table::Meta).unwrap().into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["confState", "consistent_index", "storageVersion", "term"]);
 
-    std::fs::write(&image_path, &std::fs::read(&image_path).unwrap()[..20_000]).unwrap();
-    let image = crate::bolt::BoltImage::open(&image_path).unwrap();
-    let error = other.prepare(&image, at(901)).unwrap_err();
-    assert!(matches!(error, BackendError::Image { .. }), "{error}");
-    assert!(matches!(other.prepare(&image, at(900)), Err(BackendError::Outdated { .. })));
+    std::fs::write(&db_snapshot_path, &std::fs::read(&db_snapshot_path).unwrap()[..20_000]).unwrap();
+    let db_snapshot = crate::bolt::BoltFile::open(&db_snapshot_path).unwrap();
+    let error = other.prepare(&db_snapshot, at(901)).unwrap_err();
+    assert!(matches!(error, BackendError::DbSnapshot { .. }), "{error}");
+    assert!(matches!(other.prepare(&db_snapshot, at(900)), Err(BackendError::Outdated { .. })));
     assert_eq!(scanned(&other, 0, i64::MAX).len(), 500, "the old state stays");
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|name| name.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "nothing else is left: {names:?}");
 }
 
-/// A store with records up to `rows`, its image, and the folder both are in.
-fn imaged(rows: i64) -> (tempfile::TempDir, crate::bolt::BoltImage) {
+/// A store with records up to `rows`, its db snapshot, and the folder both are in.
+fn saved_db_snapshot(rows: i64) -> (tempfile::TempDir, crate::bolt::BoltFile) {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("image");
+    let path = folder.path().join("snapshot.db");
     let source = Backend::in_memory().unwrap();
     (1..=rows).for_each(|main| put_record(&source, main));
-    source.write_image(&mut std::fs::File::create(&path).unwrap()).unwrap();
-    (folder, crate::bolt::BoltImage::open(&path).unwrap())
+    source.write_db_snapshot(&mut std::fs::File::create(&path).unwrap()).unwrap();
+    (folder, crate::bolt::BoltFile::open(&path).unwrap())
 }
 
 #[test]
 fn a_start_puts_the_newest_marked_state_in_place_and_removes_the_others() {
-    let (folder, image) = imaged(20);
+    let (folder, db_snapshot) = saved_db_snapshot(20);
     let path = folder.path().join("db");
     for (marked, expected) in [(&[10, 20, 30][..], 30), (&[10, 20], 20), (&[], 3), (&[2], 3)] {
         let _ = std::fs::remove_file(&path);
         let backend = Backend::open(&path).unwrap();
         for position in [2, 10, 20, 30] {
             // Dropping them leaves the files, as a stop between the log's record and the installation does.
-            drop(backend.prepare(&image, at(position)).unwrap());
+            drop(backend.prepare(&db_snapshot, at(position)).unwrap());
         }
         (1..=3).for_each(|main| put_record(&backend, main));
         backend.checkpoint().unwrap();
@@ -268,7 +268,7 @@ fn a_start_puts_the_newest_marked_state_in_place_and_removes_the_others() {
         let adopted = backend.adopt(|position| marked.contains(&position.index.0)).unwrap();
         assert_eq!(adopted, (expected > 3).then(|| at(expected)), "{marked:?}");
         assert_eq!(backend.durable(), at(expected));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "the image and the state");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "the db snapshot and the state");
         assert!(!backend.has_prepared().unwrap());
         drop(backend);
         assert_eq!(Backend::open(&path).unwrap().durable(), at(expected));
@@ -278,23 +278,24 @@ fn a_start_puts_the_newest_marked_state_in_place_and_removes_the_others() {
 /// Otherwise the file of the first one would be replaced under it, and its later checkpoints go to a file without a name.
 #[test]
 fn a_position_is_prepared_once_at_a_time() {
-    let (folder, image) = imaged(5);
+    let (folder, db_snapshot) = saved_db_snapshot(5);
     let backend = Backend::open(&folder.path().join("db")).unwrap();
-    let first = backend.prepare(&image, at(7)).unwrap();
-    assert!(matches!(backend.prepare(&image, at(7)), Err(BackendError::AlreadyPrepared { .. })));
+    let first = backend.prepare(&db_snapshot, at(7)).unwrap();
+    assert!(matches!(backend.prepare(&db_snapshot, at(7)), Err(BackendError::AlreadyPrepared { .. })));
     first.discard().unwrap();
-    drop(backend.prepare(&image, at(7)).unwrap());
-    let again = backend.prepare(&image, at(7)).unwrap();
+    drop(backend.prepare(&db_snapshot, at(7)).unwrap());
+    let again = backend.prepare(&db_snapshot, at(7)).unwrap();
     backend.install(again).unwrap();
-    assert!(matches!(backend.prepare(&image, at(7)), Err(BackendError::Outdated { .. })));
+    assert!(matches!(backend.prepare(&db_snapshot, at(7)), Err(BackendError::Outdated { .. })));
 }
 
 #[test]
 fn an_older_state_is_never_installed() {
-    let (folder, image) = imaged(5);
+    let (folder, db_snapshot) = saved_db_snapshot(5);
     let backend = Backend::open(&folder.path().join("db")).unwrap();
-    let (first, second) = (backend.prepare(&image, at(7)).unwrap(), backend.prepare(&image, at(9)).unwrap());
-    let third = backend.prepare(&image, at(11)).unwrap();
+    let (first, second) =
+        (backend.prepare(&db_snapshot, at(7)).unwrap(), backend.prepare(&db_snapshot, at(9)).unwrap());
+    let third = backend.prepare(&db_snapshot, at(11)).unwrap();
     backend.install(second).unwrap();
     assert!(matches!(backend.install(first), Err(BackendError::Outdated { .. })));
     (10..=12).for_each(|main| put_record(&backend, main));
@@ -306,7 +307,7 @@ fn an_older_state_is_never_installed() {
 /// etcd lost writes when both ran at once (#20271): each put a file in place that the other did not know of.
 #[test]
 fn defragmentations_checkpoints_and_installations_exclude_each_other() {
-    let (folder, image) = imaged(300);
+    let (folder, db_snapshot) = saved_db_snapshot(300);
     let path = folder.path().join("db");
     let backend = Backend::open(&path).unwrap();
     let running = std::sync::atomic::AtomicBool::new(true);
@@ -320,7 +321,7 @@ fn defragmentations_checkpoints_and_installations_exclude_each_other() {
             });
         }
         for round in 1..=8 {
-            let prepared = backend.prepare(&image, at(round * 1000)).unwrap();
+            let prepared = backend.prepare(&db_snapshot, at(round * 1000)).unwrap();
             backend.install(prepared).unwrap();
             put_record(&backend, round as i64 * 1000 + 1);
             assert_eq!(scanned(&backend, 0, i64::MAX).len(), 301, "round {round}");

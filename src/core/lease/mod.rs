@@ -12,10 +12,12 @@
 //! Read `store.rs` first, then `lessor.rs`; `wheel.rs` is the timer under it.
 
 mod error;
-#[cfg(test)]
-mod leaders;
 mod lessor;
 mod store;
+#[cfg(test)]
+mod tests {
+    mod leadership;
+}
 mod wheel;
 
 pub use error::{LeaseError, RenewError};

@@ -21,8 +21,8 @@ pub struct PeerConfig {
     pub member: MemberId,
     /// For peers whose URLs begin with https.
     pub tls: Option<PeerTls>,
-    /// Whether images that arrive are made durable before they are confirmed.
-    pub syncs_images: bool,
+    /// Whether db snapshots that arrive are made durable before they are confirmed.
+    pub syncs_db_snapshots: bool,
     /// Bounds and deadlines.
     pub limits: PeerLimits,
 }
@@ -30,7 +30,7 @@ pub struct PeerConfig {
 impl PeerConfig {
     /// The usual limits, without TLS.
     pub fn new(cluster: ClusterId, member: MemberId) -> Self {
-        Self { cluster, member, tls: None, syncs_images: true, limits: PeerLimits::default() }
+        Self { cluster, member, tls: None, syncs_db_snapshots: true, limits: PeerLimits::default() }
     }
 }
 
@@ -67,9 +67,9 @@ pub struct PeerLimits {
     pub snapshots_out_max: usize,
     /// Snapshots that may be on their way in at once.
     pub snapshots_in_max: usize,
-    /// Largest image that is taken.
+    /// Largest db snapshot that is taken.
     pub snapshot_bytes_max: u64,
-    /// Bytes of the image in one frame.
+    /// Bytes of the db snapshot in one frame.
     pub snapshot_chunk_bytes: usize,
     /// Connections one transfer may use up before it is given up.
     pub snapshot_attempts: u32,

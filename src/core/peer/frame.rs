@@ -49,17 +49,17 @@ kinds! {
     Call = 5,
     /// Its answer: id, gRPC code, then the body or, if the code is not 0, the text.
     Answer = 6,
-    /// An image: see `snapshot.rs`.
+    /// A db snapshot: see `snapshot.rs`.
     Offer = 7,
-    /// From which byte on the image is wanted.
+    /// From which byte on the db snapshot is wanted.
     Resume = 8,
-    /// The image is not wanted: whether asking again may help, then the reason.
+    /// The db snapshot is not wanted: whether asking again may help, then the reason.
     Refuse = 9,
-    /// The next bytes of the image.
+    /// The next bytes of the db snapshot.
     Chunk = 10,
     /// All bytes were sent.
     End = 11,
-    /// The image is taken.
+    /// The db snapshot is taken.
     Done = 12,
 }
 
@@ -89,7 +89,7 @@ pub(super) enum ConnectionError {
     Unexpected(Kind),
     #[error("message is refused: {0}")]
     Message(String),
-    #[error("image cannot be read: {0}")]
+    #[error("db snapshot cannot be read: {0}")]
     Source(String),
 }
 

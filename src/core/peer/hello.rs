@@ -75,8 +75,8 @@ pub(super) struct Hello {
 pub struct Greeting {
     pub(super) from: MemberId,
     pub(super) purpose: Purpose,
-    /// For a guest: where to dial it.
-    pub(super) guest_at: Option<Vec<String>>,
+    /// For an unlisted peer: where to dial it.
+    pub(super) unlisted_urls: Option<Vec<String>>,
 }
 
 /// What a member may be told by those who dial it.
@@ -84,7 +84,7 @@ pub struct Greeting {
 pub(super) enum Known {
     /// In the member list.
     Peer,
-    /// Not in the list, and there is room for a guest.
+    /// Not in the list, and there is room for an unlisted peer.
     Welcome,
     /// Not in the list.
     Stranger,
@@ -208,10 +208,10 @@ impl Hello {
         }
         let Hello { from, purpose, urls, .. } = hello;
         match known(from) {
-            Known::Peer => Ok(Greeting { from, purpose, guest_at: None }),
-            // Consensus only: a guest asks nothing of this member.
+            Known::Peer => Ok(Greeting { from, purpose, unlisted_urls: None }),
+            // Consensus only: an unlisted peer asks nothing of this member.
             Known::Welcome if purpose != Purpose::Calls && !urls.is_empty() => {
-                Ok(Greeting { from, purpose, guest_at: Some(urls) })
+                Ok(Greeting { from, purpose, unlisted_urls: Some(urls) })
             }
             Known::Welcome | Known::Stranger => Err(Refusal::UnknownMember),
         }
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn identities_are_checked() {
-        let greeting = Greeting { from: PEER, purpose: Purpose::Append, guest_at: None };
+        let greeting = Greeting { from: PEER, purpose: Purpose::Append, unlisted_urls: None };
         assert_eq!(judged(&headers(hello())), Ok(greeting));
         let refused = |hello| judged(&headers(hello)).expect_err("refused");
         assert_eq!(refused(Hello { cluster: ClusterId(0xcd), ..hello() }), Refusal::WrongCluster);
@@ -328,9 +328,9 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_says_where_it_is() {
+    fn an_unlisted_peer_says_where_it_is() {
         let new = || Hello { from: NEW, ..hello() };
-        let greeting = Greeting { from: NEW, purpose: Purpose::Append, guest_at: Some(hello().urls) };
+        let greeting = Greeting { from: NEW, purpose: Purpose::Append, unlisted_urls: Some(hello().urls) };
         assert_eq!(judged(&headers(new())), Ok(greeting));
         let refused = |hello| assert_eq!(judged(&headers(hello)), Err(Refusal::UnknownMember));
         refused(Hello { purpose: Purpose::Calls, ..new() });

@@ -61,7 +61,7 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
         // quick.
         let overtaken = async {
             tokio::time::sleep(DIAL_PATIENCE).await;
-            link.promising.notified().await;
+            link.redial.notified().await;
         };
         let dialed = tokio::select! {
             dialed = dialling => dialed,
@@ -96,7 +96,7 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
         lost(shared, link, purpose);
         tokio::select! {
             () = tokio::time::sleep(backoff.pause()) => {}
-            () = link.promising.notified() => backoff.reset(),
+            () = link.redial.notified() => backoff.reset(),
         }
     }
 }

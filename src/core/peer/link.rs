@@ -19,20 +19,20 @@ use crate::types::MemberId;
 
 /// Everybody this member knows, replaced as a whole when the list changes.
 #[derive(Clone, Default)]
-pub(super) struct Roster {
-    /// Members, and guests.
+pub(super) struct PeerSet {
+    /// Members, and unlisted peers.
     pub(super) links: HashMap<MemberId, Arc<Link>>,
     /// Who is in no list yet, but dialled this member as one of its cluster.
-    pub(super) guests: BTreeSet<MemberId>,
+    pub(super) unlisted: BTreeSet<MemberId>,
     pub(super) removed: BTreeSet<MemberId>,
     /// Where this member is dialled; empty until a list tells.
     pub(super) own_urls: Vec<String>,
 }
 
-impl Roster {
+impl PeerSet {
     /// Whether a member of the list.
     pub(super) fn is_peer(&self, member: MemberId) -> bool {
-        self.links.contains_key(&member) && !self.guests.contains(&member)
+        self.links.contains_key(&member) && !self.unlisted.contains(&member)
     }
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Link {
     pub(super) peer: MemberId,
     pub(super) urls: ArcSwap<Vec<String>>,
     /// Dialling is worth another try: the URLs changed, or the peer has dialled us.
-    pub(super) promising: Notify,
+    pub(super) redial: Notify,
     pub(super) control: LaneQueue,
     pub(super) append: LaneQueue,
     pub(super) calls: Arc<CallQueue>,
@@ -73,7 +73,7 @@ impl Link {
         Self {
             peer,
             urls: ArcSwap::from_pointee(urls),
-            promising: Notify::new(),
+            redial: Notify::new(),
             control: LaneQueue::new(bounds(Keep::Newest, limits.control_bytes_max)),
             append: LaneQueue::new(bounds(Keep::Oldest, limits.append_bytes_max)),
             calls: Arc::new(CallQueue::new(peer, limits)),

@@ -3,7 +3,7 @@
 //! `transport.rs` is the way in: messages to send, calls to make, the list of peers to follow. Everything runs on one
 //! thread of its own. `link.rs` is what waits for one peer, `lanes.rs` keeps its connections up, `outgoing.rs` moves
 //! frames on a dialled connection and `incoming.rs` on an accepted one; `hello.rs` is the handshake before, `frame.rs`
-//! the bytes. Images travel by `snapshot_send.rs` and `snapshot_receive.rs`, requests by `calls.rs`.
+//! the bytes. Db snapshots travel by `snapshot_send.rs` and `snapshot_receive.rs`, requests by `calls.rs`.
 //!
 //! What arrives goes to the [`PeerReceiver`] that the wiring gives (`receiver.rs`). The wire format is drawn in
 //! `docs/design/peer-protocol.md`.

@@ -24,14 +24,14 @@ pub trait PeerReceiver: Send + Sync + 'static {
     /// A request of a peer. The future is dropped when the connection breaks, and may then have had its effect or not.
     fn call(&self, from: MemberId, method: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, CallFailure>>;
 
-    /// The image that goes with a raft snapshot message.
+    /// The db snapshot that goes with a raft snapshot message.
     fn snapshot_source(&self, to: MemberId, message: Bytes) -> BoxFuture<'static, Result<SnapshotSource, String>>;
 
-    /// Directory for images being received. Files in it that end in `.part` or `.image` belong to the transport, which
+    /// Directory for db snapshots being received. Files in it that end in `.part` or `.snap` belong to the transport, which
     /// removes leftovers at its start.
     fn snapshot_room(&self) -> PathBuf;
 
-    /// A whole image arrived, durable and with the right digest. The file may be moved away; what is still there
+    /// A whole db snapshot arrived, durable and with the right digest. The file may be moved away; what is still there
     /// afterwards is removed.
     fn snapshot_received(
         &self,
@@ -40,19 +40,19 @@ pub trait PeerReceiver: Send + Sync + 'static {
         file: PathBuf,
     ) -> BoxFuture<'static, Result<(), String>>;
 
-    /// The transfer that a snapshot message began has ended: the receiver took the image, or it was given up.
+    /// The transfer that a snapshot message began has ended: the receiver took the db snapshot, or it was given up.
     fn snapshot_sent(&self, to: MemberId, ok: bool);
 }
 
-/// An image of the state and the raft message that announces it.
+/// A db snapshot of the state and the raft message that announces it.
 #[derive(Debug)]
 pub struct SnapshotSource {
-    /// The raft message, with the position of this very image.
+    /// The raft message, with the position of this very db snapshot.
     pub message: Bytes,
-    /// The position of the image in the log.
+    /// The position of the db snapshot in the log.
     pub position: LogPosition,
-    /// The image; read from its beginning, and closed at the end of the transfer.
-    pub image: File,
+    /// The db snapshot; read from its beginning, and closed at the end of the transfer.
+    pub db_snapshot: File,
     /// Its length.
     pub size_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! What sender and receiver of an image tell each other.
+//! What sender and receiver of a db snapshot tell each other.
 
 use bytes::{Buf, BufMut, Bytes};
 use sha2::{Digest, Sha256};
@@ -13,14 +13,14 @@ const HASH_BYTES: usize = 1024 * 1024;
 /// Longest text of a refusal.
 const REASON_BYTES_MAX: usize = 1024;
 
-pub(super) type ImageDigest = [u8; 32];
+pub(super) type SnapshotDigest = [u8; 32];
 
-/// What makes two images the same one: a transfer goes on only within it.
+/// What makes two db snapshots the same one: a transfer goes on only within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ImageId {
+pub(super) struct SnapshotId {
     pub(super) position: LogPosition,
     pub(super) size_bytes: u64,
-    pub(super) digest: ImageDigest,
+    pub(super) digest: SnapshotDigest,
 }
 
 /// The first frame of a transfer.
@@ -28,14 +28,14 @@ pub(super) struct ImageId {
 pub(super) struct Offer {
     /// The same for every connection of one transfer, different for the next.
     pub(super) transfer: u64,
-    pub(super) image: ImageId,
+    pub(super) db_snapshot: SnapshotId,
     pub(super) message: Bytes,
 }
 
 impl Offer {
     pub(super) fn push(&self, batch: &mut Batch) {
         let mut head = Vec::with_capacity(OFFER_BYTES);
-        let ImageId { position, size_bytes, digest } = self.image;
+        let SnapshotId { position, size_bytes, digest } = self.db_snapshot;
         for number in [self.transfer, position.index.0, position.term.0, size_bytes] {
             head.put_u64_le(number);
         }
@@ -51,14 +51,14 @@ impl Offer {
         let index = LogIndex(payload.get_u64_le());
         let term = Term(payload.get_u64_le());
         let size_bytes = payload.get_u64_le();
-        let mut digest = ImageDigest::default();
+        let mut digest = SnapshotDigest::default();
         payload.copy_to_slice(&mut digest);
-        let image = ImageId { position: LogPosition { index, term }, size_bytes, digest };
-        Ok(Self { transfer, image, message: payload })
+        let db_snapshot = SnapshotId { position: LogPosition { index, term }, size_bytes, digest };
+        Ok(Self { transfer, db_snapshot, message: payload })
     }
 }
 
-/// The receiver does not take the image.
+/// The receiver does not take the db snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     /// Later it may.
@@ -79,7 +79,7 @@ impl Refused {
 }
 
 /// Digest of the first `size_bytes` of a file. Blocks.
-pub(super) fn digest(file: &std::fs::File, size_bytes: u64) -> std::io::Result<ImageDigest> {
+pub(super) fn digest(file: &std::fs::File, size_bytes: u64) -> std::io::Result<SnapshotDigest> {
     use std::os::unix::fs::FileExt;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; HASH_BYTES];

@@ -1,7 +1,7 @@
-//! Receives images: into a part file, verified, handed on whole.
+//! Receives db snapshots: into a part file, verified, handed on whole.
 //!
 //! A connection that breaks leaves its part for a while, so that the sender can go on where it stopped. A part belongs
-//! to one peer; an offer of another image replaces it.
+//! to one peer; an offer of another db snapshot replaces it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,7 +21,7 @@ use super::dial::{Dialed, PeerIo};
 use super::frame::{Batch, ConnectionError, Frame, FrameReader, Kind};
 use super::incoming::{Pulse, push_pong};
 use super::outgoing::send;
-use super::snapshot::{ImageId, Offer, Refused, digest};
+use super::snapshot::{Offer, Refused, SnapshotId, digest};
 use super::transport::Shared;
 use crate::telemetry::Counted;
 use crate::types::MemberId;
@@ -29,7 +29,7 @@ use crate::types::MemberId;
 /// Written bytes after which the part is made durable, so that the last sync has little left to do.
 const SYNC_EVERY_BYTES: u64 = 32 * 1024 * 1024;
 
-/// What is kept of the images of one peer.
+/// What is kept of the db snapshots of one peer.
 #[derive(Default)]
 pub(super) struct Slot {
     part: Option<Part>,
@@ -39,9 +39,9 @@ pub(super) struct Slot {
     connections: u64,
 }
 
-/// An image that has not arrived completely.
+/// A db snapshot that has not arrived completely.
 struct Part {
-    image: ImageId,
+    db_snapshot: SnapshotId,
     file: Arc<File>,
     path: PathBuf,
     syncs: bool,
@@ -53,7 +53,7 @@ struct Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Gone already when the image was handed on.
+        // Gone already when the db snapshot was handed on.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -63,7 +63,7 @@ pub(super) fn clear_room(room: &Path) -> io::Result<()> {
     std::fs::create_dir_all(room)?;
     for entry in std::fs::read_dir(room)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "part" || extension == "image") {
+        if path.extension().is_some_and(|extension| extension == "part" || extension == "snap") {
             std::fs::remove_file(path)?;
         }
     }
@@ -87,14 +87,17 @@ pub(super) async fn receive(shared: &Arc<Shared>, from: MemberId, dialed: Dialed
     let Ok(_permit) = shared.snapshots_in.try_acquire() else {
         return connection.refuse(&Refused { may_retry: true, reason: "too many snapshots arrive".into() }).await;
     };
-    if offer.image.size_bytes > limits.snapshot_bytes_max {
-        let reason = format!("image of {} bytes is larger than {}", offer.image.size_bytes, limits.snapshot_bytes_max);
+    if offer.db_snapshot.size_bytes > limits.snapshot_bytes_max {
+        let reason = format!(
+            "db snapshot of {} bytes is larger than {}",
+            offer.db_snapshot.size_bytes, limits.snapshot_bytes_max
+        );
         return connection.refuse(&Refused { may_retry: false, reason }).await;
     }
     let inflight = shared.metrics.snapshot_receive_inflights.with_label_values(&[&from.to_string()]);
     let _counted = Counted::new(inflight);
     let slot = shared.slot(from);
-    // An earlier connection of this peer may still be on its way out, or its image on its way in.
+    // An earlier connection of this peer may still be on its way out, or its db snapshot on its way in.
     let mut held = connection.while_alive(slot.clone().lock_owned()).await?;
     held.connections += 1;
     let number = held.connections;
@@ -133,10 +136,15 @@ impl Connection<'_> {
             }
             _ => {}
         }
-        if slot.part.as_ref().is_none_or(|part| part.image != offer.image) {
+        if slot.part.as_ref().is_none_or(|part| part.db_snapshot != offer.db_snapshot) {
             slot.part = None;
             let config = &self.shared.config;
-            match Part::create(&self.shared.receiver.snapshot_room(), self.from, offer.image, config.syncs_images) {
+            match Part::create(
+                &self.shared.receiver.snapshot_room(),
+                self.from,
+                offer.db_snapshot,
+                config.syncs_db_snapshots,
+            ) {
                 Ok(part) => slot.part = Some(part),
                 Err(error) => return self.unwritable(&error).await,
             }
@@ -149,7 +157,7 @@ impl Connection<'_> {
                 Kind::Chunk => {
                     let mut payload = frame.payload;
                     let at = payload.try_get_u64_le().map_err(|_| ConnectionError::Length(0))?;
-                    let fits = part.verified_bytes + payload.len() as u64 <= part.image.size_bytes;
+                    let fits = part.verified_bytes + payload.len() as u64 <= part.db_snapshot.size_bytes;
                     if at != part.verified_bytes || !fits {
                         return Err(ConnectionError::Unexpected(Kind::Chunk));
                     }
@@ -158,11 +166,11 @@ impl Connection<'_> {
                         return self.unwritable(&error).await;
                     }
                 }
-                Kind::End if part.verified_bytes == part.image.size_bytes => break,
+                Kind::End if part.verified_bytes == part.db_snapshot.size_bytes => break,
                 kind => return Err(ConnectionError::Unexpected(kind)),
             }
         }
-        // From here on a task nobody drops: the image may take effect.
+        // From here on a task nobody drops: the db snapshot may take effect.
         let (shared, from) = (self.shared.clone(), self.from);
         let finish = self.shared.spawn(async move { finish(&shared, from, &mut slot, offer).await });
         match self.while_alive(finish).await?.unwrap_or_else(|_| Err(stopped())) {
@@ -229,7 +237,7 @@ impl Connection<'_> {
 
     async fn unwritable(&mut self, error: &io::Error) -> Result<(), ConnectionError> {
         warn!(peer = %self.from, %error, "snapshot cannot be written");
-        self.refuse(&Refused { may_retry: false, reason: format!("write image: {error}") }).await
+        self.refuse(&Refused { may_retry: false, reason: format!("write db snapshot: {error}") }).await
     }
 }
 
@@ -239,11 +247,11 @@ enum Heard<T> {
 }
 
 impl Part {
-    fn create(room: &Path, from: MemberId, image: ImageId, syncs: bool) -> io::Result<Self> {
-        let path = room.join(format!("{from}-{}-{}.part", image.position.index, image.position.term));
+    fn create(room: &Path, from: MemberId, db_snapshot: SnapshotId, syncs: bool) -> io::Result<Self> {
+        let path = room.join(format!("{from}-{}-{}.part", db_snapshot.position.index, db_snapshot.position.term));
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         let (file, began) = (Arc::new(file), Instant::now());
-        Ok(Self { image, file, path, syncs, verified_bytes: 0, synced_bytes: 0, began })
+        Ok(Self { db_snapshot, file, path, syncs, verified_bytes: 0, synced_bytes: 0, began })
     }
 
     /// Adds bytes. When the future is dropped, the same bytes are written again to the same place.
@@ -263,17 +271,17 @@ impl Part {
         Ok(())
     }
 
-    /// Makes the whole image durable under its last name, if what is on disk has the right digest.
+    /// Makes the whole db snapshot durable under its last name, if what is on disk has the right digest.
     fn seal(&self, sync_seconds: &Histogram) -> io::Result<Option<PathBuf>> {
         if self.syncs {
             let began = Instant::now();
             self.file.sync_all()?;
             sync_seconds.observe(began.elapsed().as_secs_f64());
         }
-        if digest(&self.file, self.image.size_bytes)? != self.image.digest {
+        if digest(&self.file, self.db_snapshot.size_bytes)? != self.db_snapshot.digest {
             return Ok(None);
         }
-        let whole = self.path.with_extension("image");
+        let whole = self.path.with_extension("snap");
         std::fs::rename(&self.path, &whole)?;
         if let Some(room) = whole.parent().filter(|_| self.syncs) {
             File::open(room)?.sync_all()?;
@@ -282,7 +290,7 @@ impl Part {
     }
 }
 
-/// Verifies the image and hands it on. Runs to its end even when the connection breaks.
+/// Verifies the db snapshot and hands it on. Runs to its end even when the connection breaks.
 async fn finish(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offer) -> Result<(), Refused> {
     let transfer = offer.transfer;
     let began = slot.part.as_ref().map(|part| part.began);
@@ -311,17 +319,17 @@ async fn hand_over(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offe
     let synced = shared.metrics.snap_db_fsync.clone();
     let (sealed, part) = spawn_blocking(move || (part.seal(&synced), part)).await.map_err(|_| stopped())?;
     shared.metrics.snap_db_save.observe(part.began.elapsed().as_secs_f64());
-    let size_bytes = part.image.size_bytes;
+    let size_bytes = part.db_snapshot.size_bytes;
     let file = match sealed {
         Ok(Some(file)) => file,
-        Ok(None) => return Err(for_good("digest of the image is wrong".into())),
-        Err(error) => return Err(for_good(format!("write image: {error}"))),
+        Ok(None) => return Err(for_good("digest of the db snapshot is wrong".into())),
+        Err(error) => return Err(for_good(format!("write db snapshot: {error}"))),
     };
     let taken = shared.receiver.snapshot_received(from, offer.message, file.clone()).await;
     // Moved away, as a rule.
     let _ = std::fs::remove_file(&file);
     taken.map_err(for_good)?;
-    info!(peer = %from, bytes = size_bytes, index = %offer.image.position.index, "received and saved database snapshot");
+    info!(peer = %from, bytes = size_bytes, index = %offer.db_snapshot.position.index, "received and saved database snapshot");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Sends an image to a peer, over as many connections as it takes, up to a bound.
+//! Sends a db snapshot to a peer, over as many connections as it takes, up to a bound.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,7 +17,7 @@ use super::hello::Purpose;
 use super::lanes::Backoff;
 use super::link::Link;
 use super::outgoing::{Next, Source, pump};
-use super::snapshot::{ImageId, Offer, Refused, digest};
+use super::snapshot::{Offer, Refused, SnapshotId, digest};
 use super::transport::Shared;
 
 /// Starts a transfer to a peer unless one is on its way: the end of that one tells raft to ask again.
@@ -60,21 +60,21 @@ async fn send(shared: &Shared, link: &Link, message: Bytes) -> bool {
 async fn transfer(shared: &Shared, link: &Link, message: Bytes) -> Result<u64, String> {
     let limits = &shared.config.limits;
     let source = shared.receiver.snapshot_source(link.peer, message).await?;
-    let image = Arc::new(source.image);
-    let (file, size_bytes) = (image.clone(), source.size_bytes);
+    let db_snapshot = Arc::new(source.db_snapshot);
+    let (file, size_bytes) = (db_snapshot.clone(), source.size_bytes);
     let digest = tokio::task::spawn_blocking(move || digest(&file, size_bytes))
         .await
         .map_err(|error| error.to_string())?
-        .map_err(|error| format!("read image: {error}"))?;
+        .map_err(|error| format!("read db snapshot: {error}"))?;
     let offer = Offer {
         transfer: fastrand::u64(..),
-        image: ImageId { position: source.position, size_bytes, digest },
+        db_snapshot: SnapshotId { position: source.position, size_bytes, digest },
         message: source.message,
     };
     let mut backoff = Backoff::new(limits.backoff);
     let mut last = String::new();
     for _ in 0..limits.snapshot_attempts {
-        match attempt(shared, link, &offer, &image).await {
+        match attempt(shared, link, &offer, &db_snapshot).await {
             Ok(()) => return Ok(size_bytes),
             Err(Failed::ForGood(reason)) => return Err(reason),
             Err(Failed::ThisTime(reason)) => last = reason,
@@ -89,7 +89,7 @@ enum Failed {
     ForGood(String),
 }
 
-async fn attempt(shared: &Shared, link: &Link, offer: &Offer, image: &Arc<File>) -> Result<(), Failed> {
+async fn attempt(shared: &Shared, link: &Link, offer: &Offer, db_snapshot: &Arc<File>) -> Result<(), Failed> {
     let limits = &shared.config.limits;
     let urls = link.urls.load_full();
     let hello = shared.hello(link.peer, Purpose::Snapshot);
@@ -97,14 +97,14 @@ async fn attempt(shared: &Shared, link: &Link, offer: &Offer, image: &Arc<File>)
         .await
         .map_err(|error| Failed::ThisTime(error.to_string()))?;
     let (wanted, from) = watch::channel(None);
-    let source = ImageSource {
+    let source = OutgoingFile {
         offer: Some(offer.clone()),
-        image: image.clone(),
+        db_snapshot: db_snapshot.clone(),
         from,
         at: 0,
         began: None,
         ended: false,
-        size_bytes: offer.image.size_bytes,
+        size_bytes: offer.db_snapshot.size_bytes,
         chunk_bytes: limits.snapshot_chunk_bytes,
         rate: limits.snapshot_rate,
     };
@@ -137,10 +137,10 @@ async fn attempt(shared: &Shared, link: &Link, offer: &Offer, image: &Arc<File>)
     }
 }
 
-/// An image as the source of a connection: the offer, then what the receiver has not yet, then the end.
-struct ImageSource {
+/// A db snapshot as the source of a connection: the offer, then what the receiver has not yet, then the end.
+struct OutgoingFile {
     offer: Option<Offer>,
-    image: Arc<File>,
+    db_snapshot: Arc<File>,
     /// From where the receiver wants it, once it has said so.
     from: watch::Receiver<Option<u64>>,
     at: u64,
@@ -152,7 +152,7 @@ struct ImageSource {
     rate: Option<u64>,
 }
 
-impl Source for ImageSource {
+impl Source for OutgoingFile {
     async fn fill(&mut self, batch: &mut Batch) -> Result<(), ConnectionError> {
         if let Some(offer) = self.offer.take() {
             offer.push(batch);
@@ -178,11 +178,11 @@ impl Source for ImageSource {
             let due = Duration::from_secs_f64((self.at - first) as f64 / rate.max(1) as f64);
             tokio::time::sleep_until(began + due).await;
         }
-        let (image, at) = (self.image.clone(), self.at);
+        let (db_snapshot, at) = (self.db_snapshot.clone(), self.at);
         let length = (self.size_bytes - at).min(self.chunk_bytes as u64) as usize;
         let read = tokio::task::spawn_blocking(move || {
             let mut chunk = vec![0; length];
-            image.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
+            db_snapshot.read_exact_at(&mut chunk, at).map(|()| Bytes::from(chunk))
         });
         let chunk = read.await.map_err(|error| ConnectionError::Source(error.to_string()))?;
         let chunk = chunk.map_err(|error| ConnectionError::Source(error.to_string()))?;

@@ -21,7 +21,7 @@ use super::config::{Peer, PeerConfig};
 use super::dial::{Dialed, prepare};
 use super::hello::{Greeting, Hello, Known, Purpose, Refusal, answer, cluster_of, sender_of};
 use super::lanes::keep_connected;
-use super::link::{Link, Roster};
+use super::link::{Link, PeerSet};
 use super::receiver::{CallError, PeerReceiver};
 use super::snapshot_receive::{Slot, clear_room, receive};
 use super::{incoming, snapshot_send};
@@ -32,8 +32,8 @@ use crate::types::MemberId;
 
 /// Threads for disk work of snapshot transfers, and of receivers that have some.
 const BLOCKING_THREADS_MAX: usize = 8;
-/// Different guests in one run of this member.
-const GUESTS_MAX: usize = 32;
+/// Different unlisted peers in one run of this member.
+const UNLISTED_MAX: usize = 32;
 /// The lanes that are kept connected.
 const LANES: [Purpose; 3] = [Purpose::Control, Purpose::Append, Purpose::Calls];
 /// Pause between two warnings about connections of one member that are refused for one reason.
@@ -56,8 +56,8 @@ pub(super) struct Shared {
     pub(super) metrics: PeerMetrics,
     tasks: Tasks,
     runtime: Handle,
-    roster: ArcSwap<Roster>,
-    /// Held while the roster changes: whoever was a guest in this run and is no peer yet.
+    peer_set: ArcSwap<PeerSet>,
+    /// Held while the peer set changes: whoever was an unlisted peer in this run and is no peer yet.
     changing: Mutex<BTreeSet<MemberId>>,
     /// The one accepted connection of each lane of each peer; a new one ends the old one.
     accepted: Mutex<Accepted>,
@@ -65,7 +65,7 @@ pub(super) struct Shared {
     pub(super) snapshots_in: Semaphore,
     /// When the refusal of a sender was last logged as a warning.
     refusals_told: Mutex<BTreeMap<(Option<MemberId>, Refusal), Instant>>,
-    /// One for each peer that ever sent an image.
+    /// One for each peer that ever sent a db snapshot.
     slots: Mutex<HashMap<MemberId, Arc<tokio::sync::Mutex<Slot>>>>,
 }
 
@@ -79,7 +79,7 @@ impl PeerTransport {
     /// Starts the thread that does the peers' I/O; it ends when `tasks` stop. Must be called on a runtime.
     ///
     /// # Errors
-    /// When the thread cannot start, or leftovers of received images cannot be removed.
+    /// When the thread cannot start, or leftovers of received db snapshots cannot be removed.
     pub fn start(
         config: PeerConfig,
         receiver: Arc<dyn PeerReceiver>,
@@ -100,7 +100,7 @@ impl PeerTransport {
             metrics,
             tasks: tasks.clone(),
             runtime: runtime.handle().clone(),
-            roster: ArcSwap::default(),
+            peer_set: ArcSwap::default(),
             changing: Mutex::default(),
             accepted: Mutex::default(),
             refusals_told: Mutex::default(),
@@ -120,13 +120,13 @@ impl PeerTransport {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Follows the member list: connects to `peers`, drops the connections of everybody else but guests who are
+    /// Follows the member list: connects to `peers`, drops the connections of everybody else but unlisted peers who are
     /// connected. This member itself is left out; the others are told its URLs.
     pub fn set_peers(&self, peers: Vec<Peer>, removed: BTreeSet<MemberId>) {
         let shared = &self.shared;
-        let mut were_guests = shared.changing.lock();
-        let old = shared.roster.load_full();
-        let (mut links, mut guests) = (HashMap::new(), BTreeSet::new());
+        let mut seen_unlisted = shared.changing.lock();
+        let old = shared.peer_set.load_full();
+        let (mut links, mut unlisted) = (HashMap::new(), BTreeSet::new());
         let mut own_urls = old.own_urls.clone();
         let mut new = Vec::new();
         for peer in peers {
@@ -137,12 +137,12 @@ impl PeerTransport {
             if removed.contains(&peer.id) {
                 continue;
             }
-            were_guests.remove(&peer.id);
+            seen_unlisted.remove(&peer.id);
             let link = match old.links.get(&peer.id) {
                 Some(link) => {
                     if **link.urls.load() != peer.urls {
                         link.urls.store(Arc::new(peer.urls));
-                        link.promising.notify_waiters();
+                        link.redial.notify_waiters();
                     }
                     link.clone()
                 }
@@ -154,15 +154,15 @@ impl PeerTransport {
             };
             links.insert(peer.id, link);
         }
-        for guest in &old.guests {
-            let stays = !links.contains_key(guest) && !removed.contains(guest) && shared.has_accepted(*guest);
-            if let (true, Some(link)) = (stays, old.links.get(guest)) {
-                guests.insert(*guest);
-                links.insert(*guest, link.clone());
+        for peer in &old.unlisted {
+            let stays = !links.contains_key(peer) && !removed.contains(peer) && shared.has_accepted(*peer);
+            if let (true, Some(link)) = (stays, old.links.get(peer)) {
+                unlisted.insert(*peer);
+                links.insert(*peer, link.clone());
             }
         }
         let gone = old.links.values().filter(|link| !links.contains_key(&link.peer)).cloned().collect::<Vec<_>>();
-        shared.roster.store(Arc::new(Roster { links, guests, removed, own_urls }));
+        shared.peer_set.store(Arc::new(PeerSet { links, unlisted, removed, own_urls }));
         for link in gone {
             link.end();
             shared.end_accepted(link.peer);
@@ -184,7 +184,7 @@ impl PeerTransport {
     /// # Errors
     /// See [`CallError`]; what the peer answered is passed on unchanged.
     pub async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
-        let calls = match self.shared.roster.load().links.get(&to) {
+        let calls = match self.shared.peer_set.load().links.get(&to) {
             Some(link) => link.calls.clone(),
             None => return Err(CallError::UnknownPeer(to)),
         };
@@ -195,7 +195,7 @@ impl PeerTransport {
 
     /// Since when messages can be sent to this peer without a break.
     pub fn active_since(&self, peer: MemberId) -> Option<Instant> {
-        self.shared.roster.load().links.get(&peer)?.active_since()
+        self.shared.peer_set.load().links.get(&peer)?.active_since()
     }
 
     /// Answers a request for [`PEER_PATH`](super::PEER_PATH) on the peer port and, if it is one of a peer, takes the
@@ -232,13 +232,13 @@ impl PeerTransport {
     /// # Errors
     /// The reason that the answer gives.
     pub fn judge(&self, headers: &http::HeaderMap) -> Result<Greeting, Refusal> {
-        let roster = self.shared.roster.load();
-        let known = |member| match roster.is_peer(member) {
+        let peer_set = self.shared.peer_set.load();
+        let known = |member| match peer_set.is_peer(member) {
             true => Known::Peer,
             false if has_room(&self.shared.changing.lock(), member) => Known::Welcome,
             false => Known::Stranger,
         };
-        Hello::judge(headers, &self.shared.config, known, &roster.removed)
+        Hello::judge(headers, &self.shared.config, known, &peer_set.removed)
     }
 
     /// Serves a connection that passed the handshake; `first` is what arrived with the end of it.
@@ -261,7 +261,7 @@ impl PeerTransport {
 impl Shared {
     #[cfg(test)]
     pub(super) fn link(&self, peer: MemberId) -> Arc<Link> {
-        self.roster.load().links[&peer].clone()
+        self.peer_set.load().links[&peer].clone()
     }
 
     #[cfg(test)]
@@ -280,11 +280,11 @@ impl Shared {
     }
 
     pub(super) fn hello(&self, to: MemberId, purpose: Purpose) -> Hello {
-        let urls = self.roster.load().own_urls.clone();
+        let urls = self.peer_set.load().own_urls.clone();
         Hello { cluster: self.config.cluster, from: self.config.member, to, purpose, urls }
     }
 
-    /// What is kept of the images of a peer.
+    /// What is kept of the db snapshots of a peer.
     pub(super) fn slot(&self, from: MemberId) -> Arc<tokio::sync::Mutex<Slot>> {
         self.slots.lock().entry(from).or_default().clone()
     }
@@ -297,23 +297,23 @@ impl Shared {
 
     /// Takes in a member of this cluster that is not in the list: this member was away when it was added. What it sends
     /// reaches consensus, and the answers reach it.
-    fn let_in(self: &Arc<Self>, guest: MemberId, urls: Vec<String>) {
-        let mut were_guests = self.changing.lock();
-        let old = self.roster.load_full();
-        if old.is_peer(guest) || old.removed.contains(&guest) || !has_room(&were_guests, guest) {
+    fn add_unlisted(self: &Arc<Self>, unlisted: MemberId, urls: Vec<String>) {
+        let mut seen_unlisted = self.changing.lock();
+        let old = self.peer_set.load_full();
+        if old.is_peer(unlisted) || old.removed.contains(&unlisted) || !has_room(&seen_unlisted, unlisted) {
             return;
         }
-        if let Some(link) = old.links.get(&guest) {
+        if let Some(link) = old.links.get(&unlisted) {
             link.urls.store(Arc::new(urls));
             return;
         }
-        info!(member = %guest, ?urls, "a member of this cluster that is not in the list yet has connected");
-        were_guests.insert(guest);
-        let link = Arc::new(Link::new(guest, urls, &self.config, &self.metrics));
-        let mut roster = Roster::clone(&old);
-        roster.links.insert(guest, link.clone());
-        roster.guests.insert(guest);
-        self.roster.store(Arc::new(roster));
+        info!(member = %unlisted, ?urls, "a member of this cluster that is not in the list yet has connected");
+        seen_unlisted.insert(unlisted);
+        let link = Arc::new(Link::new(unlisted, urls, &self.config, &self.metrics));
+        let mut peer_set = PeerSet::clone(&old);
+        peer_set.links.insert(unlisted, link.clone());
+        peer_set.unlisted.insert(unlisted);
+        self.peer_set.store(Arc::new(peer_set));
         self.connect(&link);
     }
 
@@ -361,8 +361,8 @@ impl Shared {
     }
 
     fn serve(self: Arc<Self>, mut greeting: Greeting, dialed: Dialed) {
-        if let Some(urls) = greeting.guest_at.take() {
-            self.let_in(greeting.from, urls);
+        if let Some(urls) = greeting.unlisted_urls.take() {
+            self.add_unlisted(greeting.from, urls);
         }
         let Greeting { from, purpose, .. } = greeting;
         let key = (from, purpose);
@@ -377,8 +377,8 @@ impl Shared {
             number
         };
         // After the entry is made, so that a change of the list either sees it or is seen here.
-        match self.roster.load().links.get(&from) {
-            Some(link) => link.promising.notify_waiters(),
+        match self.peer_set.load().links.get(&from) {
+            Some(link) => link.redial.notify_waiters(),
             None => ended.cancel(),
         }
         let shared = self.clone();
@@ -415,9 +415,9 @@ impl Shared {
     }
 }
 
-/// Whether there is room for this guest: ids that nobody knows cost something for as long as this member runs.
-fn has_room(were_guests: &BTreeSet<MemberId>, guest: MemberId) -> bool {
-    were_guests.len() < GUESTS_MAX || were_guests.contains(&guest)
+/// Whether there is room for this unlisted peer: ids that nobody knows cost something for as long as this member runs.
+fn has_room(seen_unlisted: &BTreeSet<MemberId>, unlisted: MemberId) -> bool {
+    seen_unlisted.len() < UNLISTED_MAX || seen_unlisted.contains(&unlisted)
 }
 
 /// Raft's way to the peers.
@@ -427,10 +427,10 @@ pub struct PeerQueue {
 
 impl PeerSink for PeerQueue {
     fn send(&mut self, messages: Vec<Outbound>) {
-        let roster = self.shared.roster.load();
+        let peer_set = self.shared.peer_set.load();
         for message in messages {
             // Whoever left the list gets nothing more.
-            let Some(link) = roster.links.get(&message.to) else { continue };
+            let Some(link) = peer_set.links.get(&message.to) else { continue };
             match message.lane {
                 Lane::Control => {
                     let pushed = link.control.push(message.bytes);

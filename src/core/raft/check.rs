@@ -32,12 +32,12 @@ impl PeerMessage {
     pub fn parse(to: MemberId, from: MemberId, bytes: &Bytes) -> Result<Self, RefusedMessage> {
         let message = read(to, from, bytes)?;
         if message.get_msg_type() == MessageType::MsgSnapshot {
-            return refuse("a snapshot without its image");
+            return refuse("a snapshot message without its db snapshot");
         }
         Ok(Self(message))
     }
 
-    /// Reads the message that goes with the image of a state.
+    /// Reads the message that goes with the db snapshot of a state.
     ///
     /// # Errors
     /// When it is not one.
@@ -56,7 +56,7 @@ impl PeerMessage {
     }
 }
 
-/// Rewrites a snapshot message to the position of the image that really goes with it.
+/// Rewrites a snapshot message to the position of the db snapshot that really goes with it.
 ///
 /// # Errors
 /// When `bytes` is no snapshot message.

@@ -62,7 +62,7 @@ pub struct RaftStatus {
 
 impl RaftStatus {
     /// The term, if its leader is known.
-    pub fn led_term(&self) -> Option<Term> {
+    pub fn term_with_leader(&self) -> Option<Term> {
         self.leader.map(|_| self.term)
     }
 }
@@ -210,7 +210,7 @@ impl RaftHandle {
         Ok(())
     }
 
-    /// Takes a snapshot message whose image is prepared. The answer tells whether the state will be installed; without
+    /// Takes a snapshot message whose db snapshot is prepared. The answer tells whether the state will be installed; without
     /// an answer it will not.
     pub fn receive_snapshot(&self, message: PeerMessage) -> oneshot::Receiver<bool> {
         let (reply, accepted) = oneshot::channel();
@@ -303,8 +303,8 @@ impl RaftHandle {
     }
 
     /// The term, if its leader is known.
-    pub fn led_term(&self) -> Option<Term> {
-        self.status.borrow().led_term()
+    pub fn term_with_leader(&self) -> Option<Term> {
+        self.status.borrow().term_with_leader()
     }
 
     /// Changes of leader and term.

@@ -136,7 +136,7 @@ impl LogTail {
         }
     }
 
-    /// A state from elsewhere takes the place of the whole log.
+    /// A snapshot from the leader takes the place of the whole log.
     pub(super) fn install(&mut self, metadata: &SnapshotMetadata) {
         self.base = (metadata.index, metadata.term);
         self.base_total = self.bytes();

@@ -51,7 +51,7 @@ pub struct RaftNode {
     held: VecDeque<(u64, Vec<Outbound>)>,
     released: Vec<Outbound>,
     /// States to install once their group is durable.
-    installs: VecDeque<(u64, LogPosition)>,
+    prepared_snapshots: VecDeque<(u64, LogPosition)>,
     /// Membership changes that apply has not decided on.
     undecided: VecDeque<(LogIndex, ProposedChange)>,
     /// The group that puts on disk that a membership change is committed; nothing else happens before it is there.
@@ -112,7 +112,7 @@ impl RaftNode {
             deferred: None,
             held: VecDeque::new(),
             released: Vec::new(),
-            installs: VecDeque::new(),
+            prepared_snapshots: VecDeque::new(),
             undecided: VecDeque::new(),
             noting_change: None,
             withheld: VecDeque::new(),
@@ -152,7 +152,7 @@ impl RaftNode {
         }
     }
 
-    /// Whether a state from elsewhere took the place of the log, and apply has not put it in place yet. The library
+    /// Whether a snapshot from the leader took the place of the log, and apply has not put it in place yet. The library
     /// panics at a campaign then: it looks for membership changes among entries that are gone.
     fn awaits_state(&self) -> bool {
         self.raw.raft.raft_log.applied < self.raw.store().base().0
@@ -368,7 +368,7 @@ impl RaftNode {
     /// When the library cannot, or a decision is about nothing that waits.
     pub fn members_decided(&mut self, decision: MembersDecision) -> Result<(), RaftError> {
         if decision.index <= self.raw.store().base() {
-            // A state from elsewhere came in between, and its members count.
+            // A snapshot from the leader came in between, and its members count.
             return Ok(());
         }
         let Some((index, change)) = self.undecided.pop_front() else {

@@ -9,7 +9,7 @@ pub enum Lane {
     Control,
     /// Log entries, their confirmations and forwarded proposals.
     Append,
-    /// "Here is a state": goes with an image of it.
+    /// "Here is a state": goes with a db snapshot of it.
     Snapshot,
 }
 

@@ -84,7 +84,7 @@ pub enum CommittedKind {
 pub struct PersistGroup {
     /// Given back through [`RaftNode::persisted`](super::RaftNode::persisted).
     pub number: u64,
-    /// A state from elsewhere that takes the place of everything before the entries; its image is on disk already.
+    /// A snapshot from the leader that takes the place of everything before the entries; its db snapshot is on disk already.
     pub snapshot: Option<WalSnapshot>,
     /// New entries.
     pub entries: Vec<WalEntry>,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::peer_http::{RunningCluster, fetch_cluster, fetch_cluster_version};
+use super::remote_cluster::{RunningCluster, fetch_cluster, fetch_cluster_version};
 use crate::config::{InitialCluster, InitialState, Resolve, ServerConfig, ServerConfigError, same_urls};
 use crate::core::cluster::{AddContext, ClusterVersion, Member, MembershipError, cluster_id, member_id};
 use crate::core::peer::PeerTls;

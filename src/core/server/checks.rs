@@ -92,7 +92,7 @@ pub async fn health(core: &Core, query: &Query) -> Result<(), String> {
             return Err(format!("ALARM {name}"));
         }
     }
-    if !query.serializable && core.raft.led_term().is_none() {
+    if !query.serializable && core.raft.term_with_leader().is_none() {
         return Err("RAFT NO LEADER".to_owned());
     }
     read(core, !query.serializable).await.map_err(|error| format!("RANGE ERROR:{error}"))

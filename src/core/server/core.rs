@@ -16,7 +16,7 @@ use super::metrics::CoreMetrics;
 use super::renewals::Renewals;
 use crate::api_error::ApiError;
 use crate::core::alarm::AlarmStore;
-use crate::core::apply::{Applied, ApplyHandle, Fate, Waiters};
+use crate::core::apply::{Applied, ApplyHandle, ProposalOutcome, SharedPendingRequests};
 use crate::core::backend::Backend;
 use crate::core::cluster::{ClusterStore, Member};
 use crate::core::mvcc::{Snapshot, StoreReader};
@@ -77,7 +77,7 @@ pub struct Published {
     /// Members and cluster version.
     pub cluster: ArcSwap<ClusterStore>,
     /// Whether a CORRUPT alarm names this member: it serves no clients then.
-    pub condemned: watch::Sender<bool>,
+    pub corrupt: watch::Sender<bool>,
 }
 
 impl Published {
@@ -85,8 +85,8 @@ impl Published {
     pub(super) fn update(&self, member: MemberId, cluster: &ClusterStore, alarms: &AlarmStore) {
         self.cluster.store(Arc::new(cluster.clone()));
         self.alarms.store(Arc::new(alarms.clone()));
-        let condemned = alarms.names(AlarmType::Corrupt, member);
-        self.condemned.send_if_modified(|known| std::mem::replace(known, condemned) != condemned);
+        let corrupt = alarms.names(AlarmType::Corrupt, member);
+        self.corrupt.send_if_modified(|known| std::mem::replace(known, corrupt) != corrupt);
     }
 
     /// Whether clients may have data from `member`, which is this one.
@@ -119,7 +119,7 @@ pub struct Core {
     /// Ends the process when this member's state can no longer be trusted.
     pub failed: Failed,
     /// Whether leadership is being handed over.
-    pub handing_over: watch::Sender<bool>,
+    pub transferring_leadership: watch::Sender<bool>,
     /// State on disk, for maintenance calls.
     pub backend: Backend,
     /// Apply's side of compactions.
@@ -131,7 +131,7 @@ pub struct Core {
     /// Counters.
     pub metrics: CoreMetrics,
     /// Requests under way.
-    pub waiters: Arc<Waiters>,
+    pub pending: Arc<SharedPendingRequests>,
     /// Cancelled once this member is none any more.
     pub removed: CancellationToken,
     /// One membership change at a time.
@@ -148,7 +148,7 @@ impl Core {
     /// Replicates a request and returns its outcome once this member has applied it.
     ///
     /// It is proposed again when it went nowhere or was lost with a leader, and is never done twice: see
-    /// [`Underway`](crate::core::apply::Underway). Dropping the future before the request is proposed takes it back;
+    /// [`PendingRequests`](crate::core::apply::PendingRequests). Dropping the future before the request is proposed takes it back;
     /// later it ends the waiting only, and the entry may still commit. Nothing is proposed while no leader is known.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Core {
         let deadline = Instant::now() + self.limits.request_timeout;
         request.id = self.next_request_id();
         loop {
-            let term = self.led_term(deadline).await?;
+            let term = self.term_with_leader(deadline).await?;
             if let Some(applied) = self.attempt(&request, term, deadline, RaftHandle::propose).await? {
                 timed.succeed();
                 return Ok(applied);
@@ -186,17 +186,21 @@ impl Core {
     /// The term to propose for, once its leader is known. Requests wait here and not with consensus, which could not
     /// tell whose client has given up: an election takes longer than many clients wait, and their writes would be done
     /// after it.
-    pub(super) async fn led_term(&self, deadline: Instant) -> Result<Term, ApiError> {
-        if *self.handing_over.borrow() {
+    pub(super) async fn term_with_leader(&self, deadline: Instant) -> Result<Term, ApiError> {
+        if *self.transferring_leadership.borrow() {
             // The guard ends this soon, by itself.
-            let _ = self.handing_over.subscribe().wait_for(|handing_over| !handing_over).await;
+            let _ = self
+                .transferring_leadership
+                .subscribe()
+                .wait_for(|transferring_leadership| !transferring_leadership)
+                .await;
         }
-        if let Some(term) = self.raft.led_term() {
+        if let Some(term) = self.raft.term_with_leader() {
             return Ok(term);
         }
         let mut status = self.raft.status();
         let _place = self.leaderless.try_acquire().map_err(|_| ApiError::TooManyRequests)?;
-        let _pending = Pending::new(&self.metrics);
+        let _pending = PendingCount::new(&self.metrics);
         match timeout_at(deadline, status.wait_for(|status| status.leader.is_some())).await {
             Ok(Ok(status)) => Ok(status.term),
             Ok(Err(_)) => Err(ApiError::Stopped),
@@ -233,12 +237,12 @@ impl Core {
         if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
             return Err(ApiError::TooManyRequests.into());
         }
-        let (_guard, fate) = Registered::new(self, request.id, term);
+        let (_guard, outcome) = PendingRequest::new(self, request.id, term);
         let result = match propose(&self.raft, Proposal { request: request.id, term, bytes: bytes.into() }) {
-            Ok(()) => match timeout_at(deadline, fate).await {
-                Ok(Ok(fate)) => known(fate),
+            Ok(()) => match timeout_at(deadline, outcome).await {
+                Ok(Ok(outcome)) => known(outcome),
                 Ok(Err(_)) => Err(ApiError::Stopped.into()),
-                Err(_) => known(Fate::Unknown),
+                Err(_) => known(ProposalOutcome::Unknown),
             },
             Err(error) => Err(error.into()),
         };
@@ -251,8 +255,8 @@ impl Core {
     /// Makes proposals wait until the guard is dropped: while leadership changes hands, consensus drops them, and
     /// their clients would wait for their timeout.
     pub(super) fn hold_proposals(&self) -> HeldProposals<'_> {
-        self.handing_over.send_replace(true);
-        HeldProposals(&self.handing_over)
+        self.transferring_leadership.send_replace(true);
+        HeldProposals(&self.transferring_leadership)
     }
 
     /// An id that no other proposal of the cluster has.
@@ -334,48 +338,48 @@ impl Drop for HeldProposals<'_> {
     }
 }
 
-/// What a fate means for whoever asked; nothing when the request can be proposed again.
-pub(super) fn known(fate: Fate) -> Result<Option<Applied>, Failure> {
-    match fate {
-        Fate::Applied(outcome) => outcome.map(Some).map_err(Failure::from),
-        Fate::Lost => Ok(None),
+/// What a outcome means for whoever asked; nothing when the request can be proposed again.
+pub(super) fn known(outcome: ProposalOutcome) -> Result<Option<Applied>, Failure> {
+    match outcome {
+        ProposalOutcome::Applied(outcome) => outcome.map(Some).map_err(Failure::from),
+        ProposalOutcome::Lost => Ok(None),
         // Never DeadlineExceeded, which is etcd's answer while there is no leader: the official client sends such a
         // request again, and it would be applied twice.
-        Fate::Unknown => Err(ApiError::Timeout.into()),
+        ProposalOutcome::Unknown => Err(ApiError::Timeout.into()),
     }
 }
 
 /// Counts a request as pending until it is dropped.
-struct Pending<'a>(&'a CoreMetrics);
+struct PendingCount<'a>(&'a CoreMetrics);
 
-impl<'a> Pending<'a> {
+impl<'a> PendingCount<'a> {
     fn new(metrics: &'a CoreMetrics) -> Self {
         metrics.server.proposals_pending.inc();
         Self(metrics)
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for PendingCount<'_> {
     fn drop(&mut self) {
         self.0.server.proposals_pending.dec();
     }
 }
 
 /// Takes a request off the list of waiters when its future ends, however it ends.
-pub(super) struct Registered<'a> {
+pub(super) struct PendingRequest<'a> {
     core: &'a Core,
     id: u64,
-    _pending: Pending<'a>,
+    _pending: PendingCount<'a>,
 }
 
-impl<'a> Registered<'a> {
-    pub(super) fn new(core: &'a Core, id: u64, term: Term) -> (Self, oneshot::Receiver<Fate>) {
-        (Self { core, id, _pending: Pending::new(&core.metrics) }, core.waiters.register(id, term))
+impl<'a> PendingRequest<'a> {
+    pub(super) fn new(core: &'a Core, id: u64, term: Term) -> (Self, oneshot::Receiver<ProposalOutcome>) {
+        (Self { core, id, _pending: PendingCount::new(&core.metrics) }, core.pending.register(id, term))
     }
 }
 
-impl Drop for Registered<'_> {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
-        self.core.waiters.forget(self.id);
+        self.core.pending.forget(self.id);
     }
 }

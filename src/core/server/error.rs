@@ -63,7 +63,7 @@ fn apply_status(error: ApplyError) -> Status {
         ApplyError::NoSpace => ApiError::NoSpace.into(),
         ApplyError::Corrupt => ApiError::Corrupt.into(),
         // Never an answer: the member stops.
-        ApplyError::NoImage(_) | ApplyError::Backend(_) | ApplyError::Cluster(_) => ApiError::Stopped.into(),
+        ApplyError::NoDbSnapshot(_) | ApplyError::Backend(_) | ApplyError::Cluster(_) => ApiError::Stopped.into(),
         ApplyError::Unknown => Status::unimplemented("request kind is not supported by this member"),
     }
 }

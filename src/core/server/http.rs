@@ -19,7 +19,7 @@ const MISDIRECTED: &str = "the Host header names no host of --host-whitelist: a 
 
 /// What a member answers to plain HTTP: health, version, metrics.
 #[derive(Clone)]
-pub struct HttpFace {
+pub struct HttpHandler {
     core: Arc<Core>,
     metrics: Metrics,
     rules: Arc<BrowserRules>,
@@ -59,8 +59,8 @@ fn allows_all(list: &[String]) -> bool {
     list.is_empty() || list.iter().any(|entry| entry == "*")
 }
 
-impl HttpFace {
-    /// Builds the face of one member.
+impl HttpHandler {
+    /// Builds the handler of one member.
     pub fn new(core: Arc<Core>, metrics: Metrics, rules: BrowserRules) -> Self {
         Self { core, metrics, rules: Arc::new(rules) }
     }

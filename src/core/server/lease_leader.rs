@@ -47,7 +47,7 @@ pub(super) enum Renewal {
 }
 
 /// The member around the leases.
-pub(super) trait Around: Send + Sync + 'static {
+pub(super) trait LeaderAccess: Send + Sync + 'static {
     /// This member.
     fn member(&self) -> MemberId;
     /// Who leads.
@@ -69,7 +69,7 @@ pub(super) trait Around: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Bytes, CallError>> + Send;
 }
 
-impl Around for Core {
+impl LeaderAccess for Core {
     fn member(&self) -> MemberId {
         self.member
     }
@@ -106,22 +106,22 @@ impl Around for Core {
 ///
 /// # Errors
 /// Those of the leader that asking again cannot mend, unchanged; no leader, or no answer, in time.
-pub(super) async fn ask<A: Around>(
-    around: &A,
+pub(super) async fn ask<A: LeaderAccess>(
+    access: &A,
     method: &'static str,
     body: Bytes,
     deadline: Instant,
 ) -> Result<Bytes, Failure> {
-    let mut status = around.status();
-    let mut leading = around.clock().leading();
+    let mut status = access.status();
+    let mut leading = access.clock().leading();
     loop {
         let leader = status.borrow_and_update().leader;
         leading.mark_unchanged();
         let attempt = async {
             match leader {
                 None => std::future::pending().await,
-                Some(leader) if leader == around.member() => answer(around, method, body.clone()).await,
-                Some(leader) => Ok(around.call(leader, method, body.clone()).await?),
+                Some(leader) if leader == access.member() => answer(access, method, body.clone()).await,
+                Some(leader) => Ok(access.call(leader, method, body.clone()).await?),
             }
         };
         tokio::select! {
@@ -169,10 +169,10 @@ fn may_pass(failure: &Failure) -> bool {
 ///
 /// # Errors
 /// "Leader changed" when this member does not lead, or has not begun to.
-pub(super) async fn answer<A: Around>(around: &A, method: &str, body: Bytes) -> Result<Bytes, Failure> {
+pub(super) async fn answer<A: LeaderAccess>(access: &A, method: &str, body: Bytes) -> Result<Bytes, Failure> {
     match method {
-        RENEW => renew(around, body).await,
-        TIME_TO_LIVE => time_to_live(around, body).await,
+        RENEW => renew(access, body).await,
+        TIME_TO_LIVE => time_to_live(access, body).await,
         _ => Err(Failure::Other(format!("no lease method {method}"))),
     }
 }
@@ -181,30 +181,30 @@ pub(super) async fn answer<A: Around>(around: &A, method: &str, body: Bytes) -> 
 ///
 /// The term can only grow: if it is the same after the confirmation as before it, no other leader had begun when the
 /// request came in.
-async fn confirmed_term<A: Around>(around: &A) -> Result<Term, Failure> {
-    let term = (*around.clock().leading().borrow()).ok_or(ApiError::LeaderChanged)?;
-    around.confirm().await?;
-    let status = *around.status().borrow();
+async fn confirmed_term<A: LeaderAccess>(access: &A) -> Result<Term, Failure> {
+    let term = (*access.clock().leading().borrow()).ok_or(ApiError::LeaderChanged)?;
+    access.confirm().await?;
+    let status = *access.status().borrow();
     if !status.is_leader || status.term != term {
         return Err(ApiError::LeaderChanged.into());
     }
     Ok(term)
 }
 
-async fn renew<A: Around>(around: &A, body: Bytes) -> Result<Bytes, Failure> {
+async fn renew<A: LeaderAccess>(access: &A, body: Bytes) -> Result<Bytes, Failure> {
     let ids = read_renewals(body)?;
-    let term = confirmed_term(around).await?;
-    let renewed = around.clock().renew(&ids, term).map_err(|_| ApiError::LeaderChanged)?;
+    let term = confirmed_term(access).await?;
+    let renewed = access.clock().renew(&ids, term).map_err(|_| ApiError::LeaderChanged)?;
     let outdated: Vec<LeaseId> =
         ids.iter().zip(&renewed).filter(|(_, renewed)| clears(renewed)).map(|(&id, _)| id).collect();
     if !outdated.is_empty() {
-        around.clear_checkpoints(&outdated, term).await?;
+        access.clear_checkpoints(&outdated, term).await?;
     }
     let mut answer = BytesMut::new();
     for (id, renewed) in ids.iter().zip(renewed) {
         let ttl = match renewed {
             Ok(renewed) => {
-                around.renewed();
+                access.renewed();
                 renewed.ttl
             }
             Err(RenewError::NotFound(_)) => 0,
@@ -221,16 +221,16 @@ fn clears(renewed: &Result<Renewed, RenewError>) -> bool {
     renewed.is_ok_and(|renewed| renewed.clear_checkpoint)
 }
 
-async fn time_to_live<A: Around>(around: &A, body: Bytes) -> Result<Bytes, Failure> {
+async fn time_to_live<A: LeaderAccess>(access: &A, body: Bytes) -> Result<Bytes, Failure> {
     let request = LeaseTimeToLiveRequest::decode(body).map_err(unreadable)?;
-    let term = confirmed_term(around).await?;
+    let term = confirmed_term(access).await?;
     let id = LeaseId(request.id);
     let mut answer = LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..Default::default() };
-    let store = around.clock().store.read();
+    let store = access.clock().store.read();
     if let Some(lease) = store.get(id) {
         answer.granted_ttl = lease.granted_ttl;
         // Another leader's deadlines are not ours to tell.
-        let left = around.clock().remaining(id, term).map_err(|_| ApiError::LeaderChanged)?;
+        let left = access.clock().remaining(id, term).map_err(|_| ApiError::LeaderChanged)?;
         answer.ttl = left.map_or(0, |left| i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
         if request.keys {
             answer.keys = store.keys(id).map(Bytes::copy_from_slice).collect();

@@ -6,7 +6,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 
 use super::core::Core;
-use super::{snapshot, transfer};
+use super::{move_leader, snapshot};
 use crate::api_error::ApiError;
 use crate::core::apply::Applied;
 use crate::core::backend::{Backend, BackendError, Table};
@@ -122,7 +122,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        transfer::move_leader(&self.core, MemberId(request.get_ref().target_id)).await?;
+        move_leader::move_leader(&self.core, MemberId(request.get_ref().target_id)).await?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 

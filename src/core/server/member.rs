@@ -14,14 +14,15 @@ use super::lease_clock::{self, LeaseClock};
 use super::long_answer::{self, AnswerMemory};
 use super::metrics::CoreMetrics;
 use super::observer::MemberObserver;
-use super::peers::MemberPeers;
+use super::peer_receiver::MemberPeers;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
 use super::renewals::{self, Renewals};
-use super::{auto_compaction, bootstrap, checkpoint, gauges, hand_over, integrity, join, version};
+use super::{auto_compaction, bootstrap, corruption_check, gauges, leader_transfer, publish, version, wal_compaction};
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
-    Applier, ApplierConfig, ApplyConfig, ApplyQueue, ApplyTask, CompactionPace, Installs, Waiters, open_leases,
+    Applier, ApplierConfig, ApplyConfig, ApplyQueue, ApplyTask, CompactionPace, PreparedSnapshots,
+    SharedPendingRequests, open_leases,
 };
 use crate::core::backend::{BackendError, Checkpointer, Table};
 use crate::core::cluster::{self, MembershipError};
@@ -169,8 +170,8 @@ impl Member {
     pub async fn join(&self, config: &ServerConfig) -> Result<(), StartError> {
         self.spawn_keepers(config);
         let joined = async {
-            join::join(&self.core, &config.name, &config.advertise_client_urls).await;
-            if config.integrity.at_start { integrity::check_at_start(&self.core).await } else { Ok(()) }
+            publish::publish(&self.core, &config.name, &config.advertise_client_urls).await;
+            if config.integrity.at_start { corruption_check::check_at_start(&self.core).await } else { Ok(()) }
         };
         tokio::select! {
             () = self.removed() => Err(StartError::Removed(self.core.member)),
@@ -208,19 +209,19 @@ impl Member {
         let applier_config = ApplierConfig { quota_bytes: limits.quota_bytes };
         let applier = Applier::new(store, leases, cluster, alarms, backend.clone(), applier_config);
 
-        let waiters = Arc::new(Waiters::default());
-        let (queue, apply_handle, inlet) = ApplyTask::channel(waiters.clone());
+        let pending = Arc::new(SharedPendingRequests::default());
+        let (queue, apply_handle, inlet) = ApplyTask::channel(pending.clone());
         let inbox = RaftInbox::new();
         let observer =
             WalObserver { persisted: inbox.persisted(), failed: failed.clone(), metrics: metrics.disk.clone() };
         let log = LogTail::new(log_base, recovered.entries, &recovered.hard_state, &conf_state);
         let node = RaftNode::new(&node_config(config, metadata.member, position.index), log)?;
         let writer = WalWriter::start(wal, SEGMENTS_MIN, observer)?;
-        let installs = Arc::new(Installs::default());
+        let prepared_snapshots = Arc::new(PreparedSnapshots::default());
         let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone(), tasks.clone());
         let peer_config = PeerConfig {
             tls: neighbours.tls,
-            syncs_images: !config.unsafe_no_fsync,
+            syncs_db_snapshots: !config.unsafe_no_fsync,
             ..PeerConfig::new(metadata.cluster, metadata.member)
         };
         let peers = PeerTransport::start(peer_config, Arc::new(receiver), peer_metrics, &tasks)?;
@@ -248,13 +249,13 @@ impl Member {
             leases: clock,
             renewals,
             failed: failed.clone(),
-            handing_over: watch::Sender::new(false),
+            transferring_leadership: watch::Sender::new(false),
             backend: backend.clone(),
             apply: apply_handle,
             peers,
             answers: AnswerMemory::new(answer_memory_bytes),
             metrics,
-            waiters,
+            pending,
             removed: CancellationToken::new(),
             reconfiguring: Semaphore::new(1),
             leaderless: Semaphore::new(LEADERLESS_MAX),
@@ -262,7 +263,7 @@ impl Member {
             pending_bytes: AtomicU64::new(0),
         });
         tasks.spawn(renewals::run(core.clone(), renewals_inlet, tasks.stop_signal()));
-        slot.fill(core.clone(), installs.clone());
+        slot.fill(core.clone(), prepared_snapshots.clone());
         // Before anything is applied: from then on only the log says who belongs to the cluster.
         let members = core.published.cluster.load_full();
         match members.members().next() {
@@ -273,7 +274,7 @@ impl Member {
         let observer = MemberObserver::new(core.clone(), watch.clone(), failed.clone(), tasks.clone());
         let pace =
             CompactionPace { slice_records: config.compaction_batch_limit, pause: config.compaction_sleep_interval };
-        let apply_config = ApplyConfig { installs, pace };
+        let apply_config = ApplyConfig { prepared_snapshots, pace };
         let apply = ApplyTask::start(applier, inlet, core.apply.clone(), observer, apply_config)?;
         let report = move |error: &BackendError| failed(format!("checkpoint: {error}"));
         let checkpointer = Checkpointer::start(backend, report)?;
@@ -296,19 +297,19 @@ impl Member {
         tasks.spawn(long_answer::release_late(core.clone(), tasks.clone()));
         tasks.spawn(gauges::count_leaders(core.clone(), tasks.clone()));
         tasks.spawn(lease_clock::run(core.clone(), config.election_timeout, tasks.clone()));
-        tasks.spawn(checkpoint::run(
+        tasks.spawn(wal_compaction::run(
             core.clone(),
             config.snapshot_count,
             config.snapshot_catchup_entries,
             tasks.clone(),
         ));
-        tasks.spawn(integrity::run(core.clone(), config.integrity, tasks.clone()));
+        tasks.spawn(corruption_check::run(core.clone(), config.integrity, tasks.clone()));
         tasks.spawn(auto_compaction::run(core.clone(), config.auto_compaction, tasks.clone()));
     }
 
     /// If this member leads, makes another one the leader; takes half a second at most.
     pub async fn hand_over(&self) {
-        hand_over::hand_over(&self.core).await;
+        leader_transfer::transfer_leadership(&self.core).await;
     }
 
     /// Stops from the outside in, after the listeners: tasks, raft with its log, apply, the last checkpoint.
@@ -357,7 +358,7 @@ fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> No
     }
 }
 
-/// Where images of states are written and received.
+/// Where db snapshots of states are written and received.
 fn snapshot_room(config: &ServerConfig) -> PathBuf {
     config.data_dir.join("member").join("snap")
 }

@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::core::{Core, Registered, known};
+use super::core::{Core, PendingRequest, known};
 use super::error::Failure;
 use crate::api_error::ApiError;
 use crate::core::apply::Applied;
@@ -224,19 +224,19 @@ impl Core {
         let change = ProposedChange { request, kind, member, context: context.into() };
         let deadline = tokio::time::Instant::now() + self.limits.request_timeout;
         loop {
-            let term = self.led_term(deadline).await?;
-            let (_guard, mut fate) = Registered::new(self, request, term);
+            let term = self.term_with_leader(deadline).await?;
+            let (_guard, mut outcome) = PendingRequest::new(self, request, term);
             self.raft.propose_members(change.clone(), term)?;
-            let fate = loop {
+            let outcome = loop {
                 let again = tokio::time::sleep(PROPOSE_AGAIN);
                 tokio::select! {
-                    fate = &mut fate => break fate,
+                    outcome = &mut outcome => break outcome,
                     () = tokio::time::sleep_until(deadline) => return Err(ApiError::Timeout.into()),
                     // Refused for now: the first copy may still make it.
                     () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone(), term)),
                 }
             };
-            match known(fate.map_err(|_| ApiError::Stopped)?)? {
+            match known(outcome.map_err(|_| ApiError::Stopped)?)? {
                 Some(Applied::Members(members)) => {
                     info!(%member, ?kind, "membership changed as asked");
                     return Ok(members);

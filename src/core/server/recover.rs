@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bootstrap::Bootstrap;
-use super::force::go_alone;
+use super::force_new_cluster::go_alone;
 use crate::core::backend::{Backend, BackendError, FsStateDisk, LogPosition, StateDisk, Table};
 use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore};
 use crate::core::wal::{FsDisk, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};

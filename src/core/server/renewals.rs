@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::error::Failure;
-use super::lease_leader::{Around, RENEW, RENEWALS_MAX, Renewal, ask, read_renewed, renewals_body};
+use super::lease_leader::{LeaderAccess, RENEW, RENEWALS_MAX, Renewal, ask, read_renewed, renewals_body};
 use crate::api_error::ApiError;
 use crate::types::LeaseId;
 
@@ -57,7 +57,7 @@ impl Renewals {
 }
 
 /// Serves renewals in batches until `stop`.
-pub(super) async fn run<A: Around>(around: Arc<A>, mut inlet: RenewalsInlet, stop: CancellationToken) {
+pub(super) async fn run<A: LeaderAccess>(access: Arc<A>, mut inlet: RenewalsInlet, stop: CancellationToken) {
     let mut waiting = Vec::new();
     let mut batches = FuturesUnordered::new();
     loop {
@@ -70,7 +70,7 @@ pub(super) async fn run<A: Around>(around: Arc<A>, mut inlet: RenewalsInlet, sto
                 // Those whose stream has ended meanwhile want nothing any more.
                 waiting.retain(|waiting| !waiting.reply.is_closed());
                 for batch in split(&mut waiting) {
-                    batches.push(serve(around.as_ref(), batch));
+                    batches.push(serve(access.as_ref(), batch));
                 }
             }
             Some(()) = batches.next() => {}
@@ -97,11 +97,11 @@ fn split(waiting: &mut Vec<Waiting>) -> Vec<Vec<Waiting>> {
     batches
 }
 
-async fn serve<A: Around>(around: &A, batch: Vec<Waiting>) {
+async fn serve<A: LeaderAccess>(access: &A, batch: Vec<Waiting>) {
     let Some(deadline) = batch.first().map(|first| first.deadline) else { return };
     let leases = batch.iter().flat_map(|waiting| waiting.leases.iter().copied());
     let asked = batch.iter().map(|waiting| waiting.leases.len()).sum();
-    let outcome = ask(around, RENEW, renewals_body(leases), deadline).await;
+    let outcome = ask(access, RENEW, renewals_body(leases), deadline).await;
     match outcome.and_then(read_renewed).and_then(|renewals| complete(renewals, asked)) {
         Ok(renewals) => {
             let mut renewals = renewals.into_iter();

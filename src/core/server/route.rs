@@ -15,7 +15,7 @@ use super::auth::AuthService;
 use super::cluster::ClusterService;
 use super::core::Core;
 use super::health::HealthService;
-use super::http::HttpFace;
+use super::http::HttpHandler;
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::long_answer::{self, ANSWER_BYTES_MAX};
@@ -47,7 +47,7 @@ const LEARNER_METHODS: [(&str, &str); 3] =
 #[derive(Clone)]
 pub struct Router {
     core: Arc<Core>,
-    http: HttpFace,
+    http: HttpHandler,
     kv: KvServer<KvService>,
     watch: WatchServer<WatchService>,
     lease: LeaseServer<LeaseService>,
@@ -61,7 +61,13 @@ pub struct Router {
 
 impl Router {
     /// Builds the services of one serving thread.
-    pub fn new(core: Arc<Core>, watch: WatchService, recipes: CoreRecipeStore, http: HttpFace, tasks: Tasks) -> Self {
+    pub fn new(
+        core: Arc<Core>,
+        watch: WatchService,
+        recipes: CoreRecipeStore,
+        http: HttpHandler,
+        tasks: Tasks,
+    ) -> Self {
         // One more byte than allowed is enough to see that a message is too long.
         let limit = core.limits.max_message_bytes();
         macro_rules! server {
@@ -143,7 +149,7 @@ impl Router {
             self.core.published.may_serve(self.core.member)?;
         }
         let wants_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        if wants_leader && self.core.raft.led_term().is_none() {
+        if wants_leader && self.core.raft.term_with_leader().is_none() {
             return Err(ApiError::NoLeader.into());
         }
         Ok(())

@@ -19,9 +19,9 @@ const CHUNKS_AHEAD: usize = 32;
 
 type Answer = Result<SnapshotResponse, Status>;
 
-/// Streams one consistent state as an image of etcd's database, and its SHA-256 last.
+/// Streams one consistent state as a db snapshot of etcd's database, and its SHA-256 last.
 ///
-/// The image is written while the client takes it; a slow client keeps the state alive, and holds up nobody.
+/// The db snapshot is written while the client takes it; a slow client keeps the state alive, and holds up nobody.
 /// `room` is held for as long.
 pub(super) fn stream(backend: Backend, room: Room) -> impl Stream<Item = Answer> {
     let (answers, stream) = mpsc::channel(CHUNKS_AHEAD);
@@ -36,10 +36,10 @@ pub(super) fn stream(backend: Backend, room: Room) -> impl Stream<Item = Answer>
 }
 
 fn send(backend: &Backend, answers: &mpsc::Sender<Answer>) -> Result<(), BackendError> {
-    let image = backend.image()?;
-    let remaining = image.summary().bytes;
+    let db_snapshot = backend.db_snapshot()?;
+    let remaining = db_snapshot.summary().bytes;
     let mut out = Chunks { answers, remaining, buffer: BytesMut::new(), digest: Sha256::new() };
-    image.write(&mut out)?;
+    db_snapshot.write(&mut out)?;
     out.finish();
     Ok(())
 }

@@ -11,7 +11,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::api_error::ApiError;
 use crate::core::watch::CoreWatch;
-use crate::eventlog::{Admission, Desk, Origin, Refusal, Ruling, ShardHandle, WatchLimits, WatchStream};
+use crate::eventlog::{
+    Admission, Admit, HeaderSource, Refusal, WatchAdmission, WatchLimits, WatchStream, WatcherSetHandle,
+};
 use crate::pb::encoded;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
@@ -31,7 +33,7 @@ pub struct WatchContext {
     /// The member's log.
     pub watch: CoreWatch,
     /// Header facts; its term follows the leadership.
-    pub origin: Arc<Origin>,
+    pub header_source: Arc<HeaderSource>,
     /// Bounds and periods.
     pub limits: WatchLimits,
     /// Counters.
@@ -39,7 +41,7 @@ pub struct WatchContext {
     /// Permission to read.
     pub may_read: ReadCheck,
     /// Whether the state of this member is known to be damaged: all streams end.
-    pub condemned: watch::Receiver<bool>,
+    pub corrupt: watch::Receiver<bool>,
     /// Without a leader for three of these, streams that want one end.
     pub election_timeout: Duration,
 }
@@ -48,30 +50,30 @@ pub struct WatchContext {
 #[derive(Clone)]
 pub struct WatchService {
     context: Arc<WatchContext>,
-    shard: ShardHandle,
+    watchers: WatcherSetHandle,
 }
 
 impl WatchService {
-    /// Starts the watchers' side of a serving thread, on its runtime. `shard` tells the threads of a member apart.
+    /// Starts the watchers' side of a serving thread, on its runtime. `worker` tells the threads of a member apart.
     ///
     /// `status` is anything that tells of leadership; `read` takes from it whether a leader is known, and the term.
     pub fn start<S: Send + Sync + 'static>(
         context: Arc<WatchContext>,
-        shard: usize,
+        worker: usize,
         status: watch::Receiver<S>,
         read: fn(&S) -> (bool, Term),
         tasks: &Tasks,
     ) -> Self {
-        let handle = ShardHandle::start(
+        let handle = WatcherSetHandle::start(
             context.limits.clone(),
-            context.origin.clone(),
+            context.header_source.clone(),
             context.metrics.clone(),
             // Only spreads progress notifications: the same start gives the same spread.
-            shard as u64,
+            worker as u64,
             ApiError::Stopped.into(),
             tasks,
         );
-        let service = Self { context, shard: handle };
+        let service = Self { context, watchers: handle };
         let follower = service.clone();
         let stop = tasks.stop_signal();
         tasks.spawn(async move {
@@ -92,16 +94,16 @@ impl WatchService {
         use futures::StreamExt;
         let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         let requests = futures::stream::iter([Ok(request)]).chain(futures::stream::pending());
-        let desk = MemberDesk { context: self.context.clone(), token: None };
-        WatchStream::new(self.shard.clone(), requests, Box::new(desk), false)
+        let admission = MemberWatchAdmission { context: self.context.clone(), token: None };
+        WatchStream::new(self.watchers.clone(), requests, Box::new(admission), false)
     }
 
     /// Never completes.
     async fn follow_alarm(&self) {
-        let mut condemned = self.context.condemned.clone();
-        while condemned.wait_for(|condemned| *condemned).await.is_ok() {
-            self.shard.end_streams(&ApiError::Corrupt.into(), false);
-            if condemned.wait_for(|condemned| !condemned).await.is_err() {
+        let mut corrupt = self.context.corrupt.clone();
+        while corrupt.wait_for(|corrupt| *corrupt).await.is_ok() {
+            self.watchers.end_streams(&ApiError::Corrupt.into(), false);
+            if corrupt.wait_for(|corrupt| !corrupt).await.is_err() {
                 break;
             }
         }
@@ -112,7 +114,7 @@ impl WatchService {
         let patience = self.context.election_timeout * LEADERLESS_TIMEOUTS;
         loop {
             let (known, term) = read(&status.borrow_and_update());
-            self.context.origin.set_term(term);
+            self.context.header_source.set_term(term);
             if known {
                 if status.changed().await.is_err() {
                     return;
@@ -123,7 +125,7 @@ impl WatchService {
             let found = match tokio::time::timeout(patience, known(&mut status)).await {
                 Ok(found) => found,
                 Err(_) => {
-                    self.shard.end_streams(&ApiError::NoLeader.into(), true);
+                    self.watchers.end_streams(&ApiError::NoLeader.into(), true);
                     known(&mut status).await
                 }
             };
@@ -141,8 +143,8 @@ impl encoded::watch_server::Watch for WatchService {
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let metadata = request.metadata();
         let require_leader = metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        let desk = MemberDesk { context: self.context.clone(), token: token(metadata) };
-        let stream = WatchStream::new(self.shard.clone(), request.into_inner(), Box::new(desk), require_leader);
+        let admission = MemberWatchAdmission { context: self.context.clone(), token: token(metadata) };
+        let stream = WatchStream::new(self.watchers.clone(), request.into_inner(), Box::new(admission), require_leader);
         #[cfg(feature = "failpoints")]
         let stream = futures::StreamExt::then(stream, |response| async move {
             if let Some(pause) = send_pause() {
@@ -168,15 +170,15 @@ fn token(metadata: &MetadataMap) -> Option<Box<str>> {
 }
 
 /// Admits watches of one stream: the whole store is one source, only permission is asked.
-struct MemberDesk {
+struct MemberWatchAdmission {
     context: Arc<WatchContext>,
     token: Option<Box<str>>,
 }
 
-impl Desk for MemberDesk {
-    fn admit(&mut self, range: &KeyRange, _start: Revision) -> Ruling {
+impl WatchAdmission for MemberWatchAdmission {
+    fn admit(&mut self, range: &KeyRange, _start: Revision) -> Admit {
         let allowed = (self.context.may_read)(self.token.as_deref(), range);
-        Ruling::Now(match allowed {
+        Admit::Now(match allowed {
             Ok(()) => {
                 let source = self.context.watch.source();
                 Ok(Admission { source, after: Revision(0), compacted: Revision(0) })
@@ -235,7 +237,7 @@ mod tests {
         watch: CoreWatch,
         metrics: WatchMetrics,
         leader: watch::Sender<bool>,
-        condemned: watch::Sender<bool>,
+        corrupt: watch::Sender<bool>,
         channel: Channel,
         tasks: Tasks,
     }
@@ -246,17 +248,17 @@ mod tests {
             let store = Store::open(backend.clone()).unwrap();
             let watch = CoreWatch::new(store.reader(), log_bytes_max);
             let metrics = WatchMetrics::register(&Metrics::default());
-            let condemned = watch::Sender::new(false);
+            let corrupt = watch::Sender::new(false);
             let context = WatchContext {
                 watch: watch.clone(),
-                origin: Arc::new(Origin::new(ClusterId(11), MemberId(12), Term(0))),
+                header_source: Arc::new(HeaderSource::new(ClusterId(11), MemberId(12), Term(0))),
                 limits: WatchLimits { fragment_bytes: 1000, ..WatchLimits::default() },
                 metrics: metrics.clone(),
                 may_read: Arc::new(|_, range| match range.start().starts_with(b"secret") {
                     true => Err(ApiError::PermissionDenied.into()),
                     false => Ok(()),
                 }),
-                condemned: condemned.subscribe(),
+                corrupt: corrupt.subscribe(),
                 election_timeout: Duration::from_millis(10),
             };
             let tasks = Tasks::new();
@@ -269,7 +271,7 @@ mod tests {
             let stop = tasks.stop_signal();
             tasks.spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned()));
             let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-            Self { store, backend, index: 0, watch, metrics, leader, condemned, channel, tasks }
+            Self { store, backend, index: 0, watch, metrics, leader, corrupt, channel, tasks }
         }
 
         fn apply<R>(&mut self, written: crate::core::mvcc::Written<R>) {
@@ -461,11 +463,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_condemned_member_ends_every_stream() {
+    async fn a_corrupt_member_ends_every_stream() {
         let member = Member::start(1 << 20).await;
         let mut stream = member.stream(false).await;
         stream.watch(watch_key("a")).await;
-        member.condemned.send_replace(true);
+        member.corrupt.send_replace(true);
         let status = stream.responses.message().await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::DataLoss, "etcdserver: corrupt cluster"));
     }

@@ -1,7 +1,7 @@
-use super::super::go;
+use super::super::golang;
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
 use super::simple::{alarm_type, event_type};
-use crate::bolt::ImageStatus;
+use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, LeaseLeasesResponse, LeaseTimeToLiveResponse, MemberListResponse, PutResponse,
@@ -31,7 +31,7 @@ impl Lines {
     }
 
     fn quoted(&mut self, name: &str, value: &[u8]) {
-        self.plain(name, go::quote(value));
+        self.plain(name, golang::quote(value));
     }
 
     /// The id of a member or cluster.
@@ -40,7 +40,7 @@ impl Lines {
     }
 
     fn lease(&mut self, name: &str, id: i64) {
-        if self.hex { self.plain(name, go::lease_id(id)) } else { self.plain(name, id) }
+        if self.hex { self.plain(name, golang::lease_id(id)) } else { self.plain(name, id) }
     }
 
     fn header(&mut self, header: Option<&ResponseHeader>) {
@@ -192,7 +192,7 @@ pub(super) fn health(endpoints: &[EndpointHealth]) -> Vec<u8> {
     for health in endpoints {
         lines.quoted("Endpoint", health.endpoint.as_bytes());
         lines.plain("Health", health.error.is_none());
-        lines.plain("Took", go::duration(health.took));
+        lines.plain("Took", golang::duration(health.took));
         lines.plain("Error", health.error.as_deref().unwrap_or_default());
         lines.end_block();
     }
@@ -235,12 +235,12 @@ pub(super) fn hashes(hex: bool, endpoints: &[EndpointHash]) -> Vec<u8> {
     lines.finish()
 }
 
-pub(super) fn image(image: &ImageStatus) -> Vec<u8> {
+pub(super) fn db_snapshot(db_snapshot: &SnapshotStatus) -> Vec<u8> {
     let mut lines = Lines::new(false);
-    lines.plain("Hash", image.hash);
-    lines.plain("Revision", image.revision);
-    lines.plain("Keys", image.total_keys);
-    lines.plain("Size", image.total_bytes);
-    lines.plain("Version", image.version.as_deref().unwrap_or_default());
+    lines.plain("Hash", db_snapshot.hash);
+    lines.plain("Revision", db_snapshot.revision);
+    lines.plain("Keys", db_snapshot.total_keys);
+    lines.plain("Size", db_snapshot.total_bytes);
+    lines.plain("Version", db_snapshot.version.as_deref().unwrap_or_default());
     lines.finish()
 }

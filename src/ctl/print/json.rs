@@ -2,9 +2,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::super::failure::Failure;
-use super::super::go;
+use super::super::golang;
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
-use crate::bolt::ImageStatus;
+use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
@@ -296,7 +296,7 @@ pub(super) fn health(endpoints: &[EndpointHealth]) -> Json {
                 Object::default()
                     .set("endpoint", text(&health.endpoint))
                     .set("health", health.error.is_none())
-                    .set("took", text(&go::duration(health.took)))
+                    .set("took", text(&golang::duration(health.took)))
                     .string("error", health.error.as_deref().unwrap_or_default())
                     .into()
             })
@@ -339,12 +339,12 @@ pub(super) fn hashes(endpoints: &[EndpointHash]) -> Json {
     list(endpoints.iter().map(one).collect())
 }
 
-pub(super) fn image(image: &ImageStatus) -> Json {
+pub(super) fn db_snapshot(db_snapshot: &SnapshotStatus) -> Json {
     Object::default()
-        .set("hash", Json(image.hash.to_string()))
-        .set("revision", image.revision.0)
-        .set("totalKey", Json(image.total_keys.to_string()))
-        .set("totalSize", Json(image.total_bytes.to_string()))
-        .set("version", text(image.version.as_deref().unwrap_or_default()))
+        .set("hash", Json(db_snapshot.hash.to_string()))
+        .set("revision", db_snapshot.revision.0)
+        .set("totalKey", Json(db_snapshot.total_keys.to_string()))
+        .set("totalSize", Json(db_snapshot.total_bytes.to_string()))
+        .set("version", text(db_snapshot.version.as_deref().unwrap_or_default()))
         .into()
 }

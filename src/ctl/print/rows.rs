@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use super::super::go;
-use crate::bolt::ImageStatus;
+use super::super::golang;
+use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::{HashKvResponse, MemberListResponse, StatusResponse};
 
 /// How one endpoint did in a health check.
@@ -30,7 +30,7 @@ pub(crate) struct EndpointHash {
 pub(super) const MEMBER_HEADS: &[&str] = &["ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"];
 pub(super) const HEALTH_HEADS: &[&str] = &["ENDPOINT", "HEALTH", "TOOK", "ERROR"];
 pub(super) const HASH_HEADS: &[&str] = &["ENDPOINT", "HASH", "HASH REVISION"];
-pub(super) const IMAGE_HEADS: &[&str] = &["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE", "VERSION"];
+pub(super) const SNAPSHOT_HEADS: &[&str] = &["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE", "VERSION"];
 pub(super) const STATUS_HEADS: &[&str] = &[
     "ENDPOINT",
     "ID",
@@ -74,7 +74,7 @@ pub(super) fn health(endpoints: &[EndpointHealth]) -> Vec<Vec<String>> {
             vec![
                 health.endpoint.clone(),
                 health.error.is_none().to_string(),
-                go::duration(health.took),
+                golang::duration(health.took),
                 health.error.clone().unwrap_or_default(),
             ]
         })
@@ -87,7 +87,7 @@ pub(super) fn status(endpoints: &[EndpointStatus]) -> Vec<Vec<String>> {
         .map(|EndpointStatus { endpoint, status }| {
             let member = status.header.as_ref().map_or(0, |header| header.member_id);
             let downgrade = status.downgrade_info.clone().unwrap_or_default();
-            let bytes = |value: i64| go::size(u64::try_from(value).unwrap_or(0));
+            let bytes = |value: i64| golang::size(u64::try_from(value).unwrap_or(0));
             vec![
                 endpoint.clone(),
                 format!("{member:x}"),
@@ -127,13 +127,13 @@ pub(super) fn hashes(endpoints: &[EndpointHash]) -> Vec<Vec<String>> {
         .collect()
 }
 
-pub(super) fn image(image: &ImageStatus) -> Vec<Vec<String>> {
+pub(super) fn db_snapshot(db_snapshot: &SnapshotStatus) -> Vec<Vec<String>> {
     vec![vec![
-        format!("{:x}", image.hash),
-        image.revision.to_string(),
-        image.total_keys.to_string(),
-        go::size(image.total_bytes),
-        image.version.clone().unwrap_or_default(),
+        format!("{:x}", db_snapshot.hash),
+        db_snapshot.revision.to_string(),
+        db_snapshot.total_keys.to_string(),
+        golang::size(db_snapshot.total_bytes),
+        db_snapshot.version.clone().unwrap_or_default(),
     ]]
 }
 

@@ -1,6 +1,6 @@
 use std::fmt::Write as _;
 
-use super::super::go;
+use super::super::golang;
 use super::rows::EndpointHealth;
 use super::text::Printer;
 use crate::pb::etcdserverpb::response_op::Response;
@@ -81,9 +81,9 @@ pub(super) fn watch(printer: &Printer, answer: &WatchResponse) -> Vec<u8> {
 
 pub(super) fn time_to_live(answer: &LeaseTimeToLiveResponse, keys: bool) -> Vec<u8> {
     if answer.granted_ttl == 0 && answer.ttl == -1 {
-        return format!("lease {} already expired\n", go::lease_id(answer.id)).into_bytes();
+        return format!("lease {} already expired\n", golang::lease_id(answer.id)).into_bytes();
     }
-    let (id, granted, left) = (go::lease_id(answer.id), answer.granted_ttl, answer.ttl);
+    let (id, granted, left) = (golang::lease_id(answer.id), answer.granted_ttl, answer.ttl);
     let mut out = format!("lease {id} granted with TTL({granted}s), remaining({left}s)").into_bytes();
     if keys {
         out.extend_from_slice(b", attached keys([");
@@ -97,7 +97,7 @@ pub(super) fn time_to_live(answer: &LeaseTimeToLiveResponse, keys: bool) -> Vec<
 pub(super) fn leases(answer: &LeaseLeasesResponse) -> Vec<u8> {
     let mut text = format!("found {} leases\n", answer.leases.len());
     for lease in &answer.leases {
-        text.push_str(&go::lease_id(lease.id));
+        text.push_str(&golang::lease_id(lease.id));
         text.push('\n');
     }
     text.into_bytes()
@@ -145,7 +145,7 @@ pub(super) fn member_change(id: u64, done: &str, header: Option<&ResponseHeader>
 pub(super) fn healthy(endpoints: &[EndpointHealth]) -> Vec<u8> {
     let mut text = String::new();
     for health in endpoints.iter().filter(|health| health.error.is_none()) {
-        let (endpoint, took) = (&health.endpoint, go::duration(health.took));
+        let (endpoint, took) = (&health.endpoint, golang::duration(health.took));
         let _ = writeln!(text, "{endpoint} is healthy: successfully committed proposal: took = {took}");
     }
     text.into_bytes()

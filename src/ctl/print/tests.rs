@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::bolt::ImageStatus;
+use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::*;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::types::Revision;
@@ -337,17 +337,17 @@ fn alarms_name_member_and_kind() {
 }
 
 #[test]
-fn an_image_has_five_columns() {
-    let image = ImageStatus {
+fn a_db_snapshot_has_five_columns() {
+    let db_snapshot = SnapshotStatus {
         hash: 0xf6a69111,
         revision: Revision(17),
         total_keys: 2,
         total_bytes: 20480,
         version: Some("3.7.0".into()),
     };
-    assert_eq!(print("simple", |printer| printer.image(&image)), "f6a69111, 17, 2, 20 kB, 3.7.0\n");
+    assert_eq!(print("simple", |printer| printer.db_snapshot(&db_snapshot)), "f6a69111, 17, 2, 20 kB, 3.7.0\n");
     assert_eq!(
-        print("json", |printer| printer.image(&image)),
+        print("json", |printer| printer.db_snapshot(&db_snapshot)),
         "{\"hash\":4138111249,\"revision\":17,\"totalKey\":2,\"totalSize\":20480,\"version\":\"3.7.0\"}\n"
     );
 }

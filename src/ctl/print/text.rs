@@ -1,8 +1,8 @@
 use super::super::failure::{Exit, Failure};
-use super::super::go;
+use super::super::golang;
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
 use super::{fields, json, proto, rows, simple, table};
-use crate::bolt::ImageStatus;
+use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
     LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberAddResponse, MemberListResponse, MemberPromoteResponse,
@@ -113,7 +113,7 @@ impl Printer {
     pub(crate) fn lease_grant(&self, answer: &LeaseGrantResponse) -> Text {
         match self.format {
             Format::Simple => {
-                let id = go::lease_id(answer.id);
+                let id = golang::lease_id(answer.id);
                 Ok(format!("lease {id} granted with TTL({}s)\n", answer.ttl).into_bytes())
             }
             Format::Fields => Ok(fields::lease_ttl(self.hex, answer.header.as_ref(), answer.id, answer.ttl)),
@@ -125,7 +125,7 @@ impl Printer {
 
     pub(crate) fn lease_revoke(&self, id: i64, answer: &LeaseRevokeResponse) -> Text {
         match self.format {
-            Format::Simple => Ok(format!("lease {} revoked\n", go::lease_id(id)).into_bytes()),
+            Format::Simple => Ok(format!("lease {} revoked\n", golang::lease_id(id)).into_bytes()),
             Format::Fields => Ok(fields::header_only(self.hex, answer.header.as_ref())),
             Format::Json => json::line(json::header_only(answer.header.as_ref())),
             Format::Protobuf => proto::message(answer),
@@ -136,7 +136,7 @@ impl Printer {
     pub(crate) fn lease_keep_alive(&self, answer: &LeaseKeepAliveResponse) -> Text {
         match self.format {
             Format::Simple => {
-                let id = go::lease_id(answer.id);
+                let id = golang::lease_id(answer.id);
                 Ok(format!("lease {id} keepalived with TTL({})\n", answer.ttl).into_bytes())
             }
             Format::Fields => Ok(fields::lease_ttl(self.hex, answer.header.as_ref(), answer.id, answer.ttl)),
@@ -265,12 +265,12 @@ impl Printer {
         }
     }
 
-    pub(crate) fn image(&self, image: &ImageStatus) -> Text {
+    pub(crate) fn db_snapshot(&self, db_snapshot: &SnapshotStatus) -> Text {
         match self.format {
-            Format::Simple => Ok(rows::joined(&rows::image(image))),
-            Format::Fields => Ok(fields::image(image)),
-            Format::Json => json::line(json::image(image)),
-            Format::Table => Ok(table::draw(rows::IMAGE_HEADS, &rows::image(image))),
+            Format::Simple => Ok(rows::joined(&rows::db_snapshot(db_snapshot))),
+            Format::Fields => Ok(fields::db_snapshot(db_snapshot)),
+            Format::Json => json::line(json::db_snapshot(db_snapshot)),
+            Format::Table => Ok(table::draw(rows::SNAPSHOT_HEADS, &rows::db_snapshot(db_snapshot))),
             Format::Protobuf => self.refuse(),
         }
     }

@@ -12,9 +12,9 @@ use tonic::body::Body;
 use tonic::codec::{Codec, CompressionEncoding, Streaming};
 use tonic::{Code, Status};
 
-use super::hub::Seat;
-use super::hubs::LeaseHubs;
-use super::slot::Next;
+use super::broadcast::Subscription;
+use super::broadcasts::KeepAliveBroadcasts;
+use super::client_stream::Next;
 use crate::client::framed;
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
@@ -25,55 +25,55 @@ use crate::proxy::service::RequestBody;
 const WAITING_MAX: usize = 1024;
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
 
-type Check = Pin<Box<dyn Future<Output = (i64, Result<Verdict, Status>)> + Send>>;
+type Check = Pin<Box<dyn Future<Output = (i64, Result<Owner, Status>)> + Send>>;
 
 /// Decides which leases a client may keep alive.
-pub(in crate::proxy) trait Gate: Send + Sync {
+pub(in crate::proxy) trait LeaseOwnership: Send + Sync {
     /// Whether the lease is known to be the client's.
     fn is_known(&self, id: i64) -> bool;
     /// Finds out whose it is.
-    fn check(&self, id: i64, metadata: HeaderMap) -> Pin<Box<dyn Future<Output = Result<Verdict, Status>> + Send>>;
+    fn check(&self, id: i64, metadata: HeaderMap) -> Pin<Box<dyn Future<Output = Result<Owner, Status>> + Send>>;
 }
 
 /// Whose lease it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::proxy) enum Verdict {
+pub(in crate::proxy) enum Owner {
     /// The client's.
-    Own,
+    Tenant,
     /// Somebody else's, or nobody's: as far as this client can tell it does not exist. With the cluster's header.
-    Foreign(ResponseHeader),
+    Other(ResponseHeader),
 }
 
-/// A client's place in the hub of its identity, and how its requests are compressed.
+/// A client's subscription to the broadcast of its identity, and how its requests are compressed.
 pub(in crate::proxy) struct Admission {
-    seat: Seat,
+    subscription: Subscription,
     encoding: Option<CompressionEncoding>,
 }
 
-/// Admits a client; none when the hub cannot take it, so that it may go to a member by itself.
-pub(in crate::proxy) fn admit(hubs: &LeaseHubs, headers: &HeaderMap) -> Option<Admission> {
+/// Admits a client; none when the broadcast cannot take it, so that it may go to a member by itself.
+pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &HeaderMap) -> Option<Admission> {
     let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
         None | Some(b"identity") => None,
         Some(b"gzip") => Some(CompressionEncoding::Gzip),
         // A member words that refusal itself.
         Some(_) => return None,
     };
-    Some(Admission { seat: hubs.join(Identity::of(headers))?, encoding })
+    Some(Admission { subscription: broadcasts.join(Identity::of(headers))?, encoding })
 }
 
 /// Serves one client's keep-alive stream.
 pub(in crate::proxy) fn keep_alive(
     admission: Admission,
-    gate: Option<Arc<dyn Gate>>,
+    ownership: Option<Arc<dyn LeaseOwnership>>,
     request: Request<RequestBody>,
 ) -> Response<Body> {
-    let Admission { seat, encoding } = admission;
+    let Admission { subscription, encoding } = admission;
     let (parts, body) = request.into_parts();
     let decoder = LeanCodec::<LeaseKeepAliveResponse, LeaseKeepAliveRequest>::default().decoder();
     let requests = Streaming::new_request(decoder, body, encoding, Some(REQUEST_BYTES_MAX));
     let metadata = Identity::of(&parts.headers).metadata();
-    let gate = gate.map(|gate| Gated { gate, metadata, checks: FuturesUnordered::new() });
-    let answers = Answers { requests: Some(requests), seat, gate, asked: Vec::new(), done: false };
+    let ownership = ownership.map(|ownership| OwnershipChecks { ownership, metadata, checks: FuturesUnordered::new() });
+    let answers = Answers { requests: Some(requests), subscription, ownership, asked: Vec::new(), done: false };
     let mut response = Response::new(Body::new(answers));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
@@ -84,32 +84,32 @@ pub(in crate::proxy) fn keep_alive(
 struct Answers {
     /// None once the client has said all.
     requests: Option<Streaming<LeaseKeepAliveRequest>>,
-    seat: Seat,
-    gate: Option<Gated>,
+    subscription: Subscription,
+    ownership: Option<OwnershipChecks>,
     /// Ids read in this poll; kept for its memory.
     asked: Vec<i64>,
     done: bool,
 }
 
-struct Gated {
-    gate: Arc<dyn Gate>,
+struct OwnershipChecks {
+    ownership: Arc<dyn LeaseOwnership>,
     metadata: HeaderMap,
     checks: FuturesUnordered<Check>,
 }
 
 impl Answers {
-    /// Takes in what the client sent and asks the hub for it.
+    /// Takes in what the client sent and asks the broadcast for it.
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
-        let mut room = WAITING_MAX.saturating_sub(self.seat.slot().waiting());
+        let mut room = WAITING_MAX.saturating_sub(self.subscription.client_stream().waiting());
         let mut read = 0;
         while let Some(requests) = self.requests.as_mut().filter(|_| read < room) {
             match requests.poll_next_unpin(cx) {
                 Poll::Ready(Some(request)) => {
                     let id = request?.id;
                     read += 1;
-                    self.seat.slot().expect(id);
-                    match &mut self.gate {
-                        Some(gated) if !gated.gate.is_known(id) => gated.start(id),
+                    self.subscription.client_stream().expect(id);
+                    match &mut self.ownership {
+                        Some(ownership) if !ownership.ownership.is_known(id) => ownership.start(id),
                         _ => self.asked.push(id),
                     }
                 }
@@ -117,19 +117,19 @@ impl Answers {
                 Poll::Pending => room = 0,
             }
         }
-        if let Some(gated) = &mut self.gate {
-            while let Poll::Ready(Some((id, verdict))) = gated.checks.poll_next_unpin(cx) {
-                match verdict? {
-                    Verdict::Own => self.asked.push(id),
-                    Verdict::Foreign(header) => {
+        if let Some(ownership) = &mut self.ownership {
+            while let Poll::Ready(Some((id, owner))) = ownership.checks.poll_next_unpin(cx) {
+                match owner? {
+                    Owner::Tenant => self.asked.push(id),
+                    Owner::Other(header) => {
                         let answer = LeaseKeepAliveResponse { header: Some(header), id, ttl: 0 };
-                        self.seat.slot().answer(id, &framed(&answer));
+                        self.subscription.client_stream().answer(id, &framed(&answer));
                     }
                 }
             }
         }
         if !self.asked.is_empty() {
-            self.seat.ask(self.asked.drain(..));
+            self.subscription.ask(self.asked.drain(..));
         }
         Ok(())
     }
@@ -146,9 +146,9 @@ impl Answers {
     }
 }
 
-impl Gated {
+impl OwnershipChecks {
     fn start(&mut self, id: i64) {
-        let check = self.gate.check(id, self.metadata.clone());
+        let check = self.ownership.check(id, self.metadata.clone());
         self.checks.push(Box::pin(async move { (id, check.await) }));
     }
 }
@@ -165,7 +165,7 @@ impl HttpBody for Answers {
         if let Err(status) = this.read(cx) {
             return Poll::Ready(Some(Ok(this.end(&status))));
         }
-        match this.seat.slot().clone().next(cx) {
+        match this.subscription.client_stream().clone().next(cx) {
             Next::Answers(answers) => Poll::Ready(Some(Ok(Frame::data(answers)))),
             Next::End(status) => Poll::Ready(Some(Ok(this.end(&status)))),
             Next::Waiting(0) if this.requests.is_none() => Poll::Ready(Some(Ok(this.end(&Status::new(Code::Ok, ""))))),

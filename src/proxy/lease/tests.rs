@@ -18,7 +18,7 @@ use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use crate::proxy::{AnswerRoom, Namespace, ProxyService, ShardParts, Tenant, Tenants, proxy_calls};
+use crate::proxy::{AnswerRoom, Namespace, ProxyService, Tenant, Tenants, WorkerParts, proxy_calls};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -91,7 +91,7 @@ impl Lease for FakeLeases {
 struct FakeMember {
     endpoint: Endpoint,
     seen: Arc<Mutex<Seen>>,
-    gate: watch::Sender<bool>,
+    ownership: watch::Sender<bool>,
     /// Of its own, so that it can die with everything it does.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -104,7 +104,7 @@ impl Drop for FakeMember {
 
 impl FakeMember {
     fn start(refusal: Option<Status>) -> Self {
-        let (gate, open) = watch::channel(true);
+        let (ownership, open) = watch::channel(true);
         let seen = Arc::new(Mutex::new(Seen::default()));
         let service = LeaseServer::new(FakeLeases { seen: seen.clone(), open, refusal });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -119,7 +119,7 @@ impl FakeMember {
             tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
         });
         drop(within);
-        Self { endpoint, seen, gate, runtime: Some(runtime) }
+        Self { endpoint, seen, ownership, runtime: Some(runtime) }
     }
 
     fn die(&mut self) {
@@ -130,11 +130,11 @@ impl FakeMember {
 
     /// Holds answers back.
     fn hold(&self) {
-        self.gate.send(false).unwrap();
+        self.ownership.send(false).unwrap();
     }
 
     fn release(&self) {
-        self.gate.send(true).unwrap();
+        self.ownership.send(true).unwrap();
     }
 
     async fn until(&self, met: impl Fn(&Seen) -> bool) {
@@ -146,19 +146,19 @@ impl FakeMember {
 
 fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
     let endpoints: Vec<_> = members.iter().map(|member| member.endpoint.clone()).collect();
-    let (listener, shard_tasks) = (bind("127.0.0.1:0".parse().unwrap()).unwrap(), tasks.clone());
+    let (listener, worker_tasks) = (bind("127.0.0.1:0".parse().unwrap()).unwrap(), tasks.clone());
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
     let make = move |_| {
         let metrics = Metrics::new();
-        ProxyService::new(ShardParts {
+        ProxyService::new(WorkerParts {
             calls: proxy_calls(&metrics),
             metrics,
-            pool: Pool::new(PoolConfig::new(endpoints.clone()), &shard_tasks),
+            pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
             tenants: Tenants::everybody(Tenant { namespace: Namespace::default(), admin: false }),
             watches: HashMap::new(),
             self_member: None,
             answers: AnswerRoom::new(1 << 20),
-            tasks: shard_tasks.clone(),
+            tasks: worker_tasks.clone(),
         })
     };
     let serving = serve(vec![listener], config, make, tasks).unwrap();

@@ -27,7 +27,7 @@ impl Namespace {
     }
 
     /// The cluster's key for a client's key.
-    pub fn enter(&self, key: &[u8]) -> Key {
+    pub fn add_prefix(&self, key: &[u8]) -> Key {
         let mut out = BytesMut::with_capacity(self.prefix.len() + key.len());
         out.extend_from_slice(&self.prefix);
         out.extend_from_slice(key);
@@ -45,9 +45,9 @@ impl Namespace {
         let end = match range_end {
             b"" => Bytes::new(),
             TO_THE_END => self.end(),
-            _ => self.enter(range_end),
+            _ => self.add_prefix(range_end),
         };
-        (self.enter(key), end)
+        (self.add_prefix(key), end)
     }
 
     /// The cluster's `key` and `range_end` for a watch, where an empty key means the first one.
@@ -56,7 +56,7 @@ impl Namespace {
     }
 
     /// The client's key for a cluster's key; none when the key lies outside.
-    pub fn leave(&self, key: &Key) -> Option<Key> {
+    pub fn strip_prefix(&self, key: &Key) -> Option<Key> {
         key.starts_with(&self.prefix).then(|| key.slice(self.prefix.len()..))
     }
 
@@ -99,10 +99,10 @@ mod tests {
     #[test]
     fn foreign_keys_do_not_leave() {
         let namespace = Namespace::new("a/");
-        assert_eq!(namespace.leave(&"a/k".into()), Some("k".into()));
-        assert_eq!(namespace.leave(&"a/".into()), Some("".into()));
-        assert_eq!(namespace.leave(&"a".into()), None);
-        assert_eq!(namespace.leave(&"b/k".into()), None);
+        assert_eq!(namespace.strip_prefix(&"a/k".into()), Some("k".into()));
+        assert_eq!(namespace.strip_prefix(&"a/".into()), Some("".into()));
+        assert_eq!(namespace.strip_prefix(&"a".into()), None);
+        assert_eq!(namespace.strip_prefix(&"b/k".into()), None);
     }
 
     /// Short keys over few bytes, so that equal ones and neighbours turn up.
@@ -114,7 +114,7 @@ mod tests {
         #[test]
         fn leaving_undoes_entering(prefix in key(), inner in key()) {
             let namespace = Namespace::new(prefix);
-            prop_assert_eq!(namespace.leave(&namespace.enter(&inner)), Some(Bytes::from(inner)));
+            prop_assert_eq!(namespace.strip_prefix(&namespace.add_prefix(&inner)), Some(Bytes::from(inner)));
         }
 
         #[test]
@@ -124,9 +124,9 @@ mod tests {
             let namespace = Namespace::new(prefix);
             let plain = (Bytes::from(start.clone()), Bytes::from(end.clone()));
             let entered = namespace.enter_range(&start, &end);
-            prop_assert_eq!(covers(entered.clone(), &namespace.enter(&probe)), covers(plain, &probe));
+            prop_assert_eq!(covers(entered.clone(), &namespace.add_prefix(&probe)), covers(plain, &probe));
             if covers(entered, &probe) {
-                prop_assert!(namespace.leave(&probe.into()).is_some(), "a key outside is covered");
+                prop_assert!(namespace.strip_prefix(&probe.into()).is_some(), "a key outside is covered");
             }
         }
     }

@@ -46,7 +46,7 @@ impl View {
 
 #[tonic::async_trait]
 impl Lease for View {
-    /// Never made: keep-alive streams go to the lease hub.
+    /// Never made: keep-alive streams go to the keep-alive broadcast.
     type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
 
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
@@ -97,6 +97,6 @@ impl Lease for View {
         &self,
         _: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        Err(Status::internal("keep-alive streams go to the lease hub"))
+        Err(Status::internal("keep-alive streams go to the keep-alive broadcast"))
     }
 }

@@ -13,7 +13,7 @@ use super::keys::Namespace;
 use crate::client::Channel;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, ResponseHeader};
-use crate::proxy::lease::{Gate, Verdict};
+use crate::proxy::lease::{LeaseOwnership, Owner};
 use crate::types::KeyRange;
 
 /// Keys the proxy keeps for itself. No namespace may begin with a zero byte, so no tenant reaches them.
@@ -113,16 +113,16 @@ impl Ownership {
 /// Lets the keep-alive streams ask.
 pub(super) struct OwnLeases(pub(super) std::sync::Arc<Ownership>);
 
-impl Gate for OwnLeases {
+impl LeaseOwnership for OwnLeases {
     fn is_known(&self, id: i64) -> bool {
         self.0.is_known(id)
     }
 
-    fn check(&self, id: i64, metadata: HeaderMap) -> Pin<Box<dyn Future<Output = Result<Verdict, Status>> + Send>> {
+    fn check(&self, id: i64, metadata: HeaderMap) -> Pin<Box<dyn Future<Output = Result<Owner, Status>> + Send>> {
         let ownership = self.0.clone();
         Box::pin(async move {
             let found = ownership.look(id, &MetadataMap::from_headers(metadata)).await?;
-            Ok(if found.own { Verdict::Own } else { Verdict::Foreign(found.header) })
+            Ok(if found.own { Owner::Tenant } else { Owner::Other(found.header) })
         })
     }
 }

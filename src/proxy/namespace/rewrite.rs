@@ -31,7 +31,7 @@ impl Namespace {
 
     pub(super) fn enter_put(&self, request: &mut PutRequest) {
         if !request.key.is_empty() {
-            request.key = self.enter(&request.key);
+            request.key = self.add_prefix(&request.key);
         }
     }
 
@@ -80,17 +80,17 @@ impl Namespace {
     }
 
     pub(super) fn leave_time_to_live(&self, answer: &mut LeaseTimeToLiveResponse) {
-        answer.keys = answer.keys.iter().filter_map(|key| self.leave(key)).collect();
+        answer.keys = answer.keys.iter().filter_map(|key| self.strip_prefix(key)).collect();
     }
 
     /// The pair under the client's key; none when it lies outside, whatever the cluster meant by it.
     pub(super) fn leave_kv(&self, mut kv: KeyValue) -> Option<KeyValue> {
-        kv.key = self.leave(&kv.key)?;
+        kv.key = self.strip_prefix(&kv.key)?;
         Some(kv)
     }
 
     fn leave_all(&self, kvs: &mut Vec<KeyValue>) {
-        kvs.retain_mut(|kv| match self.leave(&kv.key) {
+        kvs.retain_mut(|kv| match self.strip_prefix(&kv.key) {
             Some(key) => {
                 kv.key = key;
                 true

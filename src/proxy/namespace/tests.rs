@@ -97,8 +97,8 @@ proptest! {
             }
             let was = KeyRange::from_wire(key, end);
             let is = KeyRange::from_wire(new_key, new_end);
-            prop_assert_eq!(is.contains(&namespace.enter(&probe)), was.contains(&probe));
-            prop_assert!(namespace.leave(&probe).is_some() || !is.contains(&probe), "{:?} covers {:?}", is, probe);
+            prop_assert_eq!(is.contains(&namespace.add_prefix(&probe)), was.contains(&probe));
+            prop_assert!(namespace.strip_prefix(&probe).is_some() || !is.contains(&probe), "{:?} covers {:?}", is, probe);
             // A member must see as many keys asked for as the client named: one stays one.
             prop_assert_eq!(matches!(is, KeyRange::One(_)), matches!(was, KeyRange::One(_)));
         }
@@ -119,7 +119,7 @@ proptest! {
     fn answers_lose_the_prefix_and_foreign_pairs(prefix in key(), keys in proptest::collection::vec(key(), 0..5)) {
         let namespace = Namespace::new(prefix.clone());
         let mut answer = RangeResponse {
-            kvs: keys.iter().flat_map(|key| [kv(namespace.enter(key)), kv(key.clone())]).collect(),
+            kvs: keys.iter().flat_map(|key| [kv(namespace.add_prefix(key)), kv(key.clone())]).collect(),
             count: 7,
             ..Default::default()
         };

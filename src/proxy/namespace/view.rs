@@ -26,7 +26,7 @@ use crate::pb::etcdserverpb::{AlarmRequest, AuthStatusRequest, AuthenticateReque
 use crate::pb::methods;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
-use crate::proxy::lease::Gate;
+use crate::proxy::lease::LeaseOwnership;
 use crate::proxy::service::RequestBody;
 use crate::proxy::tenant::Tenant;
 use crate::recipes::{ElectionService, LockService};
@@ -69,7 +69,7 @@ impl View {
     }
 
     /// Decides which leases the tenant may keep alive.
-    pub(in crate::proxy) fn gate(&self) -> Arc<dyn Gate> {
+    pub(in crate::proxy) fn ownership(&self) -> Arc<dyn LeaseOwnership> {
         Arc::new(OwnLeases(self.ownership.clone()))
     }
 

@@ -39,7 +39,7 @@ fn inside(namespace: &Namespace, event: Event) -> Option<(Revision, LogEvent)> {
 }
 
 fn strip(namespace: &Namespace, mut kv: KeyValue) -> Option<(Key, Bytes)> {
-    kv.key = namespace.leave(&kv.key)?;
+    kv.key = namespace.strip_prefix(&kv.key)?;
     let encoded = kv.encode_to_vec().into();
     Some((kv.key, encoded))
 }

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
 
+use super::broadcast::BroadcastHandle;
 use super::events::batches;
-use super::feed::FeedHandle;
 use super::hub::HubInner;
 use super::upstream::UpstreamStream;
 use crate::eventlog::{History, HistoryBatch, HistoryError, HistoryRequest, LogBatch};
@@ -27,12 +27,12 @@ const PARKED_FOR: Duration = Duration::from_secs(30);
 pub(super) struct UpstreamHistory {
     hub: Arc<HubInner>,
     identity: Identity,
-    feed: FeedHandle,
+    broadcast: BroadcastHandle,
 }
 
 impl UpstreamHistory {
-    pub fn new(hub: Arc<HubInner>, identity: Identity, feed: FeedHandle) -> Self {
-        Self { hub, identity, feed }
+    pub fn new(hub: Arc<HubInner>, identity: Identity, broadcast: BroadcastHandle) -> Self {
+        Self { hub, identity, broadcast }
     }
 }
 
@@ -43,8 +43,8 @@ impl History for UpstreamHistory {
     }
 
     fn refresh(&self) -> Option<BoxFuture<'static, bool>> {
-        let (feed, within) = (self.feed.clone(), self.hub.config.periods.refresh_max);
-        Some(async move { feed.refresh(within).await }.boxed())
+        let (broadcast, within) = (self.broadcast.clone(), self.hub.config.periods.refresh_max);
+        Some(async move { broadcast.refresh(within).await }.boxed())
     }
 }
 

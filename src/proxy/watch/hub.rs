@@ -12,23 +12,25 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
 
-use super::feed::{Feed, FeedHandle, is_no_leader};
-use super::fence::{Fence, Passed, Read, ReadAnswer};
+use super::broadcast::{Broadcast, BroadcastHandle, is_no_leader};
 use super::history::{Parked, read_history};
 use super::metrics::ProxyWatchMetrics;
 use super::ranges::Ranges;
+use super::read_index::{Read, ReadAnswer, SharedReadIndex, StartPosition};
 use super::trust::Trust;
 use super::upstream::Upstream;
 use crate::api_error::ApiError;
 use crate::client::Pool;
-use crate::eventlog::{Admission, HistoryError, HistoryRequest, Origin, Refusal, ShardHandle, Source, WatchLimits};
+use crate::eventlog::{
+    Admission, HeaderSource, HistoryError, HistoryRequest, Refusal, Source, WatchLimits, WatcherSetHandle,
+};
 use crate::proxy::{Identity, Namespace};
 use crate::shutdown::Tasks;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
 
-/// How long a prefix that a class may not read stays out of its promotions.
+/// How long a prefix that a group may not read stays out of its promotions.
 const REFUSED_MAX: Duration = Duration::from_secs(60);
-/// Refused prefixes a class remembers.
+/// Refused prefixes a group remembers.
 const REFUSED_COUNT_MAX: usize = 1024;
 /// Private upstream watches that read history at the same time.
 const PRIVATE_WATCHES_MAX: usize = 32;
@@ -120,14 +122,14 @@ pub(super) struct HubInner {
     pub namespace: Namespace,
     pub config: WatchHubConfig,
     pub metrics: ProxyWatchMetrics,
-    pub origin: Arc<Origin>,
+    pub header_source: Arc<HeaderSource>,
     pub private_watches: Semaphore,
     pub parked: Parked,
     pub trust: Trust,
     /// One compaction at a time has positions renewed.
     renewing: tokio::sync::Mutex<()>,
-    classes: Mutex<HashMap<Identity, Weak<Class>>>,
-    shards: Mutex<Vec<ShardHandle>>,
+    groups: Mutex<HashMap<Identity, Weak<CredentialGroup>>>,
+    watcher_sets: Mutex<Vec<WatcherSetHandle>>,
     cluster: AtomicU64,
     revision: AtomicI64,
     leaderless: Mutex<Option<Leaderless>>,
@@ -161,13 +163,13 @@ impl WatchHub {
             upstream,
             namespace: config.namespace.clone(),
             metrics,
-            origin: Arc::default(),
+            header_source: Arc::default(),
             private_watches: Semaphore::new(PRIVATE_WATCHES_MAX),
             parked: Parked::default(),
             trust: Trust::default(),
             renewing: tokio::sync::Mutex::default(),
-            classes: Mutex::default(),
-            shards: Mutex::default(),
+            groups: Mutex::default(),
+            watcher_sets: Mutex::default(),
             cluster: AtomicU64::new(0),
             revision: AtomicI64::new(0),
             leaderless: Mutex::default(),
@@ -181,40 +183,40 @@ impl WatchHub {
 
 impl HubInner {
     /// Starts the watchers' side of a serving thread, on its runtime.
-    pub fn add_shard(&self, seed: u64, tasks: &Tasks) -> ShardHandle {
-        let shard = ShardHandle::start(
+    pub fn add_watcher_set(&self, seed: u64, tasks: &Tasks) -> WatcherSetHandle {
+        let watchers = WatcherSetHandle::start(
             self.config.limits.clone(),
-            self.origin.clone(),
+            self.header_source.clone(),
             self.metrics.watch.clone(),
             seed,
             ApiError::Stopped.into(),
             tasks,
         );
-        self.shards.lock().push(shard.clone());
-        shard
+        self.watcher_sets.lock().push(watchers.clone());
+        watchers
     }
 
-    pub fn for_each_shard(&self, act: impl Fn(&ShardHandle)) {
-        let shards = self.shards.lock().clone();
-        shards.iter().for_each(act);
+    pub fn for_each_watcher_set(&self, act: impl Fn(&WatcherSetHandle)) {
+        let watcher_sets = self.watcher_sets.lock().clone();
+        watcher_sets.iter().for_each(act);
     }
 
-    /// The class of an identity. All upstream watches want a leader: a member cut off from it is left for another.
-    pub fn class(self: &Arc<Self>, identity: Identity) -> Arc<Class> {
+    /// The group of an identity. All upstream watches want a leader: a member cut off from it is left for another.
+    pub fn group(self: &Arc<Self>, identity: Identity) -> Arc<CredentialGroup> {
         let identity = identity.with_require_leader(true);
-        let mut classes = self.classes.lock();
-        if let Some(class) = classes.get(&identity).and_then(Weak::upgrade) {
-            return class;
+        let mut groups = self.groups.lock();
+        if let Some(group) = groups.get(&identity).and_then(Weak::upgrade) {
+            return group;
         }
-        classes.retain(|_, class| class.strong_count() > 0);
-        let class = Arc::new(Class {
+        groups.retain(|_, group| group.strong_count() > 0);
+        let group = Arc::new(CredentialGroup {
             anonymous: identity.clone().with_require_leader(false) == Identity::default(),
             identity: identity.clone(),
-            fence: Fence::default(),
+            read_index: SharedReadIndex::default(),
             table: Mutex::default(),
         });
-        classes.insert(identity, Arc::downgrade(&class));
-        class
+        groups.insert(identity, Arc::downgrade(&group));
+        group
     }
 
     /// Newest revision seen, for headers that promise nothing.
@@ -233,7 +235,7 @@ impl HubInner {
         if known.is_err_and(|known| known != cluster.0) {
             return false;
         }
-        self.origin.follow(cluster, member, term);
+        self.header_source.follow(cluster, member, term);
         true
     }
 
@@ -251,7 +253,7 @@ impl HubInner {
             since
         };
         if now - since >= self.config.periods.leaderless_max {
-            self.for_each_shard(|shard| shard.end_streams(&ApiError::NoLeader.into(), true));
+            self.for_each_watcher_set(|watchers| watchers.end_streams(&ApiError::NoLeader.into(), true));
         }
     }
 
@@ -285,10 +287,10 @@ impl HubInner {
     /// below it without having missed anything.
     pub async fn before_compaction(&self) {
         let _turn = self.renewing.lock().await;
-        let classes: Vec<Arc<Class>> = self.classes.lock().values().filter_map(Weak::upgrade).collect();
-        let feeds: Vec<FeedHandle> = classes.iter().flat_map(|class| class.feeds()).collect();
+        let groups: Vec<Arc<CredentialGroup>> = self.groups.lock().values().filter_map(Weak::upgrade).collect();
+        let broadcasts: Vec<BroadcastHandle> = groups.iter().flat_map(|group| group.broadcasts()).collect();
         let within = self.config.periods.compaction_wait;
-        join_all(feeds.iter().map(|feed| feed.renew(within))).await;
+        join_all(broadcasts.iter().map(|broadcast| broadcast.renew(within))).await;
     }
 
     /// Runs a task on the hub's own runtime, where its connections live.
@@ -304,7 +306,7 @@ impl HubInner {
     /// Finds or makes the source a watch reads, and the revision it begins behind.
     pub async fn admit(
         self: Arc<Self>,
-        class: Arc<Class>,
+        group: Arc<CredentialGroup>,
         range: KeyRange,
         start: Revision,
     ) -> Result<Admission, Refusal> {
@@ -312,28 +314,28 @@ impl HubInner {
             return Err(self.refusal("mvcc: watcher range is empty".to_owned()));
         }
         // At the same time: opening an upstream watch must not delay where a watch from now begins.
-        let (passed, source) = tokio::try_join!(self.fence(&class, &range, start), self.source(&class, &range))?;
-        Ok(Admission { source, after: passed.revision, compacted: passed.compacted })
+        let (position, source) = tokio::try_join!(self.read_index(&group, &range, start), self.source(&group, &range))?;
+        Ok(Admission { source, after: position.revision, compacted: position.compacted })
     }
 
-    /// A source that covers a range and that the class may read.
-    async fn source(self: &Arc<Self>, class: &Arc<Class>, range: &KeyRange) -> Result<Arc<Source>, Refusal> {
+    /// A source that covers a range and that the group may read.
+    async fn source(self: &Arc<Self>, group: &Arc<CredentialGroup>, range: &KeyRange) -> Result<Arc<Source>, Refusal> {
         loop {
-            let entry = self.entry(class, range);
-            let source = match entry.feed.live().await {
+            let entry = self.entry(group, range);
+            let source = match entry.broadcast.live().await {
                 Ok(source) => source,
                 // A wider range is off the table now; the client's own answers for the client.
                 Err(end) if entry.range == *range && !end.reason.is_empty() => return Err(self.refusal(end.reason)),
                 Err(_) => continue,
             };
-            // Without credentials the fence tells: then nobody may read anything once the cluster asks for some.
-            if !class.anonymous
-                && let Err(reason) = self.verify(class, &entry).await
+            // Without credentials the read_index tells: then nobody may read anything once the cluster asks for some.
+            if !group.anonymous
+                && let Err(reason) = self.verify(group, &entry).await
             {
                 if entry.range == *range {
                     return Err(self.refusal(reason));
                 }
-                class.refuse(&entry.range);
+                group.refuse(&entry.range);
                 continue;
             }
             return Ok(source);
@@ -345,9 +347,9 @@ impl HubInner {
     }
 
     /// The entry that covers a range; opens an upstream watch when there is none.
-    fn entry(self: &Arc<Self>, class: &Arc<Class>, range: &KeyRange) -> Entry {
-        let mut table = class.table.lock();
-        let usable = |range: &KeyRange, entry: &Entry| !table.is_refused(range) && entry.feed.is_open();
+    fn entry(self: &Arc<Self>, group: &Arc<CredentialGroup>, range: &KeyRange) -> Entry {
+        let mut table = group.table.lock();
+        let usable = |range: &KeyRange, entry: &Entry| !table.is_refused(range) && entry.broadcast.is_open();
         if let Some((_, entry)) = table.ranges.covering(range, usable) {
             return entry.clone();
         }
@@ -360,15 +362,15 @@ impl HubInner {
         table.ranges.remove(&taken);
         // From where the narrower ones stand, so that their watchers find in the new log what they still need.
         let narrower = table.ranges.within(&taken);
-        let narrow = narrower.iter().filter_map(|range| table.ranges.get(range)).map(|entry| entry.feed.clone());
-        let (feed, handle) = Feed::new(self.clone(), class.clone(), taken.clone(), narrow.collect());
-        let entry = Entry { range: taken.clone(), feed: handle, verdict: Arc::default() };
+        let narrow = narrower.iter().filter_map(|range| table.ranges.get(range)).map(|entry| entry.broadcast.clone());
+        let (broadcast, handle) = Broadcast::new(self.clone(), group.clone(), taken.clone(), narrow.collect());
+        let entry = Entry { range: taken.clone(), broadcast: handle, permission: Arc::default() };
         table.ranges.insert(taken, entry.clone());
         drop(table);
-        self.spawn(self.stoppable(feed.run()));
+        self.spawn(self.stoppable(broadcast.run()));
         if !narrower.is_empty() {
-            let (class, range, handle) = (class.clone(), entry.range.clone(), entry.feed.clone());
-            self.spawn(self.stoppable(async move { take_over(&class, &range, &handle).await }));
+            let (group, range, handle) = (group.clone(), entry.range.clone(), entry.broadcast.clone());
+            self.spawn(self.stoppable(async move { take_over(&group, &range, &handle).await }));
         }
         entry
     }
@@ -385,13 +387,18 @@ impl HubInner {
 
     /// Asks the cluster where a watch stands, together with whoever else asks; tries until it answers. A cluster
     /// without quorum keeps the client waiting, as the write it might have missed would.
-    async fn fence(self: &Arc<Self>, class: &Arc<Class>, range: &KeyRange, start: Revision) -> Result<Passed, Refusal> {
+    async fn read_index(
+        self: &Arc<Self>,
+        group: &Arc<CredentialGroup>,
+        range: &KeyRange,
+        start: Revision,
+    ) -> Result<StartPosition, Refusal> {
         let mut pause = self.config.periods.retry_first;
         loop {
-            match class.fence.pass(start, |at| self.read_at(class, range, at)).await {
-                Ok(passed) => {
-                    self.saw_revision(passed.revision);
-                    return Ok(passed);
+            match group.read_index.read(start, |at| self.read_at(group, range, at)).await {
+                Ok(position) => {
+                    self.saw_revision(position.revision);
+                    return Ok(position);
                 }
                 Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&status))),
                 Err(status) => {
@@ -405,17 +412,22 @@ impl HubInner {
 
     /// One linearizable read of a key at a revision (0: the newest). It is refused as compacted exactly when a watch
     /// from there would be, by a member that has applied all that was acknowledged before.
-    async fn read_at(self: &Arc<Self>, class: &Class, range: &KeyRange, at: Revision) -> Result<Read, Status> {
-        let key = self.namespace.enter(range.start());
+    async fn read_at(
+        self: &Arc<Self>,
+        group: &CredentialGroup,
+        range: &KeyRange,
+        at: Revision,
+    ) -> Result<Read, Status> {
+        let key = self.namespace.add_prefix(range.start());
         let read = async |at| {
-            let read = self.spawn(self.upstream.fence(class.identity.metadata(), key.clone(), at));
+            let read = self.spawn(self.upstream.read_index(group.identity.metadata(), key.clone(), at));
             read.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
         };
         let (header, at) = match read(at).await {
             Ok(header) => (header, at),
             Err(status) => match ApiError::from_text(status.message()) {
                 Some(ApiError::Compacted) => {
-                    return Ok(Read::Compacted(self.compacted_above(class, range, at).await?));
+                    return Ok(Read::Compacted(self.compacted_above(group, range, at).await?));
                 }
                 Some(ApiError::FutureRevision) => (read(Revision(0)).await?, Revision(0)),
                 _ => return Err(status),
@@ -427,7 +439,7 @@ impl HubInner {
     /// The compacted revision, which is known to be above `start`: only a watch is told.
     async fn compacted_above(
         self: &Arc<Self>,
-        class: &Class,
+        group: &CredentialGroup,
         range: &KeyRange,
         start: Revision,
     ) -> Result<Revision, Status> {
@@ -441,7 +453,7 @@ impl HubInner {
         };
         let mut pause = self.config.periods.retry_first;
         loop {
-            match read_history(self, &class.identity, request.clone()).await {
+            match read_history(self, &group.identity, request.clone()).await {
                 Err(HistoryError::Compacted(compacted)) => return Ok(compacted),
                 Err(HistoryError::Refused(reason)) => return Err(Status::unavailable(reason)),
                 // A member that lags behind the compaction; the next one may not.
@@ -451,22 +463,22 @@ impl HubInner {
         }
     }
 
-    /// Whether the class may still read the range of an entry; the cluster decides, for each second anew.
-    async fn verify(self: &Arc<Self>, class: &Arc<Class>, entry: &Entry) -> Result<(), String> {
+    /// Whether the group may still read the range of an entry; the cluster decides, for each second anew.
+    async fn verify(self: &Arc<Self>, group: &Arc<CredentialGroup>, entry: &Entry) -> Result<(), String> {
         let mut pause = self.config.periods.retry_first;
         loop {
-            let _turn = entry.verdict.turn.lock().await;
-            if entry.verdict.is_fresh(self.config.periods.verdict_max) {
+            let _turn = entry.permission.turn.lock().await;
+            if entry.permission.is_fresh(self.config.periods.verdict_max) {
                 return Ok(());
             }
             let upstream = self.upstream.clone();
-            let metadata = class.identity.metadata();
+            let metadata = group.identity.metadata();
             let (key, range_end) = entry.range.to_wire();
             let (key, range_end) = self.namespace.enter_range(&key, &range_end);
             let asked = self.spawn(super::probe::may_watch(upstream, metadata, key, range_end)).await;
             match asked.unwrap_or_else(|_| Err(ApiError::Stopped.into())) {
                 Ok(None) => {
-                    entry.verdict.set();
+                    entry.permission.set();
                     return Ok(());
                 }
                 Ok(Some(reason)) => return Err(reason),
@@ -481,24 +493,24 @@ impl HubInner {
 }
 
 /// Has a wide source take the watchers of the ranges it covers, once it runs.
-async fn take_over(class: &Class, range: &KeyRange, wide: &FeedHandle) {
+async fn take_over(group: &CredentialGroup, range: &KeyRange, wide: &BroadcastHandle) {
     let Ok(source) = wide.live().await else { return };
     let narrow: Vec<Entry> = {
-        let mut table = class.table.lock();
+        let mut table = group.table.lock();
         let within = table.ranges.within(range);
         within.iter().filter_map(|range| table.ranges.remove(range)).collect()
     };
     for entry in narrow {
-        entry.feed.supersede(source.clone()).await;
+        entry.broadcast.supersede(source.clone()).await;
     }
 }
 
 /// Clients that carry the same credentials.
-pub(super) struct Class {
+pub(super) struct CredentialGroup {
     pub identity: Identity,
     anonymous: bool,
     /// Shared by all its new watches: a revision is the cluster's, whatever key was read for it.
-    fence: Fence,
+    read_index: SharedReadIndex,
     table: Mutex<Table>,
 }
 
@@ -509,9 +521,9 @@ struct Table {
 }
 
 impl Table {
-    /// Another feed may have taken the place since.
-    fn remove(&mut self, range: &KeyRange, feed: &FeedHandle) {
-        if self.ranges.get(range).is_some_and(|entry| entry.feed.is(feed)) {
+    /// Another broadcast may have taken the place since.
+    fn remove(&mut self, range: &KeyRange, broadcast: &BroadcastHandle) {
+        if self.ranges.get(range).is_some_and(|entry| entry.broadcast.is(broadcast)) {
             self.ranges.remove(range);
         }
     }
@@ -521,22 +533,22 @@ impl Table {
     }
 }
 
-/// One upstream watch of a class.
+/// One upstream watch of a group.
 #[derive(Clone)]
 struct Entry {
     range: KeyRange,
-    feed: FeedHandle,
-    verdict: Arc<Verdict>,
+    broadcast: BroadcastHandle,
+    permission: Arc<PermissionCheck>,
 }
 
-/// When the cluster last said that a class may read a range.
+/// When the cluster last said that a group may read a range.
 #[derive(Default)]
-struct Verdict {
+struct PermissionCheck {
     at: Mutex<Option<Instant>>,
     turn: tokio::sync::Mutex<()>,
 }
 
-impl Verdict {
+impl PermissionCheck {
     fn set(&self) {
         *self.at.lock() = Some(Instant::now());
     }
@@ -546,34 +558,34 @@ impl Verdict {
     }
 }
 
-impl Class {
+impl CredentialGroup {
     /// Its upstream watches.
-    pub fn feeds(&self) -> Vec<FeedHandle> {
-        self.table.lock().ranges.values().map(|entry| entry.feed.clone()).collect()
+    pub fn broadcasts(&self) -> Vec<BroadcastHandle> {
+        self.table.lock().ranges.values().map(|entry| entry.broadcast.clone()).collect()
     }
 
-    /// The cluster has just let the class watch a range.
+    /// The cluster has just let the group watch a range.
     pub fn saw_permission(&self, range: &KeyRange) {
         let mut table = self.table.lock();
         table.refused.remove(range);
         if let Some(entry) = table.ranges.get(range) {
-            entry.verdict.set();
+            entry.permission.set();
         }
     }
 
     /// Takes an upstream watch off the table if nobody has joined meanwhile.
-    pub fn remove_if(&self, range: &KeyRange, feed: &FeedHandle, idle: impl FnOnce() -> bool) -> bool {
+    pub fn remove_if(&self, range: &KeyRange, broadcast: &BroadcastHandle, idle: impl FnOnce() -> bool) -> bool {
         let mut table = self.table.lock();
         let idle = idle();
         if idle {
-            table.remove(range, feed);
+            table.remove(range, broadcast);
         }
         idle
     }
 
     /// Takes an upstream watch off the table that has ended; one that never was allowed is not tried again soon.
-    pub fn remove_ended(&self, range: &KeyRange, feed: &FeedHandle, refused: bool) {
-        self.table.lock().remove(range, feed);
+    pub fn remove_ended(&self, range: &KeyRange, broadcast: &BroadcastHandle, refused: bool) {
+        self.table.lock().remove(range, broadcast);
         if refused {
             self.refuse(range);
         }

@@ -4,14 +4,14 @@ use tokio::time::Instant;
 
 use crate::types::Revision;
 
-/// When a feed asks its member for progress, and when its watchers are told theirs. Decisions only.
+/// When a broadcast asks its member for progress, and when its watchers are told theirs. Decisions only.
 ///
-/// A member notifies idle watches alone, and a shared one is busy while any of the ranges below it is. So the feed has
+/// A member notifies idle watches alone, and a shared one is busy while any of the ranges below it is. So the broadcast has
 /// a second watch beside it that never gets an event, the *clock*: its notifications come at the member's interval.
 /// Each of them is a tick, which tells the idle watchers as soon as the log has reached the revision it names.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Between two ticks of the feed's own, while none come from the member.
+    /// Between two ticks of the broadcast's own, while none come from the member.
     interval: Duration,
     /// Age of the position at which the member is asked for a newer one.
     position_max: Duration,
@@ -19,7 +19,7 @@ pub(super) struct Pace {
     pub wanted: bool,
     /// When the member is asked for its position, unless it tells one before.
     ask_at: Instant,
-    /// When the feed makes a tick of its own, unless one comes from the member before.
+    /// When the broadcast makes a tick of its own, unless one comes from the member before.
     tick_at: Instant,
     /// Watchers are told once the log has reached this.
     due: Option<Revision>,
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_ticks_of_the_member_the_feed_makes_its_own() {
+    async fn without_ticks_of_the_member_the_broadcast_makes_its_own() {
         let begun = Instant::now();
         let mut pace = Pace { position_max: INTERVAL * 10, ..pace(begun) };
         pace.restart(false, begun);

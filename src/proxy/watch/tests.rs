@@ -11,10 +11,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::desk::ClassDesk;
 use super::hub::{Periods, WatchHub, WatchHubConfig};
 use super::metrics::ProxyWatchMetrics;
-use crate::eventlog::{ShardHandle, WatchStream};
+use super::service::GroupWatchAdmission;
+use crate::eventlog::{WatchStream, WatcherSetHandle};
 use crate::pb::encoded::WireEncode;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
@@ -30,7 +30,7 @@ use prost::Message;
 struct Proxy {
     cluster: FakeCluster,
     hub: WatchHub,
-    shard: ShardHandle,
+    watchers: WatcherSetHandle,
     metrics: ProxyWatchMetrics,
     tasks: Tasks,
 }
@@ -56,16 +56,16 @@ impl Proxy {
         let tasks = Tasks::new();
         let metrics = ProxyWatchMetrics::register(&Metrics::default());
         let hub = WatchHub::with_upstream(Arc::new(cluster.clone()), config, metrics.clone(), &tasks);
-        let shard = hub.inner.add_shard(1, &tasks);
-        Self { cluster, hub, shard, metrics, tasks }
+        let watchers = hub.inner.add_watcher_set(1, &tasks);
+        Self { cluster, hub, watchers, metrics, tasks }
     }
 
     fn client(&self, identity: Identity) -> Client {
         let (requests, incoming) = mpsc::channel(1024);
         let require_leader = identity.require_leader();
-        let desk = ClassDesk::new(&self.hub.inner, identity);
+        let admission = GroupWatchAdmission::new(&self.hub.inner, identity);
         let incoming = ReceiverStream::new(incoming);
-        let stream = WatchStream::new(self.shard.clone(), incoming, Box::new(desk), require_leader);
+        let stream = WatchStream::new(self.watchers.clone(), incoming, Box::new(admission), require_leader);
         Client { requests, stream }
     }
 

@@ -30,7 +30,7 @@ pub(super) trait Upstream: Send + Sync + 'static {
     /// The header of a linearizable read of one key at a revision (0: the newest), which costs a member next to
     /// nothing. Its revision is at or after every write acknowledged before the call, and `at` is refused if it is below
     /// any compaction acknowledged before.
-    fn fence(
+    fn read_index(
         &self,
         metadata: HeaderMap,
         key: Bytes,
@@ -51,7 +51,7 @@ impl Upstream for Pool {
         .boxed()
     }
 
-    fn fence(
+    fn read_index(
         &self,
         metadata: HeaderMap,
         key: Bytes,

@@ -168,14 +168,16 @@ fn listed(node: &Node, id: MemberId) -> Peer {
 }
 
 #[tokio::test]
-async fn a_member_that_is_not_in_the_list_yet_is_a_guest() {
+async fn a_member_that_is_not_in_the_list_yet_is_an_unlisted_peer() {
     let (mut a, mut b) = (Node::start(A, patient()).await, Node::start(B, patient()).await);
     a.transport.set_peers(vec![listed(&a, A), listed(&b, B)], BTreeSet::new());
     a.send(B, Lane::Control, "vote");
     assert_eq!(b.hear().await, "vote");
     b.send_until_heard(&mut a, Lane::Append, b"answer").await;
-    eventually("calls of a guest are refused", || b.metrics.refused.with_label_values(&["unknown-member"]).get() > 0)
-        .await;
+    eventually("calls of an unlisted peer are refused", || {
+        b.metrics.refused.with_label_values(&["unknown-member"]).get() > 0
+    })
+    .await;
     // Another list without it does not end what it has begun; the one that has it makes it a member like any other.
     b.transport.set_peers(vec![], BTreeSet::new());
     a.send_until_heard(&mut b, Lane::Append, b"still").await;
@@ -186,7 +188,7 @@ async fn a_member_that_is_not_in_the_list_yet_is_a_guest() {
 }
 
 #[tokio::test]
-async fn a_guest_that_was_removed_goes() {
+async fn an_unlisted_peer_that_was_removed_goes() {
     let (a, mut b) = (Node::start(A, patient()).await, Node::start(B, patient()).await);
     a.transport.set_peers(vec![listed(&a, A), listed(&b, B)], BTreeSet::new());
     a.send_until_heard(&mut b, Lane::Append, b"before").await;
@@ -196,12 +198,12 @@ async fn a_guest_that_was_removed_goes() {
 }
 
 #[tokio::test]
-async fn there_is_room_for_few_guests() {
+async fn there_is_room_for_few_unlisted_peers() {
     let b = Node::start(B, patient()).await;
-    let guest_at = || Some(vec!["http://127.0.0.1:1".to_owned()]);
-    let greeting = |id| Greeting { from: MemberId(id), purpose: Purpose::Control, guest_at: guest_at() };
+    let unlisted_urls = || Some(vec!["http://127.0.0.1:1".to_owned()]);
+    let greeting = |id| Greeting { from: MemberId(id), purpose: Purpose::Control, unlisted_urls: unlisted_urls() };
     let judged = |id| {
-        let (from, urls) = (MemberId(id), guest_at().unwrap_or_default());
+        let (from, urls) = (MemberId(id), unlisted_urls().unwrap_or_default());
         let hello = Hello { cluster: super::node::CLUSTER, from, to: B, purpose: Purpose::Control, urls };
         b.transport.judge(hello.request("b").expect("valid").headers())
     };

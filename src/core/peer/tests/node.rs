@@ -32,13 +32,13 @@ pub(super) const B: MemberId = MemberId(0xb);
 /// What a member heard, and how it answers.
 pub(super) struct Heard {
     messages: mpsc::Sender<(MemberId, Bytes)>,
-    images: mpsc::Sender<(MemberId, Bytes, Vec<u8>)>,
+    db_snapshots: mpsc::Sender<(MemberId, Bytes, Vec<u8>)>,
     sent: mpsc::Sender<(MemberId, bool)>,
     pub(super) unreachable: AtomicUsize,
     pub(super) removed: AtomicUsize,
     pub(super) room: tempfile::TempDir,
-    /// Image that goes with the next snapshot messages.
-    pub(super) image: Mutex<Vec<u8>>,
+    /// DbSnapshot that goes with the next snapshot messages.
+    pub(super) db_snapshot: Mutex<Vec<u8>>,
     pub(super) calls_begun: AtomicUsize,
 }
 
@@ -72,18 +72,18 @@ impl PeerReceiver for Heard {
     }
 
     fn snapshot_source(&self, _to: MemberId, message: Bytes) -> BoxFuture<'static, Result<SnapshotSource, String>> {
-        let image = self.image.lock().clone();
+        let db_snapshot = self.db_snapshot.lock().clone();
         async move {
-            if image.is_empty() {
-                return Err("no image".into());
+            if db_snapshot.is_empty() {
+                return Err("no db snapshot".into());
             }
             let mut file = tempfile::tempfile().expect("a file");
-            std::io::Write::write_all(&mut file, &image).expect("written");
+            std::io::Write::write_all(&mut file, &db_snapshot).expect("written");
             Ok(SnapshotSource {
                 message: [b"rewritten ", &message[..]].concat().into(),
                 position: LogPosition { index: LogIndex(7), term: Term(2) },
-                image: file,
-                size_bytes: image.len() as u64,
+                db_snapshot: file,
+                size_bytes: db_snapshot.len() as u64,
             })
         }
         .boxed()
@@ -99,8 +99,8 @@ impl PeerReceiver for Heard {
         message: Bytes,
         file: PathBuf,
     ) -> BoxFuture<'static, Result<(), String>> {
-        let image = std::fs::read(file).expect("the image is there");
-        let heard = self.images.try_send((from, message, image));
+        let db_snapshot = std::fs::read(file).expect("the db snapshot is there");
+        let heard = self.db_snapshots.try_send((from, message, db_snapshot));
         async move { heard.map_err(|_| "nobody listens".into()) }.boxed()
     }
 
@@ -116,7 +116,7 @@ pub(super) struct Node {
     pub(super) address: SocketAddr,
     pub(super) metrics: PeerMetrics,
     pub(super) messages: mpsc::Receiver<(MemberId, Bytes)>,
-    pub(super) images: mpsc::Receiver<(MemberId, Bytes, Vec<u8>)>,
+    pub(super) db_snapshots: mpsc::Receiver<(MemberId, Bytes, Vec<u8>)>,
     pub(super) sent: mpsc::Receiver<(MemberId, bool)>,
     pub(super) tasks: Tasks,
 }
@@ -147,16 +147,16 @@ impl Node {
 
     async fn start_from(config: PeerConfig, room: tempfile::TempDir) -> Self {
         let (message_sender, messages) = mpsc::channel(100_000);
-        let (image_sender, images) = mpsc::channel(10);
+        let (snapshot_sender, db_snapshots) = mpsc::channel(10);
         let (sent_sender, sent) = mpsc::channel(10);
         let heard = Arc::new(Heard {
             messages: message_sender,
-            images: image_sender,
+            db_snapshots: snapshot_sender,
             sent: sent_sender,
             unreachable: AtomicUsize::new(0),
             removed: AtomicUsize::new(0),
             room,
-            image: Mutex::default(),
+            db_snapshot: Mutex::default(),
             calls_begun: AtomicUsize::new(0),
         });
         let tasks = Tasks::new();
@@ -167,7 +167,7 @@ impl Node {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         tasks.spawn(peer_port(listener, tls, transport.clone(), tasks.clone()));
-        Self { transport, heard, address, metrics, messages, images, sent, tasks }
+        Self { transport, heard, address, metrics, messages, db_snapshots, sent, tasks }
     }
 
     /// The only peer from now on.
@@ -208,7 +208,7 @@ impl Node {
         assert!(self.tasks.finish(super::PATIENCE).await, "every task ends");
     }
 
-    /// Files in the room for images.
+    /// Files in the room for db snapshots.
     pub(super) fn files(&self) -> Vec<String> {
         let files = std::fs::read_dir(self.heard.snapshot_room()).expect("the room is there");
         files.map(|file| file.expect("readable").file_name().to_string_lossy().into_owned()).collect()

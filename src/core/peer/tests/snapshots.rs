@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::frame::{Batch, FrameReader, Kind};
 use super::super::hello::{Hello, Purpose};
-use super::super::snapshot::{ImageId, Offer, Refused};
+use super::super::snapshot::{Offer, Refused, SnapshotId};
 use super::super::{PeerLimits, dial};
 use super::node::{A, B, CLUSTER, Node, pair, patient};
 use super::proxy::{Link, Proxy};
@@ -14,7 +14,7 @@ use crate::types::{LogIndex, LogPosition, Term};
 use tokio::io::AsyncWriteExt;
 
 /// Bytes that differ from place to place.
-fn image(length: usize) -> Vec<u8> {
+fn db_snapshot(length: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(length as u64);
     (0..length).map(|_| random.u8(..)).collect()
 }
@@ -28,16 +28,16 @@ async fn through_proxy(limits: PeerLimits) -> (Node, Proxy, Node) {
 }
 
 #[tokio::test]
-async fn an_image_arrives_whole_with_its_rewritten_message() {
+async fn a_db_snapshot_arrives_whole_with_its_rewritten_message() {
     let (mut a, mut b) = pair(patient()).await;
     // Shorter than a chunk, exactly some chunks, and more than is written between two syncs.
     for length in [1, 1000, 4 * 256 * 1024, 40_000_001] {
-        let image = image(length);
-        a.heard.image.lock().clone_from(&image);
+        let db_snapshot = db_snapshot(length);
+        a.heard.db_snapshot.lock().clone_from(&db_snapshot);
         a.send(B, Lane::Snapshot, "message");
-        let (from, message, received) = soon(b.images.recv()).await.expect("runs");
+        let (from, message, received) = soon(b.db_snapshots.recv()).await.expect("runs");
         assert_eq!((from, message), (A, Bytes::from_static(b"rewritten message")));
-        assert!(received == image, "{length} bytes");
+        assert!(received == db_snapshot, "{length} bytes");
         assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
         assert!(b.files().is_empty(), "nothing is left: {:?}", b.files());
     }
@@ -50,8 +50,8 @@ async fn an_image_arrives_whole_with_its_rewritten_message() {
 #[tokio::test]
 async fn a_broken_transfer_goes_on_where_it_stopped() {
     let (mut a, proxy, mut b) = through_proxy(patient()).await;
-    let image = image(12 << 20);
-    a.heard.image.lock().clone_from(&image);
+    let db_snapshot = db_snapshot(12 << 20);
+    a.heard.db_snapshot.lock().clone_from(&db_snapshot);
     let before = proxy.forwarded();
     proxy.cut_after(3 << 20);
     a.send(B, Lane::Snapshot, "message");
@@ -60,11 +60,11 @@ async fn a_broken_transfer_goes_on_where_it_stopped() {
         eventually("it comes back", || proxy.connections() > connections).await;
         proxy.cut_after(3 << 20);
     }
-    let (_, _, received) = soon(b.images.recv()).await.expect("runs");
-    assert!(received == image);
+    let (_, _, received) = soon(b.db_snapshots.recv()).await.expect("runs");
+    assert!(received == db_snapshot);
     assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
     // What was on its way in buffers at each cut is sent again, not more.
-    let repeated = proxy.forwarded() - before - image.len() as u64;
+    let repeated = proxy.forwarded() - before - db_snapshot.len() as u64;
     assert!(repeated < 6 << 20, "{repeated} bytes were sent twice");
     assert!(b.files().is_empty(), "{:?}", b.files());
 }
@@ -78,8 +78,8 @@ async fn an_aborted_transfer_is_given_up_and_leaves_no_file() {
         ..patient()
     };
     let (mut a, proxy, mut b) = through_proxy(limits).await;
-    let image = image(4 << 20);
-    a.heard.image.lock().clone_from(&image);
+    let db_snapshot = db_snapshot(4 << 20);
+    a.heard.db_snapshot.lock().clone_from(&db_snapshot);
     for _ in 0..20 {
         a.send(B, Lane::Snapshot, "message");
         eventually("it begins", || !b.files().is_empty()).await;
@@ -88,7 +88,7 @@ async fn an_aborted_transfer_is_given_up_and_leaves_no_file() {
         match soon(a.sent.recv()).await {
             Some((B, false)) => {}
             // The cut came too late.
-            Some((B, true)) => drop(soon(b.images.recv()).await),
+            Some((B, true)) => drop(soon(b.db_snapshots.recv()).await),
             other => panic!("{other:?}"),
         }
         eventually("the part is removed", || b.files().is_empty()).await;
@@ -96,24 +96,24 @@ async fn an_aborted_transfer_is_given_up_and_leaves_no_file() {
     }
     let failures = a.metrics.snapshot_send_failures.with_label_values(&["b"]).get();
     assert!(failures > 0, "some were really cut");
-    while b.images.try_recv().is_ok() {}
+    while b.db_snapshots.try_recv().is_ok() {}
     a.send(B, Lane::Snapshot, "message");
-    assert!(soon(b.images.recv()).await.expect("runs").2 == image, "and the next one arrives");
+    assert!(soon(b.db_snapshots.recv()).await.expect("runs").2 == db_snapshot, "and the next one arrives");
 }
 
 #[tokio::test]
 async fn a_second_snapshot_waits_for_the_end_of_the_first() {
     let (mut a, mut b) = pair(patient()).await;
-    let (first, second) = (image(3 << 20), image(2 << 20));
-    a.heard.image.lock().clone_from(&first);
+    let (first, second) = (db_snapshot(3 << 20), db_snapshot(2 << 20));
+    a.heard.db_snapshot.lock().clone_from(&first);
     a.send(B, Lane::Snapshot, "first");
     // Dropped: the end of the first tells raft that it may ask again.
     a.send(B, Lane::Snapshot, "dropped");
-    assert!(soon(b.images.recv()).await.expect("runs").2 == first);
+    assert!(soon(b.db_snapshots.recv()).await.expect("runs").2 == first);
     assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
-    a.heard.image.lock().clone_from(&second);
+    a.heard.db_snapshot.lock().clone_from(&second);
     a.send(B, Lane::Snapshot, "second");
-    let (_, message, received) = soon(b.images.recv()).await.expect("runs");
+    let (_, message, received) = soon(b.db_snapshots.recv()).await.expect("runs");
     assert!(received == second && message == "rewritten second");
     assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
 }
@@ -121,15 +121,15 @@ async fn a_second_snapshot_waits_for_the_end_of_the_first() {
 #[tokio::test]
 async fn what_the_receiver_cannot_take_is_refused_for_good() {
     let (mut a, b) = pair(PeerLimits { snapshot_bytes_max: 1000, ..patient() }).await;
-    *a.heard.image.lock() = image(1001);
+    *a.heard.db_snapshot.lock() = db_snapshot(1001);
     a.send(B, Lane::Snapshot, "too large");
     assert_eq!(soon(a.sent.recv()).await, Some((B, false)));
-    *a.heard.image.lock() = image(500);
+    *a.heard.db_snapshot.lock() = db_snapshot(500);
     std::fs::remove_dir_all(b.heard.room.path().join("incoming")).expect("removed");
     a.send(B, Lane::Snapshot, "no room");
     assert_eq!(soon(a.sent.recv()).await, Some((B, false)));
-    a.heard.image.lock().clear();
-    a.send(B, Lane::Snapshot, "no image");
+    a.heard.db_snapshot.lock().clear();
+    a.send(B, Lane::Snapshot, "no db snapshot");
     assert_eq!(soon(a.sent.recv()).await, Some((B, false)));
 }
 
@@ -137,13 +137,13 @@ async fn what_the_receiver_cannot_take_is_refused_for_good() {
 async fn a_rate_bounds_a_transfer_and_leaves_the_other_lanes_alone() {
     let limits = PeerLimits { snapshot_rate: Some(4 << 20), ..patient() };
     let (mut a, mut b) = pair(limits).await;
-    let image = image(4 << 20);
-    a.heard.image.lock().clone_from(&image);
+    let db_snapshot = db_snapshot(4 << 20);
+    a.heard.db_snapshot.lock().clone_from(&db_snapshot);
     a.send(B, Lane::Snapshot, "message");
     eventually("it begins", || !b.files().is_empty()).await;
     a.send_until_heard(&mut b, Lane::Append, b"meanwhile").await;
-    assert!(b.images.try_recv().is_err(), "an entry overtakes the image");
-    assert!(soon(b.images.recv()).await.expect("runs").2 == image);
+    assert!(b.db_snapshots.try_recv().is_err(), "an entry overtakes the db snapshot");
+    assert!(soon(b.db_snapshots.recv()).await.expect("runs").2 == db_snapshot);
     assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
 }
 
@@ -152,7 +152,7 @@ async fn leftovers_are_removed_at_the_start() {
     let room = tempfile::tempdir().expect("a directory");
     let incoming = room.path().join("incoming");
     std::fs::create_dir_all(&incoming).expect("made");
-    for name in ["a-1-1.part", "a-2-1.image", "somebody.else"] {
+    for name in ["a-1-1.part", "a-2-1.snap", "somebody.else"] {
         std::fs::write(incoming.join(name), "x").expect("written");
     }
     let b = Node::start_with(CLUSTER, B, patient(), room).await;
@@ -194,7 +194,7 @@ impl Forger {
 
 fn offer(size_bytes: u64) -> Offer {
     let position = LogPosition { index: LogIndex(1), term: Term(1) };
-    Offer { transfer: 1, image: ImageId { position, size_bytes, digest: [0; 32] }, message: Bytes::new() }
+    Offer { transfer: 1, db_snapshot: SnapshotId { position, size_bytes, digest: [0; 32] }, message: Bytes::new() }
 }
 
 #[tokio::test]
@@ -208,9 +208,9 @@ async fn a_wrong_digest_is_noticed() {
     forger.send(|batch| batch.push(Kind::End, &[], &Bytes::new())).await;
     let (kind, payload) = forger.hear().await.expect("an answer");
     assert_eq!(kind, Kind::Refuse);
-    let expected = Refused { may_retry: false, reason: "digest of the image is wrong".into() };
+    let expected = Refused { may_retry: false, reason: "digest of the db snapshot is wrong".into() };
     assert_eq!(Refused::parse(&payload), expected);
-    assert!(b.images.try_recv().is_err() && b.files().is_empty());
+    assert!(b.db_snapshots.try_recv().is_err() && b.files().is_empty());
 }
 
 #[tokio::test]
@@ -235,5 +235,5 @@ async fn a_transfer_out_of_order_is_ended() {
     }
     eventually("all are counted", || b.metrics.received_failures.with_label_values(&["a"]).get() == 6).await;
     eventually("no part is left", || b.files().is_empty()).await;
-    assert!(b.images.try_recv().is_err() && b.messages.try_recv().is_err());
+    assert!(b.db_snapshots.try_recv().is_err() && b.messages.try_recv().is_err());
 }

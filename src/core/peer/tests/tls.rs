@@ -55,10 +55,10 @@ async fn members_of_one_authority_talk() {
     b.send(A, Lane::Append, "confirmed");
     assert_eq!(a.hear().await, "confirmed");
     assert_eq!(a.transport.call(B, "echo", "x".into()).await.expect("answered"), "a x");
-    let image = vec![5; 3 << 20];
-    a.heard.image.lock().clone_from(&image);
+    let db_snapshot = vec![5; 3 << 20];
+    a.heard.db_snapshot.lock().clone_from(&db_snapshot);
     a.send(B, Lane::Snapshot, "message");
-    assert!(soon(b.images.recv()).await.expect("runs").2 == image);
+    assert!(soon(b.db_snapshots.recv()).await.expect("runs").2 == db_snapshot);
     assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
     a.stop().await;
     b.stop().await;

@@ -22,7 +22,7 @@ impl RaftNode {
             let metadata = snapshot.get_metadata();
             LogPosition { index: LogIndex(metadata.index), term: Term(metadata.term) }
         });
-        announced == Some(position) || self.installs.iter().any(|(_, queued)| *queued == position)
+        announced == Some(position) || self.prepared_snapshots.iter().any(|(_, queued)| *queued == position)
     }
 
     /// Takes note that a group, and all before it, are durable.
@@ -46,11 +46,11 @@ impl RaftNode {
     /// When a committed membership change cannot be read.
     pub fn poll(&mut self) -> Result<Option<Step>, RaftError> {
         let mut step = Step { send: std::mem::take(&mut self.released), ..Step::default() };
-        if let Some((number, position)) = self.installs.front()
+        if let Some((number, position)) = self.prepared_snapshots.front()
             && self.persisting.front().is_none_or(|first| first > number)
         {
             step.install = Some(*position);
-            self.installs.pop_front();
+            self.prepared_snapshots.pop_front();
             return Ok(Some(step));
         }
         self.step_postponed();
@@ -149,7 +149,7 @@ impl RaftNode {
             self.persisting.push_back(number);
             let snapshot = snapshot.map(|metadata| {
                 let position = LogPosition { index: LogIndex(metadata.index), term: Term(metadata.term) };
-                self.installs.push_back((number, position));
+                self.prepared_snapshots.push_back((number, position));
                 let conf_state = conf_state_from_raft(metadata.get_conf_state());
                 WalSnapshot { index: position.index, term: position.term, conf_state }
             });

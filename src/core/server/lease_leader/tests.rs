@@ -16,7 +16,7 @@ use crate::core::peer::CallFailure;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Members that call each other directly and apply everything at once.
-struct World {
+struct TestCluster {
     members: Mutex<BTreeMap<MemberId, Arc<Member>>>,
     /// Who did what, in order.
     diary: watch::Sender<Vec<String>>,
@@ -26,7 +26,7 @@ struct World {
 
 struct Member {
     id: MemberId,
-    world: Weak<World>,
+    cluster: Weak<TestCluster>,
     status: watch::Sender<RaftStatus>,
     clock: LeaseClock,
     renewals: Renewals,
@@ -38,7 +38,7 @@ struct Member {
     patience: Duration,
 }
 
-impl Around for Member {
+impl LeaderAccess for Member {
     fn member(&self) -> MemberId {
         self.id
     }
@@ -58,26 +58,26 @@ impl Around for Member {
         match confirmation {
             Some(confirmation) => Ok(confirmation?),
             None => {
-                self.world.upgrade().expect("the test holds it").note(format!("{} asks in vain", self.id.0));
+                self.cluster.upgrade().expect("the test holds it").note(format!("{} asks in vain", self.id.0));
                 std::future::pending().await
             }
         }
     }
 
     async fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> Result<(), Failure> {
-        let world = self.world.upgrade().expect("the test holds it");
-        world.note(format!("{} clears {}", self.id.0, leases.len()));
+        let cluster = self.cluster.upgrade().expect("the test holds it");
+        cluster.note(format!("{} clears {}", self.id.0, leases.len()));
         if self.status.borrow().term != term {
             return Err(ProposeError::NotLeader.into());
         }
-        leases.iter().for_each(|&lease| world.checkpoint(lease, 0));
+        leases.iter().for_each(|&lease| cluster.checkpoint(lease, 0));
         Ok(())
     }
 
     async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
-        let world = self.world.upgrade().expect("the test holds it");
-        let leader = world.members.lock().get(&to).cloned().expect("a member");
-        world.note(format!("{} calls {} {method}", self.id.0, to.0));
+        let cluster = self.cluster.upgrade().expect("the test holds it");
+        let leader = cluster.members.lock().get(&to).cloned().expect("a member");
+        cluster.note(format!("{} calls {} {method}", self.id.0, to.0));
         if let Some(error) = leader.broken.lock().clone() {
             return Err(error);
         }
@@ -88,25 +88,25 @@ impl Around for Member {
     }
 }
 
-impl World {
+impl TestCluster {
     /// Three members without a leader, with leases 1 to 9 of 100 s.
     fn new() -> Arc<Self> {
         Self::with_patience(60 * SECOND)
     }
 
     fn with_patience(patience: Duration) -> Arc<Self> {
-        let world =
+        let cluster =
             Arc::new(Self { members: Mutex::default(), diary: watch::channel(Vec::new()).0, seconds: Arc::default() });
         for id in [1, 2, 3].map(MemberId) {
             let mut store = LeaseStore::new(2);
             let leases: Vec<_> = (1..10).map(|lease| store.grant(LeaseId(lease), 100).expect("new").lease).collect();
             let lessor = Lessor::new(LessorConfig::default(), leases);
-            let seconds = world.seconds.clone();
+            let seconds = cluster.seconds.clone();
             let now = move || Duration::from_secs(seconds.load(Ordering::Relaxed));
             let (renewals, inlet) = Renewals::channel();
             let member = Arc::new(Member {
                 id,
-                world: Arc::downgrade(&world),
+                cluster: Arc::downgrade(&cluster),
                 status: watch::channel(RaftStatus::default()).0,
                 clock: LeaseClock::with_time(Arc::new(RwLock::new(store)), lessor, Box::new(now)),
                 renewals,
@@ -116,9 +116,9 @@ impl World {
             });
             #[expect(clippy::disallowed_methods, reason = "ends with the test's runtime")]
             tokio::spawn(renewals::run(member.clone(), inlet, CancellationToken::new()));
-            world.members.lock().insert(id, member);
+            cluster.members.lock().insert(id, member);
         }
-        world
+        cluster
     }
 
     fn member(&self, id: u64) -> Arc<Member> {
@@ -135,7 +135,7 @@ impl World {
 
     /// Until so much is in the diary.
     async fn notes(&self, count: usize) {
-        self.diary.subscribe().wait_for(|diary| diary.len() >= count).await.expect("the world exists");
+        self.diary.subscribe().wait_for(|diary| diary.len() >= count).await.expect("the cluster exists");
     }
 
     fn pass(&self, seconds: u64) {
@@ -180,68 +180,68 @@ impl Member {
 
 #[tokio::test]
 async fn a_follower_asks_the_leader_once_for_many() {
-    let world = World::new();
-    world.elect(1, 5, &[]);
-    let follower = world.member(2);
+    let cluster = TestCluster::new();
+    cluster.elect(1, 5, &[]);
+    let follower = cluster.member(2);
     let all = futures::future::join_all((1..=12).map(|lease| follower.renew(lease))).await;
     let known = all[..9].iter().filter(|renewal| matches!(renewal, Ok(Renewal::Renewed(100)))).count();
     let unknown = all[9..].iter().filter(|renewal| matches!(renewal, Ok(Renewal::Gone))).count();
     assert_eq!((known, unknown), (9, 3), "{all:?}");
-    assert_eq!(world.diary(), ["2 calls 1 lease.renew"]);
+    assert_eq!(cluster.diary(), ["2 calls 1 lease.renew"]);
     // What counts is the leader's deadline.
-    world.pass(40);
-    assert_eq!(world.member(1).renew(3).await.expect("renewed"), Renewal::Renewed(100));
+    cluster.pass(40);
+    assert_eq!(cluster.member(1).renew(3).await.expect("renewed"), Renewal::Renewed(100));
     let left = [follower.time_to_live(3).await, follower.time_to_live(4).await, follower.time_to_live(99).await];
     assert_eq!(left.map(|ttl| ttl.expect("an answer")), [100, 60, -1]);
-    assert_eq!(world.diary(), ["2 calls 1 lease.ttl"; 3]);
+    assert_eq!(cluster.diary(), ["2 calls 1 lease.ttl"; 3]);
 }
 
 #[tokio::test]
 async fn a_lease_that_has_run_out_is_not_renewed() {
-    let world = World::new();
-    world.elect(1, 5, &[]);
-    world.pass(102);
-    assert_eq!(world.member(2).renew(1).await.expect("an answer"), Renewal::RunOut);
-    assert_eq!(world.member(3).time_to_live(1).await.expect("an answer"), 0);
+    let cluster = TestCluster::new();
+    cluster.elect(1, 5, &[]);
+    cluster.pass(102);
+    assert_eq!(cluster.member(2).renew(1).await.expect("an answer"), Renewal::RunOut);
+    assert_eq!(cluster.member(3).time_to_live(1).await.expect("an answer"), 0);
 }
 
 #[tokio::test]
 async fn what_is_asked_follows_the_leader() {
-    let world = World::new();
-    world.elect(1, 5, &[]);
-    *world.member(1).broken.lock() = Some(CallError::Unreachable(MemberId(1)));
-    let follower = world.member(2);
+    let cluster = TestCluster::new();
+    cluster.elect(1, 5, &[]);
+    *cluster.member(1).broken.lock() = Some(CallError::Unreachable(MemberId(1)));
+    let follower = cluster.member(2);
     let (renewal, ()) = tokio::join!(follower.renew(1), async {
-        world.notes(2).await;
-        world.elect(3, 6, &[1]);
+        cluster.notes(2).await;
+        cluster.elect(3, 6, &[1]);
     });
     assert_eq!(renewal.expect("by the new leader"), Renewal::Renewed(100));
-    let diary = world.diary();
+    let diary = cluster.diary();
     assert!(diary.len() > 2 && diary.last().is_some_and(|last| last == "2 calls 3 lease.renew"), "{diary:?}");
 }
 
 #[tokio::test]
 async fn a_deposed_leader_that_does_not_know_it_renews_nothing() {
-    let world = World::new();
-    world.elect(1, 5, &[]);
-    let old = world.member(1);
+    let cluster = TestCluster::new();
+    cluster.elect(1, 5, &[]);
+    let old = cluster.member(1);
     *old.confirmation.lock() = None;
-    world.pass(50);
-    world.elect(2, 6, &[1]);
+    cluster.pass(50);
+    cluster.elect(2, 6, &[1]);
     let (renewal, ()) = tokio::join!(old.renew(1), async {
-        world.notes(1).await;
+        cluster.notes(1).await;
         assert_eq!(old.clock.remaining(LeaseId(1), Term(5)), Ok(Some(51 * SECOND)), "not renewed there");
-        world.elect(2, 6, &[]);
+        cluster.elect(2, 6, &[]);
     });
     assert_eq!(renewal.expect("by the new leader"), Renewal::Renewed(100));
-    assert_eq!(world.diary(), ["1 asks in vain", "1 calls 2 lease.renew"]);
+    assert_eq!(cluster.diary(), ["1 asks in vain", "1 calls 2 lease.renew"]);
 }
 
 #[tokio::test]
 async fn a_confirmation_from_another_term_is_none() {
-    let world = World::new();
-    world.elect(1, 5, &[]);
-    let member = world.member(1);
+    let cluster = TestCluster::new();
+    cluster.elect(1, 5, &[]);
+    let member = cluster.member(1);
     // Led in term 5, was deposed and leads in term 7: its deadlines are those of term 5 still.
     member.status.send_modify(|status| status.term = Term(7));
     let refused = answer(member.as_ref(), RENEW, renewals_body([LeaseId(1)])).await;
@@ -252,50 +252,50 @@ async fn a_confirmation_from_another_term_is_none() {
 
 #[tokio::test]
 async fn a_checkpoint_is_cleared_before_the_answer() {
-    let world = World::new();
-    world.elect(1, 5, &[]);
-    world.checkpoint(LeaseId(4), 30);
-    let follower = world.member(3);
+    let cluster = TestCluster::new();
+    cluster.elect(1, 5, &[]);
+    cluster.checkpoint(LeaseId(4), 30);
+    let follower = cluster.member(3);
     assert_eq!(follower.renew(4).await.expect("renewed"), Renewal::Renewed(100));
-    assert_eq!(world.diary(), ["3 calls 1 lease.renew", "1 clears 1"]);
-    world.elect(2, 6, &[]);
+    assert_eq!(cluster.diary(), ["3 calls 1 lease.renew", "1 clears 1"]);
+    cluster.elect(2, 6, &[]);
     assert_eq!(follower.time_to_live(4).await.expect("an answer"), 101);
-    world.checkpoint(LeaseId(5), 30);
-    world.elect(3, 7, &[]);
+    cluster.checkpoint(LeaseId(5), 30);
+    cluster.elect(3, 7, &[]);
     assert_eq!(follower.time_to_live(5).await.expect("an answer"), 31);
 }
 
 #[tokio::test]
 async fn without_a_leader_the_error_is_etcds() {
-    let world = World::with_patience(Duration::from_millis(200));
-    let failed = world.member(1).renew(1).await.expect_err("nobody leads");
+    let cluster = TestCluster::with_patience(Duration::from_millis(200));
+    let failed = cluster.member(1).renew(1).await.expect_err("nobody leads");
     assert_eq!((failed.code(), failed.message()), (Code::Unavailable, "etcdserver: no leader"));
-    world.elect(2, 5, &[]);
-    *world.member(2).broken.lock() = Some(CallError::Lost(MemberId(2)));
-    let failed = world.member(1).time_to_live(1).await.expect_err("the leader does not answer");
+    cluster.elect(2, 5, &[]);
+    *cluster.member(2).broken.lock() = Some(CallError::Lost(MemberId(2)));
+    let failed = cluster.member(1).time_to_live(1).await.expect_err("the leader does not answer");
     assert_eq!((failed.code(), failed.message()), (Code::Unavailable, "etcdserver: request timed out"));
 }
 
 #[tokio::test]
 async fn errors_of_the_leader_pass_unchanged() {
-    let world = World::new();
-    world.elect(2, 5, &[]);
+    let cluster = TestCluster::new();
+    cluster.elect(2, 5, &[]);
     let denied = CallFailure { code: Code::PermissionDenied, text: "etcdserver: permission denied".to_owned() };
-    *world.member(2).broken.lock() = Some(CallError::Failed(denied));
-    let failed = world.member(1).renew(1).await.expect_err("denied");
+    *cluster.member(2).broken.lock() = Some(CallError::Failed(denied));
+    let failed = cluster.member(1).renew(1).await.expect_err("denied");
     assert_eq!((failed.code(), failed.message()), (Code::PermissionDenied, "etcdserver: permission denied"));
-    assert_eq!(world.diary(), ["1 calls 2 lease.renew"], "asked once");
+    assert_eq!(cluster.diary(), ["1 calls 2 lease.renew"], "asked once");
 }
 
 #[tokio::test]
 async fn a_leader_still_taking_over_is_waited_for() {
-    let world = World::new();
-    world.elect(1, 5, &[]);
-    let leader = world.member(1);
+    let cluster = TestCluster::new();
+    cluster.elect(1, 5, &[]);
+    let leader = cluster.member(1);
     leader.clock.demote();
-    let follower = world.member(2);
+    let follower = cluster.member(2);
     let (renewal, ()) = tokio::join!(follower.renew(1), async {
-        world.notes(2).await;
+        cluster.notes(2).await;
         leader.clock.promote(Term(5), SECOND);
     });
     assert_eq!(renewal.expect("in the end"), Renewal::Renewed(100));

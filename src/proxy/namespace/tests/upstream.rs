@@ -20,8 +20,8 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ShardParts, Tenant, Tenants, WatchHub,
-    WatchHubConfig, proxy_calls,
+    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, Tenant, Tenants, WatchHub,
+    WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -203,18 +203,18 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
         tasks,
     );
     let calls = proxy_calls(&metrics);
-    let shard_tasks = tasks.clone();
+    let worker_tasks = tasks.clone();
     let make = move |_| {
-        let watch = ProxyWatchService::start(&hub, 0, &shard_tasks);
-        ProxyService::new(ShardParts {
-            pool: Pool::new(pool.clone(), &shard_tasks),
+        let watch = ProxyWatchService::start(&hub, 0, &worker_tasks);
+        ProxyService::new(WorkerParts {
+            pool: Pool::new(pool.clone(), &worker_tasks),
             tenants: tenants.clone(),
             watches: HashMap::from([(tenant.clone(), watch)]),
             self_member: None,
             answers: AnswerRoom::new(1 << 30),
             metrics: metrics.clone(),
             calls: calls.clone(),
-            tasks: shard_tasks.clone(),
+            tasks: worker_tasks.clone(),
         })
     };
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };

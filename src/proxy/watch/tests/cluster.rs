@@ -169,7 +169,7 @@ impl Upstream for FakeCluster {
         .boxed()
     }
 
-    fn fence(
+    fn read_index(
         &self,
         _metadata: HeaderMap,
         _key: Bytes,

@@ -359,8 +359,8 @@ async fn an_interval_of_the_proxys_own_holds_without_ticks_of_the_member() {
 }
 
 fn position(proxy: &Proxy) -> i64 {
-    let feeds = proxy.hub.inner.class(Identity::default()).feeds();
-    feeds.iter().filter_map(|feed| feed.head()).map(|head| head.0).min().unwrap_or(0)
+    let broadcasts = proxy.hub.inner.group(Identity::default()).broadcasts();
+    broadcasts.iter().filter_map(|broadcast| broadcast.head()).map(|head| head.0).min().unwrap_or(0)
 }
 
 #[tokio::test]
@@ -458,7 +458,7 @@ async fn a_revoked_permission_stops_new_watches() {
     let mut client = proxy.client(Identity::of(&headers));
     assert!(!client.watch(key("a")).await.canceled);
     proxy.cluster.deny(vec![KeyRange::One("a".into())]);
-    // Not even a client that never pauses keeps the old verdict alive.
+    // Not even a client that never pauses keeps the old permission alive.
     let begun = std::time::Instant::now();
     loop {
         let answer = client.watch(key("a")).await;
@@ -541,7 +541,7 @@ enum Op {
         client: usize,
         responses: usize,
     },
-    /// Lets feeds and shards have their turns.
+    /// Lets broadcasts and watcher_sets have their turns.
     Pass,
 }
 

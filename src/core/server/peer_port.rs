@@ -6,20 +6,20 @@ use hyper::body::Incoming;
 use tonic::body::Body;
 
 use super::core::Core;
-use super::http::HttpFace;
+use super::http::HttpHandler;
 use crate::core::peer::PEER_PATH;
 
 /// What the peer port answers: who belongs to the cluster, which version this member runs, and the upgrade by which
 /// the other members connect.
 #[derive(Clone)]
-pub struct PeerFace {
+pub struct PeerHandler {
     core: Arc<Core>,
-    http: HttpFace,
+    http: HttpHandler,
 }
 
-impl PeerFace {
-    /// Builds the face of one member.
-    pub fn new(core: Arc<Core>, http: HttpFace) -> Self {
+impl PeerHandler {
+    /// Builds the handler of one member.
+    pub fn new(core: Arc<Core>, http: HttpHandler) -> Self {
         Self { core, http }
     }
 

@@ -53,7 +53,7 @@ impl Member {
     }
 }
 
-pub struct World {
+pub struct SimCluster {
     pub context: Context,
     pub members: Vec<Member>,
     pub network: Network,
@@ -83,9 +83,9 @@ pub fn run(settings: &Settings) -> Summary {
 
 /// The same, and what the clients saw.
 pub fn recorded(settings: &Settings) -> History {
-    let mut world = played(settings);
-    let operations = std::mem::take(&mut world.clients.recorded);
-    let watchers = world.watchers.iter_mut().enumerate();
+    let mut cluster = played(settings);
+    let operations = std::mem::take(&mut cluster.clients.recorded);
+    let watchers = cluster.watchers.iter_mut().enumerate();
     let watches = watchers.flat_map(|(client, watcher)| {
         let records = std::mem::take(&mut watcher.recorded);
         records.into_iter().map(move |record| WatchRecord { client: client as u32, ..record })
@@ -93,20 +93,20 @@ pub fn recorded(settings: &Settings) -> History {
     History { notes: [("seed".to_owned(), settings.seed.to_string())].into(), operations, watches: watches.collect() }
 }
 
-fn played(settings: &Settings) -> World {
-    let mut world = World::new(settings.clone());
-    let runtime = world.runtime.handle().clone();
+fn played(settings: &Settings) -> SimCluster {
+    let mut cluster = SimCluster::new(settings.clone());
+    let runtime = cluster.runtime.handle().clone();
     let _entered = runtime.enter();
-    world.boot();
-    world.run_for(settings.faulty);
+    cluster.boot();
+    cluster.run_for(settings.faulty);
     if settings.healthy {
-        world.recover();
+        cluster.recover();
     }
-    world.compare_members();
-    world
+    cluster.compare_members();
+    cluster
 }
 
-impl World {
+impl SimCluster {
     pub fn new(settings: Settings) -> Self {
         let mut context = Context::new(settings);
         let count = context.settings.members;
@@ -240,7 +240,7 @@ impl World {
 
     fn deliver(&mut self, message: Box<Message>) {
         let to = message.to;
-        if message.image.is_some() {
+        if message.db_snapshot.is_some() {
             return self.deliver_state(message);
         }
         if !self.network.arrives(&self.context, &message) || self.postponed(to, &Event::Deliver(message.clone())) {
@@ -263,12 +263,12 @@ impl World {
         let aborted = self.states_to_lose > 0 || (self.context.faulty && self.context.one_in(4));
         self.states_to_lose = self.states_to_lose.saturating_sub(1);
         let mut delivered = false;
-        if let (Some(image), Some(process)) = (&message.image, self.members[to].process.as_mut())
+        if let (Some(db_snapshot), Some(process)) = (&message.db_snapshot, self.members[to].process.as_mut())
             && !aborted
             && self.network.arrives(&self.context, &message)
             && !process.cluster().is_removed(message.sender)
         {
-            let done = process.receive_state(&mut self.context, message.sender, &message.outbound.bytes, image);
+            let done = process.receive_state(&mut self.context, message.sender, &message.outbound.bytes, db_snapshot);
             delivered = done.as_ref().is_ok_and(|accepted| *accepted);
             self.after_work(to, done.map(|_| ()));
         }
@@ -316,10 +316,10 @@ impl World {
                 self.network.send(&mut self.context, process, to, outbound);
                 continue;
             }
-            match process.image(&outbound.bytes) {
-                Ok((bytes, image)) => {
+            match process.db_snapshot(&outbound.bytes) {
+                Ok((bytes, db_snapshot)) => {
                     let outbound = Outbound { bytes, ..outbound };
-                    self.network.send_state(&mut self.context, process, to, outbound, image);
+                    self.network.send_state(&mut self.context, process, to, outbound, db_snapshot);
                 }
                 Err(failure) => return self.after_work(member, Err(failure)),
             }
@@ -403,7 +403,7 @@ impl World {
         self.settle();
     }
 
-    /// Lets the tasks of the shards run until they have nothing to do.
+    /// Lets the tasks of the watcher sets run until they have nothing to do.
     fn settle(&self) {
         self.runtime.block_on(async {
             for _ in 0..8 {

@@ -14,7 +14,7 @@ use slab::Slab;
 use tonic::{Code, Status};
 use tracing::debug;
 
-use super::slot::Slot;
+use super::client_stream::ClientStream;
 use super::table::Table;
 use crate::api_error::ApiError;
 use crate::client::{Head, Lane, Pool, UpstreamStream};
@@ -40,7 +40,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Keep-alives of one identity: one table, one upstream stream.
 #[derive(Debug)]
-pub(super) struct Hub {
+pub(super) struct KeepAliveBroadcast {
     identity: Identity,
     state: Mutex<State>,
     /// Wakes the task when there is something to send.
@@ -50,16 +50,16 @@ pub(super) struct Hub {
 
 #[derive(Debug)]
 struct State {
-    table: Table<Arc<Slot>>,
+    table: Table<Arc<ClientStream>>,
     /// Every client's stream: an identity that asked for a leader loses idle streams too when there is none.
-    slots: Slab<Arc<Slot>>,
+    client_streams: Slab<Arc<ClientStream>>,
 }
 
-/// A client's place in a hub; leaves with it.
+/// A client's place in a broadcast; leaves with it.
 #[derive(Debug)]
-pub(super) struct Seat {
-    hub: Arc<Hub>,
-    slot: Arc<Slot>,
+pub(super) struct Subscription {
+    broadcast: Arc<KeepAliveBroadcast>,
+    client_stream: Arc<ClientStream>,
     number: usize,
 }
 
@@ -85,11 +85,11 @@ enum Others {
     Tried,
 }
 
-impl Hub {
+impl KeepAliveBroadcast {
     pub(super) fn new(identity: Identity) -> Arc<Self> {
         Arc::new(Self {
             identity,
-            state: Mutex::new(State { table: Table::new(Instant::now()), slots: Slab::new() }),
+            state: Mutex::new(State { table: Table::new(Instant::now()), client_streams: Slab::new() }),
             wake: AtomicWaker::new(),
             clients: AtomicUsize::new(0),
         })
@@ -103,11 +103,11 @@ impl Hub {
         self.clients.load(Ordering::Relaxed)
     }
 
-    pub(super) fn join(self: &Arc<Self>) -> Seat {
-        let slot = Arc::new(Slot::default());
-        let number = self.state.lock().slots.insert(slot.clone());
+    pub(super) fn join(self: &Arc<Self>) -> Subscription {
+        let client_stream = Arc::new(ClientStream::default());
+        let number = self.state.lock().client_streams.insert(client_stream.clone());
         self.clients.fetch_add(1, Ordering::Relaxed);
-        Seat { hub: self.clone(), slot, number }
+        Subscription { broadcast: self.clone(), client_stream, number }
     }
 
     /// Serves until no client has been there for a while.
@@ -191,17 +191,17 @@ impl Hub {
     /// Sorts out whom the cluster's refusal concerns.
     fn refused(&self, status: &Status) {
         let mut state = self.state.lock();
-        let State { table, slots } = &mut *state;
+        let State { table, client_streams } = &mut *state;
         match status.code() {
             // About the one lease whose answer was due: its keys are not this user's.
             Code::PermissionDenied => {
-                table.refused(|slot| slot.end(status));
+                table.refused(|client_stream| client_stream.end(status));
                 table.lost();
             }
             _ => {
-                table.give_up(|slot| slot.end(status));
+                table.give_up(|client_stream| client_stream.end(status));
                 if self.identity.require_leader() {
-                    slots.iter().for_each(|(_, slot)| slot.end(status));
+                    client_streams.iter().for_each(|(_, client_stream)| client_stream.end(status));
                 }
             }
         }
@@ -210,38 +210,38 @@ impl Hub {
     /// Ends every client's stream, those that wait for nothing too.
     pub(super) fn end_all(&self, status: &Status) {
         let mut state = self.state.lock();
-        let State { table, slots } = &mut *state;
-        table.give_up(|slot| slot.end(status));
-        slots.iter().for_each(|(_, slot)| slot.end(status));
+        let State { table, client_streams } = &mut *state;
+        table.give_up(|client_stream| client_stream.end(status));
+        client_streams.iter().for_each(|(_, client_stream)| client_stream.end(status));
     }
 
     fn give_up(&self, status: &Status) {
-        self.state.lock().table.give_up(|slot| slot.end(status));
+        self.state.lock().table.give_up(|client_stream| client_stream.end(status));
     }
 }
 
-impl Seat {
-    pub(super) fn slot(&self) -> &Arc<Slot> {
-        &self.slot
+impl Subscription {
+    pub(super) fn client_stream(&self) -> &Arc<ClientStream> {
+        &self.client_stream
     }
 
-    /// Asks for these leases; each will be answered through the slot, which already expects it.
+    /// Asks for these leases; each will be answered through the client stream, which already expects it.
     pub(super) fn ask(&self, ids: impl IntoIterator<Item = i64>) {
         let now = Instant::now();
-        let mut state = self.hub.state.lock();
+        let mut state = self.broadcast.state.lock();
         for id in ids {
-            state.table.ask(id, self.slot.clone(), now);
+            state.table.ask(id, self.client_stream.clone(), now);
         }
         drop(state);
-        self.hub.wake.wake();
+        self.broadcast.wake.wake();
     }
 }
 
-impl Drop for Seat {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        self.slot.close();
-        self.hub.state.lock().slots.try_remove(self.number);
-        self.hub.clients.fetch_sub(1, Ordering::Relaxed);
+        self.client_stream.close();
+        self.broadcast.state.lock().client_streams.try_remove(self.number);
+        self.broadcast.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -265,17 +265,17 @@ struct AnswerHead {
 }
 
 impl Session {
-    fn poll(&mut self, hub: &Hub, cx: &mut Context<'_>) -> Poll<End> {
-        hub.wake.register(cx.waker());
+    fn poll(&mut self, broadcast: &KeepAliveBroadcast, cx: &mut Context<'_>) -> Poll<End> {
+        broadcast.wake.register(cx.waker());
         loop {
-            if let Err(status) = self.send(hub) {
+            if let Err(status) = self.send(broadcast) {
                 return Poll::Ready(End::Lost(status));
             }
             match Pin::new(&mut self.stream.body).poll_frame(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
-                        if let Err(status) = self.receive(hub, data) {
+                        if let Err(status) = self.receive(broadcast, data) {
                             return Poll::Ready(End::Lost(status));
                         }
                     }
@@ -291,9 +291,9 @@ impl Session {
     }
 
     /// Sends what waits, as one piece.
-    fn send(&mut self, hub: &Hub) -> Result<(), Status> {
+    fn send(&mut self, broadcast: &KeepAliveBroadcast) -> Result<(), Status> {
         let mut out = BytesMut::new();
-        let mut state = hub.state.lock();
+        let mut state = broadcast.state.lock();
         let was_unanswered = state.table.is_unanswered();
         state.table.send(FLIGHT_MAX, |id| {
             let request = LeaseKeepAliveRequest { id };
@@ -312,11 +312,11 @@ impl Session {
         self.stream.send(out.freeze())
     }
 
-    fn receive(&mut self, hub: &Hub, data: Bytes) -> Result<(), Status> {
+    fn receive(&mut self, broadcast: &KeepAliveBroadcast, data: Bytes) -> Result<(), Status> {
         let now = Instant::now();
         self.heard = now;
         self.partial.extend_from_slice(&data);
-        let mut state = hub.state.lock();
+        let mut state = broadcast.state.lock();
         while let Some((&[flag, a, b, c, d], rest)) = self.partial.split_first_chunk::<5>() {
             let length = u32::from_be_bytes([a, b, c, d]) as usize;
             if flag != 0 || length > ANSWER_BYTES_MAX {
@@ -326,7 +326,7 @@ impl Session {
             let head = AnswerHead::decode(message)
                 .map_err(|error| Status::internal(format!("keep-alive answer does not decode: {error}")))?;
             let framed = self.partial.split_to(5 + length);
-            state.table.answered(head.id, head.ttl, now, |slot| slot.answer(head.id, &framed));
+            state.table.answered(head.id, head.ttl, now, |client_stream| client_stream.answer(head.id, &framed));
             self.answered = true;
         }
         Ok(())

@@ -10,11 +10,11 @@ use crate::types::LogPosition;
 /// Who prepares one puts it here before the message that announces it goes to consensus, and takes it back when
 /// consensus does not want it. Bounded by the transfers a member receives at once.
 #[derive(Debug, Default)]
-pub struct Installs {
+pub struct PreparedSnapshots {
     prepared: Mutex<BTreeMap<LogPosition, Prepared>>,
 }
 
-impl Installs {
+impl PreparedSnapshots {
     /// Adds a prepared state.
     pub fn put(&self, prepared: Prepared) {
         let replaced = self.prepared.lock().insert(prepared.position(), prepared);

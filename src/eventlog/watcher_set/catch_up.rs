@@ -6,15 +6,15 @@ use bytes::Bytes;
 use super::super::batch::{Block, LogBatch};
 use super::super::history::{History, HistoryBatch, HistoryError, HistoryRequest};
 use super::super::log::Read;
-use super::super::outbox::End;
 use super::super::routes::Subscription;
+use super::super::send_queue::End;
 use super::deliver::queue_events;
-use super::{Place, Shard, WatchLimits};
+use super::{CursorState, WatchLimits, WatcherSet};
 use crate::types::Revision;
 
-/// Batches of the log looked at for one lagging cursor before the next one has its turn.
+/// Batches of the log looked at for one unsynced cursor before the next one has its turn.
 const BATCHES_PER_STEP: usize = 256;
-/// Lagging cursors served before the shard lets the connections of its thread run.
+/// Unsynced cursors served before the watcher set lets the connections of its thread run.
 const STEPS_PER_TURN: usize = 128;
 
 /// Cursors of one group that stand at the same revision: they need the same events.
@@ -102,15 +102,15 @@ struct Piece {
     complete_to: Revision,
 }
 
-impl Shard {
-    /// Serves lagging cursors of streams that have drained. Tells whether it stopped early.
+impl WatcherSet {
+    /// Serves unsynced cursors of streams that have drained. Tells whether it stopped early.
     pub(in super::super) fn resume(&mut self) -> bool {
         let mut memo = Memo::new();
         for _ in 0..STEPS_PER_TURN {
             let Some(&stream) = self.ready.front() else { return false };
             let entry = &mut self.streams[stream as usize];
-            let cursor = if entry.outbox.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
-                entry.lagging.pop_front()
+            let cursor = if entry.send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
+                entry.unsynced.pop_front()
             } else {
                 None
             };
@@ -127,12 +127,12 @@ impl Shard {
         !self.ready.is_empty()
     }
 
-    /// Moves one cursor on by one response at most; it is in no place when this begins and in one when it ends.
+    /// Moves one cursor on by one response at most; it is in no queue when this begins and in one when it ends.
     fn step(&mut self, key: u32, memo: &mut Memo) {
         let cursor = &self.cursors[key as usize];
         let attached = &self.attached[cursor.source as usize];
         if cursor.next > attached.position {
-            return self.place(key);
+            return self.requeue(key);
         }
         let spot = Spot { source: cursor.source, group: cursor.group, from: cursor.next };
         if let Some(piece) = memo.get(&spot) {
@@ -155,7 +155,7 @@ impl Shard {
                 self.catch_up(key, &piece);
             }
             Read::Behind => {
-                self.cursors[key as usize].place = Place::History;
+                self.cursors[key as usize].state = CursorState::ReadingHistory;
                 self.metrics.slow_watchers.inc();
                 self.jobs.wait(spot, key);
                 self.wake.notify_one();
@@ -173,7 +173,7 @@ impl Shard {
             let stream = &mut self.streams[cursor.stream as usize];
             queue_events(&self.limits, stream, cursor, revision, &piece.events, piece.count);
         }
-        self.place(key);
+        self.requeue(key);
     }
 
     /// Reads of history to start, while `slots` are free.
@@ -212,7 +212,7 @@ impl Shard {
                         HistoryError::Compacted(at) => End { compact_revision: *at, reason: String::new() },
                         HistoryError::Refused(reason) => End { compact_revision: Revision(0), reason: reason.clone() },
                     };
-                    self.place(key);
+                    self.requeue(key);
                     self.end_watcher(key, end);
                 }
             }

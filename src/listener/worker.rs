@@ -25,7 +25,7 @@ use super::scope::ConnectionScope;
 
 /// One serving thread, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ShardId(pub usize);
+pub struct WorkerId(pub usize);
 
 /// How connections are served.
 #[derive(Clone, Debug)]

@@ -8,13 +8,13 @@ use crate::core::raft::PeerProgress;
 use crate::types::MemberId;
 
 /// Longest time for all attempts.
-const HAND_OVER_MAX: Duration = Duration::from_millis(500);
+const TRANSFER_MAX: Duration = Duration::from_millis(500);
 /// Voters tried at most; each gets an equal part of the time.
 const ATTEMPTS_MAX: usize = 2;
 
 /// Before a leader stops: makes another voter the leader, so that nobody waits for an election timeout. Ends after a
 /// bounded time either way.
-pub(super) async fn hand_over(core: &Core) {
+pub(super) async fn transfer_leadership(core: &Core) {
     let mut status = core.raft.status();
     if !status.borrow().is_leader {
         return;
@@ -30,7 +30,7 @@ pub(super) async fn hand_over(core: &Core) {
     }
     // What is proposed from here on waits for the new leader; consensus would drop it.
     let _held = core.hold_proposals();
-    let share = HAND_OVER_MAX / successors.len() as u32;
+    let share = TRANSFER_MAX / successors.len() as u32;
     for successor in successors {
         info!(member = %successor, "handing leadership over");
         core.raft.transfer_leader(successor);

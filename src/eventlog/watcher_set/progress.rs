@@ -1,19 +1,19 @@
 use tokio::time::Instant;
 
-use super::super::outbox::{Out, OutKind};
-use super::{Cursor, Place, Shard};
+use super::super::send_queue::{Out, OutKind};
+use super::{Cursor, CursorState, WatcherSet};
 use crate::types::Revision;
 
 /// Watch id of a progress answer that speaks for the whole stream.
 const ALL_WATCHERS: i64 = -1;
 
-impl Shard {
+impl WatcherSet {
     /// Answers a progress request, if every watcher of the stream is up to date; says nothing otherwise.
     pub(in super::super) fn progress(&mut self, stream: u32) {
         let mut sources: Vec<u32> = Vec::new();
         for &key in self.streams[stream as usize].watchers.values() {
             let cursor = &self.cursors[key as usize];
-            if cursor.place == Place::Dead {
+            if cursor.state == CursorState::Cancelled {
                 return;
             }
             sources.push(cursor.source);
@@ -90,7 +90,7 @@ impl Shard {
         let cursor = &self.cursors[key as usize];
         let (stream, watch_id) = (cursor.stream, cursor.watch_id);
         let room = self.streams[stream as usize]
-            .outbox
+            .send_queue
             .has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max);
         if idle && room && self.in_sync(cursor) {
             let revision = self.attached[cursor.source as usize].position;
@@ -102,7 +102,7 @@ impl Shard {
     /// being held back from it.
     fn in_sync(&self, cursor: &Cursor) -> bool {
         let needed = if cursor.future { cursor.next } else { Revision(cursor.next.0 - 1) };
-        matches!(cursor.place, Place::Member(_)) && needed <= self.attached[cursor.source as usize].position
+        matches!(cursor.state, CursorState::Synced(_)) && needed <= self.attached[cursor.source as usize].position
     }
 
     /// Position of a source, for tests.

@@ -1,6 +1,6 @@
 //! One endpoint and its state.
 //!
-//! Each connection of an endpoint has a worker of its own ([`Member::keep`]), which dials in the background from the
+//! Each connection of an endpoint has a worker of its own ([`UpstreamEndpoint::keep`]), which dials in the background from the
 //! first request of its lane on until the pool or the endpoint goes:
 //!
 //! ```text
@@ -47,7 +47,7 @@ const STABLE: Duration = Duration::from_secs(1);
 
 /// One endpoint: its connections and what we know of its health.
 #[derive(Debug)]
-pub(super) struct Member {
+pub(super) struct UpstreamEndpoint {
     endpoint: Endpoint,
     lanes: [Vec<Slot>; 4],
     next: AtomicUsize,
@@ -81,7 +81,7 @@ pub(super) struct Keeping {
     pub(super) changed: Notify,
 }
 
-impl Member {
+impl UpstreamEndpoint {
     pub(super) fn new(endpoint: Endpoint, config: &PoolConfig) -> Self {
         let slots = |lane: Lane| {
             let count = if lane == Lane::Unary { config.connections.max(1) } else { 1 };
@@ -255,7 +255,7 @@ impl Member {
 
 /// The worker of one slot.
 struct Kept {
-    member: Arc<Member>,
+    member: Arc<UpstreamEndpoint>,
     lane: Lane,
     number: usize,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::*;
+use crate::core::lease::*;
 use crate::types::LeaseId;
 
 const MEMBERS: usize = 3;
@@ -43,7 +43,7 @@ struct Member {
     leads: Option<(u64, usize)>,
     promoted: bool,
     /// Proposals on their way, with their term.
-    outbox: Vec<(u64, Op)>,
+    proposals: Vec<(u64, Op)>,
 }
 
 /// What the holder of a lease was told.
@@ -55,7 +55,7 @@ struct Held {
     gone: bool,
 }
 
-struct World {
+struct Leadership {
     rng: Rng,
     fault: Fault,
     now_ms: u64,
@@ -69,7 +69,7 @@ struct World {
     revoked: usize,
 }
 
-impl World {
+impl Leadership {
     fn new(seed: u64, fault: Fault) -> Self {
         let mut rng = Rng::with_seed(seed);
         let ttls: Vec<i64> = (0..4).map(|_| rng.i64(2..20)).collect();
@@ -83,7 +83,7 @@ impl World {
             applied: 0,
             leads: None,
             promoted: false,
-            outbox: Vec::new(),
+            proposals: Vec::new(),
         });
         let members = members.collect();
         let held = leases().map(|lease| {
@@ -203,12 +203,12 @@ impl World {
                     .map(|due| Op::Checkpoint(due.lease, due.remaining_ttl)),
             )
             .collect();
-        member.outbox.extend(proposed.into_iter().map(|op| (term, op)));
+        member.proposals.extend(proposed.into_iter().map(|op| (term, op)));
     }
 
     /// What was proposed enters the log, if it may.
     fn flush(&mut self, number: usize) {
-        for (term, op) in std::mem::take(&mut self.members[number].outbox) {
+        for (term, op) in std::mem::take(&mut self.members[number].proposals) {
             if term == self.term || self.fault == Fault::Forwarded {
                 self.commit(op);
             }
@@ -258,7 +258,7 @@ impl World {
 fn no_leader_ends_a_lease_early() {
     let (mut renewed, mut revoked) = (0, 0);
     for seed in 0..3_000 {
-        let (wrong, renewals, ends) = World::new(seed, Fault::None).run();
+        let (wrong, renewals, ends) = Leadership::new(seed, Fault::None).run();
         assert_eq!(wrong, None, "seed {seed}");
         renewed += renewals;
         revoked += ends;
@@ -270,7 +270,7 @@ fn no_leader_ends_a_lease_early() {
 #[test]
 fn each_rule_is_needed() {
     for fault in [Fault::Forwarded, Fault::Unconfirmed, Fault::NotCleared, Fault::EarlyStart] {
-        let found = (0..3_000).find(|&seed| World::new(seed, fault).run().0.is_some());
+        let found = (0..3_000).find(|&seed| Leadership::new(seed, fault).run().0.is_some());
         assert!(found.is_some(), "{fault:?} goes unnoticed");
     }
 }

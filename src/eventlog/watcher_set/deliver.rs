@@ -3,17 +3,17 @@ use prost::Message;
 
 use super::super::batch::{Block, LogBatch, cut_frames};
 use super::super::log::Read;
-use super::super::outbox::{Out, OutKind};
-use super::{Cursor, Place, Shard, Stream, WatchLimits};
+use super::super::send_queue::{Out, OutKind};
+use super::{Cursor, CursorState, Stream, WatchLimits, WatcherSet};
 use crate::pb::{encoded, etcdserverpb};
 use crate::types::Revision;
 
 /// Batches taken from a log at a time.
 const BATCHES_PER_READ: usize = 64;
-/// Responses queued before the shard lets the connections of its thread run.
+/// Responses queued before the watcher set lets the connections of its thread run.
 const RESPONSES_PER_TURN: usize = 1024;
 
-impl Shard {
+impl WatcherSet {
     /// Brings new batches to the watchers that are up to date. Tells whether it stopped early.
     pub(in super::super) fn route(&mut self) -> bool {
         let mut left = RESPONSES_PER_TURN;
@@ -63,7 +63,7 @@ impl Shard {
         let mut sent = 0;
         for same_group in wanted.chunk_by(|a, b| a.0 == b.0) {
             let group = same_group[0].0;
-            if self.attached[at as usize].routes.group(group).members.is_empty() {
+            if self.attached[at as usize].routes.group(group).synced.is_empty() {
                 continue;
             }
             let prev_kv = self.attached[at as usize].routes.group(group).subscription.prev_kv;
@@ -77,61 +77,61 @@ impl Shard {
         sent
     }
 
-    /// Queues one encoded block for every member of a group; those whose stream is full start to lag.
+    /// Queues one encoded block for every synced watcher of a group; those whose stream is full become unsynced.
     fn deliver(&mut self, at: u32, group: u32, revision: Revision, events: &Bytes, count: u32) -> usize {
-        let members = &mut self.attached[at as usize].routes.group_mut(group).members;
+        let synced = &mut self.attached[at as usize].routes.group_mut(group).synced;
         let mut sent = 0;
-        // From the end: `swap_remove` then only moves members that were served.
-        let mut slot = members.len();
+        // From the end: `swap_remove` then only moves synced that were served.
+        let mut slot = synced.len();
         while slot > 0 {
             slot -= 1;
-            let key = members[slot];
+            let key = synced[slot];
             let cursor = &mut self.cursors[key as usize];
             if revision < cursor.next {
                 continue;
             }
             let stream = &mut self.streams[cursor.stream as usize];
-            if stream.outbox.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
+            if stream.send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
                 self.metrics.pending_events.add(i64::from(count));
                 queue_events(&self.limits, stream, cursor, revision, events, count);
                 sent += 1;
             } else {
                 cursor.next = revision;
                 cursor.future = false;
-                cursor.place = Place::Lagging;
-                stream.lagging.push_back(key);
+                cursor.state = CursorState::Unsynced;
+                stream.unsynced.push_back(key);
                 self.metrics.slow_watchers.inc();
-                members.swap_remove(slot);
-                if let Some(&moved) = members.get(slot) {
-                    self.cursors[moved as usize].place = Place::Member(slot as u32);
+                synced.swap_remove(slot);
+                if let Some(&moved) = synced.get(slot) {
+                    self.cursors[moved as usize].state = CursorState::Synced(slot as u32);
                 }
             }
         }
         sent
     }
 
-    /// The log has dropped revisions before this shard routed them: every member starts to lag from where it was.
+    /// The log has dropped revisions before this watcher set routed them: every synced watcher becomes unsynced at its position.
     fn fall_behind(&mut self, at: u32) {
         let attached = &mut self.attached[at as usize];
         let floor = attached.source.log().floor();
         let was = attached.position.next();
         attached.position = Revision(floor.0 - 1).max(attached.position);
-        let members: Vec<u32> = self
+        let synced: Vec<u32> = self
             .cursors
             .iter()
-            .filter(|(_, cursor)| cursor.source == at && matches!(cursor.place, Place::Member(_)))
+            .filter(|(_, cursor)| cursor.source == at && matches!(cursor.state, CursorState::Synced(_)))
             .map(|(key, _)| key as u32)
             .collect();
-        for key in members {
+        for key in synced {
             self.take_out(key);
             let cursor = &mut self.cursors[key as usize];
             cursor.next = cursor.next.max(was);
-            self.place(key);
+            self.requeue(key);
         }
     }
 }
 
-/// Adds events to a stream's outbox, in fragments where the watcher wants them.
+/// Adds events to a stream's send queue, in fragments where the watcher wants them.
 pub(super) fn queue_events(
     limits: &WatchLimits,
     stream: &mut Stream,
@@ -168,10 +168,10 @@ pub(super) fn queue_events(
             let last = pieces.len() - 1;
             for (number, (piece, count)) in pieces.into_iter().enumerate() {
                 let kind = if number == last { OutKind::Events } else { OutKind::Fragment };
-                stream.outbox.push(out(piece, count, kind));
+                stream.send_queue.push(out(piece, count, kind));
             }
             return;
         }
     }
-    stream.outbox.push(out(events.clone(), count, OutKind::Events));
+    stream.send_queue.push(out(events.clone(), count, OutKind::Events));
 }

@@ -12,7 +12,7 @@ use crate::types::Revision;
 /// A caller is served by a read that began after it called, never by one already in flight, which might miss a write
 /// or a compaction acknowledged in between. Callers that arrive during a read share the next one.
 #[derive(Debug, Default)]
-pub(super) struct Fence {
+pub(super) struct SharedReadIndex {
     waiting: Mutex<Waiting>,
     last: TurnLock<Last>,
     /// Newest revision any read has told.
@@ -40,13 +40,13 @@ impl Last {
         start.0 != 0 && start < compacted && number <= serves
     }
 
-    fn passed(&self, start: Revision, number: u64) -> Option<Passed> {
+    fn position_of(&self, start: Revision, number: u64) -> Option<StartPosition> {
         if self.is_compacted(start, number) {
-            return Some(Passed { revision: Revision(0), compacted: self.compacted.1 });
+            return Some(StartPosition { revision: Revision(0), compacted: self.compacted.1 });
         }
         let (serves, answer) = self.answer;
         let kept = number <= serves && answer.keeps(start);
-        kept.then_some(Passed { revision: answer.revision, compacted: Revision(0) })
+        kept.then_some(StartPosition { revision: answer.revision, compacted: Revision(0) })
     }
 }
 
@@ -68,7 +68,7 @@ pub(super) struct ReadAnswer {
 
 /// Where a watch stands against the cluster at a moment after it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Passed {
+pub(super) struct StartPosition {
     /// A revision at or after every write acknowledged before the call; 0 when compaction answers the call.
     pub revision: Revision,
     /// The compacted revision when the start is below it, else 0.
@@ -82,21 +82,21 @@ impl ReadAnswer {
     }
 }
 
-impl Fence {
+impl SharedReadIndex {
     /// Where a watch from `start` (0: from now) stands. `read` asks the cluster at a revision, 0 for the newest: that is
     /// the lowest start of all that wait, so that one read answers for all of them.
     ///
     /// # Errors
     /// Those of `read`, for the caller that ran it; the next one tries again.
-    pub async fn pass<F>(&self, start: Revision, read: impl Fn(Revision) -> F) -> Result<Passed, Status>
+    pub async fn read<F>(&self, start: Revision, read: impl Fn(Revision) -> F) -> Result<StartPosition, Status>
     where
         F: Future<Output = Result<Read, Status>>,
     {
-        let place = Place::take(self, start);
+        let waiter = Waiter::take(self, start);
         let mut last = self.last.lock().await;
         loop {
-            if let Some(passed) = last.passed(start, place.number) {
-                return Ok(passed);
+            if let Some(position) = last.position_of(start, waiter.number) {
+                return Ok(position);
             }
             let (serves, lowest) = {
                 let waiting = self.waiting.lock();
@@ -118,27 +118,27 @@ impl Fence {
 }
 
 /// A caller among those that wait; leaves when it is dropped.
-struct Place<'a> {
-    fence: &'a Fence,
+struct Waiter<'a> {
+    read_index: &'a SharedReadIndex,
     start: Revision,
     number: u64,
 }
 
-impl<'a> Place<'a> {
-    fn take(fence: &'a Fence, start: Revision) -> Self {
-        let mut waiting = fence.waiting.lock();
+impl<'a> Waiter<'a> {
+    fn take(read_index: &'a SharedReadIndex, start: Revision) -> Self {
+        let mut waiting = read_index.waiting.lock();
         waiting.arrived += 1;
         let number = waiting.arrived;
         if start.0 != 0 {
             waiting.starts.insert((start, number));
         }
-        Self { fence, start, number }
+        Self { read_index, start, number }
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.fence.waiting.lock().starts.remove(&(self.start, self.number));
+        self.read_index.waiting.lock().starts.remove(&(self.start, self.number));
     }
 }
 
@@ -153,10 +153,10 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_joins_a_read_that_has_begun() {
-        let fence = Arc::new(Fence::default());
+        let read_index = Arc::new(SharedReadIndex::default());
         let (gate, reads) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicI64::new(0)));
         let call = || {
-            let (fence, gate, reads) = (fence.clone(), gate.clone(), reads.clone());
+            let (read_index, gate, reads) = (read_index.clone(), gate.clone(), reads.clone());
             async move {
                 let read = |at| {
                     let (gate, reads) = (gate.clone(), reads.clone());
@@ -166,7 +166,7 @@ mod tests {
                         Ok(Read::Answer(ReadAnswer { revision: Revision(number), at }))
                     }
                 };
-                fence.pass(Revision(0), read).await.unwrap().revision
+                read_index.read(Revision(0), read).await.unwrap().revision
             }
         };
         let mut calls: Vec<_> = (0..10).map(|_| call().boxed()).collect();
@@ -180,9 +180,9 @@ mod tests {
         assert_eq!(reads.load(Ordering::SeqCst), 2);
     }
 
-    /// A store at a revision, compacted at another, behind a fence that knows of `known`.
+    /// A store at a revision, compacted at another, behind a read_index that knows of `known`.
     async fn ask(known: i64, revision: i64, compacted: i64, starts: &[i64]) -> (Vec<(i64, i64)>, Vec<i64>) {
-        let fence = Fence { newest: AtomicI64::new(known), ..Fence::default() };
+        let read_index = SharedReadIndex { newest: AtomicI64::new(known), ..SharedReadIndex::default() };
         let reads = Mutex::new(Vec::new());
         let read = |at: Revision| {
             reads.lock().push(at.0);
@@ -198,12 +198,12 @@ mod tests {
                 Ok(answer)
             }
         };
-        let calls = starts.iter().map(|&start| fence.pass(Revision(start), read));
-        let passed = futures::future::join_all(calls).await;
-        let passed = passed.into_iter().map(|passed| passed.unwrap());
-        let passed = passed.map(|passed| (passed.revision.0, passed.compacted.0)).collect();
-        assert!(fence.waiting.lock().starts.is_empty());
-        (passed, reads.into_inner())
+        let calls = starts.iter().map(|&start| read_index.read(Revision(start), read));
+        let positions = futures::future::join_all(calls).await;
+        let positions = positions.into_iter().map(|position| position.unwrap());
+        let positions = positions.map(|position| (position.revision.0, position.compacted.0)).collect();
+        assert!(read_index.waiting.lock().starts.is_empty());
+        (positions, reads.into_inner())
     }
 
     #[tokio::test]
@@ -218,8 +218,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_starts_below_the_compaction_are_compacted() {
-        let (passed, reads) = ask(50, 60, 30, &[0, 29, 30, 31, 2, 0]).await;
-        assert_eq!(passed, [(60, 0), (0, 30), (60, 0), (60, 0), (0, 30), (60, 0)]);
+        let (positions, reads) = ask(50, 60, 30, &[0, 29, 30, 31, 2, 0]).await;
+        assert_eq!(positions, [(60, 0), (0, 30), (60, 0), (60, 0), (0, 30), (60, 0)]);
         assert_eq!(reads, [0, 2, 30]);
     }
 }

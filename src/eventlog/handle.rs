@@ -10,47 +10,47 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::origin::Origin;
-use super::outbox::{End, Taken};
-use super::shard::{Create, JobId, JobResult, Shard, WatchLimits};
+use super::header_source::HeaderSource;
+use super::send_queue::{End, Taken};
 use super::source::Source;
 use super::stream::Admission;
+use super::watcher_set::{Create, JobId, JobResult, WatchLimits, WatcherSet};
 use crate::shutdown::Tasks;
 use crate::telemetry::WatchMetrics;
 use crate::types::Revision;
 
 /// The watchers of one serving thread. Cheap to clone.
 ///
-/// Streams of that thread and the shard's own task take turns at the lock, so that it is all but never contended;
+/// Streams of that thread and the watcher set's own task take turns at the lock, so that it is all but never contended;
 /// nothing waits while holding it.
 #[derive(Clone, Debug)]
-pub struct ShardHandle {
-    shard: Arc<Mutex<Shard>>,
+pub struct WatcherSetHandle {
+    watcher_set: Arc<Mutex<WatcherSet>>,
     wake: Arc<Notify>,
     metrics: Arc<WatchMetrics>,
 }
 
-impl ShardHandle {
-    /// A shard without its task.
-    pub(super) fn new(limits: WatchLimits, origin: Arc<Origin>, metrics: WatchMetrics, seed: u64) -> Self {
+impl WatcherSetHandle {
+    /// A watcher set without its task.
+    pub(super) fn new(limits: WatchLimits, header_source: Arc<HeaderSource>, metrics: WatchMetrics, seed: u64) -> Self {
         let wake = Arc::new(Notify::new());
-        let shard = Shard::new(limits, origin, metrics.clone(), wake.clone(), seed);
-        Self { shard: Arc::new(Mutex::new(shard)), wake, metrics: Arc::new(metrics) }
+        let watcher_set = WatcherSet::new(limits, header_source, metrics.clone(), wake.clone(), seed);
+        Self { watcher_set: Arc::new(Mutex::new(watcher_set)), wake, metrics: Arc::new(metrics) }
     }
 
-    /// Starts a shard on the current runtime. When `tasks` stop, its streams end with `stopped`.
+    /// Starts a watcher set on the current runtime. When `tasks` stop, its streams end with `stopped`.
     ///
     /// `seed` spreads the progress notifications of its streams.
     pub fn start(
         limits: WatchLimits,
-        origin: Arc<Origin>,
+        header_source: Arc<HeaderSource>,
         metrics: WatchMetrics,
         seed: u64,
         stopped: Status,
         tasks: &Tasks,
     ) -> Self {
         let history_reads_max = limits.history_reads_max;
-        let handle = Self::new(limits, origin, metrics, seed);
+        let handle = Self::new(limits, header_source, metrics, seed);
         let stop = tasks.stop_signal();
         let task = handle.clone();
         tasks.spawn(async move {
@@ -68,23 +68,23 @@ impl ShardHandle {
         let mut reads: FuturesUnordered<BoxFuture<'static, (JobId, JobResult)>> = FuturesUnordered::new();
         loop {
             let (more, next_tick) = {
-                let mut shard = self.shard.lock();
+                let mut watcher_set = self.watcher_set.lock();
                 let now = Instant::now();
-                if shard.next_tick().is_some_and(|at| at <= now) {
-                    shard.tick(now);
+                if watcher_set.next_tick().is_some_and(|at| at <= now) {
+                    watcher_set.tick(now);
                     self.metrics.send_progress.observe(0, now.elapsed());
                 }
-                let more = shard.route() | shard.resume();
-                for (id, history, request) in shard.take_jobs(history_reads_max.saturating_sub(reads.len())) {
+                let more = watcher_set.route() | watcher_set.resume();
+                for (id, history, request) in watcher_set.take_jobs(history_reads_max.saturating_sub(reads.len())) {
                     let read = history.events(request);
                     reads.push(Box::pin(async move { (id, read.await) }));
                 }
-                (more, shard.next_tick())
+                (more, watcher_set.next_tick())
             };
             tokio::select! {
                 biased;
                 Some((id, result)) = reads.next(), if !reads.is_empty() => {
-                    self.shard.lock().finish_job(id, result);
+                    self.watcher_set.lock().finish_job(id, result);
                 }
                 // The streams that were just filled have their turn first.
                 () = tokio::task::yield_now(), if more => {}
@@ -96,63 +96,63 @@ impl ShardHandle {
 
     /// Cancels the watchers of a source after [`Source::end`].
     pub fn end_source(&self, source: &Arc<Source>, end: &End) {
-        self.shard.lock().end_source(source, end);
+        self.watcher_set.lock().end_source(source, end);
     }
 
     /// Tells the idle watchers of a source that asked for progress notifications how far they are.
     pub fn notify_source(&self, source: &Arc<Source>) {
-        self.shard.lock().notify_source(source);
+        self.watcher_set.lock().notify_source(source);
     }
 
     /// Whether a watcher of a source asked for progress notifications.
     pub fn wants_progress(&self, source: &Arc<Source>) -> bool {
-        self.shard.lock().wants_progress(source)
+        self.watcher_set.lock().wants_progress(source)
     }
 
     /// Carries the watchers of a source over after [`Source::move_to`].
     pub fn move_source(&self, from: &Arc<Source>, to: &Arc<Source>) {
-        self.shard.lock().move_source(from, to);
+        self.watcher_set.lock().move_source(from, to);
     }
 
     /// Ends streams: all of them, or those whose client wants a leader.
     pub fn end_streams(&self, status: &Status, only_require_leader: bool) {
-        self.shard.lock().end_streams(status, only_require_leader);
+        self.watcher_set.lock().end_streams(status, only_require_leader);
     }
 
     pub(super) fn open(&self, require_leader: bool) -> u32 {
-        self.shard.lock().open(require_leader, Instant::now())
+        self.watcher_set.lock().open(require_leader, Instant::now())
     }
 
     pub(super) fn close(&self, stream: u32) {
-        self.shard.lock().close(stream);
+        self.watcher_set.lock().close(stream);
     }
 
     pub(super) fn create(&self, stream: u32, create: &Create, admission: &Admission) {
-        self.shard.lock().create(stream, create, admission, Instant::now());
+        self.watcher_set.lock().create(stream, create, admission, Instant::now());
     }
 
     pub(super) fn refuse(&self, stream: u32, revision: Revision, reason: &str) {
-        self.shard.lock().refuse(stream, revision, reason);
+        self.watcher_set.lock().refuse(stream, revision, reason);
     }
 
     pub(super) fn cancel(&self, stream: u32, watch_id: i64, known: Revision) {
-        self.shard.lock().cancel(stream, watch_id, known);
+        self.watcher_set.lock().cancel(stream, watch_id, known);
     }
 
     pub(super) fn progress(&self, stream: u32) {
-        self.shard.lock().progress(stream);
+        self.watcher_set.lock().progress(stream);
     }
 
     pub(super) fn end_stream(&self, stream: u32, status: Status) {
-        self.shard.lock().end_stream(stream, status);
+        self.watcher_set.lock().end_stream(stream, status);
     }
 
     pub(super) fn sources_of(&self, stream: u32) -> Vec<Arc<Source>> {
-        self.shard.lock().sources_of(stream)
+        self.watcher_set.lock().sources_of(stream)
     }
 
     pub(super) fn controls(&self, stream: u32) -> u32 {
-        self.shard.lock().controls(stream)
+        self.watcher_set.lock().controls(stream)
     }
 
     /// A stream's connection has taken a response of so many events.
@@ -166,13 +166,13 @@ impl ShardHandle {
     }
 
     pub(super) fn pop(&self, stream: u32, waker: &Waker) -> Taken {
-        self.shard.lock().pop(stream, waker)
+        self.watcher_set.lock().pop(stream, waker)
     }
 
     /// The state itself, for tests that run turns by hand.
     #[cfg(test)]
-    pub(super) fn lock(&self) -> parking_lot::MutexGuard<'_, Shard> {
-        self.shard.lock()
+    pub(super) fn lock(&self) -> parking_lot::MutexGuard<'_, WatcherSet> {
+        self.watcher_set.lock()
     }
 }
 

@@ -4,7 +4,7 @@ use std::task::Waker;
 use bytes::Bytes;
 use tonic::Status;
 
-use super::origin::Origin;
+use super::header_source::HeaderSource;
 use crate::pb::encoded::WatchResponse;
 use crate::types::Revision;
 
@@ -60,10 +60,10 @@ impl Out {
         !matches!(self.kind, OutKind::Events | OutKind::Fragment)
     }
 
-    fn into_response(self, origin: &Origin) -> WatchResponse {
+    fn into_response(self, header_source: &HeaderSource) -> WatchResponse {
         let end = self.end.map(|end| *end).unwrap_or_default();
         WatchResponse {
-            header: Some(origin.header(self.revision)),
+            header: Some(header_source.header(self.revision)),
             watch_id: self.watch_id,
             created: matches!(self.kind, OutKind::Created | OutKind::Refused),
             canceled: matches!(self.kind, OutKind::Canceled | OutKind::Refused),
@@ -77,7 +77,7 @@ impl Out {
 
 /// Responses one stream has not sent yet.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(super) struct SendQueue {
     queue: VecDeque<Out>,
     bytes: usize,
     controls: u32,
@@ -85,7 +85,7 @@ pub(super) struct Outbox {
     waker: Option<Waker>,
 }
 
-/// What a stream finds in its outbox.
+/// What a stream finds in its send queue.
 #[derive(Debug)]
 pub(super) enum Taken {
     Response { response: Box<WatchResponse>, events: u32 },
@@ -93,7 +93,7 @@ pub(super) enum Taken {
     Empty,
 }
 
-impl Outbox {
+impl SendQueue {
     /// Queues a response and wakes the stream.
     pub fn push(&mut self, out: Out) {
         self.bytes += out.cost();
@@ -111,7 +111,7 @@ impl Outbox {
         self.controls
     }
 
-    pub fn take(&mut self, origin: &Origin) -> Taken {
+    pub fn take(&mut self, header_source: &HeaderSource) -> Taken {
         let Some(out) = self.queue.pop_front() else {
             return self.closed.clone().map_or(Taken::Empty, Taken::Closed);
         };
@@ -121,7 +121,7 @@ impl Outbox {
             self.queue = VecDeque::new();
         }
         let events = out.event_count;
-        Taken::Response { response: Box::new(out.into_response(origin)), events }
+        Taken::Response { response: Box::new(out.into_response(header_source)), events }
     }
 
     /// Ends the stream with `status` once what waits is sent.

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use self::verdict::{Sum, Verdict, ahead, compare, may_start};
 use super::core::Core;
 use super::error::Failure;
-use super::hand_over;
+use super::leader_transfer;
 use crate::api_error::ApiError;
 use crate::config::IntegrityChecks;
 use crate::core::backend::Table;
@@ -166,9 +166,9 @@ pub(super) async fn run(core: Arc<Core>, checks: IntegrityChecks, tasks: Tasks) 
 async fn watch_over(core: &Core, checks: IntegrityChecks) {
     let mut states = checks.state.map(delayed);
     let mut compactions = delayed(checks.compactions);
-    let mut condemned = core.published.condemned.subscribe();
+    let mut corrupt = core.published.corrupt.subscribe();
     // Looked at once in any case: the alarm may be older than this run.
-    condemned.mark_changed();
+    corrupt.mark_changed();
     let mut checked = Revision(0);
     let leads = || core.raft.status().borrow().is_leader;
     loop {
@@ -182,13 +182,13 @@ async fn watch_over(core: &Core, checks: IntegrityChecks) {
             _ = compactions.tick() => if leads() {
                 checked = check_compactions(core, checked).await;
             },
-            changed = condemned.changed() => {
+            changed = corrupt.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                if *condemned.borrow_and_update() {
+                if *corrupt.borrow_and_update() {
                     error!("a CORRUPT alarm names this member: it serves no clients until it is replaced or the alarm is lifted");
-                    hand_over::hand_over(core).await;
+                    leader_transfer::transfer_leadership(core).await;
                 }
             }
         }

@@ -7,7 +7,7 @@ use super::cluster::{PROMOTE_CALL, promote_here};
 use super::core::Core;
 use super::error::Failure;
 use super::version::{VERSION_CALL, versions};
-use super::{integrity, lease_leader};
+use super::{corruption_check, lease_leader};
 use crate::core::peer::CallFailure;
 
 /// Answers a call of another member. Errors keep code and text on their way to its client.
@@ -18,7 +18,9 @@ pub async fn answer_peer(core: Arc<Core>, method: String, body: Bytes) -> Result
         lease_leader::RENEW | lease_leader::TIME_TO_LIVE => lease_leader::answer(core.as_ref(), &method, body).await,
         PROMOTE_CALL => promote_here(&core, &body).await,
         VERSION_CALL => Ok(Bytes::from(versions(&core))),
-        integrity::STATE_HASH | integrity::COMPACTION_HASH => integrity::answer(core.as_ref(), &method, body).await,
+        corruption_check::STATE_HASH | corruption_check::COMPACTION_HASH => {
+            corruption_check::answer(core.as_ref(), &method, body).await
+        }
         _ => Err(Failure::Other(format!("unknown call {method}"))),
     };
     outcome.map_err(|failure| {

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 
 use super::events::batches;
 use super::history::UpstreamHistory;
-use super::hub::{Class, HubInner};
+use super::hub::{CredentialGroup, HubInner};
 use super::pace::{Act, Pace};
 use crate::api_error::ApiError;
 use crate::eventlog::{End, EventLog, Source};
@@ -19,11 +19,11 @@ use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
 
-/// Requests to a feed that wait; the sender waits while it is full.
+/// Requests to a broadcast that wait; the sender waits while it is full.
 const COMMANDS_MAX: usize = 64;
-/// How far a feed is.
+/// How far a broadcast is.
 #[derive(Clone, Debug)]
-pub(super) enum FeedState {
+pub(super) enum BroadcastState {
     /// The member has not confirmed the watch yet.
     Opening,
     /// The log is being filled.
@@ -44,25 +44,25 @@ enum Command {
     Supersede(Arc<Source>),
 }
 
-/// Way in to a feed. Cheap to clone.
+/// Way in to a broadcast. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct FeedHandle {
-    state: watch::Receiver<FeedState>,
+pub(super) struct BroadcastHandle {
+    state: watch::Receiver<BroadcastState>,
     commands: mpsc::Sender<Command>,
 }
 
-impl FeedHandle {
+impl BroadcastHandle {
     /// The source, once the member has confirmed the watch.
     ///
     /// # Errors
-    /// How the feed ended.
+    /// How the broadcast ended.
     pub async fn live(&self) -> Result<Arc<Source>, End> {
         let mut state = self.state.clone();
         loop {
             match &*state.borrow_and_update() {
-                FeedState::Live(source) => return source.upgrade().ok_or_else(End::default),
-                FeedState::Ended(end) => return Err(end.clone()),
-                FeedState::Opening => {}
+                BroadcastState::Live(source) => return source.upgrade().ok_or_else(End::default),
+                BroadcastState::Ended(end) => return Err(end.clone()),
+                BroadcastState::Opening => {}
             }
             if state.changed().await.is_err() {
                 return Err(End::default());
@@ -73,9 +73,9 @@ impl FeedHandle {
     /// Whether watchers can still join.
     pub fn is_open(&self) -> bool {
         match &*self.state.borrow() {
-            FeedState::Opening => true,
-            FeedState::Live(source) => source.strong_count() > 0,
-            FeedState::Ended(_) => false,
+            BroadcastState::Opening => true,
+            BroadcastState::Live(source) => source.strong_count() > 0,
+            BroadcastState::Ended(_) => false,
         }
     }
 
@@ -98,34 +98,34 @@ impl FeedHandle {
     /// Where the log stands, once there is one.
     pub fn head(&self) -> Option<Revision> {
         match &*self.state.borrow() {
-            FeedState::Live(source) => source.upgrade().map(|source| source.log().head()),
-            FeedState::Opening | FeedState::Ended(_) => None,
+            BroadcastState::Live(source) => source.upgrade().map(|source| source.log().head()),
+            BroadcastState::Opening | BroadcastState::Ended(_) => None,
         }
     }
 
-    /// Whether both lead to the same feed.
+    /// Whether both lead to the same broadcast.
     pub fn is(&self, other: &Self) -> bool {
         self.commands.same_channel(&other.commands)
     }
 
-    /// Hands all watchers over to a wider source and ends the feed.
+    /// Hands all watchers over to a wider source and ends the broadcast.
     pub async fn supersede(&self, by: Arc<Source>) {
         let _ = self.commands.send(Command::Supersede(by)).await;
     }
 }
 
 /// Keeps one upstream watch alive and its log filled, whatever member serves it.
-pub(super) struct Feed {
+pub(super) struct Broadcast {
     hub: Arc<HubInner>,
-    class: Arc<Class>,
+    group: Arc<CredentialGroup>,
     range: KeyRange,
-    state: watch::Sender<FeedState>,
-    handle: FeedHandle,
+    state: watch::Sender<BroadcastState>,
+    handle: BroadcastHandle,
     commands: mpsc::Receiver<Command>,
     /// Where the log begins: behind this revision, or behind now when it is 0.
     begin: Revision,
-    /// The feeds whose watchers this one takes over: the log begins where the slowest of them stands.
-    narrower: Vec<FeedHandle>,
+    /// The broadcasts whose watchers this one takes over: the log begins where the slowest of them stands.
+    narrower: Vec<BroadcastHandle>,
     /// How often their positions have been renewed because the slowest was compacted.
     renewals: u32,
     /// Start with the revision after the position; see [`start`](Self::start).
@@ -171,25 +171,25 @@ enum Over {
     Idle,
 }
 
-impl Feed {
-    /// A feed of `range` for a class, not yet running. Its log begins where the slowest of `narrower` stands if that is
+impl Broadcast {
+    /// A broadcast of `range` for a group, not yet running. Its log begins where the slowest of `narrower` stands if that is
     /// still to be had, else, or without any, behind now.
     pub fn new(
         hub: Arc<HubInner>,
-        class: Arc<Class>,
+        group: Arc<CredentialGroup>,
         range: KeyRange,
-        narrower: Vec<FeedHandle>,
-    ) -> (Self, FeedHandle) {
-        let (state, seen) = watch::channel(FeedState::Opening);
+        narrower: Vec<BroadcastHandle>,
+    ) -> (Self, BroadcastHandle) {
+        let (state, seen) = watch::channel(BroadcastState::Opening);
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let handle = FeedHandle { state: seen, commands: sender };
-        // Spread: the feeds of a proxy do not ask all at once.
+        let handle = BroadcastHandle { state: seen, commands: sender };
+        // Spread: the broadcasts of a proxy do not ask all at once.
         let interval = hub.config.progress_interval.mul_f64(1.0 + fastrand::f64() / 10.0);
         let pace = Pace::new(interval, hub.config.periods.position_max, Instant::now());
         let begin = slowest(&narrower);
-        let feed = Self {
+        let broadcast = Self {
             hub,
-            class,
+            group,
             range,
             state,
             handle: handle.clone(),
@@ -205,7 +205,7 @@ impl Feed {
             pace,
             serving: Serving::default(),
         };
-        (feed, handle)
+        (broadcast, handle)
     }
 
     /// Runs until nobody needs it.
@@ -239,10 +239,10 @@ impl Feed {
         self.serving = Serving::default();
         if self.renewals > 0 && self.source.is_none() {
             let within = self.hub.config.periods.compaction_wait;
-            join_all(self.narrower.iter().map(|feed| feed.renew(within))).await;
+            join_all(self.narrower.iter().map(|broadcast| broadcast.renew(within))).await;
             self.begin = slowest(&self.narrower);
         }
-        let opened = self.hub.upstream.open_watch(self.class.identity.metadata());
+        let opened = self.hub.upstream.open_watch(self.group.identity.metadata());
         let mut stream = match opened.await {
             Ok(stream) => stream,
             Err(status) => return Over::Broken(status),
@@ -331,14 +331,14 @@ impl Feed {
     fn wants_progress(&self) -> bool {
         let Some(source) = &self.source else { return false };
         let wanted = std::cell::Cell::new(false);
-        self.hub.for_each_shard(|shard| wanted.set(wanted.get() || shard.wants_progress(source)));
+        self.hub.for_each_watcher_set(|watchers| wanted.set(wanted.get() || watchers.wants_progress(source)));
         wanted.get()
     }
 
     fn alarm(&mut self) {
         let proven = self.is_proven();
         if !proven {
-            self.hub.learn_trust(self.serving.member, self.class.identity.metadata());
+            self.hub.learn_trust(self.serving.member, self.group.identity.metadata());
         }
         let act = self.pace.alarm(proven, Instant::now());
         self.act(act);
@@ -347,7 +347,7 @@ impl Feed {
     fn act(&mut self, act: Act) {
         self.serving.ask |= act.ask;
         if let Some(source) = self.source.as_ref().filter(|_| act.tell) {
-            self.hub.for_each_shard(|shard| shard.notify_source(source));
+            self.hub.for_each_watcher_set(|watchers| watchers.notify_source(source));
         }
     }
 
@@ -369,7 +369,7 @@ impl Feed {
     /// member's interval.
     fn clock_request(&self) -> WatchCreateRequest {
         WatchCreateRequest {
-            key: self.hub.namespace.enter(self.range.start()),
+            key: self.hub.namespace.add_prefix(self.range.start()),
             progress_notify: true,
             filters: vec![FilterType::Noput.into(), FilterType::Nodelete.into()],
             ..Default::default()
@@ -425,10 +425,10 @@ impl Feed {
                 let reason = "the endpoints lead to another cluster than before".to_owned();
                 return Err(Over::Ended(End { compact_revision: Revision(0), reason }));
             }
-            self.class.saw_permission(&self.range);
+            self.group.saw_permission(&self.range);
             self.serving.confirmed = true;
             self.serving.member = MemberId(header.member_id);
-            self.hub.learn_trust(self.serving.member, self.class.identity.metadata());
+            self.hub.learn_trust(self.serving.member, self.group.identity.metadata());
             self.pace.restart(self.position().0 != 0, Instant::now());
             if self.source.is_none() && self.begin.0 == 0 {
                 self.go_live(revision);
@@ -472,7 +472,7 @@ impl Feed {
         Ok(())
     }
 
-    /// Takes an answer of the watch without events. Without it, the feed makes ticks of its own.
+    /// Takes an answer of the watch without events. Without it, the broadcast makes ticks of its own.
     fn take_clock(&mut self, answer: &WatchResponse, revision: Revision) {
         if answer.canceled {
             self.serving.clock = None;
@@ -486,9 +486,9 @@ impl Feed {
 
     fn go_live(&mut self, revision: Revision) {
         let log = EventLog::new(revision, self.hub.config.log_bytes_max);
-        let history = UpstreamHistory::new(self.hub.clone(), self.class.identity.clone(), self.handle.clone());
+        let history = UpstreamHistory::new(self.hub.clone(), self.group.identity.clone(), self.handle.clone());
         let source = Source::new(log, Arc::new(history));
-        self.state.send_replace(FeedState::Live(Arc::downgrade(&source)));
+        self.state.send_replace(BroadcastState::Live(Arc::downgrade(&source)));
         self.source = Some(source);
     }
 
@@ -509,12 +509,12 @@ impl Feed {
         }
     }
 
-    /// Takes the feed off the table when nobody has read its log for a while.
+    /// Takes the broadcast off the table when nobody has read its log for a while.
     fn leave_if_idle(&mut self) -> bool {
         let (source, state) = (&self.source, &self.state);
         let unused = || match source {
             Some(source) => Arc::strong_count(source) == 1,
-            // Nobody waits for the first answer: the table's and this feed's own handles are all there are.
+            // Nobody waits for the first answer: the table's and this broadcast's own handles are all there are.
             None => state.receiver_count() <= 2,
         };
         if !unused() {
@@ -522,35 +522,35 @@ impl Feed {
             return false;
         }
         let since = *self.idle_since.get_or_insert_with(Instant::now);
-        since.elapsed() >= self.hub.config.periods.linger && self.class.remove_if(&self.range, &self.handle, unused)
+        since.elapsed() >= self.hub.config.periods.linger && self.group.remove_if(&self.range, &self.handle, unused)
     }
 
     fn finish(mut self, over: Over) {
         let end = match over {
             Over::Ended(end) => {
-                self.class.remove_ended(&self.range, &self.handle, self.source.is_none());
+                self.group.remove_ended(&self.range, &self.handle, self.source.is_none());
                 if let Some(source) = &self.source {
                     source.end(end.clone());
-                    self.hub.for_each_shard(|shard| shard.end_source(source, &end));
+                    self.hub.for_each_watcher_set(|watchers| watchers.end_source(source, &end));
                 }
                 end
             }
             Over::Superseded(by) => {
                 if let Some(source) = self.source.take() {
                     source.move_to(by.clone());
-                    self.hub.for_each_shard(|shard| shard.move_source(&source, &by));
+                    self.hub.for_each_watcher_set(|watchers| watchers.move_source(&source, &by));
                 }
                 End::default()
             }
             Over::Idle | Over::Broken(_) => End::default(),
         };
-        self.state.send_replace(FeedState::Ended(end));
+        self.state.send_replace(BroadcastState::Ended(end));
     }
 }
 
-/// Where the slowest of some feeds stands, 0 when none has a log.
-fn slowest(feeds: &[FeedHandle]) -> Revision {
-    feeds.iter().filter_map(FeedHandle::head).min().unwrap_or_default()
+/// Where the slowest of some broadcasts stands, 0 when none has a log.
+fn slowest(broadcasts: &[BroadcastHandle]) -> Revision {
+    broadcasts.iter().filter_map(BroadcastHandle::head).min().unwrap_or_default()
 }
 
 async fn ask(requests: &mpsc::Sender<WatchRequest>, union: RequestUnion) -> Result<(), Status> {

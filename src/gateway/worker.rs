@@ -19,12 +19,12 @@ const EVENT_INTERVAL: u32 = 16;
 
 /// A serving thread as the accept loop sees it.
 #[derive(Debug)]
-pub(super) struct Shard {
+pub(super) struct Worker {
     connections: mpsc::Sender<TcpStream>,
     open: Arc<AtomicUsize>,
 }
 
-impl Shard {
+impl Worker {
     /// Starts a thread. It ends once this handle is gone and its connections are over, or `drain` after that.
     pub(super) fn start(
         number: usize,

@@ -1,4 +1,4 @@
-//! The watchers of one serving thread. All of it is synchronous; `hub.rs` adds the waiting.
+//! The watchers of one serving thread. All of it is synchronous; `handle.rs` adds the waiting.
 
 mod catch_up;
 mod deliver;
@@ -14,9 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::origin::Origin;
-use super::outbox::{End, Out, OutKind, Outbox, Taken};
+use super::header_source::HeaderSource;
 use super::routes::{Filters, Routes, Subscription};
+use super::send_queue::{End, Out, OutKind, SendQueue, Taken};
 use super::source::Source;
 use super::stream::Admission;
 use crate::telemetry::WatchMetrics;
@@ -24,7 +24,7 @@ use crate::types::{KeyRange, Revision};
 use catch_up::Jobs;
 pub(super) use catch_up::{JobId, JobResult};
 
-/// Bounds and periods of a hub.
+/// Bounds and periods of a handle.
 #[derive(Clone, Debug)]
 pub struct WatchLimits {
     /// Unsent bytes of a stream at which its watchers stop and wait for it; one response may go beyond.
@@ -35,12 +35,12 @@ pub struct WatchLimits {
     pub catch_up_revisions_max: usize,
     /// Bytes at which a catch-up response is closed.
     pub catch_up_bytes_max: usize,
-    /// Reads of history a shard has in flight at most.
+    /// Reads of history a watcher set has in flight at most.
     pub history_reads_max: usize,
     /// Size from which a response is cut for a watcher that asked for fragments.
     pub fragment_bytes: usize,
     /// Period of progress notifications; each stream adds up to a tenth. None when the owner of the sources tells when
-    /// they are due, with [`ShardHandle::notify_source`](super::ShardHandle::notify_source).
+    /// they are due, with [`WatcherSetHandle::notify_source`](super::WatcherSetHandle::notify_source).
     pub progress_interval: Option<Duration>,
 }
 
@@ -78,9 +78,9 @@ struct Cursor {
     stream: u32,
     source: u32,
     group: u32,
-    place: Place,
+    state: CursorState,
     watch_id: i64,
-    /// First revision not yet queued. While the cursor is a member of its group the true value is the greater of
+    /// First revision not yet queued. While the cursor is synced the true value is the greater of
     /// this and the first revision its source has not routed.
     next: Revision,
     /// Asked for a revision that was not written yet when it came: it has no progress before that one.
@@ -91,26 +91,26 @@ struct Cursor {
     active: bool,
 }
 
-/// Where a cursor is kept.
+/// How far along a cursor is, and so which queue holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum CursorState {
     /// Up to date, or waiting for a future revision: in this slot of its group.
-    Member(u32),
-    /// In the lagging queue of its stream.
-    Lagging,
+    Synced(u32),
+    /// In the unsynced queue of its stream.
+    Unsynced,
     /// Waits for a read of history.
-    History,
+    ReadingHistory,
     /// Compacted away; its id stays taken until the client cancels it.
-    Dead,
+    Cancelled,
 }
 
 #[derive(Debug)]
 struct Stream {
-    outbox: Outbox,
+    send_queue: SendQueue,
     watchers: BTreeMap<i64, u32>,
-    lagging: VecDeque<u32>,
+    unsynced: VecDeque<u32>,
     next_id: i64,
-    /// Queued in `Shard::ready`.
+    /// Queued in `WatcherSet::ready`.
     ready: bool,
     require_leader: bool,
     opened: Instant,
@@ -132,9 +132,9 @@ struct Attached {
 
 /// State of the watchers of one serving thread.
 #[derive(Debug)]
-pub(super) struct Shard {
+pub(super) struct WatcherSet {
     limits: WatchLimits,
-    origin: Arc<Origin>,
+    header_source: Arc<HeaderSource>,
     metrics: WatchMetrics,
     wake: Arc<Notify>,
     random: fastrand::Rng,
@@ -142,17 +142,23 @@ pub(super) struct Shard {
     cursors: Slab<Cursor>,
     attached: Slab<Attached>,
     attached_at: HashMap<usize, u32>,
-    /// Streams with room and with lagging cursors.
+    /// Streams with room and with unsynced cursors.
     ready: VecDeque<u32>,
     jobs: Jobs,
     ticks: BTreeSet<(Instant, u32)>,
 }
 
-impl Shard {
-    pub fn new(limits: WatchLimits, origin: Arc<Origin>, metrics: WatchMetrics, wake: Arc<Notify>, seed: u64) -> Self {
+impl WatcherSet {
+    pub fn new(
+        limits: WatchLimits,
+        header_source: Arc<HeaderSource>,
+        metrics: WatchMetrics,
+        wake: Arc<Notify>,
+        seed: u64,
+    ) -> Self {
         Self {
             limits,
-            origin,
+            header_source,
             metrics,
             wake,
             random: fastrand::Rng::with_seed(seed),
@@ -172,9 +178,9 @@ impl Shard {
         let spread = 1.0 + self.random.f64() / 10.0;
         let period = self.limits.progress_interval.map(|interval| interval.mul_f64(spread));
         self.streams.insert(Stream {
-            outbox: Outbox::default(),
+            send_queue: SendQueue::default(),
             watchers: BTreeMap::new(),
-            lagging: VecDeque::new(),
+            unsynced: VecDeque::new(),
             next_id: 0,
             ready: false,
             require_leader,
@@ -195,7 +201,7 @@ impl Shard {
         if let Some(at) = gone.next_tick {
             self.ticks.remove(&(at, stream));
         }
-        self.metrics.pending_events.sub(gone.outbox.pending_events() as i64);
+        self.metrics.pending_events.sub(gone.send_queue.pending_events() as i64);
         self.metrics.streams.dec();
     }
 
@@ -223,7 +229,7 @@ impl Shard {
             stream,
             source: at,
             group,
-            place: Place::Lagging,
+            state: CursorState::Unsynced,
             watch_id,
             next: if create.start.0 == 0 { head.next() } else { create.start },
             future: create.start > head,
@@ -240,13 +246,13 @@ impl Shard {
         }
         let compacted = source.log().compacted().max(admission.compacted);
         if let Some(end) = source.ended() {
-            self.place(cursor);
+            self.requeue(cursor);
             self.end_watcher(cursor, end.clone());
         } else if create.start.0 != 0 && create.start < compacted {
-            self.place(cursor);
+            self.requeue(cursor);
             self.end_watcher(cursor, End { compact_revision: compacted, reason: String::new() });
         } else {
-            self.place(cursor);
+            self.requeue(cursor);
         }
     }
 
@@ -269,13 +275,13 @@ impl Shard {
     /// The next response of a stream; when there is none, `waker` is woken for it.
     pub fn pop(&mut self, stream: u32, waker: &Waker) -> Taken {
         let entry = &mut self.streams[stream as usize];
-        let taken = entry.outbox.take(&self.origin);
+        let taken = entry.send_queue.take(&self.header_source);
         if let Taken::Response { events, .. } = &taken {
             self.metrics.pending_events.sub(i64::from(*events));
             self.metrics.events.inc_by(u64::from(*events));
         }
         if matches!(taken, Taken::Empty) {
-            entry.outbox.park(waker);
+            entry.send_queue.park(waker);
         }
         self.wake_if_room(stream);
         taken
@@ -283,21 +289,21 @@ impl Shard {
 
     /// Answers to requests that the stream has not sent yet.
     pub fn controls(&self, stream: u32) -> u32 {
-        self.streams[stream as usize].outbox.controls()
+        self.streams[stream as usize].send_queue.controls()
     }
 
     /// Ends streams with a status: all of them, or those that asked for a leader.
     pub fn end_streams(&mut self, status: &Status, only_require_leader: bool) {
         for (_, stream) in &mut self.streams {
             if stream.require_leader || !only_require_leader {
-                stream.outbox.close(status.clone());
+                stream.send_queue.close(status.clone());
             }
         }
     }
 
     /// Ends one stream with a status, after what waits is sent.
     pub fn end_stream(&mut self, stream: u32, status: Status) {
-        self.streams[stream as usize].outbox.close(status);
+        self.streams[stream as usize].send_queue.close(status);
     }
 
     /// The sources the watchers of a stream read.
@@ -306,7 +312,7 @@ impl Shard {
             .watchers
             .values()
             .map(|&cursor| &self.cursors[cursor as usize])
-            .filter(|cursor| cursor.place != Place::Dead)
+            .filter(|cursor| cursor.state != CursorState::Cancelled)
             .map(|cursor| cursor.source)
             .collect();
         found.sort_unstable();
@@ -345,7 +351,7 @@ impl Shard {
             let group = self.attached[at as usize].routes.join(subscription);
             let cursor = &mut self.cursors[key as usize];
             (cursor.source, cursor.group, cursor.next) = (at, group, next);
-            self.place(key);
+            self.requeue(key);
         }
     }
 
@@ -368,7 +374,8 @@ impl Shard {
 
     fn cursors_of(&self, source: &Arc<Source>) -> Vec<u32> {
         let Some(&at) = self.attached_at.get(&address(source)) else { return Vec::new() };
-        let alive = self.cursors.iter().filter(|(_, cursor)| cursor.place != Place::Dead && cursor.source == at);
+        let alive =
+            self.cursors.iter().filter(|(_, cursor)| cursor.state != CursorState::Cancelled && cursor.source == at);
         alive.map(|(key, _)| key as u32).collect()
     }
 
@@ -404,44 +411,44 @@ impl Shard {
         }
     }
 
-    /// Puts a cursor where its position belongs: among the members of its group, or into the lagging queue.
-    fn place(&mut self, key: u32) {
+    /// Puts a cursor where its position belongs: among the synced watchers of its group, or into the unsynced queue.
+    fn requeue(&mut self, key: u32) {
         let cursor = &mut self.cursors[key as usize];
         let attached = &mut self.attached[cursor.source as usize];
         let entry = &mut self.streams[cursor.stream as usize];
         if cursor.next > attached.position {
-            let members = &mut attached.routes.group_mut(cursor.group).members;
-            cursor.place = Place::Member(members.len() as u32);
-            members.push(key);
+            let synced = &mut attached.routes.group_mut(cursor.group).synced;
+            cursor.state = CursorState::Synced(synced.len() as u32);
+            synced.push(key);
             return;
         }
-        cursor.place = Place::Lagging;
-        entry.lagging.push_back(key);
+        cursor.state = CursorState::Unsynced;
+        entry.unsynced.push_back(key);
         self.metrics.slow_watchers.inc();
         let stream = cursor.stream;
         self.wake_if_room(stream);
     }
 
-    /// Takes a cursor out of the place it is kept in.
+    /// Takes a cursor out of the queue it is kept in.
     fn take_out(&mut self, key: u32) {
         let cursor = &self.cursors[key as usize];
-        match cursor.place {
-            Place::Member(slot) => {
-                let members = &mut self.attached[cursor.source as usize].routes.group_mut(cursor.group).members;
-                members.swap_remove(slot as usize);
-                if let Some(&moved) = members.get(slot as usize) {
-                    self.cursors[moved as usize].place = Place::Member(slot);
+        match cursor.state {
+            CursorState::Synced(slot) => {
+                let synced = &mut self.attached[cursor.source as usize].routes.group_mut(cursor.group).synced;
+                synced.swap_remove(slot as usize);
+                if let Some(&moved) = synced.get(slot as usize) {
+                    self.cursors[moved as usize].state = CursorState::Synced(slot);
                 }
             }
-            Place::Lagging => {
-                self.streams[cursor.stream as usize].lagging.retain(|&other| other != key);
+            CursorState::Unsynced => {
+                self.streams[cursor.stream as usize].unsynced.retain(|&other| other != key);
                 self.metrics.slow_watchers.dec();
             }
-            Place::History => {
+            CursorState::ReadingHistory => {
                 self.jobs.leave(key, cursor.next, cursor.source, cursor.group);
                 self.metrics.slow_watchers.dec();
             }
-            Place::Dead => {}
+            CursorState::Cancelled => {}
         }
     }
 
@@ -450,7 +457,7 @@ impl Shard {
         self.take_out(key);
         let cursor = self.cursors.remove(key as usize);
         self.streams[cursor.stream as usize].watchers.remove(&cursor.watch_id);
-        if cursor.place != Place::Dead {
+        if cursor.state != CursorState::Cancelled {
             self.leave_group(cursor.source, cursor.group, key);
             self.metrics.watchers.dec();
         }
@@ -461,7 +468,7 @@ impl Shard {
         self.take_out(key);
         let revision = if end.compact_revision.0 != 0 { Revision(0) } else { self.head_of(key) };
         let cursor = &mut self.cursors[key as usize];
-        cursor.place = Place::Dead;
+        cursor.state = CursorState::Cancelled;
         let (stream, watch_id, at, group) = (cursor.stream, cursor.watch_id, cursor.source, cursor.group);
         self.leave_group(at, group, key);
         self.metrics.watchers.dec();
@@ -470,17 +477,17 @@ impl Shard {
 
     fn next_of(&self, key: u32) -> Revision {
         let cursor = &self.cursors[key as usize];
-        match cursor.place {
-            Place::Member(_) => cursor.next.max(self.attached[cursor.source as usize].position.next()),
-            Place::Lagging | Place::History | Place::Dead => cursor.next,
+        match cursor.state {
+            CursorState::Synced(_) => cursor.next.max(self.attached[cursor.source as usize].position.next()),
+            CursorState::Unsynced | CursorState::ReadingHistory | CursorState::Cancelled => cursor.next,
         }
     }
 
     fn head_of(&self, key: u32) -> Revision {
         let cursor = &self.cursors[key as usize];
-        match cursor.place {
-            Place::Dead => Revision(0),
-            Place::Member(_) | Place::Lagging | Place::History => {
+        match cursor.state {
+            CursorState::Cancelled => Revision(0),
+            CursorState::Synced(_) | CursorState::Unsynced | CursorState::ReadingHistory => {
                 self.attached[cursor.source as usize].source.log().head()
             }
         }
@@ -488,15 +495,15 @@ impl Shard {
 
     fn push(&mut self, stream: u32, out: Out) {
         self.metrics.pending_events.add(i64::from(out.event_count));
-        self.streams[stream as usize].outbox.push(out);
+        self.streams[stream as usize].send_queue.push(out);
     }
 
-    /// Has the shard task look after the lagging cursors of a stream that has drained.
+    /// Has the watcher set task look after the unsynced cursors of a stream that has drained.
     fn wake_if_room(&mut self, stream: u32) {
         let entry = &mut self.streams[stream as usize];
         // Half: a stream that trickles is refilled in larger pieces.
         let (bytes, responses) = (self.limits.stream_bytes_max / 2, self.limits.stream_responses_max.div_ceil(2));
-        if !entry.ready && !entry.lagging.is_empty() && entry.outbox.has_room(bytes, responses) {
+        if !entry.ready && !entry.unsynced.is_empty() && entry.send_queue.has_room(bytes, responses) {
             entry.ready = true;
             self.ready.push_back(stream);
             self.wake.notify_one();

@@ -11,12 +11,12 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Waits until this member has everything that was acknowledged before, tells the cluster its name and client URLs,
 /// and waits until the cluster has a version. Takes as long as there is no quorum.
-pub(super) async fn join(core: &Core, name: &str, client_urls: &[String]) {
+pub(super) async fn publish(core: &Core, name: &str, client_urls: &[String]) {
     while let Err(error) = core.linearizable().await {
         warn!(%error, "no answer from the cluster yet; waiting for a quorum");
         tokio::time::sleep(RETRY).await;
     }
-    publish(core, name, client_urls).await;
+    set_attributes(core, name, client_urls).await;
     let mut applied = core.apply.progress();
     while core.published.cluster.load().version().is_none() {
         // The leader decides it; every entry may be the one that says so.
@@ -24,7 +24,7 @@ pub(super) async fn join(core: &Core, name: &str, client_urls: &[String]) {
     }
 }
 
-async fn publish(core: &Core, name: &str, client_urls: &[String]) {
+async fn set_attributes(core: &Core, name: &str, client_urls: &[String]) {
     loop {
         let cluster = core.published.cluster.load_full();
         if cluster.member(core.member).is_some_and(|known| known.name == name && known.client_urls == client_urls) {

@@ -12,19 +12,19 @@ use crate::types::Term;
 /// log. So once an entry of a later term is applied here, a request that was not applied before never will be: it is
 /// lost, and can be proposed again without being done twice.
 #[derive(Debug)]
-pub struct Underway<W> {
+pub struct PendingRequests<W> {
     /// The term of the last entry applied.
     term: Term,
     waiting: HashMap<u64, (Term, W)>,
 }
 
-impl<W> Default for Underway<W> {
+impl<W> Default for PendingRequests<W> {
     fn default() -> Self {
         Self { term: Term(0), waiting: HashMap::new() }
     }
 }
 
-impl<W> Underway<W> {
+impl<W> PendingRequests<W> {
     /// Announces a request that is about to be proposed for `term`.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl<W> Underway<W> {
         in_order(lost.map(|(id, (_, waiter))| (id, waiter)))
     }
 
-    /// Takes out everything: a state from elsewhere, whose last entry is of `term`, took the place of the log, and
+    /// Takes out everything: a snapshot from the leader, whose last entry is of `term`, took the place of the log, and
     /// nobody here saw which requests are in it.
     pub fn installed(&mut self, term: Term) -> Vec<(u64, W)> {
         self.term = self.term.max(term);
@@ -69,43 +69,43 @@ fn in_order<W>(taken: impl Iterator<Item = (u64, W)>) -> Vec<(u64, W)> {
 
 /// What became of a request that was proposed.
 #[derive(Debug)]
-pub enum Fate {
+pub enum ProposalOutcome {
     /// It was applied.
     Applied(Outcome),
     /// It is not in the log and never will be.
     Lost,
-    /// It may be in a state that came from elsewhere.
+    /// It may be in a snapshot received from the leader.
     Unknown,
 }
 
-/// Everybody who waits for the fate of a request.
+/// Everybody who waits for the outcome of a request.
 ///
 /// Bounded by what the raft inbox and the apply distance admit: a request enters right before it is proposed.
 #[derive(Debug, Default)]
-pub struct Waiters {
-    underway: Mutex<Underway<oneshot::Sender<Fate>>>,
+pub struct SharedPendingRequests {
+    pending_requests: Mutex<PendingRequests<oneshot::Sender<ProposalOutcome>>>,
 }
 
-impl Waiters {
+impl SharedPendingRequests {
     /// Announces a request that is about to be proposed for `term`.
-    pub fn register(&self, id: u64, term: Term) -> oneshot::Receiver<Fate> {
-        let (reply, fate) = oneshot::channel();
-        if let Err(reply) = self.underway.lock().enter(id, term, reply) {
-            let _ = reply.send(Fate::Lost);
+    pub fn register(&self, id: u64, term: Term) -> oneshot::Receiver<ProposalOutcome> {
+        let (reply, outcome) = oneshot::channel();
+        if let Err(reply) = self.pending_requests.lock().enter(id, term, reply) {
+            let _ = reply.send(ProposalOutcome::Lost);
         }
-        fate
+        outcome
     }
 
     /// Takes back a request that nobody waits for any more.
     pub fn forget(&self, id: u64) {
-        self.underway.lock().take(id);
+        self.pending_requests.lock().take(id);
     }
 
     /// Tells that a request went nowhere.
     pub fn dropped(&self, id: u64) {
-        let waiter = self.underway.lock().take(id);
+        let waiter = self.pending_requests.lock().take(id);
         if let Some(reply) = waiter {
-            let _ = reply.send(Fate::Lost);
+            let _ = reply.send(ProposalOutcome::Lost);
         }
     }
 
@@ -114,28 +114,28 @@ impl Waiters {
         // Woken outside the lock: a waiter may come back to it at once.
         let mut ready = Vec::with_capacity(outcomes.len());
         let lost = {
-            let mut underway = self.underway.lock();
+            let mut pending_requests = self.pending_requests.lock();
             for (id, outcome) in outcomes {
-                if let Some(reply) = underway.take(id) {
+                if let Some(reply) = pending_requests.take(id) {
                     ready.push((reply, outcome));
                 }
             }
-            underway.passed(term)
+            pending_requests.passed(term)
         };
         for (reply, outcome) in ready {
             // An error means that the client went away.
-            let _ = reply.send(Fate::Applied(outcome));
+            let _ = reply.send(ProposalOutcome::Applied(outcome));
         }
         for (_, reply) in lost {
-            let _ = reply.send(Fate::Lost);
+            let _ = reply.send(ProposalOutcome::Lost);
         }
     }
 
     /// Tells that a state whose last entry is of `term` took the place of the log.
     pub fn installed(&self, term: Term) {
-        let waiting = self.underway.lock().installed(term);
+        let waiting = self.pending_requests.lock().installed(term);
         for (_, reply) in waiting {
-            let _ = reply.send(Fate::Unknown);
+            let _ = reply.send(ProposalOutcome::Unknown);
         }
     }
 }
@@ -146,51 +146,51 @@ mod tests {
 
     #[test]
     fn a_later_term_tells_that_a_request_is_lost() {
-        let mut underway = Underway::default();
+        let mut pending_requests = PendingRequests::default();
         for (id, term) in [(1, 3), (2, 3), (3, 4), (4, 3)] {
-            underway.enter(id, Term(term), id).expect("no term is over");
+            pending_requests.enter(id, Term(term), id).expect("no term is over");
         }
-        assert_eq!(underway.take(2), Some(2), "applied");
-        assert_eq!(underway.passed(Term(3)), [], "its term goes on");
-        assert_eq!(underway.passed(Term(4)), [(1, 1), (4, 4)]);
-        assert_eq!(underway.passed(Term(4)), [], "told once");
-        assert_eq!(underway.enter(1, Term(3), 1), Err(1), "it could not enter the log any more");
-        underway.enter(1, Term(4), 1).expect("this term goes on");
-        assert_eq!(underway.passed(Term(3)), [], "terms do not go back");
-        assert_eq!(underway.passed(Term(9)), [(1, 1), (3, 3)]);
+        assert_eq!(pending_requests.take(2), Some(2), "applied");
+        assert_eq!(pending_requests.passed(Term(3)), [], "its term goes on");
+        assert_eq!(pending_requests.passed(Term(4)), [(1, 1), (4, 4)]);
+        assert_eq!(pending_requests.passed(Term(4)), [], "told once");
+        assert_eq!(pending_requests.enter(1, Term(3), 1), Err(1), "it could not enter the log any more");
+        pending_requests.enter(1, Term(4), 1).expect("this term goes on");
+        assert_eq!(pending_requests.passed(Term(3)), [], "terms do not go back");
+        assert_eq!(pending_requests.passed(Term(9)), [(1, 1), (3, 3)]);
     }
 
     #[test]
-    fn nobody_knows_what_a_state_from_elsewhere_holds() {
-        let mut underway = Underway::default();
+    fn nobody_knows_what_a_snapshot_from_the_leader_holds() {
+        let mut pending_requests = PendingRequests::default();
         for (id, term) in [(1, 3), (2, 5)] {
-            underway.enter(id, Term(term), id).expect("no term is over");
+            pending_requests.enter(id, Term(term), id).expect("no term is over");
         }
         assert_eq!(
-            underway.installed(Term(4)),
+            pending_requests.installed(Term(4)),
             [(1, 1), (2, 2)],
             "the leader of a later term may have sent an older state"
         );
-        assert_eq!(underway.enter(1, Term(3), 1), Err(1));
-        underway.enter(1, Term(4), 1).expect("what is proposed from now on is behind the state");
+        assert_eq!(pending_requests.enter(1, Term(3), 1), Err(1));
+        pending_requests.enter(1, Term(4), 1).expect("what is proposed from now on is behind the state");
     }
 
     #[test]
     fn whoever_waits_hears_one_fate() {
-        let waiters = Waiters::default();
-        let heard = |mut fate: oneshot::Receiver<Fate>| fate.try_recv().ok();
-        let mut waiting = waiters.register(1, Term(2));
+        let pending = SharedPendingRequests::default();
+        let heard = |mut outcome: oneshot::Receiver<ProposalOutcome>| outcome.try_recv().ok();
+        let mut waiting = pending.register(1, Term(2));
         assert!(waiting.try_recv().is_err(), "nothing is known yet");
-        waiters.resolve(vec![(1, Ok(super::super::Applied::LeaseCheckpoint))], Term(3));
-        assert!(matches!(heard(waiting), Some(Fate::Applied(_))), "applied, although the term is over now");
-        assert!(matches!(heard(waiters.register(2, Term(2))), Some(Fate::Lost)), "too late");
+        pending.resolve(vec![(1, Ok(super::super::Applied::LeaseCheckpoint))], Term(3));
+        assert!(matches!(heard(waiting), Some(ProposalOutcome::Applied(_))), "applied, although the term is over now");
+        assert!(matches!(heard(pending.register(2, Term(2))), Some(ProposalOutcome::Lost)), "too late");
         let (dropped, unknown, given_up) =
-            (waiters.register(3, Term(3)), waiters.register(4, Term(3)), waiters.register(5, Term(3)));
-        waiters.dropped(3);
-        waiters.forget(5);
-        waiters.installed(Term(4));
-        assert!(matches!(heard(dropped), Some(Fate::Lost)));
-        assert!(matches!(heard(unknown), Some(Fate::Unknown)));
+            (pending.register(3, Term(3)), pending.register(4, Term(3)), pending.register(5, Term(3)));
+        pending.dropped(3);
+        pending.forget(5);
+        pending.installed(Term(4));
+        assert!(matches!(heard(dropped), Some(ProposalOutcome::Lost)));
+        assert!(matches!(heard(unknown), Some(ProposalOutcome::Unknown)));
         assert!(heard(given_up).is_none());
     }
 }

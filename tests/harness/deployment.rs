@@ -28,7 +28,7 @@ pub enum Target {
 }
 
 /// One fresh store and the way in to it.
-pub struct World {
+pub struct Deployment {
     /// The way in.
     pub target: Target,
     /// `host:port` of the way in.
@@ -57,17 +57,17 @@ pub fn is_stock() -> bool {
     std::env::var_os("WATERSHED_TEST_SERVER").is_some()
 }
 
-/// Runs one test in a fresh world.
-pub fn run(target: Target, flags: &[&str], test: impl AsyncFnOnce(&mut World)) {
+/// Runs one test in a fresh deployment.
+pub fn run(target: Target, flags: &[&str], test: impl AsyncFnOnce(&mut Deployment)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let mut world = World::start(target, flags).await;
+        let mut deployment = Deployment::start(target, flags).await;
         // Whatever a test waits for: the limit is on all of it.
-        tokio::time::timeout(LIMIT, test(&mut world)).await.expect("the test ends in time");
+        tokio::time::timeout(LIMIT, test(&mut deployment)).await.expect("the test ends in time");
     });
 }
 
-impl World {
+impl Deployment {
     /// Starts the member and what is in front of it, and waits until both answer.
     pub async fn start(target: Target, flags: &[&str]) -> Self {
         let folder = TempDir::new().expect("temporary directory");
@@ -82,9 +82,9 @@ impl World {
             Target::Proxy => Some(start_front("grpc-proxy", &member, &endpoint, &[], folder.path())),
         };
         let client = client(&endpoint);
-        let mut world = Self { target, endpoint, member, client, front, server, flags, peer_port, folder };
-        world.until_ready().await;
-        world
+        let mut deployment = Self { target, endpoint, member, client, front, server, flags, peer_port, folder };
+        deployment.until_ready().await;
+        deployment
     }
 
     /// Waits until a read through the way in is answered.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use futures::{FutureExt, Stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::hub::{Class, HubInner, WatchHub};
+use super::hub::{CredentialGroup, HubInner, WatchHub};
 use crate::api_error::ApiError;
-use crate::eventlog::{Desk, Ruling, ShardHandle, WatchStream};
+use crate::eventlog::{Admit, WatchAdmission, WatchStream, WatcherSetHandle};
 use crate::pb::encoded;
 use crate::pb::etcdserverpb::WatchRequest;
 use crate::proxy::Identity;
@@ -17,13 +17,13 @@ use crate::types::{KeyRange, Revision};
 #[derive(Clone)]
 pub struct ProxyWatchService {
     hub: Arc<HubInner>,
-    shard: ShardHandle,
+    watchers: WatcherSetHandle,
 }
 
 impl ProxyWatchService {
-    /// Starts the watchers' side of a serving thread, on its runtime. `shard` tells the threads apart.
-    pub fn start(hub: &WatchHub, shard: usize, tasks: &Tasks) -> Self {
-        Self { hub: hub.inner.clone(), shard: hub.inner.add_shard(shard as u64, tasks) }
+    /// Starts the watchers' side of a serving thread, on its runtime. `worker` tells the threads apart.
+    pub fn start(hub: &WatchHub, worker: usize, tasks: &Tasks) -> Self {
+        Self { hub: hub.inner.clone(), watchers: hub.inner.add_watcher_set(worker as u64, tasks) }
     }
 
     /// To be called before a compaction is passed on; waits a moment at most.
@@ -42,27 +42,27 @@ impl encoded::watch_server::Watch for ProxyWatchService {
         if require_leader && self.hub.is_leaderless() {
             return Err(ApiError::NoLeader.into());
         }
-        let desk = ClassDesk::new(&self.hub, identity);
-        let stream = WatchStream::new(self.shard.clone(), request.into_inner(), Box::new(desk), require_leader);
+        let admission = GroupWatchAdmission::new(&self.hub, identity);
+        let stream = WatchStream::new(self.watchers.clone(), request.into_inner(), Box::new(admission), require_leader);
         Ok(Response::new(Box::pin(stream)))
     }
 }
 
 /// Admits the watches of one stream.
-pub(super) struct ClassDesk {
+pub(super) struct GroupWatchAdmission {
     hub: Arc<HubInner>,
-    class: Arc<Class>,
+    group: Arc<CredentialGroup>,
 }
 
-impl ClassDesk {
+impl GroupWatchAdmission {
     pub fn new(hub: &Arc<HubInner>, identity: Identity) -> Self {
-        Self { hub: hub.clone(), class: hub.class(identity) }
+        Self { hub: hub.clone(), group: hub.group(identity) }
     }
 }
 
-impl Desk for ClassDesk {
-    fn admit(&mut self, range: &KeyRange, start: Revision) -> Ruling {
-        Ruling::Later(self.hub.clone().admit(self.class.clone(), range.clone(), start).boxed())
+impl WatchAdmission for GroupWatchAdmission {
+    fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit {
+        Admit::Later(self.hub.clone().admit(self.group.clone(), range.clone(), start).boxed())
     }
 
     fn revision(&self) -> Revision {

@@ -9,34 +9,34 @@ use super::database::{Fault, Store, rows_of};
 use super::error::BackendError;
 use super::row;
 use super::store::{Backend, OpenRead};
-use crate::bolt::{ImagePlan, ImageSource, Visit};
+use crate::bolt::{SnapshotPlan, SnapshotRows, Visit};
 
-/// What an image holds.
+/// What a db snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ImageSummary {
+pub struct DbSnapshotSummary {
     /// Log position of the state.
     pub position: LogPosition,
-    /// Size of the image.
+    /// Size of the db snapshot.
     pub bytes: u64,
     /// Rows in all tables.
     pub rows: u64,
 }
 
-/// One state of the store, ready to be written as an image of etcd's database.
+/// One state of the store, ready to be written as a db snapshot of etcd's database.
 ///
 /// The state stays readable, and takes room in the file, until this is dropped.
-pub struct Image {
+pub struct DbSnapshot {
     backend: Backend,
     rows: TxnRows,
     /// Outlives a defragmentation that puts another file in its place.
     store: Arc<Store>,
-    plan: ImagePlan,
+    plan: SnapshotPlan,
     position: LogPosition,
     began: Instant,
     _open: OpenRead,
 }
 
-impl Drop for Image {
+impl Drop for DbSnapshot {
     fn drop(&mut self) {
         if let Some(metrics) = self.backend.inner().metrics.get() {
             metrics.backend_snapshot.observe(self.began.elapsed().as_secs_f64());
@@ -45,13 +45,13 @@ impl Drop for Image {
 }
 
 impl Backend {
-    /// Takes the state at this moment, which becomes durable first, and measures its image.
+    /// Takes the state at this moment, which becomes durable first, and measures its db snapshot.
     ///
     /// Reads every row once.
     ///
     /// # Errors
     /// A damaged row; the checkpoint's error; a store that failed before.
-    pub fn image(&self) -> Result<Image, BackendError> {
+    pub fn db_snapshot(&self) -> Result<DbSnapshot, BackendError> {
         let inner = self.inner();
         let began = Instant::now();
         let (store, txn, position) = {
@@ -63,28 +63,28 @@ impl Backend {
         };
         let open = OpenRead::new(self);
         let rows = TxnRows { txn };
-        let plan = inner.latch(store.guarded("read", || ImagePlan::measure(&rows)))?;
-        Ok(Image { backend: self.clone(), rows, store, plan, position, began, _open: open })
+        let plan = inner.latch(store.guarded("read", || SnapshotPlan::measure(&rows)))?;
+        Ok(DbSnapshot { backend: self.clone(), rows, store, plan, position, began, _open: open })
     }
 
-    /// Writes an image of the state at this moment: a bbolt file with etcd's buckets and rows.
+    /// Writes a db snapshot of the state at this moment: a bbolt file with etcd's buckets and rows.
     ///
     /// # Errors
-    /// As [`image`](Self::image) and [`Image::write`].
-    pub fn write_image(&self, out: &mut dyn Write) -> Result<ImageSummary, BackendError> {
-        let image = self.image()?;
-        image.write(out)?;
-        Ok(image.summary())
+    /// As [`db_snapshot`](Self::db snapshot) and [`DbSnapshot::write`].
+    pub fn write_db_snapshot(&self, out: &mut dyn Write) -> Result<DbSnapshotSummary, BackendError> {
+        let db_snapshot = self.db_snapshot()?;
+        db_snapshot.write(out)?;
+        Ok(db_snapshot.summary())
     }
 }
 
-impl Image {
-    /// What the image holds, and its size before a byte of it is written.
-    pub fn summary(&self) -> ImageSummary {
-        ImageSummary { position: self.position, bytes: self.plan.size_bytes(), rows: self.plan.rows() }
+impl DbSnapshot {
+    /// What the db snapshot holds, and its size before a byte of it is written.
+    pub fn summary(&self) -> DbSnapshotSummary {
+        DbSnapshotSummary { position: self.position, bytes: self.plan.size_bytes(), rows: self.plan.rows() }
     }
 
-    /// Writes the image. May be repeated: the bytes are the same.
+    /// Writes the db snapshot. May be repeated: the bytes are the same.
     ///
     /// # Errors
     /// [`BackendError::Output`] when the receiver fails, which leaves the store unharmed; a damaged row.
@@ -94,9 +94,9 @@ impl Image {
     }
 }
 
-impl std::fmt::Debug for Image {
+impl std::fmt::Debug for DbSnapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Image").field("summary", &self.summary()).finish_non_exhaustive()
+        f.debug_struct("DbSnapshot").field("summary", &self.summary()).finish_non_exhaustive()
     }
 }
 
@@ -104,7 +104,7 @@ struct TxnRows {
     txn: ReadTransaction,
 }
 
-impl ImageSource for TxnRows {
+impl SnapshotRows for TxnRows {
     type Error = Fault;
 
     fn buckets(&self) -> Vec<&'static str> {

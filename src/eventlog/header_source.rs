@@ -3,15 +3,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::pb::encoded::ResponseHeader;
 use crate::types::{ClusterId, MemberId, Revision, Term};
 
-/// Who answers: the header facts that every response of a hub shares.
+/// Who answers: the header facts that every response of a handle shares.
 #[derive(Debug, Default)]
-pub struct Origin {
+pub struct HeaderSource {
     cluster: AtomicU64,
     member: AtomicU64,
     term: AtomicU64,
 }
 
-impl Origin {
+impl HeaderSource {
     /// Answers as `member` of `cluster`.
     pub fn new(cluster: ClusterId, member: MemberId, term: Term) -> Self {
         Self { cluster: AtomicU64::new(cluster.0), member: AtomicU64::new(member.0), term: AtomicU64::new(term.0) }

@@ -5,9 +5,9 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tonic::Status;
 
-/// One client's stream as the hub sees it: where its answers go.
+/// One client's stream as the broadcast sees it: where its answers go.
 #[derive(Debug, Default)]
-pub(super) struct Slot {
+pub(super) struct ClientStream {
     state: Mutex<State>,
 }
 
@@ -40,7 +40,7 @@ pub(super) enum Next {
     Waiting(usize),
 }
 
-impl Slot {
+impl ClientStream {
     /// Notes a request that will be answered.
     pub(super) fn expect(&self, id: i64) {
         self.state.lock().waiting.push_back(Request { id, answer: None });
@@ -125,8 +125,8 @@ fn wake(mut state: parking_lot::MutexGuard<'_, State>) {
 mod tests {
     use super::*;
 
-    fn said(slot: &Slot) -> String {
-        match slot.next(&mut Context::from_waker(Waker::noop())) {
+    fn said(client_stream: &ClientStream) -> String {
+        match client_stream.next(&mut Context::from_waker(Waker::noop())) {
             Next::Answers(answers) => String::from_utf8(answers.to_vec()).unwrap(),
             Next::End(status) => format!("end {}", status.message()),
             Next::Waiting(requests) => format!("waiting {requests}"),
@@ -135,27 +135,27 @@ mod tests {
 
     #[test]
     fn answers_keep_the_order_of_the_requests() {
-        let slot = Slot::default();
-        [1, 2, 3, 1].into_iter().for_each(|id| slot.expect(id));
-        slot.answer(2, b"b");
-        assert_eq!(said(&slot), "waiting 4", "the first request is not answered yet");
-        slot.answer(1, b"a");
-        slot.answer(1, b"d");
-        assert_eq!(said(&slot), "ab");
-        slot.answer(9, b"?");
-        slot.answer(3, b"c");
-        assert_eq!(said(&slot), "cd");
-        assert_eq!(said(&slot), "waiting 0");
+        let client_stream = ClientStream::default();
+        [1, 2, 3, 1].into_iter().for_each(|id| client_stream.expect(id));
+        client_stream.answer(2, b"b");
+        assert_eq!(said(&client_stream), "waiting 4", "the first request is not answered yet");
+        client_stream.answer(1, b"a");
+        client_stream.answer(1, b"d");
+        assert_eq!(said(&client_stream), "ab");
+        client_stream.answer(9, b"?");
+        client_stream.answer(3, b"c");
+        assert_eq!(said(&client_stream), "cd");
+        assert_eq!(said(&client_stream), "waiting 0");
     }
 
     #[test]
     fn the_end_comes_after_the_answers() {
-        let slot = Slot::default();
-        slot.expect(1);
-        slot.answer(1, b"a");
-        slot.end(&Status::unavailable("first"));
-        slot.end(&Status::unavailable("second"));
-        assert_eq!(said(&slot), "a");
-        assert_eq!(said(&slot), "end first");
+        let client_stream = ClientStream::default();
+        client_stream.expect(1);
+        client_stream.answer(1, b"a");
+        client_stream.end(&Status::unavailable("first"));
+        client_stream.end(&Status::unavailable("second"));
+        assert_eq!(said(&client_stream), "a");
+        assert_eq!(said(&client_stream), "end first");
     }
 }

@@ -13,9 +13,9 @@ use tracing::{info, warn};
 
 use super::core::Core;
 use super::member::Failed;
-use super::peer_calls::answer_peer;
-use crate::bolt::BoltImage;
-use crate::core::apply::Installs;
+use super::peer_rpc::answer_peer;
+use crate::bolt::BoltFile;
+use crate::core::apply::PreparedSnapshots;
 use crate::core::backend::{BackendError, LogPosition, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore};
 use crate::core::peer::{CallFailure, PeerReceiver, SnapshotSource};
@@ -36,21 +36,21 @@ pub(super) struct MemberPeers {
 
 struct Inner {
     core: Arc<Core>,
-    installs: Arc<Installs>,
+    prepared_snapshots: Arc<PreparedSnapshots>,
 }
 
 /// Connects [`MemberPeers`] with its member.
 pub(super) struct MemberPeersSlot(Arc<OnceLock<Inner>>);
 
 impl MemberPeersSlot {
-    pub(super) fn fill(&self, core: Arc<Core>, installs: Arc<Installs>) {
+    pub(super) fn fill(&self, core: Arc<Core>, prepared_snapshots: Arc<PreparedSnapshots>) {
         // Filled once, by the start of the member.
-        let _ = self.0.set(Inner { core, installs });
+        let _ = self.0.set(Inner { core, prepared_snapshots });
     }
 }
 
 impl MemberPeers {
-    /// `room` is where images are received and written.
+    /// `room` is where db snapshots are received and written.
     pub(super) fn new(room: PathBuf, failed: Failed, tasks: Tasks) -> (Self, MemberPeersSlot) {
         let inner = Arc::new(OnceLock::new());
         let slot = MemberPeersSlot(inner.clone());
@@ -97,7 +97,7 @@ impl PeerReceiver for MemberPeers {
         let (inner, room) = (self.inner.clone(), self.room.clone());
         blocking(move || {
             let inner = inner.get().ok_or(STARTING)?;
-            write_image(&inner.core, &room, to, &message)
+            write_db_snapshot(&inner.core, &room, to, &message)
         })
     }
 
@@ -119,12 +119,13 @@ impl PeerReceiver for MemberPeers {
             let parsed = PeerMessage::snapshot(inner.core.member, from, &message).map_err(|error| error.to_string())?;
             let position = parsed.snapshot_position();
             let prepare = slot.clone();
-            let put = blocking(move || prepare_image(prepare.get().ok_or(STARTING)?, &file, position, &failed)).await?;
+            let put =
+                blocking(move || prepare_db_snapshot(prepare.get().ok_or(STARTING)?, &file, position, &failed)).await?;
             let accepted = inner.core.raft.receive_snapshot(parsed).await.unwrap_or(false);
             if !accepted {
                 info!(index = %position.index, "state of another member is not needed");
                 // Only the one of this transfer: the log may already stand on that of an earlier one.
-                if put && let Some(unused) = inner.installs.take_back(position) {
+                if put && let Some(unused) = inner.prepared_snapshots.take_back(position) {
                     blocking(move || unused.discard().map_err(|error| error.to_string())).await?;
                 }
             }
@@ -147,27 +148,27 @@ fn blocking<T: Send + 'static>(
     async move { tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string())) }.boxed()
 }
 
-/// Writes an image of the newest state to a file without a name, and rewrites the message to its position.
-fn write_image(core: &Core, room: &Path, to: MemberId, message: &[u8]) -> Result<SnapshotSource, String> {
-    let image = core.backend.image().map_err(|error| error.to_string())?;
-    let summary = image.summary();
-    let mut named = tempfile::NamedTempFile::with_suffix_in(".image", room).map_err(|error| error.to_string())?;
-    image.write(&mut named).map_err(|error| error.to_string())?;
+/// Writes a db snapshot of the newest state to a file without a name, and rewrites the message to its position.
+fn write_db_snapshot(core: &Core, room: &Path, to: MemberId, message: &[u8]) -> Result<SnapshotSource, String> {
+    let db_snapshot = core.backend.db_snapshot().map_err(|error| error.to_string())?;
+    let summary = db_snapshot.summary();
+    let mut named = tempfile::NamedTempFile::with_suffix_in(".snap", room).map_err(|error| error.to_string())?;
+    db_snapshot.write(&mut named).map_err(|error| error.to_string())?;
     named.flush().map_err(|error| error.to_string())?;
     let conf_state = members_of(named.path())?;
     let message = snapshot_message(message, summary.position, &conf_state).map_err(|error| error.to_string())?;
     let mut file = named.into_file();
     file.rewind().map_err(|error| error.to_string())?;
     info!(index = %summary.position.index, bytes = summary.bytes, %to, "sending a state");
-    Ok(SnapshotSource { message, position: summary.position, image: file, size_bytes: summary.bytes })
+    Ok(SnapshotSource { message, position: summary.position, db_snapshot: file, size_bytes: summary.bytes })
 }
 
-/// Voters and learners as the image itself has them: later changes must not get into the message.
+/// Voters and learners as the db snapshot itself has them: later changes must not get into the message.
 fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
-    let image = BoltImage::open(path).map_err(|error| error.to_string())?;
+    let db_snapshot = BoltFile::open(path).map_err(|error| error.to_string())?;
     let rows = |table: Table| -> Result<Vec<(Bytes, Bytes)>, String> {
         let mut rows = Vec::new();
-        let visited = image.bucket(table.name().as_bytes(), &mut |key, value| {
+        let visited = db_snapshot.bucket(table.name().as_bytes(), &mut |key, value| {
             rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
             ControlFlow::Continue(())
         });
@@ -181,15 +182,15 @@ fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
 }
 
 /// Prepares a state and puts it where consensus finds it; tells whether it did, or there was no need to.
-fn prepare_image(inner: &Inner, file: &Path, position: LogPosition, failed: &Failed) -> Result<bool, String> {
-    let image = BoltImage::open(file).map_err(|error| error.to_string())?;
-    match inner.core.backend.prepare(&image, position) {
+fn prepare_db_snapshot(inner: &Inner, file: &Path, position: LogPosition, failed: &Failed) -> Result<bool, String> {
+    let db_snapshot = BoltFile::open(file).map_err(|error| error.to_string())?;
+    match inner.core.backend.prepare(&db_snapshot, position) {
         Ok(prepared) => {
             info!(index = %position.index, "prepared a state of another member");
-            inner.installs.put(prepared);
+            inner.prepared_snapshots.put(prepared);
             Ok(true)
         }
-        // Consensus has the log up to there and will answer that; it needs no image. Or it has one from an earlier
+        // Consensus has the log up to there and will answer that; it needs no db snapshot. Or it has one from an earlier
         // transfer.
         Err(BackendError::Outdated { .. } | BackendError::AlreadyPrepared { .. }) => Ok(false),
         Err(error) => {

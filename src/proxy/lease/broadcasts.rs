@@ -1,0 +1,62 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::broadcast::{KeepAliveBroadcast, Subscription};
+use crate::api_error::ApiError;
+use crate::client::Pool;
+use crate::proxy::Identity;
+use crate::shutdown::Tasks;
+
+/// Identities with a broadcast at once; the streams of further ones go to a member each by itself.
+const HUBS_MAX: usize = 1024;
+
+/// The broadcasts of one serving thread. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(in crate::proxy) struct KeepAliveBroadcasts {
+    pool: Pool,
+    tasks: Tasks,
+    broadcasts: Arc<Mutex<HashMap<Identity, Arc<KeepAliveBroadcast>>>>,
+}
+
+impl KeepAliveBroadcasts {
+    pub(in crate::proxy) fn new(pool: Pool, tasks: Tasks) -> Self {
+        Self { pool, tasks, broadcasts: Arc::default() }
+    }
+
+    /// A place in the identity's broadcast; none while there are too many.
+    pub(super) fn join(&self, identity: Identity) -> Option<Subscription> {
+        let mut broadcasts = self.broadcasts.lock();
+        if let Some(broadcast) = broadcasts.get(&identity) {
+            return Some(broadcast.join());
+        }
+        if broadcasts.len() >= HUBS_MAX {
+            return None;
+        }
+        let broadcast = KeepAliveBroadcast::new(identity.clone());
+        let subscription = broadcast.join();
+        broadcasts.insert(identity, broadcast.clone());
+        drop(broadcasts);
+        let this = self.clone();
+        let stop = self.tasks.stop_signal();
+        self.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => {
+                        broadcast.end_all(&ApiError::Stopped.into());
+                        return;
+                    }
+                    () = broadcast.run(&this.pool) => {}
+                }
+                // Under the lock nobody can join, so an empty broadcast stays empty.
+                let mut broadcasts = this.broadcasts.lock();
+                if broadcast.clients() == 0 {
+                    broadcasts.remove(broadcast.identity());
+                    return;
+                }
+            }
+        });
+        Some(subscription)
+    }
+}
