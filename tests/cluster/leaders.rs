@@ -127,7 +127,7 @@ fn a_lease_that_nobody_renews_goes_on_under_the_next_leader() {
 
 #[test]
 fn a_paused_leader_ends_no_lease_that_others_keep() {
-    // R41: its deadlines pass while it is away; when it wakes up it must not act on them.
+    // Its deadlines pass while it is away; when it wakes up it must not act on them.
     on_three(&[], async |cluster: &mut Cluster| {
         let leader = cluster.leader().await;
         let id = grant(&cluster.member(leader), 5).await;

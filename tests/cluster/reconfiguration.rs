@@ -77,7 +77,7 @@ fn a_learner_serves_what_it_may() {
             let mut client = cluster.member(on).cluster();
             async move { client.member_promote(MemberPromoteRequest { id }).await }
         };
-        // R35: a learner that has never started has nothing.
+        // A learner that has never started has nothing.
         let not_ready = "etcdserver: can only promote a learner member which is in sync with leader";
         for on in [leader, follower] {
             refused(promote(on).await, Code::FailedPrecondition, not_ready);
@@ -217,7 +217,7 @@ fn leadership_moves_to_voters_only() {
         assert_eq!(cluster.leader().await, next);
         put(&cluster.member(leader), "k", "after").await;
 
-        // R40: the target does not answer. The leader goes on.
+        // The target does not answer. The leader goes on.
         cluster.pause(asleep);
         let late = "etcdserver: request timed out, leader transfer took too long";
         // What a follower sends on meanwhile waits, and is done.

@@ -147,7 +147,7 @@ fn of_two_voters_one_is_removed() {
     assert!(alone > ROUNDS / 10 && alone < ROUNDS, "{alone} of {ROUNDS} were removed while nothing got through");
 }
 
-/// R18: whoever was stopped does not answer from the past. The answers are checked as they arrive.
+/// Whoever was stopped does not answer from the past. The answers are checked as they arrive.
 #[test]
 fn a_leader_that_was_paused_shows_nothing_stale() {
     let mut stage = Stage::new(3, 18);
@@ -177,7 +177,7 @@ fn a_leader_that_was_paused_shows_nothing_stale() {
     assert!(stage.reads() - reads >= ROUNDS, "the reads were answered: {}", stage.reads() - reads);
 }
 
-/// R18, the other half: a follower stops with its question under way.
+/// A follower stops with its question under way.
 #[test]
 fn a_follower_that_was_paused_shows_nothing_stale() {
     let mut stage = Stage::new(3, 118);
@@ -196,7 +196,7 @@ fn a_follower_that_was_paused_shows_nothing_stale() {
     assert!(stage.reads() - reads >= ROUNDS, "the reads were answered: {}", stage.reads() - reads);
 }
 
-/// R40: a transfer to somebody who cannot take over ends, and writes go on within two election timeouts.
+/// A transfer to somebody who cannot take over ends, and writes go on within two election timeouts.
 #[test]
 fn a_transfer_to_nobody_useful_is_bounded() {
     let mut stage = Stage::new(3, 40);
@@ -243,7 +243,7 @@ fn a_transfer_to_nobody_useful_is_bounded() {
     assert_eq!(stage.leaders().len(), 1);
 }
 
-/// R41: a leader whose disk hangs does not end leases that its successor has renewed.
+/// A leader whose disk hangs does not end leases that its successor has renewed.
 #[test]
 fn a_leader_with_a_stuck_disk_ends_no_lease() {
     let mut stage = Stage::new(3, 41);
@@ -267,7 +267,7 @@ fn a_leader_with_a_stuck_disk_ends_no_lease() {
     assert!(!stage.cluster.context.truth.model.leases.contains_key(&7), "nobody renews it any more");
 }
 
-/// R55, R56: a member gets a whole state; its watchers miss nothing, and those of the future stay silent until then.
+/// A member gets a whole state; its watchers miss nothing, and those of the future stay silent until then.
 #[test]
 fn watches_go_on_over_a_snapshot_from_the_leader() {
     for compacted in [false, true] {
@@ -300,7 +300,7 @@ fn watches_go_on_over_a_snapshot_from_the_leader() {
     }
 }
 
-/// R31: a state that is cut off on its way twenty times arrives in the end.
+/// A state that is cut off on its way twenty times arrives in the end.
 #[test]
 fn a_state_that_is_cut_off_again_and_again_arrives() {
     let mut stage = Stage::new(3, 31);
@@ -320,7 +320,7 @@ fn a_state_that_is_cut_off_again_and_again_arrives() {
     stage.play(|cluster| cluster.compare_members());
 }
 
-/// R29: a disk that lied. The others go on; the member itself gets its log anew from them, or stops with a message that
+/// A disk that lied. The others go on; the member itself gets its log anew from them, or stops with a message that
 /// says what happened. Neither ends anything by a panic.
 #[test]
 fn a_member_whose_disk_lied_does_no_harm_to_the_others() {
@@ -454,7 +454,7 @@ mod trio {
         false
     }
 
-    /// R116, the script of etcd #20418: a question asked twice, answers that come late, another leader in between.
+    /// The script of etcd #20418: a question asked twice, answers that come late, another leader in between.
     /// What the old leader is asked after that must stay unconfirmed.
     #[test]
     fn late_answers_to_an_old_question_confirm_no_new_one() {
@@ -504,7 +504,7 @@ mod trio {
         assert!(answer.is_some_and(|(.., index)| *index >= written), "{answer:?}");
     }
 
-    /// R19: until a new leader has committed in its own term it confirms nothing, and then it does.
+    /// Until a new leader has committed in its own term it confirms nothing, and then it does.
     #[test]
     fn a_new_leader_keeps_reads_until_its_first_commit() {
         let mut trio = Trio::new();
@@ -532,7 +532,7 @@ mod trio {
         assert_eq!(trio.confirmed, [(2, number, own)]);
     }
 
-    /// R28: messages that were damaged or made up on their way are refused, or harmless to the process.
+    /// Messages that were damaged or made up on their way are refused, or harmless to the process.
     #[test]
     fn damaged_messages_never_end_a_process() {
         let mut random = fastrand::Rng::with_seed(28);

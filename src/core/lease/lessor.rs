@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn five_leaders_do_not_lengthen_a_life() {
-        // R45: what one leader notes, the next one counts from; the extension of each promotion does not add up.
+        // What one leader notes, the next one counts from; the extension of each promotion does not add up.
         let mut members: Vec<Lessor> = (0..5).map(|_| lessor(&[(1, 2_000)])).collect();
         let (mut now, mut noted) = (0, 2_000);
         for leader in 0..5 {

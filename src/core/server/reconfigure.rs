@@ -297,13 +297,13 @@ mod tests {
     fn additions() {
         let voter = |checks: &Reconfiguration<'_>| checks.may_add(false);
         check("v", "-", voter, Ok(()));
-        // R36: a second member that has not started is refused.
+        // A second member that has not started is refused.
         check("vn", "--", voter, FEW);
         check("n", "-", voter, FEW);
         check("vv", "-+", voter, Ok(()));
         check("vv", "-~", voter, UNHEALTHY);
         check("vvv", "-++", voter, Ok(()));
-        // R35: with one down, what counts is whether the others would be a quorum of one more.
+        // With one down, what counts is whether the others would be a quorum of one more.
         check("vvv", "-+-", voter, UNHEALTHY);
         check("vvvv", "-++-", voter, Ok(()));
         check("vvvvv", "-++--", voter, UNHEALTHY);
