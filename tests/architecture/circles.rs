@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::source::{Leaf, as_strs, is_word, module_of, next, room_of, root, sources, tokens, tree};
+use crate::source::{Leaf, as_strs, is_word, module_of, next, room_of, root, sources, tokens, tree, without_tests};
 
 type Module = Vec<String>;
 
@@ -44,45 +44,6 @@ struct File {
     names: BTreeMap<String, Name>,
     /// Paths in its code, from the crate root; those of `use` lines that only show an item are left out.
     paths: BTreeSet<Module>,
-}
-
-/// The tokens without what is compiled for tests only.
-fn without_tests(tokens: &[(usize, String)]) -> Vec<(usize, String)> {
-    let is_at = |at: usize, words: &[&str]| {
-        words.iter().enumerate().all(|(step, word)| tokens.get(at + step).is_some_and(|(_, token)| token == word))
-    };
-    let mut kept = Vec::new();
-    let mut at = 0;
-    while at < tokens.len() {
-        if is_at(at, &["#", "[", "cfg", "(", "test", ")", "]"]) {
-            at = item_end(tokens, at + 7);
-            continue;
-        }
-        kept.push(tokens[at].clone());
-        at += 1;
-    }
-    kept
-}
-
-/// Where the item that begins here has ended: after its `;` or its closing brace.
-fn item_end(tokens: &[(usize, String)], begin: usize) -> usize {
-    let mut depth = 0;
-    let mut is_use = false;
-    for (at, (_, token)) in tokens.iter().enumerate().skip(begin) {
-        match token.as_str() {
-            "use" => is_use = true,
-            "(" | "[" | "{" => depth += 1,
-            ")" | "]" | "}" => {
-                depth -= 1;
-                if depth == 0 && token == "}" && !is_use {
-                    return at + 1;
-                }
-            }
-            ";" if depth == 0 => return at + 1,
-            _ => {}
-        }
-    }
-    tokens.len()
 }
 
 /// Reads one file.

@@ -222,3 +222,42 @@ pub fn room_of(module: &[&str]) -> String {
         [] => "crate root".to_owned(),
     }
 }
+
+/// The tokens without what is compiled for tests only.
+pub fn without_tests(tokens: &[(usize, String)]) -> Vec<(usize, String)> {
+    let is_at = |at: usize, words: &[&str]| {
+        words.iter().enumerate().all(|(step, word)| tokens.get(at + step).is_some_and(|(_, token)| token == word))
+    };
+    let mut kept = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        if is_at(at, &["#", "[", "cfg", "(", "test", ")", "]"]) {
+            at = item_end(tokens, at + 7);
+            continue;
+        }
+        kept.push(tokens[at].clone());
+        at += 1;
+    }
+    kept
+}
+
+/// Where the item that begins here has ended: after its `;` or its closing brace.
+fn item_end(tokens: &[(usize, String)], begin: usize) -> usize {
+    let mut depth = 0;
+    let mut is_use = false;
+    for (at, (_, token)) in tokens.iter().enumerate().skip(begin) {
+        match token.as_str() {
+            "use" => is_use = true,
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => {
+                depth -= 1;
+                if depth == 0 && token == "}" && !is_use {
+                    return at + 1;
+                }
+            }
+            ";" if depth == 0 => return at + 1,
+            _ => {}
+        }
+    }
+    tokens.len()
+}
