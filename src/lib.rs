@@ -3,7 +3,7 @@
 //! Rooms, from the outside in: `cmd` wires a process together from `config`; `core` is the replicated server;
 //! `proxy` and `gateway` are the access tier, which works in front of any etcd v3 cluster and knows nothing of
 //! `core`; `client` and `discovery` reach clusters; `eventlog` is the watch machinery that `core` and `proxy`
-//! share; `recipes` holds lock and election; `listener` accepts connections; `ctl` and `bench` are the tools.
+//! share, `tree` the ordered map under the store; `recipes` holds lock and election; `listener` accepts connections; `ctl` and `bench` are the tools.
 //! ARCHITECTURE.md has the picture, `tests/architecture.rs` holds who may import whom.
 
 pub mod api_error;
@@ -23,4 +23,5 @@ pub mod proxy;
 pub mod recipes;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tree;
 pub mod types;

@@ -9,9 +9,9 @@ use super::MvccError;
 use super::hash::CompactionHash;
 use super::index::{Past, Spot};
 use super::store::{OperationCounts, Store, Written};
-use super::tree::Entry;
 use super::view::State;
 use crate::core::backend::{Change, Table};
+use crate::tree::Entry;
 use crate::types::{RecordId, Revision};
 
 pub(super) const SCHEDULED: &[u8] = b"scheduledCompactRev";

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::record::Record;
-use super::tree::Entry;
+use crate::tree::Entry;
 use crate::types::{RecordId, Revision};
 
 impl Entry for Record {

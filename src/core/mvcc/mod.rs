@@ -6,7 +6,7 @@
 //! [`StoreReader`]; a [`Snapshot`] is one consistent state and holds up nobody.
 //!
 //! Read `view.rs` first (what a state is and how it is read at a revision), then `record.rs` and `index.rs` (what it
-//! is made of), `tree/` (the copy-on-write tree under both), `store.rs` and `write.rs` (changing it). `range.rs`, `long_range.rs`,
+//! is made of), `crate::tree` (the copy-on-write tree under both), `store.rs` and `write.rs` (changing it). `range.rs`, `long_range.rs`,
 //! `stream.rs` and `compare.rs` answer requests, `check.rs` refuses malformed ones beforehand, `compaction.rs`,
 //! `hash.rs`, `catch_up.rs` and `open.rs` are what their names say. docs/design/mvcc.md draws the picture.
 
@@ -27,7 +27,6 @@ mod store;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod tree;
 mod view;
 mod write;
 

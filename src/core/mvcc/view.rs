@@ -12,8 +12,8 @@ use super::hash::HashCache;
 use super::index::{Past, Spot};
 use super::pins::Pins;
 use super::record::Record;
-use super::tree::{Iter, Tree};
 use crate::core::backend::Backend;
+use crate::tree::{Iter, Tree};
 use crate::types::{Key, KeyRange, Revision};
 
 /// Everything a reader needs; cloning shares both trees.

@@ -1,41 +1,12 @@
-//! A copy-on-write B+ tree with counts.
-//!
-//! Cloning a [`Tree`] shares all nodes. A write copies the nodes on its path that a clone still shares and changes
-//! the others in place, so a batch of writes between two clones pays for each node once. Every subtree knows how
-//! many entries it holds (ranks and counts without a walk) and an upper bound of their stamps (skipping parts that
-//! a read at an old revision cannot be interested in). `node.rs` holds the shape, `iter.rs` the walk.
-
-mod iter;
-mod node;
-#[cfg(test)]
-mod tests;
-
-use std::cmp::Ordering;
 use std::sync::Arc;
 
-pub(super) use iter::Iter;
-use node::{Child, Inner, Node};
+use super::entry::Entry;
+use super::iter::Iter;
+use super::node::{self, Child, Inner, Node};
 
-/// Something the tree can hold, ordered by its key.
-pub(super) trait Entry: Clone {
-    /// A place in the order, as a search names it.
-    type Probe<'p>: Copy;
-    /// A place in the order, as an inner node keeps it.
-    type Separator: Clone;
-
-    /// Where this entry lies as seen from `probe`.
-    fn order(&self, probe: Self::Probe<'_>) -> Ordering;
-    /// Where a separator lies as seen from `probe`.
-    fn order_separator(separator: &Self::Separator, probe: Self::Probe<'_>) -> Ordering;
-    /// A separator that equals this entry.
-    fn separator(&self) -> Self::Separator;
-    /// A number whose upper bound is kept per subtree.
-    fn stamp(&self) -> i64;
-}
-
-/// The tree; cloning is one reference count.
-pub(super) struct Tree<E: Entry> {
-    root: Child<E>,
+/// Entries in their order. Cloning is one reference count.
+pub struct Tree<E: Entry> {
+    pub(super) root: Child<E>,
 }
 
 impl<E: Entry> Clone for Tree<E> {
@@ -51,11 +22,18 @@ impl<E: Entry> Default for Tree<E> {
 }
 
 impl<E: Entry> Tree<E> {
-    pub(super) fn len(&self) -> usize {
+    /// Number of entries.
+    pub fn len(&self) -> usize {
         self.root.count
     }
 
-    pub(super) fn get(&self, probe: E::Probe<'_>) -> Option<&E> {
+    /// Whether it has no entry.
+    pub fn is_empty(&self) -> bool {
+        self.root.count == 0
+    }
+
+    /// The entry at `probe`.
+    pub fn get(&self, probe: E::Probe<'_>) -> Option<&E> {
         let mut node = &*self.root.node;
         loop {
             match node {
@@ -68,7 +46,7 @@ impl<E: Entry> Tree<E> {
     }
 
     /// Entries strictly before `probe`.
-    pub(super) fn rank(&self, probe: E::Probe<'_>) -> usize {
+    pub fn rank(&self, probe: E::Probe<'_>) -> usize {
         let mut node = &*self.root.node;
         let mut before = 0;
         loop {
@@ -84,7 +62,7 @@ impl<E: Entry> Tree<E> {
     }
 
     /// The last entry strictly before `probe`.
-    pub(super) fn before(&self, probe: E::Probe<'_>) -> Option<&E> {
+    pub fn before(&self, probe: E::Probe<'_>) -> Option<&E> {
         let mut node = &*self.root.node;
         let mut left: Option<&Node<E>> = None;
         loop {
@@ -105,27 +83,23 @@ impl<E: Entry> Tree<E> {
     }
 
     /// Entries from `probe` on, in order.
-    pub(super) fn from(&self, probe: E::Probe<'_>) -> Iter<'_, E> {
+    pub fn from(&self, probe: E::Probe<'_>) -> Iter<'_, E> {
         Iter::new(&self.root, probe, i64::MIN)
     }
 
     /// Entries from `probe` on whose stamp is above `stamp`, in order; whole subtrees below it are skipped.
-    pub(super) fn stamped_above(&self, probe: E::Probe<'_>, stamp: i64) -> Iter<'_, E> {
+    pub fn stamped_above(&self, probe: E::Probe<'_>, stamp: i64) -> Iter<'_, E> {
         Iter::new(&self.root, probe, stamp)
     }
 
     /// Puts an entry in its place; returns the one it replaces.
-    pub(super) fn insert(&mut self, entry: E, probe: E::Probe<'_>) -> Option<E> {
+    pub fn insert(&mut self, entry: E, probe: E::Probe<'_>) -> Option<E> {
         self.insert_with(probe, |_, _| entry)
     }
 
     /// Puts in place of `probe` what `make` answers; returns the entry it replaces. `make` gets that entry or, if there
     /// is none, the one right before it, as long as that one is in the same node.
-    pub(super) fn insert_with(
-        &mut self,
-        probe: E::Probe<'_>,
-        make: impl FnOnce(Option<&E>, Option<&E>) -> E,
-    ) -> Option<E> {
+    pub fn insert_with(&mut self, probe: E::Probe<'_>, make: impl FnOnce(Option<&E>, Option<&E>) -> E) -> Option<E> {
         let (replaced, split) = self.root.insert(probe, make);
         if let Some((separator, right)) = split {
             let left = self.root.clone();
@@ -137,7 +111,7 @@ impl<E: Entry> Tree<E> {
     }
 
     /// Takes an entry out.
-    pub(super) fn remove(&mut self, probe: E::Probe<'_>) -> Option<E> {
+    pub fn remove(&mut self, probe: E::Probe<'_>) -> Option<E> {
         // Looking first keeps a miss from copying the path.
         self.get(probe)?;
         let removed = self.root.remove(probe);

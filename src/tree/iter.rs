@@ -1,8 +1,8 @@
-use super::Entry;
+use super::entry::Entry;
 use super::node::{Child, Node, lower_bound};
 
 /// Walks entries in order, see [`Tree::stamped_above`](super::Tree::stamped_above).
-pub(in super::super) struct Iter<'t, E: Entry> {
+pub struct Iter<'t, E: Entry> {
     /// Inner nodes on the way down, each with the next child to visit.
     path: Vec<(&'t [Child<E>], usize)>,
     leaf: std::slice::Iter<'t, E>,

@@ -1,7 +1,9 @@
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::node::{self, Node};
 use super::*;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -91,5 +93,5 @@ fn keys_in_order_fill_their_nodes() {
     for key in 0..10_000 {
         assert!(tree.remove(key).is_some());
     }
-    assert!(tree.len() == 0 && matches!(&*tree.root.node, Node::Leaf(_)));
+    assert!(tree.is_empty() && matches!(&*tree.root.node, Node::Leaf(_)));
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::Entry;
+use super::entry::Entry;
 
 /// Most entries of a leaf, and most children of an inner node: a write after a publish copies one such list per
 /// level, so wider nodes cost writes what they save reads.
