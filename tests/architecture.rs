@@ -7,6 +7,8 @@
 mod circles;
 #[path = "architecture/source.rs"]
 mod source;
+#[path = "architecture/words.rs"]
+mod words;
 
 use std::collections::BTreeSet;
 
@@ -42,7 +44,7 @@ const TABLE: &[(&str, &[&str])] = &[
     // Committed entries and the sink they go to are the words of `core::raft`.
     ("core::apply", &["STATE", "core::backend", "core::raft", "eventlog"]),
     ("core::watch", &["STATE", "core::backend", "eventlog"]),
-    // A state that a leader sent is an image.
+    // A snapshot that a leader sends is a db snapshot.
     ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener"]),
     ("client", &["api_error"]),
     ("discovery", &["client", "config"]),

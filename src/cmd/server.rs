@@ -152,17 +152,17 @@ impl Server {
             grace: CLIENT_GRACE,
             ..ListenerConfig::default()
         };
-        let peer_face = listener::answering(PeerHandler::new(core.clone(), http.clone()), PeerHandler::answer);
+        let peer_handler = listener::answering(PeerHandler::new(core.clone(), http.clone()), PeerHandler::answer);
         let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ..listener.clone() };
         let watched = match metric_sockets.is_empty() {
             true => None,
             false => {
-                let metrics_face = listener::answering(http.clone(), HttpHandler::answer_metrics);
-                Some(listener::serve(metric_sockets, single.clone(), move |_| metrics_face.clone(), tasks)?)
+                let metrics_handler = listener::answering(http.clone(), HttpHandler::answer_metrics);
+                Some(listener::serve(metric_sockets, single.clone(), move |_| metrics_handler.clone(), tasks)?)
             }
         };
         let secured = ListenerConfig { tls: peer_tls.map(|tls| tls.server_config()), ..single };
-        let peers = listener::serve(peer_sockets, secured, move |_| peer_face.clone(), tasks)?;
+        let peers = listener::serve(peer_sockets, secured, move |_| peer_handler.clone(), tasks)?;
         for address in peers.addresses() {
             info!(%address, "serving peer traffic");
         }

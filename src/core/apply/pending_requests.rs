@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_hears_one_fate() {
+    fn whoever_waits_is_told_one_outcome() {
         let pending = SharedPendingRequests::default();
         let heard = |mut outcome: oneshot::Receiver<ProposalOutcome>| outcome.try_recv().ok();
         let mut waiting = pending.register(1, Term(2));

@@ -1,4 +1,4 @@
-//! The gRPC and HTTP faces of the core, and the member behind them.
+//! The gRPC and HTTP services of the core, and the member that they belong to.
 //!
 //! `member.rs` opens the data directory and starts every part of a member; `bootstrap.rs` finds out who a member without
 //! data is, if need be by asking others over `remote_cluster.rs`, and `recover.rs` opens the files; `core.rs` is what all services share:
