@@ -3,7 +3,8 @@
 //! Rooms, from the outside in: `cmd` wires a process together from `config`; `core` is the replicated server;
 //! `proxy` and `gateway` are the access tier, which works in front of any etcd v3 cluster and knows nothing of
 //! `core`; `client` and `discovery` reach clusters; `eventlog` is the watch machinery that `core` and `proxy`
-//! share, `tree` the ordered map under the store; `recipes` holds lock and election; `listener` accepts connections; `ctl` and `bench` are the tools.
+//! share, `tree` the ordered map under the store; `recipes` holds lock and election; `listener` accepts connections and `net` opens them;
+//! `ctl` and `bench` are the tools.
 //! ARCHITECTURE.md has the picture, `tests/architecture.rs` holds who may import whom.
 
 pub mod api_error;
@@ -18,6 +19,7 @@ pub mod discovery;
 pub mod eventlog;
 pub mod gateway;
 pub mod listener;
+pub mod net;
 pub mod pb;
 pub mod proxy;
 pub mod recipes;

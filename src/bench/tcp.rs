@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::{FlagError, GoDuration, Variables, parse_flags};
-use crate::types::TcpSilence;
+use crate::net::TcpSilence;
 
 /// Latencies up to a minute, in nanoseconds, three digits.
 const LATENCY_MAX_NANOS: u64 = 60_000_000_000;

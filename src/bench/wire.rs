@@ -14,8 +14,8 @@ use prost::Message;
 use tokio::net::TcpStream;
 
 use crate::client::Endpoint;
+use crate::net::TcpSilence;
 use crate::shutdown::Tasks;
-use crate::types::TcpSilence;
 
 /// Bytes a stream may receive ahead; events of one watch stream rarely wait for more.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;

@@ -24,4 +24,4 @@ pub use pool::{
     UpstreamStream, UpstreamWatch, check_one_cluster, framed, peek_header, peek_wrapped_header, unframed,
 };
 
-pub use crate::types::{Endpoint, EndpointError};
+pub use crate::net::{Endpoint, EndpointError};

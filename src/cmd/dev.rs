@@ -12,11 +12,12 @@ use super::grpc_proxy::{self, RunningProxy};
 use super::process::raise_descriptor_limit;
 use super::server::Server;
 use crate::config::{
-    FlagError, GatewayConfig, HostPort, ServerConfig, Variables, parse_flags, parse_proxy_config, parse_server_config,
+    FlagError, GatewayConfig, ServerConfig, Variables, parse_flags, parse_proxy_config, parse_server_config,
 };
 use crate::discovery::StaticList;
 use crate::gateway::Gateway;
 use crate::listener;
+use crate::net::HostPort;
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
 

@@ -13,6 +13,7 @@ use super::dispatch::{answer, refuse};
 use crate::client::{Head, KeepAlive, Method, Pool, PoolConfig, UpstreamCluster, check_one_cluster, framed, unframed};
 use crate::config::{Advertise, FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
 use crate::listener::{ListenerConfig, Serving, WorkerId, bind, serve};
+use crate::net::Endpoint;
 use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
 use crate::proxy::{
     AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, Tenant, Tenants, WatchHub,
@@ -20,7 +21,6 @@ use crate::proxy::{
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
-use crate::types::Endpoint;
 
 /// Runs `grpc-proxy start` with the arguments after these words and returns the exit code.
 pub fn run(args: &[OsString]) -> u8 {

@@ -6,8 +6,8 @@ use clap::{CommandFactory, Parser};
 
 use super::duration::GoDuration;
 use super::flags::{FlagError, Variables, parse_flags};
-use super::host_port::HostPort;
 use super::log::RawLogConfig;
+use crate::net::HostPort;
 use crate::telemetry::LogConfig;
 
 /// Etcd's pause between two looks at a dead endpoint when `--retry-delay` is 0.

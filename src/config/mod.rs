@@ -7,7 +7,6 @@
 mod duration;
 mod flags;
 mod gateway;
-mod host_port;
 mod log;
 mod proxy;
 mod server;
@@ -16,7 +15,6 @@ mod url;
 pub use duration::GoDuration;
 pub use flags::{FlagError, Parsed, Variables, parse_flags};
 pub use gateway::{GatewayConfig, GatewayConfigError, RawGatewayConfig, parse_gateway_config};
-pub use host_port::HostPort;
 pub use log::RawLogConfig;
 pub use proxy::{Advertise, ProxyConfig, ProxyConfigError, RawProxyConfig, UpstreamPings, parse_proxy_config};
 pub use server::{

@@ -7,8 +7,8 @@ use super::duration::GoDuration;
 use super::flags::{FlagError, Parsed, parse_flags};
 use super::log::RawLogConfig;
 use super::{ListenUrl, Variables};
+use crate::net::{Endpoint, EndpointError};
 use crate::telemetry::{LogConfig, LogLevel};
-use crate::types::{Endpoint, EndpointError};
 
 /// A member's own default, and the shortest it takes.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::config::HostPort;
+use crate::net::HostPort;
 
 /// One endpoint and how much of the traffic it should get.
 #[derive(Clone, Debug, PartialEq, Eq)]

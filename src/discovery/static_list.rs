@@ -1,7 +1,7 @@
 use tokio::sync::watch;
 
 use super::endpoint_set::{Discovery, EndpointSet, ListedEndpoint};
-use crate::config::HostPort;
+use crate::net::HostPort;
 
 /// Endpoints somebody wrote down. [`replace`](Self::replace) changes them in a running process.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::metrics::GatewayMetrics;
 use super::upstreams::{Upstream, Upstreams};
-use crate::config::HostPort;
-use crate::types::TcpSilence;
+use crate::net::HostPort;
+use crate::net::TcpSilence;
 
 /// Endpoints that are said to be down and asked nevertheless, when no other is left.
 const LAST_RESORT_MAX: usize = 3;

@@ -14,9 +14,9 @@ use tokio::sync::Semaphore;
 
 use super::check::health;
 use super::dial::Dialer;
+use crate::net::TcpSilence;
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
-use crate::types::TcpSilence;
 
 /// Requests to the metrics address served at once; more wait.
 const CONNECTIONS_MAX: usize = 64;

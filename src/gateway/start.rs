@@ -13,8 +13,9 @@ use super::http::serve_metrics;
 use super::metrics::GatewayMetrics;
 use super::upstreams::Upstreams;
 use super::worker::Worker;
-use crate::config::{GatewayConfig, HostPort};
+use crate::config::GatewayConfig;
 use crate::discovery::Discovery;
+use crate::net::HostPort;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 

@@ -8,8 +8,8 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use super::metrics::GatewayMetrics;
-use crate::config::HostPort;
 use crate::discovery::{EndpointSet, ListedEndpoint};
+use crate::net::HostPort;
 
 /// An endpoint as the balancer sees it.
 #[derive(Debug)]

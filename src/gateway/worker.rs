@@ -10,7 +10,7 @@ use tracing::{debug, info};
 
 use super::dial::Dialer;
 use super::pump::Pump;
-use crate::types::TcpSilence;
+use crate::net::TcpSilence;
 
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
 const HANDOVER_MAX: usize = 256;

@@ -15,8 +15,8 @@ use tracing::warn;
 
 use super::socket::ListenerError;
 use super::worker::{Counts, HANDOVER_MAX, ListenerConfig, WorkerId, run};
+use crate::net::TcpSilence;
 use crate::shutdown::Tasks;
-use crate::types::TcpSilence;
 
 /// Pause after an accept error, or while the process has as many connections as it may.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);

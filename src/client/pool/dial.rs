@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::client::Endpoint;
-use crate::types::TcpSilence;
+use crate::net::TcpSilence;
 
 /// Time for one address of a name that has several.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(1);

@@ -10,7 +10,8 @@ use url::Url;
 
 use super::hello::{Hello, Refusal, cluster_of};
 use super::tls::PeerTls;
-use crate::types::{ClusterId, TcpSilence};
+use crate::net::TcpSilence;
+use crate::types::ClusterId;
 
 /// The bytes of a connection, whatever is below.
 pub trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}

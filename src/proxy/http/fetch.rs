@@ -8,8 +8,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::client::Pool;
+use crate::net::{Endpoint, TcpSilence};
 use crate::shutdown::Tasks;
-use crate::types::{Endpoint, TcpSilence};
 
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A page of metrics has some hundred kilobytes.
