@@ -8,6 +8,8 @@ use super::record::{CRC, RawRecord, frame_lengths, read_varint};
 pub(super) const RECORD_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Bytes fetched from the file at a time.
 const WINDOW_BYTES: usize = 1024 * 1024;
+/// What the unused end of a segment is compared with: a start looks at all of its 64 MB.
+static ZEROS: [u8; 4096] = [0; 4096];
 /// The unit a disk writes whole or not at all.
 const SECTOR_BYTES: u64 = 512;
 
@@ -133,6 +135,10 @@ impl<'a, F: WalFile> SegmentReader<'a, F> {
         let mut rest = Rest { used_until: offset, group_at: None, record_at: None };
         let mut at = offset;
         while at < self.size {
+            if self.bytes(at, ZEROS.len())? == ZEROS {
+                at += ZEROS.len() as u64;
+                continue;
+            }
             let word = self.bytes(at, 8)?;
             let used = word.iter().rposition(|&byte| byte != 0);
             if let Some(used) = used {
