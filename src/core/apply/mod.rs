@@ -1,14 +1,15 @@
 //! Committed entries become state.
 //!
 //! `applier.rs` is the total function (state, entry) -> (state, outcome, facts): no clock, no chance, no I/O. It owns
-//! the writable side of the state rooms. `task.rs` is the thread around it: it takes batches from raft, publishes
-//! the state once per batch, tells the watchers and only then answers. `pending_requests.rs` knows who waits for which
+//! the writable side of the state rooms. `driver.rs` is the apply thread's work: it publishes the state once per batch, tells
+//! the watchers and only then answers; `task.rs` is the thread, a loop around it that takes batches from raft. `pending_requests.rs` knows who waits for which
 //! request, and when one is lost; `prepared_snapshots.rs` holds snapshots received from the leader until consensus installs them; `cost.rs` is
 //! what a write counts for against the quota, `describe.rs` how a request is named in metrics and logs.
 
 mod applier;
 mod cost;
 mod describe;
+mod driver;
 mod outcome;
 mod pending_requests;
 mod prepared_snapshots;
@@ -17,7 +18,8 @@ mod task;
 pub use applier::{AppliedRequest, Applier, ApplierConfig, Batch, LeaseFact, open_leases};
 pub use cost::{LEASE_COST_BYTES, exceeds, put_cost, txn_cost};
 pub use describe::{describe_range, describe_request, describe_txn, operation_of};
+pub use driver::{ApplyDriver, ApplyHandle, ApplyObserver, ApplyProgress};
 pub use outcome::{Applied, ApplyError, Outcome};
 pub use pending_requests::{PendingRequests, ProposalOutcome, SharedPendingRequests};
 pub use prepared_snapshots::PreparedSnapshots;
-pub use task::{ApplyConfig, ApplyHandle, ApplyInlet, ApplyObserver, ApplyQueue, ApplyTask, CompactionPace};
+pub use task::{ApplyConfig, ApplyInlet, ApplyQueue, ApplyTask, CompactionPace};

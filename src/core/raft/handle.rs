@@ -67,7 +67,8 @@ impl RaftStatus {
     }
 }
 
-pub(super) enum Inbox {
+/// What comes to the raft thread. Only [`RaftHandle`] makes one.
+pub enum Inbox {
     Propose(Proposal),
     /// Only while this member leads; never forwarded.
     ProposeAsLeader(Proposal),
@@ -324,6 +325,11 @@ impl RaftInbox {
     pub fn new() -> Self {
         let (sender, receiver) = sync_channel(INBOX_MAX);
         Self { sender, receiver }
+    }
+
+    /// What has come and was not taken yet, for whoever calls a [`RaftDriver`](super::RaftDriver) without a thread.
+    pub fn messages(&self) -> impl Iterator<Item = Inbox> {
+        self.receiver.try_iter()
     }
 
     /// For [`WalObserver::persisted`](super::WalObserver).

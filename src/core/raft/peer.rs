@@ -25,17 +25,9 @@ pub struct Outbound {
 }
 
 /// Where messages to other members go.
-pub trait PeerSink: Send {
+pub trait PeerSink {
     /// Takes messages; never waits. What does not fit is dropped: consensus repeats what matters.
     fn send(&mut self, messages: Vec<Outbound>);
-}
-
-/// The sink of a cluster that will always have one member.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoPeers;
-
-impl PeerSink for NoPeers {
-    fn send(&mut self, _messages: Vec<Outbound>) {}
 }
 
 /// Why a message of a peer was not let in. Its connection is not to be trusted any further.

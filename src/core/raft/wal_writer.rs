@@ -2,38 +2,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::driver::GroupWriter;
 use super::step::PersistGroup;
-use crate::core::wal::{HardState, Wal, WalDisk, WalError, WalSnapshot};
+use super::wal_driver::{PersistError, WalDriver, WalJob};
+use crate::core::wal::{Wal, WalDisk};
 use crate::telemetry::DiskMetrics;
-use crate::types::LogIndex;
 
 /// Groups and marks waiting for the disk. The raft thread gives out a few groups at a time, so the bound only matters
 /// for marks; a full queue makes the raft thread wait.
 const QUEUE_MAX: usize = 64;
 
-/// The log could not be written; the member must stop, nothing is retried.
-#[derive(Debug, thiserror::Error)]
-#[error("write-ahead log")]
-pub struct PersistError(#[from] WalError);
-
-enum Job {
-    Group(PersistGroup),
-    HardState(HardState),
-    Snapshot(WalSnapshot),
-}
-
 /// Way in to the thread that writes the WAL. Dropping it ends the thread once the queue is written.
-pub struct WalWriter {
-    jobs: Option<SyncSender<Job>>,
+pub struct WalWriter<D: WalDisk> {
+    jobs: Option<SyncSender<WalJob>>,
     thread: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<D>>,
 }
 
-impl std::fmt::Debug for WalWriter {
+impl<D: WalDisk> std::fmt::Debug for WalWriter<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WalWriter").finish_non_exhaustive()
     }
@@ -41,7 +30,7 @@ impl std::fmt::Debug for WalWriter {
 
 /// What the writer tells the rest of the member.
 pub struct WalObserver {
-    /// Called with the number of the newest durable group, unless `WalWriter::persist_here` returned it.
+    /// Called with the number of the newest durable group, unless it was written on the thread that handed it over.
     pub persisted: Box<dyn Fn(u64) + Send>,
     /// Called once, when a write failed; nothing is written after it.
     pub failed: Arc<dyn Fn(String) + Send + Sync>,
@@ -49,27 +38,29 @@ pub struct WalObserver {
     pub metrics: DiskMetrics,
 }
 
-/// What the thread and the caller of [`WalWriter::persist_here`] both work with.
-struct Shared {
-    log: Mutex<Box<dyn Log>>,
+/// What the thread and [`GroupWriter::write_here`] both work with.
+struct Shared<D: WalDisk> {
+    log: Mutex<WalDriver<D>>,
     /// Jobs given to the thread and not done yet.
     queued: AtomicUsize,
     failed: Arc<dyn Fn(String) + Send + Sync>,
 }
 
-impl WalWriter {
+impl<D: WalDisk> Shared<D> {
+    fn fail(&self, error: PersistError) {
+        (self.failed)(format!("{:#}", anyhow::Error::from(error)));
+    }
+}
+
+impl<D: WalDisk + 'static> WalWriter<D> {
     /// Starts the thread. `segments_min` whole segments are kept whatever state on disk covers.
     ///
     /// # Errors
     /// When the thread cannot start.
-    pub fn start<D: WalDisk + 'static>(
-        wal: Wal<D>,
-        segments_min: usize,
-        observer: WalObserver,
-    ) -> std::io::Result<Self> {
+    pub fn start(wal: Wal<D>, segments_min: usize, observer: WalObserver) -> std::io::Result<Self> {
         let WalObserver { persisted, failed, metrics } = observer;
-        let log = Files { wal, segments_min, metrics };
-        let shared = Arc::new(Shared { log: Mutex::new(Box::new(log)), queued: AtomicUsize::new(0), failed });
+        let log = Mutex::new(WalDriver::new(wal, segments_min, metrics));
+        let shared = Arc::new(Shared { log, queued: AtomicUsize::new(0), failed });
         let (jobs, queue) = sync_channel(QUEUE_MAX);
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new()
@@ -77,37 +68,24 @@ impl WalWriter {
             .spawn(move || serve(&of_thread, &queue, persisted.as_ref()))?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread), shared })
     }
+}
 
-    pub(super) fn persist(&self, group: PersistGroup) {
-        self.send(Job::Group(group));
-    }
-
-    /// Writes and syncs a group on the calling thread, which saves two changes of threads, and returns whether it is
-    /// durable. While the thread has something to do the group goes there, behind it.
-    pub(super) fn persist_here(&self, group: PersistGroup) -> bool {
+impl<D: WalDisk> GroupWriter for WalWriter<D> {
+    fn is_idle(&self) -> bool {
         // Only the caller adds jobs.
-        if self.shared.queued.load(Ordering::Acquire) > 0 {
-            self.persist(group);
-            return false;
+        self.shared.queued.load(Ordering::Acquire) == 0
+    }
+
+    fn write_here(&mut self, group: PersistGroup) -> bool {
+        let mut durable = false;
+        let written = self.shared.log.lock().write([WalJob::Group(group)], |_| durable = true);
+        if let Err(error) = written {
+            self.shared.fail(error);
         }
-        match self.shared.log.lock().write(vec![Job::Group(group)]) {
-            Ok(_) => true,
-            Err(error) => {
-                (self.shared.failed)(describe(error));
-                false
-            }
-        }
+        durable
     }
 
-    pub(super) fn hard_state(&self, state: HardState) {
-        self.send(Job::HardState(state));
-    }
-
-    pub(super) fn snapshot(&self, snapshot: WalSnapshot) {
-        self.send(Job::Snapshot(snapshot));
-    }
-
-    fn send(&self, job: Job) {
+    fn queue(&mut self, job: WalJob) {
         if let Some(jobs) = &self.jobs {
             self.shared.queued.fetch_add(1, Ordering::Relaxed);
             // The receiver is gone only after a failed write, and then the member is stopping.
@@ -116,7 +94,7 @@ impl WalWriter {
     }
 }
 
-impl Drop for WalWriter {
+impl<D: WalDisk> Drop for WalWriter<D> {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
@@ -126,95 +104,15 @@ impl Drop for WalWriter {
 }
 
 /// Writes what is queued, one sync for as many groups as there are.
-fn serve(shared: &Shared, queue: &Receiver<Job>, persisted: &(dyn Fn(u64) + Send)) {
+fn serve<D: WalDisk>(shared: &Shared<D>, queue: &Receiver<WalJob>, persisted: &(dyn Fn(u64) + Send)) {
     while let Ok(first) = queue.recv() {
         let jobs: Vec<_> = std::iter::once(first).chain(std::iter::from_fn(|| queue.try_recv().ok())).collect();
         let count = jobs.len();
-        let mut log = shared.log.lock();
-        let done = log.write(jobs).and_then(|written| {
-            if let Some(newest) = written.newest {
-                persisted(newest);
-            }
-            written.release.map_or(Ok(()), |upto| log.release(upto))
-        });
-        drop(log);
-        if let Err(error) = done {
-            return (shared.failed)(describe(error));
+        let written = shared.log.lock().write(jobs, persisted);
+        if let Err(error) = written {
+            return shared.fail(error);
         }
         shared.queued.fetch_sub(count, Ordering::Release);
-    }
-}
-
-fn describe(error: PersistError) -> String {
-    format!("{:#}", anyhow::Error::from(error))
-}
-
-/// The WAL, whatever disk it is on.
-trait Log: Send {
-    /// Makes jobs durable with one sync.
-    fn write(&mut self, jobs: Vec<Job>) -> Result<Written, PersistError>;
-    /// Deletes what the state on disk has made needless.
-    fn release(&mut self, upto: LogIndex) -> Result<(), PersistError>;
-}
-
-/// What is durable now.
-struct Written {
-    /// The newest group.
-    newest: Option<u64>,
-    /// Up to where state on disk covers the log.
-    release: Option<LogIndex>,
-}
-
-struct Files<D: WalDisk> {
-    wal: Wal<D>,
-    segments_min: usize,
-    metrics: DiskMetrics,
-}
-
-impl<D: WalDisk> Files<D> {
-    fn mark_snapshot(&mut self, snapshot: &WalSnapshot) -> Result<(), PersistError> {
-        let began = Instant::now();
-        self.wal.mark_snapshot(snapshot)?;
-        self.metrics.snap_fsync.observe(began.elapsed().as_secs_f64());
-        Ok(())
-    }
-}
-
-impl<D: WalDisk> Log for Files<D> {
-    fn write(&mut self, jobs: Vec<Job>) -> Result<Written, PersistError> {
-        fail::fail_point!("raftBeforeSave");
-        let written_before = self.wal.written_bytes();
-        let mut newest = None;
-        let mut release = None;
-        for job in jobs {
-            match job {
-                Job::Group(group) => {
-                    if let Some(snapshot) = &group.snapshot {
-                        self.mark_snapshot(snapshot)?;
-                    }
-                    self.wal.append(&group.entries, group.hard_state.as_ref())?;
-                    newest = Some(group.number);
-                }
-                Job::HardState(state) => self.wal.append(&[], Some(&state))?,
-                Job::Snapshot(snapshot) => {
-                    self.mark_snapshot(&snapshot)?;
-                    release = Some(snapshot.index);
-                }
-            }
-        }
-        let began = Instant::now();
-        self.wal.write()?;
-        let written = Instant::now();
-        self.wal.sync()?;
-        self.metrics.wal_write.observe((written - began).as_secs_f64());
-        self.metrics.wal_fsync.observe(written.elapsed().as_secs_f64());
-        self.metrics.wal_write_bytes.add((self.wal.written_bytes() - written_before) as i64);
-        fail::fail_point!("raftAfterSave");
-        Ok(Written { newest, release })
-    }
-
-    fn release(&mut self, upto: LogIndex) -> Result<(), PersistError> {
-        Ok(self.wal.release(upto, self.segments_min)?)
     }
 }
 
@@ -225,7 +123,7 @@ mod tests {
     use super::*;
     use crate::core::wal::{FsDisk, WalEntry, WalEntryKind, WalMetadata};
     use crate::telemetry::Metrics;
-    use crate::types::{ClusterId, LogPosition, MemberId, Term};
+    use crate::types::{ClusterId, LogIndex, LogPosition, MemberId, Term};
     use bytes::Bytes;
 
     fn group(number: u64) -> PersistGroup {
@@ -250,13 +148,13 @@ mod tests {
             failed: Arc::new(|reason| panic!("{reason}")),
             metrics: DiskMetrics::register(&Metrics::default()),
         };
-        let writer = WalWriter::start(wal, 1, observer).unwrap();
+        let mut writer = WalWriter::start(wal, 1, observer).unwrap();
         let mut written_here = 0;
         for number in 1..=60 {
             // One in three goes to the thread, and what follows has to stay behind it.
-            match number % 3 {
-                0 => writer.persist(group(number)),
-                _ => written_here += usize::from(writer.persist_here(group(number))),
+            match number % 3 != 0 && writer.is_idle() {
+                true => written_here += usize::from(writer.write_here(group(number))),
+                false => writer.queue(WalJob::Group(group(number))),
             }
         }
         assert!(written_here >= 2, "{written_here}");

@@ -21,8 +21,8 @@ use super::{auto_compaction, bootstrap, corruption_check, gauges, leader_transfe
 use crate::config::{Quota, ServerConfig};
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
-    Applier, ApplierConfig, ApplyConfig, ApplyQueue, ApplyTask, CompactionPace, PreparedSnapshots,
-    SharedPendingRequests, open_leases,
+    Applier, ApplierConfig, ApplyConfig, ApplyTask, CompactionPace, PreparedSnapshots, SharedPendingRequests,
+    open_leases,
 };
 use crate::core::backend::{BackendError, Checkpointer, Table};
 use crate::core::cluster::{self, MembershipError};
@@ -227,13 +227,8 @@ impl Member {
         let peers = PeerTransport::start(peer_config, Arc::new(receiver), peer_metrics, &tasks)?;
         let raft_failed = failed.clone();
         let tick = config.heartbeat_interval;
-        let raft_config = TaskConfig::<ApplyQueue> {
-            tick,
-            behind_max: BEHIND_MAX,
-            sink: queue,
-            peers: Box::new(peers.sink()),
-            failed: raft_failed,
-        };
+        let raft_config =
+            TaskConfig { tick, behind_max: BEHIND_MAX, sink: queue, peers: peers.sink(), failed: raft_failed };
         let raft = RaftTask::start(node, writer, inbox, raft_config)?;
         raft.handle().set_applied(position.index);
 
@@ -275,7 +270,7 @@ impl Member {
         let pace =
             CompactionPace { slice_records: config.compaction_batch_limit, pause: config.compaction_sleep_interval };
         let apply_config = ApplyConfig { prepared_snapshots, pace };
-        let apply = ApplyTask::start(applier, inlet, core.apply.clone(), observer, apply_config)?;
+        let apply = ApplyTask::start(applier, inlet, observer, apply_config)?;
         let report = move |error: &BackendError| failed(format!("checkpoint: {error}"));
         let checkpointer = Checkpointer::start(backend, report)?;
         Ok(Self { core, watch, raft, apply, checkpointer, tasks })

@@ -1,0 +1,215 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::applier::{AppliedRequest, Applier, Batch, LeaseFact};
+use super::outcome::ApplyError;
+use super::pending_requests::SharedPendingRequests;
+use super::prepared_snapshots::PreparedSnapshots;
+use crate::core::alarm::AlarmStore;
+use crate::core::cluster::ClusterStore;
+use crate::core::mvcc::{Compaction, CompactionHash, OperationCounts, Progress, RevisionEvents};
+use crate::core::raft::{Committed, CommittedKind, MembersDecision, PlantedFault, is_planted};
+use crate::types::{LogIndex, LogPosition, Revision};
+
+/// Entries applied before their outcomes are published; bounds what one answer waits for.
+pub(super) const BATCH_MAX: usize = 512;
+
+/// What the rest of the member hears from apply; for each batch in the order of these methods. All return at once.
+pub trait ApplyObserver {
+    /// A request of the log was applied, and is published with the rest of its batch; `took` is the time since the one
+    /// before.
+    fn applied_request(&mut self, request: &Bytes, applied: AppliedRequest, took: Duration);
+    /// What the batch did in the store.
+    fn operations(&mut self, counts: &OperationCounts);
+    /// Events, in revision order; readers can see their revisions already.
+    fn events(&mut self, events: Vec<RevisionEvents>);
+    /// Leases granted and revoked.
+    fn leases(&mut self, facts: &[LeaseFact]);
+    /// Which membership changes take effect, in log order.
+    fn members_decided(&mut self, decisions: Vec<MembersDecision>);
+    /// Alarms or members changed.
+    fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
+    /// A snapshot took the place of the state before, and readers can see it: whatever was derived from the old one
+    /// is out of date.
+    fn installed(&mut self, applier: &Applier);
+    /// Everything up to here is published.
+    fn applied(&mut self, index: LogIndex);
+    /// A write was applied although the quota had no room for it.
+    fn over_quota(&mut self);
+    /// A slice of a compaction held entries up for so long.
+    fn compaction_slice(&mut self, took: Duration);
+    /// A compaction is finished: how many records it removed, and how long that took in all.
+    fn compacted(&mut self, records: usize, took: Duration);
+    /// The state can no longer be trusted; nothing is applied after this call.
+    fn failed(&mut self, reason: String);
+}
+
+/// Progress of apply. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ApplyHandle {
+    applied: watch::Receiver<LogIndex>,
+    compaction: watch::Receiver<Revision>,
+}
+
+impl ApplyHandle {
+    /// Up to where the state is published.
+    pub fn progress(&self) -> watch::Receiver<LogIndex> {
+        self.applied.clone()
+    }
+
+    /// Up to where physical compaction is finished.
+    pub fn compaction(&self) -> watch::Receiver<Revision> {
+        self.compaction.clone()
+    }
+}
+
+/// What the driver tells those who wait. Made before it, since the server has to know the handle first.
+pub struct ApplyProgress {
+    applied: watch::Sender<LogIndex>,
+    compaction: watch::Sender<Revision>,
+    pending: Arc<SharedPendingRequests>,
+}
+
+impl ApplyProgress {
+    /// For a state of which nobody waits for anything yet but those in `pending`.
+    pub fn new(pending: Arc<SharedPendingRequests>) -> (Self, ApplyHandle) {
+        let (applied, applied_seen) = watch::channel(LogIndex(0));
+        let (compaction, compaction_seen) = watch::channel(Revision(0));
+        (Self { applied, compaction, pending }, ApplyHandle { applied: applied_seen, compaction: compaction_seen })
+    }
+}
+
+/// What the apply thread does, without its queue and its clock.
+///
+/// Invariants: a batch is published, then told, then answered, so that whoever hears of a write can read it. After a
+/// snapshot nothing of the old state goes on, its compactions neither. What waits for the disk or reads all rows is handed
+/// out.
+pub struct ApplyDriver<O> {
+    applier: Applier,
+    observer: O,
+    progress: ApplyProgress,
+    prepared_snapshots: Arc<PreparedSnapshots>,
+    compactions: VecDeque<Compaction>,
+    /// When the first slice of the oldest compaction was due.
+    compacting_since: Option<Instant>,
+}
+
+impl<O: ApplyObserver> ApplyDriver<O> {
+    /// Takes over a state, with the compaction that an earlier process did not finish.
+    pub fn new(
+        mut applier: Applier,
+        observer: O,
+        progress: ApplyProgress,
+        prepared_snapshots: Arc<PreparedSnapshots>,
+    ) -> Self {
+        let compactions = applier.store().take_unfinished_compaction().into_iter().collect();
+        Self { applier, observer, progress, prepared_snapshots, compactions, compacting_since: None }
+    }
+
+    /// The state.
+    pub fn applier(&self) -> &Applier {
+        &self.applier
+    }
+
+    /// The state can no longer be trusted.
+    pub fn fail(&mut self, reason: String) {
+        self.observer.failed(reason);
+    }
+
+    /// Applies the first of these entries as one batch, as many as one may hold, and leaves the others.
+    ///
+    /// # Errors
+    /// Only fatal ones: the member must stop.
+    pub fn apply(&mut self, waiting: &mut VecDeque<Committed>) -> Result<(), ApplyError> {
+        let mut batch = Batch::default();
+        let mut began = Instant::now();
+        for entry in waiting.drain(..waiting.len().min(BATCH_MAX)) {
+            let request = match &entry.kind {
+                CommittedKind::Request(request) => request.clone(),
+                CommittedKind::Empty | CommittedKind::Members(_) => Bytes::new(),
+            };
+            let applied = self.applier.apply(entry, &mut batch)?;
+            let now = Instant::now();
+            if let Some(applied) = applied {
+                self.observer.applied_request(&request, applied, now - began);
+            }
+            began = now;
+        }
+        self.release(batch);
+        Ok(())
+    }
+
+    /// Publishes, then tells, then answers.
+    fn release(&mut self, batch: Batch) {
+        let reached = self.applier.position();
+        self.applier.store().publish();
+        self.observer.operations(&batch.operations);
+        if !batch.events.is_empty() {
+            self.observer.events(batch.events);
+        }
+        self.observer.leases(&batch.lease_facts);
+        if !batch.decisions.is_empty() {
+            self.observer.members_decided(batch.decisions);
+        }
+        if batch.records_changed {
+            self.observer.records(self.applier.cluster(), self.applier.alarms());
+        }
+        self.observer.applied(reached.index);
+        self.progress.applied.send_replace(reached.index);
+        self.progress.pending.resolve(batch.outcomes, reached.term);
+        if batch.over_quota {
+            self.observer.over_quota();
+        }
+        self.compactions.extend(batch.compactions);
+    }
+
+    /// Puts a prepared snapshot in the place of the present state.
+    ///
+    /// # Errors
+    /// It is not there, or not usable: the member must stop.
+    pub fn install(&mut self, position: LogPosition) -> Result<(), ApplyError> {
+        let prepared = self.prepared_snapshots.take(position).ok_or(ApplyError::NoDbSnapshot(position.index))?;
+        self.applier.install(prepared)?;
+        if !is_planted(PlantedFault::CompactionOverSnapshot) {
+            // What the old state was about to remove is gone with it.
+            self.compacting_since = None;
+            self.compactions = self.applier.store().take_unfinished_compaction().into_iter().collect();
+        }
+        self.observer.installed(&self.applier);
+        self.observer.applied(position.index);
+        self.progress.applied.send_replace(position.index);
+        self.progress.pending.installed(position.term);
+        Ok(())
+    }
+
+    /// Whether slices of a compaction are left.
+    pub fn is_compacting(&self) -> bool {
+        !self.compactions.is_empty()
+    }
+
+    /// One slice of the oldest compaction that is not finished: so many records. `run` is given what reads all rows for the
+    /// hash, once for each compaction; until that is done the store holds the rows back.
+    pub fn compact_slice(&mut self, records: usize, run: impl FnOnce(CompactionHash)) {
+        let Some(compaction) = self.compactions.front_mut() else { return };
+        if let Some(hash) = compaction.take_hash(self.applier.store()) {
+            run(hash);
+        }
+        let at = compaction.revision();
+        let began = Instant::now();
+        let compacting_since = *self.compacting_since.get_or_insert(began);
+        let progress = self.applier.compaction_slice(compaction, records);
+        self.observer.compaction_slice(began.elapsed());
+        if progress == Progress::Done {
+            let removed = compaction.removed();
+            tracing::info!(revision = %at, removed, "finished scheduled compaction");
+            self.observer.compacted(removed, compacting_since.elapsed());
+            self.compacting_since = None;
+            self.compactions.pop_front();
+            self.progress.compaction.send_replace(at);
+        }
+    }
+}
