@@ -50,6 +50,12 @@ impl Namespace {
         (self.add_prefix(key), end)
     }
 
+    /// The cluster's `key` and `range_end` for a range of the client's keys.
+    pub fn upstream_range(&self, range: &KeyRange) -> (Key, Bytes) {
+        let (key, range_end) = range.to_wire();
+        self.enter_range(&key, &range_end)
+    }
+
     /// The cluster's `key` and `range_end` for a watch, where an empty key means the first one.
     pub fn enter_watch(&self, key: &[u8], range_end: &[u8]) -> (Key, Bytes) {
         self.enter_range(if key.is_empty() { b"\0" } else { key }, range_end)

@@ -1,118 +1,30 @@
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::{debug, warn};
 
+use super::broadcast_handle::{BroadcastHandle, BroadcastState, Command, broadcast_channel};
 use super::events::batches;
+use super::group::CredentialGroup;
 use super::history::UpstreamHistory;
-use super::hub::{CredentialGroup, HubInner};
-use super::pace::{Act, Pace};
-use crate::api_error::ApiError;
+use super::hub::HubInner;
+use super::progress_schedule::{ProgressActions, ProgressSchedule};
+use super::upstream::UpstreamStream;
 use crate::eventlog::{End, EventLog, Source};
+use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
-use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse};
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchResponse};
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
-
-/// Requests to a broadcast that wait; the sender waits while it is full.
-const COMMANDS_MAX: usize = 64;
-/// How far a broadcast is.
-#[derive(Clone, Debug)]
-pub(super) enum BroadcastState {
-    /// The member has not confirmed the watch yet.
-    Opening,
-    /// The log is being filled.
-    Live(Weak<Source>),
-    /// It is over. An empty reason means that asking again may help.
-    Ended(End),
-}
 
 /// Attempts to begin a log where the narrower ones stand, after their positions were renewed.
 const RENEWALS_MAX: u32 = 3;
-
-#[derive(Debug)]
-enum Command {
-    /// Asks the member how far it is.
-    Refresh(oneshot::Sender<()>),
-    /// The same, unless what it says is not to be relied on.
-    Renew(oneshot::Sender<()>),
-    Supersede(Arc<Source>),
-}
-
-/// Way in to a broadcast. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(super) struct BroadcastHandle {
-    state: watch::Receiver<BroadcastState>,
-    commands: mpsc::Sender<Command>,
-}
-
-impl BroadcastHandle {
-    /// The source, once the member has confirmed the watch.
-    ///
-    /// # Errors
-    /// How the broadcast ended.
-    pub async fn live(&self) -> Result<Arc<Source>, End> {
-        let mut state = self.state.clone();
-        loop {
-            match &*state.borrow_and_update() {
-                BroadcastState::Live(source) => return source.upgrade().ok_or_else(End::default),
-                BroadcastState::Ended(end) => return Err(end.clone()),
-                BroadcastState::Opening => {}
-            }
-            if state.changed().await.is_err() {
-                return Err(End::default());
-            }
-        }
-    }
-
-    /// Whether watchers can still join.
-    pub fn is_open(&self) -> bool {
-        match &*self.state.borrow() {
-            BroadcastState::Opening => true,
-            BroadcastState::Live(source) => source.strong_count() > 0,
-            BroadcastState::Ended(_) => false,
-        }
-    }
-
-    /// Brings the log up to the newest revision of the member; false when it could not say in time.
-    pub async fn refresh(&self, within: Duration) -> bool {
-        self.ask(Command::Refresh, within).await
-    }
-
-    /// The same for the proxy's own sake: a member whose progress proves nothing is not asked.
-    pub async fn renew(&self, within: Duration) -> bool {
-        self.ask(Command::Renew, within).await
-    }
-
-    async fn ask(&self, command: fn(oneshot::Sender<()>) -> Command, within: Duration) -> bool {
-        let (done, reached) = oneshot::channel();
-        let refresh = async { self.commands.send(command(done)).await.is_ok() && reached.await.is_ok() };
-        tokio::time::timeout(within, refresh).await.unwrap_or(false)
-    }
-
-    /// Where the log stands, once there is one.
-    pub fn head(&self) -> Option<Revision> {
-        match &*self.state.borrow() {
-            BroadcastState::Live(source) => source.upgrade().map(|source| source.log().head()),
-            BroadcastState::Opening | BroadcastState::Ended(_) => None,
-        }
-    }
-
-    /// Whether both lead to the same broadcast.
-    pub fn is(&self, other: &Self) -> bool {
-        self.commands.same_channel(&other.commands)
-    }
-
-    /// Hands all watchers over to a wider source and ends the broadcast.
-    pub async fn supersede(&self, by: Arc<Source>) {
-        let _ = self.commands.send(Command::Supersede(by)).await;
-    }
-}
+/// Watch id in the answer to a progress request.
+const PROGRESS_WATCH_ID: i64 = -1;
 
 /// Keeps one upstream watch alive and its log filled, whatever member serves it.
 pub(super) struct Broadcast {
@@ -122,21 +34,21 @@ pub(super) struct Broadcast {
     state: watch::Sender<BroadcastState>,
     handle: BroadcastHandle,
     commands: mpsc::Receiver<Command>,
-    /// Where the log begins: behind this revision, or behind now when it is 0.
+    /// The log begins behind this revision, or behind now when it is 0.
     begin: Revision,
-    /// The broadcasts whose watchers this one takes over: the log begins where the slowest of them stands.
+    /// The broadcasts whose watchers move to this one: the log begins where the slowest of them stands.
     narrower: Vec<BroadcastHandle>,
     /// How often their positions have been renewed because the slowest was compacted.
     renewals: u32,
     /// Start with the revision after the position; see [`start`](Self::start).
-    exactly: bool,
+    start_after: bool,
     /// The position from which the member's watch was started.
     resumed_at: Revision,
     /// Strong: watchers that come back within the linger time find it.
     source: Option<Arc<Source>>,
     idle_since: Option<Instant>,
-    waiting: Vec<Waiter>,
-    pace: Pace,
+    refreshes: Vec<Refresh>,
+    progress: ProgressSchedule,
     serving: Serving,
 }
 
@@ -146,26 +58,26 @@ struct Serving {
     member: MemberId,
     /// The member has confirmed the watch.
     confirmed: bool,
-    /// The watch without events was asked for, and its id once it is there.
-    clock_asked: bool,
-    clock: Option<i64>,
+    /// The progress watch was created, and its id once the member has confirmed it.
+    progress_watch_created: bool,
+    progress_watch: Option<i64>,
     /// A progress request is due.
-    ask: bool,
+    request_progress: bool,
 }
 
-struct Waiter {
+struct Refresh {
     done: oneshot::Sender<()>,
     /// A progress request was sent after it came.
-    asked: bool,
+    requested: bool,
 }
 
-/// Why one upstream stream is over.
-enum Over {
+/// Why one upstream stream is no longer followed.
+enum Stop {
     /// Try the next member.
     Broken(Status),
     /// The watch itself is over.
     Ended(End),
-    /// A wider source takes its watchers.
+    /// Its watchers move to this wider source.
     Superseded(Arc<Source>),
     /// Nobody reads any more.
     Idle,
@@ -180,12 +92,10 @@ impl Broadcast {
         range: KeyRange,
         narrower: Vec<BroadcastHandle>,
     ) -> (Self, BroadcastHandle) {
-        let (state, seen) = watch::channel(BroadcastState::Opening);
-        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let handle = BroadcastHandle { state: seen, commands: sender };
-        // Spread: the broadcasts of a proxy do not ask all at once.
+        let (handle, state, commands) = broadcast_channel();
+        // Spread, so that the broadcasts of a proxy do not send their requests all at once.
         let interval = hub.config.progress_interval.mul_f64(1.0 + fastrand::f64() / 10.0);
-        let pace = Pace::new(interval, hub.config.periods.position_max, Instant::now());
+        let progress = ProgressSchedule::new(interval, hub.config.periods.position_max, Instant::now());
         let begin = slowest(&narrower);
         let broadcast = Self {
             hub,
@@ -197,12 +107,12 @@ impl Broadcast {
             begin,
             narrower,
             renewals: 0,
-            exactly: false,
+            start_after: false,
             resumed_at: Revision(0),
             source: None,
             idle_since: None,
-            waiting: Vec::new(),
-            pace,
+            refreshes: Vec::new(),
+            progress,
             serving: Serving::default(),
         };
         (broadcast, handle)
@@ -212,120 +122,128 @@ impl Broadcast {
     pub async fn run(mut self) {
         self.hub.metrics.upstream_watches.inc();
         let mut pause = self.hub.config.periods.retry_first;
-        let over = loop {
+        let stop = loop {
             match self.follow(&mut pause).await {
-                Over::Broken(status) => {
-                    debug!(%status, range = ?self.range, "upstream watch is taken up again");
-                    self.hub.saw_status(&status);
+                Stop::Broken(status) => {
+                    debug!(%status, range = ?self.range, "upstream watch is resumed");
+                    self.hub.note_stream_end(&status);
                     self.hub.metrics.resumes.inc();
                     let jitter = pause.mul_f64(fastrand::f64() / 2.0);
-                    if let Some(over) = self.rest(pause + jitter).await {
-                        break over;
+                    if let Some(stop) = self.pause(pause + jitter).await {
+                        break stop;
                     }
                     pause = (pause * 2).min(self.hub.config.periods.retry_max);
                 }
-                over => break over,
+                stop => break stop,
             }
         };
         self.hub.metrics.upstream_watches.dec();
-        self.finish(over);
+        self.finish(stop);
     }
 
     /// Follows one upstream stream to its end.
-    async fn follow(&mut self, pause: &mut Duration) -> Over {
-        for waiter in &mut self.waiting {
-            waiter.asked = false;
-        }
+    async fn follow(&mut self, pause: &mut Duration) -> Stop {
+        self.forget_requests();
         self.serving = Serving::default();
         if self.renewals > 0 && self.source.is_none() {
             let within = self.hub.config.periods.compaction_wait;
             join_all(self.narrower.iter().map(|broadcast| broadcast.renew(within))).await;
             self.begin = slowest(&self.narrower);
         }
-        let opened = self.hub.upstream.open_watch(self.group.identity.metadata());
-        let mut stream = match opened.await {
+        let mut stream = match self.open().await {
             Ok(stream) => stream,
-            Err(status) => return Over::Broken(status),
+            Err(status) => return Stop::Broken(status),
         };
-        if let Err(status) = ask(&stream.requests, RequestUnion::CreateRequest(self.create_request())).await {
-            return Over::Broken(status);
-        }
         self.resumed_at = self.position();
         let mut tick = tokio::time::interval(self.hub.config.periods.linger / 4);
         let mut again = None;
         loop {
             tokio::select! {
-                answer = stream.answers.next() => {
+                answer = stream.next() => {
                     let answer = match answer {
-                        Some(Ok(answer)) => answer,
-                        Some(Err(status)) => return Over::Broken(status),
-                        None => return Over::Broken(Status::unavailable("the member ended the watch stream")),
+                        Ok(answer) => answer,
+                        Err(status) => return Stop::Broken(status),
                     };
                     if answer.created && !answer.canceled {
                         *pause = self.hub.config.periods.retry_first;
                     }
-                    if let Err(over) = self.take(answer) {
-                        return over;
+                    if let Err(stop) = self.receive(answer) {
+                        return stop;
                     }
                 }
                 Some(command) = self.commands.recv() => {
-                    if let Some(over) = self.obey(command) {
-                        return over;
+                    if let Some(stop) = self.command(command) {
+                        return stop;
                     }
                 }
                 _ = tick.tick() => {
                     if self.leave_if_idle() {
-                        return Over::Idle;
+                        return Stop::Idle;
                     }
-                    self.pace.wanted = self.wants_progress();
+                    self.progress.wanted = self.wants_progress();
                 }
-                () = tokio::time::sleep_until(self.pace.next()), if self.serving.confirmed => self.alarm(),
+                () = tokio::time::sleep_until(self.progress.next()), if self.serving.confirmed => self.progress_timer(),
                 () = sleep_until(again), if again.is_some() => {
                     again = None;
-                    for waiter in &mut self.waiting {
-                        waiter.asked = false;
-                    }
+                    self.forget_requests();
                 }
             }
-            self.waiting.retain(|waiter| !waiter.done.is_closed());
-            if !self.serving.confirmed {
-                continue;
-            }
-            if self.pace.wanted && !self.serving.clock_asked {
-                self.serving.clock_asked = true;
-                // One that is closed says why in its answers.
-                let _ = ask(&stream.requests, RequestUnion::CreateRequest(self.clock_request())).await;
-            }
-            let insists = !self.waiting.is_empty() || self.source.is_none();
-            let unasked = !self.waiting.is_empty() && !self.waiting.iter().any(|waiter| waiter.asked);
-            let ask_now = std::mem::take(&mut self.serving.ask) || (insists && (again.is_none() || unasked));
-            if ask_now {
-                let progress = RequestUnion::ProgressRequest(WatchProgressRequest {});
-                let _ = ask(&stream.requests, progress).await;
-                self.waiting.iter_mut().for_each(|waiter| waiter.asked = true);
-            }
-            if !insists {
-                again = None;
-            } else if ask_now {
-                again = Some(Instant::now() + self.hub.config.periods.progress_again);
+            self.refreshes.retain(|refresh| !refresh.done.is_closed());
+            if self.serving.confirmed {
+                self.send_requests(&mut stream, &mut again).await;
             }
         }
     }
 
-    fn obey(&mut self, command: Command) -> Option<Over> {
+    async fn open(&self) -> Result<UpstreamStream, Status> {
+        let mut stream = self.hub.upstream.open_watch(self.group.identity.metadata()).await?;
+        stream.send(RequestUnion::CreateRequest(self.create_request())).await?;
+        Ok(stream)
+    }
+
+    /// Creates the progress watch when it is wanted, and requests progress when that is due. A request that was sent is
+    /// repeated at `again` while its answer is needed: a member that lags gives none. A stream that is closed reports so
+    /// in its answers.
+    async fn send_requests(&mut self, stream: &mut UpstreamStream, again: &mut Option<Instant>) {
+        if self.progress.wanted && !self.serving.progress_watch_created {
+            self.serving.progress_watch_created = true;
+            let _ = stream.send(RequestUnion::CreateRequest(self.progress_watch_request())).await;
+        }
+        let needed = !self.refreshes.is_empty() || self.source.is_none();
+        let unrequested = !self.refreshes.is_empty() && !self.refreshes.iter().any(|refresh| refresh.requested);
+        let request_now =
+            std::mem::take(&mut self.serving.request_progress) || (needed && (again.is_none() || unrequested));
+        if request_now {
+            let _ = stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
+            self.refreshes.iter_mut().for_each(|refresh| refresh.requested = true);
+        }
+        if !needed {
+            *again = None;
+        } else if request_now {
+            *again = Some(Instant::now() + self.hub.config.periods.progress_again);
+        }
+    }
+
+    /// Progress is to be requested anew for every refresh.
+    fn forget_requests(&mut self) {
+        self.refreshes.iter_mut().for_each(|refresh| refresh.requested = false);
+    }
+
+    fn command(&mut self, command: Command) -> Option<Stop> {
         match command {
-            Command::Refresh(done) => self.waiting.push(Waiter { done, asked: false }),
-            Command::Renew(done) if self.is_proven() => self.waiting.push(Waiter { done, asked: false }),
-            // Dropped: whoever asks need not wait.
+            Command::Refresh(done) => self.refreshes.push(Refresh { done, requested: false }),
+            Command::Renew(done) if self.has_ordered_progress() => {
+                self.refreshes.push(Refresh { done, requested: false });
+            }
+            // Dropped, so that the caller does not wait.
             Command::Renew(_) => {}
-            Command::Supersede(by) => return Some(Over::Superseded(by)),
+            Command::Supersede(by) => return Some(Stop::Superseded(by)),
         }
         None
     }
 
-    /// Whether the progress the member tells shows that all events before were sent.
-    fn is_proven(&self) -> bool {
-        self.hub.trust.is_proven(self.serving.member)
+    fn has_ordered_progress(&self) -> bool {
+        self.hub.versions.has_ordered_progress(self.serving.member)
     }
 
     fn wants_progress(&self) -> bool {
@@ -335,41 +253,41 @@ impl Broadcast {
         wanted.get()
     }
 
-    fn alarm(&mut self) {
-        let proven = self.is_proven();
-        if !proven {
-            self.hub.learn_trust(self.serving.member, self.group.identity.metadata());
+    fn progress_timer(&mut self) {
+        let ordered = self.has_ordered_progress();
+        if !ordered {
+            self.hub.learn_version(self.serving.member, self.group.identity.metadata());
         }
-        let act = self.pace.alarm(proven, Instant::now());
-        self.act(act);
+        let actions = self.progress.timer(ordered, Instant::now());
+        self.carry_out(actions);
     }
 
-    fn act(&mut self, act: Act) {
-        self.serving.ask |= act.ask;
-        if let Some(source) = self.source.as_ref().filter(|_| act.tell) {
+    fn carry_out(&mut self, actions: ProgressActions) {
+        self.serving.request_progress |= actions.request;
+        if let Some(source) = self.source.as_ref().filter(|_| actions.notify) {
             self.hub.for_each_watcher_set(|watchers| watchers.notify_source(source));
         }
     }
 
     /// The revision to start from, 0 for now.
     ///
-    /// That is the last revision the log already has, whose events are dropped when they come again: a watch from
-    /// the revision after it would be one of the future until something is written, and members tell those no
-    /// progress. Only if this very revision is compacted, and perhaps not the next one, is it taken exactly.
+    /// That is the last revision the log already has, whose events are dropped when they come again: a watch from the
+    /// revision after it would start in the future until something is written, and members send such watches no
+    /// progress. Only if this revision is compacted, and perhaps not the next one, does the watch start after it.
     fn start(&self) -> Revision {
         let position = self.position();
-        if self.exactly && position.0 != 0 { position.next() } else { position }
+        if self.start_after && position.0 != 0 { position.next() } else { position }
     }
 
     fn position(&self) -> Revision {
         self.source.as_ref().map_or(self.begin, |source| source.log().head())
     }
 
-    /// A watch of a key that this one covers too, of which no event passes: idle whatever happens, it is notified at the
-    /// member's interval.
-    fn clock_request(&self) -> WatchCreateRequest {
+    /// A watch of a key that this one covers too, with filters that no event passes: it is always idle, so that the
+    /// member notifies it at its interval.
+    fn progress_watch_request(&self) -> WatchCreateRequest {
         WatchCreateRequest {
-            key: self.hub.namespace.add_prefix(self.range.start()),
+            key: self.hub.config.namespace.add_prefix(self.range.start()),
             progress_notify: true,
             filters: vec![FilterType::Noput.into(), FilterType::Nodelete.into()],
             ..Default::default()
@@ -377,8 +295,7 @@ impl Broadcast {
     }
 
     fn create_request(&self) -> WatchCreateRequest {
-        let (key, range_end) = self.range.to_wire();
-        let (key, range_end) = self.hub.namespace.enter_range(&key, &range_end);
+        let (key, range_end) = self.hub.config.namespace.upstream_range(&self.range);
         WatchCreateRequest {
             key,
             range_end,
@@ -391,130 +308,140 @@ impl Broadcast {
 
     /// Takes one answer. The log's position comes from the events themselves, or from the header of an answer
     /// without events: the header of an event batch may be ahead of what the member has sent.
-    fn take(&mut self, answer: WatchResponse) -> Result<(), Over> {
+    fn receive(&mut self, answer: WatchResponse) -> Result<(), Stop> {
         let header = answer.header.unwrap_or_default();
-        if self.serving.confirmed && (answer.created || self.serving.clock == Some(answer.watch_id)) {
-            self.take_clock(&answer, Revision(header.revision));
+        let revision = Revision(header.revision);
+        if self.serving.confirmed && (answer.created || self.serving.progress_watch == Some(answer.watch_id)) {
+            self.receive_progress_watch(&answer, revision);
             return Ok(());
         }
         if answer.canceled {
-            let end = End { compact_revision: Revision(answer.compact_revision), reason: answer.cancel_reason };
-            if end.compact_revision.0 != 0 && self.position().0 != 0 && !self.exactly {
-                self.exactly = true;
-                return Err(Over::Broken(Status::out_of_range("the last revision seen is compacted")));
-            }
-            if end.compact_revision.0 != 0 && self.source.is_none() {
-                self.renewals += 1;
-                self.exactly = false;
-                if self.renewals > RENEWALS_MAX {
-                    // What the watchers to come have missed is read for each of them.
-                    self.narrower.clear();
-                    self.begin = Revision(0);
-                }
-                return Err(Over::Broken(Status::out_of_range("the beginning of the log is compacted")));
-            }
-            return Err(if end == End::default() {
-                Over::Broken(Status::unavailable("the member cancelled the watch without a reason"))
-            } else {
-                Over::Ended(end)
-            });
+            return Err(self.receive_cancel(answer));
         }
-        let revision = Revision(header.revision);
         if answer.created {
-            if !self.hub.saw_member(ClusterId(header.cluster_id), MemberId(header.member_id), Term(header.raft_term)) {
-                let reason = "the endpoints lead to another cluster than before".to_owned();
-                return Err(Over::Ended(End { compact_revision: Revision(0), reason }));
-            }
-            self.group.saw_permission(&self.range);
-            self.serving.confirmed = true;
-            self.serving.member = MemberId(header.member_id);
-            self.hub.learn_trust(self.serving.member, self.group.identity.metadata());
-            self.pace.restart(self.position().0 != 0, Instant::now());
-            if self.source.is_none() && self.begin.0 == 0 {
-                self.go_live(revision);
-            }
-            return Ok(());
+            return self.receive_created(header);
         }
         if self.source.is_none() {
             // The first answer that shows that the beginning is not compacted.
             self.go_live(self.begin);
         }
         let Some(source) = &self.source else { return Ok(()) };
-        self.hub.saw_revision(revision);
-        self.exactly = false;
+        self.hub.note_revision(revision);
+        self.start_after = false;
         if answer.events.is_empty() {
             source.log().advance(revision);
-            let (head, asked) = (source.log().head(), answer.watch_id == -1);
-            let mut act = self.pace.reached(head, asked, Instant::now());
-            if asked {
-                for waiter in self.waiting.extract_if(.., |waiter| waiter.asked) {
+            let (head, answered) = (source.log().head(), answer.watch_id == PROGRESS_WATCH_ID);
+            let mut actions = self.progress.reached(head, answered, Instant::now());
+            if answered {
+                for refresh in self.refreshes.extract_if(.., |refresh| refresh.requested) {
                     // Its client may be gone.
-                    let _ = waiter.done.send(());
+                    let _ = refresh.done.send(());
                 }
-            } else if self.serving.clock.is_none() {
-                act.tell = true;
+            } else if self.serving.progress_watch.is_none() {
+                actions.notify = true;
             }
-            self.act(act);
+            self.carry_out(actions);
             return Ok(());
         }
         self.hub.metrics.upstream_events.inc_by(answer.events.len() as u64);
         let first = answer.events.iter().find_map(|event| event.kv.as_ref()).map_or(0, |kv| kv.mod_revision);
         let head = source.log().head();
         if Revision(first) < head || (Revision(first) == head && self.resumed_at != head) {
-            // Members before 3.4.25 and 3.5.8 may announce progress before they have sent the events.
+            // Members before 3.4.25 and 3.5.8 may send progress before the events.
             warn!(first, %head, range = ?self.range, "upstream broke the order of events");
             let reason = "the cluster announced progress before it had sent all events".to_owned();
-            return Err(Over::Ended(End { compact_revision: Revision(0), reason }));
+            return Err(Stop::Ended(End { compact_revision: Revision(0), reason }));
         }
-        source.log().append(batches(&self.hub.namespace, answer.events));
-        let act = self.pace.reached(source.log().head(), false, Instant::now());
-        self.act(act);
+        source.log().append(batches(&self.hub.config.namespace, answer.events));
+        let actions = self.progress.reached(source.log().head(), false, Instant::now());
+        self.carry_out(actions);
         Ok(())
     }
 
-    /// Takes an answer of the watch without events. Without it, the broadcast makes ticks of its own.
-    fn take_clock(&mut self, answer: &WatchResponse, revision: Revision) {
+    /// The member has cancelled the watch.
+    fn receive_cancel(&mut self, answer: WatchResponse) -> Stop {
+        let end = End { compact_revision: Revision(answer.compact_revision), reason: answer.cancel_reason };
+        if end.compact_revision.0 != 0 && self.position().0 != 0 && !self.start_after {
+            self.start_after = true;
+            return Stop::Broken(Status::out_of_range("the revision of the position is compacted"));
+        }
+        if end.compact_revision.0 != 0 && self.source.is_none() {
+            self.renewals += 1;
+            self.start_after = false;
+            if self.renewals > RENEWALS_MAX {
+                // What the watchers to come have missed is read for each of them.
+                self.narrower.clear();
+                self.begin = Revision(0);
+            }
+            return Stop::Broken(Status::out_of_range("the beginning of the log is compacted"));
+        }
+        if end == End::default() {
+            return Stop::Broken(Status::unavailable("the member cancelled the watch without a reason"));
+        }
+        Stop::Ended(end)
+    }
+
+    /// The member has confirmed the watch.
+    fn receive_created(&mut self, header: ResponseHeader) -> Result<(), Stop> {
+        if !self.hub.note_member(ClusterId(header.cluster_id), MemberId(header.member_id), Term(header.raft_term)) {
+            let reason = "the endpoints lead to another cluster than before".to_owned();
+            return Err(Stop::Ended(End { compact_revision: Revision(0), reason }));
+        }
+        self.group.note_permission(&self.range);
+        self.serving.confirmed = true;
+        self.serving.member = MemberId(header.member_id);
+        self.hub.learn_version(self.serving.member, self.group.identity.metadata());
+        self.progress.restart(self.position().0 != 0, Instant::now());
+        if self.source.is_none() && self.begin.0 == 0 {
+            self.go_live(Revision(header.revision));
+        }
+        Ok(())
+    }
+
+    /// Takes an answer of the progress watch. Without that watch, the broadcast makes ticks of its own.
+    fn receive_progress_watch(&mut self, answer: &WatchResponse, revision: Revision) {
         if answer.canceled {
-            self.serving.clock = None;
+            self.serving.progress_watch = None;
         } else if answer.created {
-            self.serving.clock = Some(answer.watch_id);
+            self.serving.progress_watch = Some(answer.watch_id);
         } else if let Some(source) = &self.source {
-            let act = self.pace.tick(revision, source.log().head(), self.is_proven(), Instant::now());
-            self.act(act);
+            let head = source.log().head();
+            let actions = self.progress.tick(revision, head, self.has_ordered_progress(), Instant::now());
+            self.carry_out(actions);
         }
     }
 
     fn go_live(&mut self, revision: Revision) {
         let log = EventLog::new(revision, self.hub.config.log_bytes_max);
-        let history = UpstreamHistory::new(self.hub.clone(), self.group.identity.clone(), self.handle.clone());
+        let history = UpstreamHistory::new(self.hub.history.clone(), self.group.identity.clone(), self.handle.clone());
         let source = Source::new(log, Arc::new(history));
         self.state.send_replace(BroadcastState::Live(Arc::downgrade(&source)));
         self.source = Some(source);
     }
 
-    /// Waits before the next attempt; ends early with what makes the attempt pointless.
-    async fn rest(&mut self, pause: Duration) -> Option<Over> {
+    /// Waits before the next attempt; ends early with the reason for which none is made.
+    async fn pause(&mut self, pause: Duration) -> Option<Stop> {
         let until = Instant::now() + pause;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {
-                    return self.leave_if_idle().then_some(Over::Idle);
+                    return self.leave_if_idle().then_some(Stop::Idle);
                 }
                 Some(command) = self.commands.recv() => {
-                    if let Some(over) = self.obey(command) {
-                        return Some(over);
+                    if let Some(stop) = self.command(command) {
+                        return Some(stop);
                     }
                 }
             }
         }
     }
 
-    /// Takes the broadcast off the table when nobody has read its log for a while.
+    /// Removes the broadcast from its group when nobody has read its log for a while.
     fn leave_if_idle(&mut self) -> bool {
         let (source, state) = (&self.source, &self.state);
         let unused = || match source {
             Some(source) => Arc::strong_count(source) == 1,
-            // Nobody waits for the first answer: the table's and this broadcast's own handles are all there are.
+            // Nobody waits for the first answer: the handles of the group and of this broadcast are all there are.
             None => state.receiver_count() <= 2,
         };
         if !unused() {
@@ -525,9 +452,9 @@ impl Broadcast {
         since.elapsed() >= self.hub.config.periods.linger && self.group.remove_if(&self.range, &self.handle, unused)
     }
 
-    fn finish(mut self, over: Over) {
-        let end = match over {
-            Over::Ended(end) => {
+    fn finish(mut self, stop: Stop) {
+        let end = match stop {
+            Stop::Ended(end) => {
                 self.group.remove_ended(&self.range, &self.handle, self.source.is_none());
                 if let Some(source) = &self.source {
                     source.end(end.clone());
@@ -535,14 +462,14 @@ impl Broadcast {
                 }
                 end
             }
-            Over::Superseded(by) => {
+            Stop::Superseded(by) => {
                 if let Some(source) = self.source.take() {
                     source.move_to(by.clone());
                     self.hub.for_each_watcher_set(|watchers| watchers.move_source(&source, &by));
                 }
                 End::default()
             }
-            Over::Idle | Over::Broken(_) => End::default(),
+            Stop::Idle | Stop::Broken(_) => End::default(),
         };
         self.state.send_replace(BroadcastState::Ended(end));
     }
@@ -553,19 +480,9 @@ fn slowest(broadcasts: &[BroadcastHandle]) -> Revision {
     broadcasts.iter().filter_map(BroadcastHandle::head).min().unwrap_or_default()
 }
 
-async fn ask(requests: &mpsc::Sender<WatchRequest>, union: RequestUnion) -> Result<(), Status> {
-    let request = WatchRequest { request_union: Some(union) };
-    requests.send(request).await.map_err(|_| Status::unavailable("the watch stream is closed"))
-}
-
 async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => ::core::future::pending().await,
     }
-}
-
-/// Whether a status says that the member knows no leader.
-pub(super) fn is_no_leader(status: &Status) -> bool {
-    ApiError::from_text(status.message()) == Some(ApiError::NoLeader)
 }

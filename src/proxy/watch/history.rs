@@ -2,74 +2,69 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
-use tokio::sync::mpsc;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Status;
 
-use super::broadcast::BroadcastHandle;
+use super::broadcast_handle::BroadcastHandle;
+use super::config::{Periods, WatchHubConfig};
 use super::events::batches;
-use super::hub::HubInner;
-use super::upstream::UpstreamStream;
+use super::upstream::{Upstream, UpstreamStream};
+use crate::api_error::ApiError;
 use crate::eventlog::{History, HistoryBatch, HistoryError, HistoryRequest, LogBatch};
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
-use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest};
-use crate::proxy::Identity;
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest};
+use crate::proxy::{Identity, Namespace};
 use crate::types::{KeyRange, Revision};
 
-/// Private watches kept between two reads of the same watcher.
-const PARKED_MAX: usize = 32;
+/// Private upstream watches that read history at the same time; more wait.
+const READS_MAX: usize = 32;
+/// Private watches kept between two reads of the same watcher; more drop the oldest.
+const IDLE_MAX: usize = 32;
 /// How long one is kept.
-const PARKED_FOR: Duration = Duration::from_secs(30);
+const IDLE_FOR: Duration = Duration::from_secs(30);
 
 /// What has left a log, or never was in it: private upstream watches of the ranges that clients asked for.
 pub(super) struct UpstreamHistory {
-    hub: Arc<HubInner>,
+    watches: Arc<PrivateWatches>,
     identity: Identity,
     broadcast: BroadcastHandle,
 }
 
 impl UpstreamHistory {
-    pub fn new(hub: Arc<HubInner>, identity: Identity, broadcast: BroadcastHandle) -> Self {
-        Self { hub, identity, broadcast }
+    pub fn new(watches: Arc<PrivateWatches>, identity: Identity, broadcast: BroadcastHandle) -> Self {
+        Self { watches, identity, broadcast }
     }
 }
 
 impl History for UpstreamHistory {
     fn events(&self, request: HistoryRequest) -> BoxFuture<'static, Result<HistoryBatch, HistoryError>> {
-        let (hub, identity) = (self.hub.clone(), self.identity.clone());
-        async move { read_history(&hub, &identity, request).await }.boxed()
+        let (watches, identity) = (self.watches.clone(), self.identity.clone());
+        async move { watches.read(&identity, request).await }.boxed()
     }
 
     fn refresh(&self) -> Option<BoxFuture<'static, bool>> {
-        let (broadcast, within) = (self.broadcast.clone(), self.hub.config.periods.refresh_max);
+        let (broadcast, within) = (self.broadcast.clone(), self.watches.periods.refresh_max);
         Some(async move { broadcast.refresh(within).await }.boxed())
     }
 }
 
-/// Reads a part of history by a private upstream watch. Dropping the future is safe.
-pub(super) async fn read_history(
-    hub: &HubInner,
-    identity: &Identity,
-    request: HistoryRequest,
-) -> Result<HistoryBatch, HistoryError> {
-    let Ok(_permit) = hub.private_watches.acquire().await else {
-        return Err(HistoryError::Refused("etcdserver: server stopped".to_owned()));
-    };
-    let (identity, range) = (identity.clone(), request.range.clone());
-    let key = Key { identity, range, prev_kv: request.prev_kv, next: request.from };
-    let mut private = hub.parked.take(&key).unwrap_or_else(|| Private::new(key));
-    let batch = private.read(hub, &request).await?;
-    if batch.complete_to < request.up_to {
-        hub.parked.put(private);
-    }
-    Ok(batch)
+/// The private upstream watches of a hub.
+pub(super) struct PrivateWatches {
+    upstream: Arc<dyn Upstream>,
+    namespace: Namespace,
+    periods: Periods,
+    reads: Semaphore,
+    /// Between two reads, oldest first.
+    idle: Mutex<VecDeque<PrivateWatch>>,
 }
 
 /// What a private watch is for, and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Key {
+struct Position {
     identity: Identity,
     range: KeyRange,
     prev_kv: bool,
@@ -77,41 +72,55 @@ struct Key {
     next: Revision,
 }
 
-/// Private watches between two reads, oldest first.
-#[derive(Default)]
-pub(super) struct Parked {
-    privates: parking_lot::Mutex<VecDeque<Private>>,
-}
-
-impl Parked {
-    fn take(&self, key: &Key) -> Option<Private> {
-        let mut privates = self.privates.lock();
-        let at = privates.iter().position(|private| private.key == *key)?;
-        privates.remove(at)
+impl PrivateWatches {
+    pub fn new(upstream: Arc<dyn Upstream>, config: &WatchHubConfig) -> Self {
+        let (namespace, periods) = (config.namespace.clone(), config.periods);
+        Self { upstream, namespace, periods, reads: Semaphore::new(READS_MAX), idle: Mutex::default() }
     }
 
-    fn put(&self, mut private: Private) {
-        private.parked_at = Instant::now();
-        let mut privates = self.privates.lock();
-        privates.retain(|other| other.parked_at.elapsed() < PARKED_FOR);
-        if privates.len() >= PARKED_MAX {
-            privates.pop_front();
+    /// Reads a part of history. Dropping the future is safe.
+    pub async fn read(&self, identity: &Identity, request: HistoryRequest) -> Result<HistoryBatch, HistoryError> {
+        let Ok(_permit) = self.reads.acquire().await else {
+            return Err(HistoryError::Refused(ApiError::Stopped.text().to_owned()));
+        };
+        let (identity, range) = (identity.clone(), request.range.clone());
+        let position = Position { identity, range, prev_kv: request.prev_kv, next: request.from };
+        let mut watch = self.take_idle(&position).unwrap_or_else(|| PrivateWatch::new(position));
+        let batch = watch.read(self, &request).await?;
+        if batch.complete_to < request.up_to {
+            self.keep_idle(watch);
         }
-        privates.push_back(private);
+        Ok(batch)
+    }
+
+    fn take_idle(&self, position: &Position) -> Option<PrivateWatch> {
+        let mut idle = self.idle.lock();
+        let at = idle.iter().position(|watch| watch.position == *position)?;
+        idle.remove(at)
+    }
+
+    fn keep_idle(&self, mut watch: PrivateWatch) {
+        watch.idle_since = Instant::now();
+        let mut idle = self.idle.lock();
+        idle.retain(|other| other.idle_since.elapsed() < IDLE_FOR);
+        if idle.len() >= IDLE_MAX {
+            idle.pop_front();
+        }
+        idle.push_back(watch);
     }
 }
 
 /// One private upstream watch.
-struct Private {
-    key: Key,
+struct PrivateWatch {
+    position: Position,
     stream: Option<UpstreamStream>,
     /// Received, not handed out.
-    waiting: VecDeque<Arc<LogBatch>>,
+    received: VecDeque<Arc<LogBatch>>,
     /// Everything up to here has been received.
     complete_to: Revision,
-    /// When to ask for progress.
-    ask_at: Instant,
-    parked_at: Instant,
+    /// When to request progress.
+    request_at: Instant,
+    idle_since: Instant,
 }
 
 /// Why one upstream stream gives no more.
@@ -120,21 +129,21 @@ enum Stop {
     Over(HistoryError),
 }
 
-impl Private {
-    fn new(key: Key) -> Self {
-        let (complete_to, now) = (Revision(key.next.0 - 1), Instant::now());
-        Self { key, stream: None, waiting: VecDeque::new(), complete_to, ask_at: now, parked_at: now }
+impl PrivateWatch {
+    fn new(position: Position) -> Self {
+        let (complete_to, now) = (Revision(position.next.0 - 1), Instant::now());
+        Self { position, stream: None, received: VecDeque::new(), complete_to, request_at: now, idle_since: now }
     }
 
-    async fn read(&mut self, hub: &HubInner, request: &HistoryRequest) -> Result<HistoryBatch, HistoryError> {
+    async fn read(&mut self, watches: &PrivateWatches, request: &HistoryRequest) -> Result<HistoryBatch, HistoryError> {
         while !self.is_enough(request) {
-            match self.receive(hub).await {
+            match self.receive(watches).await {
                 Ok(()) => {}
                 Err(Stop::Over(error)) => return Err(error),
                 Err(Stop::Broken(status)) => {
-                    tracing::debug!(%status, range = ?self.key.range, "private upstream watch is taken up again");
+                    tracing::debug!(%status, range = ?self.position.range, "private upstream watch is resumed");
                     self.stream = None;
-                    sleep(hub.config.periods.retry_first).await;
+                    sleep(watches.periods.retry_first).await;
                 }
             }
         }
@@ -142,50 +151,45 @@ impl Private {
     }
 
     fn is_enough(&self, request: &HistoryRequest) -> bool {
-        let bytes: usize = self.waiting.iter().map(|batch| batch.pair_bytes()).sum();
-        self.complete_to >= request.up_to || self.waiting.len() >= request.revisions_max || bytes >= request.bytes_max
+        let bytes: usize = self.received.iter().map(|batch| batch.pair_bytes()).sum();
+        self.complete_to >= request.up_to || self.received.len() >= request.revisions_max || bytes >= request.bytes_max
     }
 
     fn hand_out(&mut self, request: &HistoryRequest) -> HistoryBatch {
         let (mut out, mut bytes) = (Vec::new(), 0);
-        while let Some(batch) = self.waiting.front() {
+        while let Some(batch) = self.received.front() {
             if batch.revision() > request.up_to {
                 break;
             }
             if out.len() >= request.revisions_max || bytes >= request.bytes_max {
                 let complete_to = Revision(batch.revision().0 - 1);
-                self.key.next = batch.revision();
+                self.position.next = batch.revision();
                 return HistoryBatch { batches: out, complete_to };
             }
             bytes += batch.pair_bytes();
-            out.extend(self.waiting.pop_front());
+            out.extend(self.received.pop_front());
         }
         let complete_to = self.complete_to.min(request.up_to);
-        self.key.next = complete_to.next();
+        self.position.next = complete_to.next();
         HistoryBatch { batches: out, complete_to }
     }
 
     /// Receives one answer that moves the watch on.
-    async fn receive(&mut self, hub: &HubInner) -> Result<(), Stop> {
+    async fn receive(&mut self, watches: &PrivateWatches) -> Result<(), Stop> {
         if self.stream.is_none() {
-            self.stream = Some(self.open(hub).await.map_err(Stop::Broken)?);
-            self.ask_at = Instant::now();
+            self.stream = Some(self.open(watches).await.map_err(Stop::Broken)?);
+            self.request_at = Instant::now();
         }
         let Some(stream) = &mut self.stream else { return Ok(()) };
         loop {
             let answer = tokio::select! {
-                answer = stream.answers.next() => answer,
-                () = sleep_until(self.ask_at) => {
-                    // Waits only while the member takes no requests; then it has other trouble.
-                    ask(&stream.requests, RequestUnion::ProgressRequest(WatchProgressRequest {})).await.map_err(Stop::Broken)?;
-                    self.ask_at = Instant::now() + hub.config.periods.progress_again;
+                answer = stream.next() => answer.map_err(Stop::Broken)?,
+                () = sleep_until(self.request_at) => {
+                    // Waits only while the member takes no requests.
+                    stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await.map_err(Stop::Broken)?;
+                    self.request_at = Instant::now() + watches.periods.progress_again;
                     continue;
                 }
-            };
-            let answer = match answer {
-                Some(Ok(answer)) => answer,
-                Some(Err(status)) => return Err(Stop::Broken(status)),
-                None => return Err(Stop::Broken(Status::unavailable("the member ended the watch stream"))),
             };
             if answer.compact_revision != 0 {
                 return Err(Stop::Over(HistoryError::Compacted(Revision(answer.compact_revision))));
@@ -205,29 +209,23 @@ impl Private {
                 return Ok(());
             }
             let last = answer.events.iter().rev().find_map(|event| event.kv.as_ref()).map_or(0, |kv| kv.mod_revision);
-            self.waiting.extend(batches(&hub.namespace, answer.events));
+            self.received.extend(batches(&watches.namespace, answer.events));
             self.complete_to = self.complete_to.max(Revision(last));
             return Ok(());
         }
     }
 
-    async fn open(&mut self, hub: &HubInner) -> Result<UpstreamStream, Status> {
-        let stream = hub.upstream.open_watch(self.key.identity.metadata()).await?;
-        let (key, range_end) = self.key.range.to_wire();
-        let (key, range_end) = hub.namespace.enter_range(&key, &range_end);
+    async fn open(&mut self, watches: &PrivateWatches) -> Result<UpstreamStream, Status> {
+        let mut stream = watches.upstream.open_watch(self.position.identity.metadata()).await?;
+        let (key, range_end) = watches.namespace.upstream_range(&self.position.range);
         let create = WatchCreateRequest {
             key,
             range_end,
             start_revision: self.complete_to.next().0,
-            prev_kv: self.key.prev_kv,
+            prev_kv: self.position.prev_kv,
             ..Default::default()
         };
-        ask(&stream.requests, RequestUnion::CreateRequest(create)).await?;
+        stream.send(RequestUnion::CreateRequest(create)).await?;
         Ok(stream)
     }
-}
-
-async fn ask(requests: &mpsc::Sender<WatchRequest>, union: RequestUnion) -> Result<(), Status> {
-    let request = WatchRequest { request_union: Some(union) };
-    requests.send(request).await.map_err(|_| Status::unavailable("the watch stream is closed"))
 }

@@ -1,28 +1,36 @@
 //! The watch hub: many client watches, few upstream watches.
 //!
-//! Clients with the same credentials form a group (`hub.rs`). A group has a table of upstream watches (`ranges.rs`
-//! decides which range each covers, and when several give way to one of their common prefix); each is kept alive by
-//! a broadcast (`broadcast.rs`), which fills an event log that any number of client watches read through `eventlog`. Events
-//! older than the log come over a private upstream watch (`history.rs`). `service.rs` is the gRPC side, one service for
-//! each serving thread. `upstream.rs` is all of the cluster that this room sees.
+//! Clients with the same credentials form a group (`group.rs`) with a table of upstream watches (`ranges.rs` decides which
+//! range each covers, and when several give way to one of their common prefix). Each upstream watch is kept alive by a
+//! broadcast (`broadcast.rs`, `broadcast_handle.rs`), which fills an event log that any number of client watches read
+//! through `eventlog`. `admission.rs` decides where a client watch reads and from which revision (`read_index.rs`), and
+//! whether it may (`permission.rs`). Events older than the log come over a private upstream watch (`history.rs`).
+//! `service.rs` is the gRPC side, one service for each serving thread; `hub.rs` is what all of them share; `upstream.rs`
+//! is all of the cluster that this room sees.
 //!
-//! Read `hub.rs` first; docs/design/eventlog.md tells the rules for starting, promoting and resuming.
+//! Read `admission.rs` first; docs/design/eventlog.md has the rules for starting, promoting and resuming.
 
+mod admission;
 mod broadcast;
+mod broadcast_handle;
+mod config;
 mod events;
+mod group;
 mod history;
 mod hub;
+mod member_versions;
 mod metrics;
-mod pace;
-mod probe;
+mod no_leader;
+mod permission;
+mod progress_schedule;
 mod ranges;
 mod read_index;
 mod service;
 #[cfg(test)]
 mod tests;
-mod trust;
 mod upstream;
 
-pub use hub::{WatchHub, WatchHubConfig};
+pub use config::WatchHubConfig;
+pub use hub::WatchHub;
 pub use metrics::ProxyWatchMetrics;
 pub use service::ProxyWatchService;

@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::hub::{Periods, WatchHub, WatchHubConfig};
+use super::admission::GroupWatchAdmission;
+use super::config::{Periods, WatchHubConfig};
+use super::hub::WatchHub;
 use super::metrics::ProxyWatchMetrics;
-use super::service::GroupWatchAdmission;
 use crate::eventlog::{WatchStream, WatcherSetHandle};
 use crate::pb::encoded::WireEncode;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -46,9 +47,9 @@ impl Proxy {
             retry_max: ms(5),
             progress_again: ms(1),
             refresh_max: Duration::from_secs(60),
-            verdict_max: ms(20),
-            leaderless_max: ms(40),
-            leaderless_fresh: ms(1000),
+            permission_max: ms(20),
+            no_leader_max: ms(40),
+            no_leader_fresh: ms(1000),
             position_max: Duration::from_secs(600),
             compaction_wait: ms(2000),
         };

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use crate::client::{Head, Method, Pool, framed, unframed};
 use crate::pb::encoded::ResponseHeader;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
     RangeRequest, RangeResponse, StatusRequest, StatusResponse, WatchRequest, WatchResponse,
 };
@@ -20,6 +21,26 @@ const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 pub(super) struct UpstreamStream {
     pub requests: mpsc::Sender<WatchRequest>,
     pub answers: BoxStream<'static, Result<WatchResponse, Status>>,
+}
+
+impl UpstreamStream {
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub async fn send(&mut self, union: RequestUnion) -> Result<(), Status> {
+        let request = WatchRequest { request_union: Some(union) };
+        self.requests.send(request).await.map_err(|_| Status::unavailable("the watch stream is closed"))
+    }
+
+    /// The next answer. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// How the stream ended.
+    pub async fn next(&mut self) -> Result<WatchResponse, Status> {
+        let ended = || Err(Status::unavailable("the member ended the watch stream"));
+        self.answers.next().await.unwrap_or_else(ended)
+    }
 }
 
 /// The cluster as the hub sees it.

@@ -287,7 +287,7 @@ async fn idle_watches_beside_a_busy_one_are_told_at_the_members_interval() {
     // A member tells no progress to a busy watch, and the shared one is busy whenever any of its ranges is.
     let (proxy, mut idle, mut busy) = idle_beside_busy(|_| {}).await;
     eventually(|| proxy.cluster.clocks() == 1).await;
-    eventually(|| proxy.hub.inner.trust.is_proven(MemberId(100))).await;
+    eventually(|| proxy.hub.inner.versions.has_ordered_progress(MemberId(100))).await;
     for round in 0..6 {
         let written = proxy.cluster.write(&[("n/busy", "x")]);
         assert_eq!(busy.events().await, vec![format!("busy@{written}")]);
@@ -386,7 +386,7 @@ async fn a_compaction_that_passes_has_places_renewed_first() {
     let (mut one, mut other) = (proxy.anonymous(), proxy.anonymous());
     one.watch(key("quiet")).await;
     other.watch(key("silent")).await;
-    eventually(|| proxy.hub.inner.trust.is_proven(MemberId(100))).await;
+    eventually(|| proxy.hub.inner.versions.has_ordered_progress(MemberId(100))).await;
     let newest = proxy.cluster.write(&[("busy", "x")]);
     assert!(position(&proxy) < newest);
     proxy.hub.inner.before_compaction().await;
@@ -409,7 +409,7 @@ async fn a_promotion_behind_a_compaction_cancels_nobody() {
         client.watch(key(&name(number))).await;
         clients.push(client);
     }
-    eventually(|| proxy.hub.inner.trust.is_proven(MemberId(100))).await;
+    eventually(|| proxy.hub.inner.versions.has_ordered_progress(MemberId(100))).await;
     for _ in 0..10 {
         proxy.cluster.write(&[("elsewhere", "x")]);
     }

@@ -3,32 +3,31 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::sync::Mutex as TurnLock;
 use tokio::time::Instant;
 
 use super::upstream::Upstream;
 use crate::types::MemberId;
 
-/// Requests sent to learn the version of one member; which member answers one is not chosen.
-const ASKS_MAX: usize = 8;
-/// How long a version is believed: a member may come back as another one.
+/// Status requests sent to learn the version of one member; the pool decides which member gets each.
+const REQUESTS_MAX: usize = 8;
+/// Age at which a version is asked for again: the member may have been upgraded.
 const FRESH_MAX: Duration = Duration::from_secs(60);
-/// Members remembered.
+/// Members kept; one more empties the table.
 const MEMBERS_MAX: usize = 256;
 
-/// Which members send all events up to a revision before they answer that it is reached.
+/// Which members answer a progress request in order: after all events up to the revision that the answer names.
 ///
-/// Before 3.4.25 and 3.5.8 an answer to a progress request could overtake events.
+/// Before 3.4.25 and 3.5.8 the answer could arrive ahead of events.
 #[derive(Debug, Default)]
-pub(super) struct Trust {
+pub(super) struct MemberVersions {
     members: Mutex<HashMap<MemberId, (bool, Instant)>>,
-    asking: TurnLock<()>,
+    asking: tokio::sync::Mutex<()>,
 }
 
-impl Trust {
-    /// Whether the progress a member tells is proven; false while its version is not known.
-    pub fn is_proven(&self, member: MemberId) -> bool {
-        self.members.lock().get(&member).is_some_and(|(proven, _)| *proven)
+impl MemberVersions {
+    /// Whether the member's version answers progress requests in order; false while the version is not known.
+    pub fn has_ordered_progress(&self, member: MemberId) -> bool {
+        self.members.lock().get(&member).is_some_and(|(ordered, _)| *ordered)
     }
 
     fn is_fresh(&self, member: MemberId) -> bool {
@@ -40,13 +39,13 @@ impl Trust {
         if members.len() >= MEMBERS_MAX {
             members.clear();
         }
-        members.insert(member, (proves_progress(version), Instant::now()));
+        members.insert(member, (orders_progress(version), Instant::now()));
     }
 
-    /// Learns the version of a member unless it is known.
+    /// Asks for the version of a member unless a fresh one is known.
     pub async fn learn(&self, upstream: &dyn Upstream, metadata: &HeaderMap, member: MemberId) {
         let _turn = self.asking.lock().await;
-        for _ in 0..ASKS_MAX {
+        for _ in 0..REQUESTS_MAX {
             if self.is_fresh(member) {
                 return;
             }
@@ -61,7 +60,7 @@ impl Trust {
     }
 }
 
-fn proves_progress(version: &str) -> bool {
+fn orders_progress(version: &str) -> bool {
     let mut parts = version.split('.').map(|part| {
         let digits = part.find(|c: char| !c.is_ascii_digit()).map_or(part, |end| &part[..end]);
         digits.parse::<u32>().unwrap_or(0)
@@ -79,12 +78,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_that_prove_progress() {
+    fn versions_that_order_progress() {
         for version in ["3.4.25", "3.5.8", "3.5.30-dirty", "3.6.0-rc.0", "3.7.1", "4.0.0"] {
-            assert!(proves_progress(version), "{version}");
+            assert!(orders_progress(version), "{version}");
         }
         for version in ["3.3.27", "3.4.24", "3.5.7", "3.5.0-alpha", "2.3", "", "x.y.z"] {
-            assert!(!proves_progress(version), "{version}");
+            assert!(!orders_progress(version), "{version}");
         }
     }
 }

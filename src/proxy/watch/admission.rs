@@ -1,0 +1,200 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::time::sleep;
+use tonic::{Code, Status};
+
+use super::broadcast::Broadcast;
+use super::broadcast_handle::BroadcastHandle;
+use super::group::{CredentialGroup, SharedWatch};
+use super::hub::HubInner;
+use super::permission::may_watch;
+use super::read_index::{Read, ReadAnswer, StartPosition};
+use crate::api_error::ApiError;
+use crate::eventlog::{Admission, Admit, HistoryError, HistoryRequest, Refusal, Source, WatchAdmission};
+use crate::proxy::Identity;
+use crate::types::{KeyRange, Revision};
+
+/// Admits the watches of the clients of one credential group. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct GroupWatchAdmission {
+    hub: Arc<HubInner>,
+    group: Arc<CredentialGroup>,
+}
+
+impl WatchAdmission for GroupWatchAdmission {
+    fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit {
+        Admit::Later(self.clone().decide(range.clone(), start).boxed())
+    }
+
+    fn revision(&self) -> Revision {
+        self.hub.revision()
+    }
+
+    fn canceled(&self) -> Status {
+        ApiError::WatchCanceled.into()
+    }
+}
+
+impl GroupWatchAdmission {
+    pub fn new(hub: &Arc<HubInner>, identity: Identity) -> Self {
+        Self { hub: hub.clone(), group: hub.group(identity) }
+    }
+
+    /// Finds or makes the source a watch reads, and the revision it begins behind.
+    async fn decide(self, range: KeyRange, start: Revision) -> Result<Admission, Refusal> {
+        if range.is_empty() {
+            return Err(self.refusal("mvcc: watcher range is empty".to_owned()));
+        }
+        // At the same time: opening an upstream watch must not delay where a watch from now begins.
+        let (position, source) = tokio::try_join!(self.read_index(&range, start), self.source(&range))?;
+        Ok(Admission { source, after: position.revision, compacted: position.compacted })
+    }
+
+    fn refusal(&self, reason: String) -> Refusal {
+        Refusal::Watch { revision: self.hub.revision(), reason }
+    }
+
+    /// A source that covers a range and that the group may read.
+    async fn source(&self, range: &KeyRange) -> Result<Arc<Source>, Refusal> {
+        loop {
+            let watch = self.shared_watch(range);
+            let source = match watch.broadcast.live().await {
+                Ok(source) => source,
+                // One of a wider range was removed when it ended; the watch of the client's own range decides.
+                Err(end) if watch.range == *range && !end.reason.is_empty() => return Err(self.refusal(end.reason)),
+                Err(_) => continue,
+            };
+            // Without credentials the read index decides: nobody may read anything once the cluster requires some.
+            if !self.group.anonymous
+                && let Err(reason) = self.verify(&watch).await
+            {
+                if watch.range == *range {
+                    return Err(self.refusal(reason));
+                }
+                self.group.refuse(&watch.range);
+                continue;
+            }
+            return Ok(source);
+        }
+    }
+
+    /// The upstream watch that covers a range; opens one when there is none.
+    fn shared_watch(&self, range: &KeyRange) -> SharedWatch {
+        self.group.covering(range, self.hub.config.prefixes.iter(), |taken, narrower| self.open(taken, narrower))
+    }
+
+    /// Starts a broadcast of a range. Its log begins where the narrower ones stand, so that their watchers, which move to
+    /// it once it is live, find in it what they still need.
+    fn open(&self, range: &KeyRange, narrower: Vec<BroadcastHandle>) -> BroadcastHandle {
+        let replaces = !narrower.is_empty();
+        let (broadcast, handle) = Broadcast::new(self.hub.clone(), self.group.clone(), range.clone(), narrower);
+        self.hub.start(broadcast.run());
+        if replaces {
+            let (group, range, wide) = (self.group.clone(), range.clone(), handle.clone());
+            self.hub.start(async move { group.move_narrower(&range, &wide).await });
+        }
+        handle
+    }
+
+    /// Asks the cluster where a watch stands, together with whoever else asks; tries until it answers. A cluster
+    /// without quorum keeps the client waiting, as the write it might have missed would.
+    async fn read_index(&self, range: &KeyRange, start: Revision) -> Result<StartPosition, Refusal> {
+        let mut pause = self.first_pause();
+        loop {
+            match self.group.read_index.read(start, |at| self.read_at(range, at)).await {
+                Ok(position) => {
+                    self.hub.note_revision(position.revision);
+                    return Ok(position);
+                }
+                Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&status))),
+                Err(status) => {
+                    tracing::debug!(%status, "revision for a new watch is asked for again");
+                    self.pause(&mut pause).await;
+                }
+            }
+        }
+    }
+
+    /// One linearizable read of a key at a revision (0: the newest). It is refused as compacted exactly when a watch
+    /// from there would be, by a member that has applied all that was acknowledged before.
+    async fn read_at(&self, range: &KeyRange, at: Revision) -> Result<Read, Status> {
+        let key = self.hub.config.namespace.add_prefix(range.start());
+        let read = |at| self.hub.run(self.hub.upstream.read_index(self.group.identity.metadata(), key.clone(), at));
+        let (header, at) = match read(at).await {
+            Ok(header) => (header, at),
+            Err(status) => match ApiError::from_text(status.message()) {
+                Some(ApiError::Compacted) => return Ok(Read::Compacted(self.compacted_above(range, at).await?)),
+                Some(ApiError::FutureRevision) => (read(Revision(0)).await?, Revision(0)),
+                _ => return Err(status),
+            },
+        };
+        Ok(Read::Answer(ReadAnswer { revision: Revision(header.revision), at }))
+    }
+
+    /// The compacted revision, which is known to be above `start`: only the answer to a watch names it.
+    async fn compacted_above(&self, range: &KeyRange, start: Revision) -> Result<Revision, Status> {
+        let request = HistoryRequest {
+            range: range.clone(),
+            from: start,
+            up_to: start,
+            prev_kv: false,
+            revisions_max: 1,
+            bytes_max: 1,
+        };
+        let mut pause = self.first_pause();
+        loop {
+            match self.hub.history.read(&self.group.identity, request.clone()).await {
+                Err(HistoryError::Compacted(compacted)) => return Ok(compacted),
+                Err(HistoryError::Refused(reason)) => return Err(Status::unavailable(reason)),
+                // A member that lags behind the compaction; the next one may not.
+                Ok(_) => self.pause(&mut pause).await,
+            }
+        }
+    }
+
+    /// Whether the group may still read the range of an upstream watch. The cluster decides; its permission holds for a
+    /// second.
+    async fn verify(&self, watch: &SharedWatch) -> Result<(), String> {
+        let mut pause = self.first_pause();
+        loop {
+            let _turn = watch.permission.turn.lock().await;
+            if watch.permission.is_fresh(self.hub.config.periods.permission_max) {
+                return Ok(());
+            }
+            let (upstream, metadata) = (self.hub.upstream.clone(), self.group.identity.metadata());
+            let range = self.hub.config.namespace.upstream_range(&watch.range);
+            match self.hub.run(async move { may_watch(&*upstream, metadata, range).await }).await {
+                Ok(None) => {
+                    watch.permission.permit();
+                    return Ok(());
+                }
+                Ok(Some(reason)) => return Err(reason),
+                Err(status) => {
+                    tracing::debug!(%status, "permission for a watch is asked for again");
+                    self.pause(&mut pause).await;
+                }
+            }
+        }
+    }
+
+    fn first_pause(&self) -> Duration {
+        self.hub.config.periods.retry_first
+    }
+
+    async fn pause(&self, pause: &mut Duration) {
+        sleep(*pause).await;
+        *pause = (*pause * 2).min(self.hub.config.periods.retry_max);
+    }
+}
+
+/// Whether the cluster has decided against the client, so that asking again would not help.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument)
+}
+
+/// A status within an answer, in the form clients know from etcd.
+fn embedded(status: &Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+}

@@ -1,0 +1,109 @@
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::eventlog::{End, Source};
+use crate::types::Revision;
+
+/// Requests to a broadcast that wait; the sender waits while it is full.
+const COMMANDS_MAX: usize = 64;
+
+/// Way in to a broadcast. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct BroadcastHandle {
+    state: watch::Receiver<BroadcastState>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// How far a broadcast is.
+#[derive(Clone, Debug)]
+pub(super) enum BroadcastState {
+    /// The member has not confirmed the watch yet.
+    Opening,
+    /// The log is being filled.
+    Live(Weak<Source>),
+    /// It is over. An empty reason means that asking again may help.
+    Ended(End),
+}
+
+/// What the owners of a broadcast ask of it. A dropped `oneshot` means that nothing came of it.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Request progress; done when the member has answered.
+    Refresh(oneshot::Sender<()>),
+    /// The same, unless the answers of the member may arrive ahead of events.
+    Renew(oneshot::Sender<()>),
+    /// Move all watchers to this wider source and end.
+    Supersede(Arc<Source>),
+}
+
+/// A handle, and the ends that belong to the broadcast itself.
+pub(super) fn broadcast_channel() -> (BroadcastHandle, watch::Sender<BroadcastState>, mpsc::Receiver<Command>) {
+    let (owner, state) = watch::channel(BroadcastState::Opening);
+    let (commands, received) = mpsc::channel(COMMANDS_MAX);
+    (BroadcastHandle { state, commands }, owner, received)
+}
+
+impl BroadcastHandle {
+    /// The source, once the member has confirmed the watch.
+    ///
+    /// # Errors
+    /// How the broadcast ended.
+    pub async fn live(&self) -> Result<Arc<Source>, End> {
+        let mut state = self.state.clone();
+        loop {
+            match &*state.borrow_and_update() {
+                BroadcastState::Live(source) => return source.upgrade().ok_or_else(End::default),
+                BroadcastState::Ended(end) => return Err(end.clone()),
+                BroadcastState::Opening => {}
+            }
+            if state.changed().await.is_err() {
+                return Err(End::default());
+            }
+        }
+    }
+
+    /// Whether watchers can still join.
+    pub fn is_open(&self) -> bool {
+        match &*self.state.borrow() {
+            BroadcastState::Opening => true,
+            BroadcastState::Live(source) => source.strong_count() > 0,
+            BroadcastState::Ended(_) => false,
+        }
+    }
+
+    /// Brings the log up to the newest revision of the member; false when it did not answer in time.
+    pub async fn refresh(&self, within: Duration) -> bool {
+        self.request(Command::Refresh, within).await
+    }
+
+    /// The same, so that the position is not compacted; a member whose answers may arrive ahead of events is not asked.
+    pub async fn renew(&self, within: Duration) -> bool {
+        self.request(Command::Renew, within).await
+    }
+
+    async fn request(&self, command: fn(oneshot::Sender<()>) -> Command, within: Duration) -> bool {
+        let (done, reached) = oneshot::channel();
+        let refresh = async { self.commands.send(command(done)).await.is_ok() && reached.await.is_ok() };
+        tokio::time::timeout(within, refresh).await.unwrap_or(false)
+    }
+
+    /// The head of the log, once there is one.
+    pub fn head(&self) -> Option<Revision> {
+        match &*self.state.borrow() {
+            BroadcastState::Live(source) => source.upgrade().map(|source| source.log().head()),
+            BroadcastState::Opening | BroadcastState::Ended(_) => None,
+        }
+    }
+
+    /// Whether both are handles of the same broadcast.
+    pub fn is(&self, other: &Self) -> bool {
+        self.commands.same_channel(&other.commands)
+    }
+
+    /// Moves all watchers to a wider source and ends the broadcast.
+    pub async fn supersede(&self, by: Arc<Source>) {
+        let _ = self.commands.send(Command::Supersede(by)).await;
+    }
+}
