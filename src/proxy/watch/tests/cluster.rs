@@ -42,7 +42,7 @@ struct State {
     refuse_streams: Option<Status>,
     break_streams: u64,
     opened: usize,
-    fences: usize,
+    read_index_reads: usize,
     member: u64,
     clocks: usize,
     /// Periods of progress notifications that have passed.
@@ -136,8 +136,8 @@ impl FakeCluster {
         self.state.lock().progress_requests
     }
 
-    pub(super) fn fences(&self) -> usize {
-        self.state.lock().fences
+    pub(super) fn read_index_reads(&self) -> usize {
+        self.state.lock().read_index_reads
     }
 
     fn change(&self) {
@@ -180,7 +180,7 @@ impl Upstream for FakeCluster {
             // As over a network: others may come meanwhile.
             tokio::task::yield_now().await;
             let mut state = cluster.state.lock();
-            state.fences += 1;
+            state.read_index_reads += 1;
             if at.0 != 0 && at.0 < state.compacted {
                 return Err(ApiError::Compacted.into());
             }

@@ -64,7 +64,7 @@ async fn a_watch_from_now_begins_where_the_cluster_stood_when_it_was_asked_for()
     client.create(key("a")).await;
     // Polled, so that the request is read; nothing can come yet.
     assert!(client.try_next().now_or_never().is_none());
-    eventually(|| proxy.cluster.fences() == 1).await;
+    eventually(|| proxy.cluster.read_index_reads() == 1).await;
     let written = proxy.cluster.write(&[("a", "during")]);
     proxy.cluster.refuse_streams(None);
     let created = client.next().await;
@@ -90,9 +90,9 @@ async fn creates_of_one_stream_begin_where_the_cluster_stood_when_they_were_aske
     client.progress().await;
     // One read for the first, one for those that came meanwhile.
     let begun = std::time::Instant::now();
-    while proxy.cluster.fences() < 2 {
+    while proxy.cluster.read_index_reads() < 2 {
         assert!(client.try_next().now_or_never().is_none(), "nothing can come yet");
-        assert!(begun.elapsed() < Duration::from_secs(20), "{} reads", proxy.cluster.fences());
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} reads", proxy.cluster.read_index_reads());
         tokio::task::yield_now().await;
     }
     let written = proxy.cluster.write(&names.map(|name| (name, "x")));
@@ -168,7 +168,7 @@ async fn starts_in_the_past_share_their_reads() {
         live.events().await;
     }
     proxy.cluster.compact(10);
-    let before = proxy.cluster.fences();
+    let before = proxy.cluster.read_index_reads();
     let mut clients: Vec<Client> = (0..200).map(|_| proxy.anonymous()).collect();
     for (number, client) in clients.iter().enumerate() {
         client.create(WatchCreateRequest { start_revision: number as i64 % 40 + 1, ..key("a") }).await;
@@ -180,7 +180,7 @@ async fn starts_in_the_past_share_their_reads() {
         let compacted = if number < 9 { 10 } else { 0 };
         assert_eq!(response.compact_revision, compacted, "from {}: {response:?}", number + 1);
     }
-    let reads = proxy.cluster.fences() - before;
+    let reads = proxy.cluster.read_index_reads() - before;
     assert!(reads <= 6, "{reads} reads");
 }
 
@@ -516,7 +516,7 @@ async fn an_upstream_watch_ends_a_while_after_its_last_watcher() {
 }
 
 #[tokio::test]
-async fn creates_at_the_same_time_share_their_fences() {
+async fn creates_at_the_same_time_share_their_reads() {
     let proxy = Proxy::start(|_| {});
     let mut clients: Vec<Client> = (0..200).map(|_| proxy.anonymous()).collect();
     for client in &clients {
@@ -524,7 +524,7 @@ async fn creates_at_the_same_time_share_their_fences() {
     }
     let created = futures::future::join_all(clients.iter_mut().map(Client::next)).await;
     assert!(created.iter().all(|response| response.created && !response.canceled));
-    assert!(proxy.cluster.fences() <= 3, "{} reads", proxy.cluster.fences());
+    assert!(proxy.cluster.read_index_reads() <= 3, "{} reads", proxy.cluster.read_index_reads());
 }
 
 #[derive(Clone, Debug)]
