@@ -5,6 +5,8 @@
 
 #[path = "architecture/circles.rs"]
 mod circles;
+#[path = "architecture/metrics.rs"]
+mod metrics;
 #[path = "architecture/source.rs"]
 mod source;
 #[path = "architecture/words.rs"]
@@ -304,50 +306,4 @@ fn a_planted_arrow_is_caught() {
     assert_eq!(caught(&["core", "mvcc", "index"], "mod tests { use super::super::store::Store; }"), none);
     assert_eq!(caught(&["core", "apply"], "use crate::core::{alarm, mvcc::Store}; use crate::eventlog;"), none);
     assert_eq!(caught(&["bench"], "fn f<'a>(x: &'a crate::client::Client) { self::g() }"), none);
-}
-
-/// What fills a metric.
-const WRITES: [&str; 8] = [".inc(", ".inc_by(", ".dec(", ".add(", ".sub(", ".set(", ".observe(", ".with_label_values("];
-/// Who may be asked for a metric that is handed on as a whole.
-const OWNERS: [&str; 5] = ["metrics", "server", "disk", "mvcc", "bytes"];
-
-/// The fields of the structs in `telemetry/rooms.rs`.
-fn metric_fields(rooms: &str) -> Vec<&str> {
-    let declared = rooms.lines().filter(|line| line.contains("(\"etcd_") || line.contains("(\"watershed_"));
-    declared.filter_map(|line| line.trim().split_once(": ").map(|(field, _)| field)).collect()
-}
-
-/// Whether a source fills the metric of this field, or hands it to what does.
-fn fills(source: &str, field: &str) -> bool {
-    source.match_indices(&format!(".{field}")).any(|(at, found)| {
-        let rest = source[at + found.len()..].trim_start();
-        let line = source[..at].rsplit('\n').next().unwrap_or_default();
-        let owner = line.rsplit(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap_or_default();
-        WRITES.iter().any(|write| rest.starts_with(write))
-            || rest.starts_with(',') && line.contains("raise_to(")
-            || rest.starts_with(".clone()") && OWNERS.contains(&owner)
-    })
-}
-
-#[test]
-fn every_registered_metric_is_filled() {
-    // Sixteen were not. Whether they move as those of etcd do is the business of `tests/features/metrics.rs` and
-    // `tests/cluster/metrics.rs`; this one finds a field that no code can move.
-    let rooms = root().join("src/telemetry/rooms.rs");
-    let mut files = Vec::new();
-    sources(&root().join("src"), &mut files);
-    let texts: Vec<String> = files
-        .iter()
-        .filter(|file| **file != rooms && !module_of(file).contains(&"tests".to_owned()))
-        .map(|file| std::fs::read_to_string(file).expect("a source file"))
-        .map(|text| text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned())
-        .collect();
-    let rooms = std::fs::read_to_string(rooms).expect("a source file");
-    let fields = metric_fields(&rooms);
-    assert!(fields.len() > 80, "{} fields found", fields.len());
-    let unfilled: Vec<_> = fields.into_iter().filter(|field| !texts.iter().any(|text| fills(text, field))).collect();
-    assert!(unfilled.is_empty(), "registered and filled by nobody: {unfilled:?}");
-    assert!(
-        fills("core.metrics.puts\n    .inc_by(1);", "puts") && !fills("metrics.puts.get(); a.puts.clone()", "puts")
-    );
 }

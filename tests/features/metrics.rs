@@ -75,6 +75,30 @@ const MOVES: &[(&str, &str, &str)] = &[
     ("process_network_transmit_bytes_total", "counter", ""),
 ];
 
+/// What the dashboards and alert rules of etcd's mixin read of a member; the traffic between members is in
+/// `tests/cluster/metrics.rs`.
+const DASHBOARDS: [&str; 19] = [
+    "etcd_disk_backend_commit_duration_seconds",
+    "etcd_disk_wal_fsync_duration_seconds",
+    "etcd_mvcc_db_total_size_in_bytes",
+    "etcd_mvcc_db_total_size_in_use_in_bytes",
+    "etcd_network_client_grpc_received_bytes_total",
+    "etcd_network_client_grpc_sent_bytes_total",
+    "etcd_server_has_leader",
+    "etcd_server_leader_changes_seen_total",
+    "etcd_server_proposals_applied_total",
+    "etcd_server_proposals_committed_total",
+    "etcd_server_proposals_failed_total",
+    "etcd_server_proposals_pending",
+    "etcd_server_quota_backend_bytes",
+    "grpc_server_handled_total",
+    "grpc_server_handling_seconds",
+    "grpc_server_started_total",
+    "process_open_fds",
+    "process_max_fds",
+    "process_resident_memory_bytes",
+];
+
 /// What moves here and not on etcd: its library ends the stream before the failure is looked at.
 const MORE: (&str, &str, &str) = ("etcd_network_server_stream_failures_total", "counter", "API,Type");
 
@@ -235,6 +259,11 @@ fn every_metric_of_a_member_moves() {
         assert!(missing.is_empty(), "does not move: {missing:?}");
         for &listed in MOVES {
             after.check(listed);
+        }
+        for name in DASHBOARDS {
+            let needs_others = name.starts_with("etcd_server_proposals_") || name.contains("leader_changes");
+            let family = after.0.get(name).unwrap_or_else(|| panic!("{name} is missing"));
+            assert!(needs_others || family.series.values().any(|value| *value > 0.0), "{name} is 0");
         }
         check_values(&before, &after);
         let output = deployment.server.output();
