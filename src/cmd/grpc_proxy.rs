@@ -94,6 +94,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         max_concurrent_streams: config.max_concurrent_streams,
         keepalive_interval: config.keepalive_interval,
         keepalive_timeout: config.keepalive_timeout,
+        ping_min_time: Some(config.keepalive_min_time),
         grace: config.grace,
         ..ListenerConfig::default()
     };

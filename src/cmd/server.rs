@@ -149,11 +149,12 @@ impl Server {
             max_concurrent_streams: config.max_concurrent_streams,
             keepalive_interval: config.keepalive_interval,
             keepalive_timeout: config.keepalive_timeout,
+            ping_min_time: Some(config.keepalive_min_time),
             grace: CLIENT_GRACE,
             ..ListenerConfig::default()
         };
         let peer_handler = listener::answering(PeerHandler::new(core.clone(), http.clone()), PeerHandler::answer);
-        let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ..listener.clone() };
+        let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ping_min_time: None, ..listener.clone() };
         let watched = match metric_sockets.is_empty() {
             true => None,
             false => {

@@ -6,6 +6,7 @@ use clap::{ArgAction, CommandFactory, Parser};
 use super::duration::GoDuration;
 use super::flags::{FlagError, Parsed, parse_flags};
 use super::log::RawLogConfig;
+use super::server::KEEPALIVE_MIN_TIME;
 use super::{ListenUrl, Variables};
 use crate::net::{Endpoint, EndpointError};
 use crate::telemetry::{LogConfig, LogLevel};
@@ -55,7 +56,7 @@ pub struct RawProxyConfig {
     /// Largest answer taken from the cluster; answers pass as bytes, so this has no effect.
     #[arg(long, default_value_t = i64::from(i32::MAX), value_name = "BYTES", allow_negative_numbers = true)]
     pub max_recv_bytes: i64,
-    /// Least time between two pings of a client; pings are answered however often they come.
+    /// Least time between two pings of a client, which is disconnected if it pings more often; 0 is 5m.
     #[arg(long, default_value = "5s", value_name = "DURATION")]
     pub grpc_keepalive_min_time: GoDuration,
     /// Silence after which a client is pinged; 0 is never.
@@ -196,6 +197,8 @@ pub struct ProxyConfig {
     pub dial_timeout: Duration,
     /// Pause between two progress notifications of an idle watch, unless the member's is shorter.
     pub watch_progress_notify_interval: Duration,
+    /// Least time between two pings of a client; one that pings more often is disconnected.
+    pub keepalive_min_time: Duration,
     /// Silence after which a client is pinged; zero for never.
     pub keepalive_interval: Duration,
     /// Wait for the client's answer.
@@ -333,6 +336,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             dial_timeout,
             watch_progress_notify_interval: nonzero(raw.watch_progress_notify_interval)
                 .map_or(PROGRESS_INTERVAL, |interval| interval.max(PROGRESS_INTERVAL_MIN)),
+            keepalive_min_time: nonzero(raw.grpc_keepalive_min_time).unwrap_or(KEEPALIVE_MIN_TIME),
             keepalive_interval: raw.grpc_keepalive_interval.0,
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
             answer_memory_bytes: raw.answer_memory_bytes,

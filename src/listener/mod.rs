@@ -2,8 +2,8 @@
 //!
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
 //! connections (`worker.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
-//! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`). The core and the
-//! proxy give a function that makes their service, which is called once on each serving thread; their services read
+//! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`), and ends when
+//! the client pings too often (`pings.rs`). The core and the proxy give a function that makes their service, which is called once on each serving thread; their services read
 //! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
 //! heads of calls that no handler should see.
 
@@ -12,6 +12,7 @@ mod arriving;
 mod head;
 mod json;
 mod paced;
+mod pings;
 mod scope;
 mod socket;
 mod worker;

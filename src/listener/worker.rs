@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::arriving::Arrivals;
 use super::paced::Paced;
+use super::pings::PingPolicy;
 use super::scope::ConnectionScope;
 
 /// One serving thread, counted from 0.
@@ -38,6 +39,8 @@ pub struct ListenerConfig {
     pub keepalive_interval: Duration,
     /// Wait for the answer to a ping before the connection is closed.
     pub keepalive_timeout: Duration,
+    /// Least time between two pings of a client; one that pings more often is disconnected. None for no limit.
+    pub ping_min_time: Option<Duration>,
     /// Connections at once; more wait in the kernel's queue.
     pub connections_max: usize,
     /// Time that open requests get to finish at a stop.
@@ -53,6 +56,7 @@ impl Default for ListenerConfig {
             max_concurrent_streams: u32::MAX,
             keepalive_interval: Duration::from_secs(2 * 60 * 60),
             keepalive_timeout: Duration::from_secs(20),
+            ping_min_time: None,
             connections_max: 65_536,
             grace: Duration::from_secs(1),
             tls: None,
@@ -103,7 +107,7 @@ pub(super) async fn run<S>(
     S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let builder = connection_builder(&config);
+    let (builder, ping_min_time) = (connection_builder(&config), config.ping_min_time);
     let tracker = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -122,9 +126,13 @@ pub(super) async fn run<S>(
                     request
                 });
                 match config.tls.clone() {
-                    None => tracker.spawn(serve_connection(stream, builder, service, stop, guard)),
+                    None => {
+                        let stream = PingPolicy::new(stream, ping_min_time);
+                        tracker.spawn(serve_connection(stream, builder, service, stop, guard))
+                    }
                     Some(tls) => tracker.spawn(async move {
                         if let Some(stream) = handshake(tls, stream, &stop).await {
+                            let stream = PingPolicy::new(stream, ping_min_time);
                             serve_connection(stream, builder, service, stop, guard).await;
                         }
                     }),

@@ -17,6 +17,7 @@ mod long_range;
 mod maintenance;
 mod metrics;
 mod namespace;
+mod pings;
 mod public_client;
 mod range;
 mod recipes;

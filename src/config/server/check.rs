@@ -22,6 +22,8 @@ const SNAPSHOT_COUNT: u64 = 10_000;
 const CATCH_UP_ENTRIES: u64 = 5000;
 const COMPACTION_BATCH: usize = 1000;
 const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
+/// Of the gRPC library, which etcd leaves its way.
+pub(in crate::config) const KEEPALIVE_MIN_TIME: Duration = Duration::from_secs(300);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
@@ -69,7 +71,7 @@ pub struct ServerConfig {
     pub answer_memory_bytes: u64,
     /// Streams one client connection may have open.
     pub max_concurrent_streams: u32,
-    /// Shortest pause between two pings of a client.
+    /// Least time between two pings of a client; one that pings more often is disconnected.
     pub keepalive_min_time: Duration,
     /// Pause after which an idle client connection is pinged; zero is never.
     pub keepalive_interval: Duration,
@@ -341,7 +343,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             max_request_bytes: usize::try_from(raw.max_request_bytes).unwrap_or(usize::MAX),
             answer_memory_bytes: raw.answer_memory_bytes,
             max_concurrent_streams: raw.max_concurrent_streams,
-            keepalive_min_time: raw.grpc_keepalive_min_time.0,
+            keepalive_min_time: or_default(raw.grpc_keepalive_min_time.0, KEEPALIVE_MIN_TIME),
             keepalive_interval: raw.grpc_keepalive_interval.0,
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
             strict_reconfig_check: raw.strict_reconfig_check,

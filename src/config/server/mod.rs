@@ -13,6 +13,7 @@ mod same_urls;
 mod unsupported;
 mod values;
 
+pub(super) use check::KEEPALIVE_MIN_TIME;
 pub use check::{Notice, ServerConfig, ServerConfigError, parse_server_config};
 pub use cluster::{InitialCluster, InitialState};
 pub use peer_tls::{IdentityFiles, PeerTlsFiles};

@@ -73,7 +73,7 @@ pub struct RawServerConfig {
     /// Streams one client connection may have open.
     #[arg(long, default_value_t = u32::MAX)]
     pub max_concurrent_streams: u32,
-    /// Shortest pause between two pings of a client.
+    /// Least time between two pings of a client, which is disconnected if it pings more often; 0 is 5m.
     #[arg(long, default_value = "5s")]
     pub grpc_keepalive_min_time: GoDuration,
     /// Pause after which an idle client connection is pinged; 0 is never.
