@@ -18,5 +18,5 @@ pub use durations::Durations;
 pub use grpc::{Call, GrpcCalls, GrpcMethod, RequestBody, ResponseBody};
 pub use log::{LogConfig, LogError, LogFormat, LogLevel, LogOutput, init_logging};
 pub use metrics::{Counted, Metrics, TEXT_CONTENT_TYPE, exponential_buckets, raise_to};
-pub use operation::Operation;
+pub use operation::OperationKind;
 pub use rooms::{DiskMetrics, LeaseMetrics, MvccMetrics, PeerMetrics, ServerMetrics, WatchMetrics};

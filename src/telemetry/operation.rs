@@ -1,6 +1,6 @@
 /// What a request asks for, as the labels `op` and `type` of metrics name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
+pub enum OperationKind {
     /// A range, never in the log.
     Range,
     /// A transaction of ranges, never in the log.
@@ -29,7 +29,7 @@ pub enum Operation {
     Unknown,
 }
 
-impl Operation {
+impl OperationKind {
     const ALL: [(Self, &'static str); 13] = [
         (Self::Range, "Range"),
         (Self::ReadonlyTxn, "ReadonlyTxn"),
@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn rows_are_where_operations_look_for_them() {
-        let rows = Operation::rows(&["v3"]);
-        for (at, (operation, name)) in Operation::ALL.into_iter().enumerate() {
+        let rows = OperationKind::rows(&["v3"]);
+        for (at, (operation, name)) in OperationKind::ALL.into_iter().enumerate() {
             assert_eq!((operation as usize, operation.label()), (at, name));
             assert_eq!(rows[operation.row(true)], ["v3", name, "true"]);
             assert_eq!(rows[operation.row(false)], ["v3", name, "false"]);

@@ -6,7 +6,7 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 
 use super::durations::Durations;
 use super::metrics::{Metrics, exponential_buckets};
-use super::operation::Operation;
+use super::operation::OperationKind;
 
 /// Declares a struct of metrics and its `register`, one line each: `field: kind name, help;`. Labels and buckets
 /// follow the name.
@@ -66,9 +66,9 @@ room! {
         learner_promote_failures: counter_vec("etcd_server_learner_promote_failures", "Promotions of learners that this member decided and that failed.", &["Reason"]);
         stream_failures: counter_vec("etcd_network_server_stream_failures_total", "Streams of clients that ended because a message could not be read.", &["Type", "API"]);
         client_requests: counter_vec("etcd_server_client_requests_total", "Requests by the version of the client.", &["type", "client_api_version"]);
-        apply_duration: durations_by("etcd_server_apply_duration_seconds", "Time to apply one entry.", &["version", "op", "success"], &Operation::rows(&["v3"]), exponential_buckets(0.0001, 20));
+        apply_duration: durations_by("etcd_server_apply_duration_seconds", "Time to apply one entry.", &["version", "op", "success"], &OperationKind::rows(&["v3"]), exponential_buckets(0.0001, 20));
         range_duration: durations_by("etcd_server_range_duration_seconds", "Time to answer a range from the store.", &["success"], &[vec!["false"], vec!["true"]], exponential_buckets(0.0001, 20));
-        request_duration: durations_by("etcd_server_request_duration_seconds", "Time from the proposal of a request, or the start of a read, to its answer.", &["type", "success"], &Operation::rows(&[]), exponential_buckets(0.001, 14));
+        request_duration: durations_by("etcd_server_request_duration_seconds", "Time from the proposal of a request, or the start of a read, to its answer.", &["type", "success"], &OperationKind::rows(&[]), exponential_buckets(0.001, 14));
     }
 }
 

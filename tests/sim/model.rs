@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message;
-use watershed::core::apply::{Applied, ApplyError};
+use watershed::core::apply::{Applied, ApplyError, CompactionInForce, GrantedLease};
 use watershed::core::lease::LeaseError;
 use watershed::core::mvcc::MvccError;
 use watershed::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -51,11 +51,13 @@ impl Reply {
             Ok(Applied::Put(answer)) => Self::Put(recode(answer)),
             Ok(Applied::DeleteRange(answer)) => Self::Delete(recode(answer)),
             Ok(Applied::Txn(answer)) => Self::Txn(recode(&answer.clone().read().expect("nothing is compacted"))),
-            Ok(Applied::Compact { at, revision }) => Self::Compacted { at: at.0, revision: revision.0 },
-            Ok(Applied::LeaseGrant { id, ttl, revision }) => {
+            Ok(Applied::Compaction(CompactionInForce { at, revision })) => {
+                Self::Compacted { at: at.0, revision: revision.0 }
+            }
+            Ok(Applied::LeaseGrant(GrantedLease { id, ttl, revision })) => {
                 Self::Granted { id: id.0, ttl: *ttl, revision: revision.0 }
             }
-            Ok(Applied::LeaseRevoke { revision }) => Self::Revoked { revision: revision.0 },
+            Ok(Applied::LeaseRevoke(revision)) => Self::Revoked { revision: revision.0 },
             Ok(_) => Self::Other,
             Err(ApplyError::Mvcc(MvccError::LeaseNotFound { .. })) => Self::Refused("no lease"),
             Err(ApplyError::Mvcc(MvccError::Compacted { .. })) => Self::Refused("compacted"),

@@ -1,11 +1,10 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use prost::Message;
 
-use super::cost::{exceeds, request_cost};
-use super::describe::operation_of;
-use super::outcome::{Applied, ApplyError, Outcome};
+use super::cost::exceeds;
+use super::operation::{Applied, Operation};
+use super::outcome::{ApplyError, CompactionInForce, GrantedLease, Outcome};
 use crate::core::alarm::AlarmStore;
 use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Prepared, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore, MembersAction};
@@ -16,11 +15,10 @@ use crate::core::mvcc::{
 use crate::core::raft::{ChangeKind, Committed, CommittedKind, MembersDecision, ProposedChange};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmType, CompactionRequest, InternalRaftRequest, LeaseCheckpointRequest,
-    LeaseGrantRequest, LeaseRevokeRequest,
+    AlarmMember, AlarmRequest, AlarmType, CompactionRequest, LeaseCheckpointRequest, LeaseGrantRequest,
+    LeaseRevokeRequest,
 };
 use crate::pb::walpb;
-use crate::telemetry::Operation;
 use crate::types::{LeaseId, MemberId, Revision};
 
 /// What apply decides by, the same on every member.
@@ -67,9 +65,11 @@ pub struct Batch {
     pub operations: OperationCounts,
 }
 
-/// What the last entry was, for metrics; none when it was no request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A request that was applied, for metrics and logs.
+#[derive(Clone, Debug, PartialEq)]
 pub struct AppliedRequest {
+    /// Its id.
+    pub id: u64,
     /// What it asked for.
     pub operation: Operation,
     /// Whether it took effect, or was too late as compactions often are.
@@ -164,7 +164,7 @@ impl Applier {
         progress
     }
 
-    /// Applies one entry.
+    /// Applies one entry; tells what it asked for, if it was a request.
     ///
     /// # Errors
     /// Only fatal ones: the state can no longer be trusted and the member must stop. Refusals are outcomes.
@@ -180,13 +180,11 @@ impl Applier {
                 batch.records_changed |= outcome.is_ok();
                 batch.outcomes.push((change.request, outcome));
             }
-            CommittedKind::Request(data) => match InternalRaftRequest::decode(data) {
-                Ok(request) => {
-                    let id = request.id;
-                    let operation = operation_of(&request);
-                    let cost = request_cost(&request);
+            CommittedKind::Request(data) => match Operation::decode(data) {
+                Ok((id, operation)) => {
+                    let cost = operation.cost_bytes();
                     let roomy = cost == 0 || !exceeds(self.backend.size_bytes(), cost, self.config.quota_bytes);
-                    let mut outcome = self.apply_request(request, &mut changes, batch);
+                    let mut outcome = self.apply_operation(&operation, &mut changes, batch);
                     if !roomy && outcome.is_ok() {
                         batch.over_quota = true;
                         outcome = Err(ApplyError::NoSpace);
@@ -197,7 +195,7 @@ impl Applier {
                         return outcome.map(|_| None);
                     }
                     let success = matches!(outcome, Ok(_) | Err(ApplyError::Mvcc(MvccError::Compacted { .. })));
-                    applied = Some(AppliedRequest { operation, success });
+                    applied = Some(AppliedRequest { id, operation, success });
                     batch.outcomes.push((id, outcome));
                 }
                 // The log is checked before this: an unreadable request was proposed that way, and every member
@@ -228,63 +226,50 @@ impl Applier {
         }
     }
 
-    fn apply_request(&mut self, request: InternalRaftRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
-        self.check_alarms(&request)?;
-        let leases = self.leases.clone();
-        if let Some(put) = &request.put {
-            let written = self.store.put(put, leases.as_ref())?;
-            return Ok(Applied::Put(self.written(written, changes, batch)));
+    fn apply_operation(&mut self, operation: &Operation, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
+        self.check_alarms(operation)?;
+        match operation {
+            Operation::Put(put) => {
+                let written = self.store.put(put, self.leases.as_ref())?;
+                Ok(Applied::Put(self.written(written, changes, batch)))
+            }
+            Operation::DeleteRange(delete) => {
+                let written = self.store.delete_range(delete)?;
+                Ok(Applied::DeleteRange(self.written(written, changes, batch)))
+            }
+            Operation::Txn(txn) => {
+                let written = self.store.txn(txn, self.leases.as_ref())?;
+                Ok(Applied::Txn(self.written(written, changes, batch)))
+            }
+            Operation::Compaction(compaction) => self.compact(compaction, changes, batch),
+            Operation::LeaseGrant(grant) => self.grant(grant, changes, batch),
+            Operation::LeaseRevoke(revoke) => self.revoke(revoke, changes, batch),
+            Operation::LeaseCheckpoint(checkpoint) => self.checkpoint(checkpoint, changes, batch),
+            Operation::Alarm(alarm) => {
+                batch.records_changed = true;
+                Ok(Applied::Alarm(self.alarm(alarm, changes)))
+            }
+            Operation::ClusterMemberAttrSet(set) => {
+                let attributes = set.member_attributes.clone().unwrap_or_default();
+                changes.extend(self.cluster.set_attributes(MemberId(set.member_id), &attributes));
+                batch.records_changed = true;
+                Ok(Applied::ClusterMemberAttrSet(()))
+            }
+            Operation::ClusterVersionSet(version) => {
+                changes.extend(self.cluster.set_version(&version.ver));
+                batch.records_changed = true;
+                Ok(Applied::ClusterVersionSet(()))
+            }
+            Operation::Unknown => Err(ApplyError::Unknown),
         }
-        if let Some(delete) = &request.delete_range {
-            let written = self.store.delete_range(delete)?;
-            return Ok(Applied::DeleteRange(self.written(written, changes, batch)));
-        }
-        if let Some(txn) = &request.txn {
-            let written = self.store.txn(txn, leases.as_ref())?;
-            return Ok(Applied::Txn(self.written(written, changes, batch)));
-        }
-        if let Some(compaction) = &request.compaction {
-            return self.compact(compaction, changes, batch);
-        }
-        if let Some(grant) = &request.lease_grant {
-            return self.grant(grant, changes, batch);
-        }
-        if let Some(revoke) = &request.lease_revoke {
-            return self.revoke(revoke, changes, batch);
-        }
-        if let Some(checkpoint) = &request.lease_checkpoint {
-            return self.checkpoint(checkpoint, changes, batch);
-        }
-        if let Some(alarm) = &request.alarm {
-            batch.records_changed = true;
-            return Ok(Applied::Alarm(self.alarm(alarm, changes)));
-        }
-        if let Some(attributes) = &request.cluster_member_attr_set {
-            let set = attributes.member_attributes.clone().unwrap_or_default();
-            changes.extend(self.cluster.set_attributes(MemberId(attributes.member_id), &set));
-            batch.records_changed = true;
-            return Ok(Applied::Cluster);
-        }
-        if let Some(version) = &request.cluster_version_set {
-            changes.extend(self.cluster.set_version(&version.ver));
-            batch.records_changed = true;
-            return Ok(Applied::Cluster);
-        }
-        Err(ApplyError::Unknown)
     }
 
     /// Raised alarms refuse writes here, in log order, so that members cannot disagree.
-    fn check_alarms(&self, request: &InternalRaftRequest) -> Result<(), ApplyError> {
-        let writes = request.put.is_some()
-            || request.delete_range.is_some()
-            || request.txn.is_some()
-            || request.compaction.is_some()
-            || request.lease_grant.is_some()
-            || request.lease_revoke.is_some();
-        if writes && self.alarms.is_raised(AlarmType::Corrupt) {
+    fn check_alarms(&self, operation: &Operation) -> Result<(), ApplyError> {
+        if operation.is_write() && self.alarms.is_raised(AlarmType::Corrupt) {
             return Err(ApplyError::Corrupt);
         }
-        if request_cost(request) > 0 && self.alarms.is_raised(AlarmType::Nospace) {
+        if operation.cost_bytes() > 0 && self.alarms.is_raised(AlarmType::Nospace) {
             return Err(ApplyError::NoSpace);
         }
         Ok(())
@@ -314,7 +299,7 @@ impl Applier {
         let written = self.store.compact(at)?;
         changes.extend(written.changes);
         batch.compactions.push(written.response);
-        Ok(Applied::Compact { revision: self.store.revision(), at })
+        Ok(Applied::Compaction(CompactionInForce { revision: self.store.revision(), at }))
     }
 
     fn grant(&mut self, request: &LeaseGrantRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
@@ -322,7 +307,8 @@ impl Applier {
         let granted = self.leases.write().grant(id, request.ttl)?;
         changes.push(granted.change);
         batch.lease_facts.push(LeaseFact::Granted(granted.lease));
-        Ok(Applied::LeaseGrant { id, ttl: granted.lease.granted_ttl, revision: self.store.revision() })
+        let (ttl, revision) = (granted.lease.granted_ttl, self.store.revision());
+        Ok(Applied::LeaseGrant(GrantedLease { id, ttl, revision }))
     }
 
     fn revoke(&mut self, request: &LeaseRevokeRequest, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
@@ -332,7 +318,7 @@ impl Applier {
         let written = self.store.delete_keys(&revoked.keys);
         self.written(written, changes, batch);
         batch.lease_facts.push(LeaseFact::Revoked(id));
-        Ok(Applied::LeaseRevoke { revision: self.store.revision() })
+        Ok(Applied::LeaseRevoke(self.store.revision()))
     }
 
     fn checkpoint(
@@ -349,7 +335,7 @@ impl Applier {
                 batch.lease_facts.push(LeaseFact::Checkpointed { lease, remaining_ttl });
             }
         }
-        Ok(Applied::LeaseCheckpoint)
+        Ok(Applied::LeaseCheckpoint(()))
     }
 
     fn alarm(&mut self, request: &AlarmRequest, changes: &mut Vec<Change>) -> Vec<AlarmMember> {

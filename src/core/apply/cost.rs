@@ -1,7 +1,7 @@
 //! What a write counts for against the space quota.
 
 use crate::pb::etcdserverpb::request_op::Request;
-use crate::pb::etcdserverpb::{InternalRaftRequest, PutRequest, RequestOp, TxnRequest};
+use crate::pb::etcdserverpb::{PutRequest, RequestOp, TxnRequest};
 
 /// What a lease grant counts for.
 pub const LEASE_COST_BYTES: u64 = 64;
@@ -16,14 +16,6 @@ pub fn put_cost(put: &PutRequest) -> u64 {
 /// What a transaction counts for: its dearer branch.
 pub fn txn_cost(txn: &TxnRequest) -> u64 {
     branch_cost(&txn.success).max(branch_cost(&txn.failure))
-}
-
-/// What a log entry counts for; 0 for everything that does not grow the state.
-pub fn request_cost(request: &InternalRaftRequest) -> u64 {
-    let put = request.put.as_ref().map_or(0, put_cost);
-    let txn = request.txn.as_ref().map_or(0, txn_cost);
-    let grant = request.lease_grant.as_ref().map_or(0, |_| LEASE_COST_BYTES);
-    put + txn + grant
 }
 
 /// Whether `cost` more bytes reach the quota. A negative quota is no limit.
@@ -60,7 +52,6 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(txn_cost(&txn), 256 + 1 + 5);
-        assert_eq!(request_cost(&InternalRaftRequest { txn: Some(txn), ..Default::default() }), 256 + 1 + 5);
     }
 
     #[test]

@@ -1,60 +1,35 @@
 use std::fmt::Write as _;
 
+use super::operation::Operation;
 use crate::pb::etcdserverpb::request_op::Request;
-use crate::pb::etcdserverpb::{
-    DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
-};
-use crate::telemetry::Operation;
+use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
 
 /// Bytes of a key that are shown.
 const KEY_BYTES_MAX: usize = 256;
 /// Operations of a transaction that are shown, on each side.
 const OPS_MAX: usize = 8;
 
-/// What a request of the log asks for.
-pub fn operation_of(request: &InternalRaftRequest) -> Operation {
-    if request.put.is_some() {
-        Operation::Put
-    } else if request.txn.is_some() {
-        Operation::Txn
-    } else if request.delete_range.is_some() {
-        Operation::DeleteRange
-    } else if request.compaction.is_some() {
-        Operation::Compaction
-    } else if request.lease_grant.is_some() {
-        Operation::LeaseGrant
-    } else if request.lease_revoke.is_some() {
-        Operation::LeaseRevoke
-    } else if request.lease_checkpoint.is_some() {
-        Operation::LeaseCheckpoint
-    } else if request.alarm.is_some() {
-        Operation::Alarm
-    } else if request.cluster_member_attr_set.is_some() {
-        Operation::ClusterMemberAttrSet
-    } else if request.cluster_version_set.is_some() {
-        Operation::ClusterVersionSet
-    } else {
-        Operation::Unknown
-    }
-}
-
 /// A request of the log as a log line shows it: keys cut short, no values.
-pub fn describe_request(request: &InternalRaftRequest) -> String {
-    let mut text = format!("header:{{ID:{}}} ", request.id);
-    if let Some(put) = &request.put {
-        write_put(&mut text, put);
-    } else if let Some(txn) = &request.txn {
-        text += &describe_txn(txn);
-    } else if let Some(delete) = &request.delete_range {
-        write_delete(&mut text, delete);
-    } else if let Some(compaction) = &request.compaction {
-        let _ = write!(text, "compaction:{{revision:{}}}", compaction.revision);
-    } else if let Some(grant) = &request.lease_grant {
-        let _ = write!(text, "lease_grant:{{TTL:{} ID:{}}}", grant.ttl, grant.id);
-    } else if let Some(revoke) = &request.lease_revoke {
-        let _ = write!(text, "lease_revoke:{{ID:{}}}", revoke.id);
-    } else {
-        text += operation_of(request).label();
+pub fn describe_request(id: u64, operation: &Operation) -> String {
+    let mut text = format!("header:{{ID:{id}}} ");
+    match operation {
+        Operation::Put(put) => write_put(&mut text, put),
+        Operation::Txn(txn) => text += &describe_txn(txn),
+        Operation::DeleteRange(delete) => write_delete(&mut text, delete),
+        Operation::Compaction(compaction) => {
+            let _ = write!(text, "compaction:{{revision:{}}}", compaction.revision);
+        }
+        Operation::LeaseGrant(grant) => {
+            let _ = write!(text, "lease_grant:{{TTL:{} ID:{}}}", grant.ttl, grant.id);
+        }
+        Operation::LeaseRevoke(revoke) => {
+            let _ = write!(text, "lease_revoke:{{ID:{}}}", revoke.id);
+        }
+        Operation::LeaseCheckpoint(_)
+        | Operation::Alarm(_)
+        | Operation::ClusterMemberAttrSet(_)
+        | Operation::ClusterVersionSet(_)
+        | Operation::Unknown => text += operation.kind().label(),
     }
     text
 }
@@ -128,8 +103,7 @@ mod tests {
     #[test]
     fn requests_are_shown_without_values_and_within_a_bound() {
         let put = PutRequest { key: "a\n".into(), value: "secret".into(), lease: 7, ..Default::default() };
-        let request = InternalRaftRequest { id: 3, put: Some(put.clone()), ..Default::default() };
-        let text = describe_request(&request);
+        let text = describe_request(3, &Operation::Put(put.clone()));
         assert_eq!(text, "header:{ID:3} put:{key:\"a\\n\" value_size:6 lease:7}");
         let range = RangeRequest { key: vec![0xff; 4096].into(), range_end: "b".into(), ..Default::default() };
         let op = |request| RequestOp { request: Some(request) };

@@ -2,7 +2,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::applier::{AppliedRequest, Applier, Batch, LeaseFact};
@@ -12,7 +11,7 @@ use super::prepared_snapshots::PreparedSnapshots;
 use crate::core::alarm::AlarmStore;
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{Compaction, CompactionHash, OperationCounts, Progress, RevisionEvents};
-use crate::core::raft::{Committed, CommittedKind, MembersDecision, PlantedFault, is_planted};
+use crate::core::raft::{Committed, MembersDecision, PlantedFault, is_planted};
 use crate::types::{LogIndex, LogPosition, Revision};
 
 /// Entries applied before their outcomes are published; bounds what one answer waits for.
@@ -22,7 +21,7 @@ pub(super) const BATCH_MAX: usize = 512;
 pub trait ApplyObserver {
     /// A request of the log was applied, and is published with the rest of its batch; `took` is the time since the one
     /// before.
-    fn applied_request(&mut self, request: &Bytes, applied: AppliedRequest, took: Duration);
+    fn applied_request(&mut self, applied: &AppliedRequest, took: Duration);
     /// What the batch did in the store.
     fn operations(&mut self, counts: &OperationCounts);
     /// Events, in revision order; readers can see their revisions already.
@@ -128,14 +127,10 @@ impl<O: ApplyObserver> ApplyDriver<O> {
         let mut batch = Batch::default();
         let mut began = Instant::now();
         for entry in waiting.drain(..waiting.len().min(BATCH_MAX)) {
-            let request = match &entry.kind {
-                CommittedKind::Request(request) => request.clone(),
-                CommittedKind::Empty | CommittedKind::Members(_) => Bytes::new(),
-            };
             let applied = self.applier.apply(entry, &mut batch)?;
             let now = Instant::now();
             if let Some(applied) = applied {
-                self.observer.applied_request(&request, applied, now - began);
+                self.observer.applied_request(&applied, now - began);
             }
             began = now;
         }

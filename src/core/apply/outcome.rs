@@ -1,52 +1,31 @@
+use super::operation::Applied;
 use crate::core::backend::BackendError;
-use crate::core::cluster::{ClusterError, Member, MembershipError};
+use crate::core::cluster::{ClusterError, MembershipError};
 use crate::core::lease::LeaseError;
-use crate::core::mvcc::{MvccError, TxnAnswer};
-use crate::pb::encoded;
-use crate::pb::etcdserverpb::AlarmMember;
+use crate::core::mvcc::MvccError;
 use crate::types::{LeaseId, LogIndex, Revision};
 
 /// What became of a request once it was applied.
 pub type Outcome = Result<Applied, ApplyError>;
 
-/// A request that took effect. Headers inside carry the revision only; the server adds who answers.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Applied {
-    /// A put.
-    Put(encoded::PutResponse),
-    /// A delete.
-    DeleteRange(encoded::DeleteRangeResponse),
-    /// A transaction.
-    Txn(TxnAnswer),
-    /// A compaction that is in force; removing what it forgets goes on in the background.
-    Compact {
-        /// The newest revision when it took effect.
-        revision: Revision,
-        /// What was compacted.
-        at: Revision,
-    },
-    /// A lease.
-    LeaseGrant {
-        /// Its id.
-        id: LeaseId,
-        /// Seconds granted.
-        ttl: i64,
-        /// The newest revision then.
-        revision: Revision,
-    },
-    /// A lease is gone, and its keys with it.
-    LeaseRevoke {
-        /// The newest revision after the deletions.
-        revision: Revision,
-    },
-    /// What is left of some leases is noted.
-    LeaseCheckpoint,
-    /// Alarms listed, raised or ended.
-    Alarm(Vec<AlarmMember>),
-    /// A change of the cluster's own records.
-    Cluster,
-    /// A membership change; the members there are since, by id.
-    Members(Vec<Member>),
+/// A compaction that is in force; removing what it compacts goes on in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompactionInForce {
+    /// The newest revision when it took effect.
+    pub revision: Revision,
+    /// The revision it compacts to.
+    pub at: Revision,
+}
+
+/// A lease that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantedLease {
+    /// Its id.
+    pub id: LeaseId,
+    /// Seconds granted, at least the cluster's minimum.
+    pub ttl: i64,
+    /// The newest revision when it was granted.
+    pub revision: Revision,
 }
 
 /// Why a request took no effect (with one exception, see [`NoSpace`](Self::NoSpace)).

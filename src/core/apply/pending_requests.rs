@@ -181,7 +181,7 @@ mod tests {
         let heard = |mut outcome: oneshot::Receiver<ProposalOutcome>| outcome.try_recv().ok();
         let mut waiting = pending.register(1, Term(2));
         assert!(waiting.try_recv().is_err(), "nothing is known yet");
-        pending.resolve(vec![(1, Ok(super::super::Applied::LeaseCheckpoint))], Term(3));
+        pending.resolve(vec![(1, Ok(super::super::Applied::LeaseCheckpoint(())))], Term(3));
         assert!(matches!(heard(waiting), Some(ProposalOutcome::Applied(_))), "applied, although the term is over now");
         assert!(matches!(heard(pending.register(2, Term(2))), Some(ProposalOutcome::Lost)), "too late");
         let (dropped, unknown, given_up) =

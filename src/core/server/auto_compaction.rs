@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::core::Core;
 use crate::config::AutoCompaction;
-use crate::pb::etcdserverpb::{CompactionRequest, InternalRaftRequest};
+use crate::pb::etcdserverpb::CompactionRequest;
 use crate::shutdown::Tasks;
 use crate::types::Revision;
 
@@ -68,7 +68,7 @@ async fn compact(core: &Core, at: Revision) {
         return;
     }
     let compaction = CompactionRequest { revision: at.0, physical: false };
-    match core.propose(InternalRaftRequest { compaction: Some(compaction), ..Default::default() }).await {
+    match core.propose(compaction).await {
         Ok(_) => info!(revision = %at, "history compacted automatically"),
         Err(error) => warn!(revision = %at, %error, "automatic compaction failed"),
     }

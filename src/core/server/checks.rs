@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::core::Core;
 use crate::core::apply::describe_range;
 use crate::pb::etcdserverpb::{AlarmType, RangeRequest};
-use crate::telemetry::Operation;
+use crate::telemetry::OperationKind;
 
 /// Which list of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,7 +149,7 @@ async fn check(core: &Core, name: &str) -> Result<(), String> {
 
 async fn read(core: &Core, linearizable: bool) -> Result<(), String> {
     let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
-    let timed = core.metrics.read(Operation::Range, || describe_range(&request));
+    let timed = core.metrics.read(OperationKind::Range, || describe_range(&request));
     if linearizable {
         core.linearizable().await.map_err(|failure| tonic::Status::from(failure).message().to_owned())?;
     }

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use prost::Message;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -16,14 +17,14 @@ use super::metrics::CoreMetrics;
 use super::renewals::Renewals;
 use crate::api_error::ApiError;
 use crate::core::alarm::AlarmStore;
-use crate::core::apply::{Applied, ApplyHandle, ProposalOutcome, SharedPendingRequests};
+use crate::core::apply::{Applied, ApplyHandle, Proposable, ProposalOutcome, SharedPendingRequests};
 use crate::core::backend::Backend;
 use crate::core::cluster::{ClusterStore, Member};
 use crate::core::mvcc::{Snapshot, StoreReader};
 use crate::core::peer::{Peer, PeerTransport};
 use crate::core::raft::{Proposal, ProposeError, RaftHandle};
 use crate::pb::encoded::ResponseHeader;
-use crate::pb::etcdserverpb::{AlarmType, InternalRaftRequest};
+use crate::pb::etcdserverpb::AlarmType;
 use crate::types::{ClusterId, LogIndex, MemberId, Revision, Term};
 
 /// Changes in memory that the state on disk does not have yet, in bytes; above it writes are refused until the disk
@@ -154,15 +155,16 @@ impl Core {
     /// # Errors
     /// [`ApiError::NoLeader`] and [`ApiError::LeaderChanged`] when it could not be proposed in time: the request was
     /// not executed and never will be.
-    pub async fn propose(&self, mut request: InternalRaftRequest) -> Result<Applied, Failure> {
-        let timed = self.metrics.proposal(&request);
+    pub async fn propose<R: Proposable>(&self, request: R) -> Result<R::Answer, Failure> {
+        let timed = self.metrics.proposal(R::KIND);
         let deadline = Instant::now() + self.limits.request_timeout;
-        request.id = self.next_request_id();
+        let (id, bytes) = self.entry(request);
         loop {
             let term = self.term_with_leader(deadline).await?;
-            if let Some(applied) = self.attempt(&request, term, deadline, RaftHandle::propose).await? {
+            let proposal = Proposal { request: id, term, bytes: bytes.clone() };
+            if let Some(answer) = self.attempt(proposal, deadline, RaftHandle::propose, R::answer).await? {
                 timed.succeed();
-                return Ok(applied);
+                return Ok(answer);
             }
             self.after_loss(term, deadline).await?;
         }
@@ -173,14 +175,21 @@ impl Core {
     ///
     /// # Errors
     /// [`ProposeError::NotLeader`] when that leadership is over.
-    pub async fn propose_as_leader(&self, mut request: InternalRaftRequest, term: Term) -> Result<Applied, Failure> {
-        let timed = self.metrics.proposal(&request);
+    pub async fn propose_as_leader<R: Proposable>(&self, request: R, term: Term) -> Result<R::Answer, Failure> {
+        let timed = self.metrics.proposal(R::KIND);
         let deadline = Instant::now() + self.limits.request_timeout;
-        request.id = self.next_request_id();
-        let applied = self.attempt(&request, term, deadline, RaftHandle::propose_as_leader).await?;
-        let applied = applied.ok_or(ProposeError::NotLeader)?;
+        let (request, bytes) = self.entry(request);
+        let proposal = Proposal { request, term, bytes };
+        let answer = self.attempt(proposal, deadline, RaftHandle::propose_as_leader, R::answer).await?;
+        let answer = answer.ok_or(ProposeError::NotLeader)?;
         timed.succeed();
-        Ok(applied)
+        Ok(answer)
+    }
+
+    /// A log entry for `request`, and its new id.
+    pub(super) fn entry(&self, request: impl Proposable) -> (u64, Bytes) {
+        let id = self.next_request_id();
+        (id, request.into_entry(id).encode_to_vec().into())
     }
 
     /// The term to propose for, once its leader is known. Requests wait here and not with consensus, which could not
@@ -223,26 +232,25 @@ impl Core {
     }
 
     /// Proposes a request for `term`; answers with nothing when it is not in the log and never will be.
-    async fn attempt(
+    async fn attempt<T>(
         &self,
-        request: &InternalRaftRequest,
-        term: Term,
+        proposal: Proposal,
         deadline: Instant,
         propose: impl FnOnce(&RaftHandle, Proposal) -> Result<(), ProposeError>,
-    ) -> Result<Option<Applied>, Failure> {
-        let bytes = request.encode_to_vec();
-        if bytes.len() > self.limits.max_request_bytes {
+        answer: fn(Applied) -> Option<T>,
+    ) -> Result<Option<T>, Failure> {
+        if proposal.bytes.len() > self.limits.max_request_bytes {
             return Err(ApiError::RequestTooLarge.into());
         }
         if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
             return Err(ApiError::TooManyRequests.into());
         }
-        let (_guard, outcome) = PendingRequest::new(self, request.id, term);
-        let result = match propose(&self.raft, Proposal { request: request.id, term, bytes: bytes.into() }) {
+        let (_guard, outcome) = PendingRequest::new(self, proposal.request, proposal.term);
+        let result = match propose(&self.raft, proposal) {
             Ok(()) => match timeout_at(deadline, outcome).await {
-                Ok(Ok(outcome)) => known(outcome),
+                Ok(Ok(outcome)) => known(outcome, answer),
                 Ok(Err(_)) => Err(ApiError::Stopped.into()),
-                Err(_) => known(ProposalOutcome::Unknown),
+                Err(_) => known(ProposalOutcome::Unknown, answer),
             },
             Err(error) => Err(error.into()),
         };
@@ -338,14 +346,19 @@ impl Drop for HeldProposals<'_> {
     }
 }
 
-/// What a outcome means for whoever asked; nothing when the request can be proposed again.
-pub(super) fn known(outcome: ProposalOutcome) -> Result<Option<Applied>, Failure> {
-    match outcome {
-        ProposalOutcome::Applied(outcome) => outcome.map(Some).map_err(Failure::from),
-        ProposalOutcome::Lost => Ok(None),
+/// What an outcome means for whoever asked; nothing when the request can be proposed again. An answer that does not
+/// fit belongs to another member's request with the same id, so that it says nothing about this one.
+pub(super) fn known<T>(outcome: ProposalOutcome, answer: fn(Applied) -> Option<T>) -> Result<Option<T>, Failure> {
+    let fitting = match outcome {
+        ProposalOutcome::Applied(outcome) => answer(outcome?),
+        ProposalOutcome::Lost => return Ok(None),
+        ProposalOutcome::Unknown => None,
+    };
+    match fitting {
+        Some(answer) => Ok(Some(answer)),
         // Never DeadlineExceeded, which is etcd's answer while there is no leader: the official client sends such a
         // request again, and it would be applied twice.
-        ProposalOutcome::Unknown => Err(ApiError::Timeout.into()),
+        None => Err(ApiError::Timeout.into()),
     }
 }
 

@@ -26,7 +26,7 @@ use crate::config::IntegrityChecks;
 use crate::core::backend::Table;
 use crate::core::mvcc::{HashKv, MvccError};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
-use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, HashKvRequest, HashKvResponse, InternalRaftRequest};
+use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, HashKvRequest, HashKvResponse};
 use crate::shutdown::Tasks;
 use crate::types::{ClusterId, MemberId, Revision};
 
@@ -285,7 +285,7 @@ async fn raise(core: &Core, suspects: &[MemberId]) -> Result<(), Failure> {
             member_id: suspect.0,
             alarm: AlarmType::Corrupt as i32,
         };
-        core.propose(InternalRaftRequest { alarm: Some(alarm), ..Default::default() }).await?;
+        core.propose(alarm).await?;
     }
     Ok(())
 }

@@ -31,13 +31,6 @@ pub enum Failure {
     Other(String),
 }
 
-impl Failure {
-    /// Apply answered a request of another kind.
-    pub(super) fn mismatch() -> Self {
-        Self::Other("the outcome does not belong to the request".to_owned())
-    }
-}
-
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         match failure {

@@ -7,22 +7,20 @@ use tonic::{Request, Response, Status};
 
 use super::core::Core;
 use super::error::Failure;
-use super::long_answer::{LongAnswer, attached, gathered, on_thread};
-use super::metrics::Timed;
+use super::long_answer::{LongAnswer, Room, attached, gathered, on_thread};
 use super::quota;
 use crate::api_error::ApiError;
-use crate::core::apply::{Applied, describe_range, describe_txn, put_cost, txn_cost};
+use crate::core::apply::{CompactionInForce, describe_range, describe_txn, put_cost, txn_cost};
 use crate::core::mvcc::{
-    MvccError, OperationCounts, RangeStream, TxnAnswer, check_delete_range, check_put, check_range, check_range_stream,
-    check_txn, has_own_order, is_read_only, is_serializable,
+    MvccError, OperationCounts, RangeStream, check_delete_range, check_put, check_range, check_range_stream, check_txn,
+    has_own_order, is_read_only, is_serializable,
 };
 use crate::pb::encoded::kv_server::Kv;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse, RangeResponse, RangeStreamResponse, TxnResponse};
 use crate::pb::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, InternalRaftRequest, PutRequest, RangeRequest,
-    TxnRequest,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
 };
-use crate::telemetry::Operation;
+use crate::telemetry::OperationKind;
 use crate::types::Revision;
 
 /// The KV service.
@@ -41,7 +39,7 @@ impl KvService {
     pub async fn read(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
         check_range(request)?;
         let metrics = &self.core.metrics;
-        let timed = metrics.read(Operation::Range, || describe_range(request));
+        let timed = metrics.read(OperationKind::Range, || describe_range(request));
         if !request.serializable {
             self.core.linearizable().await?;
         }
@@ -59,7 +57,7 @@ impl KvService {
     async fn ranged(&self, request: RangeRequest) -> Result<Response<RangeResponse>, Status> {
         check_range(&request).map_err(Failure::from)?;
         let metrics = &self.core.metrics;
-        let timed = metrics.read(Operation::Range, || describe_range(&request));
+        let timed = metrics.read(OperationKind::Range, || describe_range(&request));
         if !request.serializable {
             self.core.linearizable().await?;
         }
@@ -109,12 +107,12 @@ impl KvService {
             if !is_serializable(&request) {
                 self.core.linearizable().await?;
             }
-            let timed = self.core.metrics.read(Operation::ReadonlyTxn, || describe_txn(&request));
+            let timed = self.core.metrics.read(OperationKind::ReadonlyTxn, || describe_txn(&request));
             let answer = read_only(&self.core, &request)?;
             timed.succeed();
             answer
         } else {
-            self.applied(request).await?.read().map_err(after_apply)?
+            self.core.propose(request).await?.read().map_err(after_apply)?
         };
         self.core.complete(&mut answer.header);
         Ok(answer)
@@ -122,53 +120,61 @@ impl KvService {
 
     /// Runs a transaction; one that only reads needs no log entry. A long answer is gathered on a thread of its own.
     async fn transacted(&self, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
-        let core = &self.core;
-        check_txn(&request, core.limits.max_txn_ops).map_err(Failure::from)?;
-        let request = Arc::new(request);
-        let reads = is_read_only(&request);
-        let timed = reads.then(|| core.metrics.read(Operation::ReadonlyTxn, || describe_txn(&request)));
-        if reads && !is_serializable(&request) {
-            core.linearizable().await?;
+        check_txn(&request, self.core.limits.max_txn_ops).map_err(Failure::from)?;
+        if is_read_only(&request) {
+            self.transacted_reads(request).await
+        } else {
+            self.transacted_writes(request).await
         }
-        let (extent, since) = {
-            let snapshot = core.snapshot();
-            (snapshot.txn_extent(&request), snapshot.replaced_bytes())
-        };
-        // Before anything is written: a refusal means that nothing was done.
-        let room = if extent.is_small() { None } else { Some(core.answers.list(extent).await?) };
-        let answer = if reads { None } else { Some(self.applied(TxnRequest::clone(&request)).await?) };
-        let at_once = extent.is_small() && answer.as_ref().is_none_or(TxnAnswer::is_whole);
-        let (core, request) = (core.clone(), request.clone());
+    }
+
+    async fn transacted_reads(&self, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
+        let request = Arc::new(request);
+        let timed = self.core.metrics.read(OperationKind::ReadonlyTxn, || describe_txn(&request));
+        if !is_serializable(&request) {
+            self.core.linearizable().await?;
+        }
+        let (since, room) = self.txn_room(&request).await?;
+        let (at_once, core, request) = (room.is_none(), self.core.clone(), request.clone());
         let finish = move || {
-            let mut answer = match answer {
-                None => read_only(&core, &request)?,
-                Some(answer) => answer.read().map_err(after_apply)?,
-            };
+            let mut answer = read_only(&core, &request)?;
             core.complete(&mut answer.header);
             gathered(&core, answer, since, room)
         };
         let answer = if at_once { finish() } else { on_thread(finish).await };
         if answer.is_ok() {
-            timed.into_iter().for_each(Timed::succeed);
+            timed.succeed();
         }
         answer
     }
 
-    async fn applied(&self, request: TxnRequest) -> Result<TxnAnswer, Failure> {
-        let request = InternalRaftRequest { txn: Some(request), ..Default::default() };
-        match self.core.propose(request).await? {
-            Applied::Txn(answer) => Ok(answer),
-            _ => Err(Failure::mismatch()),
-        }
+    async fn transacted_writes(&self, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
+        // Before anything is written: a refusal means that nothing was done.
+        let (since, room) = self.txn_room(&request).await?;
+        let answer = self.core.propose(request).await?;
+        let (at_once, core) = (room.is_none() && answer.is_whole(), self.core.clone());
+        let finish = move || {
+            let mut answer = answer.read().map_err(after_apply)?;
+            core.complete(&mut answer.header);
+            gathered(&core, answer, since, room)
+        };
+        if at_once { finish() } else { on_thread(finish).await }
+    }
+
+    /// The count of replaced bytes before a transaction, and room for its answer unless that is small.
+    async fn txn_room(&self, request: &TxnRequest) -> Result<(u64, Option<Room>), Status> {
+        let (extent, since) = {
+            let snapshot = self.core.snapshot();
+            (snapshot.txn_extent(request), snapshot.replaced_bytes())
+        };
+        let room = if extent.is_small() { None } else { Some(self.core.answers.list(extent).await?) };
+        Ok((since, room))
     }
 
     /// Deletes.
     pub async fn delete(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
         check_delete_range(&request)?;
-        let request = InternalRaftRequest { delete_range: Some(request), ..Default::default() };
-        let Applied::DeleteRange(mut answer) = self.core.propose(request).await? else {
-            return Err(Failure::mismatch());
-        };
+        let mut answer = self.core.propose(request).await?;
         self.core.complete(&mut answer.header);
         Ok(answer)
     }
@@ -193,8 +199,7 @@ impl KvService {
         // Before the request is looked at, as in etcd.
         quota::check(&self.core, put_cost(&request)).await?;
         check_put(&request)?;
-        let request = InternalRaftRequest { put: Some(request), ..Default::default() };
-        let Applied::Put(mut answer) = self.core.propose(request).await? else { return Err(Failure::mismatch()) };
+        let mut answer = self.core.propose(request).await?;
         self.core.complete(&mut answer.header);
         Ok(answer)
     }
@@ -202,10 +207,7 @@ impl KvService {
     async fn forget(&self, request: CompactionRequest) -> Result<CompactionResponse, Failure> {
         let wait = request.physical;
         let mut progress = self.core.apply.compaction();
-        let request = InternalRaftRequest { compaction: Some(request), ..Default::default() };
-        let Applied::Compact { revision, at } = self.core.propose(request).await? else {
-            return Err(Failure::mismatch());
-        };
+        let CompactionInForce { revision, at } = self.core.propose(request).await?;
         if wait {
             // Ends early only when the member stops.
             let _ = progress.wait_for(|finished| *finished >= at).await;

@@ -13,7 +13,7 @@ use super::lease_leader::{Renewal, TIME_TO_LIVE, ask};
 use super::long_answer::{gathered, on_thread};
 use super::quota;
 use crate::api_error::ApiError;
-use crate::core::apply::{Applied, LEASE_COST_BYTES};
+use crate::core::apply::{GrantedLease, LEASE_COST_BYTES};
 use crate::core::lease::RenewError;
 use crate::core::mvcc::Extent;
 use crate::pb::etcdserverpb::lease_server::Lease;
@@ -52,10 +52,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let request = InternalRaftRequest { lease_revoke: Some(request.into_inner()), ..Default::default() };
-        let Applied::LeaseRevoke { revision } = self.core.propose(request).await? else {
-            return Err(Failure::mismatch().into());
-        };
+        let revision = self.core.propose(request.into_inner()).await?;
         Ok(Response::new(LeaseRevokeResponse { header: Some(self.core.header(revision)) }))
     }
 
@@ -103,10 +100,7 @@ pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result
         // Chosen before the log sees it: applying an entry involves no chance.
         request.id = fastrand::i64(1..=i64::MAX);
     }
-    let request = InternalRaftRequest { lease_grant: Some(request), ..Default::default() };
-    let Applied::LeaseGrant { id, ttl, revision } = core.propose(request).await? else {
-        return Err(Failure::mismatch());
-    };
+    let GrantedLease { id, ttl, revision } = core.propose(request).await?;
     Ok(LeaseGrantResponse { header: Some(core.header(revision)), id: id.0, ttl, error: String::new() })
 }
 

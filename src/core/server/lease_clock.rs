@@ -4,7 +4,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
-use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info};
@@ -13,7 +12,7 @@ use super::core::Core;
 use crate::core::apply::LeaseFact;
 use crate::core::lease::{DueCheckpoint, Lease, LeaseStore, Lessor, LessorConfig, RenewError, Renewed};
 use crate::core::raft::{Proposal, RaftStatus};
-use crate::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest};
+use crate::pb::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest};
 use crate::shutdown::Tasks;
 use crate::types::{LeaseId, Term};
 
@@ -267,11 +266,7 @@ async fn lead(core: &Arc<Core>, term: Term, extend: Duration) {
 
 /// Proposes to revoke a lease that has run out. One that fails comes up again later.
 async fn revoke(core: &Core, term: Term, lease: LeaseId) {
-    let request = InternalRaftRequest {
-        lease_revoke: Some(LeaseRevokeRequest { id: lease.0 }),
-        ..InternalRaftRequest::default()
-    };
-    match core.propose_as_leader(request, term).await {
+    match core.propose_as_leader(LeaseRevokeRequest { id: lease.0 }, term).await {
         Ok(_) => core.metrics.lease.expired.inc(),
         Err(error) => debug!(%lease, %error, "expired lease not revoked yet"),
     }
@@ -280,20 +275,15 @@ async fn revoke(core: &Core, term: Term, lease: LeaseId) {
 /// Nobody waits for the outcome: a checkpoint that is lost is made up for by the next one.
 fn propose_checkpoints(core: &Core, term: Term, due: Vec<DueCheckpoint>) {
     let noted = due.into_iter().map(|due| (due.lease, due.remaining_ttl));
-    let mut request = checkpoint_request(noted);
-    request.id = core.next_request_id();
-    let proposal = Proposal { request: request.id, term, bytes: request.encode_to_vec().into() };
-    if let Err(error) = core.raft.propose_as_leader(proposal) {
+    let (request, bytes) = core.entry(checkpoint_request(noted));
+    if let Err(error) = core.raft.propose_as_leader(Proposal { request, term, bytes }) {
         debug!(%term, %error, "rest of leases not recorded");
     }
 }
 
 /// A proposal that records what is left of leases.
-pub(super) fn checkpoint_request(noted: impl IntoIterator<Item = (LeaseId, i64)>) -> InternalRaftRequest {
+pub(super) fn checkpoint_request(noted: impl IntoIterator<Item = (LeaseId, i64)>) -> LeaseCheckpointRequest {
     let checkpoints =
         noted.into_iter().map(|(lease, remaining_ttl)| LeaseCheckpoint { id: lease.0, remaining_ttl }).collect();
-    InternalRaftRequest {
-        lease_checkpoint: Some(LeaseCheckpointRequest { checkpoints }),
-        ..InternalRaftRequest::default()
-    }
+    LeaseCheckpointRequest { checkpoints }
 }

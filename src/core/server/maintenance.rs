@@ -8,7 +8,6 @@ use tonic::{Request, Response, Status};
 use super::core::Core;
 use super::{move_leader, snapshot};
 use crate::api_error::ApiError;
-use crate::core::apply::Applied;
 use crate::core::backend::{Backend, BackendError, Table};
 use crate::core::cluster::STORAGE_VERSION;
 use crate::core::mvcc::MvccError;
@@ -42,13 +41,7 @@ impl Maintenance for MaintenanceService {
             .map_err(|_| Status::invalid_argument(format!("etcdserver: unknown alarm type {}", request.alarm)))?;
         let alarms = match action {
             AlarmAction::Get => self.core.published.alarms.load().list(kind),
-            AlarmAction::Activate | AlarmAction::Deactivate => {
-                let request = InternalRaftRequest { alarm: Some(request), ..Default::default() };
-                match self.core.propose(request).await? {
-                    Applied::Alarm(alarms) => alarms,
-                    _ => return Err(Status::internal("the outcome does not belong to the request")),
-                }
-            }
+            AlarmAction::Activate | AlarmAction::Deactivate => self.core.propose(request).await?,
         };
         Ok(Response::new(AlarmResponse { header: Some(self.core.header_now()), alarms }))
     }

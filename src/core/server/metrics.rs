@@ -5,12 +5,10 @@ use prometheus::IntCounter;
 use tracing::warn;
 
 use super::error::Failure;
-use crate::core::apply::operation_of;
 use crate::core::mvcc::OperationCounts;
-use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::pb::methods::{METHODS, Method, MethodKind};
 use crate::telemetry::{
-    Call, DiskMetrics, GrpcCalls, GrpcMethod, LeaseMetrics, Metrics, MvccMetrics, Operation, ServerMetrics,
+    Call, DiskMetrics, GrpcCalls, GrpcMethod, LeaseMetrics, Metrics, MvccMetrics, OperationKind, ServerMetrics,
 };
 
 /// Durations above which a request is named in the log.
@@ -91,12 +89,12 @@ impl CoreMetrics {
     }
 
     /// Measures a proposal until the guard is dropped.
-    pub(super) fn proposal(&self, request: &InternalRaftRequest) -> Timed<'_, fn() -> String> {
-        Timed { metrics: self, operation: operation_of(request), began: Instant::now(), success: false, read: None }
+    pub(super) fn proposal(&self, operation: OperationKind) -> Timed<'_, fn() -> String> {
+        Timed { metrics: self, operation, began: Instant::now(), success: false, read: None }
     }
 
     /// Measures a read until the guard is dropped; `describe` names it in the log if it was slow.
-    pub(super) fn read<D: Fn() -> String>(&self, operation: Operation, describe: D) -> Timed<'_, D> {
+    pub(super) fn read<D: Fn() -> String>(&self, operation: OperationKind, describe: D) -> Timed<'_, D> {
         Timed { metrics: self, operation, began: Instant::now(), success: false, read: Some(describe) }
     }
 
@@ -161,7 +159,7 @@ fn stream_label(method: &Method) -> Option<&'static str> {
 /// A request under way. Dropped without [`succeed`](Self::succeed) it counts as failed.
 pub(super) struct Timed<'a, D: Fn() -> String> {
     metrics: &'a CoreMetrics,
-    operation: Operation,
+    operation: OperationKind,
     began: Instant,
     success: bool,
     read: Option<D>,
@@ -178,7 +176,7 @@ impl<D: Fn() -> String> Drop for Timed<'_, D> {
         let took = self.began.elapsed();
         self.metrics.server.request_duration.observe(self.operation.row(self.success), took);
         if let Some(describe) = &self.read {
-            let prefix = if self.operation == Operation::Range { "read-only range " } else { "read-only txn " };
+            let prefix = if self.operation == OperationKind::Range { "read-only range " } else { "read-only txn " };
             self.metrics.warn_if_slow(took, prefix, describe);
         }
     }

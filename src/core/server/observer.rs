@@ -1,8 +1,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use prost::Message;
 use tokio::runtime::Handle;
 use tracing::warn;
 
@@ -15,7 +13,6 @@ use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{OperationCounts, RevisionEvents};
 use crate::core::raft::MembersDecision;
 use crate::core::watch::CoreWatch;
-use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::shutdown::Tasks;
 use crate::telemetry::unix_seconds;
 use crate::types::LogIndex;
@@ -37,13 +34,10 @@ impl MemberObserver {
 }
 
 impl ApplyObserver for MemberObserver {
-    fn applied_request(&mut self, request: &Bytes, applied: AppliedRequest, took: Duration) {
+    fn applied_request(&mut self, applied: &AppliedRequest, took: Duration) {
         let metrics = &self.core.metrics;
-        metrics.server.apply_duration.observe(applied.operation.row(applied.success), took);
-        metrics.warn_if_slow(took, "", || match InternalRaftRequest::decode(request.clone()) {
-            Ok(request) => describe_request(&request),
-            Err(error) => error.to_string(),
-        });
+        metrics.server.apply_duration.observe(applied.operation.kind().row(applied.success), took);
+        metrics.warn_if_slow(took, "", || describe_request(applied.id, &applied.operation));
     }
 
     fn operations(&mut self, counts: &OperationCounts) {

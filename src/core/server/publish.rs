@@ -3,7 +3,6 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::core::Core;
-use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest};
 
 /// Pause before a member that did not reach a quorum tries again.
@@ -32,8 +31,7 @@ async fn set_attributes(core: &Core, name: &str, client_urls: &[String]) {
         }
         let attributes = Attributes { name: name.to_owned(), client_urls: client_urls.to_vec() };
         let set = ClusterMemberAttrSetRequest { member_id: core.member.0, member_attributes: Some(attributes) };
-        let request = InternalRaftRequest { cluster_member_attr_set: Some(set), ..Default::default() };
-        match core.propose(request).await {
+        match core.propose(set).await {
             Ok(_) if core.published.cluster.load().member(core.member).is_some() => {
                 info!(member = %core.member, name, "published local member to cluster");
                 return;

@@ -3,7 +3,7 @@ use super::error::Failure;
 use crate::api_error::ApiError;
 use crate::core::apply::exceeds;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
-use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, InternalRaftRequest};
+use crate::pb::etcdserverpb::{AlarmRequest, AlarmType};
 
 /// Refuses a write that the quota has no room for, and raises the alarm.
 ///
@@ -31,6 +31,6 @@ pub async fn raise_alarm(core: &Core) -> Result<(), Failure> {
         member_id: core.member.0,
         alarm: AlarmType::Nospace as i32,
     };
-    core.propose(InternalRaftRequest { alarm: Some(alarm), ..Default::default() }).await?;
+    core.propose(alarm).await?;
     Ok(())
 }

@@ -236,12 +236,11 @@ impl Core {
                     () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone(), term)),
                 }
             };
-            match known(outcome.map_err(|_| ApiError::Stopped)?)? {
-                Some(Applied::Members(members)) => {
+            match known(outcome.map_err(|_| ApiError::Stopped)?, Applied::members)? {
+                Some(members) => {
                     info!(%member, ?kind, "membership changed as asked");
                     return Ok(members);
                 }
-                Some(_) => return Err(Failure::mismatch()),
                 None => self.after_loss(term, deadline).await?,
             }
         }

@@ -6,7 +6,6 @@ use tracing::{info, warn};
 
 use super::core::Core;
 use crate::core::cluster::{ClusterVersion, STORAGE_VERSION};
-use crate::pb::etcdserverpb::InternalRaftRequest;
 use crate::pb::membershippb::ClusterVersionSetRequest;
 use crate::shutdown::Tasks;
 use crate::types::{API_VERSION, MemberId};
@@ -58,8 +57,7 @@ async fn look(core: &Core) {
     let term = core.raft.term();
     let Some(version) = ClusterVersion::decide(agreed, versions) else { return };
     let set = ClusterVersionSetRequest { ver: version.to_string() };
-    let request = InternalRaftRequest { cluster_version_set: Some(set), ..Default::default() };
-    match core.propose_as_leader(request, term).await {
+    match core.propose_as_leader(set, term).await {
         Ok(_) => info!(from = cluster.version(), to = %version, "cluster version is updated"),
         Err(error) => warn!(%error, %version, "cluster version is not updated"),
     }
