@@ -15,12 +15,7 @@ use crate::config::{
     FlagError, IdentityFiles, PeerTlsFiles, ServerConfig, ServerConfigError, Variables, parse_server_config,
 };
 use crate::core::peer::{PeerIdentity, PeerTls};
-use crate::core::raft::RaftStatus;
-use crate::core::server::{
-    BrowserRules, CoreMetrics, CoreRecipeStore, Failed, HttpHandler, Member, PeerHandler, Router, SlowRequests,
-    WatchContext, WatchService, refresh_gauges,
-};
-use crate::eventlog::{HeaderSource, WatchLimits};
+use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests};
 use crate::listener::{self, ListenerConfig, Serving, WorkerId};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, WatchMetrics, init_logging};
@@ -126,24 +121,11 @@ impl Server {
         });
         let peer_metrics = PeerMetrics::register(&registry);
         let member = Member::start(config, peer_tls.clone(), metrics, peer_metrics, failed, tasks).await?;
-        let core = member.core();
-        refresh_gauges(&registry, core.clone(), config.integrity);
-        let context = Arc::new(WatchContext {
-            watch: member.watch(),
-            header_source: Arc::new(HeaderSource::new(core.cluster, core.member, core.raft.term())),
-            limits: WatchLimits {
-                fragment_bytes: core.limits.max_message_bytes(),
-                progress_interval: Some(config.watch_progress_notify_interval),
-                ..WatchLimits::default()
-            },
-            metrics: watch_metrics,
-            may_read: Arc::new(|_, _| Ok(())),
-            corrupt: core.published.corrupt.subscribe(),
-            election_timeout: config.election_timeout,
-        });
-
+        let services = member.services();
+        services.refresh_gauges(&registry, config.integrity);
+        let watch = services.watch_context(watch_metrics, config.watch_progress_notify_interval);
         let rules = BrowserRules { origins: config.cors.clone(), hosts: config.host_whitelist.clone() };
-        let http = HttpHandler::new(core.clone(), registry, rules);
+        let http = services.http(registry, rules);
         let listener = ListenerConfig {
             serving_threads: config.serving_threads,
             max_concurrent_streams: config.max_concurrent_streams,
@@ -153,7 +135,7 @@ impl Server {
             grace: CLIENT_GRACE,
             ..ListenerConfig::default()
         };
-        let peer_handler = listener::answering(PeerHandler::new(core.clone(), http.clone()), PeerHandler::answer);
+        let peer_handler = listener::answering(services.peers(http.clone()), PeerHandler::answer);
         let single = ListenerConfig { serving_threads: 1, grace: PEER_GRACE, ping_min_time: None, ..listener.clone() };
         let watched = match metric_sockets.is_empty() {
             true => None,
@@ -169,13 +151,7 @@ impl Server {
         }
         member.join(config).await?;
         let worker_tasks = tasks.clone();
-        let make = move |worker: WorkerId| {
-            let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
-            let status = core.raft.status();
-            let service = WatchService::start(context.clone(), worker.0, status, leadership, &worker_tasks);
-            let recipes = CoreRecipeStore::new(core.clone(), service.clone());
-            Router::new(core.clone(), service, recipes, http.clone(), worker_tasks.clone())
-        };
+        let make = move |worker: WorkerId| services.router(watch.clone(), worker.0, http.clone(), &worker_tasks);
         let clients = listener::serve(client_sockets, listener, make, tasks)?;
         info!("ready to serve client requests");
         for address in clients.addresses() {

@@ -48,15 +48,15 @@ impl<S: RecipeStore> Election for ElectionService<S> {
     type ObserveStream = Pin<Box<dyn Stream<Item = Result<LeaderResponse, Status>> + Send>>;
 
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let store = self.store.with_metadata(&metadata);
+        let (metadata, extensions, request) = request.into_parts();
+        let store = self.store.for_caller(&metadata, &extensions);
         let answer = within_deadline(&metadata, self.win(store, request)).await?;
         Ok(Response::new(answer))
     }
 
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let store = self.store.with_metadata(&metadata);
+        let (metadata, extensions, request) = request.into_parts();
+        let store = self.store.for_caller(&metadata, &extensions);
         let leader = request.leader.ok_or(RecipeError::MissingLeader)?;
         let lease = lease_or_own(&store, leader.lease).await?;
         let header = proclaim(&store, &leader.key, leader.rev, lease, request.value).await?;
@@ -64,22 +64,22 @@ impl<S: RecipeStore> Election for ElectionService<S> {
     }
 
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let queue = Queue::new(self.store.with_metadata(&metadata), &request.name, self.tasks.clone());
+        let (metadata, extensions, request) = request.into_parts();
+        let queue = Queue::new(self.store.for_caller(&metadata, &extensions), &request.name, self.tasks.clone());
         let answer = queue.store.range(queue.first_range()).await.map_err(RecipeError::from)?;
         let kv = answer.kvs.into_iter().next().ok_or(RecipeError::NoLeader)?;
         Ok(Response::new(LeaderResponse { header: answer.header, kv: Some(kv) }))
     }
 
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let queue = Queue::new(self.store.with_metadata(&metadata), &request.name, self.tasks.clone());
+        let (metadata, extensions, request) = request.into_parts();
+        let queue = Queue::new(self.store.for_caller(&metadata, &extensions), &request.name, self.tasks.clone());
         Ok(Response::new(Box::pin(observe::leaders(queue))))
     }
 
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let store = self.store.with_metadata(&metadata);
+        let (metadata, extensions, request) = request.into_parts();
+        let store = self.store.for_caller(&metadata, &extensions);
         let leader = request.leader.ok_or(RecipeError::MissingLeader)?;
         // Nothing to resign from is fine.
         let (_, header) = if_created_at(&store, &leader.key, leader.rev, delete(leader.key.clone())).await?;

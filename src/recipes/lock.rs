@@ -33,15 +33,15 @@ impl<S: RecipeStore> LockService<S> {
 #[tonic::async_trait]
 impl<S: RecipeStore> Lock for LockService<S> {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let store = self.store.with_metadata(&metadata);
+        let (metadata, extensions, request) = request.into_parts();
+        let store = self.store.for_caller(&metadata, &extensions);
         let answer = within_deadline(&metadata, self.acquire(store, request)).await?;
         Ok(Response::new(answer))
     }
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let store = self.store.with_metadata(&metadata);
+        let (metadata, extensions, request) = request.into_parts();
+        let store = self.store.for_caller(&metadata, &extensions);
         let delete = DeleteRangeRequest { key: request.key, ..Default::default() };
         let answer = store.delete_range(delete).await.map_err(RecipeError::from)?;
         Ok(Response::new(UnlockResponse { header: answer.header }))

@@ -1,8 +1,8 @@
 use std::future::Future;
 
 use futures::Stream;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Status};
 
 use crate::pb::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, RangeRequest, RangeResponse,
@@ -17,9 +17,9 @@ pub trait RecipeStore: Clone + Send + Sync + 'static {
     /// The answers of one watch: what a stream with this single watcher carries, the created answer included or not.
     type Watch: Stream<Item = Result<WatchResponse, Status>> + Send + Unpin + 'static;
 
-    /// The same store seen with the credentials of one caller.
+    /// The same store, used on behalf of the caller of a request with this metadata and these extensions.
     #[must_use]
-    fn with_metadata(&self, metadata: &MetadataMap) -> Self;
+    fn for_caller(&self, metadata: &MetadataMap, extensions: &Extensions) -> Self;
 
     /// `KV.Range`.
     fn range(&self, request: RangeRequest) -> impl Future<Output = Result<RangeResponse, Status>> + Send;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Status};
 
 use super::store::RecipeStore;
 use crate::api_error::ApiError;
@@ -171,7 +171,7 @@ impl State {
 impl RecipeStore for FakeStore {
     type Watch = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
-    fn with_metadata(&self, metadata: &MetadataMap) -> Self {
+    fn for_caller(&self, metadata: &MetadataMap, _: &Extensions) -> Self {
         let token = metadata.get("token").and_then(|token| token.to_str().ok()).map(str::to_owned);
         Self { token, ..self.clone() }
     }

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::cost::exceeds;
-use super::operation::{Applied, Operation};
-use super::outcome::{ApplyError, CompactionInForce, GrantedLease, Outcome};
+use super::operation::{Applied, CompactionInForce, GrantedLease, Operation};
+use super::outcome::{ApplyError, Outcome};
 use crate::core::alarm::AlarmStore;
 use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Prepared, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore, MembersAction};

@@ -56,6 +56,11 @@ pub struct ApplyHandle {
 
 impl ApplyHandle {
     /// Up to where the state is published.
+    pub fn applied(&self) -> LogIndex {
+        *self.applied.borrow()
+    }
+
+    /// Changes of [`applied`](Self::applied).
     pub fn progress(&self) -> watch::Receiver<LogIndex> {
         self.applied.clone()
     }
@@ -74,9 +79,10 @@ pub struct ApplyProgress {
 }
 
 impl ApplyProgress {
-    /// For a state of which nobody waits for anything yet but those in `pending`.
-    pub fn new(pending: Arc<SharedPendingRequests>) -> (Self, ApplyHandle) {
-        let (applied, applied_seen) = watch::channel(LogIndex(0));
+    /// For a state that is published up to `applied` already, and of which nobody waits for anything yet but those in
+    /// `pending`.
+    pub fn new(pending: Arc<SharedPendingRequests>, applied: LogIndex) -> (Self, ApplyHandle) {
+        let (applied, applied_seen) = watch::channel(applied);
         let (compaction, compaction_seen) = watch::channel(Revision(0));
         (Self { applied, compaction, pending }, ApplyHandle { applied: applied_seen, compaction: compaction_seen })
     }

@@ -20,8 +20,8 @@ pub use applier::{AppliedRequest, Applier, ApplierConfig, Batch, LeaseFact, open
 pub use cost::{LEASE_COST_BYTES, exceeds, put_cost, txn_cost};
 pub use describe::{describe_range, describe_request, describe_txn};
 pub use driver::{ApplyDriver, ApplyHandle, ApplyObserver, ApplyProgress};
-pub use operation::{Applied, Operation, Proposable};
-pub use outcome::{ApplyError, CompactionInForce, GrantedLease, Outcome};
+pub use operation::{Applied, CompactionInForce, GrantedLease, Operation, Proposable};
+pub use outcome::{ApplyError, Outcome};
 pub use pending_requests::{PendingRequests, ProposalOutcome, SharedPendingRequests};
 pub use prepared_snapshots::PreparedSnapshots;
 pub use task::{ApplyConfig, ApplyInlet, ApplyQueue, ApplyTask, CompactionPace};

@@ -2,7 +2,6 @@ use bytes::Bytes;
 use prost::{DecodeError, Message};
 
 use super::cost::{LEASE_COST_BYTES, put_cost, txn_cost};
-use super::outcome::{CompactionInForce, GrantedLease};
 use crate::core::cluster::Member;
 use crate::core::mvcc::TxnAnswer;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse};
@@ -12,7 +11,27 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
 use crate::telemetry::OperationKind;
-use crate::types::Revision;
+use crate::types::{LeaseId, Revision};
+
+/// A compaction that is in force; removing what it compacts goes on in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompactionInForce {
+    /// The newest revision when it took effect.
+    pub revision: Revision,
+    /// The revision it compacts to.
+    pub at: Revision,
+}
+
+/// A lease that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GrantedLease {
+    /// Its id.
+    pub id: LeaseId,
+    /// Seconds granted, at least the cluster's minimum.
+    pub ttl: i64,
+    /// The newest revision when it was granted.
+    pub revision: Revision,
+}
 
 /// A request that a member can propose.
 pub trait Proposable: Send {

@@ -3,30 +3,10 @@ use crate::core::backend::BackendError;
 use crate::core::cluster::{ClusterError, MembershipError};
 use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
-use crate::types::{LeaseId, LogIndex, Revision};
+use crate::types::LogIndex;
 
 /// What became of a request once it was applied.
 pub type Outcome = Result<Applied, ApplyError>;
-
-/// A compaction that is in force; removing what it compacts goes on in the background.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CompactionInForce {
-    /// The newest revision when it took effect.
-    pub revision: Revision,
-    /// The revision it compacts to.
-    pub at: Revision,
-}
-
-/// A lease that was granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GrantedLease {
-    /// Its id.
-    pub id: LeaseId,
-    /// Seconds granted, at least the cluster's minimum.
-    pub ttl: i64,
-    /// The newest revision when it was granted.
-    pub revision: Revision,
-}
 
 /// Why a request took no effect (with one exception, see [`NoSpace`](Self::NoSpace)).
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use super::pending_requests::SharedPendingRequests;
 use super::prepared_snapshots::PreparedSnapshots;
 use crate::core::mvcc::CompactionHash;
 use crate::core::raft::{CommitSink, Committed};
-use crate::types::LogPosition;
+use crate::types::{LogIndex, LogPosition};
 
 /// Groups of committed entries on their way. Raft refuses proposals long before this many entries wait, and a group
 /// holds at least one.
@@ -72,10 +72,11 @@ pub struct ApplyInlet {
 }
 
 impl ApplyTask {
-    /// The queue for raft, the handle for everyone, and the inlet to start the thread with.
-    pub fn channel(pending: Arc<SharedPendingRequests>) -> (ApplyQueue, ApplyHandle, ApplyInlet) {
+    /// The queue for raft, the handle for everyone, and the inlet to start the thread with. The state is published up
+    /// to `applied` already.
+    pub fn channel(pending: Arc<SharedPendingRequests>, applied: LogIndex) -> (ApplyQueue, ApplyHandle, ApplyInlet) {
         let (jobs, receiver) = sync_channel(QUEUE_MAX);
-        let (progress, handle) = ApplyProgress::new(pending.clone());
+        let (progress, handle) = ApplyProgress::new(pending.clone(), applied);
         (ApplyQueue { jobs, pending }, handle, ApplyInlet { receiver, progress })
     }
 

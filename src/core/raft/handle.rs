@@ -288,8 +288,8 @@ impl RaftHandle {
         self.shared.applied.store(index.0, Ordering::Release);
     }
 
-    /// How far the published state is.
-    pub fn applied(&self) -> LogIndex {
+    /// What [`set_applied`](Self::set_applied) was told last.
+    fn applied(&self) -> LogIndex {
         LogIndex(self.shared.applied.load(Ordering::Acquire))
     }
 

@@ -2,22 +2,14 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::core::Core;
+use super::member_info::MemberInfo;
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::auth_server::Auth;
 use crate::pb::etcdserverpb::*;
 
 /// The Auth service of a member without users: it tells that auth is off and refuses every change.
-#[derive(Clone)]
-pub struct AuthService {
-    core: Arc<Core>,
-}
-
-impl AuthService {
-    /// Builds the service.
-    pub fn new(core: Arc<Core>) -> Self {
-        Self { core }
-    }
+pub(super) struct AuthService {
+    pub(super) info: Arc<MemberInfo>,
 }
 
 macro_rules! auth_without {
@@ -25,13 +17,13 @@ macro_rules! auth_without {
         #[tonic::async_trait]
         impl Auth for AuthService {
             async fn auth_status(&self, _: Request<AuthStatusRequest>) -> Result<Response<AuthStatusResponse>, Status> {
-                let header = Some(self.core.header_now());
+                let header = Some(self.info.header_now());
                 Ok(Response::new(AuthStatusResponse { header, enabled: false, auth_revision: 1 }))
             }
 
             async fn auth_disable(&self, _: Request<AuthDisableRequest>) -> Result<Response<AuthDisableResponse>, Status> {
                 // Disabling what is not enabled changes nothing, also in etcd.
-                Ok(Response::new(AuthDisableResponse { header: Some(self.core.header_now()) }))
+                Ok(Response::new(AuthDisableResponse { header: Some(self.info.header_now()) }))
             }
 
             async fn authenticate(&self, _: Request<AuthenticateRequest>) -> Result<Response<AuthenticateResponse>, Status> {

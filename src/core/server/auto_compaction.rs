@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::core::Core;
+use super::caller::Caller;
+use super::proposer::Proposer;
 use crate::config::AutoCompaction;
+use crate::core::mvcc::StoreReader;
+use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::CompactionRequest;
 use crate::shutdown::Tasks;
 use crate::types::Revision;
@@ -18,16 +21,23 @@ const LONGEST_STEP: Duration = Duration::from_secs(60 * 60);
 /// Samples per step.
 const SAMPLES: u32 = 10;
 
-/// Forgets history by itself, while this member leads.
-pub async fn run(core: Arc<Core>, policy: AutoCompaction, tasks: Tasks) {
+/// Compacts history by `--auto-compaction-mode` and `--auto-compaction-retention`, while this member leads.
+pub(super) struct AutoCompactor {
+    pub(super) raft: RaftHandle,
+    pub(super) store: StoreReader,
+    pub(super) proposer: Arc<Proposer>,
+}
+
+/// Compacts until `tasks` stop.
+pub(super) async fn run(compactor: AutoCompactor, policy: AutoCompaction, tasks: Tasks) {
     match policy {
         AutoCompaction::Off => {}
-        AutoCompaction::Revision(kept) => by_revision(core, kept, tasks).await,
-        AutoCompaction::Periodic(period) => periodic(core, period, tasks).await,
+        AutoCompaction::Revision(kept) => by_revision(compactor, kept, tasks).await,
+        AutoCompaction::Periodic(period) => periodic(compactor, period, tasks).await,
     }
 }
 
-async fn by_revision(core: Arc<Core>, kept: u64, tasks: Tasks) {
+async fn by_revision(compactor: AutoCompactor, kept: u64, tasks: Tasks) {
     let stop = tasks.stop_signal();
     let mut ticks = interval(REVISION_PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -36,12 +46,12 @@ async fn by_revision(core: Arc<Core>, kept: u64, tasks: Tasks) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let newest = core.store.revision().0;
-        compact(&core, Revision(newest.saturating_sub_unsigned(kept))).await;
+        let newest = compactor.store.revision().0;
+        compactor.compact(Revision(newest.saturating_sub_unsigned(kept))).await;
     }
 }
 
-async fn periodic(core: Arc<Core>, period: Duration, tasks: Tasks) {
+async fn periodic(compactor: AutoCompactor, period: Duration, tasks: Tasks) {
     let stop = tasks.stop_signal();
     let mut history = History::new(period);
     let mut ticks = interval(history.sample);
@@ -52,25 +62,27 @@ async fn periodic(core: Arc<Core>, period: Duration, tasks: Tasks) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        if !core.raft.status().borrow().is_leader {
+        if !compactor.raft.status().borrow().is_leader {
             // A deposed leader starts over when it leads again.
             history = History::new(period);
             continue;
         }
-        if let Some(at) = history.sampled(started.elapsed(), core.store.revision()) {
-            compact(&core, at).await;
+        if let Some(at) = history.sampled(started.elapsed(), compactor.store.revision()) {
+            compactor.compact(at).await;
         }
     }
 }
 
-async fn compact(core: &Core, at: Revision) {
-    if !core.raft.status().borrow().is_leader || at.0 <= core.store.compacted().0.max(0) {
-        return;
-    }
-    let compaction = CompactionRequest { revision: at.0, physical: false };
-    match core.propose(compaction).await {
-        Ok(_) => info!(revision = %at, "history compacted automatically"),
-        Err(error) => warn!(revision = %at, %error, "automatic compaction failed"),
+impl AutoCompactor {
+    async fn compact(&self, at: Revision) {
+        if !self.raft.status().borrow().is_leader || at.0 <= self.store.compacted().0.max(0) {
+            return;
+        }
+        let compaction = CompactionRequest { revision: at.0, physical: false };
+        match self.proposer.propose(&Caller::Member, compaction).await {
+            Ok(_) => info!(revision = %at, "history compacted automatically"),
+            Err(error) => warn!(revision = %at, %error, "automatic compaction failed"),
+        }
     }
 }
 

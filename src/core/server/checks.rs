@@ -1,9 +1,15 @@
 //! Health, liveness and readiness, as monitoring asks for them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::core::Core;
+use super::caller::Caller;
+use super::metrics::CoreMetrics;
+use super::published::Published;
+use super::read_index::ReadIndex;
 use crate::core::apply::describe_range;
+use crate::core::mvcc::StoreReader;
+use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::{AlarmType, RangeRequest};
 use crate::telemetry::OperationKind;
 
@@ -81,23 +87,6 @@ impl Query {
     }
 }
 
-/// `/health`: alarms, leader, one read.
-///
-/// # Errors
-/// The reason, in etcd's words.
-pub async fn health(core: &Core, query: &Query) -> Result<(), String> {
-    for alarm in core.published.alarms.load().list(AlarmType::None) {
-        let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
-        if !query.excludes(name) {
-            return Err(format!("ALARM {name}"));
-        }
-    }
-    if !query.serializable && core.raft.term_with_leader().is_none() {
-        return Err("RAFT NO LEADER".to_owned());
-    }
-    read(core, !query.serializable).await.map_err(|error| format!("RANGE ERROR:{error}"))
-}
-
 /// What the checks found.
 pub struct Report {
     /// Whether all passed.
@@ -106,60 +95,85 @@ pub struct Report {
     pub lines: String,
 }
 
-/// Runs all checks of a kind that are not excluded, or a single one.
-pub async fn run(core: &Core, kind: CheckKind, single: Option<&str>, query: &Query) -> Report {
-    let mut report = Report { passed: true, lines: String::new() };
-    for &name in kind.checks() {
-        if single.is_some_and(|single| single != name) || (single.is_none() && query.excludes(name)) {
-            continue;
-        }
-        let outcome = check(core, name).await;
-        let result = match outcome {
-            Ok(()) => {
-                report.lines += &format!("[+]{name} ok\n");
-                "success"
-            }
-            Err(reason) => {
-                report.passed = false;
-                report.lines += &format!("[-]{name} failed: {reason}\n");
-                "error"
-            }
-        };
-        let server = &core.metrics.server;
-        server.healthcheck.with_label_values(&[kind.label(), name]).set(i64::from(result == "success"));
-        server.healthchecks.with_label_values(&[kind.label(), name, result]).inc();
-    }
-    report
+/// Runs the checks, and counts what they find.
+pub(super) struct HealthChecks {
+    pub(super) raft: RaftHandle,
+    pub(super) published: Arc<Published>,
+    pub(super) reads: Arc<ReadIndex>,
+    pub(super) store: StoreReader,
+    pub(super) metrics: Arc<CoreMetrics>,
 }
 
-async fn check(core: &Core, name: &str) -> Result<(), String> {
-    match name {
-        "data_corruption" if core.published.alarms.load().is_raised(AlarmType::Corrupt) => {
-            Err("alarm activated: CORRUPT".to_owned())
+impl HealthChecks {
+    /// `/health`: alarms, leader, one read.
+    ///
+    /// # Errors
+    /// The reason, in etcd's words.
+    pub(super) async fn health(&self, query: &Query) -> Result<(), String> {
+        for alarm in self.published.alarms().list(AlarmType::None) {
+            let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
+            if !query.excludes(name) {
+                return Err(format!("ALARM {name}"));
+            }
         }
-        "serializable_read" => read(core, false).await,
-        "linearizable_read" => read(core, true).await,
-        "non_learner" => match core.published.cluster.load().member(core.member) {
-            Some(member) if member.is_learner => Err("not supported for learner".to_owned()),
+        if !query.serializable && self.raft.term_with_leader().is_none() {
+            return Err("RAFT NO LEADER".to_owned());
+        }
+        self.read(!query.serializable).await.map_err(|error| format!("RANGE ERROR:{error}"))
+    }
+
+    /// Runs all checks of a kind that are not excluded, or a single one.
+    pub(super) async fn run(&self, kind: CheckKind, single: Option<&str>, query: &Query) -> Report {
+        let mut report = Report { passed: true, lines: String::new() };
+        for &name in kind.checks() {
+            if single.is_some_and(|single| single != name) || (single.is_none() && query.excludes(name)) {
+                continue;
+            }
+            let outcome = self.check(name).await;
+            let result = match outcome {
+                Ok(()) => {
+                    report.lines += &format!("[+]{name} ok\n");
+                    "success"
+                }
+                Err(reason) => {
+                    report.passed = false;
+                    report.lines += &format!("[-]{name} failed: {reason}\n");
+                    "error"
+                }
+            };
+            let server = &self.metrics.server;
+            server.healthcheck.with_label_values(&[kind.label(), name]).set(i64::from(result == "success"));
+            server.healthchecks.with_label_values(&[kind.label(), name, result]).inc();
+        }
+        report
+    }
+
+    async fn check(&self, name: &str) -> Result<(), String> {
+        match name {
+            "data_corruption" if self.published.alarms().is_raised(AlarmType::Corrupt) => {
+                Err("alarm activated: CORRUPT".to_owned())
+            }
+            "serializable_read" => self.read(false).await,
+            "linearizable_read" => self.read(true).await,
+            "non_learner" if self.published.is_learner() => Err("not supported for learner".to_owned()),
             _ => Ok(()),
-        },
-        _ => Ok(()),
+        }
     }
-}
 
-async fn read(core: &Core, linearizable: bool) -> Result<(), String> {
-    let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
-    let timed = core.metrics.read(OperationKind::Range, || describe_range(&request));
-    if linearizable {
-        core.linearizable().await.map_err(|failure| tonic::Status::from(failure).message().to_owned())?;
+    async fn read(&self, linearizable: bool) -> Result<(), String> {
+        let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
+        let timed = self.metrics.read(&Caller::Member, OperationKind::Range, || describe_range(&request));
+        if linearizable {
+            self.reads.linearizable().await.map_err(|error| error.text().to_owned())?;
+        }
+        let began = Instant::now();
+        let answer = self.store.snapshot().range(&request);
+        self.metrics.mvcc.ranges.inc();
+        self.metrics.range_took(answer.is_ok(), began.elapsed());
+        answer.map_err(|error| error.to_string())?;
+        timed.succeed();
+        Ok(())
     }
-    let began = Instant::now();
-    let answer = core.snapshot().range(&request);
-    core.metrics.mvcc.ranges.inc();
-    core.metrics.range_took(answer.is_ok(), began.elapsed());
-    answer.map_err(|error| error.to_string())?;
-    timed.succeed();
-    Ok(())
 }
 
 #[cfg(test)]

@@ -18,13 +18,21 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tracing::{error, info, warn};
 
 use self::verdict::{Sum, Verdict, ahead, compare, may_start};
-use super::core::Core;
-use super::error::Failure;
-use super::leader_transfer;
+use super::caller::Caller;
+use super::error::{Failed, Failure};
+use super::leader_transfer::LeaderTransfer;
+use super::member_info::MemberInfo;
+use super::metrics::CoreMetrics;
+use super::proposer::Proposer;
+use super::published::Published;
+use super::read_index::ReadIndex;
 use crate::api_error::ApiError;
 use crate::config::IntegrityChecks;
-use crate::core::backend::Table;
-use crate::core::mvcc::{HashKv, MvccError};
+use crate::core::apply::ApplyHandle;
+use crate::core::backend::{Backend, Table};
+use crate::core::mvcc::{HashKv, MvccError, StoreReader};
+use crate::core::peer::PeerTransport;
+use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, HashKvRequest, HashKvResponse};
 use crate::shutdown::Tasks;
@@ -37,81 +45,247 @@ pub(super) const COMPACTION_HASH: &str = "hashkv.compaction";
 /// How long a member that is asked for a revision it does not have yet waits for it.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
-/// Answers another member.
-pub(super) async fn answer(core: &Core, method: &str, body: Bytes) -> Result<Bytes, Failure> {
-    let request = HashKvRequest::decode(body).map_err(|_| Failure::Other("unreadable request".to_owned()))?;
-    let asked = Revision(request.revision);
-    let (hashed, newest) = if method == COMPACTION_HASH {
-        let kept = core.store.compaction_hashes();
-        let kept = kept.into_iter().find(|kept| kept.hash_revision == asked);
-        (kept.ok_or(ApiError::Compacted)?, core.snapshot().revision())
-    } else {
-        wait_for_revision(core, asked).await;
-        own_hash(core, asked).await?
-    };
-    let answer = HashKvResponse {
-        header: Some(core.header(newest)),
-        hash: hashed.hash,
-        compact_revision: hashed.compact_revision.0,
-        hash_revision: hashed.hash_revision.0,
-    };
-    Ok(answer.encode_to_vec().into())
+/// Compares the state of this member with that of the others.
+pub(super) struct CorruptionCheck {
+    pub(super) info: Arc<MemberInfo>,
+    pub(super) raft: RaftHandle,
+    pub(super) store: StoreReader,
+    pub(super) backend: Backend,
+    pub(super) apply: ApplyHandle,
+    pub(super) peers: PeerTransport,
+    pub(super) published: Arc<Published>,
+    pub(super) reads: Arc<ReadIndex>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) transfer: Arc<LeaderTransfer>,
+    pub(super) metrics: Arc<CoreMetrics>,
+    pub(super) failed: Failed,
+    pub(super) timeout: Duration,
 }
 
-/// A follower is often a moment behind what the leader asks for.
-async fn wait_for_revision(core: &Core, revision: Revision) {
-    let mut progress = core.apply.progress();
-    let reached = progress.wait_for(|_| core.snapshot().revision() >= revision);
-    let _ = timeout(CATCH_UP_MAX, reached).await;
-}
-
-async fn own_hash(core: &Core, revision: Revision) -> Result<(HashKv, Revision), Failure> {
-    let store = core.store.clone();
-    let began = Instant::now();
-    // Not what a compaction has left behind: this is about the rows there are now.
-    let hashing = tokio::task::spawn_blocking(move || store.hash_kv(revision));
-    let hashed = hashing.await.map_err(|_| ApiError::Stopped)?;
-    core.metrics.mvcc.hash_rev_duration.observe(began.elapsed().as_secs_f64());
-    hashed.map_err(|error| stop_if_fatal(core, error))
-}
-
-/// Rows that are not what was written: nothing this member says can be trusted from here on.
-fn stop_if_fatal(core: &Core, error: MvccError) -> Failure {
-    if error.is_fatal() {
-        (core.failed)(format!("state is damaged: {:#}", anyhow::Error::new(error)));
-        return ApiError::Corrupt.into();
+impl CorruptionCheck {
+    /// Answers another member.
+    pub(super) async fn answer(&self, method: &str, body: Bytes) -> Result<Bytes, Failure> {
+        let request = HashKvRequest::decode(body).map_err(|_| Failure::Other("unreadable request".to_owned()))?;
+        let asked = Revision(request.revision);
+        let (hashed, newest) = if method == COMPACTION_HASH {
+            let kept = self.store.compaction_hashes();
+            let kept = kept.into_iter().find(|kept| kept.hash_revision == asked);
+            (kept.ok_or(ApiError::Compacted)?, self.store.snapshot().revision())
+        } else {
+            self.wait_for_revision(asked).await;
+            self.own_hash(asked).await?
+        };
+        let answer = HashKvResponse {
+            header: Some(self.info.header(newest)),
+            hash: hashed.hash,
+            compact_revision: hashed.compact_revision.0,
+            hash_revision: hashed.hash_revision.0,
+        };
+        Ok(answer.encode_to_vec().into())
     }
-    error.into()
-}
 
-/// Reads what the hash leaves out, for the checksums.
-async fn check_other_rows(core: &Core) {
-    let backend = core.backend.clone();
-    let walk = move || {
-        let others = Table::ALL.into_iter().filter(|table| *table != Table::Key);
-        others.into_iter().try_for_each(|table| backend.rows(table).map(drop))
-    };
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(walk).await {
-        stop_if_fatal(core, error.into());
+    /// A follower is often a moment behind what the leader asks for.
+    async fn wait_for_revision(&self, revision: Revision) {
+        let mut progress = self.apply.progress();
+        let reached = progress.wait_for(|_| self.store.snapshot().revision() >= revision);
+        let _ = timeout(CATCH_UP_MAX, reached).await;
     }
-}
 
-/// Asks every other member for its hash at `revision`, all at once.
-async fn ask_all(core: &Core, method: &'static str, revision: Revision) -> Vec<(MemberId, Option<Sum>)> {
-    let cluster = core.published.cluster.load_full();
-    let others = cluster.members().map(|member| member.member_id()).filter(|member| *member != core.member);
-    let body = Bytes::from(HashKvRequest { revision: revision.0 }.encode_to_vec());
-    join_all(others.map(|member| ask(core, member, method, body.clone()))).await
-}
+    async fn own_hash(&self, revision: Revision) -> Result<(HashKv, Revision), Failure> {
+        let store = self.store.clone();
+        let began = Instant::now();
+        // Not what a compaction has left behind: this is about the rows there are now.
+        let hashing = tokio::task::spawn_blocking(move || store.hash_kv(revision));
+        let hashed = hashing.await.map_err(|_| ApiError::Stopped)?;
+        self.metrics.mvcc.hash_rev_duration.observe(began.elapsed().as_secs_f64());
+        hashed.map_err(|error| self.stop_if_fatal(error))
+    }
 
-async fn ask(core: &Core, member: MemberId, method: &'static str, body: Bytes) -> (MemberId, Option<Sum>) {
-    match core.peers.call(member, method, body).await {
-        Ok(answer) => (member, read_sum(core.cluster, &answer)),
-        Err(error) => {
-            // Not reachable, behind, or compacted further than we are: nothing to compare this time.
-            info!(%member, %error, "no hash from this member");
-            (member, None)
+    /// Rows that are not what was written: nothing this member says can be trusted from here on.
+    fn stop_if_fatal(&self, error: MvccError) -> Failure {
+        if error.is_fatal() {
+            (self.failed)(format!("state is damaged: {:#}", anyhow::Error::new(error)));
+            return ApiError::Corrupt.into();
         }
+        error.into()
+    }
+
+    /// Reads what the hash leaves out, for the checksums.
+    async fn check_other_rows(&self) {
+        let backend = self.backend.clone();
+        let walk = move || {
+            let others = Table::ALL.into_iter().filter(|table| *table != Table::Key);
+            others.into_iter().try_for_each(|table| backend.rows(table).map(drop))
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(walk).await {
+            self.stop_if_fatal(error.into());
+        }
+    }
+
+    /// Asks every other member for its hash at `revision`, all at once.
+    async fn ask_all(&self, method: &'static str, revision: Revision) -> Vec<(MemberId, Option<Sum>)> {
+        let cluster = Arc::clone(&self.published.cluster());
+        let others = cluster.members().map(|member| member.member_id()).filter(|member| *member != self.info.member());
+        let body = Bytes::from(HashKvRequest { revision: revision.0 }.encode_to_vec());
+        join_all(others.map(|member| self.ask(member, method, body.clone()))).await
+    }
+
+    async fn ask(&self, member: MemberId, method: &'static str, body: Bytes) -> (MemberId, Option<Sum>) {
+        match self.peers.call(member, method, body).await {
+            Ok(answer) => (member, read_sum(self.info.cluster(), &answer)),
+            Err(error) => {
+                // Not reachable, behind, or compacted further than we are: nothing to compare this time.
+                info!(%member, %error, "no hash from this member");
+                (member, None)
+            }
+        }
+    }
+
+    /// Compares this member's state with the others' before it serves anybody.
+    ///
+    /// Members that cannot answer are passed over. A majority on this member's side is enough: then another one is
+    /// damaged, and keeping the sound ones from starting would help nobody.
+    ///
+    /// # Errors
+    /// This member's state differs and is not that of a majority.
+    pub(super) async fn check_at_start(&self) -> Result<(), MemberId> {
+        if self.published.cluster().members().count() < 2 {
+            return Ok(());
+        }
+        let (hashed, newest) = match self.own_hash(Revision(0)).await {
+            Ok(hashed) => hashed,
+            Err(error) => {
+                warn!(%error, "state not compared at the start");
+                return Ok(());
+            }
+        };
+        let Ok(others) = timeout(self.timeout, self.ask_all(STATE_HASH, hashed.hash_revision)).await else {
+            warn!("state not compared at the start: no answers in time");
+            return Ok(());
+        };
+        let verdict = compare((self.info.member(), Sum::new(&hashed, newest)), &others);
+        let compared = others.iter().filter(|(_, sum)| sum.is_some()).count();
+        info!(?verdict, compared, revision = %hashed.hash_revision, "state compared with the other members");
+        if may_start(self.info.member(), &verdict) { Ok(()) } else { Err(self.info.member()) }
+    }
+
+    /// Compares now and then while this member leads, and gives the lead away once an alarm names this member.
+    pub(super) async fn run(self: Arc<Self>, checks: IntegrityChecks, tasks: Tasks) {
+        let stop = tasks.stop_signal();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.watch_over(checks) => {}
+        }
+    }
+
+    async fn watch_over(&self, checks: IntegrityChecks) {
+        let mut states = checks.state.map(delayed);
+        let mut compactions = delayed(checks.compactions);
+        let mut corrupt = self.published.corrupt();
+        // Looked at once in any case: the alarm may be older than this run.
+        corrupt.mark_changed();
+        let mut checked = Revision(0);
+        let leads = || self.raft.status().borrow().is_leader;
+        loop {
+            tokio::select! {
+                () = next(&mut states) => {
+                    self.check_other_rows().await;
+                    if leads() && let Err(error) = self.check_state().await {
+                        info!(%error, "states of the members not compared");
+                    }
+                }
+                _ = compactions.tick() => if leads() {
+                    checked = self.check_compactions(checked).await;
+                },
+                changed = corrupt.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if *corrupt.borrow_and_update() {
+                        error!("a CORRUPT alarm names this member: it serves no clients until it is replaced or the alarm is lifted");
+                        self.transfer.away().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares the whole states, and raises alarms.
+    async fn check_state(&self) -> Result<(), Failure> {
+        let suspects = self.suspects().await?;
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        // An alarm stops all writes, so one look does not suffice.
+        if self.suspects().await? == suspects {
+            self.raise(&suspects).await?;
+        }
+        Ok(())
+    }
+
+    /// Members to be named; 0 stands for the cluster, when it is not known who is damaged.
+    async fn suspects(&self) -> Result<Vec<MemberId>, Failure> {
+        let (hashed, newest) = self.own_hash(Revision(0)).await?;
+        let others = self.ask_all(STATE_HASH, hashed.hash_revision).await;
+        // What others have seen by now, a leader whose lead is confirmed has seen too.
+        self.reads.linearizable().await?;
+        if !self.raft.status().borrow().is_leader {
+            return Err(ApiError::NotLeader.into());
+        }
+        let now = self.store.snapshot();
+        let mut suspects = ahead((now.revision(), now.compacted()), &others);
+        match compare((self.info.member(), Sum::new(&hashed, newest)), &others) {
+            Verdict::Equal { complete } => {
+                info!(revision = %hashed.hash_revision, complete, "states of the members are equal")
+            }
+            Verdict::Damaged(members) => suspects.extend(members),
+            Verdict::Undecided => suspects.push(MemberId(0)),
+        }
+        suspects.sort_unstable();
+        suspects.dedup();
+        if !suspects.is_empty() {
+            warn!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "states of the members differ");
+        }
+        Ok(suspects)
+    }
+
+    /// Compares what compactions left behind, newest first, until one was compared with everybody. Returns up to where
+    /// that is done.
+    async fn check_compactions(&self, checked: Revision) -> Revision {
+        let kept = self.store.compaction_hashes();
+        for hashed in kept.iter().rev().take_while(|hashed| hashed.hash_revision > checked) {
+            let others = self.ask_all(COMPACTION_HASH, hashed.hash_revision).await;
+            let suspects = match compare((self.info.member(), Sum::new(hashed, hashed.hash_revision)), &others) {
+                Verdict::Equal { complete: true } => return hashed.hash_revision,
+                Verdict::Equal { complete: false } => continue,
+                Verdict::Damaged(members) => members,
+                Verdict::Undecided => vec![MemberId(0)],
+            };
+            error!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "hashes of a compaction differ");
+            if let Err(error) = self.raise(&suspects).await {
+                warn!(%error, "CORRUPT alarm not raised");
+            }
+            return checked;
+        }
+        checked
+    }
+
+    /// Names members by CORRUPT alarms, those that are not named already.
+    async fn raise(&self, suspects: &[MemberId]) -> Result<(), Failure> {
+        for suspect in suspects {
+            let raised = self.published.alarms().list(AlarmType::Corrupt);
+            if raised.iter().any(|alarm| alarm.member_id == suspect.0) {
+                continue;
+            }
+            error!(member = %suspect, "state differs from that of the others; raising a CORRUPT alarm");
+            let alarm = AlarmRequest {
+                action: AlarmAction::Activate as i32,
+                member_id: suspect.0,
+                alarm: AlarmType::Corrupt as i32,
+            };
+            self.proposer.propose(&Caller::Member, alarm).await?;
+        }
+        Ok(())
     }
 }
 
@@ -124,75 +298,6 @@ fn read_sum(cluster: ClusterId, answer: &[u8]) -> Option<Sum> {
         compact_revision: Revision(answer.compact_revision),
         newest: Revision(header.revision),
     })
-}
-
-/// Compares this member's state with the others' before it serves anybody.
-///
-/// Members that cannot answer are passed over. A majority on this member's side is enough: then another one is
-/// damaged, and keeping the sound ones from starting would help nobody.
-///
-/// # Errors
-/// This member's state differs and is not that of a majority.
-pub(super) async fn check_at_start(core: &Core) -> Result<(), MemberId> {
-    if core.published.cluster.load().members().count() < 2 {
-        return Ok(());
-    }
-    let (hashed, newest) = match own_hash(core, Revision(0)).await {
-        Ok(hashed) => hashed,
-        Err(error) => {
-            warn!(%error, "state not compared at the start");
-            return Ok(());
-        }
-    };
-    let Ok(others) = timeout(core.limits.request_timeout, ask_all(core, STATE_HASH, hashed.hash_revision)).await else {
-        warn!("state not compared at the start: no answers in time");
-        return Ok(());
-    };
-    let verdict = compare((core.member, Sum::new(&hashed, newest)), &others);
-    let compared = others.iter().filter(|(_, sum)| sum.is_some()).count();
-    info!(?verdict, compared, revision = %hashed.hash_revision, "state compared with the other members");
-    if may_start(core.member, &verdict) { Ok(()) } else { Err(core.member) }
-}
-
-/// Compares now and then while this member leads, and gives the lead away once an alarm names this member.
-pub(super) async fn run(core: Arc<Core>, checks: IntegrityChecks, tasks: Tasks) {
-    let stop = tasks.stop_signal();
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = watch_over(&core, checks) => {}
-    }
-}
-
-async fn watch_over(core: &Core, checks: IntegrityChecks) {
-    let mut states = checks.state.map(delayed);
-    let mut compactions = delayed(checks.compactions);
-    let mut corrupt = core.published.corrupt.subscribe();
-    // Looked at once in any case: the alarm may be older than this run.
-    corrupt.mark_changed();
-    let mut checked = Revision(0);
-    let leads = || core.raft.status().borrow().is_leader;
-    loop {
-        tokio::select! {
-            () = next(&mut states) => {
-                check_other_rows(core).await;
-                if leads() && let Err(error) = check_state(core).await {
-                    info!(%error, "states of the members not compared");
-                }
-            }
-            _ = compactions.tick() => if leads() {
-                checked = check_compactions(core, checked).await;
-            },
-            changed = corrupt.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                if *corrupt.borrow_and_update() {
-                    error!("a CORRUPT alarm names this member: it serves no clients until it is replaced or the alarm is lifted");
-                    leader_transfer::transfer_leadership(core).await;
-                }
-            }
-        }
-    }
 }
 
 fn delayed(period: Duration) -> Interval {
@@ -208,84 +313,6 @@ async fn next(ticks: &mut Option<Interval>) {
     }
 }
 
-/// Compares the whole states, and raises alarms.
-async fn check_state(core: &Core) -> Result<(), Failure> {
-    let suspects = suspects(core).await?;
-    if suspects.is_empty() {
-        return Ok(());
-    }
-    // An alarm stops all writes, so one look does not suffice.
-    if self::suspects(core).await? == suspects {
-        raise(core, &suspects).await?;
-    }
-    Ok(())
-}
-
-/// Members to be named; 0 stands for the cluster, when it is not known who is damaged.
-async fn suspects(core: &Core) -> Result<Vec<MemberId>, Failure> {
-    let (hashed, newest) = own_hash(core, Revision(0)).await?;
-    let others = ask_all(core, STATE_HASH, hashed.hash_revision).await;
-    // What others have seen by now, a leader whose lead is confirmed has seen too.
-    core.linearizable().await?;
-    if !core.raft.status().borrow().is_leader {
-        return Err(ApiError::NotLeader.into());
-    }
-    let now = core.snapshot();
-    let mut suspects = ahead((now.revision(), now.compacted()), &others);
-    match compare((core.member, Sum::new(&hashed, newest)), &others) {
-        Verdict::Equal { complete } => {
-            info!(revision = %hashed.hash_revision, complete, "states of the members are equal")
-        }
-        Verdict::Damaged(members) => suspects.extend(members),
-        Verdict::Undecided => suspects.push(MemberId(0)),
-    }
-    suspects.sort_unstable();
-    suspects.dedup();
-    if !suspects.is_empty() {
-        warn!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "states of the members differ");
-    }
-    Ok(suspects)
-}
-
 fn named(members: &[MemberId]) -> String {
     members.iter().map(MemberId::to_string).collect::<Vec<_>>().join(" ")
-}
-
-/// Compares what compactions left behind, newest first, until one was compared with everybody. Returns up to where
-/// that is done.
-async fn check_compactions(core: &Core, checked: Revision) -> Revision {
-    let kept = core.store.compaction_hashes();
-    for hashed in kept.iter().rev().take_while(|hashed| hashed.hash_revision > checked) {
-        let others = ask_all(core, COMPACTION_HASH, hashed.hash_revision).await;
-        let suspects = match compare((core.member, Sum::new(hashed, hashed.hash_revision)), &others) {
-            Verdict::Equal { complete: true } => return hashed.hash_revision,
-            Verdict::Equal { complete: false } => continue,
-            Verdict::Damaged(members) => members,
-            Verdict::Undecided => vec![MemberId(0)],
-        };
-        error!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "hashes of a compaction differ");
-        if let Err(error) = raise(core, &suspects).await {
-            warn!(%error, "CORRUPT alarm not raised");
-        }
-        return checked;
-    }
-    checked
-}
-
-/// Names members by CORRUPT alarms, those that are not named already.
-async fn raise(core: &Core, suspects: &[MemberId]) -> Result<(), Failure> {
-    for suspect in suspects {
-        let raised = core.published.alarms.load().list(AlarmType::Corrupt);
-        if raised.iter().any(|alarm| alarm.member_id == suspect.0) {
-            continue;
-        }
-        error!(member = %suspect, "state differs from that of the others; raising a CORRUPT alarm");
-        let alarm = AlarmRequest {
-            action: AlarmAction::Activate as i32,
-            member_id: suspect.0,
-            alarm: AlarmType::Corrupt as i32,
-        };
-        core.propose(alarm).await?;
-    }
-    Ok(())
 }

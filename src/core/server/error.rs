@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tonic::Status;
 
 use crate::api_error::ApiError;
@@ -7,6 +9,9 @@ use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
 use crate::core::peer::CallError;
 use crate::core::raft::ProposeError;
+
+/// Called once when a member can no longer be trusted with its state; must end the process.
+pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
 
 /// Why a request to this member failed, before it becomes a status.
 #[derive(Debug, thiserror::Error)]

@@ -7,9 +7,12 @@ use http_body_util::Full;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::checks::{self, CheckKind};
-use super::core::Core;
+use super::checks::{self, CheckKind, HealthChecks};
 use super::debug_vars;
+use super::member_info::MemberInfo;
+use super::published::Published;
+use crate::core::apply::ApplyHandle;
+use crate::core::raft::RaftHandle;
 use crate::listener;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -20,9 +23,13 @@ const MISDIRECTED: &str = "the Host header names no host of --host-whitelist: a 
 /// What a member answers to plain HTTP: health, version, metrics.
 #[derive(Clone)]
 pub struct HttpHandler {
-    core: Arc<Core>,
-    metrics: Metrics,
-    rules: Arc<BrowserRules>,
+    pub(super) checks: Arc<HealthChecks>,
+    pub(super) info: Arc<MemberInfo>,
+    pub(super) raft: RaftHandle,
+    pub(super) apply: ApplyHandle,
+    pub(super) published: Arc<Published>,
+    pub(super) metrics: Metrics,
+    pub(super) rules: Arc<BrowserRules>,
 }
 
 /// What browsers, and those who abuse them, may do.
@@ -60,11 +67,6 @@ fn allows_all(list: &[String]) -> bool {
 }
 
 impl HttpHandler {
-    /// Builds the handler of one member.
-    pub fn new(core: Arc<Core>, metrics: Metrics, rules: BrowserRules) -> Self {
-        Self { core, metrics, rules: Arc::new(rules) }
-    }
-
     /// Answers one request. Bodies of requests are not read: nothing here takes one.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
         if !self.rules.allows_host(request.headers().get(header::HOST)) {
@@ -113,10 +115,14 @@ impl HttpHandler {
         }
         let query = checks::Query::parse(request.uri().query().unwrap_or_default());
         match path {
-            "/version" => json(super::version::versions(&self.core)),
+            "/version" => json(super::version::versions(&self.published)),
             "/metrics" => text(StatusCode::OK, TEXT_CONTENT_TYPE, self.metrics.render()),
             "/health" => self.health(&query).await,
-            "/debug/vars" => text(StatusCode::OK, "application/json; charset=utf-8", debug_vars::page(&self.core)),
+            "/debug/vars" => text(
+                StatusCode::OK,
+                "application/json; charset=utf-8",
+                debug_vars::page(self.info.member(), &self.raft, &self.apply),
+            ),
             _ => match checks::parse_path(path) {
                 Some((kind, single)) => self.checked(kind, single, &query).await,
                 None => not_found(),
@@ -125,21 +131,21 @@ impl HttpHandler {
     }
 
     async fn health(&self, query: &checks::Query) -> Response<Body> {
-        let outcome = checks::health(&self.core, query).await;
+        let outcome = self.checks.health(query).await;
         let reason = outcome.as_ref().err().map_or("", String::as_str);
         let body = serde_json::json!({ "health": outcome.is_ok().to_string(), "reason": reason });
         // Field order is part of what scripts compare.
         let body = format!(r#"{{"health":{},"reason":{}}}"#, body["health"], body["reason"]);
         if outcome.is_ok() {
-            self.core.metrics.server.health_success.inc();
+            self.checks.metrics.server.health_success.inc();
             return text(StatusCode::OK, PLAIN, body);
         }
-        self.core.metrics.server.health_failures.inc();
+        self.checks.metrics.server.health_failures.inc();
         unsniffed(StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n"))
     }
 
     async fn checked(&self, kind: CheckKind, single: Option<&str>, query: &checks::Query) -> Response<Body> {
-        let report = checks::run(&self.core, kind, single, query).await;
+        let report = self.checks.run(kind, single, query).await;
         if report.passed {
             let body = if query.verbose { report.lines + "ok\n" } else { "ok\n".to_owned() };
             return unsniffed(StatusCode::OK, body);

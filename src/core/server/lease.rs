@@ -7,15 +7,20 @@ use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::core::Core;
+use super::caller::Caller;
 use super::error::Failure;
-use super::lease_leader::{Renewal, TIME_TO_LIVE, ask};
-use super::long_answer::{gathered, on_thread};
-use super::quota;
+use super::lease_clock::LeaseClock;
+use super::lease_leader::{MemberLeases, Renewal, TIME_TO_LIVE, ask};
+use super::long_answer::{AnswerMemory, gathered, on_thread};
+use super::member_info::MemberInfo;
+use super::proposer::Proposer;
+use super::published::Published;
+use super::quota::SpaceQuota;
+use super::renewals::Renewals;
 use crate::api_error::ApiError;
 use crate::core::apply::{GrantedLease, LEASE_COST_BYTES};
 use crate::core::lease::RenewError;
-use crate::core::mvcc::Extent;
+use crate::core::mvcc::{Extent, StoreReader};
 use crate::pb::etcdserverpb::lease_server::Lease;
 use crate::pb::etcdserverpb::*;
 use crate::types::LeaseId;
@@ -29,14 +34,41 @@ const REVOKE_WAIT: Duration = Duration::from_secs(7);
 
 /// The Lease service.
 #[derive(Clone)]
-pub struct LeaseService {
-    core: Arc<Core>,
+pub(super) struct LeaseService {
+    parts: Arc<LeaseParts>,
+}
+
+/// What the Lease service works with.
+pub(super) struct LeaseParts {
+    pub(super) info: Arc<MemberInfo>,
+    pub(super) published: Arc<Published>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) quota: Arc<SpaceQuota>,
+    pub(super) leases: Arc<MemberLeases>,
+    pub(super) renewals: Renewals,
+    pub(super) store: StoreReader,
+    pub(super) answers: Arc<AnswerMemory>,
+    pub(super) timeout: Duration,
 }
 
 impl LeaseService {
-    /// Builds the service.
-    pub fn new(core: Arc<Core>) -> Self {
-        Self { core }
+    pub(super) fn new(parts: LeaseParts) -> Self {
+        Self { parts: Arc::new(parts) }
+    }
+
+    /// Grants a lease.
+    pub(super) async fn grant(
+        &self,
+        caller: &Caller,
+        mut request: LeaseGrantRequest,
+    ) -> Result<LeaseGrantResponse, Failure> {
+        self.parts.quota.check(LEASE_COST_BYTES).await?;
+        if request.id == 0 {
+            // Chosen before the log sees it: applying an entry involves no chance.
+            request.id = fastrand::i64(1..=i64::MAX);
+        }
+        let GrantedLease { id, ttl, revision } = self.parts.proposer.propose(caller, request).await?;
+        Ok(LeaseGrantResponse { header: Some(self.parts.info.header(revision)), id: id.0, ttl, error: String::new() })
     }
 }
 
@@ -45,68 +77,61 @@ impl Lease for LeaseService {
     type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
 
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
-        Ok(Response::new(grant(&self.core, request.into_inner()).await?))
+        let (caller, request) = Caller::split(request);
+        Ok(Response::new(self.grant(&caller, request).await?))
     }
 
     async fn lease_revoke(
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let revision = self.core.propose(request.into_inner()).await?;
-        Ok(Response::new(LeaseRevokeResponse { header: Some(self.core.header(revision)) }))
+        let (caller, request) = Caller::split(request);
+        let revision = self.parts.proposer.propose(&caller, request).await?;
+        Ok(Response::new(LeaseRevokeResponse { header: Some(self.parts.info.header(revision)) }))
     }
 
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let core = self.core.clone();
+        let parts = self.parts.clone();
         // Whatever came in while the last ones were renewed is renewed at once.
         let waiting = request.into_inner().ready_chunks(RENEWED_AT_ONCE);
-        Ok(Response::new(Box::pin(waiting.then(move |requests| keep_alive(core.clone(), requests)).flatten())))
+        Ok(Response::new(Box::pin(waiting.then(move |requests| keep_alive(parts.clone(), requests)).flatten())))
     }
 
     async fn lease_time_to_live(
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let core = &self.core;
-        let deadline = Instant::now() + core.limits.request_timeout;
-        let answer = ask(core.as_ref(), TIME_TO_LIVE, request.get_ref().encode_to_vec().into(), deadline).await?;
+        let parts = &self.parts;
+        let deadline = Instant::now() + parts.timeout;
+        let request = request.get_ref().encode_to_vec();
+        let answer = ask(parts.leases.as_ref(), TIME_TO_LIVE, request.into(), deadline).await?;
         let mut answer = LeaseTimeToLiveResponse::decode(answer)
             .map_err(|error| Status::internal(format!("unreadable answer of the leader: {error}")))?;
-        answer.header = Some(core.header_now());
+        answer.header = Some(parts.info.header_now());
         Ok(Response::new(answer))
     }
 
     async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let core = self.core.clone();
-        let count = core.leases.count();
-        let (long, since) = (count > LEASES_AT_ONCE, core.snapshot().replaced_bytes());
-        let room = if long { Some(core.answers.list(Extent { keys: count, loads: false }).await?) } else { None };
+        let parts = self.parts.clone();
+        let count = parts.leases.clock.count();
+        let (long, since) = (count > LEASES_AT_ONCE, parts.store.snapshot().replaced_bytes());
+        let room = if long { Some(parts.answers.list(Extent { keys: count, loads: false }).await?) } else { None };
         let list = move || {
-            let leases = core.leases.by_remaining_time().into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
-            let answer = LeaseLeasesResponse { header: Some(core.header_now()), leases };
-            gathered(&core, answer, since, room)
+            let ids = parts.leases.clock.by_remaining_time();
+            let leases = ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
+            let answer = LeaseLeasesResponse { header: Some(parts.info.header_now()), leases };
+            gathered(&parts.store, answer, since, room)
         };
         if long { on_thread(list).await } else { list() }
     }
 }
 
-/// Makes a lease.
-pub(super) async fn grant(core: &Core, mut request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Failure> {
-    quota::check(core, LEASE_COST_BYTES).await?;
-    if request.id == 0 {
-        // Chosen before the log sees it: applying an entry involves no chance.
-        request.id = fastrand::i64(1..=i64::MAX);
-    }
-    let GrantedLease { id, ttl, revision } = core.propose(request).await?;
-    Ok(LeaseGrantResponse { header: Some(core.header(revision)), id: id.0, ttl, error: String::new() })
-}
-
 /// Answers keep-alives of one stream, in their order. They need no log entry: only the leader's deadlines count.
 async fn keep_alive(
-    core: Arc<Core>,
+    parts: Arc<LeaseParts>,
     requests: Vec<Result<LeaseKeepAliveRequest, Status>>,
 ) -> impl Stream<Item = Result<LeaseKeepAliveResponse, Status>> {
     let mut ids = Vec::with_capacity(requests.len());
@@ -118,20 +143,20 @@ async fn keep_alive(
         }
     }
     // Filled first: its revision is never newer than a renewal.
-    let header = core.header_now();
-    let renewed: Vec<Result<(LeaseId, Renewal), Status>> = match renew(&core, &ids).await {
+    let header = parts.info.header_now();
+    let renewed: Vec<Result<(LeaseId, Renewal), Status>> = match renew(&parts, &ids).await {
         Ok(renewals) => ids.into_iter().zip(renewals).map(Ok).collect(),
         Err(status) => vec![Err(status)],
     };
     let renewed = renewed.into_iter().chain(broken.into_iter().map(Err));
     futures::stream::iter(renewed).and_then(move |(id, renewal)| {
-        let core = core.clone();
+        let parts = parts.clone();
         async move {
             let ttl = match renewal {
                 Renewal::Renewed(ttl) => ttl,
                 Renewal::Gone => 0,
                 Renewal::RunOut => {
-                    wait_for_revocation(&core, id).await?;
+                    wait_for_revocation(&parts.leases.clock, id).await?;
                     0
                 }
             };
@@ -140,26 +165,26 @@ async fn keep_alive(
     })
 }
 
-async fn renew(core: &Core, ids: &[LeaseId]) -> Result<Vec<Renewal>, Status> {
+async fn renew(parts: &LeaseParts, ids: &[LeaseId]) -> Result<Vec<Renewal>, Status> {
     // The stream may be older than the alarm.
-    core.published.may_serve(core.member)?;
+    parts.published.may_serve()?;
     if ids.is_empty() {
         // The stream broke, as it does whenever a client goes away: nobody is to be asked.
         return Ok(Vec::new());
     }
-    match renew_alone(core, ids) {
+    match renew_alone(&parts.leases, ids) {
         Some(renewals) => Ok(renewals),
-        None => core.renewals.renew(ids, Instant::now() + core.limits.request_timeout).await,
+        None => parts.renewals.renew(ids, Instant::now() + parts.timeout).await,
     }
 }
 
 /// The only voter needs no confirmation and nobody to ask, unless a checkpoint must be cleared.
-fn renew_alone(core: &Core, ids: &[LeaseId]) -> Option<Vec<Renewal>> {
-    if !core.raft.reads_are_local() {
+fn renew_alone(leases: &MemberLeases, ids: &[LeaseId]) -> Option<Vec<Renewal>> {
+    if !leases.raft.reads_are_local() {
         return None;
     }
-    let term = (*core.leases.leading().borrow())?;
-    let renewed = core.leases.renew(ids, term).ok()?.into_iter().map(|renewed| match renewed {
+    let term = (*leases.clock.leading().borrow())?;
+    let renewed = leases.clock.renew(ids, term).ok()?.into_iter().map(|renewed| match renewed {
         Ok(renewed) if renewed.clear_checkpoint => None,
         Ok(renewed) => Some(Renewal::Renewed(renewed.ttl)),
         Err(RenewError::NotFound(_)) => Some(Renewal::Gone),
@@ -168,15 +193,15 @@ fn renew_alone(core: &Core, ids: &[LeaseId]) -> Option<Vec<Renewal>> {
     });
     let renewals: Vec<Renewal> = renewed.collect::<Option<_>>()?;
     let count = renewals.iter().filter(|renewal| matches!(renewal, Renewal::Renewed(_))).count();
-    core.metrics.lease.renewed.inc_by(count as u64);
+    leases.metrics.lease.renewed.inc_by(count as u64);
     Some(renewals)
 }
 
 /// A lease that has run out is not renewed any more, but is gone only once its revocation is applied.
-async fn wait_for_revocation(core: &Core, id: LeaseId) -> Result<(), Failure> {
-    let mut revocations = core.leases.revocations();
+async fn wait_for_revocation(clock: &LeaseClock, id: LeaseId) -> Result<(), Failure> {
+    let mut revocations = clock.revocations();
     let gone = async {
-        while core.leases.store.read().exists(id) {
+        while clock.store.read().exists(id) {
             if revocations.changed().await.is_err() {
                 return;
             }

@@ -8,10 +8,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info};
 
-use super::core::Core;
+use super::metrics::CoreMetrics;
+use super::proposer::Proposer;
+use super::read_index::ReadIndex;
 use crate::core::apply::LeaseFact;
 use crate::core::lease::{DueCheckpoint, Lease, LeaseStore, Lessor, LessorConfig, RenewError, Renewed};
-use crate::core::raft::{Proposal, RaftStatus};
+use crate::core::raft::{RaftHandle, RaftStatus};
 use crate::pb::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest};
 use crate::shutdown::Tasks;
 use crate::types::{LeaseId, Term};
@@ -201,10 +203,19 @@ impl LeaseClock {
     }
 }
 
+/// What the leader needs to end leases.
+pub(super) struct LeaseExpiry {
+    pub(super) raft: RaftHandle,
+    pub(super) clock: Arc<LeaseClock>,
+    pub(super) reads: Arc<ReadIndex>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) metrics: Arc<CoreMetrics>,
+}
+
 /// Follows leadership: deadlines count on the leader only, and the leader revokes what has run out.
-pub async fn run(core: Arc<Core>, extend: Duration, tasks: Tasks) {
+pub(super) async fn run(expiry: LeaseExpiry, extend: Duration, tasks: Tasks) {
     let stop = tasks.stop_signal();
-    let mut status = core.raft.status();
+    let mut status = expiry.raft.status();
     loop {
         let term = tokio::select! {
             () = stop.cancelled() => return,
@@ -213,15 +224,15 @@ pub async fn run(core: Arc<Core>, extend: Duration, tasks: Tasks) {
                 Err(_) => return,
             },
         };
-        let mut lost = core.raft.status();
+        let mut lost = expiry.raft.status();
         tokio::select! {
             // In this order: with the leadership go the deadlines, whatever else is ready.
             biased;
             () = stop.cancelled() => return,
             _ = lost.wait_for(|status| !leads(status, term)) => {}
-            () = lead(&core, term, extend) => {}
+            () = lead(&expiry, term, extend) => {}
         }
-        core.leases.demote();
+        expiry.clock.demote();
         info!(%term, "lease deadlines end with the leadership");
     }
 }
@@ -231,17 +242,17 @@ fn leads(status: &RaftStatus, term: Term) -> bool {
 }
 
 /// What the leader of `term` does about leases until it is interrupted.
-async fn lead(core: &Arc<Core>, term: Term, extend: Duration) {
+async fn lead(expiry: &LeaseExpiry, term: Term, extend: Duration) {
     // An index confirmed in this term lies behind everything that earlier terms committed.
-    while let Err(error) = core.linearizable().await {
+    while let Err(error) = expiry.reads.linearizable().await {
         debug!(%term, %error, "leadership is not confirmed yet");
         sleep(CONFIRM_RETRY).await;
     }
-    if !leads(&core.raft.status().borrow(), term) {
+    if !leads(&expiry.raft.status().borrow(), term) {
         // Confirmed by somebody else, then.
         return;
     }
-    core.leases.promote(term, extend);
+    expiry.clock.promote(term, extend);
     info!(%term, "lease deadlines begin with the leadership");
     let mut looks = interval(EXPIRY_PERIOD);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -252,31 +263,30 @@ async fn lead(core: &Arc<Core>, term: Term, extend: Duration) {
     loop {
         let room = (REVOKES_IN_FLIGHT - revokes.len()).min(budget);
         if room > 0 {
-            let expired = core.leases.expired(term, room);
+            let expired = expiry.clock.expired(term, room);
             budget = if expired.len() < room { 0 } else { budget - room };
-            revokes.extend(expired.into_iter().map(|lease| revoke(core, term, lease)));
+            revokes.extend(expired.into_iter().map(|lease| revoke(expiry, term, lease)));
         }
         tokio::select! {
             _ = looks.tick() => budget = EXPIRED_MAX,
-            _ = checkpoints.tick() => core.leases.checkpoint(term, |due| propose_checkpoints(core, term, due)),
+            _ = checkpoints.tick() => expiry.clock.checkpoint(term, |due| propose_checkpoints(expiry, term, due)),
             Some(()) = revokes.next() => {}
         }
     }
 }
 
 /// Proposes to revoke a lease that has run out. One that fails comes up again later.
-async fn revoke(core: &Core, term: Term, lease: LeaseId) {
-    match core.propose_as_leader(LeaseRevokeRequest { id: lease.0 }, term).await {
-        Ok(_) => core.metrics.lease.expired.inc(),
+async fn revoke(expiry: &LeaseExpiry, term: Term, lease: LeaseId) {
+    match expiry.proposer.propose_as_leader(LeaseRevokeRequest { id: lease.0 }, term).await {
+        Ok(_) => expiry.metrics.lease.expired.inc(),
         Err(error) => debug!(%lease, %error, "expired lease not revoked yet"),
     }
 }
 
 /// Nobody waits for the outcome: a checkpoint that is lost is made up for by the next one.
-fn propose_checkpoints(core: &Core, term: Term, due: Vec<DueCheckpoint>) {
+fn propose_checkpoints(expiry: &LeaseExpiry, term: Term, due: Vec<DueCheckpoint>) {
     let noted = due.into_iter().map(|due| (due.lease, due.remaining_ttl));
-    let (request, bytes) = core.entry(checkpoint_request(noted));
-    if let Err(error) = core.raft.propose_as_leader(Proposal { request, term, bytes }) {
+    if let Err(error) = expiry.proposer.send_as_leader(checkpoint_request(noted), term) {
         debug!(%term, %error, "rest of leases not recorded");
     }
 }

@@ -4,6 +4,7 @@
 //! leader's side, for its own clients and for the calls of other members alike.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -11,13 +12,15 @@ use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::core::Core;
 use super::error::Failure;
 use super::lease_clock::{CHECKPOINTS_MAX, LeaseClock, checkpoint_request};
+use super::metrics::CoreMetrics;
+use super::proposer::Proposer;
+use super::read_index::ReadIndex;
 use crate::api_error::ApiError;
 use crate::core::lease::{RenewError, Renewed};
-use crate::core::peer::CallError;
-use crate::core::raft::{ProposeError, RaftStatus};
+use crate::core::peer::{CallError, PeerTransport};
+use crate::core::raft::{ProposeError, RaftHandle, RaftStatus};
 use crate::pb::etcdserverpb::{
     LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
@@ -46,7 +49,7 @@ pub(super) enum Renewal {
     RunOut,
 }
 
-/// The member around the leases.
+/// What the lease requests need from the server.
 pub(super) trait LeaderAccess: Send + Sync + 'static {
     /// This member.
     fn member(&self) -> MemberId;
@@ -69,7 +72,18 @@ pub(super) trait LeaderAccess: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Bytes, CallError>> + Send;
 }
 
-impl LeaderAccess for Core {
+/// Leases of this member, and its way to those of the leader.
+pub(super) struct MemberLeases {
+    pub(super) member: MemberId,
+    pub(super) raft: RaftHandle,
+    pub(super) clock: Arc<LeaseClock>,
+    pub(super) reads: Arc<ReadIndex>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) peers: PeerTransport,
+    pub(super) metrics: Arc<CoreMetrics>,
+}
+
+impl LeaderAccess for MemberLeases {
     fn member(&self) -> MemberId {
         self.member
     }
@@ -79,7 +93,7 @@ impl LeaderAccess for Core {
     }
 
     fn clock(&self) -> &LeaseClock {
-        &self.leases
+        &self.clock
     }
 
     fn renewed(&self) {
@@ -87,12 +101,12 @@ impl LeaderAccess for Core {
     }
 
     async fn confirm(&self) -> Result<(), Failure> {
-        self.linearizable().await
+        Ok(self.reads.linearizable().await?)
     }
 
     async fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> Result<(), Failure> {
         for part in leases.chunks(CHECKPOINTS_MAX) {
-            self.propose_as_leader(checkpoint_request(part.iter().map(|&lease| (lease, 0))), term).await?;
+            self.proposer.propose_as_leader(checkpoint_request(part.iter().map(|&lease| (lease, 0))), term).await?;
         }
         Ok(())
     }

@@ -26,10 +26,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::core::Core;
 use super::error::Failure;
+use super::member_info::MemberInfo;
 use crate::api_error::ApiError;
-use crate::core::mvcc::{self, Extent, LongRange};
+use crate::core::apply::ApplyHandle;
+use crate::core::mvcc::{self, Extent, LongRange, StoreReader};
 use crate::pb::encoded::{RangeResponse, WireEncode};
 use crate::pb::pieces::{IntoPieces, pieces};
 use crate::shutdown::Tasks;
@@ -150,15 +151,15 @@ fn no_room() -> Status {
 }
 
 /// Keeps unfinished answers from holding more replaced versions than allowed, until `tasks` stop.
-pub(super) async fn release_late(core: Arc<Core>, tasks: Tasks) {
+pub(super) async fn release_late(store: StoreReader, apply: ApplyHandle, answers: Arc<AnswerMemory>, tasks: Tasks) {
     let stop = tasks.stop_signal();
-    let mut progress = core.apply.progress();
+    let mut progress = apply.progress();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             applied = progress.changed() => if applied.is_err() { return },
         }
-        let (store, bytes_max) = (core.store.clone(), core.answers.pinned_bytes_max);
+        let (store, bytes_max) = (store.clone(), answers.pinned_bytes_max);
         // An error means that the runtime ends.
         let _ = tokio::task::spawn_blocking(move || store.release_pins(bytes_max)).await;
         tokio::time::sleep(RELEASE_PAUSE).await;
@@ -201,9 +202,9 @@ impl LongAnswer {
     ///
     /// # Errors
     /// It is longer than any answer may be.
-    pub(super) fn range(core: &Core, range: LongRange, room: Room) -> Result<Self, Status> {
+    pub(super) fn range(info: &MemberInfo, range: LongRange, room: Room) -> Result<Self, Status> {
         let mut answer = range.frame();
-        core.complete(&mut answer.header);
+        info.complete(&mut answer.header);
         // The header comes before the pairs, the rest behind.
         let head = RangeResponse { header: answer.header.take(), ..Default::default() }.encode_to_vec();
         let tail = answer.encode_to_vec();
@@ -332,7 +333,12 @@ pub(super) fn detach(mut response: Response<Body>) -> Response<Body> {
 ///
 /// # Errors
 /// It is longer than any answer may be.
-pub(super) fn gathered<T>(core: &Core, answer: T, since: u64, room: Option<Room>) -> Result<tonic::Response<T>, Status>
+pub(super) fn gathered<T>(
+    store: &StoreReader,
+    answer: T,
+    since: u64,
+    room: Option<Room>,
+) -> Result<tonic::Response<T>, Status>
 where
     T: IntoPieces + WireEncode + Default,
 {
@@ -341,7 +347,7 @@ where
         return Ok(tonic::Response::new(answer));
     }
     check_length(bytes as u64)?;
-    let list = Source::List(core.store.pin(since, pieces(answer)));
+    let list = Source::List(store.pin(since, pieces(answer)));
     Ok(attached(LongAnswer::new(list, &[], Vec::new(), bytes as u64, room)?))
 }
 

@@ -4,29 +4,43 @@ use std::time::Instant;
 
 use futures::Stream;
 use tonic::{Request, Response, Status};
+use tracing::info;
 
-use super::core::Core;
-use super::{move_leader, snapshot};
+use super::caller::Caller;
+use super::error::Failure;
+use super::leader_transfer::LeaderTransfer;
+use super::long_answer::AnswerMemory;
+use super::member_info::MemberInfo;
+use super::metrics::CoreMetrics;
+use super::proposer::Proposer;
+use super::published::Published;
+use super::read_index::ReadIndex;
+use super::snapshot;
 use crate::api_error::ApiError;
+use crate::core::apply::ApplyHandle;
 use crate::core::backend::{Backend, BackendError, Table};
 use crate::core::cluster::STORAGE_VERSION;
-use crate::core::mvcc::MvccError;
+use crate::core::mvcc::{MvccError, StoreReader};
+use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance;
 use crate::pb::etcdserverpb::*;
 use crate::types::{API_VERSION, MemberId, RecordId, Revision};
 
 /// The Maintenance service.
-#[derive(Clone)]
-pub struct MaintenanceService {
-    core: Arc<Core>,
-}
-
-impl MaintenanceService {
-    /// Builds the service.
-    pub fn new(core: Arc<Core>) -> Self {
-        Self { core }
-    }
+pub(super) struct MaintenanceService {
+    pub(super) info: Arc<MemberInfo>,
+    pub(super) raft: RaftHandle,
+    pub(super) store: StoreReader,
+    pub(super) backend: Backend,
+    pub(super) apply: ApplyHandle,
+    pub(super) published: Arc<Published>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) reads: Arc<ReadIndex>,
+    pub(super) transfer: Arc<LeaderTransfer>,
+    pub(super) answers: Arc<AnswerMemory>,
+    pub(super) metrics: Arc<CoreMetrics>,
+    pub(super) quota_bytes: i64,
 }
 
 #[tonic::async_trait]
@@ -34,71 +48,71 @@ impl Maintenance for MaintenanceService {
     type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = Caller::split(request);
         let action = AlarmAction::try_from(request.action)
             .map_err(|_| Status::invalid_argument(format!("etcdserver: unknown alarm action {}", request.action)))?;
         let kind = AlarmType::try_from(request.alarm)
             .map_err(|_| Status::invalid_argument(format!("etcdserver: unknown alarm type {}", request.alarm)))?;
         let alarms = match action {
-            AlarmAction::Get => self.core.published.alarms.load().list(kind),
-            AlarmAction::Activate | AlarmAction::Deactivate => self.core.propose(request).await?,
+            AlarmAction::Get => self.published.alarms().list(kind),
+            AlarmAction::Activate | AlarmAction::Deactivate => self.proposer.propose(&caller, request).await?,
         };
-        Ok(Response::new(AlarmResponse { header: Some(self.core.header_now()), alarms }))
+        Ok(Response::new(AlarmResponse { header: Some(self.info.header_now()), alarms }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let core = &self.core;
-        let status = *core.raft.status().borrow();
+        let status = *self.raft.status().borrow();
         let mut errors = Vec::new();
         if status.leader.is_none() {
             errors.push(ApiError::NoLeader.text().to_owned());
         }
-        for alarm in core.published.alarms.load().list(AlarmType::None) {
+        for alarm in self.published.alarms().list(AlarmType::None) {
             let kind = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
             errors.push(format!("memberID:{} alarm:{kind}", alarm.member_id));
         }
         Ok(Response::new(StatusResponse {
-            header: Some(core.header_now()),
+            header: Some(self.info.header_now()),
             version: API_VERSION.to_owned(),
-            db_size: core.backend.size_bytes() as i64,
+            db_size: self.backend.size_bytes() as i64,
             leader: status.leader.map_or(0, |leader| leader.0),
-            raft_index: core.raft.committed().0,
+            raft_index: self.raft.committed().0,
             raft_term: status.term.0,
-            raft_applied_index: core.raft.applied().0,
+            raft_applied_index: self.apply.applied().0,
             errors,
-            db_size_in_use: core.backend.size_in_use_bytes() as i64,
-            is_learner: core.is_learner(),
+            db_size_in_use: self.backend.size_in_use_bytes() as i64,
+            is_learner: self.published.is_learner(),
             storage_version: STORAGE_VERSION.to_owned(),
-            db_size_quota: core.limits.quota_bytes,
+            db_size_quota: self.quota_bytes,
             downgrade_info: Some(DowngradeInfo::default()),
         }))
     }
 
-    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
-        let backend = self.core.backend.clone();
+    async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        info!(caller = %Caller::of(&request), "defragmentation starting");
+        let backend = self.backend.clone();
         blocking(move || backend.defragment()).await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        let backend = self.core.backend.clone();
+        let backend = self.backend.clone();
         let began = Instant::now();
         let hash = blocking(move || state_digest(&backend)).await?;
-        self.core.metrics.mvcc.hash_duration.observe(began.elapsed().as_secs_f64());
-        Ok(Response::new(HashResponse { header: Some(self.core.header_now()), hash }))
+        self.metrics.mvcc.hash_duration.observe(began.elapsed().as_secs_f64());
+        Ok(Response::new(HashResponse { header: Some(self.info.header_now()), hash }))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let asked = Revision(request.get_ref().revision);
         // Everything acknowledged so far is in the hash of "now".
-        self.core.linearizable().await?;
-        let store = self.core.store.clone();
+        self.reads.linearizable().await?;
+        let store = self.store.clone();
         let began = Instant::now();
         let result = tokio::task::spawn_blocking(move || store.hash_kv(asked)).await;
-        self.core.metrics.mvcc.hash_rev_duration.observe(began.elapsed().as_secs_f64());
-        let (hashed, current) = result.map_err(|_| ApiError::Stopped)?.map_err(super::error::Failure::from)?;
+        self.metrics.mvcc.hash_rev_duration.observe(began.elapsed().as_secs_f64());
+        let (hashed, current) = result.map_err(|_| ApiError::Stopped)?.map_err(Failure::from)?;
         Ok(Response::new(HashKvResponse {
-            header: Some(self.core.header(current)),
+            header: Some(self.info.header(current)),
             hash: hashed.hash,
             compact_revision: hashed.compact_revision.0,
             hash_revision: hashed.hash_revision.0,
@@ -107,15 +121,16 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         // A member of a cluster that lost its quorum, or a learner, gives what it has: that may be all there is.
-        if let Err(error) = self.core.linearizable().await {
+        if let Err(error) = self.reads.linearizable().await {
             tracing::warn!(%error, "snapshot of this member's state, which may be behind");
         }
-        let room = self.core.answers.snapshot().await?;
-        Ok(Response::new(Box::pin(snapshot::stream(self.core.backend.clone(), room))))
+        let room = self.answers.snapshot().await?;
+        Ok(Response::new(Box::pin(snapshot::stream(self.backend.clone(), room))))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        move_leader::move_leader(&self.core, MemberId(request.get_ref().target_id)).await?;
+        let (caller, request) = Caller::split(request);
+        self.transfer.to(&caller, MemberId(request.target_id)).await?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
@@ -129,7 +144,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Status> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(super::error::Failure::from(MvccError::from(error)).into()),
+        Ok(Err(error)) => Err(Failure::from(MvccError::from(error)).into()),
         Err(_) => Err(ApiError::Stopped.into()),
     }
 }

@@ -1,24 +1,27 @@
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use parking_lot::RwLock;
-use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
 use tracing::{info, warn};
 
+use super::auto_compaction::{self, AutoCompactor};
 use super::bootstrap::BootstrapError;
-use super::core::{Core, LEADERLESS_MAX, Limits, Published};
-use super::lease_clock::{self, LeaseClock};
-use super::long_answer::{self, AnswerMemory};
+use super::error::Failed;
+use super::lease_clock::{self, LeaseClock, LeaseExpiry};
+use super::limits::Limits;
 use super::metrics::CoreMetrics;
-use super::observer::MemberObserver;
-use super::peer_receiver::MemberPeers;
+use super::observer::{MemberObserver, follow_members};
+use super::parts::{Foundation, Parts};
+use super::peer_receiver::{MemberPeers, ReceiverParts};
+use super::peer_rpc::PeerRpc;
+use super::published::Published;
 use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
 use super::renewals::{self, Renewals};
-use super::{auto_compaction, bootstrap, corruption_check, gauges, leader_transfer, publish, version, wal_compaction};
-use crate::config::{Quota, ServerConfig};
+use super::services::ServiceBuilder;
+use super::version::{self, ClusterVersionTask};
+use super::{bootstrap, gauges, long_answer, publish, wal_compaction};
+use crate::config::ServerConfig;
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
     Applier, ApplierConfig, ApplyConfig, ApplyTask, CompactionPace, PreparedSnapshots, SharedPendingRequests,
@@ -81,9 +84,6 @@ pub enum StartError {
     Inconsistent(MemberId),
 }
 
-/// Called once when a member can no longer be trusted with its state; must end the process.
-pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
-
 /// What a member knows of the others before its log tells.
 struct Neighbours {
     tls: Option<PeerTls>,
@@ -93,7 +93,7 @@ struct Neighbours {
 
 /// A running member, without its listeners.
 pub struct Member {
-    core: Arc<Core>,
+    parts: Parts,
     watch: CoreWatch,
     raft: RaftTask,
     apply: ApplyTask,
@@ -170,18 +170,18 @@ impl Member {
     pub async fn join(&self, config: &ServerConfig) -> Result<(), StartError> {
         self.spawn_keepers(config);
         let joined = async {
-            publish::publish(&self.core, &config.name, &config.advertise_client_urls).await;
-            if config.integrity.at_start { corruption_check::check_at_start(&self.core).await } else { Ok(()) }
+            publish::publish(&self.parts, &config.name, &config.advertise_client_urls).await;
+            if config.integrity.at_start { self.parts.corruption.check_at_start().await } else { Ok(()) }
         };
         tokio::select! {
-            () = self.removed() => Err(StartError::Removed(self.core.member)),
+            () = self.removed() => Err(StartError::Removed(self.parts.info.member())),
             compared = joined => compared.map_err(StartError::Inconsistent),
         }
     }
 
     /// Completes when this member was removed from the cluster.
     pub async fn removed(&self) {
-        self.core.removed.cancelled().await;
+        self.parts.published.removed().cancelled().await;
     }
 
     fn assemble(
@@ -200,17 +200,16 @@ impl Member {
 
         let conf_state = cluster.conf_state();
         let alarms = AlarmStore::open(&backend.rows(Table::Alarm)?);
-        let limits = limits(config);
+        let limits = Limits::from(config);
         let leases = Arc::new(RwLock::new(open_leases(&backend, &store, limits.lease_ttl_min)?));
-        let published = Arc::new(Published::default());
-        published.update(metadata.member, &cluster, &alarms);
+        let published = Arc::new(Published::new(metadata.member, &cluster, &alarms));
         let lessor = Lessor::new(LessorConfig::default(), leases.read().all());
         let clock = Arc::new(LeaseClock::new(leases.clone(), lessor));
         let applier_config = ApplierConfig { quota_bytes: limits.quota_bytes };
         let applier = Applier::new(store, leases, cluster, alarms, backend.clone(), applier_config);
 
         let pending = Arc::new(SharedPendingRequests::default());
-        let (queue, apply_handle, inlet) = ApplyTask::channel(pending.clone());
+        let (queue, apply_handle, inlet) = ApplyTask::channel(pending.clone(), position.index);
         let inbox = RaftInbox::new();
         let observer =
             WalObserver { persisted: inbox.persisted(), failed: failed.clone(), metrics: metrics.disk.clone() };
@@ -232,79 +231,105 @@ impl Member {
         let raft = RaftTask::start(node, writer, inbox, raft_config)?;
         raft.handle().set_applied(position.index);
 
-        let answer_memory_bytes = limits.answer_memory_bytes;
         let (renewals, renewals_inlet) = Renewals::channel();
-        let core = Arc::new(Core {
+        let parts = Parts::new(Foundation {
             member: metadata.member,
             cluster: metadata.cluster,
             limits,
             raft: raft.handle(),
-            store: reader,
-            published,
-            leases: clock,
-            renewals,
-            failed: failed.clone(),
-            transferring_leadership: watch::Sender::new(false),
-            backend: backend.clone(),
             apply: apply_handle,
+            store: reader,
+            backend: backend.clone(),
             peers,
-            answers: AnswerMemory::new(answer_memory_bytes),
-            metrics,
             pending,
-            removed: CancellationToken::new(),
-            reconfiguring: Semaphore::new(1),
-            leaderless: Semaphore::new(LEADERLESS_MAX),
-            next_request: AtomicU64::new(first_request_id(metadata.member)),
-            pending_bytes: AtomicU64::new(0),
+            published,
+            clock,
+            renewals,
+            metrics,
+            failed: failed.clone(),
         });
-        tasks.spawn(renewals::run(core.clone(), renewals_inlet, tasks.stop_signal()));
-        slot.fill(core.clone(), prepared_snapshots.clone());
+        tasks.spawn(renewals::run(parts.leases.clone(), renewals_inlet, tasks.stop_signal()));
+        slot.fill(ReceiverParts {
+            info: parts.info.clone(),
+            raft: parts.raft.clone(),
+            backend: backend.clone(),
+            published: parts.published.clone(),
+            prepared_snapshots: prepared_snapshots.clone(),
+            rpc: Arc::new(PeerRpc {
+                leases: parts.leases.clone(),
+                changes: parts.changes.clone(),
+                published: parts.published.clone(),
+                corruption: parts.corruption.clone(),
+                metrics: parts.metrics.clone(),
+            }),
+            metrics: parts.metrics.clone(),
+        });
         // Before anything is applied: from then on only the log says who belongs to the cluster.
-        let members = core.published.cluster.load_full();
+        let members = Arc::clone(&parts.published.cluster());
         match members.members().next() {
-            Some(_) => core.follow_members(members.members()),
-            None => core.follow_members(neighbours.known.iter()),
+            Some(_) => follow_members(&parts.peers, &parts.published, members.members()),
+            None => follow_members(&parts.peers, &parts.published, neighbours.known.iter()),
         }
-        let watch = CoreWatch::new(core.store.clone(), EVENT_LOG_BYTES);
-        let observer = MemberObserver::new(core.clone(), watch.clone(), failed.clone(), tasks.clone());
+        let watch = CoreWatch::new(parts.store.clone(), EVENT_LOG_BYTES);
+        let observer = MemberObserver {
+            member: metadata.member,
+            raft: parts.raft.clone(),
+            backend: backend.clone(),
+            peers: parts.peers.clone(),
+            published: parts.published.clone(),
+            leases: parts.clock.clone(),
+            proposer: parts.proposer.clone(),
+            quota: parts.quota.clone(),
+            metrics: parts.metrics.clone(),
+            watch: watch.clone(),
+            failed: failed.clone(),
+            tasks: tasks.clone(),
+            runtime: Handle::current(),
+        };
         let pace =
             CompactionPace { slice_records: config.compaction_batch_limit, pause: config.compaction_sleep_interval };
         let apply_config = ApplyConfig { prepared_snapshots, pace };
         let apply = ApplyTask::start(applier, inlet, observer, apply_config)?;
         let report = move |error: &BackendError| failed(format!("checkpoint: {error}"));
         let checkpointer = Checkpointer::start(backend, report)?;
-        Ok(Self { core, watch, raft, apply, checkpointer, tasks })
+        Ok(Self { parts, watch, raft, apply, checkpointer, tasks })
     }
 
-    /// What the services work with.
-    pub fn core(&self) -> Arc<Core> {
-        self.core.clone()
-    }
-
-    /// The event log that watches read.
-    pub fn watch(&self) -> CoreWatch {
-        self.watch.clone()
+    /// Builds what answers on the ports of this member.
+    pub fn services(&self) -> ServiceBuilder {
+        ServiceBuilder::new(self.parts.clone(), self.watch.clone())
     }
 
     fn spawn_keepers(&self, config: &ServerConfig) {
-        let (core, tasks) = (&self.core, &self.tasks);
-        tasks.spawn(version::run(core.clone(), tasks.clone()));
-        tasks.spawn(long_answer::release_late(core.clone(), tasks.clone()));
-        tasks.spawn(gauges::count_leaders(core.clone(), tasks.clone()));
-        tasks.spawn(lease_clock::run(core.clone(), config.election_timeout, tasks.clone()));
-        tasks.spawn(wal_compaction::run(
-            core.clone(),
-            config.snapshot_count,
-            config.snapshot_catchup_entries,
-            tasks.clone(),
-        ));
-        tasks.spawn(corruption_check::run(core.clone(), config.integrity, tasks.clone()));
-        tasks.spawn(auto_compaction::run(core.clone(), config.auto_compaction, tasks.clone()));
+        let (parts, tasks) = (self.parts.clone(), &self.tasks);
+        let cluster_version = ClusterVersionTask {
+            member: parts.info.member(),
+            raft: parts.raft.clone(),
+            peers: parts.peers,
+            published: parts.published,
+            proposer: parts.proposer.clone(),
+        };
+        tasks.spawn(version::run(cluster_version, tasks.clone()));
+        tasks.spawn(long_answer::release_late(parts.store.clone(), parts.apply, parts.answers, tasks.clone()));
+        tasks.spawn(gauges::count_leaders(parts.raft.clone(), parts.metrics.clone(), tasks.clone()));
+        let expiry = LeaseExpiry {
+            raft: parts.raft.clone(),
+            clock: parts.clock,
+            reads: parts.reads,
+            proposer: parts.proposer.clone(),
+            metrics: parts.metrics,
+        };
+        tasks.spawn(lease_clock::run(expiry, config.election_timeout, tasks.clone()));
+        let (snapshot_count, catch_up) = (config.snapshot_count, config.snapshot_catchup_entries);
+        tasks.spawn(wal_compaction::run(parts.backend, parts.raft.clone(), snapshot_count, catch_up, tasks.clone()));
+        tasks.spawn(parts.corruption.run(config.integrity, tasks.clone()));
+        let compactor = AutoCompactor { raft: parts.raft, store: parts.store, proposer: parts.proposer };
+        tasks.spawn(auto_compaction::run(compactor, config.auto_compaction, tasks.clone()));
     }
 
     /// If this member leads, makes another one the leader; takes half a second at most.
     pub async fn hand_over(&self) {
-        leader_transfer::transfer_leadership(&self.core).await;
+        self.parts.transfer.away().await;
     }
 
     /// Stops from the outside in, after the listeners: tasks, raft with its log, apply, the last checkpoint.
@@ -323,24 +348,6 @@ impl Member {
     }
 }
 
-fn limits(config: &ServerConfig) -> Limits {
-    Limits {
-        max_request_bytes: config.max_request_bytes,
-        max_txn_ops: config.max_txn_ops,
-        answer_memory_bytes: config.answer_memory_bytes,
-        quota_bytes: match config.quota {
-            Quota::Unlimited => -1,
-            Quota::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
-        },
-        request_timeout: Duration::from_secs(5) + 2 * config.election_timeout,
-        election_timeout: config.election_timeout,
-        // One and a half election timeouts, in whole seconds.
-        lease_ttl_min: (config.election_timeout.as_millis() * 3).div_ceil(2000).max(1) as i64,
-        max_learners: config.max_learners,
-        strict_reconfig_check: config.strict_reconfig_check,
-    }
-}
-
 fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> NodeConfig {
     let ticks = config.election_timeout.as_millis() / config.heartbeat_interval.as_millis().max(1);
     NodeConfig {
@@ -356,9 +363,4 @@ fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> No
 /// Where db snapshots of states are written and received.
 fn snapshot_room(config: &ServerConfig) -> PathBuf {
     config.data_dir.join("member").join("snap")
-}
-
-/// Ids of requests differ between members and between runs of one member.
-fn first_request_id(member: MemberId) -> u64 {
-    (member.0 & 0xffff) << 48 | fastrand::u64(0..1 << 40) << 8
 }

@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tracing::warn;
 
+use super::caller::Caller;
 use super::error::Failure;
 use crate::core::mvcc::OperationCounts;
 use crate::pb::methods::{METHODS, Method, MethodKind};
@@ -94,12 +95,23 @@ impl CoreMetrics {
     }
 
     /// Measures a read until the guard is dropped; `describe` names it in the log if it was slow.
-    pub(super) fn read<D: Fn() -> String>(&self, operation: OperationKind, describe: D) -> Timed<'_, D> {
-        Timed { metrics: self, operation, began: Instant::now(), success: false, read: Some(describe) }
+    pub(super) fn read<'a, D: Fn() -> String>(
+        &'a self,
+        caller: &'a Caller,
+        operation: OperationKind,
+        describe: D,
+    ) -> Timed<'a, D> {
+        Timed { metrics: self, operation, began: Instant::now(), success: false, read: Some((caller, describe)) }
     }
 
     /// Counts and logs what took longer than `--warning-apply-duration`.
-    pub(super) fn warn_if_slow(&self, took: Duration, prefix: &'static str, describe: impl FnOnce() -> String) {
+    pub(super) fn warn_if_slow(
+        &self,
+        caller: &Caller,
+        took: Duration,
+        prefix: &'static str,
+        describe: impl FnOnce() -> String,
+    ) {
         static LOGGED: LogRate = LogRate::new();
         if took <= self.slow.apply {
             return;
@@ -107,7 +119,7 @@ impl CoreMetrics {
         self.server.slow_apply.inc();
         if LOGGED.admits() {
             let expected = self.slow.apply;
-            warn!(?took, "expected-duration" = ?expected, prefix, request = describe(), "apply request took too long");
+            warn!(?took, "expected-duration" = ?expected, prefix, %caller, request = describe(), "apply request took too long");
         }
     }
 
@@ -162,7 +174,8 @@ pub(super) struct Timed<'a, D: Fn() -> String> {
     operation: OperationKind,
     began: Instant,
     success: bool,
-    read: Option<D>,
+    /// Who asked, and for what.
+    read: Option<(&'a Caller, D)>,
 }
 
 impl<D: Fn() -> String> Timed<'_, D> {
@@ -175,9 +188,9 @@ impl<D: Fn() -> String> Drop for Timed<'_, D> {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         self.metrics.server.request_duration.observe(self.operation.row(self.success), took);
-        if let Some(describe) = &self.read {
+        if let Some((caller, describe)) = &self.read {
             let prefix = if self.operation == OperationKind::Range { "read-only range " } else { "read-only txn " };
-            self.metrics.warn_if_slow(took, prefix, describe);
+            self.metrics.warn_if_slow(caller, took, prefix, describe);
         }
     }
 }

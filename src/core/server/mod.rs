@@ -1,16 +1,18 @@
 //! The gRPC and HTTP services of the core, and the member that they belong to.
 //!
-//! `member.rs` opens the data directory and starts every part of a member; `bootstrap.rs` finds out who a member without
-//! data is, if need be by asking others over `remote_cluster.rs`, and `recover.rs` opens the files; `core.rs` is what all services share:
-//! propose, linearizable read, headers. `route.rs` takes a request to its service, one file per service. `error.rs`
-//! alone turns the rooms' errors into statuses. Time enters at `lease_clock.rs` and `auto_compaction.rs`.
+//! `member.rs` opens the data directory and starts every part of a member: `bootstrap.rs` decides on the ids of a member
+//! without data, if need be by asking others (`remote_cluster.rs`), and `recover.rs` opens the files. `parts.rs` lists the
+//! parts, above all `proposer.rs` (writes), `read_index.rs` (linearizable reads), `published.rs` (alarms and members) and
+//! `member_info.rs` (ids, headers); `services.rs` gives each service the parts that it needs. A request enters at
+//! `route.rs`, which passes it to its service, one file per service; `caller.rs` says who asks. `error.rs` alone turns the
+//! rooms' errors into statuses. Time enters at `lease_clock.rs` and `auto_compaction.rs`.
 
 mod auth;
 mod auto_compaction;
 mod bootstrap;
+mod caller;
 mod checks;
 mod cluster;
-mod core;
 mod corruption_check;
 mod debug_vars;
 mod error;
@@ -23,39 +25,43 @@ mod leader_transfer;
 mod lease;
 mod lease_clock;
 mod lease_leader;
+mod limits;
 mod long_answer;
 mod maintenance;
 mod member;
+mod member_info;
 mod metrics;
-mod move_leader;
 mod observer;
+mod parts;
 mod peer_port;
 mod peer_receiver;
 mod peer_rpc;
+mod proposer;
 mod publish;
+mod published;
 mod quota;
+mod read_index;
 mod recipe_store;
 mod reconfigure;
 mod recover;
 mod remote_cluster;
 mod renewals;
 mod route;
+mod services;
 mod snapshot;
 mod version;
 mod wal_compaction;
 mod watch;
 
 pub use self::bootstrap::Bootstrap;
-pub use self::core::{Core, Limits, Published};
-pub use self::gauges::refresh_gauges;
+pub use self::caller::Caller;
+pub use self::error::Failed;
 pub use self::http::{BrowserRules, HttpHandler};
-pub use self::member::{Failed, Member, StartError};
+pub use self::member::{Member, StartError};
 pub use self::metrics::{CoreMetrics, SlowRequests};
 pub use self::peer_port::PeerHandler;
-pub use self::peer_rpc::answer_peer;
-pub use self::recipe_store::CoreRecipeStore;
 pub use self::recover::{Disks, Layout, Opened, Opening, RecoverError, open as recover, stored_members};
 pub use self::remote_cluster::RunningCluster;
-pub use self::renewals::Renewals;
 pub use self::route::Router;
-pub use self::watch::{WatchContext, WatchService};
+pub use self::services::ServiceBuilder;
+pub use self::watch::WatchContext;

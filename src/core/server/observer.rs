@@ -4,44 +4,62 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tracing::warn;
 
-use super::core::Core;
-use super::member::Failed;
-use super::quota;
+use super::caller::Caller;
+use super::error::Failed;
+use super::lease_clock::LeaseClock;
+use super::metrics::CoreMetrics;
+use super::proposer::Proposer;
+use super::published::Published;
+use super::quota::SpaceQuota;
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{AppliedRequest, Applier, ApplyObserver, LeaseFact, describe_request};
-use crate::core::cluster::ClusterStore;
+use crate::core::backend::Backend;
+use crate::core::cluster::{ClusterStore, Member};
 use crate::core::mvcc::{OperationCounts, RevisionEvents};
-use crate::core::raft::MembersDecision;
+use crate::core::peer::{Peer, PeerTransport};
+use crate::core::raft::{MembersDecision, RaftHandle};
 use crate::core::watch::CoreWatch;
 use crate::shutdown::Tasks;
 use crate::telemetry::unix_seconds;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, MemberId};
 
 /// Passes what apply did on to watchers, deadlines and readers.
 pub(super) struct MemberObserver {
-    core: Arc<Core>,
-    watch: CoreWatch,
-    failed: Failed,
-    tasks: Tasks,
-    runtime: Handle,
+    pub(super) member: MemberId,
+    pub(super) raft: RaftHandle,
+    pub(super) backend: Backend,
+    pub(super) peers: PeerTransport,
+    pub(super) published: Arc<Published>,
+    pub(super) leases: Arc<LeaseClock>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) quota: Arc<SpaceQuota>,
+    pub(super) metrics: Arc<CoreMetrics>,
+    pub(super) watch: CoreWatch,
+    pub(super) failed: Failed,
+    pub(super) tasks: Tasks,
+    /// Follow-up work runs there.
+    pub(super) runtime: Handle,
 }
 
-impl MemberObserver {
-    /// Must be called on the runtime that follow-up work runs on.
-    pub(super) fn new(core: Arc<Core>, watch: CoreWatch, failed: Failed, tasks: Tasks) -> Self {
-        Self { core, watch, failed, tasks, runtime: Handle::current() }
-    }
+/// Connects to these members, this one left out.
+pub(super) fn follow_members<'a>(
+    peers: &PeerTransport,
+    published: &Published,
+    members: impl Iterator<Item = &'a Member>,
+) {
+    let members = members.map(|member| Peer { id: member.member_id(), urls: member.peer_urls.clone() }).collect();
+    peers.set_peers(members, published.cluster().removed().clone());
 }
 
 impl ApplyObserver for MemberObserver {
     fn applied_request(&mut self, applied: &AppliedRequest, took: Duration) {
-        let metrics = &self.core.metrics;
+        let metrics = &self.metrics;
         metrics.server.apply_duration.observe(applied.operation.kind().row(applied.success), took);
-        metrics.warn_if_slow(took, "", || describe_request(applied.id, &applied.operation));
+        metrics.warn_if_slow(&Caller::Member, took, "", || describe_request(applied.id, &applied.operation));
     }
 
     fn operations(&mut self, counts: &OperationCounts) {
-        self.core.metrics.count_operations(counts);
+        self.metrics.count_operations(counts);
     }
 
     fn events(&mut self, events: Vec<RevisionEvents>) {
@@ -49,7 +67,7 @@ impl ApplyObserver for MemberObserver {
     }
 
     fn leases(&mut self, facts: &[LeaseFact]) {
-        let counters = &self.core.metrics.lease;
+        let counters = &self.metrics.lease;
         for fact in facts {
             match fact {
                 LeaseFact::Granted(lease) => {
@@ -61,49 +79,48 @@ impl ApplyObserver for MemberObserver {
                 LeaseFact::Checkpointed { .. } => {}
             }
         }
-        self.core.leases.apply_facts(facts);
+        self.leases.apply_facts(facts);
     }
 
     fn members_decided(&mut self, decisions: Vec<MembersDecision>) {
-        self.core.raft.members_decided(decisions);
+        self.raft.members_decided(decisions);
     }
 
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {
-        self.core.published.update(self.core.member, cluster, alarms);
-        self.core.follow_members(cluster.members());
-        if cluster.is_removed(self.core.member) {
-            self.core.removed.cancel();
+        self.published.update(cluster, alarms);
+        follow_members(&self.peers, &self.published, cluster.members());
+        if cluster.is_removed(self.member) {
+            self.published.removed().cancel();
         }
     }
 
     fn installed(&mut self, applier: &Applier) {
         self.watch.jump();
-        self.core.leases.replace(applier.leases());
+        self.leases.replace(applier.leases());
         self.records(applier.cluster(), applier.alarms());
     }
 
     fn applied(&mut self, index: LogIndex) {
-        let pending = self.core.backend.pending_bytes() as u64;
-        self.core.pending_bytes.store(pending, std::sync::atomic::Ordering::Relaxed);
-        self.core.raft.set_applied(index);
+        self.proposer.set_pending_bytes(self.backend.pending_bytes() as u64);
+        self.raft.set_applied(index);
     }
 
     fn over_quota(&mut self) {
-        let core = self.core.clone();
+        let quota = self.quota.clone();
         let _entered = self.runtime.enter();
         self.tasks.spawn(async move {
-            if let Err(error) = quota::raise_alarm(&core).await {
+            if let Err(error) = quota.raise_alarm().await {
                 warn!(%error, "NOSPACE alarm not raised");
             }
         });
     }
 
     fn compaction_slice(&mut self, took: Duration) {
-        self.core.metrics.mvcc.compaction_pause.observe(took.as_secs_f64() * 1e3);
+        self.metrics.mvcc.compaction_pause.observe(took.as_secs_f64() * 1e3);
     }
 
     fn compacted(&mut self, records: usize, took: Duration) {
-        let mvcc = &self.core.metrics.mvcc;
+        let mvcc = &self.metrics.mvcc;
         mvcc.compacted_keys.inc_by(records as u64);
         mvcc.compaction_total.observe(took.as_secs_f64() * 1e3);
         mvcc.compaction_last.set(unix_seconds());

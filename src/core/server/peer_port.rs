@@ -5,30 +5,28 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::body::Body;
 
-use super::core::Core;
 use super::http::HttpHandler;
-use crate::core::peer::PEER_PATH;
+use super::member_info::MemberInfo;
+use super::published::Published;
+use crate::core::peer::{PEER_PATH, PeerTransport};
 
 /// What the peer port answers: who belongs to the cluster, which version this member runs, and the upgrade by which
 /// the other members connect.
 #[derive(Clone)]
 pub struct PeerHandler {
-    core: Arc<Core>,
-    http: HttpHandler,
+    pub(super) info: Arc<MemberInfo>,
+    pub(super) published: Arc<Published>,
+    pub(super) peers: PeerTransport,
+    pub(super) http: HttpHandler,
 }
 
 impl PeerHandler {
-    /// Builds the handler of one member.
-    pub fn new(core: Arc<Core>, http: HttpHandler) -> Self {
-        Self { core, http }
-    }
-
     fn members(&self) -> Response<Body> {
-        let cluster = self.core.published.cluster.load();
+        let cluster = self.published.cluster();
         let members: Vec<_> = cluster.members().collect();
         let json = serde_json::to_string(&members).unwrap_or_default();
         let mut response = super::http::json(json);
-        if let Ok(id) = HeaderValue::from_str(&self.core.cluster.to_string()) {
+        if let Ok(id) = HeaderValue::from_str(&self.info.cluster().to_string()) {
             response.headers_mut().insert("x-etcd-cluster-id", id);
         }
         response
@@ -39,7 +37,7 @@ impl PeerHandler {
         match request.uri().path() {
             "/members" => self.members(),
             "/version" => self.http.answer(request).await,
-            PEER_PATH => self.core.peers.upgrade(&mut request).map(Body::new),
+            PEER_PATH => self.peers.upgrade(&mut request).map(Body::new),
             _ => super::http::not_found(),
         }
     }

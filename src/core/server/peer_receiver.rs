@@ -11,15 +11,17 @@ use futures::future::BoxFuture;
 use tonic::Code;
 use tracing::{info, warn};
 
-use super::core::Core;
-use super::member::Failed;
-use super::peer_rpc::answer_peer;
+use super::error::Failed;
+use super::member_info::MemberInfo;
+use super::metrics::CoreMetrics;
+use super::peer_rpc::PeerRpc;
+use super::published::Published;
 use crate::bolt::BoltFile;
 use crate::core::apply::PreparedSnapshots;
-use crate::core::backend::{BackendError, LogPosition, Table};
+use crate::core::backend::{Backend, BackendError, LogPosition, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore};
 use crate::core::peer::{CallFailure, PeerReceiver, SnapshotSource};
-use crate::core::raft::{PeerMessage, snapshot_message};
+use crate::core::raft::{PeerMessage, RaftHandle, snapshot_message};
 use crate::pb::walpb;
 use crate::shutdown::Tasks;
 use crate::telemetry::Counted;
@@ -28,24 +30,30 @@ use crate::types::MemberId;
 /// Takes what the transport receives. The member it belongs to is told once it exists; until then everything is
 /// dropped, which its peers take for a lost packet.
 pub(super) struct MemberPeers {
-    inner: Arc<OnceLock<Inner>>,
+    inner: Arc<OnceLock<ReceiverParts>>,
     failed: Failed,
     room: PathBuf,
     tasks: Tasks,
 }
 
-struct Inner {
-    core: Arc<Core>,
-    prepared_snapshots: Arc<PreparedSnapshots>,
+/// What the receiver needs of its member.
+pub(super) struct ReceiverParts {
+    pub(super) info: Arc<MemberInfo>,
+    pub(super) raft: RaftHandle,
+    pub(super) backend: Backend,
+    pub(super) published: Arc<Published>,
+    pub(super) prepared_snapshots: Arc<PreparedSnapshots>,
+    pub(super) rpc: Arc<PeerRpc>,
+    pub(super) metrics: Arc<CoreMetrics>,
 }
 
 /// Connects [`MemberPeers`] with its member.
-pub(super) struct MemberPeersSlot(Arc<OnceLock<Inner>>);
+pub(super) struct MemberPeersSlot(Arc<OnceLock<ReceiverParts>>);
 
 impl MemberPeersSlot {
-    pub(super) fn fill(&self, core: Arc<Core>, prepared_snapshots: Arc<PreparedSnapshots>) {
+    pub(super) fn fill(&self, parts: ReceiverParts) {
         // Filled once, by the start of the member.
-        let _ = self.0.set(Inner { core, prepared_snapshots });
+        let _ = self.0.set(parts);
     }
 }
 
@@ -63,24 +71,24 @@ const STARTING: &str = "member is starting";
 impl PeerReceiver for MemberPeers {
     fn message(&self, from: MemberId, bytes: Bytes) -> Result<(), String> {
         match self.inner.get() {
-            Some(inner) => inner.core.raft.receive(from, bytes).map_err(|error| error.to_string()),
+            Some(inner) => inner.raft.receive(from, bytes).map_err(|error| error.to_string()),
             None => Ok(()),
         }
     }
 
     fn unreachable(&self, peer: MemberId) {
         if let Some(inner) = self.inner.get() {
-            inner.core.raft.unreachable(peer);
+            inner.raft.unreachable(peer);
         }
     }
 
     fn removed(&self, by: MemberId) {
         // Said again with every attempt to connect: an early one may be lost.
         let Some(inner) = self.inner.get() else { return };
-        let (core, may_end) = (inner.core.clone(), inner.core.raft.told_removed(by));
+        let (removed, may_end) = (inner.published.removed().clone(), inner.raft.told_removed(by));
         self.tasks.spawn(async move {
             if may_end.await == Ok(true) {
-                core.removed.cancel();
+                removed.cancel();
             }
         });
     }
@@ -90,14 +98,14 @@ impl PeerReceiver for MemberPeers {
             let failure = CallFailure { code: Code::Unavailable, text: STARTING.to_owned() };
             return std::future::ready(Err(failure)).boxed();
         };
-        answer_peer(inner.core.clone(), method, body).boxed()
+        inner.rpc.clone().answer(method, body).boxed()
     }
 
     fn snapshot_source(&self, to: MemberId, message: Bytes) -> BoxFuture<'static, Result<SnapshotSource, String>> {
         let (inner, room) = (self.inner.clone(), self.room.clone());
         blocking(move || {
             let inner = inner.get().ok_or(STARTING)?;
-            write_db_snapshot(&inner.core, &room, to, &message)
+            write_db_snapshot(&inner.backend, &room, to, &message)
         })
     }
 
@@ -115,13 +123,14 @@ impl PeerReceiver for MemberPeers {
         let failed = self.failed.clone();
         async move {
             let Some(inner) = slot.get() else { return Err(STARTING.to_owned()) };
-            let _applying = Counted::new(inner.core.metrics.server.snapshot_apply_in_progress.clone());
-            let parsed = PeerMessage::snapshot(inner.core.member, from, &message).map_err(|error| error.to_string())?;
+            let _applying = Counted::new(inner.metrics.server.snapshot_apply_in_progress.clone());
+            let parsed =
+                PeerMessage::snapshot(inner.info.member(), from, &message).map_err(|error| error.to_string())?;
             let position = parsed.snapshot_position();
             let prepare = slot.clone();
             let put =
                 blocking(move || prepare_db_snapshot(prepare.get().ok_or(STARTING)?, &file, position, &failed)).await?;
-            let accepted = inner.core.raft.receive_snapshot(parsed).await.unwrap_or(false);
+            let accepted = inner.raft.receive_snapshot(parsed).await.unwrap_or(false);
             if !accepted {
                 info!(index = %position.index, "state of another member is not needed");
                 // Only the one of this transfer: the log may already stand on that of an earlier one.
@@ -136,7 +145,7 @@ impl PeerReceiver for MemberPeers {
 
     fn snapshot_sent(&self, to: MemberId, ok: bool) {
         let Some(inner) = self.inner.get() else { return };
-        let raft = inner.core.raft.clone();
+        let raft = inner.raft.clone();
         // Waits for room in the inbox, and the transport's thread must not.
         drop(tokio::task::spawn_blocking(move || raft.snapshot_sent(to, ok)));
     }
@@ -149,8 +158,8 @@ fn blocking<T: Send + 'static>(
 }
 
 /// Writes a db snapshot of the newest state to a file without a name, and rewrites the message to its position.
-fn write_db_snapshot(core: &Core, room: &Path, to: MemberId, message: &[u8]) -> Result<SnapshotSource, String> {
-    let db_snapshot = core.backend.db_snapshot().map_err(|error| error.to_string())?;
+fn write_db_snapshot(backend: &Backend, room: &Path, to: MemberId, message: &[u8]) -> Result<SnapshotSource, String> {
+    let db_snapshot = backend.db_snapshot().map_err(|error| error.to_string())?;
     let summary = db_snapshot.summary();
     let mut named = tempfile::NamedTempFile::with_suffix_in(".snap", room).map_err(|error| error.to_string())?;
     db_snapshot.write(&mut named).map_err(|error| error.to_string())?;
@@ -182,9 +191,14 @@ fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
 }
 
 /// Prepares a state and puts it where consensus finds it; tells whether it did, or there was no need to.
-fn prepare_db_snapshot(inner: &Inner, file: &Path, position: LogPosition, failed: &Failed) -> Result<bool, String> {
+fn prepare_db_snapshot(
+    inner: &ReceiverParts,
+    file: &Path,
+    position: LogPosition,
+    failed: &Failed,
+) -> Result<bool, String> {
     let db_snapshot = BoltFile::open(file).map_err(|error| error.to_string())?;
-    match inner.core.backend.prepare(&db_snapshot, position) {
+    match inner.backend.prepare(&db_snapshot, position) {
         Ok(prepared) => {
             info!(index = %position.index, "prepared a state of another member");
             inner.prepared_snapshots.put(prepared);

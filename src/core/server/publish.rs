@@ -1,8 +1,10 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::core::Core;
+use super::caller::Caller;
+use super::parts::Parts;
 use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest};
 
 /// Pause before a member that did not reach a quorum tries again.
@@ -10,30 +12,31 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Waits until this member has everything that was acknowledged before, tells the cluster its name and client URLs,
 /// and waits until the cluster has a version. Takes as long as there is no quorum.
-pub(super) async fn publish(core: &Core, name: &str, client_urls: &[String]) {
-    while let Err(error) = core.linearizable().await {
+pub(super) async fn publish(parts: &Parts, name: &str, client_urls: &[String]) {
+    while let Err(error) = parts.reads.linearizable().await {
         warn!(%error, "no answer from the cluster yet; waiting for a quorum");
         tokio::time::sleep(RETRY).await;
     }
-    set_attributes(core, name, client_urls).await;
-    let mut applied = core.apply.progress();
-    while core.published.cluster.load().version().is_none() {
+    set_attributes(parts, name, client_urls).await;
+    let mut applied = parts.apply.progress();
+    while parts.published.cluster().version().is_none() {
         // The leader decides it; every entry may be the one that says so.
         let _ = tokio::time::timeout(RETRY, applied.changed()).await;
     }
 }
 
-async fn set_attributes(core: &Core, name: &str, client_urls: &[String]) {
+async fn set_attributes(parts: &Parts, name: &str, client_urls: &[String]) {
+    let member = parts.info.member();
     loop {
-        let cluster = core.published.cluster.load_full();
-        if cluster.member(core.member).is_some_and(|known| known.name == name && known.client_urls == client_urls) {
+        let cluster = Arc::clone(&parts.published.cluster());
+        if cluster.member(member).is_some_and(|known| known.name == name && known.client_urls == client_urls) {
             return;
         }
         let attributes = Attributes { name: name.to_owned(), client_urls: client_urls.to_vec() };
-        let set = ClusterMemberAttrSetRequest { member_id: core.member.0, member_attributes: Some(attributes) };
-        match core.propose(set).await {
-            Ok(_) if core.published.cluster.load().member(core.member).is_some() => {
-                info!(member = %core.member, name, "published local member to cluster");
+        let set = ClusterMemberAttrSetRequest { member_id: member.0, member_attributes: Some(attributes) };
+        match parts.proposer.propose(&Caller::Member, set).await {
+            Ok(_) if parts.published.cluster().member(member).is_some() => {
+                info!(%member, name, "published local member to cluster");
                 return;
             }
             Ok(_) => warn!("the cluster does not know this member yet"),

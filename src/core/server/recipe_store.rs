@@ -3,12 +3,12 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use prost::Message;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Status};
 
-use super::core::Core;
+use super::caller::Caller;
 use super::kv::KvService;
-use super::lease;
+use super::lease::LeaseService;
 use super::watch::WatchService;
 use crate::pb::encoded::WireEncode;
 use crate::pb::etcdserverpb::{
@@ -19,16 +19,17 @@ use crate::recipes::RecipeStore;
 
 /// The member's own store, for locks and elections that run inside it.
 #[derive(Clone)]
-pub struct CoreRecipeStore {
-    core: Arc<Core>,
-    kv: KvService,
+pub(super) struct CoreRecipeStore {
+    kv: Arc<KvService>,
+    lease: LeaseService,
     watch: WatchService,
+    caller: Caller,
 }
 
 impl CoreRecipeStore {
-    /// A store whose watches live on the serving thread of `watch`.
-    pub fn new(core: Arc<Core>, watch: WatchService) -> Self {
-        Self { kv: KvService::new(core.clone()), core, watch }
+    /// A store whose watches live on the serving thread of `watch`, as the member itself sees it.
+    pub(super) fn new(kv: Arc<KvService>, lease: LeaseService, watch: WatchService) -> Self {
+        Self { kv, lease, watch, caller: Caller::Member }
     }
 }
 
@@ -42,29 +43,28 @@ fn plain<P: Message + Default>(encoded: &impl WireEncode) -> Result<P, Status> {
 impl RecipeStore for CoreRecipeStore {
     type Watch = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
-    fn with_metadata(&self, _metadata: &MetadataMap) -> Self {
-        // Without users every caller has the same rights.
-        self.clone()
+    fn for_caller(&self, metadata: &MetadataMap, extensions: &Extensions) -> Self {
+        Self { caller: Caller::from_parts(metadata, extensions), ..self.clone() }
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
-        plain(&self.kv.read(&request).await?)
+        plain(&self.kv.read(&self.caller, &request).await?)
     }
 
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {
-        plain(&self.kv.transact(request).await?)
+        plain(&self.kv.transact(&self.caller, request).await?)
     }
 
     async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Status> {
-        plain(&self.kv.delete(request).await?)
+        plain(&self.kv.delete(&self.caller, request).await?)
     }
 
     async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse, Status> {
-        Ok(lease::grant(&self.core, request).await?)
+        Ok(self.lease.grant(&self.caller, request).await?)
     }
 
     async fn watch(&self, request: WatchCreateRequest) -> Result<Self::Watch, Status> {
-        let answers = self.watch.single(request);
+        let answers = self.watch.single(&self.caller, request);
         Ok(Box::pin(answers.map(|answer| plain(&answer?))))
     }
 }

@@ -1,13 +1,20 @@
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::core::{Core, PendingRequest, known};
+use super::caller::Caller;
 use super::error::Failure;
+use super::limits::Limits;
+use super::proposer::Proposer;
+use super::published::Published;
+use super::read_index::ReadIndex;
 use crate::api_error::ApiError;
-use crate::core::apply::Applied;
 use crate::core::cluster::{AddContext, ClusterStore, Member, added_member_id};
-use crate::core::raft::{ChangeKind, PeerProgress, ProposedChange};
+use crate::core::peer::PeerTransport;
+use crate::core::raft::{ChangeKind, PeerProgress, RaftHandle};
 use crate::types::MemberId;
 
 /// How long a connection must have held to count as healthy.
@@ -16,9 +23,6 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 const READY_PERCENT: u64 = 90;
 /// How long a promotion waits for this member to apply what is committed.
 const APPLIED_WAIT: Duration = Duration::from_secs(1);
-/// Pause before a change is proposed again: consensus takes one at a time, and passes over a second.
-const PROPOSE_AGAIN: Duration = Duration::from_millis(500);
-
 /// What `--strict-reconfig-check` looks at.
 pub(super) struct Reconfiguration<'a> {
     /// The members.
@@ -26,9 +30,9 @@ pub(super) struct Reconfiguration<'a> {
     /// This member.
     pub own: MemberId,
     /// Since when it is connected to a member.
-    pub active_since: &'a dyn Fn(MemberId) -> Option<Instant>,
+    pub active_since: &'a dyn Fn(MemberId) -> Option<std::time::Instant>,
     /// The time.
-    pub now: Instant,
+    pub now: std::time::Instant,
 }
 
 impl Reconfiguration<'_> {
@@ -111,13 +115,43 @@ fn quorum(voters: usize) -> usize {
     voters / 2 + 1
 }
 
-impl Core {
+/// Checks and proposes membership changes, one at a time.
+pub(super) struct MembershipChanges {
+    member: MemberId,
+    raft: RaftHandle,
+    reads: Arc<ReadIndex>,
+    published: Arc<Published>,
+    peers: PeerTransport,
+    proposer: Arc<Proposer>,
+    timeout: Duration,
+    max_learners: usize,
+    /// `--strict-reconfig-check`.
+    strict: bool,
+    turn: Semaphore,
+}
+
+impl MembershipChanges {
+    pub(super) fn new(
+        member: MemberId,
+        raft: RaftHandle,
+        reads: Arc<ReadIndex>,
+        published: Arc<Published>,
+        peers: PeerTransport,
+        proposer: Arc<Proposer>,
+        limits: &Limits,
+    ) -> Self {
+        let (timeout, max_learners, strict) =
+            (limits.request_timeout, limits.max_learners, limits.strict_reconfig_check);
+        Self { member, raft, reads, published, peers, proposer, timeout, max_learners, strict, turn: Semaphore::new(1) }
+    }
+
     /// Adds a member that may then start with `--initial-cluster-state=existing`.
     ///
     /// # Errors
     /// The checks refuse, or apply does.
-    pub(super) async fn add_member(
+    pub(super) async fn add(
         &self,
+        caller: &Caller,
         peer_urls: Vec<String>,
         is_learner: bool,
     ) -> Result<(Member, Vec<Member>), Failure> {
@@ -126,8 +160,8 @@ impl Core {
         let member = Member { id: id.0, peer_urls, is_learner, ..Member::default() };
         self.check(|checks| checks.may_add(is_learner))?;
         let kind = if is_learner { ChangeKind::AddLearner } else { ChangeKind::AddVoter };
-        let context = AddContext::add(member.clone(), self.limits.max_learners);
-        let members = self.change_members(kind, id, context.to_json()).await?;
+        let context = AddContext::add(member.clone(), self.max_learners);
+        let members = self.propose(caller, kind, id, context.to_json()).await?;
         Ok((member, members))
     }
 
@@ -135,55 +169,57 @@ impl Core {
     ///
     /// # Errors
     /// The checks refuse, or apply does.
-    pub(super) async fn remove_member(&self, id: MemberId) -> Result<Vec<Member>, Failure> {
+    pub(super) async fn remove(&self, caller: &Caller, id: MemberId) -> Result<Vec<Member>, Failure> {
         let _turn = self.turn().await?;
         self.check(|checks| checks.may_remove(id))?;
-        self.change_members(ChangeKind::Remove, id, Vec::new()).await
+        self.propose(caller, ChangeKind::Remove, id, Vec::new()).await
     }
 
     /// Replaces a member's peer URLs.
     ///
     /// # Errors
     /// Apply refuses.
-    pub(super) async fn update_member(&self, id: MemberId, peer_urls: Vec<String>) -> Result<Vec<Member>, Failure> {
+    pub(super) async fn update(
+        &self,
+        caller: &Caller,
+        id: MemberId,
+        peer_urls: Vec<String>,
+    ) -> Result<Vec<Member>, Failure> {
         let _turn = self.turn().await?;
         let member = Member { id: id.0, peer_urls, ..Member::default() };
-        self.change_members(ChangeKind::Update, id, member.to_json()).await
+        self.propose(caller, ChangeKind::Update, id, member.to_json()).await
     }
 
     /// Gives a learner its vote. Only the leader knows whether it is ready.
     ///
     /// # Errors
     /// [`ApiError::NotLeader`] on any other member; the checks refuse, or apply does.
-    pub(super) async fn promote_member(&self, id: MemberId) -> Result<Vec<Member>, Failure> {
+    pub(super) async fn promote(&self, caller: &Caller, id: MemberId) -> Result<Vec<Member>, Failure> {
         let _turn = self.turn().await?;
-        let target = self.raft.committed();
-        let mut progress = self.apply.progress();
-        let applied = progress.wait_for(|applied| *applied >= target);
-        if !matches!(tokio::time::timeout(APPLIED_WAIT, applied).await, Ok(Ok(_))) {
-            return Err(ApiError::TimeoutWaitAppliedIndex.into());
-        }
-        learner_is_ready(id, self.member, &self.published.cluster.load(), &self.raft.progress())
+        let deadline = Instant::now() + APPLIED_WAIT;
+        let applied = self.reads.wait_applied(self.raft.committed(), deadline).await;
+        applied.map_err(|_| ApiError::TimeoutWaitAppliedIndex)?;
+        learner_is_ready(id, self.member, &self.published.cluster(), &self.raft.progress())
             .inspect_err(|error| warn!(member = %id, %error, "promotion refused"))?;
         self.check(|checks| checks.may_promote())?;
-        self.change_members(ChangeKind::AddVoter, id, AddContext::promote(id).to_json()).await
+        self.propose(caller, ChangeKind::AddVoter, id, AddContext::promote(id).to_json()).await
     }
 
     /// Changes asked of this member are checked and made one after the other.
-    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
-        match tokio::time::timeout(self.limits.request_timeout, self.reconfiguring.acquire()).await {
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        match tokio::time::timeout(self.timeout, self.turn.acquire()).await {
             Ok(permit) => permit.map_err(|_| ApiError::Stopped.into()),
             Err(_) => Err(ApiError::Timeout.into()),
         }
     }
 
     fn check(&self, rule: impl FnOnce(&Reconfiguration<'_>) -> Result<(), ApiError>) -> Result<(), Failure> {
-        if !self.limits.strict_reconfig_check {
+        if !self.strict {
             return Ok(());
         }
-        let cluster = self.published.cluster.load();
+        let cluster = self.published.cluster();
         let active_since = |id| self.peers.active_since(id);
-        let (own, now) = (self.member, Instant::now());
+        let (own, now) = (self.member, std::time::Instant::now());
         let checks = Reconfiguration { cluster: &cluster, own, active_since: &active_since, now };
         rule(&checks).inspect_err(|error| warn!(%error, "membership change refused by --strict-reconfig-check"))?;
         Ok(())
@@ -195,60 +231,34 @@ impl Core {
         reason = "etcd's ids of added members hold the time; any other number would do"
     )]
     fn unused_member_id(&self, peer_urls: &[String]) -> MemberId {
-        let cluster = self.published.cluster.load();
+        let cluster = self.published.cluster();
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let ids = (since.as_secs()..).map(|seconds| added_member_id(peer_urls, seconds));
         let mut unused = ids.filter(|id| id.0 != 0 && cluster.member(*id).is_none() && !cluster.is_removed(*id));
         unused.next().unwrap_or_default()
     }
 
-    /// Replicates a change and returns the members there are once this member has applied it.
-    ///
-    /// It is proposed again until something is decided: consensus passes over a change while another one is under way.
-    /// Ids are never used twice, so that a second copy in the log is refused; an update has no such mark, and goes out
-    /// once in a term.
-    async fn change_members(
+    async fn propose(
         &self,
+        caller: &Caller,
         kind: ChangeKind,
         member: MemberId,
         context: Vec<u8>,
     ) -> Result<Vec<Member>, Failure> {
         if member == MemberId(0) {
-            // Nobody's id. Earlier versions cannot read such an entry, and one of them may be in the cluster.
+            // No member has this id. Earlier versions cannot read such an entry, and one of them may be in the cluster.
             return Err(ApiError::MemberNotFound.into());
         }
-        if context.len() > self.limits.max_request_bytes {
-            return Err(ApiError::RequestTooLarge.into());
-        }
-        let request = self.next_request_id();
-        let change = ProposedChange { request, kind, member, context: context.into() };
-        let deadline = tokio::time::Instant::now() + self.limits.request_timeout;
-        loop {
-            let term = self.term_with_leader(deadline).await?;
-            let (_guard, mut outcome) = PendingRequest::new(self, request, term);
-            self.raft.propose_members(change.clone(), term)?;
-            let outcome = loop {
-                let again = tokio::time::sleep(PROPOSE_AGAIN);
-                tokio::select! {
-                    outcome = &mut outcome => break outcome,
-                    () = tokio::time::sleep_until(deadline) => return Err(ApiError::Timeout.into()),
-                    // Refused for now: the first copy may still make it.
-                    () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone(), term)),
-                }
-            };
-            match known(outcome.map_err(|_| ApiError::Stopped)?, Applied::members)? {
-                Some(members) => {
-                    info!(%member, ?kind, "membership changed as asked");
-                    return Ok(members);
-                }
-                None => self.after_loss(term, deadline).await?,
-            }
-        }
+        let members = self.proposer.propose_members(kind, member, context).await?;
+        info!(%caller, %member, ?kind, "membership changed as asked");
+        Ok(members)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use bytes::Bytes;
 
     use super::*;

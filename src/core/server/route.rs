@@ -13,7 +13,6 @@ use tower::Service;
 
 use super::auth::AuthService;
 use super::cluster::ClusterService;
-use super::core::Core;
 use super::health::HealthService;
 use super::http::HttpHandler;
 use super::kv::KvService;
@@ -21,9 +20,11 @@ use super::lease::LeaseService;
 use super::long_answer::{self, ANSWER_BYTES_MAX};
 use super::maintenance::MaintenanceService;
 use super::metrics::CoreMetrics;
+use super::published::Published;
 use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
 use crate::api_error::ApiError;
+use crate::core::raft::RaftHandle;
 use crate::listener::{Arrivals, Arriving, refused_head};
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
 use crate::pb::etcdserverpb::{
@@ -43,10 +44,31 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 const LEARNER_METHODS: [(&str, &str); 3] =
     [("etcdserverpb.KV", "Range"), ("etcdserverpb.Maintenance", "Status"), ("etcdserverpb.Maintenance", "Snapshot")];
 
+/// The services of one serving thread: no reference count of theirs is shared by two.
+pub(super) struct Services {
+    pub(super) kv: Arc<KvService>,
+    pub(super) watch: WatchService,
+    pub(super) lease: LeaseService,
+    pub(super) cluster: Arc<ClusterService>,
+    pub(super) maintenance: Arc<MaintenanceService>,
+    pub(super) auth: Arc<AuthService>,
+}
+
+/// What the router looks at before any service.
+pub(super) struct RouterParts {
+    pub(super) published: Arc<Published>,
+    pub(super) raft: RaftHandle,
+    pub(super) metrics: Arc<CoreMetrics>,
+    pub(super) max_message_bytes: usize,
+}
+
 /// Everything a client can reach on one serving thread: gRPC services by path, HTTP for the rest.
 #[derive(Clone)]
 pub struct Router {
-    core: Arc<Core>,
+    published: Arc<Published>,
+    raft: RaftHandle,
+    metrics: Arc<CoreMetrics>,
+    max_message_bytes: usize,
     http: HttpHandler,
     kv: KvServer<KvService>,
     watch: WatchServer<WatchService>,
@@ -60,36 +82,34 @@ pub struct Router {
 }
 
 impl Router {
-    /// Builds the services of one serving thread.
-    pub fn new(
-        core: Arc<Core>,
-        watch: WatchService,
-        recipes: CoreRecipeStore,
-        http: HttpHandler,
-        tasks: Tasks,
-    ) -> Self {
-        // One more byte than allowed is enough to see that a message is too long.
-        let limit = core.limits.max_message_bytes();
+    /// Connects `services` to the paths of their methods.
+    pub(super) fn new(services: Services, member: RouterParts, http: HttpHandler, tasks: Tasks) -> Self {
+        let RouterParts { published, raft, metrics, max_message_bytes } = member;
         macro_rules! server {
             ($server:ident, $service:expr) => {
-                $server::new($service)
-                    .max_decoding_message_size(limit)
+                $server::from_arc($service)
+                    .max_decoding_message_size(max_message_bytes)
                     .max_encoding_message_size(ANSWER_BYTES_MAX)
                     .accept_compressed(CompressionEncoding::Gzip)
             };
         }
+        let Services { kv, watch, lease, cluster, maintenance, auth } = services;
+        let recipes = CoreRecipeStore::new(kv.clone(), lease.clone(), watch.clone());
         Self {
-            kv: server!(KvServer, KvService::new(core.clone())),
-            watch: server!(WatchServer, watch),
-            lease: server!(LeaseServer, LeaseService::new(core.clone())),
-            cluster: server!(ClusterServer, ClusterService::new(core.clone())),
-            maintenance: server!(MaintenanceServer, MaintenanceService::new(core.clone())),
-            auth: server!(AuthServer, AuthService::new(core.clone())),
-            lock: server!(LockServer, LockService::new(recipes.clone(), tasks.clone())),
-            election: server!(ElectionServer, ElectionService::new(recipes, tasks)),
-            health: server!(HealthServer, HealthService::new()),
+            kv: server!(KvServer, kv),
+            watch: server!(WatchServer, Arc::new(watch)),
+            lease: server!(LeaseServer, Arc::new(lease)),
+            cluster: server!(ClusterServer, cluster),
+            maintenance: server!(MaintenanceServer, maintenance),
+            auth: server!(AuthServer, auth),
+            lock: server!(LockServer, Arc::new(LockService::new(recipes.clone(), tasks.clone()))),
+            election: server!(ElectionServer, Arc::new(ElectionService::new(recipes, tasks))),
+            health: server!(HealthServer, Arc::new(HealthService::new())),
+            published,
+            raft,
+            metrics,
+            max_message_bytes,
             http,
-            core,
         }
     }
 
@@ -98,12 +118,12 @@ impl Router {
             Ok(method) => method,
             Err(text) => return ready(Status::unimplemented(text)),
         };
-        let observed = self.core.metrics.start(method);
+        let observed = self.metrics.start(method);
         if let Err(status) = self.admit(method, request.headers()) {
             observed.finish(status.code() as i32);
             return ready(status);
         }
-        let limit = self.core.limits.max_message_bytes();
+        let limit = self.max_message_bytes;
         let arrivals = request.extensions().get::<Arrivals>().cloned();
         let request = request.map(|body| Arriving::messages(observed.request(body), arrivals, limit));
         let answer: Answer = match method.service {
@@ -118,7 +138,7 @@ impl Router {
             "grpc.health.v1.Health" => Box::pin(self.health.call(request)),
             other => return ready(Status::unimplemented(format!("unknown service {other}"))),
         };
-        let slow = self.core.metrics.slow_call_limit();
+        let slow = self.metrics.slow_call_limit();
         Box::pin(async move {
             let response = reword(long_answer::detach(answer.await?), limit);
             CoreMetrics::warn_if_slow_call(slow, &observed, method);
@@ -131,10 +151,10 @@ impl Router {
         if method.service == "grpc.health.v1.Health" {
             return Ok(());
         }
-        if self.core.published.cluster.load().version().is_none() {
+        if self.published.cluster().version().is_none() {
             return Err(ApiError::NotCapable.into());
         }
-        if self.core.is_learner() && !LEARNER_METHODS.contains(&(method.service, method.name)) {
+        if self.published.is_learner() && !LEARNER_METHODS.contains(&(method.service, method.name)) {
             return Err(ApiError::NotSupportedForLearner.into());
         }
         let client = match headers.get("client-api-version") {
@@ -144,12 +164,12 @@ impl Router {
                 Err(_) => return Err(ApiError::InvalidClientApiVersion.into()),
             },
         };
-        self.core.metrics.client_request(method.kind, client);
+        self.metrics.client_request(method.kind, client);
         if gives_data(method) {
-            self.core.published.may_serve(self.core.member)?;
+            self.published.may_serve()?;
         }
         let wants_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        if wants_leader && self.core.raft.term_with_leader().is_none() {
+        if wants_leader && self.raft.term_with_leader().is_none() {
             return Err(ApiError::NoLeader.into());
         }
         Ok(())

@@ -4,8 +4,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use tracing::{info, warn};
 
-use super::core::Core;
+use super::proposer::Proposer;
+use super::published::Published;
 use crate::core::cluster::{ClusterVersion, STORAGE_VERSION};
+use crate::core::peer::PeerTransport;
+use crate::core::raft::RaftHandle;
 use crate::pb::membershippb::ClusterVersionSetRequest;
 use crate::shutdown::Tasks;
 use crate::types::{API_VERSION, MemberId};
@@ -20,26 +23,35 @@ const PERIOD_BEHIND: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What this member answers to "which version?", the same on `/version` and between members.
-pub(super) fn versions(core: &Core) -> String {
-    let cluster = core.published.cluster.load();
+pub(super) fn versions(published: &Published) -> String {
+    let cluster = published.cluster();
     let cluster = cluster.version().unwrap_or("not_decided");
     format!(r#"{{"etcdserver":"{API_VERSION}","etcdcluster":"{cluster}","storage":"{STORAGE_VERSION}"}}"#)
 }
 
+/// What the leader needs to decide on the cluster version.
+pub(super) struct ClusterVersionTask {
+    pub(super) member: MemberId,
+    pub(super) raft: RaftHandle,
+    pub(super) peers: PeerTransport,
+    pub(super) published: Arc<Published>,
+    pub(super) proposer: Arc<Proposer>,
+}
+
 /// Keeps the cluster version what the members have in common: the leader asks all of them when it begins to lead, and
 /// then from time to time, and proposes a change if there is one.
-pub(super) async fn run(core: Arc<Core>, tasks: Tasks) {
+pub(super) async fn run(cluster_version: ClusterVersionTask, tasks: Tasks) {
     let stop = tasks.stop_signal();
-    let mut status = core.raft.status();
+    let mut status = cluster_version.raft.status();
     loop {
         let led = status.borrow_and_update().is_leader;
         if led {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = look(&core) => {}
+                () = cluster_version.look() => {}
             }
         }
-        let agreed = core.published.cluster.load().version().and_then(ClusterVersion::parse);
+        let agreed = cluster_version.published.cluster().version().and_then(ClusterVersion::parse);
         let pause = if agreed == ClusterVersion::parse(API_VERSION) { PERIOD } else { PERIOD_BEHIND };
         tokio::select! {
             () = stop.cancelled() => return,
@@ -49,39 +61,41 @@ pub(super) async fn run(core: Arc<Core>, tasks: Tasks) {
     }
 }
 
-async fn look(core: &Core) {
-    let cluster = core.published.cluster.load_full();
-    let agreed = cluster.version().and_then(ClusterVersion::parse);
-    let asked = cluster.members().map(|member| version_of(core, member.member_id()));
-    let versions = futures::future::join_all(asked).await;
-    let term = core.raft.term();
-    let Some(version) = ClusterVersion::decide(agreed, versions) else { return };
-    let set = ClusterVersionSetRequest { ver: version.to_string() };
-    match core.propose_as_leader(set, term).await {
-        Ok(_) => info!(from = cluster.version(), to = %version, "cluster version is updated"),
-        Err(error) => warn!(%error, %version, "cluster version is not updated"),
-    }
-}
-
-/// What a member runs; none when it does not say.
-async fn version_of(core: &Core, member: MemberId) -> Option<ClusterVersion> {
-    if member == core.member {
-        return ClusterVersion::parse(API_VERSION);
-    }
-    #[derive(serde::Deserialize)]
-    struct Versions {
-        etcdserver: String,
-    }
-    let answer = core.peers.call(member, VERSION_CALL, Bytes::new());
-    match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-        Ok(Ok(answer)) => ClusterVersion::parse(&serde_json::from_slice::<Versions>(&answer).ok()?.etcdserver),
-        Ok(Err(error)) => {
-            warn!(%member, %error, "member does not tell its version");
-            None
+impl ClusterVersionTask {
+    async fn look(&self) {
+        let cluster = Arc::clone(&self.published.cluster());
+        let agreed = cluster.version().and_then(ClusterVersion::parse);
+        let asked = cluster.members().map(|member| self.version_of(member.member_id()));
+        let versions = futures::future::join_all(asked).await;
+        let term = self.raft.term();
+        let Some(version) = ClusterVersion::decide(agreed, versions) else { return };
+        let set = ClusterVersionSetRequest { ver: version.to_string() };
+        match self.proposer.propose_as_leader(set, term).await {
+            Ok(_) => info!(from = cluster.version(), to = %version, "cluster version is updated"),
+            Err(error) => warn!(%error, %version, "cluster version is not updated"),
         }
-        Err(_) => {
-            warn!(%member, "member does not tell its version in time");
-            None
+    }
+
+    /// What a member runs; none when it does not say.
+    async fn version_of(&self, member: MemberId) -> Option<ClusterVersion> {
+        if member == self.member {
+            return ClusterVersion::parse(API_VERSION);
+        }
+        #[derive(serde::Deserialize)]
+        struct Versions {
+            etcdserver: String,
+        }
+        let answer = self.peers.call(member, VERSION_CALL, Bytes::new());
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => ClusterVersion::parse(&serde_json::from_slice::<Versions>(&answer).ok()?.etcdserver),
+            Ok(Err(error)) => {
+                warn!(%member, %error, "member does not tell its version");
+                None
+            }
+            Err(_) => {
+                warn!(%member, "member does not tell its version in time");
+                None
+            }
         }
     }
 }

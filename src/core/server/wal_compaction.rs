@@ -1,11 +1,11 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
-use super::core::Core;
 use super::recover::stored_members;
+use crate::core::backend::Backend;
+use crate::core::raft::RaftHandle;
 use crate::core::wal::WalSnapshot;
 use crate::shutdown::Tasks;
 use crate::types::LogIndex;
@@ -15,9 +15,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// Lets the log forget what the state on disk covers: after each `snapshot_count` entries a snapshot record, then
 /// whole segments before it can go.
-pub async fn run(core: Arc<Core>, snapshot_count: u64, keep: u64, tasks: Tasks) {
+pub async fn run(backend: Backend, raft: RaftHandle, snapshot_count: u64, keep: u64, tasks: Tasks) {
     let stop = tasks.stop_signal();
-    let mut marked = core.backend.durable().index;
+    let mut marked = backend.durable().index;
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -25,16 +25,16 @@ pub async fn run(core: Arc<Core>, snapshot_count: u64, keep: u64, tasks: Tasks) 
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let durable = core.backend.durable();
+        let durable = backend.durable();
         if durable.index.0 < marked.0.saturating_add(snapshot_count) {
             continue;
         }
-        match stored_members(&core.backend) {
+        match stored_members(&backend) {
             Ok(members) => {
                 marked = LogIndex(durable.index.0);
                 let conf_state = members.conf_state();
                 let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state };
-                core.raft.state_saved(snapshot, keep);
+                raft.state_saved(snapshot, keep);
                 debug!(index = %marked, "log up to here is covered by the state on disk");
             }
             Err(error) => warn!(%error, "state could not be read"),

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::watch;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::Caller;
 use crate::api_error::ApiError;
 use crate::core::watch::CoreWatch;
 use crate::eventlog::{
@@ -24,8 +24,8 @@ use crate::types::{KeyRange, Revision, Term};
 /// Election timeouts without a leader after which streams that want one end.
 const LEADERLESS_TIMEOUTS: u32 = 3;
 
-/// Decides whether the bearer of a token (none: nobody said who they are) may read a range.
-pub type ReadCheck = Arc<dyn Fn(Option<&str>, &KeyRange) -> Result<(), Status> + Send + Sync>;
+/// Decides whether a caller may read a range.
+pub type ReadCheck = Arc<dyn Fn(&Caller, &KeyRange) -> Result<(), Status> + Send + Sync>;
 
 /// What the Watch services of a member share.
 #[derive(Clone)]
@@ -87,14 +87,15 @@ impl WatchService {
     }
 
     /// The answers of a stream with this single watch, for locks and elections inside the member.
-    pub fn single(
+    pub(super) fn single(
         &self,
+        caller: &Caller,
         create: WatchCreateRequest,
     ) -> impl Stream<Item = Result<encoded::WatchResponse, Status>> + use<> {
         use futures::StreamExt;
         let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         let requests = futures::stream::iter([Ok(request)]).chain(futures::stream::pending());
-        let admission = MemberWatchAdmission { context: self.context.clone(), token: None };
+        let admission = MemberWatchAdmission { context: self.context.clone(), caller: caller.clone() };
         WatchStream::new(self.watchers.clone(), requests, Box::new(admission), false)
     }
 
@@ -143,7 +144,7 @@ impl encoded::watch_server::Watch for WatchService {
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let metadata = request.metadata();
         let require_leader = metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        let admission = MemberWatchAdmission { context: self.context.clone(), token: token(metadata) };
+        let admission = MemberWatchAdmission { context: self.context.clone(), caller: Caller::of(&request) };
         let stream = WatchStream::new(self.watchers.clone(), request.into_inner(), Box::new(admission), require_leader);
         #[cfg(feature = "failpoints")]
         let stream = futures::StreamExt::then(stream, |response| async move {
@@ -163,21 +164,15 @@ fn send_pause() -> Option<Duration> {
     None
 }
 
-/// The token of a request: `token` before `authorization`, first value, without `Bearer `.
-fn token(metadata: &MetadataMap) -> Option<Box<str>> {
-    let value = metadata.get("token").or_else(|| metadata.get("authorization"))?.to_str().ok()?;
-    Some(value.strip_prefix("Bearer ").unwrap_or(value).into())
-}
-
 /// Admits watches of one stream: the whole store is one source, only permission is asked.
 struct MemberWatchAdmission {
     context: Arc<WatchContext>,
-    token: Option<Box<str>>,
+    caller: Caller,
 }
 
 impl WatchAdmission for MemberWatchAdmission {
     fn admit(&mut self, range: &KeyRange, _start: Revision) -> Admit {
-        let allowed = (self.context.may_read)(self.token.as_deref(), range);
+        let allowed = (self.context.may_read)(&self.caller, range);
         Admit::Now(match allowed {
             Ok(()) => {
                 let source = self.context.watch.source();

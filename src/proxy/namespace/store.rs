@@ -3,7 +3,7 @@ use std::pin::Pin;
 use futures::{Stream, StreamExt};
 use http::HeaderMap;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Status};
+use tonic::{Extensions, Request, Status};
 
 use super::keys::Namespace;
 use super::view::{View, clean};
@@ -36,7 +36,7 @@ impl ViewStore {
 impl RecipeStore for ViewStore {
     type Watch = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
-    fn with_metadata(&self, metadata: &MetadataMap) -> Self {
+    fn for_caller(&self, metadata: &MetadataMap, _: &Extensions) -> Self {
         let mut caller = Request::new(());
         *caller.metadata_mut() = metadata.clone();
         let mut metadata = clean(caller).into_parts().0;

@@ -1,0 +1,75 @@
+use std::fmt;
+
+use http::HeaderValue;
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Request};
+
+/// Who asks for something.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// A member of the cluster on its own account: expired leases, alarms, automatic compaction, its name and URLs.
+    Member,
+    /// A client, with what its request says. Nothing of it is verified.
+    Client {
+        /// The value of `token` or `authorization`.
+        token: Option<HeaderValue>,
+    },
+}
+
+impl Caller {
+    /// The caller of a request. Costs no allocation: the bytes of the token are shared.
+    pub(super) fn of<T>(request: &Request<T>) -> Self {
+        Self::from_parts(request.metadata(), request.extensions())
+    }
+
+    /// The caller of a request, and its message.
+    pub(super) fn split<T>(request: Request<T>) -> (Self, T) {
+        (Self::of(&request), request.into_inner())
+    }
+
+    /// The caller of a request with this metadata and these extensions.
+    pub(super) fn from_parts(metadata: &MetadataMap, _extensions: &Extensions) -> Self {
+        let headers = metadata.as_ref();
+        // The first value of the first of the two, as in etcd.
+        let token = headers.get("token").or_else(|| headers.get("authorization")).cloned();
+        Self::Client { token }
+    }
+
+    /// The token of the request, without `Bearer `.
+    pub fn token(&self) -> Option<&str> {
+        let Self::Client { token: Some(token) } = self else { return None };
+        let token = token.to_str().ok()?;
+        Some(token.strip_prefix("Bearer ").unwrap_or(token))
+    }
+}
+
+/// For logs: where the request came from.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Member => f.write_str("member"),
+            Self::Client { .. } => f.write_str("client"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(headers: &[(&'static str, &str)]) -> Option<String> {
+        let mut request = Request::new(());
+        for (name, value) in headers {
+            request.metadata_mut().append(*name, value.parse().expect("ascii"));
+        }
+        Caller::of(&request).token().map(str::to_owned)
+    }
+
+    #[test]
+    fn the_token_is_read_as_etcd_reads_it() {
+        assert_eq!(token(&[]), None);
+        assert_eq!(token(&[("authorization", "Bearer a"), ("token", "t")]).as_deref(), Some("t"));
+        assert_eq!(token(&[("authorization", "Bearer a"), ("authorization", "b")]).as_deref(), Some("a"));
+        assert_eq!(Caller::Member.token(), None);
+    }
+}

@@ -1,0 +1,157 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::auth::AuthService;
+use super::checks::HealthChecks;
+use super::cluster::ClusterService;
+use super::gauges::refresh_gauges;
+use super::http::{BrowserRules, HttpHandler};
+use super::kv::KvService;
+use super::lease::{LeaseParts, LeaseService};
+use super::maintenance::MaintenanceService;
+use super::parts::Parts;
+use super::peer_port::PeerHandler;
+use super::route::{Router, RouterParts, Services};
+use super::watch::{WatchContext, WatchService};
+use crate::config::IntegrityChecks;
+use crate::core::raft::RaftStatus;
+use crate::core::watch::CoreWatch;
+use crate::eventlog::{HeaderSource, WatchLimits};
+use crate::shutdown::Tasks;
+use crate::telemetry::{Metrics, WatchMetrics};
+
+/// Builds what answers on the ports of a member.
+#[derive(Clone)]
+pub struct ServiceBuilder {
+    parts: Parts,
+    watch: CoreWatch,
+}
+
+impl ServiceBuilder {
+    pub(super) fn new(parts: Parts, watch: CoreWatch) -> Self {
+        Self { parts, watch }
+    }
+
+    /// Fills the gauges of `registry` whenever it is read.
+    pub fn refresh_gauges(&self, registry: &Metrics, integrity: IntegrityChecks) {
+        refresh_gauges(registry, self.parts.clone(), integrity);
+    }
+
+    /// Answers plain HTTP: health, version, metrics.
+    pub fn http(&self, metrics: Metrics, rules: BrowserRules) -> HttpHandler {
+        let parts = &self.parts;
+        let checks = HealthChecks {
+            raft: parts.raft.clone(),
+            published: parts.published.clone(),
+            reads: parts.reads.clone(),
+            store: parts.store.clone(),
+            metrics: parts.metrics.clone(),
+        };
+        HttpHandler {
+            checks: Arc::new(checks),
+            info: parts.info.clone(),
+            raft: parts.raft.clone(),
+            apply: parts.apply.clone(),
+            published: parts.published.clone(),
+            metrics,
+            rules: Arc::new(rules),
+        }
+    }
+
+    /// Answers on the peer port.
+    pub fn peers(&self, http: HttpHandler) -> PeerHandler {
+        let Parts { info, published, peers, .. } = &self.parts;
+        PeerHandler { info: info.clone(), published: published.clone(), peers: peers.clone(), http }
+    }
+
+    /// What the Watch services of all serving threads share.
+    pub fn watch_context(&self, metrics: WatchMetrics, progress_interval: Duration) -> Arc<WatchContext> {
+        let Parts { info, published, raft, limits, .. } = &self.parts;
+        Arc::new(WatchContext {
+            watch: self.watch.clone(),
+            header_source: Arc::new(HeaderSource::new(info.cluster(), info.member(), raft.term())),
+            limits: WatchLimits {
+                fragment_bytes: limits.max_message_bytes(),
+                progress_interval: Some(progress_interval),
+                ..WatchLimits::default()
+            },
+            metrics,
+            may_read: Arc::new(|_, _| Ok(())),
+            corrupt: published.corrupt(),
+            election_timeout: limits.election_timeout,
+        })
+    }
+
+    /// Starts the services of one serving thread, on its runtime. `worker` tells the threads of a member apart.
+    pub fn router(&self, watch: Arc<WatchContext>, worker: usize, http: HttpHandler, tasks: &Tasks) -> Router {
+        let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
+        let watch = WatchService::start(watch, worker, self.parts.raft.status(), leadership, tasks);
+        let Parts { published, raft, metrics, limits, .. } = &self.parts;
+        let member = RouterParts {
+            published: published.clone(),
+            raft: raft.clone(),
+            metrics: metrics.clone(),
+            max_message_bytes: limits.max_message_bytes(),
+        };
+        Router::new(self.services(watch), member, http, tasks.clone())
+    }
+
+    fn services(&self, watch: WatchService) -> Services {
+        let parts = self.parts.clone();
+        let kv = KvService {
+            info: parts.info.clone(),
+            published: parts.published.clone(),
+            proposer: parts.proposer.clone(),
+            reads: parts.reads.clone(),
+            quota: parts.quota.clone(),
+            store: parts.store.clone(),
+            apply: parts.apply.clone(),
+            answers: parts.answers.clone(),
+            metrics: parts.metrics.clone(),
+            limits: parts.limits.clone(),
+        };
+        let lease = LeaseService::new(LeaseParts {
+            info: parts.info.clone(),
+            published: parts.published.clone(),
+            proposer: parts.proposer.clone(),
+            quota: parts.quota,
+            leases: parts.leases,
+            renewals: parts.renewals,
+            store: parts.store.clone(),
+            answers: parts.answers.clone(),
+            timeout: parts.limits.request_timeout,
+        });
+        let cluster = ClusterService {
+            info: parts.info.clone(),
+            published: parts.published.clone(),
+            reads: parts.reads.clone(),
+            changes: parts.changes,
+            raft: parts.raft.clone(),
+            peers: parts.peers,
+            metrics: parts.metrics.clone(),
+            timeout: parts.limits.request_timeout,
+        };
+        let maintenance = MaintenanceService {
+            info: parts.info.clone(),
+            raft: parts.raft,
+            store: parts.store,
+            backend: parts.backend,
+            apply: parts.apply,
+            published: parts.published,
+            proposer: parts.proposer,
+            reads: parts.reads,
+            transfer: parts.transfer,
+            answers: parts.answers,
+            metrics: parts.metrics,
+            quota_bytes: parts.limits.quota_bytes,
+        };
+        Services {
+            kv: Arc::new(kv),
+            watch,
+            lease,
+            cluster: Arc::new(cluster),
+            maintenance: Arc::new(maintenance),
+            auth: Arc::new(AuthService { info: parts.info }),
+        }
+    }
+}
