@@ -22,4 +22,4 @@ bench *filter:
 # Real processes under faults; prints what was done and checked. Needs root for the disk scenarios.
 chaos rounds="10" seed="1":
     WATERSHED_CHAOS_ROUNDS={{rounds}} WATERSHED_CHAOS_SEED={{seed}} \
-        cargo test --release --test chaos -- --nocapture --test-threads=1
+        cargo test --release --test system chaos:: -- --nocapture --test-threads=1

@@ -9,6 +9,7 @@ use watershed::pb::etcdserverpb::{HashKvRequest, RangeRequest, StatusRequest, St
 use super::deployment::{client, server_binary};
 use super::network::Network;
 use super::process::{Process, free_port};
+use super::share::Share;
 use super::{soon, until};
 
 /// How long a member may take to answer before it counts as not answering.
@@ -25,8 +26,9 @@ pub struct Cluster {
     pub network: Network,
     members: Vec<Member>,
     flags: Vec<String>,
-    /// Last, so that the processes are gone when it is removed.
+    /// Behind the processes, so that these are gone when it is removed.
     folder: Option<TempDir>,
+    _share: Share,
 }
 
 /// One member and its process.
@@ -69,6 +71,7 @@ impl Cluster {
             members: Vec::new(),
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
             folder: Some(TempDir::with_prefix("watershed-cluster-").expect("temporary directory")),
+            _share: Share::of(size).await,
         };
         for _ in 0..size {
             cluster.place("new");

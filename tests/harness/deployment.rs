@@ -11,6 +11,7 @@ use watershed::pb::etcdserverpb::{
 use watershed::types::KeyRange;
 
 use super::process::{Process, free_port};
+use super::share::Share;
 use super::until;
 
 /// How long one test may take.
@@ -43,8 +44,9 @@ pub struct Deployment {
     pub server: Process,
     flags: Vec<String>,
     peer_port: u16,
-    /// Last, so that the processes are gone when it is removed.
+    /// Behind the processes, so that these are gone when it is removed.
     pub folder: TempDir,
+    _share: Share,
 }
 
 /// The server under test.
@@ -70,6 +72,7 @@ pub fn run(target: Target, flags: &[&str], test: impl AsyncFnOnce(&mut Deploymen
 impl Deployment {
     /// Starts the member and what is in front of it, and waits until both answer.
     pub async fn start(target: Target, flags: &[&str]) -> Self {
+        let _share = Share::of(1).await;
         let folder = TempDir::new().expect("temporary directory");
         let member = format!("127.0.0.1:{}", free_port());
         let peer_port = free_port();
@@ -82,7 +85,7 @@ impl Deployment {
             Target::Proxy => Some(start_front("grpc-proxy", &member, &endpoint, &[], folder.path())),
         };
         let client = client(&endpoint);
-        let mut deployment = Self { target, endpoint, member, client, front, server, flags, peer_port, folder };
+        let mut deployment = Self { target, endpoint, member, client, front, server, flags, peer_port, folder, _share };
         deployment.until_ready().await;
         deployment
     }

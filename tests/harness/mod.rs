@@ -7,8 +7,6 @@
 //!
 //! A [`Cluster`] is several members with a [`Network`] between them that can delay, hold, cut and damage.
 
-#![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
-
 mod cluster;
 mod deployment;
 mod frames;
@@ -17,13 +15,14 @@ mod network;
 mod process;
 mod raw;
 mod scrape;
+mod share;
 mod stream;
 mod watching;
 
-pub use cluster::{Cluster, EndState};
+pub use cluster::Cluster;
 pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};
 pub use http::{http_get, metric};
-pub use network::{Link, Network};
+pub use network::Network;
 pub use process::{Process, free_port};
 
 pub use deployment::{Deployment, Target, client, is_stock, member_args, prefix, run, server_binary};
@@ -38,7 +37,7 @@ use std::time::Duration;
 use tonic::{Code, Response, Status};
 
 /// How long anything that must happen may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One test per way in for each of the named functions.
 #[macro_export]

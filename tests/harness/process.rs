@@ -6,6 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// First port tried; below the range the kernel hands out to clients, so that nobody takes one by accident.
 const PORTS_FROM: u16 = 12_000;
 const PORTS_TO: u16 = 32_000;
@@ -26,6 +28,15 @@ pub fn free_port() -> u16 {
     panic!("no free port");
 }
 
+/// Allows this process as many descriptors as it may have: many tests share it.
+fn raise_descriptor_limit() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    });
+}
+
 /// A running program. Killed when dropped; its output is shown when the test failed.
 pub struct Process {
     name: String,
@@ -36,6 +47,7 @@ pub struct Process {
 impl Process {
     /// Starts `program`; both its outputs go to a file in `folder`.
     pub fn start<A: AsRef<OsStr>>(program: &Path, args: &[A], folder: &Path, name: &str) -> Self {
+        raise_descriptor_limit();
         let log = folder.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log).expect("log file");
         let mut command = Command::new(program);

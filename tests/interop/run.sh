@@ -66,7 +66,7 @@ done
 grep -q '^= /example/listed 1$' "$work/watch.log" && grep -q '^+ /example/live' "$work/watch.log"
 if stock=$(command -v "${ETCD:-etcd}"); then
     echo "== namespaces, stock etcd upstream"
-    (cd ../.. && WATERSHED_TEST_SERVER=$stock cargo test --quiet --test features namespace::)
+    (cd ../.. && WATERSHED_TEST_SERVER=$stock cargo test --quiet --test system features::namespace::)
 else
     echo "== namespaces, stock etcd upstream: skipped, no etcd in PATH"
 fi

@@ -1,7 +1,4 @@
-//! Whole-program tests by feature. One binary: linking everything once is enough.
-
-#[path = "../harness/mod.rs"]
-mod harness;
+//! Tests by feature: one member, and the gateway and the proxy in front of it.
 
 #[path = "../crash/mod.rs"]
 mod crash;
@@ -10,6 +7,7 @@ mod bad_input;
 mod compaction;
 mod ctl;
 mod floods;
+mod gateway;
 mod http;
 mod kv;
 mod lease;

@@ -5,15 +5,6 @@
 //! runs rounds of them (`WATERSHED_CHAOS_ROUNDS`, `WATERSHED_CHAOS_SEED`). A failure prints the seed and keeps data
 //! directories, logs and `history.json`. Read `stage.rs` first.
 
-#[allow(dead_code, unused_imports, reason = "other test programs use the rest")]
-#[path = "../checkers/mod.rs"]
-mod checkers;
-#[path = "../harness/mod.rs"]
-mod harness;
-#[allow(dead_code, unused_imports, reason = "other test programs use the rest")]
-#[path = "../workload/mod.rs"]
-mod workload;
-
 mod disks;
 mod failover;
 mod kills;
