@@ -7,6 +7,7 @@ use super::args::Common;
 use super::server::Meter;
 use super::wire::{CallError, Connection, Route, Target, frame};
 use crate::client::Endpoint;
+use crate::discovery::{StaticList, current_endpoints};
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse};
 use crate::shutdown::Tasks;
 
@@ -20,12 +21,9 @@ pub(super) struct Setup {
 impl Setup {
     /// Logs in and finds the leader, when asked to; then takes the first reading of the servers.
     pub(super) fn prepare(common: &Common) -> Result<Self, CallError> {
-        let target = |endpoint: &Endpoint| Target {
-            endpoint: endpoint.clone(),
-            dial_timeout: common.dial_timeout.0,
-            token: None,
-        };
-        let mut targets: Vec<Target> = common.endpoints.iter().map(target).collect();
+        let target = |endpoint: Endpoint| Target { endpoint, dial_timeout: common.dial_timeout.0, token: None };
+        let endpoints = current_endpoints(&StaticList::new(&common.endpoints));
+        let mut targets: Vec<Target> = endpoints.into_iter().map(target).collect();
         if common.user.is_some() || common.target_leader {
             targets = runtime()?.block_on(narrow(common, targets, &Tasks::new()))?;
         }

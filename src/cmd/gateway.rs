@@ -35,7 +35,7 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
-        let endpoints = StaticList::new(config.endpoints.iter().cloned());
+        let endpoints = StaticList::new(config.endpoints.clone());
         let gateway = Gateway::start(config, &endpoints, &Metrics::new(), &tasks).await?;
         notify_ready();
         interrupted().await.context("install the signal handlers")?;

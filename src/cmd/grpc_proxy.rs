@@ -7,17 +7,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::runtime::Runtime;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::dispatch::{answer, refuse};
-use crate::client::{Head, KeepAlive, Method, Pool, PoolConfig, UpstreamCluster, check_one_cluster, framed, unframed};
+use crate::client::{KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
 use crate::config::{Advertise, FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
+use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
 use crate::listener::{ListenerConfig, Serving, WorkerId, bind, serve};
-use crate::net::Endpoint;
-use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
 use crate::proxy::{
-    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, Tenant, Tenants, WatchHub,
-    WatchHubConfig, WorkerParts, proxy_calls,
+    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, Tenant, Tenants,
+    UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -84,7 +83,6 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     }
     let metrics = Metrics::new();
     let calls = proxy_calls(&metrics);
-    let pools = Pools::default();
     let tenants = Tenants::everybody(Tenant {
         namespace: Namespace::new(config.namespace.clone().into_bytes()),
         admin: config.namespace_admin,
@@ -102,18 +100,20 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         serving_threads: config.serving_threads.unwrap_or(listener_config.serving_threads),
         ..listener_config
     };
-    let cluster = UpstreamCluster::new(&config.endpoints, &metrics);
+    let listed = StaticList::new(&config.endpoints);
+    let cluster = UpstreamCluster::new(&current_endpoints(&listed), &metrics);
     let pool_config = PoolConfig { cluster: Some(cluster.clone()), ..pool_config(&config) };
-    let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pool_config, &pools, &metrics, &tasks);
-    // The member list is asked for on this runtime, as the hubs' watches are.
-    let sync_pool = config.auto_sync.map(|interval| (Pool::new(pool_config.clone(), &tasks), interval));
+    let pools = UpstreamPools::new(pool_config);
+    let source: Box<dyn Discovery> = match config.auto_sync {
+        None => Box::new(listed),
+        Some(interval) => Box::new(MemberList::follow(pools.open(&tasks), &listed, interval, &tasks)),
+    };
+    let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pools, &metrics, &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let answers = AnswerRoom::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
-        let pool = Pool::new(pool_config.clone(), &worker_tasks);
-        worker_pools.add(pool.clone());
         ProxyService::new(WorkerParts {
-            pool,
+            pool: worker_pools.open(&worker_tasks),
             tenants: tenants.clone(),
             watches: hubs
                 .iter()
@@ -127,14 +127,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         })
     };
     let serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
-    if let Some((pool, interval)) = sync_pool {
-        let stop = tasks.stop_signal();
-        pools.add(pool.clone());
-        let sync = follow_members(pool, pools, cluster, config.endpoints.clone(), interval);
-        tasks.spawn(async move {
-            tokio::select! { () = stop.cancelled() => {}, () = sync => {} }
-        });
-    }
+    pools.follow(&*source, cluster, &tasks);
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(address = %config.listen, endpoints = endpoints.join(","), namespace = %config.namespace, "started gRPC proxy");
     Ok(RunningProxy { serving, tasks })
@@ -145,18 +138,15 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
 fn watch_hubs(
     tenants: &Tenants,
     progress_interval: Duration,
-    pool_config: &PoolConfig,
-    pools: &Pools,
+    pools: &UpstreamPools,
     metrics: &Metrics,
     tasks: &Tasks,
 ) -> Vec<(Arc<Tenant>, WatchHub)> {
     let watch_metrics = ProxyWatchMetrics::register(metrics);
     let hub = |tenant: &Arc<Tenant>| {
-        let pool = Pool::new(pool_config.clone(), tasks);
-        pools.add(pool.clone());
         let mut hub_config = WatchHubConfig::new(tenant.namespace.clone());
         hub_config.progress_interval = progress_interval;
-        (tenant.clone(), WatchHub::new(pool, hub_config, watch_metrics.clone(), tasks))
+        (tenant.clone(), WatchHub::new(pools.open(tasks), hub_config, watch_metrics.clone(), tasks))
     };
     tenants.all().map(hub).collect()
 }
@@ -184,59 +174,6 @@ fn pool_config(config: &ProxyConfig) -> PoolConfig {
             while_idle: pings.while_idle,
         }),
         ..PoolConfig::new(config.endpoints.clone())
-    }
-}
-
-/// The pools of all serving threads, for changes that concern each.
-#[derive(Clone, Debug, Default)]
-struct Pools(Arc<parking_lot::Mutex<Vec<Pool>>>);
-
-impl Pools {
-    fn add(&self, pool: Pool) {
-        self.0.lock().push(pool);
-    }
-
-    fn set_endpoints(&self, endpoints: &[Endpoint]) {
-        for pool in self.0.lock().iter() {
-            pool.set_endpoints(endpoints);
-        }
-    }
-}
-
-/// Takes the endpoints from the cluster's member list, again and again. Members without a usable client URL, learners
-/// and members that have not started are left out; an empty outcome changes nothing.
-async fn follow_members(
-    pool: Pool,
-    pools: Pools,
-    cluster: UpstreamCluster,
-    endpoints: Vec<Endpoint>,
-    interval: Duration,
-) {
-    const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
-    let mut current = endpoints;
-    loop {
-        tokio::time::sleep(interval).await;
-        let (head, request) = (Head::grpc(MEMBER_LIST, http::HeaderMap::new()), framed(&MemberListRequest::default()));
-        let answer = pool.exchange(Method::of(MEMBER_LIST), &head, request).await;
-        let members = match unframed::<MemberListResponse>(answer).await {
-            Ok(answer) => answer.members,
-            Err(status) => {
-                warn!(%status, "member list not available, endpoints stay as they are");
-                continue;
-            }
-        };
-        let found: Vec<Endpoint> = members
-            .iter()
-            .filter(|member| !member.is_learner && !member.name.is_empty())
-            .flat_map(|member| member.client_ur_ls.iter().filter_map(|url| url.parse().ok()))
-            .collect();
-        if !found.is_empty() && found != current {
-            let names: Vec<_> = found.iter().map(ToString::to_string).collect();
-            info!(endpoints = names.join(","), "endpoints follow the member list");
-            cluster.set_endpoints(&found);
-            pools.set_endpoints(&found);
-            current = found;
-        }
     }
 }
 

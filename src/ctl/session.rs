@@ -9,6 +9,7 @@ use super::options::Options;
 use super::print::Printer;
 use crate::api_error::ApiError;
 use crate::client::{Client, ClientConfig, Credentials, Endpoint, KeepAlive};
+use crate::discovery::{StaticList, current_endpoints};
 
 /// Shortest ping interval that stock members tolerate.
 const KEEPALIVE_LEAST: Duration = Duration::from_secs(5);
@@ -47,7 +48,7 @@ impl Session {
             token: options.token.clone(),
             send_bytes_max: options.send_bytes_max,
             receive_bytes_max: options.receive_bytes_max,
-            ..ClientConfig::new(endpoints)
+            ..ClientConfig::new(current_endpoints(&StaticList::new(&endpoints)))
         };
         let client =
             Client::connect(config).map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::net::HostPort;
+use crate::net::{Endpoint, HostPort};
 
 /// One endpoint and how much of the traffic it should get.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,11 +15,32 @@ pub struct ListedEndpoint {
     pub weight: u16,
 }
 
+impl ListedEndpoint {
+    /// An endpoint with the same share as all others.
+    pub fn new(address: impl Into<HostPort>) -> Self {
+        Self { address: address.into(), priority: 0, weight: 0 }
+    }
+}
+
 /// The endpoints that count now, each once. Cheap to clone.
 pub type EndpointSet = Arc<[ListedEndpoint]>;
 
 /// A source of endpoints.
 pub trait Discovery: Send + Sync {
-    /// The current set and every later one. A sender that is gone means that the set will not change any more.
+    /// The current set, which is there from the start, and every later one. A sender that is gone means that the set
+    /// will not change any more.
     fn endpoints(&self) -> watch::Receiver<EndpointSet>;
+
+    /// What it is, for logs.
+    fn name(&self) -> &'static str;
+}
+
+/// The current endpoints of a source, as the client dials them.
+pub fn current_endpoints(source: &dyn Discovery) -> Vec<Endpoint> {
+    dialled(&source.endpoints().borrow())
+}
+
+/// The endpoints of a set, as the client dials them. A host that no request could name is left out.
+pub fn dialled(set: &EndpointSet) -> Vec<Endpoint> {
+    set.iter().filter_map(|listed| listed.address.to_string().parse().ok()).collect()
 }

@@ -88,7 +88,7 @@ impl Gateway {
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, GatewayError> {
-        let mut endpoints = source.endpoints();
+        let (mut endpoints, source) = (source.endpoints(), source.name());
         let first = endpoints.borrow_and_update().clone();
         for endpoint in first.iter() {
             if leads_back(&endpoint.address, address, config.connect_timeout).await {
@@ -137,7 +137,7 @@ impl Gateway {
                     changed = endpoints.changed() => if changed.is_err() { return },
                 }
                 let set = endpoints.borrow_and_update().clone();
-                info!(endpoints = set.len(), "endpoints have changed");
+                info!(source, endpoints = set.len(), "endpoints have changed");
                 follow(&set);
             }
         });

@@ -43,7 +43,7 @@ impl Setup {
     async fn with(endpoints: &[SocketAddr], adjust: impl FnOnce(&mut GatewayConfig)) -> Self {
         let mut config = GatewayConfig::new(anywhere().into(), endpoints.iter().map(|&to| to.into()).collect());
         adjust(&mut config);
-        let list = StaticList::new(config.endpoints.iter().cloned());
+        let list = StaticList::new(config.endpoints.clone());
         let metrics = Metrics::new();
         let gateway = Gateway::start(&config, &list, &metrics, &Tasks::new()).await.unwrap();
         Self { gateway, list, metrics }
@@ -308,7 +308,7 @@ async fn a_new_list_moves_new_connections_only() {
     let mut old = setup.connect().await;
     let mut byte = [0];
     in_time(old.read_exact(&mut byte)).await.unwrap();
-    setup.list.replace([ListedEndpoint { address: b.address.into(), priority: 0, weight: 0 }].into());
+    setup.list.replace([ListedEndpoint::new(b.address)].into());
     in_time(async { while who(&setup).await != Some(b'b') {} }).await;
     assert_eq!(who(&setup).await, Some(b'b'));
     old.write_all(b"x").await.unwrap();
@@ -337,7 +337,7 @@ async fn no_accept_error_ends_the_gateway() {
     use rustix::io::Errno;
     let echo = Echo::new(b'e').await;
     let config = GatewayConfig::new(anywhere().into(), vec![echo.address.into()]);
-    let list = StaticList::new(config.endpoints.iter().cloned());
+    let list = StaticList::new(config.endpoints.clone());
     let listener = Listener::bind(anywhere()).unwrap();
     let address = listener.address().unwrap();
     let errors = [Errno::MFILE, Errno::CONNABORTED, Errno::NFILE, Errno::NOBUFS, Errno::INVAL].into();
@@ -400,7 +400,7 @@ async fn the_gateway_refuses_itself_as_an_endpoint() {
     let address = nobody();
     for endpoint in [address.to_string(), format!("localhost:{}", address.port())] {
         let config = GatewayConfig::new(address.into(), vec![endpoint.parse().unwrap()]);
-        let list = StaticList::new(config.endpoints.iter().cloned());
+        let list = StaticList::new(config.endpoints.clone());
         let outcome = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await;
         assert!(matches!(outcome, Err(GatewayError::SelfLoop(_))), "{endpoint}");
     }
@@ -411,7 +411,7 @@ async fn an_address_in_use_is_named() {
     let taken = TcpListener::bind(anywhere()).await.unwrap().local_addr().unwrap();
     let _listener = TcpListener::bind(taken).await.unwrap();
     let config = GatewayConfig::new(taken.into(), vec![nobody().into()]);
-    let list = StaticList::new(config.endpoints.iter().cloned());
+    let list = StaticList::new(config.endpoints.clone());
     let error = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await.unwrap_err();
     assert!(error.to_string().starts_with(&format!("--listen-addr: listen tcp {taken}: bind: ")), "{error}");
 }
@@ -459,7 +459,7 @@ async fn gateways_that_point_at_each_other_stay_bounded() {
     let bound = |config: &mut GatewayConfig| config.connections_max = Some(20);
     let second = Setup::with(&[nobody()], bound).await;
     let first = Setup::with(&[second.gateway.address()], bound).await;
-    let back = ListedEndpoint { address: first.gateway.address().into(), priority: 0, weight: 0 };
+    let back = ListedEndpoint::new(first.gateway.address());
     second.list.replace([back].into());
     let both = |name: &str| first.metric(name) + second.metric(name);
     let bounded = async {

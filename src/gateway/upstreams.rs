@@ -99,7 +99,7 @@ impl Upstreams {
         Self { current: ArcSwap::default(), turn: AtomicUsize::new(0), metrics }
     }
 
-    /// Puts `set` in place of the current endpoints and returns the new ones, which need a check each. What is known
+    /// Replaces the current endpoints with `set` and returns the new ones, which need a check each. What is known
     /// about the others stays, as do the connections to endpoints that are gone.
     pub(super) fn replace(&self, set: &EndpointSet) -> Vec<Arc<Upstream>> {
         let old = self.current.load_full();

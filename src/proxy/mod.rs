@@ -7,6 +7,7 @@
 //! knows the core: the cluster is reached through [`client`](crate::client) alone.
 
 mod answer;
+mod endpoints;
 mod health;
 mod http;
 mod identity;
@@ -18,6 +19,7 @@ mod service;
 mod tenant;
 mod watch;
 
+pub use endpoints::UpstreamPools;
 pub use identity::Identity;
 pub use members::SelfMember;
 pub use namespace::{AnswerRoom, Namespace};
