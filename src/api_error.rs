@@ -114,6 +114,11 @@ impl From<ApiError> for Status {
     }
 }
 
+/// An alarm request with an action or a type that no version has.
+pub fn unknown_alarm(what: &str, value: i32) -> Status {
+    Status::invalid_argument(format!("etcdserver: unknown alarm {what} {value}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,7 +23,7 @@ pub(super) enum RecipeError {
     #[error("context deadline exceeded")]
     Deadline,
     /// The process is going down.
-    #[error("etcdserver: server stopped")]
+    #[error("{}", ApiError::Stopped.text())]
     Stopped,
     /// The store answered something no store answers.
     #[error("unexpected answer to a recipe's transaction")]
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn api_errors_come_out_as_unknown_with_their_text() {
         let status = Status::from(RecipeError::from(Status::from(ApiError::LeaseNotFound)));
-        assert_eq!((status.code(), status.message()), (Code::Unknown, "etcdserver: requested lease not found"));
+        assert_eq!((status.code(), status.message()), (Code::Unknown, ApiError::LeaseNotFound.text()));
     }
 
     #[test]

@@ -1,65 +1,10 @@
 use std::io;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
-
-use parking_lot::{Condvar, Mutex};
 
 use super::error::BackendError;
 use super::scrub::ScrubCursor;
 use super::store::Backend;
-
-/// How long changes gather. A start replays about this much of the log; a longer time writes shared pages less often.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-/// Pending bytes that bring the next checkpoint forward, so that memory stays small under load.
-const CHECKPOINT_BYTES: usize = 16 * 1024 * 1024;
-
-/// Wakes the checkpoint thread early.
-#[derive(Debug, Default)]
-pub(super) struct CheckpointWake {
-    state: Mutex<WakeState>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct WakeState {
-    due: bool,
-    stopping: bool,
-}
-
-impl CheckpointWake {
-    /// Called after each submit with what is pending now.
-    pub(super) fn pending(&self, bytes: usize) {
-        if bytes >= CHECKPOINT_BYTES {
-            self.state.lock().due = true;
-            self.changed.notify_one();
-        }
-    }
-
-    fn stop(&self) {
-        self.state.lock().stopping = true;
-        self.changed.notify_one();
-    }
-
-    /// Waits until a checkpoint is due, and tells why it is.
-    fn wait(&self) -> Due {
-        let mut state = self.state.lock();
-        if !state.due && !state.stopping {
-            self.changed.wait_for(&mut state, CHECKPOINT_INTERVAL);
-        }
-        match (state.stopping, std::mem::take(&mut state.due)) {
-            (true, _) => Due::Last,
-            (false, true) => Due::Bytes,
-            (false, false) => Due::Time,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Due {
-    Time,
-    Bytes,
-    Last,
-}
+use super::wake::Due;
 
 /// The thread that makes submitted changes durable, every second or every 16 MiB, and that looks at some of the stored
 /// rows every second in which there was less to write.

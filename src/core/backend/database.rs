@@ -7,7 +7,7 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, 
 
 use super::change::{LogPosition, Table};
 use super::disk::{AnyFile, StateDisk, folder_of};
-use super::error::BackendError;
+use super::error::{BackendError, Fault};
 use super::overlay::Generation;
 use super::row;
 use super::totals::{Totals, row_cost};
@@ -30,33 +30,6 @@ pub(super) type Rows = TableDefinition<'static, &'static [u8], &'static [u8]>;
 pub(super) fn rows_of(table: Table) -> Rows {
     TableDefinition::new(table.name())
 }
-
-/// What went wrong inside the database library, before it is tied to a file.
-#[derive(Debug)]
-pub(super) enum Fault {
-    Redb(redb::Error),
-    Corrupt(String),
-    /// Already tied to a file.
-    Ours(BackendError),
-}
-
-macro_rules! fault_from {
-    ($($error:ty),*) => {$(
-        impl From<$error> for Fault {
-            fn from(error: $error) -> Self {
-                Self::Redb(error.into())
-            }
-        }
-    )*};
-}
-fault_from!(
-    redb::StorageError,
-    redb::TableError,
-    redb::TransactionError,
-    redb::CommitError,
-    redb::CursorError,
-    redb::SetDurabilityError
-);
 
 /// The stored half of the backend: rows with checksums, one commit per checkpoint.
 ///

@@ -5,8 +5,8 @@ use std::time::Instant;
 use redb::{ReadTransaction, ReadableDatabase, ReadableTable};
 
 use super::change::{LogPosition, Table};
-use super::database::{Fault, Store, rows_of};
-use super::error::BackendError;
+use super::database::{Store, rows_of};
+use super::error::{BackendError, Fault};
 use super::row;
 use super::store::{Backend, OpenRead};
 use crate::bolt::{SnapshotPlan, SnapshotRows, Visit};

@@ -4,8 +4,8 @@ use std::time::Instant;
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 
 use super::change::Table;
-use super::database::{Durable, Fault, Store, beside, remove_unfinished, rows_of, write_totals};
-use super::error::BackendError;
+use super::database::{Durable, Store, beside, remove_unfinished, rows_of, write_totals};
+use super::error::{BackendError, Fault};
 use super::row;
 use super::store::{Backend, DurableView, FileLocation};
 use super::totals::{Totals, logical_size, row_cost};

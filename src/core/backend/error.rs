@@ -112,3 +112,30 @@ impl BackendError {
         !harmless
     }
 }
+
+/// What went wrong inside the database library, before it is tied to a file.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Redb(redb::Error),
+    Corrupt(String),
+    /// Already tied to a file.
+    Ours(BackendError),
+}
+
+macro_rules! fault_from {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Fault {
+            fn from(error: $error) -> Self {
+                Self::Redb(error.into())
+            }
+        }
+    )*};
+}
+fault_from!(
+    redb::StorageError,
+    redb::TableError,
+    redb::TransactionError,
+    redb::CommitError,
+    redb::CursorError,
+    redb::SetDurabilityError
+);

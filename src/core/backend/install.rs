@@ -1,15 +1,12 @@
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use parking_lot::Mutex;
 
 use super::change::LogPosition;
 use super::database::{Durable, Store, beside, io_error, remove_unfinished};
 use super::disk::folder_of;
 use super::error::BackendError;
 use super::load::fill;
-use super::store::{Backend, Contents, Failure, FileLocation};
+use super::store::{Backend, Contents, Failure, FileLocation, PreparedPositions};
 use crate::bolt::BoltFile;
 use crate::types::{LogIndex, Term};
 
@@ -28,9 +25,6 @@ pub struct Prepared {
     failed: Failure,
     held: PreparedPosition,
 }
-
-/// Positions of the prepared states that somebody holds.
-pub(super) type PreparedPositions = Arc<Mutex<BTreeSet<LogPosition>>>;
 
 /// Keeps a second state of a position from taking the file of the first one away.
 #[derive(Debug)]

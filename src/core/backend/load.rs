@@ -4,8 +4,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::change::{LogPosition, Table};
-use super::database::{CONSISTENT_INDEX, Fault, Store, TERM, rows_of, write_totals};
-use super::error::BackendError;
+use super::database::{CONSISTENT_INDEX, Store, TERM, rows_of, write_totals};
+use super::error::{BackendError, Fault};
 use super::row;
 use super::totals::{Totals, logical_size, row_cost};
 use crate::bolt::{BoltError, BoltFile};

@@ -23,6 +23,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod totals;
+mod wake;
 
 pub use change::{Change, ChangeSet, LogPosition, Table};
 pub use checkpointer::Checkpointer;

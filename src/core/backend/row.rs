@@ -1,5 +1,5 @@
 use super::change::Table;
-use super::database::Fault;
+use super::error::Fault;
 
 /// Bytes that follow each value: CRC-32C over the table, the key and the value.
 ///

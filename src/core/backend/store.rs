@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -10,14 +10,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::change::{ChangeSet, LogPosition, Table};
-use super::checkpointer::CheckpointWake;
 use super::database::{Durable, Store, rows_of};
 use super::disk::{FsStateDisk, StateDisk};
 use super::error::BackendError;
-use super::install::PreparedPositions;
 use super::overlay::Overlay;
 use super::row;
 use super::totals::{TableTotals, logical_size, row_cost};
+use super::wake::CheckpointWake;
 use crate::telemetry::DiskMetrics;
 use crate::types::{RecordId, Revision};
 
@@ -71,6 +70,9 @@ impl Drop for OpenRead {
         self.0.open_reads.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+/// Positions of the prepared db snapshots that are not dropped yet.
+pub(super) type PreparedPositions = Arc<Mutex<BTreeSet<LogPosition>>>;
 
 /// The first fatal error, for all who work on the store.
 #[derive(Clone, Debug, Default)]

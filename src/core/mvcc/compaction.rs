@@ -40,7 +40,7 @@ pub enum Progress {
 }
 
 impl Compaction {
-    pub(super) fn resumed(at: Revision, previous: Revision) -> Self {
+    fn resumed(at: Revision, previous: Revision) -> Self {
         Self { at, previous, cursor: None, before: None, removed: 0 }
     }
 
@@ -86,7 +86,7 @@ impl Store {
 
     /// The compaction that an earlier process began and did not finish; at most once after opening.
     pub fn take_unfinished_compaction(&mut self) -> Option<Compaction> {
-        self.unfinished.take()
+        self.unfinished.take().map(|(at, previous)| Compaction::resumed(at, previous))
     }
 
     /// Looks at up to `versions` replaced versions and forgets those that nobody can ask for any more. The rows go

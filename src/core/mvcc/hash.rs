@@ -4,56 +4,17 @@
 //! the last compaction that the newest state up to that revision does not need. So the value does not depend on how
 //! far the removal of compacted rows has got, and members agree on it.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-
 use super::MvccError;
+use super::hash_cache::HashKv;
 use super::index::Spot;
 use super::reader::StoreReader;
 use super::record::Fields;
 use super::view::{Shared, State, View};
 use crate::types::{KeyRange, RecordId, Revision};
-
-/// Hashes of finished compactions that are kept.
-const CACHED: usize = 10;
-
-/// The hash of the history up to a revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HashKv {
-    /// CRC-32C.
-    pub hash: u32,
-    /// Compaction in force for this hash; -1 for none.
-    pub compact_revision: Revision,
-    /// Newest revision hashed.
-    pub hash_revision: Revision,
-}
-
-/// The newest hashes computed at compactions, by revision.
-#[derive(Default)]
-pub(super) struct HashCache(Mutex<VecDeque<HashKv>>);
-
-impl HashCache {
-    fn store(&self, hash: HashKv) {
-        let mut hashes = self.0.lock();
-        let at = hashes.partition_point(|other| other.hash_revision < hash.hash_revision);
-        hashes.insert(at, hash);
-        if hashes.len() > CACHED {
-            hashes.pop_front();
-        }
-    }
-
-    fn all(&self) -> Vec<HashKv> {
-        self.0.lock().iter().copied().collect()
-    }
-
-    pub(super) fn clear(&self) {
-        self.0.lock().clear();
-    }
-}
 
 impl StoreReader {
     /// Hashes the history up to `revision` (0: the newest); also returns the newest revision. Reads all rows: for a

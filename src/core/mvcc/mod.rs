@@ -16,6 +16,7 @@ mod compaction;
 mod compare;
 mod error;
 mod hash;
+mod hash_cache;
 mod index;
 mod long_range;
 mod open;
@@ -36,7 +37,8 @@ pub use check::{
 };
 pub use compaction::{Compaction, Progress};
 pub use error::MvccError;
-pub use hash::{CompactionHash, HashKv};
+pub use hash::CompactionHash;
+pub use hash_cache::HashKv;
 pub use long_range::LongRange;
 pub use pins::Pin;
 pub use range::{Extent, has_own_order};

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::MvccError;
-use super::compaction::{Compaction, FINISHED, SCHEDULED};
+use super::compaction::{FINISHED, SCHEDULED};
 use super::pins::WHOLE_STATE_BYTES;
 use super::record::{Fields, Record};
 use super::store::Store;
@@ -42,7 +42,7 @@ impl Store {
     }
 }
 
-fn load(backend: Backend) -> Result<(State, Option<Compaction>), MvccError> {
+fn load(backend: Backend) -> Result<(State, Option<(Revision, Revision)>), MvccError> {
     // The index names rows of this state: a reader that still holds it when another one is installed finds them.
     let backend = backend.pinned();
     let mut state = State::empty(backend.clone());
@@ -70,7 +70,7 @@ fn load(backend: Backend) -> Result<(State, Option<Compaction>), MvccError> {
     // The newest revisions may have left no row: deleted keys whose tombstones are compacted.
     state.revision = state.revision.max(compacted);
     state.compacted = compacted;
-    let unfinished = (scheduled > finished).then(|| Compaction::resumed(scheduled, finished));
+    let unfinished = (scheduled > finished).then_some((scheduled, finished));
     Ok((state, unfinished))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A reader of an old state keeps every version that was replaced since: with many slow readers that would be many
 //! copies of the store. The store counts the bytes it replaces, so the difference between now and the state of the
-//! oldest reader bounds what all of them keep together. [`StoreReader::release_pins`] ends the pins that are further
+//! oldest reader bounds what all of them keep together. [`release_pins`](super::StoreReader::release_pins) ends the pins that are further
 //! behind than allowed; their readers go on in a newer state, or end.
 
 use std::sync::Arc;
@@ -10,16 +10,14 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use slab::Slab;
 
-use super::reader::StoreReader;
-
 /// Counted for each write beside the version it replaces: the tree nodes that it copies.
 pub(super) const NODES_PER_WRITE_BYTES: u64 = 8 * 1024;
 /// Counted when a snapshot replaces everything: no pin from before is kept.
 pub(super) const WHOLE_STATE_BYTES: u64 = 1 << 48;
 
-/// Where pins are listed.
-#[derive(Default)]
-pub(super) struct Pins(Mutex<Slab<Listed>>);
+/// Where pins are listed. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Pins(Arc<Mutex<Slab<Listed>>>);
 
 struct Listed {
     /// Count of replaced bytes when the pinned state was published.
@@ -42,7 +40,7 @@ impl<T: Send> Release for Mutex<Option<T>> {
 pub struct Pin<T> {
     value: Arc<Mutex<Option<T>>>,
     place: usize,
-    reader: StoreReader,
+    pins: Pins,
 }
 
 impl<T> Pin<T> {
@@ -54,33 +52,25 @@ impl<T> Pin<T> {
 
 impl<T> Drop for Pin<T> {
     fn drop(&mut self) {
-        let listed = self.reader.shared.pins.0.lock().try_remove(self.place);
+        let listed = self.pins.0.lock().try_remove(self.place);
         // Outside of the lock: this may free a whole old state.
         drop(listed);
     }
 }
 
-impl StoreReader {
-    /// Bytes of versions replaced since the start, as far as published, with what their replacement copied.
-    pub fn replaced_bytes(&self) -> u64 {
-        self.shared.published.load().replaced_bytes
-    }
-
-    /// Lists `value`, which keeps alive what was current when [`replaced_bytes`](Self::replaced_bytes) was `since`.
-    pub fn pin<T: Send + 'static>(&self, since: u64, value: T) -> Pin<T> {
+impl Pins {
+    /// Lists `value`, which keeps alive what was current when `since` bytes were replaced.
+    pub(super) fn list<T: Send + 'static>(&self, since: u64, value: T) -> Pin<T> {
         let value = Arc::new(Mutex::new(Some(value)));
-        let place = self.shared.pins.0.lock().insert(Listed { since, value: value.clone() });
-        Pin { value, place, reader: self.clone() }
+        let place = self.0.lock().insert(Listed { since, value: value.clone() });
+        Pin { value, place, pins: self.clone() }
     }
 
-    /// Releases every pin since which more than `bytes_max` were replaced. Frees memory: not for a thread that others
-    /// wait for.
-    pub fn release_pins(&self, bytes_max: u64) {
-        let now = self.replaced_bytes();
+    /// Releases what keeps alive states from before `bytes` were replaced.
+    pub(super) fn release_before(&self, bytes: u64) {
         let late: Vec<_> = {
-            let pins = self.shared.pins.0.lock();
-            let late = pins.iter().filter(|(_, listed)| now.saturating_sub(listed.since) > bytes_max);
-            late.map(|(_, listed)| listed.value.clone()).collect()
+            let pins = self.0.lock();
+            pins.iter().filter(|(_, listed)| listed.since < bytes).map(|(_, listed)| listed.value.clone()).collect()
         };
         late.iter().for_each(|value| value.release());
     }

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::MvccError;
+use super::pins::Pin;
 use super::range::{Extent, extent, range};
-use super::stream::RangeStream;
 use super::view::{Shared, State, View};
-use super::write::{delete_extent, read_only, txn_extent};
-use crate::pb::encoded::{RangeResponse, TxnResponse};
-use crate::pb::etcdserverpb::{DeleteRangeRequest, RangeRequest, TxnRequest};
+use crate::pb::encoded::RangeResponse;
+use crate::pb::etcdserverpb::RangeRequest;
 use crate::types::Revision;
 
 /// Way in to the published state; cheap to clone, usable from any thread.
@@ -40,12 +39,20 @@ impl StoreReader {
         self.shared.published.load().compacted
     }
 
-    /// Answers a range in chunks at one revision; `chunk_bytes` is what a chunk should roughly measure.
-    ///
-    /// # Errors
-    /// A future or compacted revision.
-    pub fn range_stream(&self, request: &RangeRequest, chunk_bytes: usize) -> Result<RangeStream, MvccError> {
-        RangeStream::open(self.clone(), request, chunk_bytes)
+    /// Bytes of versions replaced since the start, as far as published, with what their replacement copied.
+    pub fn replaced_bytes(&self) -> u64 {
+        self.shared.published.load().replaced_bytes
+    }
+
+    /// Lists `value`, which keeps alive what was current when [`replaced_bytes`](Self::replaced_bytes) was `since`.
+    pub fn pin<T: Send + 'static>(&self, since: u64, value: T) -> Pin<T> {
+        self.shared.pins.list(since, value)
+    }
+
+    /// Releases every pin since which more than `bytes_max` were replaced. Frees memory: not for a thread that others
+    /// wait for.
+    pub fn release_pins(&self, bytes_max: u64) {
+        self.shared.pins.release_before(self.replaced_bytes().saturating_sub(bytes_max));
     }
 }
 
@@ -75,16 +82,6 @@ impl Snapshot {
         extent(self.view(), request)
     }
 
-    /// How much the answer to a transaction holds at most, whichever way its compares turn out.
-    pub fn txn_extent(&self, request: &TxnRequest) -> Extent {
-        txn_extent(self.view(), request)
-    }
-
-    /// How much the answer to a delete holds at most.
-    pub fn delete_extent(&self, request: &DeleteRangeRequest) -> Extent {
-        delete_extent(self.view(), request)
-    }
-
     /// See [`StoreReader::replaced_bytes`], of this state.
     pub fn replaced_bytes(&self) -> u64 {
         self.state.replaced_bytes
@@ -96,14 +93,6 @@ impl Snapshot {
     /// A future or compacted revision; a compaction may also overtake a read of an old revision half-way.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, MvccError> {
         range(self.view(), request)
-    }
-
-    /// Answers a transaction for which [`is_read_only`](super::is_read_only) holds.
-    ///
-    /// # Errors
-    /// As for [`range`](Self::range); an operation that is not a range.
-    pub fn read_only_txn(&self, request: &TxnRequest) -> Result<TxnResponse, MvccError> {
-        read_only(self.view(), request)
     }
 
     pub(super) fn view(&self) -> View<'_> {

@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicUsize;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-use super::Compaction;
 use super::index::{Past, Spot, TOMBSTONE};
 use super::pins::NODES_PER_WRITE_BYTES;
 use super::reader::{Snapshot, StoreReader};
@@ -126,11 +125,12 @@ pub struct Store {
     pub(super) state: State,
     pub(super) shared: Arc<Shared>,
     pub(super) scratch: Vec<u8>,
-    pub(super) unfinished: Option<Compaction>,
+    /// A compaction that an earlier process did not finish: its revision, and that of the one before.
+    pub(super) unfinished: Option<(Revision, Revision)>,
 }
 
 impl Store {
-    pub(super) fn with_state(state: State, unfinished: Option<Compaction>) -> Self {
+    pub(super) fn with_state(state: State, unfinished: Option<(Revision, Revision)>) -> Self {
         let shared = Shared {
             published: ArcSwap::from_pointee(state.clone()),
             hashing: AtomicUsize::new(0),

@@ -36,8 +36,18 @@ pub struct RangeStream {
     done: bool,
 }
 
+impl StoreReader {
+    /// Answers a range in chunks at one revision; `chunk_bytes` is what a chunk should roughly measure.
+    ///
+    /// # Errors
+    /// A future or compacted revision.
+    pub fn range_stream(&self, request: &RangeRequest, chunk_bytes: usize) -> Result<RangeStream, MvccError> {
+        RangeStream::open(self.clone(), request, chunk_bytes)
+    }
+}
+
 impl RangeStream {
-    pub(super) fn open(reader: StoreReader, request: &RangeRequest, chunk_bytes: usize) -> Result<Self, MvccError> {
+    fn open(reader: StoreReader, request: &RangeRequest, chunk_bytes: usize) -> Result<Self, MvccError> {
         let snapshot = reader.snapshot();
         let at = snapshot.view().at(request.revision)?;
         let wanted = if request.limit > 0 { request.limit } else { i64::MAX };

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use super::MvccError;
-use super::hash::HashCache;
+use super::hash_cache::HashCache;
 use super::index::{Past, Spot};
 use super::pins::Pins;
 use super::record::Record;

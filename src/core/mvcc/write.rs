@@ -10,7 +10,7 @@ use super::range::{Extent, extent, header, range};
 use super::reader::Snapshot;
 use super::record::Fields;
 use super::store::{Batch, LeaseView, OperationCounts, Store, Written};
-use super::view::View;
+use super::view::{Found, View};
 use super::{MvccError, compare};
 use crate::pb::encoded::response_op::Response;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse, RangeResponse, ResponseOp, TxnResponse};
@@ -140,8 +140,28 @@ fn slot<'a>(response: &'a mut TxnResponse, place: &[usize]) -> Option<&'a mut Re
     }
 }
 
+impl Snapshot {
+    /// How much the answer to a transaction holds at most, whichever way its compares turn out.
+    pub fn txn_extent(&self, request: &TxnRequest) -> Extent {
+        txn_extent(self.view(), request)
+    }
+
+    /// How much the answer to a delete holds at most.
+    pub fn delete_extent(&self, request: &DeleteRangeRequest) -> Extent {
+        delete_extent(self.view(), request)
+    }
+
+    /// Answers a transaction for which [`is_read_only`](super::is_read_only) holds.
+    ///
+    /// # Errors
+    /// As for [`range`](Self::range); an operation that is not a range.
+    pub fn read_only_txn(&self, request: &TxnRequest) -> Result<TxnResponse, MvccError> {
+        read_only(self.view(), request)
+    }
+}
+
 /// What the answers of both branches hold at most.
-pub(super) fn txn_extent(view: View<'_>, request: &TxnRequest) -> Extent {
+fn txn_extent(view: View<'_>, request: &TxnRequest) -> Extent {
     let mut sum = Extent::default();
     for op in request.success.iter().chain(&request.failure) {
         match &op.request {
@@ -154,7 +174,7 @@ pub(super) fn txn_extent(view: View<'_>, request: &TxnRequest) -> Extent {
     sum
 }
 
-pub(super) fn delete_extent(view: View<'_>, request: &DeleteRangeRequest) -> Extent {
+fn delete_extent(view: View<'_>, request: &DeleteRangeRequest) -> Extent {
     if !request.prev_kv {
         return Extent::default();
     }
@@ -163,7 +183,7 @@ pub(super) fn delete_extent(view: View<'_>, request: &DeleteRangeRequest) -> Ext
 }
 
 /// Answers a transaction that holds nothing but ranges.
-pub(super) fn read_only(view: View<'_>, request: &TxnRequest) -> Result<TxnResponse, MvccError> {
+fn read_only(view: View<'_>, request: &TxnRequest) -> Result<TxnResponse, MvccError> {
     if !is_read_only(request) {
         return Err(MvccError::EmptyOperation);
     }
@@ -300,7 +320,7 @@ fn put(batch: &mut Batch<'_>, request: &PutRequest) -> PutResponse {
     batch.operations.ranges += u64::from(request.ignore_value || request.ignore_lease || request.prev_kv);
     let kept: Option<Bytes> = (request.ignore_value || request.ignore_lease)
         .then(|| match batch.view().one(&request.key, NOW) {
-            Some(super::view::Found::Live(record)) => Some(record.bytes()),
+            Some(Found::Live(record)) => Some(record.bytes()),
             _ => None,
         })
         .flatten();

@@ -1,14 +1,18 @@
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tonic::Status;
 
 use crate::api_error::ApiError;
 use crate::core::apply::ApplyError;
-use crate::core::cluster::MembershipError;
+use crate::core::backend::BackendError;
+use crate::core::cluster::{ClusterError, MembershipError};
 use crate::core::lease::LeaseError;
 use crate::core::mvcc::MvccError;
 use crate::core::peer::CallError;
 use crate::core::raft::ProposeError;
+use crate::core::wal::WalError;
+use crate::types::{LogIndex, LogPosition, MemberId};
 
 /// Called once when a member can no longer be trusted with its state; must end the process.
 pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
@@ -110,4 +114,53 @@ fn membership_status(error: MembershipError) -> Status {
         MembershipError::LastVoter => ApiError::NotEnoughStartedMembers.into(),
         MembershipError::Unreadable => Status::internal(error.to_string()),
     }
+}
+
+/// Why a data directory cannot be used.
+#[allow(missing_docs, reason = "the messages name the fields")]
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// Another program's directory.
+    #[error("data directory {path} holds {found:?}, which is not ours; give --data-dir a directory of its own")]
+    Foreign { path: PathBuf, found: String },
+    /// A directory cannot be made or read.
+    #[error("cannot access data directory {path}: {source}")]
+    Access { path: PathBuf, source: std::io::Error },
+    /// The log.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// The state.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The members in the state.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The log went away while the member started.
+    #[error("there is no log in {path}")]
+    NoLog { path: PathBuf },
+    /// The files of a member that was removed from its cluster.
+    #[error(
+        "the member has been permanently removed from the cluster: {member} cannot come back; remove its data directory \
+         {path}, add a member and start it with --initial-cluster-state=existing"
+    )]
+    Removed { member: MemberId, path: PathBuf },
+    /// The same, started with `--force-new-cluster`.
+    #[error(
+        "member {member} has been permanently removed from the cluster: --force-new-cluster needs one that was not"
+    )]
+    RemovedAlone { member: MemberId },
+    /// State without the log that belongs to it.
+    #[error(
+        "state in {state} reaches index {index}, but the log in {log} ends at {last}: the files do not belong together; \
+         restore both from one backup"
+    )]
+    LogBehindState { state: PathBuf, index: LogIndex, log: PathBuf, last: LogIndex },
+    /// A log that goes on from a later state.
+    #[error(
+        "state in {state} is at index {index}, but the log in {log} goes on from a state at index {}: the state file is \
+         an older copy, or the one that was to replace it is gone; restore both from one backup, or remove this member \
+         from the cluster and add it anew",
+        mark.index
+    )]
+    StateBehindLog { state: PathBuf, index: LogIndex, log: PathBuf, mark: LogPosition },
 }

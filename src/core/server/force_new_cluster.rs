@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use tracing::{info, warn};
 
-use super::recover::RecoverError;
+use super::error::RecoverError;
 use crate::core::cluster::{AddContext, ClusterStore, Member};
 use crate::core::raft::{ChangeKind, ProposedChange, members_entry};
 use crate::core::wal::{Recovered, Wal, WalDisk, WalEntry, WalEntryKind};

@@ -16,7 +16,7 @@ use super::proposer::Proposer;
 use super::published::Published;
 use super::read_index::ReadIndex;
 use super::snapshot;
-use crate::api_error::ApiError;
+use crate::api_error::{ApiError, unknown_alarm};
 use crate::core::apply::ApplyHandle;
 use crate::core::backend::{Backend, BackendError, Table};
 use crate::core::cluster::STORAGE_VERSION;
@@ -49,10 +49,8 @@ impl Maintenance for MaintenanceService {
 
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         let (caller, request) = Caller::split(request);
-        let action = AlarmAction::try_from(request.action)
-            .map_err(|_| Status::invalid_argument(format!("etcdserver: unknown alarm action {}", request.action)))?;
-        let kind = AlarmType::try_from(request.alarm)
-            .map_err(|_| Status::invalid_argument(format!("etcdserver: unknown alarm type {}", request.alarm)))?;
+        let action = AlarmAction::try_from(request.action).map_err(|_| unknown_alarm("action", request.action))?;
+        let kind = AlarmType::try_from(request.alarm).map_err(|_| unknown_alarm("type", request.alarm))?;
         let alarms = match action {
             AlarmAction::Get => self.published.alarms().list(kind),
             AlarmAction::Activate | AlarmAction::Deactivate => self.proposer.propose(&caller, request).await?,

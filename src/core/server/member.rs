@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::auto_compaction::{self, AutoCompactor};
 use super::bootstrap::BootstrapError;
-use super::error::Failed;
+use super::error::{Failed, RecoverError};
 use super::lease_clock::{self, LeaseClock, LeaseExpiry};
 use super::limits::Limits;
 use super::metrics::CoreMetrics;
@@ -16,7 +16,7 @@ use super::parts::{Foundation, Parts};
 use super::peer_receiver::{MemberPeers, ReceiverParts};
 use super::peer_rpc::PeerRpc;
 use super::published::Published;
-use super::recover::{Disks, Layout, Opened, Opening, RecoverError, open};
+use super::recover::{Disks, Layout, Opened, Opening, open};
 use super::renewals::{self, Renewals};
 use super::services::ServiceBuilder;
 use super::version::{self, ClusterVersionTask};

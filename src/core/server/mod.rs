@@ -55,12 +55,12 @@ mod watch;
 
 pub use self::bootstrap::Bootstrap;
 pub use self::caller::Caller;
-pub use self::error::Failed;
+pub use self::error::{Failed, RecoverError};
 pub use self::http::{BrowserRules, HttpHandler};
 pub use self::member::{Member, StartError};
 pub use self::metrics::{CoreMetrics, SlowRequests};
 pub use self::peer_port::PeerHandler;
-pub use self::recover::{Disks, Layout, Opened, Opening, RecoverError, open as recover, stored_members};
+pub use self::recover::{Disks, Layout, Opened, Opening, open as recover, stored_members};
 pub use self::remote_cluster::RunningCluster;
 pub use self::route::Router;
 pub use self::services::ServiceBuilder;

@@ -2,101 +2,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bootstrap::Bootstrap;
+use super::error::RecoverError;
 use super::force_new_cluster::go_alone;
-use crate::core::backend::{Backend, BackendError, FsStateDisk, LogPosition, StateDisk, Table};
-use crate::core::cluster::{ClusterError, ClusterRows, ClusterStore};
+use crate::core::backend::{Backend, FsStateDisk, LogPosition, StateDisk, Table};
+use crate::core::cluster::{ClusterRows, ClusterStore};
 use crate::core::wal::{FsDisk, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
 use crate::types::{LogIndex, MemberId};
 
 /// Bytes of log entries in front of the state that are read for members that are behind, at most.
 const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
-
-/// Why a data directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    /// Another program's directory.
-    #[error("data directory {path} holds {found:?}, which is not ours; give --data-dir a directory of its own")]
-    Foreign {
-        /// The directory.
-        path: PathBuf,
-        /// What gives it away.
-        found: String,
-    },
-    /// A directory cannot be made or read.
-    #[error("cannot access data directory {path}: {source}")]
-    Access {
-        /// The directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The log.
-    #[error(transparent)]
-    Wal(#[from] WalError),
-    /// The state.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// The members in the state.
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    /// The log went away while the member started.
-    #[error("there is no log in {path}")]
-    NoLog {
-        /// The log's directory.
-        path: PathBuf,
-    },
-    /// The files of a member that is none any more.
-    #[error(
-        "the member has been permanently removed from the cluster: {member} cannot come back; remove its data directory \
-         {path}, add a member and start it with --initial-cluster-state=existing"
-    )]
-    Removed {
-        /// The member.
-        member: MemberId,
-        /// The data directory.
-        path: PathBuf,
-    },
-    /// The same, with the wish to go on alone.
-    #[error(
-        "member {member} has been permanently removed from the cluster: --force-new-cluster needs one that was not"
-    )]
-    RemovedAlone {
-        /// The member.
-        member: MemberId,
-    },
-    /// State without the log that belongs to it.
-    #[error(
-        "state in {state} reaches index {index}, but the log in {log} ends at {last}: the files do not belong together; \
-         restore both from one backup"
-    )]
-    LogBehindState {
-        /// The state file.
-        state: PathBuf,
-        /// Position of the state.
-        index: LogIndex,
-        /// The log's directory.
-        log: PathBuf,
-        /// Last entry of the log.
-        last: LogIndex,
-    },
-    /// A log that goes on from a later state.
-    #[error(
-        "state in {state} is at index {index}, but the log in {log} goes on from a state at index {}: the state file is \
-         an older copy, or the one that was to replace it is gone; restore both from one backup, or remove this member \
-         from the cluster and add it anew",
-        mark.index
-    )]
-    StateBehindLog {
-        /// The state file.
-        state: PathBuf,
-        /// Position of the state.
-        index: LogIndex,
-        /// The log's directory.
-        log: PathBuf,
-        /// The log's newest snapshot record.
-        mark: LogPosition,
-    },
-}
 
 /// The disks that a member's files are on; a simulation replaces them.
 pub struct Disks<D> {

@@ -3,9 +3,9 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::log::log_batch;
-use crate::core::mvcc::{self, MvccError, StoreReader};
-use crate::eventlog::{History, HistoryBatch, HistoryError, HistoryRequest};
+use crate::api_error::ApiError;
+use crate::core::mvcc::{self, MvccError, RevisionEvents, StoreReader};
+use crate::eventlog::{EventKind, History, HistoryBatch, HistoryError, HistoryRequest, LogBatch, LogEvent};
 use crate::types::Revision;
 
 /// Rows of the store one read looks at, so that a watcher of a rarely written range gives others their turn.
@@ -59,12 +59,25 @@ fn read(reader: &StoreReader, request: &HistoryRequest) -> Result<HistoryBatch, 
         Err(MvccError::Compacted { compacted, .. }) => Err(HistoryError::Compacted(compacted)),
         Err(error) => {
             tracing::error!(%error, from = %request.from, "history for a watcher could not be read");
-            Err(HistoryError::Refused("etcdserver: corrupt cluster".to_owned()))
+            Err(HistoryError::Refused(ApiError::Corrupt.text().to_owned()))
         }
     }
 }
 
 /// A read that the end of the runtime cut off; its stream is about to end as well.
 fn stopping() -> HistoryError {
-    HistoryError::Refused("etcdserver: server stopped".to_owned())
+    HistoryError::Refused(ApiError::Stopped.text().to_owned())
+}
+
+/// The log's form of a revision; the bytes are shared.
+pub(super) fn log_batch(events: RevisionEvents) -> LogBatch {
+    let revision = events.revision;
+    let events = events.events.into_iter().map(|event| {
+        let kind = match event.kind {
+            mvcc::EventKind::Put => EventKind::Put,
+            mvcc::EventKind::Delete => EventKind::Delete,
+        };
+        LogEvent::new(kind, event.key, event.kv, event.prev_kv)
+    });
+    LogBatch::new(revision, events.collect())
 }

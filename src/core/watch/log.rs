@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use super::history::StoreHistory;
-use crate::core::mvcc::{self, RevisionEvents, StoreReader};
-use crate::eventlog::{EventKind, EventLog, LogBatch, LogEvent, Source};
+use super::history::{StoreHistory, log_batch};
+use crate::core::mvcc::{RevisionEvents, StoreReader};
+use crate::eventlog::{EventLog, Source};
 use crate::types::Revision;
 
 /// The event log of a member: one for the whole store. Cheap to clone.
@@ -55,17 +55,4 @@ impl CoreWatch {
     pub fn revision(&self) -> Revision {
         self.source.log().head()
     }
-}
-
-/// The log's form of a revision; the bytes are shared.
-pub(super) fn log_batch(events: RevisionEvents) -> LogBatch {
-    let revision = events.revision;
-    let events = events.events.into_iter().map(|event| {
-        let kind = match event.kind {
-            mvcc::EventKind::Put => EventKind::Put,
-            mvcc::EventKind::Delete => EventKind::Delete,
-        };
-        LogEvent::new(kind, event.key, event.kv, event.prev_kv)
-    });
-    LogBatch::new(revision, events.collect())
 }
