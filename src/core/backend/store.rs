@@ -105,7 +105,8 @@ pub(super) struct Contents {
     pub(super) overlay: Mutex<Overlay>,
     /// Copies of parts of what the file says for those who do not wait.
     pub(super) view: Mutex<DurableView>,
-    /// Counts commits, so that a scan can tell whether it saw one state.
+    /// Goes up before a commit is written and once it is counted in `view`: odd in between. So a scan can tell whether the
+    /// rows that it saw are those that are counted.
     pub(super) commits: AtomicU64,
 }
 
@@ -375,10 +376,11 @@ impl Backend {
         Ok(Step { rows, next })
     }
 
-    /// Compares what a whole scan saw with what the commits counted, unless a commit came in between.
+    /// Compares what a whole scan saw with what the commits counted, unless one was written meanwhile.
     fn finish_audit(&self, contents: &Contents, audit: &Audit) -> Result<(), BackendError> {
         let expected = contents.view.lock().keys;
-        if contents.commits.load(Ordering::Acquire) != audit.commits {
+        let is_written = !audit.commits.is_multiple_of(2);
+        if is_written || contents.commits.load(Ordering::Acquire) != audit.commits {
             return Ok(());
         }
         if (audit.seen.rows, audit.seen.digest) == (expected.rows, expected.digest) {
@@ -408,14 +410,15 @@ impl Backend {
             return Ok(());
         };
         let began = Instant::now();
+        contents.commits.fetch_add(1, Ordering::AcqRel);
         let written = contents.store.load().apply(&part, durable.totals.clone());
         if let Some(metrics) = self.inner.metrics.get() {
             metrics.backend_commit.observe(began.elapsed().as_secs_f64());
         }
         durable.totals = self.inner.latch(written)?;
         durable.position = part.position;
-        contents.commits.fetch_add(1, Ordering::AcqRel);
         *contents.view.lock() = DurableView::of(durable);
+        contents.commits.fetch_add(1, Ordering::AcqRel);
         drop(part);
         let finished = contents.overlay.lock().finish_writing();
         // Freed outside the lock: it may be many rows.

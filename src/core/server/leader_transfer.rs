@@ -78,19 +78,19 @@ impl LeaderTransfer {
         let connected = |member| self.peers.active_since(member).is_some();
         let successors = successors(&others, connected, &self.raft.progress());
         if successors.is_empty() {
-            info!("leadership is not transferred: no other voter is connected");
+            info!("leadership is not handed over: no other voter is in touch");
             return;
         }
         // What is proposed from here on waits for the new leader; raft would drop it.
         let _held = self.proposer.hold();
         let share = TRANSFER_MAX / successors.len() as u32;
         for successor in successors {
-            info!(member = %successor, "transferring leadership");
+            info!(member = %successor, "handing leadership over");
             self.raft.transfer_leader(successor);
             let taken = status.wait_for(|status| status.leader.is_some_and(|leader| leader != self.member));
             match timeout_at(Instant::now() + share, taken).await {
                 Ok(Ok(status)) => {
-                    info!(leader = ?status.leader, "leadership is transferred");
+                    info!(leader = ?status.leader, "leadership is handed over");
                     return;
                 }
                 Ok(Err(_)) => return,

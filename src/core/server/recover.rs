@@ -7,7 +7,7 @@ use super::force_new_cluster::go_alone;
 use crate::core::backend::{Backend, FsStateDisk, LogPosition, StateDisk, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore};
 use crate::core::wal::{FsDisk, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
-use crate::types::{LogIndex, MemberId};
+use crate::types::LogIndex;
 
 /// Bytes of log entries in front of the state that are read for members that are behind, at most.
 const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
