@@ -1,7 +1,6 @@
 //! The server: flags, logging, then a member behind its listeners until a signal.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +10,11 @@ use tracing::{error, info, warn};
 
 use super::dispatch::refuse;
 use super::process::{notify_ready, raise_descriptor_limit};
-use crate::config::{
-    FlagError, IdentityFiles, PeerTlsFiles, ServerConfig, ServerConfigError, Variables, parse_server_config,
-};
-use crate::core::peer::{PeerIdentity, PeerTls};
+use crate::config::{FlagError, PeerTlsFiles, ServerConfig, ServerConfigError, Variables, parse_server_config};
+use crate::core::peer::PeerTls;
 use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests};
 use crate::listener::{self, ListenerConfig, Serving, WorkerId};
+use crate::net::{Authorities, ClientTls, Identity, IdentityFiles, ServerTls, TlsError};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, WatchMetrics, init_logging};
 
@@ -108,7 +106,7 @@ impl Server {
 
         #[cfg(feature = "failpoints")]
         super::failpoints::start(tasks)?;
-        let peer_tls = config.peer_tls.as_ref().map(peer_tls).transpose()?;
+        let peer_tls = config.peer_tls.as_ref().map(peer_tls).transpose().context("TLS between members")?;
         let registry = Metrics::new();
         let slow = SlowRequests { apply: config.warning_apply_duration, unary: config.warning_unary_request_duration };
         let metrics = CoreMetrics::register(&registry, config.extensive_metrics, slow);
@@ -144,7 +142,7 @@ impl Server {
                 Some(listener::serve(metric_sockets, single.clone(), move |_| metrics_handler.clone(), tasks)?)
             }
         };
-        let secured = ListenerConfig { tls: peer_tls.map(|tls| tls.server_config()), ..single };
+        let secured = ListenerConfig { tls: peer_tls.map(|tls| tls.accepting), ..single };
         let peers = listener::serve(peer_sockets, secured, move |_| peer_handler.clone(), tasks)?;
         for address in peers.addresses() {
             info!(%address, "serving peer traffic");
@@ -168,16 +166,13 @@ impl Server {
     }
 }
 
-fn peer_tls(files: &PeerTlsFiles) -> anyhow::Result<PeerTls> {
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
-    let identity = |files: &IdentityFiles| anyhow::Ok((read(&files.certificates)?, read(&files.key)?));
-    let (accepting, dialling) = (identity(&files.accepting)?, identity(&files.dialling)?);
-    PeerTls::mutual(
-        PeerIdentity { certificates: &accepting.0, key: &accepting.1 },
-        PeerIdentity { certificates: &dialling.0, key: &dialling.1 },
-        &read(&files.authorities)?,
-    )
-    .context("TLS between members")
+fn peer_tls(files: &PeerTlsFiles) -> Result<PeerTls, TlsError> {
+    let authorities = Authorities::from_file(&files.authorities)?;
+    let identity = |files: &IdentityFiles| Identity::from_files(files.clone());
+    Ok(PeerTls {
+        accepting: ServerTls::mutual(identity(&files.accepting)?, &authorities)?,
+        dialling: ClientTls::new(Some(identity(&files.dialling)?), &authorities)?,
+    })
 }
 
 fn bind_all(

@@ -18,7 +18,7 @@ pub use gateway::{GatewayConfig, GatewayConfigError, RawGatewayConfig, parse_gat
 pub use log::RawLogConfig;
 pub use proxy::{Advertise, ProxyConfig, ProxyConfigError, RawProxyConfig, UpstreamPings, parse_proxy_config};
 pub use server::{
-    AutoCompaction, IdentityFiles, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsFiles, Quota,
-    RawServerConfig, Resolve, ServerConfig, ServerConfigError, parse_server_config, same_urls,
+    AutoCompaction, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsFiles, Quota, RawServerConfig,
+    Resolve, ServerConfig, ServerConfigError, parse_server_config, same_urls,
 };
 pub use url::{ListenUrl, UrlError, check_peer_urls};

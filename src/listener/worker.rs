@@ -11,9 +11,6 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceExt};
@@ -23,6 +20,7 @@ use super::arriving::Arrivals;
 use super::paced::Paced;
 use super::pings::PingPolicy;
 use super::scope::ConnectionScope;
+use crate::net::{ServerTls, TlsPeer};
 
 /// One serving thread, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +44,7 @@ pub struct ListenerConfig {
     /// Time that open requests get to finish at a stop.
     pub grace: Duration,
     /// TLS on every connection.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<ServerTls>,
 }
 
 impl Default for ListenerConfig {
@@ -131,7 +129,7 @@ pub(super) async fn run<S>(
                         tracker.spawn(serve_connection(stream, builder, service, stop, guard))
                     }
                     Some(tls) => tracker.spawn(async move {
-                        if let Some(stream) = handshake(tls, stream, &stop).await {
+                        if let Some((stream, _)) = handshake(tls, stream, &stop).await {
                             let stream = PingPolicy::new(stream, ping_min_time);
                             serve_connection(stream, builder, service, stop, guard).await;
                         }
@@ -170,13 +168,13 @@ fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
 
 /// None when the client is not who may connect, is too slow, or the listener stops.
 async fn handshake(
-    tls: Arc<ServerConfig>,
+    tls: ServerTls,
     stream: TcpStream,
     stop: &CancellationToken,
-) -> Option<TlsStream<TcpStream>> {
-    let accepted = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream));
+) -> Option<(impl AsyncRead + AsyncWrite + Send + Unpin + use<>, TlsPeer)> {
+    let accepted = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream));
     match stop.run_until_cancelled(accepted).await? {
-        Ok(Ok(stream)) => return Some(stream),
+        Ok(Ok(accepted)) => return Some(accepted),
         Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
         Err(_) => debug!("TLS handshake took too long"),
     }

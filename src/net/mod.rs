@@ -1,12 +1,23 @@
-//! Connections below any protocol: addresses and TCP.
+//! Connections below any protocol: addresses, TCP and TLS.
 //!
 //! A [`HostPort`] is where something listens, an [`Endpoint`] the same as a client writes it. [`TcpSilence`] is what every
-//! TCP connection is given, dialled or accepted.
+//! TCP connection is given, dialled or accepted. [`ServerTls`] and [`ClientTls`] (`tls.rs`) do the handshake on an open
+//! connection, with an [`Identity`] (`identity.rs`) that follows its files.
 
 mod endpoint;
 mod host_port;
+mod identity;
+mod pem;
 mod tcp_silence;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use host_port::HostPort;
+pub use identity::{Identity, IdentityFiles};
+pub use pem::TlsError;
 pub use tcp_silence::TcpSilence;
+pub use tls::{Authorities, ClientTls, ServerTls, TlsPeer};

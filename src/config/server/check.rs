@@ -412,7 +412,7 @@ fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::IdentityFiles;
+    use crate::net::IdentityFiles;
 
     fn parse(line: &str) -> Result<ServerConfig, String> {
         let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();

@@ -16,7 +16,7 @@ mod values;
 pub(super) use check::KEEPALIVE_MIN_TIME;
 pub use check::{Notice, ServerConfig, ServerConfigError, parse_server_config};
 pub use cluster::{InitialCluster, InitialState};
-pub use peer_tls::{IdentityFiles, PeerTlsFiles};
+pub use peer_tls::PeerTlsFiles;
 pub use raw::RawServerConfig;
 pub use same_urls::{Resolve, same_urls};
 pub use values::{AutoCompaction, IntegrityChecks, Quota};

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use super::check::ServerConfigError;
 use super::raw::RawServerConfig;
 use crate::config::ListenUrl;
+use crate::net::IdentityFiles;
 
 /// Files for TLS between members, in which both sides prove who they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,15 +14,6 @@ pub struct PeerTlsFiles {
     pub dialling: IdentityFiles,
     /// Whose certificates it takes.
     pub authorities: PathBuf,
-}
-
-/// A certificate with its key, in PEM form.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdentityFiles {
-    /// The certificate, then those between it and the authority.
-    pub certificates: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
 }
 
 impl PeerTlsFiles {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::tls::PeerTls;
+use crate::net::{ClientTls, ServerTls};
 use crate::types::{ClusterId, MemberId};
 
 /// A member as the others dial it.
@@ -10,6 +10,15 @@ pub struct Peer {
     pub id: MemberId,
     /// Its peer URLs; each is tried in turn.
     pub urls: Vec<String>,
+}
+
+/// TLS between members, in which both sides prove who they are.
+#[derive(Clone, Debug)]
+pub struct PeerTls {
+    /// For the listener of the peer port.
+    pub accepting: ServerTls,
+    /// For connections to other members. As a rule it shows the same certificate.
+    pub dialling: ClientTls,
 }
 
 /// Who this member is, and what its peers may make it hold.

@@ -8,8 +8,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
+use super::config::PeerTls;
 use super::hello::{Hello, Refusal, cluster_of};
-use super::tls::PeerTls;
 use crate::net::TcpSilence;
 use crate::types::ClusterId;
 
@@ -91,7 +91,7 @@ pub async fn connect_url(
     let authority = format!("{host}:{port}");
     let stream: Box<dyn PeerIo> = match (parsed.scheme(), tls) {
         ("http", _) => Box::new(connect(bare, port, limit).await?),
-        ("https", Some(tls)) => Box::new(tls.connect(bare, connect(bare, port, limit).await?).await?),
+        ("https", Some(tls)) => Box::new(tls.dialling.connect(bare, connect(bare, port, limit).await?).await?),
         _ => return Err(unusable()),
     };
     Ok((stream, authority))

@@ -24,12 +24,10 @@ mod snapshot_receive;
 mod snapshot_send;
 #[cfg(test)]
 mod tests;
-mod tls;
 mod transport;
 
-pub use config::{Peer, PeerConfig, PeerLimits};
+pub use config::{Peer, PeerConfig, PeerLimits, PeerTls};
 pub use dial::{DialError, PeerIo, connect_url};
 pub use hello::{Greeting, PEER_PATH, Refusal};
 pub use receiver::{CallError, CallFailure, PeerReceiver, SnapshotSource};
-pub use tls::{PeerIdentity, PeerTls, TlsError};
 pub use transport::{PeerQueue, PeerTransport};

@@ -14,13 +14,12 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tonic::Code;
 
 use super::super::{CallFailure, Peer, PeerConfig, PeerLimits, PeerReceiver, PeerTls, PeerTransport, SnapshotSource};
 use super::soon;
 use crate::core::raft::{Lane, Outbound, PeerSink};
+use crate::net::ServerTls;
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, PeerMetrics};
 use crate::types::{ClusterId, LogIndex, LogPosition, MemberId, Term};
@@ -161,7 +160,7 @@ impl Node {
         });
         let tasks = Tasks::new();
         let metrics = PeerMetrics::register(&Metrics::new());
-        let tls = config.tls.as_ref().map(PeerTls::server_config);
+        let tls = config.tls.as_ref().map(|tls| tls.accepting.clone());
         let transport =
             PeerTransport::start(config, heard.clone(), metrics.clone(), &tasks).expect("the transport starts");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -216,7 +215,7 @@ impl Node {
 }
 
 /// As the real peer port does: TLS if any, HTTP in front, the transport behind the upgrade.
-async fn peer_port(listener: TcpListener, tls: Option<Arc<ServerConfig>>, transport: PeerTransport, tasks: Tasks) {
+async fn peer_port(listener: TcpListener, tls: Option<ServerTls>, transport: PeerTransport, tasks: Tasks) {
     let stop = tasks.stop_signal();
     while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
         let (transport, tls) = (transport.clone(), tls.clone());
@@ -224,7 +223,7 @@ async fn peer_port(listener: TcpListener, tls: Option<Arc<ServerConfig>>, transp
             match tls {
                 None => serve(stream, transport).await,
                 Some(tls) => {
-                    if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
+                    if let Ok((stream, _)) = tls.accept(stream).await {
                         serve(stream, transport).await;
                     }
                 }

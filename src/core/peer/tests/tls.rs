@@ -1,37 +1,19 @@
 use std::net::SocketAddr;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-
+use super::super::PeerTls;
 use super::super::dial::{DialError, dial_any};
 use super::super::hello::{Hello, Purpose};
-use super::super::tls::{PeerIdentity, PeerTls};
 use super::node::{A, B, CLUSTER, Node, patient};
 use super::soon;
 use crate::core::raft::Lane;
+use crate::net::testing::Authority;
+use crate::net::{ClientTls, ServerTls};
 
-/// Somebody who signs certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        Self(CertifiedIssuer::self_signed(params, key).expect("valid"))
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// What a member at `name` shows, when it trusts `trusted`.
-    fn member(&self, name: &str, trusted: &Self) -> PeerTls {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        let certificate = params.signed_by(&key, &self.0).expect("signed").pem();
-        let key = key.serialize_pem();
-        let identity = PeerIdentity { certificates: certificate.as_bytes(), key: key.as_bytes() };
-        PeerTls::mutual(identity, identity, trusted.pem().as_bytes()).expect("usable")
+/// What a member at `name` shows, when it trusts `trusted`.
+fn member(authority: &Authority, name: &str, trusted: &Authority) -> PeerTls {
+    PeerTls {
+        accepting: ServerTls::mutual(authority.identity(name), &trusted.authorities()).expect("usable"),
+        dialling: ClientTls::new(Some(authority.identity(name)), &trusted.authorities()).expect("usable"),
     }
 }
 
@@ -44,8 +26,8 @@ async fn dial(address: SocketAddr, tls: &PeerTls) -> Result<(), DialError> {
 #[tokio::test]
 async fn members_of_one_authority_talk() {
     let authority = Authority::new();
-    let mut a = Node::start_tls(A, patient(), authority.member("127.0.0.1", &authority)).await;
-    let mut b = Node::start_tls(B, patient(), authority.member("127.0.0.1", &authority)).await;
+    let mut a = Node::start_tls(A, patient(), member(&authority, "127.0.0.1", &authority)).await;
+    let mut b = Node::start_tls(B, patient(), member(&authority, "127.0.0.1", &authority)).await;
     a.follow_tls(B, b.address);
     b.follow_tls(A, a.address);
     for lane in [Lane::Control, Lane::Append] {
@@ -67,14 +49,15 @@ async fn members_of_one_authority_talk() {
 #[tokio::test]
 async fn whoever_cannot_prove_its_identity_is_refused() {
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let good = ours.member("127.0.0.1", &ours);
+    let good = member(&ours, "127.0.0.1", &ours);
     let mut b = Node::start_tls(B, patient(), good.clone()).await;
     b.follow_tls(A, "127.0.0.1:1".parse().expect("an address"));
     dial(b.address, &good).await.expect("the right certificate is taken");
+    let anonymous = PeerTls { dialling: ClientTls::new(None, &ours.authorities()).expect("usable"), ..good.clone() };
     let cases = [
-        ("no certificate", good.clone().anonymous(ours.pem().as_bytes())),
-        ("certificate of another authority", theirs.member("127.0.0.1", &ours)),
-        ("the dialling side trusts another authority", ours.member("127.0.0.1", &theirs)),
+        ("no certificate", anonymous),
+        ("certificate of another authority", member(&theirs, "127.0.0.1", &ours)),
+        ("the dialling side trusts another authority", member(&ours, "127.0.0.1", &theirs)),
     ];
     let served = b.metrics.received_bytes.with_label_values(&["a"]).get();
     for (what, tls) in cases {
@@ -92,23 +75,8 @@ async fn whoever_cannot_prove_its_identity_is_refused() {
 #[tokio::test]
 async fn a_certificate_for_another_name_is_refused() {
     let authority = Authority::new();
-    let b = Node::start_tls(B, patient(), authority.member("somewhere.else", &authority)).await;
+    let b = Node::start_tls(B, patient(), member(&authority, "somewhere.else", &authority)).await;
     b.follow_tls(A, "127.0.0.1:1".parse().expect("an address"));
-    let error = dial(b.address, &authority.member("127.0.0.1", &authority)).await.expect_err("wrong name");
+    let error = dial(b.address, &member(&authority, "127.0.0.1", &authority)).await.expect_err("wrong name");
     assert!(error.to_string().contains("not valid for name"), "{error}");
-}
-
-#[test]
-fn unusable_texts_are_named() {
-    let authority = Authority::new();
-    let key = KeyPair::generate().expect("a key").serialize_pem();
-    let certificate = authority.pem();
-    let text = |certificates: &str, key: &str, authorities: &str| {
-        let identity = PeerIdentity { certificates: certificates.as_bytes(), key: key.as_bytes() };
-        PeerTls::mutual(identity, identity, authorities.as_bytes()).expect_err("unusable").to_string()
-    };
-    assert_eq!(text("", &key, &certificate), "certificate cannot be read: no certificate in it");
-    assert_eq!(text(&certificate, &key, ""), "authorities cannot be read: no certificate in it");
-    assert!(text(&certificate, "", &certificate).starts_with("key cannot be read: "));
-    assert!(text(&certificate, &key, &certificate).starts_with("certificate cannot be used: "), "key of another");
 }
