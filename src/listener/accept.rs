@@ -13,6 +13,7 @@ use tonic::body::Body;
 use tower::Service;
 use tracing::warn;
 
+use super::connection_info::Accepted;
 use super::socket::ListenerError;
 use super::worker::{Counts, HANDOVER_MAX, ListenerConfig, WorkerId, run};
 use crate::net::TcpSilence;
@@ -62,7 +63,7 @@ where
 
 /// One serving thread as the accept loop sees it.
 struct Worker {
-    connections: mpsc::Sender<std::net::TcpStream>,
+    connections: mpsc::Sender<(std::net::TcpStream, Accepted)>,
     open: Arc<AtomicUsize>,
 }
 
@@ -112,15 +113,16 @@ where
     }
     let workers: Arc<[Worker]> = workers.into();
     let mut addresses = Vec::new();
-    for listener in listeners {
+    for (number, listener) in listeners.into_iter().enumerate() {
         addresses.push(listener.local_addr().map_err(ListenerError::Thread)?);
         let listener = tokio::net::TcpListener::from_std(listener).map_err(ListenerError::Thread)?;
-        tasks.spawn(accept_loop(listener, workers.clone(), config.connections_max, stop.clone()));
+        tasks.spawn(accept_loop(number, listener, workers.clone(), config.connections_max, stop.clone()));
     }
     Ok(Serving { addresses, stop, ended })
 }
 
 async fn accept_loop(
+    number: usize,
     listener: tokio::net::TcpListener,
     workers: Arc<[Worker]>,
     connections_max: usize,
@@ -139,8 +141,8 @@ async fn accept_loop(
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        match accepted.and_then(|(stream, _)| prepare(stream)) {
-            Ok(stream) => hand_over(stream, &workers).await,
+        match accepted.and_then(|(stream, peer)| prepare(stream, number, peer)) {
+            Ok(accepted) => hand_over(accepted, &workers).await,
             Err(error) => {
                 // Out of descriptors, or a client that left early: neither may end the loop or make it spin.
                 if last_log.is_none_or(|at| at.elapsed() > ACCEPT_LOG_PERIOD) {
@@ -153,16 +155,21 @@ async fn accept_loop(
     }
 }
 
-fn prepare(stream: tokio::net::TcpStream) -> std::io::Result<std::net::TcpStream> {
+fn prepare(
+    stream: tokio::net::TcpStream,
+    listener: usize,
+    peer: SocketAddr,
+) -> std::io::Result<(std::net::TcpStream, Accepted)> {
     TcpSilence::CLIENT.prepare(&stream)?;
-    stream.into_std()
+    let accepted = Accepted { listener, local: stream.local_addr()?, peer };
+    Ok((stream.into_std()?, accepted))
 }
 
 /// Gives the connection to the thread with the fewest.
-async fn hand_over(stream: std::net::TcpStream, workers: &[Worker]) {
+async fn hand_over(connection: (std::net::TcpStream, Accepted), workers: &[Worker]) {
     let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
     worker.open.fetch_add(1, Ordering::Relaxed);
-    if worker.connections.send(stream).await.is_err() {
+    if worker.connections.send(connection).await.is_err() {
         worker.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,7 +1,6 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,10 +10,9 @@ use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::codegen::StdError;
 
-/// Bytes of unfinished requests on one connection. A client with a hundred of the largest requests on their way has 150 MB.
-const CONNECTION_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Bytes of unfinished requests on all connections of a listener; beyond, requests are refused.
-const ALL_BYTES_MAX: usize = 1024 * 1024 * 1024;
+use super::connection_info::ConnectionInfo;
+use super::unfinished::refusal;
+
 /// An unfinished request of which nothing came for so long is given up while others may soon be refused.
 const STALL: Duration = Duration::from_secs(10);
 
@@ -24,53 +22,13 @@ const SMALL_BYTES: usize = 4 * 1024;
 /// gRPC's head of a message: flags and length.
 const HEAD_BYTES: usize = 5;
 
-/// Bytes of unfinished requests, of one connection and of all together. In the extensions of each request.
-#[derive(Clone, Debug)]
-pub struct Arrivals(Arc<Held>);
-
-#[derive(Debug)]
-struct Held {
-    connection: AtomicUsize,
-    all: Arc<AtomicUsize>,
-}
-
-impl Arrivals {
-    /// A connection that holds nothing yet.
-    pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
-        Self(Arc::new(Held { connection: AtomicUsize::new(0), all }))
-    }
-
-    fn take(&self, bytes: usize) -> Result<(), Status> {
-        let connection = self.0.connection.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let all = self.0.all.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if connection <= CONNECTION_BYTES_MAX && all <= ALL_BYTES_MAX {
-            return Ok(());
-        }
-        self.give_back(bytes);
-        Err(refusal())
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.0.connection.fetch_sub(bytes, Ordering::Relaxed);
-        self.0.all.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    fn are_many(&self) -> bool {
-        self.0.all.load(Ordering::Relaxed) > ALL_BYTES_MAX / 2
-    }
-}
-
-fn refusal() -> Status {
-    Status::resource_exhausted("etcdserver: too many requests")
-}
-
 /// A request body of gRPC messages whose bytes are counted until they are handed on whole.
 ///
 /// A message is handed on once all of it has come: the reader reserves what its head announces.
 #[derive(Debug)]
 pub struct Arriving<B> {
     body: B,
-    arrivals: Option<Arrivals>,
+    connection: Option<Arc<ConnectionInfo>>,
     messages: Messages,
     /// Chunks of the unfinished message.
     held: VecDeque<Bytes>,
@@ -78,7 +36,7 @@ pub struct Arriving<B> {
     small: BytesMut,
     /// Chunks that go on.
     whole: VecDeque<Bytes>,
-    /// What `arrivals` knows of.
+    /// What `connection` counts of them.
     taken: usize,
     keep: Keep,
     stall: Option<Pin<Box<Sleep>>>,
@@ -96,25 +54,25 @@ enum Keep {
 impl<B> Arriving<B> {
     /// Hands on whole messages. One that announces more than `message_bytes_max` is handed on as it comes: the reader
     /// refuses it by its head.
-    pub fn messages(body: B, arrivals: Option<Arrivals>, message_bytes_max: usize) -> Self {
-        Self::new(body, arrivals, message_bytes_max, Keep::Message)
+    pub fn messages(body: B, connection: Option<Arc<ConnectionInfo>>, message_bytes_max: usize) -> Self {
+        Self::new(body, connection, message_bytes_max, Keep::Message)
     }
 
     /// Hands on what comes, for a reader that collects it: all of it counts until this is dropped.
-    pub fn collected(body: B, arrivals: Option<Arrivals>) -> Self {
-        Self::new(body, arrivals, 0, Keep::Body)
+    pub fn collected(body: B, connection: Option<Arc<ConnectionInfo>>) -> Self {
+        Self::new(body, connection, 0, Keep::Body)
     }
 
-    fn new(body: B, arrivals: Option<Arrivals>, message_bytes_max: usize, keep: Keep) -> Self {
+    fn new(body: B, connection: Option<Arc<ConnectionInfo>>, message_bytes_max: usize, keep: Keep) -> Self {
         let messages =
             Messages { head: [0; HEAD_BYTES], head_bytes: 0, left: 0, bytes_max: message_bytes_max, foul: false };
         let (held, small, whole) = (VecDeque::new(), BytesMut::new(), VecDeque::new());
-        Self { body, arrivals, messages, held, small, whole, taken: 0, keep, stall: None, patience: STALL }
+        Self { body, connection, messages, held, small, whole, taken: 0, keep, stall: None, patience: STALL }
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
-        if let Some(arrivals) = &self.arrivals {
-            arrivals.take(bytes)?;
+        if let Some(connection) = &self.connection {
+            connection.unfinished.take(bytes)?;
             self.taken += bytes;
         }
         Ok(())
@@ -122,18 +80,18 @@ impl<B> Arriving<B> {
 
     fn give_back(&mut self) {
         let taken = std::mem::take(&mut self.taken);
-        if let Some(arrivals) = self.arrivals.as_ref().filter(|_| taken > 0) {
-            arrivals.give_back(taken);
+        if let Some(connection) = self.connection.as_ref().filter(|_| taken > 0) {
+            connection.unfinished.give_back(taken);
         }
     }
 
     /// Whether nothing came for too long.
     fn stalls(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(arrivals) = self.arrivals.as_ref().filter(|_| self.taken > 0) else { return false };
+        let Some(connection) = self.connection.as_ref().filter(|_| self.taken > 0) else { return false };
         let patience = self.patience;
         let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         while stall.as_mut().poll(cx).is_ready() {
-            if arrivals.are_many() {
+            if connection.unfinished.are_many() {
                 return true;
             }
             stall.as_mut().reset(Instant::now() + patience);
@@ -277,11 +235,16 @@ impl Messages {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use http_body_util::{BodyExt, StreamBody};
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
 
+    use super::super::connection_info::Accepted;
+    use super::super::unfinished::{ALL_BYTES_MAX, CONNECTION_BYTES_MAX};
     use super::*;
+    use crate::net::TlsPeer;
 
     type Chunk = Result<Frame<Bytes>, StdError>;
     type Chunks = mpsc::Sender<Chunk>;
@@ -299,9 +262,11 @@ mod tests {
         [&[0][..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat()
     }
 
-    fn arrivals() -> (Arrivals, Arc<AtomicUsize>) {
+    fn connection() -> (Arc<ConnectionInfo>, Arc<AtomicUsize>) {
         let all = Arc::new(AtomicUsize::new(0));
-        (Arrivals::new(all.clone()), all)
+        let address = "127.0.0.1:1".parse().expect("an address");
+        let accepted = Accepted { listener: 0, local: address, peer: address };
+        (Arc::new(ConnectionInfo::new(accepted, TlsPeer::default(), all.clone())), all)
     }
 
     /// What can be read now, and whether the body has ended.
@@ -328,8 +293,8 @@ mod tests {
         let ends = [8, 13, 23, 328, wire.len()];
         for step in (1..40).chain([100, 4_095, 4_096, 5_000, 20_300, wire.len()]) {
             let (chunks, inner) = body();
-            let (arrivals, all) = arrivals();
-            let mut body = Arriving::messages(inner, Some(arrivals), 20_000);
+            let (connection, all) = connection();
+            let mut body = Arriving::messages(inner, Some(connection), 20_000);
             let (mut sent, mut seen) = (0, Vec::new());
             for chunk in wire.chunks(step) {
                 send(&chunks, chunk).await;
@@ -360,8 +325,8 @@ mod tests {
         let cut_off = &message("cut off")[..9];
         for wire in [&[0, 0, 0, 4, 0][..], &[2, 0, 0, 0, 1], cut_off] {
             let (chunks, inner) = body();
-            let (arrivals, all) = arrivals();
-            let mut body = Arriving::messages(inner, Some(arrivals), 1000);
+            let (connection, all) = connection();
+            let mut body = Arriving::messages(inner, Some(connection), 1000);
             send(&chunks, wire).await;
             if wire == cut_off {
                 assert_eq!(read(&mut body).await, (Vec::new(), false));
@@ -375,13 +340,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_connection_refuses_and_comes_free_again() {
-        let (arrivals, all) = arrivals();
-        arrivals.take(CONNECTION_BYTES_MAX - 4).expect("room");
+        let (connection, all) = connection();
+        connection.unfinished.take(CONNECTION_BYTES_MAX - 4).expect("room");
         for collected in [false, true] {
             let (chunks, inner) = body();
             let mut body = match collected {
-                false => Arriving::messages(inner, Some(arrivals.clone()), 1000),
-                true => Arriving::collected(inner, Some(arrivals.clone())),
+                false => Arriving::messages(inner, Some(connection.clone()), 1000),
+                true => Arriving::collected(inner, Some(connection.clone())),
             };
             send(&chunks, &message("too long")[..6]).await;
             let error = body.frame().await.expect("a frame").expect_err("no room");
@@ -391,15 +356,15 @@ mod tests {
                 (tonic::Code::ResourceExhausted, "etcdserver: too many requests")
             );
         }
-        arrivals.give_back(CONNECTION_BYTES_MAX - 4);
+        connection.unfinished.give_back(CONNECTION_BYTES_MAX - 4);
         assert_eq!(all.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
     async fn a_stalled_request_is_given_up_when_room_is_short() {
-        let (arrivals, all) = arrivals();
+        let (connection, all) = connection();
         let (chunks, inner) = body();
-        let mut body = Arriving::messages(inner, Some(arrivals), 1000);
+        let mut body = Arriving::messages(inner, Some(connection), 1000);
         body.patience = Duration::from_millis(1);
         send(&chunks, &message("stalled")[..6]).await;
         let waited = tokio::time::timeout(body.patience * 50, body.frame()).await;

@@ -3,24 +3,29 @@
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
 //! connections (`worker.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
 //! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`), and ends when
-//! the client pings too often (`pings.rs`). The core and the proxy give a function that makes their service, which is called once on each serving thread; their services read
+//! the client pings too often (`pings.rs`). Each request carries the [`ConnectionInfo`] of its connection in its
+//! extensions. The core and the proxy give a function that makes their service, which is called once on each serving
+//! thread; their services read
 //! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
 //! heads of calls that no handler should see.
 
 mod accept;
 mod arriving;
+mod connection_info;
 mod head;
 mod json;
 mod paced;
 mod pings;
-mod scope;
 mod socket;
+#[cfg(test)]
+mod tests;
+mod unfinished;
 mod worker;
 
 pub use accept::{Serving, answering, serve};
-pub use arriving::{Arrivals, Arriving};
+pub use arriving::Arriving;
+pub use connection_info::ConnectionInfo;
 pub use head::refused_head;
 pub use json::{asks_json_gateway, no_json_gateway};
-pub use scope::ConnectionScope;
 pub use socket::{ListenerError, bind};
 pub use worker::{ListenerConfig, WorkerId};

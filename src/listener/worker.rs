@@ -16,10 +16,9 @@ use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceExt};
 use tracing::debug;
 
-use super::arriving::Arrivals;
+use super::connection_info::{Accepted, ConnectionInfo};
 use super::paced::Paced;
 use super::pings::PingPolicy;
-use super::scope::ConnectionScope;
 use crate::net::{ServerTls, TlsPeer};
 
 /// One serving thread, counted from 0.
@@ -96,7 +95,7 @@ pub(super) struct Counts {
 
 /// The serving thread's side: takes connections until told to stop, then waits for them.
 pub(super) async fn run<S>(
-    mut connections: mpsc::Receiver<std::net::TcpStream>,
+    mut connections: mpsc::Receiver<(std::net::TcpStream, Accepted)>,
     service: S,
     config: ListenerConfig,
     counts: Counts,
@@ -112,26 +111,29 @@ pub(super) async fn run<S>(
             () = stop.cancelled() => break,
             accepted = connections.recv() => accepted,
         };
-        let Some(socket) = accepted else { break };
+        let Some((socket, accepted)) = accepted else { break };
         let guard = OpenConnection(counts.open.clone());
         match TcpStream::from_std(socket) {
             Ok(stream) => {
                 let (builder, stop) = (builder.clone(), stop.clone());
-                let (arrivals, scope) = (Arrivals::new(counts.unfinished_bytes.clone()), ConnectionScope::default());
-                let service = service.clone().map_request(move |mut request: Request<Incoming>| {
-                    request.extensions_mut().insert(arrivals.clone());
-                    request.extensions_mut().insert(scope.clone());
-                    request
-                });
+                let (service, unfinished) = (service.clone(), counts.unfinished_bytes.clone());
+                let informed = move |peer: TlsPeer| {
+                    let info = Arc::new(ConnectionInfo::new(accepted, peer, unfinished));
+                    service.map_request(move |mut request: Request<Incoming>| {
+                        request.extensions_mut().insert(info.clone());
+                        request
+                    })
+                };
                 match config.tls.clone() {
                     None => {
                         let stream = PingPolicy::new(stream, ping_min_time);
+                        let service = informed(TlsPeer::default());
                         tracker.spawn(serve_connection(stream, builder, service, stop, guard))
                     }
                     Some(tls) => tracker.spawn(async move {
-                        if let Some((stream, _)) = handshake(tls, stream, &stop).await {
+                        if let Some((stream, peer)) = handshake(tls, stream, &stop).await {
                             let stream = PingPolicy::new(stream, ping_min_time);
-                            serve_connection(stream, builder, service, stop, guard).await;
+                            serve_connection(stream, builder, informed(peer), stop, guard).await;
                         }
                     }),
                 };

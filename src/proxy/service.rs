@@ -23,7 +23,7 @@ use super::seen::noted;
 use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::client::{Head, Pool, Seen};
-use crate::listener::{Arrivals, Arriving, ConnectionScope, refused_head};
+use crate::listener::{Arriving, ConnectionInfo, refused_head};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
@@ -148,8 +148,10 @@ impl Worker {
         if let Some(refusal) = refused_head(&request) {
             return refusal;
         }
-        let Some(scope) = request.extensions().get::<ConnectionScope>() else { return self.counted(request).await };
-        let seen: Seen = scope.value();
+        let Some(connection) = request.extensions().get::<Arc<ConnectionInfo>>() else {
+            return self.counted(request).await;
+        };
+        let seen: Seen = connection.value();
         request.extensions_mut().insert(seen.clone());
         let wrapped = request.uri().path() == "/etcdserverpb.KV/RangeStream";
         noted(self.counted(request).await, wrapped, seen)
@@ -205,13 +207,13 @@ impl Worker {
     /// Bytes up, bytes down. A method nobody here knows passes too: the member decides and its answer is passed on.
     async fn pass(&self, request: Request<RequestBody>) -> Response<Body> {
         let (parts, body) = request.into_parts();
-        let arrivals = parts.extensions.get::<Arrivals>().cloned();
+        let connection = parts.extensions.get::<Arc<ConnectionInfo>>().cloned();
         let method = methods::find(parts.uri.path());
         let head = Head::from_request(parts);
         match method {
             // Collected before it is sent, so that it can be sent again.
             Ok(method) if method.kind == MethodKind::Unary => {
-                self.pool.request(&head, Arriving::collected(body, arrivals)).await
+                self.pool.request(&head, Arriving::collected(body, connection)).await
             }
             Ok(_) => self.pool.request(&head, body).await,
             Err(_) => match self.unknown_calls.try_acquire() {

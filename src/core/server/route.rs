@@ -25,7 +25,7 @@ use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
 use crate::api_error::ApiError;
 use crate::core::raft::RaftHandle;
-use crate::listener::{Arrivals, Arriving, refused_head};
+use crate::listener::{Arriving, ConnectionInfo, refused_head};
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
 use crate::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
@@ -124,8 +124,8 @@ impl Router {
             return ready(status);
         }
         let limit = self.max_message_bytes;
-        let arrivals = request.extensions().get::<Arrivals>().cloned();
-        let request = request.map(|body| Arriving::messages(observed.request(body), arrivals, limit));
+        let connection = request.extensions().get::<Arc<ConnectionInfo>>().cloned();
+        let request = request.map(|body| Arriving::messages(observed.request(body), connection, limit));
         let answer: Answer = match method.service {
             "etcdserverpb.KV" => Box::pin(self.kv.call(request)),
             "etcdserverpb.Watch" => Box::pin(self.watch.call(request)),

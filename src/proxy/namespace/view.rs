@@ -16,7 +16,7 @@ use super::room::{AnswerRoom, BoundedChannel, held_until_sent};
 use super::store::ViewStore;
 use crate::api_error::ApiError;
 use crate::client::{Channel, Head, Method, Pool, Seen, framed};
-use crate::listener::{Arrivals, Arriving};
+use crate::listener::{Arriving, ConnectionInfo};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::kv_server::KvServer;
@@ -83,7 +83,7 @@ impl View {
             Err(unknown) => return Status::unimplemented(unknown).into_http(),
         };
         let (mut parts, body) = request.into_parts();
-        let body = Arriving::collected(body, parts.extensions.get::<Arrivals>().cloned());
+        let body = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
         let frame = match one_message(&parts.headers, body, REQUEST_BYTES_MAX).await {
             Ok(frame) => frame,
             Err(status) => return status.into_http(),

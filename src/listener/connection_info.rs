@@ -1,0 +1,50 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use http::Extensions;
+use parking_lot::Mutex;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+
+use super::unfinished::UnfinishedBytes;
+use crate::net::TlsPeer;
+
+/// The connection that a request came on; in the extensions of each of its requests, in an [`Arc`].
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// Which listener accepted it, by its place in the list that [`serve`](super::serve) was given.
+    pub listener: usize,
+    /// The address the client connected to.
+    pub local: SocketAddr,
+    /// The address of the client.
+    pub peer: SocketAddr,
+    /// The client's certificate, then those between it and the authority; empty when it showed none.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// The server name the client asked for in the TLS handshake.
+    pub sni: Option<Box<str>>,
+    /// Of requests that have not come whole.
+    pub(super) unfinished: UnfinishedBytes,
+    values: Mutex<Extensions>,
+}
+
+impl ConnectionInfo {
+    pub(super) fn new(accepted: Accepted, tls: TlsPeer, unfinished_of_all: Arc<AtomicUsize>) -> Self {
+        let Accepted { listener, local, peer } = accepted;
+        let TlsPeer { certificates, sni } = tls;
+        let unfinished = UnfinishedBytes::new(unfinished_of_all);
+        Self { listener, local, peer, certificates, sni, unfinished, values: Mutex::default() }
+    }
+
+    /// What a service keeps for as long as the connection lives: the value of this type, made when it is first asked for.
+    pub fn value<T: Clone + Default + Send + Sync + 'static>(&self) -> T {
+        self.values.lock().get_or_insert_default::<T>().clone()
+    }
+}
+
+/// What the accept loop knows of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Accepted {
+    pub(super) listener: usize,
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+}
