@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::Status;
 
+use crate::api_error::ApiError;
+
 /// Bytes of unfinished requests on one connection. A client with a hundred of the largest requests on their way has 150 MB.
 pub(super) const CONNECTION_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of unfinished requests on all connections of a listener; beyond, requests are refused.
@@ -43,5 +45,5 @@ impl UnfinishedBytes {
 }
 
 pub(super) fn refusal() -> Status {
-    Status::resource_exhausted("etcdserver: too many requests")
+    Status::resource_exhausted(ApiError::TooManyRequests.text())
 }

@@ -17,6 +17,7 @@ use super::hello::{Greeting, Purpose};
 use super::outgoing::send;
 use super::receiver::CallFailure;
 use super::transport::Shared;
+use crate::api_error::ApiError;
 
 /// Length of what a ping brings and takes back.
 const PING_BYTES: usize = 8;
@@ -121,7 +122,7 @@ impl Incoming<'_> {
     fn call(&mut self, call: IncomingCall) {
         let limits = &self.shared.config.limits;
         if self.answers.len() >= limits.calls_served_max {
-            let refused = CallFailure { code: Code::ResourceExhausted, text: "etcdserver: too many requests".into() };
+            let refused = CallFailure { code: Code::ResourceExhausted, text: ApiError::TooManyRequests.text().into() };
             push_answer(&mut self.batch, call.id, Err(refused), limits.frame_bytes_max);
             return;
         }
