@@ -2,30 +2,15 @@ use std::io;
 use std::path::PathBuf;
 
 /// Why a db snapshot could not be read.
+#[allow(missing_docs, reason = "the texts say what the variants and fields are")]
 #[derive(Debug, thiserror::Error)]
 pub enum BoltError {
-    /// The system refused.
     #[error("read {path:?}: {source}")]
-    Io {
-        /// The db snapshot.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// The file does not begin with a valid meta page.
     #[error("{path:?} is not a database snapshot: invalid database")]
-    NotADbSnapshot {
-        /// The file.
-        path: PathBuf,
-    },
+    NotADbSnapshot { path: PathBuf },
     /// A page is not what a page may be.
     #[error("{path:?} is corrupt at page {page}: {what}")]
-    Corrupt {
-        /// The db snapshot.
-        path: PathBuf,
-        /// The page.
-        page: u64,
-        /// What does not fit.
-        what: String,
-    },
+    Corrupt { path: PathBuf, page: u64, what: String },
 }

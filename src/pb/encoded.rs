@@ -3,6 +3,7 @@
 //! On the wire an embedded message and a byte string look the same, so a key-value that is stored in its encoded
 //! form can be sent without decoding and encoding it again. Field numbers are those of the messages of the same
 //! name in [`etcdserverpb`](super::etcdserverpb).
+#![allow(missing_docs, reason = "fields have the names and meanings of etcd's API")]
 
 use bytes::{BufMut, Bytes};
 use prost::Message;
@@ -36,7 +37,6 @@ impl<T: Message> WireEncode for T {
 /// Answer to a range; `kvs` are encoded `mvccpb.KeyValue`s.
 #[derive(Clone, PartialEq, Message)]
 pub struct RangeResponse {
-    /// Who answered, at which revision.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
     /// Encoded key-values in answer order.
@@ -53,7 +53,6 @@ pub struct RangeResponse {
 /// One chunk of a range stream.
 #[derive(Clone, PartialEq, Message)]
 pub struct RangeStreamResponse {
-    /// The chunk.
     #[prost(message, optional, tag = "1")]
     pub range_response: Option<RangeResponse>,
 }
@@ -61,7 +60,6 @@ pub struct RangeStreamResponse {
 /// Answer to a put; `prev_kv` is an encoded `mvccpb.KeyValue`.
 #[derive(Clone, PartialEq, Message)]
 pub struct PutResponse {
-    /// Who answered, at which revision.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
     /// The pair before the write.
@@ -72,10 +70,8 @@ pub struct PutResponse {
 /// Answer to a delete; `prev_kvs` are encoded `mvccpb.KeyValue`s.
 #[derive(Clone, PartialEq, Message)]
 pub struct DeleteRangeResponse {
-    /// Who answered, at which revision.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
-    /// Keys deleted.
     #[prost(int64, tag = "2")]
     pub deleted: i64,
     /// The pairs before the delete, in key order.
@@ -86,26 +82,20 @@ pub struct DeleteRangeResponse {
 /// Answer to one operation of a transaction.
 #[derive(Clone, PartialEq, Message)]
 pub struct ResponseOp {
-    /// The arm.
     #[prost(oneof = "response_op::Response", tags = "1, 2, 3, 4")]
     pub response: Option<response_op::Response>,
 }
 
 /// Arms of [`ResponseOp`].
 pub mod response_op {
-    /// Which operation answered.
     #[derive(Clone, PartialEq, prost::Oneof)]
     pub enum Response {
-        /// A range.
         #[prost(message, tag = "1")]
         ResponseRange(super::RangeResponse),
-        /// A put.
         #[prost(message, tag = "2")]
         ResponsePut(super::PutResponse),
-        /// A delete.
         #[prost(message, tag = "3")]
         ResponseDeleteRange(super::DeleteRangeResponse),
-        /// A nested transaction.
         #[prost(message, tag = "4")]
         ResponseTxn(super::TxnResponse),
     }
@@ -114,7 +104,6 @@ pub mod response_op {
 /// Answer to a transaction.
 #[derive(Clone, PartialEq, Message)]
 pub struct TxnResponse {
-    /// Who answered, at which revision.
     #[prost(message, optional, tag = "1")]
     pub header: Option<ResponseHeader>,
     /// Whether the compares held.
@@ -131,7 +120,6 @@ pub struct TxnResponse {
 /// that see the same events; only the fields before it differ from watcher to watcher.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WatchResponse {
-    /// Who answered, at which revision.
     pub header: Option<ResponseHeader>,
     /// The watch on its stream.
     pub watch_id: i64,

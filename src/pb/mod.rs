@@ -1,10 +1,8 @@
 //! The generated protobuf modules, and their twins over already encoded parts.
 //!
-//! `proto/` holds the sources, `build.rs` compiles them. [`encoded`] has answers whose key-values and events are
+//! `proto/` holds the sources, `build.rs` compiles them. [`encoded`] has responses whose key-values and events are
 //! kept as the bytes that go on the wire, and [`pieces`] cuts long ones; [`codec`] carries both over gRPC with small
-//! buffers per stream; [`methods`] lists every method by path.
-//! kept as the bytes that go on the wire; [`codec`] carries both over gRPC with small buffers per stream; [`methods`]
-//! lists every method by path; [`txn`] has the operations of transactions, which nest.
+//! buffers per stream; [`methods`] lists every method by path; [`txn`] has the operations of transactions, which nest.
 
 pub mod codec;
 pub mod encoded;
