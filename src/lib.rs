@@ -20,6 +20,7 @@ pub mod eventlog;
 pub mod gateway;
 pub mod listener;
 pub mod net;
+pub mod pages;
 pub mod pb;
 pub mod proxy;
 pub mod recipes;

@@ -33,6 +33,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("eventlog", &[]),
     ("tree", &[]),
     ("listener", &["net", "api_error"]),
+    ("pages", &[]),
     ("bolt", &[]),
     ("recipes", &["api_error"]),
     ("core::wal", &[]),
@@ -49,11 +50,11 @@ const TABLE: &[(&str, &[&str])] = &[
     // The reason of a refused read is a text of the API.
     ("core::watch", &["STATE", "core::backend", "eventlog", "api_error"]),
     // A snapshot that a leader sends is a db snapshot.
-    ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener"]),
+    ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener", "pages"]),
     ("client", &["api_error", "net"]),
     ("discovery", &["client", "config", "net"]),
-    ("proxy", &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener", "net"]),
-    ("gateway", &["client", "discovery", "api_error", "config", "eventlog", "net"]),
+    ("proxy", &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener", "net", "pages"]),
+    ("gateway", &["client", "discovery", "api_error", "config", "eventlog", "net", "pages"]),
     ("ctl", &["client", "discovery", "api_error", "config", "bolt"]),
     ("bench", &["client", "discovery", "api_error", "config", "net"]),
     ("cmd", &["EVERYTHING"]),

@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
@@ -15,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::check::health;
 use super::dial::Dialer;
 use crate::net::TcpSilence;
+use crate::pages::{JSON, Page, health_json, not_found, page, refused_method};
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -77,24 +76,18 @@ async fn accept(
     Ok((stream, slot))
 }
 
-async fn answer(request: &Request<Incoming>, metrics: &Metrics, dialer: &Dialer) -> Response<Full<Bytes>> {
-    let (status, content_type, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, TEXT_CONTENT_TYPE, metrics.render()),
-        (&Method::GET, "/health") => match health(dialer).await {
-            Ok(()) => (StatusCode::OK, "application/json", r#"{"health":"true","reason":""}"#.to_owned()),
-            Err(reasons) => {
-                let reason = serde_json::Value::from(format!("NO LIVE ENDPOINT ({reasons})"));
-                let body = format!(r#"{{"health":"false","reason":{reason}}}"#);
-                (StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
-            }
-        },
-        (_, "/metrics" | "/health") => {
-            (StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "Method Not Allowed\n".to_owned())
-        }
-        _ => (StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
-    response
+async fn answer(request: &Request<Incoming>, metrics: &Metrics, dialer: &Dialer) -> Page {
+    let path = request.uri().path();
+    if !matches!(path, "/metrics" | "/health") {
+        return not_found();
+    }
+    if let Some(refused) = refused_method(request.method(), path) {
+        return refused;
+    }
+    if path == "/metrics" {
+        return page(StatusCode::OK, TEXT_CONTENT_TYPE, metrics.render());
+    }
+    let outcome = health(dialer).await.map_err(|reasons| format!("NO LIVE ENDPOINT ({reasons})"));
+    let status = if outcome.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    page(status, JSON, health_json(&outcome))
 }

@@ -8,7 +8,6 @@
 
 mod answer;
 mod endpoints;
-mod health;
 mod http;
 mod identity;
 mod lease;

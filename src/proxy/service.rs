@@ -14,7 +14,6 @@ use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tower::Service;
 
-use super::health::HealthService;
 use super::http::Pages;
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::members::SelfMember;
@@ -24,6 +23,7 @@ use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::client::{Head, Pool, Seen};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
+use crate::pages::HealthService;
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
@@ -143,7 +143,7 @@ impl Worker {
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()));
         if !is_grpc {
-            return self.pages.answer(&request.into_parts().0).await;
+            return self.pages.answer(&request.into_parts().0).await.map(Body::new);
         }
         if let Some(refusal) = refused_head(&request) {
             return refusal;

@@ -10,6 +10,7 @@ use super::read_index::ReadIndex;
 use crate::core::apply::describe_range;
 use crate::core::mvcc::StoreReader;
 use crate::core::raft::RaftHandle;
+use crate::pages::{CheckQuery, CheckReport};
 use crate::pb::etcdserverpb::{AlarmType, RangeRequest};
 use crate::telemetry::OperationKind;
 
@@ -56,45 +57,6 @@ pub fn parse_path(path: &str) -> Option<(CheckKind, Option<&'static str>)> {
     }
 }
 
-/// The parameters these paths know.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Query {
-    /// Skip what needs a leader.
-    pub serializable: bool,
-    /// One line per check, also when all pass.
-    pub verbose: bool,
-    /// Alarms or checks to leave out.
-    pub exclude: Vec<String>,
-}
-
-impl Query {
-    /// Reads a query string; unknown parameters are nobody's.
-    pub fn parse(text: &str) -> Self {
-        let mut query = Self::default();
-        for (name, value) in url::form_urlencoded::parse(text.as_bytes()) {
-            match name.as_ref() {
-                "serializable" => query.serializable = value == "true",
-                "verbose" => query.verbose = true,
-                "exclude" if !value.is_empty() => query.exclude.push(value.into_owned()),
-                _ => {}
-            }
-        }
-        query
-    }
-
-    fn excludes(&self, name: &str) -> bool {
-        self.exclude.iter().any(|excluded| excluded == name)
-    }
-}
-
-/// What the checks found.
-pub struct Report {
-    /// Whether all passed.
-    pub passed: bool,
-    /// One line per check.
-    pub lines: String,
-}
-
 /// Runs the checks, and counts what they find.
 pub(super) struct HealthChecks {
     pub(super) raft: RaftHandle,
@@ -109,7 +71,7 @@ impl HealthChecks {
     ///
     /// # Errors
     /// The reason, in etcd's words.
-    pub(super) async fn health(&self, query: &Query) -> Result<(), String> {
+    pub(super) async fn health(&self, query: &CheckQuery) -> Result<(), String> {
         for alarm in self.published.alarms().list(AlarmType::None) {
             let name = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
             if !query.excludes(name) {
@@ -123,26 +85,16 @@ impl HealthChecks {
     }
 
     /// Runs all checks of a kind that are not excluded, or a single one.
-    pub(super) async fn run(&self, kind: CheckKind, single: Option<&str>, query: &Query) -> Report {
-        let mut report = Report { passed: true, lines: String::new() };
+    pub(super) async fn run(&self, kind: CheckKind, single: Option<&str>, query: &CheckQuery) -> CheckReport {
+        let mut report = CheckReport::default();
         for &name in kind.checks() {
             if single.is_some_and(|single| single != name) || (single.is_none() && query.excludes(name)) {
                 continue;
             }
-            let outcome = self.check(name).await;
-            let result = match outcome {
-                Ok(()) => {
-                    report.lines += &format!("[+]{name} ok\n");
-                    "success"
-                }
-                Err(reason) => {
-                    report.passed = false;
-                    report.lines += &format!("[-]{name} failed: {reason}\n");
-                    "error"
-                }
-            };
+            let passed = report.add(name, self.check(name).await);
+            let result = if passed { "success" } else { "error" };
             let server = &self.metrics.server;
-            server.healthcheck.with_label_values(&[kind.label(), name]).set(i64::from(result == "success"));
+            server.healthcheck.with_label_values(&[kind.label(), name]).set(i64::from(passed));
             server.healthchecks.with_label_values(&[kind.label(), name, result]).inc();
         }
         report
@@ -187,13 +139,5 @@ mod tests {
         assert_eq!(parse_path("/livez/data_corruption"), None);
         assert_eq!(parse_path("/readyz/"), None);
         assert_eq!(parse_path("/health"), None);
-    }
-
-    #[test]
-    fn queries_are_read_leniently() {
-        let query = Query::parse("serializable=true&exclude=NOSPACE&exclude=&verbose&x=y");
-        let expected = Query { serializable: true, verbose: true, exclude: vec!["NOSPACE".into()] };
-        assert_eq!(query, expected);
-        assert!(!Query::parse("serializable=1").serializable);
     }
 }

@@ -18,7 +18,6 @@ mod debug_vars;
 mod error;
 mod force_new_cluster;
 mod gauges;
-mod health;
 mod http;
 mod kv;
 mod leader_transfer;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use http::header::HeaderValue;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tonic::body::Body;
 
@@ -9,6 +9,7 @@ use super::http::HttpHandler;
 use super::member_info::MemberInfo;
 use super::published::Published;
 use crate::core::peer::{PEER_PATH, PeerTransport};
+use crate::pages::{JSON, not_found, page};
 
 /// What the peer port answers: who belongs to the cluster, which version this member runs, and the upgrade by which
 /// the other members connect.
@@ -25,7 +26,7 @@ impl PeerHandler {
         let cluster = self.published.cluster();
         let members: Vec<_> = cluster.members().collect();
         let json = serde_json::to_string(&members).unwrap_or_default();
-        let mut response = super::http::json(json);
+        let mut response = page(StatusCode::OK, JSON, json).map(Body::new);
         if let Ok(id) = HeaderValue::from_str(&self.info.cluster().to_string()) {
             response.headers_mut().insert("x-etcd-cluster-id", id);
         }
@@ -38,7 +39,7 @@ impl PeerHandler {
             "/members" => self.members(),
             "/version" => self.http.answer(request).await,
             PEER_PATH => self.peers.upgrade(&mut request).map(Body::new),
-            _ => super::http::not_found(),
+            _ => not_found().map(Body::new),
         }
     }
 }

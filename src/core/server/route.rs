@@ -13,7 +13,6 @@ use tower::Service;
 
 use super::auth::AuthService;
 use super::cluster::ClusterService;
-use super::health::HealthService;
 use super::http::HttpHandler;
 use super::kv::KvService;
 use super::lease::LeaseService;
@@ -26,6 +25,7 @@ use super::watch::WatchService;
 use crate::api_error::ApiError;
 use crate::core::raft::RaftHandle;
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
+use crate::pages::HealthService;
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
 use crate::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
@@ -104,7 +104,7 @@ impl Router {
             auth: server!(AuthServer, auth),
             lock: server!(LockServer, Arc::new(LockService::new(recipes.clone(), tasks.clone()))),
             election: server!(ElectionServer, Arc::new(ElectionService::new(recipes, tasks))),
-            health: server!(HealthServer, Arc::new(HealthService::new())),
+            health: server!(HealthServer, Arc::new(HealthService)),
             published,
             raft,
             metrics,

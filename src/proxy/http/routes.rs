@@ -1,11 +1,10 @@
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use http_body_util::Full;
-use tonic::body::Body;
+use http::{StatusCode, header};
 
 use super::{fetch, probe};
 use crate::client::Pool;
-use crate::listener;
+use crate::pages::{
+    CheckQuery, CheckReport, JSON, Page, health_json, nosniff, page, refused_method, refused_path, text,
+};
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -22,20 +21,14 @@ impl Pages {
         Self { pool, metrics, tasks }
     }
 
-    pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Response<Body> {
+    pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Page {
         let path = head.uri.path();
-        if listener::asks_json_gateway(path) {
-            return listener::no_json_gateway();
-        }
         let known = matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version")
             || check_name(path).is_some();
         if !known {
-            return page(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n");
+            return refused_path(path);
         }
-        // etcd gives its metrics to every method.
-        if head.method != Method::GET && !path.ends_with("/metrics") {
-            let mut refused = page(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "Method Not Allowed\n");
-            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        if let Some(refused) = refused_method(&head.method, path) {
             return refused;
         }
         match path {
@@ -43,22 +36,21 @@ impl Pages {
             "/metrics" => self.member_metrics().await,
             "/proxy/metrics" => page(StatusCode::OK, TEXT_CONTENT_TYPE, self.metrics.render()),
             "/version" => self.version().await,
-            _ => self.check(path, head.uri.query().unwrap_or_default()).await,
+            _ => self.check(path, &CheckQuery::parse(head.uri.query())).await,
         }
     }
 
-    async fn health(&self) -> Response<Body> {
-        match probe::linearizable_read(&self.pool).await {
-            Ok(()) => page(StatusCode::OK, "application/json", r#"{"health":"true","reason":""}"#),
-            Err(reason) => {
-                let body = serde_json::json!({ "health": "false", "reason": format!("GET ERROR:{reason}") });
-                page(StatusCode::SERVICE_UNAVAILABLE, "application/json", body.to_string())
-            }
+    async fn health(&self) -> Page {
+        let outcome = probe::linearizable_read(&self.pool).await.map_err(|reason| format!("GET ERROR:{reason}"));
+        let body = health_json(&outcome);
+        match outcome {
+            Ok(()) => page(StatusCode::OK, JSON, body),
+            Err(_) => nosniff(page(StatusCode::SERVICE_UNAVAILABLE, JSON, body)),
         }
     }
 
     /// A member's page, headers of the body included.
-    async fn member_metrics(&self) -> Response<Body> {
+    async fn member_metrics(&self) -> Page {
         match fetch::from_any_member(&self.pool, "/metrics", &self.tasks).await {
             Ok(fetched) => {
                 let kind = fetched.headers().get(header::CONTENT_TYPE).cloned();
@@ -70,13 +62,13 @@ impl Pages {
             }
             Err(reasons) => {
                 let body = format!("no member gave its metrics: {reasons}\n");
-                page(StatusCode::BAD_GATEWAY, "text/plain; charset=utf-8", body)
+                text(StatusCode::BAD_GATEWAY, body)
             }
         }
     }
 
     /// The versions of the member that answers, as it would give them itself.
-    async fn version(&self) -> Response<Body> {
+    async fn version(&self) -> Page {
         match probe::member_status(&self.pool).await {
             Ok(status) => {
                 let minor = |version: &str| match version.rsplit_once('.') {
@@ -90,32 +82,25 @@ impl Pages {
                     "etcdcluster": minor(&status.version),
                     "storage": storage,
                 });
-                page(StatusCode::OK, "application/json", body.to_string())
+                page(StatusCode::OK, JSON, body.to_string())
             }
             Err(status) => {
                 let body = format!("{}\n", status.message());
-                page(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", body)
+                text(StatusCode::SERVICE_UNAVAILABLE, body)
             }
         }
     }
 
     /// `/livez`: the process answers. `/readyz`: the cluster does, too.
-    async fn check(&self, path: &str, query: &str) -> Response<Body> {
+    async fn check(&self, path: &str, query: &CheckQuery) -> Page {
         let name = check_name(path).unwrap_or_default();
-        let excluded = query.split('&').any(|pair| pair == "exclude=linearizable_read");
-        let verbose = query.split('&').any(|pair| pair == "verbose" || pair.starts_with("verbose="));
         let outcome = match name {
-            "linearizable_read" if !excluded => probe::linearizable_read(&self.pool).await,
+            "linearizable_read" if !query.excludes(name) => probe::linearizable_read(&self.pool).await,
             _ => Ok(()),
         };
-        match outcome {
-            Ok(()) if verbose => page(StatusCode::OK, "text/plain; charset=utf-8", format!("[+]{name} ok\nok\n")),
-            Ok(()) => page(StatusCode::OK, "text/plain; charset=utf-8", "ok\n"),
-            Err(reason) => {
-                let body = format!("[-]{name} failed: {reason}\n\n");
-                page(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", body)
-            }
-        }
+        let mut report = CheckReport::default();
+        report.add(name, outcome);
+        report.into_page(query)
     }
 }
 
@@ -126,15 +111,4 @@ fn check_name(path: &str) -> Option<&'static str> {
         "/readyz" | "/readyz/linearizable_read" => Some("linearizable_read"),
         _ => None,
     }
-}
-
-fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Body::new(Full::new(body.into())));
-    *response.status_mut() = status;
-    let headers: &mut HeaderMap = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    if status != StatusCode::OK {
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    }
-    response
 }

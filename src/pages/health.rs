@@ -1,22 +1,16 @@
 use std::pin::Pin;
 
-use futures::Stream;
+use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status};
 
 use crate::pb::healthpb::health_check_response::ServingStatus;
 use crate::pb::healthpb::health_server::Health;
 use crate::pb::healthpb::{HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse};
 
-/// `grpc.health.v1`: the one service, named "", serves as soon as the port does.
+/// `grpc.health.v1`: the one service, named "", serves for as long as the port does. Whether the cluster behind it
+/// does is for `/readyz`.
 #[derive(Clone, Debug, Default)]
 pub struct HealthService;
-
-impl HealthService {
-    /// Builds the service.
-    pub fn new() -> Self {
-        Self
-    }
-}
 
 fn serving() -> HealthCheckResponse {
     HealthCheckResponse { status: ServingStatus::Serving as i32 }
@@ -38,13 +32,12 @@ impl Health for HealthService {
     }
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        use futures::StreamExt;
         let mut first = serving();
         if !request.get_ref().service.is_empty() {
             first.status = ServingStatus::ServiceUnknown as i32;
         }
         // The status never changes while the port serves, so one answer stands until the client leaves.
-        let answers = futures::stream::iter([Ok(first)]).chain(futures::stream::pending());
+        let answers = stream::iter([Ok(first)]).chain(stream::pending());
         Ok(Response::new(Box::pin(answers)))
     }
 }
