@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, sendto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -242,16 +243,67 @@ impl Shared {
 
 /// The member whose process holds the connection from `from` to `to`, both ports of this host.
 fn owner(members: &[Member], from: u16, to: u16) -> Option<usize> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let port = |address: &str| u16::from_str_radix(address.split_once(':')?.1, 16).ok();
-    let inode = table.lines().skip(1).find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let ours = port(fields.get(1)?)? == from && port(fields.get(2)?)? == to;
-        ours.then(|| fields.get(9).map(|inode| format!("socket:[{inode}]")))?
-    })?;
+    let inode = asked_inode(from, to).or_else(|| listed_inode(from, to))?;
+    let socket = format!("socket:[{inode}]");
     let holds = |process: u32| {
         let files = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
-        files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|link| link.as_os_str() == inode.as_str())
+        files.filter_map(|file| std::fs::read_link(file.path()).ok()).any(|link| link.as_os_str() == socket.as_str())
     };
     members.iter().position(|member| member.process.is_some_and(holds))
+}
+
+/// Asks the kernel for one connection on loopback (sock_diag(7)); none where it has no answer. Its list, which
+/// [`listed_inode`] reads, takes milliseconds to write, for each of the many connections that members open.
+fn asked_inode(from: u16, to: u16) -> Option<u32> {
+    const REQUEST_BYTES: u32 = 72;
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const NLM_F_REQUEST: u16 = 1;
+    const INODE_AT: usize = 84;
+    let mut request = Vec::with_capacity(REQUEST_BYTES as usize);
+    request.extend(REQUEST_BYTES.to_ne_bytes());
+    request.extend([SOCK_DIAG_BY_FAMILY.to_ne_bytes(), NLM_F_REQUEST.to_ne_bytes()].as_flattened());
+    request.extend([0; 8]);
+    // IPv4, TCP, nothing besides, in any state.
+    request.extend([2, 6, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    request.extend([from.to_be_bytes(), to.to_be_bytes()].as_flattened());
+    for _ in 0..2 {
+        request.extend([127, 0, 0, 1]);
+        request.extend([0; 12]);
+    }
+    // Any interface, no cookie.
+    request.extend([0; 4]);
+    request.extend([0xff; 8]);
+    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::DGRAM, Some(netlink::SOCK_DIAG)).ok()?;
+    sendto(&socket, &request, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0)).ok()?;
+    let mut answer = [0; 512];
+    let (length, _) = recv(&socket, &mut answer, RecvFlags::empty()).ok()?;
+    let answer = answer.get(..length)?;
+    let is_found = answer.get(4..6)? == SOCK_DIAG_BY_FAMILY.to_ne_bytes();
+    let inode = u32::from_ne_bytes(answer.get(INODE_AT..INODE_AT + 4)?.try_into().ok()?);
+    (is_found && inode != 0).then_some(inode)
+}
+
+/// Looks for the connection in the kernel's list.
+fn listed_inode(from: u16, to: u16) -> Option<u32> {
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let port = |address: &str| u16::from_str_radix(address.split_once(':')?.1, 16).ok();
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_ours = port(fields.get(1)?)? == from && port(fields.get(2)?)? == to;
+        fields.get(9).filter(|_| is_ours)?.parse().ok()
+    })
+}
+
+#[test]
+fn both_ways_to_a_connection_agree() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = listener.local_addr().expect("address").port();
+    let stream = std::net::TcpStream::connect(("127.0.0.1", to)).expect("connects");
+    let from = stream.local_addr().expect("address").port();
+    let listed = listed_inode(from, to);
+    assert!(listed.is_some());
+    assert!([None, listed].contains(&asked_inode(from, to)));
+    assert_eq!(owner(&[Member { listens: None, process: Some(std::process::id()) }], from, to), Some(0));
+    drop((stream, listener));
+    assert_eq!(owner(&[Member { listens: None, process: Some(std::process::id()) }], from, to), None);
 }
