@@ -1,8 +1,5 @@
 //! Tests by feature: one member, and the gateway and the proxy in front of it.
 
-#[path = "../crash/mod.rs"]
-mod crash;
-
 mod bad_input;
 mod compaction;
 mod ctl;

@@ -11,6 +11,8 @@ mod chaos;
 mod checkers;
 #[path = "../cluster/mod.rs"]
 mod cluster;
+#[path = "../crash/mod.rs"]
+mod crash;
 #[path = "../features/mod.rs"]
 mod features;
 #[path = "../harness/mod.rs"]
