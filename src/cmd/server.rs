@@ -64,7 +64,7 @@ pub fn run(args: &[OsString]) -> u8 {
             () = server.member.removed() => {
                 error!("the member has been permanently removed from the cluster");
                 warn!("data-dir used by this member must be removed");
-                // Whoever asked for it gets an answer, and the others hear that it is committed.
+                // The client that asked for it gets its answer, and the other members learn that it is committed.
                 tokio::time::sleep(REMOVED_DELAY).await;
                 None
             }
@@ -112,7 +112,7 @@ impl Server {
         let metrics = CoreMetrics::register(&registry, config.extensive_metrics, slow);
         let watch_metrics = WatchMetrics::register(&registry);
         let failed: Failed = Arc::new(|reason| {
-            // Fail-stop: what was acknowledged is in the log, and nothing may be answered from a doubtful state.
+            // Fail-stop: what was acknowledged is in the log, and no request may be answered from a state that may be wrong.
             error!(reason, "member stops: its state can no longer be trusted");
             eprintln!("watershed: {reason}");
             std::process::exit(1);
@@ -158,7 +158,7 @@ impl Server {
         Ok(Self { member, clients, peers, watched })
     }
 
-    /// Listeners first, then the member. While clients finish and go elsewhere, another member takes the lead.
+    /// Listeners first, then the member. Leadership is transferred while the requests of clients finish.
     pub async fn stop(self) {
         tokio::join!(self.clients.finish(), self.member.hand_over());
         tokio::join!(self.peers.finish(), OptionFuture::from(self.watched.map(Serving::finish)));

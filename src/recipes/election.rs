@@ -24,7 +24,7 @@ pub struct ElectionService<S> {
 }
 
 impl<S: RecipeStore> ElectionService<S> {
-    /// Serves elections kept in `store`. Clean-up after callers that went away runs on `tasks`.
+    /// Serves elections kept in `store`. Clean-up after callers that disconnected runs on `tasks`.
     pub fn new(store: S, tasks: Tasks) -> Self {
         Self { store, tasks }
     }

@@ -22,10 +22,10 @@ pub(super) enum RecipeError {
     /// The client's own deadline.
     #[error("context deadline exceeded")]
     Deadline,
-    /// The process is going down.
+    /// The process is stopping.
     #[error("{}", ApiError::Stopped.text())]
     Stopped,
-    /// The store answered something no store answers.
+    /// The store's answer does not fit the transaction.
     #[error("unexpected answer to a recipe's transaction")]
     BadAnswer,
     #[error("{}", .0.message())]

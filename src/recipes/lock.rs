@@ -16,7 +16,7 @@ pub struct LockService<S> {
 }
 
 impl<S: RecipeStore> LockService<S> {
-    /// Serves locks kept in `store`. Clean-up after callers that went away runs on `tasks`.
+    /// Serves locks kept in `store`. Clean-up after callers that disconnected runs on `tasks`.
     pub fn new(store: S, tasks: Tasks) -> Self {
         Self { store, tasks }
     }

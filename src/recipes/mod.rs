@@ -3,7 +3,7 @@
 //! A request enters through [`LockService`] or [`ElectionService`] (the gRPC services), turns into plain KV and
 //! lease operations on a [`RecipeStore`] and nothing else, so the same code runs inside a member and inside the
 //! proxy, there with the tenant's prefix applied by the store. Both recipes are one queue: a key per lease under
-//! `name/`, whoever has the lowest create revision is first. Start with `queue.rs`; `observe.rs` is the stream of
+//! `name/`, the lowest create revision is first. Start with `queue.rs`; `observe.rs` is the stream of
 //! leaders.
 
 mod election;

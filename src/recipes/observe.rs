@@ -31,9 +31,9 @@ struct Observer<S: RecipeStore> {
 }
 
 enum Step<W> {
-    /// Find out who leads.
+    /// Read the current leader.
     Look,
-    /// Nobody leads: the first put under the prefix will.
+    /// There is no leader: the first put under the prefix makes one.
     Await(W),
     /// Watch this leader's key from here on.
     Watch { key: Bytes, start_revision: i64 },

@@ -19,12 +19,12 @@ use crate::pb::mvccpb::{Event, KeyValue};
 use crate::shutdown::Tasks;
 use crate::types::KeyRange;
 
-/// Pause before a place that could not be left is left again: at first, and at most.
+/// Pause before the key of a place is deleted again after a failure: at first, and at most.
 const LEAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// How often that is tried. The lease ends the place after that.
 const LEAVE_ATTEMPTS: u32 = 60;
 
-/// Seconds a lease lives that a recipe grants because the caller brought none. Nobody keeps it alive.
+/// TTL in seconds of a lease that a recipe grants for a caller without one. It is not kept alive.
 const OWN_LEASE_TTL: i64 = 60;
 
 /// The queue of one lock or election: the keys under `name/`, oldest first.
@@ -125,7 +125,7 @@ impl<S: RecipeStore> Queue<S> {
     }
 }
 
-/// Who is in the queue before a place.
+/// What is in the queue before a place.
 enum Ahead {
     Nobody,
     /// The one right before, which was there at `revision`.
@@ -227,7 +227,7 @@ impl<S: RecipeStore> Drop for Place<S> {
                     Err(status) => return debug!(%status, "waiter could not leave its queue"),
                     Ok(_) => return,
                 }
-                // Those that leave together do not come back together.
+                // Spreads the retries of places that are left at the same time.
                 let pause_now = pause.mul_f64(0.5 + fastrand::f64());
                 tokio::select! {
                     () = tokio::time::sleep(pause_now) => pause = longest.min(2 * pause),
@@ -243,7 +243,7 @@ fn is_passing(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unknown)
 }
 
-/// The caller's lease, or a fresh one that nobody renews.
+/// The caller's lease, or a new one that is not kept alive.
 pub(super) async fn lease_or_own<S: RecipeStore>(store: &S, lease: i64) -> Result<i64, RecipeError> {
     if lease != 0 {
         return Ok(lease);

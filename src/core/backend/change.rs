@@ -18,7 +18,7 @@ pub enum Table {
     Cluster,
     /// Member id in hex to JSON.
     Members,
-    /// Ids that may never come back.
+    /// Ids of removed members, never used again.
     MembersRemoved,
     /// Whether auth is on, and its revision.
     Auth,

@@ -111,7 +111,7 @@ impl Backend {
         inner.contents.store(Arc::new(Contents::new(store, &installed)));
         *durable = installed;
         if let Some(location) = &inner.location {
-            // What is older will never be asked for again.
+            // Older prepared snapshots are never needed again.
             inner.latch(remove_outdated(location, durable.position.index))?;
         }
         Ok(())
@@ -187,7 +187,7 @@ fn prepare(
         Ok(totals) => totals,
         Err(error) => {
             drop(store);
-            // What the db snapshot is at fault for leaves nothing behind; after anything else the disk is left alone.
+            // A db snapshot that is at fault leaves no file; after an error of the disk nothing is written to it.
             return if error.is_fatal() { Err(error) } else { remove_unfinished(disk, &unfinished).and(Err(error)) };
         }
     };

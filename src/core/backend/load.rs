@@ -11,7 +11,7 @@ use super::totals::{Totals, logical_size, row_cost};
 use crate::bolt::{BoltError, BoltFile};
 use crate::types::RecordId;
 
-/// Fills a new store from a db snapshot; the position is the caller's to say.
+/// Fills a new store from a db snapshot; the caller gives the position.
 pub(super) fn fill(new: &Store, db_snapshot: &BoltFile, position: LogPosition) -> Result<Totals, BackendError> {
     new.write(|txn| {
         let mut totals = Totals::default();
@@ -30,7 +30,7 @@ pub(super) fn fill(new: &Store, db_snapshot: &BoltFile, position: LogPosition) -
                 totals.table_mut(table).add(row_cost(key.len(), value.len()), checksum);
                 Ok(end.insert_before(key, sealed.as_slice())?)
             };
-            // The position is ours to say; its rows are put where they sort.
+            // The position is the caller's; its rows are inserted in their order.
             let mut own = match table {
                 Table::Meta => vec![
                     (CONSISTENT_INDEX, Bytes::copy_from_slice(&position.index.0.to_be_bytes())),

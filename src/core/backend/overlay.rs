@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::change::{ChangeSet, LogPosition, Table};
 
-/// What a row of the overlay costs beside its bytes: two handles and a share of a tree node.
+/// Memory of a row in the overlay beside its bytes: two handles and a share of a tree node.
 const ROW_OVERHEAD_BYTES: usize = 96;
 
 /// The last change of every row touched since some checkpoint.
@@ -83,12 +83,12 @@ impl Overlay {
         Some(closed)
     }
 
-    /// Forgets the part that is durable now. The caller drops the answer outside the lock.
+    /// Drops the part that is durable now. The caller drops the answer outside the lock.
     pub(super) fn finish_writing(&mut self) -> Option<Arc<Generation>> {
         self.writing.take()
     }
 
-    /// Where the newest change leads to.
+    /// Position of the newest change.
     pub(super) fn position(&self) -> LogPosition {
         self.gathering.position
     }

@@ -26,7 +26,7 @@ const SCAN_STEP_ROWS: usize = 1024;
 /// Bytes after which a step ends early.
 const SCAN_STEP_BYTES: usize = 1024 * 1024;
 
-/// Way in to the stored state. Cheap to clone; all clones are one store.
+/// The stored state. Cheap to clone; all clones are one store.
 ///
 /// One owner submits; anyone reads. Reads see everything submitted so far, whether it is durable or not.
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub(super) struct Inner {
     pub(super) location: Option<FileLocation>,
     /// Replaced as a whole by an installed state.
     pub(super) contents: ArcSwap<Contents>,
-    /// Held through a checkpoint, a defragmentation or an installation; what it guards is what the file says.
+    /// Locked through a checkpoint, a defragmentation or an installation; guards position and totals of the file.
     pub(super) durable: Mutex<Durable>,
     /// Wakes the checkpoint thread when much is pending.
     pub(super) wake: CheckpointWake,
@@ -74,7 +74,7 @@ impl Drop for OpenRead {
 /// Positions of the prepared db snapshots that are not dropped yet.
 pub(super) type PreparedPositions = Arc<Mutex<BTreeSet<LogPosition>>>;
 
-/// The first fatal error, for all who work on the store.
+/// The first fatal error; shared by all parts of the store.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Failure(Arc<OnceLock<String>>);
 
@@ -103,7 +103,7 @@ pub(super) struct Contents {
     /// Replaced as a whole by a defragmentation.
     pub(super) store: ArcSwap<Store>,
     pub(super) overlay: Mutex<Overlay>,
-    /// Copies of parts of what the file says for those who do not wait.
+    /// A copy of position and totals, for reads that do not wait for a checkpoint.
     pub(super) view: Mutex<DurableView>,
     /// Goes up before a commit is written and once it is counted in `view`: odd in between. So a scan can tell whether the
     /// rows that it saw are those that are counted.
@@ -169,7 +169,7 @@ impl Backend {
     /// A new store that lives and ends with the process.
     ///
     /// # Errors
-    /// When the database library refuses, which it has no reason to.
+    /// An error of the database library.
     pub fn in_memory() -> Result<Self, BackendError> {
         Ok(Self::from_parts(None, Store::in_memory()?, Durable::default()))
     }
@@ -200,7 +200,7 @@ impl Backend {
 
     /// A handle whose reads stay with the state there is now, and its later changes, when another state is installed.
     ///
-    /// For an index of the rows: what it names is found as long as it is asked. The old state takes memory, and room
+    /// For an index of the rows: the rows that it names stay readable. The old state takes memory, and room
     /// on disk, until the last such handle is dropped.
     pub fn pinned(&self) -> Self {
         Self { inner: self.inner.clone(), pinned: Some(self.contents()) }
@@ -393,7 +393,7 @@ impl Backend {
 
     /// Writes everything submitted so far in one durable commit; returns the position it reaches.
     ///
-    /// For the checkpoint thread, shutdown and tests: it waits for the disk, and for a checkpoint under way.
+    /// For the checkpoint thread, shutdown and tests: it waits for the disk, and for a checkpoint in progress.
     ///
     /// # Errors
     /// Any error closes the store for good; see [`BackendError`].
@@ -450,7 +450,7 @@ impl Backend {
 }
 
 impl Inner {
-    /// Refuses once anything failed: what the file holds then is for the next start to find out.
+    /// Refuses after any failure: only the next start reads the file again.
     pub(super) fn usable(&self) -> Result<(), BackendError> {
         match self.failed.0.get() {
             None => Ok(()),

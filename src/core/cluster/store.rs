@@ -40,7 +40,7 @@ pub enum ClusterError {
 #[derive(Clone, Debug, Default)]
 pub struct ClusterStore {
     members: BTreeMap<MemberId, Member>,
-    /// Ids that never come back.
+    /// Ids of removed members, never used again.
     removed: BTreeSet<MemberId>,
     version: Option<String>,
 }
@@ -85,7 +85,7 @@ impl ClusterStore {
         change
     }
 
-    /// Takes a member out; its id is spent.
+    /// Removes a member; its id is never used again.
     pub(super) fn remove_member(&mut self, id: MemberId) -> Vec<Change> {
         self.members.remove(&id);
         self.removed.insert(id);
@@ -105,7 +105,7 @@ impl ClusterStore {
 
     /// Sets the version the cluster agreed on; the layout of the stored rows goes with it.
     ///
-    /// A version below the known one is passed over: two leaders in a row may see different members, and the proposal
+    /// A version below the known one is ignored: two leaders in a row may see different members, and the proposal
     /// of the first may be the later one in the log.
     pub fn set_version(&mut self, version: &str) -> Vec<Change> {
         let known = self.version().and_then(ClusterVersion::parse);
@@ -150,7 +150,7 @@ impl ClusterStore {
         &self.removed
     }
 
-    /// Who votes and who learns, as raft stores it.
+    /// Voters and learners, as raft stores them.
     pub fn conf_state(&self) -> walpb::ConfState {
         let ids = |learners| self.members().filter(move |member| member.is_learner == learners).map(|member| member.id);
         walpb::ConfState {

@@ -2,32 +2,19 @@ use crate::core::backend::BackendError;
 use crate::types::LeaseId;
 
 /// Why a change of the leases was refused.
+#[allow(missing_docs, reason = "the messages name the fields")]
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// No such lease.
     #[error("lease {lease} does not exist")]
-    NotFound {
-        /// The lease asked for.
-        lease: LeaseId,
-    },
-    /// The id is taken.
+    NotFound { lease: LeaseId },
     #[error("lease {lease} exists already")]
-    Exists {
-        /// The id asked for.
-        lease: LeaseId,
-    },
-    /// The time to live is beyond all reason.
+    Exists { lease: LeaseId },
+    /// The time to live is longer than may be granted.
     #[error("a time to live of {ttl_seconds} s is too large")]
-    TtlTooLarge {
-        /// What was asked for.
-        ttl_seconds: i64,
-    },
+    TtlTooLarge { ttl_seconds: i64 },
     /// A stored lease cannot be read; the member must stop.
     #[error("stored lease {row:02x?} is unreadable")]
-    Corrupt {
-        /// Key of the row.
-        row: Vec<u8>,
-    },
+    Corrupt { row: Vec<u8> },
     /// The backend could not be read; the member must stop.
     #[error("read backend")]
     Backend(#[from] BackendError),
@@ -36,10 +23,10 @@ pub enum LeaseError {
 /// Why a lease was not renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RenewError {
-    /// No such lease.
+    /// The lease does not exist.
     #[error("lease {0} does not exist")]
     NotFound(LeaseId),
-    /// It has run out; its revocation is on the way. Whoever renews waits for that and then says it is gone.
+    /// It has expired and its revocation is proposed. The renewal waits for that and then answers that it does not exist.
     #[error("lease {0} has run out")]
     Expired(LeaseId),
     /// Only the leader renews.

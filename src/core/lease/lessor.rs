@@ -8,12 +8,12 @@ use crate::types::LeaseId;
 /// A lease is recorded first when this part of its time has passed without a renewal: clients renew after a third, and a
 /// renewal has to clear the record through the log.
 const FIRST_CHECKPOINT_PART: u64 = 2;
-/// Then whenever this part more has passed: who has not renewed by then hardly will.
+/// Then whenever this further part has passed.
 const NEXT_CHECKPOINT_PART: u64 = 6;
 /// But not before so much has passed.
 const CHECKPOINT_LEAST_MS: u64 = 2_000;
 
-/// How the lessor behaves.
+/// Periods of the lessor.
 #[derive(Clone, Copy, Debug)]
 pub struct LessorConfig {
     /// After this time an expired lease that is still there is handed out again, as its revocation was lost, and a
@@ -29,13 +29,13 @@ impl Default for LessorConfig {
     }
 }
 
-/// A renewal that counts from now.
+/// A lease that was renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewed {
     /// Seconds granted.
     pub ttl: i64,
-    /// A checkpoint stands in the log or is on its way there: before the client hears of the renewal it is to be set
-    /// to 0 there, or the next leader would cut the lease short.
+    /// A checkpoint is in the log or proposed: it has to be set to 0 in the log before the client gets its answer, or the
+    /// next leader would let the lease expire early.
     pub clear_checkpoint: bool,
 }
 
@@ -80,18 +80,18 @@ struct Slot {
     order: u64,
 }
 
-/// What this leader has proposed about a lease's rest and not yet seen applied.
+/// What this leader has proposed about the remaining time of a lease, and is not applied yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proposed {
     Nothing,
-    /// A checkpoint, which may come into force at any moment.
+    /// A checkpoint, which may be applied at any moment.
     Checkpoint,
-    /// To forget the checkpoint. No new one is taken until that is applied, so that it cannot undo a later one.
+    /// To clear the checkpoint. No new one is taken until that is applied, so that it cannot undo a later one.
     Clear,
 }
 
 impl Slot {
-    /// A new leader's view: what the last checkpoint says, else all of it.
+    /// The time that a new leader starts from: that of the last checkpoint, else all of it.
     fn fresh_ms(&self) -> u64 {
         milliseconds(if self.remaining_ttl > 0 { self.remaining_ttl } else { self.granted_ttl })
     }
@@ -160,13 +160,13 @@ impl Lessor {
         }
     }
 
-    /// This member leads now: every lease gets its time anew, and `extend` on top for the time without a leader.
+    /// This member leads now: every lease gets its remaining time, and `extend` in addition for the time without a leader.
     pub fn promote(&mut self, now: Duration, extend: Duration) {
         self.demote();
         self.base_ms = Some(count_ms(now.saturating_add(extend)));
     }
 
-    /// This member leads no more; deadlines are forgotten.
+    /// This member does not lead any more; deadlines are dropped.
     pub fn demote(&mut self) {
         if self.base_ms.take().is_some() {
             self.wheel.restart(|slot| {
@@ -596,7 +596,7 @@ mod tests {
         ]
     }
 
-    /// What the lessor promises, told with plain absolute deadlines.
+    /// The model: the same rules with plain absolute deadlines.
     struct Told {
         ttl: i64,
         left: i64,

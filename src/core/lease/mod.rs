@@ -1,13 +1,13 @@
-//! Leases: what was granted, and when it runs out.
+//! Leases: what was granted, and when it expires.
 //!
-//! Two halves that do not know each other. [`LeaseStore`] is replicated state: which leases exist and which keys hang
-//! on them. Only `core::apply` changes it, with what the log says, so it is the same on every member. [`Lessor`] is
-//! the leader's clock: deadlines in memory, moved by keep-alives, asked now and then which leases have run out.
-//! Every member feeds it with grants and revokes as they are applied, but only a promoted one knows deadlines. It does
-//! no waiting of its own; every call is told the time.
+//! Two independent halves. [`LeaseStore`] is replicated state: which leases exist and which keys are attached to them.
+//! Only `core::apply` changes it, from the log, so it is the same on every member. [`Lessor`] keeps the leader's
+//! deadlines in memory: keep-alives extend them, and the leader asks it periodically which leases have expired. Every
+//! member updates it with grants and revokes as they are applied, but only a promoted one has deadlines. It does not
+//! wait; every call gets the time as an argument.
 //!
-//! A lease that runs out is not gone: the leader proposes its revocation, apply takes it out of the store and deletes
-//! its keys, and tells the lessor.
+//! An expired lease still exists: the leader proposes its revocation, apply removes it from the store, deletes its keys
+//! and updates the lessor.
 //!
 //! Read `store.rs` first, then `lessor.rs`; `wheel.rs` is the timer under it.
 

@@ -22,7 +22,7 @@ pub struct Lease {
     pub remaining_ttl: i64,
 }
 
-/// What a grant did.
+/// The result of a grant.
 #[derive(Debug)]
 pub struct Granted {
     /// The new lease.
@@ -31,10 +31,10 @@ pub struct Granted {
     pub change: Change,
 }
 
-/// What a revocation leaves to do.
+/// The result of a revocation.
 #[derive(Debug)]
 pub struct Revoked {
-    /// Keys that hung on the lease, in ascending order; apply deletes them in one revision.
+    /// Keys that were attached to the lease, in ascending order; apply deletes them in one revision.
     pub keys: Vec<Key>,
     /// The row's deletion.
     pub change: Change,
@@ -42,7 +42,7 @@ pub struct Revoked {
 
 /// The leases and their keys; owned by apply.
 ///
-/// The maps are unordered for speed. Nothing that leaves here depends on their order.
+/// The maps are unordered for speed; no result depends on their order.
 #[derive(Debug, Default)]
 pub struct LeaseStore {
     leases: HashMap<LeaseId, Entry>,
@@ -107,7 +107,7 @@ impl LeaseStore {
         Ok(Granted { lease, change: row(&lease) })
     }
 
-    /// Takes a lease out.
+    /// Removes a lease.
     ///
     /// # Errors
     /// No such lease.
@@ -118,15 +118,15 @@ impl LeaseStore {
         Ok(Revoked { keys, change: Change::delete(Table::Lease, row_key(id)) })
     }
 
-    /// Notes how much of a lease was left, for the next leader; 0 after a renewal. An unknown lease is passed over:
-    /// it was revoked meanwhile.
+    /// Records the remaining time of a lease, for the next leader; 0 after a renewal. Ignores an unknown lease: it was
+    /// revoked meanwhile.
     pub fn checkpoint(&mut self, id: LeaseId, remaining_ttl_seconds: i64) -> Option<Change> {
         let entry = self.leases.get_mut(&id)?;
         entry.remaining_ttl = remaining_ttl_seconds;
         Some(row(&Lease { id, granted_ttl: entry.granted_ttl, remaining_ttl: remaining_ttl_seconds }))
     }
 
-    /// Follows a key from one lease to another; id 0 stands for none, and leases that are gone are passed over.
+    /// Moves a key from one lease to another; id 0 stands for none, and leases that do not exist are ignored.
     pub fn move_key(&mut self, key: &[u8], from: LeaseId, to: LeaseId) {
         if let Some(entry) = self.leases.get_mut(&from)
             && let Some(keys) = &mut entry.keys
@@ -139,7 +139,7 @@ impl LeaseStore {
         self.attach(key, to);
     }
 
-    /// Hangs a key on a lease, which is passed over if it does not exist.
+    /// Attaches a key to a lease, if that exists.
     pub fn attach(&mut self, key: &[u8], to: LeaseId) {
         if let Some(entry) = self.leases.get_mut(&to) {
             entry.keys.get_or_insert_default().insert(key.into());

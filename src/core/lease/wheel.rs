@@ -15,7 +15,7 @@ const SLOTS: usize = 64;
 const DUE: u16 = (LEVELS * SLOTS) as u16;
 const NONE: u32 = u32::MAX;
 
-/// Names an item until it is removed.
+/// Identifies an item until it is removed.
 pub(super) type Handle = u32;
 
 struct Node<T> {

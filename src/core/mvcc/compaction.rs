@@ -1,4 +1,4 @@
-//! Forgetting history, in slices.
+//! Compaction of history, in slices.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -64,8 +64,8 @@ impl Compaction {
 }
 
 impl Store {
-    /// Puts a compaction in force: with the next [`publish`](Self::publish), reads below `at` fail. The answer goes
-    /// through [`compaction_slice`](Self::compaction_slice) until that says it is done.
+    /// Puts a compaction in force: after the next [`publish`](Self::publish), reads below `at` fail. The caller passes the
+    /// answer to [`compaction_slice`](Self::compaction_slice) until that is done.
     ///
     /// # Errors
     /// `at` is not above the last compaction, or it is a future revision.
@@ -89,10 +89,10 @@ impl Store {
         self.unfinished.take().map(|(at, previous)| Compaction::resumed(at, previous))
     }
 
-    /// Looks at up to `versions` replaced versions and forgets those that nobody can ask for any more. The rows go
-    /// to the backend like those of a write; slices may stand between any two entries of the log.
+    /// Looks at up to `versions` replaced versions and removes those below the compacted revision. The removed rows go
+    /// to the backend like those of a write; slices may run between any two entries of the log.
     pub fn compaction_slice(&mut self, compaction: &mut Compaction, versions: usize) -> (Progress, Vec<Change>) {
-        // Only once readers refuse the revisions below may their rows go.
+        // Rows may be removed only once readers refuse their revisions.
         if self.shared.published.load().compacted < self.state.compacted {
             self.publish();
         }

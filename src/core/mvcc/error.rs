@@ -2,6 +2,7 @@ use crate::core::backend::BackendError;
 use crate::types::{Key, LeaseId, RecordId, Revision};
 
 /// Why the store refused an operation.
+#[allow(missing_docs, reason = "the messages name the fields")]
 #[derive(Debug, thiserror::Error)]
 pub enum MvccError {
     /// A request names no key.
@@ -9,10 +10,7 @@ pub enum MvccError {
     EmptyKey,
     /// `ignore_value` or `ignore_lease` on a key that does not exist.
     #[error("key {key:?} does not exist")]
-    KeyNotFound {
-        /// The key of the put.
-        key: Key,
-    },
+    KeyNotFound { key: Key },
     /// An operation of a transaction holds no request.
     #[error("an operation holds no request")]
     EmptyOperation,
@@ -24,18 +22,10 @@ pub enum MvccError {
     LeaseProvided,
     /// A put attaches to a lease that does not exist.
     #[error("lease {lease} does not exist")]
-    LeaseNotFound {
-        /// The lease of the put.
-        lease: LeaseId,
-    },
+    LeaseNotFound { lease: LeaseId },
     /// A sort order or target outside of the protocol.
     #[error("sort order {order} with target {target}")]
-    InvalidSortOption {
-        /// As on the wire.
-        order: i32,
-        /// As on the wire.
-        target: i32,
-    },
+    InvalidSortOption { order: i32, target: i32 },
     /// A stream of a range with a sort; `RangeStream` answers in key order only.
     #[error("RangeStream does not support custom sort orders")]
     StreamedSort,
@@ -45,48 +35,29 @@ pub enum MvccError {
     /// A list of a transaction is longer than allowed at its depth, or it nests too deeply.
     #[error("{given} operations where {allowed} are allowed")]
     TooManyOps {
-        /// Length of the longest list.
         given: usize,
         /// What `max-txn-ops` leaves at this depth.
         allowed: usize,
     },
     /// A transaction writes a key twice.
     #[error("key {key:?} is written twice")]
-    DuplicateKey {
-        /// The key.
-        key: Key,
-    },
-    /// The revision is forgotten.
+    DuplicateKey { key: Key },
+    /// The revision is compacted.
     #[error("revision {asked} is compacted, oldest kept is {compacted}")]
-    Compacted {
-        /// What was asked for.
-        asked: Revision,
-        /// Revision of the last compaction.
-        compacted: Revision,
-    },
+    Compacted { asked: Revision, compacted: Revision },
     /// The revision is not written yet.
     #[error("revision {asked} is not written yet, newest is {current}")]
-    Future {
-        /// What was asked for.
-        asked: Revision,
-        /// The newest one.
-        current: Revision,
-    },
+    Future { asked: Revision, current: Revision },
     /// A stored row is missing or unreadable; the member must stop.
     #[error("record {}/{} is {problem}", id.main, id.sub)]
-    Corrupt {
-        /// The row.
-        id: RecordId,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
+    Corrupt { id: RecordId, problem: &'static str },
     /// The backend could not be read; the member must stop.
     #[error("read backend")]
     Backend(#[from] BackendError),
 }
 
 impl MvccError {
-    /// Whether this is no answer to a request but the end of the member: its state can no longer be trusted.
+    /// Whether the member must stop: its state can no longer be trusted.
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Corrupt { .. } | Self::Backend(_))
     }

@@ -1,4 +1,4 @@
-//! What the two trees hold: the live version of each key, and the versions it replaced.
+//! The entries of the two trees: the live version of each key, and the versions it replaced.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub(super) struct Past {
     pub until: i64,
 }
 
-/// Stands in [`Past::until`] of a tombstone.
+/// The value of [`Past::until`] for a tombstone.
 pub(super) const TOMBSTONE: i64 = i64::MIN;
 
 /// A place in the order of past versions.
@@ -74,7 +74,7 @@ impl Past {
         Spot { key: &self.key, main: self.main, sub: self.sub }
     }
 
-    /// Whether compaction at `at` takes this version away. A tombstone at `at` itself stays: a watch may start there.
+    /// Whether compaction at `at` removes this version. A tombstone at `at` itself stays: a watch may start there.
     pub(super) fn falls_at(&self, at: Revision) -> bool {
         if self.tombstone { self.main < at.0 } else { self.until <= at.0 }
     }

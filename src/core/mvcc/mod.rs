@@ -3,12 +3,12 @@
 //! Owns the index of all keys and the order of revisions. `core::apply` is the only writer: it calls [`Store`] with
 //! each committed request, submits the [`Written::changes`] to the backend, hands [`Written::events`] to the watch
 //! side and [`Written::lease_moves`] to the leases, and publishes once per batch. Everybody else reads through
-//! [`StoreReader`]; a [`Snapshot`] is one consistent state and holds up nobody.
+//! [`StoreReader`]; a [`Snapshot`] is one consistent state and blocks no one.
 //!
 //! Read `view.rs` first (what a state is and how it is read at a revision), then `record.rs` and `index.rs` (what it
 //! is made of), `crate::tree` (the copy-on-write tree under both), `store.rs` and `write.rs` (changing it). `range.rs`, `long_range.rs`,
 //! `stream.rs` and `compare.rs` answer requests, `check.rs` refuses malformed ones beforehand, `compaction.rs`,
-//! `hash.rs`, `catch_up.rs` and `open.rs` are what their names say. docs/design/mvcc.md draws the picture.
+//! `hash.rs`, `catch_up.rs` and `open.rs` are what their names say. docs/design/mvcc.md describes the design.
 
 mod catch_up;
 mod check;

@@ -1,9 +1,9 @@
-//! What unfinished answers keep alive of states that the store has left behind.
+//! Bounds what unfinished answers keep in memory of old states.
 //!
 //! A reader of an old state keeps every version that was replaced since: with many slow readers that would be many
 //! copies of the store. The store counts the bytes it replaces, so the difference between now and the state of the
 //! oldest reader bounds what all of them keep together. [`release_pins`](super::StoreReader::release_pins) ends the pins that are further
-//! behind than allowed; their readers go on in a newer state, or end.
+//! behind than allowed; their readers continue in a newer state, or end.
 
 use std::sync::Arc;
 

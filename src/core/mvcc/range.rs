@@ -19,7 +19,7 @@ const WIDER: i64 = 16;
 /// Keys changed since, of which it gives up to look at fewer than all.
 const SEEN_MAX: usize = 1024;
 
-/// A header that says nothing but the revision; who answers fills in the rest.
+/// A header with the revision only; the server fills in the rest.
 pub(super) fn header(revision: crate::types::Revision) -> Option<ResponseHeader> {
     Some(ResponseHeader { revision: revision.0, ..Default::default() })
 }
@@ -37,7 +37,7 @@ pub(super) fn has_revision_filters(request: &RangeRequest) -> bool {
         || request.max_create_revision != 0
 }
 
-/// Whether pairs are ordered by something else than the walk: such an answer has to be gathered first.
+/// Whether pairs are sorted by something else than the key: such an answer has to be gathered first.
 pub fn has_own_order(request: &RangeRequest) -> bool {
     request.sort_target != SortTarget::Key as i32 || !is_default_order(request)
 }
@@ -55,7 +55,7 @@ pub struct Extent {
 const FEW_KEYS: usize = 256;
 
 impl Extent {
-    /// Whether it is read at once, wherever it is asked for.
+    /// Whether it is short enough to be read on a serving thread.
     pub fn is_small(self) -> bool {
         self.keys <= if self.loads { 1 } else { FEW_KEYS }
     }
@@ -167,8 +167,8 @@ fn select<'a>(
     Ok(pairs)
 }
 
-/// Looks for the newest of a range among the last revisions only, which the index can walk over without the rest: whoever
-/// waits in a queue asks for the one before it. None when the request wants something else, or it lies further back.
+/// Looks for the newest keys of a range among the last revisions only, without a walk over the range: a waiter in a queue
+/// asks for the one before it. None when the request asks for something else, or they are older.
 fn newest(
     view: View<'_>,
     request: &RangeRequest,

@@ -1,4 +1,4 @@
-//! The way in for readers: they look at what apply last published and hold nobody up.
+//! Reading what apply last published; readers and apply never wait for each other.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::pb::encoded::RangeResponse;
 use crate::pb::etcdserverpb::RangeRequest;
 use crate::types::Revision;
 
-/// Way in to the published state; cheap to clone, usable from any thread.
+/// Reads the published state; cheap to clone, usable from any thread.
 #[derive(Clone)]
 pub struct StoreReader {
     pub(super) shared: Arc<Shared>,

@@ -1,4 +1,4 @@
-//! The single writer.
+//! The store as apply, its only writer, sees it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl<F: Fn(LeaseId) -> bool> LeaseView for F {
 /// What a write did.
 #[derive(Debug, Default)]
 pub struct Written<R> {
-    /// The answer; its header says the revision and nothing else.
+    /// The answer; its header has the revision only.
     pub response: R,
     /// Rows for the backend; empty when nothing was written.
     pub changes: Vec<Change>,
@@ -73,7 +73,7 @@ impl OperationCounts {
     }
 }
 
-/// A key left one lease and joined another; 0 stands for none.
+/// A key that was detached from one lease and attached to another; 0 stands for none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseMove {
     /// The key.
@@ -87,9 +87,9 @@ pub struct LeaseMove {
 /// All events of one revision, in the order of the writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RevisionEvents {
-    /// The revision.
+    /// Revision of the events.
     pub revision: Revision,
-    /// At least one event.
+    /// At least one.
     pub events: Vec<StoreEvent>,
 }
 
@@ -119,7 +119,7 @@ pub struct StoreEvent {
 
 /// The multi-version store, owned by apply.
 ///
-/// Writes change a private copy; [`publish`](Self::publish) shows it to readers. Whoever calls a write submits its
+/// Writes change a private copy; [`publish`](Self::publish) shows it to readers. The caller of a write submits its
 /// `changes` to the backend before the next call: replaced versions are read back from there.
 pub struct Store {
     pub(super) state: State,
@@ -140,7 +140,7 @@ impl Store {
         Self { state, shared: Arc::new(shared), scratch: Vec::new(), unfinished }
     }
 
-    /// The way in for readers; one is enough, it clones cheaply.
+    /// Reads what is published; cheap to clone.
     pub fn reader(&self) -> StoreReader {
         StoreReader { shared: Arc::clone(&self.shared) }
     }
@@ -165,7 +165,7 @@ impl Store {
         self.len() == 0
     }
 
-    /// Shows everything written so far to readers, at once. Called once per batch of entries.
+    /// Publishes everything written so far to readers. Called once per batch of entries.
     pub fn publish(&mut self) {
         self.shared.published.store(Arc::new(self.state.clone()));
     }
@@ -180,7 +180,7 @@ impl Store {
     }
 }
 
-/// The writes of one revision, under way.
+/// The writes of one revision.
 ///
 /// Everything that can be refused is refused before one of these exists.
 pub(super) struct Batch<'s> {
@@ -323,14 +323,14 @@ impl<'s> Batch<'s> {
 }
 
 impl State {
-    /// Moves a version that was replaced at `until` out of the way.
+    /// Moves a version that was replaced at `until` to the past versions.
     pub(super) fn retire(&mut self, record: &Record, until: Revision) {
         self.replaced_bytes += record.as_ref().len() as u64;
         let (key, id) = (record.key(), record.id());
         self.remember(key, id, until.0, false);
     }
 
-    /// Notes a deletion, so that compaction finds its row.
+    /// Records a tombstone among the past versions, so that compaction finds its row.
     pub(super) fn bury(&mut self, key: &[u8], id: RecordId) {
         self.remember(key, id, TOMBSTONE, true);
     }

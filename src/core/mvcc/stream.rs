@@ -95,7 +95,7 @@ impl RangeStream {
                 self.done = false;
             }
             _ => {
-                // What the last look counted is what lay from its first key on.
+                // The last read counted from its first key on.
                 let before = if self.rest.count_only { 0 } else { self.sent - chunk.kvs.len() as i64 };
                 chunk.count += before;
                 chunk.header = header(self.revision);

@@ -19,11 +19,11 @@ use crate::types::{Key, KeyRange, Revision};
 /// Everything a reader needs; cloning shares both trees.
 #[derive(Clone)]
 pub(super) struct State {
-    /// Where the versions in `past` lie.
+    /// Where the values of the versions in `past` are.
     pub backend: Backend,
     /// The newest version of every key that exists.
     pub live: Tree<Record>,
-    /// Replaced versions and tombstones that no compaction has taken away.
+    /// Replaced versions and tombstones that are not compacted.
     pub past: Tree<Past>,
     pub revision: Revision,
     /// -1 before the first compaction.
@@ -61,7 +61,7 @@ pub(super) struct View<'a> {
     pub shared: &'a Shared,
 }
 
-/// A version that a read came upon.
+/// A version found by a read.
 #[derive(Clone, Copy)]
 pub(super) enum Found<'a> {
     Live(&'a Record),
@@ -172,7 +172,7 @@ impl<'a> View<'a> {
         if let Some(bytes) = self.state.backend.record(past.id())? {
             return Ok(bytes);
         }
-        // A compaction after this state was published may have taken the row.
+        // A compaction after this state was published may have removed the row.
         let compacted = self.shared.published.load().compacted.max(self.state.compacted);
         if past.falls_at(compacted) {
             return Err(MvccError::Compacted { asked: Revision(past.main), compacted });
@@ -180,7 +180,7 @@ impl<'a> View<'a> {
         Err(MvccError::Corrupt { id: past.id(), problem: "missing" })
     }
 
-    /// The pair as it was at `at`, if it existed and is not forgotten.
+    /// The pair as it was at `at`, if it existed and is not compacted.
     pub(super) fn pair_at(self, key: &[u8], at: Revision) -> Result<Option<Bytes>, MvccError> {
         if at < self.state.compacted {
             return Ok(None);

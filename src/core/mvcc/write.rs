@@ -1,7 +1,7 @@
 //! Puts, deletes and transactions as apply calls them.
 //!
-//! Each is decided completely before anything is written, so that a refusal leaves nothing behind, and depends on
-//! nothing but the state and the request.
+//! Each is checked completely before anything is written, so that a refusal changes nothing, and depends on the state
+//! and the request only.
 
 use bytes::Bytes;
 
@@ -58,7 +58,7 @@ impl Store {
     ///
     /// # Errors
     /// On the path its compares choose: a range at a future or compacted revision, a put that [`put`](Self::put)
-    /// would refuse. Nothing is written then. A fatal error ([`MvccError::is_fatal`]) may leave a part behind; the
+    /// would refuse. Nothing is written then. A fatal error ([`MvccError::is_fatal`]) may leave a part written; the
     /// member must stop.
     pub fn txn(&mut self, request: &TxnRequest, leases: &dyn LeaseView) -> Result<Written<TxnAnswer>, MvccError> {
         check_depth(request)?;
@@ -76,7 +76,7 @@ impl Store {
     }
 }
 
-/// The answer to a transaction that was applied. Its long ranges are not read yet: apply would stand still meanwhile, on
+/// The answer to a transaction that was applied. Its long ranges are not read yet: apply would be blocked meanwhile, on
 /// every member.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TxnAnswer {

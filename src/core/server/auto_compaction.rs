@@ -14,11 +14,11 @@ use crate::pb::etcdserverpb::CompactionRequest;
 use crate::shutdown::Tasks;
 use crate::types::Revision;
 
-/// How often "keep the last N revisions" looks.
+/// Pause between compactions in mode `revision`.
 const REVISION_PERIOD: Duration = Duration::from_secs(5 * 60);
-/// A retention above this is compacted this often.
+/// Longest pause between compactions in mode `periodic`.
 const LONGEST_STEP: Duration = Duration::from_secs(60 * 60);
-/// Samples per step.
+/// Samples of the newest revision per pause.
 const SAMPLES: u32 = 10;
 
 /// Compacts history by `--auto-compaction-mode` and `--auto-compaction-retention`, while this member leads.
@@ -103,7 +103,7 @@ impl History {
         Self { period, step, sample, samples: VecDeque::new(), first: None, last_compaction: None }
     }
 
-    /// Takes a sample; the revision to compact to, when it is time.
+    /// Records the newest revision; returns the revision to compact to when a compaction is due.
     fn sampled(&mut self, now: Duration, newest: Revision) -> Option<Revision> {
         let first = *self.first.get_or_insert(now);
         self.samples.push_back((now, newest));

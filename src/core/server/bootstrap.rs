@@ -12,11 +12,11 @@ use crate::core::raft::bootstrap_entries;
 use crate::core::wal::{HardState, Wal, WalDisk, WalEntry, WalError, WalMetadata};
 use crate::types::{API_VERSION, MemberId};
 
-/// How long members of a new cluster may take to tell that this one is known to them.
+/// How long the other members of a new cluster may take to answer whether they know this one.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a running cluster may take to tell who belongs to it.
+/// How long a member of a running cluster may take to list the members.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a host name may stay unknown.
+/// How long host names are looked up again.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
 const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 
@@ -35,12 +35,12 @@ pub enum BootstrapError {
          the cluster, add it again and start it with --initial-cluster-state=existing"
     )]
     AlreadyBootstrapped(MemberId),
-    /// Nobody tells who belongs to the cluster.
+    /// No member answers with the list of members.
     #[error(
         "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs ({0})"
     )]
     NoAnswer(String),
-    /// The list of the cluster is another.
+    /// The members of the running cluster are not those of `--initial-cluster`.
     #[error("error validating peerURLs {cluster}: {reason}")]
     OtherMembers {
         /// What the cluster says.
@@ -62,16 +62,16 @@ pub enum BootstrapError {
 /// What a member without a log starts with.
 #[derive(Clone, Debug)]
 pub struct Bootstrap {
-    /// Who it is.
+    /// The ids of the member and its cluster.
     pub metadata: WalMetadata,
     /// All members of a new cluster, by id; none when the cluster runs already, since the log then comes from there.
     pub first: Vec<Member>,
-    /// Members of a running cluster: where a member that knows nobody yet finds the others.
+    /// The other members of a running cluster, for a member whose log does not name any yet.
     pub running: Vec<Member>,
 }
 
 impl Bootstrap {
-    /// The beginning of a cluster, the same on all its first members.
+    /// The first members of a new cluster; the same on each of them.
     ///
     /// # Errors
     /// When two members have the same URLs.
@@ -94,7 +94,7 @@ impl Bootstrap {
         Ok(Self { metadata: WalMetadata { member, cluster: cluster_id(&ids) }, first, running: Vec::new() })
     }
 
-    /// The place that a running cluster keeps for this member.
+    /// The ids that a running cluster has for this member.
     ///
     /// # Errors
     /// When its list is not that of `--initial-cluster`.
@@ -172,7 +172,7 @@ impl Bootstrap {
     }
 }
 
-/// Finds out what a member without data starts with; asks the others.
+/// Decides what a member without data starts with; asks the others.
 ///
 /// # Errors
 /// See [`BootstrapError`]; nothing on disk has changed.
@@ -182,15 +182,16 @@ pub async fn plan(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Bootst
     match config.initial.state {
         InitialState::New => {
             let bootstrap = Bootstrap::new_cluster(&config.initial)?;
-            refuse_second_life(&config.initial, tls, bootstrap.metadata.member).await?;
+            refuse_start_without_data(&config.initial, tls, bootstrap.metadata.member).await?;
             Ok(bootstrap)
         }
         InitialState::Existing => join(config, tls).await,
     }
 }
 
-/// A cluster that knows our client URLs has seen us run: starting without data would break what we acknowledged.
-async fn refuse_second_life(
+/// Refuses to start without data when the cluster knows this member's client URLs: it ran before, and entries that it
+/// acknowledged would be missing.
+async fn refuse_start_without_data(
     initial: &InitialCluster,
     tls: Option<&PeerTls>,
     member: MemberId,
@@ -215,10 +216,10 @@ async fn join(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Bootstrap,
     if is_compatible(&versions) { Ok(bootstrap) } else { Err(BootstrapError::Incompatible) }
 }
 
-/// The members of the cluster as the first of them that answers tells it.
+/// The members of the cluster, from the first member that answers.
 ///
 /// # Errors
-/// What each of them said instead.
+/// No member answered; carries the reason for each.
 pub async fn running_cluster(initial: &InitialCluster, tls: Option<&PeerTls>) -> Result<RunningCluster, String> {
     let urls = initial.other_urls();
     let asked = urls.into_iter().map(|url| Box::pin(fetch_cluster(url, tls, FETCH_TIMEOUT)));
@@ -238,9 +239,8 @@ pub async fn running_cluster(initial: &InitialCluster, tls: Option<&PeerTls>) ->
     Err(reasons.join("; "))
 }
 
-/// The other members of a cluster that this one had joined, before it got to know anything of it.
-///
-/// Nobody may answer: then it is for the others to make the first step.
+/// The other members of a cluster that this one has joined, while its log does not name them yet. Empty when no member
+/// answers: then the others connect to this one.
 pub async fn others(config: &ServerConfig, tls: Option<&PeerTls>, metadata: &WalMetadata) -> Vec<Member> {
     match running_cluster(&config.initial, tls).await {
         Ok(cluster) if cluster.id == metadata.cluster => {
@@ -254,7 +254,7 @@ pub async fn others(config: &ServerConfig, tls: Option<&PeerTls>, metadata: &Wal
     }
 }
 
-/// At least one member has a cluster version we know, and none a later one.
+/// Whether at least one member has a cluster version that this program knows, and none a later one.
 fn is_compatible(versions: &[ClusterVersion]) -> bool {
     let ours = ClusterVersion::parse(API_VERSION).unwrap_or(ClusterVersion::LOWEST);
     !versions.is_empty() && versions.iter().all(|version| (ClusterVersion::LOWEST..=ours).contains(version))

@@ -45,7 +45,7 @@ impl ClusterService {
         Some(self.info.header(Revision(0)))
     }
 
-    /// Promotes on the leader, wherever that is.
+    /// Promotes here if this member leads, else through a call to the leader.
     async fn promote_anywhere(
         &self,
         caller: &Caller,
@@ -67,7 +67,7 @@ impl ClusterService {
                         let answer = MemberPromoteResponse::decode(answer);
                         return Ok(answer.map_err(|_| Status::internal("the leader's answer is unreadable"))?.members);
                     }
-                    // It leads no more, or not yet: the next look finds another, or the same one ready.
+                    // It does not lead any more, or not yet: ask the leader of then.
                     Err(CallError::Failed(failure)) if failure.text == ApiError::NotLeader.text() => {}
                     Err(CallError::Failed(failure)) => return Err(Status::new(failure.code, failure.text)),
                     // Promoting twice is refused as such, so asking again is safe.

@@ -1,6 +1,6 @@
 //! Whether the states of the members agree, and what follows when they do not.
 //!
-//! Members compare hashes of their history at equal revisions: each one when it starts, the leader now and then
+//! Members compare hashes of their history at equal revisions: each one when it starts, the leader periodically
 //! (`--corrupt-check-time`), and the leader after compactions (`--compact-hash-check-time`), which leave a hash
 //! behind on every member. The hash reads every row, and each row carries a checksum, so the same walk finds rows
 //! that the disk has changed; then the member stops by itself. A member that differs is named by a CORRUPT alarm,
@@ -84,7 +84,7 @@ impl CorruptionCheck {
         Ok(answer.encode_to_vec().into())
     }
 
-    /// A follower is often a moment behind what the leader asks for.
+    /// Waits until this member has `revision`: a follower is often a moment behind the leader.
     async fn wait_for_revision(&self, revision: Revision) {
         let mut progress = self.apply.progress();
         let reached = progress.wait_for(|_| self.store.snapshot().revision() >= revision);
@@ -101,7 +101,7 @@ impl CorruptionCheck {
         hashed.map_err(|error| self.stop_if_fatal(error))
     }
 
-    /// Rows that are not what was written: nothing this member says can be trusted from here on.
+    /// Stops the member when stored rows are damaged: none of its answers can be trusted then.
     fn stop_if_fatal(&self, error: MvccError) -> Failure {
         if error.is_fatal() {
             (self.failed)(format!("state is damaged: {:#}", anyhow::Error::new(error)));
@@ -144,7 +144,7 @@ impl CorruptionCheck {
     /// Compares this member's state with the others' before it serves anybody.
     ///
     /// Members that cannot answer are passed over. A majority on this member's side is enough: then another one is
-    /// damaged, and keeping the sound ones from starting would help nobody.
+    /// damaged, and keeping the others from starting would help nobody.
     ///
     /// # Errors
     /// This member's state differs and is not that of a majority.
@@ -169,7 +169,7 @@ impl CorruptionCheck {
         if may_start(self.info.member(), &verdict) { Ok(()) } else { Err(self.info.member()) }
     }
 
-    /// Compares now and then while this member leads, and gives the lead away once an alarm names this member.
+    /// Compares periodically while this member leads, and transfers leadership once an alarm names this member.
     pub(super) async fn run(self: Arc<Self>, checks: IntegrityChecks, tasks: Tasks) {
         let stop = tasks.stop_signal();
         tokio::select! {
@@ -182,7 +182,7 @@ impl CorruptionCheck {
         let mut states = checks.state.map(delayed);
         let mut compactions = delayed(checks.compactions);
         let mut corrupt = self.published.corrupt();
-        // Looked at once in any case: the alarm may be older than this run.
+        // Checked once in any case: the alarm may be older than this process.
         corrupt.mark_changed();
         let mut checked = Revision(0);
         let leads = || self.raft.status().borrow().is_leader;
@@ -216,7 +216,7 @@ impl CorruptionCheck {
         if suspects.is_empty() {
             return Ok(());
         }
-        // An alarm stops all writes, so one look does not suffice.
+        // An alarm stops all writes, so it takes two comparisons with the same result.
         if self.suspects().await? == suspects {
             self.raise(&suspects).await?;
         }
@@ -227,7 +227,7 @@ impl CorruptionCheck {
     async fn suspects(&self) -> Result<Vec<MemberId>, Failure> {
         let (hashed, newest) = self.own_hash(Revision(0)).await?;
         let others = self.ask_all(STATE_HASH, hashed.hash_revision).await;
-        // What others have seen by now, a leader whose lead is confirmed has seen too.
+        // A leader whose leadership is confirmed now has applied everything that the others answered from.
         self.reads.linearizable().await?;
         if !self.raft.status().borrow().is_leader {
             return Err(ApiError::NotLeader.into());
@@ -289,7 +289,7 @@ impl CorruptionCheck {
     }
 }
 
-/// A sum of this cluster; what another one says on an address that used to be ours proves nothing.
+/// The hash in an answer; none in the answer of a member of another cluster, which may have taken over an address.
 fn read_sum(cluster: ClusterId, answer: &[u8]) -> Option<Sum> {
     let answer = HashKvResponse::decode(answer).ok()?;
     let header = answer.header.as_ref()?;

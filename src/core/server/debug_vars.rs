@@ -5,7 +5,7 @@ use crate::core::apply::ApplyHandle;
 use crate::core::raft::RaftHandle;
 use crate::types::MemberId;
 
-/// What `/debug/vars` shows. etcd's page has the memory statistics of Go, too, which this program has not.
+/// The page at `/debug/vars`. etcd's has the memory statistics of Go as well.
 pub(super) fn page(member: MemberId, raft: &RaftHandle, apply: &ApplyHandle) -> String {
     let status = *raft.status().borrow();
     let role = match (status.is_leader, status.leader) {

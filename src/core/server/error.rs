@@ -20,7 +20,6 @@ pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
 /// Why a request to this member failed, before it becomes a status.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// An error of the API.
     #[error(transparent)]
     Api(#[from] ApiError),
     /// The entry was applied and refused.
@@ -35,7 +34,7 @@ pub enum Failure {
     /// Another member could not answer.
     #[error(transparent)]
     Peer(#[from] CallError),
-    /// Something the API has no word for.
+    /// An error that the API does not have.
     #[error("{0}")]
     Other(String),
 }
@@ -105,7 +104,7 @@ fn lease_status(error: LeaseError) -> Status {
 
 fn membership_status(error: MembershipError) -> Status {
     match error {
-        // etcd's words for a member that is gone and one that never was are the same.
+        // etcd has the same text for a member that was removed and one that never was.
         MembershipError::IdRemoved | MembershipError::IdNotFound => ApiError::MemberNotFound.into(),
         MembershipError::IdExists => ApiError::MemberExists.into(),
         MembershipError::PeerUrlExists => ApiError::PeerUrlExists.into(),
@@ -120,22 +119,19 @@ fn membership_status(error: MembershipError) -> Status {
 #[allow(missing_docs, reason = "the messages name the fields")]
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// Another program's directory.
+    /// The directory belongs to another program.
     #[error("data directory {path} holds {found:?}, which is not ours; give --data-dir a directory of its own")]
     Foreign { path: PathBuf, found: String },
     /// A directory cannot be made or read.
     #[error("cannot access data directory {path}: {source}")]
     Access { path: PathBuf, source: std::io::Error },
-    /// The log.
     #[error(transparent)]
     Wal(#[from] WalError),
-    /// The state.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The members in the state.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-    /// The log went away while the member started.
+    /// The log disappeared while the member started.
     #[error("there is no log in {path}")]
     NoLog { path: PathBuf },
     /// The files of a member that was removed from its cluster.
@@ -149,13 +145,13 @@ pub enum RecoverError {
         "member {member} has been permanently removed from the cluster: --force-new-cluster needs one that was not"
     )]
     RemovedAlone { member: MemberId },
-    /// State without the log that belongs to it.
+    /// State that is newer than the end of its log.
     #[error(
         "state in {state} reaches index {index}, but the log in {log} ends at {last}: the files do not belong together; \
          restore both from one backup"
     )]
     LogBehindState { state: PathBuf, index: LogIndex, log: PathBuf, last: LogIndex },
-    /// A log that goes on from a later state.
+    /// A log that continues from a later state.
     #[error(
         "state in {state} is at index {index}, but the log in {log} goes on from a state at index {}: the state file is \
          an older copy, or the one that was to replace it is gone; restore both from one backup, or remove this member \

@@ -7,9 +7,9 @@ use crate::core::raft::{ChangeKind, ProposedChange, members_entry};
 use crate::core::wal::{Recovered, Wal, WalDisk, WalEntry, WalEntryKind};
 use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
-/// Makes the log of a member whose cluster is lost one of a cluster of its own (`--force-new-cluster`).
+/// Rewrites the log of a member whose cluster is lost, so that it is the only member (`--force-new-cluster`).
 ///
-/// What is not committed is dropped. Right behind the rest come entries that give this member a vote, if it has none,
+/// Entries that are not committed are dropped. After the others come entries that give this member a vote, if it has none,
 /// and remove all others, learners too; they count as committed. Done twice, it changes nothing more.
 ///
 /// # Errors
@@ -36,7 +36,7 @@ pub(super) fn go_alone<D: WalDisk>(
         .map(|(index, (kind, member, context))| members_entry(LogIndex(index), term, kind, member, context))
         .collect();
     if entries.is_empty() && dropped > 0 {
-        // Otherwise what was dropped would be back at the next start.
+        // Otherwise the dropped entries would be back at the next start.
         let index = LogIndex(commit.0 + 1);
         entries.push(WalEntry { kind: WalEntryKind::Normal, term, index, data: Bytes::new() });
     }
@@ -62,7 +62,7 @@ fn members_at_commit(mut members: ClusterStore, entries: &[WalEntry], position: 
     members
 }
 
-/// This member first: nobody may be without voters in between.
+/// This member first: the cluster must have a voter after each of them.
 fn changes(members: &ClusterStore, own: MemberId, own_urls: &[String]) -> Vec<(ChangeKind, MemberId, Bytes)> {
     let mut changes = Vec::new();
     match members.member(own) {
@@ -94,8 +94,8 @@ mod tests {
         (kind, MemberId(id), context.into())
     }
 
-    /// A data directory of member `own`: five first members, then these changes and a request in term 3, and behind the
-    /// commit index something that only this member has.
+    /// A data directory of member `own`: five first members, then these changes and a request in term 3, and after the
+    /// commit index an entry that only this member has.
     struct Lost {
         folder: tempfile::TempDir,
         layout: Layout,

@@ -9,7 +9,7 @@ use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, raise_to};
 use crate::types::{API_VERSION, MemberId};
 
-/// Fills the gauges that are cheaper to read when somebody asks than to keep current.
+/// Fills the gauges that are cheaper to read when the metrics are read than to keep current.
 pub(super) fn refresh_gauges(registry: &Metrics, parts: Parts, integrity: IntegrityChecks) {
     let server = &parts.metrics.server;
     server.id.with_label_values(&[&parts.info.member().to_string()]).set(1);
@@ -27,7 +27,7 @@ pub(super) fn refresh_gauges(registry: &Metrics, parts: Parts, integrity: Integr
         let cluster = parts.published.cluster();
         server.is_learner.set(i64::from(parts.published.is_learner()));
         if let Some(version) = cluster.version() {
-            // Only one version counts.
+            // One version at a time.
             server.cluster_version.reset();
             let short = version.rsplit_once('.').map_or(version, |(short, _)| short);
             server.cluster_version.with_label_values(&[short]).set(1);
@@ -51,7 +51,7 @@ pub(super) fn refresh_gauges(registry: &Metrics, parts: Parts, integrity: Integr
     });
 }
 
-/// Counts leaders as they come, however rarely somebody looks.
+/// Counts changes of leader.
 pub(super) async fn count_leaders(raft: RaftHandle, metrics: Arc<CoreMetrics>, tasks: Tasks) {
     let stop = tasks.stop_signal();
     let mut status = raft.status();

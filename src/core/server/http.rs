@@ -28,7 +28,7 @@ pub struct HttpHandler {
     pub(super) rules: Arc<BrowserRules>,
 }
 
-/// What browsers, and those who abuse them, may do.
+/// Limits on requests from browsers.
 #[derive(Clone, Debug, Default)]
 pub struct BrowserRules {
     /// Origins whose scripts may read answers; empty or `*` for all.

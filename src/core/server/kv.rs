@@ -44,7 +44,7 @@ pub(super) struct KvService {
 }
 
 impl KvService {
-    /// Answers a range, all of it at once: for the member's own use.
+    /// Answers a range, all of it at once: for locks and elections.
     pub(super) async fn read(&self, caller: &Caller, request: &RangeRequest) -> Result<RangeResponse, Failure> {
         check_range(request)?;
         let timed = self.metrics.read(caller, OperationKind::Range, || describe_range(request));
@@ -106,7 +106,7 @@ impl KvService {
         Ok(attached(LongAnswer::range(&self.info, range, room)?))
     }
 
-    /// Runs a transaction, for the member's own use.
+    /// Runs a transaction, all of its answer at once: for locks and elections.
     pub(super) async fn transact(&self, caller: &Caller, request: TxnRequest) -> Result<TxnResponse, Failure> {
         check_txn(&request, self.limits.max_txn_ops)?;
         let mut answer = if is_read_only(&request) {
@@ -186,7 +186,7 @@ impl KvService {
         Ok((since, room))
     }
 
-    /// Deletes.
+    /// Deletes, and gathers the answer at once: for locks and elections, and for short answers.
     pub(super) async fn delete(
         &self,
         caller: &Caller,
@@ -257,7 +257,7 @@ impl Kv for KvService {
             self.reads.linearizable().await?;
         }
         let chunk_bytes = self.limits.max_request_bytes;
-        // An own order is gathered beside the chunks.
+        // A sorted answer is gathered in addition to the chunks.
         let gathers = has_own_order(&request).then(|| self.store.snapshot().extent(&request));
         let list = match gathers {
             Some(extent) => Some(self.answers.list(extent).await?),

@@ -65,8 +65,8 @@ impl LeaderTransfer {
         Ok(())
     }
 
-    /// Before a leader stops: makes another voter the leader, so that nobody waits for an election timeout. Ends after
-    /// a bounded time either way.
+    /// Transfers leadership to any other voter before this member stops, so that clients do not wait for an election
+    /// timeout. Takes [`TRANSFER_MAX`] at most, successful or not.
     pub(super) async fn away(&self) {
         let mut status = self.raft.status();
         if !status.borrow().is_leader {

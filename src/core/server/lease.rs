@@ -27,7 +27,7 @@ use crate::types::LeaseId;
 
 /// Keep-alives of one stream that are renewed together, at most.
 const RENEWED_AT_ONCE: usize = 256;
-/// Leases that are listed and sorted where they are asked for; more of them on a thread of their own.
+/// Leases that are listed and sorted on the serving thread; more of them on a thread of their own.
 const LEASES_AT_ONCE: usize = 4096;
 /// How long a renewal waits for the revocation of a lease that has run out.
 const REVOKE_WAIT: Duration = Duration::from_secs(7);
@@ -64,7 +64,7 @@ impl LeaseService {
     ) -> Result<LeaseGrantResponse, Failure> {
         self.parts.quota.check(LEASE_COST_BYTES).await?;
         if request.id == 0 {
-            // Chosen before the log sees it: applying an entry involves no chance.
+            // Chosen before it is proposed: applying an entry must not involve chance.
             request.id = fastrand::i64(1..=i64::MAX);
         }
         let GrantedLease { id, ttl, revision } = self.parts.proposer.propose(caller, request).await?;
@@ -95,7 +95,7 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let parts = self.parts.clone();
-        // Whatever came in while the last ones were renewed is renewed at once.
+        // What came in while the last ones were renewed is renewed together.
         let waiting = request.into_inner().ready_chunks(RENEWED_AT_ONCE);
         Ok(Response::new(Box::pin(waiting.then(move |requests| keep_alive(parts.clone(), requests)).flatten())))
     }
@@ -166,10 +166,10 @@ async fn keep_alive(
 }
 
 async fn renew(parts: &LeaseParts, ids: &[LeaseId]) -> Result<Vec<Renewal>, Status> {
-    // The stream may be older than the alarm.
+    // The stream may have begun before the alarm was raised.
     parts.published.may_serve()?;
     if ids.is_empty() {
-        // The stream broke, as it does whenever a client goes away: nobody is to be asked.
+        // The stream broke, as it does whenever a client disconnects: nothing to renew.
         return Ok(Vec::new());
     }
     match renew_alone(&parts.leases, ids) {
@@ -178,7 +178,7 @@ async fn renew(parts: &LeaseParts, ids: &[LeaseId]) -> Result<Vec<Renewal>, Stat
     }
 }
 
-/// The only voter needs no confirmation and nobody to ask, unless a checkpoint must be cleared.
+/// Renews without a confirmation if this member is the only voter, unless a checkpoint must be cleared.
 fn renew_alone(leases: &MemberLeases, ids: &[LeaseId]) -> Option<Vec<Renewal>> {
     if !leases.raft.reads_are_local() {
         return None;
@@ -197,7 +197,7 @@ fn renew_alone(leases: &MemberLeases, ids: &[LeaseId]) -> Option<Vec<Renewal>> {
     Some(renewals)
 }
 
-/// A lease that has run out is not renewed any more, but is gone only once its revocation is applied.
+/// Waits until the revocation of an expired lease is applied: until then the lease still exists.
 async fn wait_for_revocation(clock: &LeaseClock, id: LeaseId) -> Result<(), Failure> {
     let mut revocations = clock.revocations();
     let gone = async {

@@ -1,7 +1,7 @@
 //! Lease requests that only the leader can answer, from whichever member they came to.
 //!
-//! [`ask`] finds the leader, itself perhaps, and follows it through changes until the deadline. [`answer`] is the
-//! leader's side, for its own clients and for the calls of other members alike.
+//! [`ask`] sends a request to the leader, which may be this member, and to the next one if it changes before the
+//! deadline. [`answer`] is the leader's side, for its own clients and for the calls of other members.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -33,19 +33,19 @@ pub(super) const TIME_TO_LIVE: &str = "lease.ttl";
 
 /// Leases renewed by one call.
 pub(super) const RENEWALS_MAX: usize = 4096;
-/// In an answer to [`RENEW`]: run out, and not revoked yet. Whoever asked waits for the revocation.
+/// In an answer to [`RENEW`]: expired, and not revoked yet. The asking member waits for the revocation.
 const RUN_OUT: i64 = -1;
 /// Pause before a leader that could not answer is asked again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// What became of a renewal.
+/// The result of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Renewal {
-    /// It counts, for so many seconds.
+    /// The lease has so many seconds from now on.
     Renewed(i64),
     /// No such lease.
     Gone,
-    /// Its time is over, its revocation is under way.
+    /// Expired; its revocation is proposed.
     RunOut,
 }
 
@@ -72,7 +72,7 @@ pub(super) trait LeaderAccess: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Bytes, CallError>> + Send;
 }
 
-/// Leases of this member, and its way to those of the leader.
+/// Answers and forwards the lease requests of one member.
 pub(super) struct MemberLeases {
     pub(super) member: MemberId,
     pub(super) raft: RaftHandle,
@@ -116,10 +116,10 @@ impl LeaderAccess for MemberLeases {
     }
 }
 
-/// Has the leader answer a request, whoever that is or becomes until `deadline`.
+/// Sends a request to the leader until one answers or `deadline` is over.
 ///
 /// # Errors
-/// Those of the leader that asking again cannot mend, unchanged; no leader, or no answer, in time.
+/// Those of the leader that are final, unchanged; no leader, or no answer, in time.
 pub(super) async fn ask<A: LeaderAccess>(
     access: &A,
     method: &'static str,
@@ -143,7 +143,7 @@ pub(super) async fn ask<A: LeaderAccess>(
                 Err(failure) if may_pass(&failure) => tracing::debug!(method, %failure, "leader asked again"),
                 answered => return answered,
             },
-            // A leader that was deposed never learns of what would confirm it: whatever it was asked is asked anew.
+            // A leader that was deposed is never confirmed again: the request goes to the next one.
             changed = status.wait_for(|status| status.leader != leader) => match changed {
                 Ok(_) => continue,
                 Err(_) => return Err(ApiError::Stopped.into()),
@@ -243,7 +243,7 @@ async fn time_to_live<A: LeaderAccess>(access: &A, body: Bytes) -> Result<Bytes,
     let store = access.clock().store.read();
     if let Some(lease) = store.get(id) {
         answer.granted_ttl = lease.granted_ttl;
-        // Another leader's deadlines are not ours to tell.
+        // Only the leader of this term knows the deadlines.
         let left = access.clock().remaining(id, term).map_err(|_| ApiError::LeaderChanged)?;
         answer.ttl = left.map_or(0, |left| i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
         if request.keys {

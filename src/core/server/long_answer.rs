@@ -78,7 +78,7 @@ pub(super) struct Room {
 }
 
 impl AnswerMemory {
-    /// Divides `bytes`.
+    /// Divides `bytes` as the table above says.
     pub fn new(bytes: u64) -> Self {
         let quarter = bytes / 4;
         let units = |unit_bytes| u32::try_from(quarter / unit_bytes).unwrap_or(u32::MAX).max(1);

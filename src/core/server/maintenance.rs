@@ -102,7 +102,7 @@ impl Maintenance for MaintenanceService {
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let asked = Revision(request.get_ref().revision);
-        // Everything acknowledged so far is in the hash of "now".
+        // So that the hash of the newest revision covers everything acknowledged so far.
         self.reads.linearizable().await?;
         let store = self.store.clone();
         let began = Instant::now();
@@ -118,7 +118,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        // A member of a cluster that lost its quorum, or a learner, gives what it has: that may be all there is.
+        // Without a quorum, or on a learner, the snapshot is of what this member has: that may be all that is left.
         if let Err(error) = self.reads.linearizable().await {
             tracing::warn!(%error, "snapshot of this member's state, which may be behind");
         }
@@ -147,7 +147,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// A digest of every row but the bookkeeping: equal state, equal number.
+/// A digest of all rows but those of the meta table: members with equal state have equal digests.
 fn state_digest(backend: &Backend) -> Result<u32, BackendError> {
     let mut digest = 0;
     for table in Table::ALL {

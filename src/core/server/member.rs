@@ -51,43 +51,35 @@ const SEGMENTS_MIN: usize = 5;
 const EVENT_LOG_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why a member did not start.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// What it was to start from.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
-    /// Its files.
     #[error(transparent)]
     Recover(#[from] RecoverError),
-    /// Its state.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The keys in its state.
     #[error("rebuild the key index")]
     Mvcc(#[from] MvccError),
-    /// The leases in its state.
     #[error("read the leases")]
     Lease(#[from] LeaseError),
-    /// Consensus.
     #[error(transparent)]
     Raft(#[from] RaftError),
-    /// A thread.
     #[error("start a thread")]
     Thread(#[from] std::io::Error),
-    /// It does not belong to the cluster any more.
     #[error(
         "the member has been permanently removed from the cluster: {0} cannot come back; remove its data directory"
     )]
     Removed(MemberId),
-    /// Its state is not that of the other members.
     #[error("{0} found data inconsistency with peers")]
     Inconsistent(MemberId),
 }
 
-/// What a member knows of the others before its log tells.
+/// What a member knows of the others before it has applied its log.
 struct Neighbours {
     tls: Option<PeerTls>,
-    /// Members of a running cluster, for one that has no data.
+    /// Members of a running cluster, for a member without data.
     known: Vec<cluster::Member>,
 }
 
@@ -150,7 +142,7 @@ impl Member {
             warn!(file = %cut.path.display(), cut.offset, cut.bytes, cut.what, "torn end of the log was cut");
         }
         let tasks = tasks.child();
-        // Members of a running cluster, until the log tells who they are now.
+        // Members of a running cluster, until the log names them.
         let known = match first {
             Some(first) => first.running,
             None if opened.position.index == LogIndex(0) && opened.recovered.entries.is_empty() => {
@@ -161,9 +153,10 @@ impl Member {
         Self::assemble(config, opened, Neighbours { tls: peer_tls, known }, metrics, peer_metrics, failed, tasks)
     }
 
-    /// Waits until the member takes part, and tells the cluster about it. Its peer port must be served by now.
+    /// Waits until the member has applied what was acknowledged before, and publishes its name and client URLs. Its peer
+    /// port must be served by now.
     ///
-    /// Without a quorum this waits, as etcd does: a member that cannot be sure of its state serves nobody.
+    /// Without a quorum this waits, as etcd does: a member that may be behind serves no clients.
     ///
     /// # Errors
     /// The member was removed from the cluster, or its state differs from that of the others.
@@ -264,7 +257,7 @@ impl Member {
             }),
             metrics: parts.metrics.clone(),
         });
-        // Before anything is applied: from then on only the log says who belongs to the cluster.
+        // Before anything is applied: after that only the log decides on the members.
         let members = Arc::clone(&parts.published.cluster());
         match members.members().next() {
             Some(_) => follow_members(&parts.peers, &parts.published, members.members()),
@@ -327,12 +320,12 @@ impl Member {
         tasks.spawn(auto_compaction::run(compactor, config.auto_compaction, tasks.clone()));
     }
 
-    /// If this member leads, makes another one the leader; takes half a second at most.
+    /// If this member leads, transfers leadership to another one; takes half a second at most.
     pub async fn hand_over(&self) {
         self.parts.transfer.away().await;
     }
 
-    /// Stops from the outside in, after the listeners: tasks, raft with its log, apply, the last checkpoint.
+    /// Stops tasks, raft with its log, apply, and writes the last checkpoint, in this order. The listeners have stopped.
     pub async fn stop(self) {
         self.tasks.stop();
         let ended = tokio::task::spawn_blocking(move || {
@@ -360,7 +353,7 @@ fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> No
     }
 }
 
-/// Where db snapshots of states are written and received.
+/// Where db snapshots are written and received.
 fn snapshot_room(config: &ServerConfig) -> PathBuf {
     config.data_dir.join("member").join("snap")
 }

@@ -22,18 +22,15 @@ pub struct SlowRequests {
 }
 
 /// The metrics of one member.
+#[allow(missing_docs, reason = "each field is one room's metrics")]
 #[derive(Clone, Debug)]
 pub struct CoreMetrics {
-    /// The server and consensus.
     pub server: ServerMetrics,
-    /// Log and state on disk.
     pub disk: DiskMetrics,
-    /// The store.
     pub mvcc: MvccMetrics,
-    /// Leases.
     pub lease: LeaseMetrics,
     calls: GrpcCalls,
-    /// The versions clients usually name, so that a request costs no look-up by text.
+    /// For requests that name no client version, so that they cost no look-up by text.
     unary_requests: IntCounter,
     stream_requests: IntCounter,
     slow: SlowRequests,
@@ -69,7 +66,7 @@ impl CoreMetrics {
         match version {
             None if unary => self.unary_requests.inc(),
             None => self.stream_requests.inc(),
-            // The label comes from outside: only what looks like a version makes a series of its own.
+            // The label comes from the client: only what looks like a version makes a series of its own.
             Some(version) => {
                 let plausible =
                     version.len() <= 16 && version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
@@ -79,12 +76,12 @@ impl CoreMetrics {
         }
     }
 
-    /// A call starts.
+    /// Counts the start of a call, and measures it until its end.
     pub fn start(&self, method: &'static Method) -> Call {
         self.calls.start(METHODS.binary_search_by(|row| row.path.cmp(method.path)).unwrap_or_default())
     }
 
-    /// A range was answered from the store, or refused.
+    /// Measures a range that was answered or refused.
     pub fn range_took(&self, success: bool, took: Duration) {
         self.server.range_duration.observe(usize::from(success), took);
     }
@@ -137,7 +134,7 @@ impl CoreMetrics {
         self.slow.unary
     }
 
-    /// Operations were done in the store.
+    /// Counts operations of the store.
     pub fn count_operations(&self, counts: &OperationCounts) {
         let mvcc = &self.mvcc;
         mvcc.ranges.inc_by(counts.ranges);
@@ -147,7 +144,7 @@ impl CoreMetrics {
         mvcc.put_bytes.add(counts.put_bytes as i64);
     }
 
-    /// This member decided on the promotion of a learner; one that does not lead does not decide.
+    /// Counts the decision on the promotion of a learner; only the leader decides.
     pub(super) fn promoted<T>(&self, outcome: &Result<T, Failure>) {
         use crate::api_error::ApiError;
         match outcome {
@@ -168,7 +165,7 @@ fn stream_label(method: &Method) -> Option<&'static str> {
     }
 }
 
-/// A request under way. Dropped without [`succeed`](Self::succeed) it counts as failed.
+/// A request in progress. Dropped without [`succeed`](Self::succeed) it counts as failed.
 pub(super) struct Timed<'a, D: Fn() -> String> {
     metrics: &'a CoreMetrics,
     operation: OperationKind,
@@ -195,7 +192,7 @@ impl<D: Fn() -> String> Drop for Timed<'_, D> {
     }
 }
 
-/// Bounds the lines of one kind: the first hundred of each second, then each hundredth.
+/// Bounds the log lines of one kind: the first hundred of each second, then each hundredth.
 struct LogRate(Mutex<Option<(Instant, u32)>>);
 
 impl LogRate {

@@ -37,7 +37,7 @@ pub(super) struct MemberObserver {
     pub(super) watch: CoreWatch,
     pub(super) failed: Failed,
     pub(super) tasks: Tasks,
-    /// Follow-up work runs there.
+    /// Where alarms are raised.
     pub(super) runtime: Handle,
 }
 
@@ -74,7 +74,7 @@ impl ApplyObserver for MemberObserver {
                     counters.granted.inc();
                     counters.ttl.observe(lease.granted_ttl as f64);
                 }
-                // Whoever asked for it: a client or the clock.
+                // Asked for by a client, or expired.
                 LeaseFact::Revoked(_) => counters.revoked.inc(),
                 LeaseFact::Checkpointed { .. } => {}
             }

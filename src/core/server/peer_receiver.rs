@@ -1,4 +1,4 @@
-//! What comes from the other members of the cluster, and the states that go to them.
+//! Messages, calls and snapshots from the other members, and the snapshots sent to them.
 
 use std::io::{Seek, Write};
 use std::ops::ControlFlow;
@@ -27,8 +27,7 @@ use crate::shutdown::Tasks;
 use crate::telemetry::Counted;
 use crate::types::MemberId;
 
-/// Takes what the transport receives. The member it belongs to is told once it exists; until then everything is
-/// dropped, which its peers take for a lost packet.
+/// Receives from the transport. Until its member exists everything is dropped, which the peers treat as a lost packet.
 pub(super) struct MemberPeers {
     inner: Arc<OnceLock<ReceiverParts>>,
     failed: Failed,
@@ -83,7 +82,7 @@ impl PeerReceiver for MemberPeers {
     }
 
     fn removed(&self, by: MemberId) {
-        // Said again with every attempt to connect: an early one may be lost.
+        // Repeated with every attempt to connect: an early one may be lost.
         let Some(inner) = self.inner.get() else { return };
         let (removed, may_end) = (inner.published.removed().clone(), inner.raft.told_removed(by));
         self.tasks.spawn(async move {
@@ -133,7 +132,7 @@ impl PeerReceiver for MemberPeers {
             let accepted = inner.raft.receive_snapshot(parsed).await.unwrap_or(false);
             if !accepted {
                 info!(index = %position.index, "state of another member is not needed");
-                // Only the one of this transfer: the log may already stand on that of an earlier one.
+                // Only the one of this transfer: the log may already continue from that of an earlier one.
                 if put && let Some(unused) = inner.prepared_snapshots.take_back(position) {
                     blocking(move || unused.discard().map_err(|error| error.to_string())).await?;
                 }
@@ -172,7 +171,7 @@ fn write_db_snapshot(backend: &Backend, room: &Path, to: MemberId, message: &[u8
     Ok(SnapshotSource { message, position: summary.position, db_snapshot: file, size_bytes: summary.bytes })
 }
 
-/// Voters and learners as the db snapshot itself has them: later changes must not get into the message.
+/// Voters and learners in the db snapshot itself: later changes must not get into the message.
 fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
     let db_snapshot = BoltFile::open(path).map_err(|error| error.to_string())?;
     let rows = |table: Table| -> Result<Vec<(Bytes, Bytes)>, String> {
@@ -190,7 +189,7 @@ fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
     if state.voters.is_empty() { Err("the state has no members".to_owned()) } else { Ok(state) }
 }
 
-/// Prepares a state and puts it where consensus finds it; tells whether it did, or there was no need to.
+/// Prepares a db snapshot and registers it for its installation; false when this member does not need it.
 fn prepare_db_snapshot(
     inner: &ReceiverParts,
     file: &Path,
@@ -204,8 +203,7 @@ fn prepare_db_snapshot(
             inner.prepared_snapshots.put(prepared);
             Ok(true)
         }
-        // Consensus has the log up to there and will answer that; it needs no db snapshot. Or it has one from an earlier
-        // transfer.
+        // Raft has the log up to there and answers so, without a db snapshot; or it has one from an earlier transfer.
         Err(BackendError::Outdated { .. } | BackendError::AlreadyPrepared { .. }) => Ok(false),
         Err(error) => {
             warn!(%error, index = %position.index, "state of another member is not usable");

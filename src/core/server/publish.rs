@@ -11,7 +11,7 @@ use crate::pb::membershippb::{Attributes, ClusterMemberAttrSetRequest};
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Waits until this member has everything that was acknowledged before, tells the cluster its name and client URLs,
-/// and waits until the cluster has a version. Takes as long as there is no quorum.
+/// and waits until the cluster has a version. Waits as long as there is no quorum.
 pub(super) async fn publish(parts: &Parts, name: &str, client_urls: &[String]) {
     while let Err(error) = parts.reads.linearizable().await {
         warn!(%error, "no answer from the cluster yet; waiting for a quorum");
@@ -20,7 +20,7 @@ pub(super) async fn publish(parts: &Parts, name: &str, client_urls: &[String]) {
     set_attributes(parts, name, client_urls).await;
     let mut applied = parts.apply.progress();
     while parts.published.cluster().version().is_none() {
-        // The leader decides it; every entry may be the one that says so.
+        // The leader decides it; any entry may be the one that sets it.
         let _ = tokio::time::timeout(RETRY, applied.changed()).await;
     }
 }

@@ -25,13 +25,10 @@ const READY_PERCENT: u64 = 90;
 const APPLIED_WAIT: Duration = Duration::from_secs(1);
 /// What `--strict-reconfig-check` looks at.
 pub(super) struct Reconfiguration<'a> {
-    /// The members.
     pub cluster: &'a ClusterStore,
-    /// This member.
     pub own: MemberId,
     /// Since when it is connected to a member.
     pub active_since: &'a dyn Fn(MemberId) -> Option<std::time::Instant>,
-    /// The time.
     pub now: std::time::Instant,
 }
 
@@ -39,7 +36,7 @@ impl Reconfiguration<'_> {
     /// Whether a member may be added: the voters must still be able to decide when the new one does not start.
     pub(super) fn may_add(&self, is_learner: bool) -> Result<(), ApiError> {
         let (voters, started) = (self.cluster.voters().count(), self.started(None));
-        // From one voter to two there is no way around a moment in which the new one is needed.
+        // With one voter, any addition makes the new member necessary for a quorum.
         let growing_from_one = voters == 1 && started == 1;
         if !is_learner && !growing_from_one && started < quorum(voters + 1) {
             return Err(ApiError::NotEnoughStartedMembers);
@@ -59,7 +56,7 @@ impl Reconfiguration<'_> {
         if self.started(Some(id)) < quorum(left) {
             return Err(ApiError::NotEnoughStartedMembers);
         }
-        // One that is down decides nothing anyway.
+        // A voter that is not connected does not count towards the quorum anyway.
         if id != self.own && (self.active_since)(id).is_none() {
             return Ok(());
         }
@@ -165,7 +162,7 @@ impl MembershipChanges {
         Ok((member, members))
     }
 
-    /// Removes a member for ever.
+    /// Removes a member; its id is never used again.
     ///
     /// # Errors
     /// The checks refuse, or apply does.
@@ -225,7 +222,7 @@ impl MembershipChanges {
         Ok(())
     }
 
-    /// An id as etcd makes it; a removed one, which would come back within the same second, is passed over.
+    /// An id as etcd makes it; skips that of a removed member, which would be made again within the same second.
     #[allow(
         clippy::disallowed_methods,
         reason = "etcd's ids of added members hold the time; any other number would do"
@@ -338,7 +335,7 @@ mod tests {
         check("vvn", "-+-", of(3), Ok(()));
         check("vv", "-+", of(2), Ok(()));
         check("vv", "-~", of(1), UNHEALTHY);
-        // Nobody has this id; apply says so.
+        // No member has this id; apply refuses it.
         check("vvv", "-++", of(9), Ok(()));
     }
 

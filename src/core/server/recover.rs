@@ -9,24 +9,23 @@ use crate::core::cluster::{ClusterRows, ClusterStore};
 use crate::core::wal::{FsDisk, Keep, Recovered, Wal, WalDisk, WalError, WalMetadata};
 use crate::types::LogIndex;
 
-/// Bytes of log entries in front of the state that are read for members that are behind, at most.
+/// Bytes of log entries before the state that are read for members that are behind, at most.
 const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
 
-/// The disks that a member's files are on; a simulation replaces them.
+/// The disks with a member's files; simulated in tests.
+#[allow(missing_docs, reason = "state and log")]
 pub struct Disks<D> {
-    /// For the state.
     pub state: Arc<dyn StateDisk>,
-    /// For the log.
     pub wal: D,
 }
 
 impl Disks<FsDisk> {
-    /// The real file system.
+    /// The file system.
     pub fn files() -> Self {
         Self { state: Arc::new(FsStateDisk::default()), wal: FsDisk::default() }
     }
 
-    /// The real file system, which is never asked to sync (`--unsafe-no-fsync`).
+    /// The file system, without any sync (`--unsafe-no-fsync`).
     pub fn unsynced_files() -> Self {
         Self { state: Arc::new(FsStateDisk::unsynced()), wal: FsDisk::unsynced() }
     }
@@ -70,14 +69,14 @@ impl Layout {
     }
 }
 
-/// What matters when a member's files are opened, besides the files.
+/// How a member's files are opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Opening<'a> {
     /// What a member without a log starts with.
     pub bootstrap: Option<&'a Bootstrap>,
-    /// Log entries in front of the state that are kept in memory for members that are behind.
+    /// Log entries before the state that are kept in memory for members that are behind.
     pub catch_up_entries: u64,
-    /// Own peer URLs of a member that goes on alone, whatever became of its cluster.
+    /// Own peer URLs, to start as the only member of the cluster (`--force-new-cluster`).
     pub alone: Option<&'a [String]>,
 }
 
@@ -85,9 +84,9 @@ pub struct Opening<'a> {
 pub struct Opened<D: WalDisk> {
     /// The log, ready to append.
     pub wal: Wal<D>,
-    /// Who this is, for ever.
+    /// The ids of this member and its cluster; they never change.
     pub metadata: WalMetadata,
-    /// What the log says after `log_base`. Its commit index covers the state.
+    /// The log after `log_base`. Its commit index covers the state.
     pub recovered: Recovered,
     /// Where the log in memory begins, at or before the state's position.
     pub log_base: LogPosition,
@@ -144,7 +143,7 @@ pub fn open<D: WalDisk + Clone>(
     if last < position.index {
         return Err(log_behind(last));
     }
-    // Commit alone is not synced, and only what is committed gets into the state.
+    // A change of the commit index alone is not synced, and only committed entries get into the state.
     recovered.hard_state.commit = recovered.hard_state.commit.max(position.index);
     let members = stored_members(&backend)?;
     if members.is_removed(metadata.member) {
@@ -157,8 +156,8 @@ pub fn open<D: WalDisk + Clone>(
     Ok(Opened { wal, metadata, recovered, log_base, backend, position, members })
 }
 
-/// Finishes the installation of a state that a leader sent: the one the log goes on from takes its place, and what was
-/// prepared in vain is removed.
+/// Finishes the installation of a snapshot received from the leader: the one that the log continues from replaces the
+/// state, and other prepared ones are removed.
 fn adopt<D: WalDisk>(disks: &Disks<D>, layout: &Layout, backend: &Backend, has_log: bool) -> Result<(), RecoverError> {
     let marks = match has_log && backend.has_prepared()? {
         true => Wal::snapshots(&disks.wal, &layout.wal)?,

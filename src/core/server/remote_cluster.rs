@@ -10,19 +10,19 @@ use crate::core::cluster::{ClusterVersion, Member};
 use crate::core::peer::{PeerTls, connect_url};
 use crate::types::ClusterId;
 
-/// Longest answer that is read; a list of members has some kilobytes.
+/// Longest answer that is read; a list of members is some kilobytes long.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Who belongs to a cluster, as one of its members tells it on its peer port.
+/// The members of a cluster, as one of them lists them on its peer port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunningCluster {
-    /// The cluster.
+    /// Its id.
     pub id: ClusterId,
-    /// Its members, by id.
+    /// By id.
     pub members: Vec<Member>,
 }
 
-/// As it stands in etcd's messages.
+/// The form that etcd's messages have.
 impl fmt::Display for RunningCluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let one = |member: &Member| {
@@ -35,10 +35,10 @@ impl fmt::Display for RunningCluster {
     }
 }
 
-/// Asks the member behind a peer URL who belongs to its cluster.
+/// Asks the member at a peer URL for the members of its cluster.
 ///
 /// # Errors
-/// For people: the URL and what came instead of an answer.
+/// Text for the operator: the URL and what went wrong.
 pub(super) async fn fetch_cluster(
     url: &str,
     tls: Option<&PeerTls>,
@@ -106,7 +106,7 @@ async fn get(url: &str, path: &str, tls: Option<&PeerTls>, timeout: Duration) ->
     tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| Err(wrong(&"no answer in time")))
 }
 
-/// What it comes down to, which is at the end of the chain.
+/// The first cause, at the end of the chain.
 fn root<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }

@@ -12,14 +12,14 @@ use super::lease_leader::{LeaderAccess, RENEW, RENEWALS_MAX, Renewal, ask, read_
 use crate::api_error::ApiError;
 use crate::types::LeaseId;
 
-/// Groups of renewals that wait for their turn; when it is full, keep-alive streams wait before they take more requests.
+/// Groups of renewals that wait; when the queue is full, keep-alive streams wait before they take more requests.
 const QUEUE_MAX: usize = 16 * 1024;
 /// Groups taken at once.
 const TAKEN_MAX: usize = 4096;
 /// Batches under way at once. While the leader is unknown they wait, and with them all renewals behind.
 const BATCHES_MAX: usize = 8;
 
-/// Where keep-alives of all streams of this member meet: one batch costs one confirmation of the leadership, and on a
+/// Batches the keep-alives of all streams of this member: a batch costs one confirmation of the leadership, and on a
 /// follower one call to the leader.
 #[derive(Clone, Debug)]
 pub struct Renewals {
@@ -38,7 +38,7 @@ struct Waiting {
 }
 
 impl Renewals {
-    /// The way in, and the inlet to run.
+    /// The queue, and what [`run`] takes from it.
     pub fn channel() -> (Self, RenewalsInlet) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         (Self { queue }, RenewalsInlet(waiting))
@@ -67,7 +67,7 @@ pub(super) async fn run<A: LeaderAccess>(access: Arc<A>, mut inlet: RenewalsInle
                 if taken == 0 {
                     return;
                 }
-                // Those whose stream has ended meanwhile want nothing any more.
+                // The streams of these have ended.
                 waiting.retain(|waiting| !waiting.reply.is_closed());
                 for batch in split(&mut waiting) {
                     batches.push(serve(access.as_ref(), batch));

@@ -62,7 +62,7 @@ pub(super) struct RouterParts {
     pub(super) max_message_bytes: usize,
 }
 
-/// Everything a client can reach on one serving thread: gRPC services by path, HTTP for the rest.
+/// What clients can reach on one serving thread: gRPC services by path, HTTP for the rest.
 #[derive(Clone)]
 pub struct Router {
     published: Arc<Published>,
@@ -176,7 +176,7 @@ impl Router {
     }
 }
 
-/// Whether answers come from the stored state; what an operator needs to look at a damaged member does not.
+/// Whether answers come from the stored state. Those that an operator needs to examine a damaged member do not.
 fn gives_data(method: &Method) -> bool {
     match method.service {
         "etcdserverpb.Maintenance" => method.name == "Snapshot",
@@ -229,7 +229,7 @@ fn not_grpc(headers: &HeaderMap) -> Response<Body> {
     response
 }
 
-/// Words the library's "message too long" as clients of etcd know it.
+/// Replaces the library's text for a message that is too long by that of etcd.
 fn reword(response: Response<Body>, limit: usize) -> Response<Body> {
     let Some(status) = Status::from_header_map(response.headers()) else { return response };
     match too_large(&status, limit) {

@@ -21,7 +21,7 @@ type Answer = Result<SnapshotResponse, Status>;
 
 /// Streams one consistent state as a db snapshot of etcd's database, and its SHA-256 last.
 ///
-/// The db snapshot is written while the client takes it; a slow client keeps the state alive, and holds up nobody.
+/// The db snapshot is written while the client takes it; a slow client keeps the state in memory, and delays nothing else.
 /// `room` is held for as long.
 pub(super) fn stream(backend: Backend, room: Room) -> impl Stream<Item = Answer> {
     let (answers, stream) = mpsc::channel(CHUNKS_AHEAD);
@@ -44,7 +44,7 @@ fn send(backend: &Backend, answers: &mpsc::Sender<Answer>) -> Result<(), Backend
     Ok(())
 }
 
-/// Cuts what is written into messages.
+/// Divides what is written into messages.
 struct Chunks<'a> {
     answers: &'a mpsc::Sender<Answer>,
     remaining: u64,

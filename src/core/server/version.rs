@@ -13,16 +13,16 @@ use crate::pb::membershippb::ClusterVersionSetRequest;
 use crate::shutdown::Tasks;
 use crate::types::{API_VERSION, MemberId};
 
-/// Method under which a member tells what `/version` tells.
+/// The call that answers what `/version` does.
 pub(super) const VERSION_CALL: &str = "version";
-/// How often the leader looks at the members' versions.
+/// How often the leader asks for the members' versions.
 const PERIOD: Duration = Duration::from_secs(4);
 /// The same while the cluster's version is not its own, or not known: then members refuse what they could do.
 const PERIOD_BEHIND: Duration = Duration::from_secs(1);
-/// How long a member may take to tell its version.
+/// How long a member may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What this member answers to "which version?", the same on `/version` and between members.
+/// The versions of this member and its cluster, in JSON; the same at `/version` and between members.
 pub(super) fn versions(published: &Published) -> String {
     let cluster = published.cluster();
     let cluster = cluster.version().unwrap_or("not_decided");
@@ -38,8 +38,8 @@ pub(super) struct ClusterVersionTask {
     pub(super) proposer: Arc<Proposer>,
 }
 
-/// Keeps the cluster version what the members have in common: the leader asks all of them when it begins to lead, and
-/// then from time to time, and proposes a change if there is one.
+/// Keeps the cluster version at the lowest version of the members: the leader asks all of them when it begins to lead
+/// and periodically after that, and proposes a change if there is one.
 pub(super) async fn run(cluster_version: ClusterVersionTask, tasks: Tasks) {
     let stop = tasks.stop_signal();
     let mut status = cluster_version.raft.status();
@@ -76,7 +76,7 @@ impl ClusterVersionTask {
         }
     }
 
-    /// What a member runs; none when it does not say.
+    /// The version of a member; none when it does not answer.
     async fn version_of(&self, member: MemberId) -> Option<ClusterVersion> {
         if member == self.member {
             return ClusterVersion::parse(API_VERSION);

@@ -10,11 +10,11 @@ use crate::core::wal::WalSnapshot;
 use crate::shutdown::Tasks;
 use crate::types::LogIndex;
 
-/// How often the log is told how much of it the state on disk covers.
+/// Pause between looks at how much of the log the state on disk covers.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Lets the log forget what the state on disk covers: after each `snapshot_count` entries a snapshot record, then
-/// whole segments before it can go.
+/// Releases log entries that the state on disk covers: writes a snapshot record after each `snapshot_count` entries, after
+/// which whole segments before it can be deleted.
 pub async fn run(backend: Backend, raft: RaftHandle, snapshot_count: u64, keep: u64, tasks: Tasks) {
     let stop = tasks.stop_signal();
     let mut marked = backend.durable().index;

@@ -1,4 +1,4 @@
-//! The Watch service: who may watch what, and the end of streams that want a leader.
+//! The Watch service: permission to watch, and the end of streams that require a leader.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::shutdown::Tasks;
 use crate::telemetry::WatchMetrics;
 use crate::types::{KeyRange, Revision, Term};
 
-/// Election timeouts without a leader after which streams that want one end.
+/// Election timeouts without a leader after which streams that require one end.
 const LEADERLESS_TIMEOUTS: u32 = 3;
 
 /// Decides whether a caller may read a range.
@@ -32,7 +32,7 @@ pub type ReadCheck = Arc<dyn Fn(&Caller, &KeyRange) -> Result<(), Status> + Send
 pub struct WatchContext {
     /// The member's log.
     pub watch: CoreWatch,
-    /// Header facts; its term follows the leadership.
+    /// Cluster, member and term for response headers.
     pub header_source: Arc<HeaderSource>,
     /// Bounds and periods.
     pub limits: WatchLimits,
@@ -54,9 +54,9 @@ pub struct WatchService {
 }
 
 impl WatchService {
-    /// Starts the watchers' side of a serving thread, on its runtime. `worker` tells the threads of a member apart.
+    /// Starts the watchers of a serving thread, on its runtime. `worker` is the number of the thread.
     ///
-    /// `status` is anything that tells of leadership; `read` takes from it whether a leader is known, and the term.
+    /// `status` is any record of the leadership; `read` takes from it whether a leader is known, and the term.
     pub fn start<S: Send + Sync + 'static>(
         context: Arc<WatchContext>,
         worker: usize,
@@ -362,7 +362,7 @@ mod tests {
         client.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
         let progress = client.next().await;
         assert_eq!((progress.watch_id, told(&progress).as_str()), (-1, "5: "));
-        // Half-close: what was asked for goes on.
+        // Half-close: existing watches continue.
         client.requests = None;
         member.put("a", "3");
         let ids = [client.next().await.watch_id, client.next().await.watch_id];

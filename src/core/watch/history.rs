@@ -8,13 +8,13 @@ use crate::core::mvcc::{self, MvccError, RevisionEvents, StoreReader};
 use crate::eventlog::{EventKind, History, HistoryBatch, HistoryError, HistoryRequest, LogBatch, LogEvent};
 use crate::types::Revision;
 
-/// Rows of the store one read looks at, so that a watcher of a rarely written range gives others their turn.
+/// Rows of the store that one read looks at, so that a watcher of a rarely written range does not delay others.
 const ROWS_PER_READ: usize = 10_000;
 
 /// Events of the past, read from the store.
 pub(super) struct StoreHistory {
     reader: StoreReader,
-    /// Read where the read is asked for, instead of on a thread that may wait.
+    /// Whether to read on the calling thread instead of a blocking one.
     inline: bool,
 }
 
@@ -64,7 +64,7 @@ fn read(reader: &StoreReader, request: &HistoryRequest) -> Result<HistoryBatch, 
     }
 }
 
-/// A read that the end of the runtime cut off; its stream is about to end as well.
+/// A read that the end of the runtime cancelled; its stream is about to end as well.
 fn stopping() -> HistoryError {
     HistoryError::Refused(ApiError::Stopped.text().to_owned())
 }

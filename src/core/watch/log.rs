@@ -19,7 +19,7 @@ impl CoreWatch {
         Self::with(reader, log_bytes_max, history)
     }
 
-    /// The same without threads, for simulations: old events are read where they are asked for.
+    /// The same without threads, for simulations: old events are read on the calling thread.
     pub fn inline(reader: StoreReader, log_bytes_max: usize) -> Self {
         let history = StoreHistory::inline(reader.clone());
         Self::with(reader, log_bytes_max, history)
@@ -37,7 +37,7 @@ impl CoreWatch {
         self.source.log().append(revisions.into_iter().map(|events| Arc::new(log_batch(events))));
     }
 
-    /// The published state was replaced by a later one whose events never passed here. Watchers that have not seen
+    /// The published state was replaced by a later one whose events were not appended. Watchers that have not seen
     /// them read them from the store, or are cancelled if they were compacted there.
     pub fn jump(&self) {
         self.source.log().compact(self.reader.compacted());
@@ -46,7 +46,7 @@ impl CoreWatch {
 
     /// Where watchers read.
     pub fn source(&self) -> Arc<Source> {
-        // Compaction moves on without telling: a watch that begins now is judged by the store's own mark.
+        // Compactions are not appended: a new watch is checked against the compacted revision of the store.
         self.source.log().compact(self.reader.compacted());
         self.source.clone()
     }

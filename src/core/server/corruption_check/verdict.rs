@@ -1,4 +1,4 @@
-//! What the hashes of several members say about each of them. No waiting, no member is asked here.
+//! What the hashes of several members say about each of them. Pure: asks no member and does not wait.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,6 @@ use crate::types::{MemberId, Revision};
 /// One member's hash of the history up to a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sum {
-    /// The value.
     pub(super) hash: u32,
     /// The compaction it stands on; values over different ones cannot be compared.
     pub(super) compact_revision: Revision,
@@ -22,17 +21,17 @@ impl Sum {
     }
 }
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// All that could be compared are equal; whether that was everybody.
+    /// All that could be compared are equal.
     Equal {
         /// No member was left out.
         complete: bool,
     },
     /// A majority of the cluster agrees, these do not.
     Damaged(Vec<MemberId>),
-    /// They differ, and nobody can say who is right.
+    /// They differ, and no majority agrees.
     Undecided,
 }
 
@@ -65,7 +64,7 @@ pub(super) fn compare(own: (MemberId, Sum), others: &[(MemberId, Option<Sum>)]) 
     Verdict::Damaged(damaged)
 }
 
-/// Those who know more than the leader of a confirmed term does: a newer revision, or a later compaction. `leader` is
+/// Members that have more than the leader of a confirmed term does: a newer revision, or a later compaction. `leader` is
 /// what the leader has seen after all answers, behind a confirmation of its leadership.
 pub(super) fn ahead(leader: (Revision, Revision), others: &[(MemberId, Option<Sum>)]) -> Vec<MemberId> {
     let (newest, compacted) = leader;

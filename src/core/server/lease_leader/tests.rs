@@ -18,7 +18,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Members that call each other directly and apply everything at once.
 struct TestCluster {
     members: Mutex<BTreeMap<MemberId, Arc<Member>>>,
-    /// Who did what, in order.
+    /// The calls and changes, in order.
     diary: watch::Sender<Vec<String>>,
     /// The one clock, in seconds.
     seconds: Arc<AtomicU64>,
@@ -133,7 +133,7 @@ impl TestCluster {
         self.diary.send_replace(Vec::new())
     }
 
-    /// Until so much is in the diary.
+    /// Waits until the diary has so many lines.
     async fn notes(&self, count: usize) {
         self.diary.subscribe().wait_for(|diary| diary.len() >= count).await.expect("the cluster exists");
     }
@@ -149,7 +149,7 @@ impl TestCluster {
         }
     }
 
-    /// Everybody hears of the leader, except those who hear nothing.
+    /// All members but those in `deaf` see the new leader.
     fn elect(&self, leader: u64, term: u64, deaf: &[u64]) {
         for member in self.members.lock().values().filter(|member| !deaf.contains(&member.id.0)) {
             let leads = member.id.0 == leader;
