@@ -1,23 +1,28 @@
 use std::fmt;
+use std::sync::Arc;
 
 use http::HeaderValue;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request};
+
+use crate::listener::ConnectionInfo;
 
 /// Who asks for something.
 #[derive(Clone, Debug)]
 pub enum Caller {
     /// A member of the cluster on its own account: expired leases, alarms, automatic compaction, its name and URLs.
     Member,
-    /// A client, with what its request says. Nothing of it is verified.
+    /// A client, with what its connection and its request say. Nothing of it is verified but the certificates.
     Client {
+        /// The connection; none for a request that came over none, as in tests.
+        connection: Option<Arc<ConnectionInfo>>,
         /// The value of `token` or `authorization`.
         token: Option<HeaderValue>,
     },
 }
 
 impl Caller {
-    /// The caller of a request. Costs no allocation: the bytes of the token are shared.
+    /// The caller of a request. Costs no allocation: the connection is shared, and so are the bytes of the token.
     pub(super) fn of<T>(request: &Request<T>) -> Self {
         Self::from_parts(request.metadata(), request.extensions())
     }
@@ -28,16 +33,21 @@ impl Caller {
     }
 
     /// The caller of a request with this metadata and these extensions.
-    pub(super) fn from_parts(metadata: &MetadataMap, _extensions: &Extensions) -> Self {
+    pub(super) fn from_parts(metadata: &MetadataMap, extensions: &Extensions) -> Self {
         let headers = metadata.as_ref();
         // The first value of the first of the two, as in etcd.
         let token = headers.get("token").or_else(|| headers.get("authorization")).cloned();
-        Self::Client { token }
+        let token = token.map(|mut token| {
+            // Never shown by `Debug`.
+            token.set_sensitive(true);
+            token
+        });
+        Self::Client { connection: extensions.get().cloned(), token }
     }
 
     /// The token of the request, without `Bearer `.
     pub fn token(&self) -> Option<&str> {
-        let Self::Client { token: Some(token) } = self else { return None };
+        let Self::Client { token: Some(token), .. } = self else { return None };
         let token = token.to_str().ok()?;
         Some(token.strip_prefix("Bearer ").unwrap_or(token))
     }
@@ -47,8 +57,9 @@ impl Caller {
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Member => f.write_str("member"),
-            Self::Client { .. } => f.write_str("client"),
+            Self::Member => f.write_str("local"),
+            Self::Client { connection: Some(connection), .. } => write!(f, "{}", connection.peer),
+            Self::Client { connection: None, .. } => f.write_str("client"),
         }
     }
 }
@@ -71,5 +82,8 @@ mod tests {
         assert_eq!(token(&[("authorization", "Bearer a"), ("token", "t")]).as_deref(), Some("t"));
         assert_eq!(token(&[("authorization", "Bearer a"), ("authorization", "b")]).as_deref(), Some("a"));
         assert_eq!(Caller::Member.token(), None);
+        let mut request = Request::new(());
+        request.metadata_mut().insert("token", "secret".parse().expect("ascii"));
+        assert!(!format!("{:?}", Caller::of(&request)).contains("secret"));
     }
 }

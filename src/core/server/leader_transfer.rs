@@ -48,7 +48,7 @@ impl LeaderTransfer {
             return Ok(());
         }
         let started = Instant::now();
-        info!(%caller, from = %self.member, to = %target, "leadership transfer starting");
+        info!(remote = %caller, from = %self.member, to = %target, "leadership transfer starting");
         let held = self.proposer.hold();
         self.raft.transfer_leader(target);
         let other = status.wait_for(|status| status.leader.is_some_and(|leader| leader != self.member));

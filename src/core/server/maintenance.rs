@@ -86,7 +86,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
-        info!(caller = %Caller::of(&request), "defragmentation starting");
+        info!(remote = %Caller::of(&request), "defragmentation starting");
         let backend = self.backend.clone();
         blocking(move || backend.defragment()).await?;
         Ok(Response::new(DefragmentResponse { header: None }))

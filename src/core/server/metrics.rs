@@ -104,7 +104,7 @@ impl CoreMetrics {
     /// Counts and logs what took longer than `--warning-apply-duration`.
     pub(super) fn warn_if_slow(
         &self,
-        caller: &Caller,
+        caller: Option<&Caller>,
         took: Duration,
         prefix: &'static str,
         describe: impl FnOnce() -> String,
@@ -115,8 +115,8 @@ impl CoreMetrics {
         }
         self.server.slow_apply.inc();
         if LOGGED.admits() {
-            let expected = self.slow.apply;
-            warn!(?took, "expected-duration" = ?expected, prefix, %caller, request = describe(), "apply request took too long");
+            let (expected, remote) = (self.slow.apply, caller.map(tracing::field::display));
+            warn!(?took, "expected-duration" = ?expected, prefix, remote, request = describe(), "apply request took too long");
         }
     }
 
@@ -187,7 +187,7 @@ impl<D: Fn() -> String> Drop for Timed<'_, D> {
         self.metrics.server.request_duration.observe(self.operation.row(self.success), took);
         if let Some((caller, describe)) = &self.read {
             let prefix = if self.operation == OperationKind::Range { "read-only range " } else { "read-only txn " };
-            self.metrics.warn_if_slow(caller, took, prefix, describe);
+            self.metrics.warn_if_slow(Some(*caller), took, prefix, describe);
         }
     }
 }

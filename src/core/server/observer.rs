@@ -4,7 +4,6 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tracing::warn;
 
-use super::caller::Caller;
 use super::error::Failed;
 use super::lease_clock::LeaseClock;
 use super::metrics::CoreMetrics;
@@ -55,7 +54,7 @@ impl ApplyObserver for MemberObserver {
     fn applied_request(&mut self, applied: &AppliedRequest, took: Duration) {
         let metrics = &self.metrics;
         metrics.server.apply_duration.observe(applied.operation.kind().row(applied.success), took);
-        metrics.warn_if_slow(&Caller::Member, took, "", || describe_request(applied.id, &applied.operation));
+        metrics.warn_if_slow(None, took, "", || describe_request(applied.id, &applied.operation));
     }
 
     fn operations(&mut self, counts: &OperationCounts) {

@@ -84,7 +84,7 @@ impl Proposer {
         let timed = self.metrics.proposal(R::KIND);
         let deadline = Instant::now() + self.timeout;
         let (id, bytes) = self.entry(request);
-        debug!(%caller, request = id, operation = R::KIND.label(), bytes = bytes.len(), "proposing");
+        debug!(remote = %caller, request = id, operation = R::KIND.label(), bytes = bytes.len(), "proposing");
         loop {
             let term = self.term_with_leader(deadline).await?;
             let proposal = Proposal { request: id, term, bytes: bytes.clone() };

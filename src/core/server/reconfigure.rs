@@ -247,7 +247,7 @@ impl MembershipChanges {
             return Err(ApiError::MemberNotFound.into());
         }
         let members = self.proposer.propose_members(kind, member, context).await?;
-        info!(%caller, %member, ?kind, "membership changed as asked");
+        info!(remote = %caller, %member, ?kind, "membership changed as asked");
         Ok(members)
     }
 }
