@@ -3,7 +3,7 @@
 //! `applier.rs` is the total function (state, entry) -> (state, outcome, facts): no clock, no chance, no I/O. It owns
 //! the writable side of the state rooms. `driver.rs` is the apply thread's work: it publishes the state once per batch, tells
 //! the watchers and only then answers; `task.rs` is the thread, a loop around it that takes batches from raft. `pending_requests.rs` knows who waits for which
-//! request, and when one is lost; `prepared_snapshots.rs` holds snapshots received from the leader until consensus installs them; `cost.rs` is
+//! request, and when one is lost, `proposal.rs` when it is proposed again; `prepared_snapshots.rs` holds snapshots received from the leader until consensus installs them; `cost.rs` is
 //! what a write counts for against the quota, `describe.rs` how a request is named in metrics and logs.
 
 mod applier;
@@ -14,6 +14,7 @@ mod operation;
 mod outcome;
 mod pending_requests;
 mod prepared_snapshots;
+mod proposal;
 mod task;
 
 pub use applier::{AppliedRequest, Applier, ApplierConfig, Batch, LeaseFact, open_leases};
@@ -24,4 +25,5 @@ pub use operation::{Applied, CompactionInForce, GrantedLease, Operation, Proposa
 pub use outcome::{ApplyError, Outcome};
 pub use pending_requests::{PendingRequests, ProposalOutcome, SharedPendingRequests};
 pub use prepared_snapshots::PreparedSnapshots;
+pub use proposal::{PROPOSE_PAUSE, ProposalDriver, ProposalEnd, ProposalStep};
 pub use task::{ApplyConfig, ApplyInlet, ApplyQueue, ApplyTask, CompactionPace};
