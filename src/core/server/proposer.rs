@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use super::caller::Caller;
@@ -13,7 +13,10 @@ use super::error::Failure;
 use super::limits::Limits;
 use super::metrics::CoreMetrics;
 use crate::api_error::ApiError;
-use crate::core::apply::{Applied, Proposable, ProposalOutcome, SharedPendingRequests};
+use crate::core::apply::{
+    Applied, PROPOSE_PAUSE, Proposable, ProposalDriver, ProposalEnd, ProposalOutcome, ProposalStep,
+    SharedPendingRequests,
+};
 use crate::core::cluster::Member;
 use crate::core::raft::{ChangeKind, Proposal, ProposeError, ProposedChange, RaftHandle};
 use crate::telemetry::Counted;
@@ -24,10 +27,30 @@ use crate::types::{MemberId, Term};
 const PENDING_BYTES_MAX: u64 = 1 << 30;
 /// Requests that wait at once until a leader is known; more are refused.
 const LEADERLESS_MAX: usize = 4096;
-/// Pause before a request that was not proposed is proposed again in the same term; another leader ends it.
-const PROPOSE_PAUSE: Duration = Duration::from_millis(50);
 /// Pause before a membership change is proposed again: raft takes one at a time, and drops a second.
 const PROPOSE_MEMBERS_PAUSE: Duration = Duration::from_millis(500);
+
+/// What goes into the log.
+enum Entry {
+    Request(Bytes),
+    /// Only if this member leads in the term.
+    LeaderRequest(Bytes),
+    Members(ProposedChange),
+}
+
+impl Entry {
+    fn len(&self) -> usize {
+        match self {
+            Self::Request(bytes) | Self::LeaderRequest(bytes) => bytes.len(),
+            Self::Members(change) => change.context.len(),
+        }
+    }
+
+    /// Whether a second copy in the log does no harm, so that it can be proposed before the outcome of the first.
+    fn is_repeated(&self) -> bool {
+        matches!(self, Self::Members(change) if change.kind != ChangeKind::Update)
+    }
+}
 
 /// The way into the log: proposes requests and membership changes, and waits for their outcome.
 ///
@@ -82,18 +105,11 @@ impl Proposer {
     /// not executed and never will be.
     pub async fn propose<R: Proposable>(&self, caller: &Caller, request: R) -> Result<R::Answer, Failure> {
         let timed = self.metrics.proposal(R::KIND);
-        let deadline = Instant::now() + self.timeout;
         let (id, bytes) = self.entry(request);
         debug!(remote = %caller, request = id, operation = R::KIND.label(), bytes = bytes.len(), "proposing");
-        loop {
-            let term = self.term_with_leader(deadline).await?;
-            let proposal = Proposal { request: id, term, bytes: bytes.clone() };
-            if let Some(answer) = self.attempt(proposal, deadline, RaftHandle::propose, R::answer).await? {
-                timed.succeed();
-                return Ok(answer);
-            }
-            self.after_loss(term, deadline).await?;
-        }
+        let answer = self.drive(id, &Entry::Request(bytes), R::answer).await?;
+        timed.succeed();
+        Ok(answer)
     }
 
     /// Like [`propose`](Self::propose), for what only the leader of `term` may decide; see
@@ -104,10 +120,13 @@ impl Proposer {
     pub(super) async fn propose_as_leader<R: Proposable>(&self, request: R, term: Term) -> Result<R::Answer, Failure> {
         let timed = self.metrics.proposal(R::KIND);
         let deadline = Instant::now() + self.timeout;
-        let (request, bytes) = self.entry(request);
-        let proposal = Proposal { request, term, bytes };
-        let answer = self.attempt(proposal, deadline, RaftHandle::propose_as_leader, R::answer).await?;
-        let answer = answer.ok_or(ProposeError::NotLeader)?;
+        let (id, bytes) = self.entry(request);
+        let outcome = self.attempt(id, &Entry::LeaderRequest(bytes), term, deadline).await?;
+        let answer = match outcome {
+            Some(ProposalOutcome::Lost) => return Err(ProposeError::NotLeader.into()),
+            Some(ProposalOutcome::Applied(outcome)) => self.ended(ProposalEnd::Applied(outcome), R::answer)?,
+            Some(ProposalOutcome::Unknown) | None => self.ended(ProposalEnd::Unknown, R::answer)?,
+        };
         timed.succeed();
         Ok(answer)
     }
@@ -135,98 +154,124 @@ impl Proposer {
         member: MemberId,
         context: Vec<u8>,
     ) -> Result<Vec<Member>, Failure> {
-        if context.len() > self.max_request_bytes {
-            return Err(ApiError::RequestTooLarge.into());
-        }
         let request = self.next_id();
         let change = ProposedChange { request, kind, member, context: context.into() };
+        self.drive(request, &Entry::Members(change), Applied::members).await
+    }
+
+    /// Takes a request to its end, as [`ProposalDriver`] says.
+    async fn drive<T>(&self, id: u64, entry: &Entry, answer: fn(Applied) -> Option<T>) -> Result<T, Failure> {
         let deadline = Instant::now() + self.timeout;
+        let mut proposal = ProposalDriver::default();
         loop {
-            let term = self.term_with_leader(deadline).await?;
-            let (_guard, mut outcome) = self.register(request, term);
-            self.raft.propose_members(change.clone(), term)?;
-            let outcome = loop {
-                let again = sleep(PROPOSE_MEMBERS_PAUSE);
-                tokio::select! {
-                    outcome = &mut outcome => break outcome,
-                    () = sleep_until(deadline) => return Err(ApiError::Timeout.into()),
-                    // Refused for now: the first copy may still make it.
-                    () = again, if kind != ChangeKind::Update => drop(self.raft.propose_members(change.clone(), term)),
+            let end = match proposal.step() {
+                ProposalStep::AwaitLeader => match self.term_with_leader(deadline).await? {
+                    Some(term) => {
+                        proposal.leader_known(term);
+                        None
+                    }
+                    None => Some(proposal.deadline()),
+                },
+                ProposalStep::Propose(term) => match self.attempt(id, entry, term, deadline).await? {
+                    Some(outcome) => proposal.outcome(outcome),
+                    None => Some(proposal.deadline()),
+                },
+                ProposalStep::Pause(term) => {
+                    let pause = deadline.min(Instant::now() + PROPOSE_PAUSE);
+                    let _ = timeout_at(pause, self.raft.status().wait_for(|status| status.term > term)).await;
+                    if Instant::now() < deadline {
+                        proposal.pause_over();
+                        None
+                    } else {
+                        Some(proposal.deadline())
+                    }
                 }
             };
-            match known(outcome.map_err(|_| ApiError::Stopped)?, Applied::members)? {
-                Some(members) => return Ok(members),
-                None => self.after_loss(term, deadline).await?,
+            if let Some(end) = end {
+                return self.ended(end, answer);
             }
         }
     }
 
-    /// The term to propose for, once its leader is known. Requests wait here and not in raft, which could not tell whose
-    /// client has given up: an election takes longer than many clients wait, and their writes would be done after it.
-    async fn term_with_leader(&self, deadline: Instant) -> Result<Term, ApiError> {
+    /// The term to propose for, once its leader is known; none at the deadline.
+    async fn term_with_leader(&self, deadline: Instant) -> Result<Option<Term>, ApiError> {
         if *self.transferring_leadership.borrow() {
             // The guard ends this soon, by itself.
             let _ = self.transferring_leadership.subscribe().wait_for(|transferring| !transferring).await;
         }
         if let Some(term) = self.raft.term_with_leader() {
-            return Ok(term);
+            return Ok(Some(term));
         }
         let mut status = self.raft.status();
         let _place = self.leaderless.try_acquire().map_err(|_| ApiError::TooManyRequests)?;
         let _pending = Counted::new(self.metrics.server.proposals_pending.clone());
         match timeout_at(deadline, status.wait_for(|status| status.leader.is_some())).await {
-            Ok(Ok(status)) => Ok(status.term),
+            Ok(Ok(status)) => Ok(Some(status.term)),
             Ok(Err(_)) => Err(ApiError::Stopped),
-            Err(_) => {
-                self.metrics.server.proposals_failed.inc();
-                Err(ApiError::NoLeader)
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Proposes an entry once and returns its outcome; none at the deadline.
+    async fn attempt(
+        &self,
+        id: u64,
+        entry: &Entry,
+        term: Term,
+        deadline: Instant,
+    ) -> Result<Option<ProposalOutcome>, Failure> {
+        if entry.len() > self.max_request_bytes {
+            return Err(ApiError::RequestTooLarge.into());
+        }
+        if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX && !matches!(entry, Entry::Members(_)) {
+            return Err(ApiError::TooManyRequests.into());
+        }
+        let counted = Counted::new(self.metrics.server.proposals_pending.clone());
+        let _pending = PendingRequest { pending: &self.pending, id, _counted: counted };
+        let mut outcome = self.pending.register(id, term);
+        self.send(id, entry, term).inspect_err(|_| self.metrics.server.proposals_failed.inc())?;
+        loop {
+            let until =
+                if entry.is_repeated() { deadline.min(Instant::now() + PROPOSE_MEMBERS_PAUSE) } else { deadline };
+            match timeout_at(until, &mut outcome).await {
+                Ok(Ok(outcome)) => return Ok(Some(outcome)),
+                Ok(Err(_)) => {
+                    self.metrics.server.proposals_failed.inc();
+                    return Err(ApiError::Stopped.into());
+                }
+                // Refused for now: the first copy may still make it.
+                Err(_) if until < deadline => drop(self.send(id, entry, term)),
+                Err(_) => return Ok(None),
             }
         }
     }
 
-    /// Completes when a proposal for `term` that was not taken can be tried again.
-    async fn after_loss(&self, term: Term, deadline: Instant) -> Result<(), ApiError> {
-        let pause = deadline.min(Instant::now() + PROPOSE_PAUSE);
-        let _ = timeout_at(pause, self.raft.status().wait_for(|status| status.term > term)).await;
-        if Instant::now() < deadline {
-            return Ok(());
+    fn send(&self, request: u64, entry: &Entry, term: Term) -> Result<(), ProposeError> {
+        match entry {
+            Entry::Request(bytes) => self.raft.propose(Proposal { request, term, bytes: bytes.clone() }),
+            Entry::LeaderRequest(bytes) => {
+                self.raft.propose_as_leader(Proposal { request, term, bytes: bytes.clone() })
+            }
+            Entry::Members(change) => self.raft.propose_members(change.clone(), term),
         }
-        self.metrics.server.proposals_failed.inc();
-        Err(ApiError::LeaderChanged)
     }
 
-    /// Proposes a request once; answers with nothing when it is not in the log and never will be.
-    async fn attempt<T>(
-        &self,
-        proposal: Proposal,
-        deadline: Instant,
-        propose: impl FnOnce(&RaftHandle, Proposal) -> Result<(), ProposeError>,
-        answer: fn(Applied) -> Option<T>,
-    ) -> Result<Option<T>, Failure> {
-        if proposal.bytes.len() > self.max_request_bytes {
-            return Err(ApiError::RequestTooLarge.into());
-        }
-        if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX {
-            return Err(ApiError::TooManyRequests.into());
-        }
-        let (_guard, outcome) = self.register(proposal.request, proposal.term);
-        let result = match propose(&self.raft, proposal) {
-            Ok(()) => match timeout_at(deadline, outcome).await {
-                Ok(Ok(outcome)) => known(outcome, answer),
-                Ok(Err(_)) => Err(ApiError::Stopped.into()),
-                Err(_) => known(ProposalOutcome::Unknown, answer),
+    /// What the end of a proposal means for whoever asked.
+    fn ended<T>(&self, end: ProposalEnd, answer: fn(Applied) -> Option<T>) -> Result<T, Failure> {
+        let error = match end {
+            ProposalEnd::Applied(outcome) => match answer(outcome?) {
+                Some(answer) => return Ok(answer),
+                // The answer to another member's request with the same id; it says nothing about this one.
+                None => ApiError::Timeout,
             },
-            Err(error) => Err(error.into()),
+            // Never DeadlineExceeded, which is etcd's answer while there is no leader: the official client sends such a
+            // request again, and it would be applied twice.
+            ProposalEnd::Unknown => ApiError::Timeout,
+            ProposalEnd::NoLeader => ApiError::NoLeader,
+            ProposalEnd::LeaderChanged => ApiError::LeaderChanged,
         };
-        if matches!(result, Err(Failure::Api(_) | Failure::Propose(_))) {
-            self.metrics.server.proposals_failed.inc();
-        }
-        result
-    }
-
-    fn register(&self, id: u64, term: Term) -> (PendingRequest<'_>, oneshot::Receiver<ProposalOutcome>) {
-        let counted = Counted::new(self.metrics.server.proposals_pending.clone());
-        (PendingRequest { pending: &self.pending, id, _counted: counted }, self.pending.register(id, term))
+        self.metrics.server.proposals_failed.inc();
+        Err(error.into())
     }
 
     /// Makes proposals wait until the guard is dropped: during a leader transfer raft drops them, and their clients
@@ -272,22 +317,6 @@ struct PendingRequest<'a> {
 impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
         self.pending.forget(self.id);
-    }
-}
-
-/// What an outcome means for whoever asked; nothing when the request can be proposed again. An answer that does not
-/// fit belongs to another member's request with the same id, and says nothing about this one.
-fn known<T>(outcome: ProposalOutcome, answer: fn(Applied) -> Option<T>) -> Result<Option<T>, Failure> {
-    let fitting = match outcome {
-        ProposalOutcome::Applied(outcome) => answer(outcome?),
-        ProposalOutcome::Lost => return Ok(None),
-        ProposalOutcome::Unknown => None,
-    };
-    match fitting {
-        Some(answer) => Ok(Some(answer)),
-        // Never DeadlineExceeded, which is etcd's answer while there is no leader: the official client sends such a
-        // request again, and it would be applied twice.
-        None => Err(ApiError::Timeout.into()),
     }
 }
 
