@@ -203,6 +203,8 @@ fn leadership_moves_to_voters_only() {
         let (next, asleep) = ((leader + 1) % 3, (leader + 2) % 3);
         let (next_id, asleep_id) = (cluster.id(next).await, cluster.id(asleep).await);
         let learner = add_soon(cluster, leader, "http://127.0.0.1:1", true).await;
+        // Until the new leader has applied that, raft does not let it campaign, and the transfer takes too long.
+        list(cluster, next).await;
         let move_to = |on: usize, target_id| {
             let mut client = cluster.member(on).maintenance();
             async move { client.move_leader(MoveLeaderRequest { target_id }).await }
