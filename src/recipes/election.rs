@@ -100,7 +100,7 @@ async fn proclaim<S: RecipeStore>(
     }
 }
 
-/// Runs `op` if `key` is still the one created at that revision; tells whether it was.
+/// Runs `op` if `key` is still the one created at that revision; returns whether it was.
 async fn if_created_at<S: RecipeStore>(
     store: &S,
     key: &Bytes,

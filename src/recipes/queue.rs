@@ -51,7 +51,7 @@ impl<S: RecipeStore> Queue<S> {
 
     /// Enters the queue with the caller's lease, or finds the place this lease holds already.
     ///
-    /// Safe to drop: the transaction runs in a task of its own, and a place nobody waits for any more is left again.
+    /// Safe to drop: the transaction runs in a task of its own, and a place that is not waited for any more is left again.
     pub(super) async fn join(&self, lease: i64, value: Bytes) -> Result<Joined<S>, RecipeError> {
         let (reply, joined) = oneshot::channel();
         let queue = self.clone();
@@ -146,8 +146,8 @@ pub(super) struct Place<S: RecipeStore> {
 }
 
 impl<S: RecipeStore> Place<S> {
-    /// Waits until everybody who came earlier is gone, then makes sure that this place still exists; answers with
-    /// the header of that last look, or with none when there was nobody to wait for. From then on the place stays when
+    /// Waits until all earlier places are gone, then checks that this place still exists; answers with the header of that
+    /// read, or with none when there was no earlier place. From then on the place stays when
     /// this value is dropped.
     ///
     /// On an error, and when dropped, the place is left.

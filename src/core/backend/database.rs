@@ -42,7 +42,7 @@ pub(super) struct Store {
     pub(super) path: PathBuf,
 }
 
-/// What a store says about itself when it is opened.
+/// Position and totals of a store, read when it is opened.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Durable {
     pub(super) position: LogPosition,

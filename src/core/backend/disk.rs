@@ -183,7 +183,7 @@ impl StorageBackend for AnyFile {
 mod tests {
     use super::*;
 
-    /// A pipe or a folder of the kernel cannot be synced, so whoever tries is told.
+    /// A pipe or a folder of the kernel cannot be synced, so the error is returned.
     fn syncs(disk: FsStateDisk) -> [bool; 2] {
         let (reader, _writer) = io::pipe().unwrap();
         // The library wants to lock its file, which a pipe allows.

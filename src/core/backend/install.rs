@@ -117,8 +117,8 @@ impl Backend {
         Ok(())
     }
 
-    /// At start, before anything else: puts the newest prepared state in place that `is_marked` says the log has a
-    /// snapshot record of, and removes all others.
+    /// At start, before anything else: installs the newest prepared state for which the log has a snapshot record
+    /// (`is_marked`), and removes all others.
     ///
     /// # Errors
     /// A prepared file is damaged, or the disk refuses; the store is closed for good then.

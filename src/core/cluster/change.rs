@@ -16,7 +16,7 @@ pub enum MembersAction {
     Update,
 }
 
-/// Learners a cluster may have when nothing says otherwise.
+/// Learners a cluster may have by default.
 pub const DEFAULT_MAX_LEARNERS: usize = 1;
 
 /// What an entry that adds or promotes carries beside the member's id, in etcd's JSON.

@@ -39,7 +39,7 @@ pub struct Renewed {
     pub clear_checkpoint: bool,
 }
 
-/// What is left of a lease, to be recorded through the log.
+/// The remaining time of a lease, to be recorded through the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DueCheckpoint {
     /// The lease.
@@ -71,7 +71,7 @@ struct Slot {
     granted_ttl: i64,
     /// As in [`Lease::remaining_ttl`].
     remaining_ttl: i64,
-    /// Handed out by `expired`; the wheel then says when to hand it out again.
+    /// Returned by `expired`; its item in the wheel is now due when it is to be returned again.
     expired: bool,
     /// When the last checkpoint was proposed, in seconds of the caller's clock.
     checkpointed_at: u32,
@@ -184,7 +184,7 @@ impl Lessor {
 
     /// Gives a lease its full time from `now`.
     ///
-    /// When the answer says so, the caller proposes to clear the checkpoint, after every checkpoint that
+    /// If the answer asks for it, the caller proposes to clear the checkpoint, after every checkpoint that
     /// [`due_checkpoints`](Self::due_checkpoints) has returned so far.
     ///
     /// # Errors
@@ -241,7 +241,7 @@ impl Lessor {
         expired
     }
 
-    /// Up to `max` leases whose rest is to be recorded, since the next leader knows only that: those of which half has
+    /// Up to `max` leases whose remaining time is to be recorded for the next leader: those of which half has
     /// passed without a renewal, and again with each further sixth. So a change of leaders lengthens a life by half of the
     /// granted time at most, never by more than the checkpoint interval, and what is renewed in time costs nothing. Looks at
     /// a part of the leases per call; called about twice a second by the leader, which proposes what it gets before it

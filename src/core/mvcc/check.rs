@@ -99,7 +99,7 @@ fn operations(request: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
     request.success.iter().chain(&request.failure)
 }
 
-/// Refuses what cannot be walked safely, whoever put it into the log.
+/// Refuses a transaction that is too deep to be walked safely, also one that is in the log already.
 pub(super) fn check_depth(request: &TxnRequest) -> Result<(), MvccError> {
     fn within(request: &TxnRequest, levels: usize) -> bool {
         operations(request).all(|op| match &op.request {

@@ -87,7 +87,7 @@ impl Drop for Hold<'_> {
     }
 }
 
-/// `compacting` tells that this hash ends a compaction at `at`; tombstones of that revision then count as needed.
+/// With `compacting` this is the hash of a compaction at `at`; tombstones of that revision then count as needed.
 fn hash(view: View<'_>, at: Revision, compacted: Revision, compacting: bool) -> Result<HashKv, MvccError> {
     let everything = KeyRange::From(Default::default());
     let needs_any = view.count(&everything, at) > 0 || (compacting && buries_at(view, at));

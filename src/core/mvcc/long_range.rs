@@ -27,7 +27,7 @@ const KV_HEAD_BYTES_MAX: usize = 11;
 
 /// A range in key order, read in slices.
 ///
-/// First [`measure`](Self::measure) until it says that it is done, then [`write`](Self::write) the same way.
+/// First [`measure`](Self::measure) until it returns true, then [`write`](Self::write) the same way.
 pub struct LongRange {
     reader: StoreReader,
     pin: Pin<Snapshot>,
@@ -50,7 +50,7 @@ pub struct LongRange {
     written_of_first: usize,
 }
 
-/// An encoded pair on its way into the answer.
+/// An encoded pair of the answer.
 enum Piece<'a> {
     Shared(&'a [u8]),
     Made(Bytes),
@@ -132,7 +132,7 @@ impl LongRange {
         Ok(true)
     }
 
-    /// The answer without its pairs; its header says the revision and nothing else.
+    /// The answer without its pairs; its header has the revision only.
     pub fn frame(&self) -> RangeResponse {
         RangeResponse { header: header(self.revision), kvs: Vec::new(), more: self.more, count: self.count }
     }

@@ -83,7 +83,7 @@ pub(super) fn extent(view: View<'_>, request: &RangeRequest) -> Extent {
     Extent { keys, loads }
 }
 
-/// Answers `request`; the header says the revision of the view.
+/// Answers `request`; the header has the revision of the view.
 pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeResponse, MvccError> {
     range_within(view, request, usize::MAX)
 }

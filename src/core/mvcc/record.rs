@@ -32,7 +32,7 @@ impl AsRef<[u8]> for Record {
     }
 }
 
-/// What the number fields of a record say, and where the rest lies.
+/// The number fields of a record, and the places of key and value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Fields {
     pub create: i64,

@@ -7,7 +7,7 @@ use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::auth_server::Auth;
 use crate::pb::etcdserverpb::*;
 
-/// The Auth service of a member without users: it tells that auth is off and refuses every change.
+/// The Auth service of a member without users: it answers that auth is off and refuses every change.
 pub(super) struct AuthService {
     pub(super) info: Arc<MemberInfo>,
 }

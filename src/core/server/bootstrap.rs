@@ -43,7 +43,7 @@ pub enum BootstrapError {
     /// The members of the running cluster are not those of `--initial-cluster`.
     #[error("error validating peerURLs {cluster}: {reason}")]
     OtherMembers {
-        /// What the cluster says.
+        /// The members that the cluster lists.
         cluster: String,
         /// What does not fit.
         reason: String,

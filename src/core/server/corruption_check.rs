@@ -144,7 +144,7 @@ impl CorruptionCheck {
     /// Compares this member's state with the others' before it serves anybody.
     ///
     /// Members that cannot answer are passed over. A majority on this member's side is enough: then another one is
-    /// damaged, and keeping the others from starting would help nobody.
+    /// damaged, and refusing to start this one would not help.
     ///
     /// # Errors
     /// This member's state differs and is not that of a majority.
@@ -249,8 +249,8 @@ impl CorruptionCheck {
         Ok(suspects)
     }
 
-    /// Compares what compactions left behind, newest first, until one was compared with everybody. Returns up to where
-    /// that is done.
+    /// Compares the hashes of compactions, newest first, until one was compared with all members. Returns the revision up
+    /// to which that is done.
     async fn check_compactions(&self, checked: Revision) -> Revision {
         let kept = self.store.compaction_hashes();
         for hashed in kept.iter().rev().take_while(|hashed| hashed.hash_revision > checked) {

@@ -90,7 +90,7 @@ impl Reconfiguration<'_> {
     }
 }
 
-/// Whether a learner has nearly all that the leader has, as only the leader knows. The progress is a moment old: one of
+/// Whether a learner has nearly all of the leader's log, by the leader's progress. That is a moment old: one of
 /// the `members` that is not in it has just been added.
 pub(super) fn learner_is_ready(
     id: MemberId,

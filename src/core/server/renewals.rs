@@ -16,7 +16,7 @@ use crate::types::LeaseId;
 const QUEUE_MAX: usize = 16 * 1024;
 /// Groups taken at once.
 const TAKEN_MAX: usize = 4096;
-/// Batches under way at once. While the leader is unknown they wait, and with them all renewals behind.
+/// Batches in progress at once. While the leader is unknown they wait, and with them all renewals behind.
 const BATCHES_MAX: usize = 8;
 
 /// Batches the keep-alives of all streams of this member: a batch costs one confirmation of the leadership, and on a

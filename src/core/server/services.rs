@@ -82,7 +82,7 @@ impl ServiceBuilder {
         })
     }
 
-    /// Starts the services of one serving thread, on its runtime. `worker` tells the threads of a member apart.
+    /// Starts the services of one serving thread, on its runtime. `worker` is the number of the thread.
     pub fn router(&self, watch: Arc<WatchContext>, worker: usize, http: HttpHandler, tasks: &Tasks) -> Router {
         let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
         let watch = WatchService::start(watch, worker, self.parts.raft.status(), leadership, tasks);
