@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetU
 use watershed::pb::etcdserverpb::request_op::Request;
 use watershed::pb::etcdserverpb::*;
 
-use crate::harness::{Deployment, Scrape, Target, Watching, http_get, is_stock, raw_stream_end, run, until};
+use crate::harness::{Deployment, PATIENCE, Scrape, Target, Watching, http_get, is_stock, raw_stream, run, until};
 
 /// What moves on etcd 3.7.1 under [`load`]: name, type, label names. Obtained by running this test with
 /// `WATERSHED_TEST_SERVER=etcd-3.7.1`, where it compares both ways.
@@ -205,8 +205,8 @@ async fn load(client: &Client, member: &str) -> Watching {
     let promotion = client.cluster().member_promote(MemberPromoteRequest { id: member_id }).await;
     promotion.expect_err("a voter cannot be promoted");
     for path in ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"] {
-        let ended = raw_stream_end(client, path, Bytes::from_static(&[0xff; 8])).await;
-        assert_eq!(ended.code(), Code::Internal, "{ended:?}");
+        let ended = raw_stream(client, path, vec![Bytes::from_static(&[0xff; 8])], usize::MAX, PATIENCE).await;
+        assert_eq!(ended.map_err(|status| status.code()), Err(Code::Internal), "{path}");
     }
     for path in ["/health", "/livez", "/readyz"] {
         assert_eq!(http_get(member, "GET", path).await.expect("an answer").status, 200, "{path}");

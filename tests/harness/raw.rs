@@ -16,32 +16,27 @@ pub async fn raw_call(client: &Client, path: &'static str, message: Bytes) -> Re
     grpc.unary(Request::new(message), http::uri::PathAndQuery::from_static(path), AsIs).await
 }
 
-/// Sends these bytes as the messages of a request of any kind, and takes so many answers at most. A call that does not
-/// end by itself is cancelled after `limit`.
+/// Sends these bytes as the messages of a request of any kind, takes so many answers at most, and tells how the call
+/// ended. One that does not end by itself is cancelled after `limit`.
 pub async fn raw_stream(
     client: &Client,
     path: &'static str,
     messages: Vec<Bytes>,
     answers_max: usize,
     limit: Duration,
-) -> Result<Vec<Bytes>, Status> {
-    let mut answers = Vec::new();
+) -> Result<(), Status> {
     let call = async {
         let mut grpc = Grpc::new(client.channel());
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let request = Request::new(tokio_stream::iter(messages));
-        let mut stream = grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner();
-        while answers.len() < answers_max
-            && let Some(answer) = stream.message().await?
-        {
-            answers.push(answer);
+        let mut answers = grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner();
+        let mut taken = 0;
+        while taken < answers_max && answers.message().await?.is_some() {
+            taken += 1;
         }
         Ok(())
     };
-    match tokio::time::timeout(limit, call).await {
-        Ok(Err(status)) => Err(status),
-        Ok(Ok(())) | Err(_) => Ok(answers),
-    }
+    tokio::time::timeout(limit, call).await.unwrap_or(Ok(()))
 }
 
 /// Sends these bytes as the whole body of a gRPC request, prefix included; answers with code and text.
@@ -105,26 +100,5 @@ impl Decoder for AsIs {
 
     fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
         Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
-}
-
-/// Opens a stream and sends these bytes as its first message, whatever they are; returns how the stream ends.
-pub async fn raw_stream_end(client: &Client, path: &'static str, message: Bytes) -> Status {
-    let mut grpc = Grpc::new(client.channel());
-    if let Err(error) = grpc.ready().await {
-        return Status::unavailable(error.to_string());
-    }
-    let messages = futures::StreamExt::chain(futures::stream::iter([message]), futures::stream::pending());
-    let path = http::uri::PathAndQuery::from_static(path);
-    let mut answers = match grpc.streaming(Request::new(messages), path, AsIs).await {
-        Ok(answers) => answers.into_inner(),
-        Err(status) => return status,
-    };
-    loop {
-        match answers.message().await {
-            Ok(Some(_)) => {}
-            Ok(None) => return Status::ok(""),
-            Err(status) => return status,
-        }
     }
 }
