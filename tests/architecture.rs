@@ -265,12 +265,14 @@ fn every_tcp_connection_is_given_an_end_of_silence() {
             continue;
         }
         let code = source.split("#[cfg(test)]").next().unwrap_or_default();
-        if ["TcpStream::connect(", "TcpSocket::new_v", ".accept()"].iter().any(|opens| code.contains(opens)) {
+        let dials = ["TcpStream::connect(", "TcpSocket::new_v"].iter().any(|opens| code.contains(opens));
+        assert!(!dials || name == "src/net/dial.rs", "{name} opens connections by itself");
+        if dials || code.contains(".accept()") {
             seen += 1;
             assert!(code.contains("TcpSilence"), "{name} opens or accepts connections and does not prepare them");
         }
     }
-    assert!(seen >= 6, "only {seen} files open or accept connections: have the calls other names now?");
+    assert!(seen >= 4, "only {seen} files open or accept connections: have the calls other names now?");
 }
 
 #[test]

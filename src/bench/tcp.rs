@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
 
+use super::wire::TCP;
 use crate::config::{FlagError, GoDuration, Variables, parse_flags};
 use crate::net::TcpSilence;
 
@@ -141,9 +142,7 @@ async fn far_end(mut stream: TcpStream, buffer_bytes: usize, drains: bool) -> io
 }
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
-    TcpSilence::MEMBER.prepare(&stream)?;
-    Ok(stream)
+    TCP.connect(&address.ip().to_string(), address.port()).await.map_err(io::Error::other)
 }
 
 async fn pingpong(config: &RawTcpBench) -> io::Result<serde_json::Value> {

@@ -11,12 +11,13 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::net::TcpStream;
 
 use crate::client::Endpoint;
-use crate::net::TcpSilence;
+use crate::net::{AddressTime, TcpDialer, TcpSilence};
 use crate::shutdown::Tasks;
 
+/// What reaches the members; the caller bounds the time.
+pub(super) const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
 /// Bytes a stream may receive ahead; events of one watch stream rarely wait for more.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// Bytes a connection may receive ahead, for thousands of streams.
@@ -210,13 +211,11 @@ impl Connection {
 async fn dial(target: &Target, tasks: &Tasks) -> Result<SendRequest<Bytes>, CallError> {
     let endpoint = &target.endpoint;
     let connect = async {
-        let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await.map_err(|error| {
+        let stream = TCP.connect(endpoint.host(), endpoint.port()).await.map_err(|error| {
             let reason = error.to_string();
             let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
             CallError(format!("dial tcp {endpoint}: connect: {reason}"))
         })?;
-        // A socket without the options still works, only slower.
-        let _ = TcpSilence::MEMBER.prepare(&stream);
         let handshake = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

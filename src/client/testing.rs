@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Endpoint;
-use super::pool::{Dialer, Io, framed};
+use super::pool::{Dialer, framed};
+use crate::net::ByteStream;
 use crate::pb::etcdserverpb::{ResponseHeader, StatusResponse};
 use crate::shutdown::Tasks;
 
@@ -177,7 +178,7 @@ impl FakeNetwork {
 }
 
 impl Dialer for FakeNetwork {
-    fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Io>>> {
+    fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>> {
         let (dial, hung, log) = self.at(endpoint, |place| {
             place.dials.push(Instant::now());
             (place.dial, place.hung.subscribe(), place.received.clone())
@@ -213,7 +214,7 @@ impl Dialer for FakeNetwork {
                     self.tasks.spawn(pass(far, wire, hung));
                 }
             }
-            Ok(Box::new(near) as Box<dyn Io>)
+            Ok(Box::new(near) as Box<dyn ByteStream>)
         }
         .boxed()
     }

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dial::Dialer;
 use super::upstreams::Upstream;
+use crate::net::Backoff;
 
 /// Pause before the first look at an endpoint that went down; doubled after each vain one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -23,24 +24,22 @@ pub(super) async fn watch_over(
     pause_max: Duration,
     stop: CancellationToken,
 ) {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, pause_max);
     while !upstream.is_removed() {
         if !upstream.is_down() {
-            pause = FIRST_PAUSE;
+            backoff.reset();
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = upstream.changed.notified() => continue,
             }
         }
-        let limit = if dialer.upstreams.any_live() { pause_max } else { pause_max.min(PAUSE_WITHOUT_ANY) };
-        pause = pause.min(limit);
+        backoff.set_max(if dialer.upstreams.any_live() { pause_max } else { pause_max.min(PAUSE_WITHOUT_ANY) });
         tokio::select! {
             () = stop.cancelled() => return,
             // A client found it alive, or it left the list.
             () = upstream.changed.notified() => continue,
-            () = tokio::time::sleep(jittered(pause)) => {}
+            () = tokio::time::sleep(backoff.pause()) => {}
         }
-        pause *= 2;
         tokio::select! {
             () = stop.cancelled() => return,
             // The outcome is noted where clients note theirs; the connection itself is not needed.
@@ -72,9 +71,4 @@ pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
         }
     }
     Err(reasons.iter().map(|(address, reason)| format!("{address}: {reason}")).collect::<Vec<_>>().join("; "))
-}
-
-/// Between three quarters and all of the pause, so that many gateways do not ask in step.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(0.75 + fastrand::f64() / 4.0)
 }

@@ -6,13 +6,12 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rustix::io::Errno;
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 
 use super::metrics::GatewayMetrics;
 use super::upstreams::{Upstream, Upstreams};
-use crate::net::HostPort;
-use crate::net::TcpSilence;
+use crate::net::{AddressTime, DialError, HostPort, TcpDialer, TcpSilence};
 
 /// Endpoints that are said to be down and asked nevertheless, when no other is left.
 const LAST_RESORT_MAX: usize = 3;
@@ -80,41 +79,19 @@ fn is_our_shortage(error: &io::Error) -> bool {
 
 /// Tries the addresses of a name in the order the resolver gives. A name that is an address costs no look-up.
 async fn connect(address: &HostPort, limit: Duration, own: SocketAddr) -> io::Result<TcpStream> {
-    let deadline = Instant::now() + limit;
-    let addresses: Vec<SocketAddr> = match address.literal() {
-        Some(address) => vec![address],
-        None => {
-            let found = tokio::net::lookup_host((address.host(), address.port()));
-            timeout_at(deadline, found).await.map_err(|_| too_slow("look-up"))??.collect()
-        }
+    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Shared(limit) };
+    let check = |address| match is_own(address, own) {
+        true => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself")),
+        false => Ok(()),
     };
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let mut left = addresses.len() as u32;
-    for address in addresses {
-        // The time is shared out evenly, so that a silent first address leaves some to the others.
-        let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
-        left -= 1;
-        match timeout(share, connect_to(address, own)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = too_slow("connection"),
-        }
-    }
-    Err(last)
-}
-
-fn too_slow(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, format!("{what} takes longer than the connect timeout"))
-}
-
-async fn connect_to(address: SocketAddr, own: SocketAddr) -> io::Result<TcpStream> {
-    if is_own(address, own) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself"));
-    }
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    let stream = socket.connect(address).await?;
-    TcpSilence::MEMBER.prepare(&stream)?;
-    Ok(stream)
+    let too_slow =
+        |what| io::Error::new(io::ErrorKind::TimedOut, format!("{what} takes longer than the connect timeout"));
+    dialer.connect_where(address.host(), address.port(), 0, check).await.map_err(|error| match error {
+        DialError::Io(error) => error,
+        DialError::NoAddress => io::Error::new(io::ErrorKind::NotFound, error),
+        DialError::LookupTimeout => too_slow("look-up"),
+        DialError::Timeout => too_slow("connection"),
+    })
 }
 
 /// Whether a connection to `address` would arrive at a listener on `own`.

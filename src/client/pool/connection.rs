@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::cluster::{ClusterPass, UpstreamCluster};
-use super::dial::Io;
 use super::dispatch::PoolConfig;
 use super::probe;
 use crate::client::{Endpoint, KeepAlive};
+use crate::net::ByteStream;
 use crate::shutdown::Tasks;
 
 /// Bytes one answer may run ahead of its reader.
@@ -271,7 +271,7 @@ impl Drop for Closing {
 }
 
 async fn drive(
-    mut connection: h2::client::Connection<Box<dyn Io>, Bytes>,
+    mut connection: h2::client::Connection<Box<dyn ByteStream>, Bytes>,
     pings: Option<(KeepAlive, Arc<Traffic>)>,
     closing: Closing,
 ) {

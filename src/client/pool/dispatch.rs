@@ -15,7 +15,7 @@ use tracing::debug;
 use super::body::UpstreamBody;
 use super::cluster::UpstreamCluster;
 use super::connection::Connection;
-use super::dial::{Dialer, TcpDialer};
+use super::dial::{Dialer, TcpDials};
 use super::fault::Fault;
 use super::header::PeekedHeader;
 use super::seen::{Reads, Seen};
@@ -61,7 +61,7 @@ impl PoolConfig {
             connections: 1,
             silence_max: Some(Duration::from_secs(3)),
             cluster: None,
-            dialer: Arc::new(TcpDialer::default()),
+            dialer: Arc::new(TcpDials::default()),
         }
     }
 }

@@ -27,7 +27,7 @@ mod watch;
 pub use body::UpstreamBody;
 pub use cluster::{ClusterMismatch, UpstreamCluster, check_one_cluster};
 #[cfg(test)]
-pub(crate) use dial::{Dialer, Io};
+pub(crate) use dial::Dialer;
 pub use dispatch::{Head, Pool, PoolConfig};
 pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
 pub use seen::Seen;

@@ -36,6 +36,7 @@ use tracing::{debug, warn};
 use super::connection::Connection;
 use super::dispatch::PoolConfig;
 use crate::client::{Endpoint, Lane};
+use crate::net::Backoff;
 use crate::shutdown::Tasks;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -63,9 +64,9 @@ struct Slot {
     kept: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Health {
-    failures: u32,
+    backoff: Backoff,
     /// No attempt before this time.
     retry_at: Option<Instant>,
     /// Of the last failure.
@@ -91,7 +92,11 @@ impl UpstreamEndpoint {
             endpoint,
             lanes: Lane::ALL.map(slots),
             next: AtomicUsize::new(0),
-            health: Mutex::new(Health::default()),
+            health: Mutex::new(Health {
+                backoff: Backoff::new(BACKOFF_MIN, BACKOFF_MAX),
+                retry_at: None,
+                reason: None,
+            }),
             gone: CancellationToken::new(),
         }
     }
@@ -160,7 +165,7 @@ impl UpstreamEndpoint {
                     let reason = self.until_over(&connection, keeping.config.silence_max).await;
                     slot.clear();
                     if since.elapsed() >= STABLE {
-                        self.health.lock().failures = 0;
+                        self.health.lock().backoff.reset();
                     }
                     reason
                 }
@@ -238,7 +243,7 @@ impl UpstreamEndpoint {
         }
     }
 
-    /// Notes a failed attempt; the next one waits longer, with jitter so that many proxies do not come at once. The
+    /// Notes a failed attempt; the next one waits longer. The
     /// connections of one endpoint fail together, which counts once.
     fn failed(&self, reason: String) {
         let mut health = self.health.lock();
@@ -247,9 +252,7 @@ impl UpstreamEndpoint {
         if health.retry_at.is_some_and(|at| at > now) {
             return;
         }
-        let doubled = BACKOFF_MIN.saturating_mul(1 << health.failures.min(10)).min(BACKOFF_MAX);
-        health.failures = health.failures.saturating_add(1);
-        health.retry_at = Some(now + doubled.mul_f64(0.5 + 0.5 * fastrand::f64()));
+        health.retry_at = Some(now + health.backoff.pause());
     }
 }
 

@@ -1,25 +1,18 @@
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 use url::Url;
 
 use super::config::PeerTls;
 use super::hello::{Hello, Refusal, cluster_of};
-use crate::net::TcpSilence;
+use crate::net::{self, AddressTime, ByteStream, TcpDialer, TcpSilence};
 use crate::types::ClusterId;
-
-/// The bytes of a connection, whatever is below.
-pub trait PeerIo: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> PeerIo for T {}
 
 /// A connection whose handshake is through.
 pub(super) struct Dialed {
-    pub(super) io: Box<dyn PeerIo>,
+    pub(super) io: Box<dyn ByteStream>,
     /// What arrived together with the answer.
     pub(super) first: Bytes,
 }
@@ -83,49 +76,37 @@ pub async fn connect_url(
     url: &str,
     tls: Option<&PeerTls>,
     limit: Duration,
-) -> Result<(Box<dyn PeerIo>, String), DialError> {
+) -> Result<(Box<dyn ByteStream>, String), DialError> {
     let unusable = || DialError::Url(url.to_owned());
     let parsed = Url::parse(url).map_err(|_| unusable())?;
     let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else { return Err(unusable()) };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let authority = format!("{host}:{port}");
-    let stream: Box<dyn PeerIo> = match (parsed.scheme(), tls) {
-        ("http", _) => Box::new(connect(bare, port, limit).await?),
-        ("https", Some(tls)) => Box::new(tls.dialling.connect(bare, connect(bare, port, limit).await?).await?),
+    let dialer = TcpDialer { silence: silence(limit), address_time: AddressTime::Shared(limit) };
+    let stream: Box<dyn ByteStream> = match (parsed.scheme(), tls) {
+        ("http", _) => Box::new(dialer.connect(bare, port).await?),
+        ("https", Some(tls)) => Box::new(tls.dialling.connect(bare, dialer.connect(bare, port).await?).await?),
         _ => return Err(unusable()),
     };
     Ok((stream, authority))
 }
 
-/// Tries the addresses of a name, each within its share of the time.
-async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, DialError> {
-    let deadline = Instant::now() + limit;
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
-    let mut left = addresses.len() as u32;
-    let mut last = DialError::Timeout;
-    for address in addresses {
-        let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
-        left -= 1;
-        match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                prepare(&stream, limit)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => last = error.into(),
-            Err(_) => last = DialError::Timeout,
+impl From<net::DialError> for DialError {
+    fn from(error: net::DialError) -> Self {
+        match error {
+            net::DialError::Io(error) => Self::Io(error),
+            net::DialError::NoAddress | net::DialError::LookupTimeout | net::DialError::Timeout => Self::Timeout,
         }
     }
-    Err(last)
 }
 
-/// What both sides of a connection get: small writes leave at once, and the kernel, too, gives up a peer that is gone.
-pub(super) fn prepare(stream: &TcpStream, silence_max: Duration) -> std::io::Result<()> {
-    let silence = TcpSilence { probe_after: Duration::from_secs(10), max: silence_max * 4, ..TcpSilence::MEMBER };
-    silence.prepare(stream)
+/// What both sides of a connection get: the kernel, too, gives up a peer that is gone.
+pub(super) fn silence(silence_max: Duration) -> TcpSilence {
+    TcpSilence { probe_after: Duration::from_secs(10), max: silence_max * 4, ..TcpSilence::MEMBER }
 }
 
 /// Asks for the change of protocol and takes the stream back.
-async fn upgrade(stream: Box<dyn PeerIo>, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
+async fn upgrade(stream: Box<dyn ByteStream>, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
     let request = hello.request(authority).map_err(|error| DialError::Http(error.to_string()))?;
     let broken = |error: hyper::Error| DialError::Http(error.to_string());
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;

@@ -13,34 +13,11 @@ use super::link::Link;
 use super::outgoing::{Ended, Next, pump};
 use super::queue::Messages;
 use super::transport::Shared;
+use crate::net::Backoff;
 use crate::types::MemberId;
 
 /// An attempt to connect is not overtaken before.
 const DIAL_PATIENCE: Duration = Duration::from_millis(500);
-
-/// Pauses that double up to a bound, shortened by chance so that members do not dial in step.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    first: Duration,
-    longest: Duration,
-    next: Duration,
-}
-
-impl Backoff {
-    pub(super) fn new((first, longest): (Duration, Duration)) -> Self {
-        Self { first, longest, next: first }
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.next = self.first;
-    }
-
-    pub(super) fn pause(&mut self) -> Duration {
-        let pause = self.next.mul_f64(0.5 + fastrand::f64() / 2.0);
-        self.next = (self.next * 2).min(self.longest);
-        pause
-    }
-}
 
 /// Connects one lane to a peer, again and again, until the peer is none any more.
 pub(super) async fn keep_connected(shared: Arc<Shared>, link: Arc<Link>, purpose: Purpose) {
@@ -50,7 +27,7 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, link: Arc<Link>, purpose
 
 async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
     let limits = &shared.config.limits;
-    let mut backoff = Backoff::new(limits.backoff);
+    let mut backoff = Backoff::new(limits.backoff.0, limits.backoff.1);
     // Why the peer could not be reached, as the log says it: another cause is news.
     let mut told = None;
     loop {
@@ -148,23 +125,5 @@ fn lost(shared: &Shared, link: &Link, purpose: Purpose) {
         }
         Purpose::Calls => link.calls.broke(),
         Purpose::Control | Purpose::Snapshot => {}
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_their_bound_and_start_over() {
-        let ms = Duration::from_millis;
-        let mut backoff = Backoff::new((ms(20), ms(1000)));
-        let bounds = [20, 40, 80, 160, 320, 640, 1000, 1000];
-        for bound in bounds {
-            let pause = backoff.pause();
-            assert!(ms(bound / 2) <= pause && pause <= ms(bound), "{pause:?} for {bound}");
-        }
-        backoff.reset();
-        assert!(backoff.pause() <= ms(20));
     }
 }

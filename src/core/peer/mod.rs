@@ -27,7 +27,7 @@ mod tests;
 mod transport;
 
 pub use config::{Peer, PeerConfig, PeerLimits, PeerTls};
-pub use dial::{DialError, PeerIo, connect_url};
+pub use dial::{DialError, connect_url};
 pub use hello::{Greeting, PEER_PATH, Refusal};
 pub use receiver::{CallError, CallFailure, PeerReceiver, SnapshotSource};
 pub use transport::{PeerQueue, PeerTransport};

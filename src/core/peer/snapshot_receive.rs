@@ -17,12 +17,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
-use super::dial::{Dialed, PeerIo};
+use super::dial::Dialed;
 use super::frame::{Batch, ConnectionError, Frame, FrameReader, Kind};
 use super::incoming::{Pulse, push_pong};
 use super::outgoing::send;
 use super::snapshot::{Offer, Refused, SnapshotId, digest};
 use super::transport::Shared;
+use crate::net::ByteStream;
 use crate::telemetry::Counted;
 use crate::types::MemberId;
 
@@ -120,7 +121,7 @@ pub(super) async fn receive(shared: &Arc<Shared>, from: MemberId, dialed: Dialed
 struct Connection<'a> {
     shared: &'a Arc<Shared>,
     from: MemberId,
-    io: Box<dyn PeerIo>,
+    io: Box<dyn ByteStream>,
     frames: FrameReader,
     batch: Batch,
 }

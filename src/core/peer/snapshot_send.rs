@@ -14,11 +14,11 @@ use tracing::{info, warn};
 use super::dial::dial_any;
 use super::frame::{Batch, ConnectionError, Frame, Kind};
 use super::hello::Purpose;
-use super::lanes::Backoff;
 use super::link::Link;
 use super::outgoing::{Next, Source, pump};
 use super::snapshot::{Offer, Refused, SnapshotId, digest};
 use super::transport::Shared;
+use crate::net::Backoff;
 
 /// Starts a transfer to a peer unless one is on its way: the end of that one tells raft to ask again.
 pub(super) fn start(shared: &Arc<Shared>, link: &Arc<Link>, message: Bytes) {
@@ -71,7 +71,7 @@ async fn transfer(shared: &Shared, link: &Link, message: Bytes) -> Result<u64, S
         db_snapshot: SnapshotId { position: source.position, size_bytes, digest },
         message: source.message,
     };
-    let mut backoff = Backoff::new(limits.backoff);
+    let mut backoff = Backoff::new(limits.backoff.0, limits.backoff.1);
     let mut last = String::new();
     for _ in 0..limits.snapshot_attempts {
         match attempt(shared, link, &offer, &db_snapshot).await {

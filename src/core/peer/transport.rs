@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::config::{Peer, PeerConfig};
-use super::dial::{Dialed, prepare};
+use super::dial::{Dialed, silence};
 use super::hello::{Greeting, Hello, Known, Purpose, Refusal, answer, cluster_of, sender_of};
 use super::lanes::keep_connected;
 use super::link::{Link, PeerSet};
@@ -356,7 +356,7 @@ impl Shared {
         let stream = stream.into_std()?;
         let _here = self.runtime.enter();
         let stream = TcpStream::from_std(stream)?;
-        prepare(&stream, self.config.limits.silence_max)?;
+        silence(self.config.limits.silence_max).prepare(&stream)?;
         Ok(stream)
     }
 

@@ -5,12 +5,12 @@ use bytes::Bytes;
 use http::{Request, Response, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use crate::client::Pool;
-use crate::net::{Endpoint, TcpSilence};
+use crate::net::{AddressTime, Endpoint, TcpDialer, TcpSilence};
 use crate::shutdown::Tasks;
 
+const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A page of metrics has some hundred kilobytes.
 const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -29,8 +29,7 @@ pub(super) async fn from_any_member(pool: &Pool, path: &str, tasks: &Tasks) -> R
 }
 
 async fn fetch(endpoint: &Endpoint, path: &str, tasks: &Tasks) -> io::Result<Response<Bytes>> {
-    let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await?;
-    TcpSilence::MEMBER.prepare(&stream)?;
+    let stream = TCP.connect(endpoint.host(), endpoint.port()).await.map_err(io::Error::other)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tasks.spawn(connection);

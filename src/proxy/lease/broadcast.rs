@@ -18,6 +18,7 @@ use super::client_stream::ClientStream;
 use super::table::Table;
 use crate::api_error::ApiError;
 use crate::client::{Head, Lane, Pool, UpstreamStream};
+use crate::net::Backoff;
 use crate::pb::etcdserverpb::LeaseKeepAliveRequest;
 use crate::proxy::Identity;
 
@@ -114,7 +115,7 @@ impl KeepAliveBroadcast {
     pub(super) async fn run(&self, pool: &Pool) {
         let head = Head::grpc(KEEP_ALIVE, self.identity.metadata());
         let mut lost_since: Option<Instant> = None;
-        let mut pause = RETRY_MIN;
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let mut hops = 0;
         let mut last = None;
         while self.wanted().await {
@@ -131,7 +132,8 @@ impl KeepAliveBroadcast {
                 Err(status) => (End::Lost(status), false),
             };
             if answered {
-                (lost_since, pause, hops) = (None, RETRY_MIN, 0);
+                (lost_since, hops) = (None, 0);
+                backoff.reset();
             }
             match end {
                 End::Idle => return,
@@ -145,8 +147,7 @@ impl KeepAliveBroadcast {
                         self.give_up(&status);
                         lost_since = None;
                     }
-                    tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
-                    pause = (pause * 2).min(RETRY_MAX);
+                    tokio::time::sleep(backoff.pause()).await;
                 }
             }
         }

@@ -161,7 +161,7 @@ async fn leftovers_are_removed_at_the_start() {
 
 /// A sender that does not keep to the rules.
 struct Forger {
-    io: Box<dyn dial::PeerIo>,
+    io: Box<dyn crate::net::ByteStream>,
     frames: FrameReader,
 }
 
