@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
 
 use super::wire::TCP;
-use crate::config::{FlagError, GoDuration, Variables, parse_flags};
+use crate::config::{ConfigError, GoDuration, Variables, parse_flags};
 use crate::net::TcpSilence;
 
 /// Latencies up to a minute, in nanoseconds, three digits.
@@ -59,7 +59,7 @@ pub fn run(args: &[OsString]) -> u8 {
     let config = parse_flags(RawTcpBench::command(), flags, &Variables::none()).and_then(|parsed| parsed.read());
     let config: RawTcpBench = match config {
         Ok(config) => config,
-        Err(FlagError::Help(text)) => {
+        Err(ConfigError::Help(text)) => {
             print!("{text}");
             return 0;
         }

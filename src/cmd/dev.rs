@@ -7,13 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 
-use super::dispatch::{answer, refuse};
 use super::grpc_proxy::{self, RunningProxy};
-use super::process::raise_descriptor_limit;
+use super::process::{answer, raise_descriptor_limit, refuse, without_config};
 use super::server::Server;
-use crate::config::{
-    FlagError, GatewayConfig, ServerConfig, Variables, parse_flags, parse_proxy_config, parse_server_config,
-};
+use crate::config::{GatewayConfig, ServerConfig, Variables, parse_flags, parse_proxy_config, parse_server_config};
 use crate::discovery::StaticList;
 use crate::gateway::Gateway;
 use crate::listener;
@@ -45,8 +42,7 @@ struct RawDevConfig {
 pub fn run(args: &[OsString]) -> u8 {
     let parsed = match parse_flags(RawDevConfig::command(), args, &Variables::none()) {
         Ok(parsed) => parsed,
-        Err(FlagError::Help(help)) => return answer(&help),
-        Err(error) => return refuse(error),
+        Err(error) => return without_config(&error),
     };
     let raw = match parsed.read::<RawDevConfig>() {
         Ok(raw) => raw,

@@ -1,8 +1,8 @@
 use std::ffi::{OsStr, OsString};
-use std::fmt::Display;
 use std::path::Path;
 
-use crate::config::{FlagError, ServerConfigError, Variables, parse_server_config};
+use super::process::{answer, refuse};
+use crate::config::{ConfigError, Variables, parse_server_config};
 use crate::ctl::Program;
 use crate::types::API_VERSION;
 
@@ -67,22 +67,9 @@ fn run_as_watershed(args: &[OsString]) -> u8 {
 /// The modes, then the server's flags.
 fn help() -> u8 {
     match parse_server_config(&["--help".into()], &Variables::none()) {
-        Err(ServerConfigError::Flags(FlagError::Help(flags))) => answer(&format!("{HELP}\n{flags}")),
+        Err(ConfigError::Help(flags)) => answer(&format!("{HELP}\n{flags}")),
         _ => answer(HELP),
     }
-}
-
-/// Reports why a mode does not start, on one line, and gives the exit code.
-pub(super) fn refuse(error: impl Display) -> u8 {
-    eprintln!("watershed: {error}");
-    1
-}
-
-/// Writes what was asked for and gives the exit code; a closed pipe is no failure.
-pub(super) fn answer(text: &str) -> u8 {
-    use std::io::Write;
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    0
 }
 
 /// etcd's four lines, so that scripts which read them go on working, and our own.

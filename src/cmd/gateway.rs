@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::dispatch::{answer, refuse};
-use super::process::{notify_ready, raise_descriptor_limit};
-use crate::config::{FlagError, GatewayConfig, GatewayConfigError, parse_gateway_config};
+use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use crate::config::{GatewayConfig, parse_gateway_config};
 use crate::discovery::StaticList;
 use crate::gateway::Gateway;
 use crate::shutdown::{Tasks, interrupted};
@@ -20,8 +19,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_gateway_config(args) {
         Ok(config) => config,
-        Err(GatewayConfigError::Flags(FlagError::Help(text))) => return answer(&text),
-        Err(error) => return refuse(error),
+        Err(error) => return without_config(&error),
     };
     match serve(&config) {
         Ok(()) => 0,

@@ -9,9 +9,9 @@ use anyhow::Context;
 use tokio::runtime::Runtime;
 use tracing::info;
 
-use super::dispatch::{answer, refuse};
+use super::process::{refuse, without_config};
 use crate::client::{KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
-use crate::config::{Advertise, FlagError, ProxyConfig, ProxyConfigError, parse_proxy_config};
+use crate::config::{Advertise, ProxyConfig, parse_proxy_config};
 use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
 use crate::listener::{ListenerConfig, Serving, WorkerId, bind, serve};
 use crate::proxy::{
@@ -25,8 +25,7 @@ use crate::telemetry::{Metrics, init_logging};
 pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_proxy_config(args) {
         Ok(config) => config,
-        Err(ProxyConfigError::Flags(FlagError::Help(flags))) => return answer(&flags),
-        Err(error) => return refuse(error),
+        Err(error) => return without_config(&error),
     };
     if let Err(error) = init_logging(&config.log) {
         return refuse(error);

@@ -1,7 +1,31 @@
+use std::fmt::Display;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::ConfigError;
+
+/// Answers `--help`, or reports why the flags of a mode are refused; gives the exit code.
+pub(super) fn without_config(error: &ConfigError) -> u8 {
+    match error {
+        ConfigError::Help(text) => answer(text),
+        error => refuse(error),
+    }
+}
+
+/// Reports why a mode does not start, on one line, and gives the exit code.
+pub(super) fn refuse(error: impl Display) -> u8 {
+    eprintln!("watershed: {error}");
+    1
+}
+
+/// Writes what was asked for and gives the exit code; a closed pipe is no failure.
+pub(super) fn answer(text: &str) -> u8 {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    0
+}
 
 /// Allows as many open files as the system lets this user have; the usual soft limit is meant for `select`.
 pub(super) fn raise_descriptor_limit() {

@@ -8,9 +8,8 @@ use anyhow::Context;
 use futures::future::OptionFuture;
 use tracing::{error, info, warn};
 
-use super::dispatch::refuse;
-use super::process::{notify_ready, raise_descriptor_limit};
-use crate::config::{FlagError, PeerTlsFiles, ServerConfig, ServerConfigError, Variables, parse_server_config};
+use super::process::{answer, notify_ready, raise_descriptor_limit, refuse};
+use crate::config::{ConfigError, PeerTlsFiles, ServerConfig, Variables, parse_server_config};
 use crate::core::peer::PeerTls;
 use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests};
 use crate::listener::{self, ListenerConfig, Serving, WorkerId};
@@ -29,7 +28,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_server_config(args, &Variables::of_process("ETCD_")) {
         Ok(config) => config,
-        Err(ServerConfigError::Flags(FlagError::Help(help))) => return super::dispatch::answer(&help),
+        Err(ConfigError::Help(help)) => return answer(&help),
         Err(error) => {
             refuse(&error);
             return error.exit_code();

@@ -3,7 +3,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{ArgMatches, Command};
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+
+use super::error::ConfigError;
+use super::golang::parse_bool;
+use super::unsupported::{self, Mode};
 
 /// What a mode was told, before it is checked.
 #[derive(Debug)]
@@ -26,8 +30,8 @@ impl Parsed {
     ///
     /// # Errors
     /// When the struct and the command differ.
-    pub fn read<T: clap::FromArgMatches>(&self) -> Result<T, FlagError> {
-        T::from_arg_matches(&self.matches).map_err(|error| FlagError::Other(one_line(&error)))
+    pub fn read<T: FromArgMatches>(&self) -> Result<T, ConfigError> {
+        T::from_arg_matches(&self.matches).map_err(|error| ConfigError::Other(one_line(&error)))
     }
 }
 
@@ -60,58 +64,18 @@ impl Variables {
     }
 }
 
-/// Why the arguments give no config. One line each; [`Help`](Self::Help) is not an error.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FlagError {
-    /// The operator asked for the list of flags.
-    #[error("{0}")]
-    Help(String),
-    /// A flag nobody knows.
-    #[error("flag provided but not defined: --{0} (--help lists the flags)")]
-    Unknown(String),
-    /// Something that is not a flag.
-    #[error("{0:?} is not a valid flag")]
-    Stray(String),
-    /// A flag at the end, without its value.
-    #[error("flag needs an argument: --{0}")]
-    MissingValue(String),
-    /// A value of the wrong form.
-    #[error("invalid value {value:?} for flag --{flag}: {reason}")]
-    Invalid {
-        /// The flag, without dashes.
-        flag: String,
-        /// What was given.
-        value: String,
-        /// What would be right.
-        reason: String,
-    },
-    /// The same for a value that a variable gave.
-    #[error("invalid value {value:?} for {variable}: {reason}")]
-    InvalidVariable {
-        /// The variable.
-        variable: String,
-        /// What it holds.
-        value: String,
-        /// What would be right.
-        reason: String,
-    },
-    /// Flag and variable at once: which one counts would be a guess.
-    #[error(
-        "conflicting environment variable {variable:?} is shadowed by corresponding command-line flag \
-         (either unset environment variable or disable flag): --{flag}"
-    )]
-    Shadowed {
-        /// The variable.
-        variable: String,
-        /// The flag, without dashes.
-        flag: String,
-    },
-    /// An argument or variable that is no text.
-    #[error("not valid UTF-8: {0:?}")]
-    NotUtf8(OsString),
-    /// Anything else the parser found.
-    #[error("{0}")]
-    Other(String),
+/// Reads the flags of a mode into its raw configuration; those without effect are known from their table.
+///
+/// # Errors
+/// The first thing that is wrong, also a value that asks for what is not supported yet.
+pub(super) fn read_flags<T: CommandFactory + FromArgMatches>(
+    mode: Mode,
+    args: &[OsString],
+    variables: &Variables,
+) -> Result<(T, Parsed), ConfigError> {
+    let parsed = parse_flags(unsupported::add_to(T::command(), mode), args, variables)?;
+    unsupported::check(&parsed, mode)?;
+    Ok((parsed.read()?, parsed))
 }
 
 /// Reads flags in the syntax of etcd's users: `-f` or `--f`, `--f=v` or `--f v`, `--f` alone and `--f=false` for
@@ -122,7 +86,7 @@ pub enum FlagError {
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn parse_flags(command: Command, args: &[OsString], variables: &Variables) -> Result<Parsed, FlagError> {
+pub fn parse_flags(command: Command, args: &[OsString], variables: &Variables) -> Result<Parsed, ConfigError> {
     let mut command = command.disable_version_flag(true).args_override_self(true).no_binary_name(true);
     command.build();
     let known: BTreeMap<String, bool> = command
@@ -134,8 +98,8 @@ pub fn parse_flags(command: Command, args: &[OsString], variables: &Variables) -
     let unknown_variables = add_variables(&mut values, &known, variables)?;
     let flags = values.iter().map(|(flag, value)| format!("--{flag}={value}"));
     let matches = command.clone().try_get_matches_from(flags).map_err(|error| match refused(&error, &values) {
-        FlagError::Invalid { flag, value, reason } if !arguments.contains(&flag) => {
-            FlagError::InvalidVariable { variable: variables.name_of(&flag), value, reason }
+        ConfigError::Invalid { flag, value, reason } if !arguments.contains(&flag) => {
+            ConfigError::InvalidVariable { variable: variables.name_of(&flag), value, reason }
         }
         error => error,
     })?;
@@ -146,32 +110,32 @@ fn from_arguments(
     command: &mut Command,
     known: &BTreeMap<String, bool>,
     args: &[OsString],
-) -> Result<BTreeMap<String, String>, FlagError> {
+) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut values = BTreeMap::new();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
-        let arg = arg.to_str().ok_or_else(|| FlagError::NotUtf8(arg.clone()))?;
+        let arg = arg.to_str().ok_or_else(|| ConfigError::NotUtf8(arg.clone()))?;
         let flag = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|flag| !flag.is_empty());
-        let Some(flag) = flag else { return Err(FlagError::Stray(arg.to_owned())) };
+        let Some(flag) = flag else { return Err(ConfigError::Stray(arg.to_owned())) };
         let (name, inline) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (flag, None),
         };
         if matches!(name, "h" | "help") {
-            return Err(FlagError::Help(command.render_help().to_string()));
+            return Err(ConfigError::Help(command.render_help().to_string()));
         }
         let value = match (known.get(name), inline) {
-            (None, _) => return Err(FlagError::Unknown(name.to_owned())),
+            (None, _) => return Err(ConfigError::Unknown(name.to_owned())),
             (Some(true), None) => "true".to_owned(),
-            (Some(true), Some(value)) => boolean(value).map_err(|reason| FlagError::Invalid {
+            (Some(true), Some(value)) => boolean(value).map_err(|reason| ConfigError::Invalid {
                 flag: name.to_owned(),
                 value: value.to_owned(),
                 reason,
             })?,
             (Some(false), Some(value)) => value.to_owned(),
             (Some(false), None) => {
-                let next = rest.next().ok_or_else(|| FlagError::MissingValue(name.to_owned()))?;
-                next.to_str().ok_or_else(|| FlagError::NotUtf8(next.clone()))?.to_owned()
+                let next = rest.next().ok_or_else(|| ConfigError::MissingValue(name.to_owned()))?;
+                next.to_str().ok_or_else(|| ConfigError::NotUtf8(next.clone()))?.to_owned()
             }
         };
         values.insert(name.to_owned(), value);
@@ -184,17 +148,17 @@ fn add_variables(
     values: &mut BTreeMap<String, String>,
     known: &BTreeMap<String, bool>,
     variables: &Variables,
-) -> Result<Vec<String>, FlagError> {
+) -> Result<Vec<String>, ConfigError> {
     let mut unknown = variables.values.clone();
     for (flag, &is_boolean) in known {
         let variable = variables.name_of(flag);
         let Some(value) = unknown.remove(&variable) else { continue };
         if values.contains_key(flag) {
-            return Err(FlagError::Shadowed { variable, flag: flag.clone() });
+            return Err(ConfigError::Shadowed { variable, flag: flag.clone() });
         }
-        let value = value.into_string().map_err(FlagError::NotUtf8)?;
+        let value = value.into_string().map_err(ConfigError::NotUtf8)?;
         let value = match is_boolean {
-            true => boolean(&value).map_err(|reason| FlagError::InvalidVariable { variable, value, reason })?,
+            true => boolean(&value).map_err(|reason| ConfigError::InvalidVariable { variable, value, reason })?,
             false => value,
         };
         values.insert(flag.clone(), value);
@@ -202,26 +166,21 @@ fn add_variables(
     Ok(unknown.into_keys().collect())
 }
 
-/// The spellings Go takes for a boolean.
 fn boolean(value: &str) -> Result<String, String> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok("true".to_owned()),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok("false".to_owned()),
-        _ => Err("must be true or false".to_owned()),
-    }
+    parse_bool(value).map(|value| value.to_string())
 }
 
 /// Names the flag and the value in the parser's complaint.
-fn refused(error: &clap::Error, values: &BTreeMap<String, String>) -> FlagError {
+fn refused(error: &clap::Error, values: &BTreeMap<String, String>) -> ConfigError {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
-    let Some(argument) = text(ContextKind::InvalidArg) else { return FlagError::Other(one_line(error)) };
+    let Some(argument) = text(ContextKind::InvalidArg) else { return ConfigError::Other(one_line(error)) };
     let flag = argument.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default().to_owned();
     let value = text(ContextKind::InvalidValue).or(values.get(&flag).map(String::as_str)).unwrap_or_default();
     let reason = std::error::Error::source(error).map_or_else(|| "not accepted".to_owned(), ToString::to_string);
-    FlagError::Invalid { value: value.to_owned(), flag, reason }
+    ConfigError::Invalid { value: value.to_owned(), flag, reason }
 }
 
 fn one_line(error: &clap::Error) -> String {
@@ -230,8 +189,6 @@ fn one_line(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[derive(clap::Parser)]
@@ -273,7 +230,10 @@ mod tests {
         assert_eq!(parse("--nme a", &[]), "flag provided but not defined: --nme (--help lists the flags)");
         assert_eq!(parse("extra", &[]), "\"extra\" is not a valid flag");
         assert_eq!(parse("--name", &[]), "flag needs an argument: --name");
-        assert_eq!(parse("--quick=maybe", &[]), "invalid value \"maybe\" for flag --quick: must be true or false");
+        assert_eq!(
+            parse("--quick=maybe", &[]),
+            "invalid value \"maybe\" for flag --quick: strconv.ParseBool: parsing \"maybe\": invalid syntax"
+        );
         let refused = parse("--quota-bytes 1k", &[]);
         assert_eq!(refused, "invalid value \"1k\" for flag --quota-bytes: invalid digit found in string");
         assert!(parse("-h", &[]).contains("--quota-bytes"));
@@ -284,7 +244,7 @@ mod tests {
         assert_eq!(parse("", &[("ETCD_NAME", "v"), ("ETCD_QUICK", "1"), ("OTHER", "y")]), "v true 3");
         assert_eq!(parse("", &[("ETCD_NAME", ""), ("ETCD_NMAE", "1")]), "x false 3 ETCD_NMAE");
         let bad = parse("", &[("ETCD_QUICK", "maybe")]);
-        assert_eq!(bad, "invalid value \"maybe\" for ETCD_QUICK: must be true or false");
+        assert_eq!(bad, "invalid value \"maybe\" for ETCD_QUICK: strconv.ParseBool: parsing \"maybe\": invalid syntax");
         let bad = parse("", &[("ETCD_QUOTA_BYTES", "1k")]);
         assert_eq!(bad, "invalid value \"1k\" for ETCD_QUOTA_BYTES: invalid digit found in string");
         let both = parse("--name a", &[("ETCD_NAME", "b")]);

@@ -1,12 +1,13 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::ArgAction::Set;
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
-use super::duration::GoDuration;
-use super::flags::{FlagError, Variables, parse_flags};
+use super::error::ConfigError;
+use super::flags::{Variables, read_flags};
+use super::golang::GoDuration;
 use super::log::RawLogConfig;
+use super::unsupported::Mode;
 use crate::net::HostPort;
 use crate::telemetry::LogConfig;
 
@@ -28,18 +29,6 @@ pub struct RawGatewayConfig {
     /// Longest pause between two looks at a dead endpoint; 0 is 5m.
     #[arg(long, default_value = "1m")]
     pub retry_delay: GoDuration,
-    /// Domain of SRV records that name the endpoints (not supported yet).
-    #[arg(long, default_value = "")]
-    pub discovery_srv: String,
-    /// Suffix of the SRV service name (not supported yet).
-    #[arg(long, default_value = "")]
-    pub discovery_srv_name: String,
-    /// Take SRV records that cannot be verified (no effect without --discovery-srv).
-    #[arg(long, default_value_t = false, action = Set)]
-    pub insecure_discovery: bool,
-    /// CA to verify discovered endpoints with (not supported yet).
-    #[arg(long, default_value = "")]
-    pub trusted_ca_file: String,
 
     /// Wait for an endpoint to accept a connection before the next one is tried.
     #[arg(long, default_value = "2s", help_heading = "Not flags of etcd")]
@@ -99,59 +88,24 @@ impl GatewayConfig {
     }
 }
 
-/// Why the gateway does not start with these flags.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GatewayConfigError {
-    /// The arguments cannot be read.
-    #[error(transparent)]
-    Flags(#[from] FlagError),
-    /// The feature does not exist yet.
-    #[error("--{0} is not supported yet")]
-    NotSupported(&'static str),
-    /// An entry that is no address.
-    #[error("--endpoints: {text:?} {reason}")]
-    Endpoint {
-        /// The entry.
-        text: String,
-        /// What is wrong.
-        reason: &'static str,
-    },
-    /// Any other wrong value.
-    #[error("--{flag}: {reason}")]
-    Value {
-        /// The flag.
-        flag: &'static str,
-        /// What is wrong.
-        reason: &'static str,
-    },
-}
-
 /// Reads and checks the gateway's arguments. Touches neither disk nor network.
 ///
 /// # Errors
 /// The first thing that is wrong, naming the flag; also the answer to `--help`.
-pub fn parse_gateway_config(args: &[OsString]) -> Result<GatewayConfig, GatewayConfigError> {
-    let parsed = parse_flags(RawGatewayConfig::command(), args, &Variables::none())?;
-    parsed.read::<RawGatewayConfig>()?.try_into()
+pub fn parse_gateway_config(args: &[OsString]) -> Result<GatewayConfig, ConfigError> {
+    read_flags::<RawGatewayConfig>(Mode::Gateway, args, &Variables::none())?.0.try_into()
 }
 
 impl TryFrom<RawGatewayConfig> for GatewayConfig {
-    type Error = GatewayConfigError;
+    type Error = ConfigError;
 
-    fn try_from(raw: RawGatewayConfig) -> Result<Self, GatewayConfigError> {
-        let asked = [
-            ("discovery-srv", !raw.discovery_srv.is_empty()),
-            ("discovery-srv-name", !raw.discovery_srv_name.is_empty()),
-            ("trusted-ca-file", !raw.trusted_ca_file.is_empty()),
-        ];
-        if let Some((flag, _)) = asked.into_iter().find(|(_, asked)| *asked) {
-            return Err(GatewayConfigError::NotSupported(flag));
-        }
+    fn try_from(raw: RawGatewayConfig) -> Result<Self, ConfigError> {
+        let wrong = |flag, reason: &str| ConfigError::Value { flag, reason: reason.to_owned() };
         if raw.connect_timeout.0.is_zero() {
-            return Err(GatewayConfigError::Value { flag: "connect-timeout", reason: "must be >0" });
+            return Err(wrong("connect-timeout", "must be >0"));
         }
         if raw.serving_threads > SERVING_THREADS_MAX {
-            return Err(GatewayConfigError::Value { flag: "serving-threads", reason: "must be 1024 at most" });
+            return Err(wrong("serving-threads", "must be 1024 at most"));
         }
         let retry_delay = raw.retry_delay.0;
         Ok(Self {
@@ -169,10 +123,11 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
 }
 
 /// The gateway moves bytes, so a scheme only has to be one with a TCP address behind it.
-fn endpoints(list: &str) -> Result<Vec<HostPort>, GatewayConfigError> {
+fn endpoints(list: &str) -> Result<Vec<HostPort>, ConfigError> {
+    let wrong = |reason| ConfigError::Value { flag: "endpoints", reason };
     let mut endpoints = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
-        let wrong = |reason| GatewayConfigError::Endpoint { text: text.to_owned(), reason };
+        let wrong = |reason| wrong(format!("{text:?} {reason}"));
         let address = match text.split_once("://") {
             None => text,
             Some(("http" | "https", rest)) => rest.strip_suffix('/').unwrap_or(rest),
@@ -187,7 +142,7 @@ fn endpoints(list: &str) -> Result<Vec<HostPort>, GatewayConfigError> {
         }
     }
     if endpoints.is_empty() {
-        return Err(GatewayConfigError::Value { flag: "endpoints", reason: "names no endpoint" });
+        return Err(wrong("names no endpoint".to_owned()));
     }
     Ok(endpoints)
 }
@@ -223,10 +178,7 @@ mod tests {
             ("--discovery-srv example.com", "--discovery-srv is not supported yet"),
             ("--connect-timeout 0", "--connect-timeout: must be >0"),
             ("--listen-addr here", "invalid value \"here\" for flag --listen-addr: must have the form host:port"),
-            (
-                "--retry-delay 5",
-                "invalid value \"5\" for flag --retry-delay: must be a duration such as 300ms, 10s or 1h30m",
-            ),
+            ("--retry-delay 5", "invalid value \"5\" for flag --retry-delay: time: missing unit in duration \"5\""),
             ("--nope", "flag provided but not defined: --nope (--help lists the flags)"),
         ];
         for (line, text) in cases {

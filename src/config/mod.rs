@@ -1,24 +1,30 @@
 //! What the operator wrote, turned into what the rooms receive.
 //!
-//! Arguments and variables enter through [`parse_flags`], which understands the flag syntax etcd's users know, and
-//! become a `Raw…Config`, one per mode. `TryFrom` turns that into the config the rooms get: the only place that
-//! checks. Read `flags.rs` for the syntax, then `server/` for the biggest example.
+//! Arguments and variables enter through `flags.rs`, which understands the flag syntax etcd's users know, and become a
+//! `Raw…Config`, one per mode; its `TryFrom` gives the config the rooms get and is the only place that checks. A flag of
+//! etcd that has no effect is in the one table of `unsupported.rs` instead. Errors are in `error.rs`, the notations of Go in
+//! `golang.rs`. Read `flags.rs` first, then `server/` for the biggest example.
 
-mod duration;
+mod error;
 mod flags;
 mod gateway;
+pub mod golang;
 mod log;
 mod proxy;
 mod server;
+#[cfg(test)]
+mod tests;
+mod unsupported;
 mod url;
 
-pub use duration::GoDuration;
-pub use flags::{FlagError, Parsed, Variables, parse_flags};
-pub use gateway::{GatewayConfig, GatewayConfigError, RawGatewayConfig, parse_gateway_config};
-pub use log::RawLogConfig;
-pub use proxy::{Advertise, ProxyConfig, ProxyConfigError, RawProxyConfig, UpstreamPings, parse_proxy_config};
+pub use error::{ConfigError, UrlError};
+pub use flags::{Parsed, Variables, parse_flags};
+pub use gateway::{GatewayConfig, parse_gateway_config};
+pub use golang::GoDuration;
+pub use proxy::{Advertise, ProxyConfig, UpstreamPings, parse_proxy_config};
 pub use server::{
-    AutoCompaction, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsFiles, Quota, RawServerConfig,
-    Resolve, ServerConfig, ServerConfigError, parse_server_config, same_urls,
+    AutoCompaction, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsFiles, Quota, Resolve, ServerConfig,
+    parse_server_config, same_urls,
 };
-pub use url::{ListenUrl, UrlError, check_peer_urls};
+pub use unsupported::{FlagKind, Mode, Support, UnsupportedFlag, unsupported_flags};
+pub use url::{ListenUrl, check_peer_urls};

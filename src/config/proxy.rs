@@ -1,13 +1,15 @@
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use clap::{ArgAction, CommandFactory, Parser};
+use clap::{ArgAction, Parser};
 
-use super::duration::GoDuration;
-use super::flags::{FlagError, Parsed, parse_flags};
+use super::error::ConfigError;
+use super::flags::{Variables, read_flags};
+use super::golang::GoDuration;
 use super::log::RawLogConfig;
 use super::server::KEEPALIVE_MIN_TIME;
-use super::{ListenUrl, Variables};
+use super::unsupported::Mode;
+use super::url::{ListenUrl, bind_address};
 use crate::net::{Endpoint, EndpointError};
 use crate::telemetry::{LogConfig, LogLevel};
 
@@ -47,15 +49,6 @@ pub struct RawProxyConfig {
     /// Listen for /metrics and /health on this URL too.
     #[arg(long, default_value = "", value_name = "URL")]
     pub metrics_addr: String,
-    /// Data directory; nothing is written there yet.
-    #[arg(long, default_value = "default.proxy", value_name = "DIR")]
-    pub data_dir: String,
-    /// Largest request sent to the cluster; requests pass as bytes and the member decides, so this has no effect.
-    #[arg(long, default_value_t = 1_572_864, value_name = "BYTES", allow_negative_numbers = true)]
-    pub max_send_bytes: i64,
-    /// Largest answer taken from the cluster; answers pass as bytes, so this has no effect.
-    #[arg(long, default_value_t = i64::from(i32::MAX), value_name = "BYTES", allow_negative_numbers = true)]
-    pub max_recv_bytes: i64,
     /// Least time between two pings of a client, which is disconnected if it pings more often; 0 is 5m.
     #[arg(long, default_value = "5s", value_name = "DURATION")]
     pub grpc_keepalive_min_time: GoDuration,
@@ -92,87 +85,10 @@ pub struct RawProxyConfig {
     #[arg(long, default_value = "5s", value_name = "DURATION")]
     pub shutdown_grace: GoDuration,
 
+    /// Logging.
     #[command(flatten)]
-    log: RawLogConfig,
-    #[command(flatten)]
-    unsupported: Unsupported,
+    pub log: RawLogConfig,
 }
-
-/// Flags of etcd's proxy that this version refuses instead of ignoring them.
-#[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Not supported yet")]
-struct Unsupported {
-    #[arg(long, value_name = "DOMAIN")]
-    discovery_srv: Option<String>,
-    #[arg(long, value_name = "NAME")]
-    discovery_srv_name: Option<String>,
-    #[arg(long, action = ArgAction::Set)]
-    insecure_discovery: Option<bool>,
-    #[arg(long, value_name = "PREFIX")]
-    resolver_prefix: Option<String>,
-    #[arg(long, value_name = "SECONDS")]
-    resolver_ttl: Option<String>,
-    #[arg(long, value_name = "FILE")]
-    cert: Option<String>,
-    #[arg(long, value_name = "FILE")]
-    key: Option<String>,
-    #[arg(long, value_name = "FILE")]
-    cacert: Option<String>,
-    #[arg(long, action = ArgAction::Set)]
-    insecure_skip_tls_verify: Option<bool>,
-    #[arg(long, value_name = "FILE")]
-    cert_file: Option<String>,
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<String>,
-    #[arg(long, value_name = "FILE")]
-    trusted_ca_file: Option<String>,
-    #[arg(long, value_name = "FILE")]
-    client_crl_file: Option<String>,
-    #[arg(long, value_name = "LIST")]
-    listen_cipher_suites: Option<String>,
-    #[arg(long, value_name = "VERSION")]
-    tls_min_version: Option<String>,
-    #[arg(long, value_name = "VERSION")]
-    tls_max_version: Option<String>,
-    #[arg(long, action = ArgAction::Set)]
-    auto_tls: Option<bool>,
-    #[arg(long, value_name = "YEARS")]
-    self_signed_cert_validity: Option<String>,
-    #[arg(long, action = ArgAction::Set)]
-    enable_pprof: Option<bool>,
-    #[arg(long, action = ArgAction::Set)]
-    experimental_serializable_ordering: Option<bool>,
-    #[arg(long, value_name = "PREFIX")]
-    experimental_leasing_prefix: Option<String>,
-    #[arg(long, action = ArgAction::Set)]
-    experimental_enable_grpc_logging: Option<bool>,
-}
-
-/// What refusing a flag would change nothing for: its default, written out.
-const HARMLESS: &[(&str, &[&str])] = &[
-    ("discovery-srv", &[""]),
-    ("discovery-srv-name", &[""]),
-    ("insecure-discovery", &["false"]),
-    ("resolver-prefix", &[""]),
-    ("resolver-ttl", &["0"]),
-    ("cert", &[""]),
-    ("key", &[""]),
-    ("cacert", &[""]),
-    ("insecure-skip-tls-verify", &["false"]),
-    ("cert-file", &[""]),
-    ("key-file", &[""]),
-    ("trusted-ca-file", &[""]),
-    ("client-crl-file", &[""]),
-    ("listen-cipher-suites", &[""]),
-    ("tls-min-version", &["TLS1.2", ""]),
-    ("tls-max-version", &[""]),
-    ("auto-tls", &["false"]),
-    ("self-signed-cert-validity", &["1"]),
-    ("enable-pprof", &["false"]),
-    ("experimental-serializable-ordering", &["false"]),
-    ("experimental-leasing-prefix", &[""]),
-    ("experimental-enable-grpc-logging", &["false"]),
-];
 
 /// What the proxy is told.
 #[derive(Clone, Debug)]
@@ -237,54 +153,23 @@ pub struct UpstreamPings {
     pub while_idle: bool,
 }
 
-/// Why the proxy does not start; names the flag.
-#[derive(Debug, thiserror::Error)]
-pub enum ProxyConfigError {
-    /// The flags themselves.
-    #[error(transparent)]
-    Flags(#[from] FlagError),
-    /// A flag that asks for something this version does not have.
-    #[error("not supported yet: --{0}")]
-    NotSupported(String),
-    /// A value that cannot work.
-    #[error("invalid value {value:?} for flag --{flag}: {reason}")]
-    Invalid {
-        /// Without dashes.
-        flag: &'static str,
-        /// As given.
-        value: String,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
 /// Reads the arguments after `grpc-proxy start`. etcd's proxy reads no variables, nor does this one.
 ///
 /// # Errors
 /// The first thing that is wrong; [`FlagError::Help`] when the flags were asked for.
-pub fn parse_proxy_config(args: &[std::ffi::OsString]) -> Result<ProxyConfig, ProxyConfigError> {
-    let parsed = parse_flags(RawProxyConfig::command(), args, &Variables::none())?;
-    refuse_unsupported(&parsed)?;
-    parsed.read::<RawProxyConfig>()?.try_into()
-}
-
-fn refuse_unsupported(parsed: &Parsed) -> Result<(), ProxyConfigError> {
-    for (flag, harmless) in HARMLESS {
-        let value = parsed.matches.get_raw(&flag.replace('-', "_")).and_then(|mut values| values.next());
-        let is_harmless = value.is_none_or(|value| harmless.iter().any(|harmless| value == *harmless));
-        if parsed.is_given(flag) && !is_harmless {
-            return Err(ProxyConfigError::NotSupported((*flag).to_owned()));
-        }
-    }
-    Ok(())
+pub fn parse_proxy_config(args: &[std::ffi::OsString]) -> Result<ProxyConfig, ConfigError> {
+    read_flags::<RawProxyConfig>(Mode::Proxy, args, &Variables::none())?.0.try_into()
 }
 
 impl TryFrom<RawProxyConfig> for ProxyConfig {
-    type Error = ProxyConfigError;
+    type Error = ConfigError;
 
-    fn try_from(raw: RawProxyConfig) -> Result<Self, ProxyConfigError> {
-        let invalid =
-            |flag, value: &str, reason: String| ProxyConfigError::Invalid { flag, value: value.to_owned(), reason };
+    fn try_from(raw: RawProxyConfig) -> Result<Self, ConfigError> {
+        let invalid = |flag: &str, value: &str, reason: String| ConfigError::Invalid {
+            flag: flag.to_owned(),
+            value: value.to_owned(),
+            reason,
+        };
         let listen = listen_address(&raw.listen_addr)
             .map_err(|reason| invalid("listen-addr", &raw.listen_addr, reason.to_owned()))?;
         let metrics_listen = match raw.metrics_addr.as_str() {
@@ -351,14 +236,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
 /// An address to bind, as etcd's proxy takes it: without a scheme, the host may be left out.
 fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
     const FORM: &str = "must be HOST:PORT with an IP address or localhost";
-    let (host, port) = text.rsplit_once(':').ok_or(FORM)?;
-    let port = port.parse().map_err(|_| "the port is no number from 0 to 65535")?;
-    let ip = match host {
-        "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        _ => host.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| FORM)?,
-    };
-    Ok(SocketAddr::new(ip, port))
+    bind_address(&text.parse()?).ok_or(FORM)
 }
 
 #[cfg(test)]
@@ -385,19 +263,19 @@ mod tests {
     #[test]
     fn a_refusal_names_the_flag() {
         for (line, part) in [
-            ("--listen-addr=nope", "--listen-addr: must be HOST:PORT"),
+            ("--listen-addr=nope", "--listen-addr: must have the form host:port"),
             ("--listen-addr=a.b:1", "--listen-addr: must be HOST:PORT"),
-            ("--listen-addr=127.0.0.1:x", "--listen-addr: the port is no number"),
+            ("--listen-addr=127.0.0.1:x", "--listen-addr: must end with a port number"),
             ("--endpoints=https://a:1", "--endpoints: endpoint \"https://a:1\": TLS (https) is not supported yet"),
             ("--endpoints=a", "--endpoints: endpoint \"a\": port is missing"),
             ("--listen-addr=127.0.0.1:5 --endpoints=127.0.0.1:5", "127.0.0.1:5 is the proxy's own --listen-addr"),
             ("--metrics-addr=https://127.0.0.1:1", "--metrics-addr: https URLs are not supported yet"),
             ("--advertise-client-url=x", "--advertise-client-url: endpoint \"x\": port is missing"),
             ("--dial-timeout=0", "--dial-timeout: must be longer"),
-            ("--cert-file=x", "not supported yet: --cert-file"),
-            ("--auto-tls", "not supported yet: --auto-tls"),
-            ("--discovery-srv=example.com", "not supported yet: --discovery-srv"),
-            ("--resolver-prefix=x", "not supported yet: --resolver-prefix"),
+            ("--cert-file=x", "--cert-file is not supported yet"),
+            ("--auto-tls", "--auto-tls is not supported yet"),
+            ("--discovery-srv=example.com", "--discovery-srv is not supported yet"),
+            ("--resolver-prefix=x", "--resolver-prefix is not supported yet"),
             ("--max-concurrent-streams=-1", "for flag --max-concurrent-streams"),
             ("--nonsense", "flag provided but not defined: --nonsense"),
         ] {

@@ -2,6 +2,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
+use super::error::UrlError;
+use crate::net::HostPort;
+
 /// Longest list of peer URLs of one member.
 const PEER_URLS_BYTES_MAX: usize = 2048;
 
@@ -11,40 +14,6 @@ pub struct ListenUrl {
     text: String,
     address: SocketAddr,
     tls: bool,
-}
-
-/// Why a URL is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UrlError {
-    /// Not a scheme of etcd's.
-    #[error("URL scheme must be http, https, unix, or unixs: {0}")]
-    Scheme(String),
-    /// A known scheme this version cannot serve.
-    #[error("{scheme} URLs are not supported yet: {url}")]
-    NotSupported {
-        /// The scheme.
-        scheme: String,
-        /// The whole URL.
-        url: String,
-    },
-    /// No host and port after the scheme.
-    #[error(r#"URL address does not have the form "host:port": {0}"#)]
-    HostPort(String),
-    /// Something after the port.
-    #[error("URL must not contain a path: {0}")]
-    Path(String),
-    /// A name where only an address can be bound.
-    #[error("expected IP in URL for binding ({0})")]
-    NotAnAddress(String),
-    /// The list has no entry.
-    #[error("no URL given")]
-    Empty,
-    /// More than members tell each other.
-    #[error("list of URLs is too long: {bytes} bytes")]
-    TooLong {
-        /// Bytes of the list.
-        bytes: usize,
-    },
 }
 
 impl ListenUrl {
@@ -68,13 +37,9 @@ impl ListenUrl {
     /// # Errors
     /// When it cannot be bound.
     pub(super) fn for_peers(text: &str) -> Result<Self, UrlError> {
-        let (scheme, host, port) = split(text)?;
-        let ip = match host {
-            "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            _ => host.parse().map_err(|_| UrlError::NotAnAddress(text.to_owned()))?,
-        };
-        Ok(Self { text: text.to_owned(), address: SocketAddr::new(ip, port), tls: scheme == "https" })
+        let (scheme, place) = split(text)?;
+        let address = bind_address(&place).ok_or_else(|| UrlError::NotAnAddress(text.to_owned()))?;
+        Ok(Self { text: text.to_owned(), address, tls: scheme == "https" })
     }
 }
 
@@ -134,8 +99,17 @@ pub(super) fn each<T>(list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -
     if list.trim().is_empty() { Err(UrlError::Empty) } else { Ok(urls) }
 }
 
-/// Scheme, host without brackets, port.
-pub(super) fn split(text: &str) -> Result<(&str, &str, u16), UrlError> {
+/// What a host and port stand for where a socket is bound: an IP, `localhost`, or nothing for every IPv4 address.
+pub(super) fn bind_address(place: &HostPort) -> Option<SocketAddr> {
+    match place.host() {
+        "localhost" => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), place.port())),
+        "" => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), place.port())),
+        _ => place.literal(),
+    }
+}
+
+/// Scheme and place.
+pub(super) fn split(text: &str) -> Result<(&str, HostPort), UrlError> {
     let owned = || text.to_owned();
     if text.is_empty() {
         return Err(UrlError::Empty);
@@ -150,14 +124,8 @@ pub(super) fn split(text: &str) -> Result<(&str, &str, u16), UrlError> {
         let bare_slash = &rest[at..] == "/";
         return Err(if at == 0 && bare_slash { UrlError::HostPort(owned()) } else { UrlError::Path(owned()) });
     }
-    let (host, port) = rest.rsplit_once(':').ok_or_else(|| UrlError::HostPort(owned()))?;
-    let port = port.parse().map_err(|_| UrlError::HostPort(owned()))?;
-    let host = match host.strip_prefix('[') {
-        Some(inner) => inner.strip_suffix(']').ok_or_else(|| UrlError::HostPort(owned()))?,
-        None if host.contains([':', ']', '@', ' ']) => return Err(UrlError::HostPort(owned())),
-        None => host,
-    };
-    Ok((scheme, host, port))
+    let place = rest.parse().map_err(|_| UrlError::HostPort(owned()))?;
+    Ok((scheme, place))
 }
 
 #[cfg(test)]

@@ -524,6 +524,32 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_is_read() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl");
+        let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let code: String = files
+            .filter(|path| path.is_file())
+            .map(|path| std::fs::read_to_string(path).expect("a source file"))
+            .map(|text| text.split("#[cfg(test)]").next().unwrap_or_default().to_owned())
+            .collect();
+        let is_read = |name: &str| {
+            let literal = format!("{name:?}");
+            code.match_indices(&literal).any(|(at, _)| !code[..at].trim_end().ends_with("Flag::new("))
+        };
+        let mut flags: Vec<&Flag> = options::EFFECTIVE.iter().chain([&HELP]).collect();
+        let mut commands: Vec<&Command> = ROOT.iter().chain(OFFLINE).collect();
+        while let Some(command) = commands.pop() {
+            flags.extend(command.flags);
+            if let Body::Group(children) = command.body {
+                commands.extend(children);
+            }
+        }
+        assert!(flags.len() > 40 && !is_read("no-such-flag"), "{} flags", flags.len());
+        let unread: Vec<_> = flags.iter().filter(|flag| !is_read(flag.name)).map(|flag| flag.name).collect();
+        assert!(unread.is_empty(), "accepted and read by nothing: {unread:?}");
+    }
+
+    #[test]
     fn help_is_given_for_every_command() {
         for line in ["", "lease", "get --help", "help get", "-h", "help"] {
             assert!(matches!(read(Program::Ctl, &words(line)), Ok(Asked::Help(_))), "{line}");

@@ -1,12 +1,29 @@
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::failure::{Exit, Failure};
 use super::flags::{Flag, Kind, Parsed};
 use super::golang;
 use super::print::{Format, Printer};
+use crate::config::{FlagKind, Mode, Support, unsupported_flags};
 
 /// Options of every command. Each has a variable `ETCDCTL_` + name in upper case.
-pub(super) const FLAGS: &[Flag] = &[
+pub(super) static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
+    let without_effect = unsupported_flags(Mode::Ctl).map(|flag| {
+        let kind = match flag.kind {
+            FlagKind::Bool => Kind::Bool,
+            FlagKind::Int => Kind::Int,
+            FlagKind::Duration => Kind::Duration,
+            FlagKind::Text => Kind::Text,
+        };
+        let about = if flag.support == Support::NotYet { "Not supported yet" } else { "No effect" };
+        let known = Flag::new(flag.name, kind, flag.default, about);
+        if flag.name == "discovery-srv" { known.short('d') } else { known }
+    });
+    EFFECTIVE.iter().copied().chain(without_effect).collect()
+});
+
+pub(super) const EFFECTIVE: &[Flag] = &[
     Flag::new("endpoints", Kind::List, "127.0.0.1:2379", "Members to ask, separated by commas"),
     Flag::new("write-out", Kind::Text, "simple", "Output format: simple, fields, json, table or protobuf").short('w'),
     Flag::new("hex", Kind::Bool, "", "Show bytes and ids in hex"),
@@ -19,19 +36,8 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::new("user", Kind::Text, "", "User name, or name:password"),
     Flag::new("password", Kind::Text, "", "Password of --user"),
     Flag::new("auth-jwt-token", Kind::Text, "", "Token to use instead of a user"),
-    Flag::new("insecure-transport", Kind::Bool, "true", "Connect without TLS (the only way so far)"),
-    Flag::new("insecure-skip-tls-verify", Kind::Bool, "", "Not supported yet"),
-    Flag::new("insecure-discovery", Kind::Bool, "true", "Not supported yet"),
-    Flag::new("cert", Kind::Text, "", "Not supported yet"),
-    Flag::new("key", Kind::Text, "", "Not supported yet"),
-    Flag::new("cacert", Kind::Text, "", "Not supported yet"),
-    Flag::new("discovery-srv", Kind::Text, "", "Not supported yet").short('d'),
-    Flag::new("discovery-srv-name", Kind::Text, "", "Not supported yet"),
     Flag::new("debug", Kind::Bool, "", "Show the options in effect on standard error"),
 ];
-
-/// Flags that would need TLS or discovery; refused rather than ignored.
-const ABSENT: [&str; 6] = ["insecure-skip-tls-verify", "cert", "key", "cacert", "discovery-srv", "discovery-srv-name"];
 
 /// Largest request unless told otherwise, in bytes; etcd's client has the same.
 const SEND_BYTES_DEFAULT: usize = 2 << 20;
@@ -77,13 +83,10 @@ impl Options {
             }
             parsed.put_variable(flag, name, value).map_err(error)?;
         }
-        for name in ABSENT {
-            if parsed.bool(name) || !parsed.text(name).is_empty() {
-                return Err(error(format!("--{name} is not supported yet: connections are plain TCP to --endpoints")));
-            }
-        }
-        if !parsed.bool("insecure-transport") {
-            return Err(error("--insecure-transport=false is not supported yet: connections are plain TCP".into()));
+        let mut absent = unsupported_flags(Mode::Ctl).filter(|flag| flag.support == Support::NotYet);
+        if let Some(flag) = absent.find(|flag| !parsed.is_default(flag.name)) {
+            let name = flag.name;
+            return Err(error(format!("--{name} is not supported yet: connections are plain TCP to --endpoints")));
         }
         let bytes = |name: &str, default: usize| match parsed.int(name) {
             0 => Ok(default),

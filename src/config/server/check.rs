@@ -2,14 +2,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::CommandFactory;
-
-use super::super::flags::{FlagError, Parsed, Variables, parse_flags};
-use super::super::url::{ListenUrl, UrlError, advertised_url, each};
+use super::super::error::{ConfigError, UrlError};
+use super::super::flags::{Parsed, Variables, read_flags};
+use super::super::unsupported::{Mode, ignored_flags};
+use super::super::url::{ListenUrl, advertised_url, each};
 use super::cluster::{InitialCluster, InitialState};
 use super::peer_tls::PeerTlsFiles;
 use super::raw::RawServerConfig;
-use super::unsupported;
 use super::values::{AutoCompaction, IntegrityChecks, Quota, read_feature_gates};
 use crate::telemetry::LogConfig;
 
@@ -89,10 +88,6 @@ pub struct ServerConfig {
     pub cors: Vec<String>,
     /// Names a Host header may have; `*` or none for all.
     pub host_whitelist: Vec<String>,
-    /// Work factor of password hashes.
-    pub bcrypt_cost: u32,
-    /// Life of a simple token without use.
-    pub auth_token_ttl: Duration,
     /// Whether gRPC methods have latency histograms.
     pub extensive_metrics: bool,
     /// Requests slower than this are logged.
@@ -146,133 +141,36 @@ impl Notice {
     }
 }
 
-/// Why the server does not start with these flags.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ServerConfigError {
-    /// The arguments or variables cannot be read.
-    #[error(transparent)]
-    Flags(#[from] FlagError),
-    /// The feature does not exist yet.
-    #[error("--{0} is not supported yet")]
-    NotSupported(&'static str),
-    /// A URL flag with a wrong value.
-    #[error("--{flag}: {source}")]
-    Url {
-        /// The flag.
-        flag: &'static str,
-        /// What is wrong.
-        source: UrlError,
-    },
-    /// Any other flag with a wrong value.
-    #[error("--{flag}: {reason}")]
-    Value {
-        /// The flag.
-        flag: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Clients would be told an address where nobody listens.
-    #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
-    AdvertiseMissing,
-    /// A raft timer at zero.
-    #[error("--{0} must be >0 (set to 0ms)")]
-    ZeroTimer(&'static str),
-    /// Too few heartbeats in an election timeout.
-    #[error("--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]")]
-    TimerRatio {
-        /// In milliseconds.
-        election: u64,
-        /// In milliseconds.
-        heartbeat: u64,
-    },
-    /// An election that takes too long.
-    #[error("--election-timeout[{0}ms] is too long, and should be set less than 50000ms")]
-    ElectionTooLong(u64),
-    /// An empty `--initial-cluster`.
-    #[error("initial cluster unset and no discovery endpoints found (--initial-cluster)")]
-    NoCluster,
-    /// One URL twice.
-    #[error("--initial-cluster: initial cluster {0} has duplicate url")]
-    DuplicateUrl(String),
-    /// `--initial-cluster` without `--name`.
-    #[error("couldn't find local name {0:?} in the initial cluster configuration (--name, --initial-cluster)")]
-    NotInCluster(String),
-    /// An own URL in `--initial-cluster` only.
-    #[error("--initial-cluster has {entry} but missing from --initial-advertise-peer-urls={advertised} ({reason})")]
-    NotAdvertised {
-        /// `name=url`.
-        entry: String,
-        /// The other flag.
-        advertised: String,
-        /// What the comparison found.
-        reason: String,
-    },
-    /// An own URL in `--initial-advertise-peer-urls` only.
-    #[error("--initial-advertise-peer-urls has {url} but missing from --initial-cluster={cluster}")]
-    NotListed {
-        /// The URL.
-        url: String,
-        /// The other flag, own part.
-        cluster: String,
-    },
-    /// Own URLs that are the same as text, yet cannot be compared.
-    #[error("failed to resolve {advertised} to match --initial-cluster={cluster} ({reason})")]
-    NotResolved {
-        /// `--initial-advertise-peer-urls`.
-        advertised: String,
-        /// `--initial-cluster`, own part.
-        cluster: String,
-        /// What the comparison found.
-        reason: String,
-    },
-}
-
-impl ServerConfigError {
-    /// The exit code of etcd for this error: 2 for what its flag parser refuses (an unknown flag, a value of the wrong
-    /// form), 1 for what it finds later.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Flags(FlagError::Unknown(_) | FlagError::MissingValue(_) | FlagError::Invalid { .. }) => 2,
-            Self::Url { source: UrlError::Scheme(_) | UrlError::HostPort(_) | UrlError::Path(_), .. } => 2,
-            Self::Value { flag: "initial-cluster-state" | "feature-gates", .. } => 2,
-            _ => 1,
-        }
-    }
-}
-
 /// Reads and checks the server's arguments and its `ETCD_*` variables. Touches neither disk nor network.
 ///
 /// # Errors
 /// The first thing that is wrong, naming the flag; also the answer to `--help`.
-pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<ServerConfig, ServerConfigError> {
-    let parsed = parse_flags(unsupported::add_to(RawServerConfig::command()), args, variables)?;
-    if let Some(flag) = unsupported::first_unsupported(&parsed) {
-        return Err(ServerConfigError::NotSupported(flag));
-    }
-    let mut config = ServerConfig::try_from(parsed.read::<RawServerConfig>()?)?;
+pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<ServerConfig, ConfigError> {
+    let (raw, parsed) = read_flags::<RawServerConfig>(Mode::Server, args, variables)?;
+    let mut config = ServerConfig::try_from(raw)?;
     config.notices.extend(notices(parsed));
     Ok(config)
 }
 
 fn notices(parsed: Parsed) -> Vec<Notice> {
     let special = ["ETCD_UNSUPPORTED_ARCH"];
-    let mut notices: Vec<Notice> = unsupported::ignored(&parsed).map(Notice::Ignored).collect();
+    let mut notices: Vec<Notice> = ignored_flags(&parsed, Mode::Server).map(Notice::Ignored).collect();
     let unknown = parsed.unknown_variables.into_iter().filter(|name| !special.contains(&name.as_str()));
     notices.extend(unknown.map(Notice::UnknownVariable));
     notices
 }
 
 impl TryFrom<RawServerConfig> for ServerConfig {
-    type Error = ServerConfigError;
+    type Error = ConfigError;
 
-    fn try_from(raw: RawServerConfig) -> Result<Self, ServerConfigError> {
+    fn try_from(raw: RawServerConfig) -> Result<Self, ConfigError> {
         check_timers(&raw)?;
-        let value = |flag, reason: String| ServerConfigError::Value { flag, reason };
+        let value = |flag, reason: String| ConfigError::Value { flag, reason };
         if raw.name.is_empty() || raw.name.contains(['/', '=', ',']) {
             return Err(value("name", format!("{:?} is no name: it is empty or holds '/', '=' or ','", raw.name)));
         }
         if raw.listen_client_urls.is_some() && raw.advertise_client_urls.is_none() {
-            return Err(ServerConfigError::AdvertiseMissing);
+            return Err(ConfigError::AdvertiseMissing);
         }
         let state = match raw.initial_cluster_state.as_str() {
             "new" => InitialState::New,
@@ -284,9 +182,6 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let initial = InitialCluster::parse(&raw.name, list, peer_urls, token, state)?;
         let listen_client_urls = raw.listen_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         let advertise_client_urls = raw.advertise_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
-        if !(4..=31).contains(&raw.bcrypt_cost) {
-            return Err(value("bcrypt-cost", format!("{} is not between 4 and 31", raw.bcrypt_cost)));
-        }
         match raw.auth_token.split(',').next() {
             Some("simple" | "") => {}
             Some("jwt") => return Err(value("auth-token", "jwt is not supported yet".to_owned())),
@@ -352,8 +247,6 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             auto_compaction,
             cors: names(&raw.cors),
             host_whitelist: names(&raw.host_whitelist),
-            bcrypt_cost: raw.bcrypt_cost,
-            auth_token_ttl: Duration::from_secs(raw.auth_token_ttl),
             extensive_metrics,
             warning_unary_request_duration: raw.warning_unary_request_duration.0,
             warning_apply_duration: raw.warning_apply_duration.0,
@@ -375,29 +268,25 @@ impl TryFrom<RawServerConfig> for ServerConfig {
     }
 }
 
-fn check_timers(raw: &RawServerConfig) -> Result<(), ServerConfigError> {
+fn check_timers(raw: &RawServerConfig) -> Result<(), ConfigError> {
     let (heartbeat, election) = (raw.heartbeat_interval, raw.election_timeout);
     if heartbeat == 0 {
-        return Err(ServerConfigError::ZeroTimer("heartbeat-interval"));
+        return Err(ConfigError::ZeroTimer("heartbeat-interval"));
     }
     if election == 0 {
-        return Err(ServerConfigError::ZeroTimer("election-timeout"));
+        return Err(ConfigError::ZeroTimer("election-timeout"));
     }
     if heartbeat.saturating_mul(5) > election {
-        return Err(ServerConfigError::TimerRatio { election, heartbeat });
+        return Err(ConfigError::TimerRatio { election, heartbeat });
     }
     if election > ELECTION_TIMEOUT_MAX_MS {
-        return Err(ServerConfigError::ElectionTooLong(election));
+        return Err(ConfigError::ElectionTooLong(election));
     }
     Ok(())
 }
 
-fn urls<T>(
-    flag: &'static str,
-    list: &str,
-    check: impl Fn(&str) -> Result<T, UrlError>,
-) -> Result<Vec<T>, ServerConfigError> {
-    each(list, check).map_err(|source| ServerConfigError::Url { flag, source })
+fn urls<T>(flag: &'static str, list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -> Result<Vec<T>, ConfigError> {
+    each(list, check).map_err(|source| ConfigError::Url { flag, source })
 }
 
 fn names(list: &str) -> Vec<String> {

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::url::{UrlError, advertised_url};
-use super::check::ServerConfigError;
+use super::super::error::{ConfigError, UrlError};
+use super::super::url::advertised_url;
 use super::same_urls::{Resolve, same_urls};
 
 /// Whether a member without data begins a cluster or joins one.
@@ -39,9 +39,9 @@ impl InitialCluster {
         mut advertised: Vec<String>,
         token: &str,
         state: InitialState,
-    ) -> Result<Self, ServerConfigError> {
+    ) -> Result<Self, ConfigError> {
         advertised.sort();
-        let wrong = |reason: String| ServerConfigError::Value { flag: "initial-cluster", reason };
+        let wrong = |reason: String| ConfigError::Value { flag: "initial-cluster", reason };
         let mut members = BTreeMap::<String, Vec<String>>::new();
         let mut duplicate = None;
         match list {
@@ -76,7 +76,7 @@ impl InitialCluster {
         self.members.get(&self.name).map_or(&[], Vec::as_slice)
     }
 
-    /// Peer URLs of all  unsupported, sorted.
+    /// Peer URLs of all other members, sorted.
     pub fn other_urls(&self) -> Vec<&str> {
         let others = self.members.iter().filter(|(name, _)| **name != self.name);
         let mut urls: Vec<&str> = others.flat_map(|(_, urls)| urls).map(String::as_str).collect();
@@ -91,35 +91,35 @@ impl InitialCluster {
     ///
     /// # Errors
     /// What etcd says.
-    pub fn check(&self, resolve: Resolve<'_>) -> Result<(), ServerConfigError> {
+    pub fn check(&self, resolve: Resolve<'_>) -> Result<(), ConfigError> {
         if self.members.is_empty() {
-            return Err(ServerConfigError::NoCluster);
+            return Err(ConfigError::NoCluster);
         }
         if self.own_urls().is_empty() {
-            return Err(ServerConfigError::NotInCluster(self.name.clone()));
+            return Err(ConfigError::NotInCluster(self.name.clone()));
         }
         if self.state == InitialState::New {
             self.check_advertised(resolve)?;
         }
         match &self.duplicate {
-            Some(list) => Err(ServerConfigError::DuplicateUrl(list.clone())),
+            Some(list) => Err(ConfigError::DuplicateUrl(list.clone())),
             None => Ok(()),
         }
     }
 
-    fn check_advertised(&self, resolve: Resolve<'_>) -> Result<(), ServerConfigError> {
+    fn check_advertised(&self, resolve: Resolve<'_>) -> Result<(), ConfigError> {
         let own = self.own_urls();
         let Err(reason) = same_urls(&self.advertised, own, resolve) else { return Ok(()) };
         let listed = || own.iter().map(|url| format!("{}={url}", self.name)).collect::<Vec<_>>().join(",");
         let advertised = self.advertised.join(",");
         if let Some(url) = own.iter().find(|url| !self.advertised.contains(url)) {
             let entry = format!("{}={url}", self.name);
-            return Err(ServerConfigError::NotAdvertised { entry, advertised, reason });
+            return Err(ConfigError::NotAdvertised { entry, advertised, reason });
         }
         if let Some(url) = self.advertised.iter().find(|url| !own.contains(url)) {
-            return Err(ServerConfigError::NotListed { url: url.clone(), cluster: listed() });
+            return Err(ConfigError::NotListed { url: url.clone(), cluster: listed() });
         }
-        Err(ServerConfigError::NotResolved { advertised, cluster: listed(), reason })
+        Err(ConfigError::NotResolved { advertised, cluster: listed(), reason })
     }
 }
 

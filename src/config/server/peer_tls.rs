@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use super::check::ServerConfigError;
+use super::super::error::ConfigError;
 use super::raw::RawServerConfig;
 use crate::config::ListenUrl;
 use crate::net::IdentityFiles;
@@ -23,7 +23,7 @@ impl PeerTlsFiles {
     ///
     /// # Errors
     /// Files that are useless without another, and https URLs without files.
-    pub(super) fn from_flags(raw: &RawServerConfig, urls: &[ListenUrl]) -> Result<Option<Self>, ServerConfigError> {
+    pub(super) fn from_flags(raw: &RawServerConfig, urls: &[ListenUrl]) -> Result<Option<Self>, ConfigError> {
         let tls = urls.iter().filter(|url| url.is_tls()).count();
         let accepting = identity("peer-cert-file, --peer-key-file", &raw.peer_cert_file, &raw.peer_key_file)?;
         let Some(accepting) = accepting else {
@@ -45,7 +45,7 @@ impl PeerTlsFiles {
     }
 }
 
-fn identity(flags: &'static str, certificates: &str, key: &str) -> Result<Option<IdentityFiles>, ServerConfigError> {
+fn identity(flags: &'static str, certificates: &str, key: &str) -> Result<Option<IdentityFiles>, ConfigError> {
     match (certificates.is_empty(), key.is_empty()) {
         (true, true) => Ok(None),
         (false, false) => Ok(Some(IdentityFiles { certificates: certificates.into(), key: key.into() })),
@@ -53,6 +53,6 @@ fn identity(flags: &'static str, certificates: &str, key: &str) -> Result<Option
     }
 }
 
-fn wrong<T>(flag: &'static str, reason: &str) -> Result<T, ServerConfigError> {
-    Err(ServerConfigError::Value { flag, reason: reason.to_owned() })
+fn wrong<T>(flag: &'static str, reason: &str) -> Result<T, ConfigError> {
+    Err(ConfigError::Value { flag, reason: reason.to_owned() })
 }

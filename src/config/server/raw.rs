@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use clap::ArgAction::Set;
 use clap::Parser;
 
-use super::super::duration::GoDuration;
+use super::super::golang::GoDuration;
 use super::super::log::RawLogConfig;
 
 /// The server's flags as they are given; [`ServerConfig`](super::ServerConfig) is what rooms get.
@@ -52,9 +52,6 @@ pub struct RawServerConfig {
     /// Authorities whose certificates members have.
     #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
     pub peer_trusted_ca_file: String,
-    /// Members must show a certificate: always so with --peer-cert-file.
-    #[arg(long, default_value_t = false, action = Set, help_heading = "TLS between members")]
-    pub peer_client_cert_auth: bool,
     /// Where clients connect.
     #[arg(long, value_name = "URLS", help = "Where clients connect [default: http://localhost:2379]")]
     pub listen_client_urls: Option<String>,
@@ -130,12 +127,6 @@ pub struct RawServerConfig {
     /// simple; jwt with options is not supported yet.
     #[arg(long, default_value = "simple", help_heading = "Auth")]
     pub auth_token: String,
-    /// Work factor of password hashes, 4 to 31.
-    #[arg(long, default_value_t = 10, help_heading = "Auth")]
-    pub bcrypt_cost: u32,
-    /// Seconds a simple token lives without use.
-    #[arg(long, default_value_t = 300, help_heading = "Auth")]
-    pub auth_token_ttl: u64,
 
     /// Pause between two comparisons of the members' states by the leader; 0 is never. Off in etcd.
     #[arg(long, default_value = "12m", help_heading = "Monitoring")]

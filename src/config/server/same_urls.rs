@@ -38,11 +38,11 @@ fn normalized(
     address: impl Fn(&str) -> Result<Option<IpAddr>, String>,
 ) -> Result<Vec<String>, String> {
     let one = |url: &String| {
-        let (scheme, host, port) = split(url).map_err(|error| error.to_string())?;
-        Ok(match address(host)? {
-            Some(IpAddr::V6(v6)) => format!("{scheme}://[{v6}]:{port}"),
-            Some(v4) => format!("{scheme}://{v4}:{port}"),
-            None => format!("{scheme}://{host}:{port}"),
+        let (scheme, place) = split(url).map_err(|error| error.to_string())?;
+        Ok(match address(place.host())? {
+            Some(IpAddr::V6(v6)) => format!("{scheme}://[{v6}]:{}", place.port()),
+            Some(v4) => format!("{scheme}://{v4}:{}", place.port()),
+            None => format!("{scheme}://{place}"),
         })
     };
     let mut all: Vec<String> = urls.iter().map(one).collect::<Result<_, String>>()?;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::super::duration::GoDuration;
+use super::super::golang::{GoDuration, parse_bool};
 
 /// Size of the state at which writes are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,11 +118,7 @@ pub(super) fn read_feature_gates(text: &str) -> Result<bool, String> {
         let (name, value) = entry.split_once('=').ok_or_else(|| format!("missing bool value for {entry}"))?;
         let gate = GATES.iter().find(|gate| gate.name == name.trim());
         let &Gate { name, default, refused, .. } = gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?;
-        let value: bool = match value.trim() {
-            "true" | "1" | "t" | "T" | "TRUE" | "True" => true,
-            "false" | "0" | "f" | "F" | "FALSE" | "False" => false,
-            other => return Err(format!("invalid value of {name}: {other}")),
-        };
+        let value = parse_bool(value.trim()).map_err(|why| format!("invalid value of {name}={value}, err: {why}"))?;
         if refused && value != default {
             return Err(format!("feature gate {name} is not supported yet"));
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::remote_cluster::{RunningCluster, fetch_cluster, fetch_cluster_version};
-use crate::config::{InitialCluster, InitialState, Resolve, ServerConfig, ServerConfigError, same_urls};
+use crate::config::{ConfigError, InitialCluster, InitialState, Resolve, ServerConfig, same_urls};
 use crate::core::cluster::{AddContext, ClusterVersion, Member, MembershipError, cluster_id, member_id};
 use crate::core::peer::PeerTls;
 use crate::core::raft::bootstrap_entries;
@@ -25,7 +25,7 @@ const RESOLVE_RETRY: Duration = Duration::from_secs(1);
 pub enum BootstrapError {
     /// The flags do not fit together.
     #[error(transparent)]
-    Config(#[from] ServerConfigError),
+    Config(#[from] ConfigError),
     /// Two first members would have one id.
     #[error("member exists with identical ID {0}")]
     SameId(MemberId),

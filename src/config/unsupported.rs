@@ -1,0 +1,302 @@
+use std::str::FromStr;
+
+use clap::{Arg, ArgMatches, Command, value_parser};
+
+use super::error::ConfigError;
+use super::flags::Parsed;
+use super::golang::GoDuration;
+
+/// A way to run the program that has flags of etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names of the modes")]
+pub enum Mode {
+    Server,
+    Gateway,
+    Proxy,
+    Ctl,
+}
+
+/// What a flag takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names of the kinds")]
+pub enum FlagKind {
+    Bool,
+    Int,
+    Duration,
+    Text,
+}
+
+/// What happens to a flag that no code looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// Any value is accepted and changes nothing.
+    Ignored,
+    /// Its feature does not exist yet: any value but the default is refused.
+    NotYet,
+}
+
+/// A flag of etcd that has no effect here.
+#[derive(Clone, Copy, Debug)]
+pub struct UnsupportedFlag {
+    /// Without dashes.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: FlagKind,
+    /// As etcd has it, in the flag's notation.
+    pub default: &'static str,
+    /// What happens to it.
+    pub support: Support,
+    /// Why it has no effect, for the help text.
+    pub why: &'static str,
+}
+
+use FlagKind::{Bool, Duration, Int, Text};
+use Mode::{Ctl, Gateway, Proxy, Server};
+use Support::{Ignored, NotYet};
+
+/// Flags that share modes, treatment and reason: name, kind, default.
+struct Group {
+    modes: &'static [Mode],
+    support: Support,
+    why: &'static str,
+    flags: &'static [(&'static str, FlagKind, &'static str)],
+}
+
+const fn ignored(
+    modes: &'static [Mode],
+    why: &'static str,
+    flags: &'static [(&'static str, FlagKind, &'static str)],
+) -> Group {
+    Group { modes, support: Ignored, why, flags }
+}
+
+const fn not_yet(
+    modes: &'static [Mode],
+    why: &'static str,
+    flags: &'static [(&'static str, FlagKind, &'static str)],
+) -> Group {
+    Group { modes, support: NotYet, why, flags }
+}
+
+/// Every flag of etcd, of any mode, that is known here and read by nothing. A flag that is in no row has an effect:
+/// `tests.rs` fails for one that has none.
+const GROUPS: &[Group] = &[
+    ignored(
+        &[Server],
+        "a setting of etcd's storage or raft library",
+        &[
+            ("max-wals", Int, "5"),
+            ("max-snapshots", Int, "5"),
+            ("initial-election-tick-advance", Bool, "true"),
+            ("backend-bbolt-freelist-type", Text, ""),
+            ("backend-batch-interval", Duration, "0s"),
+            ("backend-batch-limit", Int, "0"),
+            ("raft-read-timeout", Duration, "5s"),
+            ("raft-write-timeout", Duration, "5s"),
+            ("memory-mlock", Bool, "false"),
+            ("bootstrap-defrag-threshold-megabytes", Int, "0"),
+            ("downgrade-check-time", Duration, "5s"),
+            ("v2-deprecation", Text, "write-only"),
+            ("logger", Text, "zap"),
+        ],
+    ),
+    ignored(
+        &[Server],
+        "no effect in etcd either",
+        &[
+            ("cluster-active-size", Text, ""),
+            ("cluster-remove-delay", Text, ""),
+            ("cluster-sync-interval", Text, ""),
+            ("config", Text, ""),
+            ("force", Bool, "false"),
+            ("max-result-buffer", Text, ""),
+            ("max-retry-attempts", Text, ""),
+            ("peer-heartbeat-interval", Text, ""),
+            ("peer-election-timeout", Text, ""),
+            ("retry-interval", Text, ""),
+            ("snapshot", Bool, "false"),
+            ("v", Bool, "false"),
+            ("vv", Bool, "false"),
+        ],
+    ),
+    ignored(&[Server], "no users and roles yet", &[("bcrypt-cost", Int, "10"), ("auth-token-ttl", Int, "300")]),
+    ignored(&[Server], "always so with --peer-cert-file", &[("peer-client-cert-auth", Bool, "false")]),
+    ignored(&[Server], "no JSON gateway yet", &[("enable-grpc-gateway", Bool, "true")]),
+    ignored(
+        &[Server],
+        "no effect without --discovery-token",
+        &[
+            ("discovery-dial-timeout", Duration, "2s"),
+            ("discovery-request-timeout", Duration, "5s"),
+            ("discovery-keepalive-time", Duration, "2s"),
+            ("discovery-keepalive-timeout", Duration, "6s"),
+            ("discovery-insecure-transport", Bool, "true"),
+            ("discovery-insecure-skip-tls-verify", Bool, "false"),
+            ("discovery-cert", Text, ""),
+            ("discovery-key", Text, ""),
+            ("discovery-cacert", Text, ""),
+            ("discovery-user", Text, ""),
+            ("discovery-password", Text, ""),
+            ("discovery-fallback", Text, "exit"),
+        ],
+    ),
+    ignored(
+        &[Server],
+        "no effect without --enable-distributed-tracing",
+        &[
+            ("distributed-tracing-address", Text, "localhost:4317"),
+            ("distributed-tracing-service-name", Text, "etcd"),
+            ("distributed-tracing-instance-id", Text, ""),
+            ("distributed-tracing-sampling-rate", Int, "0"),
+        ],
+    ),
+    ignored(&[Server], "no effect without --enable-log-rotation", &[("log-rotation-config-json", Text, "")]),
+    ignored(&[Proxy], "the proxy writes no files", &[("data-dir", Text, "default.proxy")]),
+    ignored(
+        &[Proxy],
+        "messages pass as bytes, the member decides",
+        &[("max-send-bytes", Int, "1572864"), ("max-recv-bytes", Int, "2147483647")],
+    ),
+    ignored(&[Gateway, Proxy], "no effect without --discovery-srv", &[("insecure-discovery", Bool, "false")]),
+    ignored(&[Ctl], "no effect without --discovery-srv", &[("insecure-discovery", Bool, "true")]),
+    not_yet(
+        &[Server, Gateway, Proxy, Ctl],
+        "discovery by SRV records",
+        &[("discovery-srv", Text, ""), ("discovery-srv-name", Text, "")],
+    ),
+    not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
+    not_yet(&[Proxy], "registration of proxies", &[("resolver-prefix", Text, ""), ("resolver-ttl", Int, "0")]),
+    not_yet(
+        &[Server, Proxy],
+        "TLS for clients",
+        &[
+            ("cert-file", Text, ""),
+            ("key-file", Text, ""),
+            ("trusted-ca-file", Text, ""),
+            ("client-crl-file", Text, ""),
+            ("auto-tls", Bool, "false"),
+            ("self-signed-cert-validity", Int, "1"),
+            ("tls-min-version", Text, "TLS1.2"),
+            ("tls-max-version", Text, ""),
+        ],
+    ),
+    not_yet(
+        &[Server],
+        "TLS for clients",
+        &[
+            ("client-cert-file", Text, ""),
+            ("client-key-file", Text, ""),
+            ("client-cert-auth", Bool, "false"),
+            ("client-cert-allowed-hostname", Text, ""),
+            ("cipher-suites", Text, ""),
+        ],
+    ),
+    not_yet(
+        &[Server],
+        "part of TLS between members",
+        &[
+            ("peer-auto-tls", Bool, "false"),
+            ("peer-skip-client-san-verification", Bool, "false"),
+            ("peer-crl-file", Text, ""),
+            ("peer-cert-allowed-cn", Text, ""),
+            ("peer-cert-allowed-hostname", Text, ""),
+        ],
+    ),
+    not_yet(&[Proxy], "TLS for clients", &[("listen-cipher-suites", Text, "")]),
+    not_yet(
+        &[Proxy, Ctl],
+        "TLS to the cluster",
+        &[("cert", Text, ""), ("key", Text, ""), ("cacert", Text, ""), ("insecure-skip-tls-verify", Bool, "false")],
+    ),
+    not_yet(&[Ctl], "TLS to the cluster", &[("insecure-transport", Bool, "true")]),
+    not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
+    not_yet(
+        &[Server],
+        "",
+        &[
+            ("config-file", Text, ""),
+            ("listen-client-http-urls", Text, ""),
+            ("socket-reuse-port", Bool, "false"),
+            ("socket-reuse-address", Bool, "false"),
+            ("enable-distributed-tracing", Bool, "false"),
+            ("enable-log-rotation", Bool, "false"),
+        ],
+    ),
+    not_yet(&[Server, Proxy], "", &[("enable-pprof", Bool, "false")]),
+    not_yet(
+        &[Proxy],
+        "",
+        &[
+            ("experimental-serializable-ordering", Bool, "false"),
+            ("experimental-leasing-prefix", Text, ""),
+            ("experimental-enable-grpc-logging", Bool, "false"),
+        ],
+    ),
+];
+
+/// The flags of this mode that have no effect.
+pub fn unsupported_flags(mode: Mode) -> impl Iterator<Item = UnsupportedFlag> {
+    GROUPS.iter().filter(move |group| group.modes.contains(&mode)).flat_map(|group| {
+        let &Group { support, why, .. } = group;
+        group.flags.iter().map(move |&(name, kind, default)| UnsupportedFlag { name, kind, default, support, why })
+    })
+}
+
+impl UnsupportedFlag {
+    /// Its line in a help text.
+    pub fn help(&self) -> String {
+        match (self.support, self.why) {
+            (Ignored, why) => format!("No effect: {why}"),
+            (NotYet, "") => "Not supported yet".to_owned(),
+            (NotYet, why) => format!("Not supported yet: {why}"),
+        }
+    }
+
+    /// Whether its value asks for what does not exist yet.
+    fn is_refused(&self, matches: &ArgMatches) -> bool {
+        fn differs<T: FromStr + PartialEq + Clone + Send + Sync + 'static>(
+            matches: &ArgMatches,
+            flag: &UnsupportedFlag,
+        ) -> bool {
+            matches.get_one::<T>(flag.name).cloned() != flag.default.parse().ok()
+        }
+        self.support == NotYet
+            && match self.kind {
+                Bool => differs::<bool>(matches, self),
+                Int => differs::<i64>(matches, self),
+                Duration => differs::<GoDuration>(matches, self),
+                // An empty text is no value, whatever the default is.
+                Text => differs::<String>(matches, self) && matches.get_one(self.name) != Some(&String::new()),
+            }
+    }
+}
+
+/// Makes the flags known, so that they are read and listed.
+pub(super) fn add_to(command: Command, mode: Mode) -> Command {
+    unsupported_flags(mode).fold(command, |command, flag| {
+        let arg = Arg::new(flag.name).long(flag.name).default_value(flag.default).help(flag.help());
+        let arg = match flag.support {
+            Ignored => arg.help_heading("Without effect"),
+            NotYet => arg.help_heading("Not supported yet"),
+        };
+        command.arg(match flag.kind {
+            Bool => arg.value_parser(value_parser!(bool)),
+            Int => arg.value_parser(value_parser!(i64)),
+            Duration => arg.value_parser(GoDuration::from_str),
+            Text => arg,
+        })
+    })
+}
+
+/// Refuses the first flag with a value that asks for what does not exist yet.
+pub(super) fn check(parsed: &Parsed, mode: Mode) -> Result<(), ConfigError> {
+    match unsupported_flags(mode).find(|flag| flag.is_refused(&parsed.matches)) {
+        Some(flag) => Err(ConfigError::NotSupported(flag.name)),
+        None => Ok(()),
+    }
+}
+
+/// The given flags that have no effect.
+pub(super) fn ignored_flags(parsed: &Parsed, mode: Mode) -> impl Iterator<Item = &'static str> {
+    unsupported_flags(mode).filter(|flag| flag.support == Ignored && parsed.is_given(flag.name)).map(|flag| flag.name)
+}
