@@ -2,8 +2,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::app;
 use super::args::{self, Action, CompareArgs, Load, Refusal};
+use super::measure;
 use super::report::Report;
 use super::wire::CallError;
 use crate::client::Endpoint;
@@ -70,7 +70,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<(String, bool), CallError> {
     let mut reports = [Vec::new(), Vec::new()];
     for round in 1..=args.rounds {
         for (at, side) in sides.iter().enumerate() {
-            let report = app::measure(side)?;
+            let report = measure::measure(side)?;
             if !args.json {
                 let name = ["a", "b"][at];
                 let errors: u64 = report.errors.values().sum();

@@ -12,6 +12,7 @@ mod app;
 mod args;
 mod compare;
 mod keepalive;
+mod measure;
 mod pace;
 mod record;
 mod report;

@@ -3,11 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{ArgMatches, Command, FromArgMatches};
 
 use super::error::ConfigError;
 use super::golang::parse_bool;
-use super::unsupported::{self, Mode};
 
 /// What a mode was told, before it is checked.
 #[derive(Debug)]
@@ -62,20 +61,6 @@ impl Variables {
     fn name_of(&self, flag: &str) -> String {
         format!("{}{}", self.prefix, flag.to_uppercase().replace('-', "_"))
     }
-}
-
-/// Reads the flags of a mode into its raw configuration; those without effect are known from their table.
-///
-/// # Errors
-/// The first thing that is wrong, also a value that asks for what is not supported yet.
-pub(super) fn read_flags<T: CommandFactory + FromArgMatches>(
-    mode: Mode,
-    args: &[OsString],
-    variables: &Variables,
-) -> Result<(T, Parsed), ConfigError> {
-    let parsed = parse_flags(unsupported::add_to(T::command(), mode), args, variables)?;
-    unsupported::check(&parsed, mode)?;
-    Ok((parsed.read()?, parsed))
 }
 
 /// Reads flags in the syntax of etcd's users: `-f` or `--f`, `--f=v` or `--f v`, `--f` alone and `--f=false` for
@@ -189,6 +174,8 @@ fn one_line(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[derive(clap::Parser)]

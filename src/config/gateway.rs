@@ -4,10 +4,10 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::error::ConfigError;
-use super::flags::{Variables, read_flags};
+use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
-use super::unsupported::Mode;
+use super::unsupported::{Mode, read_flags};
 use crate::net::HostPort;
 use crate::telemetry::LogConfig;
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 use clap::{ArgAction, Parser};
 
 use super::error::ConfigError;
-use super::flags::{Variables, read_flags};
+use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
 use super::server::KEEPALIVE_MIN_TIME;
-use super::unsupported::Mode;
+use super::unsupported::{Mode, read_flags};
 use super::url::{ListenUrl, bind_address};
 use crate::net::{Endpoint, EndpointError};
 use crate::telemetry::{LogConfig, LogLevel};
@@ -156,7 +156,7 @@ pub struct UpstreamPings {
 /// Reads the arguments after `grpc-proxy start`. etcd's proxy reads no variables, nor does this one.
 ///
 /// # Errors
-/// The first thing that is wrong; [`FlagError::Help`] when the flags were asked for.
+/// The first thing that is wrong; [`ConfigError::Help`] when the flags were asked for.
 pub fn parse_proxy_config(args: &[std::ffi::OsString]) -> Result<ProxyConfig, ConfigError> {
     read_flags::<RawProxyConfig>(Mode::Proxy, args, &Variables::none())?.0.try_into()
 }

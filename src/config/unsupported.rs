@@ -1,9 +1,10 @@
+use std::ffi::OsString;
 use std::str::FromStr;
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches, value_parser};
 
 use super::error::ConfigError;
-use super::flags::Parsed;
+use super::flags::{Parsed, Variables, parse_flags};
 use super::golang::GoDuration;
 
 /// A way to run the program that has flags of etcd.
@@ -271,6 +272,20 @@ impl UnsupportedFlag {
     }
 }
 
+/// Reads the flags of a mode into its raw configuration; those without effect are known from their table.
+///
+/// # Errors
+/// The first thing that is wrong, also a value that asks for what is not supported yet.
+pub(super) fn read_flags<T: CommandFactory + FromArgMatches>(
+    mode: Mode,
+    args: &[OsString],
+    variables: &Variables,
+) -> Result<(T, Parsed), ConfigError> {
+    let parsed = parse_flags(add_to(T::command(), mode), args, variables)?;
+    check(&parsed, mode)?;
+    Ok((parsed.read()?, parsed))
+}
+
 /// Makes the flags known, so that they are read and listed.
 pub(super) fn add_to(command: Command, mode: Mode) -> Command {
     unsupported_flags(mode).fold(command, |command, flag| {
@@ -289,7 +304,7 @@ pub(super) fn add_to(command: Command, mode: Mode) -> Command {
 }
 
 /// Refuses the first flag with a value that asks for what does not exist yet.
-pub(super) fn check(parsed: &Parsed, mode: Mode) -> Result<(), ConfigError> {
+fn check(parsed: &Parsed, mode: Mode) -> Result<(), ConfigError> {
     match unsupported_flags(mode).find(|flag| flag.is_refused(&parsed.matches)) {
         Some(flag) => Err(ConfigError::NotSupported(flag.name)),
         None => Ok(()),

@@ -9,7 +9,6 @@ use prometheus::{
 };
 
 use super::durations::Durations;
-use super::process;
 
 /// Content type of [`Metrics::render`].
 pub const TEXT_CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -32,13 +31,6 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// A registry that holds the `process_*` and `os_fd_*` metrics.
-    pub fn new() -> Self {
-        let metrics = Self::default();
-        process::register(&metrics);
-        metrics
-    }
-
     /// Runs `refresh` before each rendering, for gauges that are cheaper to read than to keep current.
     pub fn before_render(&self, refresh: impl Fn() + Send + Sync + 'static) {
         self.refreshes.lock().push(Box::new(refresh));

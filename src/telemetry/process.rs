@@ -5,9 +5,18 @@ use rustix::process::{Resource, getrlimit};
 
 use super::metrics::{Metrics, raise_to};
 
+impl Metrics {
+    /// A registry that holds the `process_*` and `os_fd_*` metrics.
+    pub fn new() -> Self {
+        let metrics = Self::default();
+        register(&metrics);
+        metrics
+    }
+}
+
 /// Adds what the process and its descriptors cost, under the names of the Go client library and of etcd. A number that
 /// the system does not tell stays 0.
-pub(super) fn register(metrics: &Metrics) {
+fn register(metrics: &Metrics) {
     let cpu = metrics.float_counter("process_cpu_seconds_total", "CPU time, in user and system mode.");
     let resident = metrics.float_gauge("process_resident_memory_bytes", "Bytes of resident memory.");
     let virtual_size = metrics.float_gauge("process_virtual_memory_bytes", "Bytes of the address space.");

@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::error::{ConfigError, UrlError};
-use super::super::flags::{Parsed, Variables, read_flags};
-use super::super::unsupported::{Mode, ignored_flags};
+use super::super::flags::{Parsed, Variables};
+use super::super::unsupported::{Mode, ignored_flags, read_flags};
 use super::super::url::{ListenUrl, advertised_url, each};
 use super::cluster::{InitialCluster, InitialState};
 use super::peer_tls::PeerTlsFiles;

@@ -1,8 +1,8 @@
 use std::fmt::Write as _;
 
 use super::super::golang;
+use super::printer::Printer;
 use super::rows::EndpointHealth;
-use super::text::Printer;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
     AlarmResponse, AlarmType, DeleteRangeResponse, LeaseLeasesResponse, LeaseTimeToLiveResponse, MemberAddResponse,

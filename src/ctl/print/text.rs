@@ -1,5 +1,6 @@
 use super::super::failure::{Exit, Failure};
 use super::super::golang;
+use super::printer::{Format, Printer};
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
 use super::{fields, json, proto, rows, simple, table};
 use crate::bolt::SnapshotStatus;
@@ -10,56 +11,10 @@ use crate::pb::etcdserverpb::{
     WatchResponse,
 };
 
-/// An output format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
-    Simple,
-    Fields,
-    Json,
-    Table,
-    Protobuf,
-}
-
-impl Format {
-    pub(crate) fn read(text: &str) -> Option<Self> {
-        Some(match text {
-            "simple" => Self::Simple,
-            "fields" => Self::Fields,
-            "json" => Self::Json,
-            "table" => Self::Table,
-            "protobuf" => Self::Protobuf,
-            _ => return None,
-        })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Simple => "simple",
-            Self::Fields => "fields",
-            Self::Json => "json",
-            Self::Table => "table",
-            Self::Protobuf => "protobuf",
-        }
-    }
-}
-
-/// How answers are to look.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Printer {
-    pub(crate) format: Format,
-    pub(crate) hex: bool,
-    /// Leave keys out of the simple format.
-    pub(crate) value_only: bool,
-}
-
 /// What to print, or why that format does not fit.
 type Text = Result<Vec<u8>, Failure>;
 
 impl Printer {
-    pub(crate) fn new(format: Format, hex: bool) -> Self {
-        Self { format, hex, value_only: false }
-    }
-
     pub(crate) fn range(&self, answer: &RangeResponse) -> Text {
         match self.format {
             Format::Simple => Ok(simple::range(self, answer)),
