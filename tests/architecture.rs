@@ -181,6 +181,19 @@ fn the_code_map_shows_every_room_and_nothing_else() {
 }
 
 #[test]
+fn files_that_the_guides_name_are_there() {
+    for guide in ["CONTRIBUTING.md", "tests/README.md"] {
+        let text = std::fs::read_to_string(root().join(guide)).expect(guide);
+        let named = quoted(&text).into_iter().filter(|name| {
+            let begins = ["src/", "tests/", "proto/", "docs/"].iter().any(|folder| name.starts_with(folder));
+            begins && !name.contains(['<', ' '])
+        });
+        let missing: Vec<String> = named.filter(|name| !root().join(name).exists()).collect();
+        assert!(missing.is_empty(), "{guide} names {missing:?}");
+    }
+}
+
+#[test]
 fn only_rooms_at_the_edge_name_tonic() {
     let text = architecture_md();
     let rule = text.lines().skip_while(|line| !line.starts_with("- **`tonic` stops at the edge.**"));
