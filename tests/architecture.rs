@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use source::{as_strs, module_of, paths, room_of, root, sources, tokens, without_tests};
 
-/// Every room may name these; they name nothing of ours.
+/// Every room may name these; they name nothing of ours but what the table says.
 const FOUNDATIONS: [&str; 4] = ["types", "pb", "telemetry", "shutdown"];
 
 const STATE_ROOMS: [&str; 4] = ["core::mvcc", "core::lease", "core::cluster", "core::alarm"];
@@ -25,7 +25,8 @@ const STATE_ROOMS: [&str; 4] = ["core::mvcc", "core::lease", "core::cluster", "c
 const TABLE: &[(&str, &[&str])] = &[
     ("types", &[]),
     ("pb", &[]),
-    ("telemetry", &[]),
+    // Messages of gRPC bodies are counted.
+    ("telemetry", &["pb"]),
     ("shutdown", &[]),
     ("api_error", &[]),
     ("net", &[]),

@@ -4,16 +4,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures::future::poll_fn;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use parking_lot::Mutex;
-use prost::Message;
 
 use crate::client::Endpoint;
 use crate::net::{AddressTime, TcpDialer, TcpSilence};
+pub(super) use crate::pb::frame::framed as frame;
+use crate::pb::frame::{PREFIX_BYTES, Prefix};
 use crate::shutdown::Tasks;
 
 /// What reaches the members; the caller bounds the time.
@@ -22,8 +23,6 @@ pub(super) const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, addre
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// Bytes a connection may receive ahead, for thousands of streams.
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
-/// Bytes before each gRPC message: no compression, then the length.
-const PREFIX_BYTES: usize = 5;
 /// Pause between attempts to replace a lost connection.
 const REDIAL: Duration = Duration::from_millis(100);
 
@@ -83,16 +82,6 @@ impl From<h2::Error> for CallError {
     fn from(error: h2::Error) -> Self {
         Self(format!("connection: {error}"))
     }
-}
-
-/// A message as it goes into a DATA frame.
-pub(super) fn frame(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
-    bytes.put_u8(0);
-    bytes.put_u32(length as u32);
-    message.encode_raw(&mut bytes);
-    bytes.freeze()
 }
 
 /// How to reach a member.
@@ -320,17 +309,18 @@ impl StreamReceiver {
 
 /// Cuts one whole message off the front.
 fn take_message(buffer: &mut BytesMut) -> Option<Bytes> {
-    let prefix = buffer.get(..PREFIX_BYTES)?;
-    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-    if buffer.len() < PREFIX_BYTES + length {
+    let (prefix, rest) = Prefix::split(buffer)?;
+    if rest.len() < prefix.length {
         return None;
     }
-    let mut message = buffer.split_to(PREFIX_BYTES + length).freeze();
+    let mut message = buffer.split_to(PREFIX_BYTES + prefix.length).freeze();
     Some(message.split_off(PREFIX_BYTES))
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::BufMut;
+
     use super::*;
     use crate::pb::etcdserverpb::PutRequest;
 

@@ -14,6 +14,7 @@ mod pool;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use crate::pb::frame::framed;
 pub use channel::Channel;
 pub use config::{ClientConfig, Credentials, KeepAlive};
 pub use connect::Client;
@@ -21,7 +22,7 @@ pub use error::ClientError;
 pub use method::{Lane, Method};
 pub use pool::{
     ClusterMismatch, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, Seen, UpstreamBody, UpstreamCluster,
-    UpstreamStream, UpstreamWatch, check_one_cluster, framed, peek_header, peek_wrapped_header, unframed,
+    UpstreamStream, UpstreamWatch, check_one_cluster, peek_header, peek_wrapped_header, unframed,
 };
 
 pub use crate::net::{Endpoint, EndpointError};

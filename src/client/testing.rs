@@ -18,9 +18,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Endpoint;
-use super::pool::{Dialer, framed};
+use super::pool::Dialer;
 use crate::net::ByteStream;
 use crate::pb::etcdserverpb::{ResponseHeader, StatusResponse};
+use crate::pb::frame::framed;
 use crate::shutdown::Tasks;
 
 /// What a member received.

@@ -12,15 +12,13 @@ use tonic::codegen::StdError;
 
 use super::connection_info::ConnectionInfo;
 use super::unfinished::refusal;
+use crate::pb::frame::{Messages, Part};
 
 /// An unfinished request of which nothing came for so long is given up while others may soon be refused.
 const STALL: Duration = Duration::from_secs(10);
 
 /// Chunks below are joined, up to so many bytes.
 const SMALL_BYTES: usize = 4 * 1024;
-
-/// gRPC's head of a message: flags and length.
-const HEAD_BYTES: usize = 5;
 
 /// A request body of gRPC messages whose bytes are counted until they are handed on whole.
 ///
@@ -29,7 +27,7 @@ const HEAD_BYTES: usize = 5;
 pub struct Arriving<B> {
     body: B,
     connection: Option<Arc<ConnectionInfo>>,
-    messages: Messages,
+    ends: Ends,
     /// Chunks of the unfinished message.
     held: VecDeque<Bytes>,
     /// Its last small chunks, in one: kept apart, each would cost many times its bytes.
@@ -64,10 +62,9 @@ impl<B> Arriving<B> {
     }
 
     fn new(body: B, connection: Option<Arc<ConnectionInfo>>, message_bytes_max: usize, keep: Keep) -> Self {
-        let messages =
-            Messages { head: [0; HEAD_BYTES], head_bytes: 0, left: 0, bytes_max: message_bytes_max, foul: false };
+        let ends = Ends { messages: Messages::default(), bytes_max: message_bytes_max, refused: false };
         let (held, small, whole) = (VecDeque::new(), BytesMut::new(), VecDeque::new());
-        Self { body, connection, messages, held, small, whole, taken: 0, keep, stall: None, patience: STALL }
+        Self { body, connection, ends, held, small, whole, taken: 0, keep, stall: None, patience: STALL }
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
@@ -111,7 +108,7 @@ impl<B> Arriving<B> {
             self.whole.push_back(chunk);
             return Ok(());
         }
-        let whole = self.messages.scan(&chunk);
+        let whole = self.ends.scan(&chunk);
         if whole > 0 {
             self.give_back();
             self.release();
@@ -193,43 +190,28 @@ where
 
 /// Where messages end.
 #[derive(Debug)]
-struct Messages {
-    head: [u8; HEAD_BYTES],
-    head_bytes: usize,
-    /// Bytes that the present message still lacks; zero within a head.
-    left: usize,
+struct Ends {
+    messages: Messages,
     bytes_max: usize,
-    /// What comes is not for us to judge.
-    foul: bool,
+    /// A message has come that the reader refuses: nothing is held back from then on.
+    refused: bool,
 }
 
-impl Messages {
+impl Ends {
     /// How much of the chunk need not wait for more.
     fn scan(&mut self, chunk: &[u8]) -> usize {
         let (mut at, mut whole) = (0, 0);
-        while at < chunk.len() && !self.foul {
-            if self.left > 0 {
-                let step = self.left.min(chunk.len() - at);
-                self.left -= step;
-                at += step;
-            } else {
-                let step = (HEAD_BYTES - self.head_bytes).min(chunk.len() - at);
-                self.head[self.head_bytes..self.head_bytes + step].copy_from_slice(&chunk[at..at + step]);
-                self.head_bytes += step;
-                at += step;
-                if self.head_bytes < HEAD_BYTES {
-                    break;
-                }
-                self.head_bytes = 0;
-                let [flags, length @ ..] = self.head;
-                self.left = u32::from_be_bytes(length) as usize;
-                self.foul = flags > 1 || self.left > self.bytes_max;
+        while at < chunk.len() && !self.refused {
+            let (taken, part) = self.messages.next(&chunk[at..]);
+            at += taken;
+            if let Part::Begin(prefix) = part {
+                self.refused = prefix.flag > 1 || prefix.length > self.bytes_max;
             }
-            if self.left == 0 {
+            if self.messages.at_end() {
                 whole = at;
             }
         }
-        if self.foul { chunk.len() } else { whole }
+        if self.refused { chunk.len() } else { whole }
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! `proto/` holds the sources, `build.rs` compiles them. [`encoded`] has responses whose key-values and events are
 //! kept as the bytes that go on the wire, and [`pieces`] cuts long ones; [`codec`] carries both over gRPC with small
-//! buffers per stream; [`methods`] lists every method by path; [`txn`] has the operations of transactions, which nest.
+//! buffers per stream; [`frame`] has the prefix of messages in gRPC bodies; [`methods`] lists every method by path; [`txn`] has the operations of transactions, which nest.
 
 pub mod codec;
 pub mod encoded;
+pub mod frame;
 pub mod methods;
 pub mod pieces;
 pub mod txn;

@@ -8,18 +8,16 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::client::{HEADER_BYTES_MAX, Seen, peek_header, peek_wrapped_header};
-
-/// Bytes of a message that are kept until its header is read, and those of the frame before it.
-const FRAME_BYTES: usize = 5;
+use crate::pb::frame::{Messages, Part};
 
 /// Notes the revision of every message of an answer before the client gets it.
 pub(super) fn noted(answer: Response<Body>, wrapped: bool, seen: Seen) -> Response<Body> {
-    answer.map(|body| Body::new(NotedBody { body, messages: Messages { wrapped, ..Messages::default() }, seen }))
+    answer.map(|body| Body::new(NotedBody { body, headers: Headers { wrapped, ..Headers::default() }, seen }))
 }
 
 struct NotedBody {
     body: Body,
-    messages: Messages,
+    headers: Headers,
     seen: Seen,
 }
 
@@ -32,8 +30,8 @@ impl HttpBody for NotedBody {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            let Self { messages, seen, .. } = &mut *self;
-            messages.read(data, seen);
+            let Self { headers, seen, .. } = &mut *self;
+            headers.read(data, seen);
         }
         Poll::Ready(frame)
     }
@@ -47,47 +45,43 @@ impl HttpBody for NotedBody {
     }
 }
 
-/// Finds the messages in the bytes of an answer, however they are cut.
+/// Reads the header of each message in the bytes of an answer, however they are cut.
 #[derive(Debug, Default)]
-struct Messages {
+struct Headers {
     /// Whether the header is one message deeper.
     wrapped: bool,
-    /// Frame and beginning of the current message.
+    messages: Messages,
+    /// Beginning of the current message.
     head: Vec<u8>,
-    /// Bytes that are left of the current message once its head was read.
-    rest: usize,
+    /// Bytes of the current message that surely hold its header; zero once it was read.
+    wanted: usize,
 }
 
-impl Messages {
+impl Headers {
     fn read(&mut self, mut data: &[u8], seen: &Seen) {
         while !data.is_empty() {
-            let skipped = self.rest.min(data.len());
-            self.rest -= skipped;
-            data = &data[skipped..];
-            let length = self.length();
-            let wanted = FRAME_BYTES + length.unwrap_or_default().min(HEADER_BYTES_MAX);
-            let (taken, left) = data.split_at(data.len().min(wanted - self.head.len()));
-            self.head.extend_from_slice(taken);
-            data = left;
-            if let Some(length) = self.length()
-                && self.head.len() == FRAME_BYTES + length.min(HEADER_BYTES_MAX)
-            {
-                self.rest = length - length.min(HEADER_BYTES_MAX);
+            let (taken, part) = self.messages.next(data);
+            match part {
+                Part::Prefix => {}
                 // A compressed message is not looked into.
-                let peek = if self.wrapped { peek_wrapped_header } else { peek_header };
-                if let Some(header) =
-                    peek(&self.head[FRAME_BYTES..]).filter(|header| self.head[0] == 0 && header.revision > 0)
-                {
-                    seen.show(header);
+                Part::Begin(prefix) => {
+                    self.wanted = if prefix.is_plain() { prefix.length.min(HEADER_BYTES_MAX) } else { 0 };
                 }
-                self.head.clear();
+                Part::Message if self.wanted > 0 => {
+                    self.head.extend_from_slice(&data[..taken.min(self.wanted - self.head.len())]);
+                    if self.head.len() == self.wanted {
+                        let peek = if self.wrapped { peek_wrapped_header } else { peek_header };
+                        if let Some(header) = peek(&self.head).filter(|header| header.revision > 0) {
+                            seen.show(header);
+                        }
+                        self.head.clear();
+                        self.wanted = 0;
+                    }
+                }
+                Part::Message => {}
             }
+            data = &data[taken..];
         }
-    }
-
-    fn length(&self) -> Option<usize> {
-        let frame = self.head.first_chunk::<FRAME_BYTES>()?;
-        Some(u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize)
     }
 }
 
@@ -114,11 +108,11 @@ mod tests {
             bytes.extend_from_slice(&message);
         }
         for size in [1, 2, 3, 5, 6, 7, 50, 51, 52, 60, 1000] {
-            let (mut messages, seen) = (Messages::default(), Seen::default());
+            let (mut headers, seen) = (Headers::default(), Seen::default());
             for piece in bytes.chunks(size) {
-                messages.read(piece, &seen);
+                headers.read(piece, &seen);
             }
-            assert!(messages.head.is_empty() && messages.rest == 0, "{size}");
+            assert!(headers.head.is_empty() && headers.wanted == 0, "{size}");
             let shown = format!("{seen:?}");
             let expected = Seen::default();
             expected.show(PeekedHeader { cluster_id: 7, revision: 9 });
@@ -129,8 +123,8 @@ mod tests {
     #[test]
     fn the_header_of_a_range_stream_is_one_message_deeper() {
         let range = RangeResponse { header: header(4), ..Default::default() };
-        let (mut messages, seen) = (Messages { wrapped: true, ..Messages::default() }, Seen::default());
-        messages.read(&framed(&RangeStreamResponse { range_response: Some(range) }), &seen);
+        let (mut headers, seen) = (Headers { wrapped: true, ..Headers::default() }, Seen::default());
+        headers.read(&framed(&RangeStreamResponse { range_response: Some(range) }), &seen);
         assert!(format!("{seen:?}").contains("revision: 4"));
     }
 }

@@ -10,6 +10,7 @@ use prometheus::{Histogram, IntCounter};
 
 use super::metrics::Metrics;
 use super::rooms::NetworkMetrics;
+use crate::pb::frame::{Messages, Part};
 
 /// Names of the gRPC codes as the `grpc_code` label has them, by number.
 const CODES: [&str; 17] = [
@@ -51,8 +52,6 @@ pub struct GrpcMethod {
 }
 
 const UNARY: &str = "unary";
-/// Compression flag and length in front of each gRPC message.
-const PREFIX_BYTES: usize = 5;
 
 /// The `grpc_server_*` metrics and the bytes of messages of one server; cheap to clone.
 ///
@@ -195,42 +194,20 @@ fn status_code(headers: &HeaderMap) -> Option<i32> {
     Some(status.to_str().ok().and_then(|status| status.parse().ok()).unwrap_or(UNKNOWN as i32))
 }
 
-/// Finds the messages in the pieces of a body.
-#[derive(Debug, Default)]
-struct Messages {
-    prefix: [u8; PREFIX_BYTES],
-    /// Bytes of the prefix that are there.
-    prefix_bytes: usize,
-    /// Bytes of the message that are not there yet.
-    left: usize,
-}
-
-impl Messages {
-    /// How many messages begin in this piece, and how many bytes of messages it holds. A message begins when its length
-    /// is known.
-    fn find(&mut self, mut data: &[u8]) -> (u64, u64) {
-        let (mut begun, mut bytes) = (0, 0);
-        while !data.is_empty() {
-            if self.left > 0 {
-                let taken = self.left.min(data.len());
-                bytes += taken;
-                self.left -= taken;
-                data = &data[taken..];
-                continue;
-            }
-            let taken = (PREFIX_BYTES - self.prefix_bytes).min(data.len());
-            self.prefix[self.prefix_bytes..self.prefix_bytes + taken].copy_from_slice(&data[..taken]);
-            self.prefix_bytes += taken;
-            data = &data[taken..];
-            if self.prefix_bytes == PREFIX_BYTES {
-                self.prefix_bytes = 0;
-                let [_, length @ ..] = self.prefix;
-                self.left = u32::from_be_bytes(length) as usize;
-                begun += 1;
-            }
+/// How many messages begin in this piece, and how many bytes of messages it holds. A message begins when its length is
+/// known.
+fn count(messages: &mut Messages, mut data: &[u8]) -> (u64, u64) {
+    let (mut begun, mut bytes) = (0, 0);
+    while !data.is_empty() {
+        let (taken, part) = messages.next(data);
+        match part {
+            Part::Begin(_) => begun += 1,
+            Part::Message => bytes += taken as u64,
+            Part::Prefix => {}
         }
-        (begun, bytes as u64)
+        data = &data[taken..];
     }
+    (begun, bytes)
 }
 
 /// The body of a request whose messages are counted.
@@ -258,7 +235,7 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for RequestBody<B> {
         if let (Some((shared, method)), Some(Ok(frame))) = (&this.counted, &frame)
             && let Some(data) = frame.data_ref()
         {
-            let (begun, bytes) = this.messages.find(data);
+            let (begun, bytes) = count(&mut this.messages, data);
             shared.bytes.client_received_bytes.inc_by(bytes);
             let method = &shared.methods[*method];
             if !method.unary {
@@ -295,7 +272,7 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for ResponseBody<B> {
         let ended = match &frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    let (begun, bytes) = this.messages.find(data);
+                    let (begun, bytes) = count(&mut this.messages, data);
                     this.call.shared.bytes.client_sent_bytes.inc_by(bytes);
                     if !this.call.is_unary() {
                         this.call.method().sent.inc_by(begun);
@@ -356,7 +333,7 @@ mod tests {
         let wire = [&[0, 0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 2], b"de"].concat();
         for piece in 1..=wire.len() {
             let mut messages = Messages::default();
-            let found = wire.chunks(piece).map(|data| messages.find(data));
+            let found = wire.chunks(piece).map(|data| count(&mut messages, data));
             let sum = found.fold((0, 0), |sum, found| (sum.0 + found.0, sum.1 + found.1));
             assert_eq!(sum, (3, 5), "pieces of {piece}");
         }

@@ -16,6 +16,7 @@ use super::connection::InFlight;
 use super::fault::{Fault, status_of};
 use super::header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
 use crate::client::Endpoint;
+use crate::pb::frame::{PREFIX_BYTES, Prefix};
 
 /// An answer on its way back, as bytes. A break becomes trailers with a status, never a broken body.
 #[derive(Debug)]
@@ -97,14 +98,13 @@ impl UpstreamBody {
         let mut first = Vec::new();
         loop {
             let frame = poll_fn(|cx| self.poll_next(cx)).await?;
-            let data = frame.data_ref().map(|data| data.slice(..data.len().min(5 + HEADER_BYTES_MAX)));
+            let data = frame.data_ref().map(|data| data.slice(..data.len().min(PREFIX_BYTES + HEADER_BYTES_MAX)));
             self.ahead.push_back(frame);
             first.extend_from_slice(&data?);
-            let Some((frame, message)) = first.split_first_chunk::<5>() else { continue };
-            let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
-            if message.len() >= length.min(HEADER_BYTES_MAX) {
+            let Some((prefix, message)) = Prefix::split(&first) else { continue };
+            if message.len() >= prefix.length.min(HEADER_BYTES_MAX) {
                 let peek = if wrapped { peek_wrapped_header } else { peek_header };
-                return (frame[0] == 0).then(|| peek(message)).flatten();
+                return prefix.is_plain().then(|| peek(message)).flatten();
             }
         }
     }

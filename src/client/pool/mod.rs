@@ -32,4 +32,4 @@ pub use dispatch::{Head, Pool, PoolConfig};
 pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
 pub use seen::Seen;
 pub use stream::UpstreamStream;
-pub use watch::{UpstreamWatch, framed, unframed};
+pub use watch::{UpstreamWatch, unframed};

@@ -5,16 +5,17 @@ use tonic::{Code, Status};
 use super::connection::Connection;
 use super::dispatch::Head;
 use super::header::{HEADER_BYTES_MAX, peek_header};
-use super::watch::framed;
 use crate::client::Endpoint;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
+use crate::pb::frame::{PREFIX_BYTES, Prefix, framed};
 
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 /// An empty message: flag, length, no body.
-const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; 5]);
+const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; PREFIX_BYTES]);
+
 /// Asks for a sign of life. A refusal is one too, an answer that is no gRPC, or says `Unavailable`, is not.
 ///
 /// # Errors
@@ -61,7 +62,7 @@ async fn ask(
         };
     }
     let mut first = Vec::new();
-    while first.len() < 5 + HEADER_BYTES_MAX {
+    while first.len() < PREFIX_BYTES + HEADER_BYTES_MAX {
         match body.data().await {
             Some(Ok(data)) => {
                 let _ = body.flow_control().release_capacity(data.len());
@@ -70,22 +71,14 @@ async fn ask(
             Some(Err(error)) => return Err(error.to_string()),
             None => break,
         }
-        if whole(&first) {
+        if Prefix::split(&first).is_some_and(|(prefix, message)| message.len() >= prefix.length) {
             break;
         }
     }
-    Ok(cluster_id_of(&first))
+    Ok(Prefix::split(&first).and_then(|(_, message)| cluster_id_of(message)))
 }
 
-/// Whether the first message is there to its end.
-fn whole(bytes: &[u8]) -> bool {
-    bytes.split_first_chunk::<5>().is_some_and(|(frame, message)| {
-        let length = u32::from_be_bytes([frame[1], frame[2], frame[3], frame[4]]) as usize;
-        message.len() >= length
-    })
-}
-
-/// The cluster id in the first field of a framed answer, of which the end may be missing.
-fn cluster_id_of(framed: &[u8]) -> Option<u64> {
-    peek_header(framed.get(5..)?).map(|header| header.cluster_id).filter(|&id| id != 0)
+/// The cluster id in the first field of an answer, of which the end may be missing.
+fn cluster_id_of(message: &[u8]) -> Option<u64> {
+    peek_header(message).map(|header| header.cluster_id).filter(|&id| id != 0)
 }

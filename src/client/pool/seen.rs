@@ -7,12 +7,11 @@ use prost::Message;
 use super::header::PeekedHeader;
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{RequestOp, TxnRequest};
+use crate::pb::frame::{self, Prefix};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 const TXN: &str = "/etcdserverpb.KV/Txn";
-/// Flag and length before a message.
-const FRAME_BYTES: usize = 5;
 
 /// The newest revision that one client was shown. Cheap to clone; in the extensions of a request it says that an answer
 /// from keys must not be older.
@@ -75,15 +74,14 @@ impl Reads {
                 // The last value of a field counts.
                 let linearizable: &[u8] = &[7 << 3, 0];
                 let mut out = BytesMut::with_capacity(framed.len() + linearizable.len());
-                out.put_u8(0);
-                out.put_u32((message.len() + linearizable.len()) as u32);
+                out.put_slice(&Prefix::plain(message.len() + linearizable.len()));
                 out.put_slice(message);
                 out.put_slice(linearizable);
                 Some(out.freeze())
             }
             Self::Txn => {
                 let mut txn = TxnRequest::decode(message).ok()?;
-                make_linearizable(&mut txn).then(|| super::watch::framed(&txn))
+                make_linearizable(&mut txn).then(|| frame::framed(&txn))
             }
             Self::Other => None,
         }
@@ -91,7 +89,7 @@ impl Reads {
 }
 
 fn message_of(framed: &Bytes) -> Option<&[u8]> {
-    framed.split_first_chunk::<FRAME_BYTES>().filter(|(frame, _)| frame[0] == 0).map(|(_, message)| message)
+    Prefix::split(framed).filter(|(prefix, _)| prefix.is_plain()).map(|(_, message)| message)
 }
 
 /// Whether it only reads, and now reads what everybody agrees on.

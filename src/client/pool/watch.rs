@@ -1,4 +1,3 @@
-use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use http::{HeaderMap, StatusCode};
 use http_body::Frame;
@@ -13,6 +12,7 @@ use super::dispatch::{Head, Pool};
 use crate::client::{Endpoint, Lane};
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{WatchRequest, WatchResponse};
+use crate::pb::frame::framed;
 
 /// Requests of one stream that wait to be sent; the sender waits while it is full.
 const REQUESTS_MAX: usize = 128;
@@ -46,17 +46,6 @@ impl Pool {
         let answers = Streaming::new_response(decoder, body, StatusCode::OK, None, Some(i32::MAX as usize));
         Ok(UpstreamWatch { requests, answers, endpoint })
     }
-}
-
-/// A message as it stands in a gRPC body: no compression, length, message.
-pub fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut out = BytesMut::with_capacity(5 + length);
-    out.put_u8(0);
-    // A message has at most 2 GiB by the rules of protobuf.
-    out.put_u32(length as u32);
-    message.encode_raw(&mut out);
-    out.freeze()
 }
 
 /// The one message of a unary answer.

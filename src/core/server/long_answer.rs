@@ -32,6 +32,7 @@ use crate::api_error::ApiError;
 use crate::core::apply::ApplyHandle;
 use crate::core::mvcc::{self, Extent, LongRange, StoreReader};
 use crate::pb::encoded::{RangeResponse, WireEncode};
+use crate::pb::frame::{PREFIX_BYTES, Prefix};
 use crate::pb::pieces::{IntoPieces, pieces};
 use crate::shutdown::Tasks;
 
@@ -57,8 +58,6 @@ const SNAPSHOTS_MAX: usize = 16;
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 /// Largest answer, etcd's limit.
 pub(super) const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
-/// Compression flag and length in front of a gRPC message.
-const MESSAGE_PREFIX_BYTES: usize = 5;
 
 /// The bounds on long answers, for all connections of a member.
 pub struct AnswerMemory {
@@ -214,11 +213,8 @@ impl LongAnswer {
 
     fn new(source: Source, head: &[u8], tail: Vec<u8>, bytes: u64, room: Option<Room>) -> Result<Self, Status> {
         let length = check_length(bytes)?;
-        let mut framed = Vec::with_capacity(MESSAGE_PREFIX_BYTES + head.len());
-        framed.push(0);
-        framed.extend_from_slice(&length.to_be_bytes());
-        framed.extend_from_slice(head);
-        let unsent = MESSAGE_PREFIX_BYTES as u64 + bytes;
+        let framed = [&Prefix::plain(length), head].concat();
+        let unsent = PREFIX_BYTES as u64 + bytes;
         Ok(Self { source, head: framed, tail, unsent, ended: false, room: room.map(Arc::new) })
     }
 
@@ -301,8 +297,8 @@ impl HttpBody for LongAnswer {
 }
 
 /// The length as gRPC writes it.
-fn check_length(bytes: u64) -> Result<u32, Status> {
-    u32::try_from(bytes).ok().filter(|&length| length as usize <= ANSWER_BYTES_MAX).ok_or_else(|| {
+fn check_length(bytes: u64) -> Result<usize, Status> {
+    usize::try_from(bytes).ok().filter(|&length| length <= ANSWER_BYTES_MAX).ok_or_else(|| {
         let text = format!("grpc: trying to send message larger than max ({bytes} vs. {ANSWER_BYTES_MAX})");
         Status::resource_exhausted(text)
     })

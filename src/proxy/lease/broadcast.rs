@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use futures::task::AtomicWaker;
 use http_body::Body as HttpBody;
 use parking_lot::Mutex;
@@ -20,6 +20,7 @@ use crate::api_error::ApiError;
 use crate::client::{Head, Lane, Pool, UpstreamStream};
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::LeaseKeepAliveRequest;
+use crate::pb::frame::{PREFIX_BYTES, Prefix, push_framed};
 use crate::proxy::Identity;
 
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
@@ -297,11 +298,7 @@ impl Session {
         let mut state = broadcast.state.lock();
         let was_unanswered = state.table.is_unanswered();
         state.table.send(FLIGHT_MAX, |id| {
-            let request = LeaseKeepAliveRequest { id };
-            out.put_u8(0);
-            // At most eleven bytes.
-            out.put_u32(request.encoded_len() as u32);
-            request.encode_raw(&mut out);
+            push_framed(&LeaseKeepAliveRequest { id }, &mut out);
         });
         drop(state);
         if out.is_empty() {
@@ -318,15 +315,14 @@ impl Session {
         self.heard = now;
         self.partial.extend_from_slice(&data);
         let mut state = broadcast.state.lock();
-        while let Some((&[flag, a, b, c, d], rest)) = self.partial.split_first_chunk::<5>() {
-            let length = u32::from_be_bytes([a, b, c, d]) as usize;
-            if flag != 0 || length > ANSWER_BYTES_MAX {
+        while let Some((prefix, rest)) = Prefix::split(&self.partial) {
+            if !prefix.is_plain() || prefix.length > ANSWER_BYTES_MAX {
                 return Err(Status::internal("keep-alive answer in a form nobody asked for"));
             }
-            let Some(message) = rest.get(..length) else { break };
+            let Some(message) = rest.get(..prefix.length) else { break };
             let head = AnswerHead::decode(message)
                 .map_err(|error| Status::internal(format!("keep-alive answer does not decode: {error}")))?;
-            let framed = self.partial.split_to(5 + length);
+            let framed = self.partial.split_to(PREFIX_BYTES + prefix.length);
             state.table.answered(head.id, head.ttl, now, |client_stream| client_stream.answer(head.id, &framed));
             self.answered = true;
         }

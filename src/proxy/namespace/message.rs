@@ -5,8 +5,9 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tonic::Status;
 use tonic::codec::{CompressionEncoding, DecodeBuf, Decoder, Streaming};
 
-/// The flag byte and the length before each message.
-pub(super) const PREFIX_BYTES: usize = 5;
+pub(super) use crate::pb::frame::PREFIX_BYTES;
+use crate::pb::frame::Prefix;
+
 const PLAIN: u8 = 0;
 const COMPRESSED: u8 = 1;
 
@@ -58,11 +59,10 @@ fn checked(body: &[u8]) -> Result<u8, Status> {
         ));
     }
     let cut_short = || Status::internal("unexpected EOF");
-    let (&[flag, a, b, c, d], message) = body.split_first_chunk::<PREFIX_BYTES>().ok_or_else(cut_short)?;
-    let announced = u32::from_be_bytes([a, b, c, d]) as usize;
-    match message.len().cmp(&announced) {
+    let (prefix, message) = Prefix::split(body).ok_or_else(cut_short)?;
+    match message.len().cmp(&prefix.length) {
         std::cmp::Ordering::Less => Err(cut_short()),
-        std::cmp::Ordering::Equal => Ok(flag),
+        std::cmp::Ordering::Equal => Ok(prefix.flag),
         std::cmp::Ordering::Greater => Err(Status::internal(
             "cardinality violation: received multiple request messages for non-client-streaming RPC",
         )),
@@ -85,9 +85,7 @@ impl Decoder for Whole {
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
         let length = message.remaining();
         let mut out = BytesMut::with_capacity(PREFIX_BYTES + length);
-        out.put_u8(PLAIN);
-        // The decoder's limit is far below 4 GiB.
-        out.put_u32(length as u32);
+        out.put_slice(&Prefix::plain(length));
         out.put(message);
         Ok(Some(out.freeze()))
     }
