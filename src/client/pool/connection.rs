@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::cluster::{ClusterPass, UpstreamCluster};
-use super::dispatch::PoolConfig;
+use super::config::PoolConfig;
 use super::probe;
 use crate::client::{Endpoint, KeepAlive};
 use crate::net::ByteStream;

@@ -2,8 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Response, Uri, header};
+use http::{HeaderMap, Response};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
@@ -13,104 +12,24 @@ use tonic::{Code, Status};
 use tracing::debug;
 
 use super::body::UpstreamBody;
-use super::cluster::UpstreamCluster;
+use super::config::PoolConfig;
 use super::connection::Connection;
-use super::dial::{Dialer, TcpDials};
 use super::fault::Fault;
+use super::head::Head;
 use super::header::PeekedHeader;
 use super::seen::{Reads, Seen};
 use super::select::{Pick, Turn, UpstreamEndpoints};
 use super::stream::{Resumed, UpstreamStream, pump};
 use super::upstream_endpoint::{Keeping, UpstreamEndpoint};
 use crate::api_error::ApiError;
-use crate::client::{Endpoint, KeepAlive, Lane, Method};
+use crate::client::{Endpoint, Lane, Method};
 use crate::shutdown::Tasks;
 
 /// A request up to this size is kept until it is answered, so that it can be sent to another member; a larger one
 /// streams through.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// UpstreamEndpoints one request may visit.
+/// Endpoints one request may visit.
 const ATTEMPTS_MAX: usize = 6;
-
-/// How a pool reaches its members.
-#[derive(Clone, Debug)]
-pub struct PoolConfig {
-    /// UpstreamEndpoints at the start; at least one.
-    pub endpoints: Vec<Endpoint>,
-    /// Bound of one connection attempt up to the first answer, and of the wait of a request while no member is ready.
-    pub dial_timeout: Duration,
-    /// Pings on connections.
-    pub keepalive: Option<KeepAlive>,
-    /// Connections per member for unary requests.
-    pub connections: usize,
-    /// Time without any answer after which a connection is cut; none never cuts one for its silence.
-    pub silence_max: Option<Duration>,
-    /// The cluster all members must be of; none asks for no cluster id.
-    pub cluster: Option<UpstreamCluster>,
-    /// Opens connections.
-    pub(crate) dialer: Arc<dyn Dialer>,
-}
-
-impl PoolConfig {
-    /// Usual values towards these members.
-    pub fn new(endpoints: Vec<Endpoint>) -> Self {
-        Self {
-            endpoints,
-            dial_timeout: Duration::from_secs(5),
-            keepalive: None,
-            connections: 1,
-            silence_max: Some(Duration::from_secs(3)),
-            cluster: None,
-            dialer: Arc::new(TcpDials::default()),
-        }
-    }
-}
-
-/// Path and metadata of a request.
-#[derive(Clone, Debug)]
-pub struct Head {
-    /// `/package.Service/Method`.
-    pub path: PathAndQuery,
-    /// Metadata, passed on unchanged.
-    pub headers: HeaderMap,
-    /// What an answer from keys must not be older than.
-    pub seen: Option<Seen>,
-}
-
-impl Head {
-    /// Takes path, metadata and [`Seen`] from a request, without what belongs to the connection it came on.
-    pub fn from_request(parts: http::request::Parts) -> Self {
-        let seen = parts.extensions.get().cloned();
-        let path = parts.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let mut headers = parts.headers;
-        for name in [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
-            headers.remove(name);
-        }
-        Self { path, headers, seen }
-    }
-
-    /// A gRPC request of our own.
-    pub fn grpc(path: &'static str, metadata: HeaderMap) -> Self {
-        let mut headers = metadata;
-        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
-        headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
-        Self { path: PathAndQuery::from_static(path), headers, seen: None }
-    }
-
-    pub(super) fn to_request(&self, endpoint: &Endpoint) -> Request<()> {
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(endpoint.authority().clone());
-        uri.path_and_query = Some(self.path.clone());
-        let mut request = Request::new(());
-        *request.method_mut() = http::Method::POST;
-        *request.version_mut() = http::Version::HTTP_2;
-        // Scheme, authority and path together always make a URI.
-        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
-}
 
 /// Connections to a cluster. Cheap to clone; connects when it is first used, on the runtime that uses it.
 #[derive(Clone, Debug)]

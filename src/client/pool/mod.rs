@@ -1,20 +1,24 @@
 //! Upstream connections: several members, several lanes to each, and the rules for picking and trying again.
 //!
 //! A request enters at [`Pool`] (`dispatch.rs`), which asks `select.rs` for a member with a ready connection of its lane
-//! and sends the bytes. `upstream_endpoint.rs` keeps connections ready in the background and has the state machine of an endpoint;
-//! `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` asks it for a sign of life, and
-//! `cluster.rs` refuses endpoints of another cluster. `body.rs` is the answer on its way back. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of its
-//! answer (`seen.rs`, `header.rs`). Every outcome, a lost connection included, is an answer with a gRPC status.
+//! and sends the bytes. `upstream_endpoint.rs` keeps connections ready in the background and has the state machine of an
+//! endpoint; `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` asks it for a sign of life,
+//! and `cluster.rs` refuses endpoints of another cluster (`one_cluster.rs` at the start). `body.rs` is the answer on its
+//! way back. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of
+//! its answer (`seen.rs`, `header.rs`). Every outcome, a lost connection included, is an answer with a gRPC status.
 
 mod body;
 mod cluster;
+mod config;
 mod connection;
 mod dial;
 mod dispatch;
 mod fault;
+mod head;
 mod header;
 #[cfg(test)]
 mod health_tests;
+mod one_cluster;
 mod probe;
 mod seen;
 mod select;
@@ -25,11 +29,14 @@ mod upstream_endpoint;
 mod watch;
 
 pub use body::UpstreamBody;
-pub use cluster::{ClusterMismatch, UpstreamCluster, check_one_cluster};
+pub use cluster::{ClusterMismatch, UpstreamCluster};
+pub use config::PoolConfig;
 #[cfg(test)]
 pub(crate) use dial::Dialer;
-pub use dispatch::{Head, Pool, PoolConfig};
+pub use dispatch::Pool;
+pub use head::Head;
 pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
+pub use one_cluster::check_one_cluster;
 pub use seen::Seen;
 pub use stream::UpstreamStream;
 pub use watch::{UpstreamWatch, unframed};

@@ -3,7 +3,7 @@ use http::{HeaderMap, header};
 use tonic::{Code, Status};
 
 use super::connection::Connection;
-use super::dispatch::Head;
+use super::head::Head;
 use super::header::{HEADER_BYTES_MAX, peek_header};
 use crate::client::Endpoint;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;

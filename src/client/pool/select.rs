@@ -3,8 +3,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 
+use super::config::PoolConfig;
 use super::connection::Connection;
-use super::dispatch::PoolConfig;
 use super::upstream_endpoint::{Keeping, UpstreamEndpoint};
 use crate::client::{Endpoint, Lane};
 

@@ -33,8 +33,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::config::PoolConfig;
 use super::connection::Connection;
-use super::dispatch::PoolConfig;
 use crate::client::{Endpoint, Lane};
 use crate::net::Backoff;
 use crate::shutdown::Tasks;

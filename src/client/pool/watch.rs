@@ -8,7 +8,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, Streaming};
 use tonic::{Code, Status};
 
-use super::dispatch::{Head, Pool};
+use super::dispatch::Pool;
+use super::head::Head;
 use crate::client::{Endpoint, Lane};
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{WatchRequest, WatchResponse};

@@ -7,6 +7,9 @@
 //!
 //! What arrives goes to the [`PeerReceiver`] that the wiring gives (`receiver.rs`). The wire format is drawn in
 //! `docs/design/peer-protocol.md`.
+//!
+//! Import circle: `transport.rs`, `lanes.rs`, `incoming.rs`, `snapshot_receive.rs`, `snapshot_send.rs`: the transport starts
+//! the tasks of a connection, and each of them works with what all connections share, which the transport owns.
 
 mod calls;
 mod config;
