@@ -1,4 +1,4 @@
-//! Alarms: which member reported which trouble. Persistent, replicated, changed by apply only.
+//! Raised alarms, by member and type. Persistent, replicated, changed by apply only.
 
 mod store;
 

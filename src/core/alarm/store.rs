@@ -14,7 +14,7 @@ pub struct AlarmStore {
 }
 
 impl AlarmStore {
-    /// Reads back stored rows; rows of kinds from the future are kept out.
+    /// Reads back stored rows; rows with alarm types of later versions are ignored.
     pub fn open(rows: &[(Bytes, Bytes)]) -> Self {
         let raised = rows
             .iter()
@@ -31,7 +31,7 @@ impl AlarmStore {
         new.then(|| Self::row(kind, member, Some(Bytes::new())))
     }
 
-    /// Ends exactly this alarm; the row to remove when it was raised.
+    /// Disarms exactly this alarm; the row to remove when it was raised.
     pub fn deactivate(&mut self, kind: AlarmType, member: MemberId) -> Option<Change> {
         let found = self.raised.remove(&(kind as i32, member));
         found.then(|| Self::row(kind, member, None))
@@ -46,12 +46,12 @@ impl AlarmStore {
             .collect()
     }
 
-    /// Whether any member reports this trouble.
+    /// Whether any member has this alarm.
     pub fn is_raised(&self, kind: AlarmType) -> bool {
         self.raised.iter().any(|(raised, _)| *raised == kind as i32)
     }
 
-    /// Whether this member reports this trouble, or others report it of this member.
+    /// Whether this alarm is raised for this member.
     pub fn names(&self, kind: AlarmType, member: MemberId) -> bool {
         self.raised.contains(&(kind as i32, member))
     }

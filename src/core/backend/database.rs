@@ -12,7 +12,7 @@ use super::overlay::Generation;
 use super::row;
 use super::totals::{Totals, row_cost};
 
-/// Pages the database library keeps in memory. History is read rarely, and the system caches the file as well.
+/// Memory of the database library for pages. History is read rarely, and the system caches the file as well.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 /// Rows that the database library gathers before it fills pages with them. Its buffer grows by doubling: a large one is
 /// new memory, cleared by the system, at every checkpoint.
@@ -36,7 +36,7 @@ pub(super) fn rows_of(table: Table) -> Rows {
 /// Every call into the library runs inside [`Store::guard`], which turns a panic over damaged pages into an error.
 #[derive(Debug)]
 pub(super) struct Store {
-    /// There until the store is dropped.
+    /// None only while the store is dropped.
     db: Option<Database>,
     /// For messages; an in-memory store has a made-up one.
     pub(super) path: PathBuf,
@@ -247,7 +247,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // Closing tidies the file up, over pages that may be damaged.
+        // Closing writes to the file, and reads pages that may be damaged.
         let db = self.db.take();
         if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
             tracing::error!(path = ?self.path, "the database library panicked while it closed the store");
@@ -326,7 +326,7 @@ impl TableWriter<'_> {
     }
 }
 
-/// Takes a row that was replaced or removed out of the totals.
+/// Subtracts a row that was replaced or removed from the totals.
 fn forget(totals: &mut Totals, table: Table, key: &[u8], stored: &[u8]) -> Result<(), Fault> {
     let value = row::unseal(table, key, stored)?;
     totals.table_mut(table).remove(row_cost(key.len(), value.len()), row::checksum_of(stored));

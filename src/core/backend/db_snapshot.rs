@@ -70,7 +70,7 @@ impl Backend {
     /// Writes a db snapshot of the state at this moment: a bbolt file with etcd's buckets and rows.
     ///
     /// # Errors
-    /// As [`db_snapshot`](Self::db snapshot) and [`DbSnapshot::write`].
+    /// As [`db_snapshot`](Self::db_snapshot) and [`DbSnapshot::write`].
     pub fn write_db_snapshot(&self, out: &mut dyn Write) -> Result<DbSnapshotSummary, BackendError> {
         let db_snapshot = self.db_snapshot()?;
         db_snapshot.write(out)?;

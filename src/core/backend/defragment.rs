@@ -11,7 +11,7 @@ use super::store::{Backend, DurableView, FileLocation};
 use super::totals::{Totals, logical_size, row_cost};
 use crate::telemetry::Counted;
 
-/// What a defragmentation gave back.
+/// The result of a defragmentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Defragmented {
     /// Logical size before.

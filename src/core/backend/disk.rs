@@ -86,7 +86,7 @@ impl StateDisk for FsStateDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        // Names that are not UTF-8 are none of ours; lossy ones do not parse either.
+        // This program writes no names that are not UTF-8; lossy ones do not parse either.
         fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
 

@@ -10,7 +10,7 @@ pub enum MembersAction {
     AddVoter,
     /// Adds a member without a vote.
     AddLearner,
-    /// Takes a member out for ever.
+    /// Removes a member; its id is never used again.
     Remove,
     /// Replaces a member's peer URLs.
     Update,
@@ -25,10 +25,10 @@ pub struct AddContext {
     /// The member; of one that is promoted only the id.
     #[serde(flatten)]
     pub member: Member,
-    /// Whether a learner gets its vote, rather than a new member its place.
+    /// Whether this promotes a learner; a new member otherwise.
     #[serde(rename = "isPromote", default)]
     pub is_promote: bool,
-    /// Learners there may be after a learner is added. Not in etcd: there each member asks its own flag while it
+    /// Learners there may be after a learner is added. Not in etcd: there each member uses its own flag while it
     /// applies, and members with different flags would decide differently.
     #[serde(rename = "maxLearners", default, skip_serializing_if = "Option::is_none")]
     pub max_learners: Option<usize>,
@@ -61,7 +61,7 @@ pub enum MembershipError {
     /// The id is in use.
     #[error("membership: ID exists")]
     IdExists,
-    /// Nobody has this id.
+    /// No member has this id.
     #[error("membership: ID not found")]
     IdNotFound,
     /// Another member has one of the peer URLs.
@@ -73,10 +73,10 @@ pub enum MembershipError {
     /// There are as many learners as there may be.
     #[error("membership: too many learner members in cluster")]
     TooManyLearners,
-    /// Nobody would be left to decide anything.
+    /// There would be no voter left.
     #[error("membership: the last voting member cannot be removed")]
     LastVoter,
-    /// What was proposed cannot be read, or speaks of another member.
+    /// The proposal cannot be read, or names another member.
     #[error("membership: unreadable change")]
     Unreadable,
 }

@@ -7,7 +7,7 @@ use crate::core::backend::Change;
 use crate::types::MemberId;
 
 impl ClusterStore {
-    /// Decides on a committed membership change by etcd's rules, and takes it over if it is right.
+    /// Decides on a committed membership change by etcd's rules, and applies it if they allow it.
     ///
     /// The outcome is a function of the members and the change, so that all members decide alike, however late.
     ///

@@ -8,7 +8,7 @@ pub fn member_id(peer_urls: &[String], token: &str) -> MemberId {
 }
 
 /// The id of a member that joins a running cluster: as at the bootstrap, with the time of the request, in Unix seconds,
-/// for a token. Whoever adds a member a second time gets another id, since a removed one never comes back.
+/// for a token. A member that is added a second time gets another id, since ids are never used again.
 pub fn added_member_id(peer_urls: &[String], unix_seconds: u64) -> MemberId {
     hashed(peer_urls, &unix_seconds.to_string())
 }

@@ -1,8 +1,8 @@
-//! Members: who belongs to the cluster, under which id, reachable where, and which version all of them understand.
+//! The members of the cluster, their ids and URLs, and the cluster version.
 //!
 //! `store.rs` is the set of members and of the ids that were removed, changed only by apply, one row each; raft's
 //! voters and learners follow from it. `decide.rs` holds the rules by which every member accepts or refuses a
-//! membership change that is in the log, `change.rs` what such a change says. `member.rs` is one member and its stored
+//! membership change that is in the log, `change.rs` the content of such a change. `member.rs` is one member and its stored
 //! JSON, `id.rs` computes member and cluster ids as etcd does, `version.rs` the cluster version.
 
 mod change;

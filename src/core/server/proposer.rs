@@ -52,7 +52,7 @@ impl Entry {
     }
 }
 
-/// The way into the log: proposes requests and membership changes, and waits for their outcome.
+/// Proposes requests and membership changes, and waits for their outcome.
 ///
 /// Owns the ids of requests, the list of pending ones, and what holds proposals back: no leader, a leader transfer, a
 /// disk that is too far behind.
@@ -256,12 +256,12 @@ impl Proposer {
         }
     }
 
-    /// What the end of a proposal means for whoever asked.
+    /// The answer or error for the caller at the end of a proposal.
     fn ended<T>(&self, end: ProposalEnd, answer: fn(Applied) -> Option<T>) -> Result<T, Failure> {
         let error = match end {
             ProposalEnd::Applied(outcome) => match answer(outcome?) {
                 Some(answer) => return Ok(answer),
-                // The answer to another member's request with the same id; it says nothing about this one.
+                // The answer to another member's request with the same id: the outcome of this one is unknown.
                 None => ApiError::Timeout,
             },
             // Never DeadlineExceeded, which is etcd's answer while there is no leader: the official client sends such a
