@@ -183,7 +183,7 @@ fn the_code_map_shows_every_room_and_nothing_else() {
 
 #[test]
 fn files_that_the_guides_name_are_there() {
-    for guide in ["CONTRIBUTING.md", "tests/README.md"] {
+    for guide in ["CONTRIBUTING.md", "README.md", "tests/README.md"] {
         let text = std::fs::read_to_string(root().join(guide)).expect(guide);
         let named = quoted(&text).into_iter().filter(|name| {
             let begins = ["src/", "tests/", "proto/", "docs/"].iter().any(|folder| name.starts_with(folder));
