@@ -60,7 +60,7 @@ impl Client {
                 Some(Arc::new(token))
             }
         };
-        // With nobody else to ask, a silent member is the caller's affair, as for etcd's own tools: see `keepalive`.
+        // A single member is not cut for its silence, as in etcd's own tools: see `keepalive`.
         let several = config.endpoints.len() > 1;
         let usual = PoolConfig::new(config.endpoints);
         let pool = PoolConfig {
@@ -70,7 +70,7 @@ impl Client {
             connections: config.connections,
             ..usual
         };
-        // Nobody waits for these tasks: they end when the last clone of the client is dropped.
+        // These tasks are not awaited: they end when the last clone of the client is dropped.
         let pool = Pool::new(pool, &Tasks::new());
         let identity = Identity { token: ArcSwapOption::new(token), require_leader: config.require_leader };
         Ok(Self {

@@ -38,7 +38,7 @@ pub struct Method {
 }
 
 impl Method {
-    /// Looks a request path up. A method nobody knows yet is neither kept nor repeated.
+    /// Looks a request path up. An unknown method is neither kept nor repeated.
     pub fn of(path: &str) -> Self {
         let unary = |repeatable| Self { lane: Lane::Unary, one_request: true, repeatable };
         let bulk = Self { lane: Lane::Bulk, one_request: true, repeatable: true };

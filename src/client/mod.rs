@@ -5,7 +5,8 @@
 //! over. Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs`
 //! for what may be sent twice, then `pool/dispatch.rs`.
 //!
-//! Import circle: `pool/connection.rs`, `pool/probe.rs`: a connection asks for a sign of life, and that is a call on it.
+//! Import circle: `pool/connection.rs`, `pool/probe.rs`: a connection checks that its endpoint answers, and a check is
+//! a call on it.
 
 mod channel;
 mod config;

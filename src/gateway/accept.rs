@@ -61,7 +61,7 @@ impl Accept for Listener {
     }
 }
 
-/// Accepts until told to stop and gives each connection to the serving thread with the fewest. No error ends it and
+/// Accepts until `stop` and gives each connection to the serving thread with the fewest. No error ends it and
 /// none makes it spin.
 ///
 /// A connection beyond the bound is reset, not left to wait: where gateways lead to one another, every one that waits is

@@ -9,11 +9,11 @@ use super::dial::Dialer;
 use super::upstreams::Upstream;
 use crate::net::Backoff;
 
-/// Pause before the first look at an endpoint that went down; doubled after each vain one.
+/// Pause before the first check of an endpoint that went down; doubled after each failed one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause while no endpoint at all is live.
 const PAUSE_WITHOUT_ANY: Duration = Duration::from_secs(1);
-/// How long a connection that an endpoint took speaks for its health.
+/// How long a connection that an endpoint took counts as proof of its health.
 const EVIDENCE_MAX: Duration = Duration::from_secs(1);
 
 /// Looks after one endpoint until it leaves the list: sleeps while it is up, asks with growing pauses while it is
@@ -49,10 +49,10 @@ pub(super) async fn watch_over(
 }
 
 /// Whether a client that came now would be served: an endpoint took a connection a moment ago, or takes one now.
-/// `Err` tells why none does.
+/// `Err` has the reasons.
 ///
-/// A look costs a connection to each endpoint that took none lately, so it is made when somebody asks, and those who
-/// ask at the same time share it.
+/// A check costs a connection to each endpoint that took none lately, so it is made on request, and concurrent requests
+/// share it.
 pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
     let _one_at_a_time = dialer.checking.lock().await;
     let list = dialer.upstreams.list();

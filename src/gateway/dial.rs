@@ -13,7 +13,7 @@ use super::metrics::GatewayMetrics;
 use super::upstreams::{Upstream, Upstreams};
 use crate::net::{AddressTime, DialError, HostPort, TcpDialer, TcpSilence};
 
-/// Endpoints that are said to be down and asked nevertheless, when no other is left.
+/// Endpoints marked down that are tried when no other is left.
 const LAST_RESORT_MAX: usize = 3;
 
 /// Makes connections to endpoints.
@@ -24,13 +24,13 @@ pub(super) struct Dialer {
     pub(super) connect_timeout: Duration,
     /// Where the gateway itself listens: a connection there would come back for ever.
     pub(super) own: SocketAddr,
-    /// Held while somebody looks whether any endpoint takes connections.
+    /// Held during a check whether any endpoint takes connections.
     pub(super) checking: tokio::sync::Mutex<()>,
 }
 
 impl Dialer {
-    /// Connects to the endpoint whose turn it is, or else to the next one that works. None when nobody takes the
-    /// connection.
+    /// Connects to the endpoint whose turn it is, or else to the next one that works. None when no endpoint takes
+    /// the connection.
     pub(super) async fn dial(&self) -> Option<TcpStream> {
         let started = Instant::now();
         let mut tried = Vec::new();
@@ -41,7 +41,7 @@ impl Dialer {
                 Err(_) => tried.push(upstream),
             }
         }
-        // What is said to be down may be back by now: asking beats sending the client away.
+        // An endpoint marked down may work again: it is tried before the client is refused.
         let rest = self.upstreams.last_resort(LAST_RESORT_MAX, &tried);
         let mut attempts: FuturesUnordered<_> =
             rest.iter().map(async |upstream| (upstream, self.try_one(upstream).await)).collect();
@@ -71,7 +71,7 @@ impl Dialer {
     }
 }
 
-/// Whether the attempt failed for want of something here, which says nothing about the endpoint.
+/// Whether the attempt failed for lack of a resource of this machine, not because of the endpoint.
 fn is_our_shortage(error: &io::Error) -> bool {
     let codes = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
     codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
@@ -108,7 +108,7 @@ fn is_local(address: SocketAddr) -> bool {
     UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok()
 }
 
-/// Whether the endpoint is the gateway itself, as far as its name tells now.
+/// Whether the endpoint is the gateway itself, by what its name resolves to now.
 pub(super) async fn leads_back(endpoint: &HostPort, own: SocketAddr, limit: Duration) -> bool {
     if endpoint.port() != own.port() {
         return false;

@@ -23,7 +23,7 @@ const TURN_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub(super) struct Flow {
     held: Held,
-    /// Reads in a row that speak for the other way of moving: full ones while copying, short ones while splicing.
+    /// Consecutive reads that count towards the other way of moving: full ones while copying, short ones while splicing.
     streak: u8,
     splicing: bool,
     ended: bool,
@@ -181,7 +181,7 @@ impl Flow {
         Poll::Ready(Ok(bytes))
     }
 
-    /// Counts reads that speak for a change, and changes after enough of them in a row.
+    /// Counts consecutive reads that count towards a change, and changes after enough of them.
     fn note(&mut self, speaks_for_change: bool, enough: u8) {
         self.streak = if speaks_for_change { self.streak + 1 } else { 0 };
         if self.streak == enough {

@@ -9,7 +9,7 @@ pub(super) const CHUNK_BYTES: usize = 16 * 1024;
 const PIPE_BYTES: usize = 1024 * 1024;
 /// Pipes in use on one serving thread; over it, directions go on copying.
 const PIPES_MAX: usize = 64;
-/// Chunks and pipes kept for the next who needs one.
+/// Chunks and pipes kept for reuse.
 const SPARE_CHUNKS: usize = 64;
 const SPARE_PIPES: usize = 4;
 

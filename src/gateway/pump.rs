@@ -29,7 +29,7 @@ pub(super) struct Pump {
 
 struct Side {
     stream: TcpStream,
-    /// A write told that the socket is dead; the kernel tells it once, so it is remembered for the reader.
+    /// A write failed because of a reset; the kernel reports that once, so it is kept for the reader.
     was_reset: bool,
 }
 

@@ -159,7 +159,7 @@ impl Upstreams {
         tier().nth(turn % tier().count().max(1)).or_else(|| tier().next()).cloned()
     }
 
-    /// Up to `most` endpoints that are said to be down, another selection each time.
+    /// Up to `most` endpoints that are down, another selection each time.
     pub(super) fn last_resort(&self, most: usize, tried: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
         let current = self.current.load();
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % current.len().max(1);

@@ -45,7 +45,7 @@ pub struct Arriving<B> {
 enum Keep {
     /// Here, until a message is whole.
     Message,
-    /// With whoever reads this body, until its end.
+    /// By the reader of this body, until its end.
     Body,
 }
 
@@ -177,7 +177,7 @@ where
                 },
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None if !this.holds() => return Poll::Ready(None),
-                // The reader words what is wrong with half a message.
+                // The reader refuses half a message.
                 None => this.release(),
             }
         }

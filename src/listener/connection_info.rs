@@ -12,7 +12,7 @@ use crate::net::TlsPeer;
 /// The connection that a request came on; in the extensions of each of its requests, in an [`Arc`].
 #[derive(Debug)]
 pub struct ConnectionInfo {
-    /// Which listener accepted it, by its place in the list that [`serve`](super::serve) was given.
+    /// Which listener accepted it, by its index in the list that [`serve`](super::serve) was given.
     pub listener: usize,
     /// The address the client connected to.
     pub local: SocketAddr,

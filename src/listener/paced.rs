@@ -26,7 +26,7 @@ pub(super) struct Paced<I> {
     turn: usize,
     /// What may be read before output moves again; none while no output waits.
     unread: Option<usize>,
-    /// The last write found no room.
+    /// The last write was not taken.
     output_waits: bool,
     /// How much of the preface has come; none for another protocol, which is not paced: of two members that write to
     /// each other, each must go on reading.

@@ -79,7 +79,7 @@ const PENDING_RESETS_MAX: usize = 8 * 1024;
 const HTTP1_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const HTTP1_HEAD_BYTES: usize = 64 * 1024;
 
-/// Time a connection has to prove who it is.
+/// Bound of the TLS handshake.
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
@@ -93,7 +93,7 @@ pub(super) struct Counts {
     pub(super) unfinished_bytes: Arc<AtomicUsize>,
 }
 
-/// The serving thread's side: takes connections until told to stop, then waits for them.
+/// The serving thread's side: takes connections until `stop`, then waits for them.
 pub(super) async fn run<S>(
     mut connections: mpsc::Receiver<(std::net::TcpStream, Accepted)>,
     service: S,
@@ -168,7 +168,7 @@ fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// None when the client is not who may connect, is too slow, or the listener stops.
+/// None when the handshake fails or takes too long, or the listener stops.
 async fn handshake(
     tls: ServerTls,
     stream: TcpStream,

@@ -59,7 +59,7 @@ impl Endpoint {
         self.port
     }
 
-    /// `host:port` as it stands in a request.
+    /// `host:port`, the authority of a request.
     pub fn authority(&self) -> &Authority {
         &self.authority
     }

@@ -26,7 +26,7 @@ pub struct UpstreamBody {
     broken: bool,
     /// Read ahead, see [`peek`](Self::peek).
     ahead: VecDeque<Frame<Bytes>>,
-    /// Ends what feeds the request once nobody wants the answer.
+    /// Ends what feeds the request when the answer is dropped.
     feeding: Option<DropGuard>,
     in_flight: InFlight,
 }

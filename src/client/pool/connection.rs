@@ -24,17 +24,17 @@ const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// Streams opened before the member has said how many it allows.
 const STREAMS_UNTIL_SETTINGS: usize = 10_000;
-/// No configuration may turn pings into a flood.
+/// Least pause between pings, whatever is configured.
 const PING_PAUSE_MIN: Duration = Duration::from_millis(10);
 const FRAME_BYTES: u32 = 64 * 1024;
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
 /// Streams reset at once. Members end a connection on which more streams were reset than they had looked at; the
 /// least that is in use is 20.
 const RESETS_AT_ONCE: usize = 16;
-/// Cancelled requests that wait to be reset; more are reset at once, whatever the member makes of it.
+/// Cancelled requests that wait to be reset; more are reset at once, even if the member then ends the connection.
 const CANCELLED_MAX: usize = 1024;
 
-/// One HTTP/2 connection. Cheap to clone; closed when told to, or by the other side.
+/// One HTTP/2 connection. Cheap to clone; closed by [`close`](Self::close) or by the other side.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     sender: SendRequest<Bytes>,
@@ -45,7 +45,7 @@ pub(super) struct Connection {
 struct Shared {
     endpoint: Endpoint,
     retired: AtomicBool,
-    /// Told when it takes no new requests any more.
+    /// Cancelled when it takes no new requests.
     over: CancellationToken,
     /// Tells the driver to cut it.
     cut: CancellationToken,
@@ -89,8 +89,8 @@ impl Drop for InFlight {
 }
 
 impl Connection {
-    /// Dials and begins the HTTP/2 session. The other side has said nothing yet, and may not be there: the caller asks
-    /// it something before it relies on it, and bounds the time of both.
+    /// Dials and begins the HTTP/2 session. Nothing has come from the other side then: the caller waits for an answer
+    /// before it uses the connection, and bounds the time of both.
     pub(super) async fn open(endpoint: &Endpoint, config: &PoolConfig, tasks: &Tasks) -> io::Result<Self> {
         let stream = config.dialer.dial(endpoint).await?;
         let (sender, connection) = h2::client::Builder::new()
@@ -133,7 +133,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Asks for a sign of life.
+    /// Waits for any answer of the endpoint.
     ///
     /// # Errors
     /// Why the endpoint is of no use.
@@ -187,7 +187,7 @@ impl Connection {
         started
     }
 
-    /// Waits for the answer's head. Dropping the future cancels the request upstream, at a pace the member stands.
+    /// Waits for the answer's head. Dropping the future cancels the request upstream, at a pace that the member accepts.
     pub(super) async fn answer(&self, answer: ResponseFuture) -> Result<http::Response<h2::RecvStream>, h2::Error> {
         let mut waiting = Waiting { connection: self, answer: Some(answer) };
         let answered = match &mut waiting.answer {
@@ -201,7 +201,7 @@ impl Connection {
         answered
     }
 
-    /// Resets a request that nobody waits for. Some at once; when there are more, the next ones follow when the member
+    /// Resets a request whose client has left. Some at once; when there are more, the next ones follow when the member
     /// has answered, because it then has looked at what came before. So a burst of clients that give up while the
     /// member stalls does not count as an attack, which would end the connection for everybody on it.
     fn cancel(&self, answer: ResponseFuture) {

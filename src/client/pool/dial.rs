@@ -25,7 +25,7 @@ pub(crate) trait Dialer: fmt::Debug + Send + Sync {
     fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>>;
 }
 
-/// TCP to what the system's resolver says.
+/// TCP to the addresses that the system's resolver gives.
 #[derive(Debug, Default)]
 pub(super) struct TcpDials(AtomicUsize);
 

@@ -8,7 +8,7 @@ use crate::client::Endpoint;
 pub(super) enum Fault {
     /// The member has provably not executed it: any request may be sent again.
     NotExecuted(Status),
-    /// Nobody knows whether it was executed: only repeatable requests may be sent again.
+    /// It may have been executed: only repeatable requests may be sent again.
     Unknown(Status),
 }
 

@@ -10,7 +10,7 @@ use super::probe;
 use crate::client::Endpoint;
 use crate::shutdown::Tasks;
 
-/// How much longer than the first endpoint the others may take to tell their cluster.
+/// How much longer than the first endpoint the others may take to answer.
 const FIRST_ANSWERS_WAIT: Duration = Duration::from_secs(1);
 
 /// Asks all endpoints for their cluster. Those that cannot be reached now are not waited for: once they answer, an

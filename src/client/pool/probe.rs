@@ -16,7 +16,7 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 /// An empty message: flag, length, no body.
 const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; PREFIX_BYTES]);
 
-/// Asks for a sign of life. A refusal is one too, an answer that is no gRPC, or says `Unavailable`, is not.
+/// Waits for an answer to a health check. A refusal is an answer too; one that is no gRPC, or is `Unavailable`, is not.
 ///
 /// # Errors
 /// Why the endpoint is of no use.
@@ -24,7 +24,7 @@ pub(super) async fn alive(connection: &Connection, endpoint: &Endpoint) -> Resul
     ask(connection, endpoint, HEALTH, EMPTY_MESSAGE, true).await.map(drop)
 }
 
-/// Asks for the cluster id, without rights of any kind. None when the endpoint answers but does not tell.
+/// Asks for the cluster id, without rights of any kind. None when the answer does not contain it.
 ///
 /// # Errors
 /// Why the endpoint is of no use.

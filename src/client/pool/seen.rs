@@ -19,7 +19,7 @@ const TXN: &str = "/etcdserverpb.KV/Txn";
 pub struct Seen(Arc<Mutex<PeekedHeader>>);
 
 impl Seen {
-    /// Takes note of an answer's header. Another cluster begins anew.
+    /// Takes note of an answer's header. A header of another cluster replaces what is known.
     pub fn show(&self, header: PeekedHeader) {
         let mut newest = self.0.lock();
         if header.cluster_id != newest.cluster_id || header.revision > newest.revision {

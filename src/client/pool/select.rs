@@ -26,13 +26,13 @@ pub(super) enum Turn {
     Sticky,
 }
 
-/// Whom to ask.
+/// The outcome of a choice.
 pub(super) enum Pick {
-    /// This one, which is ready.
+    /// A member with a ready connection.
     Ready(Arc<UpstreamEndpoint>, Connection),
-    /// Nobody is ready.
+    /// No member is ready.
     Wait,
-    /// Nobody is left but those that were asked already, or that cannot be reached.
+    /// Every member was asked already or cannot be reached.
     Nobody,
 }
 
@@ -96,7 +96,7 @@ impl UpstreamEndpoints {
                 }
                 return Pick::Ready(member.clone(), connection);
             }
-            // Once somebody has answered, an endpoint that has failed before is not waited for.
+            // Once a member has answered, an endpoint that has failed before is not waited for.
             worth_waiting |= avoid.is_empty() || member.reason().is_none();
         }
         if worth_waiting { Pick::Wait } else { Pick::Nobody }

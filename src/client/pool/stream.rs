@@ -64,7 +64,7 @@ where
     guard
 }
 
-/// None when the body broke or the member wants no more.
+/// None when the body broke or the member takes no more of it.
 async fn copy<B>(mut body: B, send: &mut SendStream<Bytes>) -> Option<()>
 where
     B: HttpBody<Data = Bytes, Error: Send> + Send + Unpin,

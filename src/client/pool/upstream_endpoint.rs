@@ -1,7 +1,7 @@
 //! One endpoint and its state.
 //!
-//! Each connection of an endpoint has a worker of its own ([`UpstreamEndpoint::keep`]), which dials in the background from the
-//! first request of its lane on until the pool or the endpoint goes:
+//! Each connection of an endpoint has a worker of its own ([`UpstreamEndpoint::keep`]), which dials in the background from
+//! the first request of its lane on until the pool or the endpoint goes:
 //!
 //! ```text
 //!            first request of the lane
@@ -46,7 +46,7 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// How long a connection must have been of use before a failure counts as the first one again.
 const STABLE: Duration = Duration::from_secs(1);
 
-/// One endpoint: its connections and what we know of its health.
+/// One endpoint: its connections and their health.
 #[derive(Debug)]
 pub(super) struct UpstreamEndpoint {
     endpoint: Endpoint,
@@ -78,7 +78,7 @@ struct Health {
 pub(super) struct Keeping {
     pub(super) config: PoolConfig,
     pub(super) tasks: Tasks,
-    /// Told when a connection is ready or an attempt has failed.
+    /// Notified when a connection is ready or an attempt has failed.
     pub(super) changed: Notify,
 }
 

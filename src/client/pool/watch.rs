@@ -21,16 +21,16 @@ const REQUESTS_MAX: usize = 128;
 /// A watch stream to some member. Dropping both halves cancels it.
 #[derive(Debug)]
 pub struct UpstreamWatch {
-    /// What to ask.
+    /// Requests to send.
     pub requests: mpsc::Sender<WatchRequest>,
-    /// What the member says; ends with its status.
+    /// The member's answers; they end with its status.
     pub answers: Streaming<WatchResponse>,
-    /// Who it is.
+    /// The member.
     pub endpoint: Endpoint,
 }
 
 impl Pool {
-    /// Opens a watch stream with this metadata and returns at once: a member says nothing before the first request.
+    /// Opens a watch stream with this metadata and returns at once: a member sends nothing before the first request.
     /// A refusal of the stream itself is the first thing `answers` yields.
     ///
     /// # Errors

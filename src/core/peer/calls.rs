@@ -226,7 +226,7 @@ pub(super) fn push_answer(batch: &mut Batch, id: u64, answer: Result<Bytes, Call
             (Code::ResourceExhausted, Bytes::from_static(b"answer is too long"))
         }
         Ok(body) => (Code::Ok, body),
-        // An error cannot be told as success.
+        // An error is never sent with the code of success.
         Err(CallFailure { code: Code::Ok, text }) => (Code::Unknown, text.into()),
         Err(CallFailure { code, text }) => (code, text.into()),
     };

@@ -12,7 +12,7 @@ pub struct Peer {
     pub urls: Vec<String>,
 }
 
-/// TLS between members, in which both sides prove who they are.
+/// TLS between members, in which both sides show a certificate.
 #[derive(Clone, Debug)]
 pub struct PeerTls {
     /// For the listener of the peer port.

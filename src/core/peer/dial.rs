@@ -26,7 +26,7 @@ pub enum DialError {
     /// The network, or TLS.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// Nobody said no, either.
+    /// Neither an answer nor a refusal came.
     #[error("no answer in time")]
     Timeout,
     /// Something else than a member answered.
@@ -38,13 +38,13 @@ pub enum DialError {
         /// That cluster, if it was named.
         theirs: Option<ClusterId>,
     },
-    /// The member does not want us.
+    /// The member refused the connection.
     #[error("refused: {0}")]
     Refused(Refusal),
 }
 
-/// Connects to the first URL that answers as the member we want. The last error speaks for all, but a refusal that
-/// says we were removed comes first.
+/// Connects to the first URL where the wanted member answers. Fails with the last error, or with a refusal because this
+/// member was removed.
 pub(super) async fn dial_any(
     urls: &[String],
     hello: Hello,
@@ -68,7 +68,7 @@ async fn dial(url: &str, hello: Hello, tls: Option<&PeerTls>, limit: Duration) -
     upgrade(stream, hello, &authority).await
 }
 
-/// Connects to a peer URL; also what its `Host` header says.
+/// Connects to a peer URL; returns the value of the `Host` header too.
 ///
 /// # Errors
 /// See [`DialError`]; a name that hangs is given up after `limit`, a TLS handshake is not.

@@ -220,7 +220,7 @@ impl FrameReader {
         Ok(Some((length, crc)))
     }
 
-    /// Waits for more bytes and tells how many came. Dropping the future loses nothing.
+    /// Waits for more bytes and returns how many came. Dropping the future loses nothing.
     pub(super) async fn fill(&mut self, io: &mut (impl AsyncRead + Unpin)) -> Result<usize, ConnectionError> {
         let missing = self.head()?.map_or(0, |(length, _)| (HEAD_BYTES + length).saturating_sub(self.buffer.len()));
         let needed = missing.clamp(READ_LEAST_BYTES, READ_AHEAD_BYTES);

@@ -1,4 +1,4 @@
-//! The handshake: who dials whom in which cluster, as headers of an HTTP/1.1 upgrade.
+//! The handshake: the dialling member, the dialled one and their cluster, as headers of an HTTP/1.1 upgrade.
 //!
 //! Nothing of a connection reaches raft before its handshake is through.
 
@@ -59,14 +59,14 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// What the dialling member says about itself.
+/// The dialling member's identity and purpose.
 #[derive(Clone, Debug)]
 pub(super) struct Hello {
     pub(super) cluster: ClusterId,
     pub(super) from: MemberId,
     pub(super) to: MemberId,
     pub(super) purpose: Purpose,
-    /// Where the dialling member can be dialled, for one that does not know it yet.
+    /// Where the dialling member can be dialled, for a member that does not have it in its list yet.
     pub(super) urls: Vec<String>,
 }
 
@@ -79,15 +79,15 @@ pub struct Greeting {
     pub(super) unlisted_urls: Option<Vec<String>>,
 }
 
-/// What a member may be told by those who dial it.
+/// What the member list says of the dialling member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// In the member list.
     Peer,
-    /// Not in the list, and there is room for an unlisted peer.
-    Welcome,
+    /// Not in the list, and another unlisted peer is accepted.
+    Unlisted,
     /// Not in the list.
-    Stranger,
+    Unknown,
 }
 
 /// Why a connection is refused.
@@ -96,13 +96,13 @@ pub enum Refusal {
     /// No upgrade, or a header is missing or unreadable.
     #[error("malformed peer handshake")]
     Malformed,
-    /// The dialling member speaks another version of the protocol.
+    /// The dialling member has another version of the protocol.
     #[error("incompatible version of the peer protocol")]
     WrongVersion,
     /// It belongs to another cluster.
     #[error("cluster ID mismatch")]
     WrongCluster,
-    /// It meant somebody else.
+    /// The request is for another member.
     #[error("this URL belongs to another member")]
     WrongMember,
     /// It was removed from the cluster.
@@ -210,10 +210,10 @@ impl Hello {
         match known(from) {
             Known::Peer => Ok(Greeting { from, purpose, unlisted_urls: None }),
             // Consensus only: an unlisted peer asks nothing of this member.
-            Known::Welcome if purpose != Purpose::Calls && !urls.is_empty() => {
+            Known::Unlisted if purpose != Purpose::Calls && !urls.is_empty() => {
                 Ok(Greeting { from, purpose, unlisted_urls: Some(urls) })
             }
-            Known::Welcome | Known::Stranger => Err(Refusal::UnknownMember),
+            Known::Unlisted | Known::Unknown => Err(Refusal::UnknownMember),
         }
     }
 
@@ -225,7 +225,7 @@ impl Hello {
             return Ok(Ok(()));
         }
         match Refusal::ALL.into_iter().find(|known| Some(known.name()) == name) {
-            // Only a member of the same cluster may tell us that we were removed.
+            // Only a member of the same cluster may say that this one was removed.
             Some(Refusal::Removed) if cluster != Ok(self.cluster) => Err("removal told by another cluster".into()),
             Some(refusal) => Ok(Err(refusal)),
             None => Err(format!("unexpected HTTP status {status}")),
@@ -304,8 +304,8 @@ mod tests {
         let config = PeerConfig::new(ClusterId(0xcc), ME);
         let known = |member| match member {
             PEER => Known::Peer,
-            NEW => Known::Welcome,
-            _ => Known::Stranger,
+            NEW => Known::Unlisted,
+            _ => Known::Unknown,
         };
         Hello::judge(headers, &config, known, &BTreeSet::from([GONE]))
     }
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(refused(Hello { to: MemberId(0xd), ..hello() }), Refusal::WrongMember);
         assert_eq!(refused(Hello { from: GONE, ..hello() }), Refusal::Removed);
         assert_eq!(refused(Hello { from: MemberId(0xd), ..hello() }), Refusal::UnknownMember);
-        // A stranger of another cluster learns nothing about this one.
+        // A member of another cluster learns nothing about this one.
         assert_eq!(refused(Hello { cluster: ClusterId(1), from: GONE, ..hello() }), Refusal::WrongCluster);
     }
 

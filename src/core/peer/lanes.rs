@@ -28,7 +28,7 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, link: Arc<Link>, purpose
 async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
     let limits = &shared.config.limits;
     let mut backoff = Backoff::new(limits.backoff.0, limits.backoff.1);
-    // Why the peer could not be reached, as the log says it: another cause is news.
+    // The cause that was last logged; only another cause is logged again.
     let mut told = None;
     loop {
         let urls = link.urls.load_full();
@@ -114,7 +114,7 @@ async fn run(shared: &Shared, link: &Link, purpose: Purpose, dialed: Dialed) -> 
     }
 }
 
-/// What a broken connection, or none, means for those who wait.
+/// Reports a lost connection to what waits for it.
 fn lost(shared: &Shared, link: &Link, purpose: Purpose) {
     link.sent_failures.inc();
     match purpose {

@@ -17,7 +17,7 @@ use super::queue::{Keep, LaneQueue, QueueBounds};
 use crate::telemetry::PeerMetrics;
 use crate::types::MemberId;
 
-/// Everybody this member knows, replaced as a whole when the list changes.
+/// All peers of this member, replaced as a whole when the list changes.
 #[derive(Clone, Default)]
 pub(super) struct PeerSet {
     /// Members, and unlisted peers.
@@ -25,7 +25,7 @@ pub(super) struct PeerSet {
     /// Who is in no list yet, but dialled this member as one of its cluster.
     pub(super) unlisted: BTreeSet<MemberId>,
     pub(super) removed: BTreeSet<MemberId>,
-    /// Where this member is dialled; empty until a list tells.
+    /// URLs of this member; empty until the first list.
     pub(super) own_urls: Vec<String>,
 }
 

@@ -128,7 +128,7 @@ pub(super) async fn send(
     Ok(timeout(silence_max, write).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
 }
 
-/// The time a pong speaks of; none when it is not the answer to a ping of this connection.
+/// The time that a pong returns; none when it is not the answer to a ping of this connection.
 fn round_trip(mut payload: &[u8], now: Duration) -> Option<Duration> {
     let sent_at = Duration::from_micros(payload.try_get_u64_le().ok()?);
     now.checked_sub(sent_at)

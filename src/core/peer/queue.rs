@@ -83,7 +83,7 @@ impl LaneQueue {
         Pushed { dropped, began_dropping: false }
     }
 
-    /// Forgets what waits; tells how many messages.
+    /// Drops what waits; returns how many messages that was.
     pub(super) fn clear(&self) -> usize {
         std::mem::take(&mut *self.waiting.lock()).messages.len()
     }
@@ -93,7 +93,7 @@ impl LaneQueue {
         self.waiting.lock().bytes
     }
 
-    /// Moves what fits into the batch; tells whether there was anything.
+    /// Moves what fits into the batch; returns whether there was anything.
     fn drain_into(&self, batch: &mut Batch, batch_bytes_max: usize) -> bool {
         let mut waiting = self.waiting.lock();
         let mut any = false;

@@ -18,7 +18,7 @@ pub trait PeerReceiver: Send + Sync + 'static {
     /// What was sent to this peer on the append lane may be lost. Also called on the thread that sends.
     fn unreachable(&self, peer: MemberId);
 
-    /// The peer `by` told us that this member was removed from the cluster.
+    /// The peer `by` answered that this member was removed from the cluster.
     fn removed(&self, by: MemberId);
 
     /// A request of a peer. The future is dropped when the connection breaks, and may then have had its effect or not.

@@ -1,4 +1,4 @@
-//! What sender and receiver of a db snapshot tell each other.
+//! The messages between sender and receiver of a db snapshot.
 
 use bytes::{Buf, BufMut, Bytes};
 use sha2::{Digest, Sha256};

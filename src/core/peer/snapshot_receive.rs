@@ -34,9 +34,9 @@ const SYNC_EVERY_BYTES: u64 = 32 * 1024 * 1024;
 #[derive(Default)]
 pub(super) struct Slot {
     part: Option<Part>,
-    /// How the last transfer went, for a sender whose connection broke before it was told.
+    /// Outcome of the last transfer, for a sender whose connection broke before the answer.
     finished: Option<(u64, Result<(), Refused>)>,
-    /// Connections so far; tells whether the sender came back.
+    /// Connections so far: more than one when the sender came back.
     connections: u64,
 }
 
@@ -171,7 +171,7 @@ impl Connection<'_> {
                 kind => return Err(ConnectionError::Unexpected(kind)),
             }
         }
-        // From here on a task nobody drops: the db snapshot may take effect.
+        // From here on in a task that is never dropped: the db snapshot may take effect.
         let (shared, from) = (self.shared.clone(), self.from);
         let finish = self.shared.spawn(async move { finish(&shared, from, &mut slot, offer).await });
         match self.while_alive(finish).await?.unwrap_or_else(|_| Err(stopped())) {
@@ -188,7 +188,7 @@ impl Connection<'_> {
         })
     }
 
-    /// Waits for work of ours, and meanwhile tells the sender that it goes on.
+    /// Waits for local work, and sends signs of progress meanwhile.
     async fn while_alive<F: Future>(&mut self, work: F) -> Result<F::Output, ConnectionError> {
         match self.frame_or(work).await? {
             Heard::Ended(output) => Ok(output),
@@ -255,7 +255,7 @@ impl Part {
         Ok(Self { db_snapshot, file, path, syncs, verified_bytes: 0, synced_bytes: 0, began })
     }
 
-    /// Adds bytes. When the future is dropped, the same bytes are written again to the same place.
+    /// Adds bytes. When the future is dropped, the same bytes are written again to the same offset.
     async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         let (file, at) = (self.file.clone(), self.verified_bytes);
         let end = at + bytes.len() as u64;

@@ -20,7 +20,7 @@ use super::snapshot::{Offer, Refused, SnapshotId, digest};
 use super::transport::Shared;
 use crate::net::Backoff;
 
-/// Starts a transfer to a peer unless one is on its way: the end of that one tells raft to ask again.
+/// Starts a transfer to a peer unless one is in progress: when that one ends, raft asks again.
 pub(super) fn start(shared: &Arc<Shared>, link: &Arc<Link>, message: Bytes) {
     if link.snapshot_on_its_way.swap(true, Ordering::AcqRel) {
         return;
@@ -141,7 +141,7 @@ async fn attempt(shared: &Shared, link: &Link, offer: &Offer, db_snapshot: &Arc<
 struct OutgoingFile {
     offer: Option<Offer>,
     db_snapshot: Arc<File>,
-    /// From where the receiver wants it, once it has said so.
+    /// The offset from which the receiver wants it, once it has answered.
     from: watch::Receiver<Option<u64>>,
     at: u64,
     /// When the first byte was sent, and which one it was.

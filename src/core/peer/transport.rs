@@ -38,7 +38,7 @@ const UNLISTED_MAX: usize = 32;
 const LANES: [Purpose; 3] = [Purpose::Control, Purpose::Append, Purpose::Calls];
 /// Pause between two warnings about connections of one member that are refused for one reason.
 const REFUSAL_TOLD_AGAIN: Duration = Duration::from_secs(60);
-/// Senders and reasons that are remembered for that; more are strangers who change their name.
+/// Senders and reasons that are remembered for that; more come from a sender that changes its id.
 const REFUSALS_TOLD_MAX: usize = 64;
 /// Wait at a stop for disk work that has begun.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ pub(super) struct Shared {
     tasks: Tasks,
     runtime: Handle,
     peer_set: ArcSwap<PeerSet>,
-    /// Held while the peer set changes: whoever was an unlisted peer in this run and is no peer yet.
+    /// Held while the peer set changes: members that were unlisted peers in this run and are no peers yet.
     changing: Mutex<BTreeSet<MemberId>>,
     /// The one accepted connection of each lane of each peer; a new one ends the old one.
     accepted: Mutex<Accepted>,
@@ -120,8 +120,8 @@ impl PeerTransport {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Follows the member list: connects to `peers`, drops the connections of everybody else but unlisted peers who are
-    /// connected. This member itself is left out; the others are told its URLs.
+    /// Follows the member list: connects to `peers`, drops the connections of all others except unlisted peers that are
+    /// connected. This member itself is left out; the others are sent its URLs.
     pub fn set_peers(&self, peers: Vec<Peer>, removed: BTreeSet<MemberId>) {
         let shared = &self.shared;
         let mut seen_unlisted = shared.changing.lock();
@@ -235,8 +235,8 @@ impl PeerTransport {
         let peer_set = self.shared.peer_set.load();
         let known = |member| match peer_set.is_peer(member) {
             true => Known::Peer,
-            false if has_room(&self.shared.changing.lock(), member) => Known::Welcome,
-            false => Known::Stranger,
+            false if takes_unlisted(&self.shared.changing.lock(), member) => Known::Unlisted,
+            false => Known::Unknown,
         };
         Hello::judge(headers, &self.shared.config, known, &peer_set.removed)
     }
@@ -300,7 +300,7 @@ impl Shared {
     fn add_unlisted(self: &Arc<Self>, unlisted: MemberId, urls: Vec<String>) {
         let mut seen_unlisted = self.changing.lock();
         let old = self.peer_set.load_full();
-        if old.is_peer(unlisted) || old.removed.contains(&unlisted) || !has_room(&seen_unlisted, unlisted) {
+        if old.is_peer(unlisted) || old.removed.contains(&unlisted) || !takes_unlisted(&seen_unlisted, unlisted) {
             return;
         }
         if let Some(link) = old.links.get(&unlisted) {
@@ -321,7 +321,7 @@ impl Shared {
         self.accepted.lock().open.keys().any(|(from, _)| *from == peer)
     }
 
-    /// Logs that a connection was refused. Whoever is refused tries again every second on each lane: each sender and
+    /// Logs that a connection was refused. A refused member tries again every second on each lane: each sender and
     /// cause is a warning once in a while only.
     fn tell_refused(&self, refusal: Refusal, headers: &http::HeaderMap) {
         let (peer, theirs) = (sender_of(headers), cluster_of(headers));
@@ -346,7 +346,7 @@ impl Shared {
             Refusal::WrongVersion | Refusal::WrongMember if is_news() => {
                 warn!(peer = peer_text, %refusal, "connection of a peer refused");
             }
-            // The rest is of nobody we know, or passes: a member that is being added or removed.
+            // The rest comes from unknown senders, or passes: a member that is being added or removed.
             _ => debug!(peer = peer_text, %refusal, "connection of a peer refused"),
         }
     }
@@ -415,8 +415,8 @@ impl Shared {
     }
 }
 
-/// Whether there is room for this unlisted peer: ids that nobody knows cost something for as long as this member runs.
-fn has_room(seen_unlisted: &BTreeSet<MemberId>, unlisted: MemberId) -> bool {
+/// Whether another unlisted peer is accepted: each unknown id takes memory for as long as this member runs.
+fn takes_unlisted(seen_unlisted: &BTreeSet<MemberId>, unlisted: MemberId) -> bool {
     seen_unlisted.len() < UNLISTED_MAX || seen_unlisted.contains(&unlisted)
 }
 
@@ -429,7 +429,7 @@ impl PeerSink for PeerQueue {
     fn send(&mut self, messages: Vec<Outbound>) {
         let peer_set = self.shared.peer_set.load();
         for message in messages {
-            // Whoever left the list gets nothing more.
+            // A member that left the list gets nothing more.
             let Some(link) = peer_set.links.get(&message.to) else { continue };
             match message.lane {
                 Lane::Control => {
