@@ -253,7 +253,9 @@ async fn attempt(
         .start(head.to_request(endpoint), false)
         .await
         .map_err(|error| Fault::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}"))))?;
-    send.send_data(payload, true).map_err(|error| Fault::from_stream(&error, endpoint))?;
+    // Fails when the stream is over: the member may have answered from the head alone, and its answer is what counts.
+    // Where there is none, waiting for it gives the reason why the stream ended.
+    let _ = send.send_data(payload, true);
     let answer = match connection.answer(answer).await {
         Ok(answer) => answer,
         // A member drops a request whose time is up without a word; its client would call that the deadline.

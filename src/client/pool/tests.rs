@@ -268,3 +268,31 @@ async fn a_request_dropped_at_its_deadline_says_so() {
         ("4", &"context%20deadline%20exceeded".parse().unwrap())
     );
 }
+
+/// Cause: a member that answers from the head alone ends the stream, at times before the body is sent; that the body could
+/// not be sent hid the answer. Needs the connection to be driven by another thread than the request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_before_the_body_is_sent_is_passed_on() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let tasks = Tasks::new();
+    let inner = tasks.clone();
+    tasks.spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            inner.spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(socket).await else { return };
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let head =
+                        Response::builder().header("content-type", "application/grpc").header("grpc-status", "9");
+                    let _ = respond.send_response(head.body(()).unwrap(), true);
+                }
+            });
+        }
+    });
+    let pool = pool_of(vec![endpoint]);
+    for _ in 0..100 {
+        let answered = futures::future::join_all((0..8).map(|_| send(&pool, WRITE, "x"))).await;
+        answered.iter().for_each(|outcome| assert_eq!(outcome.code(), "9", "{:?}", outcome.headers));
+    }
+    tasks.stop();
+}
