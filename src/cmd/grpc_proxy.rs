@@ -15,7 +15,7 @@ use crate::config::{Advertise, ProxyConfig, parse_proxy_config};
 use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
 use crate::listener::{ListenerConfig, Serving, WorkerId, bind, serve};
 use crate::proxy::{
-    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, SelfMember, Tenant, Tenants,
+    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, SelfMember, Tenant, Tenants,
     UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
@@ -109,7 +109,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     };
     let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pools, &metrics, &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
-    let answers = AnswerRoom::new(config.answer_memory_bytes);
+    let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
         ProxyService::new(WorkerParts {
             pool: worker_pools.open(&worker_tasks),
@@ -119,7 +119,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, worker.0, &worker_tasks)))
                 .collect(),
             self_member: self_member.clone(),
-            answers: answers.clone(),
+            response_memory: response_memory.clone(),
             metrics: metrics.clone(),
             calls: calls.clone(),
             tasks: worker_tasks.clone(),

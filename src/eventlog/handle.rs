@@ -10,10 +10,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::admission::Admission;
 use super::header_source::HeaderSource;
 use super::send_queue::{End, Taken};
 use super::source::Source;
-use super::stream::Admission;
 use super::watcher_set::{Create, JobId, JobResult, WatchLimits, WatcherSet};
 use crate::shutdown::Tasks;
 use crate::telemetry::WatchMetrics;

@@ -11,6 +11,7 @@
 //! `watcher_set/deliver.rs` (events that are new) and `watcher_set/catch_up.rs` (events that were missed); `stream.rs` is the
 //! gRPC side. docs/design/eventlog.md has the picture and the reasons.
 
+mod admission;
 mod batch;
 mod handle;
 mod header_source;
@@ -25,6 +26,7 @@ mod stream;
 mod tests;
 mod watcher_set;
 
+pub use admission::{Admission, Admit, Decision, Refusal, WatchAdmission};
 pub use batch::{EventKind, LogBatch, LogEvent};
 pub use handle::WatcherSetHandle;
 pub use header_source::HeaderSource;
@@ -33,5 +35,5 @@ pub use log::EventLog;
 pub use routes::Filters;
 pub use send_queue::End;
 pub use source::Source;
-pub use stream::{Admission, Admit, Decision, Refusal, WatchAdmission, WatchStream};
+pub use stream::WatchStream;
 pub use watcher_set::WatchLimits;

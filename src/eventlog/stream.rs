@@ -1,5 +1,4 @@
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -9,11 +8,12 @@ use futures::stream::FuturesOrdered;
 use futures::{FutureExt, Stream, StreamExt};
 use tonic::{Code, Status};
 
+use super::admission::{Admission, Admit, Refusal, WatchAdmission};
 use super::handle::WatcherSetHandle;
 use super::routes::Filters;
 use super::send_queue::Taken;
-use super::source::Source;
 use super::watcher_set::Create;
+use crate::api_error::ApiError;
 use crate::pb::encoded::WatchResponse;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -28,55 +28,6 @@ const CONTROLS_MAX: u32 = 64;
 const WAITING_MAX: usize = 64;
 /// Progress requests of one stream that wait for the owner of its sources; more are as good as none.
 const PROGRESS_WAITING_MAX: u32 = 64;
-
-/// Decides what a stream's watchers may read and where. One per stream: it knows who the client is.
-pub trait WatchAdmission: Send {
-    /// Admits a watch of `range` from `start` (0: from now).
-    fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit;
-
-    /// The newest revision known, for the header of a refusal.
-    fn revision(&self) -> Revision;
-
-    /// The status of a stream whose client went away.
-    fn canceled(&self) -> Status;
-}
-
-/// An admission that is being asked for.
-pub type Decision = BoxFuture<'static, Result<Admission, Refusal>>;
-
-/// Answer of [`WatchAdmission::admit`].
-pub enum Admit {
-    /// Decided.
-    Now(Result<Admission, Refusal>),
-    /// To be asked for. Further requests are read meanwhile, and answered in their order.
-    Later(Decision),
-}
-
-/// Where an admitted watcher reads.
-#[derive(Debug)]
-pub struct Admission {
-    /// Covers the range asked for.
-    pub source: Arc<Source>,
-    /// A revision the cluster has reached; a watch from now starts behind it. 0 when the log's head will do.
-    pub after: Revision,
-    /// The compacted revision if the start is known to be below it: the watch is created and cancelled at once. Else 0;
-    /// what the log itself knows of compactions counts besides.
-    pub compacted: Revision,
-}
-
-/// Why a watch is not admitted.
-#[derive(Debug)]
-pub enum Refusal {
-    /// The create request is answered with a cancellation; the stream goes on.
-    Watch {
-        /// For the header.
-        revision: Revision,
-        /// For the client.
-        reason: String,
-    },
-    /// The whole stream ends.
-    Stream(Status),
-}
 
 /// Requests that are decided at the same time and carried out one after the other.
 type Waiting = FuturesOrdered<BoxFuture<'static, Step>>;
@@ -167,7 +118,7 @@ where
         let refused = request.start_revision < 0;
         let create = Box::new(checked(request));
         if refused {
-            let reason = "etcdserver: mvcc: required revision has been compacted".to_owned();
+            let reason = ApiError::Compacted.text().to_owned();
             let refusal = Refusal::Watch { revision: self.admission.revision(), reason };
             return self.in_turn(Step::Create(create, Err(refusal)));
         }

@@ -2,6 +2,7 @@
 
 mod catch_up;
 mod deliver;
+mod jobs;
 mod progress;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -14,15 +15,15 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::admission::Admission;
 use super::header_source::HeaderSource;
 use super::routes::{Filters, Routes, Subscription};
 use super::send_queue::{End, Out, OutKind, SendQueue, Taken};
 use super::source::Source;
-use super::stream::Admission;
 use crate::telemetry::WatchMetrics;
 use crate::types::{KeyRange, Revision};
-use catch_up::Jobs;
-pub(super) use catch_up::{JobId, JobResult};
+use jobs::Jobs;
+pub(super) use jobs::{JobId, JobResult};
 
 /// Bounds and periods of a handle.
 #[derive(Clone, Debug)]

@@ -2,8 +2,8 @@
 //!
 //! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`]. For a
 //! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
-//! what the port answers beside gRPC, `identity.rs` says whose requests may share an upstream stream, `seen.rs`
-//! what a connection was shown, which no later answer may be older than. Nothing here
+//! what the port answers beside gRPC, `identity.rs` says whose requests may share an upstream stream, `revision_tracking.rs`
+//! notes the newest revision that a connection was sent, which no later answer may be older than. Nothing here
 //! knows the core: the cluster is reached through [`client`](crate::client) alone.
 
 mod answer;
@@ -13,7 +13,7 @@ mod identity;
 mod lease;
 mod members;
 mod namespace;
-mod seen;
+mod revision_tracking;
 mod service;
 mod tenant;
 mod watch;
@@ -21,7 +21,7 @@ mod watch;
 pub use endpoints::UpstreamPools;
 pub use identity::Identity;
 pub use members::SelfMember;
-pub use namespace::{AnswerRoom, Namespace};
+pub use namespace::{Namespace, ResponseMemory};
 pub use service::{ProxyService, WorkerParts, proxy_calls};
 pub use tenant::{Tenant, Tenants};
 pub use watch::{ProxyWatchMetrics, ProxyWatchService, WatchHub, WatchHubConfig};

@@ -17,10 +17,11 @@ use tower::Service;
 use super::http::Pages;
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::members::SelfMember;
-use super::namespace::{AnswerRoom, View, no_decompressor};
-use super::seen::noted;
+use super::namespace::{ResponseMemory, View, no_decompressor};
+use super::revision_tracking::track_revisions;
 use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
+use crate::api_error::ApiError;
 use crate::client::{Head, Pool, Seen};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
 use crate::pages::HealthService;
@@ -28,7 +29,7 @@ use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
 use crate::shutdown::Tasks;
-use crate::telemetry::{self, GrpcCalls, GrpcMethod, Metrics};
+use crate::telemetry::{GrpcCalls, GrpcMethod, Metrics, RequestBody};
 
 const GRPC: &str = "application/grpc";
 /// Calls of methods that this version does not know, each a stream of its own upstream, until a member has begun to
@@ -47,8 +48,8 @@ pub struct WorkerParts {
     pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
     /// What MemberList answers; none for the real list.
     pub self_member: Option<SelfMember>,
-    /// Room for answers that are rewritten, of all threads.
-    pub answers: AnswerRoom,
+    /// Memory for answers that are rewritten, of all threads.
+    pub response_memory: ResponseMemory,
     /// The registry `/proxy/metrics` shows.
     pub metrics: Metrics,
     /// Counts calls; [`proxy_calls`] makes it.
@@ -56,9 +57,6 @@ pub struct WorkerParts {
     /// Where tasks of the thread run.
     pub tasks: Tasks,
 }
-
-/// The body of a request to the proxy.
-pub(super) type RequestBody = telemetry::RequestBody<Incoming>;
 
 /// Registers the `grpc_server_*` metrics of a proxy.
 pub fn proxy_calls(metrics: &Metrics) -> GrpcCalls {
@@ -95,13 +93,16 @@ struct Worker {
 impl ProxyService {
     /// The service of one serving thread; made on that thread.
     pub fn new(parts: WorkerParts) -> Self {
-        let WorkerParts { pool, tenants, watches, self_member, answers, metrics, calls, tasks } = parts;
+        let WorkerParts { pool, tenants, watches, self_member, response_memory, metrics, calls, tasks } = parts;
         let watch_hubs = watches.values().cloned().collect();
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
         let leases = KeepAliveBroadcasts::new(pool.clone(), tasks.clone());
         let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
-        let views =
-            namespaced.map(|tenant| (tenant.clone(), View::new(tenant, &pool, answers.clone(), &tasks))).collect();
+        let views = namespaced
+            .map(|tenant| {
+                (tenant.clone(), View::new(&tenant.namespace, tenant.admin, &pool, response_memory.clone(), &tasks))
+            })
+            .collect();
         let pages = Pages::new(pool.clone(), metrics, tasks);
         let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
         Self {
@@ -154,20 +155,20 @@ impl Worker {
         let seen: Seen = connection.value();
         request.extensions_mut().insert(seen.clone());
         let wrapped = request.uri().path() == "/etcdserverpb.KV/RangeStream";
-        noted(self.counted(request).await, wrapped, seen)
+        track_revisions(self.counted(request).await, wrapped, seen)
     }
 
     async fn counted(&self, request: Request<Incoming>) -> Response<Body> {
         let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
             // A method nobody here knows passes too, uncounted.
-            return self.grpc(request.map(telemetry::RequestBody::uncounted)).await;
+            return self.grpc(request.map(RequestBody::uncounted)).await;
         };
         let call = self.calls.start(number);
         let response = self.grpc(request.map(|body| call.request(body))).await;
         call.response(response).map(Body::new)
     }
 
-    async fn grpc(&self, request: Request<RequestBody>) -> Response<Body> {
+    async fn grpc(&self, request: Request<RequestBody<Incoming>>) -> Response<Body> {
         let tenant = self.tenants.of(request.headers());
         let view = self.views.get(tenant);
         if request.uri().path() == COMPACT && (view.is_none() || tenant.admin) {
@@ -188,7 +189,7 @@ impl Worker {
             "/etcdserverpb.Lease/LeaseKeepAlive" => {
                 match admit(&self.leases, request.headers()) {
                     Some(admission) => keep_alive(admission, view.map(View::ownership), request),
-                    // No room, or an encoding to refuse: only who sees all leases may go to a member directly.
+                    // Too many broadcasts, or an encoding to refuse: only a tenant that sees all leases may go to a member directly.
                     None if view.is_none() => self.pass(request).await,
                     None => refuse_stream(request.headers()).into_http(),
                 }
@@ -197,7 +198,7 @@ impl Worker {
         }
     }
 
-    async fn within(&self, view: Option<&View>, request: Request<RequestBody>) -> Response<Body> {
+    async fn within(&self, view: Option<&View>, request: Request<RequestBody<Incoming>>) -> Response<Body> {
         match view {
             Some(view) => view.answer(request).await,
             None => self.pass(request).await,
@@ -205,7 +206,7 @@ impl Worker {
     }
 
     /// Bytes up, bytes down. A method nobody here knows passes too: the member decides and its answer is passed on.
-    async fn pass(&self, request: Request<RequestBody>) -> Response<Body> {
+    async fn pass(&self, request: Request<RequestBody<Incoming>>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let connection = parts.extensions.get::<Arc<ConnectionInfo>>().cloned();
         let method = methods::find(parts.uri.path());
@@ -218,7 +219,7 @@ impl Worker {
             Ok(_) => self.pool.request(&head, body).await,
             Err(_) => match self.unknown_calls.try_acquire() {
                 Ok(_until_answered) => self.pool.request(&head, body).await,
-                Err(_) => Status::resource_exhausted("etcdserver: too many requests").into_http(),
+                Err(_) => Status::resource_exhausted(ApiError::TooManyRequests.text()).into_http(),
             },
         }
     }

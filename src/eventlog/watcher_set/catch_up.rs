@@ -1,14 +1,15 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::super::batch::{Block, LogBatch};
-use super::super::history::{History, HistoryBatch, HistoryError, HistoryRequest};
+use super::super::history::{History, HistoryError, HistoryRequest};
 use super::super::log::Read;
 use super::super::routes::Subscription;
 use super::super::send_queue::End;
 use super::deliver::queue_events;
+use super::jobs::{Job, JobId, JobResult, Spot};
 use super::{CursorState, WatchLimits, WatcherSet};
 use crate::types::Revision;
 
@@ -16,80 +17,6 @@ use crate::types::Revision;
 const BATCHES_PER_STEP: usize = 256;
 /// Unsynced cursors served before the watcher set lets the connections of its thread run.
 const STEPS_PER_TURN: usize = 128;
-
-/// Cursors of one group that stand at the same revision: they need the same events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Spot {
-    source: u32,
-    group: u32,
-    from: Revision,
-}
-
-/// Number of a read of history; never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(in super::super) struct JobId(u64);
-
-/// A read of history and the cursors that wait for it.
-#[derive(Debug)]
-struct Job {
-    spot: Spot,
-    waiting: Vec<u32>,
-}
-
-/// Reads of history, those not yet started included.
-#[derive(Debug, Default)]
-pub(super) struct Jobs {
-    jobs: HashMap<JobId, Job>,
-    at_spot: HashMap<Spot, JobId>,
-    to_start: VecDeque<JobId>,
-    last: u64,
-}
-
-impl Jobs {
-    fn wait(&mut self, spot: Spot, cursor: u32) {
-        let id = *self.at_spot.entry(spot).or_insert_with(|| {
-            self.last += 1;
-            let id = JobId(self.last);
-            self.jobs.insert(id, Job { spot, waiting: Vec::new() });
-            self.to_start.push_back(id);
-            id
-        });
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.waiting.push(cursor);
-        }
-    }
-
-    /// Stops `cursor` from waiting. A read that nobody waits for is forgotten: its group may be gone by the time it
-    /// ends.
-    pub fn leave(&mut self, cursor: u32, from: Revision, source: u32, group: u32) {
-        let spot = Spot { source, group, from };
-        let Some(&id) = self.at_spot.get(&spot) else { return };
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.waiting.retain(|&other| other != cursor);
-        if job.waiting.is_empty() {
-            self.jobs.remove(&id);
-            self.at_spot.remove(&spot);
-        }
-    }
-
-    fn finish(&mut self, id: JobId) -> Option<Job> {
-        let job = self.jobs.remove(&id)?;
-        self.at_spot.remove(&job.spot);
-        Some(job)
-    }
-
-    fn next_to_start(&mut self) -> Option<(JobId, Spot)> {
-        while let Some(id) = self.to_start.pop_front() {
-            if let Some(job) = self.jobs.get(&id) {
-                return Some((id, job.spot));
-            }
-        }
-        None
-    }
-}
-
-/// What a read of history gave.
-pub(in super::super) type JobResult = Result<HistoryBatch, HistoryError>;
 
 /// Encoded events of one turn's catch-up steps: cursors that lag together share them.
 type Memo = HashMap<Spot, Piece>;

@@ -8,6 +8,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame};
+use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::codec::{Codec, CompressionEncoding, Streaming};
 use tonic::{Code, Status};
@@ -19,7 +20,7 @@ use crate::client::framed;
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
 use crate::proxy::Identity;
-use crate::proxy::service::RequestBody;
+use crate::telemetry::RequestBody;
 
 /// Requests of one client that wait for their answers; beyond, the client's next ones are not read.
 const WAITING_MAX: usize = 1024;
@@ -65,7 +66,7 @@ pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &Header
 pub(in crate::proxy) fn keep_alive(
     admission: Admission,
     ownership: Option<Arc<dyn LeaseOwnership>>,
-    request: Request<RequestBody>,
+    request: Request<RequestBody<Incoming>>,
 ) -> Response<Body> {
     let Admission { subscription, encoding } = admission;
     let (parts, body) = request.into_parts();

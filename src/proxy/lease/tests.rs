@@ -18,7 +18,7 @@ use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use crate::proxy::{AnswerRoom, Namespace, ProxyService, Tenant, Tenants, WorkerParts, proxy_calls};
+use crate::proxy::{Namespace, ProxyService, ResponseMemory, Tenant, Tenants, WorkerParts, proxy_calls};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -157,7 +157,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             tenants: Tenants::everybody(Tenant { namespace: Namespace::default(), admin: false }),
             watches: HashMap::new(),
             self_member: None,
-            answers: AnswerRoom::new(1 << 20),
+            response_memory: ResponseMemory::new(1 << 20),
             tasks: worker_tasks.clone(),
         })
     };

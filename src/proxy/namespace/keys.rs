@@ -38,7 +38,7 @@ impl Namespace {
     /// the namespace; a range that covers nothing still covers nothing.
     ///
     /// An empty key is taken as it is: whether it is an error or the first key depends on the request.
-    pub fn enter_range(&self, key: &[u8], range_end: &[u8]) -> (Key, Bytes) {
+    pub fn add_prefix_to_range(&self, key: &[u8], range_end: &[u8]) -> (Key, Bytes) {
         if self.is_whole() {
             return (Bytes::copy_from_slice(key), Bytes::copy_from_slice(range_end));
         }
@@ -53,12 +53,12 @@ impl Namespace {
     /// The cluster's `key` and `range_end` for a range of the client's keys.
     pub fn upstream_range(&self, range: &KeyRange) -> (Key, Bytes) {
         let (key, range_end) = range.to_wire();
-        self.enter_range(&key, &range_end)
+        self.add_prefix_to_range(&key, &range_end)
     }
 
     /// The cluster's `key` and `range_end` for a watch, where an empty key means the first one.
-    pub fn enter_watch(&self, key: &[u8], range_end: &[u8]) -> (Key, Bytes) {
-        self.enter_range(if key.is_empty() { b"\0" } else { key }, range_end)
+    pub fn add_prefix_to_watch(&self, key: &[u8], range_end: &[u8]) -> (Key, Bytes) {
+        self.add_prefix_to_range(if key.is_empty() { b"\0" } else { key }, range_end)
     }
 
     /// The client's key for a cluster's key; none when the key lies outside.
@@ -97,13 +97,13 @@ mod tests {
             (b"\xff\xff", b"\0"),
             (b"", b"\0"),
         ] {
-            let (key, range_end) = Namespace::new(prefix).enter_range(b"k", b"\0");
+            let (key, range_end) = Namespace::new(prefix).add_prefix_to_range(b"k", b"\0");
             assert_eq!((&key[..], &range_end[..]), (&[prefix, b"k"].concat()[..], end), "{prefix:?}");
         }
     }
 
     #[test]
-    fn foreign_keys_do_not_leave() {
+    fn foreign_keys_are_not_shown() {
         let namespace = Namespace::new("a/");
         assert_eq!(namespace.strip_prefix(&"a/k".into()), Some("k".into()));
         assert_eq!(namespace.strip_prefix(&"a/".into()), Some("".into()));
@@ -118,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn leaving_undoes_entering(prefix in key(), inner in key()) {
+        fn stripping_undoes_adding(prefix in key(), inner in key()) {
             let namespace = Namespace::new(prefix);
             prop_assert_eq!(namespace.strip_prefix(&namespace.add_prefix(&inner)), Some(Bytes::from(inner)));
         }
@@ -129,9 +129,9 @@ mod tests {
         ) {
             let namespace = Namespace::new(prefix);
             let plain = (Bytes::from(start.clone()), Bytes::from(end.clone()));
-            let entered = namespace.enter_range(&start, &end);
-            prop_assert_eq!(covers(entered.clone(), &namespace.add_prefix(&probe)), covers(plain, &probe));
-            if covers(entered, &probe) {
+            let prefixed = namespace.add_prefix_to_range(&start, &end);
+            prop_assert_eq!(covers(prefixed.clone(), &namespace.add_prefix(&probe)), covers(plain, &probe));
+            if covers(prefixed, &probe) {
                 prop_assert!(namespace.strip_prefix(&probe.into()).is_some(), "a key outside is covered");
             }
         }

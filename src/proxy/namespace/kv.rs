@@ -20,22 +20,22 @@ impl Kv for View {
 
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let mut request = clean(request);
-        self.namespace.enter_range_request(request.get_mut());
+        self.namespace.add_prefix_to_range_request(request.get_mut());
         let mut answer = self.kv.clone().range(request).await?;
-        self.namespace.leave_range(answer.get_mut());
+        self.namespace.strip_prefix_in_range(answer.get_mut());
         Ok(answer)
     }
 
     async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
         let mut request = clean(request);
-        self.namespace.enter_range_request(request.get_mut());
+        self.namespace.add_prefix_to_range_request(request.get_mut());
         let namespace = self.namespace.clone();
         let answer = self.kv.clone().range_stream(request).await?;
         Ok(answer.map(|chunks| -> Self::RangeStreamStream {
             Box::pin(chunks.map(move |chunk| {
                 let mut chunk = chunk?;
                 if let Some(range) = &mut chunk.range_response {
-                    namespace.leave_range(range);
+                    namespace.strip_prefix_in_range(range);
                 }
                 Ok(chunk)
             }))
@@ -48,9 +48,9 @@ impl Kv for View {
         if lease != 0 && !self.ownership.is_own(lease, request.metadata()).await? {
             request.get_mut().lease = nobodys_lease();
         }
-        self.namespace.enter_put(request.get_mut());
+        self.namespace.add_prefix_to_put(request.get_mut());
         let mut answer = self.kv.clone().put(request).await?;
-        self.namespace.leave_put(answer.get_mut());
+        self.namespace.strip_prefix_in_put(answer.get_mut());
         Ok(answer)
     }
 
@@ -59,9 +59,9 @@ impl Kv for View {
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         let mut request = clean(request);
-        self.namespace.enter_delete(request.get_mut());
+        self.namespace.add_prefix_to_delete(request.get_mut());
         let mut answer = self.kv.clone().delete_range(request).await?;
-        self.namespace.leave_delete(answer.get_mut());
+        self.namespace.strip_prefix_in_delete(answer.get_mut());
         Ok(answer)
     }
 
@@ -76,9 +76,9 @@ impl Kv for View {
                 *replacement = nobodys_lease();
             }
         }
-        self.namespace.enter_txn(request.get_mut(), &|lease| replaced.get(&lease).copied().unwrap_or(lease));
+        self.namespace.add_prefix_to_txn(request.get_mut(), &|lease| replaced.get(&lease).copied().unwrap_or(lease));
         let mut answer = self.kv.clone().txn(request).await?;
-        self.namespace.leave_txn(answer.get_mut());
+        self.namespace.strip_prefix_in_txn(answer.get_mut());
         Ok(answer)
     }
 

@@ -78,7 +78,7 @@ impl Lease for View {
         }
         let mut answer = self.lease.clone().lease_time_to_live(request).await?;
         answer.get_mut().id = id;
-        self.namespace.leave_time_to_live(answer.get_mut());
+        self.namespace.strip_prefix_in_time_to_live(answer.get_mut());
         Ok(answer)
     }
 

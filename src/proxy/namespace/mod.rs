@@ -1,20 +1,19 @@
 //! A part of the key space that looks like a whole one.
 //!
-//! `keys.rs` maps keys and ranges in and out, `rewrite.rs` does so for whole messages. A tenant's request enters at
-//! [`View`] (`view.rs`), which takes exactly one message (`message.rs`), rewrites it (`kv.rs`, `lease.rs`), runs lock
-//! and election on the tenant's own keys (`store.rs`) and refuses what reaches beyond. `ownership.rs` knows whose a
-//! lease is. Requests go upstream as they were decoded and encoded here, never as the bytes that came.
-//! [`View`] (`view.rs`), which rewrites it (`kv.rs`, `lease.rs`), runs lock and election on the tenant's own keys
-//! (`store.rs`) and refuses what reaches beyond. `ownership.rs` knows whose a lease is, `room.rs` bounds the
-//! answers that are held to be rewritten.
+//! `keys.rs` adds the prefix to keys and ranges and strips it, `rewrite.rs` does so for whole messages. A tenant's
+//! request enters at `dispatch.rs`, which takes exactly one message (`message.rs`) and hands it to the tenant's [`View`]
+//! (`view.rs`): that rewrites it (`kv.rs`, `lease.rs`), runs lock and election on the tenant's own keys (`store.rs`) and
+//! refuses what reaches beyond. `ownership.rs` knows whose a lease is, `response_memory.rs` bounds the answers that are held to be
+//! rewritten. Requests go upstream as they were decoded and encoded here, never as the bytes that came.
 
+mod dispatch;
 mod keys;
 mod kv;
 mod lease;
 mod message;
 mod ownership;
+mod response_memory;
 mod rewrite;
-mod room;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -22,5 +21,5 @@ mod view;
 
 pub use keys::Namespace;
 pub(super) use message::no_decompressor;
-pub use room::AnswerRoom;
+pub use response_memory::ResponseMemory;
 pub(super) use view::View;

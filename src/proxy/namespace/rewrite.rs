@@ -13,83 +13,83 @@ use crate::pb::mvccpb::KeyValue;
 // no range, so that even a server which took it would touch nothing of the namespace or beside it.
 
 impl Namespace {
-    pub(super) fn enter_request_range(&self, key: &mut Bytes, range_end: &mut Bytes) {
+    pub(super) fn add_prefix_to_request_keys(&self, key: &mut Bytes, range_end: &mut Bytes) {
         if key.is_empty() {
             range_end.clear();
         } else {
-            (*key, *range_end) = self.enter_range(key, range_end);
+            (*key, *range_end) = self.add_prefix_to_range(key, range_end);
         }
     }
 
-    pub(super) fn enter_range_request(&self, request: &mut RangeRequest) {
-        self.enter_request_range(&mut request.key, &mut request.range_end);
+    pub(super) fn add_prefix_to_range_request(&self, request: &mut RangeRequest) {
+        self.add_prefix_to_request_keys(&mut request.key, &mut request.range_end);
     }
 
-    pub(super) fn enter_delete(&self, request: &mut DeleteRangeRequest) {
-        self.enter_request_range(&mut request.key, &mut request.range_end);
+    pub(super) fn add_prefix_to_delete(&self, request: &mut DeleteRangeRequest) {
+        self.add_prefix_to_request_keys(&mut request.key, &mut request.range_end);
     }
 
-    pub(super) fn enter_put(&self, request: &mut PutRequest) {
+    pub(super) fn add_prefix_to_put(&self, request: &mut PutRequest) {
         if !request.key.is_empty() {
             request.key = self.add_prefix(&request.key);
         }
     }
 
     /// Rewrites a whole transaction. `lease` may replace the lease of each put.
-    pub(super) fn enter_txn(&self, request: &mut TxnRequest, lease: &dyn Fn(i64) -> i64) {
+    pub(super) fn add_prefix_to_txn(&self, request: &mut TxnRequest, lease: &dyn Fn(i64) -> i64) {
         for Compare { key, range_end, .. } in &mut request.compare {
-            self.enter_request_range(key, range_end);
+            self.add_prefix_to_request_keys(key, range_end);
         }
         for operation in request.success.iter_mut().chain(&mut request.failure) {
             match &mut operation.request {
-                Some(request_op::Request::RequestRange(range)) => self.enter_range_request(range),
+                Some(request_op::Request::RequestRange(range)) => self.add_prefix_to_range_request(range),
                 Some(request_op::Request::RequestPut(put)) => {
                     put.lease = lease(put.lease);
-                    self.enter_put(put);
+                    self.add_prefix_to_put(put);
                 }
-                Some(request_op::Request::RequestDeleteRange(delete)) => self.enter_delete(delete),
-                Some(request_op::Request::RequestTxn(txn)) => self.enter_txn(txn, lease),
+                Some(request_op::Request::RequestDeleteRange(delete)) => self.add_prefix_to_delete(delete),
+                Some(request_op::Request::RequestTxn(txn)) => self.add_prefix_to_txn(txn, lease),
                 // The member says what it thinks of an operation without a request.
                 None => {}
             }
         }
     }
 
-    pub(super) fn leave_range(&self, answer: &mut RangeResponse) {
-        self.leave_all(&mut answer.kvs);
+    pub(super) fn strip_prefix_in_range(&self, answer: &mut RangeResponse) {
+        self.strip_prefix_in_all(&mut answer.kvs);
     }
 
-    pub(super) fn leave_put(&self, answer: &mut PutResponse) {
-        answer.prev_kv = answer.prev_kv.take().and_then(|kv| self.leave_kv(kv));
+    pub(super) fn strip_prefix_in_put(&self, answer: &mut PutResponse) {
+        answer.prev_kv = answer.prev_kv.take().and_then(|kv| self.strip_prefix_in_kv(kv));
     }
 
-    pub(super) fn leave_delete(&self, answer: &mut DeleteRangeResponse) {
-        self.leave_all(&mut answer.prev_kvs);
+    pub(super) fn strip_prefix_in_delete(&self, answer: &mut DeleteRangeResponse) {
+        self.strip_prefix_in_all(&mut answer.prev_kvs);
     }
 
-    pub(super) fn leave_txn(&self, answer: &mut TxnResponse) {
+    pub(super) fn strip_prefix_in_txn(&self, answer: &mut TxnResponse) {
         for ResponseOp { response } in &mut answer.responses {
             match response {
-                Some(response_op::Response::ResponseRange(range)) => self.leave_range(range),
-                Some(response_op::Response::ResponsePut(put)) => self.leave_put(put),
-                Some(response_op::Response::ResponseDeleteRange(delete)) => self.leave_delete(delete),
-                Some(response_op::Response::ResponseTxn(txn)) => self.leave_txn(txn),
+                Some(response_op::Response::ResponseRange(range)) => self.strip_prefix_in_range(range),
+                Some(response_op::Response::ResponsePut(put)) => self.strip_prefix_in_put(put),
+                Some(response_op::Response::ResponseDeleteRange(delete)) => self.strip_prefix_in_delete(delete),
+                Some(response_op::Response::ResponseTxn(txn)) => self.strip_prefix_in_txn(txn),
                 None => {}
             }
         }
     }
 
-    pub(super) fn leave_time_to_live(&self, answer: &mut LeaseTimeToLiveResponse) {
+    pub(super) fn strip_prefix_in_time_to_live(&self, answer: &mut LeaseTimeToLiveResponse) {
         answer.keys = answer.keys.iter().filter_map(|key| self.strip_prefix(key)).collect();
     }
 
     /// The pair under the client's key; none when it lies outside, whatever the cluster meant by it.
-    pub(super) fn leave_kv(&self, mut kv: KeyValue) -> Option<KeyValue> {
+    pub(super) fn strip_prefix_in_kv(&self, mut kv: KeyValue) -> Option<KeyValue> {
         kv.key = self.strip_prefix(&kv.key)?;
         Some(kv)
     }
 
-    fn leave_all(&self, kvs: &mut Vec<KeyValue>) {
+    fn strip_prefix_in_all(&self, kvs: &mut Vec<KeyValue>) {
         kvs.retain_mut(|kv| match self.strip_prefix(&kv.key) {
             Some(key) => {
                 kv.key = key;

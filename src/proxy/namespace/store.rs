@@ -63,7 +63,7 @@ impl RecipeStore for ViewStore {
 
     async fn watch(&self, mut request: WatchCreateRequest) -> Result<Self::Watch, Status> {
         let namespace = self.view.namespace.clone();
-        (request.key, request.range_end) = namespace.enter_watch(&request.key, &request.range_end);
+        (request.key, request.range_end) = namespace.add_prefix_to_watch(&request.key, &request.range_end);
         let headers: HeaderMap = self.metadata.clone().into_headers();
         let UpstreamWatch { requests, answers, .. } =
             self.view.pool.open_watch(&Identity::of(&headers).metadata()).await?;
@@ -73,15 +73,15 @@ impl RecipeStore for ViewStore {
         // but dropping both cancels it.
         Ok(Box::pin(answers.map(move |answer| {
             let _open = &requests;
-            answer.map(|answer| leave_watch(&namespace, answer))
+            answer.map(|answer| strip_prefix_in_watch(&namespace, answer))
         })))
     }
 }
 
-fn leave_watch(namespace: &Namespace, mut answer: WatchResponse) -> WatchResponse {
+fn strip_prefix_in_watch(namespace: &Namespace, mut answer: WatchResponse) -> WatchResponse {
     for event in &mut answer.events {
-        event.kv = event.kv.take().and_then(|kv| namespace.leave_kv(kv));
-        event.prev_kv = event.prev_kv.take().and_then(|kv| namespace.leave_kv(kv));
+        event.kv = event.kv.take().and_then(|kv| namespace.strip_prefix_in_kv(kv));
+        event.prev_kv = event.prev_kv.take().and_then(|kv| namespace.strip_prefix_in_kv(kv));
     }
     answer.events.retain(|event| event.kv.is_some());
     answer

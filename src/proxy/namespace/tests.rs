@@ -83,11 +83,11 @@ proptest! {
         probe in key(),
     ) {
         let namespace = Namespace::new(prefix);
-        let mut entered = txn.clone();
-        namespace.enter_txn(&mut entered, &|lease| lease);
+        let mut prefixed = txn.clone();
+        namespace.add_prefix_to_txn(&mut prefixed, &|lease| lease);
         let (mut before, mut after) = (Vec::new(), Vec::new());
         keys_of(&txn, &mut before);
-        keys_of(&entered, &mut after);
+        keys_of(&prefixed, &mut after);
         prop_assert_eq!(before.len(), after.len());
         for ((key, end), (new_key, new_end)) in before.into_iter().zip(after) {
             if key.is_empty() {
@@ -108,10 +108,10 @@ proptest! {
     fn every_put_may_change_its_lease(txn in txn_of(operation())) {
         let mut leases = Vec::new();
         leases_of(&txn, &mut |lease| leases.push(lease));
-        let mut entered = txn;
-        Namespace::new("n").enter_txn(&mut entered, &|lease| lease + 10);
+        let mut prefixed = txn;
+        Namespace::new("n").add_prefix_to_txn(&mut prefixed, &|lease| lease + 10);
         let mut replaced = Vec::new();
-        leases_of(&entered, &mut |lease| replaced.push(lease));
+        leases_of(&prefixed, &mut |lease| replaced.push(lease));
         prop_assert_eq!(replaced, leases.iter().map(|lease| lease + 10).collect::<Vec<_>>());
     }
 
@@ -126,7 +126,7 @@ proptest! {
         let expected: Vec<_> = keys.iter().flat_map(|key| {
             [Some(key.clone()), key.strip_prefix(&prefix[..]).map(Bytes::copy_from_slice)]
         }).flatten().collect();
-        namespace.leave_range(&mut answer);
+        namespace.strip_prefix_in_range(&mut answer);
         prop_assert_eq!(answer.kvs.iter().map(|kv| kv.key.clone()).collect::<Vec<_>>(), expected);
         prop_assert_eq!(answer.count, 7);
     }
@@ -147,7 +147,7 @@ fn nested_answers_are_rewritten() {
         ],
         ..Default::default()
     };
-    namespace.leave_txn(&mut answer);
+    namespace.strip_prefix_in_txn(&mut answer);
     let Some(response_op::Response::ResponseTxn(inner)) = &answer.responses[0].response else { panic!("a txn") };
     let Some(response_op::Response::ResponseRange(range)) = &inner.responses[0].response else { panic!("a range") };
     assert_eq!(range.kvs, [kv("k".into())]);

@@ -20,7 +20,7 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    AnswerRoom, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, Tenant, Tenants, WatchHub,
+    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, Tenant, Tenants, WatchHub,
     WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
@@ -211,7 +211,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             tenants: tenants.clone(),
             watches: HashMap::from([(tenant.clone(), watch)]),
             self_member: None,
-            answers: AnswerRoom::new(1 << 30),
+            response_memory: ResponseMemory::new(1 << 30),
             metrics: metrics.clone(),
             calls: calls.clone(),
             tasks: worker_tasks.clone(),

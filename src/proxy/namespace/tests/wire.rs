@@ -113,7 +113,7 @@ fn what_was_decided_on_is_what_goes_up() {
     let alarm = |action: AlarmAction| AlarmRequest { action: action.into(), ..Default::default() };
     let get = framed(&AlarmRequest { action: 0, member_id: 5, alarm: AlarmType::Nospace.into() });
     let put = |key: &'static str| PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
-    let entered = framed(&put("t/b"));
+    let prefixed = framed(&put("t/b"));
     run(async {
         let setup = Setup::start().await;
         // Field 1 twice, the first ACTIVATE: the last one counts, and alone goes up.
@@ -128,8 +128,8 @@ fn what_was_decided_on_is_what_goes_up() {
             ("gzip", ALARM, encoded, frame(1, &gzip(&unknown)), &get),
             ("gzip that was not used", ALARM, encoded, frame(0, &unknown), &get),
             ("identity", ALARM, &[("grpc-encoding", "identity")], frame(0, &unknown), &get),
-            ("a repeated key", PUT, &[], frame(0, &keys), &entered),
-            ("gzip of a repeated key", PUT, encoded, frame(1, &gzip(&keys)), &entered),
+            ("a repeated key", PUT, &[], frame(0, &keys), &prefixed),
+            ("gzip of a repeated key", PUT, encoded, frame(1, &gzip(&keys)), &prefixed),
             ("an empty message", STATUS, &[], frame(0, &[0x7a, 0]), &framed(&StatusRequest::default())),
         ] {
             let before = setup.calls_of(path).len();

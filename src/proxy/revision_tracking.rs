@@ -11,17 +11,17 @@ use crate::client::{HEADER_BYTES_MAX, Seen, peek_header, peek_wrapped_header};
 use crate::pb::frame::{Messages, Part};
 
 /// Notes the revision of every message of an answer before the client gets it.
-pub(super) fn noted(answer: Response<Body>, wrapped: bool, seen: Seen) -> Response<Body> {
-    answer.map(|body| Body::new(NotedBody { body, headers: Headers { wrapped, ..Headers::default() }, seen }))
+pub(super) fn track_revisions(answer: Response<Body>, wrapped: bool, seen: Seen) -> Response<Body> {
+    answer.map(|body| Body::new(TrackedBody { body, headers: Headers { wrapped, ..Headers::default() }, seen }))
 }
 
-struct NotedBody {
+struct TrackedBody {
     body: Body,
     headers: Headers,
     seen: Seen,
 }
 
-impl HttpBody for NotedBody {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = Status;
 

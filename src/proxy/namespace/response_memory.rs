@@ -1,5 +1,5 @@
-//! Bounds the answers that are rewritten. Their keys change their length, and gRPC wants the length of a message in
-//! front of it: an answer has to be here as a whole before its first byte can go out.
+//! Bounds the memory of the answers that are rewritten. Their keys change their length, and gRPC sends the length of a
+//! message before it: an answer has to be complete before its first byte can be sent.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -20,54 +20,54 @@ use tower::Service;
 use crate::api_error::ApiError;
 use crate::client::Channel;
 
-/// Answers up to this length need no room and are never refused.
+/// Answers up to this length reserve no memory and are never refused.
 const SHORT_BYTES_MAX: u64 = 64 * 1024;
-/// An answer is here twice: as it came, and as it goes.
+/// An answer is held twice: as received, and as rewritten.
 const COPIES: u64 = 2;
 /// Unit of the bound; a number of bytes does not fit a semaphore.
 const UNIT_BYTES: u64 = 1024;
-/// How long an answer waits for room; the member's flow control holds it meanwhile.
-const ROOM_WAIT: Duration = Duration::from_secs(5);
+/// How long an answer waits for memory; flow control stops the member meanwhile.
+const RESERVATION_WAIT: Duration = Duration::from_secs(5);
 /// Compression flag and length in front of a gRPC message.
 const MESSAGE_PREFIX_BYTES: usize = 5;
 
-/// Room for long answers of all clients of the proxy. Cheap to clone.
+/// Memory for long answers of all clients of the proxy. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct AnswerRoom {
+pub struct ResponseMemory {
     units: Arc<Semaphore>,
     units_max: u32,
 }
 
-/// What one answer takes of it, given back with the last clone.
-type Taken = Arc<OwnedSemaphorePermit>;
-type Taking = Pin<Box<dyn Future<Output = Option<Taken>> + Send>>;
+/// The memory of one answer, released with the last clone.
+type Reservation = Arc<OwnedSemaphorePermit>;
+type Reserving = Pin<Box<dyn Future<Output = Option<Reservation>> + Send>>;
 
-impl AnswerRoom {
-    /// Room of this many bytes.
+impl ResponseMemory {
+    /// At most this many bytes.
     pub fn new(bytes: u64) -> Self {
         let units_max = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX).max(1);
         Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max }
     }
 
-    /// Takes room for a message. One that needs more than there is gets all of it: it is alone then.
-    fn take(&self, message_bytes: u64) -> Taking {
+    /// Reserves memory for a message, none when it takes too long. One larger than all of it waits until it is alone.
+    fn reserve(&self, message_bytes: u64) -> Reserving {
         let units = message_bytes.saturating_mul(COPIES).div_ceil(UNIT_BYTES);
         let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.units_max);
-        let taking = tokio::time::timeout(ROOM_WAIT, self.units.clone().acquire_many_owned(units));
-        Box::pin(async move { Some(Arc::new(taking.await.ok()?.ok()?)) })
+        let reserving = tokio::time::timeout(RESERVATION_WAIT, self.units.clone().acquire_many_owned(units));
+        Box::pin(async move { Some(Arc::new(reserving.await.ok()?.ok()?)) })
     }
 }
 
-/// A channel whose long answers wait for room before they are read.
+/// A channel whose long answers wait for memory before they are read.
 #[derive(Clone, Debug)]
 pub(super) struct BoundedChannel {
     channel: Channel,
-    room: AnswerRoom,
+    memory: ResponseMemory,
 }
 
 impl BoundedChannel {
-    pub(super) fn new(channel: Channel, room: AnswerRoom) -> Self {
-        Self { channel, room }
+    pub(super) fn new(channel: Channel, memory: ResponseMemory) -> Self {
+        Self { channel, memory }
     }
 }
 
@@ -88,37 +88,37 @@ impl Service<Request<Body>> for BoundedChannel {
             // It is done by now: an error that says nothing about that.
             _ => Some(ApiError::Timeout.into()),
         };
-        let (answer, room) = (self.channel.call(request), self.room.clone());
+        let (answer, memory) = (self.channel.call(request), self.memory.clone());
         Box::pin(async move {
             let mut response = answer.await?;
             if let Some(refusal) = refusal {
-                let slot = Slot::default();
-                response.extensions_mut().insert(slot.clone());
+                let reserved = Reserved::default();
+                response.extensions_mut().insert(reserved.clone());
                 let state = State::Head(BytesMut::new());
-                response = response.map(|body| Body::new(Incoming { body, room, slot, refusal, state }));
+                response = response.map(|body| Body::new(Incoming { body, memory, reserved, refusal, state }));
             }
             Ok(response)
         })
     }
 }
 
-/// Room of an answer on its way from the channel to the body that goes to the client.
+/// Hands the reservation of an answer from the body that the channel reads to the body that is sent to the client.
 #[derive(Clone, Default)]
-struct Slot(Arc<Mutex<Option<Taken>>>);
+struct Reserved(Arc<Mutex<Option<Reservation>>>);
 
-/// An answer of the member. What it announces is taken before it is read.
+/// An answer of the member. The length it announces is reserved before it is read.
 struct Incoming {
     body: Body,
-    room: AnswerRoom,
-    slot: Slot,
+    memory: ResponseMemory,
+    reserved: Reserved,
     refusal: Status,
     state: State,
 }
 
 enum State {
-    /// The beginning, until it tells the length of the message.
+    /// The beginning, until it holds the length of the message.
     Head(BytesMut),
-    Waiting(Taking, Bytes),
+    Waiting(Reserving, Bytes),
     Open,
     Refused,
 }
@@ -133,13 +133,13 @@ impl HttpBody for Incoming {
             match &mut this.state {
                 State::Open => return Pin::new(&mut this.body).poll_frame(cx),
                 State::Refused => return Poll::Ready(None),
-                State::Waiting(taking, begun) => {
-                    let (taken, begun) = (ready!(taking.as_mut().poll(cx)), begun.clone());
-                    let Some(taken) = taken else {
+                State::Waiting(reserving, begun) => {
+                    let (reservation, begun) = (ready!(reserving.as_mut().poll(cx)), begun.clone());
+                    let Some(reservation) = reservation else {
                         this.state = State::Refused;
                         return Poll::Ready(Some(Ok(Frame::trailers(trailers(&this.refusal)))));
                     };
-                    *this.slot.0.lock() = Some(taken);
+                    *this.reserved.0.lock() = Some(reservation);
                     this.state = State::Open;
                     return Poll::Ready(Some(Ok(Frame::data(begun))));
                 }
@@ -166,7 +166,7 @@ impl HttpBody for Incoming {
                         this.state = State::Open;
                         return Poll::Ready(Some(Ok(Frame::data(begun))));
                     }
-                    this.state = State::Waiting(this.room.take(length), begun);
+                    this.state = State::Waiting(this.memory.reserve(length), begun);
                 }
             }
         }
@@ -181,23 +181,23 @@ fn trailers(status: &Status) -> HeaderMap {
     trailers
 }
 
-/// Gives the room of an answer back when the last of its bytes was written to the client, or dropped.
+/// Releases the memory of an answer when the last of its bytes was written to the client, or dropped.
 pub(super) fn held_until_sent(mut response: Response<Body>) -> Response<Body> {
-    let taken = response.extensions_mut().remove::<Slot>().and_then(|slot| slot.0.lock().take());
-    match taken {
-        Some(taken) => response.map(|body| Body::new(Outgoing { body, taken })),
+    let reservation = response.extensions_mut().remove::<Reserved>().and_then(|reserved| reserved.0.lock().take());
+    match reservation {
+        Some(reservation) => response.map(|body| Body::new(Outgoing { body, reservation })),
         None => response,
     }
 }
 
 struct Outgoing {
     body: Body,
-    taken: Taken,
+    reservation: Reservation,
 }
 
 struct InFlight {
     bytes: Bytes,
-    _taken: Taken,
+    _reservation: Reservation,
 }
 
 impl AsRef<[u8]> for InFlight {
@@ -211,9 +211,9 @@ impl HttpBody for Outgoing {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let taken = self.taken.clone();
+        let reservation = self.reservation.clone();
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let held = |bytes| Bytes::from_owner(InFlight { bytes, _taken: taken });
+        let held = |bytes| Bytes::from_owner(InFlight { bytes, _reservation: reservation });
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(held))))
     }
 

@@ -1,0 +1,56 @@
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tonic::Status;
+
+use super::source::Source;
+use crate::types::{KeyRange, Revision};
+
+/// Decides what a stream's watchers may read and where. One per stream: it knows who the client is.
+pub trait WatchAdmission: Send {
+    /// Admits a watch of `range` from `start` (0: from now).
+    fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit;
+
+    /// The newest revision known, for the header of a refusal.
+    fn revision(&self) -> Revision;
+
+    /// The status of a stream whose client went away.
+    fn canceled(&self) -> Status;
+}
+
+/// An admission that is being asked for.
+pub type Decision = BoxFuture<'static, Result<Admission, Refusal>>;
+
+/// Answer of [`WatchAdmission::admit`].
+pub enum Admit {
+    /// Decided.
+    Now(Result<Admission, Refusal>),
+    /// To be asked for. Further requests are read meanwhile, and answered in their order.
+    Later(Decision),
+}
+
+/// Where an admitted watcher reads.
+#[derive(Debug)]
+pub struct Admission {
+    /// Covers the range asked for.
+    pub source: Arc<Source>,
+    /// A revision the cluster has reached; a watch from now starts behind it. 0 when the log's head will do.
+    pub after: Revision,
+    /// The compacted revision if the start is known to be below it: the watch is created and cancelled at once. Else 0;
+    /// what the log itself knows of compactions counts besides.
+    pub compacted: Revision,
+}
+
+/// Why a watch is not admitted.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The create request is answered with a cancellation; the stream goes on.
+    Watch {
+        /// For the header.
+        revision: Revision,
+        /// For the client.
+        reason: String,
+    },
+    /// The whole stream ends.
+    Stream(Status),
+}

@@ -1,0 +1,117 @@
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use prost::Message;
+use tonic::Status;
+use tonic::body::Body;
+use tower::Service;
+
+use super::message::{PREFIX_BYTES, one_message};
+use super::response_memory::held_until_sent;
+use super::store::ViewStore;
+use super::view::{View, clean_headers};
+use crate::api_error::ApiError;
+use crate::client::{Head, Method, framed};
+use crate::listener::{Arriving, ConnectionInfo};
+use crate::pb::etcdserverpb::alarm_request::AlarmAction;
+use crate::pb::etcdserverpb::kv_server::KvServer;
+use crate::pb::etcdserverpb::lease_server::LeaseServer;
+use crate::pb::etcdserverpb::{AlarmRequest, AuthStatusRequest, AuthenticateRequest, MemberListRequest, StatusRequest};
+use crate::pb::methods;
+use crate::pb::v3electionpb::election_server::ElectionServer;
+use crate::pb::v3lockpb::lock_server::LockServer;
+use crate::recipes::{ElectionService, LockService};
+use crate::telemetry::RequestBody;
+
+/// A member's own bound is far lower and worded by it; this one keeps a tenant from filling the proxy's memory.
+const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+impl View {
+    /// Answers any request but watches and keep-alives, which are shared.
+    ///
+    /// What goes upstream is encoded here from what was decoded here, so a member cannot read something else in it.
+    pub(in crate::proxy) async fn answer(&self, request: http::Request<RequestBody<Incoming>>) -> Response<Body> {
+        let method = match methods::find(request.uri().path()) {
+            Ok(method) => method,
+            // Unlike without a namespace: a method nobody here knows might show anything.
+            Err(unknown) => return Status::unimplemented(unknown).into_http(),
+        };
+        let (mut parts, body) = request.into_parts();
+        let body = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
+        let frame = match one_message(&parts.headers, body, REQUEST_BYTES_MAX).await {
+            Ok(frame) => frame,
+            Err(status) => return status.into_http(),
+        };
+        clean_headers(&mut parts.headers);
+        let answered = match (method.service, method.name) {
+            ("etcdserverpb.KV", _) => {
+                let service = KvServer::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+                served(service, parts, frame).await.map(held_until_sent)
+            }
+            ("etcdserverpb.Lease", _) => served(LeaseServer::new(self.clone()), parts, frame).await,
+            ("v3lockpb.Lock", _) => {
+                let service = LockService::new(ViewStore::new(self.clone()), self.tasks.clone());
+                served(LockServer::new(service), parts, frame).await
+            }
+            ("v3electionpb.Election", _) => {
+                let service = ElectionService::new(ViewStore::new(self.clone()), self.tasks.clone());
+                served(ElectionServer::new(service), parts, frame).await
+            }
+            ("etcdserverpb.Maintenance" | "etcdserverpb.Cluster" | "etcdserverpb.Auth", _) => {
+                self.administer(method, parts.headers, &frame).await
+            }
+            _ => Err(ApiError::PermissionDenied.into()),
+        };
+        answered.unwrap_or_else(Status::into_http)
+    }
+
+    /// Calls about the cluster: what shows and changes nothing beyond the namespace, everything with `admin`.
+    async fn administer(
+        &self,
+        method: &'static methods::Method,
+        metadata: HeaderMap,
+        frame: &Bytes,
+    ) -> Result<Response<Body>, Status> {
+        let frame = match (method.service, method.name) {
+            // Nothing was decided on its bytes, and they are one message.
+            _ if self.admin => frame.clone(),
+            ("etcdserverpb.Maintenance", "Status") => framed(&message::<StatusRequest>(frame)?),
+            ("etcdserverpb.Cluster", "MemberList") => framed(&message::<MemberListRequest>(frame)?),
+            ("etcdserverpb.Auth", "AuthStatus") => framed(&message::<AuthStatusRequest>(frame)?),
+            ("etcdserverpb.Auth", "Authenticate") => framed(&message::<AuthenticateRequest>(frame)?),
+            ("etcdserverpb.Maintenance", "Alarm") => {
+                let request: AlarmRequest = message(frame)?;
+                // Alarms may be read, not changed.
+                if request.action != i32::from(AlarmAction::Get) {
+                    return Err(ApiError::PermissionDenied.into());
+                }
+                framed(&request)
+            }
+            // What is left reaches beyond the namespace, or shows what does.
+            _ => return Err(ApiError::PermissionDenied.into()),
+        };
+        let head = Head::grpc(method.path, metadata);
+        Ok(self.pool.exchange(Method::of(method.path), &head, frame).await)
+    }
+}
+
+/// Hands one message to a service.
+async fn served<S>(mut service: S, parts: http::request::Parts, frame: Bytes) -> Result<Response<Body>, Status>
+where
+    S: Service<http::Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible>,
+{
+    match service.call(http::Request::from_parts(parts, Full::new(frame))).await {
+        Ok(response) => Ok(response),
+        Err(never) => match never {},
+    }
+}
+
+/// Decodes what follows the prefix of a frame.
+fn message<M: Message + Default>(frame: &Bytes) -> Result<M, Status> {
+    M::decode(frame.slice(PREFIX_BYTES..))
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
+}
