@@ -210,10 +210,11 @@ async fn serve(
         (state.break_streams, state.ticks)
     };
     let mut watching: Vec<Watching> = Vec::new();
+    let mut request = None;
     loop {
         let out: Vec<Result<WatchResponse, Status>> = {
             changed.borrow_and_update();
-            let state = cluster.state.lock();
+            let mut state = cluster.state.lock();
             if state.break_streams != generation {
                 vec![Err(Status::unavailable("the connection is lost"))]
             } else {
@@ -227,11 +228,18 @@ async fn serve(
                         out.reverse();
                     }
                 }
+                // Only when nothing is left to send, under the same lock: a write between the two would be missing
+                // from the events before the answer to a progress request, which names its revision.
+                if out.is_empty()
+                    && let Some(request) = request.take()
+                {
+                    out.extend(handle(&mut state, request, &mut watching).map(Ok));
+                }
                 out
             }
         };
         if !out.is_empty() {
-            let over = out.iter().any(|answer| !matches!(answer, Ok(answer) if !answer.canceled));
+            let over = out.iter().any(|answer| !matches!(answer, Ok(answer) if !answer.canceled || answer.created));
             for answer in out {
                 if answers.send(answer).await.is_err() {
                     return;
@@ -243,17 +251,9 @@ async fn serve(
             continue;
         }
         tokio::select! {
-            request = incoming.recv() => {
-                let Some(request) = request else { return };
-                let answer = {
-                    let mut state = cluster.state.lock();
-                    handle(&mut state, request, &mut watching)
-                };
-                if let Some(answer) = answer
-                    && answers.send(Ok(answer)).await.is_err()
-                {
-                    return;
-                }
+            next = incoming.recv() => {
+                let Some(next) = next else { return };
+                request = Some(next);
             }
             _ = changed.changed() => {}
             () = answers.closed() => return,
@@ -344,7 +344,7 @@ fn handle(state: &mut State, request: WatchRequest, watching: &mut Vec<Watching>
             });
             Some(created)
         }
-        // Events up to the header went out before: `advance` had nothing more to say.
+        // Events up to the header went out before: `advance` had nothing more to send.
         RequestUnion::ProgressRequest(_) => {
             state.progress_requests += 1;
             let synced = !watching.is_empty() && watching.iter().all(|watching| watching.start <= visible);
