@@ -114,6 +114,11 @@ impl Lessor {
         lessor
     }
 
+    /// How it behaves.
+    pub fn config(&self) -> LessorConfig {
+        self.config
+    }
+
     /// A grant was applied.
     pub fn granted(&mut self, lease: Lease, now: Duration) {
         self.revoked(lease.id);

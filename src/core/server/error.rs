@@ -18,6 +18,7 @@ use crate::types::{LogIndex, LogPosition, MemberId};
 pub type Failed = Arc<dyn Fn(String) + Send + Sync>;
 
 /// Why a request to this member failed, before it becomes a status.
+#[allow(missing_docs, reason = "the types say what the variants are")]
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error(transparent)]

@@ -8,22 +8,19 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info};
 
+use super::lease_driver::LeaseDriver;
 use super::metrics::CoreMetrics;
 use super::proposer::Proposer;
 use super::read_index::ReadIndex;
 use crate::core::apply::LeaseFact;
-use crate::core::lease::{DueCheckpoint, Lease, LeaseStore, Lessor, LessorConfig, RenewError, Renewed};
-use crate::core::raft::{RaftHandle, RaftStatus};
+use crate::core::lease::{DueCheckpoint, Lease, LeaseStore, Lessor, RenewError, Renewed};
+use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::{LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest};
 use crate::shutdown::Tasks;
 use crate::types::{LeaseId, Term};
 
 /// Pause between looks for leases that have run out.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(200);
-/// Leases revoked per look, so that a hundred thousand at once leave room for heartbeats and writes.
-const EXPIRED_MAX: usize = 1000;
-/// Revocations under way at once.
-const REVOKES_IN_FLIGHT: usize = 64;
 /// Pause between looks for leases whose rest is to be recorded.
 const CHECKPOINT_PERIOD: Duration = Duration::from_millis(500);
 /// Leases recorded by one log entry, and per look.
@@ -111,7 +108,7 @@ impl LeaseClock {
     /// The state was replaced as a whole: begins anew with the leases it holds. This member does not lead.
     pub fn replace(&self, leases: Vec<Lease>) {
         let mut deadlines = self.deadlines.lock();
-        *deadlines = Deadlines { lessor: Lessor::new(LessorConfig::default(), leases), term: None };
+        *deadlines = Deadlines { lessor: Lessor::new(deadlines.lessor.config(), leases), term: None };
         drop(deadlines);
         self.leading.send_replace(None);
         self.revoked.send_modify(|count| *count += 1);
@@ -184,14 +181,14 @@ impl LeaseClock {
         self.revoked.subscribe()
     }
 
-    fn expired(&self, term: Term, max: usize) -> Vec<LeaseId> {
+    pub(super) fn expired(&self, term: Term, max: usize) -> Vec<LeaseId> {
         let mut deadlines = self.deadlines.lock();
         if deadlines.term == Some(term) { deadlines.lessor.expired(self.now(), max) } else { Vec::new() }
     }
 
     /// Hands what is left of long leases to `propose`, which must not wait: no renewal comes between the look and the
     /// proposal, so that clearing a checkpoint is always proposed after the checkpoint.
-    fn checkpoint(&self, term: Term, propose: impl FnOnce(Vec<DueCheckpoint>)) {
+    pub(super) fn checkpoint(&self, term: Term, propose: impl FnOnce(Vec<DueCheckpoint>)) {
         let mut deadlines = self.deadlines.lock();
         if deadlines.term != Some(term) {
             return;
@@ -216,62 +213,45 @@ pub(super) struct LeaseExpiry {
 pub(super) async fn run(expiry: LeaseExpiry, extend: Duration, tasks: Tasks) {
     let stop = tasks.stop_signal();
     let mut status = expiry.raft.status();
+    let mut driver = LeaseDriver::new(expiry.clock.clone(), extend);
+    let (mut looks, mut checkpoints) = (interval(EXPIRY_PERIOD), interval(CHECKPOINT_PERIOD));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    checkpoints.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut revokes = FuturesUnordered::new();
     loop {
-        let term = tokio::select! {
-            () = stop.cancelled() => return,
-            status = status.wait_for(|status| status.is_leader) => match status {
-                Ok(status) => status.term,
-                Err(_) => return,
-            },
-        };
-        let mut lost = expiry.raft.status();
+        let led = driver.term();
+        if driver.follow(&status.borrow_and_update()) {
+            revokes.clear();
+            if let Some(term) = led {
+                info!(%term, "lease deadlines end with the leadership");
+            }
+        }
+        let term = driver.term().unwrap_or_default();
+        revokes.extend(driver.expired().into_iter().map(|lease| revoke(&expiry, term, lease)));
         tokio::select! {
             // In this order: with the leadership go the deadlines, whatever else is ready.
             biased;
             () = stop.cancelled() => return,
-            _ = lost.wait_for(|status| !leads(status, term)) => {}
-            () = lead(&expiry, term, extend) => {}
+            changed = status.changed() => if changed.is_err() { return },
+            () = confirm(&expiry, term), if driver.wants_confirmation() => {
+                if driver.confirmed(&expiry.raft.status().borrow()) {
+                    info!(%term, "lease deadlines begin with the leadership");
+                }
+            }
+            _ = looks.tick(), if driver.is_leading() => driver.look(),
+            _ = checkpoints.tick(), if driver.is_leading() => {
+                driver.checkpoint(|term, due| propose_checkpoints(&expiry, term, due));
+            }
+            Some(()) = revokes.next() => driver.revoked(),
         }
-        expiry.clock.demote();
-        info!(%term, "lease deadlines end with the leadership");
     }
 }
 
-fn leads(status: &RaftStatus, term: Term) -> bool {
-    status.is_leader && status.term == term
-}
-
-/// What the leader of `term` does about leases until it is interrupted.
-async fn lead(expiry: &LeaseExpiry, term: Term, extend: Duration) {
-    // An index confirmed in this term lies behind everything that earlier terms committed.
+/// Completes after a linearizable read.
+async fn confirm(expiry: &LeaseExpiry, term: Term) {
     while let Err(error) = expiry.reads.linearizable().await {
         debug!(%term, %error, "leadership is not confirmed yet");
         sleep(CONFIRM_RETRY).await;
-    }
-    if !leads(&expiry.raft.status().borrow(), term) {
-        // Confirmed by somebody else, then.
-        return;
-    }
-    expiry.clock.promote(term, extend);
-    info!(%term, "lease deadlines begin with the leadership");
-    let mut looks = interval(EXPIRY_PERIOD);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut checkpoints = interval(CHECKPOINT_PERIOD);
-    checkpoints.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut revokes = FuturesUnordered::new();
-    let mut budget = 0;
-    loop {
-        let room = (REVOKES_IN_FLIGHT - revokes.len()).min(budget);
-        if room > 0 {
-            let expired = expiry.clock.expired(term, room);
-            budget = if expired.len() < room { 0 } else { budget - room };
-            revokes.extend(expired.into_iter().map(|lease| revoke(expiry, term, lease)));
-        }
-        tokio::select! {
-            _ = looks.tick() => budget = EXPIRED_MAX,
-            _ = checkpoints.tick() => expiry.clock.checkpoint(term, |due| propose_checkpoints(expiry, term, due)),
-            Some(()) = revokes.next() => {}
-        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::pb::etcdserverpb::{
 use crate::types::{LeaseId, MemberId, Term};
 
 /// Renews leases: length-delimited `LeaseKeepAliveRequest`s, answered in order.
-pub(super) const RENEW: &str = "lease.renew";
+pub const RENEW: &str = "lease.renew";
 /// Asks what is left of a lease.
 pub(super) const TIME_TO_LIVE: &str = "lease.ttl";
 
@@ -40,7 +40,7 @@ const RETRY: Duration = Duration::from_millis(50);
 
 /// The result of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Renewal {
+pub enum Renewal {
     /// The lease has so many seconds from now on.
     Renewed(i64),
     /// No such lease.
@@ -50,7 +50,7 @@ pub(super) enum Renewal {
 }
 
 /// What the lease requests need from the server.
-pub(super) trait LeaderAccess: Send + Sync + 'static {
+pub trait LeaderAccess: Send + Sync + 'static {
     /// This member.
     fn member(&self) -> MemberId;
     /// Who leads.
@@ -183,7 +183,7 @@ fn may_pass(failure: &Failure) -> bool {
 ///
 /// # Errors
 /// "Leader changed" when this member does not lead, or has not begun to.
-pub(super) async fn answer<A: LeaderAccess>(access: &A, method: &str, body: Bytes) -> Result<Bytes, Failure> {
+pub async fn answer<A: LeaderAccess>(access: &A, method: &str, body: Bytes) -> Result<Bytes, Failure> {
     match method {
         RENEW => renew(access, body).await,
         TIME_TO_LIVE => time_to_live(access, body).await,
@@ -256,7 +256,7 @@ async fn time_to_live<A: LeaderAccess>(access: &A, body: Bytes) -> Result<Bytes,
 }
 
 /// The body of a call to [`RENEW`].
-pub(super) fn renewals_body(ids: impl IntoIterator<Item = LeaseId>) -> Bytes {
+pub fn renewals_body(ids: impl IntoIterator<Item = LeaseId>) -> Bytes {
     let mut body = BytesMut::new();
     for id in ids {
         LeaseKeepAliveRequest { id: id.0 }.encode_length_delimited(&mut body).expect("a buffer grows");
@@ -276,7 +276,7 @@ fn read_renewals(mut body: Bytes) -> Result<Vec<LeaseId>, Failure> {
 }
 
 /// The outcomes in an answer to [`RENEW`], in the order of the request.
-pub(super) fn read_renewed(mut answer: Bytes) -> Result<Vec<Renewal>, Failure> {
+pub fn read_renewed(mut answer: Bytes) -> Result<Vec<Renewal>, Failure> {
     let mut renewals = Vec::new();
     while !answer.is_empty() {
         let one = LeaseKeepAliveResponse::decode_length_delimited(&mut answer).map_err(unreadable)?;

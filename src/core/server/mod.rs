@@ -5,7 +5,8 @@
 //! parts, above all `proposer.rs` (writes), `read_index.rs` (linearizable reads), `published.rs` (alarms and members) and
 //! `member_info.rs` (ids, headers); `services.rs` gives each service the parts that it needs. A request enters at
 //! `route.rs`, which passes it to its service, one file per service; `caller.rs` says who asks. `error.rs` alone turns the
-//! rooms' errors into statuses. Time enters at `lease_clock.rs` and `auto_compaction.rs`.
+//! rooms' errors into statuses. Time enters at `lease_clock.rs`, a loop
+//! around `lease_driver.rs`, and at `auto_compaction.rs`.
 
 mod auth;
 mod auto_compaction;
@@ -23,6 +24,7 @@ mod kv;
 mod leader_transfer;
 mod lease;
 mod lease_clock;
+mod lease_driver;
 mod lease_leader;
 mod limits;
 mod long_answer;
@@ -54,11 +56,15 @@ mod watch;
 
 pub use self::bootstrap::Bootstrap;
 pub use self::caller::Caller;
-pub use self::error::{Failed, RecoverError};
+pub use self::error::{Failed, Failure, RecoverError};
 pub use self::http::{BrowserRules, HttpHandler};
+pub use self::lease_clock::LeaseClock;
+pub use self::lease_driver::LeaseDriver;
+pub use self::lease_leader::{LeaderAccess, RENEW, Renewal, answer as answer_as_leader, read_renewed, renewals_body};
 pub use self::member::{Member, StartError};
 pub use self::metrics::{CoreMetrics, SlowRequests};
 pub use self::peer_port::PeerHandler;
+pub use self::read_index::ReadIndex;
 pub use self::recover::{Disks, Layout, Opened, Opening, open as recover, stored_members};
 pub use self::remote_cluster::RunningCluster;
 pub use self::route::Router;

@@ -19,7 +19,8 @@ pub struct ReadIndex {
 }
 
 impl ReadIndex {
-    pub(super) fn new(raft: RaftHandle, apply: ApplyHandle, timeout: Duration, slow: IntCounter) -> Self {
+    /// `slow` counts the reads whose index was not confirmed within `timeout`.
+    pub fn new(raft: RaftHandle, apply: ApplyHandle, timeout: Duration, slow: IntCounter) -> Self {
         Self { raft, apply, timeout, slow }
     }
 
