@@ -60,6 +60,8 @@ pub struct RaftNode {
     withheld: VecDeque<Committed>,
     /// A leader has told that everything up to here is committed.
     told_committed: u64,
+    /// Who sent a heartbeat that counts on more than the log has, in which term, while no leader was known.
+    counted_on: Option<(u64, u64)>,
     /// Members that say this one was removed.
     told_removed: BTreeSet<MemberId>,
     run: u64,
@@ -117,6 +119,7 @@ impl RaftNode {
             noting_change: None,
             withheld: VecDeque::new(),
             told_committed: 0,
+            counted_on: None,
             told_removed: BTreeSet::new(),
             run: config.seed,
             next_read: 1,
@@ -310,14 +313,19 @@ impl RaftNode {
     }
 
     /// What the library would panic at, judged by this member's log and role.
-    fn impossible(&self, message: &Message) -> Result<Option<&'static str>, RaftError> {
+    fn impossible(&mut self, message: &Message) -> Result<Option<&'static str>, RaftError> {
         let raft = &self.raw.raft;
         let last = raft.raft_log.last_index();
         let refused = match message.get_msg_type() {
             MessageType::MsgHeartbeat if message.term >= raft.term && message.commit > last => {
-                // The leader has it from this member's own confirmations.
-                if message.term == raft.term && message.from == raft.leader_id {
+                // The leader has it from this member's own confirmations. Whoever has just started knows no leader yet, and
+                // hears nothing else before it answers: it believes the second one.
+                let leads = message.term == raft.term && message.from == raft.leader_id;
+                if leads || self.counted_on == Some((message.term, message.from)) {
                     return Err(RaftError::LostLog { last: LogIndex(last), counted: LogIndex(message.commit) });
+                }
+                if raft.leader_id == 0 {
+                    self.counted_on = Some((message.term, message.from));
                 }
                 Some("a heartbeat beyond the end of the log")
             }

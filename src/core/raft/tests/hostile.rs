@@ -136,6 +136,12 @@ fn what_the_log_forbids_changes_nothing() {
     assert!(matches!(node.step(heartbeat(4, 99, OTHER)), Ok(Stepped::Refused(_))), "from a leader just elected");
     assert_eq!((node.term(), node.committed(), node.leader()), before);
 
+    // A member that starts without what it had confirmed knows no leader. It refused every heartbeat for ever, and the leader
+    // sends nothing else before it has an answer.
+    let mut again = follower();
+    assert!(matches!(again.step(heartbeat(4, 99, OTHER)), Ok(Stepped::Refused(_))));
+    assert!(matches!(again.step(heartbeat(4, 99, OTHER)), Err(RaftError::LostLog { .. })), "and once more");
+
     // Entries that were confirmed in this term and are gone: going on would be lying to the cluster.
     assert_eq!(node.step(heartbeat(3, 4, LEADER)).expect("no fault"), Stepped::Taken);
     assert!(matches!(node.step(heartbeat(3, 6, LEADER)), Err(RaftError::LostLog { .. })));
