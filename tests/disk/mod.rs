@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use redb::StorageBackend;
 use watershed::core::backend::StateDisk;
 use watershed::core::wal::{WalDisk, WalFile};
@@ -26,6 +26,8 @@ pub use image::{Image, Kept, Op};
 pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
     segment_bytes: u64,
+    /// What an earlier run still holds open can do no harm any more.
+    run: u64,
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +41,8 @@ struct Inner {
     fault: Option<Fault>,
     lie: Option<Lie>,
     frozen: bool,
+    /// The run that may use the files.
+    run: u64,
     /// The last operation that failed.
     failed: Option<Op>,
 }
@@ -76,6 +80,7 @@ pub enum Lie {
     WalNames,
     StateContents,
     StateNames,
+    Everything,
 }
 
 /// Which program part a file or folder belongs to.
@@ -94,7 +99,7 @@ impl SimDisk {
     /// A disk that begins like this.
     pub fn with(image: Image, segment_bytes: u64) -> Self {
         let inner = Inner { made: image.last_inode(), image, ..Inner::default() };
-        Self { inner: Arc::new(Mutex::new(inner)), segment_bytes }
+        Self { inner: Arc::new(Mutex::new(inner)), segment_bytes, run: 0 }
     }
 
     /// The files and folders as they are now.
@@ -150,9 +155,27 @@ impl SimDisk {
         self.inner.lock().frozen = false;
     }
 
-    /// A mutation for tests of tests.
-    pub fn lie(&self, lie: Lie) {
-        self.inner.lock().lie = Some(lie);
+    /// The disk for the next run of its member, which refuses nothing. What earlier runs hold open is of no use any more.
+    pub fn next_run(&self) -> Self {
+        let mut inner = self.inner.lock();
+        inner.run += 1;
+        inner.fault = None;
+        Self { run: inner.run, ..self.clone() }
+    }
+
+    /// Ends the present run: nothing it still does reaches the files.
+    pub fn end_run(&self) {
+        self.inner.lock().run += 1;
+    }
+
+    /// A mutation for tests of tests; none for a disk that is honest again.
+    pub fn lie(&self, lie: impl Into<Option<Lie>>) {
+        self.inner.lock().lie = lie.into();
+    }
+
+    /// Refuses nothing any more.
+    pub fn heal(&self) {
+        self.inner.lock().fault = None;
     }
 
     /// Loses power and comes back. Whoever had files open must not use them any more.
@@ -163,7 +186,7 @@ impl SimDisk {
     }
 
     fn change(&self, part: Part, op: impl FnOnce(&mut Inner) -> io::Result<Op>) -> io::Result<()> {
-        let inner = &mut *self.inner.lock();
+        let inner = &mut *self.usable()?;
         if inner.frozen {
             return Err(io::Error::from_raw_os_error(EIO));
         }
@@ -197,6 +220,12 @@ impl SimDisk {
         }
     }
 
+    /// For the run that goes on, and for nobody else.
+    fn usable(&self) -> io::Result<MutexGuard<'_, Inner>> {
+        let inner = self.inner.lock();
+        if self.run == inner.run { Ok(inner) } else { Err(io::Error::other("the process is gone")) }
+    }
+
     fn make(&self, part: Part, path: &Path, folder: bool) -> io::Result<Inode> {
         let mut made = 0;
         self.change(part, |inner| {
@@ -212,7 +241,7 @@ impl SimDisk {
     }
 
     fn find(&self, path: &Path) -> io::Result<Inode> {
-        self.inner.lock().image.find(path)
+        self.usable()?.image.find(path)
     }
 
     fn is_there(&self, path: &Path) -> io::Result<bool> {
@@ -224,7 +253,7 @@ impl SimDisk {
     }
 
     fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let inner = self.inner.lock();
+        let inner = self.usable()?;
         inner.image.names(inner.image.find(dir)?)
     }
 
@@ -279,7 +308,8 @@ impl Inner {
     fn lies(&self, part: Part, op: &Op) -> bool {
         matches!(
             (self.lie, part, op),
-            (Some(Lie::WalContents), Part::Wal, Op::Sync { .. })
+            (Some(Lie::Everything), _, Op::Sync { .. } | Op::SyncDir { .. })
+                | (Some(Lie::WalContents), Part::Wal, Op::Sync { .. })
                 | (Some(Lie::WalNames), Part::Wal, Op::SyncDir { .. })
                 | (Some(Lie::StateContents), Part::State, Op::Sync { .. })
                 | (Some(Lie::StateNames), Part::State, Op::SyncDir { .. })
@@ -386,12 +416,12 @@ pub struct SimFile {
 }
 
 impl SimFile {
-    fn len(&self) -> u64 {
-        self.disk.inner.lock().image.contents(self.inode).len()
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.disk.usable()?.image.contents(self.inode).len())
     }
 
-    fn read_some(&self, offset: u64, into: &mut [u8]) -> usize {
-        self.disk.inner.lock().image.contents(self.inode).read(offset, into)
+    fn read_some(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        Ok(self.disk.usable()?.image.contents(self.inode).read(offset, into))
     }
 
     fn put(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -409,11 +439,11 @@ impl SimFile {
 
 impl WalFile for SimFile {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.len())
+        self.length()
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        Ok(self.read_some(offset, into))
+        self.read_some(offset, into)
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -425,7 +455,7 @@ impl WalFile for SimFile {
     }
 
     fn reserve(&mut self, size: u64) -> io::Result<()> {
-        if self.len() < size { self.resize(size) } else { Ok(()) }
+        if self.length()? < size { self.resize(size) } else { Ok(()) }
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -435,11 +465,11 @@ impl WalFile for SimFile {
 
 impl StorageBackend for SimFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.len())
+        self.length()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        match self.read_some(offset, out) == out.len() {
+        match self.read_some(offset, out)? == out.len() {
             true => Ok(()),
             false => Err(io::ErrorKind::UnexpectedEof.into()),
         }

@@ -40,7 +40,9 @@ pub enum Answer {
     },
     /// Only the leader renews.
     NotLeader(Option<MemberId>),
-    /// The member went away.
+    /// It was not executed and never will be.
+    NotExecuted,
+    /// The member went away, or does not know.
     Lost,
 }
 
@@ -202,7 +204,11 @@ impl Clients {
                     self.clients[op.client].leases.retain(|&other| other != id);
                 }
             }
-            Answer::Read(Err(_)) | Answer::NotLeader(_) | Answer::Lost => {
+            Answer::Read(Err(_)) | Answer::NotLeader(_) | Answer::NotExecuted | Answer::Lost => {
+                if let (Answer::NotExecuted, Some(request)) = (&answer, op.request) {
+                    must!(context, decided.is_none(), "{:?} is in the log and was said not to be", op.ask);
+                    context.truth.never.insert(request);
+                }
                 context.counts.unknown += 1;
                 context.counts.unanswered_probes += u64::from(op.client == NOBODY);
             }

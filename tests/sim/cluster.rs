@@ -1,10 +1,8 @@
 //! A cluster in a box: members, network, disks, clients and watchers under one clock in one thread.
 
-use std::io;
-
 use watershed::core::backend::Table;
 use watershed::core::cluster::AddContext;
-use watershed::core::raft::{ChangeKind, Lane, Outbound};
+use watershed::core::raft::{ChangeKind, Lane, Outbound, RaftHandle, plant};
 use watershed::core::server::Bootstrap;
 use watershed::pb::etcdserverpb::{InternalRaftRequest, PutRequest};
 use watershed::types::{KeyRange, MemberId};
@@ -12,12 +10,15 @@ use watershed::types::{KeyRange, MemberId};
 use super::checkers::{History, WatchRecord};
 use super::client::{Answer, Ask, Clients, NOBODY, OpId, everything};
 use super::context::{Context, Counts, Event, MILLI, Micros, Mutation, SECOND, Settings, must};
-use super::disk::SimDisk;
+use super::disk::{EIO, ENOSPC, Effect, Fault, Kept, Lie, SimDisk};
 use super::model::recode;
 use super::network::{Message, Network};
 use super::process::{ELECTION, Failure, Process, REMOVED};
 use super::recover;
 use super::watcher::Watcher;
+
+/// Small, so that logs have many segments.
+const SEGMENT_BYTES: u64 = 16 * 1024;
 
 /// A place for a member: what stays when its process goes.
 pub struct Member {
@@ -29,6 +30,8 @@ pub struct Member {
     pub paused_until: Micros,
     /// The disk was told to refuse.
     breaking: bool,
+    /// Its disk lies until the next loss of power, which takes all it lied about.
+    pub lies_once: bool,
     /// Scripts that make it fail find the reasons in `failures`.
     pub expect_failures: bool,
     pub failures: Vec<Failure>,
@@ -41,11 +44,12 @@ impl Member {
         Self {
             id,
             birth: recover::birth(id, first),
-            disk: SimDisk::default(),
+            disk: SimDisk::new(SEGMENT_BYTES),
             process: None,
             boots: 0,
             paused_until: 0,
             breaking: false,
+            lies_once: false,
             expect_failures: false,
             failures: Vec::new(),
             retired: false,
@@ -94,6 +98,10 @@ pub fn recorded(settings: &Settings) -> History {
 }
 
 fn played(settings: &Settings) -> SimCluster {
+    // Every simulation that has a fault runs on a thread of its own.
+    if let Some(Mutation::InDriver(fault)) = settings.mutation {
+        plant(Some(fault));
+    }
     let mut cluster = SimCluster::new(settings.clone());
     let runtime = cluster.runtime.handle().clone();
     let _entered = runtime.enter();
@@ -131,7 +139,7 @@ impl SimCluster {
         }
         self.context.after(2 * SECOND, Event::Nemesis);
         if self.context.mutated(Mutation::DiskLies) {
-            self.members.iter().for_each(|member| member.disk.lie());
+            self.members.iter().for_each(|member| member.disk.lie(Lie::Everything));
         }
     }
 
@@ -158,16 +166,9 @@ impl SimCluster {
             }
             Event::Deliver(message) => self.deliver(message),
             Event::StateSent { member, boot, to, delivered } => {
-                if self.postponed(member, &event) {
-                    return;
-                }
-                let process = self.members[member].process.as_mut().filter(|process| process.boot == boot);
-                if let Some(process) = process {
-                    process.node.snapshot_sent(to, delivered);
-                    let done = process.turn(&mut self.context);
-                    self.after_work(member, done);
-                }
+                self.tell(member, boot, &event, |raft| raft.snapshot_sent(to, delivered));
             }
+            Event::Unreachable { member, boot, to } => self.tell(member, boot, &event, |raft| raft.unreachable(to)),
             Event::Retire(member) => {
                 self.end(member, false);
                 self.members[member].retired = true;
@@ -186,13 +187,9 @@ impl SimCluster {
                     self.context.after(MILLI, Event::Answer(op, Answer::Lost));
                     return;
                 }
-                let done = process.request(&mut self.context, op, &asked.ask);
-                let done = done.map(|number| {
-                    if let Some(number) = number {
-                        self.clients.proposed(op, number);
-                    }
-                });
-                self.after_work(member, done);
+                if let Some(number) = process.request(&mut self.context, op, &asked.ask) {
+                    self.clients.proposed(op, number);
+                }
             }
             Event::Answer(op, Answer::NotLeader(Some(leader))) if self.forward(op, leader) => {}
             Event::Answer(op, answer) => self.clients.answered(&mut self.context, op, answer),
@@ -210,6 +207,18 @@ impl SimCluster {
                     self.context.after(pause, Event::Nemesis);
                 }
             }
+        }
+    }
+
+    /// Tells a process what its transport has found out.
+    fn tell(&mut self, member: usize, boot: u32, event: &Event, what: impl FnOnce(&RaftHandle)) {
+        if self.postponed(member, event) {
+            return;
+        }
+        let process = self.members[member].process.as_mut().filter(|process| process.boot == boot);
+        if let Some(process) = process {
+            what(&process.raft);
+            self.poke(member);
         }
     }
 
@@ -246,11 +255,15 @@ impl SimCluster {
         if !self.network.arrives(&self.context, &message) || self.postponed(to, &Event::Deliver(message.clone())) {
             return;
         }
+        if self.members[to].process.is_none() && message.outbound.lane == Lane::Append {
+            let (member, boot) = (message.from, message.boot);
+            self.context.after(MILLI, Event::Unreachable { member, boot, to: message.outbound.to });
+            return;
+        }
         // The transport knows who was removed.
         let knows = |process: &&mut Process| !process.cluster().is_removed(message.sender);
         if let Some(process) = self.members[to].process.as_mut().filter(knows) {
-            let done = process.receive(&mut self.context, message.sender, &message.outbound.bytes);
-            self.after_work(to, done);
+            process.receive(&mut self.context, message.sender, &message.outbound.bytes);
         }
     }
 
@@ -366,14 +379,21 @@ impl SimCluster {
         let Some(mut process) = place.process.take() else { return false };
         if !place.breaking {
             let calls = context.random.u64(..6);
-            place.disk.fail_after(calls, io::ErrorKind::Other);
+            place.disk.fail(fault(context, calls, EIO));
             process.die_writing();
             place.disk.heal();
         }
         place.disk.end_run();
         drop(process);
         if power {
-            place.disk.lose_power(&mut context.random);
+            let kept = match std::mem::take(&mut place.lies_once) {
+                true => Kept::Nothing,
+                false => Kept::ALL[context.random.usize(..Kept::ALL.len())],
+            };
+            if !context.mutated(Mutation::DiskLies) {
+                place.disk.lie(None);
+            }
+            place.disk.lose_power(kept, &mut context.random);
         }
         place.paused_until = 0;
         true
@@ -430,11 +450,11 @@ impl SimCluster {
                 self.context.note("pause", [member as u64, until, 0]);
             }
             36..48 => {
-                let kind = if random.bool() { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+                let code = if random.bool() { ENOSPC } else { EIO };
                 let calls = random.u64(..30);
                 let place = &mut self.members[member];
                 if place.process.is_some() {
-                    place.disk.fail_after(calls, kind);
+                    place.disk.fail(fault(&mut self.context, calls, code));
                     place.breaking = true;
                     self.context.counts.disk_faults += 1;
                     self.context.note("disk", [member as u64, calls, 0]);
@@ -478,7 +498,7 @@ impl SimCluster {
         let id = self.members[to].id;
         let Some(process) = self.members[from].process.as_mut() else { return };
         if process.leads() {
-            process.node.transfer_leader(id);
+            process.raft.transfer_leader(id);
             self.context.counts.transfers += 1;
             self.context.note("transfer", [from as u64, to as u64, 0]);
         }
@@ -584,6 +604,18 @@ impl SimCluster {
         let lives = self.context.truth.model.leases.len();
         must!(self.context, lives == 0, "{lives} leases live on without a renewal");
         self.caught_up();
+        self.compacted();
+    }
+
+    /// Every compaction has removed what it forgets.
+    fn compacted(&self) {
+        for member in &self.members {
+            let Some(process) = member.process.as_ref().filter(|process| process.serves()) else { continue };
+            let rows = process.backend.rows(Table::Meta).expect("a store that works");
+            let at = |name: &str| rows.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+            let (scheduled, finished) = (at("scheduledCompactRev"), at("finishedCompactRev"));
+            must!(self.context, scheduled == finished, "{} does not finish the compaction at {scheduled:?}", member.id);
+        }
     }
 
     /// Every member takes a write and answers a read.
@@ -614,7 +646,7 @@ impl SimCluster {
         self.run_for(2 * ELECTION);
         for &at in &self.clients.members {
             let member = &self.members[at];
-            let applied = member.process.as_ref().map_or(0, |process| process.applied.0);
+            let applied = member.process.as_ref().map_or(0, |process| process.applied().0);
             must!(self.context, applied >= committed, "member {at} has applied {applied} of {committed}");
         }
         for watcher in &self.watchers {
@@ -624,6 +656,10 @@ impl SimCluster {
 
     /// Members that have applied the same entries have the same state, and it is the one the log says.
     pub fn compare_members(&mut self) {
+        for member in 0..self.members.len() {
+            // Consensus hears of what apply has decided.
+            self.poke(member);
+        }
         let context = &self.context;
         let mut states = std::collections::BTreeMap::new();
         for member in &self.members {
@@ -633,24 +669,29 @@ impl SimCluster {
             let rows = |table| process.backend.rows(table).expect("a store that works");
             let tables = [Table::Lease, Table::Alarm, Table::Cluster, Table::Members, Table::MembersRemoved];
             let state = (hash.0.hash, hash.0.compact_revision, hash.1, tables.map(rows));
-            let first = states.entry(process.applied).or_insert_with(|| state.clone());
-            must!(context, *first == state, "{} differs at {}: {state:?} is not {first:?}", member.id, process.applied);
+            let first = states.entry(process.applied()).or_insert_with(|| state.clone());
+            must!(
+                context,
+                *first == state,
+                "{} differs at {}: {state:?} is not {first:?}",
+                member.id,
+                process.applied()
+            );
             let revision = process.revision().0;
             let shown = process.reader.snapshot().range(&everything()).map(|answer| recode(&answer));
             let expected = context.truth.model.range(&everything(), revision, revision);
             must!(context, shown.as_ref().ok() == Some(&expected), "{} shows {shown:?}", member.id);
-            if process.applied.0 == context.truth.committed() {
+            if process.applied().0 == context.truth.committed() {
                 must!(context, revision == context.truth.model.revision(), "{} is at {revision}", member.id);
                 let leases: Vec<i64> = process.leases.read().all().iter().map(|lease| lease.id.0).collect();
                 let expected: Vec<i64> = context.truth.model.leases.keys().copied().collect();
                 must!(context, leases == expected, "{} has leases {leases:?}, not {expected:?}", member.id);
             }
-            let (mut raft, stored) = (process.node.conf_state(), process.cluster().conf_state());
+            let (mut raft, stored) = (process.node().conf_state(), process.cluster().conf_state());
             raft.voters.sort_unstable();
             raft.learners.sort_unstable();
             let same = raft.voters == stored.voters && raft.learners == stored.learners;
-            let decided = process.decisions_taken();
-            must!(context, same || !decided, "{}: raft counts {raft:?}, the members are {stored:?}", member.id);
+            must!(context, same, "{}: raft counts {raft:?}, the members are {stored:?}", member.id);
         }
     }
 
@@ -662,4 +703,10 @@ impl SimCluster {
         self.context.note("end", [self.context.truth.committed(), events, 0]);
         Summary { trace: self.context.trace, counts: self.context.counts }
     }
+}
+
+/// From the `after`th operation on the disk refuses; what it refuses may have been done in part.
+fn fault(context: &mut Context, after: u64, code: i32) -> Fault {
+    let effect = if context.random.bool() { Effect::Some } else { Effect::Nothing };
+    Fault { after, code, effect, lasts: true }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use watershed::core::raft::PlantedFault;
 use watershed::types::MemberId;
 
 use super::client::{Answer, OpId};
@@ -24,6 +25,8 @@ pub enum Event {
     Deliver(Box<Message>),
     /// A member learns what became of the state it sent.
     StateSent { member: usize, boot: u32, to: MemberId, delivered: bool },
+    /// A member learns that nobody answers where it sends to.
+    Unreachable { member: usize, boot: u32, to: MemberId },
     /// A member that was removed ends for ever.
     Retire(usize),
     /// A client's request reaches a member.
@@ -44,20 +47,22 @@ pub enum Event {
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
     Tick,
+    /// The raft thread wakes up.
+    Raft,
     /// The disk has done what the log writer waits for.
     Written,
     Apply,
     Checkpoint,
     CompactionSlice,
+    /// The process ends because it cannot write its log.
+    End,
 }
 
-/// Faults planted in the simulator, to show that the checks can fail.
+/// Planted faults, to show that the checks can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
     /// The disk answers "synced" and keeps nothing.
     DiskLies,
-    /// A group is reported as durable before it is written.
-    AckBeforePersist,
     /// A linearizable read takes the newest state of its member without asking.
     ReadWithoutIndex,
     /// A linearizable read does not wait until its index is applied.
@@ -74,14 +79,14 @@ pub enum Mutation {
     LessorStays,
     /// Consensus is told that no member joins.
     DeafConsensus,
-    /// The only voter answers before it has replayed its log.
-    EarlyService,
     /// Watchers are not told that a state was put in place of another.
     NoJump,
     /// A message in two hundred comes back to its sender.
     WrongMember,
     /// A request counts as lost as soon as its member hears of a later term.
     HastyRetry,
+    /// One that the drivers of the program have.
+    InDriver(PlantedFault),
 }
 
 /// How a simulation is set up.
@@ -227,6 +232,10 @@ impl Context {
 
     pub fn mutated(&self, mutation: Mutation) -> bool {
         self.settings.mutation == Some(mutation)
+    }
+
+    pub fn planted(&self, fault: PlantedFault) -> bool {
+        self.mutated(Mutation::InDriver(fault))
     }
 
     /// Ends the simulation: a promise was broken.

@@ -119,6 +119,7 @@ fn outcome(ask: &Ask, answer: Option<&Answer>) -> Outcome {
         Some(Answer::Read(Ok(answer))) => done(revision(answer), Body::from(answer)),
         Some(Answer::Read(Err(reason))) => Outcome::Refused { reason: (*reason).to_owned() },
         Some(Answer::Renewed { ttl, revision }) => done(*revision, Body::KeptAlive { ttl: *ttl }),
+        Some(Answer::NotExecuted) => Outcome::Refused { reason: "not executed".to_owned() },
         // A write that was lost with its member may be in the log.
         Some(Answer::NotLeader(_) | Answer::Lost) | None => match ask {
             Ask::Write(_) | Ask::Renew(_) => Outcome::Unknown,

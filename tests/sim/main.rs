@@ -2,7 +2,8 @@
 //! watches) under one clock in one thread, on disks and a network that chance breaks. The same seed gives the same
 //! run, event for event.
 //!
-//! `cluster.rs` is the cluster and its faults, `process.rs` the shell around one member, `model.rs` what the log means,
+//! `cluster.rs` is the cluster and its faults, `process.rs` one member: the drivers of the program, on what
+//! `surroundings.rs` has for them, `model.rs` what the log means,
 //! `truth.rs` what the cluster has agreed on. A failure names its seed:
 //! `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay` runs it again, `WATERSHED_SIM_TRACE=1` tells all.
 
@@ -13,6 +14,7 @@ mod checkers;
 mod client;
 mod cluster;
 mod context;
+#[path = "../disk/mod.rs"]
 mod disk;
 mod history;
 mod model;
@@ -21,6 +23,7 @@ mod network;
 mod process;
 mod recover;
 mod scripts;
+mod surroundings;
 mod truth;
 mod watcher;
 

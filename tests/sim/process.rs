@@ -1,47 +1,59 @@
-//! One run of a member: the thin shell around its state machines, as `core::raft::task`, `core::apply::task` and
-//! `core::server` are in the program. It holds no logic that those do not have.
+//! One run of a member: the program's drivers. This file decides when each of them goes on, which in the program threads,
+//! channels and clocks do.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use prost::Message;
+use tokio::sync::oneshot;
+use watershed::api_error::ApiError;
 use watershed::bolt::BoltFile;
 use watershed::core::alarm::AlarmStore;
 use watershed::core::apply::{
-    Applier, ApplierConfig, Batch, LeaseFact, PendingRequests, PreparedSnapshots, open_leases,
+    Applier, ApplierConfig, ApplyDriver, ApplyHandle, ApplyProgress, PROPOSE_PAUSE, PreparedSnapshots, ProposalDriver,
+    ProposalEnd, ProposalOutcome, ProposalStep, SharedPendingRequests, open_leases,
 };
 use watershed::core::backend::{Backend, BackendError, Table};
-use watershed::core::lease::{Lease, LeaseStore, Lessor, LessorConfig, RenewError};
-use watershed::core::mvcc::{Compaction, Progress, Store, StoreReader};
+use watershed::core::lease::{LeaseStore, Lessor, LessorConfig};
+use watershed::core::mvcc::{Store, StoreReader};
 use watershed::core::raft::{
-    ChangeKind, Committed, LogTail, MembersDecision, NodeConfig, Outbound, PeerMessage, PersistGroup, ProposedChange,
-    RaftNode, ReadQueue, Stepped, snapshot_message,
+    ChangeKind, LogTail, NodeConfig, Outbound, PeerMessage, PlantedFault, ProposedChange, RaftDriver, RaftHandle,
+    RaftInbox, RaftNode, WalDriver, snapshot_message,
 };
-use watershed::core::server::{Bootstrap, RecoverError, stored_members};
-use watershed::core::wal::{Wal, WalSnapshot};
+use watershed::core::server::{
+    Bootstrap, Failure as LeaseFailure, LeaseClock, LeaseDriver, RENEW, ReadIndex, RecoverError, Renewal,
+    answer_as_leader, read_renewed, renewals_body, stored_members,
+};
+use watershed::core::wal::WalSnapshot;
 use watershed::core::watch::CoreWatch;
 use watershed::eventlog::{HeaderSource, WatchLimits, WatcherSetHandle};
-use watershed::pb::etcdserverpb::{
-    InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest, LeaseRevokeRequest, RangeRequest, RangeResponse,
-};
+use watershed::pb::etcdserverpb::{InternalRaftRequest, LeaseRevokeRequest, RangeRequest, RangeResponse};
 use watershed::shutdown::Tasks;
-use watershed::telemetry::{Metrics, WatchMetrics};
-use watershed::types::{ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Revision, Term};
+use watershed::telemetry::{DiskMetrics, Metrics, ServerMetrics, WatchMetrics};
+use watershed::types::{ClusterId, LeaseId, LogIndex, MemberId, Revision, Term};
 
 use super::client::{Answer, Ask, OpId};
 use super::context::{Context, Event, MILLI, Micros, Mutation, SECOND, Work};
 use super::disk::SimDisk;
 use super::model::{Reply, TTL_MIN, recode};
 use super::recover;
+use super::surroundings::{Due, Happened, SimAccess, SimObserver, SimPeers, SimSink, SimWriter};
 
 /// As in the program with its defaults.
 pub const TICK: Micros = 100 * MILLI;
 pub const ELECTION: Micros = SECOND;
 const EXPIRY_TICKS: u64 = 2;
-const HELD_FOR: Micros = 2 * SECOND;
+const LEASE_CHECKPOINT_TICKS: u64 = 5;
+const REQUEST_TIMEOUT: Micros = 7 * SECOND;
+const BEHIND_MAX: u64 = 5000;
 /// Small, so that much happens in little time.
 const CATCH_UP_ENTRIES: u64 = 4;
 const SNAPSHOT_COUNT: u64 = 12;
@@ -54,42 +66,18 @@ pub const REMOVED: &str = "removed";
 /// Why a process ended by itself.
 pub type Failure = String;
 
-enum Job {
-    Group(PersistGroup),
-    Saved(WalSnapshot),
-}
+type Waiting<T> = Pin<Box<dyn Future<Output = T>>>;
+type Confirmation = Waiting<Result<(), ApiError>>;
+type RenewalAnswer = Waiting<Result<Bytes, LeaseFailure>>;
 
-/// What apply is to do, in order.
-enum Due {
-    Entry(Committed),
-    /// A state to put in place of the present one.
-    Install(LogPosition),
-}
-
-/// Who waits for an index that is confirmed and applied.
-#[derive(Clone, Debug)]
-enum Reader {
-    Range(OpId, RangeRequest),
-    /// The deadlines of a new leader.
-    Deadlines(Term),
-    Renewal(OpId, LeaseId, Term),
-}
-
-/// A request of a client.
-#[derive(Debug)]
+/// A request of a client on its way through the log.
 struct Write {
     op: OpId,
-    since: Micros,
-    request: Bytes,
-}
-
-/// Who waits for a request to be applied.
-#[derive(Debug)]
-enum Waiter {
-    /// A client, whose request is proposed again when it is lost.
-    Client(Write),
-    /// A renewal whose checkpoint is cleared.
-    Renewal(OpId, i64),
+    deadline: Micros,
+    request: InternalRaftRequest,
+    proposal: ProposalDriver,
+    outcome: Option<oneshot::Receiver<ProposalOutcome>>,
+    pause_until: Micros,
 }
 
 pub struct Process {
@@ -100,39 +88,40 @@ pub struct Process {
     /// Its clock goes this many thousandths of the real one.
     pace: u64,
     started: Micros,
+    /// What its clock says, in microseconds.
+    clock: Arc<AtomicU64>,
     ticks: u64,
-    pub node: RaftNode,
-    wal: Wal<SimDisk>,
-    jobs: Vec<Job>,
-    writing: bool,
-    reads: ReadQueue<Reader>,
-    /// Requests of clients that are to be proposed, at first or again.
-    held: VecDeque<(u64, Write)>,
-    due: VecDeque<Due>,
+    inbox: RaftInbox,
+    pub raft: RaftHandle,
+    driver: RaftDriver<SimWriter, SimSink, SimPeers>,
+    raft_scheduled: bool,
+    writer: SimWriter,
+    sink: SimSink,
+    peers: SimPeers,
+    /// It has failed, and ends soon.
+    ending: bool,
+    apply: ApplyDriver<SimObserver>,
+    applied: ApplyHandle,
     apply_scheduled: bool,
-    applier: Applier,
-    decisions: Vec<MembersDecision>,
-    prepared_snapshots: PreparedSnapshots,
-    pub applied: LogIndex,
-    pending: PendingRequests<Waiter>,
-    /// Readers whose index is not applied yet.
-    waiting_reads: Vec<(LogIndex, Reader)>,
-    /// Renewals of leases that have run out and are not revoked yet.
-    waiting_renewals: Vec<(LeaseId, OpId)>,
-    compactions: VecDeque<Compaction>,
+    slice_scheduled: bool,
+    happened: Rc<RefCell<Happened>>,
+    prepared_snapshots: Arc<PreparedSnapshots>,
     pub backend: Backend,
     marked: LogIndex,
     pub reader: StoreReader,
     pub leases: Arc<RwLock<LeaseStore>>,
-    lessor: Lessor,
-    /// The term this member leads in.
-    led_in: Option<Term>,
-    /// The same, once deadlines count.
-    lessor_term: Option<Term>,
+    lease_driver: LeaseDriver,
+    access: SimAccess,
+    confirming: Option<Confirmation>,
+    revokes: Vec<oneshot::Receiver<ProposalOutcome>>,
     pub watch: CoreWatch,
     pub watchers: WatcherSetHandle,
     tasks: Tasks,
-    next_request: u64,
+    writes: Vec<Write>,
+    reads: Vec<(OpId, Micros, RangeRequest, Confirmation)>,
+    renewals: Vec<(OpId, LeaseId, RenewalAnswer)>,
+    /// Renewals of leases that have run out and are not revoked yet.
+    run_out: Vec<(OpId, LeaseId)>,
     /// Answers that are ready to go.
     answers: Vec<(OpId, Answer)>,
     /// Took requests from some moment on: the only voter answers reads by itself, once it has replayed its log.
@@ -141,15 +130,14 @@ pub struct Process {
     pub outbox: Vec<Outbound>,
 }
 
-/// Rests of leases are noted often, so that even short ones have theirs.
-fn new_lessor(leases: Vec<Lease>) -> Lessor {
-    Lessor::new(LessorConfig { checkpoint_interval: Duration::from_secs(3), ..LessorConfig::default() }, leases)
-}
-
 impl Drop for Process {
     fn drop(&mut self) {
         self.tasks.stop();
     }
+}
+
+fn text(error: impl std::fmt::Display) -> Failure {
+    error.to_string()
 }
 
 impl Process {
@@ -168,14 +156,14 @@ impl Process {
         if opened.recovered.cut.is_some() {
             context.counts.torn_tails += 1;
         }
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let store = Store::open(opened.backend.clone()).map_err(|error| text(&error))?;
-        let reader = store.reader();
-        let alarms = opened.backend.rows(Table::Alarm).map_err(|error| text(&error))?;
-        let leases = open_leases(&opened.backend, &store, TTL_MIN).map_err(|error| text(&error))?;
-        let leases = Arc::new(RwLock::new(leases));
-        let lessor = new_lessor(leases.read().all());
         let member = opened.metadata.member;
+        let store = Store::open(opened.backend.clone()).map_err(text)?;
+        let reader = store.reader();
+        let leases = Arc::new(RwLock::new(open_leases(&opened.backend, &store, TTL_MIN).map_err(text)?));
+        let alarms = AlarmStore::open(&opened.backend.rows(Table::Alarm).map_err(text)?);
+        let pending = Arc::new(SharedPendingRequests::default());
+        let (progress, apply_handle) = ApplyProgress::new(pending.clone(), opened.position.index);
+
         let config = NodeConfig {
             member,
             election_ticks: (ELECTION / TICK) as usize,
@@ -186,26 +174,51 @@ impl Process {
         };
         let conf_state = opened.members.conf_state();
         let log = LogTail::new(opened.log_base, opened.recovered.entries, &opened.recovered.hard_state, &conf_state);
-        let node = RaftNode::new(&config, log).map_err(|error| text(&error))?;
+        let node = RaftNode::new(&config, log).map_err(text)?;
+        let metrics = Metrics::default();
+        let writer = SimWriter::new(WalDriver::new(opened.wal, SEGMENTS_MIN, DiskMetrics::register(&metrics)));
+        let sink = SimSink { due: Rc::default(), unchecked: Rc::default(), pending: pending.clone() };
+        let (peers, inbox) = (SimPeers::default(), RaftInbox::new());
+        let (driver, raft) = RaftDriver::new(node, writer.clone(), sink.clone(), peers.clone(), &inbox, BEHIND_MAX);
+        peers.watch(raft.clone());
+        raft.set_applied(opened.position.index);
+
+        let clock = Arc::new(AtomicU64::new(0));
+        let of_leases = clock.clone();
+        // Rests of leases are noted often, so that even short ones have theirs.
+        let lessor_config = LessorConfig { checkpoint_interval: Duration::from_secs(3), ..LessorConfig::default() };
+        let lessor = Lessor::new(lessor_config, leases.read().all());
+        let now = move || Duration::from_micros(of_leases.load(Ordering::Relaxed));
+        let lease_clock = Arc::new(LeaseClock::with_time(leases.clone(), lessor, Box::new(now)));
         let watch = CoreWatch::inline(reader.clone(), EVENT_LOG_BYTES);
         let tasks = Tasks::new();
-        let limits = WatchLimits {
-            stream_bytes_max: 600,
-            stream_responses_max: 4,
-            catch_up_revisions_max: 5,
-            catch_up_bytes_max: 400,
-            progress_interval: Some(Duration::from_secs(1 << 30)),
-            ..WatchLimits::default()
+        let watchers = watcher_set(&metrics, member, boot, &tasks);
+
+        let happened = Rc::<RefCell<Happened>>::default();
+        let observer = SimObserver {
+            raft: raft.clone(),
+            watch: watch.clone(),
+            leases: lease_clock.clone(),
+            happened: happened.clone(),
+            mutation: context.settings.mutation,
+            random: fastrand::Rng::with_seed(context.random.u64(..)),
         };
-        let header_source = Arc::new(HeaderSource::new(ClusterId(1), member, Term(0)));
-        let metrics = WatchMetrics::register(&Metrics::default());
-        let stopped = tonic::Status::unavailable("stopped");
-        let watchers = WatcherSetHandle::start(limits, header_source, metrics, boot.into(), stopped, &tasks);
         let applier_config = ApplierConfig { quota_bytes: -1 };
-        let alarms = AlarmStore::open(&alarms);
-        let mut applier =
+        let applier =
             Applier::new(store, leases.clone(), opened.members, alarms, opened.backend.clone(), applier_config);
-        let compactions = applier.store().take_unfinished_compaction().into_iter().collect();
+        let prepared_snapshots = Arc::new(PreparedSnapshots::default());
+        let apply = ApplyDriver::new(applier, observer, progress, prepared_snapshots.clone());
+        let first_request = (member.0 & 0xffff) << 48 | u64::from(boot) << 32;
+        let slow = ServerMetrics::register(&metrics).slow_read_indexes.clone();
+        let timeout = Duration::from_micros(REQUEST_TIMEOUT);
+        let reads = ReadIndex::new(raft.clone(), apply_handle.clone(), timeout, slow);
+        let access = SimAccess {
+            raft: raft.clone(),
+            reads: Arc::new(reads),
+            leases: lease_clock.clone(),
+            pending,
+            next_request: Arc::new(AtomicU64::new(first_request)),
+        };
         let mut process = Self {
             place,
             boot,
@@ -213,43 +226,43 @@ impl Process {
             // The checkers of histories know of no clocks that differ.
             pace: if context.settings.recorded { 1000 } else { context.random.u64(982..=1018) },
             started: context.now,
+            clock,
             ticks: 0,
-            node,
-            wal: opened.wal,
-            jobs: Vec::new(),
-            writing: false,
-            reads: ReadQueue::default(),
-            held: VecDeque::new(),
-            due: VecDeque::new(),
+            inbox,
+            raft,
+            driver,
+            raft_scheduled: false,
+            writer,
+            sink,
+            peers,
+            ending: false,
+            apply,
+            applied: apply_handle,
             apply_scheduled: false,
-            applier,
-            decisions: Vec::new(),
-            prepared_snapshots: PreparedSnapshots::default(),
-            applied: opened.position.index,
-            pending: PendingRequests::default(),
-            waiting_reads: Vec::new(),
-            waiting_renewals: Vec::new(),
-            compactions,
-            marked: opened.position.index,
+            slice_scheduled: false,
+            happened,
+            prepared_snapshots,
             backend: opened.backend,
+            marked: opened.position.index,
             reader,
             leases,
-            lessor,
-            led_in: None,
-            lessor_term: None,
+            lease_driver: LeaseDriver::new(lease_clock, Duration::from_micros(ELECTION)),
+            access,
+            confirming: None,
+            revokes: Vec::new(),
             watch,
             watchers,
             tasks,
-            next_request: (member.0 & 0xffff) << 48 | u64::from(boot) << 32,
+            writes: Vec::new(),
+            reads: Vec::new(),
+            renewals: Vec::new(),
+            run_out: Vec::new(),
             answers: Vec::new(),
-            serves: context.mutated(Mutation::EarlyService),
+            serves: context.planted(PlantedFault::ReadsLocalBeforeReplay),
             outbox: Vec::new(),
         };
-        context.note("start", [member.0, boot.into(), process.applied.0]);
+        context.note("start", [member.0, boot.into(), process.applied().0]);
         process.schedule(context, TICK, Work::Tick);
-        if !process.compactions.is_empty() {
-            process.schedule(context, 10 * MILLI, Work::CompactionSlice);
-        }
         let checkpoint = context.random.u64(SECOND..8 * SECOND);
         process.schedule(context, checkpoint, Work::Checkpoint);
         process.turn(context)?;
@@ -261,241 +274,112 @@ impl Process {
     }
 
     /// Time since the start by this process's clock.
-    fn clock(&self, context: &Context) -> Duration {
+    fn set_clock(&self, context: &Context) {
         let mut micros = (context.now - self.started) * self.pace / 1000;
         if context.mutated(Mutation::HastyLessor) {
             micros *= 2;
         }
-        Duration::from_micros(micros)
+        self.clock.store(micros, Ordering::Relaxed);
     }
 
     pub fn leads(&self) -> bool {
-        self.node.is_leader()
+        self.driver.node().is_leader()
     }
 
     /// Does a piece of work that was scheduled.
     pub fn work(&mut self, context: &mut Context, work: Work) -> Result<(), Failure> {
+        self.set_clock(context);
         match work {
             Work::Tick => self.tick(context)?,
-            Work::Written => self.written(context)?,
+            Work::Raft => {
+                self.raft_scheduled = false;
+                self.turn(context)?;
+            }
+            Work::Written => self.writer.written(self.inbox.persisted()),
             Work::Apply => self.apply(context)?,
             Work::Checkpoint => self.checkpoint(context)?,
             Work::CompactionSlice => self.compaction_slice(context),
+            Work::End => return Err(self.writer.failed().unwrap_or_default()),
         }
-        self.turn(context)
+        self.follow(context);
+        Ok(())
     }
+
+    // Consensus.
 
     fn tick(&mut self, context: &mut Context) -> Result<(), Failure> {
         self.ticks += 1;
-        self.node.tick();
-        context.whisper(format_args!("tick {} {:?} of {:?}", self.member, self.node, self.node.conf_state().voters));
-        self.held.retain(|(_, write)| context.now - write.since <= HELD_FOR);
-        if self.ticks.is_multiple_of(EXPIRY_TICKS) {
-            self.expire(context);
-        }
+        self.driver.take(self.inbox.messages()).map_err(text)?;
+        self.driver.tick();
+        let node = self.driver.node();
+        context.whisper(format_args!("tick {} {node:?} of {:?}", self.member, node.conf_state().voters));
+        self.drive(context)?;
+        self.keep_leases(context);
         self.schedule(context, TICK * 1000 / self.pace, Work::Tick);
         Ok(())
     }
 
-    /// A message of a peer has arrived.
-    pub fn receive(&mut self, context: &mut Context, from: MemberId, bytes: &Bytes) -> Result<(), Failure> {
-        context.whisper(format_args!("{from} to {}: {bytes:x?}", self.member));
-        match PeerMessage::parse(self.member, from, bytes) {
-            Ok(message) => match self.node.step(message) {
-                Ok(Stepped::Taken) => {}
-                Ok(Stepped::Refused(reason)) => context.note("refused", [self.member.0, reason.len() as u64, 0]),
-                Err(error) => return Err(error.to_string()),
-            },
-            Err(error) => context.fail(format_args!("an honest message was refused: {error}")),
-        }
-        self.turn(context)
-    }
-
-    /// A client's request has arrived. Tells the number it is in the log under.
-    pub fn request(&mut self, context: &mut Context, op: OpId, ask: &Ask) -> Result<Option<u64>, Failure> {
-        let mut number = None;
-        match ask {
-            Ask::Write(request) => {
-                let mut request = request.clone();
-                request.id = self.request_id();
-                number = Some(request.id);
-                context.truth.waiting.insert(request.id, op);
-                let write = Write { op, since: context.now, request: request.encode_to_vec().into() };
-                self.held.push_back((request.id, write));
-            }
-            Ask::Read { request, linearizable } => {
-                if *linearizable && !context.mutated(Mutation::ReadWithoutIndex) {
-                    self.confirm(context, Reader::Range(op, request.clone()));
-                } else {
-                    self.read(op, request);
-                }
-            }
-            Ask::Renew(lease) => match self.lessor_term {
-                Some(term) => self.confirm(context, Reader::Renewal(op, LeaseId(*lease), term)),
-                None => self.answers.push((op, Answer::NotLeader(self.node.leader()))),
-            },
-        }
-        self.turn(context)?;
-        Ok(number)
-    }
-
-    fn request_id(&mut self) -> u64 {
-        self.next_request += 1;
-        self.next_request
-    }
-
-    /// Lets a reader go on once everything acknowledged so far is applied.
-    fn confirm(&mut self, context: &mut Context, reader: Reader) {
-        let early = context.mutated(Mutation::EarlyService) && self.node.is_alone() && self.node.is_ready_leader();
-        if early || self.node.reads_are_local() {
-            self.resume(context, reader);
-        } else {
-            self.reads.push(reader);
-        }
-    }
-
-    fn resume(&mut self, context: &mut Context, reader: Reader) {
-        match reader {
-            Reader::Range(op, request) => self.read(op, &request),
-            Reader::Deadlines(term) => self.start_deadlines(context, term),
-            Reader::Renewal(op, lease, term) => self.renew(context, op, lease, term),
-        }
-    }
-
-    /// Proposes for the present term what waits for that, once its leader is known.
-    fn propose_held(&mut self, context: &mut Context) {
-        let term = self.node.term();
-        if self.node.leader().is_none() {
-            return;
-        }
-        for (id, write) in std::mem::take(&mut self.held) {
-            if self.node.propose(vec![write.request.clone()], term).is_err() {
-                context.note("dropped", [self.member.0, id, 0]);
-                self.held.push_back((id, write));
-            } else if self.pending.enter(id, term, Waiter::Client(write)).is_err() {
-                context.fail(format_args!("{} applies what is later than its term {term}", self.member));
-            }
-        }
-    }
-
-    /// Requests that are in no log and never will be.
-    fn lost(&mut self, context: &mut Context, lost: Vec<(u64, Waiter)>) {
-        for (id, waiter) in lost {
-            context.note("lost", [self.member.0, id, 0]);
-            match waiter {
-                Waiter::Client(write) => {
-                    context.counts.proposed_again += 1;
-                    self.held.push_back((id, write));
-                }
-                Waiter::Renewal(op, _) => self.answers.push((op, Answer::NotLeader(self.node.leader()))),
-            }
-        }
-    }
-
-    /// What follows every message: decisions of apply, reads to ask for, and all that consensus wants done.
+    /// The raft thread wakes up.
     pub fn turn(&mut self, context: &mut Context) -> Result<(), Failure> {
-        for mut decision in std::mem::take(&mut self.decisions) {
-            // The first three are the cluster's beginning.
-            decision.accepted &= !context.mutated(Mutation::DeafConsensus) || decision.index.0 <= 3;
-            self.node.members_decided(decision).map_err(|error| error.to_string())?;
-        }
-        self.node.applied(self.applied);
-        if context.mutated(Mutation::HastyRetry) {
-            let lost = self.pending.passed(self.node.term());
-            self.lost(context, lost);
-        }
-        self.propose_held(context);
-        if self.node.is_sole_voter() && !self.node.is_leader() {
-            // Refused while the log is written or a membership change is not applied; then it comes up again.
-            self.node.campaign().map_err(|error| error.to_string())?;
-        }
-        self.ask_for_reads();
-        while let Some(step) = self.node.poll().map_err(|error| error.to_string())? {
-            self.outbox.extend(step.send);
-            if let Some(group) = step.persist {
-                if context.mutated(Mutation::AckBeforePersist) {
-                    self.node.persisted(group.number);
-                }
-                self.write(context, Job::Group(group));
-            }
-            if let Some(position) = step.install {
-                self.due.push_back(Due::Install(position));
-            }
-            for entry in step.committed {
-                context.committed(self.member, &entry);
-                self.due.push_back(Due::Entry(entry));
-            }
-            self.schedule_apply(context);
-            for (number, index) in step.reads {
-                let index = if context.mutated(Mutation::ReadBeforeApplied) { LogIndex(0) } else { index };
-                self.waiting_reads.extend(self.reads.confirmed(number).into_iter().map(|reader| (index, reader)));
-                self.ask_for_reads();
-            }
-        }
-        self.follow_leadership(context);
-        self.release_reads(context);
-        let upto_date = self.node.is_ready_leader() && self.applied >= self.node.committed();
-        let known = !self.node.conf_state().voters.is_empty();
-        self.serves |= known && (!self.node.is_sole_voter() || upto_date);
-        for (op, answer) in std::mem::take(&mut self.answers) {
-            let delay = context.random.u64(..5 * MILLI);
-            if !context.faulty || !context.one_in(100) {
-                context.after(delay, Event::Answer(op, answer));
-            }
-        }
+        self.set_clock(context);
+        self.driver.take(self.inbox.messages()).map_err(text)?;
+        self.drive(context)?;
+        self.follow(context);
         Ok(())
     }
 
-    fn follow_leadership(&mut self, context: &mut Context) {
-        let leads = self.node.is_leader().then(|| self.node.term());
-        if leads == self.led_in {
-            return;
+    fn drive(&mut self, context: &mut Context) -> Result<(), Failure> {
+        if self.driver.drive().map_err(text)? && !self.raft_scheduled {
+            self.raft_scheduled = true;
+            self.schedule(context, MILLI, Work::Raft);
         }
-        self.led_in = leads;
-        if !context.mutated(Mutation::LessorStays) {
-            self.lessor.demote();
-            self.lessor_term = None;
+        for entry in self.sink.unchecked.borrow_mut().drain(..) {
+            context.committed(self.member, &entry);
         }
-        if let Some(term) = leads {
-            context.leads(self.member, term);
-            self.confirm(context, Reader::Deadlines(term));
+        let (messages, too_late) = self.peers.take();
+        if too_late {
+            context.fail(format_args!("{} sent a message while its reads were local", self.member));
         }
+        self.outbox.extend(messages);
+        let status = *self.raft.status().borrow();
+        if status.is_leader {
+            context.leads(self.member, status.term);
+        }
+        // A member that leads no more keeps its deadlines, with this fault.
+        if (status.is_leader || !context.mutated(Mutation::LessorStays)) && self.lease_driver.follow(&status) {
+            self.revokes.clear();
+            self.confirming = None;
+        }
+        let node = self.driver.node();
+        let upto_date = node.is_ready_leader() && self.applied() >= node.committed();
+        let known = !node.conf_state().voters.is_empty();
+        self.serves |= known && (!node.is_sole_voter() || upto_date);
+        Ok(())
     }
 
-    fn ask_for_reads(&mut self) {
-        let era = (self.node.term().0, self.node.leader().map_or(0, |leader| leader.0));
-        if self.reads.wants_request(self.ticks, era) {
-            let number = self.node.read_index();
-            self.reads.sent(number, self.ticks, era);
+    /// A message of a peer has arrived.
+    pub fn receive(&mut self, context: &mut Context, from: MemberId, bytes: &Bytes) {
+        context.whisper(format_args!("{from} to {}: {bytes:x?}", self.member));
+        if let Err(error) = self.raft.receive(from, bytes.clone()) {
+            context.fail(format_args!("an honest message was refused: {error}"));
         }
+        self.follow(context);
     }
 
-    fn release_reads(&mut self, context: &mut Context) {
-        let (ready, waiting) =
-            std::mem::take(&mut self.waiting_reads).into_iter().partition(|(index, _)| *index <= self.applied);
-        self.waiting_reads = waiting;
-        for (_, reader) in ready {
-            self.resume(context, reader);
+    /// Puts a membership change into the log, if this member leads.
+    pub fn change_members(&mut self, context: &mut Context, kind: ChangeKind, member: MemberId, json: Vec<u8>) {
+        let change = ProposedChange { request: self.access.request_id(), kind, member, context: json.into() };
+        if self.leads() && self.raft.propose_members(change, self.raft.term()).is_ok() {
+            context.note("propose members", [self.member.0, kind as u64, member.0]);
         }
-    }
-
-    fn read(&mut self, op: OpId, request: &RangeRequest) {
-        let answer = self.reader.snapshot().range(request);
-        let answer = answer.map(|answer| recode::<RangeResponse>(&answer)).map_err(|_| "refused");
-        self.answers.push((op, Answer::Read(answer)));
     }
 
     // The log writer.
 
-    fn write(&mut self, context: &mut Context, job: Job) {
-        self.jobs.push(job);
-        if !self.writing {
-            self.start_writing(context);
-        }
-    }
-
     fn start_writing(&mut self, context: &mut Context) {
-        self.writing = true;
+        if !self.writer.begins() {
+            return;
+        }
         let delay = match context.random.u16(..2000) {
             0 if context.faulty => context.random.u64(..4 * SECOND),
             1..20 => context.random.u64(..200 * MILLI),
@@ -506,127 +390,100 @@ impl Process {
 
     /// What is written next takes this long.
     pub fn stall_disk(&mut self, context: &mut Context, span: Micros) {
-        if !self.writing {
-            self.writing = true;
+        if self.writer.stall() {
             self.schedule(context, span, Work::Written);
         }
     }
 
-    /// The disk has had the time it needs: only now the files change, and a crash before leaves nothing.
-    fn written(&mut self, context: &mut Context) -> Result<(), Failure> {
-        let newest = self.write_jobs().map_err(|error| error.to_string())?;
-        if let Some(number) = newest {
-            self.node.persisted(number);
-        }
-        self.writing = false;
-        if !self.jobs.is_empty() {
-            self.start_writing(context);
-        }
-        Ok(())
-    }
-
-    fn write_jobs(&mut self) -> Result<Option<u64>, watershed::core::wal::WalError> {
-        let (mut newest, mut release) = (None, None);
-        for job in std::mem::take(&mut self.jobs) {
-            match job {
-                Job::Group(group) => {
-                    if let Some(snapshot) = &group.snapshot {
-                        self.wal.mark_snapshot(snapshot)?;
-                    }
-                    self.wal.append(&group.entries, group.hard_state.as_ref())?;
-                    newest = Some(group.number);
-                }
-                Job::Saved(snapshot) => {
-                    self.wal.mark_snapshot(&snapshot)?;
-                    release = Some(snapshot.index);
-                }
-            }
-        }
-        self.wal.sync()?;
-        if let Some(index) = release {
-            self.wal.release(index, SEGMENTS_MIN)?;
-        }
-        Ok(newest)
-    }
-
     /// The process dies in the middle of what it writes.
     pub fn die_writing(&mut self) {
-        if self.writing {
-            let _ = self.write_jobs();
-        }
+        self.writer.die();
     }
 
     // Apply.
 
     fn schedule_apply(&mut self, context: &mut Context) {
-        if self.due.is_empty() || self.apply_scheduled {
-            return;
+        if !self.apply_scheduled && !self.sink.due.borrow().is_empty() {
+            self.apply_scheduled = true;
+            let delay =
+                if context.one_in(50) { context.random.u64(..500 * MILLI) } else { context.random.u64(..MILLI) };
+            self.schedule(context, delay, Work::Apply);
         }
-        self.apply_scheduled = true;
-        let delay = if context.one_in(50) { context.random.u64(..500 * MILLI) } else { context.random.u64(..MILLI) };
-        self.schedule(context, delay, Work::Apply);
+        if !self.slice_scheduled && self.apply.is_compacting() {
+            self.slice_scheduled = true;
+            let delay = if context.one_in(4) { context.random.u64(..3 * SECOND) } else { 10 * MILLI };
+            self.schedule(context, delay, Work::CompactionSlice);
+        }
     }
 
     fn apply(&mut self, context: &mut Context) -> Result<(), Failure> {
         self.apply_scheduled = false;
-        if let Some(Due::Install(position)) = self.due.front() {
-            let position = *position;
-            self.due.pop_front();
-            self.install(context, position)?;
-            self.schedule_apply(context);
-            return Ok(());
-        }
         let mut left = context.random.usize(1..=20);
-        let (mut batch, mut reached) = (Batch::default(), LogPosition { index: self.applied, term: Term(0) });
-        while let Some(Due::Entry(entry)) = self.due.pop_front_if(|due| left > 0 && matches!(due, Due::Entry(_))) {
+        let mut batch = VecDeque::new();
+        let mut due = self.sink.due.borrow_mut();
+        while let Some(Due::Entry(entry)) = due.pop_front_if(|due| left > 0 && matches!(due, Due::Entry(_))) {
             left -= 1;
-            reached = entry.position();
-            if context.mutated(Mutation::SkipEntry) && context.one_in(100) {
-                continue;
+            if !context.mutated(Mutation::SkipEntry) || !context.one_in(100) {
+                batch.push_back(entry);
             }
-            self.applier.apply(entry, &mut batch).map_err(|error| error.to_string())?;
         }
-        self.release(context, batch, reached);
-        self.schedule_apply(context);
+        let install = if batch.is_empty() { due.pop_front() } else { None };
+        drop(due);
+        while !batch.is_empty() {
+            self.apply.apply(&mut batch).map_err(text)?;
+        }
+        match install {
+            Some(Due::Install(position)) => self.apply.install(position).map_err(text)?,
+            // All entries of this batch were left out on purpose.
+            Some(due @ Due::Entry(_)) => self.sink.due.borrow_mut().push_front(due),
+            None => {}
+        }
+        let happened = std::mem::take(&mut *self.happened.borrow_mut());
+        for index in happened.installed {
+            self.marked = self.marked.max(index);
+            context.counts.snapshots += 1;
+            context.note("installed", [self.member.0, index.0, 0]);
+        }
         Ok(())
     }
 
-    fn install(&mut self, context: &mut Context, position: LogPosition) -> Result<(), Failure> {
-        let prepared =
-            self.prepared_snapshots.take(position).ok_or_else(|| format!("no state at {}", position.index))?;
-        self.applier.install(prepared).map_err(|error| error.to_string())?;
-        self.compactions = self.applier.store().take_unfinished_compaction().into_iter().collect();
-        if !self.compactions.is_empty() {
-            self.schedule(context, 10 * MILLI, Work::CompactionSlice);
+    fn compaction_slice(&mut self, context: &mut Context) {
+        self.slice_scheduled = false;
+        self.apply.compact_slice(SLICE_RECORDS, |hash| {
+            if let Err(error) = hash.run() {
+                context.fail(format_args!("the hash of a compaction cannot be computed: {error}"));
+            }
+        });
+        context.counts.compactions += std::mem::take(&mut self.happened.borrow_mut().compactions);
+    }
+
+    fn checkpoint(&mut self, context: &mut Context) -> Result<(), Failure> {
+        let durable = self.backend.checkpoint().map_err(text)?;
+        context.counts.checkpoints += 1;
+        if durable.index.0 >= self.marked.0 + SNAPSHOT_COUNT {
+            self.marked = durable.index;
+            let members = stored_members(&self.backend).map_err(text)?;
+            let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state: members.conf_state() };
+            self.raft.state_saved(snapshot, CATCH_UP_ENTRIES);
         }
-        if !context.mutated(Mutation::NoJump) {
-            self.watch.jump();
-        }
-        self.lessor = new_lessor(self.applier.leases());
-        self.lessor_term = None;
-        // They may be in that state.
-        self.pending.installed(position.term);
-        self.applied = position.index;
-        self.marked = self.marked.max(position.index);
-        context.counts.snapshots += 1;
-        context.note("installed", [self.member.0, position.index.0, position.term.0]);
+        let next = context.random.u64(SECOND..8 * SECOND);
+        self.schedule(context, next, Work::Checkpoint);
         Ok(())
     }
 
     /// A db snapshot of the newest state, and the message that announces it.
     pub fn db_snapshot(&self, message: &Bytes) -> Result<(Bytes, Vec<u8>), Failure> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let db_snapshot = self.backend.db_snapshot().map_err(|error| text(&error))?;
+        let db_snapshot = self.backend.db_snapshot().map_err(text)?;
         let mut bytes = Vec::new();
-        db_snapshot.write(&mut bytes).map_err(|error| text(&error))?;
+        db_snapshot.write(&mut bytes).map_err(text)?;
         // Nothing is applied between the two.
-        let members = stored_members(&self.backend).map_err(|error| text(&error))?;
+        let members = stored_members(&self.backend).map_err(text)?;
         let position = db_snapshot.summary().position;
-        let message = snapshot_message(message, position, &members.conf_state()).map_err(|error| text(&error))?;
+        let message = snapshot_message(message, position, &members.conf_state()).map_err(text)?;
         Ok((message, bytes))
     }
 
-    /// A state has arrived. Tells whether the transfer succeeded.
+    /// A snapshot has arrived. Tells whether the transfer succeeded.
     pub fn receive_state(
         &mut self,
         context: &mut Context,
@@ -634,199 +491,302 @@ impl Process {
         message: &Bytes,
         db_snapshot: &[u8],
     ) -> Result<bool, Failure> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let parsed = PeerMessage::snapshot(self.member, from, message).map_err(|error| text(&error))?;
+        let parsed = PeerMessage::snapshot(self.member, from, message).map_err(text)?;
         let position = parsed.snapshot_position();
         let file =
             tempfile::NamedTempFile::new().and_then(|file| std::fs::write(file.path(), db_snapshot).map(|()| file));
-        let file = file.map_err(|error| text(&error))?;
-        let db_snapshot = BoltFile::open(file.path()).map_err(|error| text(&error))?;
-        match self.backend.prepare(&db_snapshot, position) {
-            Ok(prepared) => self.prepared_snapshots.put(prepared),
-            // Consensus has the log up to there and will answer that; it needs no db snapshot.
-            Err(BackendError::Outdated { .. }) => {}
-            Err(error) => return Err(text(&error)),
-        }
-        self.node.step(parsed).map_err(|error| text(&error))?;
-        if !self.node.is_installing(position)
+        let db_snapshot = BoltFile::open(file.map_err(text)?.path()).map_err(text)?;
+        let put = match self.backend.prepare(&db_snapshot, position) {
+            Ok(prepared) => {
+                self.prepared_snapshots.put(prepared);
+                true
+            }
+            // Consensus has the log up to there and will answer that, or has one of an earlier transfer.
+            Err(BackendError::Outdated { .. } | BackendError::AlreadyPrepared { .. }) => false,
+            Err(error) => return Err(text(error)),
+        };
+        let mut accepted = self.raft.receive_snapshot(parsed);
+        self.turn(context)?;
+        if put
+            && !accepted.try_recv().unwrap_or(false)
             && let Some(unused) = self.prepared_snapshots.take_back(position)
         {
-            unused.discard().map_err(|error| text(&error))?;
+            unused.discard().map_err(text)?;
         }
-        self.turn(context)?;
         Ok(true)
-    }
-
-    /// Publishes, then tells, then answers.
-    fn release(&mut self, context: &mut Context, batch: Batch, reached: LogPosition) {
-        self.applier.store().publish();
-        if context.mutated(Mutation::LostEvents) && context.one_in(50) {
-            context.note("lost events", [0; 3]);
-        } else {
-            self.watch.append(batch.events);
-        }
-        self.tell_lessor(context, &batch.lease_facts);
-        self.applied = reached.index;
-        for (id, outcome) in &batch.outcomes {
-            match self.pending.take(*id) {
-                Some(Waiter::Client(Write { op, .. })) => self.answers.push((op, Answer::Written(Reply::of(outcome)))),
-                Some(Waiter::Renewal(op, ttl)) => self.answers.push((op, self.renewed(ttl))),
-                None => {}
-            }
-        }
-        let lost = self.pending.passed(reached.term);
-        self.lost(context, lost);
-        let had_none = self.compactions.is_empty();
-        self.compactions.extend(batch.compactions);
-        if had_none && !self.compactions.is_empty() {
-            self.schedule(context, 10 * MILLI, Work::CompactionSlice);
-        }
-        self.decisions.extend(batch.decisions);
-    }
-
-    fn compaction_slice(&mut self, context: &mut Context) {
-        let Some(compaction) = self.compactions.front_mut() else { return };
-        if let Some(hash) = compaction.take_hash(self.applier.store())
-            && let Err(error) = hash.run()
-        {
-            context.fail(format_args!("the hash of a compaction cannot be computed: {error}"));
-        }
-        if self.applier.compaction_slice(compaction, SLICE_RECORDS) == Progress::Done {
-            self.compactions.pop_front();
-            context.counts.compactions += 1;
-        }
-        if !self.compactions.is_empty() {
-            self.schedule(context, 10 * MILLI, Work::CompactionSlice);
-        }
-    }
-
-    fn checkpoint(&mut self, context: &mut Context) -> Result<(), Failure> {
-        let durable = self.backend.checkpoint().map_err(|error| error.to_string())?;
-        context.counts.checkpoints += 1;
-        if durable.index.0 >= self.marked.0 + SNAPSHOT_COUNT {
-            self.marked = durable.index;
-            let members = stored_members(&self.backend).map_err(|error| error.to_string())?;
-            let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state: members.conf_state() };
-            self.node.state_saved(&snapshot, LogIndex(durable.index.0.saturating_sub(CATCH_UP_ENTRIES)));
-            self.write(context, Job::Saved(snapshot));
-        }
-        let next = context.random.u64(SECOND..8 * SECOND);
-        self.schedule(context, next, Work::Checkpoint);
-        Ok(())
     }
 
     // Leases.
 
-    fn tell_lessor(&mut self, context: &Context, facts: &[LeaseFact]) {
-        let now = self.clock(context);
-        for fact in facts {
-            match *fact {
-                LeaseFact::Granted(lease) => self.lessor.granted(lease, now),
-                LeaseFact::Checkpointed { lease, remaining_ttl } => self.lessor.checkpointed(lease, remaining_ttl),
-                LeaseFact::Revoked(id) => {
-                    self.lessor.revoked(id);
-                    let (gone, waiting) =
-                        std::mem::take(&mut self.waiting_renewals).into_iter().partition(|(lease, _)| *lease == id);
-                    self.waiting_renewals = waiting;
-                    let answer = self.renewed(0);
-                    self.answers.extend(gone.into_iter().map(|(_, op)| (op, answer.clone())));
-                }
-            }
+    fn keep_leases(&mut self, context: &mut Context) {
+        if self.ticks.is_multiple_of(LEASE_CHECKPOINT_TICKS) {
+            self.lease_driver.checkpoint(|term, due| {
+                let request = self.access.checkpoints(due.iter().map(|due| (due.lease, due.remaining_ttl)));
+                // Nobody waits for it: one that is lost is made up for by the next.
+                let _ = self.access.propose(&request, term, RaftHandle::propose_as_leader);
+                self.access.pending.forget(request.id);
+            });
         }
-    }
-
-    /// What a leader does about leases begins once all that earlier leaders committed is applied.
-    fn start_deadlines(&mut self, context: &mut Context, term: Term) {
-        if self.led_in == Some(term) && !context.mutated(Mutation::SleepyLessor) {
-            let now = self.clock(context);
-            self.lessor.promote(now, Duration::from_micros(ELECTION));
-            self.lessor_term = Some(term);
+        if self.ticks.is_multiple_of(EXPIRY_TICKS) {
+            self.lease_driver.look();
         }
+        self.revoke_expired(context);
     }
 
-    fn renew(&mut self, context: &mut Context, op: OpId, id: LeaseId, term: Term) {
-        if self.lessor_term != Some(term) {
-            self.answers.push((op, Answer::NotLeader(self.node.leader())));
-            return;
-        }
-        let now = self.clock(context);
-        match self.lessor.renew(id, now) {
-            Ok(renewed) if renewed.clear_checkpoint => {
-                let noted = LeaseCheckpoint { id: id.0, remaining_ttl: 0 };
-                let number = self.propose_checkpoint(vec![noted], term);
-                if self.pending.enter(number, term, Waiter::Renewal(op, renewed.ttl)).is_err() {
-                    self.answers.push((op, Answer::NotLeader(self.node.leader())));
-                }
-            }
-            Ok(renewed) => self.answers.push((op, self.renewed(renewed.ttl))),
-            Err(RenewError::NotFound(_)) => self.answers.push((op, self.renewed(0))),
-            Err(RenewError::Expired(_)) => self.waiting_renewals.push((id, op)),
-            Err(RenewError::NotPrimary) => self.answers.push((op, Answer::NotLeader(None))),
-        }
-    }
-
-    fn renewed(&self, ttl: i64) -> Answer {
-        Answer::Renewed { ttl, revision: self.reader.revision().0 }
-    }
-
-    fn propose_checkpoint(&mut self, checkpoints: Vec<LeaseCheckpoint>, term: Term) -> u64 {
-        let id = self.request_id();
-        let lease_checkpoint = Some(LeaseCheckpointRequest { checkpoints });
-        let request = InternalRaftRequest { id, lease_checkpoint, ..Default::default() };
-        let _ = self.node.propose_as_leader(vec![request.encode_to_vec().into()], term);
-        id
-    }
-
-    fn expire(&mut self, context: &mut Context) {
-        let (now, Some(term)) = (self.clock(context), self.lessor_term) else { return };
-        for lease in self.lessor.expired(now, 1000) {
-            let id = self.request_id();
-            let revoke = Some(LeaseRevokeRequest { id: lease.0 });
-            let request = InternalRaftRequest { id, lease_revoke: revoke, ..Default::default() };
+    fn revoke_expired(&mut self, context: &mut Context) {
+        for lease in self.lease_driver.expired() {
+            let term = self.lease_driver.term().unwrap_or_default();
+            let id = self.access.request_id();
+            let lease_revoke = Some(LeaseRevokeRequest { id: lease.0 });
+            let request = InternalRaftRequest { id, lease_revoke, ..Default::default() };
             context.truth.expiries.insert(id, lease.0);
-            let request = vec![request.encode_to_vec().into()];
-            let _ = match context.mutated(Mutation::LessorStays) {
-                true => self.node.propose(request, self.node.term()),
-                false => self.node.propose_as_leader(request, term),
+            let proposed = match context.mutated(Mutation::LessorStays) {
+                true => self.access.propose(&request, self.raft.term(), RaftHandle::propose),
+                false => self.access.propose(&request, term, RaftHandle::propose_as_leader),
             };
-        }
-        let due = self.lessor.due_checkpoints(now, 1000);
-        if !due.is_empty() {
-            let noted = due.iter().map(|due| LeaseCheckpoint { id: due.lease.0, remaining_ttl: due.remaining_ttl });
-            self.propose_checkpoint(noted.collect(), term);
+            match proposed {
+                Ok(outcome) => self.revokes.push(outcome),
+                Err(_) => self.lease_driver.revoked(),
+            }
         }
     }
 
-    /// Puts a membership change into the log, if this member leads.
-    pub fn change_members(&mut self, context: &mut Context, kind: ChangeKind, member: MemberId, json: Vec<u8>) {
-        let change = ProposedChange { request: self.request_id(), kind, member, context: json.into() };
-        if self.node.propose_members(&change, self.node.term()).is_ok() {
-            context.note("propose members", [self.member.0, kind as u64, member.0]);
+    // Clients.
+
+    /// A request of a client has arrived. Tells the number it is in the log under.
+    pub fn request(&mut self, context: &mut Context, op: OpId, ask: &Ask) -> Option<u64> {
+        let deadline = context.now + REQUEST_TIMEOUT;
+        let mut number = None;
+        match ask {
+            Ask::Write(request) => {
+                let id = self.access.request_id();
+                let request = InternalRaftRequest { id, ..request.clone() };
+                number = Some(id);
+                context.truth.waiting.insert(id, op);
+                let proposal = ProposalDriver::default();
+                self.writes.push(Write { op, deadline, request, proposal, outcome: None, pause_until: 0 });
+            }
+            Ask::Read { request, linearizable } => {
+                let access = self.access.clone();
+                let mut waiting: Confirmation = Box::pin(async move { access.reads.linearizable().await });
+                if !linearizable || context.mutated(Mutation::ReadWithoutIndex) {
+                    waiting = Box::pin(async { Ok(()) });
+                } else if context.mutated(Mutation::ReadBeforeApplied) {
+                    let raft = self.raft.clone();
+                    waiting = Box::pin(async move { raft.read_index().await.map(|_| ()).ok_or(ApiError::Timeout) });
+                }
+                self.reads.push((op, deadline, request.clone(), waiting));
+            }
+            Ask::Renew(lease) => {
+                let (access, lease) = (self.access.clone(), LeaseId(*lease));
+                let body = renewals_body([lease]);
+                let waiting = Box::pin(async move { answer_as_leader(&access, RENEW, body).await });
+                self.renewals.push((op, lease, waiting));
+            }
         }
+        self.follow(context);
+        number
+    }
+
+    /// Lets everybody go on who waits for something that has happened, and the threads that have something to do.
+    fn follow(&mut self, context: &mut Context) {
+        self.set_clock(context);
+        if context.mutated(Mutation::HastyRetry) {
+            self.access.pending.resolve(Vec::new(), self.raft.term());
+        }
+        self.follow_leases(context);
+        let mut writes = std::mem::take(&mut self.writes);
+        writes.retain_mut(|write| match self.advance(context, write) {
+            Some(answer) => {
+                self.answers.push((write.op, answer));
+                false
+            }
+            None => true,
+        });
+        self.writes = writes;
+        self.follow_reads(context);
+        self.follow_renewals();
+        self.wake_threads(context);
+        for (op, answer) in std::mem::take(&mut self.answers) {
+            let delay = context.random.u64(..5 * MILLI);
+            if !context.faulty || !context.one_in(100) {
+                context.after(delay, Event::Answer(op, answer));
+            }
+        }
+    }
+
+    fn wake_threads(&mut self, context: &mut Context) {
+        if self.inbox.has_messages() && !self.raft_scheduled {
+            self.raft_scheduled = true;
+            let delay = context.random.u64(..MILLI / 10);
+            self.schedule(context, delay, Work::Raft);
+        }
+        self.start_writing(context);
+        self.schedule_apply(context);
+        if self.writer.failed().is_some() && !self.ending {
+            // Whoever is told ends the process; the other threads go on until then.
+            self.ending = true;
+            let delay = context.random.u64(..20 * MILLI);
+            self.schedule(context, delay, Work::End);
+        }
+    }
+
+    /// Goes on with a write; the answer, if there is one.
+    fn advance(&self, context: &mut Context, write: &mut Write) -> Option<Answer> {
+        if context.now >= write.deadline {
+            self.access.pending.forget(write.request.id);
+            return Some(ended(write.proposal.deadline()));
+        }
+        loop {
+            match write.proposal.step() {
+                ProposalStep::AwaitLeader => write.proposal.leader_known(self.raft.term_with_leader()?),
+                ProposalStep::Propose(term) => {
+                    if write.outcome.is_none() {
+                        match self.access.propose(&write.request, term, RaftHandle::propose) {
+                            Ok(outcome) => write.outcome = Some(outcome),
+                            Err(_) => return Some(Answer::NotExecuted),
+                        }
+                    }
+                    let outcome = write.outcome.as_mut()?.try_recv().ok()?;
+                    write.outcome = None;
+                    if let Some(end) = write.proposal.outcome(outcome) {
+                        return Some(ended(end));
+                    }
+                    context.note("lost", [self.member.0, write.request.id, 0]);
+                    context.counts.proposed_again += 1;
+                    write.pause_until = context.now + PROPOSE_PAUSE.as_micros() as Micros;
+                }
+                ProposalStep::Pause(term) => {
+                    if self.raft.status().borrow().term <= term && context.now < write.pause_until {
+                        return None;
+                    }
+                    write.proposal.pause_over();
+                }
+            }
+        }
+    }
+
+    fn follow_reads(&mut self, context: &Context) {
+        let (reader, answers) = (&self.reader, &mut self.answers);
+        self.reads.retain_mut(|(op, deadline, request, waiting)| {
+            let confirmed = match poll(waiting) {
+                Some(confirmed) => confirmed,
+                None if context.now >= *deadline => Err(ApiError::Timeout),
+                None => return true,
+            };
+            answers.push((*op, if confirmed.is_ok() { read(reader, request) } else { Answer::Lost }));
+            false
+        });
+    }
+
+    fn follow_renewals(&mut self) {
+        let (answers, run_out, raft) = (&mut self.answers, &mut self.run_out, &self.raft);
+        let revision = self.reader.revision().0;
+        self.renewals.retain_mut(|(op, lease, waiting)| {
+            let Some(answered) = poll(waiting) else { return true };
+            match answered.and_then(read_renewed).ok().and_then(|renewals| renewals.first().copied()) {
+                Some(Renewal::Renewed(ttl)) => answers.push((*op, Answer::Renewed { ttl, revision })),
+                Some(Renewal::Gone) => answers.push((*op, Answer::Renewed { ttl: 0, revision })),
+                Some(Renewal::RunOut) => run_out.push((*op, *lease)),
+                None => answers.push((*op, Answer::NotLeader(raft.status().borrow().leader))),
+            }
+            false
+        });
+        let leases = self.leases.read();
+        run_out.retain(|(op, lease)| {
+            let exists = leases.exists(*lease);
+            if !exists {
+                answers.push((*op, Answer::Renewed { ttl: 0, revision }));
+            }
+            exists
+        });
+    }
+
+    fn follow_leases(&mut self, context: &mut Context) {
+        if self.lease_driver.wants_confirmation() && self.confirming.is_none() {
+            let access = self.access.clone();
+            self.confirming = Some(Box::pin(async move { access.reads.linearizable().await }));
+        }
+        if let Some(waiting) = &mut self.confirming
+            && let Some(confirmed) = poll(waiting)
+        {
+            self.confirming = None;
+            if confirmed.is_ok() && !context.mutated(Mutation::SleepyLessor) {
+                self.lease_driver.confirmed(&self.raft.status().borrow());
+            }
+        }
+        let driver = &mut self.lease_driver;
+        self.revokes.retain_mut(|outcome| {
+            let waits = matches!(outcome.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+            if !waits {
+                driver.revoked();
+            }
+            waits
+        });
+        self.revoke_expired(context);
     }
 
     /// Whether a learner has nearly all of the leader's log.
     pub fn is_ready(&self, learner: MemberId) -> bool {
-        let last = self.node.last_index().0;
-        self.node.progress().iter().any(|peer| peer.member == learner && peer.active && peer.matched.0 * 10 >= last * 9)
+        let last = self.driver.node().last_index().0;
+        let ready = |matched: u64| matched * 10 >= last * 9;
+        self.raft.progress().iter().any(|peer| peer.member == learner && peer.active && ready(peer.matched.0))
     }
 
     // For the checks.
 
+    pub fn node(&self) -> &RaftNode {
+        self.driver.node()
+    }
+
     pub fn cluster(&self) -> &watershed::core::cluster::ClusterStore {
-        self.applier.cluster()
+        self.apply.applier().cluster()
     }
 
     pub fn serves(&self) -> bool {
         self.serves
     }
 
-    /// Whether consensus has heard of all that apply has decided.
-    pub fn decisions_taken(&self) -> bool {
-        self.decisions.is_empty()
+    pub fn applied(&self) -> LogIndex {
+        *self.applied.progress().borrow()
     }
 
     pub fn revision(&self) -> Revision {
         self.reader.revision()
     }
+}
+
+fn watcher_set(metrics: &Metrics, member: MemberId, boot: u32, tasks: &Tasks) -> WatcherSetHandle {
+    let limits = WatchLimits {
+        stream_bytes_max: 600,
+        stream_responses_max: 4,
+        catch_up_revisions_max: 5,
+        catch_up_bytes_max: 400,
+        progress_interval: Some(Duration::from_secs(1 << 30)),
+        ..WatchLimits::default()
+    };
+    let header_source = Arc::new(HeaderSource::new(ClusterId(1), member, Term(0)));
+    let stopped = tonic::Status::unavailable("stopped");
+    WatcherSetHandle::start(limits, header_source, WatchMetrics::register(metrics), boot.into(), stopped, tasks)
+}
+
+/// Looks whether something has happened that is waited for.
+fn poll<T>(waiting: &mut Waiting<T>) -> Option<T> {
+    match waiting.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(outcome) => Some(outcome),
+        Poll::Pending => None,
+    }
+}
+
+fn ended(end: ProposalEnd) -> Answer {
+    match end {
+        ProposalEnd::Applied(outcome) => Answer::Written(Reply::of(&outcome)),
+        ProposalEnd::NoLeader | ProposalEnd::LeaderChanged => Answer::NotExecuted,
+        ProposalEnd::Unknown => Answer::Lost,
+    }
+}
+
+fn read(reader: &StoreReader, request: &RangeRequest) -> Answer {
+    let answer = reader.snapshot().range(request);
+    Answer::Read(answer.map(|answer| recode::<RangeResponse>(&answer)).map_err(|_| "refused"))
 }

@@ -9,6 +9,7 @@ use watershed::types::{KeyRange, MemberId};
 use super::client::{Ask, NOBODY, OpId, everything};
 use super::cluster::SimCluster;
 use super::context::{MILLI, Micros, SECOND, Settings};
+use super::disk::Lie;
 use super::process::{ELECTION, Process};
 use super::recover;
 use super::watcher::Watcher;
@@ -203,7 +204,7 @@ fn a_transfer_to_nobody_useful_is_bounded() {
     let transfer = |stage: &mut Stage, to: MemberId| {
         let leader = stage.leader();
         let process = stage.cluster.members[leader].process.as_mut().expect("it leads");
-        process.node.transfer_leader(to);
+        process.raft.transfer_leader(to);
         stage.play(|cluster| cluster.poke(leader));
         leader
     };
@@ -315,7 +316,7 @@ fn a_state_that_is_cut_off_again_and_again_arrives() {
         stage.write_within(leader, SECOND);
     }
     assert_eq!(stage.cluster.states_to_lose, 0, "all of them were cut off");
-    let applied = stage.cluster.members[behind].process.as_ref().map(|process| process.applied.0);
+    let applied = stage.cluster.members[behind].process.as_ref().map(|process| process.applied().0);
     assert_eq!(applied, Some(stage.cluster.context.truth.committed()));
     stage.play(|cluster| cluster.compare_members());
 }
@@ -328,7 +329,8 @@ fn a_member_whose_disk_lied_does_no_harm_to_the_others() {
     let leader = stage.leader();
     let liar = stage.other_than(&[leader]);
     stage.cluster.members[liar].expect_failures = true;
-    stage.cluster.members[liar].disk.lie_once();
+    stage.cluster.members[liar].disk.lie(Lie::Everything);
+    stage.cluster.members[liar].lies_once = true;
     stage.write_many(leader, 8);
     stage.play(|cluster| cluster.crash(liar, true));
     stage.write_many(leader, 20);
@@ -337,7 +339,7 @@ fn a_member_whose_disk_lied_does_no_harm_to_the_others() {
     let liar = &stage.cluster.members[liar];
     let clear = |failure: &String| failure.contains("synced entries were lost") || failure.contains("is corrupt");
     assert!(liar.failures.iter().all(clear), "{:?}", liar.failures);
-    let applied = liar.process.as_ref().map(|process| process.applied.0);
+    let applied = liar.process.as_ref().map(|process| process.applied().0);
     assert!(!liar.failures.is_empty() || applied == Some(stage.cluster.context.truth.committed()), "{applied:?}");
 }
 

@@ -51,6 +51,8 @@ pub struct Truth {
     pub expiries: BTreeMap<u64, i64>,
     pub leases: BTreeMap<i64, LeaseTruth>,
     applied_requests: BTreeSet<u64>,
+    /// Requests that were said to be in no log, for ever.
+    pub never: BTreeSet<u64>,
     /// The newest revision any client was shown.
     pub shown: i64,
 }
@@ -93,6 +95,7 @@ impl Context {
         };
         let request = InternalRaftRequest::decode(data.clone()).expect("requests of the simulation are readable");
         must!(self, self.truth.applied_requests.insert(request.id), "request {:x} is in the log twice", request.id);
+        must!(self, !self.truth.never.contains(&request.id), "request {:x} was said to be in no log", request.id);
         let before = self.truth.model.revision();
         let reply = self.truth.model.apply(&request);
         self.note("entry", [entry.index.0, request.id, self.truth.model.revision() as u64]);

@@ -318,18 +318,29 @@ impl RaftHandle {
 pub struct RaftInbox {
     pub(super) sender: SyncSender<Inbox>,
     pub(super) receiver: Receiver<Inbox>,
+    /// What [`has_messages`](Self::has_messages) has found.
+    found: Option<Inbox>,
 }
 
 impl RaftInbox {
     /// An empty inbox.
     pub fn new() -> Self {
         let (sender, receiver) = sync_channel(INBOX_MAX);
-        Self { sender, receiver }
+        Self { sender, receiver, found: None }
     }
 
-    /// What has come and was not taken yet, for whoever calls a [`RaftDriver`](super::RaftDriver) without a thread.
-    pub fn messages(&self) -> impl Iterator<Item = Inbox> {
-        self.receiver.try_iter()
+    /// Whether anything has come that was not taken yet. This and [`messages`](Self::messages) are for those who call a
+    /// [`RaftDriver`](super::RaftDriver) without a thread.
+    pub fn has_messages(&mut self) -> bool {
+        if self.found.is_none() {
+            self.found = self.receiver.try_recv().ok();
+        }
+        self.found.is_some()
+    }
+
+    /// Takes what has come.
+    pub fn messages(&mut self) -> impl Iterator<Item = Inbox> {
+        self.found.take().into_iter().chain(self.receiver.try_iter())
     }
 
     /// For [`WalObserver::persisted`](super::WalObserver).

@@ -39,7 +39,6 @@ pub use planted::PlantedFault;
 pub(crate) use planted::is_planted;
 #[cfg(debug_assertions)]
 pub use planted::plant;
-pub use reads::ReadQueue;
 pub use step::{Committed, CommittedKind, NodeConfig, PersistGroup, RaftError, Step, Stepped};
 pub use task::{RaftTask, TaskConfig};
 pub use wal_driver::{PersistError, WalDriver, WalJob};

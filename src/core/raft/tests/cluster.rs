@@ -537,7 +537,7 @@ mod reads {
 
     #[test]
     fn a_batch_is_resolved_by_any_of_its_own_numbers_only() {
-        let mut queue = ReadQueue::default();
+        let mut queue = crate::core::raft::reads::ReadQueue::default();
         queue.push('a');
         assert!(queue.wants_request(0, (1, 1)));
         queue.sent(1, 0, (1, 1));

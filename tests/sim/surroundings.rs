@@ -1,0 +1,304 @@
+//! What the drivers of one process work on: a disk that takes its time, a queue to apply, a network, and what hears of
+//! apply.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::{oneshot, watch};
+use watershed::api_error::ApiError;
+use watershed::core::alarm::AlarmStore;
+use watershed::core::apply::{
+    AppliedRequest, Applier, ApplyObserver, LeaseFact, ProposalOutcome, SharedPendingRequests,
+};
+use watershed::core::cluster::ClusterStore;
+use watershed::core::mvcc::{OperationCounts, RevisionEvents};
+use watershed::core::peer::CallError;
+use watershed::core::raft::{
+    CommitSink, Committed, GroupWriter, MembersDecision, Outbound, PeerSink, PersistGroup, Proposal, ProposeError,
+    RaftHandle, RaftStatus, WalDriver, WalJob,
+};
+use watershed::core::server::{Failure, LeaderAccess, LeaseClock, ReadIndex};
+use watershed::core::watch::CoreWatch;
+use watershed::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest};
+use watershed::types::{LeaseId, LogIndex, LogPosition, MemberId, Term};
+
+use super::context::Mutation;
+use super::disk::SimDisk;
+
+/// The thread that writes the log, as the raft driver sees it.
+#[derive(Clone)]
+pub struct SimWriter(Rc<RefCell<Writer>>);
+
+struct Writer {
+    log: WalDriver<SimDisk>,
+    jobs: Vec<WalJob>,
+    /// The disk is at work until an event says that it has finished.
+    busy: bool,
+    failed: Option<String>,
+}
+
+impl Writer {
+    fn write(&mut self, jobs: Vec<WalJob>, report: impl FnMut(u64)) {
+        if let Err(error) = self.log.write(jobs, report) {
+            self.failed.get_or_insert(format!("{:#}", anyhow::Error::from(error)));
+        }
+    }
+}
+
+impl SimWriter {
+    pub fn new(log: WalDriver<SimDisk>) -> Self {
+        Self(Rc::new(RefCell::new(Writer { log, jobs: Vec::new(), busy: false, failed: None })))
+    }
+
+    /// Whether the disk is to begin now.
+    pub fn begins(&self) -> bool {
+        let writer = &mut *self.0.borrow_mut();
+        let begins = !writer.busy && !writer.jobs.is_empty() && writer.failed.is_none();
+        writer.busy |= begins;
+        begins
+    }
+
+    /// Keeps the disk from beginning; tells whether it had not begun.
+    pub fn stall(&self) -> bool {
+        !std::mem::replace(&mut self.0.borrow_mut().busy, true)
+    }
+
+    /// The disk has had the time it needs: only now the files change, and a crash before leaves nothing.
+    pub fn written(&self, report: impl FnMut(u64)) {
+        let writer = &mut *self.0.borrow_mut();
+        let jobs = std::mem::take(&mut writer.jobs);
+        writer.write(jobs, report);
+        writer.busy = writer.failed.is_some();
+    }
+
+    /// The process dies in the middle of what it writes.
+    pub fn die(&self) {
+        if self.0.borrow().busy {
+            self.written(|_| {});
+        }
+    }
+
+    /// Why the log cannot be written.
+    pub fn failed(&self) -> Option<String> {
+        self.0.borrow().failed.clone()
+    }
+}
+
+impl GroupWriter for SimWriter {
+    fn is_idle(&self) -> bool {
+        let writer = self.0.borrow();
+        writer.jobs.is_empty() && !writer.busy
+    }
+
+    fn write_here(&mut self, group: PersistGroup) -> bool {
+        let mut durable = false;
+        self.0.borrow_mut().write(vec![WalJob::Group(group)], |_| durable = true);
+        durable
+    }
+
+    fn queue(&mut self, job: WalJob) {
+        self.0.borrow_mut().jobs.push(job);
+    }
+}
+
+/// What apply is to do, in order.
+pub enum Due {
+    Entry(Committed),
+    /// A snapshot to put in place of the present state.
+    Install(LogPosition),
+}
+
+/// The queue to apply.
+#[derive(Clone)]
+pub struct SimSink {
+    pub due: Rc<RefCell<VecDeque<Due>>>,
+    /// Entries that nobody has compared with what others committed.
+    pub unchecked: Rc<RefCell<Vec<Committed>>>,
+    pub pending: Arc<SharedPendingRequests>,
+}
+
+impl CommitSink for SimSink {
+    fn committed(&mut self, entries: Vec<Committed>) {
+        self.unchecked.borrow_mut().extend(entries.iter().cloned());
+        self.due.borrow_mut().extend(entries.into_iter().map(Due::Entry));
+    }
+
+    fn install(&mut self, position: LogPosition) {
+        self.due.borrow_mut().push_back(Due::Install(position));
+    }
+
+    fn dropped(&mut self, request: u64) {
+        self.pending.dropped(request);
+    }
+}
+
+/// Messages that leave the process.
+#[derive(Clone, Default)]
+pub struct SimPeers(Rc<RefCell<Outbox>>);
+
+#[derive(Default)]
+struct Outbox {
+    messages: Vec<Outbound>,
+    raft: Option<RaftHandle>,
+    /// Something left while reads were local: whoever hears it may lead, or acknowledge.
+    too_late: bool,
+}
+
+impl SimPeers {
+    pub fn watch(&self, raft: RaftHandle) {
+        self.0.borrow_mut().raft = Some(raft);
+    }
+
+    /// What has left, and whether reads were local then.
+    pub fn take(&self) -> (Vec<Outbound>, bool) {
+        let outbox = &mut *self.0.borrow_mut();
+        (std::mem::take(&mut outbox.messages), outbox.too_late)
+    }
+}
+
+impl PeerSink for SimPeers {
+    fn send(&mut self, messages: Vec<Outbound>) {
+        let outbox = &mut *self.0.borrow_mut();
+        outbox.too_late |= outbox.raft.as_ref().is_some_and(RaftHandle::reads_are_local);
+        outbox.messages.extend(messages);
+    }
+}
+
+/// What apply did, for the counters.
+#[derive(Default)]
+pub struct Happened {
+    pub installed: Vec<LogIndex>,
+    pub compactions: u64,
+}
+
+/// Passes what apply did on to watchers, deadlines and consensus, as the server does.
+pub struct SimObserver {
+    pub raft: RaftHandle,
+    pub watch: CoreWatch,
+    pub leases: Arc<LeaseClock>,
+    pub happened: Rc<RefCell<Happened>>,
+    pub mutation: Option<Mutation>,
+    pub random: fastrand::Rng,
+}
+
+impl ApplyObserver for SimObserver {
+    fn applied_request(&mut self, _: &AppliedRequest, _: Duration) {}
+
+    fn operations(&mut self, _: &OperationCounts) {}
+
+    fn events(&mut self, events: Vec<RevisionEvents>) {
+        if self.mutation != Some(Mutation::LostEvents) || self.random.u8(..50) > 0 {
+            self.watch.append(events);
+        }
+    }
+
+    fn leases(&mut self, facts: &[LeaseFact]) {
+        self.leases.apply_facts(facts);
+    }
+
+    fn members_decided(&mut self, mut decisions: Vec<MembersDecision>) {
+        if self.mutation == Some(Mutation::DeafConsensus) {
+            // The first three are the cluster's beginning.
+            decisions.iter_mut().for_each(|decision| decision.accepted &= decision.index.0 <= 3);
+        }
+        self.raft.members_decided(decisions);
+    }
+
+    fn records(&mut self, _: &ClusterStore, _: &AlarmStore) {}
+
+    fn installed(&mut self, applier: &Applier) {
+        if self.mutation != Some(Mutation::NoJump) {
+            self.watch.jump();
+        }
+        self.leases.replace(applier.leases());
+        self.happened.borrow_mut().installed.push(applier.position().index);
+    }
+
+    fn applied(&mut self, index: LogIndex) {
+        self.raft.set_applied(index);
+    }
+
+    fn over_quota(&mut self) {}
+
+    fn compaction_slice(&mut self, _: Duration) {}
+
+    fn compacted(&mut self, _: usize, _: Duration) {
+        self.happened.borrow_mut().compactions += 1;
+    }
+
+    fn failed(&mut self, _: String) {}
+}
+
+/// What the leader's answers to lease requests need of their process.
+#[derive(Clone)]
+pub struct SimAccess {
+    pub raft: RaftHandle,
+    pub reads: Arc<ReadIndex>,
+    pub leases: Arc<LeaseClock>,
+    pub pending: Arc<SharedPendingRequests>,
+    pub next_request: Arc<AtomicU64>,
+}
+
+impl SimAccess {
+    pub fn request_id(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Registers a request and hands it to consensus.
+    pub fn propose(
+        &self,
+        request: &InternalRaftRequest,
+        term: Term,
+        propose: impl FnOnce(&RaftHandle, Proposal) -> Result<(), ProposeError>,
+    ) -> Result<oneshot::Receiver<ProposalOutcome>, ProposeError> {
+        let outcome = self.pending.register(request.id, term);
+        let proposal = Proposal { request: request.id, term, bytes: request.encode_to_vec().into() };
+        propose(&self.raft, proposal).inspect_err(|_| self.pending.forget(request.id))?;
+        Ok(outcome)
+    }
+
+    /// A request that records what is left of leases.
+    pub fn checkpoints(&self, noted: impl Iterator<Item = (LeaseId, i64)>) -> InternalRaftRequest {
+        let checkpoints = noted.map(|(lease, remaining_ttl)| LeaseCheckpoint { id: lease.0, remaining_ttl }).collect();
+        let lease_checkpoint = Some(LeaseCheckpointRequest { checkpoints });
+        InternalRaftRequest { id: self.request_id(), lease_checkpoint, ..Default::default() }
+    }
+}
+
+impl LeaderAccess for SimAccess {
+    fn member(&self) -> MemberId {
+        MemberId(0)
+    }
+
+    fn status(&self) -> watch::Receiver<RaftStatus> {
+        self.raft.status()
+    }
+
+    fn clock(&self) -> &LeaseClock {
+        &self.leases
+    }
+
+    fn renewed(&self) {}
+
+    async fn confirm(&self) -> Result<(), Failure> {
+        Ok(self.reads.linearizable().await?)
+    }
+
+    async fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> Result<(), Failure> {
+        let request = self.checkpoints(leases.iter().map(|lease| (*lease, 0)));
+        match self.propose(&request, term, RaftHandle::propose_as_leader)?.await {
+            Ok(ProposalOutcome::Applied(Ok(_))) => Ok(()),
+            _ => Err(ApiError::LeaderChanged.into()),
+        }
+    }
+
+    async fn call(&self, to: MemberId, _: &'static str, _: Bytes) -> Result<Bytes, CallError> {
+        Err(CallError::UnknownPeer(to))
+    }
+}
