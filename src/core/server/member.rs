@@ -8,7 +8,8 @@ use tracing::{info, warn};
 use super::auto_compaction::{self, AutoCompactor};
 use super::bootstrap::BootstrapError;
 use super::error::{Failed, RecoverError};
-use super::lease_clock::{self, LeaseClock, LeaseExpiry};
+use super::lease_clock::LeaseClock;
+use super::lease_expiry::{self, LeaseExpiry};
 use super::limits::Limits;
 use super::metrics::CoreMetrics;
 use super::observer::{MemberObserver, follow_members};
@@ -312,7 +313,7 @@ impl Member {
             proposer: parts.proposer.clone(),
             metrics: parts.metrics,
         };
-        tasks.spawn(lease_clock::run(expiry, config.election_timeout, tasks.clone()));
+        tasks.spawn(lease_expiry::run(expiry, config.election_timeout, tasks.clone()));
         let (snapshot_count, catch_up) = (config.snapshot_count, config.snapshot_catchup_entries);
         tasks.spawn(wal_compaction::run(parts.backend, parts.raft.clone(), snapshot_count, catch_up, tasks.clone()));
         tasks.spawn(parts.corruption.run(config.integrity, tasks.clone()));

@@ -5,8 +5,8 @@
 //! parts, above all `proposer.rs` (writes), `read_index.rs` (linearizable reads), `published.rs` (alarms and members) and
 //! `member_info.rs` (ids, headers); `services.rs` gives each service the parts that it needs. A request enters at
 //! `route.rs`, which passes it to its service, one file per service; `caller.rs` says who asks. `error.rs` alone turns the
-//! rooms' errors into statuses. Time enters at `lease_clock.rs`, a loop
-//! around `lease_driver.rs`, and at `auto_compaction.rs`.
+//! rooms' errors into statuses. Time enters at `lease_clock.rs`, at
+//! `lease_expiry.rs`, which is a loop around `lease_driver.rs`, and at `auto_compaction.rs`.
 
 mod auth;
 mod auto_compaction;
@@ -25,6 +25,7 @@ mod leader_transfer;
 mod lease;
 mod lease_clock;
 mod lease_driver;
+mod lease_expiry;
 mod lease_leader;
 mod limits;
 mod long_answer;
