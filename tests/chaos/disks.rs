@@ -102,7 +102,7 @@ fn a_disk_is_full() {
     });
 }
 
-/// A member whose disk refuses to write stops at once; nothing it wrote is believed.
+/// A member whose disk fails a sync stops at once; nothing of that write counts as durable.
 #[test]
 fn a_disk_fails() {
     run("failing-disk", &[], &Plan::default(), async |stage| {

@@ -1,4 +1,4 @@
-//! Members that do not hear one another, or hear badly.
+//! Partitions and bad links between members.
 
 use std::time::Duration;
 

@@ -57,9 +57,8 @@ pub struct Operation {
 pub enum Request {
     /// Writes one key.
     Put {
-        /// The key.
         key: String,
-        /// Its value. Unique within a history, or the writer cannot be told.
+        /// Its value, unique within a history: it identifies the write.
         value: String,
         /// Lease to attach; 0 is none.
         lease: i64,
@@ -90,25 +89,15 @@ pub enum Request {
     Grant {
         /// Wanted id; 0 lets the server choose.
         id: i64,
-        /// Seconds.
         ttl: i64,
     },
     /// Ends a lease and deletes its keys.
-    Revoke {
-        /// The lease.
-        id: i64,
-    },
+    Revoke { id: i64 },
     /// Renews a lease.
-    KeepAlive {
-        /// The lease.
-        id: i64,
-    },
+    KeepAlive { id: i64 },
     /// Asks how long a lease has.
-    TimeToLive {
-        /// The lease.
-        id: i64,
-    },
-    /// Forgets history below a revision.
+    TimeToLive { id: i64 },
+    /// Compacts.
     Compact {
         /// Oldest revision kept.
         revision: i64,
@@ -133,7 +122,6 @@ pub struct RangeQuery {
 /// A condition on one key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Compare {
-    /// The key.
     pub key: String,
     /// What of it, and with what to compare.
     pub target: CompareTarget,
@@ -219,7 +207,6 @@ pub enum Body {
     },
     /// Of a grant.
     Granted {
-        /// The lease.
         id: i64,
         /// Seconds granted.
         ttl: i64,
@@ -243,7 +230,6 @@ pub enum Body {
 /// A key with its value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Kv {
-    /// The key.
     pub key: String,
     /// Its value.
     pub value: String,

@@ -139,7 +139,7 @@ impl Maker {
             }
         }
         match self.random.u32(0..60) {
-            // A field nobody knows, a group, a field twice, a length that points behind the end.
+            // An unknown field, a group, a field twice, a length that points behind the end.
             0 => out.extend_from_slice(&[0xf8, 0x3f, 0x01]),
             1 => out.extend_from_slice(&[0xfb, 0x3f, 0xfc, 0x3f]),
             2 => out.extend(out.clone()),

@@ -1,4 +1,4 @@
-//! What one member was told, every member knows.
+//! What is written through one member is seen through every other.
 
 use std::collections::BTreeSet;
 

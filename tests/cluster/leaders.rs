@@ -1,4 +1,4 @@
-//! Leaders come and go: who stops hands over, and leases keep their time.
+//! Changes of leadership: a leader that stops transfers it first, and leases keep their time.
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ fn a_leader_that_is_terminated_hands_over_first() {
             let term = cluster.status(leader).await.expect("status").raft_term;
             let ended = cluster.terminate(leader).await;
             assert_eq!(ended.signal(), Some(15), "{ended:?}");
-            // Not by an election timeout: it saw its successor lead, and nobody had to stand twice.
+            // Not by an election timeout: it waited until its successor led, and one election was enough.
             assert_eq!(handed_over(cluster), round + 1, "round {round}");
             let next = cluster.leader().await;
             let status = cluster.status(next).await.expect("status");
@@ -57,7 +57,7 @@ fn no_write_fails_while_the_lead_moves() {
                 let leader = cluster.leader().await;
                 let target_id = cluster.id((leader + 1) % 3).await;
                 let mut maintenance = cluster.member(leader).maintenance();
-                // Refused when somebody else leads by now.
+                // Refused when another member leads by now.
                 if maintenance.move_leader(MoveLeaderRequest { target_id }).await.is_ok() {
                     moves.set(moves.get() + 1);
                 }

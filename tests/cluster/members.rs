@@ -109,7 +109,7 @@ fn a_removed_member_ends_and_the_rest_goes_on() {
         cluster.kill(removed);
         assert_eq!(ids(cluster, leader).await.len(), 2);
         put(&cluster.member(leader), "k", "without it").await;
-        // Started again it ends again, and disturbs nobody.
+        // Started again it ends again, and the others go on.
         let term = cluster.status(leader).await.expect("status").raft_term;
         cluster.spawn(removed);
         until("it ends again", || {

@@ -54,7 +54,7 @@ async fn read(cluster: &Cluster, number: usize) -> bool {
 
 #[test]
 fn metrics_of_the_cluster_move() {
-    // Registered and filled by nobody: slow and failed read indexes, times of received snapshots. Missing: heartbeats
+    // Registered and never moved: slow and failed read indexes, times of received snapshots. Missing: heartbeats
     // that are late, times of saving a snapshot.
     on_three(&FLAGS, async |cluster: &mut Cluster| {
         let mut before = Vec::new();

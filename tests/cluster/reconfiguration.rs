@@ -295,7 +295,7 @@ fn a_member_that_was_away_meets_a_leader_it_does_not_know() {
         })
         .await;
         put(&cluster.member(new), "k", "by a stranger").await;
-        // It knows three members, none of whom leads.
+        // It is told of three members, none of which leads.
         cluster.restart(away).await;
         assert_eq!(value(&cluster.member(away), "k").await.as_deref(), Some("by a stranger"));
         cluster.kill(other);

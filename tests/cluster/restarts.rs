@@ -202,7 +202,7 @@ fn a_rolling_restart_under_load_loses_nothing() {
         for number in 0..3 {
             load.writes(150).await;
             let status = cluster.terminate(number).await;
-            // It hands over, closes everything, and then dies of the signal, as a stock member does.
+            // It transfers leadership, closes everything and ends by the signal, as a stock member does.
             assert!(status.success() || status.signal() == Some(15), "{status:?}");
             load.writes(50).await;
             cluster.restart(number).await;

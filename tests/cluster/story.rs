@@ -69,7 +69,7 @@ pub async fn keep_alive(client: &Client, id: i64) -> i64 {
     answers.message().await.expect("kept alive").expect("an answer").ttl
 }
 
-/// Forgets history.
+/// Compacts.
 pub async fn compact(client: &Client, revision: i64) {
     let request = CompactionRequest { revision, physical: false };
     client.kv().compact(request).await.expect("compaction");

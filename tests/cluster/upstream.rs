@@ -128,7 +128,7 @@ async fn stranger<F: Future<Output = ()> + Send>(serve: impl Fn(TcpStream) -> F 
     address
 }
 
-/// A wire to a member that can fall silent without a word.
+/// A connection to a member that can stop passing bytes without being closed.
 struct Wire {
     address: SocketAddr,
     state: watch::Sender<Packets>,
@@ -137,7 +137,7 @@ struct Wire {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Packets {
     Pass,
-    /// Nothing passes any more, and nobody can connect.
+    /// Nothing passes any more, and no connection can be opened.
     Lost,
     /// Nothing passes on what is connected; new connections reach the member.
     Moved,
@@ -174,7 +174,7 @@ impl Wire {
 
     fn lose(&self) {
         self.state.send_replace(Packets::Lost);
-        // Nobody accepts any more: these fill the queue.
+        // Nothing accepts any more: these fill the queue.
         drop(fill(self.address));
     }
 }
@@ -265,7 +265,8 @@ fn endpoints_that_are_no_members_are_not_noticed() {
     });
 }
 
-/// Silence was not noticed while there was nobody else to ask: no write passed, and no lease was kept, until a restart.
+/// A connection that stopped was not noticed while there was no other endpoint: no write passed, and no lease was kept,
+/// until a restart.
 #[test]
 fn the_only_endpoint_moves_while_its_host_hangs() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");

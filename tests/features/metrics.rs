@@ -232,7 +232,7 @@ fn named(list: &[(&str, &str)], name: &str) -> bool {
 
 #[test]
 fn every_metric_of_a_member_moves() {
-    // Sixteen metrics were registered and filled by nobody, alert rules among them; others were missing, and two
+    // Sixteen metrics were registered and never moved, alert rules among them; others were missing, and two
     // counters of the process were gauges. A look at their presence found none of it.
     run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
         // The first rendering shows what the process is at its start.

@@ -1,4 +1,4 @@
-//! The same ground with the public crate `etcd-client`, which knows nothing of us.
+//! The same features through the public crate `etcd-client`.
 
 use etcd_client::{
     Compare, CompareOp, DeleteOptions, EventType, GetOptions, LockOptions, PutOptions, ResignOptions, SortOrder,

@@ -22,7 +22,6 @@ const PORT_ATTEMPTS: usize = 5;
 /// Members have numbers from 0 in the order they were added; a removed member keeps its number. The folder is kept
 /// when a test fails.
 pub struct Cluster {
-    /// The wires between the members.
     pub network: Network,
     members: Vec<Member>,
     flags: Vec<String>,
@@ -46,14 +45,11 @@ struct Member {
     starts: usize,
 }
 
-/// What a member says of itself when all is quiet.
+/// A member's state once nothing is written any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndState {
-    /// The member's id.
     pub member: u64,
-    /// Its revision.
     pub revision: i64,
-    /// Its compacted revision.
     pub compact_revision: i64,
     /// HashKV at its revision.
     pub hash: u32,
@@ -239,7 +235,6 @@ impl Cluster {
         self.process(number).signal(rustix::process::Signal::CONT);
     }
 
-    /// A running member's process.
     pub fn process(&self, number: usize) -> &Process {
         self.members[number].process.as_ref().expect("a running member")
     }
@@ -264,12 +259,11 @@ impl Cluster {
         self.members[number].process.as_ref().map(Process::output).unwrap_or_default()
     }
 
-    /// The folder of everything.
+    /// The folder of all members.
     pub fn path(&self) -> &Path {
         self.folder.as_ref().expect("it exists until the end").path()
     }
 
-    /// A member's data directory.
     pub fn data_dir(&self, number: usize) -> PathBuf {
         self.path().join(&self.members[number].name)
     }
@@ -279,7 +273,6 @@ impl Cluster {
         &self.members[number].endpoint
     }
 
-    /// A client of one member.
     pub fn member(&self, number: usize) -> Client {
         self.members[number].client.clone()
     }
@@ -295,14 +288,13 @@ impl Cluster {
         self.client_of(&self.running())
     }
 
-    /// What a member says of itself.
+    /// A member's answer to Status; none when it does not answer.
     pub async fn status(&self, number: usize) -> Option<StatusResponse> {
         let mut maintenance = self.members[number].client.maintenance();
         let status = maintenance.status(StatusRequest {});
         Some(tokio::time::timeout(ANSWER, status).await.ok()?.ok()?.into_inner())
     }
 
-    /// A member's id.
     pub async fn id(&self, number: usize) -> u64 {
         let status = until("a status", || self.status(number)).await;
         status.header.expect("header").member_id
@@ -336,8 +328,8 @@ impl Cluster {
         self.running().into_iter().find(|&number| number != leader).expect("a follower")
     }
 
-    /// Waits until all running members are at one revision and have applied the same log, and answers with what each
-    /// of them holds.
+    /// Waits until all running members are at one revision and have applied the same log, and returns the state of
+    /// each.
     pub async fn end_states(&self) -> Vec<EndState> {
         let running = self.running();
         soon("one revision on all members", async {

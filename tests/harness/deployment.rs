@@ -17,7 +17,7 @@ use super::until;
 /// How long one test may take.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The way in to the store.
+/// What a test's client connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The member's own port.
@@ -28,19 +28,16 @@ pub enum Target {
     Proxy,
 }
 
-/// One fresh store and the way in to it.
+/// One fresh store and what its clients connect to.
 pub struct Deployment {
-    /// The way in.
     pub target: Target,
-    /// `host:port` of the way in.
+    /// `host:port` that clients connect to.
     pub endpoint: String,
     /// `host:port` of the member.
     pub member: String,
     /// Our client towards `endpoint`.
     pub client: Client,
-    /// The gateway or proxy.
     pub front: Option<Process>,
-    /// The member.
     pub server: Process,
     flags: Vec<String>,
     peer_port: u16,
@@ -90,7 +87,7 @@ impl Deployment {
         deployment
     }
 
-    /// Waits until a read through the way in is answered.
+    /// Waits until a read through `endpoint` is answered.
     pub async fn until_ready(&mut self) {
         let (kv, server, front) = (self.client.kv(), &mut self.server, &mut self.front);
         until("the start", || {
@@ -115,7 +112,7 @@ impl Deployment {
         self.until_ready().await;
     }
 
-    /// Starts a second thing in front of the member, a proxy with a namespace for example; answers with its endpoint.
+    /// Starts one more proxy or gateway in front of the member, with these flags; returns its endpoint.
     pub async fn also_front(&self, mode: &str, flags: &[&str]) -> (Process, String) {
         let endpoint = format!("127.0.0.1:{}", free_port());
         let process = start_front(mode, &self.member, &endpoint, flags, self.folder.path());
@@ -128,7 +125,6 @@ impl Deployment {
         (process, endpoint)
     }
 
-    /// The member's data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -143,51 +139,44 @@ impl Deployment {
         etcd_client::Client::connect([&self.endpoint], None).await.expect("connects")
     }
 
-    /// Writes; answers with the revision.
+    /// Puts a key; returns the revision.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> i64 {
         let request = PutRequest { key: key.into(), value: value.into(), ..Default::default() };
         self.put_with(request).await.header.expect("header").revision
     }
 
-    /// Writes with options.
     pub async fn put_with(&self, request: PutRequest) -> PutResponse {
         self.client.kv().put(request).await.expect("put").into_inner()
     }
 
-    /// Reads with options.
     pub async fn range(&self, request: RangeRequest) -> RangeResponse {
         self.client.kv().range(request).await.expect("range").into_inner()
     }
 
-    /// Reads one key.
     pub async fn get(&self, key: impl Into<Bytes>) -> RangeResponse {
         self.range(RangeRequest { key: key.into(), ..Default::default() }).await
     }
 
-    /// Deletes one key.
     pub async fn delete(&self, key: impl Into<Bytes>) -> DeleteRangeResponse {
         let request = DeleteRangeRequest { key: key.into(), ..Default::default() };
         self.client.kv().delete_range(request).await.expect("delete").into_inner()
     }
 
-    /// Runs a transaction.
     pub async fn txn(&self, request: TxnRequest) -> TxnResponse {
         self.client.kv().txn(request).await.expect("txn").into_inner()
     }
 
-    /// Forgets history.
     pub async fn compact(&self, revision: i64) {
         let request = CompactionRequest { revision, physical: true };
         self.client.kv().compact(request).await.expect("compaction");
     }
 
-    /// Grants a lease; answers with its id.
+    /// Grants a lease; returns its id.
     pub async fn grant(&self, ttl: i64) -> i64 {
         let request = LeaseGrantRequest { ttl, id: 0 };
         self.client.lease().lease_grant(request).await.expect("grant").into_inner().id
     }
 
-    /// Looks at a lease.
     pub async fn time_to_live(&self, id: i64) -> LeaseTimeToLiveResponse {
         let request = LeaseTimeToLiveRequest { id, keys: true };
         self.client.lease().lease_time_to_live(request).await.expect("time to live").into_inner()

@@ -1,7 +1,7 @@
 //! Starts the real program on free ports and hands out clients.
 //!
-//! A [`Deployment`] is one store and a way in to it: the member itself, the gateway in front of it, or the proxy. Feature
-//! tests take a `Deployment` and do not know which; `on_every_target!` makes one test per way in. Setting
+//! A [`Deployment`] is one member, alone or behind the gateway or the proxy. Feature tests take a `Deployment` and do not
+//! depend on which; `on_every_target!` makes a test of each. Setting
 //! `WATERSHED_TEST_SERVER` to another server that understands etcd's flags (a stock etcd, say) runs the same tests
 //! with that server in place of ours: what holds for both is compatible, and a test that fails there is wrong.
 //!
@@ -39,7 +39,7 @@ use tonic::{Code, Response, Status};
 /// How long anything that must happen may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One test per way in for each of the named functions.
+/// Three tests of each of the named functions: on a member, behind the gateway, behind the proxy.
 #[macro_export]
 macro_rules! on_every_target {
     (flags = $flags:tt; $($name:ident),* $(,)?) => {$(

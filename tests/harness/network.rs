@@ -21,7 +21,7 @@ const CHUNKS: usize = 64;
 /// What happens to the bytes one member sends to another. The default lets them pass.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Link {
-    /// Nothing arrives, and nothing is lost either: bytes wait, as behind a cable that was pulled.
+    /// Nothing arrives and nothing is lost: bytes wait until the link is released, and connections stay open.
     pub held: bool,
     /// Connections that use this direction are reset, new ones too.
     pub cut: bool,
@@ -33,8 +33,8 @@ pub struct Link {
     pub flip_every_bytes: Option<u64>,
 }
 
-/// The wires between the members: every member's advertised peer address is a port of this process, which passes the
-/// bytes on, or does not. Who opened a connection is learnt from the kernel's tables, so the protocol does not matter.
+/// The network between the members: every member's advertised peer address is a port of this process, which forwards the
+/// bytes as the [`Link`]s say. The kernel tells which member opened a connection, so the protocol does not matter.
 pub struct Network {
     shared: Arc<Shared>,
     /// Its own, so that faults go on while a test blocks.
@@ -55,7 +55,7 @@ struct Member {
     process: Option<u32>,
 }
 
-/// What passed, and what did not.
+/// Counts over all links.
 #[derive(Debug, Default)]
 struct Counts {
     bytes: AtomicU64,

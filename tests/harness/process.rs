@@ -67,12 +67,12 @@ impl Process {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// What it printed so far.
+    /// Its output so far.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// How it ended, if it did.
+    /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child of ours")
     }
@@ -89,7 +89,7 @@ impl Process {
         }
     }
 
-    /// Ends it the hard way (`SIGKILL`) and waits until it is gone.
+    /// Kills it (`SIGKILL`) and waits until it has ended.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -105,7 +105,6 @@ impl Process {
         let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal);
     }
 
-    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }

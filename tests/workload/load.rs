@@ -14,7 +14,7 @@ use super::watcher::Watcher;
 use crate::checkers::{History, Outcome, RangeQuery, Request, WatchRecord};
 use crate::harness::{Cluster, soon, until};
 
-/// Revisions the one who compacts leaves.
+/// Revisions that a compaction keeps.
 const KEPT_REVISIONS: i64 = 500;
 
 /// What to load a cluster with.
@@ -28,7 +28,7 @@ pub struct Plan {
     pub requests_per_second: u32,
     /// Lease holders.
     pub leases: usize,
-    /// How often history is forgotten; none is never.
+    /// Time between compactions; none for no compactions.
     pub compact_every: Option<Duration>,
     /// How long a request may take before its outcome is unknown.
     pub limit: Duration,
@@ -117,7 +117,6 @@ impl Load {
         load
     }
 
-    /// What is written down.
     pub fn recorder(&self) -> &Recorder {
         &self.recorder
     }

@@ -102,7 +102,7 @@ impl Traffic {
     }
 }
 
-/// Forgets old history again and again.
+/// Compacts old revisions again and again.
 pub async fn compact(recorder: Arc<Recorder>, client: Client, every: Duration, keep: i64, stop: CancellationToken) {
     let id = recorder.client();
     let mut pace = tokio::time::interval(every);
