@@ -153,7 +153,7 @@ impl Stream {
             Err(error) => Err(error),
         };
         if let Err(error) = outcome {
-            // Whatever was under way shares its fate.
+            // What was in flight on the stream failed with it.
             let mut record = self.record.lock();
             (0..in_flight.len().max(1)).for_each(|_| record.failed(&error));
         }

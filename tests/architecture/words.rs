@@ -55,7 +55,7 @@ const WORDS: &[Replaced] = &[
     replaced("Slot", "ClientStream", &["src/proxy/lease/"], &[]),
     replaced("Gate", "LeaseOwnership", &["src/proxy/"], &[]),
     replaced("underway", "pending requests", ALL, &[]),
-    replaced("fate", "outcome", &["src/core/", "docs/"], &[]),
+    replaced("fate", "outcome", ALL, &[]),
     replaced("Installs", "PreparedSnapshots", &["src/"], &[]),
     replaced("Waiters", "PendingRequests", &["src/core/"], &[]),
     replaced("Registered", "PendingRequests", &["src/core/server/", "src/core/apply/"], &[]),
