@@ -7,7 +7,7 @@ use super::server::ServerPid;
 use crate::client::Endpoint;
 use crate::config::GoDuration;
 
-/// Puts load on an etcd v3 cluster and measures how it bears it.
+/// Puts load on an etcd v3 cluster and measures throughput, latency and cost.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "watershed bench", disable_help_subcommand = true)]
 pub(super) struct Bench {

@@ -1,12 +1,12 @@
-//! The load generator: puts load on any etcd v3 endpoint and measures how it bears it.
+//! The load generator: puts load on any etcd v3 endpoint and measures throughput, latency and cost.
 //!
 //! A command line enters at `app.rs` and is read by `args.rs`. `setup.rs` logs in and finds the leader; `unary.rs`
 //! drives single requests (`requests.rs` makes them), `watch.rs` the fan-out to many watchers (`tally.rs` checks that
-//! each saw each event once and in order), `keepalive.rs` lease streams, `compare.rs` two endpoints in turns. All of
+//! each saw each event once and in order), `keepalive.rs` lease streams, `compare.rs` two endpoints in turns; `measure.rs` runs one load. All of
 //! them take their requests from a `Pace` (`pace.rs`: closed loop, or open loop measured from the planned time), run
 //! on a few single-threaded runtimes (`threads.rs`) and speak raw gRPC (`wire.rs`, `scan.rs`), so that the generator is
 //! not what is measured. `record.rs` and `report.rs` hold the outcome, `server.rs` what it cost the servers.
-//! `tcp/` loads plain TCP doors, for the gateway.
+//! `tcp.rs` loads a TCP forwarder, such as the gateway.
 
 mod app;
 mod args;

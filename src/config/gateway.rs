@@ -11,7 +11,7 @@ use super::unsupported::{Mode, read_flags};
 use crate::net::HostPort;
 use crate::telemetry::LogConfig;
 
-/// Etcd's pause between two looks at a dead endpoint when `--retry-delay` is 0.
+/// Etcd's pause between two checks of an endpoint that is down when `--retry-delay` is 0.
 const RETRY_DELAY_OF_ZERO: Duration = Duration::from_secs(300);
 const SERVING_THREADS_MAX: usize = 1024;
 
@@ -26,7 +26,7 @@ pub struct RawGatewayConfig {
     /// Comma list of host:port or URLs to send connections to.
     #[arg(long, default_value = "127.0.0.1:2379")]
     pub endpoints: String,
-    /// Longest pause between two looks at a dead endpoint; 0 is 5m.
+    /// Longest pause between two checks of an endpoint that is down; 0 is 5m.
     #[arg(long, default_value = "1m")]
     pub retry_delay: GoDuration,
 
@@ -48,14 +48,14 @@ pub struct RawGatewayConfig {
     pub log: RawLogConfig,
 }
 
-/// What a gateway needs to know, checked.
+/// The checked configuration of a gateway.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
     /// Where clients connect.
     pub listen_addr: HostPort,
     /// Where connections go, in the order given, each once, one at least.
     pub endpoints: Vec<HostPort>,
-    /// Longest pause between two looks at a dead endpoint.
+    /// Longest pause between two checks of an endpoint that is down.
     pub retry_delay: Duration,
     /// Wait for an endpoint to accept a connection.
     pub connect_timeout: Duration,

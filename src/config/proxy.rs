@@ -90,7 +90,7 @@ pub struct RawProxyConfig {
     pub log: RawLogConfig,
 }
 
-/// What the proxy is told.
+/// The checked configuration of a proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
     /// Where clients connect.

@@ -46,7 +46,7 @@ async fn dispatch(program: Program, words: &[Word], environment: &[(String, Stri
     with_cluster(verb, session, &parsed, environment).await
 }
 
-/// Commands that ask nobody.
+/// Commands that need no cluster.
 fn without_cluster(program: Program, verb: Verb) -> Option<Result<(), Failure>> {
     match verb {
         Verb::Version => {

@@ -1,6 +1,6 @@
 //! Metrics of the core under etcd's names, one struct per room; made once by the wiring and passed in.
 //!
-//! Only what a room can fill belongs here: a metric that stays at 0 for ever tells a dashboard a lie.
+//! Only what a room can fill belongs here: dashboards would show a metric that nothing fills as 0.
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -51,7 +51,7 @@ room! {
         proposals_committed: gauge("etcd_server_proposals_committed_total", "Proposals committed.");
         proposals_applied: gauge("etcd_server_proposals_applied_total", "Proposals applied.");
         proposals_pending: gauge("etcd_server_proposals_pending", "Proposals that wait for their commit.");
-        proposals_failed: counter("etcd_server_proposals_failed_total", "Proposals that were given up.");
+        proposals_failed: counter("etcd_server_proposals_failed_total", "Proposals that failed.");
         quota_backend_bytes: gauge("etcd_server_quota_backend_bytes", "Size at which writes are refused.");
         health_success: counter("etcd_server_health_success", "Health checks passed.");
         health_failures: counter("etcd_server_health_failures", "Health checks failed.");
@@ -130,7 +130,7 @@ room! {
         granted: counter("etcd_debugging_lease_granted_total", "Leases granted.");
         revoked: counter("etcd_debugging_lease_revoked_total", "Leases revoked.");
         renewed: counter("etcd_debugging_lease_renewed_total", "Leases renewed by this member as the leader.");
-        expired: counter("etcd_debugging_server_lease_expired_total", "Leases that ran out.");
+        expired: counter("etcd_debugging_server_lease_expired_total", "Leases that expired.");
         ttl: histogram("etcd_debugging_lease_ttl_total", "Granted times to live in seconds.", exponential_buckets(1.0, 24));
     }
 }
@@ -157,11 +157,11 @@ room! {
         refused: counter_vec("watershed_network_peer_refused_total", "Connections refused in the handshake, by reason.", &["Reason"]);
         snapshot_send_success: counter_vec("etcd_network_snapshot_send_success", "Snapshots sent.", &["To"]);
         snapshot_send_failures: counter_vec("etcd_network_snapshot_send_failures", "Snapshots whose sending was given up.", &["To"]);
-        snapshot_send_inflights: gauge_vec("etcd_network_snapshot_send_inflights_total", "Snapshots on their way to a peer.", &["To"]);
+        snapshot_send_inflights: gauge_vec("etcd_network_snapshot_send_inflights_total", "Snapshots that are being sent to a peer.", &["To"]);
         snapshot_send_duration: histogram_vec("etcd_network_snapshot_send_total_duration_seconds", "Time to send a snapshot.", &["To"], exponential_buckets(0.1, 10));
         snapshot_receive_success: counter_vec("etcd_network_snapshot_receive_success", "Snapshots received.", &["From"]);
         snapshot_receive_failures: counter_vec("etcd_network_snapshot_receive_failures", "Connections on which receiving a snapshot failed.", &["From"]);
-        snapshot_receive_inflights: gauge_vec("etcd_network_snapshot_receive_inflights_total", "Snapshots on their way from a peer.", &["From"]);
+        snapshot_receive_inflights: gauge_vec("etcd_network_snapshot_receive_inflights_total", "Snapshots that are being received from a peer.", &["From"]);
         snapshot_receive_duration: histogram_vec("etcd_network_snapshot_receive_total_duration_seconds", "Time to receive a snapshot.", &["From"], exponential_buckets(0.1, 10));
         snap_db_fsync: histogram("etcd_snap_db_fsync_duration_seconds", "Time to make a received snapshot durable.", exponential_buckets(0.001, 14));
         snap_db_save: histogram("etcd_snap_db_save_total_duration_seconds", "Time from the first byte of a received snapshot until it is durable.", exponential_buckets(0.1, 10));

@@ -14,20 +14,20 @@ use crate::telemetry::LogConfig;
 
 /// The longest `--election-timeout`, in milliseconds.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
-/// Serving threads nobody needs more of.
+/// Most serving threads that are accepted.
 const SERVING_THREADS_MAX: usize = 1024;
 /// What several flags stand for when they say 0.
 const SNAPSHOT_COUNT: u64 = 10_000;
 const CATCH_UP_ENTRIES: u64 = 5000;
 const COMPACTION_BATCH: usize = 1000;
 const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
-/// Of the gRPC library, which etcd leaves its way.
+/// Minimum of the gRPC library, which etcd does not change when the flag is 0.
 pub(in crate::config) const KEEPALIVE_MIN_TIME: Duration = Duration::from_secs(300);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 
-/// What a server needs to know, checked.
+/// The checked configuration of a server.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
     /// Name of this member.
@@ -52,9 +52,9 @@ pub struct ServerConfig {
     pub listen_client_urls: Vec<ListenUrl>,
     /// More addresses for `/metrics` and `/health`.
     pub listen_metrics_urls: Vec<ListenUrl>,
-    /// What a member without data starts from.
+    /// Initial cluster of a member without data.
     pub initial: InitialCluster,
-    /// Go on alone with the data of a member of a lost cluster.
+    /// Start a one-member cluster with the data of a member whose cluster is lost.
     pub force_new_cluster: bool,
     /// Comparisons of the members' states.
     pub integrity: IntegrityChecks,
@@ -82,7 +82,7 @@ pub struct ServerConfig {
     pub pre_vote: bool,
     /// Learners the cluster may have.
     pub max_learners: usize,
-    /// What the leader forgets by itself.
+    /// Automatic compaction by the leader.
     pub auto_compaction: AutoCompaction,
     /// Origins whose scripts may call; `*` for all.
     pub cors: Vec<String>,

@@ -14,7 +14,7 @@ pub enum InitialState {
     Existing,
 }
 
-/// What a member without data starts from. Nobody looks at it once there is data.
+/// Initial cluster of a member without data; ignored once there is data.
 #[derive(Clone, Debug)]
 pub struct InitialCluster {
     /// Name of this member.

@@ -22,10 +22,10 @@ pub struct RawServerConfig {
     /// Folder of the log, if it has a disk of its own.
     #[arg(long)]
     pub wal_dir: Option<PathBuf>,
-    /// Entries after which the log may forget what the state on disk covers; 0 is 10000.
+    /// Entries after which the log is compacted up to what the backend has; 0 is 10000.
     #[arg(long, default_value_t = 10_000)]
     pub snapshot_count: u64,
-    /// Entries kept in memory behind that for members that are late; 0 is 5000.
+    /// Entries kept in memory behind that for slow followers; 0 is 5000.
     #[arg(long, default_value_t = 5000)]
     pub snapshot_catchup_entries: u64,
     /// Milliseconds between two heartbeats of a leader.
@@ -160,7 +160,7 @@ pub struct RawServerConfig {
     /// Pause between two progress notifications of an idle watch; 0 is 10m.
     #[arg(long, default_value = "0s", help_heading = "Tuning")]
     pub watch_progress_notify_interval: GoDuration,
-    /// Unsafe: drop what is not committed, and all other members, and go on alone with this data.
+    /// Unsafe: drop uncommitted entries and all other members, and start a one-member cluster with this data.
     #[arg(long, default_value_t = false, action = Set, help_heading = "Unsafe")]
     pub force_new_cluster: bool,
     /// Unsafe: acknowledge before the disk has it; a power loss or a crash of the system can lose everything.

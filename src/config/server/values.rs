@@ -24,14 +24,14 @@ impl Quota {
     }
 }
 
-/// What the leader forgets by itself.
+/// Automatic compaction by the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AutoCompaction {
-    /// Nothing.
+    /// No automatic compaction.
     Off,
-    /// Revisions older than this.
+    /// Compacts revisions older than this.
     Periodic(Duration),
-    /// All but the last so many revisions.
+    /// Keeps this many of the newest revisions.
     Revision(u64),
 }
 
