@@ -14,7 +14,7 @@ use crate::shutdown::Tasks;
 const FIRST_ANSWERS_WAIT: Duration = Duration::from_secs(1);
 
 /// Asks all endpoints for their cluster. Those that cannot be reached now are not waited for: once they answer, an
-/// [`UpstreamCluster`] decides.
+/// [`UpstreamCluster`](super::cluster::UpstreamCluster) decides.
 ///
 /// # Errors
 /// When two of the answers differ.

@@ -38,10 +38,8 @@ pub use log::LogTail;
 pub use members::{ChangeKind, MembersDecision, ProposedChange, bootstrap_entries, members_entry};
 pub use node::RaftNode;
 pub use peer::{Lane, Outbound, PeerProgress, PeerSink, RefusedMessage};
-pub use planted::PlantedFault;
 pub(crate) use planted::is_planted;
-#[cfg(debug_assertions)]
-pub use planted::plant;
+pub use planted::{PlantedFault, plant};
 pub use step::{Committed, CommittedKind, NodeConfig, PersistGroup, RaftError, Step, Stepped};
 pub use task::{RaftTask, TaskConfig};
 pub use wal_driver::{PersistError, WalDriver, WalJob};

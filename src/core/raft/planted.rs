@@ -30,6 +30,10 @@ pub(crate) fn is_planted(fault: PlantedFault) -> bool {
     PLANTED.get() == Some(fault)
 }
 
+/// Plants nothing: a release build has no faults to plant.
+#[cfg(not(debug_assertions))]
+pub const fn plant(_: Option<PlantedFault>) {}
+
 #[cfg(not(debug_assertions))]
 pub(crate) const fn is_planted(_: PlantedFault) -> bool {
     false

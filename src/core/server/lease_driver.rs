@@ -110,7 +110,7 @@ impl LeaseDriver {
         }
     }
 
-    /// It is time to record what is left of long leases; see [`LeaseClock::checkpoint`].
+    /// It is time to record what is left of long leases; see `LeaseClock::checkpoint`.
     pub fn checkpoint(&self, propose: impl FnOnce(Term, Vec<DueCheckpoint>)) {
         if let Phase::Leading { term, .. } = self.phase {
             self.clock.checkpoint(term, |due| propose(term, due));
