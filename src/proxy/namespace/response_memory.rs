@@ -19,6 +19,7 @@ use tower::Service;
 
 use crate::api_error::ApiError;
 use crate::client::Channel;
+use crate::pb::frame::Prefix;
 
 /// Answers up to this length reserve no memory and are never refused.
 const SHORT_BYTES_MAX: u64 = 64 * 1024;
@@ -28,8 +29,6 @@ const COPIES: u64 = 2;
 const UNIT_BYTES: u64 = 1024;
 /// How long an answer waits for memory; flow control stops the member meanwhile.
 const RESERVATION_WAIT: Duration = Duration::from_secs(5);
-/// Compression flag and length in front of a gRPC message.
-const MESSAGE_PREFIX_BYTES: usize = 5;
 
 /// Memory for long answers of all clients of the proxy. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -159,8 +158,8 @@ impl HttpBody for Incoming {
                         }
                     };
                     begun.extend_from_slice(&data);
-                    let Some(prefix) = begun.first_chunk::<MESSAGE_PREFIX_BYTES>() else { continue };
-                    let length = u64::from(u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]));
+                    let Some((prefix, _)) = Prefix::split(begun) else { continue };
+                    let length = prefix.length as u64;
                     let begun = std::mem::take(begun).freeze();
                     if length <= SHORT_BYTES_MAX {
                         this.state = State::Open;
