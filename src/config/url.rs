@@ -108,7 +108,7 @@ pub(super) fn bind_address(place: &HostPort) -> Option<SocketAddr> {
     }
 }
 
-/// Scheme and place.
+/// Scheme and address.
 pub(super) fn split(text: &str) -> Result<(&str, HostPort), UrlError> {
     let owned = || text.to_owned();
     if text.is_empty() {

@@ -98,7 +98,7 @@ pub(super) async fn receive(shared: &Arc<Shared>, from: MemberId, dialed: Dialed
     let inflight = shared.metrics.snapshot_receive_inflights.with_label_values(&[&from.to_string()]);
     let _counted = Counted::new(inflight);
     let slot = shared.slot(from);
-    // An earlier connection of this peer may still be on its way out, or its db snapshot on its way in.
+    // An earlier connection of this peer may still be closing, or its db snapshot still arriving.
     let mut held = connection.while_alive(slot.clone().lock_owned()).await?;
     held.connections += 1;
     let number = held.connections;

@@ -191,7 +191,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         self.tell_dropped(proposed, requests);
     }
 
-    /// Without a leader, with too much under way or during a leader transfer proposals are dropped.
+    /// Without a leader, with too much in flight or during a leader transfer proposals are dropped.
     fn tell_dropped(&mut self, proposed: Result<(), RaftError>, requests: impl IntoIterator<Item = u64>) {
         if let Err(error) = proposed {
             tracing::debug!(%error, "proposals dropped");

@@ -12,7 +12,7 @@
 //!
 //! The library's own message types stay in this room.
 //!
-//! Import circle: `node.rs`, `node/window.rs`: the second is the part of `RaftNode` that bounds what is on its way to a
+//! Import circle: `node.rs`, `node/window.rs`: the second is the part of `RaftNode` that bounds what is in flight to a
 //! member; the first has its `Window` as a field and shows its bounds.
 
 mod check;

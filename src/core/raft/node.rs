@@ -318,8 +318,8 @@ impl RaftNode {
         let last = raft.raft_log.last_index();
         let refused = match message.get_msg_type() {
             MessageType::MsgHeartbeat if message.term >= raft.term && message.commit > last => {
-                // The leader has it from this member's own confirmations. Whoever has just started knows no leader yet, and
-                // hears nothing else before it answers: it believes the second one.
+                // The leader has it from this member's own confirmations. A member that has just started knows no leader
+                // yet, and receives nothing else before it answers: it accepts the second such heartbeat.
                 let leads = message.term == raft.term && message.from == raft.leader_id;
                 if leads || self.counted_on == Some((message.term, message.from)) {
                     return Err(RaftError::LostLog { last: LogIndex(last), counted: LogIndex(message.commit) });

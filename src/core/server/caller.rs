@@ -7,7 +7,7 @@ use tonic::{Extensions, Request};
 
 use crate::listener::ConnectionInfo;
 
-/// Who asks for something.
+/// Where a request comes from: this member itself, or a client.
 #[derive(Clone, Debug)]
 pub enum Caller {
     /// A member of the cluster on its own account: expired leases, alarms, automatic compaction, its name and URLs.

@@ -8,7 +8,7 @@ use crate::types::{LeaseId, Term};
 
 /// Leases revoked per look, so that a hundred thousand at once leave room for heartbeats and writes.
 const EXPIRED_MAX: usize = 1000;
-/// Revocations under way at once.
+/// Revocations in flight at once.
 const REVOKES_IN_FLIGHT: usize = 64;
 
 /// What the leader does about leases, without a clock and without waiting: when deadlines begin and end, which leases are
@@ -47,7 +47,7 @@ impl LeaseDriver {
         }
     }
 
-    /// Follows leadership. Tells whether it changed: what was under way for the earlier leadership is to be given up.
+    /// Follows leadership. Tells whether it changed: what is in flight for the earlier leadership is to be given up.
     pub fn follow(&mut self, status: &RaftStatus) -> bool {
         let leads = status.is_leader.then_some(status.term);
         if leads == self.term() {

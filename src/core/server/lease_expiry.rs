@@ -17,9 +17,9 @@ use crate::pb::etcdserverpb::LeaseRevokeRequest;
 use crate::shutdown::Tasks;
 use crate::types::{LeaseId, Term};
 
-/// Pause between looks for leases that have run out.
+/// Pause between checks for expired leases.
 const EXPIRY_PERIOD: Duration = Duration::from_millis(200);
-/// Pause between looks for leases whose rest is to be recorded.
+/// Pause between checks for leases whose remaining time is to be recorded.
 const CHECKPOINT_PERIOD: Duration = Duration::from_millis(500);
 /// Pause before a leader that could not confirm its leadership tries again.
 const CONFIRM_RETRY: Duration = Duration::from_millis(50);

@@ -4,7 +4,7 @@
 //! without data, if need be by asking others (`remote_cluster.rs`), and `recover.rs` opens the files. `parts.rs` lists the
 //! parts, above all `proposer.rs` (writes), `read_index.rs` (linearizable reads), `published.rs` (alarms and members) and
 //! `member_info.rs` (ids, headers); `services.rs` gives each service the parts that it needs. A request enters at
-//! `route.rs`, which passes it to its service, one file per service; `caller.rs` says who asks. `error.rs` alone turns the
+//! `route.rs`, which passes it to its service, one file per service; `caller.rs` is the caller of a request. `error.rs` alone turns the
 //! rooms' errors into statuses. Time enters at `lease_clock.rs`, at
 //! `lease_expiry.rs`, which is a loop around `lease_driver.rs`, and at `auto_compaction.rs`.
 

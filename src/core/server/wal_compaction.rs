@@ -10,7 +10,7 @@ use crate::core::wal::WalSnapshot;
 use crate::shutdown::Tasks;
 use crate::types::LogIndex;
 
-/// Pause between looks at how much of the log the state on disk covers.
+/// Pause between checks of how much of the log the state on disk covers.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Releases log entries that the state on disk covers: writes a snapshot record after each `snapshot_count` entries, after

@@ -57,7 +57,7 @@ struct State {
     client_streams: Slab<Arc<ClientStream>>,
 }
 
-/// A client's place in a broadcast; leaves with it.
+/// A client's subscription to a broadcast; dropping it ends the subscription.
 #[derive(Debug)]
 pub(super) struct Subscription {
     broadcast: Arc<KeepAliveBroadcast>,

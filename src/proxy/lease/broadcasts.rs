@@ -25,7 +25,7 @@ impl KeepAliveBroadcasts {
         Self { pool, tasks, broadcasts: Arc::default() }
     }
 
-    /// A place in the identity's broadcast; none while there are too many.
+    /// Subscribes to the identity's broadcast; none while there are too many.
     pub(super) fn join(&self, identity: Identity) -> Option<Subscription> {
         let mut broadcasts = self.broadcasts.lock();
         if let Some(broadcast) = broadcasts.get(&identity) {
