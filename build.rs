@@ -6,7 +6,8 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
+    "http.proto",
     "kv.proto",
     "auth.proto",
     "rpc.proto",
@@ -26,7 +27,15 @@ const ENCODED: [&str; 6] =
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    let descriptors = protox::compile(FILES, ["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).open_files(FILES)?;
+    // With the options of methods, which the decoded set has lost.
+    std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    let mut descriptors = compiler.file_descriptor_set();
+    descriptors.file.retain(|file| !file.package().starts_with("google.") && file.name() != "http.proto");
+    for file in &mut descriptors.file {
+        file.dependency.retain(|name| name != "http.proto");
+    }
 
     tonic_prost_build::configure()
         .bytes(".")

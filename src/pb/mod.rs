@@ -2,14 +2,18 @@
 //!
 //! `proto/` holds the sources, `build.rs` compiles them. [`encoded`] has responses whose key-values and events are
 //! kept as the bytes that go on the wire, and [`pieces`] cuts long ones; [`codec`] carries both over gRPC with small
-//! buffers per stream; [`frame`] has the prefix of messages in gRPC bodies; [`methods`] lists every method by path; [`txn`] has the operations of transactions, which nest.
+//! buffers per stream; [`frame`] has the prefix of messages in gRPC bodies; [`methods`] lists every method by path; [`descriptors()`]
+//! describes all of it at run time; [`txn`] has the operations of transactions, which nest.
 
 pub mod codec;
+mod descriptors;
 pub mod encoded;
 pub mod frame;
 pub mod methods;
 pub mod pieces;
 pub mod txn;
+
+pub use descriptors::{descriptors, http_paths};
 
 /// The client API.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
