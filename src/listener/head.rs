@@ -1,11 +1,14 @@
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
 use tonic::Status;
 use tonic::body::Body;
 
 use crate::pb::methods;
+
+// A name that is text would be parsed for each call.
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Binary metadata comes with padding or without.
 const BINARY: GeneralPurpose = GeneralPurpose::new(
@@ -18,7 +21,7 @@ const BINARY: GeneralPurpose = GeneralPurpose::new(
 /// The answer to a gRPC call whose head no handler should see, with etcd's code and text.
 pub fn refused_head<B>(request: &Request<B>) -> Option<Response<Body>> {
     let headers = request.headers();
-    let timeout = headers.get("grpc-timeout").map(|value| timeout_units(value.as_bytes()));
+    let timeout = headers.get(&GRPC_TIMEOUT).map(|value| timeout_units(value.as_bytes()));
     if let Some(Err(text)) = &timeout {
         let status = Status::internal(format!("malformed grpc-timeout: {text}"));
         return Some(with_code(StatusCode::BAD_REQUEST, status));

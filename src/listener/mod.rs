@@ -3,7 +3,7 @@
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
 //! connections (`worker.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
 //! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`), and ends when
-//! the client pings too often (`pings.rs`). Each request carries the [`ConnectionInfo`] of its connection in its
+//! the client pings too often (`pings.rs`, which finds the frames by `frames.rs`). Each request carries the [`ConnectionInfo`] of its connection in its
 //! extensions. The core and the proxy give a function that makes their service, which is called once on each serving
 //! thread; their services read
 //! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
@@ -12,7 +12,9 @@
 mod accept;
 mod arriving;
 mod connection_info;
+mod frames;
 mod head;
+mod open_streams;
 mod paced;
 mod pings;
 mod socket;

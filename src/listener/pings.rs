@@ -1,5 +1,3 @@
-use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -8,29 +6,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::frames::{ACK, DATA, END_STREAM, Frames, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM};
+use super::open_streams::OpenStreams;
+
 /// Early pings that a client may send; one more ends its connection.
 const STRIKES_MAX: u8 = 2;
 /// Least time between two pings of a client that has no stream open.
 const IDLE_MIN_TIME: Duration = Duration::from_secs(2 * 60 * 60);
 /// Wait for the client to close its side after GOAWAY: closing with input unread could take GOAWAY from it.
 const LINGER: Duration = Duration::from_secs(1);
-/// Open streams that are told apart; with more, later ones are not needed to know that some are open.
-const OPEN_MAX: usize = 64 * 1024;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const HEAD_BYTES: usize = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-/// Flag of DATA and HEADERS.
-const END_STREAM: u8 = 1;
-/// Flag of HEADERS and CONTINUATION.
-const END_HEADERS: u8 = 4;
-/// Flag of PING.
-const ACK: u8 = 1;
 const ENHANCE_YOUR_CALM: u32 = 0xb;
 const TOO_MANY_PINGS: &[u8] = b"too_many_pings";
 
@@ -55,7 +40,7 @@ struct Policed {
     preface_bytes: usize,
     input: Frames,
     output: Frames,
-    open: HashSet<u32, BuildHasherDefault<StreamIdHasher>>,
+    open: OpenStreams,
     /// The newest stream of the client.
     newest: u32,
     last_ping: Option<Instant>,
@@ -74,78 +59,6 @@ enum Phase {
     Linger(Pin<Box<Sleep>>),
 }
 
-/// Follows the frames of one direction through pieces of any size.
-#[derive(Debug, Default)]
-struct Frames {
-    head: [u8; HEAD_BYTES],
-    /// Bytes of the head that are there.
-    head_bytes: usize,
-    /// Bytes of the payload that are not there yet.
-    left: usize,
-    /// The next frame must be CONTINUATION.
-    continued: bool,
-}
-
-/// The head of a frame.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Head {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-}
-
-impl Frames {
-    /// Calls `begins` for each frame whose head is complete with these bytes.
-    fn walk(&mut self, mut bytes: &[u8], mut begins: impl FnMut(Head)) {
-        loop {
-            let skipped = self.left.min(bytes.len());
-            self.left -= skipped;
-            bytes = &bytes[skipped..];
-            if bytes.is_empty() {
-                return;
-            }
-            let taken = (HEAD_BYTES - self.head_bytes).min(bytes.len());
-            self.head[self.head_bytes..self.head_bytes + taken].copy_from_slice(&bytes[..taken]);
-            self.head_bytes += taken;
-            bytes = &bytes[taken..];
-            if self.head_bytes == HEAD_BYTES {
-                let [a, b, c, kind, flags, s, t, u, v] = self.head;
-                self.head_bytes = 0;
-                self.left = u32::from_be_bytes([0, a, b, c]) as usize;
-                self.continued = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
-                begins(Head { kind, flags, stream: u32::from_be_bytes([s, t, u, v]) & 0x7fff_ffff });
-            }
-        }
-    }
-
-    /// Bytes that must come before another frame may, as far as is known; 0 where one may.
-    fn unfinished(&self) -> usize {
-        match (self.head_bytes, self.left) {
-            (0, 0) if !self.continued => 0,
-            (head_bytes, 0) => HEAD_BYTES - head_bytes,
-            (_, left) => left,
-        }
-    }
-}
-
-/// Stream ids are chosen by the client, but in ascending order: nobody can make them collide.
-#[derive(Debug, Default)]
-struct StreamIdHasher(u64);
-
-impl Hasher for StreamIdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
 impl Policed {
     fn new(min_time: Duration) -> Self {
         Self {
@@ -153,7 +66,7 @@ impl Policed {
             preface_bytes: 0,
             input: Frames::default(),
             output: Frames::default(),
-            open: HashSet::default(),
+            open: OpenStreams::default(),
             newest: 0,
             last_ping: None,
             strikes: 0,
@@ -177,13 +90,9 @@ impl Policed {
         input.walk(bytes, |head| match head.kind {
             HEADERS if head.stream > self.newest => {
                 self.newest = head.stream;
-                if self.open.len() < OPEN_MAX {
-                    self.open.insert(head.stream);
-                }
+                self.open.open(head.stream);
             }
-            RST_STREAM => {
-                self.open.remove(&head.stream);
-            }
+            RST_STREAM => self.open.close(head.stream),
             PING if head.flags & ACK == 0 => self.pinged(Instant::now()),
             _ => {}
         });
@@ -217,7 +126,7 @@ impl Policed {
                 kind => kind == RST_STREAM,
             };
             if ends {
-                self.open.remove(&head.stream);
+                self.open.close(head.stream);
             }
         });
     }
@@ -360,6 +269,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for PingPolicy<I> {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
+    use super::super::frames::{CONTINUATION, END_HEADERS};
     use super::*;
 
     const MIN_TIME: Duration = Duration::from_secs(5);
@@ -500,7 +410,7 @@ mod tests {
             let mut policed = Policed::new(MIN_TIME);
             input.chunks(piece).for_each(|bytes| assert!(policed.received(bytes)));
             assert!(matches!(policed.phase, Phase::GoAway(0)), "pieces of {piece}");
-            assert_eq!(policed.open.len(), 1);
+            assert!(!policed.open.is_empty());
         }
         assert!(!Policed::new(MIN_TIME).received(b"GET / HTTP/1.1"), "not policed");
     }

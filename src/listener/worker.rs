@@ -7,13 +7,12 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceExt};
+use tower::Service;
 use tracing::debug;
 
 use super::connection_info::{Accepted, ConnectionInfo};
@@ -119,10 +118,7 @@ pub(super) async fn run<S>(
                 let (service, unfinished) = (service.clone(), counts.unfinished_bytes.clone());
                 let informed = move |peer: TlsPeer| {
                     let info = Arc::new(ConnectionInfo::new(accepted, peer, unfinished));
-                    service.map_request(move |mut request: Request<Incoming>| {
-                        request.extensions_mut().insert(info.clone());
-                        request
-                    })
+                    ConnectionService { service, info }
                 };
                 match config.tls.clone() {
                     None => {
@@ -186,7 +182,7 @@ async fn handshake(
 async fn serve_connection<I, S>(
     stream: I,
     builder: auto::Builder<TokioExecutor>,
-    service: S,
+    service: ConnectionService<S>,
     stop: CancellationToken,
     guard: OpenConnection,
 ) where
@@ -196,7 +192,7 @@ async fn serve_connection<I, S>(
 {
     let _guard = guard;
     let stream = TokioIo::new(Paced::new(stream));
-    let connection = builder.serve_connection_with_upgrades(stream, TowerToHyperService::new(service));
+    let connection = builder.serve_connection_with_upgrades(stream, service);
     tokio::pin!(connection);
     let mut stopping = false;
     loop {
@@ -212,6 +208,26 @@ async fn serve_connection<I, S>(
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// The service of one connection, which puts what is known of the connection into each request.
+///
+/// Calls without `poll_ready`: what would wait for the readiness of a copy of the service is larger than the request, and is
+/// copied with it several times. The services here are always ready.
+struct ConnectionService<S> {
+    service: S,
+    info: Arc<ConnectionInfo>,
+}
+
+impl<S: Service<Request<Incoming>> + Clone> hyper::service::Service<Request<Incoming>> for ConnectionService<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> S::Future {
+        request.extensions_mut().insert(self.info.clone());
+        self.service.clone().call(request)
     }
 }
 

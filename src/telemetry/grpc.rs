@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderName, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::{Histogram, IntCounter};
 
@@ -32,6 +32,9 @@ const CODES: [&str; 17] = [
     "DataLoss",
     "Unauthenticated",
 ];
+// A name that is text would be parsed for each call.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 const OK: i32 = 0;
 const CANCELED: i32 = 1;
 const RESOURCE_EXHAUSTED: i32 = 8;
@@ -190,7 +193,7 @@ impl Drop for Call {
 }
 
 fn status_code(headers: &HeaderMap) -> Option<i32> {
-    let status = headers.get("grpc-status")?;
+    let status = headers.get(&GRPC_STATUS)?;
     Some(status.to_str().ok().and_then(|status| status.parse().ok()).unwrap_or(UNKNOWN as i32))
 }
 

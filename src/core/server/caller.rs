@@ -1,11 +1,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderValue;
+use http::header::AUTHORIZATION;
+use http::{HeaderName, HeaderValue};
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request};
 
 use crate::listener::ConnectionInfo;
+
+// A name that is text would be parsed for each call.
+static TOKEN: HeaderName = HeaderName::from_static("token");
 
 /// Where a request comes from: this member itself, or a client.
 #[derive(Clone, Debug)]
@@ -36,7 +40,7 @@ impl Caller {
     pub(super) fn from_parts(metadata: &MetadataMap, extensions: &Extensions) -> Self {
         let headers = metadata.as_ref();
         // The first value of the first of the two, as in etcd.
-        let token = headers.get("token").or_else(|| headers.get("authorization")).cloned();
+        let token = headers.get(&TOKEN).or_else(|| headers.get(AUTHORIZATION)).cloned();
         let token = token.map(|mut token| {
             // Never shown by `Debug`.
             token.set_sensitive(true);

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{HeaderMap, Request, Response, Version, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, Request, Response, Version, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
@@ -40,6 +40,10 @@ use crate::shutdown::Tasks;
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
+// A name that is text would be parsed for each call.
+static CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
+static HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
+
 /// What a learner serves; of ranges only the serializable ones.
 const LEARNER_METHODS: [(&str, &str); 3] =
     [("etcdserverpb.KV", "Range"), ("etcdserverpb.Maintenance", "Status"), ("etcdserverpb.Maintenance", "Snapshot")];
@@ -62,9 +66,11 @@ pub(super) struct RouterParts {
     pub(super) max_message_bytes: usize,
 }
 
-/// What clients can reach on one serving thread: gRPC services by path, HTTP for the rest.
+/// What clients can reach on one serving thread: gRPC services by path, HTTP for the rest. Cheap to clone.
 #[derive(Clone)]
-pub struct Router {
+pub struct Router(Arc<Servers>);
+
+struct Servers {
     published: Arc<Published>,
     raft: RaftHandle,
     metrics: Arc<CoreMetrics>,
@@ -95,7 +101,7 @@ impl Router {
         }
         let Services { kv, watch, lease, cluster, maintenance, auth } = services;
         let recipes = CoreRecipeStore::new(kv.clone(), lease.clone(), watch.clone());
-        Self {
+        Self(Arc::new(Servers {
             kv: server!(KvServer, kv),
             watch: server!(WatchServer, Arc::new(watch)),
             lease: server!(LeaseServer, Arc::new(lease)),
@@ -110,10 +116,12 @@ impl Router {
             metrics,
             max_message_bytes,
             http,
-        }
+        }))
     }
+}
 
-    fn grpc(&mut self, request: Request<Incoming>) -> Answer {
+impl Servers {
+    fn grpc(&self, request: Request<Incoming>) -> Answer {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             Err(text) => return ready(Status::unimplemented(text)),
@@ -127,15 +135,15 @@ impl Router {
         let connection = request.extensions().get::<Arc<ConnectionInfo>>().cloned();
         let request = request.map(|body| Arriving::messages(observed.request(body), connection, limit));
         let answer: Answer = match method.service {
-            "etcdserverpb.KV" => Box::pin(self.kv.call(request)),
-            "etcdserverpb.Watch" => Box::pin(self.watch.call(request)),
-            "etcdserverpb.Lease" => Box::pin(self.lease.call(request)),
-            "etcdserverpb.Cluster" => Box::pin(self.cluster.call(request)),
-            "etcdserverpb.Maintenance" => Box::pin(self.maintenance.call(request)),
-            "etcdserverpb.Auth" => Box::pin(self.auth.call(request)),
-            "v3lockpb.Lock" => Box::pin(self.lock.call(request)),
-            "v3electionpb.Election" => Box::pin(self.election.call(request)),
-            "grpc.health.v1.Health" => Box::pin(self.health.call(request)),
+            "etcdserverpb.KV" => self.kv.clone().call(request),
+            "etcdserverpb.Watch" => self.watch.clone().call(request),
+            "etcdserverpb.Lease" => self.lease.clone().call(request),
+            "etcdserverpb.Cluster" => self.cluster.clone().call(request),
+            "etcdserverpb.Maintenance" => self.maintenance.clone().call(request),
+            "etcdserverpb.Auth" => self.auth.clone().call(request),
+            "v3lockpb.Lock" => self.lock.clone().call(request),
+            "v3electionpb.Election" => self.election.clone().call(request),
+            "grpc.health.v1.Health" => self.health.clone().call(request),
             other => return ready(Status::unimplemented(format!("unknown service {other}"))),
         };
         let slow = self.metrics.slow_call_limit();
@@ -157,7 +165,7 @@ impl Router {
         if self.published.is_learner() && !LEARNER_METHODS.contains(&(method.service, method.name)) {
             return Err(ApiError::NotSupportedForLearner.into());
         }
-        let client = match headers.get("client-api-version") {
+        let client = match headers.get(&CLIENT_API_VERSION) {
             None => None,
             Some(version) => match std::str::from_utf8(version.as_bytes()) {
                 Ok(version) => Some(version),
@@ -168,7 +176,7 @@ impl Router {
         if gives_data(method) {
             self.published.may_serve()?;
         }
-        let wants_leader = headers.get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
+        let wants_leader = headers.get(&HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true");
         if wants_leader && self.raft.term_with_leader().is_none() {
             return Err(ApiError::NoLeader.into());
         }
@@ -203,13 +211,13 @@ impl Service<Request<Incoming>> for Router {
             if let Some(refusal) = refused_head(&request) {
                 return ready_http(refusal);
             }
-            return self.grpc(request);
+            return self.0.grpc(request);
         }
         if request.version() == Version::HTTP_2 {
             // On the plain port HTTP/2 is for gRPC alone.
             return ready_http(not_grpc(request.headers()));
         }
-        let http = self.http.clone();
+        let http = self.0.http.clone();
         Box::pin(async move { Ok(http.answer(request).await) })
     }
 }
