@@ -36,7 +36,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("listener", &["net", "api_error"]),
     ("pages", &[]),
     ("bolt", &[]),
-    ("recipes", &["api_error"]),
+    ("recipes", &["api_error", "net"]),
     ("core::wal", &[]),
     ("core::backend", &["bolt"]),
     ("core::mvcc", &["core::backend", "tree"]),

@@ -9,6 +9,7 @@ use tracing::debug;
 
 use super::error::RecipeError;
 use super::store::RecipeStore;
+use crate::net::Backoff;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{
     Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
@@ -19,8 +20,8 @@ use crate::pb::mvccpb::{Event, KeyValue};
 use crate::shutdown::Tasks;
 use crate::types::KeyRange;
 
-/// Pause before the key of a place is deleted again after a failure: at first, and at most.
-const LEAVE_PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Pauses before the key of a place is deleted again after a failure.
+const LEAVE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 /// How often that is tried. The lease ends the place after that.
 const LEAVE_ATTEMPTS: u32 = 60;
 
@@ -220,17 +221,15 @@ impl<S: RecipeStore> Drop for Place<S> {
         };
         let stop = self.queue.tasks.stop_signal();
         self.queue.tasks.spawn(async move {
-            let (mut pause, longest) = LEAVE_PAUSES;
+            let mut backoff = LEAVE_BACKOFF;
             for _ in 0..LEAVE_ATTEMPTS {
                 match store.txn(request.clone()).await {
                     Err(status) if is_passing(&status) => debug!(%status, "waiter could not leave its queue yet"),
                     Err(status) => return debug!(%status, "waiter could not leave its queue"),
                     Ok(_) => return,
                 }
-                // Spreads the retries of places that are left at the same time.
-                let pause_now = pause.mul_f64(0.5 + fastrand::f64());
                 tokio::select! {
-                    () = tokio::time::sleep(pause_now) => pause = longest.min(2 * pause),
+                    () = tokio::time::sleep(backoff.pause()) => {}
                     () = stop.cancelled() => return,
                 }
             }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
@@ -38,6 +39,7 @@ struct State {
     leases: Vec<i64>,
     /// Transactions that are refused before the next one is run.
     refusals: usize,
+    refused: Vec<Instant>,
     /// Ranges over more than one key, other than for the newest two, that transactions held.
     walks: usize,
 }
@@ -67,6 +69,11 @@ impl FakeStore {
     /// Refuses the next transactions, as a member without a leader does.
     pub(super) fn refuse_txns(&self, count: usize) {
         self.state.lock().refusals = count;
+    }
+
+    /// When transactions were refused.
+    pub(super) fn refused(&self) -> Vec<Instant> {
+        self.state.lock().refused.clone()
     }
 
     /// Ranges over more than one key, other than for the newest two, that were run as part of a transaction.
@@ -186,6 +193,7 @@ impl RecipeStore for FakeStore {
         let mut state = self.state.lock();
         if state.refusals > 0 {
             state.refusals -= 1;
+            state.refused.push(Instant::now());
             return Err(ApiError::NoLeader.into());
         }
         let live = state.live();

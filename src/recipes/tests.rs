@@ -133,7 +133,7 @@ async fn joining_walks_over_nothing_in_a_transaction() {
 }
 
 // Cause: a waiter left its queue by one transaction, and when that failed its place stayed until its lease ended.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_place_is_left_although_the_store_refuses_for_a_while() {
     let (store, locks) = locks();
     store.add_lease(1);
@@ -142,9 +142,16 @@ async fn a_place_is_left_although_the_store_refuses_for_a_while() {
     let service = locks.clone();
     let second = tokio_spawn(async move { service.lock(lock_request(2)).await });
     store.until_keys(&["L/1", "L/2"]).await;
-    store.refuse_txns(3);
+    store.refuse_txns(9);
     second.abort();
     store.until_keys(&["L/1"]).await;
+    // Pauses of 50 ms that double up to 2 s, each shortened by up to a half.
+    let refused = store.refused();
+    assert_eq!(refused.len(), 9);
+    for (pair, longest) in refused.windows(2).zip([50, 100, 200, 400, 800, 1_600, 2_000, 2_000]) {
+        let (pause, longest) = (pair[1] - pair[0], Duration::from_millis(longest));
+        assert!((longest / 2..=longest + Duration::from_millis(2)).contains(&pause), "{refused:?}");
+    }
 }
 
 #[tokio::test]

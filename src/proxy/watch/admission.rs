@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::time::sleep;
@@ -101,7 +100,7 @@ impl GroupWatchAdmission {
     /// Asks the cluster where a watch stands, together with whoever else asks; tries until it answers. A cluster
     /// without quorum keeps the client waiting, as the write it might have missed would.
     async fn read_index(&self, range: &KeyRange, start: Revision) -> Result<StartPosition, Refusal> {
-        let mut pause = self.first_pause();
+        let mut backoff = self.hub.config.periods.backoff();
         loop {
             match self.group.read_index.read(start, |at| self.read_at(range, at)).await {
                 Ok(position) => {
@@ -111,7 +110,7 @@ impl GroupWatchAdmission {
                 Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&status))),
                 Err(status) => {
                     tracing::debug!(%status, "revision for a new watch is asked for again");
-                    self.pause(&mut pause).await;
+                    sleep(backoff.pause()).await;
                 }
             }
         }
@@ -143,13 +142,13 @@ impl GroupWatchAdmission {
             revisions_max: 1,
             bytes_max: 1,
         };
-        let mut pause = self.first_pause();
+        let mut backoff = self.hub.config.periods.backoff();
         loop {
             match self.hub.history.read(&self.group.identity, request.clone()).await {
                 Err(HistoryError::Compacted(compacted)) => return Ok(compacted),
                 Err(HistoryError::Refused(reason)) => return Err(Status::unavailable(reason)),
                 // A member that lags behind the compaction; the next one may not.
-                Ok(_) => self.pause(&mut pause).await,
+                Ok(_) => sleep(backoff.pause()).await,
             }
         }
     }
@@ -157,7 +156,7 @@ impl GroupWatchAdmission {
     /// Whether the group may still read the range of an upstream watch. The cluster decides; its permission holds for a
     /// second.
     async fn verify(&self, watch: &SharedWatch) -> Result<(), String> {
-        let mut pause = self.first_pause();
+        let mut backoff = self.hub.config.periods.backoff();
         loop {
             let _turn = watch.permission.turn.lock().await;
             if watch.permission.is_fresh(self.hub.config.periods.permission_max) {
@@ -173,19 +172,10 @@ impl GroupWatchAdmission {
                 Ok(Some(reason)) => return Err(reason),
                 Err(status) => {
                     tracing::debug!(%status, "permission for a watch is asked for again");
-                    self.pause(&mut pause).await;
+                    sleep(backoff.pause()).await;
                 }
             }
         }
-    }
-
-    fn first_pause(&self) -> Duration {
-        self.hub.config.periods.retry_first
-    }
-
-    async fn pause(&self, pause: &mut Duration) {
-        sleep(*pause).await;
-        *pause = (*pause * 2).min(self.hub.config.periods.retry_max);
     }
 }
 

@@ -15,6 +15,7 @@ use super::hub::HubInner;
 use super::progress_schedule::{ProgressActions, ProgressSchedule};
 use super::upstream::UpstreamStream;
 use crate::eventlog::{End, EventLog, Source};
+use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -121,18 +122,16 @@ impl Broadcast {
     /// Runs until nobody needs it.
     pub async fn run(mut self) {
         self.hub.metrics.upstream_watches.inc();
-        let mut pause = self.hub.config.periods.retry_first;
+        let mut backoff = self.hub.config.periods.backoff();
         let stop = loop {
-            match self.follow(&mut pause).await {
+            match self.follow(&mut backoff).await {
                 Stop::Broken(status) => {
                     debug!(%status, range = ?self.range, "upstream watch is resumed");
                     self.hub.note_stream_end(&status);
                     self.hub.metrics.resumes.inc();
-                    let jitter = pause.mul_f64(fastrand::f64() / 2.0);
-                    if let Some(stop) = self.pause(pause + jitter).await {
+                    if let Some(stop) = self.pause(backoff.pause()).await {
                         break stop;
                     }
-                    pause = (pause * 2).min(self.hub.config.periods.retry_max);
                 }
                 stop => break stop,
             }
@@ -142,7 +141,7 @@ impl Broadcast {
     }
 
     /// Follows one upstream stream to its end.
-    async fn follow(&mut self, pause: &mut Duration) -> Stop {
+    async fn follow(&mut self, backoff: &mut Backoff) -> Stop {
         self.forget_requests();
         self.serving = Serving::default();
         if self.renewals > 0 && self.source.is_none() {
@@ -165,7 +164,7 @@ impl Broadcast {
                         Err(status) => return Stop::Broken(status),
                     };
                     if answer.created && !answer.canceled {
-                        *pause = self.hub.config.periods.retry_first;
+                        backoff.reset();
                     }
                     if let Err(stop) = self.receive(answer) {
                         return stop;

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use crate::eventlog::WatchLimits;
+use crate::net::Backoff;
 use crate::proxy::Namespace;
 use crate::types::KeyRange;
 
@@ -62,6 +63,13 @@ pub(super) struct Periods {
     pub position_max: Duration,
     /// How long a compaction waits for upstream watches to renew their positions.
     pub compaction_wait: Duration,
+}
+
+impl Periods {
+    /// The pauses before a member is asked again.
+    pub fn backoff(&self) -> Backoff {
+        Backoff::new(self.retry_first, self.retry_max)
+    }
 }
 
 impl Default for Periods {

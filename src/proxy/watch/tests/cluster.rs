@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -9,6 +10,7 @@ use futures::{FutureExt, StreamExt};
 use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -40,6 +42,9 @@ struct State {
     compacted: i64,
     denied: Vec<KeyRange>,
     refuse_streams: Option<Status>,
+    refuse_reads: Option<Status>,
+    /// When streams and reads were refused.
+    refused: Vec<Instant>,
     break_streams: u64,
     opened: usize,
     read_index_reads: usize,
@@ -113,6 +118,17 @@ impl FakeCluster {
         self.fail_over();
     }
 
+    /// Answers reads of the revision with a status.
+    pub(super) fn refuse_reads(&self, status: Option<Status>) {
+        self.state.lock().refuse_reads = status;
+    }
+
+    /// The times between the refusals since this was asked last.
+    pub(super) fn pauses(&self) -> Vec<Duration> {
+        let refused = std::mem::take(&mut self.state.lock().refused);
+        refused.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+
     pub(super) fn opened(&self) -> usize {
         self.state.lock().opened
     }
@@ -146,6 +162,12 @@ impl FakeCluster {
 }
 
 impl State {
+    fn refused_with(&mut self, status: impl Fn(&Self) -> &Option<Status>) -> Result<(), Status> {
+        let Some(status) = status(self).clone() else { return Ok(()) };
+        self.refused.push(Instant::now());
+        Err(status)
+    }
+
     fn header(&self, revision: i64) -> Option<ResponseHeader> {
         Some(ResponseHeader { cluster_id: 7, member_id: 100 + self.member, revision, raft_term: 3 })
     }
@@ -155,9 +177,7 @@ impl Upstream for FakeCluster {
     fn open_watch(&self, _metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
         let cluster = self.clone();
         async move {
-            if let Some(status) = cluster.state.lock().refuse_streams.clone() {
-                return Err(status);
-            }
+            cluster.state.lock().refused_with(|state| &state.refuse_streams)?;
             let (requests, incoming) = mpsc::channel(16);
             // Small: a reader that does not read holds the stream up.
             let (answers, outgoing) = mpsc::channel(2);
@@ -180,6 +200,7 @@ impl Upstream for FakeCluster {
             // As over a network: others may come meanwhile.
             tokio::task::yield_now().await;
             let mut state = cluster.state.lock();
+            state.refused_with(|state| &state.refuse_reads)?;
             state.read_index_reads += 1;
             if at.0 != 0 && at.0 < state.compacted {
                 return Err(ApiError::Compacted.into());

@@ -249,6 +249,50 @@ async fn compaction_beyond_the_resume_point_cancels_as_a_member_would() {
     assert_eq!(client.events().await, vec!["a@5", "a@6"]);
 }
 
+/// Pauses that double up to 1 s, each shortened by up to a half.
+fn assert_backoff(pauses: &[Duration], first: Duration) {
+    assert!(pauses.len() > 20, "{pauses:?}");
+    let longest = std::iter::successors(Some(first), |pause| Some((*pause * 2).min(Duration::from_secs(1))));
+    for (pause, longest) in pauses.iter().zip(longest) {
+        // Timers count in whole milliseconds.
+        assert!((longest / 2..=longest + Duration::from_millis(2)).contains(pause), "{pauses:?}");
+    }
+}
+
+fn usual_pauses(config: &mut WatchHubConfig) {
+    let usual = Periods::default();
+    config.periods = Periods { retry_first: usual.retry_first, retry_max: usual.retry_max, ..config.periods };
+}
+
+#[tokio::test(start_paused = true)]
+async fn broken_streams_are_opened_again_with_growing_pauses() {
+    let proxy = Proxy::start(usual_pauses);
+    let mut client = proxy.anonymous();
+    client.watch(key("a")).await;
+    for value in ["1", "2"] {
+        // The second time begins as the first one did. The first pause, of 20 ms, is before the first attempt.
+        proxy.cluster.refuse_streams(Some(Status::unavailable("down")));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_backoff(&proxy.cluster.pauses(), Duration::from_millis(40));
+        proxy.cluster.refuse_streams(None);
+        proxy.cluster.write(&[("a", value)]);
+        client.events().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_revision_of_a_new_watch_is_asked_for_with_growing_pauses() {
+    let proxy = Proxy::start(usual_pauses);
+    let mut client = proxy.anonymous();
+    proxy.cluster.refuse_reads(Some(Status::unavailable("no quorum")));
+    client.create(key("a")).await;
+    let created = tokio::time::timeout(Duration::from_secs(30), client.try_next()).await;
+    assert!(created.is_err(), "{created:?}");
+    assert_backoff(&proxy.cluster.pauses(), Duration::from_millis(20));
+    proxy.cluster.refuse_reads(None);
+    assert!(client.next().await.created);
+}
+
 #[tokio::test]
 async fn progress_is_asked_for_upstream() {
     let proxy = Proxy::start(|_| {});
