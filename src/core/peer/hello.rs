@@ -2,7 +2,6 @@
 //!
 //! Nothing of a connection reaches raft before its handshake is through.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -11,7 +10,6 @@ use http::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Empty, Full};
 
-use super::config::PeerConfig;
 use crate::types::{ClusterId, MemberId};
 
 /// Where the peer port takes upgrades.
@@ -32,8 +30,9 @@ const URLS_HEADER: HeaderName = HeaderName::from_static("x-peerurls");
 const URLS_BYTES_MAX: usize = 2048;
 
 /// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Purpose {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "the names of the lanes say it")]
+pub enum Purpose {
     Control,
     Append,
     Calls,
@@ -61,13 +60,14 @@ impl fmt::Display for Purpose {
 
 /// The dialling member's identity and purpose.
 #[derive(Clone, Debug)]
-pub(super) struct Hello {
-    pub(super) cluster: ClusterId,
-    pub(super) from: MemberId,
-    pub(super) to: MemberId,
-    pub(super) purpose: Purpose,
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Hello {
+    pub cluster: ClusterId,
+    pub from: MemberId,
+    pub to: MemberId,
+    pub purpose: Purpose,
     /// Where the dialling member can be dialled, for a member that does not have it in its list yet.
-    pub(super) urls: Vec<String>,
+    pub urls: Vec<String>,
 }
 
 /// A connection that passed the handshake: from now on everything on it is of this member.
@@ -77,17 +77,6 @@ pub struct Greeting {
     pub(super) purpose: Purpose,
     /// For an unlisted peer: where to dial it.
     pub(super) unlisted_urls: Option<Vec<String>>,
-}
-
-/// What the member list says of the dialling member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Known {
-    /// In the member list.
-    Peer,
-    /// Not in the list, and another unlisted peer is accepted.
-    Unlisted,
-    /// Not in the list.
-    Unknown,
 }
 
 /// Why a connection is refused.
@@ -148,7 +137,10 @@ impl Refusal {
 
 impl Hello {
     /// The request that opens a connection.
-    pub(super) fn request(&self, authority: &str) -> Result<Request<Empty<Bytes>>, http::Error> {
+    ///
+    /// # Errors
+    /// The authority is no header value.
+    pub fn request(&self, authority: &str) -> Result<Request<Empty<Bytes>>, http::Error> {
         let mut request = Request::builder()
             .method(Method::GET)
             .uri(PEER_PATH)
@@ -170,7 +162,8 @@ impl Hello {
         request.body(Empty::new())
     }
 
-    fn parse(headers: &HeaderMap) -> Result<Self, Refusal> {
+    /// Reads a request to connect.
+    pub(super) fn parse(headers: &HeaderMap) -> Result<Self, Refusal> {
         let upgrade = headers.get(UPGRADE).and_then(|value| value.to_str().ok());
         if !upgrade.is_some_and(|text| text.eq_ignore_ascii_case(UPGRADE_TO)) {
             return Err(Refusal::Malformed);
@@ -189,36 +182,11 @@ impl Hello {
         })
     }
 
-    /// Decides about a request to connect.
-    pub(super) fn judge(
-        headers: &HeaderMap,
-        config: &PeerConfig,
-        known: impl Fn(MemberId) -> Known,
-        removed: &BTreeSet<MemberId>,
-    ) -> Result<Greeting, Refusal> {
-        let hello = Self::parse(headers)?;
-        if hello.cluster != config.cluster {
-            return Err(Refusal::WrongCluster);
-        }
-        if hello.to != config.member {
-            return Err(Refusal::WrongMember);
-        }
-        if removed.contains(&hello.from) {
-            return Err(Refusal::Removed);
-        }
-        let Hello { from, purpose, urls, .. } = hello;
-        match known(from) {
-            Known::Peer => Ok(Greeting { from, purpose, unlisted_urls: None }),
-            // Consensus only: an unlisted peer asks nothing of this member.
-            Known::Unlisted if purpose != Purpose::Calls && !urls.is_empty() => {
-                Ok(Greeting { from, purpose, unlisted_urls: Some(urls) })
-            }
-            Known::Unlisted | Known::Unknown => Err(Refusal::UnknownMember),
-        }
-    }
-
-    /// What the answer to this request means. The outer error is no answer of a member at all.
-    pub(super) fn answered(&self, status: StatusCode, headers: &HeaderMap) -> Result<Result<(), Refusal>, String> {
+    /// What the answer to this request means.
+    ///
+    /// # Errors
+    /// It is no answer of a member at all.
+    pub fn answered(&self, status: StatusCode, headers: &HeaderMap) -> Result<Result<(), Refusal>, String> {
         let cluster = hex(headers, &CLUSTER_HEADER).map(ClusterId);
         let name = headers.get(REFUSAL_HEADER).and_then(|value| value.to_str().ok());
         if status == StatusCode::SWITCHING_PROTOCOLS && cluster == Ok(self.cluster) {
@@ -244,9 +212,9 @@ pub(super) fn sender_of(headers: &HeaderMap) -> Option<MemberId> {
 }
 
 /// The answer to a request to connect.
-pub(super) fn answer(config: &PeerConfig, judged: Result<(), Refusal>) -> Response<Full<Bytes>> {
+pub fn answer(cluster: ClusterId, judged: Result<(), Refusal>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
-    if let Ok(cluster) = HeaderValue::from_str(&config.cluster.to_string()) {
+    if let Ok(cluster) = HeaderValue::from_str(&cluster.to_string()) {
         response.headers_mut().insert(CLUSTER_HEADER, cluster);
     }
     match judged {
@@ -290,54 +258,13 @@ fn hex(headers: &HeaderMap, name: &HeaderName) -> Result<u64, Refusal> {
 mod tests {
     use super::*;
 
-    const ME: MemberId = MemberId(0xa);
-    const PEER: MemberId = MemberId(0xb);
-    const GONE: MemberId = MemberId(0xc);
-    const NEW: MemberId = MemberId(0xe);
-
     fn hello() -> Hello {
         let urls = vec!["http://b:1".to_owned(), "https://b:2".to_owned()];
-        Hello { cluster: ClusterId(0xcc), from: PEER, to: ME, purpose: Purpose::Append, urls }
-    }
-
-    fn judged(headers: &HeaderMap) -> Result<Greeting, Refusal> {
-        let config = PeerConfig::new(ClusterId(0xcc), ME);
-        let known = |member| match member {
-            PEER => Known::Peer,
-            NEW => Known::Unlisted,
-            _ => Known::Unknown,
-        };
-        Hello::judge(headers, &config, known, &BTreeSet::from([GONE]))
+        Hello { cluster: ClusterId(0xcc), from: MemberId(0xb), to: MemberId(0xa), purpose: Purpose::Append, urls }
     }
 
     fn headers(hello: Hello) -> HeaderMap {
         hello.request("localhost:1").expect("valid").headers().clone()
-    }
-
-    #[test]
-    fn identities_are_checked() {
-        let greeting = Greeting { from: PEER, purpose: Purpose::Append, unlisted_urls: None };
-        assert_eq!(judged(&headers(hello())), Ok(greeting));
-        let refused = |hello| judged(&headers(hello)).expect_err("refused");
-        assert_eq!(refused(Hello { cluster: ClusterId(0xcd), ..hello() }), Refusal::WrongCluster);
-        assert_eq!(refused(Hello { to: MemberId(0xd), ..hello() }), Refusal::WrongMember);
-        assert_eq!(refused(Hello { from: GONE, ..hello() }), Refusal::Removed);
-        assert_eq!(refused(Hello { from: MemberId(0xd), ..hello() }), Refusal::UnknownMember);
-        // A member of another cluster learns nothing about this one.
-        assert_eq!(refused(Hello { cluster: ClusterId(1), from: GONE, ..hello() }), Refusal::WrongCluster);
-    }
-
-    #[test]
-    fn an_unlisted_peer_says_where_it_is() {
-        let new = || Hello { from: NEW, ..hello() };
-        let greeting = Greeting { from: NEW, purpose: Purpose::Append, unlisted_urls: Some(hello().urls) };
-        assert_eq!(judged(&headers(new())), Ok(greeting));
-        let refused = |hello| assert_eq!(judged(&headers(hello)), Err(Refusal::UnknownMember));
-        refused(Hello { purpose: Purpose::Calls, ..new() });
-        for urls in [vec![], vec!["b:1"], vec!["ftp://b:1"], vec!["http://b:1", ""]] {
-            refused(Hello { urls: urls.into_iter().map(str::to_owned).collect(), ..new() });
-        }
-        refused(Hello { urls: vec![format!("http://{}:1", "b".repeat(URLS_BYTES_MAX))], ..new() });
     }
 
     #[test]
@@ -353,26 +280,25 @@ mod tests {
         for name in [UPGRADE, VERSION_HEADER, CLUSTER_HEADER, FROM_HEADER, TO_HEADER, LANE_HEADER] {
             let mut headers = headers(hello());
             headers.remove(&name);
-            assert_eq!(judged(&headers), Err(Refusal::Malformed), "without {name}");
+            assert_eq!(Hello::parse(&headers).expect_err("refused"), Refusal::Malformed, "without {name}");
             headers.insert(name.clone(), HeaderValue::from_static("?"));
-            assert_eq!(judged(&headers), Err(Refusal::Malformed), "bad {name}");
+            assert_eq!(Hello::parse(&headers).expect_err("refused"), Refusal::Malformed, "bad {name}");
         }
         let mut newer = headers(hello());
         newer.insert(VERSION_HEADER, HeaderValue::from_static("2"));
-        assert_eq!(judged(&newer), Err(Refusal::WrongVersion));
+        assert_eq!(Hello::parse(&newer).expect_err("refused"), Refusal::WrongVersion);
     }
 
     #[test]
     fn the_dialling_side_understands_every_answer() {
-        let config = PeerConfig::new(ClusterId(0xcc), ME);
+        let (own, other) = (ClusterId(0xcc), ClusterId(0xcd));
         let read = |response: Response<_>| hello().answered(response.status(), response.headers());
-        assert_eq!(read(answer(&config, Ok(()))), Ok(Ok(())));
+        assert_eq!(read(answer(own, Ok(()))), Ok(Ok(())));
         for refusal in Refusal::ALL {
-            assert_eq!(read(answer(&config, Err(refusal))), Ok(Err(refusal)));
+            assert_eq!(read(answer(own, Err(refusal))), Ok(Err(refusal)));
         }
-        let other = PeerConfig::new(ClusterId(0xcd), ME);
-        assert!(read(answer(&other, Err(Refusal::Removed))).is_err(), "another cluster cannot remove us");
-        assert!(read(answer(&other, Ok(()))).is_err());
+        assert!(read(answer(other, Err(Refusal::Removed))).is_err(), "another cluster cannot remove us");
+        assert!(read(answer(other, Ok(()))).is_err());
         let mut foreign = Response::new(Full::default());
         *foreign.status_mut() = StatusCode::NOT_FOUND;
         assert_eq!(read(foreign), Err("unexpected HTTP status 404 Not Found".into()));

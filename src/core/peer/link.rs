@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -16,25 +14,6 @@ use super::outgoing::Counts;
 use super::queue::{Keep, LaneQueue, QueueBounds};
 use crate::telemetry::PeerMetrics;
 use crate::types::MemberId;
-
-/// All peers of this member, replaced as a whole when the list changes.
-#[derive(Clone, Default)]
-pub(super) struct PeerSet {
-    /// Members, and unlisted peers.
-    pub(super) links: HashMap<MemberId, Arc<Link>>,
-    /// Who is in no list yet, but dialled this member as one of its cluster.
-    pub(super) unlisted: BTreeSet<MemberId>,
-    pub(super) removed: BTreeSet<MemberId>,
-    /// URLs of this member; empty until the first list.
-    pub(super) own_urls: Vec<String>,
-}
-
-impl PeerSet {
-    /// Whether a member of the list.
-    pub(super) fn is_peer(&self, member: MemberId) -> bool {
-        self.links.contains_key(&member) && !self.unlisted.contains(&member)
-    }
-}
 
 /// What waits for one peer, and how the way there is.
 pub(super) struct Link {

@@ -1,7 +1,7 @@
 //! The connections between the members of a cluster.
 //!
 //! `transport.rs` is the way in: messages to send, calls to make, the list of peers to follow. Everything runs on one
-//! thread of its own. `link.rs` is what waits for one peer, `lanes.rs` keeps its connections up, `outgoing.rs` moves
+//! thread of its own. `peer_set.rs` decides who is a peer and who may connect, without any connection. `link.rs` is what waits for one peer, `lanes.rs` keeps its connections up, `outgoing.rs` moves
 //! frames on a dialled connection and `incoming.rs` on an accepted one; `hello.rs` is the handshake before, `frame.rs`
 //! the bytes. Db snapshots travel by `snapshot_send.rs` and `snapshot_receive.rs`, requests by `calls.rs`.
 //!
@@ -20,6 +20,7 @@ mod incoming;
 mod lanes;
 mod link;
 mod outgoing;
+mod peer_set;
 mod queue;
 mod receiver;
 mod snapshot;
@@ -31,6 +32,7 @@ mod transport;
 
 pub use config::{Peer, PeerConfig, PeerLimits, PeerTls};
 pub use dial::{DialError, connect_url};
-pub use hello::{Greeting, PEER_PATH, Refusal};
+pub use hello::{Greeting, Hello, PEER_PATH, Purpose, Refusal, answer};
+pub use peer_set::{PeerChanges, PeerSet};
 pub use receiver::{CallError, CallFailure, PeerReceiver, SnapshotSource};
 pub use transport::{PeerQueue, PeerTransport};

@@ -19,9 +19,10 @@ use tracing::{debug, info, warn};
 
 use super::config::{Peer, PeerConfig};
 use super::dial::{Dialed, silence};
-use super::hello::{Greeting, Hello, Known, Purpose, Refusal, answer, cluster_of, sender_of};
+use super::hello::{Greeting, Hello, Purpose, Refusal, answer, cluster_of, sender_of};
 use super::lanes::keep_connected;
-use super::link::{Link, PeerSet};
+use super::link::Link;
+use super::peer_set::{PeerChanges, PeerSet};
 use super::receiver::{CallError, PeerReceiver};
 use super::snapshot_receive::{Slot, clear_room, receive};
 use super::{incoming, snapshot_send};
@@ -32,8 +33,6 @@ use crate::types::MemberId;
 
 /// Threads for disk work of snapshot transfers, and of receivers that have some.
 const BLOCKING_THREADS_MAX: usize = 8;
-/// Different unlisted peers in one run of this member.
-const UNLISTED_MAX: usize = 32;
 /// The lanes that are kept connected.
 const LANES: [Purpose; 3] = [Purpose::Control, Purpose::Append, Purpose::Calls];
 /// Pause between two warnings about connections of one member that are refused for one reason.
@@ -56,9 +55,10 @@ pub(super) struct Shared {
     pub(super) metrics: PeerMetrics,
     tasks: Tasks,
     runtime: Handle,
-    peer_set: ArcSwap<PeerSet>,
-    /// Held while the peer set changes: members that were unlisted peers in this run and are no peers yet.
-    changing: Mutex<BTreeSet<MemberId>>,
+    /// Held while `links` follow a change of it.
+    peer_set: Mutex<PeerSet>,
+    /// One for each peer of the peer set, replaced as a whole.
+    links: ArcSwap<HashMap<MemberId, Arc<Link>>>,
     /// The one accepted connection of each lane of each peer; a new one ends the old one.
     accepted: Mutex<Accepted>,
     pub(super) snapshots_out: Semaphore,
@@ -95,13 +95,13 @@ impl PeerTransport {
         let shared = Shared {
             snapshots_out: Semaphore::new(config.limits.snapshots_out_max),
             snapshots_in: Semaphore::new(config.limits.snapshots_in_max),
+            peer_set: Mutex::new(PeerSet::new(config.cluster, config.member)),
+            links: ArcSwap::default(),
             config,
             receiver,
             metrics,
             tasks: tasks.clone(),
             runtime: runtime.handle().clone(),
-            peer_set: ArcSwap::default(),
-            changing: Mutex::default(),
             accepted: Mutex::default(),
             refusals_told: Mutex::default(),
             slots: Mutex::default(),
@@ -124,53 +124,9 @@ impl PeerTransport {
     /// connected. This member itself is left out; the others are sent its URLs.
     pub fn set_peers(&self, peers: Vec<Peer>, removed: BTreeSet<MemberId>) {
         let shared = &self.shared;
-        let mut seen_unlisted = shared.changing.lock();
-        let old = shared.peer_set.load_full();
-        let (mut links, mut unlisted) = (HashMap::new(), BTreeSet::new());
-        let mut own_urls = old.own_urls.clone();
-        let mut new = Vec::new();
-        for peer in peers {
-            if peer.id == shared.config.member {
-                own_urls = peer.urls;
-                continue;
-            }
-            if removed.contains(&peer.id) {
-                continue;
-            }
-            seen_unlisted.remove(&peer.id);
-            let link = match old.links.get(&peer.id) {
-                Some(link) => {
-                    if **link.urls.load() != peer.urls {
-                        link.urls.store(Arc::new(peer.urls));
-                        link.redial.notify_waiters();
-                    }
-                    link.clone()
-                }
-                None => {
-                    let link = Arc::new(Link::new(peer.id, peer.urls, &shared.config, &shared.metrics));
-                    new.push(link.clone());
-                    link
-                }
-            };
-            links.insert(peer.id, link);
-        }
-        for peer in &old.unlisted {
-            let stays = !links.contains_key(peer) && !removed.contains(peer) && shared.has_accepted(*peer);
-            if let (true, Some(link)) = (stays, old.links.get(peer)) {
-                unlisted.insert(*peer);
-                links.insert(*peer, link.clone());
-            }
-        }
-        let gone = old.links.values().filter(|link| !links.contains_key(&link.peer)).cloned().collect::<Vec<_>>();
-        shared.peer_set.store(Arc::new(PeerSet { links, unlisted, removed, own_urls }));
-        for link in gone {
-            link.end();
-            shared.end_accepted(link.peer);
-            shared.slots.lock().remove(&link.peer);
-        }
-        for link in new {
-            shared.connect(&link);
-        }
+        let mut peer_set = shared.peer_set.lock();
+        let changes = peer_set.set_peers(peers, removed, |peer| shared.has_accepted(peer));
+        shared.follow(changes);
     }
 
     /// Where raft puts its messages.
@@ -184,7 +140,7 @@ impl PeerTransport {
     /// # Errors
     /// See [`CallError`]; what the peer answered is passed on unchanged.
     pub async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
-        let calls = match self.shared.peer_set.load().links.get(&to) {
+        let calls = match self.shared.links.load().get(&to) {
             Some(link) => link.calls.clone(),
             None => return Err(CallError::UnknownPeer(to)),
         };
@@ -195,7 +151,7 @@ impl PeerTransport {
 
     /// Since when messages can be sent to this peer without a break.
     pub fn active_since(&self, peer: MemberId) -> Option<Instant> {
-        self.shared.peer_set.load().links.get(&peer)?.active_since()
+        self.shared.links.load().get(&peer)?.active_since()
     }
 
     /// Answers a request for [`PEER_PATH`](super::PEER_PATH) on the peer port and, if it is one of a peer, takes the
@@ -224,7 +180,7 @@ impl PeerTransport {
                 self.shared.metrics.refused.with_label_values(&[refusal.name()]).inc();
             }
         }
-        answer(&self.shared.config, outcome)
+        answer(self.shared.config.cluster, outcome)
     }
 
     /// Decides about a request to connect.
@@ -232,13 +188,7 @@ impl PeerTransport {
     /// # Errors
     /// The reason that the answer gives.
     pub fn judge(&self, headers: &http::HeaderMap) -> Result<Greeting, Refusal> {
-        let peer_set = self.shared.peer_set.load();
-        let known = |member| match peer_set.is_peer(member) {
-            true => Known::Peer,
-            false if takes_unlisted(&self.shared.changing.lock(), member) => Known::Unlisted,
-            false => Known::Unknown,
-        };
-        Hello::judge(headers, &self.shared.config, known, &peer_set.removed)
+        self.shared.peer_set.lock().judge(headers)
     }
 
     /// Serves a connection that passed the handshake; `first` is what arrived with the end of it.
@@ -261,7 +211,7 @@ impl PeerTransport {
 impl Shared {
     #[cfg(test)]
     pub(super) fn link(&self, peer: MemberId) -> Arc<Link> {
-        self.peer_set.load().links[&peer].clone()
+        self.links.load()[&peer].clone()
     }
 
     #[cfg(test)]
@@ -280,8 +230,7 @@ impl Shared {
     }
 
     pub(super) fn hello(&self, to: MemberId, purpose: Purpose) -> Hello {
-        let urls = self.peer_set.load().own_urls.clone();
-        Hello { cluster: self.config.cluster, from: self.config.member, to, purpose, urls }
+        self.peer_set.lock().hello(to, purpose)
     }
 
     /// What is kept of the db snapshots of a peer.
@@ -295,26 +244,28 @@ impl Shared {
         }
     }
 
-    /// Takes in a member of this cluster that is not in the list: this member was away when it was added. What it sends
-    /// reaches consensus, and the answers reach it.
-    fn add_unlisted(self: &Arc<Self>, unlisted: MemberId, urls: Vec<String>) {
-        let mut seen_unlisted = self.changing.lock();
-        let old = self.peer_set.load_full();
-        if old.is_peer(unlisted) || old.removed.contains(&unlisted) || !takes_unlisted(&seen_unlisted, unlisted) {
-            return;
+    /// Opens, moves and ends connections as the peer set has changed, which is locked until then.
+    fn follow(self: &Arc<Self>, changes: PeerChanges) {
+        let mut links = HashMap::clone(&self.links.load());
+        for peer in changes.moved {
+            if let Some(link) = links.get(&peer.id) {
+                link.urls.store(Arc::new(peer.urls));
+                link.redial.notify_waiters();
+            }
         }
-        if let Some(link) = old.links.get(&unlisted) {
-            link.urls.store(Arc::new(urls));
-            return;
+        let new = |peer: Peer| Arc::new(Link::new(peer.id, peer.urls, &self.config, &self.metrics));
+        let added: Vec<_> = changes.added.into_iter().map(new).collect();
+        links.extend(added.iter().map(|link| (link.peer, link.clone())));
+        let ended: Vec<_> = changes.ended.iter().filter_map(|peer| links.remove(peer)).collect();
+        self.links.store(Arc::new(links));
+        for link in ended {
+            link.end();
+            self.end_accepted(link.peer);
+            self.slots.lock().remove(&link.peer);
         }
-        info!(member = %unlisted, ?urls, "a member of this cluster that is not in the list yet has connected");
-        seen_unlisted.insert(unlisted);
-        let link = Arc::new(Link::new(unlisted, urls, &self.config, &self.metrics));
-        let mut peer_set = PeerSet::clone(&old);
-        peer_set.links.insert(unlisted, link.clone());
-        peer_set.unlisted.insert(unlisted);
-        self.peer_set.store(Arc::new(peer_set));
-        self.connect(&link);
+        for link in added {
+            self.connect(&link);
+        }
     }
 
     fn has_accepted(&self, peer: MemberId) -> bool {
@@ -360,9 +311,14 @@ impl Shared {
         Ok(stream)
     }
 
-    fn serve(self: Arc<Self>, mut greeting: Greeting, dialed: Dialed) {
-        if let Some(urls) = greeting.unlisted_urls.take() {
-            self.add_unlisted(greeting.from, urls);
+    fn serve(self: Arc<Self>, greeting: Greeting, dialed: Dialed) {
+        if greeting.unlisted_urls.is_some() {
+            let mut peer_set = self.peer_set.lock();
+            let changes = peer_set.admit(&greeting);
+            for Peer { id, urls } in &changes.added {
+                info!(member = %id, ?urls, "a member of this cluster that is not in the list yet has connected");
+            }
+            self.follow(changes);
         }
         let Greeting { from, purpose, .. } = greeting;
         let key = (from, purpose);
@@ -377,7 +333,7 @@ impl Shared {
             number
         };
         // After the entry is made, so that a change of the list either sees it or is seen here.
-        match self.peer_set.load().links.get(&from) {
+        match self.links.load().get(&from) {
             Some(link) => link.redial.notify_waiters(),
             None => ended.cancel(),
         }
@@ -415,11 +371,6 @@ impl Shared {
     }
 }
 
-/// Whether another unlisted peer is accepted: each unknown id takes memory for as long as this member runs.
-fn takes_unlisted(seen_unlisted: &BTreeSet<MemberId>, unlisted: MemberId) -> bool {
-    seen_unlisted.len() < UNLISTED_MAX || seen_unlisted.contains(&unlisted)
-}
-
 /// Raft's way to the peers.
 pub struct PeerQueue {
     shared: Arc<Shared>,
@@ -427,10 +378,10 @@ pub struct PeerQueue {
 
 impl PeerSink for PeerQueue {
     fn send(&mut self, messages: Vec<Outbound>) {
-        let peer_set = self.shared.peer_set.load();
+        let links = self.shared.links.load();
         for message in messages {
             // A member that left the list gets nothing more.
-            let Some(link) = peer_set.links.get(&message.to) else { continue };
+            let Some(link) = links.get(&message.to) else { continue };
             match message.lane {
                 Lane::Control => {
                     let pushed = link.control.push(message.bytes);

@@ -11,6 +11,10 @@ pub enum PlantedFault {
     ReadsLocalWithLearner,
     /// Apply goes on with the compactions of the old state after a snapshot took its place.
     CompactionOverSnapshot,
+    /// A member that was removed may connect.
+    RemovedPeersAccepted,
+    /// A member that is in no list yet may not connect.
+    UnlistedPeersRefused,
 }
 
 #[cfg(debug_assertions)]
