@@ -2,14 +2,15 @@
 
 use watershed::core::backend::Table;
 use watershed::core::cluster::AddContext;
+use watershed::core::peer::{Purpose, Refusal, answer};
 use watershed::core::raft::{ChangeKind, Lane, Outbound, RaftHandle, plant};
 use watershed::core::server::Bootstrap;
 use watershed::pb::etcdserverpb::{InternalRaftRequest, PutRequest};
-use watershed::types::{KeyRange, MemberId};
+use watershed::types::{ClusterId, KeyRange, MemberId};
 
 use super::checkers::{History, WatchRecord};
 use super::client::{Answer, Ask, Clients, NOBODY, OpId, everything};
-use super::context::{Context, Counts, Event, MILLI, Micros, Mutation, SECOND, Settings, must};
+use super::context::{Context, Counts, Event, MILLI, Micros, Mutation, SECOND, Settings, Work, must};
 use super::disk::{EIO, ENOSPC, Effect, Fault, Kept, Lie, SimDisk};
 use super::model::recode;
 use super::network::{Message, Network};
@@ -35,15 +36,17 @@ pub struct Member {
     /// Scripts that make it fail find the reasons in `failures`.
     pub expect_failures: bool,
     pub failures: Vec<Failure>,
-    /// It was removed from the cluster, and has ended.
+    /// It was removed from the cluster, and ends.
+    retires: bool,
+    /// It has ended for that reason.
     retired: bool,
 }
 
 impl Member {
-    fn new(id: MemberId, first: &[MemberId]) -> Self {
+    fn new(id: MemberId, birth: Bootstrap) -> Self {
         Self {
             id,
-            birth: recover::birth(id, first),
+            birth,
             disk: SimDisk::new(SEGMENT_BYTES),
             process: None,
             boots: 0,
@@ -52,6 +55,7 @@ impl Member {
             lies_once: false,
             expect_failures: false,
             failures: Vec::new(),
+            retires: false,
             retired: false,
         }
     }
@@ -66,8 +70,10 @@ pub struct SimCluster {
     runtime: tokio::runtime::Runtime,
     /// Clients go on.
     busy: bool,
-    /// So many of the next states sent are cut off on their way.
-    pub states_to_lose: u32,
+    /// So many of the next db snapshots are cut off on their way.
+    pub snapshots_to_lose: u32,
+    /// Connections that were ever made.
+    connections: u64,
 }
 
 /// What is left of a simulation that kept all promises.
@@ -119,13 +125,13 @@ impl SimCluster {
         let mut context = Context::new(settings);
         let count = context.settings.members;
         let ids: Vec<MemberId> = (1..=count as u64).map(MemberId).collect();
-        let members = ids.iter().map(|id| Member::new(*id, &ids)).collect();
+        let members = ids.iter().map(|id| Member::new(*id, recover::birth(*id, &ids, Vec::new()))).collect();
         let mut network = Network::default();
         network.grow(count);
         let clients = Clients::new(&mut context, count);
         let watchers = (0..context.settings.watchers).map(|_| Watcher::new(&mut context)).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        Self { context, members, network, clients, watchers, runtime, busy: true, states_to_lose: 0 }
+        Self { context, members, network, clients, watchers, runtime, busy: true, snapshots_to_lose: 0, connections: 0 }
     }
 
     /// Starts members and watchers, and lets chance begin.
@@ -162,14 +168,20 @@ impl SimCluster {
                 if let Some(process) = place.process.as_mut().filter(|process| process.boot == boot) {
                     let done = process.work(&mut self.context, work);
                     self.after_work(member, done);
+                    if matches!(work, Work::Tick) {
+                        self.keep_connected(member);
+                    }
                 }
             }
             Event::Deliver(message) => self.deliver(message),
-            Event::StateSent { member, boot, to, delivered } => {
+            Event::SnapshotSent { member, boot, to, delivered } => {
                 self.tell(member, boot, &event, |raft| raft.snapshot_sent(to, delivered));
             }
             Event::Unreachable { member, boot, to } => self.tell(member, boot, &event, |raft| raft.unreachable(to)),
             Event::Retire(member) => {
+                let place = &self.members[member];
+                let removed = self.context.truth.cluster.is_removed(place.id);
+                must!(self.context, removed, "{} ends as a removed member, and is none", place.id);
                 self.end(member, false);
                 self.members[member].retired = true;
             }
@@ -240,7 +252,7 @@ impl SimCluster {
             return false;
         };
         let from = std::mem::replace(&mut asked.member, to);
-        if from == to || self.network.is_cut(&self.context, from, to) {
+        if from == to || self.connection(from, to, Purpose::Calls).is_none() {
             return false;
         }
         self.context.after(2 * MILLI, Event::Request(op));
@@ -248,49 +260,144 @@ impl SimCluster {
     }
 
     fn deliver(&mut self, message: Box<Message>) {
-        let to = message.to;
+        let mut to = message.to;
+        if self.postponed(to, &Event::Deliver(message.clone())) {
+            return;
+        }
         if message.db_snapshot.is_some() {
-            return self.deliver_state(message);
+            return self.deliver_snapshot(&message);
         }
-        if !self.network.arrives(&self.context, &message) || self.postponed(to, &Event::Deliver(message.clone())) {
+        if !self.arrives(&message) {
+            if message.outbound.lane == Lane::Append {
+                let (member, boot) = (message.from, message.boot);
+                self.context.after(MILLI, Event::Unreachable { member, boot, to: message.outbound.to });
+            }
             return;
         }
-        if self.members[to].process.is_none() && message.outbound.lane == Lane::Append {
-            let (member, boot) = (message.from, message.boot);
-            self.context.after(MILLI, Event::Unreachable { member, boot, to: message.outbound.to });
-            return;
+        if self.context.mutated(Mutation::WrongMember) && self.context.one_in(200) {
+            to = message.from;
         }
-        // The transport knows who was removed.
-        let knows = |process: &&mut Process| !process.cluster().is_removed(message.sender);
-        if let Some(process) = self.members[to].process.as_mut().filter(knows) {
+        if let Some(process) = self.members[to].process.as_mut() {
             process.receive(&mut self.context, message.sender, &message.outbound.bytes);
         }
     }
 
-    /// A whole state has arrived, or not; its sender hears of it.
-    fn deliver_state(&mut self, message: Box<Message>) {
+    /// A db snapshot has arrived, or not; its sender hears of it.
+    fn deliver_snapshot(&mut self, message: &Message) {
         let to = message.to;
-        if self.postponed(to, &Event::Deliver(message.clone())) {
-            return;
-        }
-        let aborted = self.states_to_lose > 0 || (self.context.faulty && self.context.one_in(4));
-        self.states_to_lose = self.states_to_lose.saturating_sub(1);
+        let aborted = self.snapshots_to_lose > 0 || (self.context.faulty && self.context.one_in(4));
+        self.snapshots_to_lose = self.snapshots_to_lose.saturating_sub(1);
         let mut delivered = false;
-        if let (Some(db_snapshot), Some(process)) = (&message.db_snapshot, self.members[to].process.as_mut())
-            && !aborted
-            && self.network.arrives(&self.context, &message)
-            && !process.cluster().is_removed(message.sender)
+        if !aborted
+            && self.arrives(message)
+            && let (Some(db_snapshot), Some(process)) = (&message.db_snapshot, self.members[to].process.as_mut())
         {
-            let done = process.receive_state(&mut self.context, message.sender, &message.outbound.bytes, db_snapshot);
+            let bytes = &message.outbound.bytes;
+            let done = process.receive_snapshot(&mut self.context, message.sender, bytes, db_snapshot);
             delivered = done.as_ref().is_ok_and(|accepted| *accepted);
             self.after_work(to, done.map(|_| ()));
         }
-        self.context.note("state", [message.from as u64, to as u64, delivered.into()]);
-        let told = Event::StateSent { member: message.from, boot: message.boot, to: message.outbound.to, delivered };
+        self.context.note("snapshot", [message.from as u64, to as u64, delivered.into()]);
+        let told = Event::SnapshotSent { member: message.from, boot: message.boot, to: message.outbound.to, delivered };
         self.context.after(MILLI, told);
     }
 
-    /// Members that were added begin, and those that were removed end.
+    /// Whether the connection of a message is still open.
+    fn arrives(&self, message: &Message) -> bool {
+        let Some(process) = &self.members[message.to].process else { return false };
+        let key = (message.sender, purpose_of(message.outbound.lane));
+        let open = process.transport.borrow().accepted.get(&key) == Some(&message.connection);
+        if open {
+            let removed = process.cluster().is_removed(message.sender);
+            must!(self.context, !removed, "{} takes messages of a removed member", process.member);
+        }
+        open && !self.network.is_cut(&self.context, message.from, message.to)
+    }
+
+    /// Tries to connect to every peer.
+    fn keep_connected(&mut self, member: usize) {
+        let Some(process) = &self.members[member].process else { return };
+        let peers: Vec<MemberId> = process.transport.borrow().peers.peers().collect();
+        for peer in peers {
+            if let Some(to) = self.place_of(peer) {
+                self.connection(member, to, Purpose::Control);
+            }
+        }
+    }
+
+    fn place_of(&self, id: MemberId) -> Option<usize> {
+        self.members.iter().position(|member| member.id == id)
+    }
+
+    /// The open connection between two members, which is made if need be and if both want it.
+    fn connection(&mut self, from: usize, to: usize, purpose: Purpose) -> Option<u64> {
+        let answers = self.members[to].paused_until <= self.context.now;
+        let (sender, receiver) = (self.members[from].process.as_ref()?, self.members[to].process.as_ref()?);
+        let (mut dialling, mut accepting) =
+            (sender.transport.try_borrow_mut().ok()?, receiver.transport.try_borrow_mut().ok()?);
+        let (dialled, accepted) = ((receiver.member, purpose), (sender.member, purpose));
+        let open = dialling.dialled.get(&dialled).filter(|number| accepting.accepted.get(&accepted) == Some(number));
+        if let Some(&number) = open
+            && purpose != Purpose::Snapshot
+        {
+            return Some(number);
+        }
+        let cut = self.network.is_cut(&self.context, from, to) || self.network.is_cut(&self.context, to, from);
+        let urls = dialling.peers.urls(receiver.member)?;
+        must!(self.context, *urls == recover::member(receiver.member).peer_urls, "{urls:?} are of another member");
+        if cut || !answers {
+            return None;
+        }
+        let hello = dialling.peers.hello(receiver.member, purpose);
+        let request = hello.request("member").expect("a request");
+        let judged = accepting.peers.judge(request.headers());
+        if let Ok(greeting) = &judged {
+            accepting.peers.admit(greeting);
+        }
+        let response = answer(ClusterId(1), judged.map(drop));
+        match hello.answered(response.status(), response.headers()) {
+            Ok(Ok(())) => {
+                self.connections += 1;
+                dialling.dialled.insert(dialled, self.connections);
+                accepting.accepted.insert(accepted, self.connections);
+                Some(self.connections)
+            }
+            Ok(Err(Refusal::Removed)) => {
+                let by = receiver.member;
+                drop((dialling, accepting));
+                if let Some(process) = self.members[from].process.as_mut() {
+                    process.told_removed(&mut self.context, by);
+                }
+                self.retire_if_removed(from);
+                None
+            }
+            Ok(Err(Refusal::UnknownMember)) => {
+                self.context.counts.unknown_peers += 1;
+                None
+            }
+            other => self.context.fail(format_args!("{} answers {} with {other:?}", receiver.member, sender.member)),
+        }
+    }
+
+    /// Every connection from one member to another breaks.
+    fn reset(&mut self, from: usize, to: usize) {
+        let id = self.members[from].id;
+        if let Some(process) = &self.members[to].process {
+            process.transport.borrow_mut().accepted.retain(|(sender, _), _| *sender != id);
+        }
+    }
+
+    /// A process that knows that it was removed stops, which takes a moment.
+    fn retire_if_removed(&mut self, member: usize) {
+        let place = &mut self.members[member];
+        if !place.retires && place.process.as_ref().is_some_and(|process| process.removed) {
+            place.retires = true;
+            let delay = self.context.random.u64(..SECOND);
+            self.context.after(delay, Event::Retire(member));
+        }
+    }
+
+    /// Members that were added begin.
     fn follow_members(&mut self) {
         for (kind, id) in std::mem::take(&mut self.context.truth.changed) {
             let Some(member) = self.members.iter().position(|member| member.id == id) else { continue };
@@ -299,11 +406,7 @@ impl SimCluster {
                     let delay = self.context.random.u64(..2 * SECOND);
                     self.context.after(delay, Event::Start(member));
                 }
-                ChangeKind::Remove => {
-                    let delay = self.context.random.u64(..3 * SECOND);
-                    self.context.after(delay, Event::Retire(member));
-                }
-                ChangeKind::Update => {}
+                ChangeKind::Remove | ChangeKind::Update => {}
             }
             let known = |(at, member): (usize, &Member)| self.context.truth.cluster.member(member.id).map(|_| at);
             self.clients.members = self.members.iter().enumerate().filter_map(known).collect();
@@ -323,20 +426,33 @@ impl SimCluster {
         let Some(process) = self.members[member].process.as_mut() else { return };
         let outbox = std::mem::take(&mut process.outbox);
         for outbound in outbox {
-            let Some(to) = self.members.iter().position(|member| member.id == outbound.to) else { continue };
+            let Some(to) = self.place_of(outbound.to) else { continue };
+            let connection = self.connection(member, to, purpose_of(outbound.lane));
             let Some(process) = self.members[member].process.as_ref() else { return };
+            let Some(connection) = connection else {
+                let (boot, to, delivered) = (process.boot, outbound.to, false);
+                match outbound.lane {
+                    Lane::Control => {}
+                    // Who is no peer is not even dialled.
+                    _ if !process.transport.borrow().peers.contains(to) => {}
+                    Lane::Append => self.context.after(MILLI, Event::Unreachable { member, boot, to }),
+                    Lane::Snapshot => self.context.after(MILLI, Event::SnapshotSent { member, boot, to, delivered }),
+                }
+                continue;
+            };
             if outbound.lane != Lane::Snapshot {
-                self.network.send(&mut self.context, process, to, outbound);
+                self.network.send(&mut self.context, process, to, outbound, connection);
                 continue;
             }
             match process.db_snapshot(&outbound.bytes) {
                 Ok((bytes, db_snapshot)) => {
                     let outbound = Outbound { bytes, ..outbound };
-                    self.network.send_state(&mut self.context, process, to, outbound, db_snapshot);
+                    self.network.send_snapshot(&mut self.context, process, to, outbound, connection, db_snapshot);
                 }
                 Err(failure) => return self.after_work(member, Err(failure)),
             }
         }
+        self.retire_if_removed(member);
     }
 
     fn start(&mut self, member: usize) {
@@ -485,8 +601,8 @@ impl SimCluster {
                 self.context.note("network", [kind.into(), member as u64, until]);
             }
             85..90 => {
-                self.network.reset(member, other);
-                self.network.reset(other, member);
+                self.reset(member, other);
+                self.reset(other, member);
             }
             90..94 if count > 1 => self.transfer(member, other),
             94..100 => self.change_members(),
@@ -541,7 +657,8 @@ impl SimCluster {
 
     /// Makes room for a member that may be added.
     pub fn add_place(&mut self, id: MemberId) {
-        self.members.push(Member::new(id, &[]));
+        let running = self.context.truth.cluster.members().cloned().collect();
+        self.members.push(Member::new(id, recover::birth(id, &[], running)));
         self.network.grow(self.members.len());
     }
 
@@ -605,6 +722,18 @@ impl SimCluster {
         must!(self.context, lives == 0, "{lives} leases live on without a renewal");
         self.caught_up();
         self.compacted();
+        self.removed_have_ended();
+    }
+
+    /// Whoever was removed has learned it, from its own log or from a member that it dialled.
+    fn removed_have_ended(&self) {
+        let removed = |member: &&Member| self.context.truth.cluster.is_removed(member.id);
+        for process in self.members.iter().filter(removed).filter_map(|member| member.process.as_ref()) {
+            let peers: Vec<MemberId> = process.transport.borrow().peers.peers().collect();
+            let known =
+                peers.iter().filter_map(|peer| self.place_of(*peer)).any(|at| self.clients.members.contains(&at));
+            must!(self.context, !known, "{} was removed, dials {peers:?} and goes on", process.member);
+        }
     }
 
     /// Every compaction has removed what it forgets.
@@ -702,6 +831,14 @@ impl SimCluster {
         let events = self.context.truth.model.events(&range, 0, i64::MAX).len() as u64;
         self.context.note("end", [self.context.truth.committed(), events, 0]);
         Summary { trace: self.context.trace, counts: self.context.counts }
+    }
+}
+
+fn purpose_of(lane: Lane) -> Purpose {
+    match lane {
+        Lane::Control => Purpose::Control,
+        Lane::Append => Purpose::Append,
+        Lane::Snapshot => Purpose::Snapshot,
     }
 }
 

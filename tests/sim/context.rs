@@ -23,8 +23,8 @@ pub enum Event {
     Process { member: usize, boot: u32, work: Work },
     /// A message reaches the member it is for.
     Deliver(Box<Message>),
-    /// A member learns what became of the state it sent.
-    StateSent { member: usize, boot: u32, to: MemberId, delivered: bool },
+    /// A member learns what became of the db snapshot it sent.
+    SnapshotSent { member: usize, boot: u32, to: MemberId, delivered: bool },
     /// A member learns that nobody answers where it sends to.
     Unreachable { member: usize, boot: u32, to: MemberId },
     /// A member that was removed ends for ever.
@@ -141,6 +141,7 @@ counts!(
     leader_changes,
     proposed_again,
     snapshots,
+    unknown_peers,
     members_changed,
     transfers,
     operations,

@@ -1,13 +1,13 @@
 //! Every kind of check can fail: for each there is a fault planted in the simulator, and a run that finds it.
 //! docs/reliability.md lists them.
 
-use watershed::core::raft::PlantedFault;
+use watershed::core::raft::{PlantedFault, plant};
 
 use super::context::{Mutation, Settings};
-use super::{cluster, settings};
+use super::{cluster, scripts, settings};
 
 /// What is planted, how many members it takes, and the words of the check that finds it.
-const PLANTED: [(Mutation, usize, &[&str]); 16] = [
+const PLANTED: [(Mutation, usize, &[&str]); 17] = [
     (Mutation::DiskLies, 1, &["does not start", "is committed", "came before it", "the log says"]),
     (Mutation::ReadWithoutIndex, 3, &["a read shows"]),
     (Mutation::ReadBeforeApplied, 3, &["a read shows"]),
@@ -32,6 +32,7 @@ const PLANTED: [(Mutation, usize, &[&str]); 16] = [
     (Mutation::InDriver(PlantedFault::ReadsLocalBeforeReplay), 1, &["a read shows", "although it was promised"]),
     (Mutation::InDriver(PlantedFault::ReadsLocalWithLearner), 1, &["a read shows", "while its reads were local"]),
     (Mutation::InDriver(PlantedFault::CompactionOverSnapshot), 3, &["does not finish the compaction"]),
+    (Mutation::InDriver(PlantedFault::RemovedPeersAccepted), 3, &["takes messages of a removed member"]),
 ];
 
 #[test]
@@ -55,6 +56,23 @@ fn planted_faults_are_found() {
         found.push(format!("{mutation:?} (simulation {seed}): {text}"));
     }
     println!("{}", found.join("\n"));
+}
+
+/// Faults that chance hardly ever makes visible, and the script that does.
+#[test]
+fn planted_faults_are_found_by_scripts() {
+    quiet_planted_faults();
+    let played = |fault| {
+        let script = move || {
+            plant(Some(fault));
+            scripts::follows_an_unknown_leader();
+        };
+        let run = std::thread::Builder::new().name("planted".into()).spawn(script);
+        run.expect("a thread").join().expect_err("the fault was not found")
+    };
+    let failure = played(PlantedFault::UnlistedPeersRefused);
+    let text = failure.downcast_ref::<&str>().copied().unwrap_or_default();
+    assert!(text.contains("was not heard"), "found by another check: {text}");
 }
 
 /// Keeps panics quiet that are expected.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use watershed::core::raft::{Lane, Outbound};
 use watershed::types::MemberId;
 
-use super::context::{Context, Event, MILLI, Micros, Mutation, SECOND};
+use super::context::{Context, Event, MILLI, Micros, SECOND};
 use super::process::Process;
 
 /// One direction between two members.
@@ -15,8 +15,6 @@ struct Link {
     cut_until: Micros,
     /// Until then messages are lost, doubled and late.
     bad_until: Micros,
-    /// Counts resets: what was under way before one is lost.
-    resets: u32,
 }
 
 /// A message under way.
@@ -27,7 +25,8 @@ pub struct Message {
     /// The run of the sender.
     pub boot: u32,
     pub to: usize,
-    resets: u32,
+    /// What it travels on; lost with it.
+    pub connection: u64,
     pub outbound: Outbound,
     /// What goes with the announcement of a state.
     pub db_snapshot: Option<Arc<Vec<u8>>>,
@@ -52,10 +51,6 @@ impl Network {
         self.links[from][to].bad_until = until;
     }
 
-    pub fn reset(&mut self, from: usize, to: usize) {
-        self.links[from][to].resets += 1;
-    }
-
     pub fn heal(&mut self) {
         for link in self.links.iter_mut().flatten() {
             (link.cut_until, link.bad_until) = (0, 0);
@@ -67,7 +62,7 @@ impl Network {
     }
 
     /// Sends a message on its way, or loses it.
-    pub fn send(&self, context: &mut Context, sender: &Process, to: usize, outbound: Outbound) {
+    pub fn send(&self, context: &mut Context, sender: &Process, to: usize, outbound: Outbound, connection: u64) {
         let from = sender.place;
         let link = self.links[from][to];
         if link.cut_until > context.now {
@@ -84,45 +79,38 @@ impl Network {
                 true => context.random.u64(MILLI..400 * MILLI),
                 false => context.random.u64(MILLI / 5..3 * MILLI),
             };
-            let to = if context.mutated(Mutation::WrongMember) && context.one_in(200) { from } else { to };
-            self.deliver(context, sender, to, delay, outbound.clone(), None);
+            deliver(context, sender, to, delay, outbound.clone(), connection, None);
         }
     }
 
-    /// Sends a whole state, which takes its time.
-    pub fn send_state(
+    /// Sends a db snapshot, which takes its time.
+    pub fn send_snapshot(
         &self,
         context: &mut Context,
         sender: &Process,
         to: usize,
         outbound: Outbound,
+        connection: u64,
         db_snapshot: Vec<u8>,
     ) {
         let delay = context.random.u64(10 * MILLI..2 * SECOND);
-        self.deliver(context, sender, to, delay, outbound, Some(Arc::new(db_snapshot)));
+        deliver(context, sender, to, delay, outbound, connection, Some(Arc::new(db_snapshot)));
     }
+}
 
-    fn deliver(
-        &self,
-        context: &mut Context,
-        sender: &Process,
-        to: usize,
-        delay: Micros,
-        outbound: Outbound,
-        db_snapshot: Option<Arc<Vec<u8>>>,
-    ) {
-        let (from, boot, sender) = (sender.place, sender.boot, sender.member);
-        let resets = self.links[from][to].resets;
-        let message = Message { from, sender, boot, to, resets, outbound, db_snapshot };
-        context.counts.messages += 1;
-        context.after(delay, Event::Deliver(Box::new(message)));
-    }
-
-    /// Whether a message arrives after all.
-    pub fn arrives(&self, context: &Context, message: &Message) -> bool {
-        let link = self.links[message.from][message.to];
-        link.resets == message.resets && link.cut_until <= context.now
-    }
+fn deliver(
+    context: &mut Context,
+    sender: &Process,
+    to: usize,
+    delay: Micros,
+    outbound: Outbound,
+    connection: u64,
+    db_snapshot: Option<Arc<Vec<u8>>>,
+) {
+    let (from, boot, sender) = (sender.place, sender.boot, sender.member);
+    let message = Message { from, sender, boot, to, connection, outbound, db_snapshot };
+    context.counts.messages += 1;
+    context.after(delay, Event::Deliver(Box::new(message)));
 }
 
 fn is_proposal(outbound: &Outbound) -> bool {

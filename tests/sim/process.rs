@@ -45,7 +45,7 @@ use super::context::{Context, Event, MILLI, Micros, Mutation, SECOND, Work};
 use super::disk::SimDisk;
 use super::model::{Reply, TTL_MIN, recode};
 use super::recover;
-use super::surroundings::{Due, Happened, SimAccess, SimObserver, SimPeers, SimSink, SimWriter};
+use super::surroundings::{Due, Happened, SimAccess, SimObserver, SimPeers, SimSink, SimTransport, SimWriter};
 
 /// As in the program with its defaults.
 pub const TICK: Micros = 100 * MILLI;
@@ -98,6 +98,11 @@ pub struct Process {
     writer: SimWriter,
     sink: SimSink,
     peers: SimPeers,
+    pub transport: Rc<RefCell<SimTransport>>,
+    /// Whether this member may end because others say that it was removed.
+    told_removed: Vec<oneshot::Receiver<bool>>,
+    /// It was removed, and ends.
+    pub removed: bool,
     /// It has failed, and ends soon.
     ending: bool,
     apply: ApplyDriver<SimObserver>,
@@ -194,8 +199,16 @@ impl Process {
         let tasks = Tasks::new();
         let watchers = watcher_set(&metrics, member, boot, &tasks);
 
+        let mut transport = SimTransport::new(member);
+        match opened.members.members().next() {
+            Some(_) => transport.set_peers(opened.members.members(), opened.members.removed()),
+            None => transport.set_peers(birth.running.iter(), opened.members.removed()),
+        }
+        let transport = Rc::new(RefCell::new(transport));
         let happened = Rc::<RefCell<Happened>>::default();
         let observer = SimObserver {
+            member,
+            transport: transport.clone(),
             raft: raft.clone(),
             watch: watch.clone(),
             leases: lease_clock.clone(),
@@ -235,6 +248,9 @@ impl Process {
             writer,
             sink,
             peers,
+            transport,
+            told_removed: Vec::new(),
+            removed: false,
             ending: false,
             apply,
             applied: apply_handle,
@@ -366,6 +382,12 @@ impl Process {
         self.follow(context);
     }
 
+    /// A member that was dialled has answered that this one was removed.
+    pub fn told_removed(&mut self, context: &mut Context, by: MemberId) {
+        self.told_removed.push(self.raft.told_removed(by));
+        self.follow(context);
+    }
+
     /// Puts a membership change into the log, if this member leads.
     pub fn change_members(&mut self, context: &mut Context, kind: ChangeKind, member: MemberId, json: Vec<u8>) {
         let change = ProposedChange { request: self.access.request_id(), kind, member, context: json.into() };
@@ -439,6 +461,7 @@ impl Process {
             None => {}
         }
         let happened = std::mem::take(&mut *self.happened.borrow_mut());
+        self.removed |= happened.removed;
         for index in happened.installed {
             self.marked = self.marked.max(index);
             context.counts.snapshots += 1;
@@ -484,7 +507,7 @@ impl Process {
     }
 
     /// A snapshot has arrived. Tells whether the transfer succeeded.
-    pub fn receive_state(
+    pub fn receive_snapshot(
         &mut self,
         context: &mut Context,
         from: MemberId,
@@ -595,6 +618,14 @@ impl Process {
             self.access.pending.resolve(Vec::new(), self.raft.term());
         }
         self.follow_leases(context);
+        let removed = &mut self.removed;
+        self.told_removed.retain_mut(|may_end| match may_end.try_recv() {
+            Ok(may) => {
+                *removed |= may;
+                false
+            }
+            Err(error) => error == oneshot::error::TryRecvError::Empty,
+        });
         let mut writes = std::mem::take(&mut self.writes);
         writes.retain_mut(|write| match self.advance(context, write) {
             Some(answer) => {

@@ -13,10 +13,11 @@ use super::disk::SimDisk;
 /// Small, so that a member that was away needs a state instead of entries.
 const CATCH_UP_ENTRIES: u64 = 4;
 
-/// What a member begins its life with. `first` are the first members of the cluster, none for one that is added later.
-pub fn birth(id: MemberId, first: &[MemberId]) -> Bootstrap {
+/// What a member begins its life with. `first` are the first members of the cluster; one that is added later has
+/// `running`, those of the running cluster, instead.
+pub fn birth(id: MemberId, first: &[MemberId], running: Vec<Member>) -> Bootstrap {
     let metadata = WalMetadata { member: id, cluster: ClusterId(1) };
-    Bootstrap { metadata, first: first.iter().map(|id| member(*id)).collect(), running: Vec::new() }
+    Bootstrap { metadata, first: first.iter().map(|id| member(*id)).collect(), running }
 }
 
 /// A member as it is proposed.

@@ -148,6 +148,44 @@ fn of_two_voters_one_is_removed() {
     assert!(alone > ROUNDS / 10 && alone < ROUNDS, "{alone} of {ROUNDS} were removed while nothing got through");
 }
 
+/// A voter was cut off while a member was added and became the leader: it hears the leader that is in none of its lists.
+#[test]
+fn a_member_that_was_away_follows_a_leader_it_does_not_know() {
+    follows_an_unknown_leader();
+}
+
+/// The script of that name; planted faults run it, too.
+pub fn follows_an_unknown_leader() {
+    let mut stage = Stage::new(3, 20);
+    let leader = stage.leader();
+    let away = stage.other_than(&[leader]);
+    let added = MemberId(4);
+    stage.cluster.add_place(added);
+    stage.isolate(away, 12 * SECOND);
+    let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(added) };
+    for (kind, json) in [
+        (ChangeKind::AddLearner, AddContext::add(member, 1).to_json()),
+        (ChangeKind::AddVoter, AddContext::promote(added).to_json()),
+    ] {
+        stage.play(|cluster| cluster.propose_members(leader, kind, added, json));
+        stage.run_for(4 * ELECTION);
+    }
+    let process = stage.cluster.members[leader].process.as_mut().expect("it leads");
+    process.raft.transfer_leader(added);
+    stage.play(|cluster| cluster.poke(leader));
+    stage.run_for(2 * ELECTION);
+    assert_eq!(stage.leaders(), [3], "the added member leads");
+    let knows = |stage: &Stage| {
+        stage.cluster.members[away].process.as_ref().is_some_and(|process| process.cluster().member(added).is_some())
+    };
+    assert!(!knows(&stage), "the one that was away knows nothing of it");
+    stage.run_for(6 * ELECTION);
+    assert!(knows(&stage), "the unknown leader was not heard");
+    assert_eq!(stage.leaders(), [3]);
+    stage.write_within(away, ELECTION);
+    stage.play(|cluster| cluster.compare_members());
+}
+
 /// Whoever was stopped does not answer from the past. The answers are checked as they arrive.
 #[test]
 fn a_leader_that_was_paused_shows_nothing_stale() {
@@ -309,13 +347,13 @@ fn a_state_that_is_cut_off_again_and_again_arrives() {
     let behind = stage.other_than(&[leader]);
     stage.isolate(behind, 20 * SECOND);
     stage.write_many(leader, 80);
-    stage.cluster.states_to_lose = 20;
+    stage.cluster.snapshots_to_lose = 20;
     for _ in 0..120 {
         stage.run_for(SECOND);
         let leader = stage.leader();
         stage.write_within(leader, SECOND);
     }
-    assert_eq!(stage.cluster.states_to_lose, 0, "all of them were cut off");
+    assert_eq!(stage.cluster.snapshots_to_lose, 0, "all of them were cut off");
     let applied = stage.cluster.members[behind].process.as_ref().map(|process| process.applied().0);
     assert_eq!(applied, Some(stage.cluster.context.truth.committed()));
     stage.play(|cluster| cluster.compare_members());

@@ -2,7 +2,7 @@
 //! apply.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,9 +16,9 @@ use watershed::core::alarm::AlarmStore;
 use watershed::core::apply::{
     AppliedRequest, Applier, ApplyObserver, LeaseFact, ProposalOutcome, SharedPendingRequests,
 };
-use watershed::core::cluster::ClusterStore;
+use watershed::core::cluster::{ClusterStore, Member};
 use watershed::core::mvcc::{OperationCounts, RevisionEvents};
-use watershed::core::peer::CallError;
+use watershed::core::peer::{CallError, Peer, PeerSet, Purpose};
 use watershed::core::raft::{
     CommitSink, Committed, GroupWriter, MembersDecision, Outbound, PeerSink, PersistGroup, Proposal, ProposeError,
     RaftHandle, RaftStatus, WalDriver, WalJob,
@@ -26,7 +26,7 @@ use watershed::core::raft::{
 use watershed::core::server::{Failure, LeaderAccess, LeaseClock, ReadIndex};
 use watershed::core::watch::CoreWatch;
 use watershed::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest};
-use watershed::types::{LeaseId, LogIndex, LogPosition, MemberId, Term};
+use watershed::types::{ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Term};
 
 use super::context::Mutation;
 use super::disk::SimDisk;
@@ -170,15 +170,44 @@ impl PeerSink for SimPeers {
     }
 }
 
-/// What apply did, for the counters.
+/// The peers of one process and its connections. A connection has a number, and is open as long as both sides have it.
+pub struct SimTransport {
+    pub peers: PeerSet,
+    pub dialled: BTreeMap<(MemberId, Purpose), u64>,
+    pub accepted: BTreeMap<(MemberId, Purpose), u64>,
+}
+
+impl SimTransport {
+    pub fn new(member: MemberId) -> Self {
+        let peers = PeerSet::new(ClusterId(1), member);
+        Self { peers, dialled: BTreeMap::new(), accepted: BTreeMap::new() }
+    }
+
+    /// Follows the member list.
+    pub fn set_peers<'a>(&mut self, members: impl Iterator<Item = &'a Member>, removed: &BTreeSet<MemberId>) {
+        let members = members.map(|member| Peer { id: member.member_id(), urls: member.peer_urls.clone() });
+        let accepted = &self.accepted;
+        let is_connected = |peer| accepted.keys().any(|(from, _)| *from == peer);
+        for ended in self.peers.set_peers(members.collect(), removed.clone(), is_connected).ended {
+            self.dialled.retain(|(peer, _), _| *peer != ended);
+            self.accepted.retain(|(peer, _), _| *peer != ended);
+        }
+    }
+}
+
+/// What apply did.
 #[derive(Default)]
 pub struct Happened {
+    /// This member was removed.
+    pub removed: bool,
     pub installed: Vec<LogIndex>,
     pub compactions: u64,
 }
 
-/// Passes what apply did on to watchers, deadlines and consensus, as the server does.
+/// Passes what apply did on to watchers, deadlines, connections and consensus, as the server does.
 pub struct SimObserver {
+    pub member: MemberId,
+    pub transport: Rc<RefCell<SimTransport>>,
     pub raft: RaftHandle,
     pub watch: CoreWatch,
     pub leases: Arc<LeaseClock>,
@@ -210,13 +239,17 @@ impl ApplyObserver for SimObserver {
         self.raft.members_decided(decisions);
     }
 
-    fn records(&mut self, _: &ClusterStore, _: &AlarmStore) {}
+    fn records(&mut self, cluster: &ClusterStore, _: &AlarmStore) {
+        self.transport.borrow_mut().set_peers(cluster.members(), cluster.removed());
+        self.happened.borrow_mut().removed |= cluster.is_removed(self.member);
+    }
 
     fn installed(&mut self, applier: &Applier) {
         if self.mutation != Some(Mutation::NoJump) {
             self.watch.jump();
         }
         self.leases.replace(applier.leases());
+        self.records(applier.cluster(), applier.alarms());
         self.happened.borrow_mut().installed.push(applier.position().index);
     }
 

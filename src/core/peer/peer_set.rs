@@ -82,9 +82,10 @@ impl PeerSet {
             }
             listed.insert(peer.id, peer.urls);
         }
-        let unlisted = self.unlisted.iter().filter(|(peer, _)| {
-            !listed.contains_key(*peer) && !self.removed.contains(*peer) && is_connected(**peer)
-        });
+        let unlisted = self
+            .unlisted
+            .iter()
+            .filter(|(peer, _)| !listed.contains_key(*peer) && !self.removed.contains(*peer) && is_connected(**peer));
         let unlisted: BTreeMap<_, _> = unlisted.map(|(peer, urls)| (*peer, urls.clone())).collect();
         let gone = |peer: &&MemberId| !listed.contains_key(*peer) && !unlisted.contains_key(*peer);
         changes.ended = self.listed.keys().chain(self.unlisted.keys()).filter(gone).copied().collect();
