@@ -7,6 +7,10 @@
 //! `ctl` and `bench` are the tools.
 //! ARCHITECTURE.md has the picture, `tests/architecture.rs` holds who may import whom.
 
+// For the simulated disk of `tests/`, which the log's own tests use as well.
+#[cfg(test)]
+extern crate self as watershed;
+
 pub mod api_error;
 pub mod bench;
 pub mod bolt;

@@ -102,6 +102,11 @@ impl SimDisk {
         Self { inner: Arc::new(Mutex::new(inner)), segment_bytes, run: 0 }
     }
 
+    /// An independent disk that begins with what this one has.
+    pub fn copy(&self) -> Self {
+        Self::with(self.image(), self.segment_bytes)
+    }
+
     /// The files and folders as they are now.
     pub fn image(&self) -> Image {
         self.inner.lock().image.clone()

@@ -1,12 +1,14 @@
 mod crash;
 mod damage;
+#[path = "../../../tests/disk/mod.rs"]
+mod disk;
 mod format;
-mod sim;
 
 use bytes::Bytes;
 use std::path::Path;
 
-use self::sim::SimDisk;
+use self::disk::{EIO, Effect, Fault, Kept, SimDisk};
+use super::disk::{WalDisk, WalFile};
 use super::*;
 use crate::types::{ClusterId, LogIndex, LogPosition, MemberId, Term};
 
@@ -33,6 +35,40 @@ fn reopen(disk: &SimDisk, from: LogPosition) -> Result<(Wal<SimDisk>, Recovered)
     Wal::open(disk.clone(), dir(), from)
 }
 
+/// Files in the log's folder.
+fn names(disk: &SimDisk) -> Vec<String> {
+    disk.list(dir()).unwrap()
+}
+
+/// The bytes of a file in the log's folder.
+fn read(disk: &SimDisk, name: &str) -> Vec<u8> {
+    let file = disk.open(&dir().join(name)).unwrap();
+    let mut bytes = vec![0; file.size().unwrap() as usize];
+    assert_eq!(file.read_at(0, &mut bytes).unwrap(), bytes.len());
+    bytes
+}
+
+/// Replaces the bytes of a file in the log's folder.
+fn write(disk: &SimDisk, name: &str, bytes: &[u8]) {
+    let mut file = disk.open(&dir().join(name)).unwrap();
+    file.truncate(0).unwrap();
+    file.write_at(0, bytes).unwrap();
+    file.sync_data().unwrap();
+}
+
+/// From now on only this many operations succeed; the ones that fail do nothing, or a part of what they are to do.
+fn fail_after(disk: &SimDisk, operations: u64) {
+    let effect = if operations.is_multiple_of(2) { Effect::Nothing } else { Effect::Some };
+    disk.fail(Fault { after: operations, code: EIO, effect, lasts: true });
+}
+
+/// What may be left after a power loss now.
+fn after_power_loss(disk: &SimDisk, random: &mut fastrand::Rng) -> SimDisk {
+    let left = disk.copy();
+    left.lose_power(Kept::ALL[random.usize(..Kept::ALL.len())], random);
+    left
+}
+
 #[test]
 fn what_was_synced_is_read_back() {
     let disk = SimDisk::new(4096);
@@ -50,7 +86,7 @@ fn what_was_synced_is_read_back() {
     assert_eq!(recovered.base, LogPosition::default());
     assert_eq!(recovered.cut, None);
     assert_eq!(wal.last_index(), LogIndex(50));
-    assert!(disk.names().len() >= 3, "several segments: {:?}", disk.names());
+    assert!(names(&disk).len() >= 3, "several segments: {:?}", names(&disk));
     drop(wal);
     let (_, recovered) = reopen(&disk, at(45, 3)).unwrap();
     assert_eq!(recovered.entries, entries[45..]);
@@ -178,12 +214,12 @@ fn release_deletes_whole_segments_and_keeps_the_position() {
         wal.append(&[entry(index, 1, 60)], None).unwrap();
         wal.sync().unwrap();
     }
-    let before = disk.names().len();
+    let before = names(&disk).len();
     wal.release(LogIndex(20), 2).unwrap();
-    let after = disk.names().len();
+    let after = names(&disk).len();
     assert!(after < before, "{before} {after}");
     wal.release(LogIndex(40), 5).unwrap();
-    assert_eq!(disk.names().len(), 5, "{:?}", disk.names());
+    assert_eq!(names(&disk).len(), 5, "{:?}", names(&disk));
     drop(wal);
     assert!(matches!(reopen(&disk, LogPosition::default()), Err(WalError::Missing { .. })));
     let (_, recovered) = reopen(&disk, at(39, 1)).unwrap();
@@ -195,7 +231,7 @@ fn any_failed_call_closes_the_log() {
     for failing in 0..60 {
         let disk = SimDisk::new(600);
         let Ok(mut wal) = Wal::create(disk.clone(), dir(), METADATA) else { unreachable!("nothing fails yet") };
-        disk.fail_after(failing);
+        fail_after(&disk, failing);
         let mut failed = false;
         for index in 1..=12 {
             let result = wal.append(&[entry(index, 1, 60)], None).and_then(|()| wal.sync());

@@ -69,17 +69,17 @@ fn every_power_loss_leaves_what_was_synced() {
             let disk = SimDisk::new(segment_bytes);
             let mut model = Model { possible: vec![Vec::new()] };
             let mut wal = Wal::create(disk.clone(), dir(), METADATA).unwrap();
-            disk.fail_after(cut_at);
+            fail_after(&disk, cut_at);
             live(&mut wal, &mut model, 20, &mut rng);
             drop(wal);
             for variant in 0..4 {
                 let what = format!("seed {seed} cut at {cut_at} variant {variant}");
-                let mut left = disk.after_power_loss(&mut rng);
+                let mut left = after_power_loss(&disk, &mut rng);
                 // Power fails again while the log is recovered, a few times.
                 for again in 0..3 {
-                    left.fail_after(again);
+                    fail_after(&left, again);
                     let _ = reopen(&left, LogPosition::default());
-                    left = left.after_power_loss(&mut rng);
+                    left = after_power_loss(&left, &mut rng);
                     states += 1;
                 }
                 let entries = recovered(&left, &model, &what);
@@ -97,13 +97,16 @@ fn every_power_loss_leaves_what_was_synced() {
 
 #[test]
 fn a_power_loss_while_a_log_is_made_leaves_none_or_a_whole_one() {
+    let whole = SimDisk::new(4096);
+    Wal::create(whole.clone(), dir(), METADATA).unwrap();
+    let operations = whole.changes();
     let mut made = 0;
     for seed in 0..200 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let disk = SimDisk::new(4096);
-        disk.fail_after(seed % 9);
+        fail_after(&disk, seed % (operations + 1));
         let created = Wal::create(disk.clone(), dir(), METADATA).is_ok();
-        let left = disk.after_power_loss(&mut rng);
+        let left = after_power_loss(&disk, &mut rng);
         if left.exists(dir()).unwrap() {
             reopen(&left, LogPosition::default()).unwrap();
             made += 1;

@@ -14,12 +14,6 @@ fn sample(segment_bytes: u64) -> (SimDisk, Vec<WalEntry>, usize) {
     (disk, entries, 32)
 }
 
-fn names(disk: &SimDisk) -> Vec<String> {
-    let mut names = disk.names();
-    names.sort();
-    names
-}
-
 fn used(bytes: &[u8]) -> usize {
     bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)
 }
@@ -27,7 +21,7 @@ fn used(bytes: &[u8]) -> usize {
 /// Opens a damaged copy; a prefix has to begin with all synced groups but the last.
 fn check_damaged(disk: &SimDisk, name: &str, bytes: Vec<u8>, entries: &[WalEntry], settled: usize, what: &str) -> bool {
     let damaged = disk.copy();
-    damaged.write(name, bytes);
+    write(&damaged, name, &bytes);
     match reopen(&damaged, LogPosition::default()) {
         Ok((mut wal, recovered)) => {
             let count = recovered.entries.len();
@@ -56,7 +50,7 @@ fn check_damaged(disk: &SimDisk, name: &str, bytes: Vec<u8>, entries: &[WalEntry
 fn every_truncation_of_the_last_record_is_cut() {
     let (disk, entries, settled) = sample(1200);
     let name = names(&disk).pop().unwrap();
-    let bytes = disk.read(&name);
+    let bytes = read(&disk, &name);
     let end = used(&bytes).next_multiple_of(8);
     for size in end - 120..end {
         let opened = check_damaged(&disk, &name, bytes[..size].to_vec(), &entries, settled, &format!("size {size}"));
@@ -77,7 +71,7 @@ fn flipped_bytes_are_cut_at_the_end_and_refused_elsewhere() {
     let mut rng = fastrand::Rng::with_seed(7);
     let (mut opened, mut refused) = (0, 0);
     for (place, name) in names.iter().enumerate() {
-        let bytes = disk.read(name);
+        let bytes = read(&disk, name);
         for offset in 0..used(&bytes) {
             let mut flipped = bytes.clone();
             flipped[offset] ^= 1 << rng.u8(..8);
@@ -109,7 +103,7 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
 fn a_damaged_length_in_front_of_another_record_is_refused() {
     let (disk, entries, settled) = sample(1 << 16);
     let name = names(&disk).pop().unwrap();
-    let bytes = disk.read(&name);
+    let bytes = read(&disk, &name);
     let frames = frames(&bytes);
     let (mut flips, mut sector_starts) = (0, 0);
     for &start in &frames[..frames.len() - 2] {
@@ -132,7 +126,7 @@ fn a_damaged_length_in_front_of_another_record_is_refused() {
 fn a_lost_sector_inside_synced_groups_is_refused() {
     let (disk, entries, settled) = sample(1 << 16);
     let name = names(&disk).pop().unwrap();
-    let bytes = disk.read(&name);
+    let bytes = read(&disk, &name);
     let mut zeroed = bytes.clone();
     zeroed[512..1024].fill(0);
     assert!(used(&bytes) > 1100, "{}", used(&bytes));
@@ -147,15 +141,15 @@ fn hostile_records_are_refused_without_their_memory() {
         wal.append(&[entry(1, 3, 20)], Some(&state(3, 1))).unwrap();
         wal.sync().unwrap();
         drop(wal);
-        let name = disk.names().pop().unwrap();
-        let mut bytes = disk.read(&name);
+        let name = names(&disk).pop().unwrap();
+        let mut bytes = read(&disk, &name);
         let end = used(&bytes).next_multiple_of(8);
         let mut frame = super::super::record::test_frame(&bytes[..end], kind, data);
         if let Some(length) = length {
             frame[..8].copy_from_slice(&length.to_le_bytes());
         }
         bytes[end..end + frame.len()].copy_from_slice(&frame);
-        disk.write(&name, bytes);
+        write(&disk, &name, &bytes);
         reopen(&disk, LogPosition::default())
     };
     let entry_bytes = |term: u64, index: u64, kind: i32| {

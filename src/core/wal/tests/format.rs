@@ -15,7 +15,7 @@ fn a_small_log_has_these_bytes() {
     let hello = WalEntry { kind: WalEntryKind::Normal, term: Term(2), index: LogIndex(1), data };
     wal.append(&[hello], Some(&HardState { term: Term(2), vote: None, commit: LogIndex(0) })).unwrap();
     wal.sync().unwrap();
-    let bytes = disk.read("0000000000000000-0000000000000000.wal");
+    let bytes = read(&disk, "0000000000000000-0000000000000000.wal");
     let expected = hex("
         0400000000000084 08041000 00000000
         1200000000000086 0801 1080a5f1f907 1a08 089e9d02 10f89b03 000000000000
