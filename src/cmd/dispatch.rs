@@ -2,9 +2,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use super::process::{answer, refuse};
+use super::usage::version;
 use crate::config::{ConfigError, Variables, parse_server_config};
 use crate::ctl::Program;
-use crate::types::API_VERSION;
 
 const HELP: &str = "\
 Watershed, a coordination store with the etcd v3 API and its access tier
@@ -37,7 +37,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
 /// The server, unless the first word names one of etcd's two proxies.
 fn run_as_etcd(args: &[OsString]) -> u8 {
     match args.first().and_then(|arg| arg.to_str()) {
-        Some("gateway" | "grpc-proxy" | "--version" | "-version") => run_as_watershed(args),
+        Some("gateway" | "grpc-proxy") => run_as_watershed(args),
         _ => super::server::run(args),
     }
 }
@@ -70,21 +70,6 @@ fn help() -> u8 {
         Err(ConfigError::Help(flags)) => answer(&format!("{HELP}\n{flags}")),
         _ => answer(HELP),
     }
-}
-
-/// etcd's four lines, so that scripts which read them go on working, and our own.
-fn version() -> u8 {
-    answer(&format!(
-        "etcd Version: {API_VERSION}\nGit SHA: {}\nGo Version: none\nGo OS/Arch: {}/{}\nWatershed Version: {}\n",
-        option_env!("WATERSHED_GIT_SHA").unwrap_or("not recorded"),
-        std::env::consts::OS,
-        match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        },
-        env!("CARGO_PKG_VERSION"),
-    ))
 }
 
 #[cfg(test)]

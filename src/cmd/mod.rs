@@ -13,5 +13,6 @@ pub mod gateway;
 pub mod grpc_proxy;
 mod process;
 pub mod server;
+mod usage;
 
 pub use dispatch::run;

@@ -8,8 +8,9 @@ use anyhow::Context;
 use futures::future::OptionFuture;
 use tracing::{error, info, warn};
 
-use super::process::{answer, notify_ready, raise_descriptor_limit, refuse};
-use crate::config::{ConfigError, PeerTlsFiles, ServerConfig, Variables, parse_server_config};
+use super::process::{notify_ready, raise_descriptor_limit, refuse};
+use super::usage::no_server;
+use crate::config::{PeerTlsFiles, ServerConfig, Variables, parse_server_config};
 use crate::core::peer::PeerTls;
 use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests};
 use crate::listener::{self, ListenerConfig, Serving, WorkerId};
@@ -28,11 +29,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_server_config(args, &Variables::of_process("ETCD_")) {
         Ok(config) => config,
-        Err(ConfigError::Help(help)) => return answer(&help),
-        Err(error) => {
-            refuse(&error);
-            return error.exit_code();
-        }
+        Err(error) => return no_server(&error),
     };
     if let Err(error) = init_logging(&config.log) {
         return refuse(error);

@@ -1,22 +1,32 @@
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-/// Why the flags of a mode give no configuration, on one line that names the flag; [`Help`](Self::Help) is not an error.
+/// Why the flags of a mode give no configuration, on one line that names the flag; [`Help`](Self::Help) and
+/// [`Version`](Self::Version) are no errors.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the texts name the fields")]
 pub enum ConfigError {
     /// The operator asked for the list of flags.
     #[error("{0}")]
     Help(String),
-    #[error("flag provided but not defined: --{0} (--help lists the flags)")]
+    /// The operator asked for the version.
+    #[error("version")]
+    Version,
+    #[error("flag provided but not defined: -{0}")]
     Unknown(String),
     #[error("{0:?} is not a valid flag")]
     Stray(String),
-    #[error("flag needs an argument: --{0}")]
+    #[error("flag needs an argument: -{0}")]
     MissingValue(String),
-    #[error("invalid value {value:?} for flag --{flag}: {reason}")]
+    #[error("invalid value {value:?} for flag -{flag}: {reason}")]
     Invalid { flag: String, value: String, reason: String },
+    #[error("invalid boolean value {value:?} for -{flag}: parse error")]
+    InvalidBool { flag: String, value: String },
     #[error("invalid value {value:?} for {variable}: {reason}")]
     InvalidVariable { variable: String, value: String, reason: String },
+    /// The configuration file, or what it says.
+    #[error("{}: {reason}", path.display())]
+    File { path: PathBuf, reason: String },
     /// Flag and variable at once: etcd refuses to choose.
     #[error(
         "conflicting environment variable {variable:?} is shadowed by corresponding command-line flag \
@@ -37,6 +47,8 @@ pub enum ConfigError {
     #[error("--{flag}: {reason}")]
     Value { flag: &'static str, reason: String },
 
+    #[error("enabling feature gate {gate} requires enabling feature gate {needed}")]
+    GateNeeded { gate: &'static str, needed: &'static str },
     /// Clients would be told an address where nobody listens.
     #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
     AdvertiseMissing,
@@ -69,9 +81,7 @@ impl ConfigError {
     /// form), 1 for what it finds later.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Unknown(_) | Self::MissingValue(_) | Self::Invalid { .. } => 2,
-            Self::Url { source: UrlError::Scheme(_) | UrlError::HostPort(_) | UrlError::Path(_), .. } => 2,
-            Self::Value { flag: "initial-cluster-state" | "feature-gates", .. } => 2,
+            Self::Unknown(_) | Self::MissingValue(_) | Self::Invalid { .. } | Self::InvalidBool { .. } => 2,
             _ => 1,
         }
     }

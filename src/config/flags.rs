@@ -1,28 +1,62 @@
-use std::any::TypeId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgMatches, Command, FromArgMatches};
 
 use super::error::ConfigError;
+use super::file;
+use super::flag_type::FlagType;
 use super::golang::parse_bool;
+
+/// The flag that names the configuration file, in a mode that has one.
+const CONFIG_FILE: &str = "config-file";
+
+/// Where the value of a flag comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The command line.
+    Argument,
+    /// The environment.
+    Variable,
+    /// This line of the configuration file.
+    File(usize),
+}
 
 /// What a mode was told, before it is checked.
 #[derive(Debug)]
 pub struct Parsed {
     /// The values, for `T::from_arg_matches`.
     pub matches: ArgMatches,
-    /// Flags given as an argument or a variable, without dashes.
-    pub given: BTreeSet<String>,
+    /// Flags that are given, without dashes, with what they were told.
+    pub given: BTreeMap<String, (String, Source)>,
     /// Variables with our prefix that name no flag.
     pub unknown_variables: Vec<String>,
+    /// The configuration file, if there is one: it replaces arguments and variables.
+    pub file: Option<PathBuf>,
+    /// Its keys that mean nothing, with their lines.
+    pub unknown_keys: Vec<(String, usize)>,
+    variables: Variables,
 }
 
 impl Parsed {
     /// Whether the operator gave this flag.
     pub fn is_given(&self, flag: &str) -> bool {
-        self.given.contains(flag)
+        self.given.contains_key(flag)
+    }
+
+    /// Why the value of this flag is wrong, in the words that fit where it comes from.
+    pub fn wrong(&self, flag: &str, reason: String) -> ConfigError {
+        let given = self.given.get(flag);
+        let value = given.map(|(value, _)| value.clone()).unwrap_or_default();
+        wrong(flag, value, given.map(|(_, source)| *source), reason, &self.variables, self.file.as_ref())
+    }
+
+    /// Flags whose variable is used.
+    pub fn variables_used(&self) -> impl Iterator<Item = String> {
+        let from_variables = self.given.iter().filter(|(_, (_, source))| *source == Source::Variable);
+        from_variables.map(|(flag, _)| self.variables.name_of(flag))
     }
 
     /// Reads the values into a struct that derives `clap::Parser`.
@@ -65,7 +99,8 @@ impl Variables {
 
 /// Reads flags in the syntax of etcd's users: `-f` or `--f`, `--f=v` or `--f v`, `--f` alone and `--f=false` for
 /// booleans; the last of repeated flags wins. Variables stand in for flags that are not given; both at once is an
-/// error.
+/// error. A configuration file, named by `--config-file` or its variable, replaces both: then no other flag and no
+/// other variable counts.
 ///
 /// `command` comes from a struct that derives `clap::Parser`, all of its arguments with long names.
 ///
@@ -74,26 +109,81 @@ impl Variables {
 pub fn parse_flags(command: Command, args: &[OsString], variables: &Variables) -> Result<Parsed, ConfigError> {
     let mut command = command.disable_version_flag(true).args_override_self(true).no_binary_name(true);
     command.build();
-    let known: BTreeMap<String, bool> = command
-        .get_arguments()
-        .filter_map(|arg| Some((arg.get_long()?.to_owned(), arg.get_value_parser().type_id() == TypeId::of::<bool>())))
-        .collect();
-    let mut values = from_arguments(&mut command, &known, args)?;
-    let arguments: BTreeSet<String> = values.keys().cloned().collect();
-    let unknown_variables = add_variables(&mut values, &known, variables)?;
-    let flags = values.iter().map(|(flag, value)| format!("--{flag}={value}"));
-    let matches = command.clone().try_get_matches_from(flags).map_err(|error| match refused(&error, &values) {
-        ConfigError::Invalid { flag, value, reason } if !arguments.contains(&flag) => {
-            ConfigError::InvalidVariable { variable: variables.name_of(&flag), value, reason }
+    let known: BTreeMap<String, FlagType> =
+        command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), FlagType::of(arg)))).collect();
+    let arguments = from_arguments(&mut command, &known, args)?;
+    let mut given: BTreeMap<String, (String, Source)> =
+        arguments.into_iter().map(|(flag, value)| (flag, (value, Source::Argument))).collect();
+    let path = known.get(CONFIG_FILE).and_then(|_| {
+        let argument = given.get(CONFIG_FILE).map(|(path, _)| path.into()).filter(|path: &OsString| !path.is_empty());
+        argument.or_else(|| variables.values.get(&variables.name_of(CONFIG_FILE)).cloned())
+    });
+    let Some(path) = path.map(PathBuf::from) else {
+        let unknown_variables = add_variables(&mut given, &known, variables)?;
+        let matches = matches(&command, &given, &known, variables, None)?;
+        let variables = variables.clone();
+        return Ok(Parsed { matches, given, unknown_variables, file: None, unknown_keys: Vec::new(), variables });
+    };
+    // What the command line says is not used, yet it has to be well formed.
+    matches(&command, &given, &known, variables, None)?;
+    let asks_for_version = given.remove("version");
+    let from_file = file::read(&path, &known)?;
+    let line = |flag: &str| Source::File(from_file.lines.get(flag).copied().unwrap_or_default());
+    given = from_file.values.into_iter().map(|(flag, value)| (flag.clone(), (value, line(&flag)))).collect();
+    given.insert(CONFIG_FILE.to_owned(), (path.to_string_lossy().into_owned(), Source::Argument));
+    given.extend(asks_for_version.map(|version| ("version".to_owned(), version)));
+    let matches = matches(&command, &given, &known, variables, Some(&path))?;
+    Ok(Parsed {
+        matches,
+        given,
+        unknown_variables: Vec::new(),
+        file: Some(path),
+        unknown_keys: from_file.unknown,
+        variables: variables.clone(),
+    })
+}
+
+/// Has the values parsed.
+fn matches(
+    command: &Command,
+    given: &BTreeMap<String, (String, Source)>,
+    known: &BTreeMap<String, FlagType>,
+    variables: &Variables,
+    file: Option<&PathBuf>,
+) -> Result<ArgMatches, ConfigError> {
+    let flags = given.iter().map(|(flag, (value, _))| format!("--{flag}={value}"));
+    command.clone().try_get_matches_from(flags).map_err(|error| {
+        let Some((flag, value, reason)) = refused(&error, given, known) else {
+            return ConfigError::Other(one_line(&error));
+        };
+        let source = given.get(&flag).map(|(_, source)| *source);
+        wrong(&flag, value, source, reason, variables, file)
+    })
+}
+
+fn wrong(
+    flag: &str,
+    value: String,
+    source: Option<Source>,
+    reason: String,
+    variables: &Variables,
+    file: Option<&PathBuf>,
+) -> ConfigError {
+    match (source, file) {
+        (Some(Source::Variable), _) => {
+            ConfigError::InvalidVariable { variable: variables.name_of(flag), value, reason }
         }
-        error => error,
-    })?;
-    Ok(Parsed { matches, given: values.into_keys().collect(), unknown_variables })
+        (Some(Source::File(line)), Some(path)) => ConfigError::File {
+            path: path.clone(),
+            reason: format!("line {line}: invalid value {value:?} for {flag}: {reason}"),
+        },
+        _ => ConfigError::Invalid { flag: flag.to_owned(), value, reason },
+    }
 }
 
 fn from_arguments(
     command: &mut Command,
-    known: &BTreeMap<String, bool>,
+    known: &BTreeMap<String, FlagType>,
     args: &[OsString],
 ) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut values = BTreeMap::new();
@@ -111,14 +201,12 @@ fn from_arguments(
         }
         let value = match (known.get(name), inline) {
             (None, _) => return Err(ConfigError::Unknown(name.to_owned())),
-            (Some(true), None) => "true".to_owned(),
-            (Some(true), Some(value)) => boolean(value).map_err(|reason| ConfigError::Invalid {
-                flag: name.to_owned(),
-                value: value.to_owned(),
-                reason,
-            })?,
-            (Some(false), Some(value)) => value.to_owned(),
-            (Some(false), None) => {
+            (Some(FlagType::Bool), None) => "true".to_owned(),
+            (Some(FlagType::Bool), Some(value)) => parse_bool(value)
+                .map_err(|_| ConfigError::InvalidBool { flag: name.to_owned(), value: value.to_owned() })?
+                .to_string(),
+            (Some(_), Some(value)) => value.to_owned(),
+            (Some(_), None) => {
                 let next = rest.next().ok_or_else(|| ConfigError::MissingValue(name.to_owned()))?;
                 next.to_str().ok_or_else(|| ConfigError::NotUtf8(next.clone()))?.to_owned()
             }
@@ -130,42 +218,51 @@ fn from_arguments(
 
 /// Adds what only variables say and returns those that name no flag.
 fn add_variables(
-    values: &mut BTreeMap<String, String>,
-    known: &BTreeMap<String, bool>,
+    given: &mut BTreeMap<String, (String, Source)>,
+    known: &BTreeMap<String, FlagType>,
     variables: &Variables,
 ) -> Result<Vec<String>, ConfigError> {
     let mut unknown = variables.values.clone();
-    for (flag, &is_boolean) in known {
+    // Containers set ETCD_VERSION for other purposes; etcd does not read it either.
+    for (flag, kind) in known.iter().filter(|(flag, _)| *flag != "version") {
         let variable = variables.name_of(flag);
         let Some(value) = unknown.remove(&variable) else { continue };
-        if values.contains_key(flag) {
+        if given.contains_key(flag) {
             return Err(ConfigError::Shadowed { variable, flag: flag.clone() });
         }
         let value = value.into_string().map_err(ConfigError::NotUtf8)?;
-        let value = match is_boolean {
-            true => boolean(&value).map_err(|reason| ConfigError::InvalidVariable { variable, value, reason })?,
-            false => value,
+        let value = match kind {
+            FlagType::Bool => match parse_bool(&value) {
+                Ok(value) => value.to_string(),
+                Err(_) => return Err(ConfigError::InvalidVariable { variable, value, reason: "parse error".into() }),
+            },
+            _ => value,
         };
-        values.insert(flag.clone(), value);
+        given.insert(flag.clone(), (value, Source::Variable));
     }
     Ok(unknown.into_keys().collect())
 }
 
-fn boolean(value: &str) -> Result<String, String> {
-    parse_bool(value).map(|value| value.to_string())
-}
-
-/// Names the flag and the value in the parser's complaint.
-fn refused(error: &clap::Error, values: &BTreeMap<String, String>) -> ConfigError {
+/// Flag, value and reason in the parser's complaint, the reason in Go's words where Go has a fixed one.
+fn refused(
+    error: &clap::Error,
+    given: &BTreeMap<String, (String, Source)>,
+    known: &BTreeMap<String, FlagType>,
+) -> Option<(String, String, String)> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
-    let Some(argument) = text(ContextKind::InvalidArg) else { return ConfigError::Other(one_line(error)) };
+    let argument = text(ContextKind::InvalidArg)?;
     let flag = argument.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default().to_owned();
-    let value = text(ContextKind::InvalidValue).or(values.get(&flag).map(String::as_str)).unwrap_or_default();
-    let reason = std::error::Error::source(error).map_or_else(|| "not accepted".to_owned(), ToString::to_string);
-    ConfigError::Invalid { value: value.to_owned(), flag, reason }
+    let value = text(ContextKind::InvalidValue).or(given.get(&flag).map(|(value, _)| value.as_str()));
+    let value = value.unwrap_or_default().to_owned();
+    let reason = match known.get(&flag) {
+        Some(FlagType::Integer) if value.parse::<i128>().is_ok_and(|number| number >= 0) => "value out of range".into(),
+        Some(FlagType::Integer | FlagType::Duration) => "parse error".to_owned(),
+        _ => std::error::Error::source(error).map_or_else(|| "not accepted".to_owned(), ToString::to_string),
+    };
+    Some((flag, value, reason))
 }
 
 fn one_line(error: &clap::Error) -> String {
@@ -214,15 +311,14 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_flag() {
-        assert_eq!(parse("--nme a", &[]), "flag provided but not defined: --nme (--help lists the flags)");
+        assert_eq!(parse("--nme a", &[]), "flag provided but not defined: -nme");
         assert_eq!(parse("extra", &[]), "\"extra\" is not a valid flag");
-        assert_eq!(parse("--name", &[]), "flag needs an argument: --name");
-        assert_eq!(
-            parse("--quick=maybe", &[]),
-            "invalid value \"maybe\" for flag --quick: strconv.ParseBool: parsing \"maybe\": invalid syntax"
-        );
+        assert_eq!(parse("--name", &[]), "flag needs an argument: -name");
+        assert_eq!(parse("--quick=maybe", &[]), "invalid boolean value \"maybe\" for -quick: parse error");
         let refused = parse("--quota-bytes 1k", &[]);
-        assert_eq!(refused, "invalid value \"1k\" for flag --quota-bytes: invalid digit found in string");
+        assert_eq!(refused, "invalid value \"1k\" for flag -quota-bytes: parse error");
+        let refused = parse("--quota-bytes 99999999999999999999", &[]);
+        assert_eq!(refused, "invalid value \"99999999999999999999\" for flag -quota-bytes: value out of range");
         assert!(parse("-h", &[]).contains("--quota-bytes"));
     }
 
@@ -231,9 +327,9 @@ mod tests {
         assert_eq!(parse("", &[("ETCD_NAME", "v"), ("ETCD_QUICK", "1"), ("OTHER", "y")]), "v true 3");
         assert_eq!(parse("", &[("ETCD_NAME", ""), ("ETCD_NMAE", "1")]), "x false 3 ETCD_NMAE");
         let bad = parse("", &[("ETCD_QUICK", "maybe")]);
-        assert_eq!(bad, "invalid value \"maybe\" for ETCD_QUICK: strconv.ParseBool: parsing \"maybe\": invalid syntax");
+        assert_eq!(bad, "invalid value \"maybe\" for ETCD_QUICK: parse error");
         let bad = parse("", &[("ETCD_QUOTA_BYTES", "1k")]);
-        assert_eq!(bad, "invalid value \"1k\" for ETCD_QUOTA_BYTES: invalid digit found in string");
+        assert_eq!(bad, "invalid value \"1k\" for ETCD_QUOTA_BYTES: parse error");
         let both = parse("--name a", &[("ETCD_NAME", "b")]);
         assert!(both.starts_with("conflicting environment variable \"ETCD_NAME\" is shadowed by"), "{both}");
     }

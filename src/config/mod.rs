@@ -1,16 +1,19 @@
 //! What the operator wrote, turned into what the rooms receive.
 //!
-//! Arguments and variables enter through `flags.rs`, which understands the flag syntax etcd's users know, and become a
+//! Arguments and variables enter through `flags.rs`, which understands the flag syntax etcd's users know, or from the file of `--config-file` (`file/`), and become a
 //! `Raw…Config`, one per mode; its `TryFrom` gives the config the rooms get and is the only place that checks. A flag of
 //! etcd that has no effect is in the one table of `unsupported.rs` instead. Errors are in `error.rs`, the notations of Go in
 //! `golang.rs`. Read `flags.rs` first, then `server/` for the biggest example.
 
 mod error;
+mod file;
+mod flag_type;
 mod flags;
 mod gateway;
 pub mod golang;
 mod log;
 mod proxy;
+mod removed;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -18,10 +21,11 @@ mod unsupported;
 mod url;
 
 pub use error::{ConfigError, UrlError};
-pub use flags::{Parsed, Variables, parse_flags};
+pub use flags::{Parsed, Source, Variables, parse_flags};
 pub use gateway::{GatewayConfig, parse_gateway_config};
 pub use golang::GoDuration;
 pub use proxy::{Advertise, ProxyConfig, UpstreamPings, parse_proxy_config};
+pub use removed::removed_flag;
 pub use server::{
     AutoCompaction, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsFiles, Quota, Resolve, ServerConfig,
     parse_server_config, same_urls,

@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn a_refusal_names_the_flag() {
         for (line, part) in [
-            ("--listen-addr=nope", "--listen-addr: must have the form host:port"),
+            ("--listen-addr=nope", "-listen-addr: must have the form host:port"),
             ("--listen-addr=a.b:1", "--listen-addr: must be HOST:PORT"),
             ("--listen-addr=127.0.0.1:x", "--listen-addr: must end with a port number"),
             ("--endpoints=https://a:1", "--endpoints: endpoint \"https://a:1\": TLS (https) is not supported yet"),
@@ -276,8 +276,8 @@ mod tests {
             ("--auto-tls", "--auto-tls is not supported yet"),
             ("--discovery-srv=example.com", "--discovery-srv is not supported yet"),
             ("--resolver-prefix=x", "--resolver-prefix is not supported yet"),
-            ("--max-concurrent-streams=-1", "for flag --max-concurrent-streams"),
-            ("--nonsense", "flag provided but not defined: --nonsense"),
+            ("--max-concurrent-streams=-1", "for flag -max-concurrent-streams"),
+            ("--nonsense", "flag provided but not defined: -nonsense"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(part) && !error.contains('\n'), "{line}: {error}");

@@ -11,7 +11,7 @@ use clap::{Command, CommandFactory};
 use super::gateway::RawGatewayConfig;
 use super::proxy::RawProxyConfig;
 use super::server::RawServerConfig;
-use super::unsupported::{Mode, add_to};
+use super::unsupported::{Mode, Support, add_to, unsupported_flags};
 
 /// The fields of a struct in a source.
 fn fields<'a>(source: &'a str, name: &str) -> Vec<&'a str> {
@@ -95,5 +95,43 @@ fn every_flag_is_declared_once_and_its_default_is_accepted() {
         // Fails for a flag that has an effect and is in the table of those without.
         command.clone().debug_assert();
         command.try_get_matches_from::<_, &str>([]).expect("defaults are values");
+    }
+}
+
+/// Every flag of the server of etcd 3.7.1.
+const ETCD_SERVER_FLAGS: &str = "
+    advertise-client-urls auth-token auth-token-ttl auto-compaction-mode auto-compaction-retention auto-tls
+    backend-batch-interval backend-batch-limit backend-bbolt-freelist-type bcrypt-cost
+    bootstrap-defrag-threshold-megabytes cert-file cipher-suites client-cert-allowed-hostname client-cert-auth
+    client-cert-file client-crl-file client-key-file cluster-active-size cluster-remove-delay cluster-sync-interval
+    compact-hash-check-time compaction-batch-limit compaction-sleep-interval config config-file corrupt-check-time cors
+    data-dir discovery-cacert discovery-cert discovery-dial-timeout discovery-endpoints discovery-fallback
+    discovery-insecure-skip-tls-verify discovery-insecure-transport discovery-keepalive-time discovery-keepalive-timeout
+    discovery-key discovery-password discovery-request-timeout discovery-srv discovery-srv-name discovery-token
+    discovery-user distributed-tracing-address distributed-tracing-instance-id distributed-tracing-sampling-rate
+    distributed-tracing-service-name downgrade-check-time election-timeout enable-distributed-tracing
+    enable-grpc-gateway enable-log-rotation enable-pprof feature-gates force force-new-cluster grpc-keepalive-interval
+    grpc-keepalive-min-time grpc-keepalive-timeout heartbeat-interval host-whitelist initial-advertise-peer-urls
+    initial-cluster initial-cluster-state initial-cluster-token initial-election-tick-advance key-file
+    listen-client-http-urls listen-client-urls listen-metrics-urls listen-peer-urls log-format log-level log-outputs
+    log-rotation-config-json logger max-concurrent-streams max-learners max-request-bytes max-result-buffer
+    max-retry-attempts max-snapshots max-txn-ops max-wals memory-mlock metrics name peer-auto-tls
+    peer-cert-allowed-cn peer-cert-allowed-hostname peer-cert-file peer-client-cert-auth peer-client-cert-file
+    peer-client-key-file peer-crl-file peer-election-timeout peer-heartbeat-interval peer-key-file
+    peer-skip-client-san-verification peer-trusted-ca-file pre-vote quota-backend-bytes raft-read-timeout
+    raft-write-timeout retry-interval self-signed-cert-validity snapshot snapshot-catchup-entries snapshot-count
+    socket-reuse-address socket-reuse-port strict-reconfig-check tls-max-version tls-min-version trusted-ca-file
+    unsafe-no-fsync v v2-deprecation version vv wal-dir warning-apply-duration warning-unary-request-duration
+    watch-progress-notify-interval";
+
+#[test]
+fn every_flag_of_etcd_is_known_under_its_name() {
+    let command = add_to(RawServerConfig::command(), Mode::Server);
+    let known = |name: &str| command.get_arguments().any(|arg| arg.get_long() == Some(name));
+    let unknown: Vec<&str> = ETCD_SERVER_FLAGS.split_whitespace().filter(|name| !known(name)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    // The rows without effect give their reason, except where a refusal says it.
+    for flag in unsupported_flags(Mode::Server).filter(|flag| flag.support == Support::Ignored) {
+        assert!(!flag.why.is_empty(), "{flag:?}");
     }
 }

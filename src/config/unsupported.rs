@@ -215,7 +215,6 @@ const GROUPS: &[Group] = &[
         &[Server],
         "",
         &[
-            ("config-file", Text, ""),
             ("listen-client-http-urls", Text, ""),
             ("socket-reuse-port", Bool, "false"),
             ("socket-reuse-address", Bool, "false"),

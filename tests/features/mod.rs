@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod compaction;
+mod configuration;
 mod ctl;
 mod floods;
 mod gateway;

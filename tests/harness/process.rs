@@ -47,6 +47,17 @@ pub struct Process {
 impl Process {
     /// Starts `program`; both its outputs go to a file in `folder`.
     pub fn start<A: AsRef<OsStr>>(program: &Path, args: &[A], folder: &Path, name: &str) -> Self {
+        Self::start_with(program, args, &[], folder, name)
+    }
+
+    /// The same with variables, which are the only ones of etcd's or ours that it sees.
+    pub fn start_with<A: AsRef<OsStr>>(
+        program: &Path,
+        args: &[A],
+        variables: &[(&str, &str)],
+        folder: &Path,
+        name: &str,
+    ) -> Self {
         raise_descriptor_limit();
         let log = folder.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log).expect("log file");
@@ -58,6 +69,7 @@ impl Process {
         }
         let child = command
             .args(args)
+            .envs(variables.iter().copied())
             .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("log file"))

@@ -3,13 +3,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::error::{ConfigError, UrlError};
-use super::super::flags::{Parsed, Variables};
-use super::super::unsupported::{Mode, ignored_flags, read_flags};
+use super::super::flags::Variables;
+use super::super::unsupported::{Mode, read_flags};
 use super::super::url::{ListenUrl, advertised_url, each};
-use super::cluster::{InitialCluster, InitialState};
+use super::cluster::InitialCluster;
+use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
 use super::peer_tls::PeerTlsFiles;
 use super::raw::RawServerConfig;
-use super::values::{AutoCompaction, IntegrityChecks, Quota, read_feature_gates};
+use super::values::{AutoCompaction, IntegrityChecks, Quota};
 use crate::telemetry::LogConfig;
 
 /// The longest `--election-timeout`, in milliseconds.
@@ -24,7 +25,6 @@ const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
 /// Minimum of the gRPC library, which etcd does not change when the flag is 0.
 pub(in crate::config) const KEEPALIVE_MIN_TIME: Duration = Duration::from_secs(300);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
-const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 
 /// The checked configuration of a server.
@@ -110,54 +110,30 @@ pub struct ServerConfig {
     pub notices: Vec<Notice>,
 }
 
-/// Something about the flags that does not stop the start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// The flag has no effect here (debug).
-    Ignored(&'static str),
-    /// The variable names no flag (warn).
-    UnknownVariable(String),
-    /// Larger than recommended (warn).
-    LargeRequests(u64),
-    /// The interval between progress notifications was raised to the shortest one (warn).
-    ShortProgressInterval(Duration),
-}
-
-impl Notice {
-    /// Writes the log line.
-    pub fn log(&self) {
-        match self {
-            Self::Ignored(flag) => tracing::debug!(flag, "flag has no effect"),
-            Self::UnknownVariable(variable) => tracing::warn!(variable, "unrecognized environment variable"),
-            Self::LargeRequests(bytes) => {
-                tracing::warn!(max_request_bytes = bytes, "exceeded recommended request limit of 10 MiB");
-            }
-            Self::ShortProgressInterval(asked) => tracing::warn!(
-                ?asked,
-                minimum = ?PROGRESS_INTERVAL_MIN,
-                "adjusting watch progress notify interval to minimum period"
-            ),
-        }
-    }
-}
-
 /// Reads and checks the server's arguments and its `ETCD_*` variables. Touches neither disk nor network.
 ///
 /// # Errors
 /// The first thing that is wrong, naming the flag; also the answer to `--help`.
 pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<ServerConfig, ConfigError> {
-    let (raw, parsed) = read_flags::<RawServerConfig>(Mode::Server, args, variables)?;
-    let mut config = ServerConfig::try_from(raw)?;
-    config.notices.extend(notices(parsed));
+    let (mut raw, parsed) = read_flags::<RawServerConfig>(Mode::Server, args, variables)?;
+    if raw.version {
+        return Err(ConfigError::Version);
+    }
+    if parsed.file.is_some() {
+        // In a file, the default stays when only the other key is given.
+        raw.advertise_client_urls.get_or_insert_with(|| DEFAULT_CLIENT_URL.to_owned());
+    }
+    let mut config = ServerConfig::try_from(raw).map_err(|error| match error {
+        ConfigError::Url {
+            flag,
+            source: source @ (UrlError::Scheme(_) | UrlError::HostPort(_) | UrlError::Path(_)),
+        } => parsed.wrong(flag, source.to_string()),
+        error => error,
+    })?;
+    let mut all = notices(&parsed);
+    all.append(&mut config.notices);
+    config.notices = all;
     Ok(config)
-}
-
-fn notices(parsed: Parsed) -> Vec<Notice> {
-    let special = ["ETCD_UNSUPPORTED_ARCH"];
-    let mut notices: Vec<Notice> = ignored_flags(&parsed, Mode::Server).map(Notice::Ignored).collect();
-    let unknown = parsed.unknown_variables.into_iter().filter(|name| !special.contains(&name.as_str()));
-    notices.extend(unknown.map(Notice::UnknownVariable));
-    notices
 }
 
 impl TryFrom<RawServerConfig> for ServerConfig {
@@ -172,14 +148,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         if raw.listen_client_urls.is_some() && raw.advertise_client_urls.is_none() {
             return Err(ConfigError::AdvertiseMissing);
         }
-        let state = match raw.initial_cluster_state.as_str() {
-            "new" => InitialState::New,
-            "existing" => InitialState::Existing,
-            other => return Err(value("initial-cluster-state", format!("{other:?} is neither new nor existing"))),
-        };
         let peer_urls = urls("initial-advertise-peer-urls", &raw.initial_advertise_peer_urls, advertised_url)?;
         let (list, token) = (raw.initial_cluster.as_deref(), &raw.initial_cluster_token);
-        let initial = InitialCluster::parse(&raw.name, list, peer_urls, token, state)?;
+        let initial = InitialCluster::parse(&raw.name, list, peer_urls, token, raw.initial_cluster_state)?;
         let listen_client_urls = raw.listen_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         let advertise_client_urls = raw.advertise_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         match raw.auth_token.split(',').next() {
@@ -192,8 +163,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             "extensive" => true,
             other => return Err(value("metrics", format!("{other:?} is neither basic nor extensive"))),
         };
-        let compare_at_start =
-            read_feature_gates(&raw.feature_gates).map_err(|reason| value("feature-gates", reason))?;
+        if raw.feature_gates.persist_without_checkpoint {
+            return Err(ConfigError::GateNeeded { gate: "LeaseCheckpointPersist", needed: "LeaseCheckpoint" });
+        }
         let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
         let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, ListenUrl::for_peers)?;
@@ -208,10 +180,11 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let large = raw.max_request_bytes > 10 << 20;
-        let data_dir = raw.data_dir.unwrap_or_else(|| format!("{}.etcd", raw.name).into());
+        let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+        let data_dir = given(raw.data_dir).unwrap_or_else(|| format!("{}.etcd", raw.name).into());
 
         Ok(Self {
-            wal_dir: raw.wal_dir.unwrap_or_else(|| data_dir.join("member").join("wal")),
+            wal_dir: given(raw.wal_dir).unwrap_or_else(|| data_dir.join("member").join("wal")),
             data_dir,
             name: raw.name,
             snapshot_count: or_default(raw.snapshot_count, SNAPSHOT_COUNT),
@@ -228,7 +201,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             initial,
             force_new_cluster: raw.force_new_cluster,
             integrity: IntegrityChecks {
-                at_start: compare_at_start,
+                at_start: raw.feature_gates.initial_corrupt_check,
                 state: Some(raw.corrupt_check_time.0).filter(|period| !period.is_zero()),
                 compactions: raw.compact_hash_check_time.0,
             },
@@ -259,11 +232,14 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             ),
             unsafe_no_fsync: raw.unsafe_no_fsync,
             serving_threads: or_default(raw.serving_threads, cores()),
-            notices: large
-                .then_some(Notice::LargeRequests(raw.max_request_bytes))
-                .into_iter()
-                .chain(short.map(Notice::ShortProgressInterval))
-                .collect(),
+            notices: [
+                raw.config_file.map(Notice::ConfigFile),
+                large.then_some(Notice::LargeRequests(raw.max_request_bytes)),
+                short.map(Notice::ShortProgressInterval),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
         })
     }
 }
@@ -300,6 +276,7 @@ fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cluster::InitialState;
     use super::*;
     use crate::net::IdentityFiles;
 
@@ -410,9 +387,21 @@ mod tests {
                 "--peer-client-cert-file, --peer-client-key-file: each needs the other",
             ),
             ("--auto-tls", "--auto-tls is not supported yet"),
-            ("--config-file etcd.yaml", "--config-file is not supported yet"),
-            ("--enable-v2", "flag provided but not defined: --enable-v2 (--help lists the flags)"),
-            ("--initial-cluster-state odd", "--initial-cluster-state: \"odd\" is neither new nor existing"),
+            ("--config-file /no/such/file", "/no/such/file: No such file or directory (os error 2)"),
+            ("--enable-v2", "flag provided but not defined: -enable-v2"),
+            ("--initial-cluster-state odd", "invalid value \"odd\" for flag -initial-cluster-state: invalid value"),
+            (
+                "--feature-gates LeaseCheckpointPersist=true",
+                "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
+            ),
+            (
+                "--feature-gates Odd=true",
+                "invalid value \"Odd=true\" for flag -feature-gates: unrecognized feature gate: Odd",
+            ),
+            (
+                "--listen-client-urls foo --advertise-client-urls http://a:1",
+                "invalid value \"foo\" for flag -listen-client-urls: URL scheme must be http, https, unix, or unixs: foo",
+            ),
         ];
         for (line, text) in cases {
             assert_eq!(refusal(line), text, "{line}");

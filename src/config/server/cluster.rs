@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
 
 use super::super::error::{ConfigError, UrlError};
 use super::super::url::advertised_url;
@@ -12,6 +13,18 @@ pub enum InitialState {
     New,
     /// The cluster runs, and has this member in its list.
     Existing,
+}
+
+impl FromStr for InitialState {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "new" => Ok(Self::New),
+            "existing" => Ok(Self::Existing),
+            _ => Err("invalid value"),
+        }
+    }
 }
 
 /// Initial cluster of a member without data; ignored once there is data.

@@ -2,18 +2,20 @@
 //!
 //! `raw.rs` mirrors the flags that have an effect, `check.rs` turns the raw config into [`ServerConfig`], `cluster.rs` knows the
 //! rules of `--initial-cluster`, `same_urls.rs` when two lists of URLs are one, `values.rs` the smaller values,
-//! `peer_tls.rs` the files for TLS between members.
+//! `peer_tls.rs` the files for TLS between members, `notice.rs` what is logged about flags once logging runs.
 
 mod check;
 mod cluster;
+mod notice;
 mod peer_tls;
 mod raw;
 mod same_urls;
 mod values;
 
 pub(super) use check::KEEPALIVE_MIN_TIME;
-pub use check::{Notice, ServerConfig, parse_server_config};
+pub use check::{ServerConfig, parse_server_config};
 pub use cluster::{InitialCluster, InitialState};
+pub use notice::Notice;
 pub use peer_tls::PeerTlsFiles;
 #[cfg(test)]
 pub(super) use raw::RawServerConfig;

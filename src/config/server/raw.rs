@@ -1,10 +1,13 @@
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::ArgAction::Set;
 use clap::Parser;
 
 use super::super::golang::GoDuration;
 use super::super::log::RawLogConfig;
+use super::cluster::InitialState;
+use super::values::FeatureGates;
 
 /// The server's flags as they are given; [`ServerConfig`](super::ServerConfig) is what rooms get.
 ///
@@ -13,6 +16,13 @@ use super::super::log::RawLogConfig;
 #[command(name = "watershed", about = "Runs a server with etcd's flags; every --flag has a variable ETCD_FLAG")]
 #[command(override_usage = "watershed [flags]", next_help_heading = "Member")]
 pub struct RawServerConfig {
+    /// YAML or JSON file with these flags as keys; every other flag and variable is ignored then. Durations in it are
+    /// whole numbers of nanoseconds.
+    #[arg(long, value_name = "FILE", help_heading = "Configuration file")]
+    pub config_file: Option<PathBuf>,
+    /// Print the version and exit.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Configuration file")]
+    pub version: bool,
     /// Name of this member.
     #[arg(long, default_value = "default")]
     pub name: String,
@@ -80,8 +90,8 @@ pub struct RawServerConfig {
     #[arg(long, default_value = "20s")]
     pub grpc_keepalive_timeout: GoDuration,
     /// Features by name, as in A=true,B=false.
-    #[arg(long, default_value = "")]
-    pub feature_gates: String,
+    #[arg(long, default_value = "", value_parser = FeatureGates::from_str)]
+    pub feature_gates: FeatureGates,
     /// Threads that serve clients; 0 is one per core. Not a flag of etcd.
     #[arg(long, default_value_t = 0)]
     pub serving_threads: usize,
@@ -93,8 +103,8 @@ pub struct RawServerConfig {
     #[arg(long, help_heading = "Clustering")]
     pub initial_cluster: Option<String>,
     /// new or existing; only looked at when there is no data yet.
-    #[arg(long, default_value = "new", help_heading = "Clustering")]
-    pub initial_cluster_state: String,
+    #[arg(long, default_value = "new", value_parser = InitialState::from_str, help_heading = "Clustering")]
+    pub initial_cluster_state: InitialState,
     /// Keeps clusters with equal URLs apart; part of the ids.
     #[arg(long, default_value = "etcd-cluster", help_heading = "Clustering")]
     pub initial_cluster_token: String,

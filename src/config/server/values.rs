@@ -1,3 +1,4 @@
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::super::golang::{GoDuration, parse_bool};
@@ -109,29 +110,39 @@ const GATES: &[Gate] = &[
     gate("TxnModeWriteWithSharedBuffer", "BETA", true, false, true),
 ];
 
-/// Checks `--feature-gates`, and tells whether a member compares its state when it starts: unless
-/// `InitialCorruptCheck=false` is given. Nothing else of it changes what we do; the other checks of the state and
-/// lease checkpoints are always on.
-pub(super) fn read_feature_gates(text: &str) -> Result<bool, String> {
-    let mut set = Vec::new();
-    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-        let (name, value) = entry.split_once('=').ok_or_else(|| format!("missing bool value for {entry}"))?;
-        let gate = GATES.iter().find(|gate| gate.name == name.trim());
-        let &Gate { name, default, refused, .. } = gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?;
-        let value = parse_bool(value.trim()).map_err(|why| format!("invalid value of {name}={value}, err: {why}"))?;
-        if refused && value != default {
-            return Err(format!("feature gate {name} is not supported yet"));
+/// What `--feature-gates` changes. Every other gate stands for something that is always on here, or is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeatureGates {
+    /// Whether a member compares its state with the others' when it starts: unless `InitialCorruptCheck=false` is given.
+    pub initial_corrupt_check: bool,
+    /// Whether `LeaseCheckpointPersist` is asked for without the gate it needs, which is refused once all flags are read.
+    pub persist_without_checkpoint: bool,
+}
+
+impl FromStr for FeatureGates {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut set = Vec::new();
+        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (name, value) = entry.split_once('=').ok_or_else(|| format!("missing bool value for {entry}"))?;
+            let gate = GATES.iter().find(|gate| gate.name == name.trim());
+            let &Gate { name, default, refused, .. } =
+                gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?;
+            let value =
+                parse_bool(value.trim()).map_err(|why| format!("invalid value of {name}={value}, err: {why}"))?;
+            if refused && value != default {
+                return Err(format!("feature gate {name} is not supported yet"));
+            }
+            set.push((name, value));
         }
-        set.push((name, value));
+        let on = |gate| set.iter().rfind(|(name, _)| *name == gate).is_some_and(|(_, value)| *value);
+        let given = set.iter().rfind(|(name, _)| *name == INITIAL_CORRUPT_CHECK);
+        Ok(Self {
+            initial_corrupt_check: given.is_none_or(|(_, value)| *value),
+            persist_without_checkpoint: on("LeaseCheckpointPersist") && !on("LeaseCheckpoint"),
+        })
     }
-    let on = |gate| set.iter().rfind(|(name, _)| *name == gate).is_some_and(|(_, value)| *value);
-    if on("LeaseCheckpointPersist") && !on("LeaseCheckpoint") {
-        return Err(
-            "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint".into()
-        );
-    }
-    let given = set.iter().rfind(|(name, _)| *name == INITIAL_CORRUPT_CHECK);
-    Ok(given.is_none_or(|(_, value)| *value))
 }
 
 #[cfg(test)]
@@ -151,12 +162,12 @@ mod tests {
 
     #[test]
     fn gates_are_known_by_name() {
+        let read_feature_gates = |text: &str| text.parse::<FeatureGates>().map(|gates| gates.initial_corrupt_check);
         assert_eq!(read_feature_gates("FastLeaseKeepAlive=false, AllBeta=true"), Ok(true));
         assert_eq!(read_feature_gates("LeaseCheckpoint=false,PriorityRequest=false"), Ok(true));
         assert!(read_feature_gates("PriorityRequest=true").unwrap_err().contains("not supported yet"));
         assert_eq!(read_feature_gates("LeaseCheckpointPersist=true,LeaseCheckpoint=true"), Ok(true));
-        let alone = read_feature_gates("LeaseCheckpointPersist=true").unwrap_err();
-        assert!(alone.ends_with("requires enabling feature gate LeaseCheckpoint"), "{alone}");
+        assert!("LeaseCheckpointPersist=true".parse::<FeatureGates>().unwrap().persist_without_checkpoint);
         assert_eq!(read_feature_gates("Nope=true"), Err("unrecognized feature gate: Nope".to_owned()));
         assert_eq!(read_feature_gates("InitialCorruptCheck=true"), Ok(true));
         assert_eq!(read_feature_gates("InitialCorruptCheck=false"), Ok(false));

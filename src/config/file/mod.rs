@@ -1,0 +1,294 @@
+//! The configuration file: `--config-file`, YAML or JSON with etcd's keys.
+//!
+//! A key is the name of a flag, apart from the paths in [`PATHS`]; a new flag needs no line here unless its key differs.
+//! Values have JSON's types as in etcd: a duration is a whole number of nanoseconds. `yaml.rs` reads the text. A file
+//! replaces arguments and variables as a whole.
+
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use yaml::{Node, Value};
+
+use super::error::ConfigError;
+use super::flag_type::FlagType;
+
+/// Longest file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Paths of the file that are not the name of a flag: path, flag.
+const PATHS: &[(&str, &str)] = &[
+    ("client-transport-security.cert-file", "cert-file"),
+    ("client-transport-security.key-file", "key-file"),
+    ("client-transport-security.client-cert-file", "client-cert-file"),
+    ("client-transport-security.client-key-file", "client-key-file"),
+    ("client-transport-security.client-cert-auth", "client-cert-auth"),
+    ("client-transport-security.trusted-ca-file", "trusted-ca-file"),
+    ("client-transport-security.auto-tls", "auto-tls"),
+    ("client-transport-security.allowed-hostname", "client-cert-allowed-hostname"),
+    ("peer-transport-security.cert-file", "peer-cert-file"),
+    ("peer-transport-security.key-file", "peer-key-file"),
+    ("peer-transport-security.client-cert-file", "peer-client-cert-file"),
+    ("peer-transport-security.client-key-file", "peer-client-key-file"),
+    ("peer-transport-security.client-cert-auth", "peer-client-cert-auth"),
+    ("peer-transport-security.trusted-ca-file", "peer-trusted-ca-file"),
+    ("peer-transport-security.auto-tls", "peer-auto-tls"),
+    ("peer-transport-security.allowed-cn", "peer-cert-allowed-cn"),
+    ("peer-transport-security.allowed-hostname", "peer-cert-allowed-hostname"),
+    ("peer-transport-security.skip-client-san-verification", "peer-skip-client-san-verification"),
+    ("socket-options.reuse-port", "socket-reuse-port"),
+    ("socket-options.reuse-address", "socket-reuse-address"),
+    ("discovery-config.token", "discovery-token"),
+    ("discovery-config.client.endpoints", "discovery-endpoints"),
+    ("discovery-config.client.dial-timeout", "discovery-dial-timeout"),
+    ("discovery-config.client.request-timeout", "discovery-request-timeout"),
+    ("discovery-config.client.keepalive-time", "discovery-keepalive-time"),
+    ("discovery-config.client.keepalive-timeout", "discovery-keepalive-timeout"),
+    ("discovery-config.client.secure.insecure-transport", "discovery-insecure-transport"),
+    ("discovery-config.client.secure.insecure-skip-tls-verify", "discovery-insecure-skip-tls-verify"),
+    ("discovery-config.client.secure.cert", "discovery-cert"),
+    ("discovery-config.client.secure.key", "discovery-key"),
+    ("discovery-config.client.secure.cacert", "discovery-cacert"),
+    ("discovery-config.client.auth.username", "discovery-user"),
+    ("discovery-config.client.auth.password", "discovery-password"),
+];
+
+/// Flags that etcd does not read from a file, under any key.
+const NOT_IN_FILES: &[&str] = &[
+    "config-file",
+    "client-crl-file",
+    "peer-crl-file",
+    "discovery-fallback",
+    "raft-read-timeout",
+    "raft-write-timeout",
+    "cluster-active-size",
+    "cluster-remove-delay",
+    "cluster-sync-interval",
+    "config",
+    "force",
+    "max-result-buffer",
+    "max-retry-attempts",
+    "peer-heartbeat-interval",
+    "peer-election-timeout",
+    "retry-interval",
+    "snapshot",
+    "v",
+    "version",
+    "vv",
+];
+
+/// Keys whose empty text leaves the default, as etcd has it.
+const EMPTY_IS_DEFAULT: &[&str] = &[
+    "listen-peer-urls",
+    "listen-client-urls",
+    "listen-client-http-urls",
+    "listen-metrics-urls",
+    "initial-advertise-peer-urls",
+    "advertise-client-urls",
+    "cors",
+    "host-whitelist",
+    "data-dir",
+    "wal-dir",
+    "initial-cluster-state",
+];
+
+/// Keys that hold a list of texts; their flags take a comma list.
+const LISTS: &[&str] = &[
+    "cipher-suites",
+    "log-outputs",
+    "client-cert-allowed-hostname",
+    "peer-cert-allowed-cn",
+    "peer-cert-allowed-hostname",
+    "discovery-endpoints",
+];
+
+/// What a file says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct FileValues {
+    /// By flag, in the notation of the flag.
+    pub values: BTreeMap<String, String>,
+    /// Line of each.
+    pub lines: BTreeMap<String, usize>,
+    /// Keys that mean nothing, with their lines.
+    pub unknown: Vec<(String, usize)>,
+}
+
+/// Reads a file for a command that has these flags.
+///
+/// # Errors
+/// A file that cannot be read, is no YAML, or holds a value of the wrong type.
+pub(super) fn read(path: &Path, flags: &BTreeMap<String, FlagType>) -> Result<FileValues, ConfigError> {
+    let failed = |reason: String| ConfigError::File { path: path.into(), reason };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| failed(error.to_string()))?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(error.to_string()))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(failed(format!("larger than {FILE_BYTES_MAX} bytes")));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| failed("yaml: invalid UTF-8".to_owned()))?;
+    values(&text, flags).map_err(failed)
+}
+
+fn values(text: &str, flags: &BTreeMap<String, FlagType>) -> Result<FileValues, String> {
+    let root = yaml::parse(text.strip_prefix('\u{feff}').unwrap_or(text))?;
+    let mut found = FileValues::default();
+    match root.value {
+        Value::Null => {}
+        Value::Map(pairs) => section("", pairs, flags, &mut found)?,
+        other => return Err(format!("line {}: cannot unmarshal {} into a configuration", root.line, other.kind())),
+    }
+    Ok(found)
+}
+
+/// Reads a mapping whose keys lie below `prefix`, which is empty or ends with a dot.
+fn section(
+    prefix: &str,
+    pairs: Vec<(Node, Node)>,
+    flags: &BTreeMap<String, FlagType>,
+    found: &mut FileValues,
+) -> Result<(), String> {
+    for (key, node) in pairs {
+        let line = key.line;
+        let Value::Text(name) = key.value else {
+            return Err(format!("line {line}: cannot unmarshal {} into a key", key.value.kind()));
+        };
+        if name == "<<" {
+            return Err(format!("line {line}: merge keys (<<) are not supported"));
+        }
+        // As in etcd, the case of a key does not matter.
+        let path = format!("{prefix}{}", name.to_ascii_lowercase());
+        let below = format!("{path}.");
+        if PATHS.iter().any(|(known, _)| known.starts_with(&below)) {
+            match node.value {
+                Value::Map(inner) => section(&below, inner, flags, found)?,
+                Value::Null if path != "peer-transport-security" => {}
+                Value::Null => return Err(format!("line {line}: invalid {path}")),
+                other => return Err(format!("line {line}: cannot unmarshal {} into field {path}", other.kind())),
+            }
+            continue;
+        }
+        let nested = |flag: &str| PATHS.iter().any(|(_, known)| *known == flag);
+        let flag = match PATHS.iter().find(|(known, _)| *known == path) {
+            Some((_, flag)) => Some(*flag),
+            None if nested(&path) || NOT_IN_FILES.contains(&path.as_str()) => None,
+            None => Some(path.as_str()),
+        };
+        let Some((flag, kind)) = flag.and_then(|flag| Some((flag, *flags.get(flag)?))) else {
+            found.unknown.push((format!("{prefix}{name}"), line));
+            continue;
+        };
+        let value = flag_text(flag, kind, &node.value).map_err(|expected| {
+            format!("line {}: cannot unmarshal {} into field {path} of type {expected}", node.line, node.value.kind())
+        })?;
+        // The last of a repeated key wins; null changes nothing.
+        if let Some(value) = value.filter(|value| !value.is_empty() || !EMPTY_IS_DEFAULT.contains(&flag)) {
+            found.lines.insert(flag.to_owned(), line);
+            found.values.insert(flag.to_owned(), value);
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::Text(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// A value in the notation of its flag, nothing for null; the error names the type that the flag has.
+fn flag_text(flag: &str, kind: FlagType, value: &Value) -> Result<Option<String>, &'static str> {
+    if *value == Value::Null {
+        return Ok(None);
+    }
+    if LISTS.contains(&flag) {
+        let Value::List(items) = value else { return Err("[]string") };
+        let items: Option<Vec<String>> = items.iter().map(|item| text(&item.value)).collect();
+        let joined = items.ok_or("[]string")?.join(",");
+        return Ok(Some(joined).filter(|joined| !joined.is_empty()));
+    }
+    match (kind, value) {
+        (FlagType::Bool, Value::Bool(value)) => Ok(Some(value.to_string())),
+        (FlagType::Bool, _) => Err("bool"),
+        (FlagType::Integer, Value::Int(number)) => Ok(Some(number.to_string())),
+        (FlagType::Integer, _) => Err("int"),
+        (FlagType::Duration, Value::Int(nanoseconds)) => Ok(Some(format!("{nanoseconds}ns"))),
+        (FlagType::Duration, _) => Err("time.Duration (a whole number of nanoseconds)"),
+        (FlagType::Text, value) => text(value).map(Some).ok_or("string"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(file: &str, expected: &str) {
+        let flags = [
+            ("name", FlagType::Text),
+            ("cert-file", FlagType::Text),
+            ("client-crl-file", FlagType::Text),
+            ("peer-auto-tls", FlagType::Bool),
+            ("peer-cert-allowed-cn", FlagType::Text),
+            ("socket-reuse-port", FlagType::Bool),
+            ("discovery-user", FlagType::Text),
+            ("heartbeat-interval", FlagType::Integer),
+            ("grpc-keepalive-min-time", FlagType::Duration),
+            ("log-outputs", FlagType::Text),
+            ("cors", FlagType::Text),
+        ];
+        let flags = flags.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
+        let seen = match values(file, &flags) {
+            Err(error) => error,
+            Ok(found) => {
+                let values = found.values.iter().map(|(flag, value)| format!("{flag}={value}@{}", found.lines[flag]));
+                let unknown = found.unknown.iter().map(|(key, line)| format!("?{key}@{line}"));
+                values.chain(unknown).collect::<Vec<_>>().join(" ")
+            }
+        };
+        assert_eq!(seen, expected, "{file}");
+    }
+
+    #[test]
+    fn keys_are_flags_or_paths() {
+        check("name: x\nheartbeat-interval: 100", "heartbeat-interval=100@2 name=x@1");
+        check("NAME: x\nname: z", "name=z@2");
+        check(
+            "client-transport-security:\n  cert-file: c\npeer-transport-security:\n  auto-tls: true\n  allowed-cn: [a, b]",
+            "cert-file=c@2 peer-auto-tls=true@4 peer-cert-allowed-cn=a,b@5",
+        );
+        check("socket-options: {reuse-port: true}", "socket-reuse-port=true@1");
+        check("discovery-config:\n  client:\n    auth:\n      username: u", "discovery-user=u@4");
+        check("grpc-keepalive-min-time: 5000000000", "grpc-keepalive-min-time=5000000000ns@1");
+        check("log-outputs: [stderr, /tmp/x]", "log-outputs=stderr,/tmp/x@1");
+        check("name:\ncors: ''\nlog-outputs: []\n", "");
+        check("", "");
+    }
+
+    #[test]
+    fn what_means_nothing_is_told_with_its_line() {
+        check("bogus: 1\ncert-file: x\nclient-crl-file: y", "?bogus@1 ?cert-file@2 ?client-crl-file@3");
+        check("client-transport-security:\n  odd: 1\n", "?client-transport-security.odd@2");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_refused_with_its_line() {
+        let wrong =
+            |line, kind, field, of| format!("line {line}: cannot unmarshal {kind} into field {field} of type {of}");
+        let duration = "time.Duration (a whole number of nanoseconds)";
+        check("name: x\ngrpc-keepalive-min-time: 5s", &wrong(2, "string", "grpc-keepalive-min-time", duration));
+        check("heartbeat-interval: '1'", &wrong(1, "string", "heartbeat-interval", "int"));
+        check("heartbeat-interval: 1.5", &wrong(1, "number 1.5", "heartbeat-interval", "int"));
+        check("name: 5", &wrong(1, "number 5", "name", "string"));
+        check("name: n", &wrong(1, "bool", "name", "string"));
+        check("name: [a]", &wrong(1, "array", "name", "string"));
+        check("log-outputs: stderr", &wrong(1, "string", "log-outputs", "[]string"));
+        check("socket-options:\n  reuse-port: 1", &wrong(2, "number 1", "socket-options.reuse-port", "bool"));
+        check("peer-transport-security:", "line 1: invalid peer-transport-security");
+        check("client-transport-security: 5", "line 1: cannot unmarshal number 5 into field client-transport-security");
+        check("- a", "line 1: cannot unmarshal array into a configuration");
+        check("<<: {name: x}", "line 1: merge keys (<<) are not supported");
+    }
+}

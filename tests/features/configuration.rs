@@ -1,0 +1,161 @@
+//! Where a server's configuration comes from: arguments, variables, a file; and which of them counts.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use watershed::pb::etcdserverpb::RangeRequest;
+
+use crate::harness::{Process, client, free_port, until};
+
+/// A server in a folder of its own, with what it is told.
+struct Told {
+    folder: TempDir,
+    client: String,
+    peer: String,
+}
+
+impl Told {
+    fn new() -> Self {
+        let address = || format!("http://127.0.0.1:{}", free_port());
+        Self { folder: TempDir::new().expect("temporary directory"), client: address(), peer: address() }
+    }
+
+    /// Writes a file into the folder and names it.
+    fn file(&self, text: &str) -> String {
+        let path = self.folder.path().join("etcd.yaml");
+        let data = self.folder.path().join("data").display().to_string();
+        let text = text.replace("CLIENT", &self.client).replace("PEER", &self.peer).replace("DATA", &data);
+        std::fs::write(&path, text).expect("write the file");
+        path.display().to_string()
+    }
+
+    fn start(&self, args: &[&str], variables: &[(&str, &str)]) -> Process {
+        Process::start_with(Path::new(env!("CARGO_BIN_EXE_watershed")), args, variables, self.folder.path(), "told")
+    }
+
+    /// Runs to the end; exit code and output.
+    fn refused(&self, args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+        let mut process = self.start(args, variables);
+        let code = process.wait(Duration::from_secs(20)).code();
+        let output = process.output();
+        std::fs::remove_file(self.folder.path().join("told.log")).expect("log file");
+        (code, output)
+    }
+
+    /// Waits until it answers, and returns its output.
+    fn serves(&self, mut process: Process) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let kv = client(self.client.trim_start_matches("http://")).kv();
+            until("the start", || {
+                assert!(process.ended().is_none(), "ended at its start:\n{}", process.output());
+                let mut kv = kv.clone();
+                async move { kv.range(RangeRequest { key: "ready".into(), ..Default::default() }).await.ok() }
+            })
+            .await;
+        });
+        process.output()
+    }
+}
+
+#[test]
+fn a_file_replaces_flags_and_variables() {
+    let told = Told::new();
+    let file = told.file(
+        "name: from-file\n\
+         data-dir: DATA\n\
+         listen-client-urls: CLIENT\n\
+         advertise-client-urls: CLIENT\n\
+         listen-peer-urls: PEER\n\
+         initial-advertise-peer-urls: PEER\n\
+         initial-cluster: from-file=PEER\n\
+         grpc-keepalive-min-time: 5000000000\n\
+         proxy: 'off'\n\
+         no-such-key: 1\n",
+    );
+    // A flag and a variable that contradict each other and the file: neither counts.
+    let process = told.start(&["--config-file", &file, "--name=a"], &[("ETCD_NAME", "b"), ("ETCD_LOG_LEVEL", "odd")]);
+    let output = told.serves(process);
+    for line in [
+        "loaded server configuration, other configuration command line flags",
+        r#""key":"no-such-key","line":10"#,
+        r#""key":"proxy","line":9,"successor":"the grpc-proxy and gateway commands""#,
+    ] {
+        assert!(output.contains(line), "{line}: {output}");
+    }
+    assert!(told.folder.path().join("data/member").is_dir());
+}
+
+#[test]
+fn a_variable_may_name_the_file() {
+    let told = Told::new();
+    let file = told.file(
+        r#"{"name": "j", "data-dir": "DATA", "listen-client-urls": "CLIENT", "listen-peer-urls": "PEER",
+            "initial-advertise-peer-urls": "PEER", "initial-cluster": "j=PEER"}"#,
+    );
+    let output = told.serves(told.start(&[], &[("ETCD_CONFIG_FILE", file.as_str())]));
+    assert!(output.contains("loaded server configuration"), "{output}");
+}
+
+#[test]
+fn variables_configure_a_server_as_in_a_container() {
+    let told = Told::new();
+    let cluster = format!("v={}", told.peer);
+    let data = told.folder.path().join("data").display().to_string();
+    let variables = [
+        ("ETCD_NAME", "v"),
+        ("ETCD_DATA_DIR", &data),
+        ("ETCD_LISTEN_CLIENT_URLS", &told.client),
+        ("ETCD_ADVERTISE_CLIENT_URLS", &told.client),
+        ("ETCD_LISTEN_PEER_URLS", &told.peer),
+        ("ETCD_INITIAL_ADVERTISE_PEER_URLS", &told.peer),
+        ("ETCD_INITIAL_CLUSTER", &cluster),
+        ("ETCD_LOG_LEVEL", ""),
+        ("ETCD_VERSION", "3.5.0"),
+        ("ETCD_ROOT_PASSWORD", "s3cret"),
+        ("ETCD_EXPERIMENTAL_MAX_LEARNERS", "s3cret"),
+    ];
+    let output = told.serves(told.start(&[], &variables));
+    for line in [
+        r#""msg":"recognized and used environment variable","variable-name":"ETCD_NAME""#,
+        r#""msg":"cannot set special environment variable","key":"ETCD_VERSION""#,
+        r#""msg":"unrecognized environment variable","environment-variable":"ETCD_ROOT_PASSWORD""#,
+        r#""environment-variable":"ETCD_EXPERIMENTAL_MAX_LEARNERS","successor":"--max-learners""#,
+    ] {
+        assert!(output.contains(line), "{line}: {output}");
+    }
+    assert!(!output.contains("s3cret") && !output.contains("ETCD_LOG_LEVEL"), "{output}");
+}
+
+#[test]
+fn refusals_have_etcds_form_and_exit_code() {
+    let told = Told::new();
+    let file = told.file("name: x\ngrpc-keepalive-min-time: 5s\n");
+    let shadowed = "conflicting environment variable \\\"ETCD_NAME\\\" is shadowed";
+    for (args, variables, code, text) in [
+        (vec!["--nope"], vec![], 2, "flag provided but not defined: -nope\nUsage:"),
+        (vec!["--experimental-max-learners=2"], vec![], 2, "was removed from etcd, use --max-learners\nUsage:"),
+        (
+            vec!["--heartbeat-interval=x"],
+            vec![],
+            2,
+            "invalid value \"x\" for flag -heartbeat-interval: parse error\nUsage:",
+        ),
+        (vec!["extra"], vec![("ETCD_NAME", "x")], 1, "unknown command"),
+        (vec!["--name=a"], vec![("ETCD_NAME", "b")], 1, shadowed),
+        (vec![], vec![("ETCD_HEARTBEAT_INTERVAL", "x")], 1, "for ETCD_HEARTBEAT_INTERVAL: parse error"),
+        (
+            vec!["--config-file=/no/such"],
+            vec![],
+            1,
+            r#""msg":"failed to verify flags","error":"/no/such: No such file"#,
+        ),
+        (vec!["--config-file", &file], vec![], 1, "line 2: cannot unmarshal string into field grpc-keepalive-min-time"),
+        (vec!["--name=x", "--version"], vec![], 0, "etcd Version: 3."),
+    ] {
+        let (exit, output) = told.refused(&args, &variables);
+        assert_eq!(exit, Some(code), "{args:?}: {output}");
+        assert!(output.contains(text), "{args:?}: {text}: {output}");
+    }
+}
