@@ -45,7 +45,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("core::alarm", &["core::backend"]),
     ("core::raft", &["core::wal"]),
     // Lanes and encoded messages are the words of `core::raft`.
-    ("core::peer", &["core::raft", "net", "api_error"]),
+    ("core::peer", &["core::raft", "net", "listener", "api_error"]),
     // Committed entries and the sink they go to are the words of `core::raft`.
     ("core::apply", &["STATE", "core::backend", "core::raft", "eventlog"]),
     // The reason of a refused read is a text of the API.

@@ -7,7 +7,7 @@
 //! extensions. The core and the proxy give a function that makes their service, which is called once on each serving
 //! thread; their services read
 //! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
-//! heads of calls that no handler should see.
+//! heads of calls that no handler should see. A connection that HTTP hands over leaves by `upgraded.rs`.
 
 mod accept;
 mod arriving;
@@ -21,6 +21,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod unfinished;
+mod upgraded;
 mod worker;
 
 pub use accept::{Serving, answering, serve};
@@ -28,4 +29,7 @@ pub use arriving::Arriving;
 pub use connection_info::ConnectionInfo;
 pub use head::refused_head;
 pub use socket::{ListenerError, bind};
+#[cfg(test)]
+pub(crate) use upgraded::as_served;
+pub use upgraded::plain_tcp;
 pub use worker::{ListenerConfig, WorkerId};

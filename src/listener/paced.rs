@@ -39,6 +39,10 @@ impl<I> Paced<I> {
         Self { io, turn: TURN_BYTES, unread: None, output_waits: false, preface: Some(0), reader: None }
     }
 
+    pub(super) fn into_inner(self) -> I {
+        self.io
+    }
+
     fn recognise(&mut self, input: &[u8]) {
         if let Some(seen) = self.preface.filter(|&seen| seen < HTTP2_PREFACE.len()) {
             let expected = &HTTP2_PREFACE[seen..];

@@ -143,6 +143,10 @@ impl<I> PingPolicy<I> {
     pub(super) fn new(io: I, min_time: Option<Duration>) -> Self {
         Self { io, policed: min_time.map(Policed::new) }
     }
+
+    pub(super) fn into_inner(self) -> I {
+        self.io
+    }
 }
 
 impl<I: AsyncWrite + Unpin> PingPolicy<I> {

@@ -8,6 +8,7 @@ mod logs;
 mod members;
 mod metrics;
 mod network;
+mod peer_connections;
 mod peer_tls;
 mod proxied;
 mod reconfiguration;

@@ -129,6 +129,11 @@ impl Cluster {
         format!("{}://{}", self.peer_scheme(), self.members[number].advertised_peer)
     }
 
+    /// Where a member listens for its peers.
+    pub fn listens_peer(&self, number: usize) -> SocketAddr {
+        self.members[number].listens_peer
+    }
+
     /// Members that have certificates talk TLS.
     fn peer_scheme(&self) -> &'static str {
         if self.flags.iter().any(|flag| flag.starts_with("--peer-cert-file")) { "https" } else { "http" }

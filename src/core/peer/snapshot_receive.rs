@@ -59,12 +59,15 @@ impl Drop for Part {
     }
 }
 
+/// Names of files that a process leaves when it is killed during a transfer; earlier versions wrote `.image`.
+const LEFTOVERS: [&str; 3] = ["part", "snap", "image"];
+
 /// Removes what an earlier process left.
 pub(super) fn clear_room(room: &Path) -> io::Result<()> {
     std::fs::create_dir_all(room)?;
     for entry in std::fs::read_dir(room)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "part" || extension == "snap") {
+        if path.extension().is_some_and(|extension| LEFTOVERS.iter().any(|leftover| extension == *leftover)) {
             std::fs::remove_file(path)?;
         }
     }

@@ -27,6 +27,7 @@ use super::receiver::{CallError, PeerReceiver};
 use super::snapshot_receive::{Slot, clear_room, receive};
 use super::{incoming, snapshot_send};
 use crate::core::raft::{Lane, Outbound, PeerSink};
+use crate::listener::plain_tcp;
 use crate::shutdown::Tasks;
 use crate::telemetry::PeerMetrics;
 use crate::types::MemberId;
@@ -197,9 +198,9 @@ impl PeerTransport {
     }
 
     fn take_over(&self, greeting: Greeting, upgraded: Upgraded) {
-        match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
-            Ok(parts) => match self.shared.adopt(parts.io.into_inner()) {
-                Ok(stream) => self.accept(greeting, stream, parts.read_buf),
+        match plain_tcp(upgraded) {
+            Ok((stream, first)) => match self.shared.adopt(stream) {
+                Ok(stream) => self.accept(greeting, stream, first),
                 Err(error) => warn!(%error, "connection of a peer cannot be taken over"),
             },
             // Not plain TCP: it stays registered where it was accepted.

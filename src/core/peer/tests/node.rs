@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use hyper::rt::{Read, Write};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::Code;
@@ -19,6 +19,7 @@ use tonic::Code;
 use super::super::{CallFailure, Peer, PeerConfig, PeerLimits, PeerReceiver, PeerTls, PeerTransport, SnapshotSource};
 use super::soon;
 use crate::core::raft::{Lane, Outbound, PeerSink};
+use crate::listener::as_served;
 use crate::net::ServerTls;
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, PeerMetrics};
@@ -221,10 +222,10 @@ async fn peer_port(listener: TcpListener, tls: Option<ServerTls>, transport: Pee
         let (transport, tls) = (transport.clone(), tls.clone());
         let connection = async move {
             match tls {
-                None => serve(stream, transport).await,
+                None => serve(as_served(stream), transport).await,
                 Some(tls) => {
                     if let Ok((stream, _)) = tls.accept(stream).await {
-                        serve(stream, transport).await;
+                        serve(TokioIo::new(stream), transport).await;
                     }
                 }
             }
@@ -234,14 +235,14 @@ async fn peer_port(listener: TcpListener, tls: Option<ServerTls>, transport: Pee
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, transport: PeerTransport) {
+async fn serve(stream: impl Read + Write + Send + Unpin + 'static, transport: PeerTransport) {
     let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         let response = transport.upgrade(&mut request);
         async move { Ok::<_, std::convert::Infallible>(response) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
     let service = TowerToHyperService::new(service);
-    let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+    let _ = builder.serve_connection_with_upgrades(stream, service).await;
 }
 
 /// Two members that know each other, A through whatever is at `to_b`.

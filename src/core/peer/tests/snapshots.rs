@@ -152,7 +152,7 @@ async fn leftovers_are_removed_at_the_start() {
     let room = tempfile::tempdir().expect("a directory");
     let incoming = room.path().join("incoming");
     std::fs::create_dir_all(&incoming).expect("made");
-    for name in ["a-1-1.part", "a-2-1.snap", "somebody.else"] {
+    for name in ["a-1-1.part", "a-2-1.snap", "a-3-1.image", "somebody.else"] {
         std::fs::write(incoming.join(name), "x").expect("written");
     }
     let b = Node::start_with(CLUSTER, B, patient(), room).await;

@@ -1,0 +1,24 @@
+use bytes::Bytes;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::upgrade::{Parts, downcast};
+use tokio::net::TcpStream;
+
+use super::paced::Paced;
+use super::pings::PingPolicy;
+
+/// The socket of a connection that HTTP has handed over, and what was read of it already, so that another runtime can
+/// serve it.
+///
+/// # Errors
+/// The connection, if it is not plain TCP.
+pub fn plain_tcp(upgraded: Upgraded) -> Result<(TcpStream, Bytes), Upgraded> {
+    let Parts { io, read_buf, .. } = downcast::<TokioIo<Paced<PingPolicy<TcpStream>>>>(upgraded)?;
+    Ok((io.into_inner().into_inner().into_inner(), read_buf))
+}
+
+/// A connection in what the listener puts around it, for tests that serve one themselves.
+#[cfg(test)]
+pub(crate) fn as_served(stream: TcpStream) -> impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static {
+    TokioIo::new(Paced::new(PingPolicy::new(stream, None)))
+}
