@@ -6,7 +6,7 @@ use tonic::Status;
 use super::source::Source;
 use crate::types::{KeyRange, Revision};
 
-/// Decides what a stream's watchers may read and where. One per stream: it knows who the client is.
+/// Decides what the watchers of a stream may read, and from which source. Each stream has its own, made for its client.
 pub trait WatchAdmission: Send {
     /// Admits a watch of `range` from `start` (0: from now).
     fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit;
@@ -18,14 +18,14 @@ pub trait WatchAdmission: Send {
     fn canceled(&self) -> Status;
 }
 
-/// An admission that is being asked for.
+/// A decision that needs an answer of the cluster.
 pub type Decision = BoxFuture<'static, Result<Admission, Refusal>>;
 
 /// Answer of [`WatchAdmission::admit`].
 pub enum Admit {
     /// Decided.
     Now(Result<Admission, Refusal>),
-    /// To be asked for. Further requests are read meanwhile, and answered in their order.
+    /// Needs an answer of the cluster. Further requests are read meanwhile, and answered in their order.
     Later(Decision),
 }
 

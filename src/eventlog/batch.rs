@@ -179,7 +179,7 @@ pub(super) fn cut_frames(block: &Bytes, bytes_max: usize) -> Vec<(Bytes, u32)> {
     pieces
 }
 
-/// Length of the first frame of a block this room made itself.
+/// Length of the first frame of a block that was put together here.
 fn frame_len(block: &[u8]) -> usize {
     let mut rest = &block[1..];
     let before = rest.len();

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::pb::encoded::ResponseHeader;
 use crate::types::{ClusterId, MemberId, Revision, Term};
 
-/// Who answers: the header facts that every response of a handle shares.
+/// The fields of the header that all responses have in common: cluster, member and term.
 #[derive(Debug, Default)]
 pub struct HeaderSource {
     cluster: AtomicU64,

@@ -9,7 +9,7 @@ use crate::types::{KeyRange, Revision};
 pub trait History: Send + Sync {
     /// The events of a range, oldest first, whole revisions.
     ///
-    /// An implementation retries what may pass, for as long as the future lives; dropping it is safe.
+    /// An implementation repeats what failed for a passing reason, until the future is dropped, which is safe.
     fn events(&self, request: HistoryRequest) -> BoxFuture<'static, Result<HistoryBatch, HistoryError>>;
 
     /// Brings the log up to date with the cluster before a progress request is answered. None when it always is;

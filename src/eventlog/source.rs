@@ -6,8 +6,8 @@ use super::send_queue::End;
 
 /// A log and the history behind it: what a watcher reads from.
 ///
-/// Watcher sets hold it while they have a watcher on it, so that whoever fills the log can tell from a `Weak` that nobody
-/// is left.
+/// A watcher set holds it while it has a watcher on it, so that the owner of the log learns from a `Weak` that no watcher is
+/// left.
 pub struct Source {
     log: Arc<EventLog>,
     history: Arc<dyn History>,
@@ -30,13 +30,13 @@ impl Source {
         &self.history
     }
 
-    /// Marks the source as dead: a watcher that joins from now on is cancelled at once. The caller then tells every
+    /// Marks the source as ended: a watcher that joins from now on is cancelled at once. The caller then tells every
     /// watcher set with [`WatcherSetHandle::end_source`](super::WatcherSetHandle::end_source), in this order.
     pub fn end(&self, end: End) {
         let _ = self.ended.set(end);
     }
 
-    /// Why the source is dead, if it is.
+    /// Why the source has ended, if it has.
     pub fn ended(&self) -> Option<&End> {
         self.ended.get()
     }
@@ -47,7 +47,7 @@ impl Source {
         let _ = self.moved.set(to);
     }
 
-    /// Where the source is now.
+    /// The source that this one was moved to, or this one.
     pub(super) fn follow(self: &Arc<Self>) -> Arc<Self> {
         let mut at = self;
         while let Some(next) = at.moved.get() {

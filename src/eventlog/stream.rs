@@ -24,7 +24,7 @@ use crate::types::{KeyRange, Revision};
 const REQUESTS_PER_POLL: usize = 32;
 /// Unsent answers to requests at which a stream reads no further request: its client does not read either.
 const CONTROLS_MAX: u32 = 64;
-/// Requests of one stream that are being decided or wait behind such; their answers are yet to come.
+/// Requests of one stream that are being decided, or wait behind one that is.
 const WAITING_MAX: usize = 64;
 /// Progress requests of one stream that wait for the owner of its sources; more are as good as none.
 const PROGRESS_WAITING_MAX: u32 = 64;
@@ -51,7 +51,7 @@ pub struct WatchStream<I> {
     /// Progress requests the refresh in flight answers, and those that came after it began.
     progress_now: u32,
     progress_next: u32,
-    /// When the last response was given out, and its events: the next poll tells that it has been sent.
+    /// When the last response was handed to the connection, and its events; the next poll means that it has been sent.
     sending: Option<(Instant, u32)>,
 }
 
@@ -91,7 +91,7 @@ where
             match Pin::new(requests).poll_next(cx) {
                 Poll::Pending => return,
                 Poll::Ready(Some(Ok(request))) => self.handle(request),
-                // The client said all it has to say; its watchers live on until it closes the stream.
+                // The client sends no more requests; its watchers go on until it closes the stream.
                 Poll::Ready(None) => self.requests = None,
                 Poll::Ready(Some(Err(status))) => {
                     self.requests = None;
@@ -226,7 +226,7 @@ where
         this.poll_refresh(cx);
         this.read_requests(cx);
         if this.refreshing.is_some() {
-            // A request just read may have begun one; it must know whom to wake.
+            // A request just read may have started one, which needs this waker.
             this.poll_refresh(cx);
         }
         match this.watcher_set.pop(this.stream, cx.waker()) {

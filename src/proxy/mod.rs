@@ -3,8 +3,8 @@
 //! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`]. For a
 //! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
 //! what the port answers beside gRPC, `identity.rs` says whose requests may share an upstream stream, `revision_tracking.rs`
-//! notes the newest revision that a connection was sent, which no later answer may be older than. Nothing here
-//! knows the core: the cluster is reached through [`client`](crate::client) alone.
+//! notes the newest revision that a connection was sent, which no later answer may be older than. The cluster is reached
+//! through [`client`](crate::client) alone.
 
 mod answer;
 mod endpoints;

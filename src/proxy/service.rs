@@ -42,7 +42,7 @@ const COMPACT: &str = "/etcdserverpb.KV/Compact";
 pub struct WorkerParts {
     /// Way to the cluster, of this thread alone.
     pub pool: Pool,
-    /// Who sees what.
+    /// Which client sees which keys.
     pub tenants: Tenants,
     /// The Watch service of each tenant, of this thread alone.
     pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
@@ -160,7 +160,7 @@ impl Worker {
 
     async fn counted(&self, request: Request<Incoming>) -> Response<Body> {
         let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
-            // A method nobody here knows passes too, uncounted.
+            // An unknown method is passed on too, without metrics.
             return self.grpc(request.map(RequestBody::uncounted)).await;
         };
         let call = self.calls.start(number);
@@ -205,7 +205,7 @@ impl Worker {
         }
     }
 
-    /// Bytes up, bytes down. A method nobody here knows passes too: the member decides and its answer is passed on.
+    /// Passes the bytes of request and answer on. So do those of an unknown method: the member decides.
     async fn pass(&self, request: Request<RequestBody<Incoming>>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let connection = parts.extensions.get::<Arc<ConnectionInfo>>().cloned();

@@ -11,7 +11,7 @@ pub struct Tenant {
     pub admin: bool,
 }
 
-/// Who is which tenant. For now all clients are the same one; a match on listener, TLS identity or user goes here.
+/// The tenant of each client. All clients are the same tenant today.
 #[derive(Clone, Debug)]
 pub struct Tenants {
     everybody: Arc<Tenant>,

@@ -24,7 +24,7 @@ pub(super) async fn linearizable_read(pool: &Pool) -> Result<(), String> {
     }
 }
 
-/// What some member says about itself.
+/// The status of one of the members.
 pub(super) async fn member_status(pool: &Pool) -> Result<StatusResponse, Status> {
     ask(pool, STATUS, &StatusRequest {}).await
 }

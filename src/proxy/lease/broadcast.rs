@@ -70,7 +70,7 @@ pub(super) struct Subscription {
 enum End {
     /// It broke, or its member stopped: another one takes over.
     Lost(Status),
-    /// The cluster said no.
+    /// The cluster refused.
     Refused(Status),
     /// No client is left.
     Idle,
@@ -81,9 +81,10 @@ enum End {
 enum Others {
     /// There is only one member.
     None,
-    /// Somebody else may answer.
+    /// Another member may answer.
     Untried,
-    /// All were silent: a cluster without a leader is, until it says so. Its answer is waited for.
+    /// All were silent, as the members of a cluster without a leader are until their requests time out. That answer is waited
+    /// for.
     Tried,
 }
 
@@ -154,7 +155,7 @@ impl KeepAliveBroadcast {
         }
     }
 
-    /// Waits until there is something to send; false when nobody came.
+    /// Waits until there is something to send; false when no client subscribed.
     async fn wanted(&self) -> bool {
         loop {
             let asked = poll_fn(|cx| {
@@ -190,7 +191,7 @@ impl KeepAliveBroadcast {
         }
     }
 
-    /// Sorts out whom the cluster's refusal concerns.
+    /// Decides which clients a refusal of the cluster concerns.
     fn refused(&self, status: &Status) {
         let mut state = self.state.lock();
         let State { table, client_streams } = &mut *state;
@@ -253,7 +254,7 @@ struct Session {
     /// The beginning of an answer whose rest has not come yet.
     partial: BytesMut,
     answered: bool,
-    /// When the member last said something, or was last asked after having answered everything.
+    /// When the member last answered, or was sent a request while none was unanswered.
     heard: Instant,
 }
 
@@ -329,8 +330,8 @@ impl Session {
         Ok(())
     }
 
-    /// Reads the stream's own end. A break, a member that stops and an end without an error ask for another member;
-    /// what the cluster says otherwise is for the clients.
+    /// Reads how the stream ended. After a break, a member that stops or an end without an error another member is tried;
+    /// any other status is passed on to the clients.
     fn end(&self, status: Option<Status>) -> End {
         let status = status.unwrap_or_else(|| Status::unavailable("keep-alive stream ended"));
         let said = ApiError::from_text(status.message());

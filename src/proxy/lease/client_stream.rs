@@ -36,7 +36,7 @@ pub(super) enum Next {
     Answers(Bytes),
     /// The stream ends with this status.
     End(Status),
-    /// Nothing to say, and this many requests wait for their answers.
+    /// Nothing to send, and this many requests wait for their answers.
     Waiting(usize),
 }
 
@@ -86,7 +86,7 @@ impl ClientStream {
         wake(state);
     }
 
-    /// The client is gone.
+    /// The client has closed its stream.
     pub(super) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;

@@ -32,11 +32,11 @@ type Check = Pin<Box<dyn Future<Output = (i64, Result<Owner, Status>)> + Send>>;
 pub(in crate::proxy) trait LeaseOwnership: Send + Sync {
     /// Whether the lease is known to be the client's.
     fn is_known(&self, id: i64) -> bool;
-    /// Finds out whose it is.
+    /// Asks the cluster for the owner of the lease.
     fn check(&self, id: i64, metadata: HeaderMap) -> Pin<Box<dyn Future<Output = Result<Owner, Status>> + Send>>;
 }
 
-/// Whose lease it is.
+/// The owner of a lease.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::proxy) enum Owner {
     /// The client's.
@@ -56,7 +56,7 @@ pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &Header
     let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
         None | Some(b"identity") => None,
         Some(b"gzip") => Some(CompressionEncoding::Gzip),
-        // A member words that refusal itself.
+        // The refusal is the member's, in its own words.
         Some(_) => return None,
     };
     Some(Admission { subscription: broadcasts.join(Identity::of(headers))?, encoding })
@@ -83,7 +83,7 @@ pub(in crate::proxy) fn keep_alive(
 /// The answer stream. Polling it reads the client's requests too, so a client's stream needs no task of its own, and
 /// one that reads no answers is not read either.
 struct Answers {
-    /// None once the client has said all.
+    /// None once the client has sent its last request.
     requests: Option<Streaming<LeaseKeepAliveRequest>>,
     subscription: Subscription,
     ownership: Option<OwnershipChecks>,

@@ -7,7 +7,7 @@ const SWEEP_FROM: usize = 1024;
 /// Who waits for which lease, what was sent and what comes next.
 ///
 /// An id is in flight at most once. A request that arrives while its id is in flight waits for the *next* round: the
-/// answer under way may tell of a renewal older than the request.
+/// answer in progress may be that of a renewal from before the request.
 #[derive(Debug)]
 pub(super) struct Table<W> {
     leases: HashMap<i64, Lease<W>>,

@@ -27,7 +27,7 @@ use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::recipes::{ElectionService, LockService};
 use crate::telemetry::RequestBody;
 
-/// A member's own bound is far lower and worded by it; this one keeps a tenant from filling the proxy's memory.
+/// The bound of a member is far lower, and its refusal is passed on; this one bounds the memory of the proxy.
 const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 impl View {
@@ -37,7 +37,7 @@ impl View {
     pub(in crate::proxy) async fn answer(&self, request: http::Request<RequestBody<Incoming>>) -> Response<Body> {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
-            // Unlike without a namespace: a method nobody here knows might show anything.
+            // Passed on where there is no namespace; here an unknown method might show keys of others.
             Err(unknown) => return Status::unimplemented(unknown).into_http(),
         };
         let (mut parts, body) = request.into_parts();

@@ -14,7 +14,7 @@ const COMPRESSED: u8 = 1;
 /// Reads the body of a call that has one request message, and returns that message, uncompressed, with its prefix.
 ///
 /// A gRPC library reads the first frame of such a body and ignores the rest, another one may read it differently: only a
-/// body that is exactly one frame means the same to everybody, so anything else is refused.
+/// body that is exactly one frame is read alike by all, so anything else is refused.
 ///
 /// # Errors
 /// With code and text of etcd's gRPC library.
@@ -45,7 +45,7 @@ where
     }
 }
 
-/// The refusal of messages in an encoding that nobody here reads.
+/// The refusal of messages in an encoding that the proxy does not read.
 pub(in crate::proxy) fn no_decompressor(encoding: &[u8]) -> Status {
     let name = String::from_utf8_lossy(encoding);
     Status::unimplemented(format!("grpc: Decompressor is not installed for grpc-encoding {name:?}"))

@@ -39,7 +39,7 @@ struct Known {
     turned: Instant,
 }
 
-/// Whose a lease is, and the header of the answer that says so.
+/// Whether a lease belongs to the namespace, and the header of the answer that showed it.
 pub(super) struct Found {
     pub(super) own: bool,
     pub(super) header: ResponseHeader,
@@ -64,7 +64,7 @@ impl Ownership {
         Ok(())
     }
 
-    /// Asks the cluster whose the lease is.
+    /// Asks the cluster whether the lease belongs to the namespace.
     pub(super) async fn look(&self, id: i64, metadata: &MetadataMap) -> Result<Found, Status> {
         let range = RangeRequest { key: self.marker(id), keys_only: true, ..Default::default() };
         let answer = self.kv.clone().range(with(metadata, range)).await?.into_inner();

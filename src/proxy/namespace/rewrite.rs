@@ -9,7 +9,7 @@ use crate::pb::mvccpb::KeyValue;
 
 // Requests go in, answers come out; every field that holds a key is here.
 //
-// An empty key is an error that the member words, in its own order among other errors. It goes on as an empty key with
+// An empty key is an error of the member's, which has an order among its errors. It goes on as an empty key with
 // no range, so that even a server which took it would touch nothing of the namespace or beside it.
 
 impl Namespace {
@@ -49,7 +49,7 @@ impl Namespace {
                 }
                 Some(request_op::Request::RequestDeleteRange(delete)) => self.add_prefix_to_delete(delete),
                 Some(request_op::Request::RequestTxn(txn)) => self.add_prefix_to_txn(txn, lease),
-                // The member says what it thinks of an operation without a request.
+                // An operation without a request is refused by the member.
                 None => {}
             }
         }
@@ -83,7 +83,7 @@ impl Namespace {
         answer.keys = answer.keys.iter().filter_map(|key| self.strip_prefix(key)).collect();
     }
 
-    /// The pair under the client's key; none when it lies outside, whatever the cluster meant by it.
+    /// The pair under the client's key; none when its key lies outside the namespace.
     pub(super) fn strip_prefix_in_kv(&self, mut kv: KeyValue) -> Option<KeyValue> {
         kv.key = self.strip_prefix(&kv.key)?;
         Some(kv)

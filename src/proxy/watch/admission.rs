@@ -97,8 +97,8 @@ impl GroupWatchAdmission {
         handle
     }
 
-    /// Asks the cluster where a watch stands, together with whoever else asks; tries until it answers. A cluster
-    /// without quorum keeps the client waiting, as the write it might have missed would.
+    /// Reads the revision behind which a watch begins, in one read for all watches that need it at the time; tries until the
+    /// cluster answers. Without a quorum the client waits, as it would for a write.
     async fn read_index(&self, range: &KeyRange, start: Revision) -> Result<StartPosition, Refusal> {
         let mut backoff = self.hub.config.periods.backoff();
         loop {

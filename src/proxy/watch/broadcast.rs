@@ -80,7 +80,7 @@ enum Stop {
     Ended(End),
     /// Its watchers move to this wider source.
     Superseded(Arc<Source>),
-    /// Nobody reads any more.
+    /// No watcher is left.
     Idle,
 }
 
@@ -119,7 +119,7 @@ impl Broadcast {
         (broadcast, handle)
     }
 
-    /// Runs until nobody needs it.
+    /// Runs until no watcher needs it.
     pub async fn run(mut self) {
         self.hub.metrics.upstream_watches.inc();
         let mut backoff = self.hub.config.periods.backoff();
@@ -435,7 +435,7 @@ impl Broadcast {
         }
     }
 
-    /// Removes the broadcast from its group when nobody has read its log for a while.
+    /// Removes the broadcast from its group when its log has had no reader for a while.
     fn leave_if_idle(&mut self) -> bool {
         let (source, state) = (&self.source, &self.state);
         let unused = || match source {
