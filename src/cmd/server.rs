@@ -16,7 +16,7 @@ use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member
 use crate::listener::{self, ListenerConfig, Serving, WorkerId};
 use crate::net::{Authorities, ClientTls, Identity, IdentityFiles, ServerTls, TlsError};
 use crate::shutdown::{Interruption, Tasks, interrupted};
-use crate::telemetry::{Metrics, PeerMetrics, WatchMetrics, init_logging};
+use crate::telemetry::{Metrics, PeerMetrics, Tracing, WatchMetrics, init_logging};
 
 /// Time that open requests of clients get to finish at a stop; watches have to be cut.
 const CLIENT_GRACE: Duration = Duration::from_millis(800);
@@ -85,6 +85,7 @@ pub struct Server {
     peers: Serving,
     /// Metrics and health on addresses of their own.
     watched: Option<Serving>,
+    tracing: Option<Tracing>,
 }
 
 impl Server {
@@ -105,7 +106,9 @@ impl Server {
         let peer_tls = config.peer_tls.as_ref().map(peer_tls).transpose().context("TLS between members")?;
         let registry = Metrics::new();
         let slow = SlowRequests { apply: config.warning_apply_duration, unary: config.warning_unary_request_duration };
-        let metrics = CoreMetrics::register(&registry, config.extensive_metrics, slow);
+        let tracing =
+            config.tracing.as_ref().map(Tracing::start).transpose().context("--distributed-tracing-address")?;
+        let metrics = CoreMetrics::register(&registry, config.extensive_metrics, slow, tracing.clone());
         let watch_metrics = WatchMetrics::register(&registry);
         let failed: Failed = Arc::new(|reason| {
             // Fail-stop: what was acknowledged is in the log, and no request may be answered from a state that may be wrong.
@@ -151,7 +154,7 @@ impl Server {
         for address in clients.addresses() {
             info!(%address, "serving client traffic insecurely; this is strongly discouraged!");
         }
-        Ok(Self { member, clients, peers, watched })
+        Ok(Self { member, clients, peers, watched, tracing })
     }
 
     /// Listeners first, then the member. Leadership is transferred while the requests of clients finish.
@@ -159,6 +162,9 @@ impl Server {
         tokio::join!(self.clients.finish(), self.member.hand_over());
         tokio::join!(self.peers.finish(), OptionFuture::from(self.watched.map(Serving::finish)));
         self.member.stop().await;
+        if let Some(tracing) = self.tracing {
+            tracing.finish().await;
+        }
     }
 }
 

@@ -98,7 +98,6 @@ const GROUPS: &[Group] = &[
             ("bootstrap-defrag-threshold-megabytes", Int, "0"),
             ("downgrade-check-time", Duration, "5s"),
             ("v2-deprecation", Text, "write-only"),
-            ("logger", Text, "zap"),
         ],
     ),
     ignored(
@@ -141,17 +140,6 @@ const GROUPS: &[Group] = &[
             ("discovery-fallback", Text, "exit"),
         ],
     ),
-    ignored(
-        &[Server],
-        "no effect without --enable-distributed-tracing",
-        &[
-            ("distributed-tracing-address", Text, "localhost:4317"),
-            ("distributed-tracing-service-name", Text, "etcd"),
-            ("distributed-tracing-instance-id", Text, ""),
-            ("distributed-tracing-sampling-rate", Int, "0"),
-        ],
-    ),
-    ignored(&[Server], "no effect without --enable-log-rotation", &[("log-rotation-config-json", Text, "")]),
     ignored(&[Proxy], "the proxy writes no files", &[("data-dir", Text, "default.proxy")]),
     ignored(
         &[Proxy],
@@ -218,8 +206,6 @@ const GROUPS: &[Group] = &[
             ("listen-client-http-urls", Text, ""),
             ("socket-reuse-port", Bool, "false"),
             ("socket-reuse-address", Bool, "false"),
-            ("enable-distributed-tracing", Bool, "false"),
-            ("enable-log-rotation", Bool, "false"),
         ],
     ),
     not_yet(&[Server, Proxy], "", &[("enable-pprof", Bool, "false")]),

@@ -163,7 +163,7 @@ impl Worker {
             // An unknown method is passed on too, without metrics.
             return self.grpc(request.map(RequestBody::uncounted)).await;
         };
-        let call = self.calls.start(number);
+        let call = self.calls.start(number, request.headers());
         let response = self.grpc(request.map(|body| call.request(body))).await;
         call.response(response).map(Body::new)
     }

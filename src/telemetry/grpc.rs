@@ -9,6 +9,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::{Histogram, IntCounter};
 
 use super::metrics::Metrics;
+use super::request_spans::{RequestSpan, Tracing};
 use super::rooms::NetworkMetrics;
 use crate::pb::frame::{Messages, Part};
 
@@ -64,12 +65,15 @@ pub struct GrpcCalls(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    tracing: Option<Tracing>,
     methods: Vec<MethodMetrics>,
     bytes: NetworkMetrics,
 }
 
 #[derive(Debug)]
 struct MethodMetrics {
+    service: &'static str,
+    name: &'static str,
     unary: bool,
     started: IntCounter,
     received: IntCounter,
@@ -98,6 +102,8 @@ impl GrpcCalls {
             let GrpcMethod { service, name, kind, unreadable } = method;
             let labels = [kind, service, name];
             MethodMetrics {
+                service,
+                name,
                 unary: kind == UNARY,
                 started: started.with_label_values(&labels),
                 received: received.with_label_values(&labels),
@@ -108,13 +114,24 @@ impl GrpcCalls {
             }
         };
         let methods = methods.into_iter().map(row).collect();
-        Self(Arc::new(Shared { methods, bytes: NetworkMetrics::register(metrics) }))
+        Self(Arc::new(Shared { tracing: None, methods, bytes: NetworkMetrics::register(metrics) }))
     }
 
-    /// A call of the method at this place of the list given to [`register`](Self::register) starts.
-    pub fn start(&self, method: usize) -> Call {
-        self.0.methods[method].started.inc();
-        Call { shared: self.0.clone(), method, began: Instant::now(), open: true }
+    /// Exports a span for each call from here on. Called before the first one.
+    pub fn traced(self, tracing: Option<Tracing>) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(shared) => Self(Arc::new(Shared { tracing, ..shared })),
+            Err(shared) => Self(shared),
+        }
+    }
+
+    /// A call of the method at this place of the list given to [`register`](Self::register) starts. Its headers may name
+    /// a trace.
+    pub fn start(&self, method: usize, headers: &HeaderMap) -> Call {
+        let row = &self.0.methods[method];
+        row.started.inc();
+        let span = self.0.tracing.as_ref().map(|tracing| tracing.begin(row.service, row.name, headers));
+        Call { shared: self.0.clone(), method, began: Instant::now(), open: true, span }
     }
 }
 
@@ -125,6 +142,7 @@ pub struct Call {
     method: usize,
     began: Instant,
     open: bool,
+    span: Option<RequestSpan>,
 }
 
 impl Call {
@@ -150,6 +168,9 @@ impl Call {
     fn close(&mut self, code: i32) {
         if !std::mem::take(&mut self.open) {
             return;
+        }
+        if let Some(span) = self.span.take() {
+            span.end(code);
         }
         let method = self.method();
         if method.unary {
@@ -313,10 +334,11 @@ mod tests {
     fn codes_exist_before_their_first_use() {
         let metrics = Metrics::default();
         let calls = GrpcCalls::register(&metrics, false, [range()]);
-        calls.start(0).finish(5);
-        calls.start(0).finish(99);
+        let start = || calls.start(0, &HeaderMap::new());
+        start().finish(5);
+        start().finish(99);
         // The client reset the stream before there was an answer.
-        drop(calls.start(0));
+        drop(start());
         let text = metrics.render();
         let line = |code: &str| {
             format!(

@@ -1,6 +1,9 @@
+mod journal;
+mod rotation;
+mod sink;
+
 use std::fmt::{self, Write as _};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -12,7 +15,10 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::sink::Sink;
 use super::clock::Timestamp;
+
+pub use self::rotation::LogRotation;
 
 /// What is logged, how and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,11 +29,13 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Every line goes to each of these.
     pub outputs: Vec<LogOutput>,
+    /// How the files among them are rotated, if they are.
+    pub rotation: Option<LogRotation>,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: LogLevel::Info, format: LogFormat::Json, outputs: vec![LogOutput::Stderr] }
+        Self { level: LogLevel::Info, format: LogFormat::Json, outputs: vec![LogOutput::Default], rotation: None }
     }
 }
 
@@ -68,13 +76,13 @@ pub enum LogFormat {
 }
 
 impl FromStr for LogFormat {
-    type Err = &'static str;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
-            "json" => Ok(Self::Json),
+            "" | "json" => Ok(Self::Json),
             "console" => Ok(Self::Console),
-            _ => Err("must be json or console"),
+            _ => Err(format!("unknown log format: {text}, supported values json, console")),
         }
     }
 }
@@ -82,10 +90,14 @@ impl FromStr for LogFormat {
 /// Where log lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogOutput {
-    /// Standard error, also under the name `default`.
+    /// Standard error; alone in its list.
+    Default,
+    /// Standard error.
     Stderr,
     /// Standard output.
     Stdout,
+    /// The journal of systemd.
+    Journal,
     /// A file, appended to.
     File(PathBuf),
 }
@@ -96,9 +108,10 @@ impl FromStr for LogOutput {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "" => Err("names no output"),
-            "default" | "stderr" => Ok(Self::Stderr),
+            "default" => Ok(Self::Default),
+            "stderr" => Ok(Self::Stderr),
             "stdout" => Ok(Self::Stdout),
-            "systemd/journal" => Err("systemd/journal is not supported yet, use stderr"),
+            "systemd/journal" => Ok(Self::Journal),
             path => Ok(Self::File(path.into())),
         }
     }
@@ -115,6 +128,12 @@ pub enum LogError {
         /// What the system said.
         reason: io::Error,
     },
+    /// No journal listens here.
+    #[error("--log-outputs: can't find journal ({}: {reason})", journal::SOCKET)]
+    Journal {
+        /// What the system said.
+        reason: io::Error,
+    },
     /// Somebody set logging up before.
     #[error("logging is already set up")]
     Twice,
@@ -127,17 +146,8 @@ pub enum LogError {
 /// # Errors
 /// When a file does not open, or on a second call.
 pub fn init_logging(config: &LogConfig) -> Result<(), LogError> {
-    let mut sinks = Vec::with_capacity(config.outputs.len());
-    for output in &config.outputs {
-        sinks.push(match output {
-            LogOutput::Stderr => Sink::Stderr,
-            LogOutput::Stdout => Sink::Stdout,
-            LogOutput::File(path) => {
-                let opened = OpenOptions::new().create(true).append(true).open(path);
-                Sink::File(opened.map_err(|reason| LogError::Open { path: path.clone(), reason })?)
-            }
-        });
-    }
+    let sinks = config.outputs.iter().map(|output| Sink::open(output, config.rotation));
+    let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
     let level = match config.level {
         LogLevel::Debug => Level::DEBUG,
         LogLevel::Info => Level::INFO,
@@ -149,23 +159,6 @@ pub fn init_logging(config: &LogConfig) -> Result<(), LogError> {
     tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(|_| LogError::Twice)
 }
 
-enum Sink {
-    Stderr,
-    Stdout,
-    File(File),
-}
-
-impl Sink {
-    /// A log line that cannot be written has nowhere to be reported.
-    fn write(&mut self, line: &[u8]) {
-        let _ = match self {
-            Self::Stderr => io::stderr().write_all(line),
-            Self::Stdout => io::stdout().write_all(line),
-            Self::File(file) => file.write_all(line),
-        };
-    }
-}
-
 /// Turns events into lines. A line is written whole, in one call.
 struct Lines {
     format: LogFormat,
@@ -175,8 +168,9 @@ struct Lines {
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let line = render(event, self.format, &Timestamp::now());
+        let level = *event.metadata().level();
         for sink in self.sinks.lock().iter_mut() {
-            sink.write(line.as_bytes());
+            sink.write(level, &line);
         }
     }
 }

@@ -159,3 +159,55 @@ fn refusals_have_etcds_form_and_exit_code() {
         assert!(output.contains(text), "{args:?}: {text}: {output}");
     }
 }
+
+/// Whether a text is a time as etcd logs it: `2006-01-02T15:04:05.999999Z`, without zeros at the end.
+fn is_log_time(text: &str) -> bool {
+    let Some((head, fraction)) = text.strip_suffix('Z').and_then(|text| text.split_at_checked(19)) else {
+        return false;
+    };
+    let form = head.bytes().zip(b"0000-00-00T00:00:00");
+    form.into_iter().all(|(c, form)| if *form == b'0' { c.is_ascii_digit() } else { c == *form })
+        && (fraction.is_empty() || fraction.len() <= 7 && fraction.starts_with('.') && !fraction.ends_with(['0', '.']))
+}
+
+#[test]
+fn log_lines_have_etcds_form_in_every_output() {
+    let told = Told::new();
+    let log = told.folder.path().join("logs/etcd.log").display().to_string();
+    let file = told.file(&format!(
+        "name: l\ndata-dir: DATA\nlisten-client-urls: CLIENT\nadvertise-client-urls: CLIENT\nlisten-peer-urls: PEER\n\
+         initial-advertise-peer-urls: PEER\ninitial-cluster: l=PEER\nlogger: zap\nlog-level: debug\n\
+         log-outputs: [stdout, {log}]\nenable-log-rotation: true\n\
+         log-rotation-config-json: '{{\"maxsize\": 1, \"compress\": true}}'\n"
+    ));
+    let output = told.serves(told.start(&["--config-file", &file], &[]));
+    let written = std::fs::read_to_string(&log).expect("the log file");
+    for text in [&output, &written] {
+        assert!(text.contains("ready to serve client requests"), "{text}");
+        for line in text.lines() {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let field = |name: &str| value[name].as_str().unwrap_or_else(|| panic!("{name}: {line}"));
+            assert!(is_log_time(field("ts")), "{line}");
+            assert!(["debug", "info", "warn", "error"].contains(&field("level")), "{line}");
+            assert!(!field("caller").is_empty() && !field("msg").is_empty(), "{line}");
+        }
+    }
+    let told = Told::new();
+    let args = ["--name=c", "--log-format=console", "--log-outputs=stderr"];
+    let cluster = format!("c={}", told.peer);
+    let variables = [
+        ("ETCD_LISTEN_CLIENT_URLS", told.client.as_str()),
+        ("ETCD_ADVERTISE_CLIENT_URLS", &told.client),
+        ("ETCD_LISTEN_PEER_URLS", &told.peer),
+        ("ETCD_INITIAL_ADVERTISE_PEER_URLS", &told.peer),
+        ("ETCD_INITIAL_CLUSTER", &cluster),
+    ];
+    let output = told.serves(told.start(&args, &variables));
+    let ready = output.lines().find(|line| line.contains("ready to serve client requests")).expect("a line");
+    let columns: Vec<&str> = ready.split('\t').collect();
+    assert!(is_log_time(columns[0]) && columns[1] == "info" && columns[2].starts_with("cmd/server.rs:"), "{ready}");
+    if !Path::new("/run/systemd/journal/socket").exists() {
+        let (code, output) = told.refused(&["--log-outputs=systemd/journal"], &[]);
+        assert!(code == Some(1) && output.contains("can't find journal"), "{output}");
+    }
+}

@@ -19,5 +19,6 @@ mod range;
 mod recipes;
 mod scale;
 mod startup;
+mod tracing;
 mod txn;
 mod watch;

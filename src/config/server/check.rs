@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::super::error::{ConfigError, UrlError};
 use super::super::flags::Variables;
+use super::super::log::{ServerLogFlags, server_log};
 use super::super::unsupported::{Mode, read_flags};
 use super::super::url::{ListenUrl, advertised_url, each};
 use super::cluster::InitialCluster;
@@ -11,10 +12,12 @@ use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
 use super::peer_tls::PeerTlsFiles;
 use super::raw::RawServerConfig;
 use super::values::{AutoCompaction, IntegrityChecks, Quota};
-use crate::telemetry::LogConfig;
+use crate::telemetry::{LogConfig, TracingConfig};
 
 /// The longest `--election-timeout`, in milliseconds.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
+/// Every request.
+const SAMPLES_MAX: u32 = 1_000_000;
 /// Most serving threads that are accepted.
 const SERVING_THREADS_MAX: usize = 1024;
 /// What several flags stand for when they say 0.
@@ -94,6 +97,8 @@ pub struct ServerConfig {
     pub warning_unary_request_duration: Duration,
     /// Entries that take longer to apply are logged.
     pub warning_apply_duration: Duration,
+    /// Where request spans are exported to.
+    pub tracing: Option<TracingConfig>,
     /// What is logged, how and where.
     pub log: LogConfig,
     /// Records a compaction removes in one slice.
@@ -141,6 +146,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
 
     fn try_from(raw: RawServerConfig) -> Result<Self, ConfigError> {
         check_timers(&raw)?;
+        let rotation = raw.enable_log_rotation.then_some(raw.log_rotation_config_json.as_str());
+        let log = server_log(raw.log.clone(), &ServerLogFlags { logger: &raw.logger, rotation })?;
+        let local_time = log.rotation.is_some_and(|rotation| rotation.local_time);
         let value = |flag, reason: String| ConfigError::Value { flag, reason };
         if raw.name.is_empty() || raw.name.contains(['/', '=', ',']) {
             return Err(value("name", format!("{:?} is no name: it is empty or holds '/', '=' or ','", raw.name)));
@@ -166,6 +174,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         if raw.feature_gates.persist_without_checkpoint {
             return Err(ConfigError::GateNeeded { gate: "LeaseCheckpointPersist", needed: "LeaseCheckpoint" });
         }
+        let tracing = tracing(&raw)?;
         let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
         let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, ListenUrl::for_peers)?;
@@ -223,7 +232,8 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             extensive_metrics,
             warning_unary_request_duration: raw.warning_unary_request_duration.0,
             warning_apply_duration: raw.warning_apply_duration.0,
-            log: raw.log.into(),
+            tracing,
+            log,
             compaction_batch_limit: or_default(raw.compaction_batch_limit, COMPACTION_BATCH),
             compaction_sleep_interval: or_default(raw.compaction_sleep_interval.0, COMPACTION_SLEEP),
             watch_progress_notify_interval: or_default(
@@ -236,12 +246,32 @@ impl TryFrom<RawServerConfig> for ServerConfig {
                 raw.config_file.map(Notice::ConfigFile),
                 large.then_some(Notice::LargeRequests(raw.max_request_bytes)),
                 short.map(Notice::ShortProgressInterval),
+                local_time.then_some(Notice::RotationInUtc),
             ]
             .into_iter()
             .flatten()
             .collect(),
         })
     }
+}
+
+fn tracing(raw: &RawServerConfig) -> Result<Option<TracingConfig>, ConfigError> {
+    if !raw.enable_distributed_tracing {
+        return Ok(None);
+    }
+    let refused =
+        |reason| Err(ConfigError::Other(format!("distributed tracing configurition is not valid: ({reason})")));
+    let samples_per_million = match u32::try_from(raw.distributed_tracing_sampling_rate) {
+        Ok(rate @ 0..=SAMPLES_MAX) => rate,
+        _ if raw.distributed_tracing_sampling_rate < 0 => return refused("tracing sampling rate must be positive"),
+        _ => return refused("tracing sampling rate must be less than 1000000"),
+    };
+    Ok(Some(TracingConfig {
+        address: raw.distributed_tracing_address.clone(),
+        service_name: raw.distributed_tracing_service_name.clone(),
+        instance_id: raw.distributed_tracing_instance_id.clone(),
+        samples_per_million,
+    }))
 }
 
 fn check_timers(raw: &RawServerConfig) -> Result<(), ConfigError> {
@@ -388,6 +418,29 @@ mod tests {
             ),
             ("--auto-tls", "--auto-tls is not supported yet"),
             ("--config-file /no/such/file", "/no/such/file: No such file or directory (os error 2)"),
+            (
+                "--enable-distributed-tracing --distributed-tracing-sampling-rate -1",
+                "distributed tracing configurition is not valid: (tracing sampling rate must be positive)",
+            ),
+            (
+                "--enable-distributed-tracing --distributed-tracing-sampling-rate 1000001",
+                "distributed tracing configurition is not valid: (tracing sampling rate must be less than 1000000)",
+            ),
+            ("--logger capnslog", "--logger=capnslog is removed in v3.5"),
+            ("--log-outputs default,stderr", "multi logoutput for \"default\" is not supported yet"),
+            (
+                "--enable-log-rotation",
+                "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+            ),
+            (
+                "--enable-log-rotation --log-outputs a.log --log-rotation-config-json {",
+                "improperly formatted log rotation config: EOF while parsing an object at \
+                 line 1 column 1",
+            ),
+            (
+                "--log-format odd",
+                "invalid value \"odd\" for flag -log-format: unknown log format: odd, supported values json, console",
+            ),
             ("--enable-v2", "flag provided but not defined: -enable-v2"),
             ("--initial-cluster-state odd", "invalid value \"odd\" for flag -initial-cluster-state: invalid value"),
             (

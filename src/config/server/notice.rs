@@ -37,6 +37,8 @@ pub enum Notice {
     LargeRequests(u64),
     /// The interval between progress notifications was raised to the shortest one (warn).
     ShortProgressInterval(Duration),
+    /// Names of rotated files have no local time (warn).
+    RotationInUtc,
 }
 
 impl Notice {
@@ -73,6 +75,7 @@ impl Notice {
                 minimum = ?PROGRESS_INTERVAL_MIN,
                 "adjusting watch progress notify interval to minimum period"
             ),
+            Self::RotationInUtc => tracing::warn!("localtime has no effect: names of rotated log files are in UTC"),
         }
     }
 }

@@ -9,6 +9,8 @@ use super::super::log::RawLogConfig;
 use super::cluster::InitialState;
 use super::values::FeatureGates;
 
+const LOG_ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
+
 /// The server's flags as they are given; [`ServerConfig`](super::ServerConfig) is what rooms get.
 ///
 /// An `Option` here means that the default depends on other flags.
@@ -157,9 +159,34 @@ pub struct RawServerConfig {
     #[arg(long, default_value = "100ms", help_heading = "Monitoring")]
     pub warning_apply_duration: GoDuration,
 
+    /// Send spans of requests to an OpenTelemetry collector.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Distributed tracing")]
+    pub enable_distributed_tracing: bool,
+    /// Its address, for OTLP over gRPC.
+    #[arg(long, default_value = "localhost:4317", value_name = "HOST:PORT", help_heading = "Distributed tracing")]
+    pub distributed_tracing_address: String,
+    /// Name of the service in the spans, the same for all members.
+    #[arg(long, default_value = "etcd", help_heading = "Distributed tracing")]
+    pub distributed_tracing_service_name: String,
+    /// Instance in the spans, different for each member.
+    #[arg(long, default_value = "", help_heading = "Distributed tracing")]
+    pub distributed_tracing_instance_id: String,
+    /// Spans to send of a million requests whose client does not decide it.
+    #[arg(long, default_value_t = 0, help_heading = "Distributed tracing")]
+    pub distributed_tracing_sampling_rate: i64,
+
     /// Logging.
     #[command(flatten)]
     pub log: RawLogConfig,
+    /// zap, the only one there is.
+    #[arg(long, default_value = "zap", help_heading = "Logging")]
+    pub logger: String,
+    /// Replace the one file of --log-outputs when it is full.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Logging")]
+    pub enable_log_rotation: bool,
+    /// Its bounds: megabytes, days and count of older files (0 is no bound), and whether they are compressed.
+    #[arg(long, default_value = LOG_ROTATION, value_name = "JSON", help_heading = "Logging")]
+    pub log_rotation_config_json: String,
 
     /// Records a compaction removes in one slice; 0 is 1000.
     #[arg(long, default_value_t = 0, help_heading = "Tuning")]

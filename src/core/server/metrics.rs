@@ -1,5 +1,6 @@
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tracing::warn;
@@ -9,7 +10,7 @@ use super::error::Failure;
 use crate::core::mvcc::OperationCounts;
 use crate::pb::methods::{METHODS, Method, MethodKind};
 use crate::telemetry::{
-    Call, DiskMetrics, GrpcCalls, GrpcMethod, LeaseMetrics, Metrics, MvccMetrics, OperationKind, ServerMetrics,
+    Call, DiskMetrics, GrpcCalls, GrpcMethod, LeaseMetrics, Metrics, MvccMetrics, OperationKind, ServerMetrics, Tracing,
 };
 
 /// Durations above which a request is named in the log.
@@ -40,7 +41,7 @@ const UNKNOWN_CLIENT: &str = "unknown";
 
 impl CoreMetrics {
     /// Makes and registers them.
-    pub fn register(metrics: &Metrics, extensive: bool, slow: SlowRequests) -> Self {
+    pub fn register(metrics: &Metrics, extensive: bool, slow: SlowRequests, tracing: Option<Tracing>) -> Self {
         let server = ServerMetrics::register(metrics);
         let method = |method: &Method| GrpcMethod {
             service: method.service,
@@ -49,7 +50,7 @@ impl CoreMetrics {
             unreadable: stream_label(method).map(|api| server.stream_failures.with_label_values(&["receive", api])),
         };
         Self {
-            calls: GrpcCalls::register(metrics, extensive, METHODS.iter().map(method)),
+            calls: GrpcCalls::register(metrics, extensive, METHODS.iter().map(method)).traced(tracing),
             disk: DiskMetrics::register(metrics),
             mvcc: MvccMetrics::register(metrics),
             lease: LeaseMetrics::register(metrics),
@@ -77,8 +78,8 @@ impl CoreMetrics {
     }
 
     /// Counts the start of a call, and measures it until its end.
-    pub fn start(&self, method: &'static Method) -> Call {
-        self.calls.start(METHODS.binary_search_by(|row| row.path.cmp(method.path)).unwrap_or_default())
+    pub fn start(&self, method: &'static Method, headers: &HeaderMap) -> Call {
+        self.calls.start(METHODS.binary_search_by(|row| row.path.cmp(method.path)).unwrap_or_default(), headers)
     }
 
     /// Measures a range that was answered or refused.

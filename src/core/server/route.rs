@@ -126,7 +126,7 @@ impl Servers {
             Ok(method) => method,
             Err(text) => return ready(Status::unimplemented(text)),
         };
-        let observed = self.metrics.start(method);
+        let observed = self.metrics.start(method, request.headers());
         if let Err(status) = self.admit(method, request.headers()) {
             observed.finish(status.code() as i32);
             return ready(status);
