@@ -27,8 +27,19 @@ const fn replaced(
 }
 
 const WORDS: &[Replaced] = &[
-    // A simulated disk has images of its contents.
-    replaced("image", "db snapshot", ALL, &["tests/disk/", "tests/crash_states/", "tests/sim/"]),
+    // A simulated disk has images of its contents; files of earlier versions end in `.image`.
+    replaced(
+        "image",
+        "db snapshot",
+        ALL,
+        &[
+            "tests/disk/",
+            "tests/crash_states/",
+            "tests/sim/",
+            "src/core/peer/snapshot_receive.rs",
+            "src/core/peer/tests/snapshots.rs",
+        ],
+    ),
     replaced("images", "db snapshots", ALL, &["tests/disk/", "tests/crash_states/", "tests/sim/"]),
     replaced("Place", "WatcherPhase", &["src/eventlog/"], &[]),
     replaced("Lagging", "Unsynced", &["src/eventlog/", "src/core/watch/", "src/proxy/watch/"], &[]),
