@@ -1,10 +1,9 @@
 mod journal;
+mod output;
 mod rotation;
 mod sink;
 
 use std::fmt::{self, Write as _};
-use std::io;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use parking_lot::Mutex;
@@ -18,6 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use self::sink::Sink;
 use super::clock::Timestamp;
 
+pub use self::output::{LogError, LogOutput};
 pub use self::rotation::LogRotation;
 
 /// What is logged, how and where.
@@ -85,58 +85,6 @@ impl FromStr for LogFormat {
             _ => Err(format!("unknown log format: {text}, supported values json, console")),
         }
     }
-}
-
-/// Where log lines go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogOutput {
-    /// Standard error; alone in its list.
-    Default,
-    /// Standard error.
-    Stderr,
-    /// Standard output.
-    Stdout,
-    /// The journal of systemd.
-    Journal,
-    /// A file, appended to.
-    File(PathBuf),
-}
-
-impl FromStr for LogOutput {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "" => Err("names no output"),
-            "default" => Ok(Self::Default),
-            "stderr" => Ok(Self::Stderr),
-            "stdout" => Ok(Self::Stdout),
-            "systemd/journal" => Ok(Self::Journal),
-            path => Ok(Self::File(path.into())),
-        }
-    }
-}
-
-/// Why logging was not set up.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// A file of `--log-outputs` does not open.
-    #[error("--log-outputs: open {}: {reason}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        reason: io::Error,
-    },
-    /// No journal listens here.
-    #[error("--log-outputs: can't find journal ({}: {reason})", journal::SOCKET)]
-    Journal {
-        /// What the system said.
-        reason: io::Error,
-    },
-    /// Somebody set logging up before.
-    #[error("logging is already set up")]
-    Twice,
 }
 
 /// Sends the log lines of the whole process where `config` says. Called once, by the wiring.

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use tracing::Level;
 
 use super::journal::Journal;
+use super::output::{LogError, LogOutput};
 use super::rotation::{LogRotation, RotatedFile};
-use super::{LogError, LogOutput};
 
 /// One place where every line goes.
 pub(super) enum Sink {
