@@ -317,15 +317,15 @@ impl Clients {
             88..97 if !state.leases.is_empty() => {
                 let lease = state.leases[random.usize(..state.leases.len())];
                 match random.u8(..10) {
-                    0..3 => {
+                    0..5 => {
                         let put = put(key(random), value, lease, false);
                         write(InternalRaftRequest { put: Some(put), ..none() })
                     }
-                    3 => {
+                    5 => {
                         let revoke = LeaseRevokeRequest { id: lease };
                         write(InternalRaftRequest { lease_revoke: Some(revoke), ..none() })
                     }
-                    4 => {
+                    6 => {
                         // Forgotten: it runs out.
                         state.leases.retain(|&other| other != lease);
                         Ask::Renew(lease)

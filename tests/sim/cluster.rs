@@ -294,8 +294,8 @@ impl SimCluster {
         {
             let bytes = &message.outbound.bytes;
             let done = process.receive_snapshot(&mut self.context, message.sender, bytes, db_snapshot);
-            delivered = done.as_ref().is_ok_and(|accepted| *accepted);
-            self.after_work(to, done.map(|_| ()));
+            delivered = done.is_ok();
+            self.after_work(to, done);
         }
         self.context.note("snapshot", [message.from as u64, to as u64, delivered.into()]);
         let told = Event::SnapshotSent { member: message.from, boot: message.boot, to: message.outbound.to, delivered };
@@ -444,7 +444,7 @@ impl SimCluster {
                 self.network.send(&mut self.context, process, to, outbound, connection);
                 continue;
             }
-            match process.db_snapshot(&outbound.bytes) {
+            match process.db_snapshot(outbound.to, &outbound.bytes) {
                 Ok((bytes, db_snapshot)) => {
                     let outbound = Outbound { bytes, ..outbound };
                     self.network.send_snapshot(&mut self.context, process, to, outbound, connection, db_snapshot);
@@ -605,7 +605,15 @@ impl SimCluster {
                 self.reset(other, member);
             }
             90..94 if count > 1 => self.transfer(member, other),
-            94..100 => self.change_members(),
+            94..100 => {
+                // Now and then two at once, by two operators at different members.
+                let second = self.context.one_in(2);
+                self.change_members();
+                if second {
+                    self.change_members();
+                    self.context.counts.double_changes += 1;
+                }
+            }
             _ => {}
         }
     }
@@ -639,7 +647,6 @@ impl SimCluster {
                 (ChangeKind::AddVoter, learner, AddContext::promote(learner).to_json())
             }
             Some(learner) => (ChangeKind::Remove, learner, Vec::new()),
-            // Of two voters none is removed: whoever is left may never learn that it is alone. See docs/simulation.md.
             None if voters.len() > 3 || (voters.len() > 1 && self.context.random.bool()) => {
                 let voter = voters[self.context.random.usize(..voters.len())];
                 (ChangeKind::Remove, voter, Vec::new())
@@ -652,10 +659,12 @@ impl SimCluster {
             }
             None => return,
         };
-        self.propose_members(leader, kind, id, json);
+        let any = self.context.random.usize(..self.members.len());
+        let serving = self.members[any].process.as_ref().is_some_and(Process::serves);
+        self.propose_members(if serving { any } else { leader }, kind, id, json);
     }
 
-    /// Makes room for a member that may be added.
+    /// Adds the disk of a member that may join.
     pub fn add_place(&mut self, id: MemberId) {
         let running = self.context.truth.cluster.members().cloned().collect();
         self.members.push(Member::new(id, recover::birth(id, &[], running)));
@@ -737,7 +746,7 @@ impl SimCluster {
     }
 
     /// Every compaction has removed what it forgets.
-    fn compacted(&self) {
+    pub fn compacted(&self) {
         for member in &self.members {
             let Some(process) = member.process.as_ref().filter(|process| process.serves()) else { continue };
             let rows = process.backend.rows(Table::Meta).expect("a store that works");
@@ -780,6 +789,8 @@ impl SimCluster {
         }
         for watcher in &self.watchers {
             must!(self.context, watcher.seen >= revision, "a watcher has heard up to {} of {revision}", watcher.seen);
+            let unseen = watcher.unseen_expiries(&self.context).next();
+            must!(self.context, unseen.is_none(), "a watcher did not see the expiry {unseen:?}");
         }
     }
 

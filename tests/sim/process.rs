@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
+use std::io::{Read, Write as _};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,24 +16,22 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 use watershed::api_error::ApiError;
-use watershed::bolt::BoltFile;
 use watershed::core::alarm::AlarmStore;
 use watershed::core::apply::{
     Applier, ApplierConfig, ApplyDriver, ApplyHandle, ApplyProgress, PROPOSE_PAUSE, PreparedSnapshots, ProposalDriver,
     ProposalEnd, ProposalOutcome, ProposalStep, SharedPendingRequests, open_leases,
 };
-use watershed::core::backend::{Backend, BackendError, Table};
+use watershed::core::backend::{Backend, Table};
 use watershed::core::lease::{LeaseStore, Lessor, LessorConfig};
 use watershed::core::mvcc::{Store, StoreReader};
 use watershed::core::raft::{
     ChangeKind, LogTail, NodeConfig, Outbound, PeerMessage, PlantedFault, ProposedChange, RaftDriver, RaftHandle,
-    RaftInbox, RaftNode, WalDriver, snapshot_message,
+    RaftInbox, RaftNode, WalDriver,
 };
 use watershed::core::server::{
-    Bootstrap, Failure as LeaseFailure, LeaseClock, LeaseDriver, RENEW, ReadIndex, RecoverError, Renewal,
-    answer_as_leader, read_renewed, renewals_body, stored_members,
+    Bootstrap, Failure as LeaseFailure, LeaseClock, LeaseDriver, RENEW, ReadIndex, ReceivedSnapshot, RecoverError,
+    Renewal, WalCompaction, answer_as_leader, checkpoint_request, read_renewed, renewals_body, write_db_snapshot,
 };
-use watershed::core::wal::WalSnapshot;
 use watershed::core::watch::CoreWatch;
 use watershed::eventlog::{HeaderSource, WatchLimits, WatcherSetHandle};
 use watershed::pb::etcdserverpb::{InternalRaftRequest, LeaseRevokeRequest, RangeRequest, RangeResponse};
@@ -53,6 +52,7 @@ pub const ELECTION: Micros = SECOND;
 const EXPIRY_TICKS: u64 = 2;
 const LEASE_CHECKPOINT_TICKS: u64 = 5;
 const REQUEST_TIMEOUT: Micros = 7 * SECOND;
+const PROPOSE_MEMBERS_PAUSE: Micros = SECOND / 2;
 const BEHIND_MAX: u64 = 5000;
 /// Small, so that much happens in little time.
 const CATCH_UP_ENTRIES: u64 = 4;
@@ -70,14 +70,31 @@ type Waiting<T> = Pin<Box<dyn Future<Output = T>>>;
 type Confirmation = Waiting<Result<(), ApiError>>;
 type RenewalAnswer = Waiting<Result<Bytes, LeaseFailure>>;
 
-/// A request of a client on its way through the log.
+/// A proposal on its way through the log.
 struct Write {
-    op: OpId,
+    /// The client that waits; nobody waits for a membership change.
+    op: Option<OpId>,
     deadline: Micros,
-    request: InternalRaftRequest,
+    entry: Entry,
     proposal: ProposalDriver,
     outcome: Option<oneshot::Receiver<ProposalOutcome>>,
     pause_until: Micros,
+    /// When a membership change is sent again, for raft drops a second one while another is in progress.
+    again_at: Micros,
+}
+
+enum Entry {
+    Request(Box<InternalRaftRequest>),
+    Members(ProposedChange),
+}
+
+impl Entry {
+    fn id(&self) -> u64 {
+        match self {
+            Self::Request(request) => request.id,
+            Self::Members(change) => change.request,
+        }
+    }
 }
 
 pub struct Process {
@@ -109,10 +126,12 @@ pub struct Process {
     applied: ApplyHandle,
     apply_scheduled: bool,
     slice_scheduled: bool,
+    /// Compactions wait until it is taken away.
+    pub holds_compactions: bool,
     happened: Rc<RefCell<Happened>>,
     prepared_snapshots: Arc<PreparedSnapshots>,
     pub backend: Backend,
-    marked: LogIndex,
+    wal_compaction: WalCompaction,
     pub reader: StoreReader,
     pub leases: Arc<RwLock<LeaseStore>>,
     lease_driver: LeaseDriver,
@@ -126,7 +145,7 @@ pub struct Process {
     reads: Vec<(OpId, Micros, RangeRequest, Confirmation)>,
     renewals: Vec<(OpId, LeaseId, RenewalAnswer)>,
     /// Renewals of leases that have run out and are not revoked yet.
-    run_out: Vec<(OpId, LeaseId)>,
+    run_out: Vec<(OpId, Waiting<()>)>,
     /// Answers that are ready to go.
     answers: Vec<(OpId, Answer)>,
     /// Took requests from some moment on: the only voter answers reads by itself, once it has replayed its log.
@@ -256,10 +275,11 @@ impl Process {
             applied: apply_handle,
             apply_scheduled: false,
             slice_scheduled: false,
+            holds_compactions: false,
             happened,
             prepared_snapshots,
+            wal_compaction: WalCompaction::new(opened.backend.clone(), SNAPSHOT_COUNT),
             backend: opened.backend,
-            marked: opened.position.index,
             reader,
             leases,
             lease_driver: LeaseDriver::new(lease_clock, Duration::from_micros(ELECTION)),
@@ -388,12 +408,17 @@ impl Process {
         self.follow(context);
     }
 
-    /// Puts a membership change into the log, if this member leads.
+    /// Takes a membership change, and proposes it until it is decided or the time is over.
     pub fn change_members(&mut self, context: &mut Context, kind: ChangeKind, member: MemberId, json: Vec<u8>) {
+        context.note("propose members", [self.member.0, kind as u64, member.0]);
         let change = ProposedChange { request: self.access.request_id(), kind, member, context: json.into() };
-        if self.leads() && self.raft.propose_members(change, self.raft.term()).is_ok() {
-            context.note("propose members", [self.member.0, kind as u64, member.0]);
-        }
+        self.write(context, None, Entry::Members(change));
+        self.follow(context);
+    }
+
+    fn write(&mut self, context: &Context, op: Option<OpId>, entry: Entry) {
+        let (deadline, proposal) = (context.now + REQUEST_TIMEOUT, ProposalDriver::default());
+        self.writes.push(Write { op, deadline, entry, proposal, outcome: None, pause_until: 0, again_at: 0 });
     }
 
     // The log writer.
@@ -431,7 +456,7 @@ impl Process {
                 if context.one_in(50) { context.random.u64(..500 * MILLI) } else { context.random.u64(..MILLI) };
             self.schedule(context, delay, Work::Apply);
         }
-        if !self.slice_scheduled && self.apply.is_compacting() {
+        if !self.slice_scheduled && !self.holds_compactions && self.apply.is_compacting() {
             self.slice_scheduled = true;
             let delay = if context.one_in(4) { context.random.u64(..3 * SECOND) } else { 10 * MILLI };
             self.schedule(context, delay, Work::CompactionSlice);
@@ -463,7 +488,6 @@ impl Process {
         let happened = std::mem::take(&mut *self.happened.borrow_mut());
         self.removed |= happened.removed;
         for index in happened.installed {
-            self.marked = self.marked.max(index);
             context.counts.snapshots += 1;
             context.note("installed", [self.member.0, index.0, 0]);
         }
@@ -481,12 +505,9 @@ impl Process {
     }
 
     fn checkpoint(&mut self, context: &mut Context) -> Result<(), Failure> {
-        let durable = self.backend.checkpoint().map_err(text)?;
+        self.backend.checkpoint().map_err(text)?;
         context.counts.checkpoints += 1;
-        if durable.index.0 >= self.marked.0 + SNAPSHOT_COUNT {
-            self.marked = durable.index;
-            let members = stored_members(&self.backend).map_err(text)?;
-            let snapshot = WalSnapshot { index: durable.index, term: durable.term, conf_state: members.conf_state() };
+        if let Some(snapshot) = self.wal_compaction.due().map_err(text)? {
             self.raft.state_saved(snapshot, CATCH_UP_ENTRIES);
         }
         let next = context.random.u64(SECOND..8 * SECOND);
@@ -495,48 +516,32 @@ impl Process {
     }
 
     /// A db snapshot of the newest state, and the message that announces it.
-    pub fn db_snapshot(&self, message: &Bytes) -> Result<(Bytes, Vec<u8>), Failure> {
-        let db_snapshot = self.backend.db_snapshot().map_err(text)?;
+    pub fn db_snapshot(&self, to: MemberId, message: &Bytes) -> Result<(Bytes, Vec<u8>), Failure> {
+        let mut source = write_db_snapshot(&self.backend, &std::env::temp_dir(), to, message)?;
         let mut bytes = Vec::new();
-        db_snapshot.write(&mut bytes).map_err(text)?;
-        // Nothing is applied between the two.
-        let members = stored_members(&self.backend).map_err(text)?;
-        let position = db_snapshot.summary().position;
-        let message = snapshot_message(message, position, &members.conf_state()).map_err(text)?;
-        Ok((message, bytes))
+        source.db_snapshot.read_to_end(&mut bytes).map_err(text)?;
+        Ok((source.message, bytes))
     }
 
-    /// A snapshot has arrived. Tells whether the transfer succeeded.
+    /// A db snapshot has arrived.
     pub fn receive_snapshot(
         &mut self,
         context: &mut Context,
         from: MemberId,
         message: &Bytes,
         db_snapshot: &[u8],
-    ) -> Result<bool, Failure> {
+    ) -> Result<(), Failure> {
         let parsed = PeerMessage::snapshot(self.member, from, message).map_err(text)?;
-        let position = parsed.snapshot_position();
-        let file =
-            tempfile::NamedTempFile::new().and_then(|file| std::fs::write(file.path(), db_snapshot).map(|()| file));
-        let db_snapshot = BoltFile::open(file.map_err(text)?.path()).map_err(text)?;
-        let put = match self.backend.prepare(&db_snapshot, position) {
-            Ok(prepared) => {
-                self.prepared_snapshots.put(prepared);
-                true
-            }
-            // Consensus has the log up to there and will answer that, or has one of an earlier transfer.
-            Err(BackendError::Outdated { .. } | BackendError::AlreadyPrepared { .. }) => false,
-            Err(error) => return Err(text(error)),
-        };
+        let mut file = tempfile::NamedTempFile::new().map_err(text)?;
+        file.write_all(db_snapshot).map_err(text)?;
+        let (snapshots, position) = (self.prepared_snapshots.clone(), parsed.snapshot_position());
+        let received = ReceivedSnapshot::prepare(&self.backend, &snapshots, file.path(), position).map_err(text)?;
         let mut accepted = self.raft.receive_snapshot(parsed);
         self.turn(context)?;
-        if put
-            && !accepted.try_recv().unwrap_or(false)
-            && let Some(unused) = self.prepared_snapshots.take_back(position)
-        {
-            unused.discard().map_err(text)?;
+        match accepted.try_recv() {
+            Ok(true) => Ok(()),
+            _ => received.refused(&snapshots).map_err(text),
         }
-        Ok(true)
     }
 
     // Leases.
@@ -544,7 +549,8 @@ impl Process {
     fn keep_leases(&mut self, context: &mut Context) {
         if self.ticks.is_multiple_of(LEASE_CHECKPOINT_TICKS) {
             self.lease_driver.checkpoint(|term, due| {
-                let request = self.access.checkpoints(due.iter().map(|due| (due.lease, due.remaining_ttl)));
+                let noted = due.into_iter().map(|due| (due.lease, due.remaining_ttl));
+                let request = self.access.checkpoints(checkpoint_request(noted));
                 // Nobody waits for it: one that is lost is made up for by the next.
                 let _ = self.access.propose(&request, term, RaftHandle::propose_as_leader);
                 self.access.pending.forget(request.id);
@@ -586,8 +592,7 @@ impl Process {
                 let request = InternalRaftRequest { id, ..request.clone() };
                 number = Some(id);
                 context.truth.waiting.insert(id, op);
-                let proposal = ProposalDriver::default();
-                self.writes.push(Write { op, deadline, request, proposal, outcome: None, pause_until: 0 });
+                self.write(context, Some(op), Entry::Request(Box::new(request)));
             }
             Ask::Read { request, linearizable } => {
                 let access = self.access.clone();
@@ -629,7 +634,7 @@ impl Process {
         let mut writes = std::mem::take(&mut self.writes);
         writes.retain_mut(|write| match self.advance(context, write) {
             Some(answer) => {
-                self.answers.push((write.op, answer));
+                self.answers.extend(write.op.map(|op| (op, answer)));
                 false
             }
             None => true,
@@ -665,7 +670,7 @@ impl Process {
     /// Goes on with a write; the answer, if there is one.
     fn advance(&self, context: &mut Context, write: &mut Write) -> Option<Answer> {
         if context.now >= write.deadline {
-            self.access.pending.forget(write.request.id);
+            self.access.pending.forget(write.entry.id());
             return Some(ended(write.proposal.deadline()));
         }
         loop {
@@ -673,17 +678,27 @@ impl Process {
                 ProposalStep::AwaitLeader => write.proposal.leader_known(self.raft.term_with_leader()?),
                 ProposalStep::Propose(term) => {
                     if write.outcome.is_none() {
-                        match self.access.propose(&write.request, term, RaftHandle::propose) {
+                        let proposed = match &write.entry {
+                            Entry::Request(request) => self.access.propose(request, term, RaftHandle::propose),
+                            Entry::Members(change) => self.access.propose_members(change, term),
+                        };
+                        match proposed {
                             Ok(outcome) => write.outcome = Some(outcome),
                             Err(_) => return Some(Answer::NotExecuted),
                         }
+                        write.again_at = context.now + PROPOSE_MEMBERS_PAUSE;
+                    } else if let Entry::Members(change) = &write.entry
+                        && context.now >= write.again_at
+                    {
+                        let _ = self.raft.propose_members(change.clone(), term);
+                        write.again_at = context.now + PROPOSE_MEMBERS_PAUSE;
                     }
                     let outcome = write.outcome.as_mut()?.try_recv().ok()?;
                     write.outcome = None;
                     if let Some(end) = write.proposal.outcome(outcome) {
                         return Some(ended(end));
                     }
-                    context.note("lost", [self.member.0, write.request.id, 0]);
+                    context.note("lost", [self.member.0, write.entry.id(), 0]);
                     context.counts.proposed_again += 1;
                     write.pause_until = context.now + PROPOSE_PAUSE.as_micros() as Micros;
                 }
@@ -712,24 +727,26 @@ impl Process {
 
     fn follow_renewals(&mut self) {
         let (answers, run_out, raft) = (&mut self.answers, &mut self.run_out, &self.raft);
-        let revision = self.reader.revision().0;
+        let (revision, leases) = (self.reader.revision().0, &self.access.leases);
         self.renewals.retain_mut(|(op, lease, waiting)| {
             let Some(answered) = poll(waiting) else { return true };
             match answered.and_then(read_renewed).ok().and_then(|renewals| renewals.first().copied()) {
                 Some(Renewal::Renewed(ttl)) => answers.push((*op, Answer::Renewed { ttl, revision })),
                 Some(Renewal::Gone) => answers.push((*op, Answer::Renewed { ttl: 0, revision })),
-                Some(Renewal::RunOut) => run_out.push((*op, *lease)),
+                Some(Renewal::RunOut) => {
+                    let (leases, lease) = (leases.clone(), *lease);
+                    run_out.push((*op, Box::pin(async move { leases.gone(lease).await })));
+                }
                 None => answers.push((*op, Answer::NotLeader(raft.status().borrow().leader))),
             }
             false
         });
-        let leases = self.leases.read();
-        run_out.retain(|(op, lease)| {
-            let exists = leases.exists(*lease);
-            if !exists {
+        run_out.retain_mut(|(op, gone)| {
+            let waits = poll(gone).is_none();
+            if !waits {
                 answers.push((*op, Answer::Renewed { ttl: 0, revision }));
             }
-            exists
+            waits
         });
     }
 

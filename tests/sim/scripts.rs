@@ -339,6 +339,38 @@ fn watches_go_on_over_a_snapshot_from_the_leader() {
     }
 }
 
+/// A snapshot from the leader replaces a state in the middle of a compaction; what is left of it goes on in the new state.
+#[test]
+fn a_compaction_goes_on_over_a_snapshot_from_the_leader() {
+    compacts_over_a_snapshot();
+}
+
+/// The script of that name; planted faults run it, too.
+pub fn compacts_over_a_snapshot() {
+    let mut stage = Stage::new(3, 56);
+    let leader = stage.leader();
+    let behind = stage.other_than(&[leader]);
+    let compact = |stage: &mut Stage| {
+        let compaction =
+            CompactionRequest { revision: stage.cluster.context.truth.model.revision(), ..Default::default() };
+        stage.ask(leader, Ask::Write(InternalRaftRequest { compaction: Some(compaction), ..Default::default() }));
+        stage.run_for(SECOND);
+    };
+    stage.write_many(leader, 60);
+    stage.cluster.members[behind].process.as_mut().expect("it runs").holds_compactions = true;
+    compact(&mut stage);
+    stage.isolate(behind, 5 * SECOND);
+    stage.write_many(leader, 60);
+    compact(&mut stage);
+    stage.run_for(10 * SECOND);
+    assert!(stage.cluster.context.counts.snapshots > 0, "a snapshot was sent");
+    stage.cluster.members[behind].process.as_mut().expect("it runs").holds_compactions = false;
+    stage.write_many(leader, 20);
+    stage.run_for(5 * SECOND);
+    stage.play(|cluster| cluster.compacted());
+    stage.play(|cluster| cluster.compare_members());
+}
+
 /// A state that is cut off on its way twenty times arrives in the end.
 #[test]
 fn a_state_that_is_cut_off_again_and_again_arrives() {

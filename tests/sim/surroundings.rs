@@ -21,11 +21,11 @@ use watershed::core::mvcc::{OperationCounts, RevisionEvents};
 use watershed::core::peer::{CallError, Peer, PeerSet, Purpose};
 use watershed::core::raft::{
     CommitSink, Committed, GroupWriter, MembersDecision, Outbound, PeerSink, PersistGroup, Proposal, ProposeError,
-    RaftHandle, RaftStatus, WalDriver, WalJob,
+    ProposedChange, RaftHandle, RaftStatus, WalDriver, WalJob,
 };
-use watershed::core::server::{Failure, LeaderAccess, LeaseClock, ReadIndex};
+use watershed::core::server::{Failure, LeaderAccess, LeaseClock, ReadIndex, checkpoint_request};
 use watershed::core::watch::CoreWatch;
-use watershed::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpoint, LeaseCheckpointRequest};
+use watershed::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpointRequest};
 use watershed::types::{ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Term};
 
 use super::context::Mutation;
@@ -296,11 +296,19 @@ impl SimAccess {
         Ok(outcome)
     }
 
-    /// A request that records what is left of leases.
-    pub fn checkpoints(&self, noted: impl Iterator<Item = (LeaseId, i64)>) -> InternalRaftRequest {
-        let checkpoints = noted.map(|(lease, remaining_ttl)| LeaseCheckpoint { id: lease.0, remaining_ttl }).collect();
-        let lease_checkpoint = Some(LeaseCheckpointRequest { checkpoints });
-        InternalRaftRequest { id: self.request_id(), lease_checkpoint, ..Default::default() }
+    /// The same for a membership change.
+    pub fn propose_members(
+        &self,
+        change: &ProposedChange,
+        term: Term,
+    ) -> Result<oneshot::Receiver<ProposalOutcome>, ProposeError> {
+        let outcome = self.pending.register(change.request, term);
+        let proposed = self.raft.propose_members(change.clone(), term);
+        proposed.inspect_err(|_| self.pending.forget(change.request)).map(|()| outcome)
+    }
+
+    pub fn checkpoints(&self, checkpoints: LeaseCheckpointRequest) -> InternalRaftRequest {
+        InternalRaftRequest { id: self.request_id(), lease_checkpoint: Some(checkpoints), ..Default::default() }
     }
 }
 
@@ -324,7 +332,7 @@ impl LeaderAccess for SimAccess {
     }
 
     async fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> Result<(), Failure> {
-        let request = self.checkpoints(leases.iter().map(|lease| (*lease, 0)));
+        let request = self.checkpoints(checkpoint_request(leases.iter().map(|lease| (*lease, 0))));
         match self.propose(&request, term, RaftHandle::propose_as_leader)?.await {
             Ok(ProposalOutcome::Applied(Ok(_))) => Ok(()),
             _ => Err(ApiError::LeaderChanged.into()),

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use prost::Message;
 use watershed::core::cluster::{ClusterStore, MembersAction};
 use watershed::core::raft::{ChangeKind, Committed, CommittedKind, ProposedChange};
 use watershed::pb::etcdserverpb::InternalRaftRequest;
-use watershed::types::{LogIndex, MemberId, Term};
+use watershed::types::{KeyRange, LogIndex, MemberId, Term};
 
 use super::client::OpId;
 use super::context::{Context, Micros, must};
@@ -50,6 +51,8 @@ pub struct Truth {
     /// Revocations that a lessor proposed.
     pub expiries: BTreeMap<u64, i64>,
     pub leases: BTreeMap<i64, LeaseTruth>,
+    /// Keys that went with a lease that ran out, and the revisions of their deletion.
+    pub expired_keys: BTreeSet<(i64, Bytes)>,
     applied_requests: BTreeSet<u64>,
     /// Requests that were said to be in no log, for ever.
     pub never: BTreeSet<u64>,
@@ -99,7 +102,7 @@ impl Context {
         let before = self.truth.model.revision();
         let reply = self.truth.model.apply(&request);
         self.note("entry", [entry.index.0, request.id, self.truth.model.revision() as u64]);
-        self.decided_lease(&request, &reply);
+        self.decided_lease(&request, &reply, before);
         if let Some(&op) = self.truth.waiting.get(&request.id) {
             let wrote = self.truth.model.revision() > before;
             self.truth.decided.insert(op, Decided { index: entry.index.0, reply, wrote });
@@ -120,7 +123,7 @@ impl Context {
         }
     }
 
-    fn decided_lease(&mut self, request: &InternalRaftRequest, reply: &Reply) {
+    fn decided_lease(&mut self, request: &InternalRaftRequest, reply: &Reply, before: i64) {
         if let Reply::Granted { id, ttl, .. } = *reply {
             self.truth.leases.insert(id, LeaseTruth { ttl, ..LeaseTruth::default() });
         }
@@ -136,6 +139,10 @@ impl Context {
             let promised = lease.promised_until;
             self.counts.expired_leases += 1;
             must!(self, promised <= now, "lease {:x} ended although it was promised until {promised}", revoke.id);
+            let (everything, revision) = (KeyRange::From("\0".into()), self.truth.model.revision());
+            let gone = self.truth.model.events(&everything, before, revision).into_iter();
+            let gone: Vec<_> = gone.map(|event| (event.revision, event.key.clone())).collect();
+            self.truth.expired_keys.extend(gone);
         } else {
             lease.revoked = true;
         }

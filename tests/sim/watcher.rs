@@ -1,10 +1,11 @@
 //! Watching clients: they resume on any member, and every response is held against the log's events.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 
+use bytes::Bytes;
 use futures::Stream;
 use parking_lot::Mutex;
 use prost::Message;
@@ -31,6 +32,10 @@ pub struct Watcher {
     pub seen: i64,
     /// Began somewhere; before that it asks for "from now".
     begun: bool,
+    /// Deletions by leases that ran out.
+    expired: BTreeSet<(i64, Bytes)>,
+    /// Revisions that compactions took before they were delivered, and those before the watch began.
+    missed: BTreeSet<i64>,
     /// What it asked and heard, if the simulation keeps it.
     pub recorded: Vec<WatchRecord>,
     /// The only member it connects to.
@@ -92,6 +97,8 @@ impl Watcher {
             connection: None,
             seen: 0,
             begun: false,
+            expired: BTreeSet::new(),
+            missed: BTreeSet::new(),
             recorded: Vec::new(),
             only: None,
         }
@@ -105,6 +112,8 @@ impl Watcher {
             connection: None,
             seen: start - 1,
             begun: true,
+            expired: BTreeSet::new(),
+            missed: (1..start).collect(),
             recorded: Vec::new(),
             only: Some(member),
         }
@@ -170,6 +179,7 @@ impl Watcher {
         if response.created {
             if !self.begun {
                 (self.begun, self.seen) = (true, header);
+                self.missed.extend(1..=header);
             }
             return;
         }
@@ -177,6 +187,7 @@ impl Watcher {
             let compacted = response.compact_revision;
             let right = compacted > self.seen + 1 && compacted <= context.truth.model.compacted;
             must!(context, right, "a watch from {} was cancelled: {response:?}", self.seen + 1);
+            self.missed.extend(self.seen + 1..compacted);
             self.seen = compacted - 1;
             self.connection = None;
             return;
@@ -208,10 +219,24 @@ impl Watcher {
             });
         let (seen, events) = (self.seen, &response.events);
         must!(context, same, "after {seen} a watch of {:?} got {events:?} instead of {expected:?}", self.range);
+        for event in &expected {
+            let deletion = (event.revision, event.key.clone());
+            if context.truth.expired_keys.contains(&deletion) {
+                context.counts.expiries_watched += 1;
+                must!(context, self.expired.insert(deletion.clone()), "the expiry {deletion:?} was seen twice");
+            }
+        }
         self.seen = upto;
         context.counts.events += response.events.len() as u64;
         context.truth.shown = context.truth.shown.max(upto);
         context.note("events", [upto as u64, response.events.len() as u64, 0]);
+    }
+
+    /// Expiries in its range that it should have seen, and has not.
+    pub fn unseen_expiries<'a>(&'a self, context: &'a Context) -> impl Iterator<Item = &'a (i64, Bytes)> {
+        let mine = |(revision, key): &&(i64, Bytes)| self.range.contains(key) && *revision <= self.seen;
+        let expired = context.truth.expired_keys.iter().filter(mine);
+        expired.filter(|expiry| self.begun && !self.missed.contains(&expiry.0) && !self.expired.contains(expiry))
     }
 
     /// When it looks again.
@@ -221,6 +246,6 @@ impl Watcher {
     }
 }
 
-fn deletion(key: bytes::Bytes, revision: i64) -> mvccpb::KeyValue {
+fn deletion(key: Bytes, revision: i64) -> mvccpb::KeyValue {
     mvccpb::KeyValue { key, mod_revision: revision, ..Default::default() }
 }

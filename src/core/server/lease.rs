@@ -9,7 +9,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::Caller;
 use super::error::Failure;
-use super::lease_clock::LeaseClock;
 use super::lease_leader::{MemberLeases, Renewal, TIME_TO_LIVE, ask};
 use super::long_answer::{AnswerMemory, gathered, on_thread};
 use super::member_info::MemberInfo;
@@ -156,7 +155,8 @@ async fn keep_alive(
                 Renewal::Renewed(ttl) => ttl,
                 Renewal::Gone => 0,
                 Renewal::RunOut => {
-                    wait_for_revocation(&parts.leases.clock, id).await?;
+                    let gone = tokio::time::timeout(REVOKE_WAIT, parts.leases.clock.gone(id));
+                    gone.await.map_err(|_| Status::from(ApiError::Timeout))?;
                     0
                 }
             };
@@ -195,17 +195,4 @@ fn renew_alone(leases: &MemberLeases, ids: &[LeaseId]) -> Option<Vec<Renewal>> {
     let count = renewals.iter().filter(|renewal| matches!(renewal, Renewal::Renewed(_))).count();
     leases.metrics.lease.renewed.inc_by(count as u64);
     Some(renewals)
-}
-
-/// Waits until the revocation of an expired lease is applied: until then the lease still exists.
-async fn wait_for_revocation(clock: &LeaseClock, id: LeaseId) -> Result<(), Failure> {
-    let mut revocations = clock.revocations();
-    let gone = async {
-        while clock.store.read().exists(id) {
-            if revocations.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(REVOKE_WAIT, gone).await.map_err(|_| ApiError::Timeout.into())
 }

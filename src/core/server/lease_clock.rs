@@ -165,6 +165,16 @@ impl LeaseClock {
         self.revoked.subscribe()
     }
 
+    /// Completes when a lease is no longer in the store: the revocation of one that has run out is applied.
+    pub async fn gone(&self, id: LeaseId) {
+        let mut revocations = self.revocations();
+        while self.store.read().exists(id) {
+            if revocations.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     pub(super) fn expired(&self, term: Term, max: usize) -> Vec<LeaseId> {
         let mut deadlines = self.deadlines.lock();
         if deadlines.term == Some(term) { deadlines.lessor.expired(self.now(), max) } else { Vec::new() }
@@ -185,7 +195,7 @@ impl LeaseClock {
 }
 
 /// A proposal that records what is left of leases.
-pub(super) fn checkpoint_request(noted: impl IntoIterator<Item = (LeaseId, i64)>) -> LeaseCheckpointRequest {
+pub fn checkpoint_request(noted: impl IntoIterator<Item = (LeaseId, i64)>) -> LeaseCheckpointRequest {
     let checkpoints =
         noted.into_iter().map(|(lease, remaining_ttl)| LeaseCheckpoint { id: lease.0, remaining_ttl }).collect();
     LeaseCheckpointRequest { checkpoints }
