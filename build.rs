@@ -6,6 +6,16 @@
 use std::error::Error;
 use std::fmt::Write as _;
 
+/// Messages with a password, a hash or a token. Their `Debug` is in `src/pb/secrets.rs`, and shows none of it.
+const SECRETS: [&str; 6] = [
+    ".authpb.User",
+    ".etcdserverpb.AuthenticateRequest",
+    ".etcdserverpb.AuthenticateResponse",
+    ".etcdserverpb.AuthUserAddRequest",
+    ".etcdserverpb.AuthUserChangePasswordRequest",
+    ".etcdserverpb.InternalAuthenticateRequest",
+];
+
 const FILES: [&str; 11] = [
     "http.proto",
     "kv.proto",
@@ -39,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     tonic_prost_build::configure()
         .bytes(".")
+        .skip_debug(SECRETS)
         .codec_path("crate::pb::codec::LeanCodec")
         .extern_path(".etcdserverpb.RequestOp", "crate::pb::txn::RequestOp")
         .extern_path(".etcdserverpb.ResponseOp", "crate::pb::txn::ResponseOp")

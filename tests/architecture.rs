@@ -19,7 +19,7 @@ use source::{as_strs, module_of, paths, room_of, root, sources, tokens, without_
 /// Every room may name these; they name nothing of ours but what the table says.
 const FOUNDATIONS: [&str; 4] = ["types", "pb", "telemetry", "shutdown"];
 
-const STATE_ROOMS: [&str; 4] = ["core::mvcc", "core::lease", "core::cluster", "core::alarm"];
+const STATE_ROOMS: [&str; 5] = ["core::mvcc", "core::lease", "core::auth", "core::cluster", "core::alarm"];
 
 /// Room, and what it may name besides itself and the foundations.
 const TABLE: &[(&str, &[&str])] = &[
@@ -41,6 +41,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("core::backend", &["bolt"]),
     ("core::mvcc", &["core::backend", "tree"]),
     ("core::lease", &["core::backend"]),
+    ("core::auth", &["core::backend"]),
     ("core::cluster", &["core::backend"]),
     ("core::alarm", &["core::backend"]),
     ("core::raft", &["core::wal"]),
@@ -65,7 +66,7 @@ const TABLE: &[(&str, &[&str])] = &[
 /// How ARCHITECTURE.md names a group of rooms.
 fn in_words(name: &str) -> String {
     match name {
-        "STATE" => "`core::{mvcc, lease, cluster, alarm}`".into(),
+        "STATE" => "`core::{mvcc, lease, auth, cluster, alarm}`".into(),
         "CORE" => "all of `core`".into(),
         "EVERYTHING" => "everything".into(),
         room => format!("`{room}`"),

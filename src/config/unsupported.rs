@@ -119,7 +119,6 @@ const GROUPS: &[Group] = &[
             ("vv", Bool, "false"),
         ],
     ),
-    ignored(&[Server], "no users and roles yet", &[("bcrypt-cost", Int, "10"), ("auth-token-ttl", Int, "300")]),
     ignored(&[Server], "always so with --peer-cert-file", &[("peer-client-cert-auth", Bool, "false")]),
     ignored(&[Server], "no JSON gateway yet", &[("enable-grpc-gateway", Bool, "true")]),
     ignored(

@@ -7,6 +7,7 @@
 
 pub mod alarm;
 pub mod apply;
+pub mod auth;
 pub mod backend;
 pub mod cluster;
 pub mod lease;

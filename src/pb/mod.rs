@@ -11,6 +11,7 @@ pub mod encoded;
 pub mod frame;
 pub mod methods;
 pub mod pieces;
+mod secrets;
 pub mod txn;
 
 pub use descriptors::{descriptors, http_paths};

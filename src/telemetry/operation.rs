@@ -25,12 +25,36 @@ pub enum OperationKind {
     ClusterMemberAttrSet,
     /// The cluster version.
     ClusterVersionSet,
+    /// Auth on.
+    AuthEnable,
+    /// Auth off.
+    AuthDisable,
+    /// A login.
+    Authenticate,
+    /// A new user.
+    AuthUserAdd,
+    /// A user removed.
+    AuthUserDelete,
+    /// A new password.
+    AuthUserChangePassword,
+    /// A role for a user.
+    AuthUserGrantRole,
+    /// A role taken from a user.
+    AuthUserRevokeRole,
+    /// A new role.
+    AuthRoleAdd,
+    /// A role removed.
+    AuthRoleDelete,
+    /// A permission for a role.
+    AuthRoleGrantPermission,
+    /// A permission taken from a role.
+    AuthRoleRevokePermission,
     /// None of these.
     Unknown,
 }
 
 impl OperationKind {
-    const ALL: [(Self, &'static str); 13] = [
+    const ALL: [(Self, &'static str); 25] = [
         (Self::Range, "Range"),
         (Self::ReadonlyTxn, "ReadonlyTxn"),
         (Self::Put, "Put"),
@@ -43,6 +67,18 @@ impl OperationKind {
         (Self::Alarm, "Alarm"),
         (Self::ClusterMemberAttrSet, "ClusterMemberAttrSet"),
         (Self::ClusterVersionSet, "ClusterVersionSet"),
+        (Self::AuthEnable, "AuthEnable"),
+        (Self::AuthDisable, "AuthDisable"),
+        (Self::Authenticate, "Authenticate"),
+        (Self::AuthUserAdd, "AuthUserAdd"),
+        (Self::AuthUserDelete, "AuthUserDelete"),
+        (Self::AuthUserChangePassword, "AuthUserChangePassword"),
+        (Self::AuthUserGrantRole, "AuthUserGrantRole"),
+        (Self::AuthUserRevokeRole, "AuthUserRevokeRole"),
+        (Self::AuthRoleAdd, "AuthRoleAdd"),
+        (Self::AuthRoleDelete, "AuthRoleDelete"),
+        (Self::AuthRoleGrantPermission, "AuthRoleGrantPermission"),
+        (Self::AuthRoleRevokePermission, "AuthRoleRevokePermission"),
         (Self::Unknown, "unknown"),
     ];
 

@@ -47,6 +47,7 @@ room! {
         cluster_version: gauge_vec("etcd_cluster_version", "1 for the version the cluster agreed on.", &["cluster_version"]);
         build: gauge_vec("watershed_build_info", "1 for the version of this program and of its compiler.", &["version", "rustc"]);
         features: gauge_vec("etcd_server_feature_enabled", "1 for a feature gate whose behaviour is in effect, else 0.", &["name", "stage"]);
+        auth_revision: gauge("etcd_debugging_auth_revision", "Revision of users and roles.");
         alarms: gauge_vec("etcd_debugging_server_alarms", "1 for each alarm that is raised.", &["server_id", "alarm_type"]);
         proposals_committed: gauge("etcd_server_proposals_committed_total", "Proposals committed.");
         proposals_applied: gauge("etcd_server_proposals_applied_total", "Proposals applied.");

@@ -3,11 +3,10 @@
 use sha2::{Digest, Sha256};
 use tonic::Code;
 use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
-use watershed::pb::etcdserverpb::auth_client::AuthClient;
 use watershed::pb::etcdserverpb::{
-    AlarmRequest, AlarmType, AuthEnableRequest, AuthStatusRequest, AuthUserAddRequest, DefragmentRequest,
-    DeleteRangeRequest, DowngradeRequest, HashKvRequest, HashRequest, MemberListRequest, PutRequest, RangeRequest,
-    RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest, request_op,
+    AlarmRequest, AlarmType, DefragmentRequest, DeleteRangeRequest, DowngradeRequest, HashKvRequest, HashRequest,
+    MemberListRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest,
+    request_op,
 };
 use watershed::pb::healthpb::HealthCheckRequest;
 use watershed::pb::healthpb::health_check_response::ServingStatus;
@@ -261,17 +260,11 @@ fn a_corrupt_member_gives_no_data() {
 
 /// What README says of what does not exist yet.
 #[test]
-fn users_and_downgrades_are_refused() {
+fn downgrades_are_refused() {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         if is_stock() {
             return;
         }
-        let mut auth = AuthClient::new(deployment.client.channel());
-        let status = auth.auth_status(AuthStatusRequest {}).await.expect("auth status").into_inner();
-        assert!(!status.enabled);
-        let text = "users and roles are not supported by this version of watershed";
-        refused(auth.auth_enable(AuthEnableRequest {}).await, Code::Unimplemented, text);
-        refused(auth.user_add(AuthUserAddRequest::default()).await, Code::Unimplemented, text);
         let downgrade = deployment.client.maintenance().downgrade(DowngradeRequest::default()).await;
         refused(downgrade, Code::Unimplemented, "downgrades are not supported by this version of watershed");
     });

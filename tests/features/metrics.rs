@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tonic::Code;
 use watershed::client::Client;
 use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
+use watershed::pb::etcdserverpb::auth_client::AuthClient;
 use watershed::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use watershed::pb::etcdserverpb::request_op::Request;
 use watershed::pb::etcdserverpb::*;
@@ -15,6 +16,7 @@ use crate::harness::{Deployment, PATIENCE, Scrape, Target, Watching, http_get, i
 /// What moves on etcd 3.7.1 under [`load`]: name, type, label names. Obtained by running this test with
 /// `WATERSHED_TEST_SERVER=etcd-3.7.1`, where it compares both ways.
 const MOVES: &[(&str, &str, &str)] = &[
+    ("etcd_debugging_auth_revision", "gauge", ""),
     ("etcd_debugging_lease_granted_total", "counter", ""),
     ("etcd_debugging_lease_renewed_total", "counter", ""),
     ("etcd_debugging_lease_revoked_total", "counter", ""),
@@ -202,6 +204,8 @@ async fn load(client: &Client, member: &str) -> Watching {
     while snapshot.message().await.expect("snapshot").is_some() {}
     let status = maintenance.status(StatusRequest {}).await.expect("status").into_inner();
     let member_id = status.header.expect("header").member_id;
+    let mut auth = AuthClient::new(client.channel());
+    auth.role_add(AuthRoleAddRequest { name: "r".into() }).await.expect("a role");
     let promotion = client.cluster().member_promote(MemberPromoteRequest { id: member_id }).await;
     promotion.expect_err("a voter cannot be promoted");
     for path in ["/etcdserverpb.Watch/Watch", "/etcdserverpb.Lease/LeaseKeepAlive"] {

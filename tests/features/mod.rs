@@ -1,5 +1,6 @@
 //! Tests by feature: one member, and the gateway and the proxy in front of it.
 
+mod auth;
 mod bad_input;
 mod compaction;
 mod configuration;

@@ -112,6 +112,11 @@ impl Deployment {
         self.until_ready().await;
     }
 
+    /// Starts the member again, and waits for nothing: whoever has no token cannot ask whether it is ready.
+    pub fn restart_without_waiting(&mut self) {
+        self.server = start_member(&self.member, self.peer_port, self.folder.path(), &self.flags);
+    }
+
     /// Starts one more proxy or gateway in front of the member, with these flags; returns its endpoint.
     pub async fn also_front(&self, mode: &str, flags: &[&str]) -> (Process, String) {
         let endpoint = format!("127.0.0.1:{}", free_port());

@@ -21,6 +21,7 @@ use watershed::core::apply::{
     Applier, ApplierConfig, ApplyDriver, ApplyHandle, ApplyProgress, PROPOSE_PAUSE, PreparedSnapshots, ProposalDriver,
     ProposalEnd, ProposalOutcome, ProposalStep, SharedPendingRequests, open_leases,
 };
+use watershed::core::auth::AuthStore;
 use watershed::core::backend::{Backend, Table};
 use watershed::core::lease::{LeaseStore, Lessor, LessorConfig};
 use watershed::core::mvcc::{Store, StoreReader};
@@ -185,6 +186,7 @@ impl Process {
         let reader = store.reader();
         let leases = Arc::new(RwLock::new(open_leases(&opened.backend, &store, TTL_MIN).map_err(text)?));
         let alarms = AlarmStore::open(&opened.backend.rows(Table::Alarm).map_err(text)?);
+        let auth = AuthStore::open(&opened.backend).map_err(text)?;
         let pending = Arc::new(SharedPendingRequests::default());
         let (progress, apply_handle) = ApplyProgress::new(pending.clone(), opened.position.index);
 
@@ -237,7 +239,7 @@ impl Process {
         };
         let applier_config = ApplierConfig { quota_bytes: -1 };
         let applier =
-            Applier::new(store, leases.clone(), opened.members, alarms, opened.backend.clone(), applier_config);
+            Applier::new(store, leases.clone(), opened.members, alarms, auth, opened.backend.clone(), applier_config);
         let prepared_snapshots = Arc::new(PreparedSnapshots::default());
         let apply = ApplyDriver::new(applier, observer, progress, prepared_snapshots.clone());
         let first_request = (member.0 & 0xffff) << 48 | u64::from(boot) << 32;

@@ -7,6 +7,7 @@ use super::super::flags::Variables;
 use super::super::log::{ServerLogFlags, server_log};
 use super::super::unsupported::{Mode, read_flags};
 use super::super::url::{ListenUrl, advertised_url, each};
+use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
 use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
 use super::peer_tls::PeerTlsFiles;
@@ -87,6 +88,8 @@ pub struct ServerConfig {
     pub max_learners: usize,
     /// Automatic compaction by the leader.
     pub auto_compaction: AutoCompaction,
+    /// How users log in.
+    pub auth: AuthConfig,
     /// Origins whose scripts may call; `*` for all.
     pub cors: Vec<String>,
     /// Names a Host header may have; `*` or none for all.
@@ -161,11 +164,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let initial = InitialCluster::parse(&raw.name, list, peer_urls, token, raw.initial_cluster_state)?;
         let listen_client_urls = raw.listen_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         let advertise_client_urls = raw.advertise_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
-        match raw.auth_token.split(',').next() {
-            Some("simple" | "") => {}
-            Some("jwt") => return Err(value("auth-token", "jwt is not supported yet".to_owned())),
-            _ => return Err(value("auth-token", "auth: invalid auth options".to_owned())),
-        }
+        let (auth, cost_replaced) = AuthConfig::from_flags(&raw)?;
         let extensive_metrics = match raw.metrics.as_str() {
             "basic" => false,
             "extensive" => true,
@@ -227,6 +226,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             pre_vote: raw.pre_vote,
             max_learners: raw.max_learners,
             auto_compaction,
+            auth,
             cors: names(&raw.cors),
             host_whitelist: names(&raw.host_whitelist),
             extensive_metrics,
@@ -247,6 +247,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
                 large.then_some(Notice::LargeRequests(raw.max_request_bytes)),
                 short.map(Notice::ShortProgressInterval),
                 local_time.then_some(Notice::RotationInUtc),
+                cost_replaced.then_some(Notice::BcryptCost(raw.bcrypt_cost)),
             ]
             .into_iter()
             .flatten()

@@ -35,6 +35,8 @@ pub enum Notice {
     UnknownVariable(String),
     /// Larger than recommended (warn).
     LargeRequests(u64),
+    /// bcrypt has no such cost (warn).
+    BcryptCost(u64),
     /// The interval between progress notifications was raised to the shortest one (warn).
     ShortProgressInterval(Duration),
     /// Names of rotated files have no local time (warn).
@@ -69,6 +71,9 @@ impl Notice {
             ),
             Self::LargeRequests(bytes) => {
                 tracing::warn!(max_request_bytes = bytes, "exceeded recommended request limit of 10 MiB");
+            }
+            Self::BcryptCost(given) => {
+                tracing::warn!(given, "use default bcrypt cost instead of the invalid given cost");
             }
             Self::ShortProgressInterval(asked) => tracing::warn!(
                 ?asked,

@@ -136,9 +136,15 @@ pub struct RawServerConfig {
     #[arg(long, default_value = "*", help_heading = "Security")]
     pub host_whitelist: String,
 
-    /// simple; jwt with options is not supported yet.
+    /// simple, or jwt with options: jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=DURATION.
     #[arg(long, default_value = "simple", help_heading = "Auth")]
     pub auth_token: String,
+    /// Seconds that a simple token lives after its last use; 0 is 300.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", help_heading = "Auth")]
+    pub auth_token_ttl: u32,
+    /// Cost of hashing a password with bcrypt, 4 to 31.
+    #[arg(long, default_value_t = 10, help_heading = "Auth")]
+    pub bcrypt_cost: u64,
 
     /// Pause between two comparisons of the members' states by the leader; 0 is never. Off in etcd.
     #[arg(long, default_value = "12m", help_heading = "Monitoring")]

@@ -3,9 +3,11 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::cost::exceeds;
-use super::operation::{Applied, CompactionInForce, GrantedLease, Operation};
+use super::operation::{Applied, CompactionInForce, GrantedLease, Login, Operation};
 use super::outcome::{ApplyError, Outcome};
+use super::permission::check_operation;
 use crate::core::alarm::AlarmStore;
+use crate::core::auth::{AuthError, AuthFact, AuthStore, Identity};
 use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, Prepared, Table};
 use crate::core::cluster::{ClusterRows, ClusterStore, MembersAction};
 use crate::core::lease::{Lease, LeaseError, LeaseStore};
@@ -16,10 +18,10 @@ use crate::core::raft::{ChangeKind, Committed, CommittedKind, MembersDecision, P
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, LeaseCheckpointRequest, LeaseGrantRequest,
-    LeaseRevokeRequest,
+    LeaseRevokeRequest, RequestHeader,
 };
 use crate::pb::walpb;
-use crate::types::{LeaseId, MemberId, Revision};
+use crate::types::{LeaseId, LogIndex, MemberId, Revision};
 
 /// What apply decides by, the same on every member.
 #[derive(Clone, Debug)]
@@ -57,6 +59,10 @@ pub struct Batch {
     pub compactions: Vec<Compaction>,
     /// Alarms or members changed.
     pub records_changed: bool,
+    /// Users, roles or the auth flag changed.
+    pub auth_changed: bool,
+    /// What that, and logins, mean for tokens.
+    pub auth_facts: Vec<AuthFact>,
     /// Which membership changes take effect; consensus follows.
     pub decisions: Vec<MembersDecision>,
     /// A write took effect that the quota had no room for.
@@ -82,6 +88,7 @@ pub struct Applier {
     leases: Arc<RwLock<LeaseStore>>,
     cluster: ClusterStore,
     alarms: AlarmStore,
+    auth: AuthStore,
     backend: Backend,
     config: ApplierConfig,
     /// The last entry applied.
@@ -101,11 +108,12 @@ impl Applier {
         leases: Arc<RwLock<LeaseStore>>,
         cluster: ClusterStore,
         alarms: AlarmStore,
+        auth: AuthStore,
         backend: Backend,
         config: ApplierConfig,
     ) -> Self {
         let position = backend.durable();
-        Self { store, leases, cluster, alarms, backend, config, position }
+        Self { store, leases, cluster, alarms, auth, backend, config, position }
     }
 
     /// The store, for publishing and for slices of a compaction.
@@ -121,6 +129,11 @@ impl Applier {
     /// Raised alarms.
     pub fn alarms(&self) -> &AlarmStore {
         &self.alarms
+    }
+
+    /// Users and roles.
+    pub fn auth(&self) -> &AuthStore {
+        &self.auth
     }
 
     /// What exists, with attached keys.
@@ -139,6 +152,7 @@ impl Applier {
         let cluster = self.backend.rows(Table::Cluster)?;
         self.cluster = ClusterStore::open(ClusterRows { members: &members, removed: &removed, cluster: &cluster })?;
         self.alarms = AlarmStore::open(&self.backend.rows(Table::Alarm)?);
+        self.auth = AuthStore::open(&self.backend)?;
         self.store.restore(self.backend.clone())?;
         let min_ttl = self.leases.read().min_ttl();
         let leases = open_leases(&self.backend, &self.store, min_ttl)?;
@@ -181,10 +195,12 @@ impl Applier {
                 batch.outcomes.push((change.request, outcome));
             }
             CommittedKind::Request(data) => match Operation::decode(data) {
-                Ok((id, operation)) => {
+                Ok((id, header, operation)) => {
                     let cost = operation.cost_bytes();
                     let roomy = cost == 0 || !exceeds(self.backend.size_bytes(), cost, self.config.quota_bytes);
-                    let mut outcome = self.apply_operation(&operation, &mut changes, batch);
+                    let mut outcome = self
+                        .admit(&operation, header.as_ref())
+                        .and_then(|()| self.apply_operation(&operation, entry.index, &mut changes, batch));
                     if !roomy && outcome.is_ok() {
                         batch.over_quota = true;
                         outcome = Err(ApplyError::NoSpace);
@@ -226,8 +242,27 @@ impl Applier {
         }
     }
 
-    fn apply_operation(&mut self, operation: &Operation, changes: &mut Vec<Change>, batch: &mut Batch) -> Outcome {
+    /// What is checked before an operation: alarms, then permissions.
+    fn admit(&self, operation: &Operation, header: Option<&RequestHeader>) -> Result<(), ApplyError> {
         self.check_alarms(operation)?;
+        let auth = self.auth.state();
+        if !auth.is_enabled() {
+            return Ok(());
+        }
+        let who = header.map_or_else(Identity::default, |header| Identity {
+            user: header.username.as_str().into(),
+            revision: header.auth_revision,
+        });
+        Ok(check_operation(auth, &who, &self.leases.read(), operation)?)
+    }
+
+    fn apply_operation(
+        &mut self,
+        operation: &Operation,
+        index: LogIndex,
+        changes: &mut Vec<Change>,
+        batch: &mut Batch,
+    ) -> Outcome {
         match operation {
             Operation::Put(put) => {
                 let written = self.store.put(put, self.leases.as_ref())?;
@@ -260,7 +295,52 @@ impl Applier {
                 batch.records_changed = true;
                 Ok(Applied::ClusterVersionSet(()))
             }
+            Operation::Authenticate(request) => {
+                let identity = self.auth.authenticate(request, index, &mut batch.auth_facts)?;
+                Ok(Applied::Authenticate(Login { identity, index }))
+            }
             Operation::Unknown => Err(ApplyError::Unknown),
+            change => {
+                let (rows, applied) = self.change_auth(change, &mut batch.auth_facts)?;
+                batch.auth_changed |= !rows.is_empty();
+                changes.extend(rows);
+                Ok(applied)
+            }
+        }
+    }
+
+    /// Changes users, roles or the auth flag.
+    fn change_auth(
+        &mut self,
+        operation: &Operation,
+        facts: &mut Vec<AuthFact>,
+    ) -> Result<(Vec<Change>, Applied), ApplyError> {
+        let auth = &mut self.auth;
+        macro_rules! changed {
+            ($kind:ident, $rows:expr) => {{
+                let rows: Result<Vec<Change>, AuthError> = $rows;
+                Ok((rows?, Applied::$kind(())))
+            }};
+        }
+        match operation {
+            Operation::AuthEnable(_) => changed!(AuthEnable, auth.enable()),
+            Operation::AuthDisable(_) => changed!(AuthDisable, Ok(auth.disable(facts))),
+            Operation::AuthUserAdd(request) => changed!(AuthUserAdd, auth.user_add(request)),
+            Operation::AuthUserDelete(request) => changed!(AuthUserDelete, auth.user_delete(request, facts)),
+            Operation::AuthUserChangePassword(request) => {
+                changed!(AuthUserChangePassword, auth.user_change_password(request, facts))
+            }
+            Operation::AuthUserGrantRole(request) => changed!(AuthUserGrantRole, auth.user_grant_role(request)),
+            Operation::AuthUserRevokeRole(request) => changed!(AuthUserRevokeRole, auth.user_revoke_role(request)),
+            Operation::AuthRoleAdd(request) => changed!(AuthRoleAdd, auth.role_add(request)),
+            Operation::AuthRoleDelete(request) => changed!(AuthRoleDelete, auth.role_delete(request)),
+            Operation::AuthRoleGrantPermission(request) => {
+                changed!(AuthRoleGrantPermission, auth.role_grant_permission(request))
+            }
+            Operation::AuthRoleRevokePermission(request) => {
+                changed!(AuthRoleRevokePermission, auth.role_revoke_permission(request))
+            }
+            _ => Err(ApplyError::Unknown),
         }
     }
 

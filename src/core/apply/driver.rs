@@ -9,6 +9,7 @@ use super::outcome::ApplyError;
 use super::pending_requests::SharedPendingRequests;
 use super::prepared_snapshots::PreparedSnapshots;
 use crate::core::alarm::AlarmStore;
+use crate::core::auth::{AuthFact, AuthState};
 use crate::core::cluster::ClusterStore;
 use crate::core::mvcc::{Compaction, CompactionHash, OperationCounts, Progress, RevisionEvents};
 use crate::core::raft::{Committed, MembersDecision, PlantedFault, is_planted};
@@ -32,6 +33,8 @@ pub trait ApplyObserver {
     fn members_decided(&mut self, decisions: Vec<MembersDecision>);
     /// Alarms or members changed.
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
+    /// Users, roles or the auth flag changed, or somebody logged in.
+    fn auth(&mut self, _state: &Arc<AuthState>, _facts: Vec<AuthFact>) {}
     /// A snapshot took the place of the state before, and readers can see it: whatever was derived from the old one
     /// is out of date.
     fn installed(&mut self, applier: &Applier);
@@ -158,6 +161,9 @@ impl<O: ApplyObserver> ApplyDriver<O> {
         }
         if batch.records_changed {
             self.observer.records(self.applier.cluster(), self.applier.alarms());
+        }
+        if batch.auth_changed || !batch.auth_facts.is_empty() {
+            self.observer.auth(self.applier.auth().state(), batch.auth_facts);
         }
         self.observer.applied(reached.index);
         self.progress.applied.send_replace(reached.index);

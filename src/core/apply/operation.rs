@@ -2,16 +2,20 @@ use bytes::Bytes;
 use prost::{DecodeError, Message};
 
 use super::cost::{LEASE_COST_BYTES, put_cost, txn_cost};
+use crate::core::auth::Identity;
 use crate::core::cluster::Member;
 use crate::core::mvcc::TxnAnswer;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse};
 use crate::pb::etcdserverpb::{
-    AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, InternalRaftRequest, LeaseCheckpointRequest,
-    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, TxnRequest,
+    AlarmMember, AlarmRequest, AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest,
+    AuthRoleGrantPermissionRequest, AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserChangePasswordRequest,
+    AuthUserDeleteRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, CompactionRequest, DeleteRangeRequest,
+    InternalAuthenticateRequest, InternalRaftRequest, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    PutRequest, RequestHeader, TxnRequest,
 };
 use crate::pb::membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
 use crate::telemetry::OperationKind;
-use crate::types::{LeaseId, Revision};
+use crate::types::{LeaseId, LogIndex, Revision};
 
 /// A compaction that is in force; removing what it compacts goes on in the background.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,15 @@ pub struct GrantedLease {
     pub ttl: i64,
     /// The newest revision when it was granted.
     pub revision: Revision,
+}
+
+/// A user that logged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The user, with the auth revision when the entry was applied.
+    pub identity: Identity,
+    /// The entry; part of a simple token.
+    pub index: LogIndex,
 }
 
 /// A request that a member can propose.
@@ -69,16 +82,16 @@ macro_rules! operations {
         }
 
         impl Operation {
-            /// Decodes a log entry into the id of its request and the request.
+            /// Decodes a log entry into the id of its request, who asked for it, and the request.
             ///
             /// # Errors
             /// The bytes are not an `InternalRaftRequest`.
-            pub fn decode(entry: Bytes) -> Result<(u64, Self), DecodeError> {
+            pub fn decode(entry: Bytes) -> Result<(u64, Option<RequestHeader>, Self), DecodeError> {
                 let entry = InternalRaftRequest::decode(entry)?;
                 $(if let Some(request) = entry.$field {
-                    return Ok((entry.id, Self::$kind(request)));
+                    return Ok((entry.id, entry.header, Self::$kind(request)));
                 })*
-                Ok((entry.id, Self::Unknown))
+                Ok((entry.id, entry.header, Self::Unknown))
             }
 
             /// Its label in metrics.
@@ -121,6 +134,18 @@ operations! {
     alarm: Alarm(AlarmRequest) -> Vec<AlarmMember>,
     cluster_member_attr_set: ClusterMemberAttrSet(ClusterMemberAttrSetRequest) -> (),
     cluster_version_set: ClusterVersionSet(ClusterVersionSetRequest) -> (),
+    auth_enable: AuthEnable(AuthEnableRequest) -> (),
+    auth_disable: AuthDisable(AuthDisableRequest) -> (),
+    authenticate: Authenticate(InternalAuthenticateRequest) -> Login,
+    auth_user_add: AuthUserAdd(AuthUserAddRequest) -> (),
+    auth_user_delete: AuthUserDelete(AuthUserDeleteRequest) -> (),
+    auth_user_change_password: AuthUserChangePassword(AuthUserChangePasswordRequest) -> (),
+    auth_user_grant_role: AuthUserGrantRole(AuthUserGrantRoleRequest) -> (),
+    auth_user_revoke_role: AuthUserRevokeRole(AuthUserRevokeRoleRequest) -> (),
+    auth_role_add: AuthRoleAdd(AuthRoleAddRequest) -> (),
+    auth_role_delete: AuthRoleDelete(AuthRoleDeleteRequest) -> (),
+    auth_role_grant_permission: AuthRoleGrantPermission(AuthRoleGrantPermissionRequest) -> (),
+    auth_role_revoke_permission: AuthRoleRevokePermission(AuthRoleRevokePermissionRequest) -> (),
 }
 
 impl Applied {
@@ -157,8 +182,38 @@ impl Operation {
             | Self::Alarm(_)
             | Self::ClusterMemberAttrSet(_)
             | Self::ClusterVersionSet(_)
+            | Self::AuthEnable(_)
+            | Self::AuthDisable(_)
+            | Self::Authenticate(_)
+            | Self::AuthUserAdd(_)
+            | Self::AuthUserDelete(_)
+            | Self::AuthUserChangePassword(_)
+            | Self::AuthUserGrantRole(_)
+            | Self::AuthUserRevokeRole(_)
+            | Self::AuthRoleAdd(_)
+            | Self::AuthRoleDelete(_)
+            | Self::AuthRoleGrantPermission(_)
+            | Self::AuthRoleRevokePermission(_)
             | Self::Unknown => false,
         }
+    }
+
+    /// Whether it changes users, roles or the auth flag: only root may do that.
+    pub fn is_auth_change(&self) -> bool {
+        matches!(
+            self,
+            Self::AuthEnable(_)
+                | Self::AuthDisable(_)
+                | Self::AuthUserAdd(_)
+                | Self::AuthUserDelete(_)
+                | Self::AuthUserChangePassword(_)
+                | Self::AuthUserGrantRole(_)
+                | Self::AuthUserRevokeRole(_)
+                | Self::AuthRoleAdd(_)
+                | Self::AuthRoleDelete(_)
+                | Self::AuthRoleGrantPermission(_)
+                | Self::AuthRoleRevokePermission(_)
+        )
     }
 }
 
@@ -170,7 +225,8 @@ mod tests {
     fn a_proposed_request_is_read_back_and_only_its_own_answer_fits() {
         let put = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
         let entry = Bytes::from(put.clone().into_entry(7).encode_to_vec());
-        let (id, operation) = Operation::decode(entry).expect("what is proposed can be applied");
+        let (id, header, operation) = Operation::decode(entry).expect("what is proposed can be applied");
+        assert_eq!(header, None);
         assert_eq!((id, operation.kind(), operation.cost_bytes()), (7, PutRequest::KIND, 256 + 1 + 1));
         assert_eq!(operation, Operation::Put(put));
         assert!(PutRequest::answer(Applied::Put(PutResponse::default())).is_some());
@@ -181,7 +237,7 @@ mod tests {
     fn an_entry_of_a_later_version_keeps_its_id() {
         let later = InternalRaftRequest { id: 9, downgrade_info_set: Some(Default::default()), ..Default::default() };
         let read = Operation::decode(later.encode_to_vec().into()).expect("readable");
-        assert_eq!(read, (9, Operation::Unknown));
-        assert!(!read.1.is_write() && read.1.cost_bytes() == 0);
+        assert_eq!(read, (9, None, Operation::Unknown));
+        assert!(!read.2.is_write() && read.2.cost_bytes() == 0);
     }
 }

@@ -1,4 +1,5 @@
 use super::operation::Applied;
+use crate::core::auth::AuthError;
 use crate::core::backend::BackendError;
 use crate::core::cluster::{ClusterError, MembershipError};
 use crate::core::lease::LeaseError;
@@ -17,6 +18,9 @@ pub enum ApplyError {
     /// The lease store refused.
     #[error(transparent)]
     Lease(#[from] LeaseError),
+    /// Not permitted, or no right change of users and roles.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// The members would not be right after it.
     #[error(transparent)]
     Membership(#[from] MembershipError),

@@ -163,6 +163,12 @@ impl LeaseStore {
         keys.into_iter().flat_map(|keys| keys.iter().map(Box::as_ref))
     }
 
+    /// The keys of all leases, in no order.
+    pub fn all_keys(&self) -> impl Iterator<Item = &[u8]> {
+        let keys = self.leases.values().filter_map(|entry| entry.keys.as_ref());
+        keys.flat_map(|keys| keys.iter().map(Box::as_ref))
+    }
+
     /// All leases by ascending id.
     pub fn all(&self) -> Vec<Lease> {
         let mut all: Vec<Lease> = self.leases.keys().filter_map(|&id| self.get(id)).collect();

@@ -22,6 +22,8 @@ pub enum Caller {
         connection: Option<Arc<ConnectionInfo>>,
         /// The value of `token` or `authorization`.
         token: Option<HeaderValue>,
+        /// Whether it came through the JSON gateway: the connection is not the client's then.
+        through_gateway: bool,
     },
 }
 
@@ -46,7 +48,13 @@ impl Caller {
             token.set_sensitive(true);
             token
         });
-        Self::Client { connection: extensions.get().cloned(), token }
+        let through_gateway = headers.contains_key("grpcgateway-accept");
+        Self::Client { connection: extensions.get().cloned(), token, through_gateway }
+    }
+
+    /// Whether the request has a token, be it one that is no text.
+    pub(super) fn has_token(&self) -> bool {
+        matches!(self, Self::Client { token: Some(_), .. })
     }
 
     /// The token of the request, without `Bearer `.

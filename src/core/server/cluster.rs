@@ -5,6 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
+use super::authenticator::Authenticator;
 use super::caller::Caller;
 use super::error::Failure;
 use super::member_info::MemberInfo;
@@ -32,6 +33,7 @@ pub(super) struct ClusterService {
     pub(super) info: Arc<MemberInfo>,
     pub(super) published: Arc<Published>,
     pub(super) reads: Arc<ReadIndex>,
+    pub(super) authenticator: Arc<Authenticator>,
     pub(super) changes: Arc<MembershipChanges>,
     pub(super) raft: RaftHandle,
     pub(super) peers: PeerTransport,
@@ -86,6 +88,7 @@ impl Cluster for ClusterService {
         if request.get_ref().linearizable {
             self.reads.linearizable().await?;
         }
+        self.authenticator.require_user(&Caller::of(&request)).await?;
         let members = self.published.cluster().members().map(Member::to_api).collect();
         Ok(Response::new(MemberListResponse { header: self.header(), members }))
     }
@@ -94,6 +97,7 @@ impl Cluster for ClusterService {
         let (caller, MemberAddRequest { peer_ur_ls, is_learner }) = Caller::split(request);
         let mut urls = checked(&peer_ur_ls)?;
         urls.sort();
+        self.authenticator.require_admin(&caller).await?;
         let (member, members) = self.changes.add(&caller, urls, is_learner).await?;
         Ok(Response::new(MemberAddResponse {
             header: self.header(),
@@ -107,6 +111,7 @@ impl Cluster for ClusterService {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         let (caller, request) = Caller::split(request);
+        self.authenticator.require_admin(&caller).await?;
         let members = self.changes.remove(&caller, MemberId(request.id)).await?;
         Ok(Response::new(MemberRemoveResponse { header: self.header(), members: to_api(&members) }))
     }
@@ -118,6 +123,7 @@ impl Cluster for ClusterService {
         let (caller, MemberUpdateRequest { id, peer_ur_ls }) = Caller::split(request);
         // etcd checks nothing here, and its members stop at a URL they cannot read.
         let urls = checked(&peer_ur_ls)?;
+        self.authenticator.require_admin(&caller).await?;
         let members = self.changes.update(&caller, MemberId(id), urls).await?;
         Ok(Response::new(MemberUpdateResponse { header: self.header(), members: to_api(&members) }))
     }
@@ -127,6 +133,8 @@ impl Cluster for ClusterService {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         let (caller, request) = Caller::split(request);
+        // The leader does not ask again: the call of a member has no user.
+        self.authenticator.require_admin(&caller).await?;
         let members = self.promote_anywhere(&caller, MemberId(request.id)).await?;
         Ok(Response::new(MemberPromoteResponse { header: self.header(), members }))
     }

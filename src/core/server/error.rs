@@ -5,6 +5,7 @@ use tonic::Status;
 
 use crate::api_error::ApiError;
 use crate::core::apply::ApplyError;
+use crate::core::auth::AuthError;
 use crate::core::backend::BackendError;
 use crate::core::cluster::{ClusterError, MembershipError};
 use crate::core::lease::LeaseError;
@@ -29,6 +30,9 @@ pub enum Failure {
     /// A read was refused.
     #[error(transparent)]
     Mvcc(#[from] MvccError),
+    /// Not permitted, or no such user or role.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// The request could not be proposed.
     #[error(transparent)]
     Propose(#[from] ProposeError),
@@ -46,6 +50,7 @@ impl From<Failure> for Status {
             Failure::Api(error) => error.into(),
             Failure::Apply(error) => apply_status(error),
             Failure::Mvcc(error) => mvcc_status(error),
+            Failure::Auth(error) => auth_status(error),
             Failure::Propose(ProposeError::Overloaded) => ApiError::TooManyRequests.into(),
             Failure::Propose(ProposeError::NotLeader) => ApiError::LeaderChanged.into(),
             Failure::Propose(ProposeError::Stopped) => ApiError::Stopped.into(),
@@ -62,6 +67,7 @@ fn apply_status(error: ApplyError) -> Status {
         ApplyError::Mvcc(error) => mvcc_status(error),
         ApplyError::Lease(error) => lease_status(error),
         ApplyError::Membership(error) => membership_status(error),
+        ApplyError::Auth(error) => auth_status(error),
         ApplyError::NoSpace => ApiError::NoSpace.into(),
         ApplyError::Corrupt => ApiError::Corrupt.into(),
         // Never an answer: the member stops.
@@ -88,6 +94,31 @@ fn mvcc_status(error: MvccError) -> Status {
             tracing::error!(%error, "stored state cannot be read");
             Status::unknown(format!("{:#}", anyhow::Error::from(error)))
         }
+    }
+}
+
+pub(super) fn auth_status(error: AuthError) -> Status {
+    match error {
+        AuthError::RootUserNotExist => ApiError::RootUserNotExist.into(),
+        AuthError::RootRoleNotExist => ApiError::RootRoleNotExist.into(),
+        AuthError::UserExists => ApiError::UserAlreadyExist.into(),
+        AuthError::UserEmpty => ApiError::UserEmpty.into(),
+        AuthError::UserNotFound => ApiError::UserNotFound.into(),
+        AuthError::RoleExists => ApiError::RoleAlreadyExist.into(),
+        AuthError::RoleNotFound => ApiError::RoleNotFound.into(),
+        AuthError::RoleEmpty => ApiError::RoleEmpty.into(),
+        AuthError::PermissionNotGiven => ApiError::PermissionNotGiven.into(),
+        AuthError::AuthFailed => ApiError::AuthFailed.into(),
+        // etcd has no API error for it.
+        AuthError::NoPasswordUser => {
+            Status::unknown("auth: authentication failed, password was given for no password user")
+        }
+        AuthError::PermissionDenied => ApiError::PermissionDenied.into(),
+        AuthError::RoleNotGranted => ApiError::RoleNotGranted.into(),
+        AuthError::PermissionNotGranted => ApiError::PermissionNotGranted.into(),
+        AuthError::NotEnabled => ApiError::AuthNotEnabled.into(),
+        AuthError::OldRevision => ApiError::AuthOldRevision.into(),
+        AuthError::InvalidManagement => ApiError::InvalidAuthMgmt.into(),
     }
 }
 

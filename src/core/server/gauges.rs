@@ -37,6 +37,7 @@ pub(super) fn refresh_gauges(registry: &Metrics, parts: Parts, integrity: Integr
             let kind = AlarmType::try_from(alarm.alarm).map_or("UNKNOWN", |kind| kind.as_str_name());
             server.alarms.with_label_values(&[&MemberId(alarm.member_id).to_string(), kind]).set(1);
         }
+        server.auth_revision.set(parts.published.auth().revision() as i64);
         raise_to(&server.heartbeat_send_failures, parts.raft.late_heartbeats());
         raise_to(&server.read_indexes_failed, parts.raft.lost_reads());
         server.proposals_committed.set(parts.raft.committed().0 as i64);

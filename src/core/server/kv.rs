@@ -5,8 +5,10 @@ use std::time::Instant;
 use futures::Stream;
 use tonic::{Request, Response, Status};
 
+use super::authenticator::{Authenticator, ReadPermit};
 use super::caller::Caller;
 use super::error::Failure;
+use super::lease_clock::LeaseClock;
 use super::limits::Limits;
 use super::long_answer::{AnswerMemory, LongAnswer, Room, attached, gathered, on_thread};
 use super::member_info::MemberInfo;
@@ -16,7 +18,11 @@ use super::published::Published;
 use super::quota::SpaceQuota;
 use super::read_index::ReadIndex;
 use crate::api_error::ApiError;
-use crate::core::apply::{ApplyHandle, CompactionInForce, describe_range, describe_txn, put_cost, txn_cost};
+use crate::core::apply::{
+    ApplyHandle, CompactionInForce, check_range_permission, check_txn_permission, describe_range, describe_txn,
+    put_cost, txn_cost,
+};
+use crate::core::auth::{AuthState, Identity};
 use crate::core::mvcc::{
     MvccError, OperationCounts, RangeStream, StoreReader, check_delete_range, check_put, check_range,
     check_range_stream, check_txn, has_own_order, is_read_only, is_serializable,
@@ -36,6 +42,8 @@ pub(super) struct KvService {
     pub(super) proposer: Arc<Proposer>,
     pub(super) reads: Arc<ReadIndex>,
     pub(super) quota: Arc<SpaceQuota>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) leases: Arc<LeaseClock>,
     pub(super) store: StoreReader,
     pub(super) apply: ApplyHandle,
     pub(super) answers: Arc<AnswerMemory>,
@@ -51,11 +59,13 @@ impl KvService {
         if !request.serializable {
             self.reads.linearizable().await?;
         }
+        let permit = self.may_range(caller, request).await?;
         let began = Instant::now();
         let answer = self.store.snapshot().range(request);
         self.metrics.mvcc.ranges.inc();
         self.metrics.range_took(answer.is_ok(), began.elapsed());
         let mut answer = answer?;
+        self.authenticator.confirm(permit)?;
         self.info.complete(&mut answer.header);
         timed.succeed();
         Ok(answer)
@@ -68,14 +78,25 @@ impl KvService {
         if !request.serializable {
             self.reads.linearizable().await?;
         }
+        let permit = self.may_range(caller, &request).await?;
         let began = Instant::now();
         let answer = self.found(&request).await;
         self.metrics.mvcc.ranges.inc();
         self.metrics.range_took(answer.is_ok(), began.elapsed());
-        if answer.is_ok() {
-            timed.succeed();
-        }
-        answer
+        let answer = answer?;
+        self.authenticator.confirm(permit)?;
+        timed.succeed();
+        Ok(answer)
+    }
+
+    async fn may_range(&self, caller: &Caller, request: &RangeRequest) -> Result<ReadPermit, Failure> {
+        self.authenticator.may_read(caller, |auth, who| check_range_permission(auth, who, request)).await
+    }
+
+    async fn may_read_txn(&self, caller: &Caller, request: &TxnRequest) -> Result<ReadPermit, Failure> {
+        let check =
+            |auth: &AuthState, who: &Identity| check_txn_permission(auth, who, &self.leases.store.read(), request);
+        self.authenticator.may_read(caller, check).await
     }
 
     async fn found(&self, request: &RangeRequest) -> Result<Response<RangeResponse>, Status> {
@@ -114,7 +135,9 @@ impl KvService {
                 self.reads.linearizable().await?;
             }
             let timed = self.metrics.read(caller, OperationKind::ReadonlyTxn, || describe_txn(&request));
+            let permit = self.may_read_txn(caller, &request).await?;
             let answer = read_only(&self.store, &self.metrics, &request)?;
+            self.authenticator.confirm(permit)?;
             timed.succeed();
             answer
         } else {
@@ -139,6 +162,7 @@ impl KvService {
         if !is_serializable(&request) {
             self.reads.linearizable().await?;
         }
+        let permit = self.may_read_txn(caller, &request).await?;
         let (since, room) = self.txn_room(&request).await?;
         let finish =
             move |info: &MemberInfo, store: &StoreReader, metrics: &CoreMetrics, request: &TxnRequest, room| {
@@ -153,10 +177,10 @@ impl KvService {
             let request = request.clone();
             on_thread(move || finish(&info, &store, &metrics, &request, room)).await
         };
-        if answer.is_ok() {
-            timed.succeed();
-        }
-        answer
+        let answer = answer?;
+        self.authenticator.confirm(permit)?;
+        timed.succeed();
+        Ok(answer)
     }
 
     async fn transacted_writes(&self, caller: &Caller, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
@@ -227,6 +251,7 @@ impl KvService {
     }
 
     async fn compacted(&self, caller: &Caller, request: CompactionRequest) -> Result<CompactionResponse, Failure> {
+        self.authenticator.require_admin(caller).await?;
         let wait = request.physical;
         let mut progress = self.apply.compaction();
         let CompactionInForce { revision, at } = self.proposer.propose(caller, request).await?;
@@ -251,11 +276,12 @@ impl Kv for KvService {
     }
 
     async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = Caller::split(request);
         check_range_stream(&request).map_err(Failure::from)?;
         if !request.serializable {
             self.reads.linearizable().await?;
         }
+        let permit = self.may_range(&caller, &request).await?;
         let chunk_bytes = self.limits.max_request_bytes;
         // A sorted answer is gathered in addition to the chunks.
         let gathers = has_own_order(&request).then(|| self.store.snapshot().extent(&request));
@@ -266,7 +292,9 @@ impl Kv for KvService {
         let rooms = (self.answers.stream(chunk_bytes).await?, list);
         let stream = self.store.range_stream(&request, chunk_bytes).map_err(Failure::from)?;
         self.metrics.mvcc.ranges.inc();
-        Ok(Response::new(Box::pin(chunks(self.info.clone(), stream, rooms, gathers.is_some()))))
+        let authenticator = self.authenticator.clone();
+        let confirm = move || authenticator.confirm(permit).map_err(Status::from);
+        Ok(Response::new(Box::pin(chunks(self.info.clone(), stream, (rooms, confirm), gathers.is_some()))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
@@ -309,24 +337,26 @@ fn after_apply(error: MvccError) -> Failure {
     }
 }
 
-/// Chunks are read as the client takes them; the last one gets the full header. `rooms` are held until the end.
-fn chunks(
+/// Chunks are read as the client takes them; the last one gets the full header. `held.0` is held until the end, and
+/// `held.1` says before each chunk, and at the end, whether the client may still read.
+fn chunks<R: Send + 'static, C: Fn() -> Result<(), Status> + Send + 'static>(
     info: Arc<MemberInfo>,
     stream: RangeStream,
-    rooms: impl Send + 'static,
+    held: (R, C),
     gathers: bool,
 ) -> impl Stream<Item = Result<RangeStreamResponse, Status>> {
-    futures::stream::try_unfold((info, stream, rooms, gathers), |(info, mut stream, rooms, gathers)| async move {
+    futures::stream::try_unfold((info, stream, held, gathers), |(info, mut stream, held, gathers)| async move {
         let next = move || {
             let chunk = stream.next_chunk().map_err(|error| Status::from(Failure::from(error)))?;
             Ok((chunk, stream))
         };
         let (chunk, stream) = if gathers { on_thread(next).await? } else { next()? };
+        held.1()?;
         let Some(mut chunk) = chunk else { return Ok(None) };
         if let Some(header) = &chunk.header {
             chunk.header = Some(info.header(Revision(header.revision)));
         }
         let answer = RangeStreamResponse { range_response: Some(chunk) };
-        Ok(Some((answer, (info, stream, rooms, false))))
+        Ok(Some((answer, (info, stream, held, false))))
     })
 }

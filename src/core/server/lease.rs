@@ -7,6 +7,7 @@ use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::authenticator::{Authenticator, ReadPermit};
 use super::caller::Caller;
 use super::error::Failure;
 use super::lease_leader::{MemberLeases, Renewal, TIME_TO_LIVE, ask};
@@ -17,7 +18,8 @@ use super::published::Published;
 use super::quota::SpaceQuota;
 use super::renewals::Renewals;
 use crate::api_error::ApiError;
-use crate::core::apply::{GrantedLease, LEASE_COST_BYTES};
+use crate::core::apply::{GrantedLease, LEASE_COST_BYTES, check_lease_writes};
+use crate::core::auth::{Access, AuthState, Identity};
 use crate::core::lease::RenewError;
 use crate::core::mvcc::{Extent, StoreReader};
 use crate::pb::etcdserverpb::lease_server::Lease;
@@ -42,6 +44,7 @@ pub(super) struct LeaseParts {
     pub(super) info: Arc<MemberInfo>,
     pub(super) published: Arc<Published>,
     pub(super) proposer: Arc<Proposer>,
+    pub(super) authenticator: Arc<Authenticator>,
     pub(super) quota: Arc<SpaceQuota>,
     pub(super) leases: Arc<MemberLeases>,
     pub(super) renewals: Renewals,
@@ -66,8 +69,46 @@ impl LeaseService {
             // Chosen before it is proposed: applying an entry must not involve chance.
             request.id = fastrand::i64(1..=i64::MAX);
         }
+        self.parts.authenticator.require_user(caller).await?;
         let GrantedLease { id, ttl, revision } = self.parts.proposer.propose(caller, request).await?;
         Ok(LeaseGrantResponse { header: Some(self.parts.info.header(revision)), id: id.0, ttl, error: String::new() })
+    }
+}
+
+impl LeaseParts {
+    /// Permission to list all leases: to read all their keys.
+    async fn may_read_leases(&self, caller: &Caller) -> Result<ReadPermit, Failure> {
+        let check = |auth: &AuthState, who: &Identity| {
+            auth.check_known(who)?;
+            if auth.check_admin(who).is_ok() {
+                return Ok(());
+            }
+            let leases = self.leases.clock.store.read();
+            leases.all_keys().try_for_each(|key| auth.check(who, Access::Read, key, b""))
+        };
+        self.authenticator.may_read(caller, check).await
+    }
+
+    /// Cuts `ids` before the first lease that the caller may not renew: all keys of a lease must be its to write.
+    async fn keep_renewable(&self, caller: &Caller, ids: &mut Vec<LeaseId>) -> Result<(), Failure> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut allowed = 0;
+        let check = |auth: &AuthState, who: &Identity| {
+            auth.check_known(who)?;
+            let leases = self.leases.clock.store.read();
+            ids.iter().try_for_each(|&id| {
+                check_lease_writes(auth, who, &leases, id)?;
+                allowed += 1;
+                Ok(())
+            })
+        };
+        let permit = self.authenticator.may_read(caller, check).await;
+        if permit.is_err() {
+            ids.truncate(allowed);
+        }
+        permit.map(drop)
     }
 }
 
@@ -85,6 +126,7 @@ impl Lease for LeaseService {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let (caller, request) = Caller::split(request);
+        self.parts.authenticator.require_user(&caller).await?;
         let revision = self.parts.proposer.propose(&caller, request).await?;
         Ok(Response::new(LeaseRevokeResponse { header: Some(self.parts.info.header(revision)) }))
     }
@@ -93,10 +135,12 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let parts = self.parts.clone();
+        let (parts, caller) = (self.parts.clone(), Caller::of(&request));
         // What came in while the last ones were renewed is renewed together.
         let waiting = request.into_inner().ready_chunks(RENEWED_AT_ONCE);
-        Ok(Response::new(Box::pin(waiting.then(move |requests| keep_alive(parts.clone(), requests)).flatten())))
+        Ok(Response::new(Box::pin(
+            waiting.then(move |requests| keep_alive(parts.clone(), caller.clone(), requests)).flatten(),
+        )))
     }
 
     async fn lease_time_to_live(
@@ -105,22 +149,38 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let parts = &self.parts;
         let deadline = Instant::now() + parts.timeout;
-        let request = request.get_ref().encode_to_vec();
-        let answer = ask(parts.leases.as_ref(), TIME_TO_LIVE, request.into(), deadline).await?;
+        let (caller, request) = Caller::split(request);
+        parts.authenticator.require_user(&caller).await?;
+        let body = request.encode_to_vec();
+        let answer = ask(parts.leases.as_ref(), TIME_TO_LIVE, body.into(), deadline).await?;
         let mut answer = LeaseTimeToLiveResponse::decode(answer)
             .map_err(|error| Status::internal(format!("unreadable answer of the leader: {error}")))?;
+        if request.keys {
+            // Those that the leader names: this member may not have applied all of them.
+            let may_read = |auth: &AuthState, who: &Identity| match auth.check_admin(who) {
+                Ok(()) => Ok(()),
+                Err(_) => answer.keys.iter().try_for_each(|key| auth.check(who, Access::Read, key, b"")),
+            };
+            let permit = parts.authenticator.may_read(&caller, may_read).await?;
+            parts.authenticator.confirm(permit)?;
+        }
         answer.header = Some(parts.info.header_now());
         Ok(Response::new(answer))
     }
 
-    async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<Response<LeaseLeasesResponse>, Status> {
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
         let parts = self.parts.clone();
+        let permit = parts.may_read_leases(&Caller::of(&request)).await?;
         let count = parts.leases.clock.count();
         let (long, since) = (count > LEASES_AT_ONCE, parts.store.snapshot().replaced_bytes());
         let room = if long { Some(parts.answers.list(Extent { keys: count, loads: false }).await?) } else { None };
         let list = move || {
             let ids = parts.leases.clock.by_remaining_time();
             let leases = ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect();
+            parts.authenticator.confirm(permit)?;
             let answer = LeaseLeasesResponse { header: Some(parts.info.header_now()), leases };
             gathered(&parts.store, answer, since, room)
         };
@@ -131,6 +191,7 @@ impl Lease for LeaseService {
 /// Answers keep-alives of one stream, in their order. They need no log entry: only the leader's deadlines count.
 async fn keep_alive(
     parts: Arc<LeaseParts>,
+    caller: Caller,
     requests: Vec<Result<LeaseKeepAliveRequest, Status>>,
 ) -> impl Stream<Item = Result<LeaseKeepAliveResponse, Status>> {
     let mut ids = Vec::with_capacity(requests.len());
@@ -140,6 +201,10 @@ async fn keep_alive(
             Ok(request) => ids.push(LeaseId(request.id)),
             Err(status) => broken = broken.or(Some(status)),
         }
+    }
+    if let Err(failure) = parts.keep_renewable(&caller, &mut ids).await {
+        // Those before it are renewed; then the stream ends.
+        broken = Some(failure.into());
     }
     // Filled first: its revision is never newer than a renewal.
     let header = parts.info.header_now();

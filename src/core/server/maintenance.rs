@@ -6,6 +6,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use super::authenticator::Authenticator;
 use super::caller::Caller;
 use super::error::Failure;
 use super::leader_transfer::LeaderTransfer;
@@ -36,6 +37,7 @@ pub(super) struct MaintenanceService {
     pub(super) apply: ApplyHandle,
     pub(super) published: Arc<Published>,
     pub(super) proposer: Arc<Proposer>,
+    pub(super) authenticator: Arc<Authenticator>,
     pub(super) reads: Arc<ReadIndex>,
     pub(super) transfer: Arc<LeaderTransfer>,
     pub(super) answers: Arc<AnswerMemory>,
@@ -51,6 +53,10 @@ impl Maintenance for MaintenanceService {
         let (caller, request) = Caller::split(request);
         let action = AlarmAction::try_from(request.action).map_err(|_| unknown_alarm("action", request.action))?;
         let kind = AlarmType::try_from(request.alarm).map_err(|_| unknown_alarm("type", request.alarm))?;
+        match action {
+            AlarmAction::Get => self.authenticator.require_user(&caller).await?,
+            AlarmAction::Activate | AlarmAction::Deactivate => self.authenticator.require_admin(&caller).await?,
+        }
         let alarms = match action {
             AlarmAction::Get => self.published.alarms().list(kind),
             AlarmAction::Activate | AlarmAction::Deactivate => self.proposer.propose(&caller, request).await?,
@@ -58,7 +64,8 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(AlarmResponse { header: Some(self.info.header_now()), alarms }))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.authenticator.require_user(&Caller::of(&request)).await?;
         let status = *self.raft.status().borrow();
         let mut errors = Vec::new();
         if status.leader.is_none() {
@@ -86,13 +93,16 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
-        info!(remote = %Caller::of(&request), "defragmentation starting");
+        let caller = Caller::of(&request);
+        self.authenticator.require_admin(&caller).await?;
+        info!(remote = %caller, "defragmentation starting");
         let backend = self.backend.clone();
         blocking(move || backend.defragment()).await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
-    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.authenticator.require_admin(&Caller::of(&request)).await?;
         let backend = self.backend.clone();
         let began = Instant::now();
         let hash = blocking(move || state_digest(&backend)).await?;
@@ -101,6 +111,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        self.authenticator.require_admin(&Caller::of(&request)).await?;
         let asked = Revision(request.get_ref().revision);
         // So that the hash of the newest revision covers everything acknowledged so far.
         self.reads.linearizable().await?;
@@ -117,7 +128,8 @@ impl Maintenance for MaintenanceService {
         }))
     }
 
-    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.authenticator.require_admin(&Caller::of(&request)).await?;
         // Without a quorum, or on a learner, the snapshot is of what this member has: that may be all that is left.
         if let Err(error) = self.reads.linearizable().await {
             tracing::warn!(%error, "snapshot of this member's state, which may be behind");
@@ -128,11 +140,13 @@ impl Maintenance for MaintenanceService {
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
         let (caller, request) = Caller::split(request);
+        self.authenticator.require_admin(&caller).await?;
         self.transfer.to(&caller, MemberId(request.target_id)).await?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
-    async fn downgrade(&self, _: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+    async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        self.authenticator.require_admin(&Caller::of(&request)).await?;
         Err(Status::unimplemented("downgrades are not supported by this version of watershed"))
     }
 }

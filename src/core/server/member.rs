@@ -8,12 +8,14 @@ use tracing::{info, warn};
 use super::auto_compaction::{self, AutoCompactor};
 use super::bootstrap::BootstrapError;
 use super::error::{Failed, RecoverError};
+use super::jwt_files::JwtFileError;
 use super::lease_clock::LeaseClock;
 use super::lease_expiry::{self, LeaseExpiry};
 use super::limits::Limits;
 use super::metrics::CoreMetrics;
 use super::observer::{MemberObserver, follow_members};
-use super::parts::{Foundation, Parts};
+use super::parts::{AuthParts, Foundation, Parts};
+use super::password_threads::PasswordThreads;
 use super::peer_receiver::{MemberPeers, ReceiverParts};
 use super::peer_rpc::PeerRpc;
 use super::published::Published;
@@ -21,13 +23,14 @@ use super::recover::{Disks, Layout, Opened, Opening, open};
 use super::renewals::{self, Renewals};
 use super::services::ServiceBuilder;
 use super::version::{self, ClusterVersionTask};
-use super::{bootstrap, gauges, long_answer, publish, wal_compaction};
+use super::{bootstrap, gauges, jwt_files, long_answer, publish, wal_compaction};
 use crate::config::ServerConfig;
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{
     Applier, ApplierConfig, ApplyConfig, ApplyTask, CompactionPace, PreparedSnapshots, SharedPendingRequests,
     open_leases,
 };
+use crate::core::auth::AuthStore;
 use crate::core::backend::{BackendError, Checkpointer, Table};
 use crate::core::cluster::{self, MembershipError};
 use crate::core::lease::{LeaseError, Lessor, LessorConfig};
@@ -67,6 +70,8 @@ pub enum StartError {
     Lease(#[from] LeaseError),
     #[error(transparent)]
     Raft(#[from] RaftError),
+    #[error(transparent)]
+    Jwt(#[from] JwtFileError),
     #[error("start a thread")]
     Thread(#[from] std::io::Error),
     #[error(
@@ -188,19 +193,27 @@ impl Member {
         tasks: Tasks,
     ) -> Result<Self, StartError> {
         let Opened { wal, metadata, recovered, log_base, backend, position, members: cluster } = opened;
+        let auth_parts = AuthParts {
+            tokens: jwt_files::tokens(&config.auth.tokens)?,
+            passwords: PasswordThreads::start(config.auth.bcrypt_cost)?,
+            certificates: false,
+            started_at: wal.last_index(),
+        };
         backend.measure(metrics.disk.clone());
         let store = Store::open(backend.clone())?;
         let reader = store.reader();
 
         let conf_state = cluster.conf_state();
         let alarms = AlarmStore::open(&backend.rows(Table::Alarm)?);
+        let auth = AuthStore::open(&backend)?;
         let limits = Limits::from(config);
         let leases = Arc::new(RwLock::new(open_leases(&backend, &store, limits.lease_ttl_min)?));
         let published = Arc::new(Published::new(metadata.member, &cluster, &alarms));
+        published.set_auth(auth.state().clone());
         let lessor = Lessor::new(LessorConfig::default(), leases.read().all());
         let clock = Arc::new(LeaseClock::new(leases.clone(), lessor));
         let applier_config = ApplierConfig { quota_bytes: limits.quota_bytes };
-        let applier = Applier::new(store, leases, cluster, alarms, backend.clone(), applier_config);
+        let applier = Applier::new(store, leases, cluster, alarms, auth, backend.clone(), applier_config);
 
         let pending = Arc::new(SharedPendingRequests::default());
         let (queue, apply_handle, inlet) = ApplyTask::channel(pending.clone(), position.index);
@@ -239,6 +252,7 @@ impl Member {
             published,
             clock,
             renewals,
+            auth: auth_parts,
             metrics,
             failed: failed.clone(),
         });
@@ -271,6 +285,7 @@ impl Member {
             backend: backend.clone(),
             peers: parts.peers.clone(),
             published: parts.published.clone(),
+            authenticator: parts.authenticator.clone(),
             leases: parts.clock.clone(),
             proposer: parts.proposer.clone(),
             quota: parts.quota.clone(),

@@ -9,6 +9,7 @@
 //! `lease_expiry.rs`, which is a loop around `lease_driver.rs`, and at `auto_compaction.rs`.
 
 mod auth;
+mod authenticator;
 mod auto_compaction;
 mod bootstrap;
 mod caller;
@@ -20,6 +21,7 @@ mod error;
 mod force_new_cluster;
 mod gauges;
 mod http;
+mod jwt_files;
 mod kv;
 mod leader_transfer;
 mod lease;
@@ -35,6 +37,7 @@ mod member_info;
 mod metrics;
 mod observer;
 mod parts;
+mod password_threads;
 mod peer_port;
 mod peer_receiver;
 mod peer_rpc;

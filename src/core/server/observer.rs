@@ -4,6 +4,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tracing::warn;
 
+use super::authenticator::Authenticator;
 use super::error::Failed;
 use super::lease_clock::LeaseClock;
 use super::metrics::CoreMetrics;
@@ -12,6 +13,7 @@ use super::published::Published;
 use super::quota::SpaceQuota;
 use crate::core::alarm::AlarmStore;
 use crate::core::apply::{AppliedRequest, Applier, ApplyObserver, LeaseFact, describe_request};
+use crate::core::auth::{AuthFact, AuthState};
 use crate::core::backend::Backend;
 use crate::core::cluster::{ClusterStore, Member};
 use crate::core::mvcc::{OperationCounts, RevisionEvents};
@@ -29,6 +31,7 @@ pub(super) struct MemberObserver {
     pub(super) backend: Backend,
     pub(super) peers: PeerTransport,
     pub(super) published: Arc<Published>,
+    pub(super) authenticator: Arc<Authenticator>,
     pub(super) leases: Arc<LeaseClock>,
     pub(super) proposer: Arc<Proposer>,
     pub(super) quota: Arc<SpaceQuota>,
@@ -93,7 +96,12 @@ impl ApplyObserver for MemberObserver {
         }
     }
 
+    fn auth(&mut self, state: &Arc<AuthState>, facts: Vec<AuthFact>) {
+        self.authenticator.applied(state, facts);
+    }
+
     fn installed(&mut self, applier: &Applier) {
+        self.authenticator.installed(applier.auth().state());
         self.watch.jump();
         self.leases.replace(applier.leases());
         self.records(applier.cluster(), applier.alarms());

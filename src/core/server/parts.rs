@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::authenticator::{Authenticator, Tokens};
 use super::corruption_check::CorruptionCheck;
 use super::error::Failed;
 use super::leader_transfer::LeaderTransfer;
@@ -9,6 +10,7 @@ use super::limits::Limits;
 use super::long_answer::AnswerMemory;
 use super::member_info::MemberInfo;
 use super::metrics::CoreMetrics;
+use super::password_threads::PasswordThreads;
 use super::proposer::Proposer;
 use super::published::Published;
 use super::quota::SpaceQuota;
@@ -20,7 +22,7 @@ use crate::core::backend::Backend;
 use crate::core::mvcc::StoreReader;
 use crate::core::peer::PeerTransport;
 use crate::core::raft::RaftHandle;
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, LogIndex, MemberId};
 
 /// The parts of a running member. Only what starts a member or builds a service names this type; each service and each
 /// task gets the parts that it needs.
@@ -30,6 +32,8 @@ pub(super) struct Parts {
     pub(super) published: Arc<Published>,
     pub(super) proposer: Arc<Proposer>,
     pub(super) reads: Arc<ReadIndex>,
+    pub(super) authenticator: Arc<Authenticator>,
+    pub(super) passwords: PasswordThreads,
     pub(super) quota: Arc<SpaceQuota>,
     pub(super) changes: Arc<MembershipChanges>,
     pub(super) transfer: Arc<LeaderTransfer>,
@@ -61,8 +65,19 @@ pub(super) struct Foundation {
     pub(super) published: Arc<Published>,
     pub(super) clock: Arc<LeaseClock>,
     pub(super) renewals: Renewals,
+    pub(super) auth: AuthParts,
     pub(super) metrics: CoreMetrics,
     pub(super) failed: Failed,
+}
+
+/// What is needed to know clients.
+pub(super) struct AuthParts {
+    pub(super) tokens: Tokens,
+    pub(super) passwords: PasswordThreads,
+    /// `--client-cert-auth`.
+    pub(super) certificates: bool,
+    /// End of the log when the member started.
+    pub(super) started_at: LogIndex,
 }
 
 impl Parts {
@@ -70,10 +85,15 @@ impl Parts {
         let Foundation { member, limits, raft, apply, store, backend, peers, published, clock, .. } = foundation;
         let metrics = Arc::new(foundation.metrics);
         let info = Arc::new(MemberInfo::new(member, foundation.cluster, raft.clone(), store.clone()));
-        let proposer = Proposer::new(member, raft.clone(), foundation.pending, metrics.clone(), &limits);
-        let proposer = Arc::new(proposer);
         let unconfirmed = metrics.server.slow_read_indexes.clone();
         let reads = Arc::new(ReadIndex::new(raft.clone(), apply.clone(), limits.request_timeout, unconfirmed));
+        let AuthParts { tokens, passwords, certificates, started_at } = foundation.auth;
+        let authenticator =
+            Authenticator::new(published.clone(), reads.clone(), apply.clone(), tokens, certificates, started_at);
+        let authenticator = Arc::new(authenticator);
+        let proposer =
+            Proposer::new(member, raft.clone(), foundation.pending, authenticator.clone(), metrics.clone(), &limits);
+        let proposer = Arc::new(proposer);
         let quota = Arc::new(SpaceQuota {
             member,
             backend: backend.clone(),
@@ -127,6 +147,8 @@ impl Parts {
             published,
             proposer,
             reads,
+            authenticator,
+            passwords,
             quota,
             changes: Arc::new(changes),
             transfer,

@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
+use super::authenticator::Authenticator;
 use super::caller::Caller;
 use super::error::Failure;
 use super::limits::Limits;
@@ -17,8 +18,10 @@ use crate::core::apply::{
     Applied, PROPOSE_PAUSE, Proposable, ProposalDriver, ProposalEnd, ProposalOutcome, ProposalStep,
     SharedPendingRequests,
 };
+use crate::core::auth::{Identity, ROOT};
 use crate::core::cluster::Member;
 use crate::core::raft::{ChangeKind, Proposal, ProposeError, ProposedChange, RaftHandle};
+use crate::pb::etcdserverpb::RequestHeader;
 use crate::telemetry::Counted;
 use crate::types::{MemberId, Term};
 
@@ -59,6 +62,7 @@ impl Entry {
 pub struct Proposer {
     raft: RaftHandle,
     pending: Arc<SharedPendingRequests>,
+    authenticator: Arc<Authenticator>,
     metrics: Arc<CoreMetrics>,
     max_request_bytes: usize,
     timeout: Duration,
@@ -77,12 +81,14 @@ impl Proposer {
         member: MemberId,
         raft: RaftHandle,
         pending: Arc<SharedPendingRequests>,
+        authenticator: Arc<Authenticator>,
         metrics: Arc<CoreMetrics>,
         limits: &Limits,
     ) -> Self {
         Self {
             raft,
             pending,
+            authenticator,
             metrics,
             max_request_bytes: limits.max_request_bytes,
             timeout: limits.request_timeout,
@@ -105,7 +111,8 @@ impl Proposer {
     /// not executed and never will be.
     pub async fn propose<R: Proposable>(&self, caller: &Caller, request: R) -> Result<R::Answer, Failure> {
         let timed = self.metrics.proposal(R::KIND);
-        let (id, bytes) = self.entry(request);
+        let header = self.header(caller).await?;
+        let (id, bytes) = self.entry(request, header);
         debug!(remote = %caller, request = id, operation = R::KIND.label(), bytes = bytes.len(), "proposing");
         let answer = self.drive(id, &Entry::Request(bytes), R::answer).await?;
         timed.succeed();
@@ -120,7 +127,7 @@ impl Proposer {
     pub(super) async fn propose_as_leader<R: Proposable>(&self, request: R, term: Term) -> Result<R::Answer, Failure> {
         let timed = self.metrics.proposal(R::KIND);
         let deadline = Instant::now() + self.timeout;
-        let (id, bytes) = self.entry(request);
+        let (id, bytes) = self.entry(request, own_header());
         let outcome = self.attempt(id, &Entry::LeaderRequest(bytes), term, deadline).await?;
         let answer = match outcome {
             Some(ProposalOutcome::Lost) => return Err(ProposeError::NotLeader.into()),
@@ -136,7 +143,7 @@ impl Proposer {
     /// # Errors
     /// The request was not taken.
     pub(super) fn send_as_leader(&self, request: impl Proposable, term: Term) -> Result<(), ProposeError> {
-        let (request, bytes) = self.entry(request);
+        let (request, bytes) = self.entry(request, own_header());
         self.raft.propose_as_leader(Proposal { request, term, bytes })
     }
 
@@ -286,16 +293,36 @@ impl Proposer {
         self.pending_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// For the checks when the entry is applied; none while auth is off.
+    async fn header(&self, caller: &Caller) -> Result<Option<RequestHeader>, ApiError> {
+        if matches!(caller, Caller::Member) {
+            return Ok(own_header());
+        }
+        let who = self.authenticator.identify(caller).await?;
+        Ok(who.filter(Identity::is_known).map(|Identity { user, revision }| RequestHeader {
+            id: 0,
+            username: user.as_ref().to_owned(),
+            auth_revision: revision,
+        }))
+    }
+
     /// A log entry for `request`, and its new id.
-    fn entry(&self, request: impl Proposable) -> (u64, Bytes) {
+    fn entry(&self, request: impl Proposable, header: Option<RequestHeader>) -> (u64, Bytes) {
         let id = self.next_id();
-        (id, request.into_entry(id).encode_to_vec().into())
+        let mut entry = request.into_entry(id);
+        entry.header = header;
+        (id, entry.encode_to_vec().into())
     }
 
     /// An id that no other proposal of the cluster has.
     fn next_id(&self) -> u64 {
         self.next_request.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// Of the member's own requests: whether auth is on when they are applied, nobody knows.
+fn own_header() -> Option<RequestHeader> {
+    Some(RequestHeader { username: ROOT.to_owned(), ..RequestHeader::default() })
 }
 
 /// Lets proposals pass again when it is dropped.

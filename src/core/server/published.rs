@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
@@ -6,15 +7,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api_error::ApiError;
 use crate::core::alarm::AlarmStore;
+use crate::core::auth::AuthState;
 use crate::core::cluster::ClusterStore;
 use crate::pb::etcdserverpb::AlarmType;
 use crate::types::MemberId;
 
-/// Alarms and members as of the last entry applied. Apply replaces them, all other threads read.
+/// Alarms, members, users and roles as of the last entry applied. Apply replaces them, all other threads read.
 pub struct Published {
     member: MemberId,
     alarms: ArcSwap<AlarmStore>,
     cluster: ArcSwap<ClusterStore>,
+    auth: ArcSwap<AuthState>,
+    /// A copy, for the look that every request takes.
+    auth_enabled: AtomicBool,
     /// Whether a CORRUPT alarm names this member: it serves no clients then.
     corrupt: watch::Sender<bool>,
     /// Cancelled once this member is removed from the cluster.
@@ -28,6 +33,8 @@ impl Published {
             member,
             alarms: ArcSwap::default(),
             cluster: ArcSwap::default(),
+            auth: ArcSwap::default(),
+            auth_enabled: AtomicBool::new(false),
             corrupt: watch::Sender::new(false),
             removed: CancellationToken::new(),
         };
@@ -41,6 +48,23 @@ impl Published {
         self.alarms.store(Arc::new(alarms.clone()));
         let corrupt = alarms.names(AlarmType::Corrupt, self.member);
         self.corrupt.send_if_modified(|known| std::mem::replace(known, corrupt) != corrupt);
+    }
+
+    /// Replaces users and roles.
+    pub(super) fn set_auth(&self, auth: Arc<AuthState>) {
+        let enabled = auth.is_enabled();
+        self.auth.store(auth);
+        self.auth_enabled.store(enabled, Ordering::Release);
+    }
+
+    /// Whether permissions are checked.
+    pub(super) fn auth_is_enabled(&self) -> bool {
+        self.auth_enabled.load(Ordering::Acquire)
+    }
+
+    /// Users and roles. For a short look: use [`Arc::clone`] on it to keep it across an `.await`.
+    pub(super) fn auth(&self) -> Guard<Arc<AuthState>> {
+        self.auth.load()
     }
 
     /// Raised alarms. For a short look: use [`Arc::clone`] on it to keep it across an `.await`.

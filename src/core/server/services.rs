@@ -12,7 +12,7 @@ use super::maintenance::MaintenanceService;
 use super::parts::Parts;
 use super::peer_port::PeerHandler;
 use super::route::{Router, RouterParts, Services};
-use super::watch::{WatchContext, WatchService};
+use super::watch::{WatchContext, WatchService, read_check};
 use crate::config::IntegrityChecks;
 use crate::core::raft::RaftStatus;
 use crate::core::watch::CoreWatch;
@@ -76,7 +76,7 @@ impl ServiceBuilder {
                 ..WatchLimits::default()
             },
             metrics,
-            may_read: Arc::new(|_, _| Ok(())),
+            may_read: read_check(self.parts.authenticator.clone(), published.clone()),
             corrupt: published.corrupt(),
             election_timeout: limits.election_timeout,
         })
@@ -104,6 +104,8 @@ impl ServiceBuilder {
             proposer: parts.proposer.clone(),
             reads: parts.reads.clone(),
             quota: parts.quota.clone(),
+            authenticator: parts.authenticator.clone(),
+            leases: parts.clock.clone(),
             store: parts.store.clone(),
             apply: parts.apply.clone(),
             answers: parts.answers.clone(),
@@ -114,6 +116,7 @@ impl ServiceBuilder {
             info: parts.info.clone(),
             published: parts.published.clone(),
             proposer: parts.proposer.clone(),
+            authenticator: parts.authenticator.clone(),
             quota: parts.quota,
             leases: parts.leases,
             renewals: parts.renewals,
@@ -125,11 +128,20 @@ impl ServiceBuilder {
             info: parts.info.clone(),
             published: parts.published.clone(),
             reads: parts.reads.clone(),
+            authenticator: parts.authenticator.clone(),
             changes: parts.changes,
             raft: parts.raft.clone(),
             peers: parts.peers,
             metrics: parts.metrics.clone(),
             timeout: parts.limits.request_timeout,
+        };
+        let auth = AuthService {
+            info: parts.info.clone(),
+            published: parts.published.clone(),
+            proposer: parts.proposer.clone(),
+            reads: parts.reads.clone(),
+            authenticator: parts.authenticator.clone(),
+            passwords: parts.passwords.clone(),
         };
         let maintenance = MaintenanceService {
             info: parts.info.clone(),
@@ -139,6 +151,7 @@ impl ServiceBuilder {
             apply: parts.apply,
             published: parts.published,
             proposer: parts.proposer,
+            authenticator: parts.authenticator,
             reads: parts.reads,
             transfer: parts.transfer,
             answers: parts.answers,
@@ -151,7 +164,7 @@ impl ServiceBuilder {
             lease,
             cluster: Arc::new(cluster),
             maintenance: Arc::new(maintenance),
-            auth: Arc::new(AuthService { info: parts.info }),
+            auth: Arc::new(auth),
         }
     }
 }

@@ -5,11 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::authenticator::Authenticator;
 use super::caller::Caller;
+use super::error::auth_status;
+use super::published::Published;
 use crate::api_error::ApiError;
+use crate::core::auth::{Access, Identity};
 use crate::core::watch::CoreWatch;
 use crate::eventlog::{
     Admission, Admit, HeaderSource, Refusal, WatchAdmission, WatchLimits, WatchStream, WatcherSetHandle,
@@ -25,7 +30,40 @@ use crate::types::{KeyRange, Revision, Term};
 const LEADERLESS_TIMEOUTS: u32 = 3;
 
 /// Decides whether a caller may read a range.
-pub type ReadCheck = Arc<dyn Fn(&Caller, &KeyRange) -> Result<(), Status> + Send + Sync>;
+pub type ReadCheck = Arc<dyn Fn(&Caller, &KeyRange) -> ReadDecision + Send + Sync>;
+
+/// Answer of a [`ReadCheck`].
+pub enum ReadDecision {
+    /// Known.
+    Now(Result<(), Status>),
+    /// To be waited for: the caller's token may be of an entry that is not applied here yet.
+    Later(BoxFuture<'static, Result<(), Status>>),
+}
+
+/// Asks for permission by users and roles.
+pub(super) fn read_check(authenticator: Arc<Authenticator>, published: Arc<Published>) -> ReadCheck {
+    Arc::new(move |caller, range| match authenticator.identify_now(caller) {
+        Some(Ok(None)) => ReadDecision::Now(Ok(())),
+        Some(Ok(Some(who))) => ReadDecision::Now(check_read(&published, &who, range)),
+        Some(Err(error)) => ReadDecision::Now(Err(error.into())),
+        None => {
+            let (authenticator, published) = (authenticator.clone(), published.clone());
+            let (caller, range) = (caller.clone(), range.clone());
+            ReadDecision::Later(Box::pin(async move {
+                match authenticator.identify(&caller).await? {
+                    Some(who) => check_read(&published, &who, &range),
+                    None => Ok(()),
+                }
+            }))
+        }
+    })
+}
+
+/// The range goes to the check in the form in which the client sent it: open at its end, or one key.
+fn check_read(published: &Published, who: &Identity, range: &KeyRange) -> Result<(), Status> {
+    let (key, range_end) = range.to_wire();
+    published.auth().check(who, Access::Read, &key, &range_end).map_err(auth_status)
+}
 
 /// What the Watch services of a member share.
 #[derive(Clone)]
@@ -172,14 +210,13 @@ struct MemberWatchAdmission {
 
 impl WatchAdmission for MemberWatchAdmission {
     fn admit(&mut self, range: &KeyRange, _start: Revision) -> Admit {
-        let allowed = (self.context.may_read)(&self.caller, range);
-        Admit::Now(match allowed {
-            Ok(()) => {
-                let source = self.context.watch.source();
-                Ok(Admission { source, after: Revision(0), compacted: Revision(0) })
+        match (self.context.may_read)(&self.caller, range) {
+            ReadDecision::Now(allowed) => Admit::Now(admission(&self.context, allowed)),
+            ReadDecision::Later(allowed) => {
+                let context = self.context.clone();
+                Admit::Later(Box::pin(async move { admission(&context, allowed.await) }))
             }
-            Err(status) => Err(Refusal::Watch { revision: self.revision(), reason: embedded(&status) }),
-        })
+        }
     }
 
     fn revision(&self) -> Revision {
@@ -188,6 +225,13 @@ impl WatchAdmission for MemberWatchAdmission {
 
     fn canceled(&self) -> Status {
         ApiError::WatchCanceled.into()
+    }
+}
+
+fn admission(context: &WatchContext, allowed: Result<(), Status>) -> Result<Admission, Refusal> {
+    match allowed {
+        Ok(()) => Ok(Admission { source: context.watch.source(), after: Revision(0), compacted: Revision(0) }),
+        Err(status) => Err(Refusal::Watch { revision: context.watch.revision(), reason: embedded(&status) }),
     }
 }
 

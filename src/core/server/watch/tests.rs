@@ -48,9 +48,11 @@ impl Member {
             header_source: Arc::new(HeaderSource::new(ClusterId(11), MemberId(12), Term(0))),
             limits: WatchLimits { fragment_bytes: 1000, ..WatchLimits::default() },
             metrics: metrics.clone(),
-            may_read: Arc::new(|_, range| match range.start().starts_with(b"secret") {
-                true => Err(ApiError::PermissionDenied.into()),
-                false => Ok(()),
+            may_read: Arc::new(|_, range| {
+                ReadDecision::Now(match range.start().starts_with(b"secret") {
+                    true => Err(ApiError::PermissionDenied.into()),
+                    false => Ok(()),
+                })
             }),
             corrupt: corrupt.subscribe(),
             election_timeout: Duration::from_millis(10),
