@@ -57,7 +57,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("discovery", &["client", "config", "net"]),
     ("proxy", &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener", "net", "pages"]),
     ("gateway", &["client", "discovery", "api_error", "config", "eventlog", "net", "pages"]),
-    ("ctl", &["client", "discovery", "api_error", "config", "bolt"]),
+    ("ctl", &["client", "discovery", "api_error", "config", "bolt", "net"]),
     ("bench", &["client", "discovery", "api_error", "config", "net"]),
     ("cmd", &["EVERYTHING"]),
     ("main", &["cmd"]),

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use super::server::ServerPid;
 use crate::client::Endpoint;
 use crate::config::GoDuration;
+use crate::net::{ClientTls, ClientTlsConfig};
 
 /// Puts load on an etcd v3 cluster and measures throughput, latency and cost.
 #[derive(Clone, Debug, Parser)]
@@ -116,6 +117,18 @@ pub(super) struct Common {
     /// NAME:PASSWORD to log in with
     #[arg(long, value_name = "USER", value_parser = user)]
     pub(super) user: Option<(String, String)>,
+    /// Authorities whose certificates members have
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub(super) cacert: String,
+    /// Certificate to show to members
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub(super) cert: String,
+    /// Its key
+    #[arg(id = "tls_key", long = "key", default_value = "", value_name = "FILE")]
+    pub(super) tls_key: String,
+    /// Take any certificate of members
+    #[arg(long)]
+    pub(super) insecure_skip_tls_verify: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub(super) json: bool,
@@ -139,6 +152,13 @@ fn user(text: &str) -> Result<(String, String), String> {
 impl Common {
     pub(super) fn rate(&self) -> Option<f64> {
         (self.rate > 0.0).then_some(self.rate)
+    }
+
+    /// TLS with members, by the rules of `ctl`.
+    pub(super) fn tls(&self) -> Result<Option<ClientTls>, String> {
+        let skip = self.insecure_skip_tls_verify;
+        let config = ClientTlsConfig::from_flags(&self.cacert, &self.cert, &self.tls_key, skip)?;
+        config.as_ref().map(ClientTls::new).transpose().map_err(|error| error.to_string())
     }
 
     pub(super) fn limit(&self) -> Option<Duration> {

@@ -21,7 +21,9 @@ pub(super) struct Setup {
 impl Setup {
     /// Logs in and finds the leader, when asked to; then takes the first reading of the servers.
     pub(super) fn prepare(common: &Common) -> Result<Self, CallError> {
-        let target = |endpoint: Endpoint| Target { endpoint, dial_timeout: common.dial_timeout.0, token: None };
+        let tls = common.tls().map_err(CallError)?;
+        let dial_timeout = common.dial_timeout.0;
+        let target = |endpoint: Endpoint| Target { endpoint, tls: tls.clone(), dial_timeout, token: None };
         let endpoints = current_endpoints(&StaticList::new(&common.endpoints));
         let mut targets: Vec<Target> = endpoints.into_iter().map(target).collect();
         if common.user.is_some() || common.target_leader {

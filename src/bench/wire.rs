@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header};
 use parking_lot::Mutex;
 
 use crate::client::Endpoint;
-use crate::net::{AddressTime, TcpDialer, TcpSilence};
+use crate::net::{AddressTime, Alpn, ClientTls, TcpDialer, TcpSilence, secure};
 pub(super) use crate::pb::frame::framed as frame;
 use crate::pb::frame::{PREFIX_BYTES, Prefix};
 use crate::shutdown::Tasks;
@@ -88,6 +88,7 @@ impl From<h2::Error> for CallError {
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) endpoint: Endpoint,
+    pub(super) tls: Option<ClientTls>,
     pub(super) dial_timeout: Duration,
     /// Token of an authenticated user.
     pub(super) token: Option<HeaderValue>,
@@ -200,11 +201,13 @@ impl Connection {
 async fn dial(target: &Target, tasks: &Tasks) -> Result<SendRequest<Bytes>, CallError> {
     let endpoint = &target.endpoint;
     let connect = async {
-        let stream = TCP.connect(endpoint.host(), endpoint.port()).await.map_err(|error| {
+        let stream = TCP.connect_endpoint(endpoint, 0).await.map_err(|error| {
             let reason = error.to_string();
             let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
             CallError(format!("dial tcp {endpoint}: connect: {reason}"))
         })?;
+        let stream = secure(endpoint, stream, target.tls.as_ref(), Alpn::H2).await;
+        let stream = stream.map_err(|error| CallError(format!("dial tcp {endpoint}: {error}")))?;
         let handshake = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -225,7 +228,7 @@ async fn dial(target: &Target, tasks: &Tasks) -> Result<SendRequest<Bytes>, Call
 fn request(target: &Target, route: Route) -> Request<()> {
     let mut request = Request::new(());
     *request.uri_mut() = Uri::builder()
-        .scheme("http")
+        .scheme(if target.endpoint.uses_tls(target.tls.is_some()) { "https" } else { "http" })
         .authority(target.endpoint.authority().clone())
         .path_and_query(route.path())
         .build()
@@ -343,6 +346,7 @@ mod tests {
     async fn a_member_that_stays_away_is_given_up() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = Target {
+            tls: None,
             endpoint: listener.local_addr().unwrap().to_string().parse().unwrap(),
             dial_timeout: Duration::from_millis(150),
             token: None,
@@ -370,8 +374,12 @@ mod tests {
 
     #[test]
     fn every_route_has_its_own_template() {
-        let target =
-            Target { endpoint: "127.0.0.1:1".parse().unwrap(), dial_timeout: Duration::from_secs(1), token: None };
+        let target = Target {
+            endpoint: "127.0.0.1:1".parse().unwrap(),
+            tls: None,
+            dial_timeout: Duration::from_secs(1),
+            token: None,
+        };
         for (at, route) in Route::ALL.into_iter().enumerate() {
             assert_eq!(route as usize, at);
             assert_eq!(request(&target, route).uri().path(), route.path());

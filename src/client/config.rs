@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::Endpoint;
+use crate::net::ClientTls;
 
 /// How a [`Client`](super::Client) behaves. The default asks a member on this host.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct ClientConfig {
     pub receive_bytes_max: usize,
     /// Connections per endpoint for unary requests.
     pub connections: usize,
+    /// For endpoints with https, and for those without a scheme; what the system trusts for https unless given.
+    pub tls: Option<ClientTls>,
 }
 
 impl Default for ClientConfig {
@@ -37,6 +40,7 @@ impl Default for ClientConfig {
             send_bytes_max: i32::MAX as usize,
             receive_bytes_max: i32::MAX as usize,
             connections: 1,
+            tls: None,
         }
     }
 }

@@ -68,6 +68,7 @@ impl Client {
             dial_timeout: config.dial_timeout,
             keepalive: config.keepalive,
             connections: config.connections,
+            tls: config.tls,
             ..usual
         };
         // These tasks are not awaited: they end when the last clone of the client is dropped.

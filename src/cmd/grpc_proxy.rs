@@ -5,15 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::runtime::Runtime;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::process::{refuse, without_config};
 use crate::client::{KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
-use crate::config::{Advertise, ProxyConfig, parse_proxy_config};
+use crate::config::{Advertise, ListenAddress, ProxyConfig, parse_proxy_config};
 use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
-use crate::listener::{ListenerConfig, Serving, WorkerId, bind, serve};
+use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
+use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::proxy::{
     Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, SelfMember, Tenant, Tenants,
     UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
@@ -41,7 +42,7 @@ pub fn run(args: &[OsString]) -> u8 {
 async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let grace = config.grace;
-    check_one_cluster(&pool_config(&config), &tasks).await.context("--endpoints")?;
+    check_one_cluster(&pool_config(&config, upstream_tls(&config)?), &tasks).await.context("--endpoints")?;
     let proxy = start(config, &tasks)?;
     interrupted().await.context("wait for signals")?;
     info!("stopping gRPC proxy");
@@ -76,9 +77,18 @@ impl RunningProxy {
 /// When an address cannot be bound; names its flag.
 pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy> {
     let tasks = tasks.child();
-    let mut listeners = vec![bind(config.listen).context("--listen-addr")?];
-    if let Some(address) = config.metrics_listen {
-        listeners.push(bind(address).context("--metrics-addr")?);
+    let tls = config.listen_tls.as_ref().map(ServerTls::new).transpose().context("TLS with clients")?;
+    let protection = |secure| tls.clone().filter(|_| secure).map_or(Protection::Plain, Protection::Tls);
+    let upstream_tls = upstream_tls(&config)?;
+    let mut listeners = vec![bind(config.listen).context("--listen-addr")?.speaking(protection(true))];
+    info!(address = %config.listen, "listening for gRPC proxy client requests");
+    if let Some(url) = &config.metrics_listen {
+        let socket = match url.address() {
+            ListenAddress::Tcp(address) => bind(*address),
+            ListenAddress::Unix(path) => bind_unix(path),
+        };
+        listeners.push(socket.context("--metrics-addr")?.speaking(protection(url.is_tls())));
+        info!(address = %url, "gRPC proxy listening for metrics");
     }
     let metrics = Metrics::new();
     let calls = proxy_calls(&metrics);
@@ -86,7 +96,8 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         namespace: Namespace::new(config.namespace.clone().into_bytes()),
         admin: config.namespace_admin,
     });
-    let self_member = self_member(&config.advertise, listeners[0].local_addr().context("--listen-addr")?);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let self_member = self_member(&config.advertise, scheme, listeners[0].local_addr().context("--listen-addr")?);
     let listener_config = ListenerConfig {
         max_concurrent_streams: config.max_concurrent_streams,
         keepalive_interval: config.keepalive_interval,
@@ -99,9 +110,11 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         serving_threads: config.serving_threads.unwrap_or(listener_config.serving_threads),
         ..listener_config
     };
-    let listed = StaticList::new(&config.endpoints);
+    // As the member list will name them.
+    let endpoints = config.endpoints.iter().map(|endpoint| endpoint.clone().settled(upstream_tls.is_some()));
+    let listed = StaticList::new(endpoints);
     let cluster = UpstreamCluster::new(&current_endpoints(&listed), &metrics);
-    let pool_config = PoolConfig { cluster: Some(cluster.clone()), ..pool_config(&config) };
+    let pool_config = PoolConfig { cluster: Some(cluster.clone()), ..pool_config(&config, upstream_tls) };
     let pools = UpstreamPools::new(pool_config);
     let source: Box<dyn Discovery> = match config.auto_sync {
         None => Box::new(listed),
@@ -151,21 +164,44 @@ fn watch_hubs(
 }
 
 /// The proxy as MemberList names it.
-fn self_member(advertise: &Advertise, listen: SocketAddr) -> Option<SelfMember> {
-    let (host, port) = match advertise {
+fn self_member(advertise: &Advertise, scheme: &str, listen: SocketAddr) -> Option<SelfMember> {
+    let (scheme, host, port) = match advertise {
         Advertise::Members => return None,
-        Advertise::ListenAddress => (listen.ip().to_string(), listen.port()),
-        Advertise::Endpoint(endpoint) => (endpoint.host().to_owned(), endpoint.port()),
+        Advertise::ListenAddress => (scheme, listen.ip().to_string(), listen.port()),
+        Advertise::Endpoint(endpoint) => {
+            let scheme = if endpoint.uses_tls(scheme == "https") { "https" } else { "http" };
+            (scheme, endpoint.host().to_owned(), endpoint.port())
+        }
     };
-    let member = SelfMember::new(host_name(), &host, port);
+    let member = SelfMember::new(host_name(), scheme, &host, port);
     if host.parse().is_ok_and(|address: IpAddr| address.is_unspecified()) {
         info!(%host, client_url = member.client_url, "MemberList names this host, since nobody can dial a wildcard address");
     }
     Some(member)
 }
 
-fn pool_config(config: &ProxyConfig) -> PoolConfig {
+/// TLS with members. As in etcd, a certificate with a common name is refused: members would take it for the user of
+/// every client of the proxy.
+fn upstream_tls(config: &ProxyConfig) -> anyhow::Result<Option<ClientTls>> {
+    let Some(tls) = &config.upstream_tls else { return Ok(None) };
+    if let Some(files) = &tls.identity {
+        let name = Identity::from_files(files.clone()).context("--cert, --key")?.common_name();
+        if let Some(name) = name {
+            bail!("--cert: cert has non empty Common Name ({name}): {}", files.certificates.display());
+        }
+    }
+    if tls.servers == ServerAuth::Skip {
+        warn!(
+            "--insecure-skip-tls-verify was given, this grpc proxy process skips authentication of etcd server TLS \
+             certificates. This option should be enabled only for testing purposes."
+        );
+    }
+    Ok(Some(ClientTls::new(tls).context("TLS with members")?))
+}
+
+fn pool_config(config: &ProxyConfig, tls: Option<ClientTls>) -> PoolConfig {
     PoolConfig {
+        tls,
         dial_timeout: config.dial_timeout,
         keepalive: config.upstream_pings.map(|pings| KeepAlive {
             interval: pings.interval,
@@ -186,8 +222,9 @@ mod tests {
 
     #[test]
     fn a_wildcard_names_the_host() {
-        let url =
-            |advertise, listen: &str| self_member(&advertise, listen.parse().unwrap()).map(|member| member.client_url);
+        let url = |advertise, listen: &str| {
+            self_member(&advertise, "http", listen.parse().unwrap()).map(|member| member.client_url)
+        };
         let host = host_name();
         let endpoint = |text: &str| Advertise::Endpoint(text.parse().unwrap());
         assert_eq!(url(Advertise::ListenAddress, "0.0.0.0:7"), Some(format!("http://{host}:7")));

@@ -10,11 +10,11 @@ use tracing::{error, info, warn};
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse};
 use super::usage::no_server;
-use crate::config::{PeerTlsFiles, ServerConfig, Variables, parse_server_config};
+use crate::config::{ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config};
 use crate::core::peer::PeerTls;
 use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests};
-use crate::listener::{self, ListenerConfig, Serving, WorkerId};
-use crate::net::{Authorities, ClientTls, Identity, IdentityFiles, ServerTls, TlsError};
+use crate::listener::{self, ListenerConfig, ListenerError, Protection, Serving, Socket, WorkerId};
+use crate::net::{ClientTls, Identity, ServerTls};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, Tracing, WatchMetrics, init_logging};
 
@@ -94,16 +94,16 @@ impl Server {
     /// # Errors
     /// Names the port, file or directory at fault. With a port in use nothing on disk has changed.
     pub async fn start(config: &ServerConfig, tasks: &Tasks) -> anyhow::Result<Self> {
+        let tls = Tls::read(&config.tls)?;
         let client_sockets =
-            bind_all(config.listen_client_urls.iter().map(|url| url.address())).context("--listen-client-urls")?;
-        let peer_sockets =
-            bind_all(config.listen_peer_urls.iter().map(|url| url.address())).context("--listen-peer-urls")?;
+            bind_all(&config.listen_client_urls, tls.clients.as_ref()).context("--listen-client-urls")?;
+        let peer_tls = tls.peers.as_ref().map(|tls| &tls.accepting);
+        let peer_sockets = bind_all(&config.listen_peer_urls, peer_tls).context("--listen-peer-urls")?;
         let metric_sockets =
-            bind_all(config.listen_metrics_urls.iter().map(|url| url.address())).context("--listen-metrics-urls")?;
+            bind_all(&config.listen_metrics_urls, tls.clients.as_ref()).context("--listen-metrics-urls")?;
 
         #[cfg(feature = "failpoints")]
         super::failpoints::start(tasks)?;
-        let peer_tls = config.peer_tls.as_ref().map(peer_tls).transpose().context("TLS between members")?;
         let registry = Metrics::new();
         let slow = SlowRequests { apply: config.warning_apply_duration, unary: config.warning_unary_request_duration };
         let tracing =
@@ -117,7 +117,7 @@ impl Server {
             std::process::exit(1);
         });
         let peer_metrics = PeerMetrics::register(&registry);
-        let member = Member::start(config, peer_tls.clone(), metrics, peer_metrics, failed, tasks).await?;
+        let member = Member::start(config, tls.peers, metrics, peer_metrics, failed, tasks).await?;
         let services = member.services();
         services.refresh_gauges(&registry, config.integrity);
         let watch = services.watch_context(watch_metrics, config.watch_progress_notify_interval);
@@ -141,18 +141,30 @@ impl Server {
                 Some(listener::serve(metric_sockets, single.clone(), move |_| metrics_handler.clone(), tasks)?)
             }
         };
-        let secured = ListenerConfig { tls: peer_tls.map(|tls| tls.accepting), ..single };
-        let peers = listener::serve(peer_sockets, secured, move |_| peer_handler.clone(), tasks)?;
-        for address in peers.addresses() {
-            info!(%address, "serving peer traffic");
+        let rejection_message = "rejected connection on peer endpoint";
+        let peer_config = ListenerConfig { rejection_message, ..single };
+        let peer_addresses: Vec<String> = peer_sockets.iter().map(ToString::to_string).collect();
+        let peers = listener::serve(peer_sockets, peer_config, move |_| peer_handler.clone(), tasks)?;
+        for address in peer_addresses {
+            info!(address, "serving peer traffic");
         }
         member.join(config).await?;
         let worker_tasks = tasks.clone();
         let make = move |worker: WorkerId| services.router(watch.clone(), worker.0, http.clone(), &worker_tasks);
+        let served: Vec<(String, Protection)> =
+            client_sockets.iter().map(|socket| (socket.to_string(), socket.protection().clone())).collect();
         let clients = listener::serve(client_sockets, listener, make, tasks)?;
         info!("ready to serve client requests");
-        for address in clients.addresses() {
-            info!(%address, "serving client traffic insecurely; this is strongly discouraged!");
+        for (address, protection) in served {
+            if !matches!(protection, Protection::Tls(_)) {
+                info!(
+                    traffic = "grpc+http",
+                    address, "serving client traffic insecurely; this is strongly discouraged!"
+                );
+            }
+            if !matches!(protection, Protection::Plain) {
+                info!(traffic = "grpc+http", address, "serving client traffic securely");
+            }
         }
         Ok(Self { member, clients, peers, watched, tracing })
     }
@@ -168,17 +180,46 @@ impl Server {
     }
 }
 
-fn peer_tls(files: &PeerTlsFiles) -> Result<PeerTls, TlsError> {
-    let authorities = Authorities::from_file(&files.authorities)?;
-    let identity = |files: &IdentityFiles| Identity::from_files(files.clone());
-    Ok(PeerTls {
-        accepting: ServerTls::mutual(identity(&files.accepting)?, &authorities)?,
-        dialling: ClientTls::new(Some(identity(&files.dialling)?), &authorities)?,
-    })
+/// What the files of TLS hold.
+struct Tls {
+    clients: Option<ServerTls>,
+    peers: Option<PeerTls>,
 }
 
-fn bind_all(
-    addresses: impl Iterator<Item = std::net::SocketAddr>,
-) -> Result<Vec<std::net::TcpListener>, listener::ListenerError> {
-    addresses.map(listener::bind).collect()
+impl Tls {
+    fn read(config: &TlsConfig) -> anyhow::Result<Self> {
+        if let Some(files) = &config.client_identity {
+            Identity::from_files(files.clone()).context("--client-cert-file, --client-key-file")?;
+        }
+        let clients = config.clients.as_ref().map(ServerTls::new).transpose().context("TLS for clients")?;
+        let peers = config.peers.as_ref().map(|peers| {
+            let accepting = ServerTls::new(&peers.accepting)?;
+            anyhow::Ok(PeerTls { accepting, dialling: ClientTls::new(&peers.dialling)? })
+        });
+        Ok(Self { clients, peers: peers.transpose().context("TLS between members")? })
+    }
+}
+
+/// Binds each address once: a plain and a secure URL of one address share its socket.
+fn bind_all(urls: &[ListenUrl], tls: Option<&ServerTls>) -> Result<Vec<Socket>, ListenerError> {
+    let mut addresses: Vec<&ListenAddress> = Vec::new();
+    for url in urls {
+        if !addresses.contains(&url.address()) {
+            addresses.push(url.address());
+        }
+    }
+    let bound = addresses.into_iter().map(|address| {
+        let socket = match address {
+            ListenAddress::Tcp(address) => listener::bind(*address)?,
+            ListenAddress::Unix(path) => listener::bind_unix(path)?,
+        };
+        let of = |secure| urls.iter().any(|url| url.address() == address && url.is_tls() == secure);
+        // There is none without a certificate: the flags were checked.
+        Ok(socket.speaking(match (tls, of(true), of(false)) {
+            (Some(tls), true, false) => Protection::Tls(tls.clone()),
+            (Some(tls), true, true) => Protection::Both(tls.clone()),
+            _ => Protection::Plain,
+        }))
+    });
+    bound.collect()
 }

@@ -93,9 +93,8 @@ impl ConfigError {
 pub enum UrlError {
     #[error("URL scheme must be http, https, unix, or unixs: {0}")]
     Scheme(String),
-    /// A scheme of etcd's that is not served yet.
-    #[error("{scheme} URLs are not supported yet: {url}")]
-    NotSupported { scheme: String, url: String },
+    #[error("URL must contain the path of a socket: {0}")]
+    NoPath(String),
     #[error(r#"URL address does not have the form "host:port": {0}"#)]
     HostPort(String),
     #[error("URL must not contain a path: {0}")]

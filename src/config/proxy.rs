@@ -7,10 +7,12 @@ use super::error::ConfigError;
 use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
-use super::server::KEEPALIVE_MIN_TIME;
+use super::server::{KEEPALIVE_MIN_TIME, YEARS_MAX, identity};
 use super::unsupported::{Mode, read_flags};
 use super::url::{ListenUrl, bind_address};
-use crate::net::{Endpoint, EndpointError};
+use crate::net::{
+    ClientAuth, ClientTlsConfig, Endpoint, EndpointError, SelfSigned, ServerIdentity, ServerTlsConfig, TlsPolicy,
+};
 use crate::telemetry::{LogConfig, LogLevel};
 
 /// A member's own default, and the shortest it takes.
@@ -85,6 +87,49 @@ pub struct RawProxyConfig {
     #[arg(long, default_value = "5s", value_name = "DURATION")]
     pub shutdown_grace: GoDuration,
 
+    /// Certificate shown to members of the cluster; its common name must be empty.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub cert: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub key: String,
+    /// Authorities whose certificates members have.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub cacert: String,
+    /// Take any certificate of members: for tests only.
+    #[arg(long, default_value_t = false, action = ArgAction::Set)]
+    pub insecure_skip_tls_verify: bool,
+    /// Certificate shown to clients.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub cert_file: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub key_file: String,
+    /// Authorities whose certificates clients have to show.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub trusted_ca_file: String,
+    /// Certificates of clients that are revoked.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub client_crl_file: String,
+    /// Cipher suites of TLS 1.2 with clients by Go's names, as a comma list.
+    #[arg(long, default_value = "", value_name = "SUITES")]
+    pub listen_cipher_suites: String,
+    /// Make a certificate for clients, in the data folder.
+    #[arg(long, default_value_t = false, action = ArgAction::Set)]
+    pub auto_tls: bool,
+    /// Years for which it is valid.
+    #[arg(long, default_value_t = 1, value_name = "YEARS")]
+    pub self_signed_cert_validity: u32,
+    /// Where it is kept.
+    #[arg(long, default_value = "default.proxy", value_name = "FOLDER")]
+    pub data_dir: std::path::PathBuf,
+    /// Lowest version of TLS with clients: TLS1.2 or TLS1.3.
+    #[arg(long, default_value = "TLS1.2", value_name = "VERSION")]
+    pub tls_min_version: String,
+    /// Highest version of TLS with clients.
+    #[arg(long, default_value = "", value_name = "VERSION")]
+    pub tls_max_version: String,
+
     /// Logging.
     #[command(flatten)]
     pub log: RawLogConfig,
@@ -95,8 +140,12 @@ pub struct RawProxyConfig {
 pub struct ProxyConfig {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// TLS with clients.
+    pub listen_tls: Option<ServerTlsConfig>,
     /// Where metrics and health are served too.
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<ListenUrl>,
+    /// TLS with members of the cluster.
+    pub upstream_tls: Option<ClientTlsConfig>,
     /// Members of the cluster.
     pub endpoints: Vec<Endpoint>,
     /// How often the endpoints are taken from the member list.
@@ -174,10 +223,15 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             .map_err(|reason| invalid("listen-addr", &raw.listen_addr, reason.to_owned()))?;
         let metrics_listen = match raw.metrics_addr.as_str() {
             "" => None,
-            url => Some(
-                url.parse::<ListenUrl>().map_err(|error| invalid("metrics-addr", url, error.to_string()))?.address(),
-            ),
+            url => Some(url.parse::<ListenUrl>().map_err(|error| invalid("metrics-addr", url, error.to_string()))?),
         };
+        let listen_tls = listen_tls(&raw, listen)?;
+        if let Some(url) = metrics_listen.as_ref().filter(|url: &&ListenUrl| url.is_tls() && listen_tls.is_none()) {
+            let reason = format!("cannot listen on TLS for {url}: KeyFile and CertFile are not presented");
+            return Err(ConfigError::Value { flag: "metrics-addr, --cert-file, --key-file", reason });
+        }
+        let upstream_tls = ClientTlsConfig::from_flags(&raw.cacert, &raw.cert, &raw.key, raw.insecure_skip_tls_verify)
+            .map_err(|reason| ConfigError::Value { flag: "cert, --key, --cacert", reason })?;
         let endpoints = Endpoint::parse_list(&raw.endpoints)
             .map_err(|error| invalid("endpoints", &raw.endpoints, error.to_string()))?;
         if let Some(own) = endpoints.iter().find(|endpoint| {
@@ -211,7 +265,9 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         }
         Ok(Self {
             listen,
+            listen_tls,
             metrics_listen,
+            upstream_tls,
             endpoints,
             auto_sync: nonzero(raw.endpoints_auto_sync_interval),
             advertise,
@@ -233,6 +289,39 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
     }
 }
 
+/// TLS with clients, as the flags ask for it.
+fn listen_tls(raw: &RawProxyConfig, listen: SocketAddr) -> Result<Option<ServerTlsConfig>, ConfigError> {
+    let wrong = |flag, reason| ConfigError::Value { flag, reason };
+    let policy = TlsPolicy::parse(&raw.tls_min_version, &raw.tls_max_version, &raw.listen_cipher_suites)
+        .map_err(|reason| wrong("tls-min-version, --tls-max-version, --listen-cipher-suites", reason))?;
+    if raw.auto_tls && !(1..=YEARS_MAX).contains(&raw.self_signed_cert_validity) {
+        let reason = match raw.self_signed_cert_validity {
+            0 => "selfSignedCertValidity is invalid,it should be greater than 0".to_owned(),
+            years => format!("{years} years are more than {YEARS_MAX}"),
+        };
+        return Err(wrong("self-signed-cert-validity", reason));
+    }
+    let files = identity("cert-file, --key-file", &raw.cert_file, &raw.key_file)?;
+    let identity = match files {
+        Some(files) => ServerIdentity::Files(files),
+        None if !raw.trusted_ca_file.is_empty() => {
+            return Err(wrong("trusted-ca-file", "needs --cert-file and --key-file".to_owned()));
+        }
+        None if raw.auto_tls => ServerIdentity::SelfSigned(SelfSigned {
+            dir: raw.data_dir.join("fixtures").join("proxy"),
+            hosts: vec![listen.ip().to_string()],
+            years: raw.self_signed_cert_validity,
+        }),
+        None => return Ok(None),
+    };
+    let clients = match raw.trusted_ca_file.as_str() {
+        "" => ClientAuth::None,
+        file => ClientAuth::File(file.into()),
+    };
+    let revocations = (!raw.client_crl_file.is_empty()).then(|| (&raw.client_crl_file).into());
+    Ok(Some(ServerTlsConfig { clients, revocations, policy, ..ServerTlsConfig::new(identity) }))
+}
+
 /// An address to bind, as etcd's proxy takes it: without a scheme, the host may be left out.
 fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
     const FORM: &str = "must be HOST:PORT with an IP address or localhost";
@@ -242,6 +331,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::ServerAuth;
 
     fn parse(line: &str) -> Result<ProxyConfig, String> {
         let args: Vec<_> = line.split_whitespace().map(std::ffi::OsString::from).collect();
@@ -255,6 +345,7 @@ mod tests {
         assert_eq!(config.endpoints, ["127.0.0.1:2379".parse().unwrap()]);
         assert_eq!(config.advertise, Advertise::ListenAddress);
         assert_eq!((config.upstream_pings, config.auto_sync, config.metrics_listen), (None, None, None));
+        assert_eq!((config.listen_tls, config.upstream_tls), (None, None));
         assert_eq!(config.keepalive_interval, Duration::from_secs(7200));
         assert_eq!(config.max_concurrent_streams, u32::MAX);
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
@@ -266,14 +357,22 @@ mod tests {
             ("--listen-addr=nope", "-listen-addr: must have the form host:port"),
             ("--listen-addr=a.b:1", "-listen-addr: must be HOST:PORT"),
             ("--listen-addr=127.0.0.1:x", "-listen-addr: must end with a port number"),
-            ("--endpoints=https://a:1", "-endpoints: endpoint \"https://a:1\": TLS (https) is not supported yet"),
             ("--endpoints=a", "-endpoints: endpoint \"a\": port is missing"),
             ("--listen-addr=127.0.0.1:5 --endpoints=127.0.0.1:5", "127.0.0.1:5 is the proxy's own --listen-addr"),
-            ("--metrics-addr=https://127.0.0.1:1", "-metrics-addr: https URLs are not supported yet"),
+            (
+                "--metrics-addr=https://127.0.0.1:1",
+                "cannot listen on TLS for https://127.0.0.1:1: KeyFile and CertFile",
+            ),
             ("--advertise-client-url=x", "-advertise-client-url: endpoint \"x\": port is missing"),
             ("--dial-timeout=0", "-dial-timeout: must be longer"),
-            ("--cert-file=x", "--cert-file is not supported yet"),
-            ("--auto-tls", "--auto-tls is not supported yet"),
+            ("--cert-file=x", "--cert-file, --key-file: KeyFile and CertFile must both be present[key: , cert: x]"),
+            ("--key=x", "--cert, --key, --cacert: KeyFile and CertFile must both be present[key: x, cert: ]"),
+            ("--trusted-ca-file=x", "--trusted-ca-file: needs --cert-file and --key-file"),
+            (
+                "--auto-tls --self-signed-cert-validity=0",
+                "selfSignedCertValidity is invalid,it should be greater than 0",
+            ),
+            ("--tls-min-version=TLS1.1", "unexpected TLS version \"TLS1.1\""),
             ("--discovery-srv=example.com", "--discovery-srv is not supported yet"),
             ("--resolver-prefix=x", "--resolver-prefix is not supported yet"),
             ("--max-concurrent-streams=-1", "for flag -max-concurrent-streams"),
@@ -305,5 +404,21 @@ mod tests {
         let short = parse("--watch-progress-notify-interval=1ms").unwrap();
         assert_eq!(short.watch_progress_notify_interval, Duration::from_millis(100));
         assert_eq!(config.log.level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn tls_has_two_sides() {
+        let line = "--cert-file c --key-file k --trusted-ca-file t --client-crl-file r --metrics-addr https://127.0.0.1:9 \
+             --cert d --key l --cacert a";
+        let config = parse(line).unwrap();
+        let listen = config.listen_tls.unwrap();
+        assert_eq!((listen.clients, listen.revocations), (ClientAuth::File("t".into()), Some("r".into())));
+        assert!(config.metrics_listen.unwrap().is_tls());
+        let upstream = config.upstream_tls.unwrap();
+        assert_eq!((upstream.servers, upstream.identity.unwrap().key), (ServerAuth::File("a".into()), "l".into()));
+        assert_eq!(parse("--insecure-skip-tls-verify").unwrap().upstream_tls.unwrap().servers, ServerAuth::Skip);
+        let made = parse("--auto-tls --data-dir d").unwrap().listen_tls.unwrap().identity;
+        let hosts = vec!["127.0.0.1".to_owned()];
+        assert_eq!(made, ServerIdentity::SelfSigned(SelfSigned { dir: "d/fixtures/proxy".into(), hosts, years: 1 }));
     }
 }

@@ -119,7 +119,6 @@ const GROUPS: &[Group] = &[
             ("vv", Bool, "false"),
         ],
     ),
-    ignored(&[Server], "always so with --peer-cert-file", &[("peer-client-cert-auth", Bool, "false")]),
     ignored(&[Server], "no JSON gateway yet", &[("enable-grpc-gateway", Bool, "true")]),
     ignored(
         &[Server],
@@ -139,7 +138,6 @@ const GROUPS: &[Group] = &[
             ("discovery-fallback", Text, "exit"),
         ],
     ),
-    ignored(&[Proxy], "the proxy writes no files", &[("data-dir", Text, "default.proxy")]),
     ignored(
         &[Proxy],
         "messages pass as bytes, the member decides",
@@ -154,49 +152,6 @@ const GROUPS: &[Group] = &[
     ),
     not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
     not_yet(&[Proxy], "registration of proxies", &[("resolver-prefix", Text, ""), ("resolver-ttl", Int, "0")]),
-    not_yet(
-        &[Server, Proxy],
-        "TLS for clients",
-        &[
-            ("cert-file", Text, ""),
-            ("key-file", Text, ""),
-            ("trusted-ca-file", Text, ""),
-            ("client-crl-file", Text, ""),
-            ("auto-tls", Bool, "false"),
-            ("self-signed-cert-validity", Int, "1"),
-            ("tls-min-version", Text, "TLS1.2"),
-            ("tls-max-version", Text, ""),
-        ],
-    ),
-    not_yet(
-        &[Server],
-        "TLS for clients",
-        &[
-            ("client-cert-file", Text, ""),
-            ("client-key-file", Text, ""),
-            ("client-cert-auth", Bool, "false"),
-            ("client-cert-allowed-hostname", Text, ""),
-            ("cipher-suites", Text, ""),
-        ],
-    ),
-    not_yet(
-        &[Server],
-        "part of TLS between members",
-        &[
-            ("peer-auto-tls", Bool, "false"),
-            ("peer-skip-client-san-verification", Bool, "false"),
-            ("peer-crl-file", Text, ""),
-            ("peer-cert-allowed-cn", Text, ""),
-            ("peer-cert-allowed-hostname", Text, ""),
-        ],
-    ),
-    not_yet(&[Proxy], "TLS for clients", &[("listen-cipher-suites", Text, "")]),
-    not_yet(
-        &[Proxy, Ctl],
-        "TLS to the cluster",
-        &[("cert", Text, ""), ("key", Text, ""), ("cacert", Text, ""), ("insecure-skip-tls-verify", Bool, "false")],
-    ),
-    not_yet(&[Ctl], "TLS to the cluster", &[("insecure-transport", Bool, "true")]),
     not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
     not_yet(
         &[Server],

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::error::UrlError;
@@ -8,18 +9,27 @@ use crate::net::HostPort;
 /// Longest list of peer URLs of one member.
 const PEER_URLS_BYTES_MAX: usize = 2048;
 
-/// An address a server listens on: an IP or `localhost`.
+/// An address a server listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenUrl {
     text: String,
-    address: SocketAddr,
+    address: ListenAddress,
     tls: bool,
+}
+
+/// What to bind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// An IP or `localhost`, and a port.
+    Tcp(SocketAddr),
+    /// The path of a socket.
+    Unix(PathBuf),
 }
 
 impl ListenUrl {
     /// What to bind.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &ListenAddress {
+        &self.address
     }
 
     /// The URL as it was given.
@@ -32,14 +42,14 @@ impl ListenUrl {
         self.tls
     }
 
-    /// A URL for other members, which may be https.
-    ///
-    /// # Errors
-    /// When it cannot be bound.
-    pub(super) fn for_peers(text: &str) -> Result<Self, UrlError> {
-        let (scheme, place) = split(text)?;
-        let address = bind_address(&place).ok_or_else(|| UrlError::NotAnAddress(text.to_owned()))?;
-        Ok(Self { text: text.to_owned(), address, tls: scheme == "https" })
+    /// The host as it was given; none for a path without one.
+    pub(super) fn host(&self) -> Option<String> {
+        let (_, place) = split(&self.text).ok()?;
+        match place {
+            Place::Tcp(place) => Some(place.host().to_owned()),
+            Place::Unix(path) => path.split(['/', ':']).next().map(str::to_owned),
+        }
+        .filter(|host| !host.is_empty())
     }
 }
 
@@ -52,14 +62,32 @@ impl fmt::Display for ListenUrl {
 impl FromStr for ListenUrl {
     type Err = UrlError;
 
-    /// A URL for clients: plain HTTP so far.
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        let (scheme, ..) = split(text)?;
-        if scheme != "http" {
-            return Err(UrlError::NotSupported { scheme: scheme.to_owned(), url: text.to_owned() });
-        }
-        Self::for_peers(text)
+        let (scheme, place) = split(text)?;
+        let address = match place {
+            Place::Unix(path) => ListenAddress::Unix(path.into()),
+            Place::Tcp(place) => {
+                ListenAddress::Tcp(bind_address(&place).ok_or_else(|| UrlError::NotAnAddress(text.to_owned()))?)
+            }
+        };
+        Ok(Self { text: text.to_owned(), address, tls: matches!(scheme, "https" | "unixs") })
     }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// What a URL points at.
+pub(super) enum Place<'a> {
+    Tcp(HostPort),
+    /// The path of a socket.
+    Unix(&'a str),
 }
 
 /// Checks a URL that others dial and gives it back as it was.
@@ -86,7 +114,8 @@ pub fn check_peer_urls(urls: &[String]) -> Result<Vec<String>, UrlError> {
     urls.iter()
         .map(|url| {
             let url = advertised_url(url.trim())?;
-            let parsed = url::Url::parse(&url).is_ok_and(|parsed| parsed.has_host());
+            let is_socket = url.starts_with("unix");
+            let parsed = is_socket || url::Url::parse(&url).is_ok_and(|parsed| parsed.has_host());
             let plain = url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
             if parsed && plain { Ok(url) } else { Err(UrlError::HostPort(url)) }
         })
@@ -109,7 +138,7 @@ pub(super) fn bind_address(place: &HostPort) -> Option<SocketAddr> {
 }
 
 /// Scheme and address.
-pub(super) fn split(text: &str) -> Result<(&str, HostPort), UrlError> {
+pub(super) fn split(text: &str) -> Result<(&str, Place<'_>), UrlError> {
     let owned = || text.to_owned();
     if text.is_empty() {
         return Err(UrlError::Empty);
@@ -117,7 +146,11 @@ pub(super) fn split(text: &str) -> Result<(&str, HostPort), UrlError> {
     let (scheme, rest) = text.split_once("://").ok_or_else(|| UrlError::Scheme(owned()))?;
     match scheme {
         "http" | "https" => {}
-        "unix" | "unixs" => return Err(UrlError::NotSupported { scheme: scheme.to_owned(), url: owned() }),
+        // etcd joins host and path, and so the name of the file may have a colon in it.
+        "unix" | "unixs" if rest.is_empty() || rest.ends_with('/') || rest.contains('\0') => {
+            return Err(UrlError::NoPath(owned()));
+        }
+        "unix" | "unixs" => return Ok((scheme, Place::Unix(rest))),
         _ => return Err(UrlError::Scheme(owned())),
     }
     if let Some(at) = rest.find(['/', '?', '#']) {
@@ -125,7 +158,7 @@ pub(super) fn split(text: &str) -> Result<(&str, HostPort), UrlError> {
         return Err(if at == 0 && bare_slash { UrlError::HostPort(owned()) } else { UrlError::Path(owned()) });
     }
     let place = rest.parse().map_err(|_| UrlError::HostPort(owned()))?;
-    Ok((scheme, place))
+    Ok((scheme, Place::Tcp(place)))
 }
 
 #[cfg(test)]
@@ -152,8 +185,11 @@ mod tests {
         );
         assert_eq!(listen("http://127.0.0.1:1/x"), "URL must not contain a path: http://127.0.0.1:1/x");
         assert_eq!(listen("127.0.0.1:1"), "URL scheme must be http, https, unix, or unixs: 127.0.0.1:1");
-        assert_eq!(listen("https://127.0.0.1:1"), "https URLs are not supported yet: https://127.0.0.1:1");
-        assert_eq!(listen("unix:///run/e.sock:1"), "unix URLs are not supported yet: unix:///run/e.sock:1");
+        assert_eq!(listen("https://127.0.0.1:1"), "127.0.0.1:1");
+        assert_eq!(listen("unix:///run/e.sock:1"), "/run/e.sock:1");
+        assert_eq!(listen("unixs://localhost:1"), "localhost:1");
+        assert_eq!(listen("unix://"), "URL must contain the path of a socket: unix://");
+        assert_eq!(listen("unix:///run/"), "URL must contain the path of a socket: unix:///run/");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::flags::{Flag, Kind, Parsed};
 use super::golang;
 use super::print::{Format, Printer};
 use crate::config::{FlagKind, Mode, Support, unsupported_flags};
+use crate::net::{Alpn, ClientTlsConfig};
 
 /// Options of every command. Each has a variable `ETCDCTL_` + name in upper case.
 pub(super) static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
@@ -33,6 +34,16 @@ pub(super) const EFFECTIVE: &[Flag] = &[
     Flag::new("keepalive-timeout", Kind::Duration, "6s", "How long a probe may stay without an answer"),
     Flag::new("max-request-bytes", Kind::Int, "", "Largest request to send; 0 is 2 MiB"),
     Flag::new("max-recv-bytes", Kind::Int, "", "Largest answer to accept; 0 is 2 GiB"),
+    Flag::new("cacert", Kind::Text, "", "Authorities whose certificates members have"),
+    Flag::new("cert", Kind::Text, "", "Certificate to show to members"),
+    Flag::new("key", Kind::Text, "", "Key of --cert"),
+    Flag::new("insecure-skip-tls-verify", Kind::Bool, "", "Take any certificate of members: for tests only"),
+    Flag::new(
+        "insecure-transport",
+        Kind::Bool,
+        "true",
+        "Speak plain to endpoints without a scheme, unless certificates are given",
+    ),
     Flag::new("user", Kind::Text, "", "User name, or name:password"),
     Flag::new("password", Kind::Text, "", "Password of --user"),
     Flag::new("auth-jwt-token", Kind::Text, "", "Token to use instead of a user"),
@@ -56,6 +67,7 @@ pub(super) struct Options {
     pub(super) keepalive_timeout: Duration,
     pub(super) send_bytes_max: usize,
     pub(super) receive_bytes_max: usize,
+    pub(super) tls: Option<ClientTlsConfig>,
     pub(super) user: Option<(String, String)>,
     pub(super) token: Option<String>,
 }
@@ -108,10 +120,25 @@ impl Options {
             keepalive_timeout: parsed.duration("keepalive-timeout"),
             send_bytes_max: bytes("max-request-bytes", SEND_BYTES_DEFAULT)?,
             receive_bytes_max: bytes("max-recv-bytes", i32::MAX as usize)?,
+            tls: tls(parsed)?,
             user,
             token,
         })
     }
+}
+
+/// As in etcdctl: TLS is spoken to endpoints without a scheme when anything of it is given.
+fn tls(parsed: &Parsed) -> Result<Option<ClientTlsConfig>, Failure> {
+    for name in ["cert", "key", "cacert"] {
+        if parsed.is_set(name) && parsed.text(name).is_empty() {
+            return Err(Failure::args(format!("empty string is passed to --{name} option")));
+        }
+    }
+    let skip = parsed.bool("insecure-skip-tls-verify");
+    let given = ClientTlsConfig::from_flags(parsed.text("cacert"), parsed.text("cert"), parsed.text("key"), skip);
+    let given = given.map_err(|reason| Failure::new(Exit::Error, reason))?;
+    let usual = || (!parsed.bool("insecure-transport")).then(|| ClientTlsConfig::new(Alpn::H2));
+    Ok(given.or_else(usual))
 }
 
 fn user(parsed: &Parsed) -> Result<Option<(String, String)>, Failure> {
@@ -161,6 +188,7 @@ pub(super) fn unknown_variables(environment: &[(String, String)]) -> Vec<&str> {
 mod tests {
     use super::super::flags;
     use super::*;
+    use crate::net::ServerAuth;
 
     fn read(line: &str, environment: &[(&str, &str)]) -> Result<Options, Failure> {
         let words: Vec<_> = line.split_whitespace().map(|word| word.as_bytes().to_vec()).collect();
@@ -187,10 +215,23 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused() {
         assert_eq!(read("-w bogus", &[]).err().unwrap(), Failure::new(Exit::BadFeature, "unsupported output format"));
-        assert!(read("--cacert=x", &[]).err().unwrap().text.starts_with("--cacert is not supported yet"));
+        assert!(read("--discovery-srv=x", &[]).err().unwrap().text.starts_with("--discovery-srv is not supported yet"));
         assert!(read("--user=root", &[]).err().unwrap().text.starts_with("--user needs a password"));
         assert_eq!(read("--user=root:a:b", &[]).unwrap().user, Some(("root".into(), "a:b".into())));
         assert_eq!(read("--user=root --password=x", &[]).unwrap().user, Some(("root".into(), "x".into())));
+    }
+
+    #[test]
+    fn anything_of_tls_asks_for_it() {
+        let tls = |line: &str| read(line, &[]).unwrap().tls;
+        assert_eq!((tls(""), tls("--insecure-transport=true")), (None, None));
+        assert_eq!(tls("--insecure-transport=false").unwrap().servers, ServerAuth::System);
+        assert_eq!(tls("--cacert=a").unwrap().servers, ServerAuth::File("a".into()));
+        let given = tls("--cert=c --key=k --insecure-skip-tls-verify").unwrap();
+        assert_eq!((given.servers, given.identity.unwrap().key), (ServerAuth::Skip, "k".into()));
+        let text = |line: &str| read(line, &[]).err().unwrap().text;
+        assert_eq!(text("--cert=c"), "KeyFile and CertFile must both be present[key: , cert: c]");
+        assert_eq!(text("--cacert="), "empty string is passed to --cacert option");
     }
 
     #[test]

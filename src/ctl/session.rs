@@ -10,6 +10,7 @@ use super::print::Printer;
 use crate::api_error::ApiError;
 use crate::client::{Client, ClientConfig, Credentials, Endpoint, KeepAlive};
 use crate::discovery::{StaticList, current_endpoints};
+use crate::net::ClientTls;
 
 /// Shortest ping interval that stock members tolerate.
 const KEEPALIVE_LEAST: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ impl Session {
             .map(|text| text.parse())
             .collect::<Result<_, _>>()
             .map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
+        let tls = options.tls.as_ref().map(ClientTls::new).transpose();
+        let tls = tls.map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
         let patience = options.command_timeout.mul_f64(0.9);
         let config = ClientConfig {
             dial_timeout: options.dial_timeout.min(patience),
@@ -44,6 +47,7 @@ impl Session {
                 timeout: options.keepalive_timeout,
                 while_idle: false,
             }),
+            tls,
             user: options.user.clone().map(|(name, password)| Credentials { name, password }),
             token: options.token.clone(),
             send_bytes_max: options.send_bytes_max,

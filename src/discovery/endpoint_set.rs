@@ -2,13 +2,13 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::net::{Endpoint, HostPort};
+use crate::net::Endpoint;
 
 /// One endpoint and how much of the traffic it should get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedEndpoint {
-    /// Where it is.
-    pub address: HostPort,
+    /// Where it is, and whether TLS is spoken there.
+    pub endpoint: Endpoint,
     /// As in SRV records: only the lowest number with a live endpoint gets traffic.
     pub priority: u16,
     /// Share among the endpoints of one priority; 0 for all of them means equal shares.
@@ -17,8 +17,8 @@ pub struct ListedEndpoint {
 
 impl ListedEndpoint {
     /// An endpoint with the same share as all others.
-    pub fn new(address: impl Into<HostPort>) -> Self {
-        Self { address: address.into(), priority: 0, weight: 0 }
+    pub fn new(endpoint: impl Into<Endpoint>) -> Self {
+        Self { endpoint: endpoint.into(), priority: 0, weight: 0 }
     }
 }
 
@@ -40,7 +40,7 @@ pub fn current_endpoints(source: &dyn Discovery) -> Vec<Endpoint> {
     dialled(&source.endpoints().borrow())
 }
 
-/// The endpoints of a set, as the client dials them. A host that no request could name is left out.
+/// The endpoints of a set, as the client dials them.
 pub fn dialled(set: &EndpointSet) -> Vec<Endpoint> {
-    set.iter().filter_map(|listed| listed.address.to_string().parse().ok()).collect()
+    set.iter().map(|listed| listed.endpoint.clone()).collect()
 }

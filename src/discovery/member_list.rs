@@ -68,7 +68,7 @@ async fn read_at_interval(pool: &Pool, current: &watch::Sender<EndpointSet>, int
 fn listed(answer: &MemberListResponse) -> EndpointSet {
     let voters = answer.members.iter().filter(|member| !member.is_learner && !member.name.is_empty());
     let urls = voters.flat_map(|member| &member.client_ur_ls);
-    urls.filter_map(|url| url.parse::<Endpoint>().ok()).map(|endpoint| ListedEndpoint::new(&endpoint)).collect()
+    urls.filter_map(|url| url.parse::<Endpoint>().ok()).map(ListedEndpoint::new).collect()
 }
 
 #[cfg(test)]
@@ -86,13 +86,13 @@ mod tests {
         };
         let answer = MemberListResponse {
             members: vec![
-                member("a", false, &["http://a:1", "unix:///a", "http://[::1]:2"]),
+                member("a", false, &["http://a:1", "ftp://a", "https://[::1]:2"]),
                 member("learner", true, &["http://b:1"]),
                 member("", false, &["http://not-started:1"]),
             ],
             ..Default::default()
         };
-        let found: Vec<_> = listed(&answer).iter().map(|listed| listed.address.to_string()).collect();
+        let found: Vec<_> = listed(&answer).iter().map(|listed| listed.endpoint.to_string()).collect();
         assert_eq!(found, ["a:1", "[::1]:2"]);
     }
 }

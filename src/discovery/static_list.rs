@@ -1,7 +1,7 @@
 use tokio::sync::watch;
 
 use super::endpoint_set::{Discovery, EndpointSet, ListedEndpoint};
-use crate::net::HostPort;
+use crate::net::Endpoint;
 
 /// Endpoints from a flag. [`replace`](Self::replace) changes them in a running process.
 #[derive(Debug)]
@@ -11,8 +11,8 @@ pub struct StaticList {
 
 impl StaticList {
     /// These, with equal shares.
-    pub fn new(addresses: impl IntoIterator<Item: Into<HostPort>>) -> Self {
-        Self { current: watch::Sender::new(addresses.into_iter().map(ListedEndpoint::new).collect()) }
+    pub fn new(endpoints: impl IntoIterator<Item: Into<Endpoint>>) -> Self {
+        Self { current: watch::Sender::new(endpoints.into_iter().map(ListedEndpoint::new).collect()) }
     }
 
     /// Replaces the current list.

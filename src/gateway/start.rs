@@ -91,8 +91,9 @@ impl Gateway {
         let (mut endpoints, source) = (source.endpoints(), source.name());
         let first = endpoints.borrow_and_update().clone();
         for endpoint in first.iter() {
-            if leads_back(&endpoint.address, address, config.connect_timeout).await {
-                return Err(GatewayError::SelfLoop(endpoint.address.clone()));
+            let listed = HostPort::from(&endpoint.endpoint);
+            if leads_back(&listed, address, config.connect_timeout).await {
+                return Err(GatewayError::SelfLoop(listed));
             }
         }
         let tasks = tasks.child();
@@ -144,7 +145,7 @@ impl Gateway {
         let connections_max = config.connections_max.unwrap_or_else(connections_max);
         let door = Door { workers: workers.into(), metrics: gateway_metrics, connections_max };
         tasks.spawn(accept_loop(listener, door, stop.clone()));
-        let names: Vec<String> = first.iter().map(|endpoint| endpoint.address.to_string()).collect();
+        let names: Vec<String> = first.iter().map(|endpoint| endpoint.endpoint.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");
         Ok(Self { address, metrics_address, stop, threads })
     }

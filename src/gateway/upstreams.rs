@@ -15,6 +15,7 @@ use crate::net::HostPort;
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) listed: ListedEndpoint,
+    address: HostPort,
     down: AtomicBool,
     /// When it last took a connection.
     taken: Mutex<Option<Instant>>,
@@ -28,9 +29,11 @@ pub(super) struct Upstream {
 
 impl Upstream {
     fn new(listed: ListedEndpoint, metrics: Arc<GatewayMetrics>) -> Self {
-        metrics.up.with_label_values(&[&listed.address.to_string()]).set(1);
+        let address = HostPort::from(&listed.endpoint);
+        metrics.up.with_label_values(&[&address.to_string()]).set(1);
         Self {
             listed,
+            address,
             down: AtomicBool::new(false),
             taken: Mutex::new(None),
             reason: Mutex::new(String::new()),
@@ -41,7 +44,7 @@ impl Upstream {
     }
 
     pub(super) fn address(&self) -> &HostPort {
-        &self.listed.address
+        &self.address
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -185,7 +188,7 @@ mod tests {
 
     fn set(endpoints: &[(&str, u16, u16)]) -> EndpointSet {
         let listed = |&(host, priority, weight): &(&str, u16, u16)| ListedEndpoint {
-            address: format!("{host}:1").parse().unwrap(),
+            endpoint: format!("{host}:1").parse().unwrap(),
             priority,
             weight,
         };

@@ -1,5 +1,6 @@
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use tower::Service;
 use tracing::warn;
 
 use super::connection_info::Accepted;
-use super::socket::ListenerError;
+use super::first_bytes::Stream;
+use super::socket::{ListenerError, NO_ADDRESS, Protection, Socket, SocketFile, SocketKind};
 use super::worker::{Counts, HANDOVER_MAX, ListenerConfig, WorkerId, run};
 use crate::net::TcpSilence;
 use crate::shutdown::Tasks;
@@ -63,7 +65,7 @@ where
 
 /// One serving thread as the accept loop sees it.
 struct Worker {
-    connections: mpsc::Sender<(std::net::TcpStream, Accepted)>,
+    connections: mpsc::Sender<(Stream, Accepted)>,
     open: Arc<AtomicUsize>,
 }
 
@@ -75,7 +77,7 @@ struct Worker {
 /// # Errors
 /// When a listener or a thread cannot be set up.
 pub fn serve<F, S>(
-    listeners: Vec<TcpListener>,
+    sockets: Vec<Socket>,
     config: ListenerConfig,
     make: F,
     tasks: &Tasks,
@@ -90,11 +92,13 @@ where
     let mut workers = Vec::new();
     let mut ended = Vec::new();
     let unfinished_bytes = Arc::new(AtomicUsize::new(0));
+    let protections: Arc<[Protection]> = sockets.iter().map(|socket| socket.protection.clone()).collect();
     for number in 0..config.serving_threads.max(1) {
         let (connections, incoming) = mpsc::channel(HANDOVER_MAX);
         let open = Arc::new(AtomicUsize::new(0));
         let (done, wait) = oneshot::channel();
         let (make, config, stop) = (make.clone(), config.clone(), stop.clone());
+        let protections = protections.clone();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenerError::Thread)?;
         let counts = Counts { open: open.clone(), unfinished_bytes: unfinished_bytes.clone() };
@@ -103,7 +107,7 @@ where
             .spawn(move || {
                 runtime.block_on(async move {
                     let service = make(WorkerId(number));
-                    run(incoming, service, config, counts, stop).await;
+                    run(incoming, service, config, protections, counts, stop).await;
                 });
                 let _ = done.send(());
             })
@@ -113,17 +117,47 @@ where
     }
     let workers: Arc<[Worker]> = workers.into();
     let mut addresses = Vec::new();
-    for (number, listener) in listeners.into_iter().enumerate() {
-        addresses.push(listener.local_addr().map_err(ListenerError::Thread)?);
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(ListenerError::Thread)?;
+    for (number, socket) in sockets.into_iter().enumerate() {
+        addresses.push(socket.local_addr().map_err(ListenerError::Thread)?);
+        let listener = Listener::new(socket.kind).map_err(ListenerError::Thread)?;
         tasks.spawn(accept_loop(number, listener, workers.clone(), config.connections_max, stop.clone()));
     }
     Ok(Serving { addresses, stop, ended })
 }
 
+/// A socket on the runtime of its accept loop.
+enum Listener {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener, #[allow(dead_code, reason = "removed with the listener")] SocketFile),
+}
+
+impl Listener {
+    fn new(socket: SocketKind) -> io::Result<Self> {
+        Ok(match socket {
+            SocketKind::Tcp(listener) => Self::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            SocketKind::Unix(listener, file) => Self::Unix(tokio::net::UnixListener::from_std(listener)?, file),
+        })
+    }
+
+    async fn accept(&self, listener: usize) -> io::Result<(Stream, Accepted)> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, peer) = socket.accept().await?;
+                TcpSilence::CLIENT.prepare(&stream)?;
+                let accepted = Accepted { listener, local: stream.local_addr()?, peer };
+                Ok((Stream::Tcp(stream.into_std()?), accepted))
+            }
+            Self::Unix(socket, _) => {
+                let (stream, _) = socket.accept().await?;
+                Ok((Stream::Unix(stream.into_std()?), Accepted { listener, local: NO_ADDRESS, peer: NO_ADDRESS }))
+            }
+        }
+    }
+}
+
 async fn accept_loop(
     number: usize,
-    listener: tokio::net::TcpListener,
+    listener: Listener,
     workers: Arc<[Worker]>,
     connections_max: usize,
     stop: CancellationToken,
@@ -139,9 +173,9 @@ async fn accept_loop(
         }
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(number) => accepted,
         };
-        match accepted.and_then(|(stream, peer)| prepare(stream, number, peer)) {
+        match accepted {
             Ok(accepted) => hand_over(accepted, &workers).await,
             Err(error) => {
                 // Out of descriptors, or a client that left early: neither may end the loop or make it spin.
@@ -155,18 +189,8 @@ async fn accept_loop(
     }
 }
 
-fn prepare(
-    stream: tokio::net::TcpStream,
-    listener: usize,
-    peer: SocketAddr,
-) -> std::io::Result<(std::net::TcpStream, Accepted)> {
-    TcpSilence::CLIENT.prepare(&stream)?;
-    let accepted = Accepted { listener, local: stream.local_addr()?, peer };
-    Ok((stream.into_std()?, accepted))
-}
-
 /// Gives the connection to the thread with the fewest.
-async fn hand_over(connection: (std::net::TcpStream, Accepted), workers: &[Worker]) {
+async fn hand_over(connection: (Stream, Accepted), workers: &[Worker]) {
     let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
     worker.open.fetch_add(1, Ordering::Relaxed);
     if worker.connections.send(connection).await.is_err() {

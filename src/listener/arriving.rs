@@ -226,7 +226,6 @@ mod tests {
     use super::super::connection_info::Accepted;
     use super::super::unfinished::{ALL_BYTES_MAX, CONNECTION_BYTES_MAX};
     use super::*;
-    use crate::net::TlsPeer;
 
     type Chunk = Result<Frame<Bytes>, StdError>;
     type Chunks = mpsc::Sender<Chunk>;
@@ -248,7 +247,7 @@ mod tests {
         let all = Arc::new(AtomicUsize::new(0));
         let address = "127.0.0.1:1".parse().expect("an address");
         let accepted = Accepted { listener: 0, local: address, peer: address };
-        (Arc::new(ConnectionInfo::new(accepted, TlsPeer::default(), all.clone())), all)
+        (Arc::new(ConnectionInfo::new(accepted, None, all.clone())), all)
     }
 
     /// What can be read now, and whether the body has ended.

@@ -14,12 +14,16 @@ use crate::net::TlsPeer;
 pub struct ConnectionInfo {
     /// Which listener accepted it, by its index in the list that [`serve`](super::serve) was given.
     pub listener: usize,
-    /// The address the client connected to.
+    /// The address the client connected to; `0.0.0.0:0` on a unix socket.
     pub local: SocketAddr,
-    /// The address of the client.
+    /// The address of the client; `0.0.0.0:0` on a unix socket.
     pub peer: SocketAddr,
-    /// The client's certificate, then those between it and the authority; empty when it showed none.
+    /// Whether TLS is spoken on it.
+    tls: bool,
+    /// The client's certificate, then those between it and the authority; verified. Empty when it was not asked for one.
     pub certificates: Vec<CertificateDer<'static>>,
+    /// The common name of the first of them.
+    pub common_name: Option<Box<str>>,
     /// The server name the client asked for in the TLS handshake.
     pub sni: Option<Box<str>>,
     /// Of requests that have not come whole.
@@ -28,11 +32,17 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
-    pub(super) fn new(accepted: Accepted, tls: TlsPeer, unfinished_of_all: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(accepted: Accepted, peer_tls: Option<TlsPeer>, unfinished_of_all: Arc<AtomicUsize>) -> Self {
         let Accepted { listener, local, peer } = accepted;
-        let TlsPeer { certificates, sni } = tls;
+        let tls = peer_tls.is_some();
+        let TlsPeer { certificates, common_name, sni } = peer_tls.unwrap_or_default();
         let unfinished = UnfinishedBytes::new(unfinished_of_all);
-        Self { listener, local, peer, certificates, sni, unfinished, values: Mutex::default() }
+        Self { listener, local, peer, tls, certificates, common_name, sni, unfinished, values: Mutex::default() }
+    }
+
+    /// Whether TLS is spoken on it.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// What a service keeps for as long as the connection lives: the value of this type, made when it is first asked for.

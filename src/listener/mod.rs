@@ -2,7 +2,8 @@
 //!
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
 //! connections (`worker.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
-//! changes threads never waits for it. It is read no faster than its requests are handled (`paced.rs`), and ends when
+//! changes threads never waits for it. Its first byte says whether it speaks TLS (`first_bytes.rs`), and what does not
+//! fit the socket is told so (`misdirected.rs`). It is read no faster than its requests are handled (`paced.rs`), and ends when
 //! the client pings too often (`pings.rs`, which finds the frames by `frames.rs`). Each request carries the [`ConnectionInfo`] of its connection in its
 //! extensions. The core and the proxy give a function that makes their service, which is called once on each serving
 //! thread; their services read
@@ -12,11 +13,14 @@
 mod accept;
 mod arriving;
 mod connection_info;
+mod first_bytes;
 mod frames;
 mod head;
+mod misdirected;
 mod open_streams;
 mod paced;
 mod pings;
+mod rejections;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -28,7 +32,7 @@ pub use accept::{Serving, answering, serve};
 pub use arriving::Arriving;
 pub use connection_info::ConnectionInfo;
 pub use head::refused_head;
-pub use socket::{ListenerError, bind};
+pub use socket::{ListenerError, Protection, Socket, bind, bind_unix};
 #[cfg(test)]
 pub(crate) use upgraded::as_served;
 pub use upgraded::plain_tcp;

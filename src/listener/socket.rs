@@ -1,6 +1,13 @@
-use std::net::{SocketAddr, TcpListener};
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Type};
+
+use crate::net::ServerTls;
 
 /// Connections the kernel queues while none is accepted.
 const BACKLOG: i32 = 1024;
@@ -16,18 +23,91 @@ pub enum ListenerError {
         /// What the system said; part of the text, not a cause of its own.
         reason: std::io::Error,
     },
+    /// The path is too long, foreign or forbidden, or a file that is no socket is there.
+    #[error("listen unix {path}: bind: {reason}")]
+    BindUnix {
+        /// What was asked for.
+        path: String,
+        /// What the system said; part of the text, not a cause of its own.
+        reason: io::Error,
+    },
     /// A serving thread could not start.
     #[error("start serving thread")]
     Thread(#[source] std::io::Error),
 }
 
+/// A listening socket, and what is spoken on its connections: plain HTTP unless told otherwise.
+#[derive(Debug)]
+pub struct Socket {
+    pub(super) kind: SocketKind,
+    pub(super) protection: Protection,
+}
+
+#[derive(Debug)]
+pub(super) enum SocketKind {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// What is spoken on connections.
+#[derive(Clone, Debug, Default)]
+pub enum Protection {
+    /// HTTP without TLS.
+    #[default]
+    Plain,
+    /// TLS.
+    Tls(ServerTls),
+    /// Either, as the client begins.
+    Both(ServerTls),
+}
+
+impl Socket {
+    /// The same socket with this spoken on it.
+    #[must_use]
+    pub fn speaking(self, protection: Protection) -> Self {
+        Self { protection, ..self }
+    }
+
+    /// What is spoken on it.
+    pub fn protection(&self) -> &Protection {
+        &self.protection
+    }
+
+    /// Where clients connect; for a unix socket an address that stands for none.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        match &self.kind {
+            SocketKind::Tcp(listener) => listener.local_addr(),
+            SocketKind::Unix(..) => Ok(NO_ADDRESS),
+        }
+    }
+}
+
+/// As etcd names it in logs.
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            SocketKind::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => write!(f, "{address}"),
+                Err(_) => f.write_str("?"),
+            },
+            SocketKind::Unix(_, file) => write!(f, "{}", file.0.display()),
+        }
+    }
+}
+
+/// Stands for the address of a unix socket.
+pub(super) const NO_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// Opens a listening socket, non-blocking and ready for [`serve`](super::serve).
 ///
 /// # Errors
 /// Names the address, and for a port in use says `address already in use` as etcd does.
-pub fn bind(address: SocketAddr) -> Result<TcpListener, ListenerError> {
-    let open = || -> std::io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+pub fn bind(address: SocketAddr) -> Result<Socket, ListenerError> {
+    let open = || -> io::Result<TcpListener> {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
@@ -37,13 +117,46 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, ListenerError> {
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     };
-    open().map_err(|source| ListenerError::Bind { address, reason: plain(source) })
+    let listener = open().map_err(|source| ListenerError::Bind { address, reason: plain(source) })?;
+    Ok(Socket { kind: SocketKind::Tcp(listener), protection: Protection::Plain })
+}
+
+/// Opens a unix socket. A socket that an earlier process left there is replaced; the file goes when the socket is
+/// closed.
+///
+/// # Errors
+/// Names the path.
+pub fn bind_unix(path: &Path) -> Result<Socket, ListenerError> {
+    let open = || -> io::Result<UnixListener> {
+        match std::fs::symlink_metadata(path) {
+            Ok(file) if file.file_type().is_socket() => std::fs::remove_file(path)?,
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    let failed = |reason| ListenerError::BindUnix { path: path.display().to_string(), reason };
+    let listener = open().map_err(failed)?;
+    let kind = SocketKind::Unix(listener, SocketFile(path.to_owned()));
+    Ok(Socket { kind, protection: Protection::Plain })
+}
+
+/// Removes the file of a unix socket at its end.
+#[derive(Debug)]
+pub(super) struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Words the one common failure without the number of the operating system.
-fn plain(error: std::io::Error) -> std::io::Error {
+fn plain(error: io::Error) -> io::Error {
     match error.kind() {
-        std::io::ErrorKind::AddrInUse => std::io::Error::new(error.kind(), "address already in use"),
+        io::ErrorKind::AddrInUse => io::Error::new(error.kind(), "address already in use"),
         _ => error,
     }
 }
@@ -58,5 +171,20 @@ mod tests {
         let taken = first.local_addr().expect("bound");
         let error = bind(taken).expect_err("taken");
         assert_eq!(error.to_string(), format!("listen tcp {taken}: bind: address already in use"));
+    }
+
+    #[test]
+    fn a_unix_socket_is_replaced_and_removed_but_no_other_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("localhost:1");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+        let socket = bind_unix(&path).expect("replaced");
+        assert_eq!(socket.to_string(), path.display().to_string());
+        drop(socket);
+        assert!(!path.exists());
+        std::fs::write(&path, "data").expect("written");
+        let error = bind_unix(&path).expect_err("a file");
+        assert!(error.to_string().ends_with("bind: there is a file that is no socket"), "{error}");
+        assert_eq!(std::fs::read(&path).expect("still there"), b"data");
     }
 }

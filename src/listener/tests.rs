@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tonic::body::Body;
 
-use super::{ConnectionInfo, ListenerConfig, Serving, answering, bind, serve};
+use super::{ConnectionInfo, ListenerConfig, Protection, Serving, answering, bind, serve};
 use crate::net::testing::Authority;
 use crate::net::{ClientTls, ServerTls};
 use crate::shutdown::Tasks;
@@ -16,14 +16,16 @@ use crate::shutdown::Tasks;
 type Infos = mpsc::Sender<Arc<ConnectionInfo>>;
 
 /// Serves this many listeners; hands on what each request says of its connection.
-fn start(listeners: usize, tls: Option<ServerTls>, tasks: &Tasks) -> (Serving, mpsc::Receiver<Arc<ConnectionInfo>>) {
-    let sockets = (0..listeners).map(|_| bind("127.0.0.1:0".parse().unwrap()).unwrap()).collect();
+fn start(listeners: usize, protection: Protection, tasks: &Tasks) -> (Serving, mpsc::Receiver<Arc<ConnectionInfo>>) {
+    let socket = |_| bind("127.0.0.1:0".parse().unwrap()).unwrap().speaking(protection.clone());
+    let sockets = (0..listeners).map(socket).collect();
     let (infos, received) = mpsc::channel(8);
     let service = answering(infos, async |infos: Infos, request: Request<Incoming>| {
         infos.send(request.extensions().get::<Arc<ConnectionInfo>>().unwrap().clone()).await.unwrap();
         Response::new(Body::empty())
     });
-    let config = ListenerConfig { serving_threads: 1, tls, ..ListenerConfig::default() };
+    let handshake_timeout = std::time::Duration::from_secs(1);
+    let config = ListenerConfig { serving_threads: 1, handshake_timeout, ..ListenerConfig::default() };
     (serve(sockets, config, move |_| service.clone(), tasks).unwrap(), received)
 }
 
@@ -41,7 +43,7 @@ async fn connect(address: SocketAddr) -> (TcpStream, SocketAddr) {
 #[tokio::test]
 async fn requests_carry_the_addresses_of_their_connection() {
     let tasks = Tasks::new();
-    let (serving, mut infos) = start(2, None, &tasks);
+    let (serving, mut infos) = start(2, Protection::Plain, &tasks);
     for (number, &address) in serving.addresses().iter().enumerate() {
         let (mut stream, client) = connect(address).await;
         ask(&mut stream).await;
@@ -58,11 +60,114 @@ async fn requests_carry_the_addresses_of_their_connection() {
 async fn requests_carry_what_the_client_showed_in_the_tls_handshake() {
     let (tasks, authority) = (Tasks::new(), Authority::new());
     let tls = ServerTls::mutual(authority.identity("localhost"), &authority.authorities()).unwrap();
-    let (serving, mut infos) = start(1, Some(tls), &tasks);
-    let client = ClientTls::new(Some(authority.identity("a client")), &authority.authorities()).unwrap();
+    let (serving, mut infos) = start(1, Protection::Tls(tls), &tasks);
+    let client = ClientTls::verifying(Some(authority.identity("a client")), &authority.authorities()).unwrap();
     let (stream, address) = connect(serving.addresses()[0]).await;
     ask(&mut client.connect("localhost", stream).await.unwrap()).await;
     let info = infos.recv().await.unwrap();
     assert_eq!((info.peer, info.sni.as_deref(), info.certificates.len()), (address, Some("localhost"), 1));
+    serving.finish().await;
+}
+
+/// Sends plain bytes; what comes back until the other side closes.
+async fn answer_to(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let (mut stream, _) = connect(address).await;
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn who_speaks_the_wrong_protocol_is_told_so() {
+    let (tasks, authority) = (Tasks::new(), Authority::new());
+    let tls = ServerTls::mutual(authority.identity("localhost"), &authority.authorities()).unwrap();
+    let (serving, _infos) = start(1, Protection::Tls(tls), &tasks);
+    let text = "client sent a plain request to a port that speaks TLS: use an https endpoint";
+    let answer = String::from_utf8(answer_to(serving.addresses()[0], b"GET / HTTP/1.1\r\n\r\n").await).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 400 Bad Request\r\n") && answer.ends_with(&format!("\r\n\r\n{text}\n")),
+        "{answer}"
+    );
+    let answer = answer_to(serving.addresses()[0], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    assert_eq!(&answer[..9], [0, 0, 0, 4, 0, 0, 0, 0, 0], "SETTINGS");
+    let (head, debug) = answer[9..].split_at(17);
+    assert_eq!((head[2] as usize, head[3], head[16], debug), (8 + text.len(), 7, 12, text.as_bytes()), "GOAWAY");
+    serving.finish().await;
+
+    let (serving, _infos) = start(1, Protection::Plain, &tasks);
+    let client = ClientTls::verifying(None, &authority.authorities()).unwrap();
+    let (stream, _) = connect(serving.addresses()[0]).await;
+    let error = client.connect("localhost", stream).await.map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "tls: first record does not look like a TLS handshake");
+    serving.finish().await;
+}
+
+#[tokio::test]
+async fn one_port_may_speak_both() {
+    let (tasks, authority) = (Tasks::new(), Authority::new());
+    let tls = ServerTls::mutual(authority.identity("localhost"), &authority.authorities()).unwrap();
+    let (serving, mut infos) = start(1, Protection::Both(tls), &tasks);
+    let (mut plain, _) = connect(serving.addresses()[0]).await;
+    ask(&mut plain).await;
+    assert!(!infos.recv().await.unwrap().is_tls());
+    let client = ClientTls::verifying(Some(authority.identity("x")), &authority.authorities()).unwrap();
+    let (stream, _) = connect(serving.addresses()[0]).await;
+    ask(&mut client.connect("localhost", stream).await.unwrap()).await;
+    assert!(infos.recv().await.unwrap().is_tls());
+    serving.finish().await;
+}
+
+#[tokio::test]
+async fn unix_sockets_serve_with_tls_and_without() {
+    let (tasks, authority) = (Tasks::new(), Authority::new());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("localhost:1");
+    let tls = ServerTls::mutual(authority.identity("localhost"), &authority.authorities()).unwrap();
+    let socket = super::bind_unix(&path).unwrap().speaking(Protection::Both(tls));
+    let (infos, mut received) = mpsc::channel(8);
+    let service = answering(infos, async |infos: Infos, request: Request<Incoming>| {
+        infos.send(request.extensions().get::<Arc<ConnectionInfo>>().unwrap().clone()).await.unwrap();
+        Response::new(Body::empty())
+    });
+    let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
+    let serving = serve(vec![socket], config, move |_| service.clone(), &tasks).unwrap();
+    let endpoint: crate::net::Endpoint = format!("unix://{}", path.display()).parse().unwrap();
+    let dialer = crate::net::TcpDialer {
+        silence: crate::net::TcpSilence::MEMBER,
+        address_time: crate::net::AddressTime::Unbounded,
+    };
+    let client = ClientTls::verifying(Some(authority.identity("x")), &authority.authorities()).unwrap();
+    for tls in [None, Some(&client)] {
+        let stream = dialer.connect_endpoint(&endpoint, 0).await.unwrap();
+        ask(&mut crate::net::secure(&endpoint, stream, tls, crate::net::Alpn::Http1).await.unwrap()).await;
+        let info = received.recv().await.unwrap();
+        assert_eq!((info.is_tls(), info.peer.port()), (tls.is_some(), 0));
+    }
+    serving.finish().await;
+    tasks.finish(std::time::Duration::from_secs(5)).await;
+    assert!(!path.exists(), "the file is removed");
+}
+
+// A silent client must neither keep others waiting nor stay.
+#[tokio::test]
+async fn silent_clients_are_disconnected_and_keep_nobody_waiting() {
+    let (tasks, authority) = (Tasks::new(), Authority::new());
+    let tls = ServerTls::mutual(authority.identity("localhost"), &authority.authorities()).unwrap();
+    let (serving, mut infos) = start(1, Protection::Tls(tls), &tasks);
+    let mut silent = Vec::new();
+    for beginning in [&b""[..], b"\x16", b"\x16\x03\x01\x01\x00\x01\x00"] {
+        let (mut stream, _) = connect(serving.addresses()[0]).await;
+        stream.write_all(beginning).await.unwrap();
+        silent.push(stream);
+    }
+    let client = ClientTls::verifying(Some(authority.identity("x")), &authority.authorities()).unwrap();
+    let (stream, _) = connect(serving.addresses()[0]).await;
+    ask(&mut client.connect("localhost", stream).await.unwrap()).await;
+    infos.recv().await.unwrap();
+    for stream in &mut silent {
+        // An alert may come first.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
     serving.finish().await;
 }

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,9 +16,13 @@ use tower::Service;
 use tracing::debug;
 
 use super::connection_info::{Accepted, ConnectionInfo};
+use super::first_bytes::{Beginning, Stream, beginning_tcp, beginning_unix};
+use super::misdirected;
 use super::paced::Paced;
 use super::pings::PingPolicy;
-use crate::net::{ServerTls, TlsPeer};
+use super::rejections::Rejections;
+use super::socket::Protection;
+use crate::net::{ByteStream, Rejected, ServerTls, TlsPeer};
 
 /// One serving thread, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,8 +45,10 @@ pub struct ListenerConfig {
     pub connections_max: usize,
     /// Time that open requests get to finish at a stop.
     pub grace: Duration,
-    /// TLS on every connection.
-    pub tls: Option<ServerTls>,
+    /// Bound of the first byte of a connection together with its TLS handshake.
+    pub handshake_timeout: Duration,
+    /// What is logged of a connection that is rejected before its first request.
+    pub rejection_message: &'static str,
 }
 
 impl Default for ListenerConfig {
@@ -55,7 +61,8 @@ impl Default for ListenerConfig {
             ping_min_time: None,
             connections_max: 65_536,
             grace: Duration::from_secs(1),
-            tls: None,
+            handshake_timeout: Duration::from_secs(5),
+            rejection_message: "rejected connection on client endpoint",
         }
     }
 }
@@ -78,9 +85,6 @@ const PENDING_RESETS_MAX: usize = 8 * 1024;
 const HTTP1_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const HTTP1_HEAD_BYTES: usize = 64 * 1024;
 
-/// Bound of the TLS handshake.
-const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
 pub(super) const HANDOVER_MAX: usize = 256;
 
@@ -94,53 +98,161 @@ pub(super) struct Counts {
 
 /// The serving thread's side: takes connections until `stop`, then waits for them.
 pub(super) async fn run<S>(
-    mut connections: mpsc::Receiver<(std::net::TcpStream, Accepted)>,
+    mut connections: mpsc::Receiver<(Stream, Accepted)>,
     service: S,
     config: ListenerConfig,
+    protections: Arc<[Protection]>,
     counts: Counts,
     stop: CancellationToken,
 ) where
     S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
 {
-    let (builder, ping_min_time) = (connection_builder(&config), config.ping_min_time);
     let tracker = TaskTracker::new();
+    let shared = Arc::new(Shared {
+        builder: connection_builder(&config),
+        ping_min_time: config.ping_min_time,
+        protections,
+        handshake_timeout: config.handshake_timeout,
+        rejections: Rejections::new(config.rejection_message),
+        unfinished_bytes: counts.unfinished_bytes,
+        tracker: tracker.clone(),
+        stop: stop.clone(),
+    });
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = connections.recv() => accepted,
         };
-        let Some((socket, accepted)) = accepted else { break };
+        let Some((stream, accepted)) = accepted else { break };
         let guard = OpenConnection(counts.open.clone());
-        match TcpStream::from_std(socket) {
-            Ok(stream) => {
-                let (builder, stop) = (builder.clone(), stop.clone());
-                let (service, unfinished) = (service.clone(), counts.unfinished_bytes.clone());
-                let informed = move |peer: TlsPeer| {
-                    let info = Arc::new(ConnectionInfo::new(accepted, peer, unfinished));
-                    ConnectionService { service, info }
-                };
-                match config.tls.clone() {
-                    None => {
-                        let stream = PingPolicy::new(stream, ping_min_time);
-                        let service = informed(TlsPeer::default());
-                        tracker.spawn(serve_connection(stream, builder, service, stop, guard))
-                    }
-                    Some(tls) => tracker.spawn(async move {
-                        if let Some((stream, peer)) = handshake(tls, stream, &stop).await {
-                            let stream = PingPolicy::new(stream, ping_min_time);
-                            serve_connection(stream, builder, informed(peer), stop, guard).await;
-                        }
-                    }),
-                };
-            }
-            Err(error) => debug!(%error, "connection could not be registered"),
-        }
+        tracker.spawn(begin(shared.clone(), stream, accepted, service.clone(), guard));
     }
     tracker.close();
     if tokio::time::timeout(config.grace, tracker.wait()).await.is_err() {
         debug!(connections = tracker.len(), "connections cut at the end of the grace period");
     }
+}
+
+/// What the connections of one thread share.
+struct Shared {
+    builder: auto::Builder<TokioExecutor>,
+    ping_min_time: Option<Duration>,
+    /// By the number of the socket.
+    protections: Arc<[Protection]>,
+    handshake_timeout: Duration,
+    rejections: Rejections,
+    unfinished_bytes: Arc<AtomicUsize>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Finds out what the client speaks and does the TLS handshake; serving it is a task of its own, which is smaller.
+async fn begin<S>(shared: Arc<Shared>, stream: Stream, accepted: Accepted, service: S, guard: OpenConnection)
+where
+    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let limited = tokio::time::timeout(shared.handshake_timeout, async {
+        match stream {
+            Stream::Tcp(stream) => {
+                let stream = TcpStream::from_std(stream)?;
+                let Some(beginning) = beginning_tcp(&stream).await? else { return Ok(()) };
+                match shared.fitting(accepted, beginning) {
+                    Fitting::Plain => serve(&shared, stream, accepted, None, service, guard),
+                    Fitting::Tls(tls) => {
+                        let Some((stream, peer)) = handshake(&shared, tls, stream, accepted).await else {
+                            return Ok(());
+                        };
+                        serve(&shared, stream, accepted, Some(peer), service, guard);
+                    }
+                    Fitting::No => misdirected::answer(stream, beginning).await,
+                }
+            }
+            Stream::Unix(stream) => {
+                let stream = UnixStream::from_std(stream)?;
+                let Some(beginning) = beginning_unix(&stream).await? else { return Ok(()) };
+                let stream: Box<dyn ByteStream> = Box::new(stream);
+                match shared.fitting(accepted, beginning) {
+                    Fitting::Plain => serve(&shared, stream, accepted, None, service, guard),
+                    Fitting::Tls(tls) => {
+                        let Some((stream, peer)) = handshake(&shared, tls, stream, accepted).await else {
+                            return Ok(());
+                        };
+                        serve(&shared, stream, accepted, Some(peer), service, guard);
+                    }
+                    Fitting::No => misdirected::answer(stream, beginning).await,
+                }
+            }
+        }
+        std::io::Result::Ok(())
+    });
+    match shared.stop.run_until_cancelled(limited).await {
+        None | Some(Ok(Ok(()))) => {}
+        Some(Ok(Err(error))) => debug!(%error, "connection ended before its first byte"),
+        Some(Err(_)) => shared.rejections.log(accepted.peer, &Rejected::early("i/o timeout before the first request")),
+    }
+}
+
+/// Whether what the client speaks is spoken on the socket.
+enum Fitting<'a> {
+    Plain,
+    Tls(&'a ServerTls),
+    No,
+}
+
+impl Shared {
+    fn fitting(&self, accepted: Accepted, beginning: Beginning) -> Fitting<'_> {
+        let client = accepted.peer;
+        match (&self.protections[accepted.listener], beginning) {
+            (Protection::Tls(tls) | Protection::Both(tls), Beginning::Tls) => Fitting::Tls(tls),
+            (Protection::Plain | Protection::Both(_), Beginning::Http2 | Beginning::Other) => Fitting::Plain,
+            (Protection::Tls(_), Beginning::Http2 | Beginning::Other) => {
+                let reason = "tls: first record does not look like a TLS handshake";
+                self.rejections.log(client, &Rejected::early(reason));
+                Fitting::No
+            }
+            (Protection::Plain, Beginning::Tls) => {
+                debug!(%client, "TLS handshake on a plain port");
+                Fitting::No
+            }
+        }
+    }
+}
+
+/// None when it fails.
+async fn handshake<I: ByteStream + 'static>(
+    shared: &Shared,
+    tls: &ServerTls,
+    stream: I,
+    accepted: Accepted,
+) -> Option<(Box<dyn ByteStream>, TlsPeer)> {
+    let client = accepted.peer.ip();
+    match tls.accept(stream, Some(client).filter(|client| !client.is_unspecified())).await {
+        Ok((stream, peer)) => Some((Box::new(stream), peer)),
+        Err(rejected) => {
+            shared.rejections.log(accepted.peer, &rejected);
+            None
+        }
+    }
+}
+
+fn serve<I, S>(
+    shared: &Arc<Shared>,
+    stream: I,
+    accepted: Accepted,
+    peer: Option<TlsPeer>,
+    service: S,
+    guard: OpenConnection,
+) where
+    I: ByteStream + 'static,
+    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let info = Arc::new(ConnectionInfo::new(accepted, peer, shared.unfinished_bytes.clone()));
+    let service = ConnectionService { service, info };
+    let stream = PingPolicy::new(stream, shared.ping_min_time);
+    shared.tracker.spawn(serve_connection(stream, shared.builder.clone(), service, shared.stop.clone(), guard));
 }
 
 fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
@@ -162,21 +274,6 @@ fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
         http2.keep_alive_interval(config.keepalive_interval).keep_alive_timeout(config.keepalive_timeout);
     }
     builder
-}
-
-/// None when the handshake fails or takes too long, or the listener stops.
-async fn handshake(
-    tls: ServerTls,
-    stream: TcpStream,
-    stop: &CancellationToken,
-) -> Option<(impl AsyncRead + AsyncWrite + Send + Unpin + use<>, TlsPeer)> {
-    let accepted = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream));
-    match stop.run_until_cancelled(accepted).await? {
-        Ok(Ok(accepted)) => return Some(accepted),
-        Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
-        Err(_) => debug!("TLS handshake took too long"),
-    }
-    None
 }
 
 async fn serve_connection<I, S>(

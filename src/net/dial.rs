@@ -3,9 +3,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::client_tls::{Alpn, ClientTls, ClientTlsConfig};
+use super::endpoint::Endpoint;
 use super::tcp_silence::TcpSilence;
 
 /// A byte stream in both directions.
@@ -55,6 +57,17 @@ impl TcpDialer {
     /// That of the last address.
     pub async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, DialError> {
         self.connect_where(host, port, 0, |_| Ok(())).await
+    }
+
+    /// Connects to an endpoint by what it is, without TLS, beginning at address number `first` of its name.
+    ///
+    /// # Errors
+    /// That of the last address.
+    pub async fn connect_endpoint(&self, endpoint: &Endpoint, first: usize) -> Result<Box<dyn ByteStream>, DialError> {
+        Ok(match endpoint.socket() {
+            Some(path) => Box::new(UnixStream::connect(path).await?),
+            None => Box::new(self.connect_where(endpoint.host(), endpoint.port(), first, |_| Ok(())).await?),
+        })
     }
 
     /// Connects to the first address that answers and that `check` accepts, beginning at address number `first`, modulo
@@ -107,4 +120,22 @@ impl TcpDialer {
         }
         Err(last)
     }
+}
+
+/// Does the TLS handshake on a connection to `endpoint` if TLS is spoken there: by `tls`, or by what the system trusts.
+///
+/// # Errors
+/// When the server breaks off, or its certificate is not accepted.
+pub async fn secure(
+    endpoint: &Endpoint,
+    stream: Box<dyn ByteStream>,
+    tls: Option<&ClientTls>,
+    alpn: Alpn,
+) -> io::Result<Box<dyn ByteStream>> {
+    if !endpoint.uses_tls(tls.is_some()) {
+        return Ok(stream);
+    }
+    let usual = || ClientTls::new(&ClientTlsConfig::new(alpn)).map_err(io::Error::other);
+    let tls = tls.map_or_else(usual, |tls| Ok(tls.asking_for(alpn)))?;
+    Ok(Box::new(tls.connect(endpoint.host(), stream).await?))
 }

@@ -1,13 +1,34 @@
 use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use http::uri::Authority;
 
-/// Where clients reach a member: host and port, without TLS for now.
+use super::host_port::HostPort;
+
+/// Where clients reach a member: a TCP address or a unix socket, with TLS or without.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
+    /// Of a unix socket, the name of its file.
     authority: Authority,
+    /// 0 for a unix socket without one.
     port: u16,
+    security: Security,
+    /// Small, as sockets are rare.
+    socket: Option<Arc<PathBuf>>,
+}
+
+/// What the scheme of an endpoint says of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Security {
+    /// Nothing, or `unix`: TLS if the client has a configuration for it.
+    Open,
+    /// `http`.
+    Plain,
+    /// `https` or `unixs`.
+    Tls,
 }
 
 /// Why a text is no endpoint. Every variant names the text as it was written.
@@ -16,16 +37,8 @@ pub enum EndpointError {
     /// Nothing between two commas.
     #[error("empty endpoint, expected HOST:PORT or http://HOST:PORT")]
     Empty,
-    /// https, or a socket path.
-    #[error("endpoint {text:?}: {scheme} is not supported yet, use http://HOST:PORT")]
-    NotSupported {
-        /// As written.
-        text: String,
-        /// What it asked for.
-        scheme: &'static str,
-    },
     /// A scheme that is none of etcd's.
-    #[error("endpoint {text:?}: unknown scheme {scheme:?}, expected http")]
+    #[error("endpoint {text:?}: unknown scheme {scheme:?}, expected http, https, unix or unixs")]
     UnknownScheme {
         /// As written.
         text: String,
@@ -49,7 +62,8 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// Host name or address, IPv6 without brackets.
+    /// Host name or address, IPv6 without brackets; of a unix socket, the name of its file. It is the name that a
+    /// certificate must have.
     pub fn host(&self) -> &str {
         self.authority.host().trim_start_matches('[').trim_end_matches(']')
     }
@@ -57,6 +71,27 @@ impl Endpoint {
     /// Port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The path of a unix socket.
+    pub fn socket(&self) -> Option<&Path> {
+        self.socket.as_ref().map(|path| path.as_path())
+    }
+
+    /// Whether a client speaks TLS to it; `configured` says whether the client was given certificates.
+    pub fn uses_tls(&self, configured: bool) -> bool {
+        match self.security {
+            Security::Open => configured,
+            Security::Plain => false,
+            Security::Tls => true,
+        }
+    }
+
+    /// The same endpoint with the answer of [`uses_tls`](Self::uses_tls) in it, so that two spellings of one are equal.
+    #[must_use]
+    pub fn settled(self, configured: bool) -> Self {
+        let security = if self.uses_tls(configured) { Security::Tls } else { Security::Plain };
+        Self { security, ..self }
     }
 
     /// `host:port`, the authority of a request.
@@ -82,18 +117,17 @@ impl FromStr for Endpoint {
             return Err(EndpointError::Empty);
         }
         let malformed = |why| EndpointError::Malformed { text: text.to_owned(), why };
-        let rest = match trimmed.split_once("://") {
-            None => trimmed,
-            Some(("http", rest)) => rest,
-            Some(("https", _)) => {
-                return Err(EndpointError::NotSupported { text: text.to_owned(), scheme: "TLS (https)" });
-            }
-            Some(("unix" | "unixs", _)) => {
-                return Err(EndpointError::NotSupported { text: text.to_owned(), scheme: "a unix socket" });
-            }
-            Some((scheme, _)) => {
-                return Err(EndpointError::UnknownScheme { text: text.to_owned(), scheme: scheme.to_owned() });
-            }
+        let (security, rest) = match trimmed.split_once(':') {
+            Some(("unix", path)) => return unix_socket(text, path, Security::Open),
+            Some(("unixs", path)) => return unix_socket(text, path, Security::Tls),
+            _ => match trimmed.split_once("://") {
+                None => (Security::Open, trimmed),
+                Some(("http", rest)) => (Security::Plain, rest),
+                Some(("https", rest)) => (Security::Tls, rest),
+                Some((scheme, _)) => {
+                    return Err(EndpointError::UnknownScheme { text: text.to_owned(), scheme: scheme.to_owned() });
+                }
+            },
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains(['/', '?', '#']) {
@@ -120,13 +154,51 @@ impl FromStr for Endpoint {
             return Err(malformed("the port is no number from 1 to 65535"));
         }
         let authority = rest.parse().map_err(|_| malformed("the host is no name or address"))?;
-        Ok(Self { authority, port })
+        Ok(Self { authority, port, security, socket: None })
     }
 }
 
+/// Reads what follows `unix:`: a path, absolute or not, with `//` before it or not.
+fn unix_socket(text: &str, path: &str, security: Security) -> Result<Endpoint, EndpointError> {
+    let malformed = |why| EndpointError::Malformed { text: text.to_owned(), why };
+    let path = path.strip_prefix("//").unwrap_or(path);
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if name.is_empty() || path.contains('\0') {
+        return Err(malformed("the path of the socket is missing"));
+    }
+    let port = name.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or_default();
+    // A file may have any name, a request cannot.
+    let authority = name.parse().unwrap_or_else(|_| Authority::from_static("localhost"));
+    Ok(Endpoint { authority, port, security, socket: Some(Arc::new(path.into())) })
+}
+
+impl From<HostPort> for Endpoint {
+    /// Without a word on TLS. A name that no request can carry serves those only that pass bytes on.
+    fn from(address: HostPort) -> Self {
+        let authority = address.to_string().parse().unwrap_or_else(|_| Authority::from_static("localhost"));
+        Self { authority, port: address.port(), security: Security::Open, socket: None }
+    }
+}
+
+impl From<&Endpoint> for Endpoint {
+    fn from(endpoint: &Endpoint) -> Self {
+        endpoint.clone()
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        HostPort::from(address).into()
+    }
+}
+
+/// Without the scheme.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.authority.as_str())
+        match &self.socket {
+            Some(path) => write!(f, "unix:{}", path.display()),
+            None => f.write_str(self.authority.as_str()),
+        }
     }
 }
 
@@ -158,8 +230,8 @@ mod tests {
     fn a_refusal_names_the_text_and_the_reason() {
         for (text, part) in [
             ("", "empty endpoint"),
-            ("https://a:1", "\"https://a:1\": TLS (https) is not supported yet"),
-            ("unix:///tmp/s", "unix socket is not supported yet"),
+            ("unix://", "the path of the socket is missing"),
+            ("unixs:///tmp/", "the path of the socket is missing"),
             ("ftp://a:1", "unknown scheme \"ftp\""),
             ("localhost", "port is missing"),
             ("[::1]", "port is missing"),
@@ -176,6 +248,32 @@ mod tests {
             let error = parse(text).expect_err(text);
             assert!(error.contains(part), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn schemes_say_what_is_known_of_tls() {
+        let of = |text: &str| [false, true].map(|configured| parse(text).unwrap().uses_tls(configured));
+        for text in ["a:1", "unix:///run/e.sock", "unix:e.sock"] {
+            assert_eq!(of(text), [false, true], "{text}");
+        }
+        assert_eq!((of("http://a:1"), of("https://a:1"), of("unixs:///s")), ([false; 2], [true; 2], [true; 2]));
+        let settled = |text: &str, configured| parse(text).unwrap().settled(configured);
+        assert_eq!(settled("a:1", false), settled("http://a:1", true));
+        assert_eq!(settled("a:1", true), settled("https://a:1", false));
+    }
+
+    #[test]
+    fn sockets_have_a_path_and_a_name() {
+        for (text, path, host) in [
+            ("unix:///run/e.sock", "/run/e.sock", "e.sock"),
+            ("unix://localhost:m1", "localhost:m1", "localhost"),
+            ("unixs://d/localhost:7", "d/localhost:7", "localhost"),
+            ("unix:e", "e", "e"),
+        ] {
+            let endpoint = parse(text).expect(text);
+            assert_eq!((endpoint.socket().unwrap().to_str(), endpoint.host()), (Some(path), host), "{text}");
+        }
+        assert_eq!(parse("unix:///run/e.sock").unwrap().to_string(), "unix:/run/e.sock");
     }
 
     #[test]

@@ -1,16 +1,15 @@
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use tokio_rustls::rustls;
 use tokio_rustls::rustls::SignatureScheme;
 use tokio_rustls::rustls::client::ResolvesClientCert;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
-use tracing::{info, warn};
 
+use super::followed::Followed;
+use super::names::CertificateNames;
 use super::pem::{self, TlsError, certificates, read, unusable};
 
 /// The files of a certificate and its key, in PEM form.
@@ -22,24 +21,9 @@ pub struct IdentityFiles {
     pub key: PathBuf,
 }
 
-/// A certificate and its key, read again when the files change, as etcd does: a handshake shows what they hold then.
+/// A certificate and its key, read again when the files change, as etcd does.
 #[derive(Debug)]
-pub struct Identity {
-    /// None for one that was given as text.
-    files: Option<IdentityFiles>,
-    loaded: Mutex<Loaded>,
-}
-
-#[derive(Debug)]
-struct Loaded {
-    key: Arc<CertifiedKey>,
-    /// Of the files that were last read, whether they could be used or not.
-    stamps: Option<[Stamp; 2]>,
-}
-
-/// What differs when a file was written again or replaced: device, inode, seconds and nanoseconds of the last change of
-/// its inode.
-type Stamp = (u64, u64, i64, i64);
+pub struct Identity(Followed<CertifiedKey>);
 
 impl Identity {
     /// Reads the files.
@@ -47,10 +31,8 @@ impl Identity {
     /// # Errors
     /// See [`TlsError`].
     pub fn from_files(files: IdentityFiles) -> Result<Self, TlsError> {
-        // Before the contents, so that a change in between is noticed later.
-        let stamps = files.stamps().ok();
-        let key = files.read()?;
-        Ok(Self { files: Some(files), loaded: Mutex::new(Loaded { key, stamps }) })
+        let paths = vec![files.certificates.clone(), files.key.clone()];
+        Followed::open("certificate", paths, move || files.read()).map(Self)
     }
 
     /// From PEM texts.
@@ -58,30 +40,17 @@ impl Identity {
     /// # Errors
     /// See [`TlsError`].
     pub fn from_pem(certificates: &[u8], key: &[u8]) -> Result<Self, TlsError> {
-        let key = parse(certificates, key)?;
-        Ok(Self { files: None, loaded: Mutex::new(Loaded { key, stamps: None }) })
+        parse("certificate", certificates, "key", key).map(|key| Self(Followed::fixed(key)))
     }
 
-    /// What to show now. Files that cannot be used, such as a new certificate whose key has not been written yet, leave
-    /// what was shown before.
     fn current(&self) -> Arc<CertifiedKey> {
-        let mut loaded = self.loaded.lock();
-        if let Some(files) = &self.files {
-            let stamps = files.stamps().ok();
-            if stamps.is_some() && stamps != loaded.stamps {
-                loaded.stamps = stamps;
-                match files.read() {
-                    Ok(key) => {
-                        info!(certificates = %files.certificates.display(), "certificate was read again");
-                        loaded.key = key;
-                    }
-                    Err(error) => {
-                        warn!(certificates = %files.certificates.display(), %error, "changed certificate is not used");
-                    }
-                }
-            }
-        }
-        loaded.key.clone()
+        self.0.current()
+    }
+
+    /// The common name of the certificate; none when it is empty.
+    pub fn common_name(&self) -> Option<Box<str>> {
+        let key = self.0.current();
+        key.cert.first().and_then(CertificateNames::of)?.common_name
     }
 }
 
@@ -102,21 +71,24 @@ impl ResolvesClientCert for Identity {
 }
 
 impl IdentityFiles {
-    fn read(&self) -> Result<Arc<CertifiedKey>, TlsError> {
-        parse(&read(&self.certificates)?, &read(&self.key)?)
-    }
-
-    fn stamps(&self) -> io::Result<[Stamp; 2]> {
-        let stamp = |path: &Path| {
-            let file = std::fs::metadata(path)?;
-            io::Result::Ok((file.dev(), file.ino(), file.ctime(), file.ctime_nsec()))
-        };
-        Ok([stamp(&self.certificates)?, stamp(&self.key)?])
+    fn read(&self) -> Result<CertifiedKey, TlsError> {
+        let (certificates, key) = (self.certificates.display(), self.key.display());
+        parse(
+            &format!("certificate {certificates}"),
+            &read(&self.certificates)?,
+            &format!("key {key}"),
+            &read(&self.key)?,
+        )
     }
 }
 
-fn parse(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, TlsError> {
-    let chain = certificates("certificate", chain)?;
-    let key = CertifiedKey::from_der(chain, pem::key(key)?, &ring::default_provider()).map_err(unusable)?;
-    Ok(Arc::new(key))
+fn parse(chain_name: &str, chain: &[u8], key_name: &str, key: &[u8]) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates(chain_name, chain)?;
+    let key = pem::key(key_name, key)?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            TlsError::Mismatch { certificates: chain_name.to_owned(), key: key_name.to_owned() }
+        }
+        error => unusable(error),
+    })
 }

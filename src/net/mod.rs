@@ -1,28 +1,48 @@
 //! Connections below any protocol: addresses, TCP and TLS.
 //!
-//! A [`HostPort`] is where something listens, an [`Endpoint`] the same as a client writes it. [`TcpDialer`] (`dial.rs`) opens
+//! A [`HostPort`] is where something listens, an [`Endpoint`] where a client connects. [`TcpDialer`] (`dial.rs`) opens
 //! every TCP connection of the process; [`TcpSilence`] is what each one is given, dialled or accepted, and [`Backoff`] the
-//! pauses between attempts. [`ServerTls`] and [`ClientTls`] (`tls.rs`) do the handshake on an open
-//! connection, with an [`Identity`] (`identity.rs`) that follows its files.
+//! pauses between attempts.
+//!
+//! TLS of every listener and every dial is here. What the operator wants is a [`ServerTlsConfig`] or a
+//! [`ClientTlsConfig`]; [`ServerTls`] (`server_tls.rs`) and [`ClientTls`] (`client_tls.rs`) are made of it and do the
+//! handshake on an open connection. They show an [`Identity`] (`identity.rs`, `self_signed.rs`) and verify the other
+//! side by [`Authorities`], names and revocations (`verify.rs`), in the versions and cipher suites of a [`TlsPolicy`].
+//! All files are read again when they change (`followed.rs`). `texts.rs` has the words for what goes wrong.
 
+mod authorities;
 mod backoff;
+mod client_tls;
 mod dial;
 mod endpoint;
+mod followed;
 mod host_port;
 mod identity;
+mod names;
 mod pem;
+mod policy;
+mod revocations;
+mod self_signed;
+mod server_tls;
 mod tcp_silence;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod tls;
+mod texts;
+mod verify;
 
+pub use authorities::Authorities;
 pub use backoff::Backoff;
-pub use dial::{AddressTime, ByteStream, DialError, TcpDialer};
+pub use client_tls::{Alpn, ClientTls, ClientTlsConfig, Dialed, ServerAuth};
+pub use dial::{AddressTime, ByteStream, DialError, TcpDialer, secure};
 pub use endpoint::{Endpoint, EndpointError};
 pub use host_port::HostPort;
 pub use identity::{Identity, IdentityFiles};
+pub use names::AllowedNames;
 pub use pem::TlsError;
+pub use policy::TlsPolicy;
+pub use self_signed::SelfSigned;
+pub use server_tls::{ClientAuth, Rejected, ServerIdentity, ServerTls, ServerTlsConfig, TlsPeer};
 pub use tcp_silence::TcpSilence;
-pub use tls::{Authorities, ClientTls, ServerTls, TlsPeer};
+pub use texts::with_causes;

@@ -18,13 +18,13 @@ pub struct SelfMember {
 impl SelfMember {
     /// The proxy at this host and port, as a URL that every client can dial: with a scheme, and with its host name in place
     /// of a wildcard address.
-    pub fn new(name: String, host: &str, port: u16) -> Self {
+    pub fn new(name: String, scheme: &str, host: &str, port: u16) -> Self {
         let host = match host.parse::<IpAddr>() {
             Ok(address) if address.is_unspecified() => name.clone(),
             Ok(IpAddr::V6(address)) => format!("[{address}]"),
             _ => host.to_owned(),
         };
-        Self { name, client_url: format!("http://{host}:{port}") }
+        Self { name, client_url: format!("{scheme}://{host}:{port}") }
     }
 
     /// The list as etcd's proxy gives it: one entry with id 0, no header.
@@ -49,7 +49,7 @@ mod tests {
             ("::1", "http://[::1]:23790"),
             ("etcd.example", "http://etcd.example:23790"),
         ] {
-            let member = SelfMember::new("proxy-1".into(), host, 23790);
+            let member = SelfMember::new("proxy-1".into(), "http", host, 23790);
             assert_eq!((member.name.as_str(), member.client_url.as_str()), ("proxy-1", url));
         }
     }

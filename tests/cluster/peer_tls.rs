@@ -44,6 +44,8 @@ fn members_with_certificates_form_a_cluster_and_take_another_one() {
         assert_equal(cluster).await;
         let url = cluster.peer_url(0);
         let address = url.strip_prefix("https://").expect("TLS");
-        assert!(http_get(address, "GET", "/members").await.is_err(), "whoever shows nothing is told nothing");
+        let told = http_get(address, "GET", "/members").await.expect("an answer");
+        assert_eq!(told.status, 400, "whoever shows nothing is told nothing of the members");
+        assert!(told.body.contains("to a port that speaks TLS"), "{}", told.body);
     });
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::cluster::UpstreamCluster;
 use super::dial::{Dialer, TcpDials};
 use crate::client::{Endpoint, KeepAlive};
+use crate::net::ClientTls;
 
 /// How a pool reaches its members.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct PoolConfig {
     pub silence_max: Option<Duration>,
     /// The cluster all members must be of; none asks for no cluster id.
     pub cluster: Option<UpstreamCluster>,
+    /// For endpoints with https, and for those without a scheme; what the system trusts for https unless given.
+    pub tls: Option<ClientTls>,
     /// Opens connections.
     pub(crate) dialer: Arc<dyn Dialer>,
 }
@@ -34,6 +37,7 @@ impl PoolConfig {
             connections: 1,
             silence_max: Some(Duration::from_secs(3)),
             cluster: None,
+            tls: None,
             dialer: Arc::new(TcpDials::default()),
         }
     }

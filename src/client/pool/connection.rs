@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, SendStream};
+use http::uri::Scheme;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -15,7 +16,7 @@ use super::cluster::{ClusterPass, UpstreamCluster};
 use super::config::PoolConfig;
 use super::probe;
 use crate::client::{Endpoint, KeepAlive};
-use crate::net::ByteStream;
+use crate::net::{Alpn, ByteStream, secure};
 use crate::shutdown::Tasks;
 
 /// Bytes one answer may run ahead of its reader.
@@ -44,6 +45,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 struct Shared {
     endpoint: Endpoint,
+    is_tls: bool,
     retired: AtomicBool,
     /// Cancelled when it takes no new requests.
     over: CancellationToken,
@@ -93,6 +95,8 @@ impl Connection {
     /// before it uses the connection, and bounds the time of both.
     pub(super) async fn open(endpoint: &Endpoint, config: &PoolConfig, tasks: &Tasks) -> io::Result<Self> {
         let stream = config.dialer.dial(endpoint).await?;
+        let is_tls = endpoint.uses_tls(config.tls.is_some());
+        let stream = secure(endpoint, stream, config.tls.as_ref(), Alpn::H2).await?;
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -107,6 +111,7 @@ impl Connection {
             .map_err(io::Error::other)?;
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
+            is_tls,
             retired: AtomicBool::new(false),
             over: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -169,6 +174,11 @@ impl Connection {
     pub(super) fn close(&self) {
         self.retire();
         self.shared.cut.cancel();
+    }
+
+    /// The scheme of requests on it.
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.shared.is_tls { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
     /// Opens a stream. An error here means that nothing was sent, and that the connection is of no further use.

@@ -19,13 +19,13 @@ const TCP: TcpDialer = TcpDialer {
     address_time: AddressTime::Each(Duration::from_secs(1)),
 };
 
-/// Opens byte streams to endpoints; tests put failures in.
+/// Opens byte streams to endpoints, without TLS; tests put failures in.
 pub(crate) trait Dialer: fmt::Debug + Send + Sync {
     /// The caller bounds the time.
     fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>>;
 }
 
-/// TCP to the addresses that the system's resolver gives.
+/// TCP to the addresses that the system's resolver gives, or unix sockets.
 #[derive(Debug, Default)]
 pub(super) struct TcpDials(AtomicUsize);
 
@@ -33,10 +33,6 @@ impl Dialer for TcpDials {
     fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>> {
         // Each attempt begins at another address, so that one that leads nowhere does not keep the name from use.
         let first = self.0.fetch_add(1, Ordering::Relaxed);
-        async move {
-            let stream = TCP.connect_where(endpoint.host(), endpoint.port(), first, |_| Ok(())).await;
-            Ok(Box::new(stream.map_err(io::Error::other)?) as Box<dyn ByteStream>)
-        }
-        .boxed()
+        async move { TCP.connect_endpoint(endpoint, first).await.map_err(io::Error::other) }.boxed()
     }
 }

@@ -23,6 +23,7 @@ use super::stream::{Resumed, UpstreamStream, pump};
 use super::upstream_endpoint::{Keeping, UpstreamEndpoint};
 use crate::api_error::ApiError;
 use crate::client::{Endpoint, Lane, Method};
+use crate::net::ClientTls;
 use crate::shutdown::Tasks;
 
 /// A request up to this size is kept until it is answered, so that it can be sent to another member; a larger one
@@ -65,6 +66,11 @@ impl Pool {
         fastrand::shuffle(&mut members);
         members.sort_by_key(|member| !member.is_ready());
         members.iter().map(|member| member.endpoint().clone()).collect()
+    }
+
+    /// How TLS is spoken to the endpoints.
+    pub fn tls(&self) -> Option<&ClientTls> {
+        self.inner.keeping.config.tls.as_ref()
     }
 
     pub(super) fn tasks(&self) -> &Tasks {
@@ -161,7 +167,7 @@ impl Pool {
                 found => found?,
             };
             let endpoint = member.endpoint().clone();
-            match connection.start(head.to_request(&endpoint), false).await {
+            match connection.start(head.to_request(connection.scheme(), &endpoint), false).await {
                 Ok((answer, send)) => {
                     return Ok(UpstreamStream::new(send, UpstreamBody::waiting(answer, endpoint, connection.count())));
                 }
@@ -250,7 +256,7 @@ async fn attempt(
     let in_flight = connection.count();
     let began = Instant::now();
     let (answer, mut send) = connection
-        .start(head.to_request(endpoint), false)
+        .start(head.to_request(connection.scheme(), endpoint), false)
         .await
         .map_err(|error| Fault::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}"))))?;
     // Fails when the stream is over: the member may have answered from the head alone, and its answer is what counts.

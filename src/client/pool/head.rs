@@ -35,9 +35,9 @@ impl Head {
         Self { path: PathAndQuery::from_static(path), headers, seen: None }
     }
 
-    pub(super) fn to_request(&self, endpoint: &Endpoint) -> Request<()> {
+    pub(super) fn to_request(&self, scheme: Scheme, endpoint: &Endpoint) -> Request<()> {
         let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
+        uri.scheme = Some(scheme);
         uri.authority = Some(endpoint.authority().clone());
         uri.path_and_query = Some(self.path.clone());
         let mut request = Request::new(());

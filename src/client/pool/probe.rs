@@ -48,7 +48,8 @@ async fn ask(
     last: bool,
 ) -> Result<Option<u64>, String> {
     let head = Head::grpc(path, HeaderMap::new());
-    let (answer, mut send) = connection.start(head.to_request(endpoint), false).await.map_err(|e| e.to_string())?;
+    let (answer, mut send) =
+        connection.start(head.to_request(connection.scheme(), endpoint), false).await.map_err(|e| e.to_string())?;
     // Fails when the member has answered from the head alone; its answer is what counts.
     let _ = send.send_data(message, last);
     let (parts, mut body) = answer.await.map_err(|error| error.to_string())?.into_parts();

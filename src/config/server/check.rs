@@ -10,8 +10,8 @@ use super::super::url::{ListenUrl, advertised_url, each};
 use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
 use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
-use super::peer_tls::PeerTlsFiles;
 use super::raw::RawServerConfig;
+use super::tls::{ListenUrls, TlsConfig};
 use super::values::{AutoCompaction, IntegrityChecks, Quota};
 use crate::telemetry::{LogConfig, TracingConfig};
 
@@ -50,8 +50,8 @@ pub struct ServerConfig {
     pub election_timeout: Duration,
     /// Where other members connect.
     pub listen_peer_urls: Vec<ListenUrl>,
-    /// TLS between members.
-    pub peer_tls: Option<PeerTlsFiles>,
+    /// TLS for clients and between members.
+    pub tls: TlsConfig,
     /// Where clients connect.
     pub listen_client_urls: Vec<ListenUrl>,
     /// More addresses for `/metrics` and `/health`.
@@ -176,8 +176,17 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let tracing = tracing(&raw)?;
         let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
-        let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, ListenUrl::for_peers)?;
-        let peer_tls = PeerTlsFiles::from_flags(&raw, &listen_peer_urls)?;
+        let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, str::parse)?;
+        let listen_client_urls = urls("listen-client-urls", listen_client_urls, str::parse)?;
+        let listen_metrics_urls = match raw.listen_metrics_urls.as_str() {
+            "" => Vec::new(),
+            list => urls("listen-metrics-urls", list, str::parse)?,
+        };
+        let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let data_dir = given(&raw.data_dir).unwrap_or_else(|| format!("{}.etcd", raw.name).into());
+        let listen =
+            ListenUrls { clients: &listen_client_urls, metrics: &listen_metrics_urls, peers: &listen_peer_urls };
+        let (tls, tls_notices) = TlsConfig::from_flags(&raw, &listen, &data_dir)?;
         let progress = raw.watch_progress_notify_interval.0;
         let short = (!progress.is_zero() && progress < PROGRESS_INTERVAL_MIN).then_some(progress);
         if raw.serving_threads > SERVING_THREADS_MAX {
@@ -188,11 +197,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let large = raw.max_request_bytes > 10 << 20;
-        let given = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
-        let data_dir = given(raw.data_dir).unwrap_or_else(|| format!("{}.etcd", raw.name).into());
 
         Ok(Self {
-            wal_dir: given(raw.wal_dir).unwrap_or_else(|| data_dir.join("member").join("wal")),
+            wal_dir: given(&raw.wal_dir).unwrap_or_else(|| data_dir.join("member").join("wal")),
             data_dir,
             name: raw.name,
             snapshot_count: or_default(raw.snapshot_count, SNAPSHOT_COUNT),
@@ -200,12 +207,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             heartbeat_interval: Duration::from_millis(raw.heartbeat_interval),
             election_timeout: Duration::from_millis(raw.election_timeout),
             listen_peer_urls,
-            peer_tls,
-            listen_client_urls: urls("listen-client-urls", listen_client_urls, str::parse)?,
-            listen_metrics_urls: match raw.listen_metrics_urls.as_str() {
-                "" => Vec::new(),
-                list => urls("listen-metrics-urls", list, str::parse)?,
-            },
+            tls,
+            listen_client_urls,
+            listen_metrics_urls,
             initial,
             force_new_cluster: raw.force_new_cluster,
             integrity: IntegrityChecks {
@@ -251,6 +255,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             ]
             .into_iter()
             .flatten()
+            .chain(tls_notices)
             .collect(),
         })
     }
@@ -309,7 +314,7 @@ fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
 mod tests {
     use super::super::cluster::InitialState;
     use super::*;
-    use crate::net::IdentityFiles;
+    use crate::net::{AllowedNames, ClientAuth, IdentityFiles, SelfSigned, ServerAuth, ServerIdentity};
 
     fn parse(line: &str) -> Result<ServerConfig, String> {
         let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
@@ -362,12 +367,47 @@ mod tests {
             "--listen-peer-urls https://127.0.0.1:1 --peer-cert-file c --peer-key-file k --peer-trusted-ca-file a";
         let identity =
             |certificates: &str, key: &str| IdentityFiles { certificates: certificates.into(), key: key.into() };
-        let files = parse(line).unwrap().peer_tls.expect("given");
-        assert_eq!((files.accepting, files.dialling), (identity("c", "k"), identity("c", "k")));
-        let files = parse(&format!("{line} --peer-client-cert-file d --peer-client-key-file l")).unwrap().peer_tls;
-        let files = files.expect("given");
-        assert_eq!((files.accepting, files.dialling), (identity("c", "k"), identity("d", "l")));
-        assert_eq!(files.authorities, PathBuf::from("a"));
+        let peers = |line: &str| {
+            let peers = parse(line).unwrap().tls.peers.expect("given");
+            (peers.accepting.identity.clone(), peers.dialling.identity.clone().unwrap(), peers)
+        };
+        let (accepting, dialling, all) = peers(line);
+        assert_eq!((accepting, dialling), (ServerIdentity::Files(identity("c", "k")), identity("c", "k")));
+        assert_eq!(all.accepting.clients, ClientAuth::File("a".into()));
+        assert_eq!(all.dialling.servers, ServerAuth::File("a".into()));
+        assert!(all.accepting.checks_addresses);
+        let (accepting, dialling, _) = peers(&format!("{line} --peer-client-cert-file d --peer-client-key-file l"));
+        assert_eq!((accepting, dialling), (ServerIdentity::Files(identity("c", "k")), identity("d", "l")));
+        let (.., all) =
+            peers("--peer-cert-file c --peer-key-file k --peer-client-cert-auth --peer-cert-allowed-cn=x,y");
+        assert_eq!((all.accepting.clients, all.dialling.servers), (ClientAuth::System, ServerAuth::System));
+        assert_eq!(all.dialling.allowed, AllowedNames::CommonNames(vec!["x".into(), "y".into()]));
+        assert_eq!(all.accepting.allowed, all.dialling.allowed);
+    }
+
+    #[test]
+    fn tls_for_clients_is_what_the_flags_say() {
+        let certificate = "--cert-file c --key-file k --client-crl-file r --client-cert-allowed-hostname a,b";
+        let urls = "--listen-client-urls https://127.0.0.1:1,http://127.0.0.1:1 --advertise-client-urls https://a:1";
+        let config = parse(&format!("{certificate} {urls} --trusted-ca-file t --auto-tls")).unwrap();
+        let clients = config.tls.clients.expect("given");
+        assert_eq!(clients.clients, ClientAuth::File("t".into()));
+        assert_eq!(clients.allowed, AllowedNames::HostNames(vec!["a".into(), "b".into()]));
+        assert_eq!((clients.revocations, clients.checks_addresses), (Some("r".into()), false));
+        assert!(!config.tls.client_cert_auth && config.tls.peers.is_none());
+        let plain = "scheme is http or unix while key and cert files are present; ignoring key and cert files";
+        let notices = [
+            Notice::Warning("ignoring client auto TLS since certs given"),
+            Notice::PlainUrl { text: plain, url: "http://127.0.0.1:1".into() },
+        ];
+        assert_eq!(config.notices, notices);
+        let made = parse("--auto-tls --peer-auto-tls --name n --self-signed-cert-validity 3").unwrap().tls;
+        let SelfSigned { dir, hosts, years } = match made.clients.unwrap().identity {
+            ServerIdentity::SelfSigned(made) => made,
+            ServerIdentity::Files(files) => panic!("{files:?}"),
+        };
+        assert_eq!((dir, hosts, years), ("n.etcd/fixtures/client".into(), vec!["localhost".to_owned()], 3));
+        assert_eq!(made.peers.unwrap().dialling.servers, ServerAuth::Skip);
     }
 
     #[test]
@@ -398,26 +438,43 @@ mod tests {
                 "--listen-peer-urls http://example.com:1",
                 "--listen-peer-urls: expected IP in URL for binding (http://example.com:1)",
             ),
-            ("--cert-file=x --key-file=y", "--cert-file is not supported yet"),
-            ("--peer-cert-file=x", "--peer-cert-file, --peer-key-file: each needs the other"),
+            (
+                "--peer-cert-file=x",
+                "--peer-cert-file, --peer-key-file: KeyFile and CertFile must both be present[key: , cert: x]",
+            ),
             (
                 "--listen-peer-urls https://127.0.0.1:1",
-                "--listen-peer-urls: https needs --peer-cert-file and --peer-key-file",
+                "--listen-peer-urls, --peer-cert-file, --peer-key-file: cannot listen on TLS for https://127.0.0.1:1: \
+                 KeyFile and CertFile are not presented",
             ),
             (
-                "--listen-peer-urls https://127.0.0.1:1 --peer-cert-file x --peer-key-file y",
-                "--peer-trusted-ca-file: must be given: members take no certificates of unknown authorities",
+                "--peer-cert-file x --peer-key-file y --peer-cert-allowed-cn a --peer-cert-allowed-hostname b",
+                "--peer-cert-allowed-cn, --peer-cert-allowed-hostname: AllowedCNs and AllowedHostnames are mutually \
+                 exclusive (cns=[\"a\"], hostnames=[\"b\"])",
             ),
             (
-                "--peer-cert-file x --peer-key-file y --peer-trusted-ca-file z",
-                "--listen-peer-urls: must all be https when --peer-cert-file is given",
+                "--listen-client-urls https://127.0.0.1:1 --advertise-client-urls https://a:1",
+                "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS \
+                 scheme",
             ),
             (
-                "--listen-peer-urls https://127.0.0.1:1 --peer-cert-file x --peer-key-file y --peer-trusted-ca-file z \
-                 --peer-client-key-file a",
-                "--peer-client-cert-file, --peer-client-key-file: each needs the other",
+                "--listen-metrics-urls https://127.0.0.1:1",
+                "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
             ),
-            ("--auto-tls", "--auto-tls is not supported yet"),
+            (
+                "--cipher-suites TLS_RSA_WITH_RC4_128_SHA",
+                "--tls-min-version, --tls-max-version, --cipher-suites: TLS cipher suite \
+                 \"TLS_RSA_WITH_RC4_128_SHA\" is insecure",
+            ),
+            (
+                "--tls-min-version TLS1.0",
+                "--tls-min-version, --tls-max-version, --cipher-suites: unexpected TLS version \"TLS1.0\" (must be one \
+                 of: TLS1.2, TLS1.3)",
+            ),
+            (
+                "--auto-tls --self-signed-cert-validity 0",
+                "--self-signed-cert-validity: selfSignedCertValidity is invalid,it should be greater than 0",
+            ),
             ("--config-file /no/such/file", "/no/such/file: No such file or directory (os error 2)"),
             (
                 "--enable-distributed-tracing --distributed-tracing-sampling-rate -1",

@@ -37,6 +37,15 @@ pub enum Notice {
     LargeRequests(u64),
     /// bcrypt has no such cost (warn).
     BcryptCost(u64),
+    /// Something the operator should know (warn).
+    Warning(&'static str),
+    /// A URL without TLS where certificates are given (warn).
+    PlainUrl {
+        /// What is said of it.
+        text: &'static str,
+        /// The URL.
+        url: String,
+    },
     /// The interval between progress notifications was raised to the shortest one (warn).
     ShortProgressInterval(Duration),
     /// Names of rotated files have no local time (warn).
@@ -75,6 +84,8 @@ impl Notice {
             Self::BcryptCost(given) => {
                 tracing::warn!(given, "use default bcrypt cost instead of the invalid given cost");
             }
+            Self::Warning(text) => tracing::warn!("{text}"),
+            Self::PlainUrl { text, url } => tracing::warn!(url, "{text}"),
             Self::ShortProgressInterval(asked) => tracing::warn!(
                 ?asked,
                 minimum = ?PROGRESS_INTERVAL_MIN,

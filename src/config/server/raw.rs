@@ -49,21 +49,6 @@ pub struct RawServerConfig {
     /// Where other members connect.
     #[arg(long, default_value = "http://localhost:2380", value_name = "URLS")]
     pub listen_peer_urls: String,
-    /// Certificate for other members, in PEM form.
-    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
-    pub peer_cert_file: String,
-    /// Its key.
-    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
-    pub peer_key_file: String,
-    /// Certificate shown when this member dials, if it is another one.
-    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
-    pub peer_client_cert_file: String,
-    /// Its key.
-    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
-    pub peer_client_key_file: String,
-    /// Authorities whose certificates members have.
-    #[arg(long, default_value = "", value_name = "FILE", help_heading = "TLS between members")]
-    pub peer_trusted_ca_file: String,
     /// Where clients connect.
     #[arg(long, value_name = "URLS", help = "Where clients connect [default: http://localhost:2379]")]
     pub listen_client_urls: Option<String>,
@@ -135,6 +120,79 @@ pub struct RawServerConfig {
     /// Names a Host header may have on plain ports, as a comma list.
     #[arg(long, default_value = "*", help_heading = "Security")]
     pub host_whitelist: String,
+
+    /// Certificate for clients with https, in PEM form.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub cert_file: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub key_file: String,
+    /// Authorities whose certificates clients have to show.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub trusted_ca_file: String,
+    /// Clients have to show a certificate, whose common name is their user unless they log in.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Security")]
+    pub client_cert_auth: bool,
+    /// Certificates of clients that are revoked.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub client_crl_file: String,
+    /// Names of which a client's certificate must have one, as a comma list.
+    #[arg(long, default_value = "", value_name = "NAMES", help_heading = "Security")]
+    pub client_cert_allowed_hostname: String,
+    /// A certificate for connections of this member to itself; there are none, it is only checked.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub client_cert_file: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub client_key_file: String,
+    /// Make a certificate for clients, in the data folder.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Security")]
+    pub auto_tls: bool,
+    /// Certificate for other members, in PEM form.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub peer_cert_file: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub peer_key_file: String,
+    /// Certificate shown when this member dials, if it is another one.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub peer_client_cert_file: String,
+    /// Its key.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub peer_client_key_file: String,
+    /// Authorities whose certificates members have.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub peer_trusted_ca_file: String,
+    /// Members that connect have to show a certificate; always so with --peer-trusted-ca-file.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Security")]
+    pub peer_client_cert_auth: bool,
+    /// Certificates of members that are revoked.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
+    pub peer_crl_file: String,
+    /// Common names that members may have, as a comma list.
+    #[arg(long, default_value = "", value_name = "NAMES", help_heading = "Security")]
+    pub peer_cert_allowed_cn: String,
+    /// Names of which a member's certificate must have one, as a comma list.
+    #[arg(long, default_value = "", value_name = "NAMES", help_heading = "Security")]
+    pub peer_cert_allowed_hostname: String,
+    /// Take certificates of members whatever address they come from.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Security")]
+    pub peer_skip_client_san_verification: bool,
+    /// Make a certificate for other members, in the data folder.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Security")]
+    pub peer_auto_tls: bool,
+    /// Years for which certificates that are made here are valid.
+    #[arg(long, default_value_t = 1, value_name = "YEARS", help_heading = "Security")]
+    pub self_signed_cert_validity: u32,
+    /// Cipher suites of TLS 1.2 by Go's names, as a comma list; all safe ones if not given.
+    #[arg(long, default_value = "", value_name = "SUITES", help_heading = "Security")]
+    pub cipher_suites: String,
+    /// Lowest version of TLS: TLS1.2 or TLS1.3.
+    #[arg(long, default_value = "TLS1.2", value_name = "VERSION", help_heading = "Security")]
+    pub tls_min_version: String,
+    /// Highest version of TLS.
+    #[arg(long, default_value = "", value_name = "VERSION", help_heading = "Security")]
+    pub tls_max_version: String,
 
     /// simple, or jwt with options: jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=DURATION.
     #[arg(long, default_value = "simple", help_heading = "Auth")]

@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use super::super::url::split;
+use super::super::url::{Place, split};
 
 /// Finds the address of a host name; the error is for people.
 pub type Resolve<'a> = &'a dyn Fn(&str) -> Result<IpAddr, String>;
@@ -39,6 +39,7 @@ fn normalized(
 ) -> Result<Vec<String>, String> {
     let one = |url: &String| {
         let (scheme, place) = split(url).map_err(|error| error.to_string())?;
+        let Place::Tcp(place) = place else { return Ok(url.clone()) };
         Ok(match address(place.host())? {
             Some(IpAddr::V6(v6)) => format!("{scheme}://[{v6}]:{}", place.port()),
             Some(v4) => format!("{scheme}://{v4}:{}", place.port()),

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::config::PeerTls;
 use super::hello::{Hello, Refusal, cluster_of};
-use crate::net::{self, AddressTime, ByteStream, TcpDialer, TcpSilence};
+use crate::net::{self, AddressTime, ByteStream, Endpoint, TcpDialer, TcpSilence, with_causes};
 use crate::types::ClusterId;
 
 /// A connection whose handshake is through.
@@ -78,11 +78,21 @@ pub async fn connect_url(
     limit: Duration,
 ) -> Result<(Box<dyn ByteStream>, String), DialError> {
     let unusable = || DialError::Url(url.to_owned());
+    let dialer = TcpDialer { silence: silence(limit), address_time: AddressTime::Shared(limit) };
+    if url.starts_with("unix") {
+        let endpoint: Endpoint = url.parse().map_err(|_| unusable())?;
+        let stream = dialer.connect_endpoint(&endpoint, 0).await?;
+        let stream: Box<dyn ByteStream> = match (url.starts_with("unixs:"), tls) {
+            (false, _) => stream,
+            (true, Some(tls)) => Box::new(tls.dialling.connect(endpoint.host(), stream).await?),
+            (true, None) => return Err(unusable()),
+        };
+        return Ok((stream, endpoint.authority().to_string()));
+    }
     let parsed = Url::parse(url).map_err(|_| unusable())?;
     let (Some(host), Some(port)) = (parsed.host_str(), parsed.port_or_known_default()) else { return Err(unusable()) };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     let authority = format!("{host}:{port}");
-    let dialer = TcpDialer { silence: silence(limit), address_time: AddressTime::Shared(limit) };
     let stream: Box<dyn ByteStream> = match (parsed.scheme(), tls) {
         ("http", _) => Box::new(dialer.connect(bare, port).await?),
         ("https", Some(tls)) => Box::new(tls.dialling.connect(bare, dialer.connect(bare, port).await?).await?),
@@ -108,7 +118,7 @@ pub(super) fn silence(silence_max: Duration) -> TcpSilence {
 /// Asks for the change of protocol and takes the stream back.
 async fn upgrade(stream: Box<dyn ByteStream>, hello: Hello, authority: &str) -> Result<Dialed, DialError> {
     let request = hello.request(authority).map_err(|error| DialError::Http(error.to_string()))?;
-    let broken = |error: hyper::Error| DialError::Http(error.to_string());
+    let broken = |error: hyper::Error| DialError::Http(with_causes(&error));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let asked = async {
         let response = sender.send_request(request).await.map_err(broken)?;

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 
 use crate::client::Pool;
-use crate::net::{AddressTime, Endpoint, TcpDialer, TcpSilence};
+use crate::net::{AddressTime, Alpn, ClientTls, Endpoint, TcpDialer, TcpSilence, secure};
 use crate::shutdown::Tasks;
 
 const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
@@ -19,7 +19,7 @@ const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub(super) async fn from_any_member(pool: &Pool, path: &str, tasks: &Tasks) -> Result<Response<Bytes>, String> {
     let mut reasons = Vec::new();
     for endpoint in pool.endpoints() {
-        match tokio::time::timeout(FETCH_TIMEOUT, fetch(&endpoint, path, tasks)).await {
+        match tokio::time::timeout(FETCH_TIMEOUT, fetch(&endpoint, pool.tls(), path, tasks)).await {
             Ok(Ok(page)) => return Ok(page),
             Ok(Err(error)) => reasons.push(format!("{endpoint}: {error}")),
             Err(_) => reasons.push(format!("{endpoint}: no answer in time")),
@@ -28,8 +28,9 @@ pub(super) async fn from_any_member(pool: &Pool, path: &str, tasks: &Tasks) -> R
     Err(reasons.join("; "))
 }
 
-async fn fetch(endpoint: &Endpoint, path: &str, tasks: &Tasks) -> io::Result<Response<Bytes>> {
-    let stream = TCP.connect(endpoint.host(), endpoint.port()).await.map_err(io::Error::other)?;
+async fn fetch(endpoint: &Endpoint, tls: Option<&ClientTls>, path: &str, tasks: &Tasks) -> io::Result<Response<Bytes>> {
+    let stream = TCP.connect_endpoint(endpoint, 0).await.map_err(io::Error::other)?;
+    let stream = secure(endpoint, stream, tls, Alpn::Http1).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tasks.spawn(connection);

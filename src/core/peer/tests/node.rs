@@ -224,7 +224,7 @@ async fn peer_port(listener: TcpListener, tls: Option<ServerTls>, transport: Pee
             match tls {
                 None => serve(as_served(stream), transport).await,
                 Some(tls) => {
-                    if let Ok((stream, _)) = tls.accept(stream).await {
+                    if let Ok((stream, _)) = tls.accept(stream, None).await {
                         serve(TokioIo::new(stream), transport).await;
                     }
                 }

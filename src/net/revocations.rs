@@ -1,0 +1,59 @@
+use std::collections::HashSet;
+use std::path::Path;
+
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
+
+use super::names::{CertificateNames, without_zeros};
+use super::pem::{TlsError, read};
+
+/// Serial numbers of certificates that are not accepted any more. As in etcd, a number counts whoever signed list and
+/// certificate.
+#[derive(Debug, Default)]
+pub(super) struct Revocations(HashSet<Vec<u8>>);
+
+impl Revocations {
+    /// From a certificate revocation list in DER form, as etcd takes it, or in PEM form.
+    pub(super) fn from_file(path: &Path) -> Result<Self, TlsError> {
+        Self::parse(&read(path)?)
+            .map_err(|reason| TlsError::Pem { what: format!("certificate revocation list {}", path.display()), reason })
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let pem = bytes.starts_with(b"-----BEGIN").then(|| x509_parser::pem::parse_x509_pem(bytes)).transpose();
+        let pem = pem.map_err(|error| format!("no PEM: {error}"))?;
+        let der = pem.as_ref().map_or(bytes, |(_, pem)| &pem.contents);
+        let (_, list) = CertificateRevocationList::from_der(der).map_err(|error| format!("no list: {error}"))?;
+        let serials = list.iter_revoked_certificates().map(|revoked| without_zeros(revoked.raw_serial()).to_vec());
+        Ok(Self(serials.collect()))
+    }
+
+    /// Whether the certificate is in the list. What cannot be read does not get this far: its chain was verified.
+    pub(super) fn contains(&self, certificate: &CertificateDer<'_>) -> bool {
+        CertificateNames::of(certificate).is_some_and(|names| self.0.contains(&names.serial))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::Authority;
+
+    #[test]
+    fn both_forms_of_a_list_are_read() {
+        let authority = Authority::new();
+        let (der, pem) = authority.revoke(&[7, 300]);
+        for bytes in [der, pem.into_bytes()] {
+            let list = Revocations::parse(&bytes).unwrap();
+            assert!(list.0.contains(&vec![7]) && list.0.contains(&vec![1, 44]) && list.0.len() == 2);
+        }
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        assert!(Revocations::parse(b"").is_err() && Revocations::parse(b"-----BEGIN X").is_err());
+        proptest::proptest!(|(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300))| {
+            let _ = Revocations::parse(&bytes);
+        });
+    }
+}
