@@ -1,14 +1,8 @@
-use std::time::Duration;
-
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::first_bytes::Beginning;
+use crate::net::linger;
 
-/// Time a client has to take the answer and to leave.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes of its request that are read and thrown away: what is unread at the end would take the answer with it.
-const DISCARDED_BYTES_MAX: u64 = 64 * 1024;
 /// The error code of HTTP/2 for a connection that is not protected enough.
 const INADEQUATE_SECURITY: u8 = 0xc;
 
@@ -23,13 +17,9 @@ pub(super) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beg
         Beginning::Http2 => http2(WANTS_TLS),
         Beginning::Other => http1(WANTS_TLS),
     };
-    let said = async {
-        stream.write_all(&bytes).await?;
-        stream.shutdown().await?;
-        tokio::io::copy(&mut stream.take(DISCARDED_BYTES_MAX), &mut tokio::io::sink()).await
-    };
-    // A client that leaves without reading misses its answer.
-    let _ = timeout(ANSWER_TIMEOUT, said).await;
+    if stream.write_all(&bytes).await.is_ok() {
+        linger(stream).await;
+    }
 }
 
 fn http1(text: &str) -> Vec<u8> {

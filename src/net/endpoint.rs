@@ -172,6 +172,12 @@ fn unix_socket(text: &str, path: &str, security: Security) -> Result<Endpoint, E
     Ok(Endpoint { authority, port, security, socket: Some(Arc::new(path.into())) })
 }
 
+impl From<&Endpoint> for HostPort {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self::new(endpoint.host().to_owned(), endpoint.port())
+    }
+}
+
 impl From<HostPort> for Endpoint {
     /// Without a word on TLS. A name that no request can carry serves those only that pass bytes on.
     fn from(address: HostPort) -> Self {

@@ -2,8 +2,6 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use super::endpoint::Endpoint;
-
 /// A TCP address whose host may be a name that is looked up when it is used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
@@ -15,6 +13,10 @@ impl HostPort {
     /// Name or address, IPv6 without brackets; empty for "every local address".
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    pub(super) fn new(host: String, port: u16) -> Self {
+        Self { host, port }
     }
 
     /// Port.
@@ -41,12 +43,6 @@ impl fmt::Display for HostPort {
 impl From<SocketAddr> for HostPort {
     fn from(address: SocketAddr) -> Self {
         Self { host: address.ip().to_string(), port: address.port() }
-    }
-}
-
-impl From<&Endpoint> for HostPort {
-    fn from(endpoint: &Endpoint) -> Self {
-        Self { host: endpoint.host().to_owned(), port: endpoint.port() }
     }
 }
 

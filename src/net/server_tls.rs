@@ -13,6 +13,7 @@ use tokio_rustls::{LazyConfigAcceptor, server};
 use super::authorities::Authorities;
 use super::followed::Followed;
 use super::identity::{Identity, IdentityFiles};
+use super::linger::linger;
 use super::names::{AllowedNames, CertificateNames};
 use super::pem::{TlsError, unusable};
 use super::policy::TlsPolicy;
@@ -187,8 +188,14 @@ impl ServerTls {
         let greeted = greeted.map_err(|error| Rejected::of_io(&error, Box::default()))?;
         let sni: Option<Box<str>> = greeted.client_hello().server_name().map(Into::into);
         let server_name = sni.clone().unwrap_or_default();
-        let stream = greeted.into_stream(self.config.clone()).await;
-        let stream = stream.map_err(|error| Rejected::of_io(&error, server_name.clone()))?;
+        let stream = match greeted.into_stream(self.config.clone()).into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, stream)) => {
+                // In TLS 1.3 the client may have sent its first request already.
+                linger(stream).await;
+                return Err(Rejected::of_io(&error, server_name));
+            }
+        };
         let (_, session) = stream.get_ref();
         let certificates: Vec<_> = session.peer_certificates().unwrap_or_default().to_vec();
         let names = certificates.first().and_then(CertificateNames::of);

@@ -20,6 +20,7 @@ mod range;
 mod recipes;
 mod scale;
 mod startup;
+mod tls;
 mod tracing;
 mod txn;
 mod watch;
