@@ -17,6 +17,7 @@ use crate::listener::{self, ListenerConfig, ListenerError, Protection, Serving, 
 use crate::net::{ClientTls, Identity, ServerTls};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, Tracing, WatchMetrics, init_logging};
+use crate::types::API_VERSION;
 
 /// Time that open requests of clients get to finish at a stop; watches have to be cut.
 const CLIENT_GRACE: Duration = Duration::from_millis(800);
@@ -95,6 +96,7 @@ impl Server {
     /// Names the port, file or directory at fault. With a port in use nothing on disk has changed.
     pub async fn start(config: &ServerConfig, tasks: &Tasks) -> anyhow::Result<Self> {
         let tls = Tls::read(&config.tls)?;
+        log_start(config);
         let client_sockets =
             bind_all(&config.listen_client_urls, tls.clients.as_ref()).context("--listen-client-urls")?;
         let peer_tls = tls.peers.as_ref().map(|tls| &tls.accepting);
@@ -184,6 +186,36 @@ impl Server {
 struct Tls {
     clients: Option<ServerTls>,
     peers: Option<PeerTls>,
+}
+
+/// One line with what decides how a member behaves; support reads it first.
+fn log_start(config: &ServerConfig) {
+    let list = |urls: &[ListenUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    info!(
+        "etcd-version" = API_VERSION,
+        "watershed-version" = env!("CARGO_PKG_VERSION"),
+        name = config.name,
+        "data-dir" = %config.data_dir.display(),
+        "wal-dir" = %config.wal_dir.display(),
+        "force-new-cluster" = config.force_new_cluster,
+        "heartbeat-interval" = ?config.heartbeat_interval,
+        "election-timeout" = ?config.election_timeout,
+        "snapshot-count" = config.snapshot_count,
+        "snapshot-catchup-entries" = config.snapshot_catchup_entries,
+        "initial-advertise-peer-urls" = config.initial.own_urls().join(","),
+        "listen-peer-urls" = list(&config.listen_peer_urls),
+        "advertise-client-urls" = config.advertise_client_urls.join(","),
+        "listen-client-urls" = list(&config.listen_client_urls),
+        "listen-metrics-urls" = list(&config.listen_metrics_urls),
+        "initial-cluster-token" = config.initial.token,
+        "quota" = ?config.quota,
+        "max-request-bytes" = config.max_request_bytes,
+        "max-concurrent-streams" = config.max_concurrent_streams,
+        "pre-vote" = config.pre_vote,
+        "auto-compaction" = ?config.auto_compaction,
+        "max-learners" = config.max_learners,
+        "starting an etcd server"
+    );
 }
 
 impl Tls {

@@ -84,22 +84,36 @@ const fn not_yet(
 const GROUPS: &[Group] = &[
     ignored(
         &[Server],
-        "a setting of etcd's storage or raft library",
+        "the log is kept as far as members and the state on disk need it, see --snapshot-count",
+        &[("max-wals", Int, "5"), ("max-snapshots", Int, "5")],
+    ),
+    ignored(
+        &[Server],
+        "a setting of etcd's bbolt file; the state is checkpointed behind the log",
         &[
-            ("max-wals", Int, "5"),
-            ("max-snapshots", Int, "5"),
-            ("initial-election-tick-advance", Bool, "true"),
             ("backend-bbolt-freelist-type", Text, ""),
             ("backend-batch-interval", Duration, "0s"),
             ("backend-batch-limit", Int, "0"),
-            ("raft-read-timeout", Duration, "5s"),
-            ("raft-write-timeout", Duration, "5s"),
-            ("memory-mlock", Bool, "false"),
-            ("bootstrap-defrag-threshold-megabytes", Int, "0"),
-            ("downgrade-check-time", Duration, "5s"),
-            ("v2-deprecation", Text, "write-only"),
         ],
     ),
+    ignored(
+        &[Server],
+        "peers notice a silent connection by raft's timers",
+        &[("raft-read-timeout", Duration, "5s"), ("raft-write-timeout", Duration, "5s")],
+    ),
+    ignored(
+        &[Server],
+        "a member that starts waits the usual time for a leader",
+        &[("initial-election-tick-advance", Bool, "true")],
+    ),
+    ignored(
+        &[Server],
+        "memory is not locked; run without swap, as etcd recommends",
+        &[("memory-mlock", Bool, "false")],
+    ),
+    ignored(&[Server], "sockets are always bound with SO_REUSEADDR", &[("socket-reuse-address", Bool, "false")]),
+    ignored(&[Server], "there is no v2 store", &[("v2-deprecation", Text, "write-only")]),
+    ignored(&[Server], "the state of a downgrade is not polled", &[("downgrade-check-time", Duration, "5s")]),
     ignored(
         &[Server],
         "no effect in etcd either",
@@ -153,15 +167,7 @@ const GROUPS: &[Group] = &[
     not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
     not_yet(&[Proxy], "registration of proxies", &[("resolver-prefix", Text, ""), ("resolver-ttl", Int, "0")]),
     not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
-    not_yet(
-        &[Server],
-        "",
-        &[
-            ("listen-client-http-urls", Text, ""),
-            ("socket-reuse-port", Bool, "false"),
-            ("socket-reuse-address", Bool, "false"),
-        ],
-    ),
+    not_yet(&[Server], "", &[("listen-client-http-urls", Text, ""), ("socket-reuse-port", Bool, "false")]),
     not_yet(&[Server, Proxy], "", &[("enable-pprof", Bool, "false")]),
     not_yet(
         &[Proxy],

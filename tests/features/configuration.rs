@@ -160,6 +160,37 @@ fn refusals_have_etcds_form_and_exit_code() {
     }
 }
 
+// The compose file of Milvus: single dashes, and variables for the rest.
+#[test]
+fn milvus_starts_its_store_unchanged() {
+    let told = Told::new();
+    let link = told.folder.path().join("etcd");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_watershed"), &link).expect("link");
+    let (advertised, listening) =
+        (format!("-advertise-client-urls={}", told.client), [String::from("-listen-client-urls"), told.client.clone()]);
+    let data = told.folder.path().join("etcd-data").display().to_string();
+    let peers = format!("--listen-peer-urls={}", told.peer);
+    let args = [&advertised, &listening[0], &listening[1], "--data-dir", &data, &peers];
+    let variables = [
+        ("ETCD_AUTO_COMPACTION_MODE", "revision"),
+        ("ETCD_AUTO_COMPACTION_RETENTION", "1000"),
+        ("ETCD_QUOTA_BACKEND_BYTES", "4294967296"),
+        ("ETCD_SNAPSHOT_COUNT", "50000"),
+        ("ETCD_BOOTSTRAP_DEFRAG_THRESHOLD_MEGABYTES", "1000"),
+    ];
+    let process = Process::start_with(&link, &args, &variables, told.folder.path(), "told");
+    let output = told.serves(process);
+    for line in [
+        r#""snapshot-count":50000"#,
+        r#""quota":"Bytes(4294967296)""#,
+        r#""auto-compaction":"Revision(1000)""#,
+        r#""msg":"Skipping defragmentation""#,
+        r#""msg":"published local member to cluster through raft""#,
+    ] {
+        assert!(output.contains(line), "{line}: {output}");
+    }
+}
+
 /// Whether a text is a time as etcd logs it: `2006-01-02T15:04:05.999999Z`, without zeros at the end.
 fn is_log_time(text: &str) -> bool {
     let Some((head, fraction)) = text.strip_suffix('Z').and_then(|text| text.split_at_checked(19)) else {

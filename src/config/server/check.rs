@@ -104,6 +104,8 @@ pub struct ServerConfig {
     pub tracing: Option<TracingConfig>,
     /// What is logged, how and where.
     pub log: LogConfig,
+    /// Defragment at the start if that frees at least so many bytes.
+    pub bootstrap_defrag_threshold_bytes: Option<u64>,
     /// Records a compaction removes in one slice.
     pub compaction_batch_limit: usize,
     /// Pause between two slices of a compaction.
@@ -238,6 +240,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             warning_apply_duration: raw.warning_apply_duration.0,
             tracing,
             log,
+            bootstrap_defrag_threshold_bytes: Some(raw.bootstrap_defrag_threshold_megabytes)
+                .filter(|megabytes| *megabytes > 0)
+                .map(|megabytes| megabytes.saturating_mul(1 << 20)),
             compaction_batch_limit: or_default(raw.compaction_batch_limit, COMPACTION_BATCH),
             compaction_sleep_interval: or_default(raw.compaction_sleep_interval.0, COMPACTION_SLEEP),
             watch_progress_notify_interval: or_default(

@@ -252,6 +252,9 @@ pub struct RawServerConfig {
     #[arg(long, default_value = LOG_ROTATION, value_name = "JSON", help_heading = "Logging")]
     pub log_rotation_config_json: String,
 
+    /// Defragment the state at the start if that frees at least so many megabytes; 0 is never.
+    #[arg(long, default_value_t = 0, value_name = "MEGABYTES", help_heading = "Tuning")]
+    pub bootstrap_defrag_threshold_megabytes: u64,
     /// Records a compaction removes in one slice; 0 is 1000.
     #[arg(long, default_value_t = 0, help_heading = "Tuning")]
     pub compaction_batch_limit: usize,

@@ -253,10 +253,14 @@ impl CorruptionCheck {
     /// to which that is done.
     async fn check_compactions(&self, checked: Revision) -> Revision {
         let kept = self.store.compaction_hashes();
-        for hashed in kept.iter().rev().take_while(|hashed| hashed.hash_revision > checked) {
+        let unchecked = kept.iter().rev().take_while(|hashed| hashed.hash_revision > checked);
+        for (before, hashed) in unchecked.enumerate() {
             let others = self.ask_all(COMPACTION_HASH, hashed.hash_revision).await;
             let suspects = match compare((self.info.member(), Sum::new(hashed, hashed.hash_revision)), &others) {
-                Verdict::Equal { complete: true } => return hashed.hash_revision,
+                Verdict::Equal { complete: true } => {
+                    info!("number-of-hashes-checked" = before + 1, "finished compaction hash check");
+                    return hashed.hash_revision;
+                }
                 Verdict::Equal { complete: false } => continue,
                 Verdict::Damaged(members) => members,
                 Verdict::Undecided => vec![MemberId(0)],

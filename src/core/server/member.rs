@@ -31,7 +31,7 @@ use crate::core::apply::{
     open_leases,
 };
 use crate::core::auth::AuthStore;
-use crate::core::backend::{BackendError, Checkpointer, Table};
+use crate::core::backend::{Backend, BackendError, Checkpointer, Table};
 use crate::core::cluster::{self, MembershipError};
 use crate::core::lease::{LeaseError, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
@@ -200,6 +200,9 @@ impl Member {
             started_at: wal.last_index(),
         };
         backend.measure(metrics.disk.clone());
+        if let Some(threshold) = config.bootstrap_defrag_threshold_bytes {
+            defragment_above(&backend, threshold)?;
+        }
         let store = Store::open(backend.clone())?;
         let reader = store.reader();
 
@@ -367,6 +370,23 @@ fn node_config(config: &ServerConfig, member: MemberId, applied: LogIndex) -> No
         applied,
         seed: fastrand::u64(..),
     }
+}
+
+/// Defragments the state where that frees at least so many bytes.
+fn defragment_above(backend: &Backend, threshold: u64) -> Result<(), BackendError> {
+    let (size, in_use) = (backend.size_bytes(), backend.size_in_use_bytes());
+    if size.saturating_sub(in_use) < threshold {
+        info!(
+            "current-db-size-bytes" = size,
+            "current-db-size-in-use-bytes" = in_use,
+            "bootstrap-defrag-threshold-bytes" = threshold,
+            "Skipping defragmentation"
+        );
+        return Ok(());
+    }
+    let done = backend.defragment()?;
+    info!(before_bytes = done.before_bytes, after_bytes = done.after_bytes, "finished defragmentation at the start");
+    Ok(())
 }
 
 /// Where db snapshots are written and received.

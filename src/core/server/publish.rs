@@ -36,7 +36,7 @@ async fn set_attributes(parts: &Parts, name: &str, client_urls: &[String]) {
         let set = ClusterMemberAttrSetRequest { member_id: member.0, member_attributes: Some(attributes) };
         match parts.proposer.propose(&Caller::Member, set).await {
             Ok(_) if parts.published.cluster().member(member).is_some() => {
-                info!(%member, name, "published local member to cluster");
+                info!(%member, name, "published local member to cluster through raft");
                 return;
             }
             Ok(_) => warn!("the cluster does not know this member yet"),
