@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::wire::CallError;
 
-/// Longest latency told apart, an hour.
+/// Longest latency that is recorded, an hour.
 const LONGEST_NANOS: u64 = 3_600_000_000_000;
 /// Different error texts kept; a server that makes up a new text each time gets no more.
 const TEXTS: usize = 50;

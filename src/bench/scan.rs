@@ -1,11 +1,11 @@
-//! Reads the few fields of answers that the generator looks at, without decoding the rest.
+//! Reads the few fields of answers that the generator uses, without decoding the rest.
 
 /// A field's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Field<'a> {
     Number(u64),
     Bytes(&'a [u8]),
-    /// Eight or four bytes that nobody here needs.
+    /// Eight or four bytes, skipped.
     Fixed,
 }
 
@@ -66,7 +66,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What the generator looks at in a watch answer.
+/// The fields of a watch answer that the generator uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct WatchAnswer<'a> {
     pub(super) watch_id: i64,

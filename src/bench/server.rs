@@ -1,4 +1,4 @@
-//! What a server costs its machine, as `/proc` tells it.
+//! CPU time and memory of a server, from `/proc`.
 
 use std::str::FromStr;
 
@@ -33,7 +33,7 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Looks at a process.
+    /// Reads the figures of a process.
     ///
     /// # Errors
     /// When there is no such process, or no `/proc`.

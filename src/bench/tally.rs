@@ -94,7 +94,7 @@ impl Seen {
         Self { key, revision: 0, events: 0, marks: 0, surplus: 0 }
     }
 
-    /// Notes an event; tells whether it is new. Each put has a revision of its own.
+    /// Records an event; returns whether it is new. Each put has a revision of its own.
     pub(super) fn event(&mut self, revision: i64, number: u64) -> bool {
         if revision <= self.revision {
             self.surplus += 1;

@@ -25,7 +25,7 @@ const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
 const BULK_BYTES: usize = 256 * 1024;
 /// Bytes that the far end confirms at once.
 const BATCH_BYTES: u64 = 256 * 1024 * 1024;
-/// Connections opened at once while many are wanted.
+/// Connections opened at the same time while many are opened.
 const OPENING_MAX: usize = 64;
 
 #[derive(Clone, Debug, Parser)]
@@ -228,7 +228,7 @@ async fn bulk(config: &RawTcpBench) -> io::Result<serde_json::Value> {
     }))
 }
 
-/// Opens connections, lets each do one round, and looks at the forwarder's memory.
+/// Opens connections, does one round trip on each, and reads the forwarder's memory.
 async fn idle(config: &RawTcpBench) -> io::Result<serde_json::Value> {
     let usage = Usage::of(config.server_pid);
     let before = usage.rss_kib();

@@ -8,7 +8,7 @@ use super::setup::runtime;
 use super::wire::CallError;
 use crate::shutdown::Tasks;
 
-/// Pause between two looks at the threads.
+/// Pause between two checks of the threads.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs `work` once on each of `threads` threads, each with a runtime of its own, and `aside` on one more, which is
@@ -57,7 +57,7 @@ where
 }
 
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, CallError>>) -> Result<T, CallError> {
-    // A panic of a thread is a fault of the generator; it goes on as one.
+    // A panic of a thread is a fault of the generator; it is resumed here.
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
@@ -65,7 +65,7 @@ fn joined_unit(thread: std::thread::ScopedJoinHandle<'_, ()>) {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-/// A bar on standard error, when a person looks at it.
+/// A progress bar on standard error, if that is a terminal.
 fn progress(total: Option<u64>, json: bool) -> ProgressBar {
     if json || !std::io::stderr().is_terminal() {
         return ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());

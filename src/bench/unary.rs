@@ -92,7 +92,7 @@ pub(super) async fn clients(
                         Err(_) => record.failed(&CallError(format!("no answer within {timeout:?}"))),
                     }
                     done.fetch_add(1, Ordering::Relaxed);
-                    // Errors without end tell nothing that one of them does not.
+                    // One error of a kind is enough.
                     if connection.is_given_up() {
                         break;
                     }
@@ -140,7 +140,7 @@ impl StartGate {
         }
     }
 
-    /// Opens for everybody, whoever is missing.
+    /// Opens for all threads, even if some have not arrived.
     pub(super) fn open(&self) {
         *self.missing.lock() = 0;
         self.open.notify_all();

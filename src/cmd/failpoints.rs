@@ -28,12 +28,12 @@ const ASYNC_NAMES: [&str; 1] = ["beforeSendWatchResponse"];
 /// Longest term.
 const TERM_BYTES_MAX: usize = 1024;
 
-/// Sets what the environment asks for, and serves the handler if it is to be served.
+/// Sets the failpoints of the environment, and serves the handler if it is configured.
 ///
 /// # Errors
 /// An unknown failpoint or term, or an address that cannot be bound.
 pub fn start(tasks: &Tasks) -> anyhow::Result<()> {
-    // A failpoint that panics stands for the end of the process, whatever thread meets it.
+    // A failpoint that panics simulates the end of the process, on whatever thread.
     std::panic::set_hook(Box::new(|panicked| {
         eprintln!("{panicked}");
         std::process::abort();

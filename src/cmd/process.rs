@@ -36,7 +36,7 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
-/// Tells systemd that the service is up, if it asked (`Type=notify`).
+/// Notifies systemd that the service is up, if the unit has `Type=notify`.
 pub(super) fn notify_ready() {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let address = match socket.as_encoded_bytes() {

@@ -76,7 +76,7 @@ pub fn run(args: &[OsString]) -> u8 {
     })
 }
 
-/// How long a removed member goes on before it stops.
+/// Time from the removal of this member to its stop.
 const REMOVED_DELAY: Duration = Duration::from_secs(1);
 
 /// A member with its listeners.

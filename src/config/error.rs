@@ -38,7 +38,7 @@ pub enum ConfigError {
     /// Anything else that the parser of flags finds.
     #[error("{0}")]
     Other(String),
-    /// The value asks for a feature that does not exist yet.
+    /// The value requires a feature that does not exist yet.
     #[error("--{0} is not supported yet")]
     NotSupported(&'static str),
     #[error("--{flag}: {source}")]
@@ -49,7 +49,7 @@ pub enum ConfigError {
 
     #[error("enabling feature gate {gate} requires enabling feature gate {needed}")]
     GateNeeded { gate: &'static str, needed: &'static str },
-    /// Clients would be told an address where nobody listens.
+    /// The default would advertise an address that this member does not listen on.
     #[error("--advertise-client-urls is required when --listen-client-urls is set explicitly")]
     AdvertiseMissing,
     #[error("--{0} must be >0 (set to 0ms)")]
@@ -104,7 +104,7 @@ pub enum UrlError {
     NotAnAddress(String),
     #[error("no URL given")]
     Empty,
-    /// More than members tell each other when they connect.
+    /// More than the header of a peer connection holds.
     #[error("list of URLs is too long: {bytes} bytes")]
     TooLong { bytes: usize },
 }

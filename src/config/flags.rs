@@ -24,12 +24,12 @@ pub enum Source {
     File(usize),
 }
 
-/// What a mode was told, before it is checked.
+/// The flags of a mode with their values, before they are checked.
 #[derive(Debug)]
 pub struct Parsed {
     /// The values, for `T::from_arg_matches`.
     pub matches: ArgMatches,
-    /// Flags that are given, without dashes, with what they were told.
+    /// Flags that are given, without dashes, with value and source.
     pub given: BTreeMap<String, (String, Source)>,
     /// Variables with our prefix that name no flag.
     pub unknown_variables: Vec<String>,
@@ -81,7 +81,7 @@ impl Variables {
         Self::default()
     }
 
-    /// Those of this process whose name starts with `prefix`, such as `ETCD_`.
+    /// The variables of this process whose name starts with `prefix`, such as `ETCD_`.
     pub fn of_process(prefix: &'static str) -> Self {
         Self::new(prefix, std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))))
     }

@@ -1,4 +1,4 @@
-//! What the operator wrote, turned into what the rooms receive.
+//! Configuration: flags, variables and files, parsed and checked for the rooms that use them.
 //!
 //! Arguments and variables enter through `flags.rs`, which understands the flag syntax etcd's users know, or from the file of `--config-file` (`file/`), and become a
 //! `Raw…Config`, one per mode; its `TryFrom` gives the config the rooms get and is the only place that checks. A flag of

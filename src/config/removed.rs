@@ -50,7 +50,7 @@ pub(super) fn successor(flag: &str) -> Option<&'static str> {
     REMOVED.iter().find(|(removed, _)| *removed == flag)?.1
 }
 
-/// What to tell somebody who gives this flag; nothing for one that no release of etcd had.
+/// The text for a flag of an older release of etcd; none for a flag that no release had.
 pub fn removed_flag(flag: &str) -> Option<String> {
     let (flag, successor) = REMOVED.iter().find(|(removed, _)| *removed == flag)?;
     Some(match successor {

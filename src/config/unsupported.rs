@@ -27,7 +27,7 @@ pub enum FlagKind {
     Text,
 }
 
-/// What happens to a flag that no code looks at.
+/// How a flag that no code reads is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Support {
     /// Any value is accepted and changes nothing.
@@ -198,7 +198,7 @@ impl UnsupportedFlag {
         }
     }
 
-    /// Whether its value asks for what does not exist yet.
+    /// Whether its value requires a feature that does not exist yet.
     fn is_refused(&self, matches: &ArgMatches) -> bool {
         fn differs<T: FromStr + PartialEq + Clone + Send + Sync + 'static>(
             matches: &ArgMatches,
@@ -220,7 +220,7 @@ impl UnsupportedFlag {
 /// Reads the flags of a mode into its raw configuration; those without effect are known from their table.
 ///
 /// # Errors
-/// The first thing that is wrong, also a value that asks for what is not supported yet.
+/// The first thing that is wrong, also a value that requires a feature that is not supported yet.
 pub(super) fn read_flags<T: CommandFactory + FromArgMatches>(
     mode: Mode,
     args: &[OsString],
@@ -248,7 +248,7 @@ pub(super) fn add_to(command: Command, mode: Mode) -> Command {
     })
 }
 
-/// Refuses the first flag with a value that asks for what does not exist yet.
+/// Refuses the first flag whose value requires a feature that does not exist yet.
 fn check(parsed: &Parsed, mode: Mode) -> Result<(), ConfigError> {
     match unsupported_flags(mode).find(|flag| flag.is_refused(&parsed.matches)) {
         Some(flag) => Err(ConfigError::NotSupported(flag.name)),

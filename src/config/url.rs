@@ -37,7 +37,7 @@ impl ListenUrl {
         &self.text
     }
 
-    /// Whether whoever connects has to speak TLS.
+    /// Whether connections must use TLS.
     pub fn is_tls(&self) -> bool {
         self.tls
     }
@@ -106,7 +106,7 @@ pub fn check_peer_urls(urls: &[String]) -> Result<Vec<String>, UrlError> {
     if urls.is_empty() {
         return Err(UrlError::Empty);
     }
-    // Members tell each other their URLs in a header of this form when they connect.
+    // A peer connection carries the URLs in a header of this form.
     let bytes: usize = urls.iter().map(|url| url.len() + 1).sum();
     if bytes > PEER_URLS_BYTES_MAX {
         return Err(UrlError::TooLong { bytes });

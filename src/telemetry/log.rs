@@ -89,7 +89,7 @@ impl FromStr for LogFormat {
 
 /// Sends the log lines of the whole process where `config` says. Called once, by the wiring.
 ///
-/// Libraries speak up from `warn` only, whatever the level: their debug lines would drown ours.
+/// Lines of libraries are logged from `warn` on only, whatever the level: their debug lines are many.
 ///
 /// # Errors
 /// When a file does not open, or on a second call.

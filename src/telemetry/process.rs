@@ -15,7 +15,7 @@ impl Metrics {
 }
 
 /// Adds what the process and its descriptors cost, under the names of the Go client library and of etcd. A number that
-/// the system does not tell stays 0.
+/// the system does not provide stays 0.
 fn register(metrics: &Metrics) {
     let cpu = metrics.float_counter("process_cpu_seconds_total", "CPU time, in user and system mode.");
     let resident = metrics.float_gauge("process_resident_memory_bytes", "Bytes of resident memory.");

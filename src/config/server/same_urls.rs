@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use super::super::url::{Place, split};
 
-/// Finds the address of a host name; the error is for people.
+/// Finds the address of a host name; the error is a text for the log.
 pub type Resolve<'a> = &'a dyn Fn(&str) -> Result<IpAddr, String>;
 
 /// Whether two lists of URLs lead to the same places, in whatever order; the error says why not.
@@ -11,7 +11,7 @@ pub type Resolve<'a> = &'a dyn Fn(&str) -> Result<IpAddr, String>;
 /// only when that differs. `localhost` stays a name: it is not the same as 127.0.0.1.
 ///
 /// # Errors
-/// The first difference, or a name that nobody knows.
+/// The first difference, or a name that does not resolve.
 pub fn same_urls(a: &[String], b: &[String], resolve: Resolve<'_>) -> Result<(), String> {
     if a.len() != b.len() {
         return Err(format!("len({a:?}) != len({b:?})"));

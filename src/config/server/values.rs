@@ -85,7 +85,7 @@ struct Gate {
     name: &'static str,
     stage: &'static str,
     default: bool,
-    /// Whether the other value asks for something that does not exist yet.
+    /// Whether the other value requires a feature that does not exist yet.
     refused: bool,
     /// Whether we do what it stands for, whatever its value.
     in_effect: bool,
