@@ -4,7 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use watershed::pb::etcdserverpb::RangeRequest;
+use watershed::client::Client;
+use watershed::pb::etcdserverpb::auth_client::AuthClient;
+use watershed::pb::etcdserverpb::{
+    AuthEnableRequest, AuthRoleAddRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, AuthenticateRequest,
+    RangeRequest,
+};
 
 use crate::harness::{Process, client, free_port, until};
 
@@ -45,17 +50,24 @@ impl Told {
 
     /// Waits until it answers, and returns its output.
     fn serves(&self, mut process: Process) -> String {
+        self.serves_and(&mut process, async |_| {});
+        process.output()
+    }
+
+    /// Waits until it answers, and does something with a client.
+    fn serves_and(&self, process: &mut Process, then: impl AsyncFnOnce(Client)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
-            let kv = client(self.client.trim_start_matches("http://")).kv();
+            let client = client(self.client.trim_start_matches("http://"));
+            let kv = client.kv();
             until("the start", || {
                 assert!(process.ended().is_none(), "ended at its start:\n{}", process.output());
                 let mut kv = kv.clone();
                 async move { kv.range(RangeRequest { key: "ready".into(), ..Default::default() }).await.ok() }
             })
             .await;
+            then(client).await;
         });
-        process.output()
     }
 }
 
@@ -158,6 +170,58 @@ fn refusals_have_etcds_form_and_exit_code() {
         assert_eq!(exit, Some(code), "{args:?}: {output}");
         assert!(output.contains(text), "{args:?}: {text}: {output}");
     }
+}
+
+// The image of Bitnami: variables only, some of which are the image's own, JSON web tokens with the key it makes (PKCS #1),
+// and the calls of its set-up script.
+#[test]
+fn bitnamis_image_starts_its_member_unchanged() {
+    let told = Told::new();
+    let key = told.folder.path().join("jwt-token.pem");
+    std::fs::write(&key, include_str!("../../src/core/auth/jwt/tests/rsa-pkcs1.pem")).expect("write the key");
+    let token = format!("jwt,priv-key={},sign-method=RS256,ttl=10m", key.display());
+    let data = told.folder.path().join("data").display().to_string();
+    let cluster = format!("etcd-0={}", told.peer);
+    let variables = [
+        ("BITNAMI_DEBUG", "false"),
+        ("ALLOW_NONE_AUTHENTICATION", "no"),
+        ("ETCD_ROOT_PASSWORD", "s3cret"),
+        ("ETCDCTL_API", "3"),
+        ("ETCD_ON_K8S", "yes"),
+        ("ETCD_START_FROM_SNAPSHOT", "no"),
+        ("ETCD_DISASTER_RECOVERY", "no"),
+        ("ETCD_CLUSTER_DOMAIN", "etcd-headless.default.svc.cluster.local"),
+        ("ETCD_NAME", "etcd-0"),
+        ("ETCD_DATA_DIR", &data),
+        ("ETCD_LOG_LEVEL", "info"),
+        ("ETCD_AUTH_TOKEN", &token),
+        ("ETCD_ADVERTISE_CLIENT_URLS", &told.client),
+        ("ETCD_LISTEN_CLIENT_URLS", &told.client),
+        ("ETCD_INITIAL_ADVERTISE_PEER_URLS", &told.peer),
+        ("ETCD_LISTEN_PEER_URLS", &told.peer),
+        ("ETCD_INITIAL_CLUSTER_TOKEN", "etcd-cluster-k8s"),
+        ("ETCD_INITIAL_CLUSTER_STATE", "new"),
+        ("ETCD_INITIAL_CLUSTER", &cluster),
+        ("ETCD_AUTO_COMPACTION_MODE", ""),
+        ("ETCD_CERT_FILE", ""),
+        ("ETCD_BCRYPT_COST", "4"),
+    ];
+    let mut process = told.start(&[], &variables);
+    told.serves_and(&mut process, async |client| {
+        let (name, password, role) = ("root".to_owned(), "s3cret".to_owned(), "root".to_owned());
+        let user = AuthUserAddRequest { name: name.clone(), password: password.clone(), ..Default::default() };
+        let mut auth = AuthClient::new(client.channel());
+        auth.user_add(user).await.expect("user add root");
+        auth.role_add(AuthRoleAddRequest { name: role.clone() }).await.expect("role add root");
+        auth.user_grant_role(AuthUserGrantRoleRequest { user: name.clone(), role }).await.expect("grant");
+        auth.auth_enable(AuthEnableRequest {}).await.expect("auth enable");
+        let login = AuthenticateRequest { name, password };
+        let token = auth.authenticate(login).await.expect("login").into_inner().token;
+        assert_eq!(token.split('.').count(), 3, "a JSON web token");
+    });
+    let output = process.output();
+    assert!(output.contains("ETCD_ROOT_PASSWORD") && !output.contains("s3cret"), "{output}");
+    assert!(!output.contains("ETCD_CERT_FILE"), "empty ones count as not set: {output}");
 }
 
 // The compose file of Milvus: single dashes, and variables for the rest.
