@@ -188,6 +188,20 @@ struct Tls {
     peers: Option<PeerTls>,
 }
 
+impl Tls {
+    fn read(config: &TlsConfig) -> anyhow::Result<Self> {
+        if let Some(files) = &config.client_identity {
+            Identity::from_files(files.clone()).context("--client-cert-file, --client-key-file")?;
+        }
+        let clients = config.clients.as_ref().map(ServerTls::new).transpose().context("TLS for clients")?;
+        let peers = config.peers.as_ref().map(|peers| {
+            let accepting = ServerTls::new(&peers.accepting)?;
+            anyhow::Ok(PeerTls { accepting, dialling: ClientTls::new(&peers.dialling)? })
+        });
+        Ok(Self { clients, peers: peers.transpose().context("TLS between members")? })
+    }
+}
+
 /// One line with what decides how a member behaves; support reads it first.
 fn log_start(config: &ServerConfig) {
     let list = |urls: &[ListenUrl]| urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -216,20 +230,6 @@ fn log_start(config: &ServerConfig) {
         "max-learners" = config.max_learners,
         "starting an etcd server"
     );
-}
-
-impl Tls {
-    fn read(config: &TlsConfig) -> anyhow::Result<Self> {
-        if let Some(files) = &config.client_identity {
-            Identity::from_files(files.clone()).context("--client-cert-file, --client-key-file")?;
-        }
-        let clients = config.clients.as_ref().map(ServerTls::new).transpose().context("TLS for clients")?;
-        let peers = config.peers.as_ref().map(|peers| {
-            let accepting = ServerTls::new(&peers.accepting)?;
-            anyhow::Ok(PeerTls { accepting, dialling: ClientTls::new(&peers.dialling)? })
-        });
-        Ok(Self { clients, peers: peers.transpose().context("TLS between members")? })
-    }
 }
 
 /// Binds each address once: a plain and a secure URL of one address share its socket.
