@@ -4,7 +4,7 @@
 //! `proxy` and `gateway` are the access tier, which works in front of any etcd v3 cluster and knows nothing of
 //! `core`; `client` and `discovery` reach clusters; `eventlog` is the watch machinery that `core` and `proxy`
 //! share, `tree` the ordered map under the store; `recipes` holds lock and election; `listener` accepts connections and `net` opens them;
-//! `ctl` and `bench` are the tools.
+//! `ctl`, `bench` and `utl` are the tools.
 //! ARCHITECTURE.md has the picture, `tests/architecture.rs` holds who may import whom.
 
 // For the simulated disk of `tests/`, which the log's own tests use as well.
@@ -32,3 +32,4 @@ pub mod shutdown;
 pub mod telemetry;
 pub mod tree;
 pub mod types;
+pub mod utl;

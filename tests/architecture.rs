@@ -58,6 +58,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("proxy", &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener", "net", "pages"]),
     ("gateway", &["client", "discovery", "api_error", "config", "eventlog", "net", "pages"]),
     ("ctl", &["client", "discovery", "api_error", "config", "bolt", "net"]),
+    // The files of a member that does not run.
+    ("utl", &["bolt", "config", "core::backend", "core::cluster", "core::lease", "core::mvcc", "core::wal"]),
     ("bench", &["client", "discovery", "api_error", "config", "net"]),
     ("cmd", &["EVERYTHING"]),
     ("main", &["cmd"]),

@@ -46,7 +46,12 @@ impl BoltFile {
         let second = meta_at(first.map_or(PAGE_BYTES as u64, |meta| u64::from(meta.page_bytes)));
         let newest = first.into_iter().chain(second).max_by_key(|meta| meta.transaction);
         let meta = newest.ok_or_else(|| BoltError::NotADbSnapshot { path: path.into() })?;
-        Ok(Self { file, path: path.into(), file_bytes, meta })
+        let opened = Self { file, path: path.into(), file_bytes, meta };
+        let expected = opened.size_bytes();
+        if file_bytes < expected {
+            return Err(BoltError::Truncated { path: path.into(), bytes: file_bytes, expected });
+        }
+        Ok(opened)
     }
 
     /// Bytes of the pages in use.

@@ -79,6 +79,18 @@ impl InitialCluster {
         Ok(Self { name, state, token, members, advertised, duplicate })
     }
 
+    /// Reads what `snapshot restore` is given, for a new cluster.
+    ///
+    /// # Errors
+    /// A URL that no member could dial; an entry without a name.
+    pub fn restored(name: &str, list: &str, advertised: &str, token: &str) -> Result<Self, ConfigError> {
+        let url = |text: &str| advertised_url(text.trim());
+        let advertised: Result<Vec<String>, UrlError> = advertised.split(',').map(url).collect();
+        let advertised =
+            advertised.map_err(|source| ConfigError::Url { flag: "initial-advertise-peer-urls", source })?;
+        Self::parse(name, Some(list), advertised, token, InitialState::New)
+    }
+
     /// Names and peer URLs of all members.
     pub fn members(&self) -> impl Iterator<Item = (&str, &[String])> {
         self.members.iter().map(|(name, urls)| (name.as_str(), urls.as_slice()))

@@ -20,7 +20,6 @@ use crate::pb::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, LeaseCheckpointRequest, LeaseGrantRequest,
     LeaseRevokeRequest, RequestHeader,
 };
-use crate::pb::walpb;
 use crate::types::{LeaseId, LogIndex, MemberId, Revision};
 
 /// What apply decides by, the same on every member.
@@ -232,7 +231,7 @@ impl Applier {
             Ok(rows) => {
                 tracing::info!(%member, ?action, "membership changed");
                 changes.extend(rows);
-                changes.push(conf_state_row(&self.cluster.conf_state()));
+                changes.push(self.cluster.conf_state_row());
                 Ok(Applied::Members(self.cluster.members().cloned().collect()))
             }
             Err(error) => {
@@ -463,20 +462,4 @@ pub fn open_leases(backend: &Backend, store: &Store, min_ttl_seconds: i64) -> Re
         leases.attach(key, lease);
     }
     Ok(leases)
-}
-
-/// Voters and learners in the JSON form of etcd's meta table.
-fn conf_state_row(state: &walpb::ConfState) -> Change {
-    let json = serde_json::json!({
-        "voters": state.voters,
-        "learners": state.learners,
-        "voters_outgoing": state.voters_outgoing,
-        "learners_next": state.learners_next,
-        "auto_leave": state.auto_leave.unwrap_or(false),
-    });
-    Change {
-        table: Table::Meta,
-        key: bytes::Bytes::from_static(b"confState"),
-        value: Some(json.to_string().into_bytes().into()),
-    }
 }

@@ -355,15 +355,37 @@ pub(super) fn io_error(doing: &'static str, path: &Path, source: std::io::Error)
 }
 
 /// Tells apart our file, one of etcd's, and anything else before the library touches it.
+/// What a file that may hold a state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateFileKind {
+    /// A store of this program.
+    Own,
+    /// A database of etcd's, or a db snapshot.
+    Bbolt,
+    /// Neither.
+    Other,
+}
+
+impl StateFileKind {
+    /// Decides by the first 64 bytes, or all there are.
+    pub fn of(head: &[u8]) -> Self {
+        if head.starts_with(REDB_MAGIC) {
+            Self::Own
+        } else if head.get(16..20) == Some(BBOLT_MAGIC.as_slice()) {
+            Self::Bbolt
+        } else {
+            Self::Other
+        }
+    }
+}
+
 fn check_kind(path: &Path, file: &dyn redb::StorageBackend) -> Result<(), BackendError> {
     let io = |error| io_error("read", path, error);
     let mut head = vec![0; file.len().map_err(io)?.min(64) as usize];
     file.read(0, &mut head).map_err(io)?;
-    if head.starts_with(REDB_MAGIC) {
-        Ok(())
-    } else if head.get(16..20) == Some(BBOLT_MAGIC.as_slice()) {
-        Err(BackendError::Bbolt { path: path.into() })
-    } else {
-        Err(BackendError::Foreign { path: path.into() })
+    match StateFileKind::of(&head) {
+        StateFileKind::Own => Ok(()),
+        StateFileKind::Bbolt => Err(BackendError::Bbolt { path: path.into() }),
+        StateFileKind::Other => Err(BackendError::Foreign { path: path.into() }),
     }
 }

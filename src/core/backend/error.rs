@@ -16,7 +16,9 @@ pub enum BackendError {
         path: PathBuf,
     },
     /// The file is a database of etcd's.
-    #[error("{path:?} is a database of etcd (bbolt); restore a snapshot of it into a new data directory instead")]
+    #[error(
+        "{path:?} is a database of etcd (bbolt); restore a snapshot of it into a new data directory instead (etcdutl snapshot restore, see docs/migrate.md)"
+    )]
     Bbolt {
         /// The file found.
         path: PathBuf,

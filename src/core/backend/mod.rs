@@ -27,6 +27,7 @@ mod wake;
 
 pub use change::{Change, ChangeSet, LogPosition, Table};
 pub use checkpointer::Checkpointer;
+pub use database::StateFileKind;
 pub use db_snapshot::{DbSnapshot, DbSnapshotSummary};
 pub use defragment::Defragmented;
 pub use disk::{FsStateDisk, StateDisk};

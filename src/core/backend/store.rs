@@ -157,6 +157,17 @@ impl Backend {
         Self::open_on(Arc::new(FsStateDisk::default()), path)
     }
 
+    /// Opens a store that must exist.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open); there is no such file.
+    pub fn open_existing(path: &Path) -> Result<Self, BackendError> {
+        let disk = FsStateDisk::default();
+        let (store, durable) = Store::open_existing(&disk, path)?;
+        let location = FileLocation { disk: Arc::new(disk), path: path.into() };
+        Ok(Self::from_parts(Some(location), store, durable))
+    }
+
     /// As [`open`](Self::open), on any disk.
     ///
     /// # Errors

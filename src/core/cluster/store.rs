@@ -78,6 +78,11 @@ impl ClusterStore {
         Ok(store)
     }
 
+    /// A first member of a cluster that begins with the state of a db snapshot.
+    pub fn restore_member(&mut self, member: Member) -> Change {
+        self.set_member(member)
+    }
+
     /// Adds or replaces a member.
     pub(super) fn set_member(&mut self, member: Member) -> Change {
         let change = row(&member);
@@ -159,6 +164,19 @@ impl ClusterStore {
             auto_leave: Some(false),
             ..walpb::ConfState::default()
         }
+    }
+
+    /// Voters and learners in the JSON form of etcd's meta table.
+    pub fn conf_state_row(&self) -> Change {
+        let state = self.conf_state();
+        let json = serde_json::json!({
+            "voters": state.voters,
+            "learners": state.learners,
+            "voters_outgoing": state.voters_outgoing,
+            "learners_next": state.learners_next,
+            "auto_leave": state.auto_leave.unwrap_or(false),
+        });
+        Change::put(Table::Meta, Bytes::from_static(b"confState"), json.to_string().into_bytes())
     }
 
     /// The version the cluster agreed on, once it has.

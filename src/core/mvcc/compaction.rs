@@ -136,6 +136,11 @@ fn removal(past: &Past) -> Change {
     Change::delete(Table::Key, key)
 }
 
+/// The row by which a store compacts to `at` once it is opened.
+pub fn compacted_at(at: Revision) -> Change {
+    mark(SCHEDULED, at)
+}
+
 fn mark(name: &'static [u8], at: Revision) -> Change {
     let value = Bytes::copy_from_slice(&RecordId::new(at, 0).to_bytes());
     Change::put(Table::Meta, Bytes::from_static(name), value)

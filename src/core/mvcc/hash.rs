@@ -90,7 +90,8 @@ impl Drop for Hold<'_> {
 /// With `compacting` this is the hash of a compaction at `at`; tombstones of that revision then count as needed.
 fn hash(view: View<'_>, at: Revision, compacted: Revision, compacting: bool) -> Result<HashKv, MvccError> {
     let everything = KeyRange::From(Default::default());
-    let needs_any = view.count(&everything, at) > 0 || (compacting && buries_at(view, at));
+    let bump = |at: Revision| view.state.bumps.iter().rev().find(|bump| bump.main <= at);
+    let needs_any = view.count(&everything, at) > 0 || bump(at).is_some() || (compacting && buries_at(view, at));
     // When the state at `at` needs nothing, etcd leaves nothing out that its last compaction has left.
     let needed_at = if needs_any { at } else { compacted };
     let mut sum = crc32c::crc32c(b"key");
@@ -101,11 +102,15 @@ fn hash(view: View<'_>, at: Revision, compacted: Revision, compacting: bool) -> 
                 // Those below are gone after the compaction, that at it may be.
                 return ControlFlow::Continue(());
             }
+            // To etcd these are versions of the empty key.
+            if value.is_empty() && bump(needed_at) != Some(&id) {
+                return ControlFlow::Continue(());
+            }
             let Some(fields) = Fields::parse(value) else {
                 broken = Some(MvccError::Corrupt { id, problem: "not in etcd's encoding" });
                 return ControlFlow::Break(());
             };
-            if !is_newest(view, &value[fields.key], id, needed_at) {
+            if !value.is_empty() && !is_newest(view, &value[fields.key], id, needed_at) {
                 return ControlFlow::Continue(());
             }
         }

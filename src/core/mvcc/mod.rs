@@ -35,7 +35,7 @@ pub use catch_up::{HistoryBatch, HistoryRequest};
 pub use check::{
     check_delete_range, check_put, check_range, check_range_stream, check_txn, is_read_only, is_serializable,
 };
-pub use compaction::{Compaction, Progress};
+pub use compaction::{Compaction, Progress, compacted_at};
 pub use error::MvccError;
 pub use hash::CompactionHash;
 pub use hash_cache::HashKv;

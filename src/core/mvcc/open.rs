@@ -88,6 +88,10 @@ fn compaction_mark(backend: &Backend, name: &[u8]) -> Result<Revision, MvccError
 impl State {
     fn replay(&mut self, id: RecordId, tombstone: bool, row: &[u8], scratch: &mut Vec<u8>) -> Result<(), MvccError> {
         self.revision = self.revision.max(id.main);
+        if row.is_empty() && !tombstone {
+            self.bumps.push(id);
+            return Ok(());
+        }
         if tombstone {
             let fields = Fields::parse(row).ok_or(MvccError::Corrupt { id, problem: "unreadable" })?;
             let key = &row[fields.key];

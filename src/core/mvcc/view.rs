@@ -14,7 +14,7 @@ use super::pins::Pins;
 use super::record::Record;
 use crate::core::backend::Backend;
 use crate::tree::{Iter, Tree};
-use crate::types::{Key, KeyRange, Revision};
+use crate::types::{Key, KeyRange, RecordId, Revision};
 
 /// Everything a reader needs; cloning shares both trees.
 #[derive(Clone)]
@@ -28,6 +28,9 @@ pub(super) struct State {
     pub revision: Revision,
     /// -1 before the first compaction.
     pub compacted: Revision,
+    /// Rows without content, oldest first: a restore with `--bump-revision` leaves one, so that the revision it chose is
+    /// the newest. They name no key, and the only thing that sees them is the hash.
+    pub bumps: Vec<RecordId>,
     /// Bytes of live versions replaced since the start; see `pins.rs`.
     pub replaced_bytes: u64,
 }
@@ -40,6 +43,7 @@ impl State {
             past: Tree::default(),
             revision: Revision(1),
             compacted: Revision(-1),
+            bumps: Vec::new(),
             replaced_bytes: 0,
         }
     }
