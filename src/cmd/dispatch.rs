@@ -15,6 +15,7 @@ Usage:
   watershed grpc-proxy start [flags] run the gRPC proxy
   watershed dev [flags]              run server, gateway and proxy on loopback, to try things out
   watershed ctl <command>            talk to a cluster, as etcdctl does
+  watershed utl <command>            work on snapshots and on files of a stopped member, as etcdutl does
   watershed bench <command>          put load on a cluster and measure
   watershed version                  show the version
 
@@ -29,7 +30,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
     match name {
         Some("etcd") => run_as_etcd(args),
         Some("etcdctl") => super::ctl::run(Program::Etcdctl, args),
-        Some("etcdutl") => super::ctl::run(Program::Etcdutl, args),
+        Some("etcdutl") => super::utl::run("etcdutl", args),
         _ => run_as_watershed(args),
     }
 }
@@ -56,6 +57,7 @@ fn run_as_watershed(args: &[OsString]) -> u8 {
             refuse(format!("unknown command {other:?} for \"watershed {mode}\", there is only start"))
         }
         (Some("dev"), _) => super::dev::run(&args[1..]),
+        (Some("utl"), _) => super::utl::run("watershed utl", &args[1..]),
         (Some("ctl"), _) => super::ctl::run(Program::Ctl, &args[1..]),
         (Some("bench"), Some("tcp-pingpong" | "tcp-bulk" | "tcp-idle")) => crate::bench::tcp::run(&args[1..]),
         (Some("bench"), _) => super::bench::run(&args[1..]),

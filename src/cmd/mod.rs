@@ -14,5 +14,6 @@ pub mod grpc_proxy;
 mod process;
 pub mod server;
 mod usage;
+pub mod utl;
 
 pub use dispatch::run;

@@ -13,6 +13,7 @@ mod peer_tls;
 mod proxied;
 mod reconfiguration;
 mod restarts;
+mod restored;
 mod same_answers;
 mod story;
 mod upstream;
