@@ -46,12 +46,20 @@ impl BoltFile {
         let second = meta_at(first.map_or(PAGE_BYTES as u64, |meta| u64::from(meta.page_bytes)));
         let newest = first.into_iter().chain(second).max_by_key(|meta| meta.transaction);
         let meta = newest.ok_or_else(|| BoltError::NotADbSnapshot { path: path.into() })?;
-        let opened = Self { file, path: path.into(), file_bytes, meta };
-        let expected = opened.size_bytes();
-        if file_bytes < expected {
-            return Err(BoltError::Truncated { path: path.into(), bytes: file_bytes, expected });
+        Ok(Self { file, path: path.into(), file_bytes, meta })
+    }
+
+    /// Opens a db snapshot that must have all of its pages.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open); the end of the file is missing.
+    pub fn open_whole(path: &Path) -> Result<Self, BoltError> {
+        let opened = Self::open(path)?;
+        let (bytes, expected) = (opened.file_bytes, opened.size_bytes());
+        match bytes < expected {
+            true => Err(BoltError::Truncated { path: path.into(), bytes, expected }),
+            false => Ok(opened),
         }
-        Ok(opened)
     }
 
     /// Bytes of the pages in use.

@@ -25,6 +25,8 @@ pub enum OperationKind {
     ClusterMemberAttrSet,
     /// The cluster version.
     ClusterVersionSet,
+    /// A downgrade begun or ended.
+    DowngradeInfoSet,
     /// Auth on.
     AuthEnable,
     /// Auth off.
@@ -54,7 +56,7 @@ pub enum OperationKind {
 }
 
 impl OperationKind {
-    const ALL: [(Self, &'static str); 25] = [
+    const ALL: [(Self, &'static str); 26] = [
         (Self::Range, "Range"),
         (Self::ReadonlyTxn, "ReadonlyTxn"),
         (Self::Put, "Put"),
@@ -67,6 +69,7 @@ impl OperationKind {
         (Self::Alarm, "Alarm"),
         (Self::ClusterMemberAttrSet, "ClusterMemberAttrSet"),
         (Self::ClusterVersionSet, "ClusterVersionSet"),
+        (Self::DowngradeInfoSet, "DowngradeInfoSet"),
         (Self::AuthEnable, "AuthEnable"),
         (Self::AuthDisable, "AuthDisable"),
         (Self::Authenticate, "Authenticate"),

@@ -90,12 +90,8 @@ impl AsBolt {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn open(&self) -> Result<BoltFile, UtlError> {
-        Ok(BoltFile::open(&self.path)?)
+        Ok(BoltFile::open_whole(&self.path)?)
     }
 }
 
@@ -106,5 +102,6 @@ impl AsBolt {
 pub fn status(path: &Path, timeout: Duration) -> Result<SnapshotStatus, UtlError> {
     must_exist(path)?;
     let file = AsBolt::of(path, &std::env::temp_dir(), timeout)?;
-    Ok(bolt::status(file.path())?)
+    file.open()?;
+    Ok(bolt::status(&file.path)?)
 }

@@ -28,7 +28,7 @@ pub fn hash_kv(path: &Path, revision: Revision, timeout: Duration) -> Result<Has
     must_exist(path)?;
     let backend = match kind_of(path)? {
         StateFileKind::Own => open_own(path, timeout)?,
-        StateFileKind::Bbolt => in_memory(&BoltFile::open(path)?)?,
+        StateFileKind::Bbolt => in_memory(&BoltFile::open_whole(path)?)?,
         StateFileKind::Other => return Err(UtlError::Foreign { path: path.into() }),
     };
     let (found, _) = Store::open(backend)?.reader().hash_kv(revision)?;

@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 use tonic::Code;
 use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
+use watershed::pb::etcdserverpb::downgrade_request::DowngradeAction;
 use watershed::pb::etcdserverpb::{
     AlarmRequest, AlarmType, DefragmentRequest, DeleteRangeRequest, DowngradeRequest, HashKvRequest, HashRequest,
     MemberListRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest,
@@ -11,7 +12,7 @@ use watershed::pb::etcdserverpb::{
 use watershed::pb::healthpb::HealthCheckRequest;
 use watershed::pb::healthpb::health_check_response::ServingStatus;
 
-use crate::harness::{Deployment, Target, client, is_stock, refused, run};
+use crate::harness::{Deployment, Target, client, is_stock, refused, run, until};
 use crate::on_every_target;
 
 on_every_target! {
@@ -258,14 +259,41 @@ fn a_corrupt_member_gives_no_data() {
     });
 }
 
-/// What README says of what does not exist yet.
+// The answers of etcd 3.7.1, on which this runs as well.
 #[test]
-fn downgrades_are_refused() {
+fn a_downgrade_is_checked_enabled_and_cancelled() {
+    use DowngradeAction::{Cancel, Enable, Validate};
     run(Target::Core, &[], async |deployment: &mut Deployment| {
-        if is_stock() {
-            return;
+        let client = deployment.client.clone();
+        let ask = async |action: DowngradeAction, version: &str| {
+            let request = DowngradeRequest { action: action as i32, version: version.to_owned() };
+            client.maintenance().downgrade(request).await.map(|answer| answer.into_inner().version)
+        };
+        let cluster_is = async |version: &str| {
+            until(version, async || (ask(Cancel, "").await.ok()? == version).then_some(())).await;
+        };
+        cluster_is("3.7").await;
+        for wrong in ["", "3", "x.y"] {
+            let text = "etcdserver: wrong downgrade target version format";
+            refused(ask(Validate, wrong).await, Code::InvalidArgument, text);
         }
-        let downgrade = deployment.client.maintenance().downgrade(DowngradeRequest::default()).await;
-        refused(downgrade, Code::Unimplemented, "downgrades are not supported by this version of watershed");
+        for wrong in ["3.5", "3.7.0", "3.8", "2.6"] {
+            refused(ask(Enable, wrong).await, Code::InvalidArgument, "etcdserver: invalid downgrade target version");
+        }
+        assert_eq!(ask(Validate, "3.6").await.expect("fine"), "3.7");
+        assert_eq!(ask(Validate, "3.6.1").await.expect("the patch does not count"), "3.7");
+        ask(Enable, "3.6.0").await.expect("fine");
+        let info = status(deployment).await.downgrade_info.expect("always there");
+        assert_eq!((info.enabled, info.target_version.as_str()), (true, "3.6.0"));
+        // Once the version is that of the target the same one is no target any more.
+        let second = ask(Enable, "3.6").await.expect_err("refused");
+        let texts =
+            ["etcdserver: cluster has a downgrade job in progress", "etcdserver: invalid downgrade target version"];
+        assert!(texts.contains(&second.message()), "{second:?}");
+        ask(Cancel, "").await.expect("fine");
+        assert!(!status(deployment).await.downgrade_info.expect("always there").enabled);
+        cluster_is("3.7").await;
+        let unknown = deployment.client.maintenance().downgrade(DowngradeRequest { action: 7, version: "3.6".into() });
+        refused(unknown.await, Code::Unknown, "etcdserver: unknown method");
     });
 }

@@ -294,6 +294,11 @@ impl Applier {
                 batch.records_changed = true;
                 Ok(Applied::ClusterVersionSet(()))
             }
+            Operation::DowngradeInfoSet(set) => {
+                changes.push(self.cluster.set_downgrade(Some(set.ver.as_str()).filter(|_| set.enabled)));
+                batch.records_changed = true;
+                Ok(Applied::DowngradeInfoSet(()))
+            }
             Operation::Authenticate(request) => {
                 let identity = self.auth.authenticate(request, index, &mut batch.auth_facts)?;
                 Ok(Applied::Authenticate(Login { identity, index }))

@@ -13,7 +13,7 @@ use crate::pb::etcdserverpb::{
     InternalAuthenticateRequest, InternalRaftRequest, LeaseCheckpointRequest, LeaseGrantRequest, LeaseRevokeRequest,
     PutRequest, RequestHeader, TxnRequest,
 };
-use crate::pb::membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest};
+use crate::pb::membershippb::{ClusterMemberAttrSetRequest, ClusterVersionSetRequest, DowngradeInfoSetRequest};
 use crate::telemetry::OperationKind;
 use crate::types::{LeaseId, LogIndex, Revision};
 
@@ -134,6 +134,7 @@ operations! {
     alarm: Alarm(AlarmRequest) -> Vec<AlarmMember>,
     cluster_member_attr_set: ClusterMemberAttrSet(ClusterMemberAttrSetRequest) -> (),
     cluster_version_set: ClusterVersionSet(ClusterVersionSetRequest) -> (),
+    downgrade_info_set: DowngradeInfoSet(DowngradeInfoSetRequest) -> (),
     auth_enable: AuthEnable(AuthEnableRequest) -> (),
     auth_disable: AuthDisable(AuthDisableRequest) -> (),
     authenticate: Authenticate(InternalAuthenticateRequest) -> Login,
@@ -182,6 +183,7 @@ impl Operation {
             | Self::Alarm(_)
             | Self::ClusterMemberAttrSet(_)
             | Self::ClusterVersionSet(_)
+            | Self::DowngradeInfoSet(_)
             | Self::AuthEnable(_)
             | Self::AuthDisable(_)
             | Self::Authenticate(_)
@@ -235,8 +237,10 @@ mod tests {
 
     #[test]
     fn an_entry_of_a_later_version_keeps_its_id() {
-        let later = InternalRaftRequest { id: 9, downgrade_info_set: Some(Default::default()), ..Default::default() };
-        let read = Operation::decode(later.encode_to_vec().into()).expect("readable");
+        let mut later = InternalRaftRequest { id: 9, ..Default::default() }.encode_to_vec();
+        // Field 1400, empty.
+        later.extend_from_slice(&[0x82, 0x57, 0x00]);
+        let read = Operation::decode(later.into()).expect("readable");
         assert_eq!(read, (9, None, Operation::Unknown));
         assert!(!read.2.is_write() && read.2.cost_bytes() == 0);
     }

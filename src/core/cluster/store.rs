@@ -13,6 +13,7 @@ use crate::types::MemberId;
 pub const STORAGE_VERSION: &str = "3.7.0";
 
 const CLUSTER_VERSION_KEY: &[u8] = b"clusterVersion";
+const DOWNGRADE_KEY: &[u8] = b"downgrade";
 const STORAGE_VERSION_KEY: &[u8] = b"storageVersion";
 /// Value of a row in the table of removed members.
 const REMOVED: &[u8] = b"removed";
@@ -43,6 +44,16 @@ pub struct ClusterStore {
     /// Ids of removed members, never used again.
     removed: BTreeSet<MemberId>,
     version: Option<String>,
+    /// What the cluster is being downgraded to.
+    downgrade: Option<ClusterVersion>,
+}
+
+/// The stored form of a downgrade, in etcd's JSON.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct StoredDowngrade {
+    #[serde(rename = "target-version")]
+    target: String,
+    enabled: bool,
 }
 
 /// The rows that [`ClusterStore`] is read from.
@@ -75,6 +86,10 @@ impl ClusterStore {
         }
         let version = rows.cluster.iter().find(|(key, _)| key.as_ref() == CLUSTER_VERSION_KEY);
         store.version = version.map(|(_, version)| String::from_utf8_lossy(version).into_owned());
+        let downgrade = rows.cluster.iter().find(|(key, _)| key.as_ref() == DOWNGRADE_KEY);
+        let downgrade = downgrade.and_then(|(_, json)| serde_json::from_slice::<StoredDowngrade>(json).ok());
+        store.downgrade =
+            downgrade.filter(|stored| stored.enabled).and_then(|stored| ClusterVersion::parse(&stored.target));
         Ok(store)
     }
 
@@ -111,10 +126,12 @@ impl ClusterStore {
     /// Sets the version the cluster agreed on; the layout of the stored rows goes with it.
     ///
     /// A version below the known one is ignored: two leaders in a row may see different members, and the proposal
-    /// of the first may be the later one in the log.
+    /// of the first may be the later one in the log. The target of a downgrade is the exception.
     pub fn set_version(&mut self, version: &str) -> Vec<Change> {
         let known = self.version().and_then(ClusterVersion::parse);
-        if known.is_some_and(|known| ClusterVersion::parse(version).is_none_or(|new| new < known)) {
+        let new = ClusterVersion::parse(version);
+        let is_target = new.is_some() && new == self.downgrade;
+        if !is_target && known.is_some_and(|known| new.is_none_or(|new| new < known)) {
             return Vec::new();
         }
         self.version = Some(version.to_owned());
@@ -123,6 +140,19 @@ impl ClusterStore {
             Change::put(Table::Cluster, Bytes::from_static(CLUSTER_VERSION_KEY), cluster),
             Change::put(Table::Meta, Bytes::from_static(STORAGE_VERSION_KEY), STORAGE_VERSION.as_bytes()),
         ]
+    }
+
+    /// Begins a downgrade to a version, or ends it.
+    pub fn set_downgrade(&mut self, target: Option<&str>) -> Change {
+        self.downgrade = target.and_then(ClusterVersion::parse);
+        let stored = StoredDowngrade { target: target.unwrap_or_default().to_owned(), enabled: target.is_some() };
+        let json = serde_json::to_vec(&stored).expect("a text and a boolean can be written as JSON");
+        Change::put(Table::Cluster, Bytes::from_static(DOWNGRADE_KEY), json)
+    }
+
+    /// What the cluster is being downgraded to.
+    pub fn downgrade(&self) -> Option<ClusterVersion> {
+        self.downgrade
     }
 
     /// All members, by id.
@@ -244,5 +274,24 @@ mod tests {
             assert_eq!(store.version(), Some(then));
         }
         assert!(store.set_version("3.6.0").is_empty());
+    }
+
+    #[test]
+    fn a_downgrade_is_stored_and_lets_the_version_go_back() {
+        let mut store = ClusterStore::default();
+        store.set_version("3.7.0");
+        let enabled = store.set_downgrade(Some("3.6.0"));
+        assert_eq!(enabled.value.as_deref(), Some(br#"{"target-version":"3.6.0","enabled":true}"#.as_slice()));
+        let rows = pairs(vec![enabled]);
+        let read = ClusterStore::open(ClusterRows { cluster: &rows, ..ClusterRows::default() }).expect("readable");
+        assert_eq!(read.downgrade(), ClusterVersion::parse("3.6"));
+        assert!(store.set_version("3.5.0").is_empty(), "only to the target");
+        store.set_version("3.6.0");
+        assert_eq!(store.version(), Some("3.6.0"));
+        let ended = store.set_downgrade(None);
+        assert_eq!(ended.value.as_deref(), Some(br#"{"target-version":"","enabled":false}"#.as_slice()));
+        assert_eq!(store.downgrade(), None);
+        store.set_version("3.7.0");
+        assert_eq!(store.version(), Some("3.7.0"));
     }
 }

@@ -19,15 +19,32 @@ impl ClusterVersion {
         rest_is_fine.then_some(Self { major, minor })
     }
 
+    /// The only version that a cluster of this one can be downgraded to.
+    pub fn below(self) -> Option<Self> {
+        Some(Self { major: self.major, minor: self.minor.checked_sub(1)? })
+    }
+
+    /// Major and minor, as answers about downgrades have it.
+    pub fn short(self) -> String {
+        format!("{}.{}", self.major, self.minor)
+    }
+
     /// What the leader should propose: none when the agreed version can stay.
     ///
     /// `members` holds what each member runs, none for those that did not answer. It rises only once all have
-    /// answered, and never falls.
-    pub fn decide(agreed: Option<Self>, members: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
+    /// answered, and falls only to `downgrade`, the target of a downgrade.
+    pub fn decide(
+        agreed: Option<Self>,
+        downgrade: Option<Self>,
+        members: impl IntoIterator<Item = Option<Self>>,
+    ) -> Option<Self> {
         let versions: Option<Vec<Self>> = members.into_iter().collect();
         let lowest = versions.and_then(|versions| versions.into_iter().min());
         match agreed {
             None => Some(lowest.unwrap_or(Self::LOWEST)),
+            Some(agreed) if downgrade.is_some() => {
+                downgrade.filter(|_| lowest.is_some_and(|lowest| [agreed, lowest].map(Self::below) == [downgrade; 2]))
+            }
             Some(agreed) => lowest.filter(|lowest| *lowest > agreed && lowest.major == agreed.major),
         }
     }
@@ -59,7 +76,7 @@ mod tests {
     fn the_lowest_member_decides_and_only_upwards() {
         let check = |agreed: &str, members: &[&str], expected: &str| {
             let members = members.iter().map(|text| ClusterVersion::parse(text));
-            let decided = ClusterVersion::decide(ClusterVersion::parse(agreed), members);
+            let decided = ClusterVersion::decide(ClusterVersion::parse(agreed), None, members);
             assert_eq!(decided.map_or("stays".to_owned(), |version| version.to_string()), expected);
         };
         check("", &["3.7.1", "3.7.1"], "3.7.0");
@@ -70,5 +87,19 @@ mod tests {
         check("3.7.0", &["3.7.1", "3.6.4"], "stays");
         check("3.7.0", &["3.7.1"], "stays");
         check("3.7.0", &["4.0.0"], "stays");
+    }
+
+    #[test]
+    fn a_downgrade_goes_one_version_down_once_all_members_answer() {
+        let check = |agreed: &str, target: &str, members: &[&str], expected: &str| {
+            let members = members.iter().map(|text| ClusterVersion::parse(text));
+            let decided = ClusterVersion::decide(ClusterVersion::parse(agreed), ClusterVersion::parse(target), members);
+            assert_eq!(decided.map_or("stays".to_owned(), |version| version.to_string()), expected);
+        };
+        check("3.7.0", "3.6.0", &["3.7.1", "3.7.1"], "3.6.0");
+        check("3.7.0", "3.6.0", &["3.7.1", "no answer"], "stays");
+        check("3.6.0", "3.6.0", &["3.7.1"], "stays");
+        check("3.7.0", "3.5.0", &["3.7.1"], "stays");
+        check("3.0.0", "", &["3.7.1"], "3.7.0");
     }
 }

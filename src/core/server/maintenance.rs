@@ -20,12 +20,14 @@ use super::snapshot;
 use crate::api_error::{ApiError, unknown_alarm};
 use crate::core::apply::ApplyHandle;
 use crate::core::backend::{Backend, BackendError, Table};
-use crate::core::cluster::STORAGE_VERSION;
+use crate::core::cluster::{ClusterVersion, STORAGE_VERSION};
 use crate::core::mvcc::{MvccError, StoreReader};
 use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
+use crate::pb::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::pb::etcdserverpb::maintenance_server::Maintenance;
 use crate::pb::etcdserverpb::*;
+use crate::pb::membershippb::DowngradeInfoSetRequest;
 use crate::types::{API_VERSION, MemberId, RecordId, Revision};
 
 /// The Maintenance service.
@@ -88,7 +90,7 @@ impl Maintenance for MaintenanceService {
             is_learner: self.published.is_learner(),
             storage_version: STORAGE_VERSION.to_owned(),
             db_size_quota: self.quota_bytes,
-            downgrade_info: Some(DowngradeInfo::default()),
+            downgrade_info: Some(self.downgrade_info()),
         }))
     }
 
@@ -146,8 +148,56 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
-        self.authenticator.require_admin(&Caller::of(&request)).await?;
-        Err(Status::unimplemented("downgrades are not supported by this version of watershed"))
+        let (caller, request) = Caller::split(request);
+        self.authenticator.require_admin(&caller).await?;
+        match DowngradeAction::try_from(request.action) {
+            Ok(DowngradeAction::Validate) => drop(self.downgrade_target(&request.version).await?),
+            Ok(DowngradeAction::Enable) => {
+                let ver = self.downgrade_target(&request.version).await?.to_string();
+                info!(remote = %caller, target = ver, "downgrade is enabled");
+                self.proposer.propose(&caller, DowngradeInfoSetRequest { enabled: true, ver }).await?;
+            }
+            Ok(DowngradeAction::Cancel) => self.cancel_downgrade(&caller).await?,
+            Err(_) => return Err(Status::unknown("etcdserver: unknown method")),
+        }
+        let version = self.cluster_version().map(ClusterVersion::short).unwrap_or_default();
+        Ok(Response::new(DowngradeResponse { header: Some(self.info.header_now()), version }))
+    }
+}
+
+impl MaintenanceService {
+    fn cluster_version(&self) -> Option<ClusterVersion> {
+        self.published.cluster().version().and_then(ClusterVersion::parse)
+    }
+
+    fn downgrade_info(&self) -> DowngradeInfo {
+        let target = self.published.cluster().downgrade();
+        DowngradeInfo { enabled: target.is_some(), target_version: target.map(|to| to.to_string()).unwrap_or_default() }
+    }
+
+    /// The version that the cluster can be downgraded to, if it is the one asked for.
+    async fn downgrade_target(&self, asked: &str) -> Result<ClusterVersion, Status> {
+        let asked = ClusterVersion::parse(asked).ok_or(ApiError::WrongDowngradeVersionFormat)?;
+        let version = self.cluster_version().ok_or(ApiError::ClusterVersionUnavailable)?;
+        self.reads.linearizable().await?;
+        if version.below() != Some(asked) {
+            return Err(ApiError::InvalidDowngradeTargetVersion.into());
+        }
+        match self.published.cluster().downgrade() {
+            Some(_) => Err(ApiError::DowngradeInProcess.into()),
+            None => Ok(asked),
+        }
+    }
+
+    /// Without a downgrade there is nothing to cancel, which etcd says in its log only.
+    async fn cancel_downgrade(&self, caller: &Caller) -> Result<(), Status> {
+        self.reads.linearizable().await?;
+        if self.published.cluster().downgrade().is_none() {
+            tracing::warn!(remote = %caller, error = ApiError::NoInflightDowngrade.text(), "failed to cancel downgrade");
+            return Ok(());
+        }
+        info!(remote = %caller, "downgrade is cancelled");
+        Ok(self.proposer.propose(caller, DowngradeInfoSetRequest::default()).await?)
     }
 }
 

@@ -68,7 +68,7 @@ impl ClusterVersionTask {
         let asked = cluster.members().map(|member| self.version_of(member.member_id()));
         let versions = futures::future::join_all(asked).await;
         let term = self.raft.term();
-        let Some(version) = ClusterVersion::decide(agreed, versions) else { return };
+        let Some(version) = ClusterVersion::decide(agreed, cluster.downgrade(), versions) else { return };
         let set = ClusterVersionSetRequest { ver: version.to_string() };
         match self.proposer.propose_as_leader(set, term).await {
             Ok(_) => info!(from = cluster.version(), to = %version, "cluster version is updated"),
