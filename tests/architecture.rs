@@ -35,6 +35,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("tree", &[]),
     ("listener", &["net", "api_error"]),
     ("pages", &[]),
+    // Bodies count as unfinished requests of their connection.
+    ("json", &["listener"]),
     ("bolt", &[]),
     ("recipes", &["api_error", "net"]),
     ("core::wal", &[]),
@@ -52,10 +54,13 @@ const TABLE: &[(&str, &[&str])] = &[
     // The reason of a refused read is a text of the API.
     ("core::watch", &["STATE", "core::backend", "eventlog", "api_error"]),
     // A snapshot that a leader sends is a db snapshot.
-    ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener", "pages"]),
+    ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener", "pages", "json"]),
     ("client", &["api_error", "net"]),
     ("discovery", &["client", "config", "net"]),
-    ("proxy", &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener", "net", "pages"]),
+    (
+        "proxy",
+        &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener", "net", "pages", "json"],
+    ),
     ("gateway", &["client", "discovery", "api_error", "config", "eventlog", "net", "pages"]),
     ("ctl", &["client", "discovery", "api_error", "config", "bolt", "net"]),
     // The files of a member that does not run.

@@ -120,7 +120,7 @@ impl Server {
         });
         let peer_metrics = PeerMetrics::register(&registry);
         let member = Member::start(config, tls.peers, metrics, peer_metrics, failed, tasks).await?;
-        let services = member.services();
+        let services = member.services().with_json(config.enable_grpc_gateway);
         services.refresh_gauges(&registry, config.integrity);
         let watch = services.watch_context(watch_metrics, config.watch_progress_notify_interval);
         let rules = BrowserRules { origins: config.cors.clone(), hosts: config.host_whitelist.clone() };

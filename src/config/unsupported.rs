@@ -133,7 +133,6 @@ const GROUPS: &[Group] = &[
             ("vv", Bool, "false"),
         ],
     ),
-    ignored(&[Server], "no JSON gateway yet", &[("enable-grpc-gateway", Bool, "true")]),
     ignored(
         &[Server],
         "no effect without --discovery-token",

@@ -9,6 +9,7 @@
 //! thread; their services read
 //! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
 //! heads of calls that no handler should see. A connection that HTTP hands over leaves by `upgraded.rs`.
+//! Who collects a body of another kind counts it by `held.rs`.
 
 mod accept;
 mod arriving;
@@ -16,6 +17,7 @@ mod connection_info;
 mod first_bytes;
 mod frames;
 mod head;
+mod held;
 mod misdirected;
 mod open_streams;
 mod paced;
@@ -32,6 +34,7 @@ pub use accept::{Serving, answering, serve};
 pub use arriving::Arriving;
 pub use connection_info::ConnectionInfo;
 pub use head::refused_head;
+pub use held::HeldBytes;
 pub use socket::{ListenerError, Protection, Socket, bind, bind_unix};
 #[cfg(test)]
 pub(crate) use upgraded::as_served;

@@ -1,16 +1,12 @@
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use http::{Method, Response, StatusCode};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, LOCATION, X_CONTENT_TYPE_OPTIONS};
+use http::{Method, Response, StatusCode, Uri};
 use http_body_util::Full;
 
 /// Content type of text.
 pub const TEXT: &str = "text/plain; charset=utf-8";
 /// Content type of JSON.
 pub const JSON: &str = "application/json";
-
-/// Reads as JSON, with the fields that clients of the gateway look at; the code is gRPC's for "not implemented".
-const NO_JSON_GATEWAY: &str =
-    r#"{"error":"JSON gateway is not enabled","code":12,"message":"JSON gateway is not enabled"}"#;
 
 /// An answer that is there as a whole.
 pub type Page = Response<Full<Bytes>>;
@@ -39,12 +35,42 @@ pub fn not_found() -> Page {
     text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-/// The answer to a path that is not known: another one for those of the JSON gateway, which no port has yet.
-pub fn refused_path(path: &str) -> Page {
-    match ["/v3/", "/v3beta/", "/v3alpha/"].iter().any(|root| path.starts_with(root)) {
-        true => page(StatusCode::NOT_FOUND, JSON, NO_JSON_GATEWAY),
-        false => not_found(),
+/// The answer to a path with empty parts, `.` or `..` in it: the way to the path without them, as Go's servers answer.
+/// One that ends with `/v3` leads below it.
+pub fn redirected(method: &Method, uri: &Uri) -> Option<Page> {
+    let path = uri.path();
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
     }
+    let mut clean = format!("/{}", parts.join("/"));
+    let is_root = clean.len() == 1;
+    if !is_root && (path.ends_with('/') || clean == "/v3") {
+        clean.push('/');
+    }
+    if clean == path {
+        return None;
+    }
+    let target = uri.query().map_or(clean.clone(), |query| format!("{clean}?{query}"));
+    let mut response = match *method {
+        Method::GET => page(
+            StatusCode::TEMPORARY_REDIRECT,
+            "text/html; charset=utf-8",
+            format!("<a href=\"{}\">Temporary Redirect</a>.\n\n", target.replace('&', "&amp;").replace('"', "&#34;")),
+        ),
+        _ => page(StatusCode::TEMPORARY_REDIRECT, "text/html; charset=utf-8", ""),
+    };
+    if *method != Method::GET && *method != Method::HEAD {
+        response.headers_mut().remove(CONTENT_TYPE);
+    }
+    response.headers_mut().insert(LOCATION, HeaderValue::try_from(target).ok()?);
+    Some(response)
 }
 
 /// The answer to a method that a known path does not have. etcd gives its metrics to every method.
@@ -71,6 +97,27 @@ mod tests {
     fn health_is_json_whatever_the_reason() {
         assert_eq!(health_json(&Ok(())), r#"{"health":"true","reason":""}"#);
         assert_eq!(health_json(&Err("a \"b\"".into())), r#"{"health":"false","reason":"a \"b\""}"#);
+    }
+
+    #[test]
+    fn a_path_is_cleaned_by_a_redirect() {
+        let of = |path: &str| {
+            let page = redirected(&Method::GET, &path.parse().expect("a path"))?;
+            Some(page.headers()[LOCATION].to_str().expect("text").to_owned())
+        };
+        for (path, clean) in [
+            ("//version", "/version"),
+            ("/v3/./kv/../kv//range?a=b", "/v3/kv/range?a=b"),
+            ("/v3", "/v3/"),
+            ("/a/../..", "/"),
+            ("//", "/"),
+            ("/health//", "/health/"),
+        ] {
+            assert_eq!(of(path).as_deref(), Some(clean), "{path}");
+        }
+        for path in ["/", "/version", "/v3/", "/v3/kv/range", "/health/", "/..a/.b"] {
+            assert_eq!(of(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::api_error::ApiError;
 use crate::client::{Head, Pool, Seen};
+use crate::json::{self, CallBody, is_json_path};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
 use crate::pages::HealthService;
 use crate::pb::encoded::watch_server::WatchServer;
@@ -35,6 +36,8 @@ const GRPC: &str = "application/grpc";
 /// Calls of methods that this version does not know, each a stream of its own upstream, until a member has begun to
 /// answer; more are refused.
 const UNKNOWN_CALLS_MAX: usize = 1024;
+/// The member has the last word on the size of a message; this is what its size may be at most.
+const JSON_LIMITS: json::Limits = json::Limits { message_bytes_max: 64 * 1024 * 1024 };
 const COMPACT: &str = "/etcdserverpb.KV/Compact";
 
 /// What one serving thread of the proxy needs.
@@ -138,17 +141,25 @@ impl Service<Request<Incoming>> for ProxyService {
 }
 
 impl Worker {
-    async fn answer(&self, mut request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()));
+        if !is_grpc && is_json_path(request.uri().path()) {
+            return json::answer(request, JSON_LIMITS, |request| self.call(request)).await;
+        }
         if !is_grpc {
             return self.pages.answer(&request.into_parts().0).await.map(Body::new);
         }
         if let Some(refusal) = refused_head(&request) {
             return refusal;
         }
+        self.call(request.map(CallBody::Grpc)).await
+    }
+
+    /// A call, whichever way it came.
+    async fn call(&self, mut request: Request<CallBody<Incoming>>) -> Response<Body> {
         let Some(connection) = request.extensions().get::<Arc<ConnectionInfo>>() else {
             return self.counted(request).await;
         };
@@ -158,7 +169,7 @@ impl Worker {
         track_revisions(self.counted(request).await, wrapped, seen)
     }
 
-    async fn counted(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn counted(&self, request: Request<CallBody<Incoming>>) -> Response<Body> {
         let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
             // An unknown method is passed on too, without metrics.
             return self.grpc(request.map(RequestBody::uncounted)).await;
@@ -168,7 +179,7 @@ impl Worker {
         call.response(response).map(Body::new)
     }
 
-    async fn grpc(&self, request: Request<RequestBody<Incoming>>) -> Response<Body> {
+    async fn grpc(&self, request: Request<RequestBody<CallBody<Incoming>>>) -> Response<Body> {
         let tenant = self.tenants.of(request.headers());
         let view = self.views.get(tenant);
         if request.uri().path() == COMPACT && (view.is_none() || tenant.admin) {
@@ -198,7 +209,7 @@ impl Worker {
         }
     }
 
-    async fn within(&self, view: Option<&View>, request: Request<RequestBody<Incoming>>) -> Response<Body> {
+    async fn within(&self, view: Option<&View>, request: Request<RequestBody<CallBody<Incoming>>>) -> Response<Body> {
         match view {
             Some(view) => view.answer(request).await,
             None => self.pass(request).await,
@@ -206,7 +217,7 @@ impl Worker {
     }
 
     /// Passes the bytes of request and answer on. So do those of an unknown method: the member decides.
-    async fn pass(&self, request: Request<RequestBody<Incoming>>) -> Response<Body> {
+    async fn pass(&self, request: Request<RequestBody<CallBody<Incoming>>>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let connection = parts.extensions.get::<Arc<ConnectionInfo>>().cloned();
         let method = methods::find(parts.uri.path());

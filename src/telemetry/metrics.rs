@@ -11,7 +11,7 @@ use prometheus::{
 use super::durations::Durations;
 
 /// Content type of [`Metrics::render`].
-pub const TEXT_CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+pub const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
 type Refresh = Box<dyn Fn() + Send + Sync>;
 

@@ -11,7 +11,7 @@ on_every_target! {
     unknown_paths_and_methods_are_refused,
     metrics_carry_etcds_names,
     refusals_are_not_to_be_sniffed,
-    who_speaks_json_gets_json,
+    paths_are_cleaned_by_a_redirect,
 }
 
 async fn get(deployment: &Deployment, path: &str) -> (u16, String) {
@@ -116,17 +116,13 @@ async fn refusals_are_not_to_be_sniffed(deployment: &mut Deployment) {
     }
 }
 
-async fn who_speaks_json_gets_json(deployment: &mut Deployment) {
-    if is_stock() {
-        return; // It has the gateway.
+async fn paths_are_cleaned_by_a_redirect(deployment: &mut Deployment) {
+    if deployment.target == Target::Proxy {
+        return;
     }
-    // The plain text began with a number, which is JSON, too: Patroni looked for the fields of an error in it, for ever.
-    for path in ["/v3/kv/range", "/v3/auth/authenticate", "/v3beta/kv/range", "/v3alpha/lease/grant"] {
-        let answer = http_get(&deployment.endpoint, "POST", path).await.expect("an answer");
-        assert_eq!((answer.status, answer.headers["content-type"].as_str()), (404, "application/json"), "{path}");
-        let body: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
-        assert_eq!(body["code"], 12, "{body}");
-        assert!(body["message"].is_string() && body["error"] == body["message"], "{body}");
+    for (path, clean) in [("//version", "/version"), ("/v3", "/v3/"), ("/a/../livez?verbose", "/livez?verbose")] {
+        let answer = http_get(&deployment.endpoint, "GET", path).await.expect("an answer");
+        assert_eq!((answer.status, answer.headers["location"].as_str()), (307, clean), "{path}");
     }
 }
 

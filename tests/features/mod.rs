@@ -8,6 +8,7 @@ mod ctl;
 mod floods;
 mod gateway;
 mod http;
+mod json;
 mod kv;
 mod lease;
 mod long_range;

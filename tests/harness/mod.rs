@@ -11,6 +11,7 @@ mod cluster;
 mod deployment;
 mod frames;
 mod http;
+mod json;
 mod network;
 mod process;
 mod raw;
@@ -22,6 +23,7 @@ mod watching;
 pub use cluster::Cluster;
 pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};
 pub use http::{http_get, metric};
+pub use json::{JsonCall, json};
 pub use network::Network;
 pub use process::{Process, free_port};
 

@@ -94,6 +94,8 @@ pub struct ServerConfig {
     pub cors: Vec<String>,
     /// Names a Host header may have; `*` or none for all.
     pub host_whitelist: Vec<String>,
+    /// Whether calls may come as JSON.
+    pub enable_grpc_gateway: bool,
     /// Whether gRPC methods have latency histograms.
     pub extensive_metrics: bool,
     /// Requests slower than this are logged.
@@ -235,6 +237,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             auth,
             cors: names(&raw.cors),
             host_whitelist: names(&raw.host_whitelist),
+            enable_grpc_gateway: raw.enable_grpc_gateway,
             extensive_metrics,
             warning_unary_request_duration: raw.warning_unary_request_duration.0,
             warning_apply_duration: raw.warning_apply_duration.0,

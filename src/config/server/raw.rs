@@ -193,6 +193,9 @@ pub struct RawServerConfig {
     /// Highest version of TLS.
     #[arg(long, default_value = "", value_name = "VERSION", help_heading = "Security")]
     pub tls_max_version: String,
+    /// Serve the API as JSON over HTTP, under /v3/.
+    #[arg(long, default_value_t = true, action = Set, help_heading = "Clustering")]
+    pub enable_grpc_gateway: bool,
 
     /// simple, or jwt with options: jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=DURATION.
     #[arg(long, default_value = "simple", help_heading = "Auth")]

@@ -10,11 +10,8 @@ use super::member_info::MemberInfo;
 use super::published::Published;
 use crate::core::apply::ApplyHandle;
 use crate::core::raft::RaftHandle;
-use crate::pages::{CheckQuery, JSON, Page, TEXT, health_json, not_found, page, refused_method, refused_path, text};
+use crate::pages::{CheckQuery, JSON, Page, TEXT, health_json, not_found, page, redirected, refused_method, text};
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
-
-const MISDIRECTED: &str = "the Host header names no host of --host-whitelist: a page may be trying to reach this \
-     server through the browser (CVE-2018-5702); if the name is meant to work, start with --host-whitelist \"<host>\"\n";
 
 /// What a member answers to plain HTTP: health, version, metrics.
 #[derive(Clone)]
@@ -51,11 +48,26 @@ impl BrowserRules {
             return true;
         }
         let Some(host) = host.and_then(|host| host.to_str().ok()) else { return false };
-        let name = host
-            .rsplit_once(':')
-            .map_or(host, |(name, port)| if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host });
-        self.hosts.iter().any(|allowed| allowed == name)
+        self.hosts.iter().any(|allowed| allowed == host_name(host))
     }
+}
+
+/// A Host header without its port.
+fn host_name(host: &str) -> &str {
+    host.rsplit_once(':')
+        .map_or(host, |(name, port)| if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host })
+}
+
+/// The answer to a request for a name this member does not go by.
+fn misdirected(host: &str) -> Page {
+    let name = host_name(host);
+    let help = format!(
+        "the Host header names no host of --host-whitelist.\n\
+         A page may be trying to reach this server through the browser (\"DNS Rebinding\", CVE-2018-5702).\n\
+         If the name is meant to work, either enable TLS, where every name does, or list it:\n  \
+         etcd --host-whitelist {name:?}\n"
+    );
+    text(StatusCode::MISDIRECTED_REQUEST, help)
 }
 
 fn allows_all(list: &[String]) -> bool {
@@ -65,17 +77,34 @@ fn allows_all(list: &[String]) -> bool {
 impl HttpHandler {
     /// Answers one request. Bodies of requests are not read: nothing here takes one.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
+        self.guarded(request, |request| async move { self.route(&request).await.map(Body::new) }).await
+    }
+
+    /// Applies the rules for browsers to a request that `answer` answers.
+    pub(super) async fn guarded<B, F>(
+        &self,
+        request: Request<B>,
+        answer: impl FnOnce(Request<B>) -> F,
+    ) -> Response<Body>
+    where
+        F: Future<Output = Response<Body>>,
+    {
         if !self.rules.allows_host(request.headers().get(header::HOST)) {
-            return page(StatusCode::MISDIRECTED_REQUEST, TEXT, MISDIRECTED).map(Body::new);
+            let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+            return misdirected(&String::from_utf8_lossy(host)).map(Body::new);
         }
+        let origin = self.rules.allowed_origin(request.headers().get(header::ORIGIN));
         let mut response = match *request.method() {
             Method::OPTIONS => Response::new(Body::empty()),
-            _ => self.route(&request).await.map(Body::new),
+            _ => match redirected(request.method(), request.uri()) {
+                Some(page) => page.map(Body::new),
+                None => answer(request).await,
+            },
         };
+        // etcd sends none of them to an origin that is not listed.
+        let Some(origin) = origin else { return response };
         let headers = response.headers_mut();
-        if let Some(origin) = self.rules.allowed_origin(request.headers().get(header::ORIGIN)) {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        }
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         for (name, value) in [
             (header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization"),
             (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE"),
@@ -98,7 +127,7 @@ impl HttpHandler {
         let known =
             matches!(path, "/version" | "/health" | "/metrics" | "/debug/vars") || checks::parse_path(path).is_some();
         if !known {
-            return refused_path(path);
+            return not_found();
         }
         if let Some(refused) = refused_method(request.method(), path) {
             return refused;

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures::FutureExt;
 use http::{HeaderMap, HeaderName, Request, Response, Version, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use tonic::body::Body;
@@ -24,6 +25,7 @@ use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
 use crate::api_error::ApiError;
 use crate::core::raft::RaftHandle;
+use crate::json::{self, CallBody, is_json_path};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
 use crate::pages::HealthService;
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
@@ -64,6 +66,8 @@ pub(super) struct RouterParts {
     pub(super) raft: RaftHandle,
     pub(super) metrics: Arc<CoreMetrics>,
     pub(super) max_message_bytes: usize,
+    /// Whether calls may come as JSON.
+    pub(super) json: bool,
 }
 
 /// What clients can reach on one serving thread: gRPC services by path, HTTP for the rest. Cheap to clone.
@@ -75,6 +79,7 @@ struct Servers {
     raft: RaftHandle,
     metrics: Arc<CoreMetrics>,
     max_message_bytes: usize,
+    json: bool,
     http: HttpHandler,
     kv: KvServer<KvService>,
     watch: WatchServer<WatchService>,
@@ -90,7 +95,7 @@ struct Servers {
 impl Router {
     /// Connects `services` to the paths of their methods.
     pub(super) fn new(services: Services, member: RouterParts, http: HttpHandler, tasks: Tasks) -> Self {
-        let RouterParts { published, raft, metrics, max_message_bytes } = member;
+        let RouterParts { published, raft, metrics, max_message_bytes, json } = member;
         macro_rules! server {
             ($server:ident, $service:expr) => {
                 $server::from_arc($service)
@@ -115,13 +120,14 @@ impl Router {
             raft,
             metrics,
             max_message_bytes,
+            json,
             http,
         }))
     }
 }
 
 impl Servers {
-    fn grpc(&self, request: Request<Incoming>) -> Answer {
+    fn grpc(&self, request: Request<CallBody<Incoming>>) -> Answer {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             Err(text) => return ready(Status::unimplemented(text)),
@@ -152,6 +158,13 @@ impl Servers {
             CoreMetrics::warn_if_slow_call(slow, &observed, method);
             Ok(observed.response(response).map(Body::new))
         })
+    }
+
+    /// A call as JSON: another form of the same call.
+    async fn json(&self, request: Request<Incoming>) -> Response<Body> {
+        let limits = json::Limits { message_bytes_max: self.max_message_bytes };
+        let call = |request| self.grpc(request).map(|Ok(response)| response);
+        json::answer(request, limits, call).await
     }
 
     /// What is checked before any method: capability, learner, client version, leader.
@@ -211,13 +224,19 @@ impl Service<Request<Incoming>> for Router {
             if let Some(refusal) = refused_head(&request) {
                 return ready_http(refusal);
             }
-            return self.0.grpc(request);
+            return self.0.grpc(request.map(CallBody::Grpc));
         }
         if request.version() == Version::HTTP_2 {
             // On the plain port HTTP/2 is for gRPC alone.
             return ready_http(not_grpc(request.headers()));
         }
         let http = self.0.http.clone();
+        if self.0.json && is_json_path(request.uri().path()) {
+            let servers = self.0.clone();
+            return Box::pin(async move {
+                Ok(http.guarded(request, |request| async move { servers.json(request).await }).await)
+            });
+        }
         Box::pin(async move { Ok(http.answer(request).await) })
     }
 }

@@ -25,11 +25,19 @@ use crate::telemetry::{Metrics, WatchMetrics};
 pub struct ServiceBuilder {
     parts: Parts,
     watch: CoreWatch,
+    /// Whether calls may come as JSON.
+    json: bool,
 }
 
 impl ServiceBuilder {
     pub(super) fn new(parts: Parts, watch: CoreWatch) -> Self {
-        Self { parts, watch }
+        Self { parts, watch, json: true }
+    }
+
+    /// Without `json`, calls come as gRPC only.
+    #[must_use]
+    pub fn with_json(self, json: bool) -> Self {
+        Self { json, ..self }
     }
 
     /// Fills the gauges of `registry` whenever it is read.
@@ -92,6 +100,7 @@ impl ServiceBuilder {
             raft: raft.clone(),
             metrics: metrics.clone(),
             max_message_bytes: limits.max_message_bytes(),
+            json: self.json,
         };
         Router::new(self.services(watch), member, http, tasks.clone())
     }

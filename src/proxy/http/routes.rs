@@ -2,9 +2,7 @@ use http::{StatusCode, header};
 
 use super::{fetch, probe};
 use crate::client::Pool;
-use crate::pages::{
-    CheckQuery, CheckReport, JSON, Page, health_json, nosniff, page, refused_method, refused_path, text,
-};
+use crate::pages::{CheckQuery, CheckReport, JSON, Page, health_json, nosniff, not_found, page, refused_method, text};
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -26,7 +24,7 @@ impl Pages {
         let known = matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version")
             || check_name(path).is_some();
         if !known {
-            return refused_path(path);
+            return not_found();
         }
         if let Some(refused) = refused_method(&head.method, path) {
             return refused;

@@ -17,6 +17,7 @@ use super::broadcast::Subscription;
 use super::broadcasts::KeepAliveBroadcasts;
 use super::client_stream::Next;
 use crate::client::framed;
+use crate::json::CallBody;
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
 use crate::proxy::Identity;
@@ -66,7 +67,7 @@ pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &Header
 pub(in crate::proxy) fn keep_alive(
     admission: Admission,
     ownership: Option<Arc<dyn LeaseOwnership>>,
-    request: Request<RequestBody<Incoming>>,
+    request: Request<RequestBody<CallBody<Incoming>>>,
 ) -> Response<Body> {
     let Admission { subscription, encoding } = admission;
     let (parts, body) = request.into_parts();

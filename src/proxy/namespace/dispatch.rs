@@ -16,6 +16,7 @@ use super::store::ViewStore;
 use super::view::{View, clean_headers};
 use crate::api_error::ApiError;
 use crate::client::{Head, Method, framed};
+use crate::json::CallBody;
 use crate::listener::{Arriving, ConnectionInfo};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::kv_server::KvServer;
@@ -34,7 +35,10 @@ impl View {
     /// Answers any request but watches and keep-alives, which are shared.
     ///
     /// What goes upstream is encoded here from what was decoded here, so a member cannot read something else in it.
-    pub(in crate::proxy) async fn answer(&self, request: http::Request<RequestBody<Incoming>>) -> Response<Body> {
+    pub(in crate::proxy) async fn answer(
+        &self,
+        request: http::Request<RequestBody<CallBody<Incoming>>>,
+    ) -> Response<Body> {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             // Passed on where there is no namespace; here an unknown method might show keys of others.
