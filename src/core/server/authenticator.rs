@@ -62,6 +62,14 @@ impl Authenticator {
         Self { published, reads, apply, tokens, certificates, started_at }
     }
 
+    /// Whether the client of this connection shows a certificate that would make it a user, were it not for the JSON
+    /// gateway, where certificates count for nothing.
+    pub(super) fn is_user_by_certificate(&self, connection: &ConnectionInfo) -> bool {
+        self.certificates
+            && self.published.auth_is_enabled()
+            && common_name(connection).is_some_and(|name| !name.is_empty())
+    }
+
     /// Who a caller is; none while auth is off. Costs one load then.
     ///
     /// # Errors

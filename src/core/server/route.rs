@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::FutureExt;
-use http::{HeaderMap, HeaderName, Request, Response, Version, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header::CONTENT_TYPE};
 use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 use tower::Service;
 
 use super::auth::AuthService;
+use super::authenticator::Authenticator;
 use super::cluster::ClusterService;
 use super::http::HttpHandler;
 use super::kv::KvService;
@@ -27,7 +28,7 @@ use crate::api_error::ApiError;
 use crate::core::raft::RaftHandle;
 use crate::json::{self, CallBody, is_json_path};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
-use crate::pages::HealthService;
+use crate::pages::{HealthService, text};
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
 use crate::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
@@ -46,6 +47,9 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 static CLIENT_API_VERSION: HeaderName = HeaderName::from_static("client-api-version");
 static HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
 
+/// etcd's words.
+const CERTIFICATE_THROUGH_GATEWAY: &str =
+    "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
 /// What a learner serves; of ranges only the serializable ones.
 const LEARNER_METHODS: [(&str, &str); 3] =
     [("etcdserverpb.KV", "Range"), ("etcdserverpb.Maintenance", "Status"), ("etcdserverpb.Maintenance", "Snapshot")];
@@ -66,6 +70,7 @@ pub(super) struct RouterParts {
     pub(super) raft: RaftHandle,
     pub(super) metrics: Arc<CoreMetrics>,
     pub(super) max_message_bytes: usize,
+    pub(super) authenticator: Arc<Authenticator>,
     /// Whether calls may come as JSON.
     pub(super) json: bool,
 }
@@ -79,6 +84,7 @@ struct Servers {
     raft: RaftHandle,
     metrics: Arc<CoreMetrics>,
     max_message_bytes: usize,
+    authenticator: Arc<Authenticator>,
     json: bool,
     http: HttpHandler,
     kv: KvServer<KvService>,
@@ -95,7 +101,7 @@ struct Servers {
 impl Router {
     /// Connects `services` to the paths of their methods.
     pub(super) fn new(services: Services, member: RouterParts, http: HttpHandler, tasks: Tasks) -> Self {
-        let RouterParts { published, raft, metrics, max_message_bytes, json } = member;
+        let RouterParts { published, raft, metrics, max_message_bytes, authenticator, json } = member;
         macro_rules! server {
             ($server:ident, $service:expr) => {
                 $server::from_arc($service)
@@ -120,6 +126,7 @@ impl Router {
             raft,
             metrics,
             max_message_bytes,
+            authenticator,
             json,
             http,
         }))
@@ -162,6 +169,10 @@ impl Servers {
 
     /// A call as JSON: another form of the same call.
     async fn json(&self, request: Request<Incoming>) -> Response<Body> {
+        let connection = request.extensions().get::<Arc<ConnectionInfo>>();
+        if connection.is_some_and(|connection| self.authenticator.is_user_by_certificate(connection)) {
+            return text(StatusCode::BAD_REQUEST, CERTIFICATE_THROUGH_GATEWAY).map(Body::new);
+        }
         let limits = json::Limits { message_bytes_max: self.max_message_bytes };
         let call = |request| self.grpc(request).map(|Ok(response)| response);
         json::answer(request, limits, call).await
@@ -252,7 +263,7 @@ fn ready_http(response: Response<Body>) -> Answer {
 fn not_grpc(headers: &HeaderMap) -> Response<Body> {
     let content = headers.get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or_default());
     let mut response = Status::unknown(format!("invalid gRPC request content-type {content:?}")).into_http();
-    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response
 }
 

@@ -100,6 +100,7 @@ impl ServiceBuilder {
             raft: raft.clone(),
             metrics: metrics.clone(),
             max_message_bytes: limits.max_message_bytes(),
+            authenticator: self.parts.authenticator.clone(),
             json: self.json,
         };
         Router::new(self.services(watch), member, http, tasks.clone())
