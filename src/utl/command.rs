@@ -10,6 +10,7 @@ use super::print::Printer;
 use super::{RestoreRequest, check_target_version, defragment, hash_kv, migrate, restore, status};
 use crate::config::GoDuration;
 use crate::config::golang::{parse_bool, quote};
+use crate::core::mvcc::MvccError;
 use crate::types::{API_VERSION, Revision};
 
 /// How a command ended that did not succeed.
@@ -34,15 +35,13 @@ const BAD_ARGS: u8 = 128;
 
 impl From<UtlError> for Refusal {
     fn from(error: UtlError) -> Self {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.ends_with(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
+        let text = match &error {
+            UtlError::Mvcc(MvccError::Future { .. }) => "mvcc: required revision is a future revision".to_owned(),
+            UtlError::Mvcc(MvccError::Compacted { .. }) => "mvcc: required revision has been compacted".to_owned(),
+            // Their texts leave the cause to whoever prints them.
+            UtlError::Mvcc(_) | UtlError::Lease(_) => format!("{:#}", anyhow::Error::from(error)),
+            error => error.to_string(),
+        };
         Self::new(1, text)
     }
 }

@@ -48,7 +48,7 @@ impl Printer {
                     decimal_size(*total_bytes),
                     version.to_owned(),
                 ];
-                self.row(&["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE", "VERSION"], &cells, "snapshot.Status")
+                self.row(&["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE", "VERSION"], &cells)
             }
         }
     }
@@ -64,15 +64,15 @@ impl Printer {
             )),
             _ => {
                 let cells = [hash.to_string(), hash_revision.to_string(), compact_revision.to_string()];
-                self.row(&["HASH", "HASH REVISION", "COMPACT REVISION"], &cells, "etcdutl.HashKV")
+                self.row(&["HASH", "HASH REVISION", "COMPACT REVISION"], &cells)
             }
         }
     }
 
-    fn row(self, heads: &[&str], cells: &[String], of: &str) -> Result<String, Refusal> {
+    fn row(self, heads: &[&str], cells: &[String]) -> Result<String, Refusal> {
         match self {
             Self::Table => Ok(table(heads, cells)),
-            Self::Protobuf => Err(Refusal::new(BAD_FEATURE, format!("marshal unsupported for type {of}"))),
+            Self::Protobuf => Err(Refusal::new(BAD_FEATURE, "protobuf not supported as output format")),
             _ => Ok(format!("{}\n", cells.join(", "))),
         }
     }

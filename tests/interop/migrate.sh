@@ -10,7 +10,6 @@ cd "$(dirname "$0")"
 binary=$(realpath "${1:-../../target/debug/watershed}")
 etcd=$(command -v "${ETCD:-etcd}") etcdctl=$(command -v "${ETCDCTL:-etcdctl}")
 etcdutl=$(command -v "${ETCDUTL:-etcdutl}" || echo "$etcdctl")
-export ETCDCTL_API=3
 unset "${!ETCD_@}"
 port=${WATERSHED_INTEROP_PORT:-11679}
 work=$(mktemp -d)

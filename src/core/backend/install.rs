@@ -106,8 +106,8 @@ impl Backend {
         let Prepared { mut store, durable: installed, held: _claim, .. } = prepared;
         if let Some(location) = &inner.location {
             inner.latch(store.rename(location.disk.as_ref(), &location.path))?;
+            tracing::info!(index = %installed.position.index, term = %installed.position.term, "applied snapshot");
         }
-        tracing::info!(index = %installed.position.index, term = %installed.position.term, "applied snapshot");
         inner.contents.store(Arc::new(Contents::new(store, &installed)));
         *durable = installed;
         if let Some(location) = &inner.location {
