@@ -114,6 +114,11 @@ impl From<ApiError> for Status {
     }
 }
 
+/// A downgrade request whose action does not exist.
+pub fn unknown_downgrade_action() -> Status {
+    Status::unknown("etcdserver: unknown method")
+}
+
 /// An alarm request with an action or a type that no version has.
 pub fn unknown_alarm(what: &str, value: i32) -> Status {
     Status::invalid_argument(format!("etcdserver: unknown alarm {what} {value}"))

@@ -5,46 +5,18 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use super::error::UtlError;
+use super::data_dir::{check_target_version, defragment, migrate};
+use super::db_file::{must_exist, status};
+use super::error::{Refusal, UtlError};
+use super::hash_kv::hash_kv;
 use super::print::Printer;
-use super::{RestoreRequest, check_target_version, defragment, hash_kv, migrate, restore, status};
+use super::restore::{RestoreRequest, restore};
 use crate::config::GoDuration;
 use crate::config::golang::{parse_bool, quote};
-use crate::core::mvcc::MvccError;
 use crate::types::{API_VERSION, Revision};
-
-/// How a command ended that did not succeed.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// Exit code of the process; the numbers are etcdutl's.
-    pub code: u8,
-    /// What follows `Error: `.
-    pub text: String,
-    /// What follows that: how the command is used.
-    pub usage: Option<String>,
-}
-
-impl Refusal {
-    pub(super) fn new(code: u8, text: impl Into<String>) -> Self {
-        Self { code, text: text.into(), usage: None }
-    }
-}
 
 /// Wrong arguments.
 const BAD_ARGS: u8 = 128;
-
-impl From<UtlError> for Refusal {
-    fn from(error: UtlError) -> Self {
-        let text = match &error {
-            UtlError::Mvcc(MvccError::Future { .. }) => "mvcc: required revision is a future revision".to_owned(),
-            UtlError::Mvcc(MvccError::Compacted { .. }) => "mvcc: required revision has been compacted".to_owned(),
-            // Their texts leave the cause to whoever prints them.
-            UtlError::Mvcc(_) | UtlError::Lease(_) => format!("{:#}", anyhow::Error::from(error)),
-            error => error.to_string(),
-        };
-        Self::new(1, text)
-    }
-}
 
 #[derive(Debug, Parser)]
 #[command(
@@ -181,7 +153,7 @@ pub fn run(program: &str, args: &[OsString]) -> Result<String, Refusal> {
             let [file] = file.as_slice() else {
                 return Err(Refusal::new(BAD_ARGS, "snapshot status requires exactly one argument"));
             };
-            super::db_file::must_exist(file)?;
+            must_exist(file)?;
             let printer = Printer::named(&line.write_out)?;
             printer.status(&status(file, timeout)?)
         }

@@ -85,3 +85,33 @@ fn go_bytes(bytes: &[u8]) -> String {
     let numbers: Vec<String> = bytes.iter().map(u8::to_string).collect();
     format!("[{}]", numbers.join(" "))
 }
+
+/// How a command ended that did not succeed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Exit code of the process; the numbers are etcdutl's.
+    pub code: u8,
+    /// What follows `Error: `.
+    pub text: String,
+    /// What follows that: how the command is used.
+    pub usage: Option<String>,
+}
+
+impl Refusal {
+    pub(super) fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), usage: None }
+    }
+}
+
+impl From<UtlError> for Refusal {
+    fn from(error: UtlError) -> Self {
+        let text = match &error {
+            UtlError::Mvcc(MvccError::Future { .. }) => "mvcc: required revision is a future revision".to_owned(),
+            UtlError::Mvcc(MvccError::Compacted { .. }) => "mvcc: required revision has been compacted".to_owned(),
+            // Their texts leave the cause to whoever prints them.
+            UtlError::Mvcc(_) | UtlError::Lease(_) => format!("{:#}", anyhow::Error::from(error)),
+            error => error.to_string(),
+        };
+        Self::new(1, text)
+    }
+}

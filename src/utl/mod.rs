@@ -14,9 +14,9 @@ mod restore;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Refusal, run};
+pub use command::run;
 pub use data_dir::{check_target_version, defragment, migrate};
 pub use db_file::status;
-pub use error::UtlError;
+pub use error::{Refusal, UtlError};
 pub use hash_kv::{HashedFile, hash_kv};
 pub use restore::{RestoreRequest, RevisionBump, restore};

