@@ -48,8 +48,8 @@ fn run_as_watershed(args: &[OsString]) -> u8 {
     match (word(0), word(1)) {
         (Some("version" | "--version" | "-version"), _) => version(),
         (Some("help" | "--help" | "-help" | "-h" | "--h"), _) => help(),
-        (Some("gateway"), Some("start")) => super::gateway::run(&args[2..]),
-        (Some("grpc-proxy"), Some("start")) => super::grpc_proxy::run(&args[2..]),
+        (Some("gateway"), Some(_)) if starts(args) => super::gateway::run(&without_start(args)),
+        (Some("grpc-proxy"), Some(_)) if starts(args) => super::grpc_proxy::run(&without_start(args)),
         (Some(mode @ ("gateway" | "grpc-proxy")), None | Some("--help" | "-h")) => {
             answer(&format!("Usage:\n  watershed {mode} start [flags]    (--help lists them)\n"))
         }
@@ -64,6 +64,18 @@ fn run_as_watershed(args: &[OsString]) -> u8 {
         (Some(word), _) if !word.starts_with('-') => refuse(format!("unknown command {word:?}, see watershed --help")),
         _ => super::server::run(args),
     }
+}
+
+/// Whether the word after the mode, or after flags of the mode, is `start`: etcd takes both orders.
+fn starts(args: &[OsString]) -> bool {
+    let first_is_flag = args[1].as_encoded_bytes().starts_with(b"-");
+    args[1] == "start" || first_is_flag && args.iter().any(|arg| arg == "start")
+}
+
+/// The flags, without the mode and its first `start`.
+fn without_start(args: &[OsString]) -> Vec<OsString> {
+    let at = args.iter().position(|arg| arg == "start").unwrap_or_default();
+    args.iter().enumerate().filter(|(place, _)| *place != 0 && *place != at).map(|(_, arg)| arg.clone()).collect()
 }
 
 /// The modes, then the server's flags.
@@ -89,6 +101,10 @@ mod tests {
         assert_eq!(exit_code("sever"), 1);
         assert_eq!(exit_code("gateway stop"), 1);
         assert_eq!(exit_code("gateway"), 0);
+        // Flags may stand before the word.
+        assert_eq!(exit_code("gateway --endpoints=127.0.0.1:1 start --help"), 0);
+        assert_eq!(exit_code("grpc-proxy --endpoints 127.0.0.1:1 start --help"), 0);
+        assert_eq!(exit_code("gateway --endpoints=::bad:: start"), 1);
     }
 
     #[test]

@@ -228,6 +228,7 @@ fn log_start(config: &ServerConfig) {
         "pre-vote" = config.pre_vote,
         "auto-compaction" = ?config.auto_compaction,
         "max-learners" = config.max_learners,
+        "v2-deprecation" = "write-only",
         "starting an etcd server"
     );
 }

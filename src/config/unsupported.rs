@@ -25,6 +25,8 @@ pub enum FlagKind {
     Int,
     Duration,
     Text,
+    /// One of these texts.
+    OneOf(&'static [&'static str]),
 }
 
 /// How a flag that no code reads is treated.
@@ -51,9 +53,12 @@ pub struct UnsupportedFlag {
     pub why: &'static str,
 }
 
-use FlagKind::{Bool, Duration, Int, Text};
+use FlagKind::{Bool, Duration, Int, OneOf, Text};
 use Mode::{Ctl, Gateway, Proxy, Server};
 use Support::{Ignored, NotYet};
+
+/// What etcd 3.7 takes for `--v2-deprecation`.
+const V2_DEPRECATIONS: &[&str] = &["write-only", "write-only-skip-check", "write-only-drop-data", "gone"];
 
 /// Flags that share modes, treatment and reason: name, kind, default.
 struct Group {
@@ -112,7 +117,7 @@ const GROUPS: &[Group] = &[
         &[("memory-mlock", Bool, "false")],
     ),
     ignored(&[Server], "sockets are always bound with SO_REUSEADDR", &[("socket-reuse-address", Bool, "false")]),
-    ignored(&[Server], "there is no v2 store", &[("v2-deprecation", Text, "write-only")]),
+    ignored(&[Server], "there is no v2 store", &[("v2-deprecation", OneOf(V2_DEPRECATIONS), "write-only")]),
     ignored(&[Server], "the state of a downgrade is not polled", &[("downgrade-check-time", Duration, "5s")]),
     ignored(
         &[Server],
@@ -211,7 +216,9 @@ impl UnsupportedFlag {
                 Int => differs::<i64>(matches, self),
                 Duration => differs::<GoDuration>(matches, self),
                 // An empty text is no value, whatever the default is.
-                Text => differs::<String>(matches, self) && matches.get_one(self.name) != Some(&String::new()),
+                Text | OneOf(_) => {
+                    differs::<String>(matches, self) && matches.get_one(self.name) != Some(&String::new())
+                }
             }
     }
 }
@@ -243,6 +250,10 @@ pub(super) fn add_to(command: Command, mode: Mode) -> Command {
             Int => arg.value_parser(value_parser!(i64)),
             Duration => arg.value_parser(GoDuration::from_str),
             Text => arg,
+            OneOf(known) => arg.value_parser(move |text: &str| match known.contains(&text) {
+                true => Ok(text.to_owned()),
+                false => Err(format!("invalid value {text:?}")),
+            }),
         })
     })
 }

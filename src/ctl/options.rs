@@ -15,7 +15,7 @@ pub(super) static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
             FlagKind::Bool => Kind::Bool,
             FlagKind::Int => Kind::Int,
             FlagKind::Duration => Kind::Duration,
-            FlagKind::Text => Kind::Text,
+            FlagKind::Text | FlagKind::OneOf(_) => Kind::Text,
         };
         let about = if flag.support == Support::NotYet { "Not supported yet" } else { "No effect" };
         let known = Flag::new(flag.name, kind, flag.default, about);

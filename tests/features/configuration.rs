@@ -172,10 +172,10 @@ fn refusals_have_etcds_form_and_exit_code() {
     }
 }
 
-// The image of Bitnami: variables only, some of which are the image's own, JSON web tokens with the key it makes (PKCS #1),
+// The container of Bitnami: variables only, some of which are its own, JSON web tokens with the key it makes (PKCS #1),
 // and the calls of its set-up script.
 #[test]
-fn bitnamis_image_starts_its_member_unchanged() {
+fn bitnamis_container_starts_its_member_unchanged() {
     let told = Told::new();
     let key = told.folder.path().join("jwt-token.pem");
     std::fs::write(&key, include_str!("../../src/core/auth/jwt/tests/rsa-pkcs1.pem")).expect("write the key");

@@ -492,6 +492,10 @@ mod tests {
                 "--enable-distributed-tracing --distributed-tracing-sampling-rate 1000001",
                 "distributed tracing configurition is not valid: (tracing sampling rate must be less than 1000000)",
             ),
+            (
+                "--v2-deprecation not-yet",
+                "invalid value \"not-yet\" for flag -v2-deprecation: invalid value \"not-yet\"",
+            ),
             ("--logger capnslog", "--logger=capnslog is removed in v3.5"),
             ("--log-outputs default,stderr", "multi logoutput for \"default\" is not supported yet"),
             (
