@@ -1,6 +1,7 @@
 //! Three members of the real program: features across members, restarts, and changes of membership.
 
 mod any_request;
+mod auth;
 mod damaged;
 mod everywhere;
 mod leaders;

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
+use futures::StreamExt;
 use tokio::net::TcpStream;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -37,6 +38,29 @@ pub async fn raw_stream(
         Ok(())
     };
     tokio::time::timeout(limit, call).await.unwrap_or(Ok(()))
+}
+
+/// Sends one message with a token, if there is one, and returns the first answer; `ends` tells whether that was all of the
+/// request.
+pub async fn raw_first(
+    client: &Client,
+    path: &'static str,
+    token: &str,
+    message: Bytes,
+    ends: bool,
+) -> Result<Option<Bytes>, Status> {
+    let mut grpc = Grpc::new(client.channel());
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let more = (!ends).then(tokio_stream::pending::<Bytes>);
+    let rest = futures::stream::iter(more).flatten();
+    let mut request = Request::new(futures::stream::iter([message]).chain(rest));
+    if !token.is_empty() {
+        request.metadata_mut().insert("token", token.parse().expect("ascii"));
+    }
+    let call = async {
+        grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner().message().await
+    };
+    soon(path, call).await
 }
 
 /// Sends these bytes as the whole body of a gRPC request, prefix included; answers with code and text.

@@ -103,8 +103,13 @@ macro_rules! auth_service {
                 Ok(Response::new($response { header: Some(self.info.header_now()) }))
             })*
 
-            async fn auth_status(&self, _: Request<AuthStatusRequest>) -> Result<Response<AuthStatusResponse>, Status> {
+            async fn auth_status(
+                &self,
+                request: Request<AuthStatusRequest>,
+            ) -> Result<Response<AuthStatusResponse>, Status> {
                 self.reads.linearizable().await?;
+                // Needs no user; but a token that is not valid is told so, as everywhere.
+                self.authenticator.identify(&Caller::of(&request)).await?;
                 let (enabled, auth_revision) = {
                     let auth = self.published.auth();
                     (auth.is_enabled(), auth.revision())

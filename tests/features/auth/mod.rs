@@ -5,6 +5,7 @@
 
 mod advisories;
 mod management;
+mod matrix;
 mod permissions;
 
 use tonic::{Request, Response, Status};
