@@ -76,7 +76,9 @@ cat "$work/vanish.log"
 echo "== metrics beside those of etcd"
 if command -v "${ETCD:-etcd}" >/dev/null; then
     ./metrics.sh "$binary"
+    echo "== from etcd to watershed and back"
+    WATERSHED_INTEROP_PORT=$((port + 300)) ./migrate.sh "$binary"
 else
-    echo "no etcd server on this machine: metrics are not compared"
+    echo "no etcd server on this machine: metrics are not compared, no cluster is moved"
 fi
 echo "interop: all passed ($targets)"
