@@ -242,7 +242,7 @@ fn create_log(dir: &Path, cluster: &NewCluster) -> Result<(), WalError> {
     disk.remove(&made_as).map_err(|source| WalError::io("remove", &made_as, source))?;
     let mut store = ClusterStore::default();
     cluster.members.iter().for_each(|member| drop(store.restore_member(member.clone())));
-    let mut wal = Wal::create(disk.clone(), &made_as, cluster.metadata)?;
+    let mut wal = Wal::create(disk, &made_as, cluster.metadata)?;
     wal.mark_snapshot(&WalSnapshot { index, term, conf_state: store.conf_state() })?;
     wal.append(&[], Some(&HardState { term, vote: None, commit: index }))?;
     wal.sync()?;

@@ -59,7 +59,7 @@ fn backend(path: &Path) -> Backend {
 fn saved(folder: &Path) -> PathBuf {
     let mut bytes = Vec::new();
     backend(&folder.join("source")).write_db_snapshot(&mut bytes).unwrap();
-    bytes.extend_from_slice(&Sha256::digest(&bytes.clone()));
+    bytes.extend_from_slice(&Sha256::digest(bytes.clone()));
     let path = folder.join("snapshot.db");
     fs::write(&path, bytes).unwrap();
     path

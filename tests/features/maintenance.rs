@@ -293,7 +293,7 @@ fn a_downgrade_is_checked_enabled_and_cancelled() {
         ask(Cancel, "").await.expect("fine");
         assert!(!status(deployment).await.downgrade_info.expect("always there").enabled);
         cluster_is("3.7").await;
-        let unknown = deployment.client.maintenance().downgrade(DowngradeRequest { action: 7, version: "3.6".into() });
-        refused(unknown.await, Code::Unknown, "etcdserver: unknown method");
+        let request = DowngradeRequest { action: 7, version: "3.6".into() };
+        refused(client.maintenance().downgrade(request).await, Code::Unknown, "etcdserver: unknown method");
     });
 }
