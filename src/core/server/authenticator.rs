@@ -1,4 +1,4 @@
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::caller::Caller;
@@ -67,7 +67,7 @@ impl Authenticator {
     pub(super) fn is_user_by_certificate(&self, connection: &ConnectionInfo) -> bool {
         self.certificates
             && self.published.auth_is_enabled()
-            && common_name(connection).is_some_and(|name| !name.is_empty())
+            && connection.common_name.as_deref().is_some_and(|name| !name.is_empty())
     }
 
     /// Who a caller is; none while auth is off. Costs one load then.
@@ -117,10 +117,10 @@ impl Authenticator {
             return Seen::Invalid;
         }
         let name = match connection {
-            Some(connection) if self.certificates && !through_gateway => common_name(connection),
+            Some(connection) if self.certificates && !through_gateway => connection.common_name.as_deref(),
             _ => None,
         };
-        Seen::Known(name.map_or_else(Identity::default, |user| Identity { user, revision: auth.revision() }))
+        Seen::Known(name.map_or_else(Identity::default, |user| auth.identity(user)))
     }
 
     fn look_up(&self, auth: &AuthState, token: &str) -> Seen {
@@ -234,22 +234,4 @@ impl Authenticator {
         }
         self.published.set_auth(auth.clone());
     }
-}
-
-/// The CommonName of a client certificate, read once for a connection.
-#[derive(Clone, Default)]
-struct CommonName(Arc<OnceLock<Option<Arc<str>>>>);
-
-fn common_name(connection: &ConnectionInfo) -> Option<Arc<str>> {
-    // Without a certificate there is nothing to remember.
-    let certificate = connection.certificates.first()?;
-    let name = connection.value::<CommonName>();
-    name.0
-        .get_or_init(|| {
-            let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-            // The last one counts, as in Go.
-            let name = certificate.subject().iter_common_name().last()?.as_str().ok()?;
-            Some(name.into())
-        })
-        .clone()
 }

@@ -196,7 +196,7 @@ impl Member {
         let auth_parts = AuthParts {
             tokens: jwt_files::tokens(&config.auth.tokens)?,
             passwords: PasswordThreads::start(config.auth.bcrypt_cost)?,
-            certificates: false,
+            certificates: config.tls.client_cert_auth,
             started_at: wal.last_index(),
         };
         backend.measure(metrics.disk.clone());
