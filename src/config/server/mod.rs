@@ -10,6 +10,8 @@ mod cluster;
 mod notice;
 mod raw;
 mod same_urls;
+#[cfg(test)]
+mod setups;
 mod tls;
 mod values;
 
