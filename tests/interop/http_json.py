@@ -320,7 +320,7 @@ def cases():
     yield from post("snapshot", "/v3/maintenance/snapshot", first_and_last=True, quiet=20.0)
     yield from post("lock", "/v3/lock/lock", {"name": b64("l"), "lease": "0"}, parse=False, body_unused=True)
     yield from post("lock no lease", "/v3/lock/lock", {"name": b64("l"), "lease": 99})
-    yield from post("lock timeout", "/v3/lock/lock", {"name": b64("l")}, [("Grpc-Timeout", "300m")])
+    yield from post("lock timeout", "/v3/lock/lock", {"name": b64("l")}, [("Grpc-Timeout", "300m")], settle=1.0)
     yield from post("unlock", "/v3/lock/unlock", {"key": b64("l/none")})
     yield from post("leader none", "/v3/election/leader", {"name": b64("e")})
     yield from post("grant for election", "/v3/lease/grant", {"TTL": 100, "ID": "1234"})
@@ -380,6 +380,8 @@ def run(port, case):
     if isinstance(body, str):
         body = body.encode()
     answer = Answer(port, case["method"], case["path"], body, case["headers"], case.get("lines"), case["quiet"], case.get("chunks"))
+    # What a call that was given up leaves behind is removed afterwards.
+    time.sleep(case.get("settle", 0))
     out = normal(answer, {**case, "body": not case.get("body_unused")})
     return out
 

@@ -10,6 +10,7 @@ use super::member_info::MemberInfo;
 use super::published::Published;
 use crate::core::apply::ApplyHandle;
 use crate::core::raft::RaftHandle;
+use crate::listener::ConnectionInfo;
 use crate::pages::{CheckQuery, JSON, Page, TEXT, health_json, not_found, page, redirected, refused_method, text};
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -52,6 +53,11 @@ impl BrowserRules {
     }
 }
 
+/// Whether a request came over TLS.
+pub(super) fn is_over_tls<B>(request: &Request<B>) -> bool {
+    request.extensions().get::<Arc<ConnectionInfo>>().is_some_and(|connection| connection.is_tls())
+}
+
 /// A Host header without its port.
 fn host_name(host: &str) -> &str {
     host.rsplit_once(':')
@@ -89,7 +95,8 @@ impl HttpHandler {
     where
         F: Future<Output = Response<Body>>,
     {
-        if !self.rules.allows_host(request.headers().get(header::HOST)) {
+        // A page that reaches this server under another name has no certificate for it.
+        if !is_over_tls(&request) && !self.rules.allows_host(request.headers().get(header::HOST)) {
             let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
             return misdirected(&String::from_utf8_lossy(host)).map(Body::new);
         }

@@ -15,7 +15,7 @@ use tower::Service;
 use super::auth::AuthService;
 use super::authenticator::Authenticator;
 use super::cluster::ClusterService;
-use super::http::HttpHandler;
+use super::http::{HttpHandler, is_over_tls};
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::long_answer::{self, ANSWER_BYTES_MAX};
@@ -237,8 +237,8 @@ impl Service<Request<Incoming>> for Router {
             }
             return self.0.grpc(request.map(CallBody::Grpc));
         }
-        if request.version() == Version::HTTP_2 {
-            // On the plain port HTTP/2 is for gRPC alone.
+        if request.version() == Version::HTTP_2 && !is_over_tls(&request) {
+            // Without TLS, HTTP/2 is for gRPC alone.
             return ready_http(not_grpc(request.headers()));
         }
         let http = self.0.http.clone();
