@@ -4,14 +4,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use arc_swap::ArcSwapOption;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Response};
+use http_body_util::BodyExt;
+use tonic::Status;
 use tonic::body::Body;
 
+use super::login::{Login, Token, wants_login};
+use super::method::Method;
 use super::pool::{Head, Pool};
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
 const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");
+/// Logins one request may cause. More than one happens where users or roles change all the time.
+const LOGINS_MAX: usize = 3;
 
 /// The transport under the generated clients: a [`Pool`] and what this client adds to each request. Cheap to clone.
 ///
@@ -25,13 +30,15 @@ pub struct Channel {
 /// What a client adds to each of its requests.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
-    pub(super) token: ArcSwapOption<HeaderValue>,
+    /// A token obtained elsewhere. Nobody can renew it.
+    pub(super) token: Option<HeaderValue>,
+    pub(super) login: Option<Login>,
     pub(super) require_leader: bool,
 }
 
 impl Identity {
     fn mark(&self, headers: &mut http::HeaderMap) {
-        if let Some(token) = self.token.load().as_deref()
+        if let Some(token) = &self.token
             && !headers.contains_key(TOKEN)
         {
             headers.insert(TOKEN, token.clone());
@@ -52,9 +59,71 @@ impl Channel {
         Self { pool, identity: Arc::new(identity) }
     }
 
-    pub(super) fn identity(&self) -> &Identity {
-        &self.identity
+    /// The token of the configured user; logs in when there is none yet.
+    pub(super) async fn login(&self) -> Result<(), Status> {
+        match &self.identity.login {
+            Some(login) => login.token(&self.pool).await.map(drop),
+            None => Ok(()),
+        }
     }
+
+    /// Takes the reason for which a member ended a stream or a watch. Returns whether the next request logs in because
+    /// of it.
+    pub(super) fn refused(&self, reason: &str) -> bool {
+        match &self.identity.login {
+            Some(login) if wants_login(reason) => {
+                login.forget(&login.current());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Sends a request with the user's token, and again with another one when the member refuses it for its token.
+    async fn send_as(self, mut head: Head, body: Body, login: &Login) -> Response<Body> {
+        let mut token = match login.token(&self.pool).await {
+            Ok(token) => token,
+            Err(status) => return status.into_http(),
+        };
+        let method = Method::of(head.path.path());
+        if !method.one_request {
+            // What the caller wrote into the stream is gone, so opening it again is the caller's part.
+            carry(&mut head, &token);
+            let answer = self.pool.request(&head, body).await;
+            if is_refused(&answer) {
+                login.forget(&token);
+            }
+            return answer;
+        }
+        let payload = match body.collect().await {
+            Ok(payload) => payload.to_bytes(),
+            Err(status) => return status.into_http(),
+        };
+        for _ in 0..LOGINS_MAX {
+            carry(&mut head, &token);
+            let answer = self.pool.exchange(method, &head, payload.clone()).await;
+            if !is_refused(&answer) {
+                return answer;
+            }
+            token = match login.later(&self.pool, &token).await {
+                Ok(token) => token,
+                Err(status) => return status.into_http(),
+            };
+        }
+        carry(&mut head, &token);
+        self.pool.exchange(method, &head, payload).await
+    }
+}
+
+fn carry(head: &mut Head, token: &Token) {
+    match &token.value {
+        Some(value) => head.headers.insert(TOKEN, value.clone()),
+        None => head.headers.remove(TOKEN),
+    };
+}
+
+fn is_refused(answer: &Response<Body>) -> bool {
+    Status::from_header_map(answer.headers()).is_some_and(|status| wants_login(status.message()))
 }
 
 impl tower::Service<http::Request<Body>> for Channel {
@@ -70,6 +139,16 @@ impl tower::Service<http::Request<Body>> for Channel {
         let (parts, body) = request.into_parts();
         let mut head = Head::from_request(parts);
         self.identity.mark(&mut head.headers);
+        if self.identity.login.is_some() && !head.headers.contains_key(TOKEN) {
+            let channel = self.clone();
+            return Box::pin(async move {
+                let identity = channel.identity.clone();
+                match &identity.login {
+                    Some(login) => Ok(channel.send_as(head, body, login).await),
+                    None => Ok(channel.pool.request(&head, body).await),
+                }
+            });
+        }
         let pool = self.pool.clone();
         Box::pin(async move { Ok(pool.request(&head, body).await) })
     }

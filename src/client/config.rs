@@ -12,7 +12,8 @@ pub struct ClientConfig {
     pub dial_timeout: Duration,
     /// Pings on connections; none by default, as in etcd.
     pub keepalive: Option<KeepAlive>,
-    /// Name and password to log in with, see [`Client::login`](super::Client::login).
+    /// Name and password to log in with when the first request is sent, and again when the cluster no longer accepts
+    /// the token it gave. Without effect beside `token`.
     pub user: Option<Credentials>,
     /// A token obtained elsewhere.
     pub token: Option<String>,

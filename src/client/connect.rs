@@ -1,14 +1,11 @@
-use std::sync::Arc;
-
-use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use tonic::Status;
 
 use super::channel::{Channel, Identity};
-use super::config::{ClientConfig, Credentials};
+use super::config::ClientConfig;
 use super::error::ClientError;
+use super::login::Login;
 use super::pool::{Pool, PoolConfig};
-use crate::pb::etcdserverpb::AuthenticateRequest;
 use crate::pb::etcdserverpb::auth_client::AuthClient;
 use crate::pb::etcdserverpb::cluster_client::ClusterClient;
 use crate::pb::etcdserverpb::kv_client::KvClient;
@@ -24,7 +21,6 @@ use crate::shutdown::Tasks;
 #[derive(Clone, Debug)]
 pub struct Client {
     channel: Channel,
-    user: Option<Credentials>,
     send_bytes_max: usize,
     receive_bytes_max: usize,
 }
@@ -57,7 +53,7 @@ impl Client {
             Some(token) => {
                 let mut token = HeaderValue::from_str(token).map_err(|_| ClientError::BadToken)?;
                 token.set_sensitive(true);
-                Some(Arc::new(token))
+                Some(token)
             }
         };
         // A single member is not cut for its silence, as in etcd's own tools: see `keepalive`.
@@ -73,10 +69,10 @@ impl Client {
         };
         // These tasks are not awaited: they end when the last clone of the client is dropped.
         let pool = Pool::new(pool, &Tasks::new());
-        let identity = Identity { token: ArcSwapOption::new(token), require_leader: config.require_leader };
+        let login = if token.is_some() { None } else { config.user.map(Login::new) };
+        let identity = Identity { token, login, require_leader: config.require_leader };
         Ok(Self {
             channel: Channel::with_identity(pool, identity),
-            user: config.user,
             send_bytes_max: config.send_bytes_max,
             receive_bytes_max: config.receive_bytes_max,
         })
@@ -87,19 +83,19 @@ impl Client {
         self.channel.clone()
     }
 
-    /// Logs in with the configured user and sends the token with every later request of this client and its clones.
-    /// Does nothing without a configured user.
+    /// Logs in with the configured user, which otherwise happens with the first request. Does nothing without a
+    /// configured user, or when the client is logged in. A cluster without authentication is no error.
     ///
     /// # Errors
     /// What the cluster answered.
     pub async fn login(&self) -> Result<(), Status> {
-        let Some(Credentials { name, password }) = self.user.clone() else { return Ok(()) };
-        let answer = self.auth().authenticate(AuthenticateRequest { name, password }).await?;
-        let mut token = HeaderValue::from_str(&answer.into_inner().token)
-            .map_err(|_| Status::internal("the cluster answered with a token that a header cannot carry"))?;
-        token.set_sensitive(true);
-        self.channel.identity().token.store(Some(Arc::new(token)));
-        Ok(())
+        self.channel.login().await
+    }
+
+    /// Takes the reason for which a member ended a watch or a stream of requests. Returns true when it is the token,
+    /// and the next request, stream or not, will carry another: then it is worth opening the stream again.
+    pub fn logs_in_after(&self, reason: &str) -> bool {
+        self.channel.refused(reason)
     }
 
     services! {

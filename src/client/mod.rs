@@ -2,7 +2,7 @@
 //!
 //! [`Client`] is the way in for the tools and the tests: one type that hands out the generated clients of every
 //! service over a [`Channel`], which connects when it is first used, spreads requests over the endpoints and fails
-//! over. Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs`
+//! over. A configured user is logged in, and again when its token is no longer accepted (`login.rs`). Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs`
 //! for what may be sent twice, then `pool/dispatch.rs`.
 //!
 //! Import circle: `pool/connection.rs`, `pool/probe.rs`: a connection checks that its endpoint answers, and a check is
@@ -12,6 +12,9 @@ mod channel;
 mod config;
 mod connect;
 mod error;
+mod login;
+#[cfg(test)]
+mod login_tests;
 mod method;
 mod pool;
 #[cfg(test)]

@@ -1,0 +1,118 @@
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tonic::Status;
+
+use super::channel::Channel;
+use super::config::Credentials;
+use super::pool::Pool;
+use crate::api_error::ApiError;
+use crate::pb::etcdserverpb::AuthenticateRequest;
+use crate::pb::etcdserverpb::auth_client::AuthClient;
+
+/// A user of the cluster and the token of its last login.
+///
+/// At most one Authenticate is in progress: who needs a token meanwhile waits and takes the same outcome, so that any
+/// number of requests costs the cluster one password check.
+#[derive(Debug)]
+pub(super) struct Login {
+    credentials: Credentials,
+    in_progress: tokio::sync::Mutex<()>,
+    last: ArcSwap<Last>,
+}
+
+/// The last login and its number, so that an answer is never taken for one to a later token.
+#[derive(Debug, Default)]
+struct Last {
+    number: u64,
+    outcome: Option<Result<Option<HeaderValue>, Status>>,
+}
+
+/// What to send along: nothing while the cluster runs without authentication.
+#[derive(Clone, Debug)]
+pub(super) struct Token {
+    number: u64,
+    pub(super) value: Option<HeaderValue>,
+}
+
+impl Login {
+    pub(super) fn new(credentials: Credentials) -> Self {
+        Self { credentials, in_progress: tokio::sync::Mutex::default(), last: ArcSwap::default() }
+    }
+
+    /// The token of the last login; logs in when there is none.
+    ///
+    /// # Errors
+    /// What the cluster answered to the login.
+    pub(super) async fn token(&self, pool: &Pool) -> Result<Token, Status> {
+        let last = self.last.load_full();
+        match &last.outcome {
+            Some(Ok(value)) => Ok(Token { number: last.number, value: value.clone() }),
+            Some(Err(_)) | None => self.log_in(pool, last.number).await,
+        }
+    }
+
+    /// A later token than `refused`.
+    ///
+    /// # Errors
+    /// What the cluster answered to the login.
+    pub(super) async fn later(&self, pool: &Pool, refused: &Token) -> Result<Token, Status> {
+        self.log_in(pool, refused.number).await
+    }
+
+    /// Logs in for the next request that needs a token, unless that happened since `refused` was sent.
+    pub(super) fn forget(&self, refused: &Token) {
+        self.last.rcu(|last| match last.number == refused.number {
+            true => Arc::new(Last { number: last.number, outcome: None }),
+            false => last.clone(),
+        });
+    }
+
+    /// The token that the next request would carry.
+    pub(super) fn current(&self) -> Token {
+        let last = self.last.load();
+        let value = last.outcome.as_ref().and_then(|outcome| outcome.as_ref().ok()).cloned().flatten();
+        Token { number: last.number, value }
+    }
+
+    /// Logs in, unless a login after number `seen` has ended meanwhile.
+    async fn log_in(&self, pool: &Pool, seen: u64) -> Result<Token, Status> {
+        let _one = self.in_progress.lock().await;
+        let last = self.last.load_full();
+        let outcome = match &last.outcome {
+            Some(outcome) if last.number > seen => return with_number(last.number, outcome.clone()),
+            _ => self.authenticate(pool).await,
+        };
+        let number = last.number + 1;
+        self.last.store(Arc::new(Last { number, outcome: Some(outcome.clone()) }));
+        with_number(number, outcome)
+    }
+
+    async fn authenticate(&self, pool: &Pool) -> Result<Option<HeaderValue>, Status> {
+        let Credentials { name, password } = self.credentials.clone();
+        let request = AuthenticateRequest { name, password };
+        let answer = match AuthClient::new(Channel::new(pool.clone())).authenticate(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) if ApiError::from_text(status.message()) == Some(ApiError::AuthNotEnabled) => return Ok(None),
+            Err(status) => return Err(status),
+        };
+        let mut value = HeaderValue::from_str(&answer.token)
+            .map_err(|_| Status::internal("the cluster answered with a token that a header cannot carry"))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+}
+
+fn with_number(number: u64, outcome: Result<Option<HeaderValue>, Status>) -> Result<Token, Status> {
+    outcome.map(|value| Token { number, value })
+}
+
+/// Whether a member refused a request for its token alone, before it did anything: another login can help. A request
+/// without token is refused with the last of the three, by a cluster that has just enabled authentication.
+pub(super) fn wants_login(text: &str) -> bool {
+    matches!(
+        ApiError::from_text(text),
+        Some(ApiError::InvalidAuthToken | ApiError::AuthOldRevision | ApiError::UserEmpty)
+    )
+}

@@ -1,0 +1,166 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use prost::Message;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::testing::{FakeMember, Received, Reply};
+use super::{Client, ClientConfig, Credentials};
+use crate::api_error::ApiError;
+use crate::pb::etcdserverpb::{
+    AuthenticateRequest, AuthenticateResponse, PutRequest, RangeRequest, RangeResponse, WatchRequest,
+};
+use crate::pb::frame::framed;
+
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+
+/// What the scripted cluster knows about tokens: `t1` is that of the first login, and so on.
+#[derive(Default)]
+struct Tokens {
+    logins: AtomicU64,
+    /// The only one accepted; 0 is authentication that is off.
+    accepted: AtomicU64,
+    refusal: &'static str,
+}
+
+impl Tokens {
+    fn answer(&self, request: &Received) -> Reply {
+        let accepted = self.accepted.load(SeqCst);
+        if request.path == AUTHENTICATE {
+            let credentials = AuthenticateRequest::decode(&request.body[5..]).unwrap();
+            if accepted == 0 {
+                return Reply::Status(9, ApiError::AuthNotEnabled.text());
+            }
+            if credentials.password != "right" {
+                return Reply::Status(3, ApiError::AuthFailed.text());
+            }
+            let token = self.logins.fetch_add(1, SeqCst) + 1;
+            let answer = AuthenticateResponse { token: format!("t{token}"), ..Default::default() };
+            return Reply::Message(framed(&answer).to_vec());
+        }
+        let token = request.headers.get("token").map(|token| token.to_str().unwrap());
+        match (accepted, token) {
+            (0, _) => Reply::Message(framed(&RangeResponse::default()).to_vec()),
+            (_, None) => Reply::Status(3, ApiError::UserEmpty.text()),
+            (accepted, Some(token)) if token == format!("t{accepted}") => {
+                Reply::Message(framed(&RangeResponse::default()).to_vec())
+            }
+            _ => Reply::Status(16, self.refusal),
+        }
+    }
+}
+
+struct Setting {
+    tokens: Arc<Tokens>,
+    member: FakeMember,
+    client: Client,
+}
+
+impl Setting {
+    async fn new(accepted: u64, refusal: ApiError, password: &str) -> Self {
+        let tokens = Arc::new(Tokens { accepted: accepted.into(), refusal: refusal.text(), ..Default::default() });
+        let script = tokens.clone();
+        let member = FakeMember::start(move |request| script.answer(request)).await;
+        let user = Credentials { name: "root".into(), password: password.into() };
+        let config = ClientConfig {
+            user: Some(user),
+            dial_timeout: Duration::from_secs(5),
+            ..ClientConfig::new([member.endpoint.clone()])
+        };
+        Self { tokens, member, client: Client::connect(config).unwrap() }
+    }
+
+    async fn get(&self) -> Result<(), Status> {
+        self.client.kv().range(RangeRequest::default()).await.map(drop)
+    }
+
+    fn paths(&self) -> Vec<String> {
+        self.member.received().iter().map(|one| one.path.rsplit('/').next().unwrap().to_owned()).collect()
+    }
+}
+
+#[tokio::test]
+async fn the_first_request_logs_in_and_the_others_carry_its_token() {
+    let setting = Setting::new(1, ApiError::InvalidAuthToken, "right").await;
+    setting.get().await.unwrap();
+    setting.get().await.unwrap();
+    assert_eq!(setting.paths(), ["Authenticate", "Range", "Range"]);
+}
+
+#[tokio::test]
+async fn a_token_that_is_no_longer_accepted_is_renewed_for_writes_too() {
+    for refusal in [ApiError::InvalidAuthToken, ApiError::AuthOldRevision] {
+        let setting = Setting::new(1, refusal, "right").await;
+        setting.get().await.unwrap();
+        setting.tokens.accepted.store(2, SeqCst);
+        setting.client.kv().put(PutRequest::default()).await.unwrap();
+        assert_eq!(setting.paths(), ["Authenticate", "Range", "Put", "Authenticate", "Put"]);
+    }
+}
+
+#[tokio::test]
+async fn many_requests_share_one_login() {
+    let setting = Setting::new(1, ApiError::InvalidAuthToken, "right").await;
+    let all = |count: usize| futures::future::join_all((0..count).map(|_| setting.get()));
+    all(50).await.into_iter().for_each(|outcome| outcome.unwrap());
+    assert_eq!(setting.tokens.logins.load(SeqCst), 1);
+    setting.tokens.accepted.store(2, SeqCst);
+    all(50).await.into_iter().for_each(|outcome| outcome.unwrap());
+    assert_eq!(setting.tokens.logins.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_cluster_without_authentication_is_used_without_token_until_it_has_it() {
+    let setting = Setting::new(0, ApiError::InvalidAuthToken, "right").await;
+    setting.client.login().await.unwrap();
+    setting.get().await.unwrap();
+    setting.get().await.unwrap();
+    assert_eq!(setting.paths(), ["Authenticate", "Range", "Range"]);
+    setting.tokens.accepted.store(1, SeqCst);
+    setting.get().await.unwrap();
+    assert_eq!(setting.paths()[3..], ["Range", "Authenticate", "Range"]);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_the_answer_of_every_request_and_never_asked_in_a_loop() {
+    let setting = Setting::new(1, ApiError::InvalidAuthToken, "wrong").await;
+    for _ in 0..2 {
+        assert_eq!(setting.get().await.unwrap_err().message(), ApiError::AuthFailed.text());
+    }
+    assert_eq!(setting.paths(), ["Authenticate", "Authenticate"]);
+}
+
+#[tokio::test]
+async fn a_member_that_refuses_every_token_is_asked_a_few_times_only() {
+    let setting = Setting::new(99, ApiError::InvalidAuthToken, "right").await;
+    assert_eq!(setting.get().await.unwrap_err().message(), ApiError::InvalidAuthToken.text());
+    assert_eq!(setting.tokens.logins.load(SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_stream_that_was_refused_is_opened_again_with_another_token() {
+    let setting = Setting::new(1, ApiError::InvalidAuthToken, "right").await;
+    setting.get().await.unwrap();
+    setting.tokens.accepted.store(2, SeqCst);
+    let open = || async {
+        let (_, requests) = tokio::sync::mpsc::channel::<WatchRequest>(1);
+        setting.client.watch().watch(ReceiverStream::new(requests)).await.map(drop)
+    };
+    assert_eq!(open().await.unwrap_err().message(), ApiError::InvalidAuthToken.text());
+    open().await.unwrap();
+    // A member may also end a watch on a stream it accepted.
+    assert!(setting.client.logs_in_after(ApiError::AuthOldRevision.text()));
+    assert!(!setting.client.logs_in_after(ApiError::Compacted.text()));
+    setting.tokens.accepted.store(3, SeqCst);
+    open().await.unwrap();
+    assert_eq!(setting.tokens.logins.load(SeqCst), 3);
+}
+
+#[test]
+fn nothing_that_is_printed_holds_the_password() {
+    let user = Credentials { name: "root".into(), password: "secret".into() };
+    let client = Client::connect(ClientConfig { user: Some(user), ..ClientConfig::default() }).unwrap();
+    assert!(!format!("{client:?}").contains("secret"), "{client:?}");
+}
