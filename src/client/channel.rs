@@ -8,6 +8,7 @@ use http::{HeaderName, HeaderValue, Response};
 use http_body_util::BodyExt;
 use tonic::Status;
 use tonic::body::Body;
+use tracing::debug;
 
 use super::login::{Login, Token, wants_login};
 use super::method::Method;
@@ -139,6 +140,7 @@ impl tower::Service<http::Request<Body>> for Channel {
         let (parts, body) = request.into_parts();
         let mut head = Head::from_request(parts);
         self.identity.mark(&mut head.headers);
+        debug!(method = %head.path, "request");
         if self.identity.login.is_some() && !head.headers.contains_key(TOKEN) {
             let channel = self.clone();
             return Box::pin(async move {

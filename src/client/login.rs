@@ -3,6 +3,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tonic::Status;
+use tracing::debug;
 
 use super::channel::Channel;
 use super::config::Credentials;
@@ -91,6 +92,7 @@ impl Login {
 
     async fn authenticate(&self, pool: &Pool) -> Result<Option<HeaderValue>, Status> {
         let Credentials { name, password } = self.credentials.clone();
+        debug!(user = name, "login");
         let request = AuthenticateRequest { name, password };
         let answer = match AuthClient::new(Channel::new(pool.clone())).authenticate(request).await {
             Ok(answer) => answer.into_inner(),

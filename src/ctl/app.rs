@@ -1,10 +1,11 @@
-use super::command::{self, Asked, Program, Verb};
+use super::command::{self, Asked, Program};
 use super::failure::Failure;
 use super::flags::{self, Flag, Parsed, Word};
 use super::options::{self, Options};
 use super::session::{Session, show};
+use super::tree::Verb;
 use super::watch::{self, Variables};
-use super::{cluster, concurrency, kv, lease, snapshot};
+use super::{auth, check, cluster, completion, concurrency, debug, downgrade, kv, lease, mirror, role, snapshot};
 
 /// Version of the API this client speaks, as etcdctl prints it.
 const API_VERSION: &str = "3.7";
@@ -22,6 +23,9 @@ pub async fn run(program: Program, words: Vec<Vec<u8>>, mut environment: Vec<(St
             if !failure.text.is_empty() {
                 eprintln!("Error: {failure}");
             }
+            if let Some(usage) = &failure.usage {
+                eprintln!("{usage}");
+            }
             failure.code
         }
     }
@@ -32,22 +36,23 @@ async fn dispatch(program: Program, words: &[Word], environment: &[(String, Stri
         Asked::Help(text) => return show(text),
         Asked::Run(verb, parsed) => (verb, parsed),
     };
-    if let Some(done) = without_cluster(program, verb) {
+    if let Some(done) = without_cluster(program, verb, &parsed) {
         return done;
     }
     for name in options::unknown_variables(environment) {
         eprintln!("warning: unrecognized environment variable {name}");
     }
-    let options = Options::read(&mut parsed, environment)?;
+    let options = Options::read(&mut parsed, environment);
     if parsed.bool("debug") {
         eprint!("{}", options::shown(&parsed));
+        debug::start();
     }
-    let session = Session::new(options)?;
+    let session = Session::new(options);
     with_cluster(verb, session, &parsed, environment).await
 }
 
 /// Commands that need no cluster.
-fn without_cluster(program: Program, verb: Verb) -> Option<Result<(), Failure>> {
+fn without_cluster(program: Program, verb: Verb, parsed: &Parsed) -> Option<Result<(), Failure>> {
     match verb {
         Verb::Version => {
             let (name, version) = (program.name(), program.version());
@@ -55,9 +60,13 @@ fn without_cluster(program: Program, verb: Verb) -> Option<Result<(), Failure>> 
         }
         Verb::Options => {
             let known: Vec<&Flag> = options::FLAGS.iter().collect();
-            let head = "Every command takes these options, before or after its own words. Each can be given as a\n\
+            let head = "Every command takes these flags, before or after its own words. Each can be given as a\n\
                         variable instead, as in ETCDCTL_ENDPOINTS:\n\n";
             Some(show(format!("{head}{}", flags::usage(&known))))
+        }
+        Verb::Completion => {
+            let shell = parsed.args.first().map(Vec::as_slice).unwrap_or_default();
+            Some(show(completion::script(program, shell)))
         }
         _ => None,
     }
@@ -97,6 +106,28 @@ async fn with_cluster(
         Verb::Lock => concurrency::lock(session, parsed).await,
         Verb::Elect => concurrency::elect(session, parsed).await,
         Verb::SnapshotStatus => snapshot::status(&session, parsed),
-        Verb::Version | Verb::Options | Verb::Absent => Ok(()),
+        Verb::DowngradeValidate => downgrade::validate(session, parsed).await,
+        Verb::DowngradeEnable => downgrade::enable(session, parsed).await,
+        Verb::DowngradeCancel => downgrade::cancel(session, parsed).await,
+        Verb::AuthEnable => auth::enable(session, parsed).await,
+        Verb::AuthDisable => auth::disable(session, parsed).await,
+        Verb::AuthStatus => auth::status(session, parsed).await,
+        Verb::UserAdd => auth::user_add(session, parsed).await,
+        Verb::UserDelete => auth::user_delete(session, parsed).await,
+        Verb::UserGet => auth::user_get(session, parsed).await,
+        Verb::UserList => auth::user_list(session, parsed).await,
+        Verb::UserPassword => auth::user_password(session, parsed).await,
+        Verb::UserGrantRole => auth::user_grant_role(session, parsed).await,
+        Verb::UserRevokeRole => auth::user_revoke_role(session, parsed).await,
+        Verb::RoleAdd => role::add(session, parsed).await,
+        Verb::RoleDelete => role::delete(session, parsed).await,
+        Verb::RoleGet => role::get(session, parsed).await,
+        Verb::RoleList => role::list(session, parsed).await,
+        Verb::RoleGrantPermission => role::grant_permission(session, parsed).await,
+        Verb::RoleRevokePermission => role::revoke_permission(session, parsed).await,
+        Verb::CheckPerf => check::perf(session, parsed).await,
+        Verb::CheckDatascale => check::datascale(session, parsed).await,
+        Verb::MakeMirror => mirror::run(session, parsed).await,
+        Verb::Version | Verb::Options | Verb::Completion | Verb::Help | Verb::Absent => Ok(()),
     }
 }

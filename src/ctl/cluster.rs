@@ -26,6 +26,25 @@ fn peer_urls(parsed: &Parsed) -> Result<Vec<String>, Failure> {
     }
 }
 
+/// What the client of etcd checks of the URLs of a new member before it sends them.
+fn check_urls(urls: &[String]) -> Result<(), Failure> {
+    let wrong = |text: String| Err(Failure::new(Exit::Error, text));
+    for url in urls.iter().map(|url| url.trim()) {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        match scheme {
+            "unix" | "unixs" => {}
+            "http" | "https" if !host.contains(':') => {
+                return wrong(format!("URL address does not have the form \"host:port\": {url}"));
+            }
+            "http" | "https" if !path.is_empty() => return wrong(format!("URL must not contain a path: {url}")),
+            "http" | "https" => {}
+            _ => return wrong(format!("URL scheme must be http, https, unix, or unixs: {url}")),
+        }
+    }
+    Ok(())
+}
+
 fn member_id(parsed: &Parsed) -> Result<u64, Failure> {
     match parsed.args.as_slice() {
         [id] => requests::member(id),
@@ -49,6 +68,8 @@ fn member_name(words: &[Word]) -> Result<String, Failure> {
 pub(super) async fn member_add(mut session: Session, parsed: &Parsed) -> Result<(), Failure> {
     let name = member_name(&parsed.args)?;
     let urls = peer_urls(parsed)?;
+    session.options.usable()?;
+    check_urls(&urls)?;
     let request = MemberAddRequest { peer_ur_ls: urls, is_learner: parsed.bool("learner") };
     let answer = session.short(async |client| client.cluster().member_add(request).await).await?;
     let mut text = session.printer.member_add(&answer)?;
@@ -97,10 +118,11 @@ pub(super) async fn member_promote(mut session: Session, parsed: &Parsed) -> Res
 
 /// The endpoints to ask one by one: those given, or with `--cluster` those the members advertise.
 async fn endpoints(options: &Options, parsed: &Parsed) -> Result<Vec<String>, Failure> {
+    options.usable()?;
     if !parsed.bool("cluster") {
         return Ok(options.endpoints.clone());
     }
-    let mut session = Session::new(options.clone())?;
+    let mut session = Session::new(options.clone());
     let request = MemberListRequest { linearizable: true };
     let answer = session.short(async |client| client.cluster().member_list(request).await).await;
     let answer = answer.map_err(|failure| Failure {
@@ -135,8 +157,7 @@ async fn check(options: &Options, endpoint: String) -> EndpointHealth {
 }
 
 async fn probe(options: &Options, endpoint: &str) -> Result<std::time::Duration, String> {
-    let mut session =
-        Session::with_endpoints(options.clone(), &[endpoint.to_owned()]).map_err(|failure| failure.text)?;
+    let mut session = Session::with_endpoints(options.clone(), &[endpoint.to_owned()]);
     let start = Instant::now();
     let request = RangeRequest { key: "health".into(), ..Default::default() };
     let read = session.short(async |client| client.kv().range(request).await).await;
@@ -165,7 +186,7 @@ pub(super) async fn endpoint_status(session: Session, parsed: &Parsed) -> Result
     let mut found = Vec::new();
     let mut failed = None;
     for endpoint in endpoints(&session.options, parsed).await? {
-        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(&endpoint))?;
+        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(&endpoint));
         match one.short(async |client| client.maintenance().status(StatusRequest {}).await).await {
             Ok(status) => found.push(EndpointStatus { endpoint, status }),
             Err(failure) => {
@@ -186,7 +207,7 @@ pub(super) async fn endpoint_hashes(session: Session, parsed: &Parsed) -> Result
     let mut found = Vec::new();
     let mut failed = None;
     for endpoint in endpoints(&session.options, parsed).await? {
-        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(&endpoint))?;
+        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(&endpoint));
         let request = HashKvRequest { revision: parsed.int("rev") };
         match one.short(async |client| client.maintenance().hash_kv(request).await).await {
             Ok(hash) => found.push(EndpointHash { endpoint, hash }),
@@ -213,7 +234,7 @@ fn report(failure: &Failure) {
 pub(super) async fn defragment(session: Session, parsed: &Parsed) -> Result<(), Failure> {
     let mut failed = false;
     for endpoint in endpoints(&session.options, parsed).await? {
-        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(&endpoint))?;
+        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(&endpoint));
         let start = Instant::now();
         let answer = one.short(async |client| client.maintenance().defragment(DefragmentRequest {}).await).await;
         let took = golang::duration(start.elapsed());
@@ -260,8 +281,9 @@ pub(super) async fn move_leader(session: Session, parsed: &Parsed) -> Result<(),
         return Err(Failure::args("move-leader command needs 1 argument"));
     };
     let target = golang::parse_uint(&String::from_utf8_lossy(target), 16).map_err(Failure::args)?;
+    session.options.usable()?;
     for endpoint in &session.options.endpoints {
-        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(endpoint))?;
+        let mut one = Session::with_endpoints(session.options.clone(), std::slice::from_ref(endpoint));
         let status = one.short(async |client| client.maintenance().status(StatusRequest {}).await).await?;
         let member = status.header.map_or(0, |header| header.member_id);
         if member == status.leader {

@@ -1,6 +1,8 @@
 use super::failure::{Exit, Failure};
-use super::flags::{self, Flag, Kind, Parsed, Word};
+use super::flags::{self, Flag, Parsed, Word};
+use super::help::{self, HELP, full_name};
 use super::options;
+use super::tree::{Body, Command, OFFLINE, ROOT, Verb};
 use crate::types::API_VERSION;
 
 /// The name under which this client runs. It decides which commands exist and how help and errors call the program.
@@ -31,293 +33,13 @@ impl Program {
         }
     }
 
-    fn commands(self) -> &'static [Command] {
+    pub(super) fn commands(self) -> &'static [Command] {
         match self {
             Self::Ctl | Self::Etcdctl => ROOT,
             Self::Etcdutl => OFFLINE,
         }
     }
 }
-
-/// What a leaf of the command tree does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verb {
-    Get,
-    Put,
-    Del,
-    Txn,
-    Watch,
-    Compaction,
-    LeaseGrant,
-    LeaseRevoke,
-    LeaseTimeToLive,
-    LeaseList,
-    LeaseKeepAlive,
-    MemberList,
-    MemberAdd,
-    MemberRemove,
-    MemberUpdate,
-    MemberPromote,
-    EndpointStatus,
-    EndpointHealth,
-    EndpointHashKv,
-    SnapshotSave,
-    SnapshotStatus,
-    AlarmList,
-    AlarmDisarm,
-    Defrag,
-    MoveLeader,
-    Lock,
-    Elect,
-    Version,
-    Options,
-    /// A command of etcdctl that this client does not have yet.
-    Absent,
-}
-
-/// One node of the command tree.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Command {
-    name: &'static str,
-    args: &'static str,
-    about: &'static str,
-    flags: &'static [Flag],
-    body: Body,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Body {
-    Group(&'static [Command]),
-    Leaf(Verb),
-}
-
-const fn leaf(
-    name: &'static str,
-    args: &'static str,
-    about: &'static str,
-    flags: &'static [Flag],
-    verb: Verb,
-) -> Command {
-    Command { name, args, about, flags, body: Body::Leaf(verb) }
-}
-
-const fn group(
-    name: &'static str,
-    about: &'static str,
-    flags: &'static [Flag],
-    children: &'static [Command],
-) -> Command {
-    Command { name, args: "", about, flags, body: Body::Group(children) }
-}
-
-const fn absent(name: &'static str) -> Command {
-    leaf(name, "", "Not supported yet", &[], Verb::Absent)
-}
-
-const PREV_KV: Flag = Flag::new("prev-kv", Kind::Bool, "", "Also show the pairs as they were before");
-const FROM_KEY: Flag = Flag::new("from-key", Kind::Bool, "", "Cover every key from this one on, in byte order");
-const PREFIX: Flag = Flag::new("prefix", Kind::Bool, "", "Cover every key that starts like this one");
-const CONSISTENCY: Flag = Flag::new("consistency", Kind::Text, "l", "l asks the leader, s reads what the member has");
-const PEER_URLS: Flag = Flag::new("peer-urls", Kind::Text, "", "Where members reach it, separated by commas");
-const CLUSTER: Flag =
-    Flag::new("cluster", Kind::Bool, "", "Ask every member of the member list instead of --endpoints");
-
-/// Flags of `get`, also inside `txn`.
-pub(super) const GET_FLAGS: &[Flag] = &[
-    CONSISTENCY,
-    Flag::new("order", Kind::Text, "", "Order of the answer: ASCEND or DESCEND"),
-    Flag::new("sort-by", Kind::Text, "", "What to sort by: CREATE, KEY, MODIFY, VALUE or VERSION"),
-    Flag::new("limit", Kind::Int, "", "Show that many pairs at most"),
-    PREFIX,
-    FROM_KEY,
-    Flag::new("rev", Kind::Int, "", "Read the store as it was at this revision"),
-    Flag::new("keys-only", Kind::Bool, "", "Leave the values out"),
-    Flag::new("count-only", Kind::Bool, "", "Only count (with -w fields)"),
-    Flag::new("print-value-only", Kind::Bool, "", "Leave the keys out (with -w simple)"),
-    Flag::new("min-create-rev", Kind::Int, "", "Leave out keys created before this revision"),
-    Flag::new("max-create-rev", Kind::Int, "", "Leave out keys created after this revision"),
-    Flag::new("min-mod-rev", Kind::Int, "", "Leave out keys last changed before this revision"),
-    Flag::new("max-mod-rev", Kind::Int, "", "Leave out keys last changed after this revision"),
-    Flag::new("stream", Kind::Bool, "", "Ask with RangeStream, which sends large answers in pieces"),
-];
-
-/// Flags of `put`, also inside `txn`.
-pub(super) const PUT_FLAGS: &[Flag] = &[
-    Flag::new("lease", Kind::Text, "0", "Lease that owns the key, in hex"),
-    PREV_KV,
-    Flag::new("ignore-value", Kind::Bool, "", "Keep the value the key has"),
-    Flag::new("ignore-lease", Kind::Bool, "", "Keep the lease the key has"),
-];
-
-/// Flags of `del`, also inside `txn`.
-pub(super) const DEL_FLAGS: &[Flag] = &[
-    PREFIX,
-    PREV_KV,
-    FROM_KEY,
-    Flag::new("range", Kind::Bool, "", "Delete a range without the two seconds of second thoughts"),
-];
-
-/// Flags of `watch`, also on the lines of `watch -i`.
-pub(super) const WATCH_FLAGS: &[Flag] = &[
-    Flag::new("interactive", Kind::Bool, "", "Read watches from standard input").short('i'),
-    PREFIX,
-    Flag::new("rev", Kind::Int, "", "Start at this revision"),
-    PREV_KV,
-    Flag::new("progress-notify", Kind::Bool, "", "Show the progress the server reports from time to time"),
-];
-
-const ROOT: &[Command] = &[
-    leaf("get", "<key> [range_end]", "Shows a key or a range of keys", GET_FLAGS, Verb::Get),
-    leaf(
-        "put",
-        "<key> [value]",
-        "Writes a key; the value comes from standard input when it is left out",
-        PUT_FLAGS,
-        Verb::Put,
-    ),
-    leaf("del", "<key> [range_end]", "Deletes a key or a range of keys", DEL_FLAGS, Verb::Del),
-    leaf(
-        "txn",
-        "",
-        "Runs a transaction from standard input: compares, an empty line, operations if they hold, an empty line, operations if not, an empty line",
-        &[Flag::new("interactive", Kind::Bool, "", "Prompt for each part").short('i')],
-        Verb::Txn,
-    ),
-    leaf(
-        "watch",
-        "[key [range_end]] [-- command args...]",
-        "Shows changes as they happen, or runs a command for each",
-        WATCH_FLAGS,
-        Verb::Watch,
-    ),
-    leaf(
-        "compaction",
-        "<revision>",
-        "Forgets the history before a revision",
-        &[Flag::new("physical", Kind::Bool, "", "Wait until the old revisions are gone from the disk")],
-        Verb::Compaction,
-    ),
-    group(
-        "lease",
-        "Grants, revokes and shows leases",
-        &[],
-        &[
-            leaf("grant", "<ttl>", "Makes a lease of that many seconds", &[], Verb::LeaseGrant),
-            leaf("revoke", "<lease>", "Ends a lease and deletes its keys", &[], Verb::LeaseRevoke),
-            leaf(
-                "timetolive",
-                "<lease>",
-                "Shows how long a lease has left",
-                &[Flag::new("keys", Kind::Bool, "", "Also show the keys it owns")],
-                Verb::LeaseTimeToLive,
-            ),
-            leaf("list", "", "Lists the leases", &[], Verb::LeaseList),
-            leaf(
-                "keep-alive",
-                "<lease>",
-                "Keeps a lease alive until it is gone",
-                &[Flag::new("once", Kind::Bool, "", "Only once")],
-                Verb::LeaseKeepAlive,
-            ),
-        ],
-    ),
-    group(
-        "member",
-        "Shows and changes the members of the cluster",
-        &[],
-        &[
-            leaf("list", "", "Lists the members", &[CONSISTENCY], Verb::MemberList),
-            leaf(
-                "add",
-                "<name>",
-                "Adds a member",
-                &[PEER_URLS, Flag::new("learner", Kind::Bool, "", "Add it without a vote")],
-                Verb::MemberAdd,
-            ),
-            leaf("remove", "<member>", "Removes a member", &[], Verb::MemberRemove),
-            leaf("update", "<member>", "Changes the peer URLs of a member", &[PEER_URLS], Verb::MemberUpdate),
-            leaf("promote", "<member>", "Gives a learner its vote", &[], Verb::MemberPromote),
-        ],
-    ),
-    group(
-        "endpoint",
-        "Asks each endpoint about itself",
-        &[CLUSTER],
-        &[
-            leaf(
-                "health",
-                "",
-                "Tells whether each endpoint can do a read through the leader",
-                &[],
-                Verb::EndpointHealth,
-            ),
-            leaf("status", "", "Shows versions, sizes and raft positions", &[], Verb::EndpointStatus),
-            leaf(
-                "hashkv",
-                "",
-                "Shows the hash of the stored history",
-                &[Flag::new("rev", Kind::Int, "", "Hash up to this revision")],
-                Verb::EndpointHashKv,
-            ),
-        ],
-    ),
-    group(
-        "snapshot",
-        "Saves and inspects db snapshots of the store",
-        &[],
-        &[
-            leaf("save", "<file>", "Saves the db snapshot of one member to a file", &[], Verb::SnapshotSave),
-            SNAPSHOT_STATUS,
-        ],
-    ),
-    group(
-        "alarm",
-        "Shows and clears alarms",
-        &[],
-        &[
-            leaf("list", "", "Lists the alarms that are raised", &[], Verb::AlarmList),
-            leaf("disarm", "", "Clears all alarms", &[], Verb::AlarmDisarm),
-        ],
-    ),
-    leaf("defrag", "", "Gives unused space of each endpoint back to its disk", &[CLUSTER], Verb::Defrag),
-    leaf("move-leader", "<member>", "Hands leadership to another member", &[], Verb::MoveLeader),
-    leaf(
-        "lock",
-        "<name> [command args...]",
-        "Holds a lock until a signal, or while a command runs",
-        &[Flag::new("ttl", Kind::Int, "10", "Seconds the lock outlives a client that falls silent")],
-        Verb::Lock,
-    ),
-    leaf(
-        "elect",
-        "<election> [proposal]",
-        "Stands for election, or follows one",
-        &[Flag::new("listen", Kind::Bool, "", "Only follow").short('l')],
-        Verb::Elect,
-    ),
-    VERSION,
-    leaf("options", "", "Lists the options that every command takes", &[], Verb::Options),
-    absent("auth"),
-    absent("user"),
-    absent("role"),
-    absent("check"),
-    absent("make-mirror"),
-    absent("downgrade"),
-    absent("completion"),
-];
-
-const VERSION: Command = leaf("version", "", "Shows the version of this client and of its API", &[], Verb::Version);
-const SNAPSHOT_STATUS: Command = leaf("status", "<file>", "Shows what a db snapshot holds", &[], Verb::SnapshotStatus);
-
-/// etcdutl's commands, which work on files.
-const OFFLINE: &[Command] = &[
-    group("snapshot", "Inspects db snapshots", &[], &[SNAPSHOT_STATUS, absent("restore")]),
-    VERSION,
-    absent("defrag"),
-    absent("hashkv"),
-    absent("migrate"),
-    absent("completion"),
-];
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -328,11 +50,31 @@ pub(super) enum Asked {
     Help(String),
 }
 
-const HELP: Flag = Flag::new("help", Kind::Bool, "", "Show this text").short('h');
-
 /// Finds the command and reads its flags. Global options may stand anywhere, and a unique beginning of a command's
 /// name is enough, as in etcdctl.
 pub(super) fn read(program: Program, words: &[Word]) -> Result<Asked, Failure> {
+    let (path, rest) = find(program, words)?;
+    let last = path.last().map(|command| command.body);
+    if let Some(Body::Leaf(Verb::Absent)) = last {
+        let text = format!("{:?} is not supported yet by {}", full_name(program, &path), program.name());
+        return Err(Failure::new(Exit::Error, text));
+    }
+    let wrong = |text: String| Failure::new(Exit::Error, text).with_usage(help::usage(program, &path));
+    let known = flags_of(&path);
+    let parsed = flags::parse(&known, &rest).map_err(wrong)?;
+    match last {
+        Some(Body::Leaf(Verb::Help)) if !parsed.bool("help") => topic(program, &parsed.args),
+        Some(Body::Leaf(Verb::Completion)) if !parsed.bool("help") => {
+            check_shell(program, &parsed.args).map_err(wrong)?;
+            Ok(Asked::Run(Verb::Completion, parsed))
+        }
+        Some(Body::Leaf(verb)) if !parsed.bool("help") => Ok(Asked::Run(verb, parsed)),
+        _ => Ok(Asked::Help(help::help(program, &path))),
+    }
+}
+
+/// The command that the words name, and the words that are left: flags and arguments.
+fn find(program: Program, words: &[Word]) -> Result<(Vec<&'static Command>, Vec<Word>), Failure> {
     let mut path: Vec<&Command> = Vec::new();
     let mut rest = words.to_vec();
     let mut at = 0;
@@ -352,108 +94,77 @@ pub(super) fn read(program: Program, words: &[Word]) -> Result<Asked, Failure> {
             continue;
         }
         let name = String::from_utf8_lossy(word).into_owned();
-        match find(children, &name) {
-            Ok(child) => {
+        match child(children, &name) {
+            Some(child) => {
                 path.push(child);
                 rest.remove(at);
             }
-            Err(candidates) if path.is_empty() && candidates.is_empty() && is_beginning(&name, "help") => {
-                rest.remove(at);
-                rest.push(b"--help".to_vec());
-            }
-            Err(candidates) => {
-                let parent = full_name(program, &path);
-                let reason = match candidates.as_slice() {
-                    [] => format!("see '{parent} --help'"),
-                    several => format!("it is the beginning of {}", several.join(", ")),
-                };
-                let text = format!("unknown command {name:?} for {parent:?}, {reason}");
-                return Err(Failure::new(Exit::Error, text));
-            }
+            None if path.is_empty() => return Err(unknown(program, &name)),
+            // Below the root etcdctl shows the help text of the group.
+            None => break,
         }
     }
-    if let Some(Command { name, body: Body::Leaf(Verb::Absent), .. }) = path.last() {
-        let text = format!("{name:?} is not supported yet by {}; etcd's own has it", program.name());
-        return Err(Failure::new(Exit::Error, text));
-    }
-    let known = flags_of(&path);
-    let parsed = flags::parse(&known, &rest).map_err(|text| Failure::new(Exit::Error, text))?;
-    match path.last() {
-        Some(Command { body: Body::Leaf(verb), .. }) if !parsed.bool("help") => Ok(Asked::Run(*verb, parsed)),
-        _ => Ok(Asked::Help(help(program, &path))),
-    }
+    Ok((path, rest))
 }
 
 /// The command of that name, else the only one whose name begins so.
-///
-/// # Errors
-/// The names that begin so, when there is not exactly one.
-fn find(commands: &'static [Command], name: &str) -> Result<&'static Command, Vec<&'static str>> {
+fn child(commands: &'static [Command], name: &str) -> Option<&'static Command> {
     if let Some(exact) = commands.iter().find(|command| command.name == name) {
-        return Ok(exact);
+        return Some(exact);
     }
-    let candidates: Vec<&Command> = commands.iter().filter(|command| is_beginning(name, command.name)).collect();
-    match candidates.as_slice() {
-        [only] => Ok(only),
-        _ => Err(candidates.iter().map(|command| command.name).collect()),
+    let mut candidates = commands.iter().filter(|command| !name.is_empty() && command.name.starts_with(name));
+    candidates.next().filter(|_| candidates.next().is_none())
+}
+
+fn unknown(program: Program, name: &str) -> Failure {
+    let suggestions = help::suggestions(program.commands(), name);
+    let meant: String = suggestions.iter().map(|name| format!("\t{name}\n")).collect();
+    let meant = if meant.is_empty() { meant } else { format!("\n\nDid you mean this?\n{meant}") };
+    let text = format!("unknown command {name:?} for {:?}{meant}", program.name());
+    Failure::new(Exit::Error, text).with_usage(format!("Run '{} --help' for usage.", program.name()))
+}
+
+/// The help text of the command that `words` name.
+fn topic(program: Program, words: &[Word]) -> Result<Asked, Failure> {
+    match find(program, words) {
+        Ok((path, _)) => Ok(Asked::Help(help::help(program, &path))),
+        Err(_) => {
+            let words: Vec<String> = words.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+            let note = format!("Unknown help topic [`{}`]\n{}", words.join("` `"), help::usage(program, &[]));
+            Err(Failure { note: Some(note), ..Failure::silent(0) })
+        }
     }
 }
 
-fn is_beginning(word: &str, name: &str) -> bool {
-    !word.is_empty() && name.starts_with(word)
+fn check_shell(program: Program, words: &[Word]) -> Result<(), String> {
+    let [shell] = words else {
+        return Err(format!("accepts 1 arg(s), received {}", words.len()));
+    };
+    match shell.as_slice() {
+        b"bash" | b"zsh" | b"fish" | b"powershell" => Ok(()),
+        other => {
+            let shell = String::from_utf8_lossy(other);
+            Err(format!("invalid argument {shell:?} for \"{} completion\"", program.name()))
+        }
+    }
 }
 
-fn flags_of(path: &[&Command]) -> Vec<&'static Flag> {
-    let own = path.iter().flat_map(|command| command.flags);
-    options::FLAGS.iter().chain([&HELP]).chain(own).collect()
-}
-
-/// Whether the flag in `word` takes the next word as its value.
+/// Whether a flag's value is the next word.
 fn takes_next(word: &[u8], known: &[&Flag]) -> bool {
-    let Ok(text) = std::str::from_utf8(word) else { return false };
-    match text.strip_prefix("--") {
-        Some(name) => known.iter().any(|flag| flag.name == name && flag.kind != Kind::Bool),
-        None => {
-            // A longer cluster carries its value itself.
-            let letter = text.chars().nth(1);
-            text.chars().count() == 2 && known.iter().any(|flag| flag.short == letter && flag.kind != Kind::Bool)
-        }
+    let text = String::from_utf8_lossy(word);
+    if text.contains('=') {
+        return false;
     }
+    let flag = match text.strip_prefix("--") {
+        Some(name) => known.iter().find(|flag| flag.name == name),
+        None if text.len() == 2 => known.iter().find(|flag| flag.short == text.chars().nth(1)),
+        None => None,
+    };
+    flag.is_some_and(|flag| flag.kind != flags::Kind::Bool)
 }
 
-fn full_name(program: Program, path: &[&Command]) -> String {
-    path.iter().fold(program.name().to_owned(), |name, command| name + " " + command.name)
-}
-
-fn help(program: Program, path: &[&Command]) -> String {
-    let name = full_name(program, path);
-    let own: Vec<&Flag> = path.iter().flat_map(|command| command.flags).chain([&HELP]).collect();
-    let flags = flags::usage(&own);
-    let tail = match program {
-        Program::Etcdutl => String::new(),
-        _ => format!("{} options lists the options that every command takes.\n", program.name()),
-    };
-    let list = |children: &[Command]| {
-        let width = children.iter().map(|child| child.name.len()).max().unwrap_or(0);
-        children
-            .iter()
-            .map(|child| format!("  {:<width$}  {}\n", child.name, child.about.split(": ").next().unwrap_or_default()))
-            .collect::<String>()
-    };
-    match path.last() {
-        None => format!(
-            "A command-line client for etcd v3 clusters, with the commands, flags and output of etcdctl.\n\n\
-             Usage:\n  {name} [options] <command>\n\nCommands:\n{}\n{tail}",
-            list(program.commands())
-        ),
-        Some(Command { about, body: Body::Group(children), .. }) => {
-            format!("{about}\n\nUsage:\n  {name} <command>\n\nCommands:\n{}\nFlags:\n{flags}\n{tail}", list(children))
-        }
-        Some(Command { about, args, .. }) => {
-            let args = if args.is_empty() { String::new() } else { format!(" {args}") };
-            format!("{about}\n\nUsage:\n  {name} [flags]{args}\n\nFlags:\n{flags}\n{tail}")
-        }
-    }
+fn flags_of<'a>(path: &[&'a Command]) -> Vec<&'a Flag> {
+    path.iter().flat_map(|command| command.flags).chain([&HELP]).chain(options::FLAGS.iter()).collect()
 }
 
 #[cfg(test)]
@@ -494,10 +205,8 @@ mod tests {
         }
         let ambiguous = read(Program::Ctl, &words("comp 2")).unwrap_err();
         assert_eq!(ambiguous.code, 1);
-        assert_eq!(
-            ambiguous.text,
-            r#"unknown command "comp" for "watershed ctl", it is the beginning of compaction, completion"#
-        );
+        let meant = "Did you mean this?\n\tcompaction\n\tcompletion\n";
+        assert_eq!(ambiguous.text, format!("unknown command \"comp\" for \"watershed ctl\"\n\n{meant}"));
         assert_eq!(read(Program::Ctl, &[Word::new()]).unwrap_err().code, 1);
     }
 
@@ -505,29 +214,35 @@ mod tests {
     fn each_name_of_the_program_has_its_commands() {
         assert!(matches!(read(Program::Etcdutl, &words("snapshot status f")), Ok(Asked::Run(Verb::SnapshotStatus, _))));
         let text = |program, line: &str| read(program, &words(line)).unwrap_err().text;
-        assert_eq!(text(Program::Etcdutl, "get k"), r#"unknown command "get" for "etcdutl", see 'etcdutl --help'"#);
+        assert_eq!(text(Program::Etcdutl, "get k"), r#"unknown command "get" for "etcdutl""#);
         assert!(text(Program::Etcdutl, "snapshot restore f").contains("not supported yet by etcdutl"));
         assert!(text(Program::Etcdctl, "nope").starts_with(r#"unknown command "nope" for "etcdctl""#));
     }
 
     #[test]
     fn what_does_not_exist_is_named() {
-        let text = |line: &str| read(Program::Ctl, &words(line)).unwrap_err();
-        assert_eq!(text("nope").text, r#"unknown command "nope" for "watershed ctl", see 'watershed ctl --help'"#);
-        assert_eq!(
-            text("lease nope").text,
-            r#"unknown command "nope" for "watershed ctl lease", see 'watershed ctl lease --help'"#
-        );
-        assert_eq!(text("user add x").code, 1);
-        assert!(text("user add x").text.contains("not supported yet"));
-        assert_eq!(text("get k --nope").text, "unknown flag: --nope");
+        let failure = |line: &str| read(Program::Ctl, &words(line)).unwrap_err();
+        assert_eq!(failure("zzz").text, r#"unknown command "zzz" for "watershed ctl""#);
+        assert_eq!(failure("zzz").usage.as_deref(), Some("Run 'watershed ctl --help' for usage."));
+        assert_eq!(failure("get k --nope").text, "unknown flag: --nope");
+        assert!(failure("get k --nope").usage.unwrap().starts_with("Usage:\n  watershed ctl get [options] <key>"));
+        let topic = failure("help nope");
+        assert_eq!((topic.code, topic.text.as_str()), (0, ""));
+        assert!(topic.note.unwrap().starts_with("Unknown help topic [`nope`]\nUsage:\n"));
+        // Below the root, what does not exist is answered with what does.
+        assert!(matches!(read(Program::Ctl, &words("lease nope")), Ok(Asked::Help(_))));
+        assert_eq!(failure("completion").text, "accepts 1 arg(s), received 0");
+        assert_eq!(failure("completion tcsh").text, r#"invalid argument "tcsh" for "watershed ctl completion""#);
     }
 
     #[test]
     fn every_flag_is_read() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl");
-        let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-        let code: String = files
+        let entries = [folder.join("check"), folder.join("mirror"), folder]
+            .map(|folder| std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()));
+        let code: String = entries
+            .into_iter()
+            .flatten()
             .filter(|path| path.is_file())
             .map(|path| std::fs::read_to_string(path).expect("a source file"))
             .map(|text| text.split("#[cfg(test)]").next().unwrap_or_default().to_owned())
@@ -544,7 +259,7 @@ mod tests {
                 commands.extend(children);
             }
         }
-        assert!(flags.len() > 40 && !is_read("no-such-flag"), "{} flags", flags.len());
+        assert!(flags.len() > 70 && !is_read("no-such-flag"), "{} flags", flags.len());
         let unread: Vec<_> = flags.iter().filter(|flag| !is_read(flag.name)).map(|flag| flag.name).collect();
         assert!(unread.is_empty(), "accepted and read by nothing: {unread:?}");
     }

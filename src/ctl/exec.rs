@@ -75,9 +75,11 @@ fn ending(status: ExitStatus) -> String {
 }
 
 fn start_error(words: &[Word], error: &std::io::Error) -> String {
-    let name = words.first().map(|word| golang::quote(word)).unwrap_or_default();
+    let name = words.first().cloned().unwrap_or_default();
     match error.kind() {
-        std::io::ErrorKind::NotFound => format!("exec: {name}: executable file not found in $PATH"),
-        _ => format!("exec: {name}: {error}"),
+        std::io::ErrorKind::NotFound if !name.contains(&b'/') => {
+            format!("exec: {}: executable file not found in $PATH", golang::quote(&name))
+        }
+        _ => format!("fork/exec {}: {}", String::from_utf8_lossy(&name), golang::reason(error)),
     }
 }

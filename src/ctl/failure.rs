@@ -24,7 +24,7 @@ pub(super) enum Exit {
 }
 
 /// The end of a command that did not succeed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     /// Exit code of the process.
     pub(super) code: u8,
@@ -32,11 +32,13 @@ pub(super) struct Failure {
     pub(super) text: String,
     /// What to know before reading the text, a line of its own.
     pub(super) note: Option<String>,
+    /// What follows the text: how the command is used.
+    pub(super) usage: Option<String>,
 }
 
 impl Failure {
     pub(super) fn new(exit: Exit, text: impl Into<String>) -> Self {
-        Self { code: exit as u8, text: text.into(), note: None }
+        Self { code: exit as u8, text: text.into(), note: None, usage: None }
     }
 
     /// Wrong arguments.
@@ -46,12 +48,17 @@ impl Failure {
 
     /// Ends with `code` and says nothing more.
     pub(super) fn silent(code: u8) -> Self {
-        Self { code, text: String::new(), note: None }
+        Self { code, text: String::new(), note: None, usage: None }
     }
 
     /// A call the cluster refused or did not answer.
     pub(super) fn call(status: &Status) -> Self {
         Self { note: dial_note(status), ..Self::new(Exit::Error, status_text(status)) }
+    }
+
+    /// The same, followed by how the command is used.
+    pub(super) fn with_usage(self, usage: String) -> Self {
+        Self { usage: Some(usage), ..self }
     }
 
     /// The same with another exit code.

@@ -24,6 +24,7 @@ pub(super) enum Kind {
     /// `--x`, `--x=true`; never the next word.
     Bool,
     Int,
+    Uint,
     Text,
     /// Go's notation, `1m30s`.
     Duration,
@@ -46,6 +47,7 @@ impl Flag {
         Ok(match self.kind {
             Kind::Bool => Value::Bool(golang::parse_bool(text)?),
             Kind::Int => Value::Int(golang::parse_int(text, 0)?),
+            Kind::Uint => Value::Uint(golang::parse_uint(text, 0)?),
             Kind::Text => Value::Text(text.to_owned()),
             Kind::Duration => Value::Duration(golang::parse_duration(text)?),
             Kind::List if text.is_empty() => Value::List(Vec::new()),
@@ -57,6 +59,7 @@ impl Flag {
         match self.kind {
             Kind::Bool => Value::Bool(false),
             Kind::Int => Value::Int(0),
+            Kind::Uint => Value::Uint(0),
             Kind::Text => Value::Text(String::new()),
             Kind::Duration => Value::Duration(Duration::ZERO),
             Kind::List => Value::List(Vec::new()),
@@ -68,6 +71,7 @@ impl Flag {
 enum Value {
     Bool(bool),
     Int(i64),
+    Uint(u64),
     Text(String),
     Duration(Duration),
     List(Vec<String>),
@@ -209,6 +213,13 @@ impl Parsed {
         }
     }
 
+    pub(super) fn uint(&self, name: &str) -> u64 {
+        match self.values.get(name) {
+            Some(Value::Uint(value)) => *value,
+            _ => 0,
+        }
+    }
+
     pub(super) fn text(&self, name: &str) -> &str {
         match self.values.get(name) {
             Some(Value::Text(value)) => value,
@@ -233,12 +244,15 @@ impl Parsed {
 
 /// The flag section of a help text, one line for each, sorted by name.
 pub(super) fn usage(flags: &[&Flag]) -> String {
-    let mut rows: Vec<(String, String)> = flags
+    let mut flags = flags.to_vec();
+    flags.sort_by_key(|flag| flag.name);
+    let rows: Vec<(String, String)> = flags
         .iter()
         .map(|flag| {
             let (kind, default) = match flag.kind {
                 Kind::Bool => ("", flag.default.to_owned()),
                 Kind::Int => (" int", flag.default.to_owned()),
+                Kind::Uint => (" uint", flag.default.to_owned()),
                 Kind::Text => (" string", format!("{:?}", flag.default)),
                 Kind::Duration => (" duration", flag.default.to_owned()),
                 Kind::List => (" strings", format!("[{}]", flag.default)),
@@ -255,7 +269,6 @@ pub(super) fn usage(flags: &[&Flag]) -> String {
             (head, about)
         })
         .collect();
-    rows.sort_by(|a, b| a.0.trim_start_matches([' ', '-']).cmp(b.0.trim_start_matches([' ', '-'])));
     let width = rows.iter().map(|(head, _)| head.len()).max().unwrap_or(0);
     rows.iter().fold(String::new(), |mut text, (head, about)| {
         let _ = writeln!(text, "{head:<width$}   {about}");

@@ -8,6 +8,12 @@ pub(super) fn lease_id(id: i64) -> String {
     if id < 0 { format!("-{:015x}", id.unsigned_abs()) } else { format!("{id:016x}") }
 }
 
+/// What the system said, as Go words it.
+pub(super) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
 /// The quoted literal at the start of `text` and what follows it. Back quotes take everything literally.
 pub(super) fn unquote_prefix(text: &str) -> Option<(Vec<u8>, &str)> {
     if let Some(rest) = text.strip_prefix('`') {

@@ -113,7 +113,8 @@ impl Keeper {
                 Err(status) => {
                     self.stream = None;
                     tries += 1;
-                    if tries == TRIES || status.code() != tonic::Code::Unavailable {
+                    let passes = status.code() == tonic::Code::Unavailable;
+                    if tries == TRIES || !(passes || self.client.logs_in_after(status.message())) {
                         return Err(status);
                     }
                     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use super::failure::{Exit, Failure};
 use super::flags::{Flag, Kind, Parsed};
-use super::golang;
 use super::print::{Format, Printer};
+use super::{golang, terminal};
 use crate::config::{FlagKind, Mode, Support, unsupported_flags};
 use crate::net::{Alpn, ClientTlsConfig};
 
@@ -70,6 +70,8 @@ pub(super) struct Options {
     pub(super) tls: Option<ClientTlsConfig>,
     pub(super) user: Option<(String, String)>,
     pub(super) token: Option<String>,
+    /// Why these options cannot be used. Wrong arguments come first, so it is said when a command needs the cluster.
+    pub(super) broken: Option<Failure>,
 }
 
 /// The variable that stands for a flag.
@@ -80,21 +82,39 @@ pub(super) fn variable(flag: &str) -> String {
 impl Options {
     /// Fills in variables for flags that were not given, and checks. No variable in `environment` is empty.
     ///
-    /// # Errors
-    /// A variable for a flag that was given as well, a value out of reach, or what is not supported yet.
-    pub(super) fn read(parsed: &mut Parsed, environment: &[(String, String)]) -> Result<Self, Failure> {
-        let error = |text: String| Failure::new(Exit::Error, text);
-        for (name, value) in environment {
-            let Some(flag) = FLAGS.iter().find(|flag| variable(flag.name) == *name) else { continue };
-            if parsed.is_set(flag.name) {
-                return Err(error(format!(
-                    "conflicting environment variable {name:?} is shadowed by corresponding command-line flag \
-                     --{} (either unset environment variable or disable flag)",
-                    flag.name
-                )));
-            }
-            parsed.put_variable(flag, name, value).map_err(error)?;
+    /// What is wrong ends up in `broken`: a variable for a flag that was given as well, a value out of reach, what is
+    /// not supported yet. A variable that cannot be read counts as not set, as in etcdctl, and is named.
+    pub(super) fn read(parsed: &mut Parsed, environment: &[(String, String)]) -> Self {
+        let broken = match fill_in(parsed, environment) {
+            Ok(()) => None,
+            Err(failure) => Some(failure),
+        };
+        match Self::check(parsed) {
+            Ok(options) => Self { broken, ..options },
+            Err(failure) => Self { broken: broken.or(Some(failure)), ..Self::unusable() },
         }
+    }
+
+    fn unusable() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            printer: Printer::new(Format::Simple, false),
+            dial_timeout: Duration::ZERO,
+            command_timeout: Duration::ZERO,
+            command_timeout_given: false,
+            keepalive_time: Duration::ZERO,
+            keepalive_timeout: Duration::ZERO,
+            send_bytes_max: SEND_BYTES_DEFAULT,
+            receive_bytes_max: i32::MAX as usize,
+            tls: None,
+            user: None,
+            token: None,
+            broken: None,
+        }
+    }
+
+    fn check(parsed: &Parsed) -> Result<Self, Failure> {
+        let error = |text: String| Failure::new(Exit::Error, text);
         let mut absent = unsupported_flags(Mode::Ctl).filter(|flag| flag.support == Support::NotYet);
         if let Some(flag) = absent.find(|flag| !parsed.is_default(flag.name)) {
             let name = flag.name;
@@ -105,7 +125,7 @@ impl Options {
             given => usize::try_from(given).map_err(|_| Failure::args(format!("--{name} must not be negative"))),
         };
         let token = Some(parsed.text("auth-jwt-token").to_owned()).filter(|token| !token.is_empty());
-        let user = if token.is_some() { None } else { user(parsed)? };
+        let user = if token.is_some() { None } else { user(parsed, ["user", "password"], "Password: ")? };
         Ok(Self {
             endpoints: parsed.list("endpoints").iter().map(|endpoint| endpoint.trim().to_owned()).collect(),
             printer: Printer::new(
@@ -120,39 +140,77 @@ impl Options {
             keepalive_timeout: parsed.duration("keepalive-timeout"),
             send_bytes_max: bytes("max-request-bytes", SEND_BYTES_DEFAULT)?,
             receive_bytes_max: bytes("max-recv-bytes", i32::MAX as usize)?,
-            tls: tls(parsed)?,
+            tls: tls(
+                parsed,
+                ["cacert", "cert", "key", "insecure-transport"],
+                parsed.bool("insecure-skip-tls-verify"),
+            )?,
             user,
             token,
+            broken: None,
         })
+    }
+
+    /// # Errors
+    /// Why these options cannot be used.
+    pub(super) fn usable(&self) -> Result<(), Failure> {
+        self.broken.clone().map_or(Ok(()), Err)
+    }
+
+    /// The same towards the destination of a mirror, whose flags begin with `dest-`.
+    pub(super) fn for_destination(&self, parsed: &Parsed) -> Result<Self, Failure> {
+        let names = ["dest-cacert", "dest-cert", "dest-key", "dest-insecure-transport"];
+        Ok(Self { tls: tls(parsed, names, false)?, ..self.clone() })
     }
 }
 
-/// As in etcdctl: TLS is spoken to endpoints without a scheme when anything of it is given.
-fn tls(parsed: &Parsed) -> Result<Option<ClientTlsConfig>, Failure> {
-    for name in ["cert", "key", "cacert"] {
+/// As in etcdctl: TLS is spoken to endpoints without a scheme when anything of it is given. `names` are the flags of
+/// authorities, certificate, key and plain transport.
+fn tls(parsed: &Parsed, names: [&str; 4], skip: bool) -> Result<Option<ClientTlsConfig>, Failure> {
+    let [cacert, cert, key, insecure] = names;
+    for name in [cert, key, cacert] {
         if parsed.is_set(name) && parsed.text(name).is_empty() {
             return Err(Failure::args(format!("empty string is passed to --{name} option")));
         }
     }
-    let skip = parsed.bool("insecure-skip-tls-verify");
-    let given = ClientTlsConfig::from_flags(parsed.text("cacert"), parsed.text("cert"), parsed.text("key"), skip);
+    let given = ClientTlsConfig::from_flags(parsed.text(cacert), parsed.text(cert), parsed.text(key), skip);
     let given = given.map_err(|reason| Failure::new(Exit::Error, reason))?;
-    let usual = || (!parsed.bool("insecure-transport")).then(|| ClientTlsConfig::new(Alpn::H2));
+    let usual = || (!parsed.bool(insecure)).then(|| ClientTlsConfig::new(Alpn::H2));
     Ok(given.or_else(usual))
 }
 
-fn user(parsed: &Parsed) -> Result<Option<(String, String)>, Failure> {
-    let (user, password) = (parsed.text("user"), parsed.text("password"));
-    if user.is_empty() {
-        return Ok(None);
+/// Gives flags that did not stand on the command line the values of their variables.
+fn fill_in(parsed: &mut Parsed, environment: &[(String, String)]) -> Result<(), Failure> {
+    for (name, value) in environment {
+        let Some(flag) = FLAGS.iter().find(|flag| variable(flag.name) == *name) else { continue };
+        if parsed.is_set(flag.name) {
+            let text = format!(
+                "conflicting environment variable {name:?} is shadowed by corresponding command-line flag --{} \
+                 (either unset environment variable or disable flag)",
+                flag.name
+            );
+            return Err(Failure::new(Exit::Error, text));
+        }
+        if let Err(why) = parsed.put_variable(flag, name, value) {
+            eprintln!("warning: {why}");
+        }
     }
-    if !password.is_empty() {
-        return Ok(Some((user.to_owned(), password.to_owned())));
-    }
-    match user.split_once(':') {
-        Some((name, password)) => Ok(Some((name.to_owned(), password.to_owned()))),
-        None => Err(Failure::args("--user needs a password: give --user=NAME:PASSWORD or --password")),
-    }
+    Ok(())
+}
+
+/// Name and password: of two flags, of one, or asked for. An empty password is no login, as in etcdctl.
+pub(super) fn user(parsed: &Parsed, names: [&str; 2], prompt: &str) -> Result<Option<(String, String)>, Failure> {
+    let [user, password] = names.map(|name| parsed.text(name));
+    let (name, password) = match user.split_once(':') {
+        _ if user.is_empty() => return Ok(None),
+        _ if !password.is_empty() => (user.to_owned(), password.to_owned()),
+        Some((name, password)) => (name.to_owned(), password.to_owned()),
+        None => {
+            let password = terminal::secret(prompt).map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
+            (user.to_owned(), password)
+        }
+    };
+    Ok((!name.is_empty() && !password.is_empty()).then_some((name, password)))
 }
 
 /// The options in effect as variables, without secrets.
@@ -161,6 +219,7 @@ pub(super) fn shown(parsed: &Parsed) -> String {
         let value = match flag.kind {
             Kind::Bool => parsed.bool(flag.name).to_string(),
             Kind::Int => parsed.int(flag.name).to_string(),
+            Kind::Uint => parsed.uint(flag.name).to_string(),
             Kind::Text if ["user", "password", "auth-jwt-token"].contains(&flag.name) => {
                 if parsed.text(flag.name).is_empty() { String::new() } else { "(hidden)".to_owned() }
             }
@@ -170,7 +229,9 @@ pub(super) fn shown(parsed: &Parsed) -> String {
         };
         format!("{}={value}\n", variable(flag.name))
     };
-    FLAGS.iter().map(line).collect()
+    let mut flags: Vec<&Flag> = FLAGS.iter().collect();
+    flags.sort_by_key(|flag| flag.name);
+    flags.into_iter().map(line).collect()
 }
 
 /// Variables that begin like ours and mean nothing; a typing error is worth a line.
@@ -194,7 +255,8 @@ mod tests {
         let words: Vec<_> = line.split_whitespace().map(|word| word.as_bytes().to_vec()).collect();
         let known: Vec<&Flag> = FLAGS.iter().collect();
         let environment: Vec<_> = environment.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();
-        Options::read(&mut flags::parse(&known, &words).unwrap(), &environment)
+        let options = Options::read(&mut flags::parse(&known, &words).unwrap(), &environment);
+        options.usable().map(|()| options)
     }
 
     #[test]
@@ -205,18 +267,16 @@ mod tests {
         let error = read("--endpoints=a:1", &[("ETCDCTL_ENDPOINTS", "b:2")]).err().unwrap();
         assert_eq!(error.code, 1);
         assert!(error.text.contains("ETCDCTL_ENDPOINTS") && error.text.contains("shadowed"));
-        let error = read("", &[("ETCDCTL_HEX", "maybe")]).err().unwrap();
-        assert_eq!(
-            error.text,
-            r#"invalid value "maybe" for ETCDCTL_HEX: strconv.ParseBool: parsing "maybe": invalid syntax"#
-        );
+        // Not a boolean, so not set.
+        let options = read("", &[("ETCDCTL_HEX", "maybe"), ("ETCDCTL_COMMAND_TIMEOUT", "9s")]).unwrap();
+        assert_eq!((options.printer.hex, options.command_timeout), (false, Duration::from_secs(9)));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused() {
         assert_eq!(read("-w bogus", &[]).err().unwrap(), Failure::new(Exit::BadFeature, "unsupported output format"));
         assert!(read("--discovery-srv=x", &[]).err().unwrap().text.starts_with("--discovery-srv is not supported yet"));
-        assert!(read("--user=root", &[]).err().unwrap().text.starts_with("--user needs a password"));
+        assert_eq!(read("--user=root:", &[]).unwrap().user, None);
         assert_eq!(read("--user=root:a:b", &[]).unwrap().user, Some(("root".into(), "a:b".into())));
         assert_eq!(read("--user=root --password=x", &[]).unwrap().user, Some(("root".into(), "x".into())));
     }

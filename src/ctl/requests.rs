@@ -46,7 +46,9 @@ pub(super) fn watch_span(words: &[Word], prefix: bool) -> Result<(Bytes, Bytes),
         [key] => Ok((Bytes::copy_from_slice(key), Bytes::new())),
         [_, _] if prefix => Err(Failure::args("`range_end` and `--prefix` are mutually exclusive")),
         [key, end] => Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(end))),
-        _ => Err(Failure::args("bad number of arguments")),
+        // etcdctl takes more words than two for a watch of the first alone.
+        [key, ..] => Ok((Bytes::copy_from_slice(key), Bytes::new())),
+        [] => Err(Failure::args("bad number of arguments")),
     }
 }
 
@@ -185,8 +187,8 @@ pub(super) fn member(word: &Word) -> Result<u64, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::command::{DEL_FLAGS, GET_FLAGS, PUT_FLAGS};
     use super::super::flags::{self, Flag};
+    use super::super::tree::{DEL_FLAGS, GET_FLAGS, PUT_FLAGS};
     use super::*;
 
     fn parsed(flags: &[Flag], line: &str) -> Parsed {

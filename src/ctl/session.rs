@@ -7,7 +7,6 @@ use tonic::{Response, Status};
 use super::failure::{Exit, Failure};
 use super::options::Options;
 use super::print::Printer;
-use crate::api_error::ApiError;
 use crate::client::{Client, ClientConfig, Credentials, Endpoint, KeepAlive};
 use crate::discovery::{StaticList, current_endpoints};
 use crate::net::ClientTls;
@@ -19,19 +18,35 @@ const KEEPALIVE_LEAST: Duration = Duration::from_secs(5);
 pub(super) struct Session {
     pub(super) options: Options,
     pub(super) printer: Printer,
-    client: Client,
+    client: Result<Client, Failure>,
     logged_in: bool,
 }
 
 impl Session {
     /// A session with the endpoints of the options.
-    pub(super) fn new(options: Options) -> Result<Self, Failure> {
+    pub(super) fn new(options: Options) -> Self {
         let endpoints = options.endpoints.clone();
         Self::with_endpoints(options, &endpoints)
     }
 
     /// A session with other endpoints.
-    pub(super) fn with_endpoints(options: Options, endpoints: &[String]) -> Result<Self, Failure> {
+    pub(super) fn with_endpoints(options: Options, endpoints: &[String]) -> Self {
+        Self::prepared(options, endpoints, 1)
+    }
+
+    /// The same with that many connections to each endpoint.
+    pub(super) fn with_connections(self, connections: usize) -> Self {
+        let endpoints = self.options.endpoints.clone();
+        Self::prepared(self.options, &endpoints, connections)
+    }
+
+    fn prepared(options: Options, endpoints: &[String], connections: usize) -> Self {
+        let client = Self::connect(&options, endpoints, connections);
+        Self { printer: options.printer, options, client, logged_in: false }
+    }
+
+    fn connect(options: &Options, endpoints: &[String], connections: usize) -> Result<Client, Failure> {
+        options.usable()?;
         let endpoints: Vec<Endpoint> = endpoints
             .iter()
             .map(|text| text.parse())
@@ -52,30 +67,25 @@ impl Session {
             token: options.token.clone(),
             send_bytes_max: options.send_bytes_max,
             receive_bytes_max: options.receive_bytes_max,
+            connections,
             ..ClientConfig::new(current_endpoints(&StaticList::new(&endpoints)))
         };
-        let client =
-            Client::connect(config).map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
-        Ok(Self { printer: options.printer, options, client, logged_in: false })
+        Client::connect(config).map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))
     }
 
     /// The client, logged in when the operator gave a user. A cluster without auth needs no login.
     ///
     /// # Errors
-    /// Exit code 2 when the login fails.
+    /// What is wrong with the options; exit code 2 when the login fails.
     pub(super) async fn client(&mut self) -> Result<Client, Failure> {
+        let client = self.client.clone()?;
         if !self.logged_in {
-            let login = tokio::time::timeout(self.options.command_timeout, self.client.login()).await;
+            let login = tokio::time::timeout(self.options.command_timeout, client.login()).await;
             let login = login.unwrap_or_else(|_| Err(Status::deadline_exceeded("login")));
-            login
-                .or_else(|status| match ApiError::from_text(status.message()) {
-                    Some(ApiError::AuthNotEnabled) => Ok(()),
-                    _ => Err(status),
-                })
-                .map_err(|status| Failure::call(&status).with(Exit::BadConnection))?;
+            login.map_err(|status| Failure::call(&status).with(Exit::BadConnection))?;
             self.logged_in = true;
         }
-        Ok(self.client.clone())
+        Ok(client)
     }
 
     /// Waits for one answer, as long as a short command may take.

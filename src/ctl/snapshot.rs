@@ -2,14 +2,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use tonic::Status;
 
 use super::failure::{Exit, Failure, status_text};
 use super::flags::{Parsed, Word};
-use super::golang;
 use super::session::{Session, show};
+use super::{golang, terminal};
 use crate::client::Client;
 use crate::pb::etcdserverpb::SnapshotRequest;
 
@@ -29,12 +28,12 @@ pub(super) async fn save(mut session: Session, parsed: &Parsed) -> Result<(), Fa
         return Err(Failure::args("snapshot save expects one argument <filename>"));
     };
     let failed = |text: String| Failure::new(Exit::Interrupted, text);
+    session.options.usable()?;
     let endpoints = &session.options.endpoints;
-    let [endpoint] = endpoints.as_slice() else {
+    if endpoints.len() != 1 {
         let list = endpoints.join(" ");
         return Err(failed(format!("snapshot must be requested to one selected node, not multiple [{list}]")));
-    };
-    let endpoint = endpoint.clone();
+    }
     let limit = session.options.command_timeout_given.then_some(session.options.command_timeout);
     let client = session.client().await?;
     let path = path_of(file);
@@ -42,7 +41,6 @@ pub(super) async fn save(mut session: Session, parsed: &Parsed) -> Result<(), Fa
     part.push(".part");
     let part = PathBuf::from(part);
 
-    let start = Instant::now();
     let fetch = fetch(client, &part);
     let fetched = match limit {
         Some(limit) => tokio::time::timeout(limit, fetch)
@@ -56,12 +54,11 @@ pub(super) async fn save(mut session: Session, parsed: &Parsed) -> Result<(), Fa
             .map_err(|error| format!("could not rename {} to {} ({error})", part.display(), path.display()))?;
         Ok(fetched)
     });
-    let Fetched { bytes, version } = renamed.map_err(|text| {
+    let Fetched { version, .. } = renamed.map_err(|text| {
         // Half a db snapshot is worth nothing; that it could not be removed is worth no second error.
         let _ = std::fs::remove_file(&part);
         failed(text)
     })?;
-    eprintln!("fetched {} from {endpoint} in {}", golang::size(bytes), golang::duration(start.elapsed()));
     show(format!("Snapshot saved at {}\n", path.display()))?;
     if !version.is_empty() {
         show(format!("Server version {version}\n"))?;
@@ -74,6 +71,7 @@ pub(super) fn status(session: &Session, parsed: &Parsed) -> Result<(), Failure> 
     let [file] = parsed.args.as_slice() else {
         return Err(Failure::args("snapshot status requires exactly one argument"));
     };
+    session.options.usable()?;
     let db_snapshot =
         crate::bolt::status(&path_of(file)).map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
     show(session.printer.db_snapshot(&db_snapshot)?)
@@ -87,17 +85,23 @@ struct Fetched {
 
 async fn fetch(client: Client, part: &Path) -> Result<Fetched, String> {
     let open = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part);
-    let mut file = open.map_err(|error| format!("could not open {} ({error})", part.display()))?;
+    let mut file = open.map_err(|error| {
+        let (path, reason) = (part.display(), golang::reason(&error));
+        format!("could not open {path} (open {path}: {reason})")
+    })?;
+    let progress = terminal::bytes();
     let call = |status: Status| status_text(&status);
     let mut pieces = client.maintenance().snapshot(SnapshotRequest {}).await.map_err(call)?.into_inner();
     let mut fetched = Fetched { bytes: 0, version: String::new() };
     while let Some(piece) = pieces.message().await.map_err(call)? {
         file.write_all(&piece.blob).map_err(|error| format!("could not write snapshot: {error}"))?;
         fetched.bytes += piece.blob.len() as u64;
+        progress.set_position(fetched.bytes);
         if fetched.version.is_empty() {
             fetched.version = piece.version;
         }
     }
+    progress.finish_and_clear();
     if fetched.bytes % SECTOR_BYTES != DIGEST_BYTES {
         return Err(format!("sha256 checksum not found [bytes: {}]", fetched.bytes));
     }

@@ -1,8 +1,8 @@
 use std::io::BufRead;
 
-use super::command::{DEL_FLAGS, GET_FLAGS, PUT_FLAGS};
 use super::failure::{Exit, Failure};
 use super::flags::{self, Flag, Word};
+use super::tree::{DEL_FLAGS, GET_FLAGS, PUT_FLAGS};
 use super::{golang, requests};
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::request_op::Request;

@@ -6,11 +6,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::command::WATCH_FLAGS;
 use super::failure::{Exit, Failure, status_text};
 use super::flags::{self, Flag, Parsed, Word};
 use super::print::Printer;
 use super::session::{Session, show};
+use super::tree::WATCH_FLAGS;
 use super::{exec, golang, requests, txn};
 use crate::api_error::ApiError;
 use crate::client::Client;
@@ -223,8 +223,12 @@ impl Watcher {
     async fn handle(&mut self, answer: Result<WatchResponse, Status>) -> Result<(), Failure> {
         let answer = match answer {
             Ok(answer) => answer,
-            // The connection or the member went away: ask another, from where each watch stands.
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::Internal | Code::Unknown) => {
+            // The connection or the member went away, or the token is no longer accepted: open another stream, from
+            // where each watch stands.
+            Err(status)
+                if matches!(status.code(), Code::Unavailable | Code::Internal | Code::Unknown)
+                    || self.client.logs_in_after(status.message()) =>
+            {
                 self.stream = None;
                 tokio::time::sleep(REOPEN).await;
                 return Ok(());
@@ -237,17 +241,23 @@ impl Watcher {
                 return Ok(());
             }
         };
+        let mut refused = None;
         if answer.created {
-            let plan = self.asked.pop_front();
-            match plan {
+            match self.asked.pop_front() {
                 Some(plan) if !answer.canceled => {
                     self.live.insert(answer.watch_id, plan);
                 }
-                _ => {}
+                plan => refused = plan,
             }
         }
         if answer.canceled {
-            self.live.remove(&answer.watch_id);
+            let plan = self.live.remove(&answer.watch_id).or(refused);
+            if self.client.logs_in_after(&answer.cancel_reason) {
+                self.asked.extend(plan);
+                self.stream = None;
+                tokio::time::sleep(REOPEN).await;
+                return Ok(());
+            }
             eprintln!("watch was canceled ({})", cancel_text(&answer));
             return show(self.printer.watch(&answer)?);
         }

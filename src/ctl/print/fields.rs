@@ -4,8 +4,9 @@ use super::simple::{alarm_type, event_type};
 use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
-    AlarmResponse, DeleteRangeResponse, LeaseLeasesResponse, LeaseTimeToLiveResponse, MemberListResponse, PutResponse,
-    RangeResponse, ResponseHeader, TxnResponse, WatchResponse,
+    AlarmResponse, AuthRoleGetResponse, AuthRoleListResponse, DeleteRangeResponse, LeaseLeasesResponse,
+    LeaseTimeToLiveResponse, MemberListResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
+    WatchResponse,
 };
 use crate::pb::mvccpb::KeyValue;
 
@@ -242,5 +243,23 @@ pub(super) fn db_snapshot(db_snapshot: &SnapshotStatus) -> Vec<u8> {
     lines.plain("Keys", db_snapshot.total_keys);
     lines.plain("Size", db_snapshot.total_bytes);
     lines.plain("Version", db_snapshot.version.as_deref().unwrap_or_default());
+    lines.finish()
+}
+
+pub(super) fn permissions(hex: bool, answer: &AuthRoleGetResponse) -> Vec<u8> {
+    let mut lines = Lines::with_header(hex, answer.header.as_ref());
+    for permission in &answer.perm {
+        // etcdctl has a second space here.
+        lines.plain("PermType", format_args!(" {}", permission.perm_type().as_str_name()));
+        lines.quoted("Key", &permission.key);
+        lines.quoted("RangeEnd", &permission.range_end);
+    }
+    lines.finish()
+}
+
+pub(super) fn roles(hex: bool, answer: &AuthRoleListResponse) -> Vec<u8> {
+    let mut lines = Lines::with_header(hex, answer.header.as_ref());
+    let names: String = answer.roles.iter().map(|role| format!(" {}", golang::quote(role.as_bytes()))).collect();
+    lines.text += &format!("\"Roles\" :{names}\n");
     lines.finish()
 }

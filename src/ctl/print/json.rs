@@ -7,8 +7,9 @@ use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
 use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
-    AlarmResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
-    LeaseTimeToLiveResponse, Member, PutResponse, RangeResponse, ResponseHeader, TxnResponse, WatchResponse,
+    AlarmResponse, AuthRoleGetResponse, AuthStatusResponse, DeleteRangeResponse, DowngradeResponse, LeaseGrantResponse,
+    LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseTimeToLiveResponse, Member, PutResponse, RangeResponse,
+    ResponseHeader, TxnResponse, WatchResponse,
 };
 use crate::pb::mvccpb::{Event, KeyValue};
 
@@ -281,6 +282,33 @@ pub(super) fn alarms(answer: &AlarmResponse) -> Json {
         .iter()
         .map(|alarm| Object::default().number("memberID", alarm.member_id).number("alarm", alarm.alarm).into());
     with_header(answer.header.as_ref()).items("alarms", alarms.collect()).into()
+}
+
+/// Names of users or roles.
+pub(super) fn names(header: Option<&ResponseHeader>, field: &str, names: &[String]) -> Json {
+    with_header(header).items(field, strings(names)).into()
+}
+
+pub(super) fn permissions(answer: &AuthRoleGetResponse) -> Json {
+    let permissions = answer.perm.iter().map(|permission| {
+        Object::default()
+            .number("permType", permission.perm_type)
+            .bytes("key", &permission.key)
+            .bytes("range_end", &permission.range_end)
+            .into()
+    });
+    with_header(answer.header.as_ref()).items("perm", permissions.collect()).into()
+}
+
+pub(super) fn auth_status(answer: &AuthStatusResponse) -> Json {
+    with_header(answer.header.as_ref())
+        .flag("enabled", answer.enabled)
+        .number("authRevision", answer.auth_revision)
+        .into()
+}
+
+pub(super) fn downgrade(answer: &DowngradeResponse) -> Json {
+    with_header(answer.header.as_ref()).string("version", &answer.version).into()
 }
 
 /// A list that is `null` when empty, as Go writes a list nobody made.

@@ -7,8 +7,8 @@ use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
     LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberAddResponse, MemberListResponse, MemberPromoteResponse,
-    MemberRemoveResponse, MemberUpdateResponse, MoveLeaderResponse, PutResponse, RangeResponse, TxnResponse,
-    WatchResponse,
+    MemberRemoveResponse, MemberUpdateResponse, MoveLeaderResponse, PutResponse, RangeResponse, ResponseHeader,
+    TxnResponse, WatchResponse,
 };
 
 /// What to print, or why that format does not fit.
@@ -73,7 +73,7 @@ impl Printer {
             }
             Format::Fields => Ok(fields::lease_ttl(self.hex, answer.header.as_ref(), answer.id, answer.ttl)),
             Format::Json => json::line(json::lease_grant(answer)),
-            Format::Protobuf => proto::message(answer),
+            Format::Protobuf => header_message(answer.header.as_ref()),
             Format::Table => self.refuse(),
         }
     }
@@ -83,8 +83,7 @@ impl Printer {
             Format::Simple => Ok(format!("lease {} revoked\n", golang::lease_id(id)).into_bytes()),
             Format::Fields => Ok(fields::header_only(self.hex, answer.header.as_ref())),
             Format::Json => json::line(json::header_only(answer.header.as_ref())),
-            Format::Protobuf => proto::message(answer),
-            Format::Table => self.refuse(),
+            Format::Protobuf | Format::Table => self.refuse(),
         }
     }
 
@@ -96,7 +95,7 @@ impl Printer {
             }
             Format::Fields => Ok(fields::lease_ttl(self.hex, answer.header.as_ref(), answer.id, answer.ttl)),
             Format::Json => json::line(json::lease_keep_alive(answer)),
-            Format::Protobuf => proto::message(answer),
+            Format::Protobuf => header_message(answer.header.as_ref()),
             Format::Table => self.refuse(),
         }
     }
@@ -106,7 +105,7 @@ impl Printer {
             Format::Simple => Ok(simple::time_to_live(answer, keys)),
             Format::Fields => Ok(fields::time_to_live(self.hex, answer)),
             Format::Json => json::line(json::time_to_live(answer)),
-            Format::Protobuf => proto::message(answer),
+            Format::Protobuf => header_message(answer.header.as_ref()),
             Format::Table => self.refuse(),
         }
     }
@@ -116,7 +115,7 @@ impl Printer {
             Format::Simple => Ok(simple::leases(answer)),
             Format::Fields => Ok(fields::leases(self.hex, answer)),
             Format::Json => json::line(json::leases(answer)),
-            Format::Protobuf => proto::message(answer),
+            Format::Protobuf => header_message(answer.header.as_ref()),
             Format::Table => self.refuse(),
         }
     }
@@ -230,7 +229,12 @@ impl Printer {
         }
     }
 
-    fn refuse(&self) -> Text {
+    pub(super) fn refuse(&self) -> Text {
         Err(Failure::new(Exit::BadFeature, format!("{} not supported as output format", self.format.name())))
     }
+}
+
+/// What etcdctl's protobuf format shows of the answers about leases.
+fn header_message(header: Option<&ResponseHeader>) -> Text {
+    proto::message(&header.copied().unwrap_or_default())
 }

@@ -1,0 +1,158 @@
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use super::super::failure::{Exit, Failure, status_text};
+use super::super::flags::Parsed;
+use super::super::golang;
+use super::super::session::{Session, show, within};
+use crate::client::Client;
+use crate::pb::etcdserverpb::{CompactionRequest, DefragmentRequest, DeleteRangeRequest, PutRequest, RangeRequest};
+use crate::types::KeyRange;
+
+/// How long cleaning up, compacting and defragmenting may take, each.
+const TIDY: Duration = Duration::from_secs(30);
+/// Exponents of the loads: small, medium, large, extra large.
+const NAMES: [[&str; 2]; 4] = [["s", "small"], ["m", "medium"], ["l", "large"], ["xl", "xLarge"]];
+
+/// One of the four loads, by the name the operator gave.
+pub(super) fn choose<T: Copy>(parsed: &Parsed, loads: [T; 4]) -> Result<T, Failure> {
+    let name = parsed.text("load");
+    let at = NAMES.iter().position(|names| names.contains(&name));
+    let at = at.ok_or_else(|| Failure::new(Exit::BadFeature, format!("unknown load option {name}")))?;
+    Ok(loads[at])
+}
+
+/// Refuses a prefix that has keys, which the check would delete.
+pub(super) async fn ensure_empty(session: &mut Session, prefix: &str) -> Result<(), Failure> {
+    let (key, range_end) = KeyRange::prefix(prefix.to_owned().into()).to_wire();
+    let request = RangeRequest { key, range_end, limit: 1, ..Default::default() };
+    let answer = session.patient(async |client| client.kv().range(request).await).await?;
+    if answer.kvs.is_empty() {
+        return Ok(());
+    }
+    let quoted = golang::quote(prefix.as_bytes());
+    let text = format!("prefix {quoted} has keys. Delete with 'etcdctl del --prefix {prefix}' first");
+    Err(Failure::new(Exit::InvalidInput, text))
+}
+
+/// Deletes the keys of the check and returns the revision of that.
+pub(super) async fn clean(client: &Client, prefix: &str) -> Result<i64, String> {
+    let (key, range_end) = KeyRange::prefix(prefix.to_owned().into()).to_wire();
+    let request = DeleteRangeRequest { key, range_end, ..Default::default() };
+    let answer = within(TIDY, client.kv().delete_range(request)).await.map_err(|status| status_text(&status))?;
+    Ok(answer.header.map_or(0, |header| header.revision))
+}
+
+pub(super) async fn compact(client: &Client, revision: i64) -> Result<(), Failure> {
+    show(format!("Compacting with revision {revision}\n"))?;
+    let request = CompactionRequest { revision, physical: true };
+    within(TIDY, client.kv().compact(request)).await.map_err(|status| Failure::call(&status))?;
+    show(format!("Compacted with revision {revision}\n"))
+}
+
+pub(super) async fn defragment(session: &Session) -> Result<(), Failure> {
+    for endpoint in &session.options.endpoints {
+        let quoted = golang::quote(endpoint.as_bytes());
+        show(format!("Defragmenting {quoted}\n"))?;
+        let client = Session::with_endpoints(session.options.clone(), std::slice::from_ref(endpoint)).client().await?;
+        let answer = within(TIDY, client.maintenance().defragment(DefragmentRequest {})).await;
+        answer.map_err(|status| Failure::call(&status))?;
+        show(format!("Defragmented {quoted}\n"))?;
+    }
+    Ok(())
+}
+
+/// A put below `prefix`: a random number, then zeros up to `key_bytes`.
+pub(super) fn put(prefix: &str, key_bytes: usize, value: &bytes::Bytes) -> PutRequest {
+    let mut key = prefix.as_bytes().to_vec();
+    let end = key.len() + key_bytes;
+    key.extend_from_slice(&fastrand::u64(..).to_be_bytes());
+    key.resize(end, 0);
+    PutRequest { key: key.into(), value: value.clone(), ..Default::default() }
+}
+
+/// What the puts of a check came to.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Summary {
+    pub(super) per_second: f64,
+    pub(super) slowest: f64,
+    pub(super) deviation: f64,
+    /// How often each error came.
+    pub(super) errors: BTreeMap<String, u64>,
+}
+
+impl Summary {
+    fn of(seconds: &[f64], elapsed: Duration, errors: BTreeMap<String, u64>) -> Self {
+        let count = seconds.len() as f64;
+        let mean = seconds.iter().sum::<f64>() / count.max(1.0);
+        let variance = seconds.iter().map(|one| (one - mean).powi(2)).sum::<f64>() / count.max(1.0);
+        Self {
+            per_second: count / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
+            slowest: seconds.iter().copied().fold(0.0, f64::max),
+            deviation: variance.sqrt(),
+            errors,
+        }
+    }
+
+    /// Says which errors came. Returns whether there were any.
+    pub(super) fn show_errors(&self) -> Result<bool, Failure> {
+        if self.errors.is_empty() {
+            return Ok(false);
+        }
+        show("FAIL: too many errors\n")?;
+        for (error, count) in &self.errors {
+            show(format!("FAIL: ERROR({error}) -> {count}\n"))?;
+        }
+        Ok(true)
+    }
+}
+
+/// Where the puts of a check come from.
+pub(super) trait Puts {
+    /// The next one, when its time has come; `None` at the end. May be dropped while it waits.
+    async fn next(&mut self) -> Option<PutRequest>;
+}
+
+/// Sends the puts, up to `clients` at a time, and tells `done` about each.
+pub(super) async fn send(client: &Client, clients: usize, puts: &mut impl Puts, mut done: impl FnMut()) -> Summary {
+    let began = Instant::now();
+    let (mut seconds, mut errors) = (Vec::new(), BTreeMap::new());
+    let mut in_flight = FuturesUnordered::new();
+    let mut over = false;
+    while !over || !in_flight.is_empty() {
+        // Both branches only wait.
+        tokio::select! {
+            put = puts.next(), if !over && in_flight.len() < clients => match put {
+                Some(put) => in_flight.push(async move {
+                    let began = Instant::now();
+                    client.kv().put(put).await.map(|_| began.elapsed().as_secs_f64())
+                }),
+                None => over = true,
+            },
+            Some(outcome) = in_flight.next(), if !in_flight.is_empty() => {
+                match outcome {
+                    Ok(took) => seconds.push(took),
+                    Err(status) => *errors.entry(status_text(&status)).or_insert(0) += 1,
+                }
+                done();
+            }
+        }
+    }
+    Summary::of(&seconds, began.elapsed(), errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_what_etcdctl_computes() {
+        let summary = Summary::of(&[0.1, 0.2, 0.3, 0.4], Duration::from_secs(2), BTreeMap::new());
+        assert_eq!((summary.per_second, summary.slowest), (2.0, 0.4));
+        assert!((summary.deviation - 0.1118).abs() < 0.0001, "{summary:?}");
+        assert_eq!(Summary::of(&[], Duration::from_secs(1), BTreeMap::new()), Summary::default());
+    }
+}
