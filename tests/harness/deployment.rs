@@ -130,6 +130,11 @@ impl Deployment {
         (process, endpoint)
     }
 
+    /// Where other members would reach this one.
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
     }
