@@ -1,16 +1,18 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use tonic::Status;
 use tracing::debug;
 
-use super::channel::Channel;
 use super::config::Credentials;
-use super::pool::Pool;
+use super::method::Method;
+use super::pool::{Head, Pool, unframed};
 use crate::api_error::ApiError;
-use crate::pb::etcdserverpb::AuthenticateRequest;
-use crate::pb::etcdserverpb::auth_client::AuthClient;
+use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
+use crate::pb::frame::framed;
+
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 
 /// A user of the cluster and the token of its last login.
 ///
@@ -94,8 +96,10 @@ impl Login {
         let Credentials { name, password } = self.credentials.clone();
         debug!(user = name, "login");
         let request = AuthenticateRequest { name, password };
-        let answer = match AuthClient::new(Channel::new(pool.clone())).authenticate(request).await {
-            Ok(answer) => answer.into_inner(),
+        let head = Head::grpc(AUTHENTICATE, HeaderMap::new());
+        let answer = pool.exchange(Method::of(AUTHENTICATE), &head, framed(&request)).await;
+        let answer: AuthenticateResponse = match unframed(answer).await {
+            Ok(answer) => answer,
             Err(status) if ApiError::from_text(status.message()) == Some(ApiError::AuthNotEnabled) => return Ok(None),
             Err(status) => return Err(status),
         };

@@ -2,8 +2,9 @@
 //!
 //! [`Client`] is the way in for the tools and the tests: one type that hands out the generated clients of every
 //! service over a [`Channel`], which connects when it is first used, spreads requests over the endpoints and fails
-//! over. A configured user is logged in, and again when its token is no longer accepted (`login.rs`). Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs`
-//! for what may be sent twice, then `pool/dispatch.rs`.
+//! over. A configured user is logged in, and again when its token is no longer accepted (`login.rs`). Under it lies the
+//! [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs` for what may be sent
+//! twice, then `pool/dispatch.rs`.
 //!
 //! Import circle: `pool/connection.rs`, `pool/probe.rs`: a connection checks that its endpoint answers, and a check is
 //! a call on it.

@@ -1,7 +1,8 @@
-use super::command::{self, Asked, Program};
+use super::command::{self, Asked};
 use super::failure::Failure;
 use super::flags::{self, Flag, Parsed, Word};
 use super::options::{self, Options};
+use super::program::Program;
 use super::session::{Session, show};
 use super::tree::Verb;
 use super::watch::{self, Variables};

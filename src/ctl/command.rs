@@ -2,44 +2,8 @@ use super::failure::{Exit, Failure};
 use super::flags::{self, Flag, Parsed, Word};
 use super::help::{self, HELP, full_name};
 use super::options;
-use super::tree::{Body, Command, OFFLINE, ROOT, Verb};
-use crate::types::API_VERSION;
-
-/// The name under which this client runs. It decides which commands exist and how help and errors call the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
-    /// `watershed ctl`, with a version of its own.
-    Ctl,
-    /// The client of a cluster.
-    Etcdctl,
-    /// The tool for files.
-    Etcdutl,
-}
-
-impl Program {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Ctl => "watershed ctl",
-            Self::Etcdctl => "etcdctl",
-            Self::Etcdutl => "etcdutl",
-        }
-    }
-
-    /// The version scripts compare: etcd's for the names that are etcd's.
-    pub(super) fn version(self) -> &'static str {
-        match self {
-            Self::Ctl => env!("CARGO_PKG_VERSION"),
-            Self::Etcdctl | Self::Etcdutl => API_VERSION,
-        }
-    }
-
-    pub(super) fn commands(self) -> &'static [Command] {
-        match self {
-            Self::Ctl | Self::Etcdctl => ROOT,
-            Self::Etcdutl => OFFLINE,
-        }
-    }
-}
+use super::program::Program;
+use super::tree::{Body, Command, Verb};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -169,6 +133,7 @@ fn flags_of<'a>(path: &[&'a Command]) -> Vec<&'a Flag> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tree::{OFFLINE, ROOT};
     use super::*;
 
     fn words(line: &str) -> Vec<Word> {

@@ -1,9 +1,9 @@
 use clap::{Arg, ArgAction, Command as ClapCommand};
 use clap_complete::Shell;
 
-use super::command::Program;
 use super::flags::{Flag, Kind};
 use super::options;
+use super::program::Program;
 use super::tree::{Body, Command};
 
 /// The completion script of a shell: commands, flags, and the values where there are few.

@@ -1,5 +1,5 @@
-use super::command::Program;
 use super::flags::{self, Flag, Kind};
+use super::program::Program;
 use super::tree::{Body, Command, Section};
 
 /// The flag that every command has.

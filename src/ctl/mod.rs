@@ -26,6 +26,7 @@ mod lease;
 mod mirror;
 mod options;
 mod print;
+mod program;
 mod requests;
 mod role;
 mod session;
@@ -36,4 +37,4 @@ mod txn;
 mod watch;
 
 pub use app::run;
-pub use command::Program;
+pub use program::Program;
