@@ -140,11 +140,7 @@ impl Options {
             keepalive_timeout: parsed.duration("keepalive-timeout"),
             send_bytes_max: bytes("max-request-bytes", SEND_BYTES_DEFAULT)?,
             receive_bytes_max: bytes("max-recv-bytes", i32::MAX as usize)?,
-            tls: tls(
-                parsed,
-                ["cacert", "cert", "key", "insecure-transport"],
-                parsed.bool("insecure-skip-tls-verify"),
-            )?,
+            tls: tls(parsed, ["cacert", "cert", "key", "insecure-transport"], parsed.bool("insecure-skip-tls-verify"))?,
             user,
             token,
             broken: None,
