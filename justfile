@@ -24,6 +24,14 @@ interop:
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}
 
+# Hostile connections against release builds, with memory and the p99 of another client; `etcd` is a stock one to compare with.
+attacks seconds="4" etcd="":
+    cargo build --release
+    WATERSHED_TEST_BINARY=$PWD/target/release/watershed WATERSHED_ATTACK_SECONDS={{seconds}} \
+        cargo test --test system features::attacks:: -- --nocapture --test-threads=1
+    test -z "{{etcd}}" || WATERSHED_TEST_SERVER={{etcd}} WATERSHED_ATTACK_SECONDS={{seconds}} \
+        cargo test --test system features::attacks -- core --nocapture --test-threads=1
+
 # Real processes under faults; prints what was done and checked. Needs root for the disk scenarios.
 chaos rounds="10" seed="1":
     WATERSHED_CHAOS_ROUNDS={{rounds}} WATERSHED_CHAOS_SEED={{seed}} \

@@ -1,4 +1,6 @@
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -83,6 +85,8 @@ pub(super) struct SendQueue {
     controls: u32,
     closed: Option<Status>,
     waker: Option<Waker>,
+    /// Bytes of all queues of the watcher set, whose lock is held for every change: no two change it at once.
+    all: Arc<AtomicUsize>,
 }
 
 /// What a stream finds in its send queue.
@@ -94,9 +98,24 @@ pub(super) enum Taken {
 }
 
 impl SendQueue {
+    /// An empty queue, counted in `all`.
+    pub fn new(all: Arc<AtomicUsize>) -> Self {
+        Self { queue: VecDeque::new(), bytes: 0, controls: 0, closed: None, waker: None, all }
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.all.store(self.all.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+    }
+
+    fn subtract(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.all.store(self.all.load(Ordering::Relaxed) - bytes, Ordering::Relaxed);
+    }
+
     /// Queues a response and wakes the stream.
     pub fn push(&mut self, out: Out) {
-        self.bytes += out.cost();
+        self.add(out.cost());
         self.controls += u32::from(out.is_control());
         self.queue.push_back(out);
         self.wake();
@@ -115,7 +134,7 @@ impl SendQueue {
         let Some(out) = self.queue.pop_front() else {
             return self.closed.clone().map_or(Taken::Empty, Taken::Closed);
         };
-        self.bytes -= out.cost();
+        self.subtract(out.cost());
         self.controls -= u32::from(out.is_control());
         if self.queue.is_empty() && self.queue.capacity() > RESPONSES_KEPT {
             self.queue = VecDeque::new();
@@ -145,5 +164,11 @@ impl SendQueue {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+}
+
+impl Drop for SendQueue {
+    fn drop(&mut self) {
+        self.subtract(self.bytes);
     }
 }

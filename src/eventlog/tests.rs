@@ -167,6 +167,7 @@ impl Scenario {
             stream_responses_max: 6,
             catch_up_revisions_max: 3,
             catch_up_bytes_max: 250,
+            set_bytes_max: 1_500,
             history_reads_max: 4,
             fragment_bytes: usize::MAX,
             progress_interval: Some(Duration::from_secs(10)),

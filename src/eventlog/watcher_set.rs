@@ -7,6 +7,7 @@ mod progress;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub struct WatchLimits {
     pub catch_up_revisions_max: usize,
     /// Bytes at which a catch-up response is closed.
     pub catch_up_bytes_max: usize,
+    /// Unsent bytes of all streams of a watcher set beyond which a stream gets a catch-up response only once it has sent
+    /// everything, and a short one.
+    pub set_bytes_max: usize,
     /// Reads of history a watcher set has in flight at most.
     pub history_reads_max: usize,
     /// Size from which a response is cut for a watcher that asked for fragments.
@@ -52,6 +56,7 @@ impl Default for WatchLimits {
             stream_responses_max: 16,
             catch_up_revisions_max: 1000,
             catch_up_bytes_max: 1024 * 1024,
+            set_bytes_max: 32 * 1024 * 1024,
             history_reads_max: 16,
             fragment_bytes: 2 * 1024 * 1024,
             progress_interval: Some(Duration::from_secs(600)),
@@ -145,6 +150,8 @@ pub(super) struct WatcherSet {
     attached_at: HashMap<usize, u32>,
     /// Streams with room and with unsynced cursors.
     ready: VecDeque<u32>,
+    /// Unsent bytes of all streams.
+    queued: Arc<AtomicUsize>,
     jobs: Jobs,
     ticks: BTreeSet<(Instant, u32)>,
 }
@@ -168,6 +175,7 @@ impl WatcherSet {
             attached: Slab::new(),
             attached_at: HashMap::new(),
             ready: VecDeque::new(),
+            queued: Arc::default(),
             jobs: Jobs::default(),
             ticks: BTreeSet::new(),
         }
@@ -179,7 +187,7 @@ impl WatcherSet {
         let spread = 1.0 + self.random.f64() / 10.0;
         let period = self.limits.progress_interval.map(|interval| interval.mul_f64(spread));
         self.streams.insert(Stream {
-            send_queue: SendQueue::default(),
+            send_queue: SendQueue::new(self.queued.clone()),
             watchers: BTreeMap::new(),
             unsynced: VecDeque::new(),
             next_id: 0,

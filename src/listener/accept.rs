@@ -54,13 +54,13 @@ impl Serving {
 pub fn answering<T, F, A>(
     handler: T,
     answer: F,
-) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + Unpin> + Clone + Send
 where
     T: Clone + Send,
     F: Fn(T, Request<Incoming>) -> A + Clone + Send,
-    A: Future<Output = Response<Body>> + Send,
+    A: Future<Output = Response<Body>> + Send + 'static,
 {
-    tower::service_fn(move |request| answer(handler.clone(), request).map(Ok))
+    tower::service_fn(move |request| answer(handler.clone(), request).map(Ok).boxed())
 }
 
 /// One serving thread as the accept loop sees it.
@@ -85,13 +85,13 @@ pub fn serve<F, S>(
 where
     F: Fn(WorkerId) -> S + Send + Sync + 'static,
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
+    S::Future: Send + Unpin,
 {
     let stop = tasks.stop_signal().child_token();
     let make = Arc::new(make);
     let mut workers = Vec::new();
     let mut ended = Vec::new();
-    let unfinished_bytes = Arc::new(AtomicUsize::new(0));
+    let (unfinished_bytes, unsent_bytes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let protections: Arc<[Protection]> = sockets.iter().map(|socket| socket.protection.clone()).collect();
     for number in 0..config.serving_threads.max(1) {
         let (connections, incoming) = mpsc::channel(HANDOVER_MAX);
@@ -101,7 +101,11 @@ where
         let protections = protections.clone();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenerError::Thread)?;
-        let counts = Counts { open: open.clone(), unfinished_bytes: unfinished_bytes.clone() };
+        let counts = Counts {
+            open: open.clone(),
+            unfinished_bytes: unfinished_bytes.clone(),
+            unsent_bytes: unsent_bytes.clone(),
+        };
         std::thread::Builder::new()
             .name(format!("serve-{number}"))
             .spawn(move || {

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -36,35 +37,60 @@ pub struct Arriving<B> {
     whole: VecDeque<Bytes>,
     /// What `connection` counts of them.
     taken: usize,
-    keep: Keep,
+    /// What it counts until the reader of a collected body is done with it.
+    collected: Option<Arc<CollectedBytes>>,
     stall: Option<Pin<Box<Sleep>>>,
     patience: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Keep {
-    /// Here, until a message is whole.
-    Message,
-    /// By the reader of this body, until its end.
-    Body,
+/// The count of a collected body.
+#[derive(Debug)]
+pub struct CollectedBytes {
+    connection: Option<Arc<ConnectionInfo>>,
+    bytes: AtomicUsize,
+}
+
+impl CollectedBytes {
+    fn take(&self, bytes: usize) -> Result<(), Status> {
+        if let Some(connection) = &self.connection {
+            connection.unfinished.take(bytes)?;
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for CollectedBytes {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.connection {
+            connection.unfinished.give_back(self.bytes.load(Ordering::Relaxed));
+        }
+    }
 }
 
 impl<B> Arriving<B> {
     /// Hands on whole messages. One that announces more than `message_bytes_max` is handed on as it comes: the reader
     /// refuses it by its head.
     pub fn messages(body: B, connection: Option<Arc<ConnectionInfo>>, message_bytes_max: usize) -> Self {
-        Self::new(body, connection, message_bytes_max, Keep::Message)
+        Self::new(body, connection, message_bytes_max, None)
     }
 
-    /// Hands on what comes, for a reader that collects it: all of it counts until this is dropped.
-    pub fn collected(body: B, connection: Option<Arc<ConnectionInfo>>) -> Self {
-        Self::new(body, connection, 0, Keep::Body)
+    /// Hands on what comes, for a reader that collects it: all of it counts until this and the [`CollectedBytes`] are
+    /// dropped.
+    pub fn collected(body: B, connection: Option<Arc<ConnectionInfo>>) -> (Self, Arc<CollectedBytes>) {
+        let collected = Arc::new(CollectedBytes { connection: connection.clone(), bytes: AtomicUsize::new(0) });
+        (Self::new(body, connection, 0, Some(collected.clone())), collected)
     }
 
-    fn new(body: B, connection: Option<Arc<ConnectionInfo>>, message_bytes_max: usize, keep: Keep) -> Self {
+    fn new(
+        body: B,
+        connection: Option<Arc<ConnectionInfo>>,
+        message_bytes_max: usize,
+        collected: Option<Arc<CollectedBytes>>,
+    ) -> Self {
         let ends = Ends { messages: Messages::default(), bytes_max: message_bytes_max, refused: false };
         let (held, small, whole) = (VecDeque::new(), BytesMut::new(), VecDeque::new());
-        Self { body, connection, ends, held, small, whole, taken: 0, keep, stall: None, patience: STALL }
+        Self { body, connection, ends, held, small, whole, taken: 0, collected, stall: None, patience: STALL }
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
@@ -84,7 +110,9 @@ impl<B> Arriving<B> {
 
     /// Whether nothing came for too long.
     fn stalls(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(connection) = self.connection.as_ref().filter(|_| self.taken > 0) else { return false };
+        let collected = self.collected.as_ref().map_or(0, |collected| collected.bytes.load(Ordering::Relaxed));
+        let taken = self.taken + collected;
+        let Some(connection) = self.connection.as_ref().filter(|_| taken > 0) else { return false };
         let patience = self.patience;
         let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         while stall.as_mut().poll(cx).is_ready() {
@@ -101,9 +129,9 @@ impl<B> Arriving<B> {
         if let Some(stall) = &mut self.stall {
             stall.as_mut().reset(Instant::now() + self.patience);
         }
-        if self.keep == Keep::Body {
-            if !last {
-                self.take(chunk.len())?;
+        if let Some(collected) = &self.collected {
+            if !last || chunk.len() >= SMALL_BYTES {
+                collected.take(chunk.len())?;
             }
             self.whole.push_back(chunk);
             return Ok(());
@@ -217,8 +245,6 @@ impl Ends {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use http_body_util::{BodyExt, StreamBody};
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
@@ -247,7 +273,7 @@ mod tests {
         let all = Arc::new(AtomicUsize::new(0));
         let address = "127.0.0.1:1".parse().expect("an address");
         let accepted = Accepted { listener: 0, local: address, peer: address };
-        (Arc::new(ConnectionInfo::new(accepted, None, all.clone())), all)
+        (Arc::new(ConnectionInfo::new(accepted, None, all.clone(), Arc::default())), all)
     }
 
     /// What can be read now, and whether the body has ended.
@@ -327,7 +353,7 @@ mod tests {
             let (chunks, inner) = body();
             let mut body = match collected {
                 false => Arriving::messages(inner, Some(connection.clone()), 1000),
-                true => Arriving::collected(inner, Some(connection.clone())),
+                true => Arriving::collected(inner, Some(connection.clone())).0,
             };
             send(&chunks, &message("too long")[..6]).await;
             let error = body.frame().await.expect("a frame").expect_err("no room");

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::unfinished::UnfinishedBytes;
+use super::unsent::UnsentBytes;
 use crate::net::TlsPeer;
 
 /// The connection that a request came on; in the extensions of each of its requests, in an [`Arc`].
@@ -28,16 +29,25 @@ pub struct ConnectionInfo {
     pub sni: Option<Box<str>>,
     /// Of requests that have not come whole.
     pub(super) unfinished: UnfinishedBytes,
+    /// Of answers.
+    pub(super) unsent: UnsentBytes,
     values: Mutex<Extensions>,
 }
 
 impl ConnectionInfo {
-    pub(super) fn new(accepted: Accepted, peer_tls: Option<TlsPeer>, unfinished_of_all: Arc<AtomicUsize>) -> Self {
+    /// The counts are those of all connections: bytes of unfinished requests, and of answers.
+    pub(super) fn new(
+        accepted: Accepted,
+        peer_tls: Option<TlsPeer>,
+        unfinished_of_all: Arc<AtomicUsize>,
+        unsent_of_all: Arc<AtomicUsize>,
+    ) -> Self {
         let Accepted { listener, local, peer } = accepted;
         let tls = peer_tls.is_some();
         let TlsPeer { certificates, common_name, sni } = peer_tls.unwrap_or_default();
-        let unfinished = UnfinishedBytes::new(unfinished_of_all);
-        Self { listener, local, peer, tls, certificates, common_name, sni, unfinished, values: Mutex::default() }
+        let (unfinished, unsent) = (UnfinishedBytes::new(unfinished_of_all), UnsentBytes::new(unsent_of_all));
+        let values = Mutex::default();
+        Self { listener, local, peer, tls, certificates, common_name, sni, unfinished, unsent, values }
     }
 
     /// Whether TLS is spoken on it.

@@ -7,7 +7,8 @@
 //! the client pings too often (`pings.rs`, which finds the frames by `frames.rs`). Each request carries the [`ConnectionInfo`] of its connection in its
 //! extensions. The core and the proxy give a function that makes their service, which is called once on each serving
 //! thread; their services read
-//! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `head.rs` refuses
+//! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `unsent.rs` bounds what
+//! answers hold that are not taken; `head.rs` refuses
 //! heads of calls that no handler should see. A connection that HTTP hands over leaves by `upgraded.rs`.
 //! Who collects a body of another kind counts it by `held.rs`.
 
@@ -27,11 +28,12 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod unfinished;
+mod unsent;
 mod upgraded;
 mod worker;
 
 pub use accept::{Serving, answering, serve};
-pub use arriving::Arriving;
+pub use arriving::{Arriving, CollectedBytes};
 pub use connection_info::ConnectionInfo;
 pub use head::refused_head;
 pub use held::HeldBytes;

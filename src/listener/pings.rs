@@ -108,7 +108,7 @@ impl Policed {
         }
         let least = if self.open.is_empty() { IDLE_MIN_TIME } else { self.min_time };
         if last.is_some_and(|last| now - last < least) {
-            self.strikes += 1;
+            self.strikes = self.strikes.saturating_add(1);
         }
         if self.strikes > STRIKES_MAX && matches!(self.phase, Phase::Open) {
             self.phase = Phase::GoAway(0);
@@ -351,6 +351,14 @@ mod tests {
         assert_eq!(before, output, "what was begun is whole, and nothing follows it");
         let head = [0, 0, 22, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0xb];
         assert_eq!(end, [&head[..], b"too_many_pings"].concat());
+    }
+
+    // Cause: early pings were counted up to 255 only, and one read may bring more.
+    #[tokio::test(start_paused = true)]
+    async fn a_read_full_of_pings_is_one_too_many() {
+        let mut connection = Connection::new(PREFACE).await;
+        connection.receive(&frame(PING, 0, 0, 8).repeat(1_000)).await.expect("read before the end");
+        assert!(!connection.is_open());
     }
 
     #[tokio::test(start_paused = true)]

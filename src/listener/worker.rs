@@ -1,6 +1,9 @@
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -12,8 +15,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
 use tower::Service;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::connection_info::{Accepted, ConnectionInfo};
 use super::first_bytes::{Beginning, Stream, beginning_tcp, beginning_unix};
@@ -22,6 +26,8 @@ use super::paced::Paced;
 use super::pings::PingPolicy;
 use super::rejections::Rejections;
 use super::socket::Protection;
+use super::unfinished::refusal;
+use super::unsent::{OpenCall, Outgoing, StallWatch};
 use crate::net::{ByteStream, Rejected, ServerTls, TlsPeer};
 
 /// One serving thread, counted from 0.
@@ -94,6 +100,8 @@ pub(super) struct Counts {
     pub(super) open: Arc<AtomicUsize>,
     /// Bytes of unfinished requests, on all threads.
     pub(super) unfinished_bytes: Arc<AtomicUsize>,
+    /// Bytes of answers that are not sent, on all threads.
+    pub(super) unsent_bytes: Arc<AtomicUsize>,
 }
 
 /// The serving thread's side: takes connections until `stop`, then waits for them.
@@ -105,8 +113,8 @@ pub(super) async fn run<S>(
     counts: Counts,
     stop: CancellationToken,
 ) where
-    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin,
 {
     let tracker = TaskTracker::new();
     let shared = Arc::new(Shared {
@@ -116,6 +124,7 @@ pub(super) async fn run<S>(
         handshake_timeout: config.handshake_timeout,
         rejections: Rejections::new(config.rejection_message),
         unfinished_bytes: counts.unfinished_bytes,
+        unsent_bytes: counts.unsent_bytes,
         tracker: tracker.clone(),
         stop: stop.clone(),
     });
@@ -143,6 +152,7 @@ struct Shared {
     handshake_timeout: Duration,
     rejections: Rejections,
     unfinished_bytes: Arc<AtomicUsize>,
+    unsent_bytes: Arc<AtomicUsize>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -150,8 +160,8 @@ struct Shared {
 /// Finds out what the client speaks and does the TLS handshake; serving it is a task of its own, which is smaller.
 async fn begin<S>(shared: Arc<Shared>, stream: Stream, accepted: Accepted, service: S, guard: OpenConnection)
 where
-    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin,
 {
     let limited = tokio::time::timeout(shared.handshake_timeout, async {
         match stream {
@@ -246,10 +256,11 @@ fn serve<I, S>(
     guard: OpenConnection,
 ) where
     I: ByteStream + 'static,
-    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin,
 {
-    let info = Arc::new(ConnectionInfo::new(accepted, peer, shared.unfinished_bytes.clone()));
+    let (unfinished, unsent) = (shared.unfinished_bytes.clone(), shared.unsent_bytes.clone());
+    let info = Arc::new(ConnectionInfo::new(accepted, peer, unfinished, unsent));
     let service = ConnectionService { service, info };
     let stream = PingPolicy::new(stream, shared.ping_min_time);
     shared.tracker.spawn(serve_connection(stream, shared.builder.clone(), service, shared.stop.clone(), guard));
@@ -284,19 +295,25 @@ async fn serve_connection<I, S>(
     guard: OpenConnection,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Service<Request<Incoming>, Response = Response<tonic::body::Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + Unpin,
 {
     let _guard = guard;
     let stream = TokioIo::new(Paced::new(stream));
+    let (info, mut stall) = (service.info.clone(), StallWatch::default());
     let connection = builder.serve_connection_with_upgrades(stream, service);
     tokio::pin!(connection);
     let mut stopping = false;
     loop {
         tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    debug!(error, "connection ended");
+            ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
+                Poll::Pending => stall.poll(&info.unsent, cx).map(|()| None),
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            }) => {
+                match ended {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => debug!(error, "connection ended"),
+                    None => warn!(peer = %info.peer, "connection closed: the client does not take its answers"),
                 }
                 return;
             }
@@ -308,7 +325,8 @@ async fn serve_connection<I, S>(
     }
 }
 
-/// The service of one connection, which puts what is known of the connection into each request.
+/// The service of one connection, which puts what is known of the connection into each request, and refuses calls while too
+/// much of earlier answers is not sent.
 ///
 /// Calls without `poll_ready`: what would wait for the readiness of a copy of the service is larger than the request, and is
 /// copied with it several times. The services here are always ready.
@@ -317,14 +335,47 @@ struct ConnectionService<S> {
     info: Arc<ConnectionInfo>,
 }
 
-impl<S: Service<Request<Incoming>> + Clone> hyper::service::Service<Request<Incoming>> for ConnectionService<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
+impl<S> hyper::service::Service<Request<Incoming>> for ConnectionService<S>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone,
+    S::Future: Unpin,
+{
+    type Response = Response<Outgoing<Body>>;
+    type Error = Infallible;
+    type Future = Answering<S::Future>;
 
-    fn call(&self, mut request: Request<Incoming>) -> S::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let call = OpenCall::new(self.info.clone());
+        if !self.info.unsent.has_room() {
+            return Answering { answer: None, call: Some(call) };
+        }
         request.extensions_mut().insert(self.info.clone());
-        self.service.clone().call(request)
+        Answering { answer: Some(self.service.clone().call(request)), call: Some(call) }
+    }
+}
+
+/// The answer to a call; none for one that is refused.
+struct Answering<F> {
+    answer: Option<F>,
+    call: Option<OpenCall>,
+}
+
+impl<F> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<Body>, Infallible>> + Unpin,
+{
+    type Output = Result<Response<Outgoing<Body>>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = match &mut self.answer {
+            Some(answer) => match std::task::ready!(Pin::new(answer).poll(cx)) {
+                Ok(response) => response,
+                Err(never) => match never {},
+            },
+            None => refusal().into_http(),
+        };
+        let call = self.call.take().expect("polled until its end");
+        Poll::Ready(Ok(response.map(|body| Outgoing::new(body, call))))
     }
 }
 

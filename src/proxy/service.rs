@@ -225,7 +225,8 @@ impl Worker {
         match method {
             // Collected before it is sent, so that it can be sent again.
             Ok(method) if method.kind == MethodKind::Unary => {
-                self.pool.request(&head, Arriving::collected(body, connection)).await
+                let (body, _until_answered) = Arriving::collected(body, connection);
+                self.pool.request(&head, body).await
             }
             Ok(_) => self.pool.request(&head, body).await,
             Err(_) => match self.unknown_calls.try_acquire() {

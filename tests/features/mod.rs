@@ -1,6 +1,7 @@
 //! Tests by feature: one member, and the gateway and the proxy in front of it.
 
 mod auth;
+mod attacks;
 mod bad_input;
 mod compaction;
 mod configuration;
@@ -12,6 +13,7 @@ mod http;
 mod json;
 mod kv;
 mod lease;
+mod limits;
 mod long_range;
 mod maintenance;
 mod metrics;

@@ -48,7 +48,12 @@ pub struct Deployment {
 
 /// The server under test.
 pub fn server_binary() -> PathBuf {
-    std::env::var_os("WATERSHED_TEST_SERVER").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_watershed")), Into::into)
+    std::env::var_os("WATERSHED_TEST_SERVER").map_or_else(own_binary, Into::into)
+}
+
+/// Our program: the build of the tests, or another one, as for a measurement.
+fn own_binary() -> PathBuf {
+    std::env::var_os("WATERSHED_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_watershed")), Into::into)
 }
 
 /// Whether another server takes the place of ours; facts that are ours alone are not asserted then.
@@ -228,5 +233,5 @@ fn start_front(mode: &str, member: &str, endpoint: &str, flags: &[&str], folder:
     let mut args =
         vec![mode.to_owned(), "start".to_owned(), format!("--endpoints={member}"), format!("--listen-addr={endpoint}")];
     args.extend(flags.iter().map(|&flag| flag.to_owned()));
-    Process::start(Path::new(env!("CARGO_BIN_EXE_watershed")), &args, folder, mode)
+    Process::start(&own_binary(), &args, folder, mode)
 }

@@ -42,6 +42,8 @@ pub struct Seen {
     pub resets: BTreeMap<u32, u32>,
     /// The connection is over.
     pub closed: bool,
+    /// Streams that this side may have open, if the other side limits them.
+    pub streams_max: Option<u32>,
     pongs: u64,
     settings: bool,
     initial_window: i64,
@@ -239,6 +241,9 @@ impl Seen {
             }
             SETTINGS if flags & FLAG == 0 => {
                 self.settings = true;
+                for setting in payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 3]) {
+                    self.streams_max = Some(u32::from_be_bytes([setting[2], setting[3], setting[4], setting[5]]));
+                }
                 for setting in payload.chunks_exact(6).filter(|setting| setting[..2] == [0, 4]) {
                     let window = i64::from(u32::from_be_bytes([setting[2], setting[3], setting[4], setting[5]]));
                     self.windows.values_mut().for_each(|open| *open += window - self.initial_window);

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -18,6 +19,9 @@ const BATCHES_PER_STEP: usize = 256;
 /// Unsynced cursors served before the watcher set lets the connections of its thread run.
 const STEPS_PER_TURN: usize = 128;
 
+/// Bytes at which a catch-up response is closed while streams have much unsent.
+const SHORT_CATCH_UP_BYTES: usize = 16 * 1024;
+
 /// Encoded events of one turn's catch-up steps: cursors that lag together share them.
 type Memo = HashMap<Spot, Piece>;
 
@@ -35,12 +39,13 @@ impl WatcherSet {
         let mut memo = Memo::new();
         for _ in 0..STEPS_PER_TURN {
             let Some(&stream) = self.ready.front() else { return false };
-            let entry = &mut self.streams[stream as usize];
-            let cursor = if entry.send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
-                entry.unsynced.pop_front()
-            } else {
-                None
+            let (bytes_max, responses_max) = match self.has_much_queued() {
+                true => (1, 1),
+                false => (self.limits.stream_bytes_max, self.limits.stream_responses_max),
             };
+            let entry = &mut self.streams[stream as usize];
+            let cursor =
+                if entry.send_queue.has_room(bytes_max, responses_max) { entry.unsynced.pop_front() } else { None };
             let Some(cursor) = cursor else {
                 entry.ready = false;
                 self.ready.pop_front();
@@ -52,6 +57,19 @@ impl WatcherSet {
             self.ready.rotate_left(1);
         }
         !self.ready.is_empty()
+    }
+
+    /// Whether streams have so much unsent that each may have little only: their clients do not read.
+    fn has_much_queued(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > self.limits.set_bytes_max
+    }
+
+    /// Bytes at which a catch-up response is closed now.
+    fn catch_up_bytes(&self) -> usize {
+        match self.has_much_queued() {
+            true => self.limits.catch_up_bytes_max.min(SHORT_CATCH_UP_BYTES),
+            false => self.limits.catch_up_bytes_max,
+        }
     }
 
     /// Moves one cursor on by one response at most; it is in no queue when this begins and in one when it ends.
@@ -77,7 +95,8 @@ impl WatcherSet {
         match read {
             Read::Batches { batches, complete_to } => {
                 let subscription = &attached.routes.group(cursor.group).subscription;
-                let piece = collect(&self.limits, subscription, &batches, cursor.next, complete_to);
+                let bytes_max = self.catch_up_bytes();
+                let piece = collect(&self.limits, bytes_max, subscription, &batches, cursor.next, complete_to);
                 memo.insert(spot, piece.clone());
                 self.catch_up(key, &piece);
             }
@@ -116,7 +135,7 @@ impl WatcherSet {
                 from: spot.from,
                 up_to: attached.position.max(spot.from),
                 revisions_max: self.limits.catch_up_revisions_max,
-                bytes_max: self.limits.catch_up_bytes_max,
+                bytes_max: self.catch_up_bytes(),
             };
             taken.push((id, attached.source.history().clone(), request));
         }
@@ -128,7 +147,7 @@ impl WatcherSet {
         let Some(Job { spot, waiting }) = self.jobs.finish(id) else { return };
         let piece = result.map(|batch| {
             let subscription = &self.attached[spot.source as usize].routes.group(spot.group).subscription;
-            collect(&self.limits, subscription, &batch.batches, spot.from, batch.complete_to)
+            collect(&self.limits, self.catch_up_bytes(), subscription, &batch.batches, spot.from, batch.complete_to)
         });
         for key in waiting {
             self.metrics.slow_watchers.dec();
@@ -150,6 +169,7 @@ impl WatcherSet {
 /// The events a subscription wants, as many whole revisions as one response may hold.
 fn collect(
     limits: &WatchLimits,
+    bytes_max: usize,
     subscription: &Subscription,
     batches: &[Arc<LogBatch>],
     from: Revision,
@@ -163,7 +183,7 @@ fn collect(
             block.push(event.frame(subscription.prev_kv));
         }
         revisions += usize::from(block.events > before);
-        if revisions >= limits.catch_up_revisions_max || block.len() >= limits.catch_up_bytes_max {
+        if revisions >= limits.catch_up_revisions_max || block.len() >= bytes_max {
             let (events, count) = block.finish();
             return Piece { events, count, complete_to: batch.revision() };
         }

@@ -45,7 +45,7 @@ impl View {
             Err(unknown) => return Status::unimplemented(unknown).into_http(),
         };
         let (mut parts, body) = request.into_parts();
-        let body = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
+        let (body, _until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
         let frame = match one_message(&parts.headers, body, REQUEST_BYTES_MAX).await {
             Ok(frame) => frame,
             Err(status) => return status.into_http(),
