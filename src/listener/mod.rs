@@ -3,14 +3,13 @@
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
 //! connections (`worker.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
 //! changes threads never waits for it. Its first byte says whether it speaks TLS (`first_bytes.rs`), and what does not
-//! fit the socket is told so (`misdirected.rs`). It is read no faster than its requests are handled (`paced.rs`), and ends when
-//! the client pings too often (`pings.rs`, which finds the frames by `frames.rs`). Each request carries the [`ConnectionInfo`] of its connection in its
-//! extensions. The core and the proxy give a function that makes their service, which is called once on each serving
-//! thread; their services read
-//! request bodies through `arriving.rs`, which bounds what bodies hold before they have come whole; `unsent.rs` bounds what
-//! answers hold that are not taken; `head.rs` refuses
-//! heads of calls that no handler should see. A connection that HTTP hands over leaves by `upgraded.rs`.
-//! Who collects a body of another kind counts it by `held.rs`.
+//! fit the socket is told so (`misdirected.rs`). It is read no faster than its requests are handled (`paced.rs`), and
+//! ends when the client pings too often (`pings.rs`, which finds the frames by `frames.rs`). Each request carries the
+//! [`ConnectionInfo`] of its connection in its extensions. The core and the proxy give a function that makes their service,
+//! which is called once on each serving thread; their services read request bodies through `arriving.rs`, which bounds what
+//! bodies hold before they have come whole; who collects a body of another kind counts it by `held.rs`. `outgoing.rs` bounds
+//! what answers hold that are not taken (`unsent.rs` has the counts); `head.rs` refuses heads of calls that no handler
+//! should see. A connection that HTTP hands over leaves by `upgraded.rs`.
 
 mod accept;
 mod arriving;
@@ -21,6 +20,7 @@ mod head;
 mod held;
 mod misdirected;
 mod open_streams;
+mod outgoing;
 mod paced;
 mod pings;
 mod rejections;

@@ -22,12 +22,13 @@ use tracing::{debug, warn};
 use super::connection_info::{Accepted, ConnectionInfo};
 use super::first_bytes::{Beginning, Stream, beginning_tcp, beginning_unix};
 use super::misdirected;
+use super::outgoing::{OpenCall, Outgoing};
 use super::paced::Paced;
 use super::pings::PingPolicy;
 use super::rejections::Rejections;
 use super::socket::Protection;
 use super::unfinished::refusal;
-use super::unsent::{OpenCall, Outgoing, StallWatch};
+use super::unsent::StallWatch;
 use crate::net::{ByteStream, Rejected, ServerTls, TlsPeer};
 
 /// One serving thread, counted from 0.

@@ -1,7 +1,7 @@
 //! Tests by feature: one member, and the gateway and the proxy in front of it.
 
-mod auth;
 mod attacks;
+mod auth;
 mod bad_input;
 mod compaction;
 mod configuration;

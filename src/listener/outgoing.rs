@@ -1,0 +1,197 @@
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::connection_info::ConnectionInfo;
+
+/// What an open call counts besides the bytes of its answer.
+const CALL_BYTES: usize = 1024;
+/// Pieces of answers below this length are not counted by themselves.
+const SMALL_BYTES: usize = 2 * 1024;
+
+/// A call from its beginning to the end of its answer.
+pub(super) struct OpenCall(Arc<ConnectionInfo>);
+
+impl OpenCall {
+    pub(super) fn new(connection: Arc<ConnectionInfo>) -> Self {
+        connection.unsent.take(CALL_BYTES);
+        Self(connection)
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.unsent.give_back(CALL_BYTES);
+    }
+}
+
+/// The body of an answer, counted until it is written.
+pub(super) struct Outgoing<B> {
+    body: B,
+    call: OpenCall,
+}
+
+impl<B> Outgoing<B> {
+    pub(super) fn new(body: B, call: OpenCall) -> Self {
+        Self { body, call }
+    }
+}
+
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Outgoing<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = &mut *self;
+        std::task::ready!(this.call.0.unsent.poll_room(cx));
+        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| match frame.data_ref() {
+                Some(data) if data.len() >= SMALL_BYTES => {
+                    let data = frame.into_data().unwrap_or_default();
+                    Frame::data(Bytes::from_owner(Piece::new(data, this.call.0.clone())))
+                }
+                _ => frame,
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A piece of an answer on its way through HTTP.
+struct Piece {
+    data: Bytes,
+    connection: Arc<ConnectionInfo>,
+}
+
+impl Piece {
+    fn new(data: Bytes, connection: Arc<ConnectionInfo>) -> Self {
+        connection.unsent.take(data.len());
+        Self { data, connection }
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.connection.unsent.moved.fetch_add(1, Ordering::Relaxed);
+        self.connection.unsent.give_back(self.data.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures::task::noop_waker_ref;
+    use http_body_util::{BodyExt, Full};
+
+    use super::super::connection_info::Accepted;
+    use super::super::unsent::{ALL_BYTES_MAX, CONNECTION_BYTES_MIN, STALL, StallWatch, UNIT_BYTES};
+    use super::*;
+
+    fn connection(all: &Arc<AtomicUsize>) -> Arc<ConnectionInfo> {
+        let address = "127.0.0.1:1".parse().expect("an address");
+        let accepted = Accepted { listener: 0, local: address, peer: address };
+        let counts = Arc::default();
+        Arc::new(ConnectionInfo::new(accepted, None, counts, all.clone()))
+    }
+
+    /// One answer of so many bytes, read as HTTP does and kept.
+    async fn kept(connection: &Arc<ConnectionInfo>, bytes: usize) -> Bytes {
+        let mut body = Outgoing::new(Full::new(Bytes::from(vec![7; bytes])), OpenCall::new(connection.clone()));
+        let data = body.frame().await.expect("a frame").expect("no error").into_data().expect("data");
+        assert_eq!(data.len(), bytes);
+        data
+    }
+
+    #[tokio::test]
+    async fn answers_count_until_their_last_byte_is_dropped() {
+        let all = Arc::new(AtomicUsize::new(0));
+        let connection = connection(&all);
+        let mut data = kept(&connection, 100_000).await;
+        let counts = || (connection.unsent.connection.load(Ordering::Relaxed), all.load(Ordering::Relaxed));
+        assert_eq!(counts(), (100_000, UNIT_BYTES));
+        drop(data.split_to(50_000));
+        assert_eq!(counts(), (100_000, UNIT_BYTES));
+        let calls: Vec<_> = (0..100).map(|_| OpenCall::new(connection.clone())).collect();
+        assert_eq!(counts(), (100_000 + 100 * CALL_BYTES, 3 * UNIT_BYTES));
+        drop(data);
+        assert_eq!(counts(), (100 * CALL_BYTES, UNIT_BYTES));
+        kept(&connection, 100).await;
+        drop(calls);
+        assert_eq!(counts(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn answers_beyond_the_bound_wait_and_go_on() {
+        let all = Arc::default();
+        let connection = connection(&all);
+        let mut pieces = Vec::new();
+        while connection.unsent.has_room() {
+            pieces.push(kept(&connection, 1 << 20).await);
+        }
+        assert_eq!(pieces.len(), 64);
+        let mut more = Outgoing::new(Full::new(Bytes::from_static(b"x")), OpenCall::new(connection.clone()));
+        let mut frame = more.frame();
+        let mut cx = Context::from_waker(noop_waker_ref());
+        assert!(Pin::new(&mut frame).poll(&mut cx).is_pending());
+        assert_eq!(connection.unsent.waiting.lock().len(), 1);
+        pieces.truncate(33);
+        assert_eq!(connection.unsent.waiting.lock().len(), 1, "until half of it is free");
+        pieces.truncate(31);
+        assert!(connection.unsent.waiting.lock().is_empty());
+        assert!(Pin::new(&mut frame).poll(&mut cx).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_a_little_room_whatever_others_hold() {
+        let all = Arc::new(AtomicUsize::new(ALL_BYTES_MAX));
+        let connection = connection(&all);
+        let mut pieces = Vec::new();
+        while connection.unsent.has_room() {
+            pieces.push(kept(&connection, 10_000).await);
+        }
+        assert_eq!(pieces.len(), CONNECTION_BYTES_MIN.div_ceil(10_000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_cut_off_only_while_room_is_short() {
+        for (others, moves, cut) in [(0, false, false), (ALL_BYTES_MAX, true, false), (ALL_BYTES_MAX, false, true)] {
+            let all = Arc::new(AtomicUsize::new(others));
+            let connection = connection(&all);
+            let mut piece = kept(&connection, 10_000).await;
+            let mut watch = StallWatch::default();
+            let stalled = std::future::poll_fn(|cx| watch.poll(&connection.unsent, cx));
+            tokio::pin!(stalled);
+            let mut ended = false;
+            for _ in 0..6 {
+                ended |= tokio::time::timeout(STALL / 2, &mut stalled).await.is_ok();
+                if ended {
+                    break;
+                }
+                if moves {
+                    piece = kept(&connection, 10_000).await;
+                }
+            }
+            drop(piece);
+            assert_eq!(ended, cut, "{others} {moves}");
+        }
+    }
+}
