@@ -41,7 +41,7 @@ pub enum Op {
     Sync {
         file: Inode,
     },
-    /// What whoever uses the disk wants to remember at this place: a kind and a number.
+    /// A note of the caller at this point: a kind and a number.
     Note(&'static str, u64),
 }
 
@@ -64,7 +64,7 @@ impl Op {
     }
 }
 
-/// Files and folders: what is seen, what is durable, and what is under way in between.
+/// Files and folders: their current contents, their durable contents, and the changes in between.
 #[derive(Clone, Debug)]
 pub struct Image {
     nodes: BTreeMap<Inode, Node>,
@@ -391,7 +391,7 @@ fn parts(offset: u64, data: &[u8], kept: Kept, random: &mut fastrand::Rng) -> Ve
     parts
 }
 
-/// FNV-1a, to tell choices apart.
+/// FNV-1a over the choices made.
 struct Digest(u64);
 
 impl Digest {

@@ -26,7 +26,7 @@ pub use image::{Image, Kept, Op};
 pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
     segment_bytes: u64,
-    /// What an earlier run still holds open can do no harm any more.
+    /// Handles of earlier runs fail.
     run: u64,
 }
 
@@ -34,7 +34,7 @@ pub struct SimDisk {
 struct Inner {
     image: Image,
     made: Inode,
-    /// What was asked for so far, when somebody wants to know.
+    /// The operations so far, while they are recorded.
     trace: Option<Vec<Op>>,
     /// Operations that changed something, or tried to.
     changes: u64,
@@ -83,7 +83,7 @@ pub enum Lie {
     Everything,
 }
 
-/// Which program part a file or folder belongs to.
+/// The part of the program that a file or folder belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Wal,
@@ -112,17 +112,17 @@ impl SimDisk {
         self.inner.lock().image.clone()
     }
 
-    /// From now on every operation is remembered.
+    /// Records every operation from now on.
     pub fn record(&self) {
         self.inner.lock().trace = Some(Vec::new());
     }
 
-    /// What was remembered.
+    /// The recorded operations; ends the recording.
     pub fn recorded(&self) -> Vec<Op> {
         self.inner.lock().trace.take().unwrap_or_default()
     }
 
-    /// Remembers something of the caller's at this place.
+    /// Records a note of the caller.
     pub fn note(&self, kind: &'static str, number: u64) {
         if let Some(trace) = &mut self.inner.lock().trace {
             trace.push(Op::Note(kind, number));
@@ -150,7 +150,7 @@ impl SimDisk {
         self.inner.lock().failed.clone()
     }
 
-    /// From now on nothing changes any more, whoever asks: the process is gone, and its files are closed behind it.
+    /// No operation changes anything from now on: the process has ended.
     pub fn freeze(&self) {
         self.inner.lock().frozen = true;
     }
@@ -225,7 +225,7 @@ impl SimDisk {
         }
     }
 
-    /// For the run that goes on, and for nobody else.
+    /// The contents, for the present run only.
     fn usable(&self) -> io::Result<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock();
         if self.run == inner.run { Ok(inner) } else { Err(io::Error::other("the process is gone")) }

@@ -132,7 +132,7 @@ impl Clients {
         }
     }
 
-    /// A client has waited long enough: it will never know.
+    /// A client has waited long enough: the outcome stays unknown to it.
     pub fn give_up(&mut self, context: &mut Context, id: OpId) {
         if let Some(op) = self.finish(context, id) {
             self.record(context, id, &op, None);

@@ -1,4 +1,4 @@
-//! A cluster in a box: members, network, disks, clients and watchers under one clock in one thread.
+//! A simulated cluster: members, network, disks, clients and watchers under one clock in one thread.
 
 use watershed::core::backend::Table;
 use watershed::core::cluster::AddContext;
@@ -21,7 +21,7 @@ use super::watcher::Watcher;
 /// Small, so that logs have many segments.
 const SEGMENT_BYTES: u64 = 16 * 1024;
 
-/// A place for a member: what stays when its process goes.
+/// A member: what remains when its process ends.
 pub struct Member {
     pub id: MemberId,
     birth: Bootstrap,
@@ -76,7 +76,7 @@ pub struct SimCluster {
     connections: u64,
 }
 
-/// What is left of a simulation that kept all promises.
+/// The result of a simulation in which every check held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     pub trace: u64,
@@ -134,7 +134,7 @@ impl SimCluster {
         Self { context, members, network, clients, watchers, runtime, busy: true, snapshots_to_lose: 0, connections: 0 }
     }
 
-    /// Starts members and watchers, and lets chance begin.
+    /// Starts members and watchers, and the faults.
     pub fn boot(&mut self) {
         for member in 0..self.members.len() {
             let delay = self.context.random.u64(..300 * MILLI);
@@ -319,13 +319,13 @@ impl SimCluster {
         let Some(process) = &self.members[member].process else { return };
         let peers: Vec<MemberId> = process.transport.borrow().peers.peers().collect();
         for peer in peers {
-            if let Some(to) = self.place_of(peer) {
+            if let Some(to) = self.index_of(peer) {
                 self.connection(member, to, Purpose::Control);
             }
         }
     }
 
-    fn place_of(&self, id: MemberId) -> Option<usize> {
+    fn index_of(&self, id: MemberId) -> Option<usize> {
         self.members.iter().position(|member| member.id == id)
     }
 
@@ -426,7 +426,7 @@ impl SimCluster {
         let Some(process) = self.members[member].process.as_mut() else { return };
         let outbox = std::mem::take(&mut process.outbox);
         for outbound in outbox {
-            let Some(to) = self.place_of(outbound.to) else { continue };
+            let Some(to) = self.index_of(outbound.to) else { continue };
             let connection = self.connection(member, to, purpose_of(outbound.lane));
             let Some(process) = self.members[member].process.as_ref() else { return };
             let Some(connection) = connection else {
@@ -548,7 +548,7 @@ impl SimCluster {
         });
     }
 
-    /// Breaks something.
+    /// Causes a fault.
     fn nemesis(&mut self) {
         let count = self.members.len();
         let random = &mut self.context.random;
@@ -630,7 +630,7 @@ impl SimCluster {
 
     /// Adds, promotes or removes a member.
     fn change_members(&mut self) {
-        const PLACES_MAX: usize = 9;
+        const MEMBERS_MAX: usize = 9;
         let Some(leader) = self.members.iter().position(|member| member.process.as_ref().is_some_and(Process::leads))
         else {
             return;
@@ -651,9 +651,9 @@ impl SimCluster {
                 let voter = voters[self.context.random.usize(..voters.len())];
                 (ChangeKind::Remove, voter, Vec::new())
             }
-            None if self.members.len() < PLACES_MAX => {
+            None if self.members.len() < MEMBERS_MAX => {
                 let id = MemberId(self.members.len() as u64 + 1);
-                self.add_place(id);
+                self.add_member(id);
                 let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(id) };
                 (ChangeKind::AddLearner, id, AddContext::add(member, 1).to_json())
             }
@@ -664,8 +664,8 @@ impl SimCluster {
         self.propose_members(if serving { any } else { leader }, kind, id, json);
     }
 
-    /// Adds the disk of a member that may join.
-    pub fn add_place(&mut self, id: MemberId) {
+    /// Adds a disk and an id for a member that may be added to the cluster.
+    pub fn add_member(&mut self, id: MemberId) {
         let running = self.context.truth.cluster.members().cloned().collect();
         self.members.push(Member::new(id, recover::birth(id, &[], running)));
         self.network.grow(self.members.len());
@@ -686,7 +686,7 @@ impl SimCluster {
         }
     }
 
-    /// Lets the disk of the log hang.
+    /// Makes the disk of the log hang.
     pub fn stall_disk(&mut self, member: usize, span: Micros) {
         if let Some(process) = self.members[member].process.as_mut() {
             process.stall_disk(&mut self.context, span);
@@ -740,7 +740,7 @@ impl SimCluster {
         for process in self.members.iter().filter(removed).filter_map(|member| member.process.as_ref()) {
             let peers: Vec<MemberId> = process.transport.borrow().peers.peers().collect();
             let known =
-                peers.iter().filter_map(|peer| self.place_of(*peer)).any(|at| self.clients.members.contains(&at));
+                peers.iter().filter_map(|peer| self.index_of(*peer)).any(|at| self.clients.members.contains(&at));
             must!(self.context, !known, "{} was removed, dials {peers:?} and goes on", process.member);
         }
     }

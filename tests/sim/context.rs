@@ -1,4 +1,4 @@
-//! What every part of a simulation shares: time, chance, what is to happen, what is known to be true, and counters.
+//! What every part of a simulation shares: time, randomness, the event queue, the reference state, and counters.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub enum Event {
     SnapshotSent { member: usize, boot: u32, to: MemberId, delivered: bool },
     /// A member learns that nobody answers where it sends to.
     Unreachable { member: usize, boot: u32, to: MemberId },
-    /// A member that was removed ends for ever.
+    /// A member that was removed ends.
     Retire(usize),
     /// A client's request reaches a member.
     Request(OpId),
@@ -39,7 +39,7 @@ pub enum Event {
     Next(usize),
     /// A watching client reads what its member has for it.
     Watch(usize),
-    /// Chance breaks or repairs something.
+    /// A fault is caused, or repaired.
     Nemesis,
 }
 
@@ -79,7 +79,7 @@ pub enum Mutation {
     LessorStays,
     /// Consensus is told that no member joins.
     DeafConsensus,
-    /// Watchers are not told that a state was put in place of another.
+    /// Watchers are not told that a snapshot replaced the state.
     NoJump,
     /// A message in two hundred comes back to its sender.
     WrongMember,
@@ -167,7 +167,7 @@ pub struct Context {
     pub settings: Settings,
     pub counts: Counts,
     pub truth: Truth,
-    /// Chance may still break things.
+    /// Faults still happen.
     pub faulty: bool,
     /// Hash over everything that happened, in order.
     pub trace: u64,
@@ -210,7 +210,7 @@ impl Context {
         Some(event)
     }
 
-    /// Writes down that something happened.
+    /// Adds an event to the trace.
     pub fn note(&mut self, what: &'static str, numbers: [u64; 3]) {
         let mut mix = |number: u64| self.trace = (self.trace ^ number).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
         mix(self.now);
@@ -221,7 +221,7 @@ impl Context {
         }
     }
 
-    /// Shown when all is told, and nothing else.
+    /// Printed with WATERSHED_SIM_TRACE only.
     pub fn whisper(&self, what: std::fmt::Arguments<'_>) {
         if self.verbose {
             eprintln!("{:>12}   {what}", self.now);
@@ -241,7 +241,7 @@ impl Context {
         self.mutated(Mutation::InDriver(fault))
     }
 
-    /// Ends the simulation: a promise was broken.
+    /// Ends the simulation: a check failed.
     #[track_caller]
     pub fn fail(&self, what: std::fmt::Arguments<'_>) -> ! {
         panic!("seed {} at {} µs: {what}", self.settings.seed, self.now)

@@ -1,11 +1,11 @@
 //! Deterministic simulation of whole clusters: the production state machines (consensus, log, state, apply, leases,
-//! watches) under one clock in one thread, on disks and a network that chance breaks. The same seed gives the same
+//! watches) under one clock in one thread, on disks and a network with random faults. The same seed gives the same
 //! run, event for event.
 //!
 //! `cluster.rs` is the cluster and its faults, `process.rs` one member: the drivers of the program, on what
 //! `surroundings.rs` has for them, `model.rs` what the log means,
 //! `truth.rs` what the cluster has agreed on. A failure names its seed:
-//! `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay` runs it again, `WATERSHED_SIM_TRACE=1` tells all.
+//! `WATERSHED_SIM_SEED=<seed> cargo test --test sim replay` runs it again, `WATERSHED_SIM_TRACE=1` prints everything.
 
 #[path = "../checkers/mod.rs"]
 #[allow(dead_code, unused_imports)]

@@ -63,7 +63,7 @@ impl Network {
 
     /// Sends a message on its way, or loses it.
     pub fn send(&self, context: &mut Context, sender: &Process, to: usize, outbound: Outbound, connection: u64) {
-        let from = sender.place;
+        let from = sender.index;
         let link = self.links[from][to];
         if link.cut_until > context.now {
             return;
@@ -107,7 +107,7 @@ fn deliver(
     connection: u64,
     db_snapshot: Option<Arc<Vec<u8>>>,
 ) {
-    let (from, boot, sender) = (sender.place, sender.boot, sender.member);
+    let (from, boot, sender) = (sender.index, sender.boot, sender.member);
     let message = Message { from, sender, boot, to, connection, outbound, db_snapshot };
     context.counts.messages += 1;
     context.after(delay, Event::Deliver(Box::new(message)));

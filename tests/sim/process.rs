@@ -99,8 +99,8 @@ impl Entry {
 }
 
 pub struct Process {
-    /// Place of the member among all.
-    pub place: usize,
+    /// Index of the member in the cluster.
+    pub index: usize,
     pub boot: u32,
     pub member: MemberId,
     /// Its clock goes this many thousandths of the real one.
@@ -169,7 +169,7 @@ impl Process {
     /// Opens what is on the disk and starts every part.
     pub fn start(
         context: &mut Context,
-        place: usize,
+        index: usize,
         boot: u32,
         disk: &SimDisk,
         birth: &Bootstrap,
@@ -254,7 +254,7 @@ impl Process {
             next_request: Arc::new(AtomicU64::new(first_request)),
         };
         let mut process = Self {
-            place,
+            index,
             boot,
             member,
             // The checkers of histories know of no clocks that differ.
@@ -308,7 +308,7 @@ impl Process {
     }
 
     fn schedule(&self, context: &mut Context, delay: Micros, work: Work) {
-        context.after(delay, Event::Process { member: self.place, boot: self.boot, work });
+        context.after(delay, Event::Process { member: self.index, boot: self.boot, work });
     }
 
     /// Time since the start by this process's clock.

@@ -1,4 +1,4 @@
-//! Known ways in which clusters have failed, played step by step. The names R.. are those of the catalogue.
+//! Known ways in which clusters have failed, played step by step.
 
 use bytes::Bytes;
 use watershed::core::cluster::AddContext;
@@ -160,7 +160,7 @@ pub fn follows_an_unknown_leader() {
     let leader = stage.leader();
     let away = stage.other_than(&[leader]);
     let added = MemberId(4);
-    stage.cluster.add_place(added);
+    stage.cluster.add_member(added);
     stage.isolate(away, 12 * SECOND);
     let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(added) };
     for (kind, json) in [
@@ -186,7 +186,7 @@ pub fn follows_an_unknown_leader() {
     stage.play(|cluster| cluster.compare_members());
 }
 
-/// Whoever was stopped does not answer from the past. The answers are checked as they arrive.
+/// A member that was paused does not answer with old data. The answers are checked as they arrive.
 #[test]
 fn a_leader_that_was_paused_shows_nothing_stale() {
     let mut stage = Stage::new(3, 18);
@@ -272,7 +272,7 @@ fn a_transfer_to_nobody_useful_is_bounded() {
 
     let learner = MemberId(4);
     stage.play(|cluster| {
-        cluster.add_place(learner);
+        cluster.add_member(learner);
         let member = watershed::core::cluster::Member { is_learner: true, ..recover::member(learner) };
         cluster.propose_members(leader, ChangeKind::AddLearner, learner, AddContext::add(member, 1).to_json());
         cluster.run_for(4 * ELECTION);

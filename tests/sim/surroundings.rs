@@ -1,4 +1,4 @@
-//! What the drivers of one process work on: a disk that takes its time, a queue to apply, a network, and what hears of
+//! The environment of one process's drivers: a disk that takes its time, a queue to apply, a network, and the observer of
 //! apply.
 
 use std::cell::RefCell;
@@ -110,7 +110,7 @@ impl GroupWriter for SimWriter {
 /// What apply is to do, in order.
 pub enum Due {
     Entry(Committed),
-    /// A snapshot to put in place of the present state.
+    /// A snapshot that replaces the state.
     Install(LogPosition),
 }
 

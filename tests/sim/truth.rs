@@ -54,7 +54,7 @@ pub struct Truth {
     /// Keys that went with a lease that ran out, and the revisions of their deletion.
     pub expired_keys: BTreeSet<(i64, Bytes)>,
     applied_requests: BTreeSet<u64>,
-    /// Requests that were said to be in no log, for ever.
+    /// Requests that were answered as being in no log.
     pub never: BTreeSet<u64>,
     /// The newest revision any client was shown.
     pub shown: i64,

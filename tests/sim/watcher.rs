@@ -62,7 +62,7 @@ impl Stream for Requests {
     type Item = Result<WatchRequest, Status>;
 
     fn poll_next(self: Pin<&mut Self>, _: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        // Whoever reads polls again and again: nobody need be woken.
+        // The reader polls again and again: no waker is needed.
         self.0.lock().pop_front().map_or(Poll::Pending, |request| Poll::Ready(Some(Ok(request))))
     }
 }
@@ -143,9 +143,9 @@ impl Watcher {
         let stream = WatchStream::new(process.watchers.clone(), requests.clone(), admission, false);
         context.counts.streams += 1;
         if context.settings.recorded {
-            self.recorded.push(history::watch(process.place, &self.range, start, self.begun, self.prev_kv));
+            self.recorded.push(history::watch(process.index, &self.range, start, self.begun, self.prev_kv));
         }
-        self.connection = Some(Connection { member: process.place, boot: process.boot, requests, stream });
+        self.connection = Some(Connection { member: process.index, boot: process.boot, requests, stream });
     }
 
     /// Reads up to `responses` of what is there.

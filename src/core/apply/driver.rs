@@ -18,7 +18,7 @@ use crate::types::{LogIndex, LogPosition, Revision};
 /// Entries applied before their outcomes are published; bounds what one answer waits for.
 pub(super) const BATCH_MAX: usize = 512;
 
-/// What the rest of the member hears from apply; for each batch in the order of these methods. All return at once.
+/// Receives what apply has done, for each batch in the order of these methods. All return at once.
 pub trait ApplyObserver {
     /// A request of the log was applied, and is published with the rest of its batch; `took` is the time since the one
     /// before.
@@ -35,12 +35,11 @@ pub trait ApplyObserver {
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
     /// Users, roles or the auth flag changed, or somebody logged in.
     fn auth(&mut self, _state: &Arc<AuthState>, _facts: Vec<AuthFact>) {}
-    /// A snapshot took the place of the state before, and readers can see it: whatever was derived from the old one
-    /// is out of date.
+    /// A snapshot replaced the state, and readers can see it: whatever was derived from the old one is out of date.
     fn installed(&mut self, applier: &Applier);
     /// Everything up to here is published.
     fn applied(&mut self, index: LogIndex);
-    /// A write was applied although the quota had no room for it.
+    /// A write was applied although it exceeds the quota.
     fn over_quota(&mut self);
     /// A slice of a compaction held entries up for so long.
     fn compaction_slice(&mut self, took: Duration);
@@ -74,7 +73,7 @@ impl ApplyHandle {
     }
 }
 
-/// What the driver tells those who wait. Made before it, since the server has to know the handle first.
+/// Publishes progress to those who wait. Made before the driver, since the server has to know the handle first.
 pub struct ApplyProgress {
     applied: watch::Sender<LogIndex>,
     compaction: watch::Sender<Revision>,
@@ -82,7 +81,7 @@ pub struct ApplyProgress {
 }
 
 impl ApplyProgress {
-    /// For a state that is published up to `applied` already, and of which nobody waits for anything yet but those in
+    /// For a state that is published up to `applied` already, with no waiting requests but those in
     /// `pending`.
     pub fn new(pending: Arc<SharedPendingRequests>, applied: LogIndex) -> (Self, ApplyHandle) {
         let (applied, applied_seen) = watch::channel(applied);
@@ -93,7 +92,8 @@ impl ApplyProgress {
 
 /// What the apply thread does, without its queue and its clock.
 ///
-/// Invariants: a batch is published, then told, then answered, so that whoever hears of a write can read it. After a
+/// Invariants: a batch is published, then passed to the observer, then answered, so that a client that is told of a write can
+/// read it. After a
 /// snapshot nothing of the old state goes on, its compactions neither. What waits for the disk or reads all rows is handed
 /// out.
 pub struct ApplyDriver<O> {
@@ -147,7 +147,7 @@ impl<O: ApplyObserver> ApplyDriver<O> {
         Ok(())
     }
 
-    /// Publishes, then tells, then answers.
+    /// Publishes, then calls the observer, then answers.
     fn release(&mut self, batch: Batch) {
         let reached = self.applier.position();
         self.applier.store().publish();
@@ -174,7 +174,7 @@ impl<O: ApplyObserver> ApplyDriver<O> {
         self.compactions.extend(batch.compactions);
     }
 
-    /// Puts a prepared snapshot in the place of the present state.
+    /// Replaces the state by a prepared snapshot.
     ///
     /// # Errors
     /// It is not there, or not usable: the member must stop.

@@ -29,7 +29,7 @@ pub trait PeerReceiver: Send + Sync + 'static {
 
     /// Directory for db snapshots being received. Files in it that end in `.part` or `.snap` belong to the transport, which
     /// removes leftovers at its start.
-    fn snapshot_room(&self) -> PathBuf;
+    fn snapshot_dir(&self) -> PathBuf;
 
     /// A whole db snapshot arrived, durable and with the right digest. The file may be moved away; what is still there
     /// afterwards is removed.

@@ -63,9 +63,9 @@ impl Drop for Part {
 const LEFTOVERS: [&str; 3] = ["part", "snap", "image"];
 
 /// Removes what an earlier process left.
-pub(super) fn clear_room(room: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(room)?;
-    for entry in std::fs::read_dir(room)? {
+pub(super) fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| LEFTOVERS.iter().any(|leftover| extension == *leftover)) {
             std::fs::remove_file(path)?;
@@ -144,7 +144,7 @@ impl Connection<'_> {
             slot.part = None;
             let config = &self.shared.config;
             match Part::create(
-                &self.shared.receiver.snapshot_room(),
+                &self.shared.receiver.snapshot_dir(),
                 self.from,
                 offer.db_snapshot,
                 config.syncs_db_snapshots,
@@ -251,8 +251,8 @@ enum Heard<T> {
 }
 
 impl Part {
-    fn create(room: &Path, from: MemberId, db_snapshot: SnapshotId, syncs: bool) -> io::Result<Self> {
-        let path = room.join(format!("{from}-{}-{}.part", db_snapshot.position.index, db_snapshot.position.term));
+    fn create(dir: &Path, from: MemberId, db_snapshot: SnapshotId, syncs: bool) -> io::Result<Self> {
+        let path = dir.join(format!("{from}-{}-{}.part", db_snapshot.position.index, db_snapshot.position.term));
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         let (file, began) = (Arc::new(file), Instant::now());
         Ok(Self { db_snapshot, file, path, syncs, verified_bytes: 0, synced_bytes: 0, began })
@@ -287,8 +287,8 @@ impl Part {
         }
         let whole = self.path.with_extension("snap");
         std::fs::rename(&self.path, &whole)?;
-        if let Some(room) = whole.parent().filter(|_| self.syncs) {
-            File::open(room)?.sync_all()?;
+        if let Some(dir) = whole.parent().filter(|_| self.syncs) {
+            File::open(dir)?.sync_all()?;
         }
         Ok(Some(whole))
     }

@@ -24,7 +24,7 @@ use super::lanes::keep_connected;
 use super::link::Link;
 use super::peer_set::{PeerChanges, PeerSet};
 use super::receiver::{CallError, PeerReceiver};
-use super::snapshot_receive::{Slot, clear_room, receive};
+use super::snapshot_receive::{Slot, receive, remove_leftovers};
 use super::{incoming, snapshot_send};
 use crate::core::raft::{Lane, Outbound, PeerSink};
 use crate::listener::plain_tcp;
@@ -87,7 +87,7 @@ impl PeerTransport {
         metrics: PeerMetrics,
         tasks: &Tasks,
     ) -> std::io::Result<Self> {
-        clear_room(&receiver.snapshot_room())?;
+        remove_leftovers(&receiver.snapshot_dir())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)

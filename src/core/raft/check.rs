@@ -108,7 +108,7 @@ const SNAPSHOT: &Shape = &Shape(&[(2, METADATA)]);
 const MESSAGE: &Shape = &Shape(&[(7, LEAF), (9, SNAPSHOT)]);
 
 /// Whether there is no group anywhere: the library's protobuf follows nested groups until the stack is used up
-/// (RUSTSEC-2024-0437), and nobody sends any.
+/// (RUSTSEC-2024-0437), and no member sends any.
 fn is_flat(mut bytes: &[u8], shape: &Shape) -> bool {
     while !bytes.is_empty() {
         let Ok((field, wire_type)) = decode_key(&mut bytes) else { return false };

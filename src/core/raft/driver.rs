@@ -18,24 +18,24 @@ use crate::types::{LogIndex, LogPosition, MemberId};
 /// Messages taken in one turn, so that ticks are never far behind.
 const TURN_MAX: usize = 1024;
 
-/// Where groups of entries are made durable.
+/// Makes groups of entries durable.
 pub trait GroupWriter {
     /// Whether all that was queued is durable. Only then may a group be written on this thread: it would overtake others.
     fn is_idle(&self) -> bool;
-    /// Writes and syncs a group on this thread, which saves two changes of threads; tells whether it is durable.
+    /// Writes and syncs a group on this thread, which saves two changes of threads; returns whether it is durable.
     fn write_here(&mut self, group: PersistGroup) -> bool;
     /// Has this written behind all that was queued before. What becomes durable is reported to the inbox.
     fn queue(&mut self, job: WalJob);
 }
 
-/// Where committed entries go.
+/// Takes committed entries.
 pub trait CommitSink {
     /// Takes entries in log order. Must not wait for the raft thread.
     fn committed(&mut self, entries: Vec<Committed>);
-    /// Takes note of a snapshot that replaces the present state, after everything committed so far and before anything
-    /// that is committed later. The log on disk names it already.
+    /// A snapshot replaces the present state, after everything committed so far and before anything that is committed
+    /// later. The log on disk names it already.
     fn install(&mut self, position: LogPosition);
-    /// Takes note that a proposal went nowhere: it is not in the log, and never will be.
+    /// A proposal was dropped: it is not in the log, and never will be.
     fn dropped(&mut self, request: u64);
 }
 
@@ -107,7 +107,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         );
     }
 
-    /// Takes messages, up to a bound; tells whether to stop.
+    /// Takes messages, up to a bound; returns whether to stop.
     ///
     /// # Errors
     /// Only fatal ones: the member must stop.
@@ -179,7 +179,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         Ok(())
     }
 
-    /// All requests of a turn are one batch. Those for another term go nowhere.
+    /// All requests of a turn are one batch. Those for another term are dropped.
     fn propose(&mut self, mut proposals: Vec<Proposal>) {
         let term = self.node.term();
         for late in proposals.extract_if(.., |proposal| proposal.term != term) {
@@ -208,7 +208,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         }
     }
 
-    /// Does what the node asks for until it asks for nothing more. Tells whether to try soon again: the only voter is not
+    /// Does what the node asks for until it asks for nothing more. Returns whether to call again soon: the only voter is not
     /// the leader yet.
     ///
     /// # Errors
@@ -218,7 +218,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         if !self.node.is_sole_voter() || self.node.is_leader() {
             return Ok(false);
         }
-        // Nobody else can win, so nothing is gained by an election timeout. The library refuses while a membership change
+        // No other member can win the election, so there is no reason to wait for the timeout. The library refuses while a membership change
         // from the log is not applied yet; apply does not wake this thread.
         self.node.campaign()?;
         self.carry_out()?;
@@ -274,7 +274,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         }
     }
 
-    /// Has a group written; gives its number if it is durable already. Nobody else waits for this thread while there are no
+    /// Has a group written; returns its number if it is durable already. Nothing else waits for this thread while there are no
     /// other members.
     fn persist(&mut self, group: PersistGroup) -> Option<u64> {
         if self.node.is_alone() && self.writer.is_idle() {

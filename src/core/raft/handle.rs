@@ -107,7 +107,7 @@ pub(super) struct Shared {
     pub(super) from_clients: AtomicUsize,
     /// Bytes of peers' messages in the inbox.
     pub(super) peer_bytes: AtomicUsize,
-    /// Apply's decisions. Not in the inbox: apply must never wait for room there. A cluster has one change under way,
+    /// Apply's decisions. Not in the inbox: apply must never wait for a full queue. A cluster has one change under way,
     /// so only a member that catches up ever has several here.
     pub(super) decisions: Mutex<VecDeque<MembersDecision>>,
     pub(super) progress: ArcSwap<Vec<PeerProgress>>,
@@ -211,7 +211,7 @@ impl RaftHandle {
         Ok(())
     }
 
-    /// Takes a snapshot message whose db snapshot is prepared. The answer tells whether the state will be installed; without
+    /// Takes a snapshot message whose db snapshot is prepared. The reply says whether the state will be installed; without
     /// an answer it will not.
     pub fn receive_snapshot(&self, message: PeerMessage) -> oneshot::Receiver<bool> {
         let (reply, accepted) = oneshot::channel();
@@ -228,18 +228,18 @@ impl RaftHandle {
         self.shared.refused.load(Ordering::Relaxed)
     }
 
-    /// Tells that log entries do not get through to `peer`.
+    /// Log entries do not get through to `peer`.
     pub fn unreachable(&self, peer: MemberId) {
         let _ = self.inbox.try_send(Inbox::Unreachable(peer));
     }
 
-    /// Tells that the transfer of a state to `peer` ended.
+    /// The transfer of a snapshot to `peer` has ended.
     pub fn snapshot_sent(&self, peer: MemberId, delivered: bool) {
         // Must not get lost: until then the leader sends this peer nothing else.
         let _ = self.inbox.send(Inbox::SnapshotSent(peer, delivered));
     }
 
-    /// Tells that the member `by` says this one was removed. The answer tells whether this member may end at once;
+    /// The member `by` says that this one was removed. The reply says whether this member may end at once;
     /// without an answer it may not yet.
     pub fn told_removed(&self, by: MemberId) -> oneshot::Receiver<bool> {
         let (reply, may_end) = oneshot::channel();
@@ -247,19 +247,19 @@ impl RaftHandle {
         may_end
     }
 
-    /// Hands leadership to `to` if this member leads; [`status`](Self::status) tells when another one does.
+    /// Transfers leadership to `to` if this member leads; [`status`](Self::status) shows when another one does.
     pub fn transfer_leader(&self, to: MemberId) {
         let _ = self.inbox.try_send(Inbox::TransferLeader(to));
     }
 
-    /// Tells apply's decisions on membership changes, in log order and before
+    /// Passes apply's decisions on membership changes on, in log order and before
     /// [`set_applied`](Self::set_applied) reaches them.
     pub fn members_decided(&self, decisions: impl IntoIterator<Item = MembersDecision>) {
         self.shared.decisions.lock().extend(decisions);
         let _ = self.inbox.try_send(Inbox::Wake);
     }
 
-    /// How far everybody is, about a tick ago; empty unless this member leads.
+    /// The progress of every member, about a tick ago; empty unless this member leads.
     pub fn progress(&self) -> Arc<Vec<PeerProgress>> {
         self.shared.progress.load_full()
     }
@@ -271,15 +271,15 @@ impl RaftHandle {
         index.await.ok()
     }
 
-    /// Whether a linearizable read may take the newest published state without asking anybody.
+    /// Whether a linearizable read may take the newest published state without asking other members.
     pub fn reads_are_local(&self) -> bool {
         self.shared.reads_are_local.load(Ordering::Acquire)
     }
 
-    /// Tells that state up to `snapshot` is on disk: the log keeps `keep` entries before it, no more.
+    /// State up to `snapshot` is on disk: the log keeps `keep` entries before it, no more.
     pub fn state_saved(&self, snapshot: WalSnapshot, keep: u64) {
         let compact = LogIndex(snapshot.index.0.saturating_sub(keep));
-        // Lost when the inbox is full; the next one says more.
+        // Lost when the inbox is full; the next one covers more.
         let _ = self.inbox.try_send(Inbox::StateSaved(snapshot, compact));
     }
 
@@ -288,12 +288,12 @@ impl RaftHandle {
         self.shared.applied.store(index.0, Ordering::Release);
     }
 
-    /// What [`set_applied`](Self::set_applied) was told last.
+    /// The index last passed to [`set_applied`](Self::set_applied).
     fn applied(&self) -> LogIndex {
         LogIndex(self.shared.applied.load(Ordering::Acquire))
     }
 
-    /// How far the cluster agreed.
+    /// The commit index.
     pub fn committed(&self) -> LogIndex {
         LogIndex(self.shared.committed.load(Ordering::Acquire))
     }

@@ -136,7 +136,7 @@ impl LogTail {
         }
     }
 
-    /// A snapshot from the leader takes the place of the whole log.
+    /// Replaces the whole log by a snapshot from the leader.
     pub(super) fn install(&mut self, metadata: &SnapshotMetadata) {
         self.base = (metadata.index, metadata.term);
         self.base_total = self.bytes();

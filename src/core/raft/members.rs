@@ -67,7 +67,7 @@ impl ProposedChange {
             walpb::ConfChangeType::ConfChangeUpdateNode => ChangeKind::Update,
             walpb::ConfChangeType::ConfChangeAddLearnerNode => ChangeKind::AddLearner,
         };
-        // Nobody has id 0. Earlier versions put it into the log when a client asked to remove or update it: apply refuses
+        // No member has id 0. Earlier versions put it into the log when a client asked to remove or update it: apply refuses
         // such a change, on every member.
         let member = MemberId(change.node_id.unwrap_or(0));
         let context = change.context.unwrap_or_default();

@@ -10,7 +10,7 @@
 //!
 //! The simulator calls the same drivers. `planted.rs` is how it breaks them on purpose.
 //!
-//! The library's own message types stay in this room.
+//! The library's own message types stay in this module.
 //!
 //! Import circle: `node.rs`, `node/window.rs`: the second is the part of `RaftNode` that bounds what is in flight to a
 //! member; the first has its `Window` as a field and shows its bounds.

@@ -73,7 +73,7 @@ pub struct RaftNode {
     /// The highest read request seen, by member and run.
     reads_seen: BTreeMap<MemberId, VecDeque<(u64, u64)>>,
     random: fastrand::Rng,
-    /// Room for what `window.rs` works out, empty in between.
+    /// Scratch space of `window.rs`, empty between calls.
     windows: Vec<(u64, Window)>,
     unsent: Vec<u64>,
 }
@@ -147,7 +147,7 @@ impl RaftNode {
         self.draw_timeout();
     }
 
-    /// Brings the next election nearer: a member of a new cluster has nobody to wait for.
+    /// Shortens the time to the next election: a new cluster has no leader to wait for.
     pub fn hasten_election(&mut self) {
         let raft = &mut self.raw.raft;
         if raft.state == StateRole::Follower && raft.leader_id == 0 {
@@ -155,7 +155,7 @@ impl RaftNode {
         }
     }
 
-    /// Whether a snapshot from the leader took the place of the log, and apply has not put it in place yet. The library
+    /// Whether a snapshot from the leader replaced the log, and apply has not installed it yet. The library
     /// panics at a campaign then: it looks for membership changes among entries that are gone.
     fn awaits_state(&self) -> bool {
         self.raw.raft.raft_log.applied < self.raw.store().base().0
@@ -175,7 +175,7 @@ impl RaftNode {
     }
 
     /// Appends requests to the log as one batch, or sends them to the leader. They enter the log in `term`, or never:
-    /// once an entry of a later term is applied, whoever proposed them knows what became of them.
+    /// once an entry of a later term is applied, their outcome is known.
     ///
     /// # Errors
     /// When no leader of that term is known, or too much is under way; they went nowhere then.

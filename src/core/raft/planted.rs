@@ -1,6 +1,6 @@
 //! Faults that a test plants into the drivers, to show that the checks of the simulator can fail. Only debug builds know them.
 
-/// One fault.
+/// A fault in a driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlantedFault {
     /// The WAL writer reports a group before it is on disk.
@@ -9,7 +9,7 @@ pub enum PlantedFault {
     ReadsLocalBeforeReplay,
     /// The only voter counts reads as local although there is a learner.
     ReadsLocalWithLearner,
-    /// Apply goes on with the compactions of the old state after a snapshot took its place.
+    /// Apply goes on with the compactions of the old state after a snapshot replaced it.
     CompactionOverSnapshot,
     /// A member that was removed may connect.
     RemovedPeersAccepted,
@@ -22,7 +22,7 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<PlantedFault>> = const { std::cell::Cell::new(None) };
 }
 
-/// Plants a fault into every driver that this thread calls from now on, or takes it out.
+/// Plants a fault into every driver that this thread calls from now on; `None` removes it.
 #[cfg(debug_assertions)]
 pub fn plant(fault: Option<PlantedFault>) {
     PLANTED.set(fault);

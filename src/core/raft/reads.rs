@@ -68,7 +68,7 @@ impl<R> ReadQueue<R> {
         }
     }
 
-    /// The readers a confirmation is for; none for a number nobody waits for any more.
+    /// The readers a confirmation is for; none for a number that no reader waits for.
     pub fn confirmed(&mut self, number: u64) -> Vec<R> {
         match self.asked.take_if(|asked| asked.numbers.contains(&number)) {
             Some(asked) => asked.readers,

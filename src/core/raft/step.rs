@@ -10,10 +10,10 @@ use crate::types::{LogIndex, LogPosition, MemberId, Term};
 /// Why consensus cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RaftError {
-    /// The library said so.
+    /// The library's error.
     #[error("raft")]
     Library(#[from] raft::Error),
-    /// A committed membership change that nobody can read.
+    /// A committed membership change that cannot be decoded.
     #[error("membership change at index {0} is unreadable")]
     BadConfChange(LogIndex),
     /// The leader counts on entries that this member confirmed and no longer has: its disk lost what was synced.
@@ -84,7 +84,7 @@ pub enum CommittedKind {
 pub struct PersistGroup {
     /// Given back through [`RaftNode::persisted`](super::RaftNode::persisted).
     pub number: u64,
-    /// A snapshot from the leader that takes the place of everything before the entries; its db snapshot is on disk already.
+    /// A snapshot from the leader that replaces everything before the entries; its db snapshot is on disk already.
     pub snapshot: Option<WalSnapshot>,
     /// New entries.
     pub entries: Vec<WalEntry>,
@@ -99,7 +99,7 @@ pub struct Step {
     pub send: Vec<Outbound>,
     /// To write and sync.
     pub persist: Option<PersistGroup>,
-    /// The state to put in place of the present one, before anything that is committed later.
+    /// The state to install, before anything that is committed later.
     pub install: Option<LogPosition>,
     /// To apply, in order.
     pub committed: Vec<Committed>,

@@ -64,7 +64,7 @@ impl RaftTask {
         Ok(Self { handle, thread: Some(thread) })
     }
 
-    /// The way in.
+    /// The handle.
     pub fn handle(&self) -> RaftHandle {
         self.handle.clone()
     }
@@ -79,7 +79,7 @@ impl RaftTask {
 }
 
 struct Worker<W, S, P> {
-    // Dropped before the driver's writer: its thread must not wait for room in an inbox that nobody empties.
+    // Dropped before the driver's writer: its thread must not wait on a full inbox that is no longer read.
     inbox: Receiver<Inbox>,
     driver: RaftDriver<W, S, P>,
 }
@@ -104,7 +104,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> Worker<W, S, P> {
             if now >= next_tick {
                 self.driver.tick();
                 self.driver.note_late_heartbeats(now - next_tick, tick);
-                // Ticks missed during a pause of the whole process are not made up for: nobody else saw them either.
+                // Ticks missed during a pause of the whole process are not made up for: the other members saw no ticks of this one either.
                 next_tick = now + tick;
             }
         }

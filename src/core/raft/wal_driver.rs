@@ -15,7 +15,7 @@ pub struct PersistError(#[from] WalError);
 pub enum WalJob {
     /// Entries and state; their number is reported once they are durable.
     Group(PersistGroup),
-    /// A hard state that nobody waits for.
+    /// A hard state whose durability is not reported.
     HardState(HardState),
     /// The state on disk covers the log up to here: segments before it can go.
     Covered(WalSnapshot),
@@ -23,8 +23,8 @@ pub enum WalJob {
 
 /// Writes to the log, without the thread that does so: which step follows which.
 ///
-/// Invariants: a group is reported after the sync that makes it durable, and before segments are deleted, which nobody
-/// should wait for. Jobs become durable in the order in which they are given. After an error nothing is written.
+/// Invariants: a group is reported after the sync that makes it durable, and before segments are deleted, so that the
+/// report does not wait for that. Jobs become durable in the order in which they are given. After an error nothing is written.
 pub struct WalDriver<D: WalDisk> {
     wal: Wal<D>,
     /// Whole segments that are kept whatever the state on disk covers.

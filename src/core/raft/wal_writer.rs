@@ -28,7 +28,7 @@ impl<D: WalDisk> std::fmt::Debug for WalWriter<D> {
     }
 }
 
-/// What the writer tells the rest of the member.
+/// Reports of the writer to the rest of the member.
 pub struct WalObserver {
     /// Called with the number of the newest durable group, unless it was written on the thread that handed it over.
     pub persisted: Box<dyn Fn(u64) + Send>,

@@ -26,7 +26,7 @@ use crate::types::MemberId;
 pub(super) struct MemberPeers {
     inner: Arc<OnceLock<ReceiverParts>>,
     failed: Failed,
-    room: PathBuf,
+    snapshot_dir: PathBuf,
     tasks: Tasks,
 }
 
@@ -52,11 +52,11 @@ impl MemberPeersSlot {
 }
 
 impl MemberPeers {
-    /// `room` is where db snapshots are received and written.
-    pub(super) fn new(room: PathBuf, failed: Failed, tasks: Tasks) -> (Self, MemberPeersSlot) {
+    /// Db snapshots are received and written in `snapshot_dir`.
+    pub(super) fn new(snapshot_dir: PathBuf, failed: Failed, tasks: Tasks) -> (Self, MemberPeersSlot) {
         let inner = Arc::new(OnceLock::new());
         let slot = MemberPeersSlot(inner.clone());
-        (Self { inner, failed, room, tasks }, slot)
+        (Self { inner, failed, snapshot_dir, tasks }, slot)
     }
 }
 
@@ -96,15 +96,15 @@ impl PeerReceiver for MemberPeers {
     }
 
     fn snapshot_source(&self, to: MemberId, message: Bytes) -> BoxFuture<'static, Result<SnapshotSource, String>> {
-        let (inner, room) = (self.inner.clone(), self.room.clone());
+        let (inner, dir) = (self.inner.clone(), self.snapshot_dir.clone());
         blocking(move || {
             let inner = inner.get().ok_or(STARTING)?;
-            write_db_snapshot(&inner.backend, &room, to, &message)
+            write_db_snapshot(&inner.backend, &dir, to, &message)
         })
     }
 
-    fn snapshot_room(&self) -> PathBuf {
-        self.room.clone()
+    fn snapshot_dir(&self) -> PathBuf {
+        self.snapshot_dir.clone()
     }
 
     fn snapshot_received(
@@ -145,7 +145,7 @@ impl PeerReceiver for MemberPeers {
     fn snapshot_sent(&self, to: MemberId, ok: bool) {
         let Some(inner) = self.inner.get() else { return };
         let raft = inner.raft.clone();
-        // Waits for room in the inbox, and the transport's thread must not.
+        // Waits while the inbox is full, and the transport's thread must not.
         drop(tokio::task::spawn_blocking(move || raft.snapshot_sent(to, ok)));
     }
 }

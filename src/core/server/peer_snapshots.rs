@@ -22,13 +22,13 @@ use crate::types::MemberId;
 /// The file cannot be written, or the state has no members.
 pub fn write_db_snapshot(
     backend: &Backend,
-    room: &Path,
+    dir: &Path,
     to: MemberId,
     message: &[u8],
 ) -> Result<SnapshotSource, String> {
     let db_snapshot = backend.db_snapshot().map_err(|error| error.to_string())?;
     let summary = db_snapshot.summary();
-    let mut named = tempfile::NamedTempFile::with_suffix_in(".snap", room).map_err(|error| error.to_string())?;
+    let mut named = tempfile::NamedTempFile::with_suffix_in(".snap", dir).map_err(|error| error.to_string())?;
     db_snapshot.write(&mut named).map_err(|error| error.to_string())?;
     named.flush().map_err(|error| error.to_string())?;
     let conf_state = members_of(named.path())?;

@@ -14,7 +14,7 @@ pub trait WalDisk: Send {
     /// An open file.
     type File: WalFile;
 
-    /// Size at which a segment is closed, and room reserved for it.
+    /// Size at which a segment is closed, and space reserved for it.
     fn segment_bytes(&self) -> u64 {
         SEGMENT_BYTES
     }
@@ -82,7 +82,7 @@ pub trait WalFile: Send {
     /// # Errors
     /// The system's.
     fn truncate(&mut self, size: u64) -> io::Result<()>;
-    /// Extends the file with zeroes to `size`, with room reserved on disk.
+    /// Extends the file with zeroes to `size`, with the space reserved on disk.
     ///
     /// # Errors
     /// The system's.
@@ -215,7 +215,7 @@ impl WalFile for FsFile {
         }
         use rustix::fs::{FallocateFlags, fallocate};
         match fallocate(&self.file, FallocateFlags::empty(), current, size - current) {
-            // The room is a convenience where the file system cannot reserve any.
+            // Some file systems cannot reserve space; the log works without it.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => self.file.set_len(size),
             other => Ok(other?),
         }
@@ -230,7 +230,7 @@ impl WalFile for FsFile {
 mod tests {
     use super::*;
 
-    /// Neither a pipe nor a folder of the kernel can be synced, so whoever tries is told.
+    /// Neither a pipe nor a folder of the kernel can be synced, and the system says so.
     fn syncs(disk: FsDisk) -> [bool; 2] {
         let (reader, _writer) = io::pipe().unwrap();
         let file = disk.file(File::from(std::os::fd::OwnedFd::from(reader)));

@@ -14,7 +14,7 @@ use crate::types::{LogIndex, LogPosition};
 const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes written at a time when the last group is written once more.
 const REWRITE_BYTES: usize = 1024 * 1024;
-/// Room that a record needs beside its data, at most.
+/// Most bytes that a record needs beside its data.
 const RECORD_OVERHEAD_BYTES: u64 = 128;
 
 /// An open log. One owner, on a thread that may wait for the disk.
@@ -326,7 +326,7 @@ impl<D: WalDisk> Wal<D> {
 /// Writes what is there once more.
 ///
 /// The process before may have ended because a sync failed. The system then shows what it was to write, calls it
-/// clean, and never writes it: a sync alone would say yes to nothing.
+/// clean, and never writes it: a sync alone would succeed without writing.
 fn rewrite<F: WalFile>(tail: &mut F, mut from: u64, end: u64) -> std::io::Result<()> {
     let mut chunk = vec![0; REWRITE_BYTES.min(usize::try_from(end - from).unwrap_or(REWRITE_BYTES))];
     while from < end {

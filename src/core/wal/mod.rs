@@ -1,8 +1,8 @@
-//! The write-ahead log: what raft must not forget, in etcd's format on disk.
+//! The write-ahead log: raft's entries and hard states, in etcd's format on disk.
 //!
-//! The raft room's writer thread appends entries and hard states to a buffer and syncs once per group; after that
-//! the group is safe. At start the log is read from the position of the stored state on. docs/design/wal.md draws the
-//! file and tells how a torn end is told apart from corruption.
+//! `core::raft`'s writer thread appends entries and hard states to a buffer and syncs once per group; after that
+//! the group is durable. At start the log is read from the position of the stored state on. docs/design/wal.md draws the
+//! file and describes how a torn end is distinguished from corruption.
 //!
 //! Start with `record.rs` (the bytes), then `log.rs` (writing) and `recover.rs` (reading); `replay.rs` holds the
 //! rules a log has to obey, `disk.rs` the files behind a trait.

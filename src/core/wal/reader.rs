@@ -25,9 +25,9 @@ pub(super) struct SegmentReader<'a, F> {
 pub(super) enum Frame<'a> {
     /// A record; its checksum is not checked yet. The next one begins at `next`.
     Record { record: RawRecord<'a>, next: u64 },
-    /// The end of the file, or a length of zero as in reserved room.
+    /// The end of the file, or a length of zero as in reserved space.
     End,
-    /// Something else; the words say what.
+    /// Something else, described by the text.
     Bad { what: &'static str },
 }
 

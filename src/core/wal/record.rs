@@ -31,7 +31,7 @@ pub struct WalEntry {
     pub kind: WalEntryKind,
     /// Term in which it was proposed.
     pub term: Term,
-    /// Its place.
+    /// Its position in the log.
     pub index: LogIndex,
     /// What raft carries: an encoded request, or an encoded membership change.
     pub data: Bytes,
@@ -249,7 +249,7 @@ pub(super) fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Reads an entry's data; the words say what is wrong with it.
+/// Reads an entry's data; the error describes what is wrong.
 pub(super) fn decode_entry(data: &[u8]) -> Result<WalEntry, String> {
     let entry = walpb::Entry::decode(data).map_err(|error| format!("entry: {error}"))?;
     let (Some(term), Some(index)) = (entry.term, entry.index) else {

@@ -25,7 +25,7 @@ pub struct Recovered {
     pub cut: Option<TornTail>,
 }
 
-/// An unfinished write at the end of the log. Nobody was told that it was safe.
+/// An unfinished write at the end of the log. It was never reported as durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TornTail {
     /// The segment.

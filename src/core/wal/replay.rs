@@ -173,7 +173,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Adds an entry to those held, and lets go of what is not wanted any more.
+    /// Adds an entry to those held, and drops those that are no longer wanted.
     fn hold(&mut self, entry: WalEntry) {
         while self.entries.back().is_some_and(|last| last.index >= entry.index) {
             self.held_bytes -= self.entries.pop_back().map_or(0, |entry| entry.data.len() as u64);
@@ -226,7 +226,7 @@ impl Replay {
         self.terms.iter().rev().find(|(first, _)| *first <= index).map(|(_, term)| *term)
     }
 
-    /// Whether the log leads to the position reading was to begin at; the words say why not.
+    /// Whether the log leads to the position reading was to begin at; the error says why not.
     pub(super) fn check_position(&self) -> Result<(), String> {
         let from = self.from;
         if from.index == LogIndex(0) {

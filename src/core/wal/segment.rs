@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// Name of a segment file: its place in the sequence, and the index of the first entry written to it.
+/// Name of a segment file: its number in the sequence, and the index of the first entry written to it.
 ///
 /// The very first segment begins at index 0, which is before the first entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

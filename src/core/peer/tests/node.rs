@@ -89,7 +89,7 @@ impl PeerReceiver for Heard {
         .boxed()
     }
 
-    fn snapshot_room(&self) -> PathBuf {
+    fn snapshot_dir(&self) -> PathBuf {
         self.room.path().join("incoming")
     }
 
@@ -210,7 +210,7 @@ impl Node {
 
     /// Files in the room for db snapshots.
     pub(super) fn files(&self) -> Vec<String> {
-        let files = std::fs::read_dir(self.heard.snapshot_room()).expect("the room is there");
+        let files = std::fs::read_dir(self.heard.snapshot_dir()).expect("the room is there");
         files.map(|file| file.expect("readable").file_name().to_string_lossy().into_owned()).collect()
     }
 }

@@ -25,7 +25,7 @@ impl RaftNode {
         announced == Some(position) || self.prepared_snapshots.iter().any(|(_, queued)| *queued == position)
     }
 
-    /// Takes note that a group, and all before it, are durable.
+    /// A group, and all before it, are durable.
     pub fn persisted(&mut self, number: u64) {
         while self.persisting.front().is_some_and(|first| *first <= number) {
             self.persisting.pop_front();
@@ -65,7 +65,7 @@ impl RaftNode {
         Ok((ready || !step.send.is_empty() || !step.committed.is_empty()).then_some(step))
     }
 
-    /// Gives apply what is committed, up to what it may not have yet.
+    /// Hands committed entries to apply, up to the first one that must wait.
     fn hand_out(&mut self, step: &mut Step) {
         while let Some(entry) = self.withheld.front() {
             if self.noting_change.is_some() || (self.removes_this(entry) && !self.may_leave(entry.index)) {
@@ -80,8 +80,8 @@ impl RaftNode {
             if change.kind == ChangeKind::Remove && change.member == self.member)
     }
 
-    /// Takes note that the member `by` has applied the removal of this one. Tells whether this one may end at once: it
-    /// may not while it knows itself that the removal is committed, and the voters that are left perhaps do not.
+    /// Records that the member `by` has applied the removal of this one. Returns whether this one may end at once: not while
+    /// this member knows that the removal is committed and the voters that are left may not know.
     pub fn told_removed(&mut self, by: MemberId) -> bool {
         self.told_removed.insert(by);
         let removal = self.withheld.iter().find(|entry| self.removes_this(entry));
@@ -92,7 +92,7 @@ impl RaftNode {
     ///
     /// They count it as a voter until they know that its removal is committed. If it alone knows and goes, one that is
     /// left of two waits for ever. So it stays until as many other voters have said that they know as had to confirm the
-    /// entry, or a leader has told it. Everybody has on disk what he says about this.
+    /// entry, or a leader has told it. What a member answers about this is on its disk by then.
     fn may_leave(&self, index: LogIndex) -> bool {
         let tracker = self.raw.raft.prs();
         let voters = tracker.conf().voters();
@@ -135,13 +135,13 @@ impl RaftNode {
         let entries: Vec<WalEntry> = ready.entries().iter().map(from_raft).collect();
         let ready_syncs = ready.must_sync();
         let committed = ready.take_committed_entries();
-        // What a leader says about a change is as good as a promise: see `may_leave`.
+        // The leader tells that the change is committed only once it is on its own disk: see `may_leave`.
         let mut promises = Vec::new();
         outbound(&ready.take_messages(), if commits_change { &mut promises } else { &mut step.send });
         outbound(&ready.take_persisted_messages(), &mut promises);
         self.raw.advance_append_async(ready);
-        // A start counts votes by the changes it knows to be committed: whoever was removed may be gone by then, and his
-        // vote would be missing for ever.
+        // A start counts votes by the changes it knows to be committed: a member that was removed may have ended by then, and
+        // its vote would be missing for ever.
         if commits_change {
             self.noting_change = Some(number);
         }

@@ -37,7 +37,7 @@ impl RaftNode {
 
     /// Whether nothing can have been acknowledged that this member has not applied: it leads, there is no other member,
     /// and an entry of its own term is applied, with it all that the log held before. From then on it acknowledges
-    /// what it has applied, and nobody else does.
+    /// only what it has applied, and no other member acknowledges anything.
     pub fn reads_are_local(&self) -> bool {
         self.is_alone() && self.is_leader() && self.raw.raft.apply_to_current_term()
     }
@@ -73,7 +73,7 @@ impl RaftNode {
         conf_state_from_raft(&self.raw.raft.prs().conf().to_conf_state())
     }
 
-    /// How far everybody is; empty unless this member leads.
+    /// The progress of every member; empty unless this member leads.
     pub fn progress(&self) -> Vec<PeerProgress> {
         if !self.is_leader() {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! How much may be on its way to one member. The library bounds the messages that are sent and not yet confirmed, not
+//! Bounds what is sent to one member and not confirmed by it. The library bounds the messages that are sent and not yet confirmed, not
 //! their bytes: 512 messages of 512 KiB, all of which it produces at once for a member that comes back.
 
 use raft::eraftpb::{Message, MessageType};
@@ -23,7 +23,7 @@ pub(super) enum Window {
     Open,
     /// One message, then this is to be asked again.
     One,
-    /// Nothing: too much is on its way.
+    /// Nothing: too much is unconfirmed.
     Full,
 }
 
@@ -47,7 +47,7 @@ impl RaftNode {
         self.windows = windows;
     }
 
-    /// Sends what the bound held back and now has room.
+    /// Sends what the bound held back and now allows.
     pub(super) fn fill_windows(&mut self) {
         if !self.is_leader() {
             return;
@@ -67,8 +67,8 @@ impl RaftNode {
         self.unsent = peers;
     }
 
-    /// Asks a member to which nothing more may be sent whether it has what was sent: it may have dropped some of it, and
-    /// the next entries, which would tell, are not sent. Called when it answered a heartbeat.
+    /// Probes a member to which nothing more may be sent: it may have dropped some of what was sent, and no later entries
+    /// follow that would show it. Called when it answered a heartbeat.
     pub(super) fn ask_about_sent(&mut self, peer: u64) {
         let raft = &self.raw.raft;
         let Some(progress) = raft.prs().get(peer) else { return };
@@ -110,7 +110,7 @@ impl RaftNode {
         }
         let store = raft.store();
         let Some(confirmed) = store.bytes_upto(progress.matched) else {
-            // The log in memory begins behind what it confirmed: how much is on its way cannot be told.
+            // The log in memory begins behind what it confirmed: how much is unconfirmed is unknown.
             return if progress.next_idx > progress.matched + 1 { Window::Full } else { Window::One };
         };
         let unstable = &raft.raft_log.unstable;

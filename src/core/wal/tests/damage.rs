@@ -1,4 +1,4 @@
-//! Every damage to a log ends in a prefix of it or in a refusal that names the place.
+//! Every damage to a log ends in a prefix of it or in a refusal that names file and offset.
 
 use super::*;
 
@@ -55,7 +55,7 @@ fn every_truncation_of_the_last_record_is_cut() {
     for size in end - 120..end {
         let opened = check_damaged(&disk, &name, bytes[..size].to_vec(), &entries, settled, &format!("size {size}"));
         assert!(opened, "size {size}");
-        // The same with the reserved room still behind it.
+        // The same with the reserved space still behind it.
         let mut zeroed = bytes.clone();
         zeroed[size..].fill(0);
         let opened = check_damaged(&disk, &name, zeroed, &entries, settled, &format!("zeroes from {size}"));
