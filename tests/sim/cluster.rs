@@ -1,8 +1,12 @@
 //! A simulated cluster: members, network, disks, clients and watchers under one clock in one thread.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
 use watershed::core::backend::Table;
 use watershed::core::cluster::AddContext;
-use watershed::core::peer::{Purpose, Refusal, answer};
+use watershed::core::peer::{CallError, Purpose, Refusal, answer};
 use watershed::core::raft::{ChangeKind, Lane, Outbound, RaftHandle, plant};
 use watershed::core::server::Bootstrap;
 use watershed::pb::etcdserverpb::{InternalRaftRequest, PutRequest};
@@ -16,6 +20,7 @@ use super::model::recode;
 use super::network::{Message, Network};
 use super::process::{ELECTION, Failure, Process, REMOVED};
 use super::recover;
+use super::surroundings::Call;
 use super::watcher::Watcher;
 
 /// Small, so that logs have many segments.
@@ -74,6 +79,9 @@ pub struct SimCluster {
     pub snapshots_to_lose: u32,
     /// Connections that were ever made.
     connections: u64,
+    /// Questions without an answer: who asked whom.
+    calls: BTreeMap<u64, (usize, usize, oneshot::Sender<Result<Bytes, CallError>>)>,
+    calls_made: u64,
 }
 
 /// The result of a simulation in which every check held.
@@ -131,7 +139,19 @@ impl SimCluster {
         let clients = Clients::new(&mut context, count);
         let watchers = (0..context.settings.watchers).map(|_| Watcher::new(&mut context)).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        Self { context, members, network, clients, watchers, runtime, busy: true, snapshots_to_lose: 0, connections: 0 }
+        Self {
+            context,
+            members,
+            network,
+            clients,
+            watchers,
+            runtime,
+            busy: true,
+            snapshots_to_lose: 0,
+            connections: 0,
+            calls: BTreeMap::new(),
+            calls_made: 0,
+        }
     }
 
     /// Starts members and watchers, and the faults.
@@ -178,6 +198,16 @@ impl SimCluster {
                 self.tell(member, boot, &event, |raft| raft.snapshot_sent(to, delivered));
             }
             Event::Unreachable { member, boot, to } => self.tell(member, boot, &event, |raft| raft.unreachable(to)),
+            Event::Call { number, to, method, body } => {
+                if self.postponed(to, &Event::Call { number, to, method, body: body.clone() }) {
+                    return;
+                }
+                if let Some(process) = self.members[to].process.as_mut() {
+                    process.call(&mut self.context, number, method, body);
+                    self.after_work(to, Ok(()));
+                }
+            }
+            Event::CallAnswer(number, answer) => self.call_answered(number, answer),
             Event::Retire(member) => {
                 let place = &self.members[member];
                 let removed = self.context.truth.cluster.is_removed(place.id);
@@ -312,6 +342,43 @@ impl SimCluster {
             must!(self.context, !removed, "{} takes messages of a removed member", process.member);
         }
         open && !self.network.is_cut(&self.context, message.from, message.to)
+    }
+
+    /// Sends the questions of a member and its answers to those of others.
+    fn carry_calls(&mut self, member: usize) {
+        const PATIENCE: Micros = 2 * SECOND;
+        let Some(process) = self.members[member].process.as_mut() else { return };
+        let (calls, answered) = (process.take_calls(), std::mem::take(&mut process.answered));
+        for (number, answer) in answered {
+            let delay = self.context.random.u64(..3 * MILLI);
+            self.context.after(delay, Event::CallAnswer(number, Some(answer)));
+        }
+        for Call { to: id, method, body, reply } in calls {
+            let to = self.index_of(id);
+            let Some(to) = to.filter(|to| self.connection(member, *to, Purpose::Calls).is_some()) else {
+                // The caller goes on with its next piece of work.
+                let _ = reply.send(Err(CallError::Unreachable(id)));
+                continue;
+            };
+            self.calls_made += 1;
+            let number = self.calls_made;
+            self.calls.insert(number, (member, to, reply));
+            let delay = self.context.random.u64(..3 * MILLI);
+            self.context.after(delay, Event::Call { number, to, method, body });
+            self.context.after(PATIENCE, Event::CallAnswer(number, None));
+        }
+    }
+
+    fn call_answered(&mut self, number: u64, answer: Option<Bytes>) {
+        let Some(&(from, to, _)) = self.calls.get(&number) else { return };
+        let cut = answer.is_some() && self.network.is_cut(&self.context, to, from);
+        if cut || self.postponed(from, &Event::CallAnswer(number, answer.clone())) {
+            return;
+        }
+        if let Some((_, _, reply)) = self.calls.remove(&number) {
+            let _ = reply.send(answer.ok_or(CallError::Lost(self.members[to].id)));
+        }
+        self.poke(from);
     }
 
     /// Tries to connect to every peer.
@@ -453,6 +520,7 @@ impl SimCluster {
             }
         }
         self.retire_if_removed(member);
+        self.carry_calls(member);
     }
 
     fn start(&mut self, member: usize) {

@@ -29,6 +29,10 @@ pub enum Event {
     Unreachable { member: usize, boot: u32, to: MemberId },
     /// A member that was removed ends.
     Retire(usize),
+    /// A question of another member arrives.
+    Call { number: u64, to: usize, method: &'static str, body: bytes::Bytes },
+    /// Its answer arrives, or none in time.
+    CallAnswer(u64, Option<bytes::Bytes>),
     /// A client's request reaches a member.
     Request(OpId),
     /// An answer reaches its client.
@@ -54,6 +58,8 @@ pub enum Work {
     Apply,
     Checkpoint,
     CompactionSlice,
+    /// The leader compares the members' states.
+    Compare,
     /// The process ends because it cannot write its log.
     End,
 }
@@ -157,6 +163,8 @@ counts!(
     renewals,
     compactions,
     checkpoints,
+    comparisons,
+    accused,
     messages
 );
 

@@ -7,14 +7,14 @@ use super::context::{Mutation, Settings};
 use super::{cluster, scripts, settings};
 
 /// What is planted, how many members it takes, and the words of the check that finds it.
-const PLANTED: [(Mutation, usize, &[&str]); 16] = [
+const PLANTED: [(Mutation, usize, &[&str]); 17] = [
     (Mutation::DiskLies, 1, &["does not start", "is committed", "came before it", "the log says"]),
     (Mutation::ReadWithoutIndex, 3, &["a read shows"]),
     (Mutation::ReadBeforeApplied, 3, &["a read shows"]),
     (
         Mutation::SkipEntry,
         3,
-        &["is in the log twice", "the log says", "instead of", "differs", "was cancelled", "shows"],
+        &["is in the log twice", "the log says", "instead of", "differs", "was cancelled", "shows", "is accused"],
     ),
     (Mutation::HastyLessor, 1, &["although it was promised", "it ended at"]),
     (Mutation::LessorStays, 3, &["although it was promised", "it ended at"]),
@@ -29,8 +29,17 @@ const PLANTED: [(Mutation, usize, &[&str]); 16] = [
         1,
         &["synced entries were lost", "is committed", "came before it"],
     ),
-    (Mutation::InDriver(PlantedFault::ReadsLocalBeforeReplay), 1, &["a read shows", "although it was promised"]),
-    (Mutation::InDriver(PlantedFault::ReadsLocalWithLearner), 1, &["a read shows", "while its reads were local"]),
+    (
+        Mutation::InDriver(PlantedFault::ReadsLocalBeforeReplay),
+        1,
+        &["a read shows", "although it was promised", "is accused"],
+    ),
+    (
+        Mutation::InDriver(PlantedFault::ReadsLocalWithLearner),
+        1,
+        &["a read shows", "while its reads were local", "is accused"],
+    ),
+    (Mutation::InDriver(PlantedFault::ComparesAcrossCompactions), 3, &["is accused, and its state is right"]),
     (Mutation::InDriver(PlantedFault::RemovedPeersAccepted), 3, &["takes messages of a removed member"]),
 ];
 

@@ -13,7 +13,8 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
 use tokio::sync::oneshot;
 use watershed::api_error::ApiError;
 use watershed::core::alarm::AlarmStore;
@@ -26,12 +27,13 @@ use watershed::core::backend::{Backend, Table};
 use watershed::core::lease::{LeaseStore, Lessor, LessorConfig};
 use watershed::core::mvcc::{Store, StoreReader};
 use watershed::core::raft::{
-    ChangeKind, LogTail, NodeConfig, Outbound, PeerMessage, PlantedFault, ProposedChange, RaftDriver, RaftHandle,
-    RaftInbox, RaftNode, WalDriver,
+    ChangeKind, Committed, CommittedKind, LogTail, NodeConfig, Outbound, PeerMessage, PlantedFault, ProposedChange,
+    RaftDriver, RaftHandle, RaftInbox, RaftNode, WalDriver,
 };
 use watershed::core::server::{
     Bootstrap, Failure as LeaseFailure, LeaseClock, LeaseDriver, RENEW, ReadIndex, ReceivedSnapshot, RecoverError,
-    Renewal, WalCompaction, answer_as_leader, checkpoint_request, read_renewed, renewals_body, write_db_snapshot,
+    Renewal, WalCompaction, answer_as_leader, answer_comparison, check_compactions, check_state, checkpoint_request,
+    read_renewed, renewals_body, write_db_snapshot,
 };
 use watershed::core::watch::CoreWatch;
 use watershed::eventlog::{HeaderSource, WatchLimits, WatcherSetHandle};
@@ -45,7 +47,9 @@ use super::context::{Context, Event, MILLI, Micros, Mutation, SECOND, Work};
 use super::disk::SimDisk;
 use super::model::{Reply, TTL_MIN, recode};
 use super::recover;
-use super::surroundings::{Due, Happened, SimAccess, SimObserver, SimPeers, SimSink, SimTransport, SimWriter};
+use super::surroundings::{
+    Call, Due, Happened, Records, SimAccess, SimObserver, SimPeers, SimSink, SimTransport, SimWriter,
+};
 
 /// As in the program with its defaults.
 pub const TICK: Micros = 100 * MILLI;
@@ -54,6 +58,8 @@ const EXPIRY_TICKS: u64 = 2;
 const LEASE_CHECKPOINT_TICKS: u64 = 5;
 const REQUEST_TIMEOUT: Micros = 7 * SECOND;
 const PROPOSE_MEMBERS_PAUSE: Micros = SECOND / 2;
+/// Pause between two comparisons of states, about.
+const COMPARE: Micros = 6 * SECOND;
 const BEHIND_MAX: u64 = 5000;
 /// Small, so that much happens in little time.
 const CATCH_UP_ENTRIES: u64 = 4;
@@ -149,6 +155,15 @@ pub struct Process {
     run_out: Vec<(OpId, Waiting<()>)>,
     /// Answers that are ready to go.
     answers: Vec<(OpId, Answer)>,
+    /// A comparison of states, with the revision up to which those after compactions are done.
+    comparing: Option<Waiting<Revision>>,
+    compared: Revision,
+    /// Calls of other members, by their number.
+    answering: Vec<(u64, Waiting<Result<Bytes, LeaseFailure>>)>,
+    /// Those that are answered.
+    pub answered: Vec<(u64, Bytes)>,
+    /// The value of the next put differs in one bit when it is applied.
+    pub flips_next_put: bool,
     /// Took requests from some moment on: the only voter answers reads by itself, once it has replayed its log.
     serves: bool,
     /// Messages that are ready to go.
@@ -226,10 +241,13 @@ impl Process {
             None => transport.set_peers(birth.running.iter(), opened.members.removed()),
         }
         let transport = Rc::new(RefCell::new(transport));
+        let records = Arc::new(Mutex::new(Records::default()));
+        records.lock().set(&opened.members, &alarms);
         let happened = Rc::<RefCell<Happened>>::default();
         let observer = SimObserver {
             member,
             transport: transport.clone(),
+            records: records.clone(),
             raft: raft.clone(),
             watch: watch.clone(),
             leases: lease_clock.clone(),
@@ -247,6 +265,11 @@ impl Process {
         let timeout = Duration::from_micros(REQUEST_TIMEOUT);
         let reads = ReadIndex::new(raft.clone(), apply_handle.clone(), timeout, slow);
         let access = SimAccess {
+            member,
+            reader: reader.clone(),
+            apply: apply_handle.clone(),
+            records: records.clone(),
+            calls: Arc::default(),
             raft: raft.clone(),
             reads: Arc::new(reads),
             leases: lease_clock.clone(),
@@ -296,6 +319,11 @@ impl Process {
             renewals: Vec::new(),
             run_out: Vec::new(),
             answers: Vec::new(),
+            comparing: None,
+            compared: Revision(0),
+            answering: Vec::new(),
+            answered: Vec::new(),
+            flips_next_put: false,
             serves: context.planted(PlantedFault::ReadsLocalBeforeReplay),
             outbox: Vec::new(),
         };
@@ -303,6 +331,7 @@ impl Process {
         process.schedule(context, TICK, Work::Tick);
         let checkpoint = context.random.u64(SECOND..8 * SECOND);
         process.schedule(context, checkpoint, Work::Checkpoint);
+        process.schedule(context, COMPARE, Work::Compare);
         process.turn(context)?;
         Ok(process)
     }
@@ -337,6 +366,7 @@ impl Process {
             Work::Apply => self.apply(context)?,
             Work::Checkpoint => self.checkpoint(context)?,
             Work::CompactionSlice => self.compaction_slice(context),
+            Work::Compare => self.compare(context),
             Work::End => return Err(self.writer.failed().unwrap_or_default()),
         }
         self.follow(context);
@@ -470,8 +500,12 @@ impl Process {
         let mut left = context.random.usize(1..=20);
         let mut batch = VecDeque::new();
         let mut due = self.sink.due.borrow_mut();
-        while let Some(Due::Entry(entry)) = due.pop_front_if(|due| left > 0 && matches!(due, Due::Entry(_))) {
+        while let Some(Due::Entry(mut entry)) = due.pop_front_if(|due| left > 0 && matches!(due, Due::Entry(_))) {
             left -= 1;
+            if self.flips_next_put && flip(&mut entry) {
+                self.flips_next_put = false;
+                context.truth.damaged.insert(self.member.0);
+            }
             if !context.mutated(Mutation::SkipEntry) || !context.one_in(100) {
                 batch.push_back(entry);
             }
@@ -544,6 +578,59 @@ impl Process {
             Ok(true) => Ok(()),
             _ => received.refused(&snapshots).map_err(text),
         }
+    }
+
+    /// Compares states as the leader does periodically: those there are now, or those after compactions.
+    fn compare(&mut self, context: &mut Context) {
+        let next = context.random.u64(COMPARE / 2..COMPARE * 2);
+        self.schedule(context, next, Work::Compare);
+        // One that has no answer yet was given up.
+        self.comparing = None;
+        if !self.leads() {
+            return;
+        }
+        context.counts.comparisons += 1;
+        let (access, compared) = (self.access.clone(), self.compared);
+        self.comparing = Some(match context.random.bool() {
+            true => Box::pin(async move { check_compactions(&access, compared).await }),
+            false => Box::pin(async move {
+                let _ = check_state(&access).await;
+                compared
+            }),
+        });
+        self.follow(context);
+    }
+
+    /// Another member asks.
+    pub fn call(&mut self, context: &mut Context, number: u64, method: &'static str, body: Bytes) {
+        let access = self.access.clone();
+        self.answering.push((number, Box::pin(async move { answer_comparison(&access, method, body).await })));
+        self.follow(context);
+    }
+
+    /// Calls to other members that are ready to go.
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.access.calls.lock())
+    }
+
+    /// Members that CORRUPT alarms name, as far as this member has applied.
+    pub fn corrupt(&self) -> Vec<MemberId> {
+        self.access.records.lock().corrupt.clone()
+    }
+
+    fn follow_comparisons(&mut self) {
+        if let Some(compared) = self.comparing.as_mut().and_then(poll) {
+            (self.comparing, self.compared) = (None, compared);
+        }
+        let answered = &mut self.answered;
+        self.answering.retain_mut(|(number, waiting)| match poll(waiting) {
+            // The caller hears nothing of a failure, as of a lost connection.
+            Some(answer) => {
+                answered.extend(answer.ok().map(|answer| (*number, answer)));
+                false
+            }
+            None => true,
+        });
     }
 
     // Leases.
@@ -644,6 +731,7 @@ impl Process {
         self.writes = writes;
         self.follow_reads(context);
         self.follow_renewals();
+        self.follow_comparisons();
         self.wake_threads(context);
         for (op, answer) in std::mem::take(&mut self.answers) {
             let delay = context.random.u64(..5 * MILLI);
@@ -818,6 +906,18 @@ fn watcher_set(metrics: &Metrics, member: MemberId, boot: u32, tasks: &Tasks) ->
     let header_source = Arc::new(HeaderSource::new(ClusterId(1), member, Term(0)));
     let stopped = tonic::Status::unavailable("stopped");
     WatcherSetHandle::start(limits, header_source, WatchMetrics::register(metrics), boot.into(), stopped, tasks)
+}
+
+/// Changes a bit of the value that a put writes.
+fn flip(entry: &mut Committed) -> bool {
+    let CommittedKind::Request(bytes) = &mut entry.kind else { return false };
+    let mut request = InternalRaftRequest::decode(bytes.clone()).expect("requests of the simulation are readable");
+    let Some(put) = request.put.as_mut().filter(|put| !put.value.is_empty()) else { return false };
+    let mut value = put.value.to_vec();
+    value[0] ^= 1;
+    put.value = value.into();
+    *bytes = request.encode_to_vec().into();
+    true
 }
 
 /// Looks whether something has happened that is waited for.

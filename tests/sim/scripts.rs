@@ -306,6 +306,50 @@ fn a_leader_with_a_stuck_disk_ends_no_lease() {
     assert!(!stage.cluster.context.truth.model.leases.contains_key(&7), "nobody renews it any more");
 }
 
+/// One bit of a value differs on one member: the comparison of states names it, and nobody else, whoever leads and whatever
+/// fails meanwhile.
+#[test]
+fn a_member_with_a_flipped_value_is_named() {
+    const ROUNDS: u64 = 24;
+    for round in 0..ROUNDS {
+        let members = if round % 4 == 3 { 5 } else { 3 };
+        let mut stage = Stage::new(members, 300 + round);
+        let victim = round as usize % members;
+        let healthy = stage.other_than(&[victim]);
+        // All of it before the first comparison: an alarm stops writes.
+        for number in 0..6 {
+            // The last one: a value that is overwritten goes with the compaction.
+            if number == 5 {
+                stage.cluster.members[victim].process.as_mut().expect("it runs").flips_next_put = true;
+            }
+            stage.put(healthy);
+            stage.run_for(80 * MILLI);
+        }
+        stage.run_for(600 * MILLI);
+        assert!(stage.cluster.context.truth.damaged.contains(&(victim as u64 + 1)), "the value was changed");
+        if round % 2 == 0 {
+            let revision = stage.cluster.context.truth.model.revision();
+            let compaction = CompactionRequest { revision, ..Default::default() };
+            stage.ask(healthy, Ask::Write(InternalRaftRequest { compaction: Some(compaction), ..Default::default() }));
+        }
+        let leader = stage.leader();
+        match round % 3 {
+            0 => stage.isolate(stage.other_than(&[victim, leader]), 3 * SECOND),
+            1 => stage.play(|cluster| cluster.crash(healthy, false)),
+            _ => {}
+        }
+        // Several comparisons of each kind.
+        stage.run_for(120 * SECOND);
+        assert!(stage.cluster.context.counts.accused > 0, "round {round}: no alarm was raised");
+        let id = stage.cluster.members[victim].id;
+        for member in &stage.cluster.members {
+            let named = member.process.as_ref().map(Process::corrupt).unwrap_or_default();
+            let right = |named: &MemberId| *named == id || *named == MemberId(0);
+            assert!(named.contains(&id) && named.iter().all(right), "round {round}: {named:?}");
+        }
+    }
+}
+
 /// A member gets a whole state; its watchers miss nothing, and those of the future stay silent until then.
 #[test]
 fn watches_go_on_over_a_snapshot_from_the_leader() {

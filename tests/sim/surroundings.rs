@@ -9,24 +9,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 use watershed::api_error::ApiError;
 use watershed::core::alarm::AlarmStore;
 use watershed::core::apply::{
-    AppliedRequest, Applier, ApplyObserver, LeaseFact, ProposalOutcome, SharedPendingRequests,
+    AppliedRequest, Applier, ApplyHandle, ApplyObserver, LeaseFact, ProposalOutcome, SharedPendingRequests,
 };
 use watershed::core::cluster::{ClusterStore, Member};
-use watershed::core::mvcc::{OperationCounts, RevisionEvents};
+use watershed::core::mvcc::{HashKv, OperationCounts, RevisionEvents, StoreReader};
 use watershed::core::peer::{CallError, Peer, PeerSet, Purpose};
 use watershed::core::raft::{
     CommitSink, Committed, GroupWriter, MembersDecision, Outbound, PeerSink, PersistGroup, Proposal, ProposeError,
     ProposedChange, RaftHandle, RaftStatus, WalDriver, WalJob,
 };
-use watershed::core::server::{Failure, LeaderAccess, LeaseClock, ReadIndex, checkpoint_request};
+use watershed::core::server::{ComparedMember, Failure, LeaderAccess, LeaseClock, ReadIndex, checkpoint_request};
 use watershed::core::watch::CoreWatch;
-use watershed::pb::etcdserverpb::{InternalRaftRequest, LeaseCheckpointRequest};
-use watershed::types::{ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Term};
+use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
+use watershed::pb::etcdserverpb::{
+    AlarmRequest, AlarmType, InternalRaftRequest, LeaseCheckpointRequest, ResponseHeader,
+};
+use watershed::types::{ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Revision, Term};
 
 use super::context::Mutation;
 use super::disk::SimDisk;
@@ -208,6 +212,7 @@ pub struct Happened {
 pub struct SimObserver {
     pub member: MemberId,
     pub transport: Rc<RefCell<SimTransport>>,
+    pub records: Arc<Mutex<Records>>,
     pub raft: RaftHandle,
     pub watch: CoreWatch,
     pub leases: Arc<LeaseClock>,
@@ -239,7 +244,8 @@ impl ApplyObserver for SimObserver {
         self.raft.members_decided(decisions);
     }
 
-    fn records(&mut self, cluster: &ClusterStore, _: &AlarmStore) {
+    fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {
+        self.records.lock().set(cluster, alarms);
         self.transport.borrow_mut().set_peers(cluster.members(), cluster.removed());
         self.happened.borrow_mut().removed |= cluster.is_removed(self.member);
     }
@@ -276,6 +282,35 @@ pub struct SimAccess {
     pub leases: Arc<LeaseClock>,
     pub pending: Arc<SharedPendingRequests>,
     pub next_request: Arc<AtomicU64>,
+    pub member: MemberId,
+    pub reader: StoreReader,
+    pub apply: ApplyHandle,
+    pub records: Arc<Mutex<Records>>,
+    /// Calls to other members that were not sent yet.
+    pub calls: Arc<Mutex<Vec<Call>>>,
+}
+
+/// What this member has applied of members and alarms.
+#[derive(Default)]
+pub struct Records {
+    pub members: Vec<MemberId>,
+    /// Members that CORRUPT alarms name.
+    pub corrupt: Vec<MemberId>,
+}
+
+impl Records {
+    pub fn set(&mut self, cluster: &ClusterStore, alarms: &AlarmStore) {
+        self.members = cluster.members().map(Member::member_id).collect();
+        self.corrupt = alarms.list(AlarmType::Corrupt).iter().map(|alarm| MemberId(alarm.member_id)).collect();
+    }
+}
+
+/// A question to another member.
+pub struct Call {
+    pub to: MemberId,
+    pub method: &'static str,
+    pub body: Bytes,
+    pub reply: oneshot::Sender<Result<Bytes, CallError>>,
 }
 
 impl SimAccess {
@@ -341,5 +376,61 @@ impl LeaderAccess for SimAccess {
 
     async fn call(&self, to: MemberId, _: &'static str, _: Bytes) -> Result<Bytes, CallError> {
         Err(CallError::UnknownPeer(to))
+    }
+}
+
+impl ComparedMember for SimAccess {
+    fn member(&self) -> MemberId {
+        self.member
+    }
+
+    fn cluster(&self) -> ClusterId {
+        ClusterId(1)
+    }
+
+    fn others(&self) -> Vec<MemberId> {
+        self.records.lock().members.iter().copied().filter(|member| *member != self.member).collect()
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raft.status().borrow().is_leader
+    }
+
+    fn store(&self) -> &StoreReader {
+        &self.reader
+    }
+
+    fn header(&self, revision: Revision) -> ResponseHeader {
+        ResponseHeader { cluster_id: 1, member_id: self.member.0, revision: revision.0, ..Default::default() }
+    }
+
+    fn is_named(&self, member: MemberId) -> bool {
+        self.records.lock().corrupt.contains(&member)
+    }
+
+    async fn own_hash(&self, revision: Revision) -> Result<(HashKv, Revision), Failure> {
+        Ok(self.reader.hash_kv(revision)?)
+    }
+
+    async fn wait_for_revision(&self, revision: Revision) {
+        let _ = self.apply.progress().wait_for(|_| self.reader.revision() >= revision).await;
+    }
+
+    async fn confirm(&self) -> Result<(), Failure> {
+        Ok(self.reads.linearizable().await?)
+    }
+
+    async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.lock().push(Call { to, method, body, reply });
+        answer.await.unwrap_or(Err(CallError::Lost(to)))
+    }
+
+    async fn raise(&self, suspect: MemberId) -> Result<(), Failure> {
+        let (action, alarm) = (AlarmAction::Activate as i32, AlarmType::Corrupt as i32);
+        let alarm = Some(AlarmRequest { action, member_id: suspect.0, alarm });
+        let request = InternalRaftRequest { id: self.request_id(), alarm, ..Default::default() };
+        let _ = self.propose(&request, self.raft.term(), RaftHandle::propose)?.await;
+        Ok(())
     }
 }

@@ -53,6 +53,8 @@ pub struct Truth {
     pub leases: BTreeMap<i64, LeaseTruth>,
     /// Keys that went with a lease that ran out, and the revisions of their deletion.
     pub expired_keys: BTreeSet<(i64, Bytes)>,
+    /// Members whose state a script has changed.
+    pub damaged: BTreeSet<u64>,
     applied_requests: BTreeSet<u64>,
     /// Requests that were answered as being in no log.
     pub never: BTreeSet<u64>,
@@ -99,6 +101,13 @@ impl Context {
         let request = InternalRaftRequest::decode(data.clone()).expect("requests of the simulation are readable");
         must!(self, self.truth.applied_requests.insert(request.id), "request {:x} is in the log twice", request.id);
         must!(self, !self.truth.never.contains(&request.id), "request {:x} was said to be in no log", request.id);
+        if let Some(alarm) = &request.alarm {
+            // 0 stands for the cluster: some state is wrong, and no majority says whose.
+            let damaged = &self.truth.damaged;
+            let right = damaged.contains(&alarm.member_id) || (alarm.member_id == 0 && !damaged.is_empty());
+            must!(self, right, "member {} is accused, and its state is right", alarm.member_id);
+            self.counts.accused += 1;
+        }
         let before = self.truth.model.revision();
         let reply = self.truth.model.apply(&request);
         self.note("entry", [entry.index.0, request.id, self.truth.model.revision() as u64]);

@@ -15,6 +15,8 @@ pub enum PlantedFault {
     RemovedPeersAccepted,
     /// A member that is in no list yet may not connect.
     UnlistedPeersRefused,
+    /// Hashes of states that were compacted at different revisions are compared.
+    ComparesAcrossCompactions,
 }
 
 #[cfg(debug_assertions)]

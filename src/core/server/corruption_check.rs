@@ -6,18 +6,19 @@
 //! that the disk has changed; then the member stops by itself. A member that differs is named by a CORRUPT alarm,
 //! which stays until an operator lifts it; `docs/reliability.md` says how such a member is replaced.
 
+mod comparison;
 mod verdict;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
-use prost::Message;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tracing::{error, info, warn};
 
-use self::verdict::{Sum, Verdict, ahead, compare, may_start};
+use self::comparison::ask_all;
+pub use self::comparison::{COMPACTION_HASH, ComparedMember, STATE_HASH, answer, check_compactions, check_state};
+use self::verdict::{Sum, compare, may_start};
 use super::caller::Caller;
 use super::error::{Failed, Failure};
 use super::leader_transfer::LeaderTransfer;
@@ -31,17 +32,13 @@ use crate::config::IntegrityChecks;
 use crate::core::apply::ApplyHandle;
 use crate::core::backend::{Backend, Table};
 use crate::core::mvcc::{HashKv, MvccError, StoreReader};
-use crate::core::peer::PeerTransport;
+use crate::core::peer::{CallError, PeerTransport};
 use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
-use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, HashKvRequest, HashKvResponse};
+use crate::pb::etcdserverpb::{AlarmRequest, AlarmType, ResponseHeader};
 use crate::shutdown::Tasks;
 use crate::types::{ClusterId, MemberId, Revision};
 
-/// Asks for the hash of the state at a revision: `HashKVRequest`, `HashKVResponse`.
-pub(super) const STATE_HASH: &str = "hashkv";
-/// Asks for the hash that the compaction at a revision left behind, in the same messages.
-pub(super) const COMPACTION_HASH: &str = "hashkv.compaction";
 /// How long a member that is asked for a revision it does not have yet waits for it.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
@@ -62,33 +59,35 @@ pub(super) struct CorruptionCheck {
     pub(super) timeout: Duration,
 }
 
-impl CorruptionCheck {
-    /// Answers another member.
-    pub(super) async fn answer(&self, method: &str, body: Bytes) -> Result<Bytes, Failure> {
-        let request = HashKvRequest::decode(body).map_err(|_| Failure::Other("unreadable request".to_owned()))?;
-        let asked = Revision(request.revision);
-        let (hashed, newest) = if method == COMPACTION_HASH {
-            let kept = self.store.compaction_hashes();
-            let kept = kept.into_iter().find(|kept| kept.hash_revision == asked);
-            (kept.ok_or(ApiError::Compacted)?, self.store.snapshot().revision())
-        } else {
-            self.wait_for_revision(asked).await;
-            self.own_hash(asked).await?
-        };
-        let answer = HashKvResponse {
-            header: Some(self.info.header(newest)),
-            hash: hashed.hash,
-            compact_revision: hashed.compact_revision.0,
-            hash_revision: hashed.hash_revision.0,
-        };
-        Ok(answer.encode_to_vec().into())
+impl ComparedMember for CorruptionCheck {
+    fn member(&self) -> MemberId {
+        self.info.member()
     }
 
-    /// Waits until this member has `revision`: a follower is often a moment behind the leader.
-    async fn wait_for_revision(&self, revision: Revision) {
-        let mut progress = self.apply.progress();
-        let reached = progress.wait_for(|_| self.store.snapshot().revision() >= revision);
-        let _ = timeout(CATCH_UP_MAX, reached).await;
+    fn cluster(&self) -> ClusterId {
+        self.info.cluster()
+    }
+
+    fn others(&self) -> Vec<MemberId> {
+        let cluster = Arc::clone(&self.published.cluster());
+        cluster.members().map(|member| member.member_id()).filter(|member| *member != self.info.member()).collect()
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raft.status().borrow().is_leader
+    }
+
+    fn store(&self) -> &StoreReader {
+        &self.store
+    }
+
+    fn header(&self, revision: Revision) -> ResponseHeader {
+        self.info.header(revision)
+    }
+
+    fn is_named(&self, member: MemberId) -> bool {
+        let raised = self.published.alarms().list(AlarmType::Corrupt);
+        raised.iter().any(|alarm| alarm.member_id == member.0)
     }
 
     async fn own_hash(&self, revision: Revision) -> Result<(HashKv, Revision), Failure> {
@@ -101,6 +100,32 @@ impl CorruptionCheck {
         hashed.map_err(|error| self.stop_if_fatal(error))
     }
 
+    async fn wait_for_revision(&self, revision: Revision) {
+        let mut progress = self.apply.progress();
+        let reached = progress.wait_for(|_| self.store.snapshot().revision() >= revision);
+        let _ = timeout(CATCH_UP_MAX, reached).await;
+    }
+
+    async fn confirm(&self) -> Result<(), Failure> {
+        Ok(self.reads.linearizable().await?)
+    }
+
+    async fn call(&self, to: MemberId, method: &'static str, body: Bytes) -> Result<Bytes, CallError> {
+        self.peers.call(to, method, body).await
+    }
+
+    async fn raise(&self, suspect: MemberId) -> Result<(), Failure> {
+        let alarm = AlarmRequest {
+            action: AlarmAction::Activate as i32,
+            member_id: suspect.0,
+            alarm: AlarmType::Corrupt as i32,
+        };
+        self.proposer.propose(&Caller::Member, alarm).await?;
+        Ok(())
+    }
+}
+
+impl CorruptionCheck {
     /// Stops the member when stored rows are damaged: none of its answers can be trusted then.
     fn stop_if_fatal(&self, error: MvccError) -> Failure {
         if error.is_fatal() {
@@ -122,25 +147,6 @@ impl CorruptionCheck {
         }
     }
 
-    /// Asks every other member for its hash at `revision`, all at once.
-    async fn ask_all(&self, method: &'static str, revision: Revision) -> Vec<(MemberId, Option<Sum>)> {
-        let cluster = Arc::clone(&self.published.cluster());
-        let others = cluster.members().map(|member| member.member_id()).filter(|member| *member != self.info.member());
-        let body = Bytes::from(HashKvRequest { revision: revision.0 }.encode_to_vec());
-        join_all(others.map(|member| self.ask(member, method, body.clone()))).await
-    }
-
-    async fn ask(&self, member: MemberId, method: &'static str, body: Bytes) -> (MemberId, Option<Sum>) {
-        match self.peers.call(member, method, body).await {
-            Ok(answer) => (member, read_sum(self.info.cluster(), &answer)),
-            Err(error) => {
-                // Not reachable, behind, or compacted further than we are: nothing to compare this time.
-                info!(%member, %error, "no hash from this member");
-                (member, None)
-            }
-        }
-    }
-
     /// Compares this member's state with the others' before it serves anybody.
     ///
     /// Members that cannot answer are passed over. A majority on this member's side is enough: then another one is
@@ -159,7 +165,7 @@ impl CorruptionCheck {
                 return Ok(());
             }
         };
-        let Ok(others) = timeout(self.timeout, self.ask_all(STATE_HASH, hashed.hash_revision)).await else {
+        let Ok(others) = timeout(self.timeout, ask_all(self, STATE_HASH, hashed.hash_revision)).await else {
             warn!("state not compared at the start: no answers in time");
             return Ok(());
         };
@@ -190,12 +196,12 @@ impl CorruptionCheck {
             tokio::select! {
                 () = next(&mut states) => {
                     self.check_other_rows().await;
-                    if leads() && let Err(error) = self.check_state().await {
+                    if leads() && let Err(error) = check_state(self).await {
                         info!(%error, "states of the members not compared");
                     }
                 }
                 _ = compactions.tick() => if leads() {
-                    checked = self.check_compactions(checked).await;
+                    checked = check_compactions(self, checked).await;
                 },
                 changed = corrupt.changed() => {
                     if changed.is_err() {
@@ -209,99 +215,6 @@ impl CorruptionCheck {
             }
         }
     }
-
-    /// Compares the whole states, and raises alarms.
-    async fn check_state(&self) -> Result<(), Failure> {
-        let suspects = self.suspects().await?;
-        if suspects.is_empty() {
-            return Ok(());
-        }
-        // An alarm stops all writes, so it takes two comparisons with the same result.
-        if self.suspects().await? == suspects {
-            self.raise(&suspects).await?;
-        }
-        Ok(())
-    }
-
-    /// Members to be named; 0 stands for the cluster, when it is not known who is damaged.
-    async fn suspects(&self) -> Result<Vec<MemberId>, Failure> {
-        let (hashed, newest) = self.own_hash(Revision(0)).await?;
-        let others = self.ask_all(STATE_HASH, hashed.hash_revision).await;
-        // A leader whose leadership is confirmed now has applied everything that the others answered from.
-        self.reads.linearizable().await?;
-        if !self.raft.status().borrow().is_leader {
-            return Err(ApiError::NotLeader.into());
-        }
-        let now = self.store.snapshot();
-        let mut suspects = ahead((now.revision(), now.compacted()), &others);
-        match compare((self.info.member(), Sum::new(&hashed, newest)), &others) {
-            Verdict::Equal { complete } => {
-                info!(revision = %hashed.hash_revision, complete, "states of the members are equal")
-            }
-            Verdict::Damaged(members) => suspects.extend(members),
-            Verdict::Undecided => suspects.push(MemberId(0)),
-        }
-        suspects.sort_unstable();
-        suspects.dedup();
-        if !suspects.is_empty() {
-            warn!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "states of the members differ");
-        }
-        Ok(suspects)
-    }
-
-    /// Compares the hashes of compactions, newest first, until one was compared with all members. Returns the revision up
-    /// to which that is done.
-    async fn check_compactions(&self, checked: Revision) -> Revision {
-        let kept = self.store.compaction_hashes();
-        let unchecked = kept.iter().rev().take_while(|hashed| hashed.hash_revision > checked);
-        for (before, hashed) in unchecked.enumerate() {
-            let others = self.ask_all(COMPACTION_HASH, hashed.hash_revision).await;
-            let suspects = match compare((self.info.member(), Sum::new(hashed, hashed.hash_revision)), &others) {
-                Verdict::Equal { complete: true } => {
-                    info!("number-of-hashes-checked" = before + 1, "finished compaction hash check");
-                    return hashed.hash_revision;
-                }
-                Verdict::Equal { complete: false } => continue,
-                Verdict::Damaged(members) => members,
-                Verdict::Undecided => vec![MemberId(0)],
-            };
-            error!(suspects = named(&suspects), revision = %hashed.hash_revision, ?others, own = hashed.hash, "hashes of a compaction differ");
-            if let Err(error) = self.raise(&suspects).await {
-                warn!(%error, "CORRUPT alarm not raised");
-            }
-            return checked;
-        }
-        checked
-    }
-
-    /// Names members by CORRUPT alarms, those that are not named already.
-    async fn raise(&self, suspects: &[MemberId]) -> Result<(), Failure> {
-        for suspect in suspects {
-            let raised = self.published.alarms().list(AlarmType::Corrupt);
-            if raised.iter().any(|alarm| alarm.member_id == suspect.0) {
-                continue;
-            }
-            error!(member = %suspect, "state differs from that of the others; raising a CORRUPT alarm");
-            let alarm = AlarmRequest {
-                action: AlarmAction::Activate as i32,
-                member_id: suspect.0,
-                alarm: AlarmType::Corrupt as i32,
-            };
-            self.proposer.propose(&Caller::Member, alarm).await?;
-        }
-        Ok(())
-    }
-}
-
-/// The hash in an answer; none in the answer of a member of another cluster, which may have taken over an address.
-fn read_sum(cluster: ClusterId, answer: &[u8]) -> Option<Sum> {
-    let answer = HashKvResponse::decode(answer).ok()?;
-    let header = answer.header.as_ref()?;
-    (header.cluster_id == cluster.0).then_some(Sum {
-        hash: answer.hash,
-        compact_revision: Revision(answer.compact_revision),
-        newest: Revision(header.revision),
-    })
 }
 
 fn delayed(period: Duration) -> Interval {
@@ -315,8 +228,4 @@ async fn next(ticks: &mut Option<Interval>) {
         Some(ticks) => drop(ticks.tick().await),
         None => std::future::pending().await,
     }
-}
-
-fn named(members: &[MemberId]) -> String {
-    members.iter().map(MemberId::to_string).collect::<Vec<_>>().join(" ")
 }

@@ -61,6 +61,7 @@ mod watch;
 
 pub use self::bootstrap::Bootstrap;
 pub use self::caller::Caller;
+pub use self::corruption_check::{ComparedMember, answer as answer_comparison, check_compactions, check_state};
 pub use self::error::{Failed, Failure, RecoverError};
 pub use self::http::{BrowserRules, HttpHandler};
 pub use self::lease_clock::{LeaseClock, checkpoint_request};

@@ -34,7 +34,7 @@ impl PeerRpc {
             PROMOTE_CALL => promote_here(&self.changes, &self.metrics, &body).await,
             VERSION_CALL => Ok(Bytes::from(versions(&self.published))),
             corruption_check::STATE_HASH | corruption_check::COMPACTION_HASH => {
-                self.corruption.answer(&method, body).await
+                corruption_check::answer(self.corruption.as_ref(), &method, body).await
             }
             _ => Err(Failure::Other(format!("unknown call {method}"))),
         };
