@@ -11,6 +11,10 @@ sim:
     WATERSHED_SIM_COUNT=3200 WATERSHED_SIM_HISTORIES=500 cargo test --test sim -- clusters histories --nocapture
     CRASH_STATES_LIVES=46 cargo test --test crash_states -- every_power_loss --nocapture
 
+# Fuzz targets, all or the named ones, for SECONDS_EACH seconds each (10).
+fuzz *targets:
+    fuzz/run {{targets}}
+
 # A tier on loopback.
 dev *flags:
     cargo run --release -- dev {{flags}}

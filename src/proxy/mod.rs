@@ -21,6 +21,8 @@ mod watch;
 pub use endpoints::UpstreamPools;
 pub use identity::Identity;
 pub use members::SelfMember;
+#[cfg(fuzzing)]
+pub use namespace::fuzzing;
 pub use namespace::{Namespace, ResponseMemory};
 pub use service::{ProxyService, WorkerParts, proxy_calls};
 pub use tenant::{Tenant, Tenants};

@@ -15,6 +15,8 @@ mod calls;
 mod config;
 mod dial;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hello;
 mod incoming;
 mod lanes;

@@ -7,6 +7,8 @@
 //! rewritten. Requests go upstream as they were decoded and encoded here, never as the bytes that came.
 
 mod dispatch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 mod kv;
 mod lease;
