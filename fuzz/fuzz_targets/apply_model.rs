@@ -15,6 +15,7 @@ use parking_lot::RwLock;
 use prost::Message;
 use watershed::core::alarm::AlarmStore;
 use watershed::core::apply::{Applier, ApplierConfig, Batch, open_leases};
+use watershed::core::auth::AuthStore;
 use watershed::core::backend::Backend;
 use watershed::core::cluster::ClusterStore;
 use watershed::core::mvcc::{Store, check_txn};
@@ -122,8 +123,9 @@ fuzz_target!(|data: &[u8]| {
     let reader = store.reader();
     let leases = Arc::new(RwLock::new(open_leases(&backend, &store, TTL_MIN).expect("an empty state")));
     let config = ApplierConfig { quota_bytes: -1 };
+    let auth = AuthStore::open(&backend).expect("an empty state");
     let mut applier =
-        Applier::new(store, leases.clone(), ClusterStore::default(), AlarmStore::default(), backend, config);
+        Applier::new(store, leases.clone(), ClusterStore::default(), AlarmStore::default(), auth, backend, config);
     let mut model = Model::default();
     let (mut index, mut compactions) = (0, Vec::new());
     while !input.0.is_empty() && index < 200 {
