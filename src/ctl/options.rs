@@ -85,10 +85,7 @@ impl Options {
     /// What is wrong ends up in `broken`: a variable for a flag that was given as well, a value out of reach, what is
     /// not supported yet. A variable that cannot be read counts as not set, as in etcdctl, and is named.
     pub(super) fn read(parsed: &mut Parsed, environment: &[(String, String)]) -> Self {
-        let broken = match fill_in(parsed, environment) {
-            Ok(()) => None,
-            Err(failure) => Some(failure),
-        };
+        let broken = fill_in(parsed, environment).err();
         match Self::check(parsed) {
             Ok(options) => Self { broken, ..options },
             Err(failure) => Self { broken: broken.or(Some(failure)), ..Self::unusable() },

@@ -79,10 +79,13 @@ pub struct SimCluster {
     pub snapshots_to_lose: u32,
     /// Connections that were ever made.
     connections: u64,
-    /// Questions without an answer: who asked whom.
-    calls: BTreeMap<u64, (usize, usize, oneshot::Sender<Result<Bytes, CallError>>)>,
+    /// Calls between members without an answer so far.
+    calls: BTreeMap<u64, Call>,
     calls_made: u64,
 }
+
+/// Who asks, who is asked, and where the answer goes.
+type Call = (usize, usize, oneshot::Sender<Result<Bytes, CallError>>);
 
 /// The result of a simulation in which every check held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
