@@ -80,12 +80,12 @@ pub struct SimCluster {
     /// Connections that were ever made.
     connections: u64,
     /// Calls between members without an answer so far.
-    calls: BTreeMap<u64, Call>,
+    calls: BTreeMap<u64, OpenCall>,
     calls_made: u64,
 }
 
 /// Who asks, who is asked, and where the answer goes.
-type Call = (usize, usize, oneshot::Sender<Result<Bytes, CallError>>);
+type OpenCall = (usize, usize, oneshot::Sender<Result<Bytes, CallError>>);
 
 /// The result of a simulation in which every check held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
