@@ -139,11 +139,11 @@ fn wrong_flags_are_one_line_and_exit_code_1() {
     let own = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
     let (own, own_by_name) = (own.to_string(), format!("localhost:{}", own.port()));
     let cases: [(&[&str], &str); 5] = [
-        (&["--endpoint=127.0.0.1:1"], "--endpoint "),
+        (&["--endpoint=127.0.0.1:1"], "flag provided but not defined: -endpoint"),
         (&["--endpoints=nonsense"], "--endpoints: \"nonsense\""),
         (&["--listen-addr", &taken], "--listen-addr: listen tcp "),
         (&["--listen-addr", &own, "--endpoints", &own_by_name], "--endpoints: localhost:"),
-        (&["--log-level=loud"], "--log-level"),
+        (&["--log-level=loud"], "for flag -log-level"),
     ];
     for (args, expected) in cases {
         let output = refused(args);

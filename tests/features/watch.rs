@@ -343,7 +343,9 @@ async fn idle_watches_beside_a_busy_one_tell_their_progress(deployment: &mut Dep
         let mut idle = Watching::open(&client);
         for number in 0..12 {
             let (key, range_end) = KeyRange::prefix(format!("idle/{number}/").into()).to_wire();
-            idle.add(WatchCreateRequest { progress_notify: true, key, range_end, ..Default::default() }).await;
+            idle.ask(WatchCreateRequest { progress_notify: true, key, range_end, ..Default::default() }).await;
+            // The progress of those that are there may come before the confirmation.
+            while !idle.next().await.created {}
         }
         let (mut busy, _) = Watching::create(&client, key("idle/busy")).await;
         let mut kv = client.kv();

@@ -159,7 +159,8 @@ fn rows(peer_url: String) -> BTreeMap<&'static str, (Need, Bytes)> {
     let watch =
         [("Watch", Need::Permission, bytes(WatchRequest { request_union: Some(RequestUnion::CreateRequest(watch)) }))];
     let mut rows = BTreeMap::new();
-    let services: [(&str, &[(&str, Need, Bytes)]); 9] = [
+    type Row<'a> = (&'a str, Need, Bytes);
+    let services: [(&str, &[Row]); 9] = [
         ("etcdserverpb.KV", &kv),
         ("etcdserverpb.Lease", &lease),
         ("etcdserverpb.Cluster", &cluster),
