@@ -9,7 +9,7 @@ use super::reader::BoltFile;
 use crate::pb::mvccpb::KeyValue;
 use crate::types::{RecordId, Revision};
 
-/// What `snapshot status` tells about a db snapshot, computed as etcdutl does.
+/// What `snapshot status` shows of a db snapshot, computed as etcdutl does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotStatus {
     /// CRC-32C over bucket names, keys and values.

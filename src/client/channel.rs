@@ -31,7 +31,7 @@ pub struct Channel {
 /// What a client adds to each of its requests.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
-    /// A token obtained elsewhere. Nobody can renew it.
+    /// A token obtained elsewhere. This client cannot renew it.
     pub(super) token: Option<HeaderValue>,
     pub(super) login: Option<Login>,
     pub(super) require_leader: bool,

@@ -1,4 +1,4 @@
-//! `watershed ctl`: the command-line client, also under the names `etcdctl` and `etcdutl`.
+//! `watershed ctl`: the command-line client, also under the name `etcdctl`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;

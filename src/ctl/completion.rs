@@ -71,7 +71,7 @@ mod tests {
         for shell in ["bash", "zsh", "fish", "powershell"] {
             for program in [Program::Etcdctl, Program::Ctl] {
                 let script = String::from_utf8(script(program, shell.as_bytes())).unwrap();
-                // The third level below `watershed` is more than the generator for fish knows.
+                // The generator for fish does not support a third level below `watershed`.
                 let deep: &[&str] = if program == Program::Ctl { &[] } else { &["grant-permission", "auto-defrag"] };
                 for word in ["make-mirror", "print-value-only", "endpoints"].iter().chain(deep) {
                     assert!(script.contains(word), "{shell}: {word}");

@@ -75,7 +75,7 @@ fn list(commands: &[Command], siblings: &[Command]) -> String {
     commands.iter().map(|command| format!("  {:<width$} {}\n", command.name, command.about)).collect()
 }
 
-/// The names that somebody may have meant: those that begin so, and those that are nearly the same.
+/// The names that may have been meant: those that begin so, and those that are nearly the same.
 pub(super) fn suggestions(commands: &[Command], word: &str) -> Vec<&'static str> {
     let word = word.to_lowercase();
     let names = commands.iter().map(|command| command.name).filter(|name| *name != "help");

@@ -32,7 +32,7 @@ impl Route {
     }
 }
 
-/// Whether a path belongs to the gateway, known or not.
+/// Whether a path is one of the JSON gateway, with a method behind it or not.
 pub fn is_json_path(path: &str) -> bool {
     path.starts_with(ROOT) || path.starts_with(OLD_ROOT)
 }

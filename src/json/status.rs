@@ -1,4 +1,4 @@
-//! Errors as the gateway tells them.
+//! Errors in the form of the JSON gateway.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};

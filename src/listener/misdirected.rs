@@ -9,7 +9,7 @@ const INADEQUATE_SECURITY: u8 = 0xc;
 const WANTS_TLS: &str = "client sent a plain request to a port that speaks TLS: use an https endpoint";
 const WANTS_PLAIN: &str = "client sent a TLS handshake to a port that speaks plain HTTP: use an http endpoint";
 
-/// Tells a client that it speaks plain where TLS is wanted, or the reverse, and waits until it leaves.
+/// Answers a client that uses plain text where TLS is required, or the reverse, and waits until it closes.
 pub(super) async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, beginning: Beginning) {
     let bytes = match beginning {
         // Clients of TLS say that this is no TLS, and those of HTTPS that it is HTTP.

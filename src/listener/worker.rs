@@ -158,7 +158,7 @@ struct Shared {
     stop: CancellationToken,
 }
 
-/// Finds out what the client speaks and does the TLS handshake; serving it is a task of its own, which is smaller.
+/// Detects the client's protocol and does the TLS handshake; serving it is a task of its own, which is smaller.
 async fn begin<S>(shared: Arc<Shared>, stream: Stream, accepted: Accepted, service: S, guard: OpenConnection)
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
@@ -205,7 +205,7 @@ where
     }
 }
 
-/// Whether what the client speaks is spoken on the socket.
+/// Whether the socket serves the client's protocol.
 enum Fitting<'a> {
     Plain,
     Tls(&'a ServerTls),

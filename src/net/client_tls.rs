@@ -22,7 +22,7 @@ use super::verify::ServerVerifier;
 #[derive(Clone)]
 pub struct ClientTls(Arc<ClientConfig>);
 
-/// What the operator wants of connections with TLS.
+/// The operator's settings for connections with TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTlsConfig {
     /// Whose certificates servers have to show.
@@ -44,7 +44,7 @@ pub enum ServerAuth {
     File(PathBuf),
     /// Of the authorities that the system trusts.
     System,
-    /// Anybody's: whoever is on the way can read and change everything.
+    /// Any certificate: a host on the path can read and change everything.
     Skip,
 }
 

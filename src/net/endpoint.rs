@@ -78,7 +78,7 @@ impl Endpoint {
         self.socket.as_ref().map(|path| path.as_path())
     }
 
-    /// Whether a client speaks TLS to it; `configured` says whether the client was given certificates.
+    /// Whether a client uses TLS with it; `configured` says whether the client was given certificates.
     pub fn uses_tls(&self, configured: bool) -> bool {
         match self.security {
             Security::Open => configured,

@@ -35,7 +35,7 @@ pub struct ServerTls {
     checks_addresses: bool,
 }
 
-/// What the operator wants of a listener with TLS.
+/// The operator's settings for a listener with TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerTlsConfig {
     /// What it shows.

@@ -44,7 +44,7 @@ pub(super) fn open_own(path: &Path, timeout: Duration) -> Result<Backend, UtlErr
     }
 }
 
-/// Compares the digest behind a saved db snapshot with the rest. The length tells whether there is one.
+/// Compares the digest behind a saved db snapshot with the rest. The length shows whether there is one.
 pub(super) fn check_digest(path: &Path) -> Result<(), UtlError> {
     let io = |source| UtlError::file("read", path)(source);
     let mut file = File::open(path).map_err(UtlError::file("open", path))?;
@@ -95,7 +95,7 @@ impl AsBolt {
     }
 }
 
-/// What `snapshot status` tells about a db snapshot, or about the database of a member that does not run.
+/// What `snapshot status` shows of a db snapshot, or about the database of a member that does not run.
 ///
 /// # Errors
 /// No such file; one that is neither; damage.

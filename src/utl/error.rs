@@ -31,7 +31,7 @@ pub enum UtlError {
     NoDigest,
     #[error("expected sha256 {}, got {}", go_bytes(expected), go_bytes(found))]
     Digest { expected: Vec<u8>, found: Vec<u8> },
-    /// Not a file that this tool knows.
+    /// A kind of file that this tool does not read.
     #[error("{} is neither a db snapshot nor a database of etcd or watershed", path.display())]
     Foreign { path: PathBuf },
     #[error("{} is the data directory of a stock etcd; {what}", path.display())]

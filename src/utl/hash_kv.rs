@@ -38,7 +38,7 @@ pub fn hash_kv(path: &Path, revision: Revision, timeout: Duration) -> Result<Has
 
 fn in_memory(file: &BoltFile) -> Result<Backend, UtlError> {
     let backend = Backend::in_memory()?;
-    // The position is nobody's: the store ends with this call.
+    // No one reads the position: the store ends with this call.
     let prepared = backend.prepare(file, LogPosition { index: LogIndex(1), term: Term(1) })?;
     backend.install(prepared)?;
     Ok(backend)

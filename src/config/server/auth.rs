@@ -7,7 +7,7 @@ use super::raw::RawServerConfig;
 
 /// What `--auth-token-ttl` stands for when it says 0, and the life of a JSON web token without `ttl`.
 const TOKEN_TTL: Duration = Duration::from_secs(300);
-/// Costs that bcrypt knows, and what etcd takes instead of others.
+/// Costs that bcrypt allows, and what etcd takes instead of others.
 const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 const BCRYPT_COST: u32 = 10;
 
@@ -23,11 +23,11 @@ pub struct AuthConfig {
 /// The kinds of tokens (`--auth-token`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenConfig {
-    /// Nobody can log in.
+    /// No user can log in.
     None,
     /// Random text that all members remember.
     Simple {
-        /// How long a token lives after its last use.
+        /// How long a token is valid after its last use.
         ttl: Duration,
     },
     /// JSON web tokens. The files are read when the member starts.

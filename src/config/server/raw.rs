@@ -200,7 +200,7 @@ pub struct RawServerConfig {
     /// simple, or jwt with options: jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=DURATION.
     #[arg(long, default_value = "simple", help_heading = "Auth")]
     pub auth_token: String,
-    /// Seconds that a simple token lives after its last use; 0 is 300.
+    /// Seconds that a simple token is valid after its last use; 0 is 300.
     #[arg(long, default_value_t = 300, value_name = "SECONDS", help_heading = "Auth")]
     pub auth_token_ttl: u32,
     /// Cost of hashing a password with bcrypt, 4 to 31.

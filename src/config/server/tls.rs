@@ -101,7 +101,7 @@ impl TlsConfig {
                 notices.extend(made.map(|_| Notice::Warning("ignoring peer auto TLS since certs given")));
                 Some(peers(raw, files, shown, &policy)?)
             }
-            // Nobody can verify a certificate that a member made for itself.
+            // A certificate that a member made for itself cannot be verified.
             (None, Some(made)) => Some(PeerTlsConfig {
                 accepting: self_signed_config(made, &policy),
                 dialling: ClientTlsConfig {

@@ -33,7 +33,7 @@ pub trait ApplyObserver {
     fn members_decided(&mut self, decisions: Vec<MembersDecision>);
     /// Alarms or members changed.
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
-    /// Users, roles or the auth flag changed, or somebody logged in.
+    /// Users, roles or the auth flag changed, or a user logged in.
     fn auth(&mut self, _state: &Arc<AuthState>, _facts: Vec<AuthFact>) {}
     /// A snapshot replaced the state, and readers can see it: whatever was derived from the old one is out of date.
     fn installed(&mut self, applier: &Applier);

@@ -11,7 +11,7 @@ use crate::types::LogIndex;
 
 /// Parts of the table, each with a lock of its own that is held for one look-up.
 const PARTS: usize = 16;
-/// Tokens that are kept. Above it a login gets a token that no member knows, and its client has to log in again later.
+/// Tokens that are kept. Above it a login gets a token that no member accepts, and its client has to log in again later.
 const TOKENS_MAX: usize = 1 << 20;
 /// Pause between two sweeps for expired tokens; a sweep takes place when a token is added.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ struct Token {
     until: AtomicU64,
 }
 
-/// The simple tokens that this member knows.
+/// The simple tokens that this member accepts.
 pub struct SimpleTokens {
     ttl: Duration,
     began: Instant,
@@ -88,7 +88,7 @@ impl SimpleTokens {
         self.part(&token).write().insert(token.into(), Token { user, until });
     }
 
-    /// The user of a token that has not expired, which lives on by this.
+    /// The user of a token that has not expired. Its time begins anew.
     pub fn user(&self, token: &str, now: Instant) -> Option<Arc<str>> {
         let part = self.part(token).read();
         let found = part.get(token)?;

@@ -108,7 +108,7 @@ macro_rules! auth_service {
                 request: Request<AuthStatusRequest>,
             ) -> Result<Response<AuthStatusResponse>, Status> {
                 self.reads.linearizable().await?;
-                // Needs no user; but a token that is not valid is told so, as everywhere.
+                // Needs no user; but a token that is not valid is refused, as everywhere.
                 self.authenticator.identify(&Caller::of(&request)).await?;
                 let (enabled, auth_revision) = {
                     let auth = self.published.auth();

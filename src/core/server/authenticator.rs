@@ -17,13 +17,13 @@ use crate::types::LogIndex;
 
 /// How logged-in users are known (`--auth-token`).
 pub(super) enum Tokens {
-    /// Nobody can log in.
+    /// No user can log in.
     None,
     Simple(Box<SimpleTokens>),
     Jwt(Box<JwtKeys>),
 }
 
-/// Knows who a caller is, and asks the published users and roles what it may do.
+/// Finds the user of a caller, and checks its permissions against the published users and roles.
 pub(super) struct Authenticator {
     published: Arc<Published>,
     reads: Arc<ReadIndex>,
@@ -91,7 +91,7 @@ impl Authenticator {
         }
     }
 
-    /// Who a caller is if that can be told at once; none if it takes [`identify`](Self::identify).
+    /// The user of a caller if it needs no wait; none if it takes [`identify`](Self::identify).
     pub(super) fn identify_now(&self, caller: &Caller) -> Option<Result<Option<Identity>, ApiError>> {
         match self.look(caller) {
             Seen::Off => Some(Ok(None)),
@@ -209,7 +209,7 @@ impl Authenticator {
         }
     }
 
-    /// Follows what was applied, before anybody can know of it.
+    /// Follows what was applied, before it is answered or shown to watches.
     pub(super) fn applied(&self, auth: &Arc<AuthState>, facts: Vec<AuthFact>) {
         // Tokens first: whoever sees the new users and roles sees that tokens ended with the old ones.
         if let Tokens::Simple(tokens) = &self.tokens {

@@ -116,7 +116,7 @@ pub(super) trait Puts {
     async fn next(&mut self) -> Option<PutRequest>;
 }
 
-/// Sends the puts, up to `clients` at a time, and tells `done` about each.
+/// Sends the puts, up to `clients` at a time, and calls `done` after each.
 pub(super) async fn send(client: &Client, clients: usize, puts: &mut impl Puts, mut done: impl FnMut()) -> Summary {
     let began = Instant::now();
     let (mut seconds, mut errors) = (Vec::new(), BTreeMap::new());

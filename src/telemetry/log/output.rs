@@ -49,7 +49,7 @@ pub enum LogError {
         /// What the system said.
         reason: io::Error,
     },
-    /// Somebody set logging up before.
+    /// Logging was set up before.
     #[error("logging is already set up")]
     Twice,
 }

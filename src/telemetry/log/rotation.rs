@@ -154,7 +154,7 @@ impl Family {
             return Ok(false);
         }
         match fs::rename(&self.path, target) {
-            // Somebody removed it.
+            // It was removed meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             renamed => renamed.map(|()| true),
         }
