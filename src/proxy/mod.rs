@@ -2,9 +2,9 @@
 //!
 //! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`]. For a
 //! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
-//! what the port answers beside gRPC, `identity.rs` says whose requests may share an upstream stream, `revision_tracking.rs`
-//! notes the newest revision that a connection was sent, which no later answer may be older than. The cluster is reached
-//! through [`client`](crate::client) alone.
+//! what the port answers beside gRPC, `identity/` says whose requests may share an upstream stream and what a caller may
+//! read, `revision_tracking.rs` notes the newest revision that a connection was sent, which no later answer may be older
+//! than. The cluster is reached through [`client`](crate::client) alone.
 
 mod answer;
 mod endpoints;
@@ -19,7 +19,7 @@ mod tenant;
 mod watch;
 
 pub use endpoints::UpstreamPools;
-pub use identity::Identity;
+pub use identity::{Identity, PERMISSION_MAX, ReadPermission, ReadPermissions};
 pub use members::SelfMember;
 #[cfg(fuzzing)]
 pub use namespace::fuzzing;

@@ -43,6 +43,11 @@ impl Identity {
         self
     }
 
+    /// Length of the text.
+    pub(super) fn bytes(&self) -> usize {
+        [&self.token, &self.authorization].into_iter().flatten().map(HeaderValue::len).sum()
+    }
+
     /// The metadata of an upstream stream for this identity.
     pub fn metadata(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
