@@ -35,34 +35,35 @@ pub struct Method {
     /// Whether sending it twice changes nothing, so that it may be sent again after an unknown outcome. This is the
     /// rule of etcd's own client, read more narrowly for leases: a grant may not happen twice.
     pub repeatable: bool,
+    /// Whether a learner answers it, whatever it asks for.
+    pub on_learner: bool,
 }
 
 impl Method {
     /// Looks a request path up. An unknown method is neither kept nor repeated.
     pub fn of(path: &str) -> Self {
-        let unary = |repeatable| Self { lane: Lane::Unary, one_request: true, repeatable };
-        let bulk = Self { lane: Lane::Bulk, one_request: true, repeatable: true };
+        let unary = |repeatable| Self { lane: Lane::Unary, one_request: true, repeatable, on_learner: false };
+        let bulk = Self { lane: Lane::Bulk, ..unary(true) };
+        let stream = |lane| Self { lane, one_request: false, ..unary(false) };
         match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
-            Some(("etcdserverpb.KV", "RangeStream")) | Some(("etcdserverpb.Maintenance", "Snapshot")) => bulk,
+            Some(("etcdserverpb.KV", "RangeStream")) => bulk,
+            Some(("etcdserverpb.Maintenance", "Snapshot")) => Self { on_learner: true, ..bulk },
             Some(("etcdserverpb.KV", name)) => unary(name == "Range"),
-            Some(("etcdserverpb.Watch", _)) => Self { lane: Lane::Watch, one_request: false, repeatable: false },
-            Some(("etcdserverpb.Lease", "LeaseKeepAlive")) => {
-                Self { lane: Lane::Lease, one_request: false, repeatable: false }
-            }
+            Some(("etcdserverpb.Watch", _)) => stream(Lane::Watch),
+            Some(("etcdserverpb.Lease", "LeaseKeepAlive")) => stream(Lane::Lease),
             Some(("etcdserverpb.Lease", name)) => unary(matches!(name, "LeaseTimeToLive" | "LeaseLeases")),
             Some(("etcdserverpb.Cluster", name)) => unary(name == "MemberList"),
-            Some(("etcdserverpb.Maintenance", name)) => unary(matches!(name, "Status" | "Hash" | "HashKV")),
+            Some(("etcdserverpb.Maintenance", "Status")) => Self { on_learner: true, ..unary(true) },
+            Some(("etcdserverpb.Maintenance", name)) => unary(matches!(name, "Hash" | "HashKV")),
             Some(("etcdserverpb.Auth", name)) => {
                 unary(matches!(name, "AuthStatus" | "UserGet" | "UserList" | "RoleGet" | "RoleList"))
             }
             Some(("v3lockpb.Lock", _)) => unary(false),
-            Some(("v3electionpb.Election", "Observe")) => {
-                Self { lane: Lane::Watch, one_request: true, repeatable: true }
-            }
+            Some(("v3electionpb.Election", "Observe")) => Self { lane: Lane::Watch, ..unary(true) },
             Some(("v3electionpb.Election", name)) => unary(name == "Leader"),
-            Some(("grpc.health.v1.Health", "Watch")) => Self { lane: Lane::Watch, one_request: true, repeatable: true },
+            Some(("grpc.health.v1.Health", "Watch")) => Self { lane: Lane::Watch, ..unary(true) },
             Some(("grpc.health.v1.Health", _)) => unary(true),
-            _ => Self { lane: Lane::Bulk, one_request: false, repeatable: false },
+            _ => stream(Lane::Bulk),
         }
     }
 }

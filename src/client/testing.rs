@@ -71,7 +71,7 @@ impl FakeMember {
                     accepted = listener.accept() => accepted.unwrap(),
                     () = stop.cancelled() => return,
                 };
-                let serve = connection(socket, 1, script.clone(), log.clone(), inner.clone());
+                let serve = connection(socket, (1, healthy()), script.clone(), log.clone(), inner.clone());
                 let stop = stop.clone();
                 inner.spawn(async move {
                     tokio::select! { () = serve => {}, () = stop.cancelled() => {} }
@@ -125,6 +125,14 @@ struct Place {
     hung: watch::Sender<bool>,
     dials: Vec<Instant>,
     received: Arc<Mutex<Vec<Received>>>,
+    health: Health,
+}
+
+/// What a member answers to health checks.
+type Health = Arc<Mutex<Reply>>;
+
+fn healthy() -> Health {
+    Arc::new(Mutex::new(Reply::Message(vec![0; 5])))
 }
 
 impl std::fmt::Debug for FakeNetwork {
@@ -140,7 +148,8 @@ impl FakeNetwork {
     }
 
     pub(crate) fn place(&self, authority: &str, dial: Dial) -> Endpoint {
-        let place = Place { dial, hung: watch::Sender::new(false), dials: Vec::new(), received: Arc::default() };
+        let hung = watch::Sender::new(false);
+        let place = Place { dial, hung, dials: Vec::new(), received: Arc::default(), health: healthy() };
         self.places.lock().insert(authority.to_owned(), place);
         authority.parse().unwrap()
     }
@@ -152,6 +161,11 @@ impl FakeNetwork {
     /// Stops or wakes the process at an endpoint. Connections stay, new ones find the same.
     pub(crate) fn hang(&self, endpoint: &Endpoint, hung: bool) {
         self.at(endpoint, |place| place.hung.send_replace(hung));
+    }
+
+    /// What the member answers to health checks from now on.
+    pub(crate) fn health(&self, endpoint: &Endpoint, reply: Reply) {
+        self.at(endpoint, |place| *place.health.lock() = reply);
     }
 
     /// Another address from now on; what was connected stays as it is.
@@ -180,9 +194,9 @@ impl FakeNetwork {
 
 impl Dialer for FakeNetwork {
     fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>> {
-        let (dial, hung, log) = self.at(endpoint, |place| {
+        let (dial, hung, log, health) = self.at(endpoint, |place| {
             place.dials.push(Instant::now());
-            (place.dial, place.hung.subscribe(), place.received.clone())
+            (place.dial, place.hung.subscribe(), place.received.clone(), place.health.clone())
         });
         async move {
             let (near, mut far) = tokio::io::duplex(1 << 20);
@@ -211,7 +225,7 @@ impl Dialer for FakeNetwork {
                     let (server, wire) = tokio::io::duplex(1 << 20);
                     let script = self.script.clone();
                     let script = Arc::new(move |received: &Received| script(received));
-                    self.tasks.spawn(connection(server, cluster, script, log, self.tasks.clone()));
+                    self.tasks.spawn(connection(server, (cluster, health), script, log, self.tasks.clone()));
                     self.tasks.spawn(pass(far, wire, hung));
                 }
             }
@@ -258,7 +272,7 @@ async fn pass(one: DuplexStream, other: DuplexStream, hung: watch::Receiver<bool
 
 async fn connection(
     socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    cluster: u64,
+    own: (u64, Health),
     script: Arc<impl Fn(&Received) -> Reply + Send + Sync + 'static>,
     log: Arc<Mutex<Vec<Received>>>,
     tasks: Tasks,
@@ -271,14 +285,14 @@ async fn connection(
             () = cut.cancelled() => return,
         };
         let Some(Ok((request, respond))) = accepted else { return };
-        tasks.spawn(stream(request, respond, cluster, script.clone(), log.clone(), cut.clone()));
+        tasks.spawn(stream(request, respond, own.clone(), script.clone(), log.clone(), cut.clone()));
     }
 }
 
 async fn stream(
     request: Request<h2::RecvStream>,
     mut respond: h2::server::SendResponse<Bytes>,
-    cluster: u64,
+    (cluster, health): (u64, Health),
     script: Arc<impl Fn(&Received) -> Reply + Send + Sync + 'static>,
     log: Arc<Mutex<Vec<Received>>>,
     cut: tokio_util::sync::CancellationToken,
@@ -292,7 +306,7 @@ async fn stream(
     let received = Received { path: parts.uri.path().to_owned(), headers: parts.headers, body: bytes };
     let reply = match received.path.as_str() {
         // What the pool asks on its own.
-        "/grpc.health.v1.Health/Check" => Reply::Message(vec![0; 5]),
+        "/grpc.health.v1.Health/Check" => health.lock().clone(),
         "/etcdserverpb.Maintenance/Status" => {
             let header = ResponseHeader { cluster_id: cluster, ..Default::default() };
             Reply::Message(framed(&StatusResponse { header: Some(header), ..Default::default() }).to_vec())

@@ -4,6 +4,7 @@ mod any_request;
 mod auth;
 mod damaged;
 mod everywhere;
+mod failover;
 mod leaders;
 mod logs;
 mod members;

@@ -28,10 +28,11 @@ const OBSERVED: Duration = Duration::from_secs(2);
 /// How long a call may take before it counts as failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-struct Proxy {
+/// A proxy of its own process.
+pub(super) struct Proxy {
     process: Process,
-    endpoint: String,
-    client: Client,
+    pub(super) endpoint: String,
+    pub(super) client: Client,
     _folder: TempDir,
 }
 
@@ -52,7 +53,7 @@ impl Proxy {
     }
 
     /// Waits until a write passes.
-    async fn start(endpoints: &[&str]) -> Self {
+    pub(super) async fn start(endpoints: &[&str]) -> Self {
         Self::start_with(endpoints, &[]).await
     }
 

@@ -15,6 +15,7 @@ use tracing::debug;
 use super::cluster::{ClusterPass, UpstreamCluster};
 use super::config::PoolConfig;
 use super::probe;
+use super::standing::Standing;
 use crate::client::{Endpoint, KeepAlive};
 use crate::net::{Alpn, ByteStream, secure};
 use crate::shutdown::Tasks;
@@ -130,7 +131,7 @@ impl Connection {
     /// # Errors
     /// Why the connection is of no use.
     pub(super) async fn admit(&self, cluster: Option<&UpstreamCluster>) -> Result<(), String> {
-        let Some(cluster) = cluster else { return probe::alive(self, &self.shared.endpoint).await };
+        let Some(cluster) = cluster else { return self.standing().await.map(drop) };
         if let Some(id) = probe::cluster_id(self, &self.shared.endpoint).await? {
             let pass = cluster.admit(&self.shared.endpoint, id).map_err(|mismatch| mismatch.to_string())?;
             let _ = self.shared.pass.set(pass);
@@ -138,17 +139,22 @@ impl Connection {
         Ok(())
     }
 
-    /// Waits for any answer of the endpoint.
+    /// Waits for the answer to a health check.
     ///
     /// # Errors
     /// Why the endpoint is of no use.
-    pub(super) async fn alive(&self) -> Result<(), String> {
-        probe::alive(self, &self.shared.endpoint).await
+    pub(super) async fn standing(&self) -> Result<Standing, String> {
+        probe::standing(self, &self.shared.endpoint).await
     }
 
     pub(super) fn count(&self) -> InFlight {
         self.shared.traffic.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(self.shared.traffic.clone())
+    }
+
+    /// Whether a request on it is not answered in full.
+    pub(super) fn is_busy(&self) -> bool {
+        self.shared.traffic.in_flight.load(Ordering::Relaxed) > 0
     }
 
     /// Differs from an earlier value when the member has answered something since.
@@ -266,7 +272,7 @@ async fn reset_paced(connection: Connection) {
         drop(batch);
         tokio::select! {
             () = connection.over() => {}
-            _ = connection.alive() => {}
+            _ = connection.standing() => {}
         }
     }
 }

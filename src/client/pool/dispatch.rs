@@ -1,3 +1,4 @@
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::fault::Fault;
 use super::head::Head;
 use super::header::PeekedHeader;
 use super::seen::{Reads, Seen};
-use super::select::{Pick, Turn, UpstreamEndpoints};
+use super::select::{Pick, Turn, UpstreamEndpoints, Wanted};
 use super::stream::{Resumed, UpstreamStream, pump};
 use super::upstream_endpoint::{Keeping, UpstreamEndpoint};
 use crate::api_error::ApiError;
@@ -111,12 +112,14 @@ impl Pool {
         let mut avoid = Vec::new();
         let mut last = None;
         for _ in 0..ATTEMPTS_MAX {
-            let (member, connection) = match self.connect(method.lane, turn, &avoid).await {
+            let on_learner = method.on_learner || matches!(reads, Reads::SerializableRange { stream: false });
+            let wanted = Wanted { lane: method.lane, turn, on_learner, avoid: &avoid };
+            let (member, connection) = match self.connect(wanted).await {
                 Ok(found) => found,
                 Err(status) => return last.unwrap_or_else(|| status.into_http()),
             };
-            match attempt(&connection, member.endpoint(), head, payload.clone()).await {
-                Ok(answer) if method.repeatable && is_unavailable(answer.headers()) => {
+            match self.attempt(method, &connection, &member, head, payload.clone(), &avoid).await {
+                Ok(answer) if goes_elsewhere(method, answer.headers()) => {
                     avoid.push(member.endpoint().clone());
                     last = Some(answer.map(Body::new));
                 }
@@ -132,6 +135,9 @@ impl Pool {
                 }
                 Err(Fault::Unknown(status)) if !method.repeatable => return status.into_http(),
                 Err(fault) => {
+                    if matches!(fault, Fault::Limited(_)) {
+                        avoid.push(member.endpoint().clone());
+                    }
                     let status = fault.into_status();
                     debug!(endpoint = %member.endpoint(), %status, "request goes to another member");
                     last = Some(status.into_http());
@@ -162,8 +168,9 @@ impl Pool {
         let avoid = last.map(std::slice::from_ref).unwrap_or_default();
         let mut last = Status::unavailable("no member answered");
         for _ in 0..ATTEMPTS_MAX {
-            let (member, connection) = match self.connect(lane, Turn::Next, avoid).await {
-                Err(_) if !avoid.is_empty() => self.connect(lane, Turn::Next, &[]).await?,
+            let wanted = Wanted { lane, turn: Turn::Next, on_learner: false, avoid };
+            let (member, connection) = match self.connect(wanted).await {
+                Err(_) if !avoid.is_empty() => self.connect(Wanted { avoid: &[], ..wanted }).await?,
                 found => found?,
             };
             let endpoint = member.endpoint().clone();
@@ -190,22 +197,17 @@ impl Pool {
         answer.into_response().await
     }
 
-    /// A ready connection of the lane to some member not in `avoid`. Waits up to the dial timeout while there is none.
-    pub(super) async fn connect(
-        &self,
-        lane: Lane,
-        turn: Turn,
-        avoid: &[Endpoint],
-    ) -> Result<(Arc<UpstreamEndpoint>, Connection), Status> {
+    /// A ready connection to some member. Waits up to the dial timeout while there is none.
+    async fn connect(&self, wanted: Wanted<'_>) -> Result<(Arc<UpstreamEndpoint>, Connection), Status> {
         let Inner { members, keeping } = &*self.inner;
         let give_up = Instant::now() + keeping.config.dial_timeout;
-        let start = members.start(turn);
+        let start = members.start(wanted.turn);
         loop {
             // Registered before looking, so that no change is missed in between.
             let changed = keeping.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match members.pick(lane, (turn, start), avoid, keeping) {
+            match members.pick(wanted, start, keeping) {
                 Pick::Ready(member, connection) => return Ok((member, connection)),
                 Pick::Nobody => return Err(Status::unavailable("no other member to ask")),
                 Pick::Wait => {
@@ -217,9 +219,56 @@ impl Pool {
         }
     }
 
+    /// One try at one member.
+    async fn attempt(
+        &self,
+        method: Method,
+        connection: &Connection,
+        member: &UpstreamEndpoint,
+        head: &Head,
+        payload: Bytes,
+        avoid: &[Endpoint],
+    ) -> Result<Response<UpstreamBody>, Fault> {
+        let (in_flight, endpoint) = (connection.count(), member.endpoint());
+        let began = Instant::now();
+        let (answer, mut send) = connection
+            .start(head.to_request(connection.scheme(), endpoint), false)
+            .await
+            .map_err(|error| Fault::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}"))))?;
+        // Fails when the stream is over: the member may have answered from the head alone, and its answer is what counts.
+        // Where there is none, waiting for it gives the reason why the stream ended.
+        let _ = send.send_data(payload, true);
+        let mut answering = pin!(connection.answer(answer));
+        let answer = loop {
+            let limited = member.limited();
+            tokio::select! {
+                biased;
+                answer = &mut answering => break answer,
+                () = limited, if method.repeatable => {
+                    if self.inner.members.has_better(method.lane, endpoint, avoid) {
+                        let reason = format!("upstream {endpoint}: {}", member.standing().text());
+                        return Err(Fault::Limited(Status::unavailable(reason)));
+                    }
+                }
+            }
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            // A member drops a request whose time is up without a word; its client would call that the deadline.
+            Err(error) if is_cancel(&error) && deadline(&head.headers).is_some_and(|time| began.elapsed() >= time) => {
+                return Err(Fault::Unknown(Status::deadline_exceeded("context deadline exceeded")));
+            }
+            Err(error) => return Err(Fault::from_stream(&error, endpoint)),
+        };
+        Ok(answer.map(|stream| UpstreamBody::streaming(stream, endpoint.clone(), in_flight)))
+    }
+
     fn unreachable(&self) -> Status {
         let reason = |member: &Arc<UpstreamEndpoint>| {
-            let reason = member.reason().unwrap_or_else(|| "no answer yet".to_owned());
+            let reason = match (member.is_ready(), member.standing()) {
+                (true, standing) => standing.text().to_owned(),
+                (false, _) => member.reason().unwrap_or_else(|| "no answer yet".to_owned()),
+            };
             format!("{}: {reason}", member.endpoint())
         };
         let reasons: Vec<_> = self.inner.members.list().iter().map(reason).collect();
@@ -246,33 +295,6 @@ fn wants_a_later_revision(status: &Status) -> bool {
     status.code() == Code::OutOfRange && status.message() == ApiError::FutureRevision.text()
 }
 
-/// One try at one member.
-async fn attempt(
-    connection: &Connection,
-    endpoint: &Endpoint,
-    head: &Head,
-    payload: Bytes,
-) -> Result<Response<UpstreamBody>, Fault> {
-    let in_flight = connection.count();
-    let began = Instant::now();
-    let (answer, mut send) = connection
-        .start(head.to_request(connection.scheme(), endpoint), false)
-        .await
-        .map_err(|error| Fault::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}"))))?;
-    // Fails when the stream is over: the member may have answered from the head alone, and its answer is what counts.
-    // Where there is none, waiting for it gives the reason why the stream ended.
-    let _ = send.send_data(payload, true);
-    let answer = match connection.answer(answer).await {
-        Ok(answer) => answer,
-        // A member drops a request whose time is up without a word; its client would call that the deadline.
-        Err(error) if is_cancel(&error) && deadline(&head.headers).is_some_and(|time| began.elapsed() >= time) => {
-            return Err(Fault::Unknown(Status::deadline_exceeded("context deadline exceeded")));
-        }
-        Err(error) => return Err(Fault::from_stream(&error, endpoint)),
-    };
-    Ok(answer.map(|stream| UpstreamBody::streaming(stream, endpoint.clone(), in_flight)))
-}
-
 fn is_cancel(error: &h2::Error) -> bool {
     error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::CANCEL)
 }
@@ -297,9 +319,21 @@ fn deadline(headers: &HeaderMap) -> Option<Duration> {
     Some(one * count)
 }
 
-/// Whether the answer is an error that came instead of any message, and asks to try elsewhere.
-fn is_unavailable(headers: &HeaderMap) -> bool {
-    headers.get(Status::GRPC_STATUS).is_some_and(|code| Code::from_bytes(code.as_bytes()) == Code::Unavailable)
+/// Whether the answer is an error that came instead of any message, and another member may do better: of a read, any
+/// `Unavailable`; of a write, what a member says before it has looked at the request.
+fn goes_elsewhere(method: Method, headers: &HeaderMap) -> bool {
+    let Some(code) = headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes())) else {
+        return false;
+    };
+    match code {
+        Code::Unavailable if method.repeatable => true,
+        Code::Unavailable | Code::FailedPrecondition => {
+            let status = Status::from_header_map(headers);
+            let error = status.and_then(|status| ApiError::from_text(status.message()));
+            matches!(error, Some(ApiError::NoLeader | ApiError::NotSupportedForLearner))
+        }
+        _ => false,
+    }
 }
 
 enum Kept<B> {

@@ -10,6 +10,8 @@ pub(super) enum Fault {
     NotExecuted(Status),
     /// It may have been executed: only repeatable requests may be sent again.
     Unknown(Status),
+    /// The read was left alone, because another member is likely to answer sooner.
+    Limited(Status),
 }
 
 impl Fault {
@@ -25,7 +27,7 @@ impl Fault {
 
     pub(super) fn into_status(self) -> Status {
         match self {
-            Self::NotExecuted(status) | Self::Unknown(status) => status,
+            Self::NotExecuted(status) | Self::Unknown(status) | Self::Limited(status) => status,
         }
     }
 }

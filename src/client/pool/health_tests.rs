@@ -9,8 +9,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::body::Body;
 
 use super::{Head, Pool, PoolConfig, UpstreamCluster};
+use crate::api_error::ApiError;
 use crate::client::testing::{Dial, FakeNetwork, Reply};
-use crate::client::{Endpoint, Lane, Method};
+use crate::client::{Endpoint, Lane, Method, framed};
+use crate::pb::etcdserverpb::RangeRequest;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -34,7 +36,11 @@ fn pool(network: &FakeNetwork, endpoints: &[Endpoint]) -> Pool {
 }
 
 async fn write(pool: &Pool) -> Response<Body> {
-    pool.exchange(Method::of(WRITE), &Head::grpc(WRITE, HeaderMap::new()), Bytes::from_static(&[0; 5])).await
+    pool.exchange(Method::of(WRITE), &Head::grpc(WRITE, HeaderMap::new()), message()).await
+}
+
+fn message() -> Bytes {
+    Bytes::from_static(&[0; 5])
 }
 
 fn failed(answer: &Response<Body>) -> Option<String> {
@@ -86,7 +92,7 @@ async fn a_hung_member_is_left_until_it_answers() {
     network.hang(&endpoints[1], true);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(60) {
-        let late = began.elapsed() > Duration::from_millis(4100);
+        let late = began.elapsed() > Duration::from_millis(800);
         // Those sent before the silence is noticed wait for as long as their callers do.
         match timeout(Duration::from_millis(500), write(&pool)).await {
             Ok(answer) if late => assert_eq!(failed(&answer), None),
@@ -102,6 +108,118 @@ async fn a_hung_member_is_left_until_it_answers() {
         assert_eq!(failed(&write(&pool).await), None);
     }
     assert!(network.received(&endpoints[1]) >= resumed + 10);
+}
+
+/// A read waited until the connection was cut, four seconds, though others would have answered at once.
+#[tokio::test(start_paused = true)]
+async fn reads_leave_a_member_that_hangs_and_writes_wait() {
+    let network = network();
+    let endpoints = [network.place("a:1", Dial::Member(1)), network.place("b:1", Dial::Member(1))];
+    let pool = pool(&network, &endpoints);
+    for _ in 0..4 {
+        assert_eq!(failed(&write(&pool).await), None);
+    }
+    network.hang(&endpoints[0], true);
+    let timed = async |path| {
+        let began = Instant::now();
+        let answer = pool.exchange(Method::of(path), &Head::grpc(path, HeaderMap::new()), message()).await;
+        (failed(&answer), began.elapsed())
+    };
+    let reads = futures::future::join_all((0..4).map(|_| timed("/etcdserverpb.KV/Range")));
+    let writes = futures::future::join_all((0..4).map(|_| timed(WRITE)));
+    let (reads, writes) = tokio::join!(reads, writes);
+    assert!(reads.iter().all(|(failed, took)| failed.is_none() && *took < Duration::from_secs(1)), "{reads:?}");
+    let unknown = writes.iter().filter(|(failed, _)| failed.is_some()).count();
+    assert_eq!(unknown, 2, "a write may have been executed: {writes:?}");
+}
+
+/// Requests went to a member that had lost the others, and waited there for seven seconds.
+#[tokio::test(start_paused = true)]
+async fn a_member_without_a_leader_gets_requests_only_if_no_other_is_ready() {
+    let network = network();
+    let endpoints: Vec<_> = ["a:1", "b:1", "c:1"].map(|name| network.place(name, Dial::Member(1))).to_vec();
+    let pool = pool(&network, &endpoints);
+    // How many of so many writes each endpoint gets.
+    let writes = async |count| {
+        let received = || [0, 1, 2].map(|at: usize| network.received(&endpoints[at]));
+        let before = received();
+        for _ in 0..count {
+            assert_eq!(failed(&write(&pool).await), None);
+        }
+        let after = received();
+        [0, 1, 2].map(|at| after[at] - before[at])
+    };
+    let no_leader = || Reply::Status(14, ApiError::NoLeader.text());
+    assert_eq!(writes(30).await, [10, 10, 10]);
+    network.health(&endpoints[0], no_leader());
+    sleep(Duration::from_secs(1)).await;
+    let shares = writes(300).await;
+    // The share of the first is spread over the others.
+    assert!(shares[0] == 0 && shares[1] > 120 && shares[2] > 120, "{shares:?}");
+    assert_eq!(network.dials(&endpoints[0]).len(), 1, "it is alive, so its connection stays");
+    endpoints.iter().for_each(|endpoint| network.health(endpoint, no_leader()));
+    sleep(Duration::from_secs(1)).await;
+    let shares = writes(30).await;
+    assert!(shares.iter().sum::<usize>() == 30, "nobody knows a leader, so any may do: {shares:?}");
+    network.health(&endpoints[0], Reply::Message(vec![0; 5]));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(writes(10).await, [10, 0, 0]);
+}
+
+/// One in so many calls failed because it met the learner.
+#[tokio::test(start_paused = true)]
+async fn a_learner_gets_nothing_that_it_refuses() {
+    let refuses = Reply::Status(9, ApiError::NotSupportedForLearner.text());
+    let script_refuses = refuses.clone();
+    let network = FakeNetwork::new(move |received| match received.headers.contains_key("to-learner") {
+        true => script_refuses.clone(),
+        false => Reply::Message(vec![0; 5]),
+    });
+    let endpoints = [network.place("learner:1", Dial::Member(1)), network.place("voter:1", Dial::Member(1))];
+    network.health(&endpoints[0], refuses);
+    let pool = pool(&network, &endpoints);
+    for _ in 0..10 {
+        assert_eq!(failed(&write(&pool).await), None);
+    }
+    let received = || [network.received(&endpoints[0]), network.received(&endpoints[1])];
+    assert_eq!(received(), [0, 10]);
+    let read = async |serializable| {
+        let path = "/etcdserverpb.KV/Range";
+        let range = RangeRequest { key: "k".into(), serializable, ..Default::default() };
+        failed(&pool.exchange(Method::of(path), &Head::grpc(path, HeaderMap::new()), framed(&range)).await)
+    };
+    assert_eq!((read(true).await, received()), (None, [0, 11]), "a voter is preferred");
+    network.moves(&endpoints[1], Dial::Refused);
+    network.hang(&endpoints[1], true);
+    pool.set_endpoints(&endpoints[..1]);
+    pool.set_endpoints(&endpoints);
+    assert_eq!((read(true).await, received()), (None, [1, 11]), "no voter is ready");
+    let reason = read(false).await.expect("no voter is ready");
+    assert!(reason.contains("is%20a%20learner"), "{reason}");
+    assert_eq!(received(), [1, 11]);
+}
+
+/// What a member refuses before it looks at the request goes to another one, a write too.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_refused_unread_goes_elsewhere() {
+    for refusal in
+        [Reply::Status(9, ApiError::NotSupportedForLearner.text()), Reply::Status(14, ApiError::NoLeader.text())]
+    {
+        let first = std::sync::atomic::AtomicBool::new(true);
+        let script_refusal = refusal.clone();
+        let network = FakeNetwork::new(move |_| match first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            true => script_refusal.clone(),
+            false => Reply::Message(vec![0; 5]),
+        });
+        let endpoints = [network.place("a:1", Dial::Member(1)), network.place("b:1", Dial::Member(1))];
+        assert_eq!(failed(&write(&pool(&network, &endpoints)).await), None, "{refusal:?}");
+        assert_eq!([network.received(&endpoints[0]), network.received(&endpoints[1])], [1, 1]);
+    }
+    // Its outcome is unknown.
+    let network = FakeNetwork::new(|_| Reply::Status(14, ApiError::Timeout.text()));
+    let endpoints = [network.place("a:1", Dial::Member(1)), network.place("b:1", Dial::Member(1))];
+    assert!(failed(&write(&pool(&network, &endpoints)).await).is_some());
+    assert_eq!(network.received(&endpoints[0]) + network.received(&endpoints[1]), 1);
 }
 
 /// A cluster of which nobody answered was left alone: there was nobody better to ask.

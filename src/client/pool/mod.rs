@@ -3,7 +3,8 @@
 //! A request enters at [`Pool`] (`dispatch.rs`), which asks `select.rs` for a member with a ready connection of its lane
 //! and sends the bytes. `upstream_endpoint.rs` keeps connections ready in the background and has the state machine of an
 //! endpoint; `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` checks that it answers,
-//! and `cluster.rs` refuses endpoints of another cluster (`one_cluster.rs` at the start). `body.rs` is the answer on its
+//! `standing.rs` says what an endpoint is good for that does, and `cluster.rs` refuses endpoints of another cluster
+//! (`one_cluster.rs` at the start). `body.rs` is the answer on its
 //! way back. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of
 //! its answer (`seen.rs`, `header.rs`). Every outcome, a lost connection included, is an answer with a gRPC status.
 
@@ -22,6 +23,7 @@ mod one_cluster;
 mod probe;
 mod seen;
 mod select;
+mod standing;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,12 @@
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tonic::{Code, Status};
 
 use super::connection::Connection;
 use super::head::Head;
 use super::header::{HEADER_BYTES_MAX, peek_header};
+use super::standing::Standing;
+use crate::api_error::ApiError;
 use crate::client::Endpoint;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
@@ -13,15 +15,27 @@ use crate::pb::frame::{PREFIX_BYTES, Prefix, framed};
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");
 /// An empty message: flag, length, no body.
 const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; PREFIX_BYTES]);
 
-/// Waits for an answer to a health check. A refusal is an answer too; one that is no gRPC, or is `Unavailable`, is not.
+/// Waits for an answer to a health check, which needs no rights. Since the check requires a leader, the answer also tells
+/// whether the member knows one, and whether it is a learner: those refuse it. Any other refusal is an answer too; one
+/// that is no gRPC, or is `Unavailable`, is not.
 ///
 /// # Errors
 /// Why the endpoint is of no use.
-pub(super) async fn alive(connection: &Connection, endpoint: &Endpoint) -> Result<(), String> {
-    ask(connection, endpoint, HEALTH, EMPTY_MESSAGE, true).await.map(drop)
+pub(super) async fn standing(connection: &Connection, endpoint: &Endpoint) -> Result<Standing, String> {
+    let metadata = HeaderMap::from_iter([(REQUIRE_LEADER, HeaderValue::from_static("true"))]);
+    match ask(connection, endpoint, Head::grpc(HEALTH, metadata), EMPTY_MESSAGE, true).await? {
+        First::Message(_) => Ok(Standing::Full),
+        First::Refusal(status) => match ApiError::from_text(status.message()) {
+            Some(ApiError::NoLeader) => Ok(Standing::NoLeader),
+            Some(ApiError::NotSupportedForLearner) => Ok(Standing::Learner),
+            _ if status.code() == Code::Unavailable => Err(status.message().to_owned()),
+            _ => Ok(Standing::Full),
+        },
+    }
 }
 
 /// Asks for the cluster id, without rights of any kind. None when the answer does not contain it.
@@ -29,25 +43,40 @@ pub(super) async fn alive(connection: &Connection, endpoint: &Endpoint) -> Resul
 /// # Errors
 /// Why the endpoint is of no use.
 pub(super) async fn cluster_id(connection: &Connection, endpoint: &Endpoint) -> Result<Option<u64>, String> {
-    if let Some(id) = ask(connection, endpoint, STATUS, EMPTY_MESSAGE, true).await? {
+    let shown =
+        async |path, message, last| match ask(connection, endpoint, Head::grpc(path, HeaderMap::new()), message, last)
+            .await?
+        {
+            First::Message(first) => Ok(Prefix::split(&first).and_then(|(_, message)| cluster_id_of(message))),
+            First::Refusal(status) if status.code() == Code::Unavailable => Err(status.message().to_owned()),
+            First::Refusal(_) => Ok(None),
+        };
+    if let Some(id) = shown(STATUS, EMPTY_MESSAGE, true).await? {
         return Ok(Some(id));
     }
     // With auth on, etcd 3.7 wants a user for this and every other call that shows the id, but refuses a watch with
     // an answer, and an answer has a header.
     let create = WatchCreateRequest { key: Bytes::from_static(b"\0"), ..Default::default() };
     let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-    ask(connection, endpoint, WATCH, framed(&request), false).await
+    shown(WATCH, framed(&request), false).await
+}
+
+/// How an answer begins.
+enum First {
+    /// With these bytes of a message; none when there is no message.
+    Message(Vec<u8>),
+    /// With an error.
+    Refusal(Status),
 }
 
 /// Sends one message and reads the beginning of the first one of the answer.
 async fn ask(
     connection: &Connection,
     endpoint: &Endpoint,
-    path: &'static str,
+    head: Head,
     message: Bytes,
     last: bool,
-) -> Result<Option<u64>, String> {
-    let head = Head::grpc(path, HeaderMap::new());
+) -> Result<First, String> {
     let (answer, mut send) =
         connection.start(head.to_request(connection.scheme(), endpoint), false).await.map_err(|e| e.to_string())?;
     // Fails when the member has answered from the head alone; its answer is what counts.
@@ -58,10 +87,7 @@ async fn ask(
         return Err(format!("not a gRPC server: HTTP status {}", parts.status.as_u16()));
     }
     if let Some(status) = Status::from_header_map(&parts.headers) {
-        return match status.code() {
-            Code::Unavailable => Err(status.message().to_owned()),
-            _ => Ok(None),
-        };
+        return Ok(First::Refusal(status));
     }
     let mut first = Vec::new();
     while first.len() < PREFIX_BYTES + HEADER_BYTES_MAX {
@@ -77,7 +103,7 @@ async fn ask(
             break;
         }
     }
-    Ok(Prefix::split(&first).and_then(|(_, message)| cluster_id_of(message)))
+    Ok(First::Message(first))
 }
 
 /// The cluster id in the first field of an answer, of which the end may be missing.

@@ -5,6 +5,7 @@ use arc_swap::ArcSwap;
 
 use super::config::PoolConfig;
 use super::connection::Connection;
+use super::standing::Standing;
 use super::upstream_endpoint::{Keeping, UpstreamEndpoint};
 use crate::client::{Endpoint, Lane};
 
@@ -24,6 +25,17 @@ pub(super) enum Turn {
     Next,
     /// All requests the same one, for as long as it is ready: its state never goes back.
     Sticky,
+}
+
+/// What a request asks of the member it goes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) lane: Lane,
+    pub(super) turn: Turn,
+    /// Whether a learner answers it.
+    pub(super) on_learner: bool,
+    /// Those that were asked already.
+    pub(super) avoid: &'a [Endpoint],
 }
 
 /// The outcome of a choice.
@@ -73,32 +85,54 @@ impl UpstreamEndpoints {
         }
     }
 
-    /// The first member, from `start` on, that is not in `avoid` and has a connection of the lane ready. Starts
-    /// to dial those on the way that have none.
-    pub(super) fn pick(
-        &self,
-        lane: Lane,
-        (turn, start): (Turn, usize),
-        avoid: &[Endpoint],
-        keeping: &Arc<Keeping>,
-    ) -> Pick {
+    /// The first member, from `start` on, that was not asked yet, has a connection of the lane ready and takes any
+    /// request; without one, the first of those with another standing that the request may go to. Starts to dial those on
+    /// the way that have no connection.
+    pub(super) fn pick(&self, wanted: Wanted<'_>, start: usize, keeping: &Arc<Keeping>) -> Pick {
         let list = self.list.load();
-        let mut worth_waiting = false;
+        let (mut worth_waiting, mut second) = (false, None);
+        // From where the others are gone through: else the one behind an endpoint that is down would get its share.
+        let mut skip = 0;
         for step in 0..list.len() {
-            let at = start.wrapping_add(step);
+            if step == 1 && wanted.turn == Turn::Next {
+                skip = fastrand::usize(..list.len() - 1);
+            }
+            let at = if step == 0 { start } else { start.wrapping_add(1 + (step - 1 + skip) % (list.len() - 1)) };
             let member = &list[at % list.len()];
-            if avoid.contains(member.endpoint()) {
+            if wanted.avoid.contains(member.endpoint()) {
                 continue;
             }
-            if let Some(connection) = member.ready(lane, keeping) {
-                if turn == Turn::Sticky && step > 0 {
-                    self.sticky.store(at, Ordering::Relaxed);
+            let ready = member.ready(wanted.lane, keeping);
+            match (ready, member.standing()) {
+                (Some(connection), Standing::Full) => {
+                    if wanted.turn == Turn::Sticky && step > 0 {
+                        self.sticky.store(at, Ordering::Relaxed);
+                    }
+                    return Pick::Ready(member.clone(), connection);
                 }
-                return Pick::Ready(member.clone(), connection);
+                (Some(_), Standing::Learner) if !wanted.on_learner => {}
+                (Some(connection), _) => {
+                    second.get_or_insert_with(|| (member.clone(), connection));
+                    continue;
+                }
+                (None, _) => {}
             }
             // Once a member has answered, an endpoint that has failed before is not waited for.
-            worth_waiting |= avoid.is_empty() || member.reason().is_none();
+            worth_waiting |= wanted.avoid.is_empty() || member.reason().is_none();
         }
-        if worth_waiting { Pick::Wait } else { Pick::Nobody }
+        match second {
+            Some((member, connection)) => Pick::Ready(member, connection),
+            None if worth_waiting => Pick::Wait,
+            None => Pick::Nobody,
+        }
+    }
+
+    /// Whether a request would find another member than `this` that takes any request at once.
+    pub(super) fn has_better(&self, lane: Lane, this: &Endpoint, avoid: &[Endpoint]) -> bool {
+        self.list.load().iter().any(|member| {
+            let endpoint = member.endpoint();
+            let other = endpoint != this && !avoid.contains(endpoint);
+            other && member.standing() == Standing::Full && member.has_ready(lane)
+        })
     }
 }

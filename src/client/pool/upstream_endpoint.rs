@@ -22,19 +22,25 @@
 //! connects says nothing (the kernel of a hung process does that), so nothing but an answer leads to `ready`. Since no
 //! request travels before, a fault up to there executed nothing. The back-off belongs to the endpoint and doubles with
 //! each failure; a connection that was ready for [`STABLE`] sets it back.
+//!
+//! An endpoint that is ready is not equally good for every request: the health checks of its first connection for unary
+//! calls show its [`Standing`], which `select.rs` looks at.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::config::PoolConfig;
 use super::connection::Connection;
+use super::standing::{Standing, StandingCell};
 use crate::client::{Endpoint, Lane};
 use crate::net::Backoff;
 use crate::shutdown::Tasks;
@@ -42,7 +48,11 @@ use crate::shutdown::Tasks;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Pause between two looks at a connection.
+const TICK: Duration = Duration::from_millis(250);
+/// Pause between two health checks, of a connection that is silent or reports the endpoint's standing.
 const PERIOD: Duration = Duration::from_millis(500);
+/// A health check that takes longer than this sends new requests elsewhere.
+const LATE: Duration = Duration::from_millis(250);
 /// How long a connection must have been of use before a failure counts as the first one again.
 const STABLE: Duration = Duration::from_secs(1);
 
@@ -53,6 +63,9 @@ pub(super) struct UpstreamEndpoint {
     lanes: [Vec<Slot>; 4],
     next: AtomicUsize,
     health: Mutex<Health>,
+    standing: StandingCell,
+    /// Notified when the standing becomes worse, for those that wait for an answer.
+    limited: Notify,
     /// Ends the workers.
     gone: CancellationToken,
 }
@@ -97,6 +110,8 @@ impl UpstreamEndpoint {
                 retry_at: None,
                 reason: None,
             }),
+            standing: StandingCell::default(),
+            limited: Notify::new(),
             gone: CancellationToken::new(),
         }
     }
@@ -108,6 +123,34 @@ impl UpstreamEndpoint {
     /// Why the last attempt failed; none before the first has.
     pub(super) fn reason(&self) -> Option<String> {
         self.health.lock().reason.clone()
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.get()
+    }
+
+    /// Completes when the standing becomes worse after the call.
+    pub(super) fn limited(&self) -> Notified<'_> {
+        self.limited.notified()
+    }
+
+    fn stands(&self, standing: Standing, keeping: &Keeping) {
+        let before = self.standing.replace(standing);
+        if before == standing {
+            return;
+        }
+        if standing == Standing::Full {
+            info!(endpoint = %self.endpoint, "endpoint serves all requests again");
+            keeping.changed.notify_waiters();
+        } else {
+            warn!(endpoint = %self.endpoint, reason = standing.text(), "endpoint is used only where no other is ready");
+            self.limited.notify_waiters();
+        }
+    }
+
+    /// Whether a connection of the lane is ready.
+    pub(super) fn has_ready(&self, lane: Lane) -> bool {
+        self.lanes[lane.index()].iter().any(|slot| slot.live().is_some())
     }
 
     /// Whether any connection is ready.
@@ -145,24 +188,24 @@ impl UpstreamEndpoint {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = kept.member.gone.cancelled() => kept.slot().clear(),
-                () = kept.member.keep(kept.slot(), &keeping) => {}
+                () = kept.member.keep(kept.slot(), kept.reports(), &keeping) => {}
             }
         });
     }
 
-    /// Keeps one connection ready; see the state machine above.
-    async fn keep(&self, slot: &Slot, keeping: &Keeping) {
+    /// Keeps one connection ready; see the state machine above. One that `reports` shows the endpoint's standing.
+    async fn keep(&self, slot: &Slot, reports: bool, keeping: &Keeping) {
         loop {
             let retry_at = self.health.lock().retry_at;
             if let Some(at) = retry_at {
                 tokio::time::sleep_until(at).await;
             }
-            let reason = match self.open(keeping).await {
+            let reason = match self.open(reports, keeping).await {
                 Ok(connection) => {
                     *slot.ready.lock() = Some(connection.clone());
                     keeping.changed.notify_waiters();
                     let since = Instant::now();
-                    let reason = self.until_over(&connection, keeping.config.silence_max).await;
+                    let reason = self.until_over(&connection, reports, keeping).await;
                     slot.clear();
                     if since.elapsed() >= STABLE {
                         self.health.lock().backoff.reset();
@@ -178,12 +221,16 @@ impl UpstreamEndpoint {
     }
 
     /// Dials, and waits for the first answer.
-    async fn open(&self, keeping: &Keeping) -> Result<Connection, String> {
+    async fn open(&self, reports: bool, keeping: &Keeping) -> Result<Connection, String> {
         let mut dialled = None;
         let open = async {
             let connection = Connection::open(&self.endpoint, &keeping.config, &keeping.tasks).await;
             let connection = dialled.insert(connection.map_err(|error| error.to_string())?);
-            connection.admit(keeping.config.cluster.as_ref()).await
+            connection.admit(keeping.config.cluster.as_ref()).await?;
+            if reports {
+                self.stands(connection.standing().await?, keeping);
+            }
+            Ok(())
         };
         let admitted = tokio::time::timeout(keeping.config.dial_timeout, open).await;
         match (admitted, dialled) {
@@ -203,22 +250,22 @@ impl UpstreamEndpoint {
     }
 
     /// Waits until the connection takes no new requests, or the other side is silent. Says why.
-    async fn until_over(&self, connection: &Connection, silence_max: Option<Duration>) -> String {
+    async fn until_over(&self, connection: &Connection, reports: bool, keeping: &Keeping) -> String {
         let silent = async {
-            let Some(silence_max) = silence_max else { return std::future::pending().await };
-            let mut heard = connection.heard();
+            let Some(silence_max) = keeping.config.silence_max else { return std::future::pending().await };
+            let (mut heard, mut checked) = (connection.heard(), Instant::now());
             loop {
-                tokio::time::sleep(PERIOD).await;
-                if connection.heard() == heard {
-                    match tokio::time::timeout(silence_max, connection.alive()).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(reason)) => return reason,
-                        // A long answer on its way is an answer.
-                        Err(_) if connection.heard() != heard => {}
-                        Err(_) => return "holds its connection but does not answer".to_owned(),
-                    }
-                }
+                tokio::time::sleep(TICK).await;
+                let silent = connection.heard() == heard;
                 heard = connection.heard();
+                let due = checked.elapsed() >= PERIOD && (silent || reports);
+                // Somebody waits, and nothing came: asked at once, because the next requests would wait too.
+                if due || (silent && reports && connection.is_busy()) {
+                    if let Err(reason) = self.check(connection, reports, silence_max, keeping).await {
+                        return reason;
+                    }
+                    (heard, checked) = (connection.heard(), Instant::now());
+                }
             }
         };
         tokio::select! {
@@ -230,6 +277,37 @@ impl UpstreamEndpoint {
                 }
                 reason
             }
+        }
+    }
+
+    /// One health check.
+    async fn check(
+        &self,
+        connection: &Connection,
+        reports: bool,
+        silence_max: Duration,
+        keeping: &Keeping,
+    ) -> Result<(), String> {
+        let (heard, mut asking) = (connection.heard(), pin!(connection.standing()));
+        let late = LATE.min(silence_max);
+        let mut answer = tokio::time::timeout(late, &mut asking).await;
+        if answer.is_err() {
+            if reports {
+                self.stands(Standing::Late, keeping);
+            }
+            answer = tokio::time::timeout(silence_max - late, &mut asking).await;
+        }
+        match answer {
+            Ok(Ok(standing)) => {
+                if reports {
+                    self.stands(standing, keeping);
+                }
+                Ok(())
+            }
+            Ok(Err(reason)) => Err(reason),
+            // A long answer on its way is an answer.
+            Err(_) if connection.heard() != heard => Ok(()),
+            Err(_) => Err("holds its connection but does not answer".to_owned()),
         }
     }
 
@@ -264,6 +342,11 @@ struct Kept {
 }
 
 impl Kept {
+    /// One connection shows what the endpoint is good for.
+    fn reports(&self) -> bool {
+        self.lane == Lane::Unary && self.number == 0
+    }
+
     fn slot(&self) -> &Slot {
         &self.member.lanes[self.lane.index()][self.number]
     }

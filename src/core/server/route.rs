@@ -180,7 +180,9 @@ impl Servers {
 
     /// What is checked before any method: capability, learner, client version, leader.
     fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<(), Status> {
-        if method.service == "grpc.health.v1.Health" {
+        let wants_leader = headers.get(&HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true");
+        // A check that requires a leader tells what the member is good for; any other only that it answers.
+        if method.service == "grpc.health.v1.Health" && !wants_leader {
             return Ok(());
         }
         if self.published.cluster().version().is_none() {
@@ -200,7 +202,6 @@ impl Servers {
         if gives_data(method) {
             self.published.may_serve()?;
         }
-        let wants_leader = headers.get(&HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true");
         if wants_leader && self.raft.term_with_leader().is_none() {
             return Err(ApiError::NoLeader.into());
         }
