@@ -259,7 +259,10 @@ impl Watcher {
                 return Ok(());
             }
             eprintln!("watch was canceled ({})", cancel_text(&answer));
-            return show(self.printer.watch(&answer)?);
+            // Of a watch that was refused at its creation etcdctl shows that it was canceled, and nothing else.
+            let refused = || WatchResponse { header: Some(Default::default()), canceled: true, ..Default::default() };
+            let shown = if answer.created { refused() } else { answer };
+            return show(self.printer.watch(&shown)?);
         }
         if answer.created {
             return Ok(());
@@ -301,7 +304,7 @@ fn cancel_text(answer: &WatchResponse) -> String {
     }
     match answer.cancel_reason.as_str() {
         "" => ApiError::FutureRevision.text().to_owned(),
-        reason if ApiError::from_text(reason).is_some() => reason.to_owned(),
+        reason if answer.created || ApiError::from_text(reason).is_some() => reason.to_owned(),
         reason => format!("rpc error: code = FailedPrecondition desc = {reason}"),
     }
 }
@@ -368,5 +371,8 @@ mod tests {
         assert_eq!(cancel(5, ""), "etcdserver: mvcc: required revision has been compacted");
         assert_eq!(cancel(0, "etcdserver: permission denied"), "etcdserver: permission denied");
         assert_eq!(cancel(0, "why not"), "rpc error: code = FailedPrecondition desc = why not");
+        let refused =
+            WatchResponse { created: true, canceled: true, cancel_reason: "why not".into(), ..Default::default() };
+        assert_eq!(cancel_text(&refused), "why not");
     }
 }

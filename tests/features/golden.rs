@@ -33,7 +33,7 @@ macro_rules! transcripts {
     )*};
 }
 
-transcripts!(command_line, kv, txn, watch, lease, cluster, concurrency);
+transcripts!(command_line, kv, txn, watch, lease, cluster, concurrency, auth, downgrade);
 
 /// One call and what was answered.
 #[derive(Clone, Debug, Default, PartialEq)]
