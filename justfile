@@ -24,6 +24,11 @@ interop:
     cargo build
     tests/interop/run.sh
 
+# The transcripts of tests/interop/golden against a live etcd 3.7.1, built from its Go modules or given: `just golden`,
+# `just golden /usr/bin/etcd /usr/bin/etcdctl`; `just golden --record` writes down what it answers.
+golden *etcd:
+    tests/interop/golden.sh {{etcd}}
+
 # Micro-benchmarks of the store.
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}

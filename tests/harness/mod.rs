@@ -28,7 +28,7 @@ pub use network::Network;
 pub use process::{Process, free_port};
 
 pub use deployment::{Deployment, Target, client, is_stock, member_args, prefix, run, server_binary};
-pub use raw::{raw_body, raw_call, raw_first, raw_stream};
+pub use raw::{raw_answers, raw_body, raw_call, raw_first, raw_stream};
 pub use scrape::Scrape;
 pub use stream::Answers;
 pub use watching::{Watching, in_words};

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
+use http::uri::PathAndQuery;
 use tokio::net::TcpStream;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -14,7 +15,7 @@ use super::soon;
 pub async fn raw_call(client: &Client, path: &'static str, message: Bytes) -> Result<Response<Bytes>, Status> {
     let mut grpc = Grpc::new(client.channel());
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-    grpc.unary(Request::new(message), http::uri::PathAndQuery::from_static(path), AsIs).await
+    grpc.unary(Request::new(message), PathAndQuery::from_static(path), AsIs).await
 }
 
 /// Sends these bytes as the messages of a request of any kind, takes so many answers at most, and tells how the call
@@ -26,18 +27,32 @@ pub async fn raw_stream(
     answers_max: usize,
     limit: Duration,
 ) -> Result<(), Status> {
+    let path = PathAndQuery::from_static(path);
+    let call = async { raw_answers(client, path, Request::new(tokio_stream::iter(messages)), answers_max).await.1 };
+    tokio::time::timeout(limit, call).await.unwrap_or(Ok(()))
+}
+
+/// Sends the messages of `request` as they are, and takes so many answers at most: the answers, and how the call ended.
+pub async fn raw_answers(
+    client: &Client,
+    path: PathAndQuery,
+    request: Request<impl Stream<Item = Bytes> + Send + 'static>,
+    answers_max: usize,
+) -> (Vec<Bytes>, Result<(), Status>) {
+    let mut answers = Vec::new();
     let call = async {
         let mut grpc = Grpc::new(client.channel());
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let request = Request::new(tokio_stream::iter(messages));
-        let mut answers = grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner();
-        let mut taken = 0;
-        while taken < answers_max && answers.message().await?.is_some() {
-            taken += 1;
+        let mut stream = grpc.streaming(request, path, AsIs).await?.into_inner();
+        while answers.len() < answers_max
+            && let Some(answer) = stream.message().await?
+        {
+            answers.push(answer);
         }
         Ok(())
     };
-    tokio::time::timeout(limit, call).await.unwrap_or(Ok(()))
+    let end = call.await;
+    (answers, end)
 }
 
 /// Sends one message with a token, if there is one, and returns the first answer; `ends` tells whether that was all of the
@@ -57,9 +72,8 @@ pub async fn raw_first(
     if !token.is_empty() {
         request.metadata_mut().insert("token", token.parse().expect("ascii"));
     }
-    let call = async {
-        grpc.streaming(request, http::uri::PathAndQuery::from_static(path), AsIs).await?.into_inner().message().await
-    };
+    let call =
+        async { grpc.streaming(request, PathAndQuery::from_static(path), AsIs).await?.into_inner().message().await };
     soon(path, call).await
 }
 

@@ -109,8 +109,6 @@ BY_NATURE = {
 KNOWN = {
     "keep alive nonsense": "etcd answers an empty 200 when the first request of a stream is no JSON; we say what is wrong",
     "watch progress": "etcd answers the progress request before the watch that was asked for before it",
-    "downgrade": "not there yet",
-    "downgrade bad": "not there yet",
 }
 
 

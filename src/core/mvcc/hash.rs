@@ -16,9 +16,12 @@ use super::record::Fields;
 use super::view::{Shared, State, View};
 use crate::types::{KeyRange, RecordId, Revision};
 
+/// What is hashed before the rows: the name of etcd's bucket.
+const PREFIX: &[u8] = b"key";
+
 impl StoreReader {
-    /// Hashes the history up to `revision` (0: the newest); also returns the newest revision. Reads all rows: for a
-    /// thread that may block.
+    /// Hashes the history up to `revision` (0: the newest, negative: none of it); also returns the newest revision.
+    /// Reads all rows: for a thread that may block.
     ///
     /// Always over the rows there are now. etcd answers the revision of one of its last compactions with the hash
     /// computed then, until it is started again: members would give different answers for the same history.
@@ -29,6 +32,11 @@ impl StoreReader {
         // Held before the look at the state, so that nothing which that state needs is removed any more.
         let _held = Hold::new(&self.shared.hashing);
         let snapshot = self.snapshot();
+        if revision.0 < 0 {
+            let compact_revision = snapshot.compacted();
+            let nothing = HashKv { hash: crc32c::crc32c(PREFIX), compact_revision, hash_revision: revision };
+            return Ok((nothing, snapshot.revision()));
+        }
         let at = snapshot.view().at(revision.0)?;
         let hash = hash(snapshot.view(), at, snapshot.compacted(), false)?;
         Ok((hash, snapshot.revision()))
@@ -94,7 +102,7 @@ fn hash(view: View<'_>, at: Revision, compacted: Revision, compacting: bool) -> 
     let needs_any = view.count(&everything, at) > 0 || bump(at).is_some() || (compacting && buries_at(view, at));
     // When the state at `at` needs nothing, etcd leaves nothing out that its last compaction has left.
     let needed_at = if needs_any { at } else { compacted };
-    let mut sum = crc32c::crc32c(b"key");
+    let mut sum = crc32c::crc32c(PREFIX);
     let mut broken = None;
     view.state.backend.scan(RecordId::default(), at, &mut |id, tombstone, value| {
         if id.main <= compacted {

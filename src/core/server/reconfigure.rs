@@ -90,8 +90,8 @@ impl Reconfiguration<'_> {
     }
 }
 
-/// Whether a learner has nearly all of the leader's log, by the leader's progress. That is a moment old: one of
-/// the `members` that is not in it has just been added.
+/// Whether a learner has nearly all of the leader's log, by the leader's progress. That is a moment old: one of the
+/// `members` that is not in it has just been added, and one that is in it and no member has just been removed.
 pub(super) fn learner_is_ready(
     id: MemberId,
     leader: MemberId,
@@ -100,8 +100,10 @@ pub(super) fn learner_is_ready(
 ) -> Result<(), ApiError> {
     let of = |id| progress.iter().find(|progress| progress.member == id).map(|progress| progress.matched.0);
     let Some(ahead) = of(leader) else { return Err(ApiError::NotLeader) };
-    let missing = if members.member(id).is_some() { ApiError::LearnerNotReady } else { ApiError::MemberNotFound };
-    let behind = of(id).ok_or(missing)?;
+    if members.member(id).is_none() {
+        return Err(ApiError::MemberNotFound);
+    }
+    let behind = of(id).ok_or(ApiError::LearnerNotReady)?;
     if u128::from(behind) * 100 < u128::from(ahead) * u128::from(READY_PERCENT) {
         return Err(ApiError::LearnerNotReady);
     }
@@ -363,6 +365,9 @@ mod tests {
         assert_eq!(ready(2, &progress(0)), Err(ApiError::LearnerNotReady), "it has never started");
         assert_eq!(ready(3, &progress(900)), Err(ApiError::LearnerNotReady), "it was added a moment ago");
         assert_eq!(ready(4, &progress(900)), Err(ApiError::MemberNotFound));
+        let removed = PeerProgress { member: MemberId(4), matched: LogIndex(1), active: false };
+        let with_removed = [progress(900).to_vec(), vec![removed]].concat();
+        assert_eq!(ready(4, &with_removed), Err(ApiError::MemberNotFound), "it was removed a moment ago");
         assert_eq!(ready(2, &[]), Err(ApiError::NotLeader));
     }
 }

@@ -257,6 +257,7 @@ fn hashes_are_those_of_etcd() {
     assert_eq!(bench.hash(5), (1967179850, -1));
     let mut compaction = bench.start_compaction(4).unwrap();
     assert_eq!(bench.hash(5), (2007788419, 4), "whatever is still there");
+    assert_eq!(bench.hash(-1), (1084519789, 4), "nothing, as in an empty store");
     let before = compaction.take_hash(&bench.store).unwrap().run().unwrap();
     assert_eq!((before.hash, before.compact_revision), (3153096970, Revision(-1)), "what members compare");
     bench.slices(compaction, 1);
