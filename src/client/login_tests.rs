@@ -152,6 +152,9 @@ async fn a_stream_that_was_refused_is_opened_again_with_another_token() {
     open().await.unwrap();
     // A member may also end a watch on a stream it accepted.
     assert!(setting.client.logs_in_after(ApiError::AuthOldRevision.text()));
+    let reason = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
+    assert!(setting.client.logs_in_after(reason), "as members write it into the answer that cancels a watch");
+    assert!(!setting.client.logs_in_after("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     assert!(!setting.client.logs_in_after(ApiError::Compacted.text()));
     setting.tokens.accepted.store(3, SeqCst);
     open().await.unwrap();
