@@ -1,99 +1,32 @@
 //! TLS of every listener and every dial, with certificates made here.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use futures::future::join_all;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
-};
+use rcgen::{SerialNumber, date_time_ymd};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use watershed::client::{Client, ClientConfig, Endpoint};
-use watershed::net::{AddressTime, Alpn, ClientTls, ClientTlsConfig, TcpDialer, TcpSilence, secure};
+use watershed::net::{ClientTls, ClientTlsConfig};
 use watershed::pb::etcdserverpb::{PutRequest, RangeRequest};
 
-use crate::harness::{Process, free_port, server_binary, until};
+use crate::harness::{Authority, Process, client_tls, free_port, https, server_binary, until};
 
 const REVOKED: u64 = 77;
-
-/// An authority, and the files of what it signs.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    folder: PathBuf,
-}
-
-impl Authority {
-    fn new(folder: &Path, name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
-        std::fs::write(folder.join(name), issuer.pem()).expect("written");
-        Self { issuer, folder: folder.to_owned() }
-    }
-
-    /// Signs a certificate for this host into `name.crt` and `name.key`.
-    fn sign(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
-        let key = KeyPair::generate().expect("a key");
-        let hosts = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-        let mut params = CertificateParams::new(hosts).expect("names");
-        params.distinguished_name = DistinguishedName::new();
-        change(&mut params);
-        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
-        // As a tool that renews certificates does it: the new file takes the place of the old one.
-        for (kind, text) in [("crt", certificate.pem()), ("key", key.serialize_pem())] {
-            let path = self.folder.join(format!("{name}.{kind}"));
-            std::fs::write(path.with_extension("new"), text).expect("written");
-            std::fs::rename(path.with_extension("new"), path).expect("replaced");
-        }
-    }
-
-    fn revoke(&self, serial: u64) {
-        let revoked = RevokedCertParams {
-            serial_number: SerialNumber::from(serial),
-            revocation_time: date_time_ymd(2024, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2024, 1, 1),
-            next_update: date_time_ymd(2124, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let list = params.signed_by(&self.issuer).expect("signed");
-        std::fs::write(self.folder.join("crl"), list.der()).expect("written");
-    }
-}
 
 /// The folder of everything, and the authorities of the deployment and of a stranger.
 fn certificates() -> (TempDir, Authority) {
     let folder = TempDir::new().expect("temporary directory");
     let (ours, other) = (Authority::new(folder.path(), "ca"), Authority::new(folder.path(), "other-ca"));
     ours.sign("server", |_| {});
-    ours.sign("good", |params| params.distinguished_name.push(DnType::CommonName, "somebody"));
+    ours.sign_user("good", "somebody");
     ours.sign("nameless", |_| {});
     ours.sign("expired", |params| params.not_after = date_time_ymd(2020, 1, 1));
     ours.sign("revoked", |params| params.serial_number = Some(SerialNumber::from(REVOKED)));
     other.sign("stranger", |_| {});
     ours.revoke(REVOKED);
     (folder, ours)
-}
-
-/// TLS of a client that shows this certificate, if any.
-fn tls(folder: &Path, name: Option<&str>) -> ClientTls {
-    let file = |name: &str| folder.join(name).display().to_string();
-    let (certificate, key) = match name {
-        None => (String::new(), String::new()),
-        Some(name) => (file(&format!("{name}.crt")), file(&format!("{name}.key"))),
-    };
-    let config = ClientTlsConfig::from_flags(&file("ca"), &certificate, &key, false).expect("files").expect("given");
-    ClientTls::new(&config).expect("usable")
 }
 
 fn client(endpoint: &str, tls: Option<ClientTls>) -> Client {
@@ -107,22 +40,9 @@ async fn read(client: &Client) -> Result<(), String> {
     client.kv().range(request).await.map(drop).map_err(|status| status.message().to_owned())
 }
 
-/// One HTTP/1.1 request; the status of the answer and its text.
+/// The status of the answer to a GET, and its text.
 async fn http(endpoint: &str, tls: Option<&ClientTls>, path: &str) -> Result<(u16, String), String> {
-    let endpoint: Endpoint = endpoint.parse().expect("an endpoint");
-    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
-    let asked = async {
-        let stream = dialer.connect_endpoint(&endpoint, 0).await.map_err(std::io::Error::other)?;
-        let mut stream = secure(&endpoint, stream, tls, Alpn::Http1).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
-    };
-    let text = asked.await.map_err(|error| error.to_string())?;
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(|| text.clone())?;
-    Ok((status, text))
+    https(endpoint, tls, "GET", path, "").await
 }
 
 /// Where a deployment with TLS on everything listens.
@@ -189,7 +109,7 @@ impl Secured {
         ];
         let secured = Self { client, metrics, peer, proxy, proxy_metrics, gateway, processes };
         for endpoint in [&secured.client, &secured.proxy, &secured.gateway] {
-            let client = self::client(endpoint, Some(tls(folder, Some("good"))));
+            let client = self::client(endpoint, Some(client_tls(folder, Some("good"))));
             until("the start", || async { read(&client).await.ok() }).await;
         }
         secured
@@ -227,8 +147,8 @@ fn every_listener_serves_verified_clients_only() {
         let grpc_listeners = [("client", &secured.client), ("proxy", &secured.proxy), ("gateway", &secured.gateway)];
         let tls_of = |kind: &str| match kind {
             "plain" => None,
-            "none" => Some(tls(folder, None)),
-            name => Some(tls(folder, Some(name))),
+            "none" => Some(client_tls(folder, None)),
+            name => Some(client_tls(folder, Some(name))),
         };
         let mut over_http = Vec::new();
         let mut over_grpc = Vec::new();
@@ -273,14 +193,14 @@ fn renewed_files_are_taken_up_while_connections_stay() {
         let folder = folder.path();
         let secured = Secured::start(folder).await;
         let [old, through] =
-            [&secured.client, &secured.proxy].map(|endpoint| client(endpoint, Some(tls(folder, Some("good")))));
+            [&secured.client, &secured.proxy].map(|endpoint| client(endpoint, Some(client_tls(folder, Some("good")))));
         let put = async |client: &Client| {
             let request = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
             client.kv().put(request).await.map(drop).expect("no request is lost")
         };
         let shown = async |endpoint: &str| {
             let stream = tokio::net::TcpStream::connect(endpoint).await.expect("connected");
-            let dialed = tls(folder, Some("good")).connect("127.0.0.1", stream).await.expect("a handshake");
+            let dialed = client_tls(folder, Some("good")).connect("127.0.0.1", stream).await.expect("a handshake");
             dialed.certificates()[0].to_vec()
         };
         let listeners = [&secured.client, &secured.metrics, &secured.peer, &secured.proxy, &secured.proxy_metrics];
@@ -303,12 +223,12 @@ fn renewed_files_are_taken_up_while_connections_stay() {
         }
         // The list counts for new connections, without a restart.
         assert_eq!(
-            http(&secured.client, Some(&tls(folder, Some("good"))), "/version").await.map(|(code, _)| code),
+            http(&secured.client, Some(&client_tls(folder, Some("good"))), "/version").await.map(|(code, _)| code),
             Ok(200)
         );
         authority.sign("good", |params| params.serial_number = Some(SerialNumber::from(REVOKED)));
         for endpoint in listeners {
-            let refused = http(endpoint, Some(&tls(folder, Some("good"))), "/version").await;
+            let refused = http(endpoint, Some(&client_tls(folder, Some("good"))), "/version").await;
             assert_eq!(refused, Err("remote error: tls: revoked certificate".to_owned()));
         }
         put(&old).await;

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use watershed::client::{Client, ClientConfig};
+use watershed::net::ClientTls;
 use watershed::pb::etcdserverpb::{HashKvRequest, RangeRequest, StatusRequest, StatusResponse};
 
-use super::deployment::{client, server_binary};
+use super::deployment::server_binary;
 use super::network::Network;
 use super::process::{Process, free_port};
 use super::share::Share;
@@ -25,6 +26,8 @@ pub struct Cluster {
     pub network: Network,
     members: Vec<Member>,
     flags: Vec<String>,
+    /// Of the clients made here; members then listen with TLS.
+    tls: Option<ClientTls>,
     /// Behind the processes, so that these are gone when it is removed.
     folder: Option<TempDir>,
     _share: Share,
@@ -62,10 +65,17 @@ fn loopback() -> SocketAddr {
 impl Cluster {
     /// Starts so many members and waits until each of them answers a linearizable read.
     pub async fn start(size: usize, flags: &[&str]) -> Self {
+        Self::start_with(size, flags, None).await
+    }
+
+    /// The same with https for clients, and TLS of the clients made here. With users, their certificate has to name
+    /// root.
+    pub async fn start_with(size: usize, flags: &[&str], tls: Option<ClientTls>) -> Self {
         let mut cluster = Self {
             network: Network::new(),
             members: Vec::new(),
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+            tls,
             folder: Some(TempDir::with_prefix("watershed-cluster-").expect("temporary directory")),
             _share: Share::of(size).await,
         };
@@ -89,7 +99,7 @@ impl Cluster {
         let endpoint = loopback().to_string();
         self.members.push(Member {
             name: format!("n{}", number + 1),
-            client: client(&endpoint),
+            client: self.connect([&endpoint]),
             endpoint,
             advertised_peer,
             listens_peer: loopback(),
@@ -100,6 +110,12 @@ impl Cluster {
             starts: 0,
         });
         number
+    }
+
+    /// A client over these endpoints.
+    fn connect<'a>(&self, endpoints: impl IntoIterator<Item = &'a String>) -> Client {
+        let endpoints = endpoints.into_iter().map(|endpoint| endpoint.parse().expect("an endpoint"));
+        Client::connect(ClientConfig { tls: self.tls.clone(), ..ClientConfig::new(endpoints) }).expect("client")
     }
 
     fn initial_cluster(&self) -> String {
@@ -149,13 +165,14 @@ impl Cluster {
         let folder = self.path().to_owned();
         let data_dir = self.data_dir(number);
         let (scheme, advertised) = (self.peer_scheme(), self.peer_url(number));
+        let client_scheme = if self.tls.is_some() { "https" } else { "http" };
         let member = &mut self.members[number];
         member.starts += 1;
         let mut args = vec![
             format!("--name={}", member.name),
             format!("--data-dir={}", data_dir.display()),
-            format!("--listen-client-urls=http://{}", member.endpoint),
-            format!("--advertise-client-urls=http://{}", member.endpoint),
+            format!("--listen-client-urls={client_scheme}://{}", member.endpoint),
+            format!("--advertise-client-urls={client_scheme}://{}", member.endpoint),
             format!("--listen-peer-urls={scheme}://{}", member.listens_peer),
             format!("--initial-advertise-peer-urls={advertised}"),
             format!("--initial-cluster={}", member.initial_cluster),
@@ -182,8 +199,8 @@ impl Cluster {
                 assert!(output.contains("in use") && attempts < PORT_ATTEMPTS, "{} {status}:\n{output}", member.name);
                 attempts += 1;
                 member.endpoint = loopback().to_string();
-                member.client = client(&member.endpoint);
                 member.listens_peer = loopback();
+                self.members[number].client = self.connect([&self.members[number].endpoint]);
                 self.spawn(number);
             }
             assert!(begun.elapsed() < super::PATIENCE * 2, "{} does not answer:\n{}", number + 1, self.output(number));
@@ -284,8 +301,7 @@ impl Cluster {
 
     /// A fresh client over these members.
     pub fn client_of(&self, numbers: &[usize]) -> Client {
-        let endpoints = numbers.iter().map(|&number| self.members[number].endpoint.parse().expect("an endpoint"));
-        Client::connect(ClientConfig::new(endpoints)).expect("client")
+        self.connect(numbers.iter().map(|&number| &self.members[number].endpoint))
     }
 
     /// A fresh client over all running members.

@@ -7,6 +7,7 @@
 //!
 //! A [`Cluster`] is several members with a [`Network`] between them that can delay, hold, cut and damage.
 
+mod certificates;
 mod cluster;
 mod deployment;
 mod frames;
@@ -20,6 +21,7 @@ mod share;
 mod stream;
 mod watching;
 
+pub use certificates::{Authority, client_tls, https};
 pub use cluster::Cluster;
 pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};
 pub use http::{http_get, metric};

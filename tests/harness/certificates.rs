@@ -1,0 +1,104 @@
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use watershed::client::Endpoint;
+use watershed::net::{AddressTime, Alpn, ClientTls, ClientTlsConfig, TcpDialer, TcpSilence, secure};
+
+/// An authority, and the files of what it signs.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    folder: PathBuf,
+}
+
+impl Authority {
+    /// A new one; its certificate is in the file `name`.
+    pub fn new(folder: &Path, name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
+        std::fs::write(folder.join(name), issuer.pem()).expect("written");
+        Self { issuer, folder: folder.to_owned() }
+    }
+
+    /// Signs a certificate for this host into `name.crt` and `name.key`.
+    pub fn sign(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) {
+        let key = KeyPair::generate().expect("a key");
+        let hosts = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let mut params = CertificateParams::new(hosts).expect("names");
+        params.distinguished_name = DistinguishedName::new();
+        change(&mut params);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        // As a tool that renews certificates does it: the new file takes the place of the old one.
+        for (kind, text) in [("crt", certificate.pem()), ("key", key.serialize_pem())] {
+            let path = self.folder.join(format!("{name}.{kind}"));
+            std::fs::write(path.with_extension("new"), text).expect("written");
+            std::fs::rename(path.with_extension("new"), path).expect("replaced");
+        }
+    }
+
+    /// The same with this CommonName, which names a user.
+    pub fn sign_user(&self, name: &str, user: &str) {
+        self.sign(name, |params| params.distinguished_name.push(DnType::CommonName, user));
+    }
+
+    /// Writes a list with this serial number into the file `crl`.
+    pub fn revoke(&self, serial: u64) {
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2124, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).expect("signed");
+        std::fs::write(self.folder.join("crl"), list.der()).expect("written");
+    }
+}
+
+/// TLS of a client that trusts the file `ca` and shows this certificate, if any.
+pub fn client_tls(folder: &Path, name: Option<&str>) -> ClientTls {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (certificate, key) = match name {
+        None => (String::new(), String::new()),
+        Some(name) => (file(&format!("{name}.crt")), file(&format!("{name}.key"))),
+    };
+    let config = ClientTlsConfig::from_flags(&file("ca"), &certificate, &key, false).expect("files").expect("given");
+    ClientTls::new(&config).expect("usable")
+}
+
+/// One HTTP/1.1 request; the status of the answer and its text.
+pub async fn https(
+    endpoint: &str,
+    tls: Option<&ClientTls>,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Result<(u16, String), String> {
+    let endpoint: Endpoint = endpoint.parse().expect("an endpoint");
+    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
+    let asked = async {
+        let stream = dialer.connect_endpoint(&endpoint, 0).await.map_err(std::io::Error::other)?;
+        let mut stream = secure(&endpoint, stream, tls, Alpn::Http1).await?;
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let text = asked.await.map_err(|error| error.to_string())?;
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(|| text.clone())?;
+    Ok((status, text))
+}
