@@ -45,3 +45,11 @@ attacks seconds="4" etcd="":
 chaos rounds="10" seed="1":
     WATERSHED_CHAOS_ROUNDS={{rounds}} WATERSHED_CHAOS_SEED={{seed}} \
         cargo test --release --test system chaos:: -- --nocapture --test-threads=1
+
+# Two hours of load, restarts and new certificates on three members; samples, summary and plot go to FOLDER.
+soak folder="/tmp/watershed-soak":
+    mkdir -p {{folder}}
+    cargo build --release
+    WATERSHED_TEST_BINARY=$PWD/target/release/watershed WATERSHED_SOAK_FOLDER={{folder}} \
+        WATERSHED_SOAK_MINUTES=${WATERSHED_SOAK_MINUTES:-120} \
+        cargo test --test system soak::nothing_grows -- --nocapture

@@ -17,5 +17,7 @@ mod crash;
 mod features;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../soak/mod.rs"]
+mod soak;
 #[path = "../workload/mod.rs"]
 mod workload;
