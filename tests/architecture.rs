@@ -62,7 +62,7 @@ const TABLE: &[(&str, &[&str])] = &[
         &["client", "discovery", "api_error", "config", "eventlog", "recipes", "listener", "net", "pages", "json"],
     ),
     ("gateway", &["client", "discovery", "api_error", "config", "eventlog", "net", "pages"]),
-    ("ctl", &["client", "discovery", "api_error", "config", "bolt", "net"]),
+    ("ctl", &["client", "discovery", "api_error", "config", "net"]),
     // The files of a member that does not run.
     ("utl", &["bolt", "config", "core::backend", "core::cluster", "core::lease", "core::mvcc", "core::wal"]),
     ("bench", &["client", "discovery", "api_error", "config", "net"]),

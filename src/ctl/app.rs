@@ -106,7 +106,6 @@ async fn with_cluster(
         Verb::SnapshotSave => snapshot::save(session, parsed).await,
         Verb::Lock => concurrency::lock(session, parsed).await,
         Verb::Elect => concurrency::elect(session, parsed).await,
-        Verb::SnapshotStatus => snapshot::status(&session, parsed),
         Verb::DowngradeValidate => downgrade::validate(session, parsed).await,
         Verb::DowngradeEnable => downgrade::enable(session, parsed).await,
         Verb::DowngradeCancel => downgrade::cancel(session, parsed).await,
@@ -129,6 +128,6 @@ async fn with_cluster(
         Verb::CheckPerf => check::perf(session, parsed).await,
         Verb::CheckDatascale => check::datascale(session, parsed).await,
         Verb::MakeMirror => mirror::run(session, parsed).await,
-        Verb::Version | Verb::Options | Verb::Completion | Verb::Help | Verb::Absent => Ok(()),
+        Verb::Version | Verb::Options | Verb::Completion | Verb::Help => Ok(()),
     }
 }

@@ -1,9 +1,9 @@
 use super::failure::{Exit, Failure};
 use super::flags::{self, Flag, Parsed, Word};
-use super::help::{self, HELP, full_name};
+use super::help::{self, HELP};
 use super::options;
 use super::program::Program;
-use super::tree::{Body, Command, Verb};
+use super::tree::{Body, Command, ROOT, Verb};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -19,10 +19,6 @@ pub(super) enum Asked {
 pub(super) fn read(program: Program, words: &[Word]) -> Result<Asked, Failure> {
     let (path, rest) = find(program, words)?;
     let last = path.last().map(|command| command.body);
-    if let Some(Body::Leaf(Verb::Absent)) = last {
-        let text = format!("{:?} is not supported yet by {}", full_name(program, &path), program.name());
-        return Err(Failure::new(Exit::Error, text));
-    }
     let wrong = |text: String| Failure::new(Exit::Error, text).with_usage(help::usage(program, &path));
     let known = flags_of(&path);
     let parsed = flags::parse(&known, &rest).map_err(wrong)?;
@@ -45,7 +41,7 @@ fn find(program: Program, words: &[Word]) -> Result<(Vec<&'static Command>, Vec<
     loop {
         let known = flags_of(&path);
         let children = match path.last() {
-            None => program.commands(),
+            None => ROOT,
             Some(Command { body: Body::Group(children), .. }) => children,
             Some(Command { body: Body::Leaf(_), .. }) => break,
         };
@@ -81,7 +77,7 @@ fn child(commands: &'static [Command], name: &str) -> Option<&'static Command> {
 }
 
 fn unknown(program: Program, name: &str) -> Failure {
-    let suggestions = help::suggestions(program.commands(), name);
+    let suggestions = help::suggestions(ROOT, name);
     let meant: String = suggestions.iter().map(|name| format!("\t{name}\n")).collect();
     let meant = if meant.is_empty() { meant } else { format!("\n\nDid you mean this?\n{meant}") };
     let text = format!("unknown command {name:?} for {:?}{meant}", program.name());
@@ -133,7 +129,6 @@ fn flags_of<'a>(path: &[&'a Command]) -> Vec<&'a Flag> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tree::{OFFLINE, ROOT};
     use super::*;
 
     fn words(line: &str) -> Vec<Word> {
@@ -176,12 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn each_name_of_the_program_has_its_commands() {
-        assert!(matches!(read(Program::Etcdutl, &words("snapshot status f")), Ok(Asked::Run(Verb::SnapshotStatus, _))));
+    fn errors_have_the_name_of_the_program() {
         let text = |program, line: &str| read(program, &words(line)).unwrap_err().text;
-        assert_eq!(text(Program::Etcdutl, "get k"), r#"unknown command "get" for "etcdutl""#);
-        assert!(text(Program::Etcdutl, "snapshot restore f").contains("not supported yet by etcdutl"));
-        assert!(text(Program::Etcdctl, "nope").starts_with(r#"unknown command "nope" for "etcdctl""#));
+        assert_eq!(text(Program::Etcdctl, "zzz"), r#"unknown command "zzz" for "etcdctl""#);
+        assert_eq!(text(Program::Ctl, "zzz"), r#"unknown command "zzz" for "watershed ctl""#);
     }
 
     #[test]
@@ -217,7 +210,7 @@ mod tests {
             code.match_indices(&literal).any(|(at, _)| !code[..at].trim_end().ends_with("Flag::new("))
         };
         let mut flags: Vec<&Flag> = options::EFFECTIVE.iter().chain([&HELP]).collect();
-        let mut commands: Vec<&Command> = ROOT.iter().chain(OFFLINE).collect();
+        let mut commands: Vec<&Command> = ROOT.iter().collect();
         while let Some(command) = commands.pop() {
             flags.extend(command.flags);
             if let Body::Group(children) = command.body {

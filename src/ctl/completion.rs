@@ -4,7 +4,7 @@ use clap_complete::Shell;
 use super::flags::{Flag, Kind};
 use super::options;
 use super::program::Program;
-use super::tree::{Body, Command};
+use super::tree::{Body, Command, ROOT};
 
 /// The completion script of a shell: commands, flags, and the values where there are few.
 ///
@@ -16,7 +16,7 @@ pub(super) fn script(program: Program, shell: &[u8]) -> Vec<u8> {
         b"powershell" => Shell::PowerShell,
         _ => Shell::Bash,
     };
-    let own = described(ClapCommand::new(program.name()), program.commands())
+    let own = described(ClapCommand::new(program.name()), ROOT)
         .disable_help_subcommand(true)
         .args(options::FLAGS.iter().map(|flag| argument(flag).global(true)));
     let (name, mut root) = match program.name().split_once(' ') {

@@ -1,6 +1,6 @@
 use super::flags::{self, Flag, Kind};
 use super::program::Program;
-use super::tree::{Body, Command, Section};
+use super::tree::{Body, Command, ROOT, Section};
 
 /// The flag that every command has.
 pub(super) const HELP: Flag = Flag::new("help", Kind::Bool, "", "Show this text").short('h');
@@ -10,7 +10,7 @@ const NAME_WIDTH: usize = 11;
 /// Wrong, missing and additional letters in a name that still suggest a command.
 const DISTANCE_MAX: usize = 2;
 
-pub(super) fn full_name(program: Program, path: &[&Command]) -> String {
+fn full_name(program: Program, path: &[&Command]) -> String {
     path.iter().fold(program.name().to_owned(), |name, command| name + " " + command.name)
 }
 
@@ -20,10 +20,7 @@ pub(super) fn help(program: Program, path: &[&Command]) -> String {
         Some(command) => command.about,
         None => "A command-line client for etcd v3 clusters, with the commands, flags and output of etcdctl.",
     };
-    let options = match program {
-        Program::Etcdutl => String::new(),
-        _ => format!("Use \"{} options\" for the flags that every command takes.\n", program.name()),
-    };
+    let options = format!("Use \"{} options\" for the flags that every command takes.\n", program.name());
     format!("{about}\n\n{}{options}", usage(program, path))
 }
 
@@ -32,7 +29,7 @@ pub(super) fn usage(program: Program, path: &[&Command]) -> String {
     let name = full_name(program, path);
     let more = format!("\nUse \"{name} [command] --help\" for more about a command.\n");
     let Some(last) = path.last() else {
-        return format!("Usage:\n  {name} [command]\n{}{more}", sections(program.commands()));
+        return format!("Usage:\n  {name} [command]\n{}{more}", sections(ROOT));
     };
     let mut own: Vec<&Flag> = last.flags.iter().collect();
     own.push(&HELP);
@@ -100,7 +97,6 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tree::ROOT;
     use super::*;
 
     #[test]

@@ -1,15 +1,12 @@
-use super::tree::{Command, OFFLINE, ROOT};
 use crate::types::API_VERSION;
 
-/// The name under which this client runs. It decides which commands exist and how help and errors call the program.
+/// The name under which this client runs. It decides how help and errors call the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// `watershed ctl`, with a version of its own.
     Ctl,
     /// The client of a cluster.
     Etcdctl,
-    /// The tool for files.
-    Etcdutl,
 }
 
 impl Program {
@@ -17,7 +14,6 @@ impl Program {
         match self {
             Self::Ctl => "watershed ctl",
             Self::Etcdctl => "etcdctl",
-            Self::Etcdutl => "etcdutl",
         }
     }
 
@@ -25,14 +21,7 @@ impl Program {
     pub(super) fn version(self) -> &'static str {
         match self {
             Self::Ctl => env!("CARGO_PKG_VERSION"),
-            Self::Etcdctl | Self::Etcdutl => API_VERSION,
-        }
-    }
-
-    pub(super) fn commands(self) -> &'static [Command] {
-        match self {
-            Self::Ctl | Self::Etcdctl => ROOT,
-            Self::Etcdutl => OFFLINE,
+            Self::Etcdctl => API_VERSION,
         }
     }
 }

@@ -66,17 +66,6 @@ pub(super) async fn save(mut session: Session, parsed: &Parsed) -> Result<(), Fa
     Ok(())
 }
 
-/// Shows what a db snapshot file holds; asks nobody.
-pub(super) fn status(session: &Session, parsed: &Parsed) -> Result<(), Failure> {
-    let [file] = parsed.args.as_slice() else {
-        return Err(Failure::args("snapshot status requires exactly one argument"));
-    };
-    session.options.usable()?;
-    let db_snapshot =
-        crate::bolt::status(&path_of(file)).map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
-    show(session.printer.db_snapshot(&db_snapshot)?)
-}
-
 /// What came over the wire.
 struct Fetched {
     bytes: u64,

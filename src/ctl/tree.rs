@@ -23,7 +23,6 @@ pub(super) enum Verb {
     EndpointHealth,
     EndpointHashKv,
     SnapshotSave,
-    SnapshotStatus,
     AlarmList,
     AlarmDisarm,
     Defrag,
@@ -56,8 +55,6 @@ pub(super) enum Verb {
     Help,
     Version,
     Options,
-    /// A command of etcdutl that is not there yet.
-    Absent,
 }
 
 /// The sections of the root's help text, in etcdctl's order.
@@ -232,10 +229,8 @@ const ENDPOINT: &[Command] = &[
     ),
 ];
 
-const SNAPSHOT: &[Command] = &[
-    leaf("save", "<filename>", "Saves the db snapshot of one member to a file", &[], Verb::SnapshotSave),
-    SNAPSHOT_STATUS,
-];
+const SNAPSHOT: &[Command] =
+    &[leaf("save", "<filename>", "Saves the db snapshot of one member to a file", &[], Verb::SnapshotSave)];
 
 const AUTH: &[Command] = &[
     leaf("enable", "", "Turns authentication on", &[], Verb::AuthEnable),
@@ -451,20 +446,3 @@ pub(super) const ROOT: &[Command] = &[
 
 const HELP: Command = leaf("help", "[command]", "Shows the help text of a command", &[], Verb::Help);
 const VERSION: Command = leaf("version", "", "Shows the version of this client and of its API", &[], Verb::Version);
-const SNAPSHOT_STATUS: Command =
-    leaf("status", "<filename>", "Shows what a db snapshot holds", &[], Verb::SnapshotStatus);
-
-const fn absent(name: &'static str) -> Command {
-    leaf(name, "", "Not supported yet", &[], Verb::Absent)
-}
-
-/// etcdutl's commands, which work on files.
-pub(super) const OFFLINE: &[Command] = &[
-    group("snapshot", "Inspects db snapshots", &[], &[SNAPSHOT_STATUS, absent("restore")]),
-    VERSION,
-    absent("defrag"),
-    absent("hashkv"),
-    absent("migrate"),
-    absent("completion"),
-    HELP,
-];

@@ -4,7 +4,7 @@ use super::super::failure::{Exit, Failure};
 use super::super::flags::Parsed;
 use super::super::session::{Session, show};
 use super::super::terminal;
-use super::load::{self, Puts};
+use super::load::{self, Check, Puts};
 use super::memory;
 use crate::pb::etcdserverpb::PutRequest;
 
@@ -39,11 +39,8 @@ impl Puts for Counted<'_> {
 
 pub(in super::super) async fn run(session: Session, parsed: &Parsed) -> Result<(), Failure> {
     let load = load::choose(parsed, LOADS)?;
-    let prefix = parsed.text("prefix");
-    let mut session = session.with_connections(load.clients);
-    load::ensure_empty(&mut session, prefix).await?;
-    let client = session.client().await?;
-    let before = resident(&session, "before").await?;
+    let check = Check::new(session, parsed, load.clients).await?;
+    let before = resident(&check.session, "before").await?;
 
     let bytes = KEY_BYTES + VALUE_BYTES;
     show(format!(
@@ -52,18 +49,13 @@ pub(in super::super) async fn run(session: Session, parsed: &Parsed) -> Result<(
         load.pairs, load.clients
     ))?;
     let bar = terminal::bar(load.pairs);
-    let mut puts = Counted { prefix, value: vec![0; VALUE_BYTES].into(), left: load.pairs };
-    let summary = load::send(&client, load.clients, &mut puts, || bar.inc(1)).await;
+    let mut puts = Counted { prefix: check.prefix, value: vec![0; VALUE_BYTES].into(), left: load.pairs };
+    let summary = load::send(&check.client, load.clients, &mut puts, || bar.inc(1)).await;
     bar.finish_and_clear();
 
-    let after = resident(&session, "after").await?;
-    let revision = load::clean(&client, prefix).await.map_err(|error| Failure::new(Exit::Error, error))?;
-    if parsed.bool("auto-compact") {
-        load::compact(&client, revision).await?;
-    }
-    if parsed.bool("auto-defrag") {
-        load::defragment(&session).await?;
-    }
+    let after = resident(&check.session, "after").await?;
+    let deleted = check.clean().await.map_err(|error| Failure::new(Exit::Error, error))?;
+    check.tidy(Some(deleted)).await?;
     if summary.show_errors()? {
         return Err(Failure::silent(Exit::Error as u8));
     }

@@ -25,35 +25,60 @@ pub(super) fn choose<T: Copy>(parsed: &Parsed, loads: [T; 4]) -> Result<T, Failu
     Ok(loads[at])
 }
 
-/// Refuses a prefix that has keys, which the check would delete.
-pub(super) async fn ensure_empty(session: &mut Session, prefix: &str) -> Result<(), Failure> {
-    let (key, range_end) = KeyRange::prefix(prefix.to_owned().into()).to_wire();
-    let request = RangeRequest { key, range_end, limit: 1, ..Default::default() };
-    let answer = session.patient(async |client| client.kv().range(request).await).await?;
-    if answer.kvs.is_empty() {
-        return Ok(());
+/// A check that may begin: below its prefix there are no keys, which it would delete at its end.
+pub(super) struct Check<'a> {
+    pub(super) session: Session,
+    /// Has a connection for each of the load's clients.
+    pub(super) client: Client,
+    pub(super) prefix: &'a str,
+    parsed: &'a Parsed,
+}
+
+impl<'a> Check<'a> {
+    pub(super) async fn new(session: Session, parsed: &'a Parsed, clients: usize) -> Result<Self, Failure> {
+        let prefix = parsed.text("prefix");
+        let mut session = session.with_connections(clients);
+        let (key, range_end) = KeyRange::prefix(prefix.to_owned().into()).to_wire();
+        let request = RangeRequest { key, range_end, limit: 1, ..Default::default() };
+        let answer = session.patient(async |client| client.kv().range(request).await).await?;
+        if !answer.kvs.is_empty() {
+            let quoted = golang::quote(prefix.as_bytes());
+            let text = format!("prefix {quoted} has keys. Delete with 'etcdctl del --prefix {prefix}' first");
+            return Err(Failure::new(Exit::InvalidInput, text));
+        }
+        let client = session.client().await?;
+        Ok(Self { session, client, prefix, parsed })
     }
-    let quoted = golang::quote(prefix.as_bytes());
-    let text = format!("prefix {quoted} has keys. Delete with 'etcdctl del --prefix {prefix}' first");
-    Err(Failure::new(Exit::InvalidInput, text))
+
+    /// Deletes the keys of the check and returns the revision of that.
+    pub(super) async fn clean(&self) -> Result<i64, String> {
+        let (key, range_end) = KeyRange::prefix(self.prefix.to_owned().into()).to_wire();
+        let request = DeleteRangeRequest { key, range_end, ..Default::default() };
+        let answer = within(TIDY, self.client.kv().delete_range(request)).await;
+        let answer = answer.map_err(|status| status_text(&status))?;
+        Ok(answer.header.map_or(0, |header| header.revision))
+    }
+
+    /// Compacts up to where the keys were deleted and defragments, where the operator asked for that.
+    pub(super) async fn tidy(&self, deleted: Option<i64>) -> Result<(), Failure> {
+        if let Some(revision) = deleted.filter(|_| self.parsed.bool("auto-compact")) {
+            compact(&self.client, revision).await?;
+        }
+        if self.parsed.bool("auto-defrag") {
+            defragment(&self.session).await?;
+        }
+        Ok(())
+    }
 }
 
-/// Deletes the keys of the check and returns the revision of that.
-pub(super) async fn clean(client: &Client, prefix: &str) -> Result<i64, String> {
-    let (key, range_end) = KeyRange::prefix(prefix.to_owned().into()).to_wire();
-    let request = DeleteRangeRequest { key, range_end, ..Default::default() };
-    let answer = within(TIDY, client.kv().delete_range(request)).await.map_err(|status| status_text(&status))?;
-    Ok(answer.header.map_or(0, |header| header.revision))
-}
-
-pub(super) async fn compact(client: &Client, revision: i64) -> Result<(), Failure> {
+async fn compact(client: &Client, revision: i64) -> Result<(), Failure> {
     show(format!("Compacting with revision {revision}\n"))?;
     let request = CompactionRequest { revision, physical: true };
     within(TIDY, client.kv().compact(request)).await.map_err(|status| Failure::call(&status))?;
     show(format!("Compacted with revision {revision}\n"))
 }
 
-pub(super) async fn defragment(session: &Session) -> Result<(), Failure> {
+async fn defragment(session: &Session) -> Result<(), Failure> {
     for endpoint in &session.options.endpoints {
         let quoted = golang::quote(endpoint.as_bytes());
         show(format!("Defragmenting {quoted}\n"))?;

@@ -8,9 +8,9 @@ use hyper_util::rt::TokioIo;
 
 use super::super::session::Session;
 use crate::client::Endpoint;
-use crate::net::{AddressTime, TcpDialer, TcpSilence};
+use crate::net::{AddressTime, Alpn, ClientTls, TcpDialer, TcpSilence, secure};
 
-const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded, from: None };
+const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
 const METRIC: &str = "process_resident_memory_bytes";
 const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long the page may take; a member under load answers late.
@@ -20,15 +20,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) async fn resident(session: &Session) -> Result<f64, String> {
     let endpoint = session.options.endpoints.first().ok_or("no endpoint")?;
     let endpoint: Endpoint = endpoint.parse().map_err(|error| format!("fetch error: {error}"))?;
-    let page = match tokio::time::timeout(PATIENCE, page(&endpoint)).await {
+    let tls = session.options.tls.as_ref().map(ClientTls::new).transpose();
+    let tls = tls.map_err(|error| format!("fetch error: {error}"))?;
+    let page = match tokio::time::timeout(PATIENCE, page(&endpoint, tls.as_ref())).await {
         Ok(page) => page.map_err(|error| format!("fetch error: {error}"))?,
         Err(_) => return Err("fetch error: no answer in time".to_owned()),
     };
     value(&String::from_utf8_lossy(&page))
 }
 
-async fn page(endpoint: &Endpoint) -> io::Result<Bytes> {
-    let stream = TCP.connect(endpoint.host(), endpoint.port()).await.map_err(io::Error::other)?;
+async fn page(endpoint: &Endpoint, tls: Option<&ClientTls>) -> io::Result<Bytes> {
+    let stream = TCP.connect_endpoint(endpoint, 0).await.map_err(io::Error::other)?;
+    let stream = secure(endpoint, stream, tls, Alpn::Http1).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let request = Request::get("/metrics")

@@ -7,7 +7,7 @@ use super::super::failure::{Exit, Failure};
 use super::super::flags::Parsed;
 use super::super::session::{Session, show};
 use super::super::terminal;
-use super::load::{self, Puts, Summary};
+use super::load::{self, Check, Puts, Summary};
 use crate::pb::etcdserverpb::PutRequest;
 use crate::shutdown::interrupted;
 
@@ -33,27 +33,21 @@ const LOADS: [Load; 4] = [
 
 pub(in super::super) async fn run(session: Session, parsed: &Parsed) -> Result<(), Failure> {
     let load = load::choose(parsed, LOADS)?;
-    let prefix = parsed.text("prefix");
-    let mut session = session.with_connections(load.clients);
-    load::ensure_empty(&mut session, prefix).await?;
-    let client = session.client().await?;
-
+    let check = Check::new(session, parsed, load.clients).await?;
     let summary = {
         let bar = terminal::bar(LENGTH.as_secs());
-        let mut puts = Paced::new(prefix, load.per_second);
+        let mut puts = Paced::new(check.prefix, load.per_second);
         let began = Instant::now();
-        let sent = load::send(&client, load.clients, &mut puts, || bar.set_position(began.elapsed().as_secs())).await;
+        let moved = || bar.set_position(began.elapsed().as_secs());
+        let sent = load::send(&check.client, load.clients, &mut puts, moved).await;
         bar.finish_and_clear();
         sent
     };
-    match load::clean(&client, prefix).await {
-        Ok(revision) if parsed.bool("auto-compact") => load::compact(&client, revision).await?,
-        Ok(_) => {}
-        Err(error) => show(format!("FAIL: Cleanup failed during key deletion: ERROR({error})\n"))?,
+    let cleaned = check.clean().await;
+    if let Err(error) = &cleaned {
+        show(format!("FAIL: Cleanup failed during key deletion: ERROR({error})\n"))?;
     }
-    if parsed.bool("auto-defrag") {
-        load::defragment(&session).await?;
-    }
+    check.tidy(cleaned.ok()).await?;
     let errors = summary.show_errors()?;
     let (lines, passed) = verdict(&summary, load);
     show(lines)?;

@@ -1,7 +1,6 @@
 use super::super::golang;
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
 use super::simple::{alarm_type, event_type};
-use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
     AlarmResponse, AuthRoleGetResponse, AuthRoleListResponse, DeleteRangeResponse, LeaseLeasesResponse,
@@ -233,16 +232,6 @@ pub(super) fn hashes(hex: bool, endpoints: &[EndpointHash]) -> Vec<u8> {
         lines.plain("HashRevision", hash.hash_revision);
         lines.end_block();
     }
-    lines.finish()
-}
-
-pub(super) fn db_snapshot(db_snapshot: &SnapshotStatus) -> Vec<u8> {
-    let mut lines = Lines::new(false);
-    lines.plain("Hash", db_snapshot.hash);
-    lines.plain("Revision", db_snapshot.revision);
-    lines.plain("Keys", db_snapshot.total_keys);
-    lines.plain("Size", db_snapshot.total_bytes);
-    lines.plain("Version", db_snapshot.version.as_deref().unwrap_or_default());
     lines.finish()
 }
 

@@ -4,7 +4,6 @@ use base64::engine::general_purpose::STANDARD;
 use super::super::failure::Failure;
 use super::super::golang;
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
-use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::response_op::Response;
 use crate::pb::etcdserverpb::{
     AlarmResponse, AuthRoleGetResponse, AuthStatusResponse, DeleteRangeResponse, DowngradeResponse, LeaseGrantResponse,
@@ -365,14 +364,4 @@ pub(super) fn hashes(endpoints: &[EndpointHash]) -> Json {
         Object::default().set("Endpoint", text(endpoint)).set("HashKV", body).into()
     };
     list(endpoints.iter().map(one).collect())
-}
-
-pub(super) fn db_snapshot(db_snapshot: &SnapshotStatus) -> Json {
-    Object::default()
-        .set("hash", Json(db_snapshot.hash.to_string()))
-        .set("revision", db_snapshot.revision.0)
-        .set("totalKey", Json(db_snapshot.total_keys.to_string()))
-        .set("totalSize", Json(db_snapshot.total_bytes.to_string()))
-        .set("version", text(db_snapshot.version.as_deref().unwrap_or_default()))
-        .into()
 }

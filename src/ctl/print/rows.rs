@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use super::super::golang;
-use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::{HashKvResponse, MemberListResponse, StatusResponse};
 
 /// How one endpoint did in a health check.
@@ -30,7 +29,6 @@ pub(crate) struct EndpointHash {
 pub(super) const MEMBER_HEADS: &[&str] = &["ID", "STATUS", "NAME", "PEER ADDRS", "CLIENT ADDRS", "IS LEARNER"];
 pub(super) const HEALTH_HEADS: &[&str] = &["ENDPOINT", "HEALTH", "TOOK", "ERROR"];
 pub(super) const HASH_HEADS: &[&str] = &["ENDPOINT", "HASH", "HASH REVISION"];
-pub(super) const SNAPSHOT_HEADS: &[&str] = &["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE", "VERSION"];
 pub(super) const STATUS_HEADS: &[&str] = &[
     "ENDPOINT",
     "ID",
@@ -125,16 +123,6 @@ pub(super) fn hashes(endpoints: &[EndpointHash]) -> Vec<Vec<String>> {
             vec![endpoint.clone(), hash.hash.to_string(), hash.hash_revision.to_string()]
         })
         .collect()
-}
-
-pub(super) fn db_snapshot(db_snapshot: &SnapshotStatus) -> Vec<Vec<String>> {
-    vec![vec![
-        format!("{:x}", db_snapshot.hash),
-        db_snapshot.revision.to_string(),
-        db_snapshot.total_keys.to_string(),
-        golang::size(db_snapshot.total_bytes),
-        db_snapshot.version.clone().unwrap_or_default(),
-    ]]
 }
 
 /// The simple form of a table: cells joined by a comma and a space.

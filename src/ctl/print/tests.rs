@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::*;
 use crate::pb::mvccpb::{Event, KeyValue};
-use crate::types::Revision;
 
 fn header(revision: i64) -> Option<ResponseHeader> {
     Some(ResponseHeader { cluster_id: 5211519669624808227, member_id: 10444118659846891551, revision, raft_term: 2 })
@@ -333,21 +331,5 @@ fn alarms_name_member_and_kind() {
     assert_eq!(
         print("fields", |printer| printer.alarms(&answer)),
         format!("{HEADER_FIELDS}\"MemberID\" : 291\n\"AlarmType\" : NOSPACE\n\n")
-    );
-}
-
-#[test]
-fn a_db_snapshot_has_five_columns() {
-    let db_snapshot = SnapshotStatus {
-        hash: 0xf6a69111,
-        revision: Revision(17),
-        total_keys: 2,
-        total_bytes: 20480,
-        version: Some("3.7.0".into()),
-    };
-    assert_eq!(print("simple", |printer| printer.db_snapshot(&db_snapshot)), "f6a69111, 17, 2, 20 kB, 3.7.0\n");
-    assert_eq!(
-        print("json", |printer| printer.db_snapshot(&db_snapshot)),
-        "{\"hash\":4138111249,\"revision\":17,\"totalKey\":2,\"totalSize\":20480,\"version\":\"3.7.0\"}\n"
     );
 }

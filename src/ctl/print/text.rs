@@ -3,7 +3,6 @@ use super::super::golang;
 use super::printer::{Format, Printer};
 use super::rows::{EndpointHash, EndpointHealth, EndpointStatus};
 use super::{fields, json, proto, rows, simple, table};
-use crate::bolt::SnapshotStatus;
 use crate::pb::etcdserverpb::{
     AlarmResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
     LeaseRevokeResponse, LeaseTimeToLiveResponse, MemberAddResponse, MemberListResponse, MemberPromoteResponse,
@@ -215,16 +214,6 @@ impl Printer {
             Format::Fields => Ok(fields::hashes(self.hex, endpoints)),
             Format::Json => json::line(json::hashes(endpoints)),
             Format::Table => Ok(table::draw(rows::HASH_HEADS, &rows::hashes(endpoints))),
-            Format::Protobuf => self.refuse(),
-        }
-    }
-
-    pub(crate) fn db_snapshot(&self, db_snapshot: &SnapshotStatus) -> Text {
-        match self.format {
-            Format::Simple => Ok(rows::joined(&rows::db_snapshot(db_snapshot))),
-            Format::Fields => Ok(fields::db_snapshot(db_snapshot)),
-            Format::Json => json::line(json::db_snapshot(db_snapshot)),
-            Format::Table => Ok(table::draw(rows::SNAPSHOT_HEADS, &rows::db_snapshot(db_snapshot))),
             Format::Protobuf => self.refuse(),
         }
     }
