@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
 
 use super::wire::TCP;
-use crate::config::{ConfigError, GoDuration, Variables, parse_flags};
+use crate::config::{ConfigError, FlagWords, GoDuration, Variables, parse_flags};
 use crate::net::TcpSilence;
 
 /// Latencies up to a minute, in nanoseconds, three digits.
@@ -56,7 +56,8 @@ pub fn run(args: &[OsString]) -> u8 {
     let (Some(mode), flags) = (args.first().and_then(|mode| mode.to_str()), args.get(1..).unwrap_or_default()) else {
         return refuse("a mode is missing: tcp-pingpong, tcp-bulk or tcp-idle");
     };
-    let config = parse_flags(RawTcpBench::command(), flags, &Variables::none()).and_then(|parsed| parsed.read());
+    let config = parse_flags(RawTcpBench::command(), flags, &Variables::none(), FlagWords::Cobra)
+        .and_then(|parsed| parsed.read());
     let config: RawTcpBench = match config {
         Ok(config) => config,
         Err(ConfigError::Help(text)) => {

@@ -10,7 +10,9 @@ use clap::{CommandFactory, Parser};
 use super::grpc_proxy::{self, RunningProxy};
 use super::process::{answer, raise_descriptor_limit, refuse, without_config};
 use super::server::Server;
-use crate::config::{GatewayConfig, ServerConfig, Variables, parse_flags, parse_proxy_config, parse_server_config};
+use crate::config::{
+    FlagWords, GatewayConfig, ServerConfig, Variables, parse_flags, parse_proxy_config, parse_server_config,
+};
 use crate::discovery::StaticList;
 use crate::gateway::Gateway;
 use crate::listener;
@@ -40,9 +42,9 @@ struct RawDevConfig {
 
 /// Runs the tier until SIGINT or SIGTERM; returns the exit code.
 pub fn run(args: &[OsString]) -> u8 {
-    let parsed = match parse_flags(RawDevConfig::command(), args, &Variables::none()) {
+    let parsed = match parse_flags(RawDevConfig::command(), args, &Variables::none(), FlagWords::Cobra) {
         Ok(parsed) => parsed,
-        Err(error) => return without_config(&error),
+        Err(error) => return without_config("dev", &error),
     };
     let raw = match parsed.read::<RawDevConfig>() {
         Ok(raw) => raw,

@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_gateway_config(args) {
         Ok(config) => config,
-        Err(error) => return without_config(&error),
+        Err(error) => return without_config("gateway start", &error),
     };
     match serve(&config) {
         Ok(()) => 0,

@@ -26,7 +26,7 @@ use crate::telemetry::{Metrics, init_logging};
 pub fn run(args: &[OsString]) -> u8 {
     let config = match parse_proxy_config(args) {
         Ok(config) => config,
-        Err(error) => return without_config(&error),
+        Err(error) => return without_config("grpc-proxy start", &error),
     };
     if let Err(error) = init_logging(&config.log) {
         return refuse(error);

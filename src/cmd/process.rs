@@ -6,10 +6,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::ConfigError;
 
-/// Answers `--help`, or reports why the flags of a mode are refused; gives the exit code.
-pub(super) fn without_config(error: &ConfigError) -> u8 {
+/// Answers `--help`, or reports why the flags of `command` are refused; gives the exit code.
+///
+/// As etcd's gateway and proxy do, it puts a flag that cannot be read before and after the usage.
+pub(super) fn without_config(command: &str, error: &ConfigError) -> u8 {
     match error {
         ConfigError::Help(text) => answer(text),
+        ConfigError::Flag { .. } => {
+            eprintln!("Error: {error}\nUsage:\n  watershed {command} [flags]\n");
+            eprintln!("Use \"watershed {command} --help\" for the flags.\n\n{error}");
+            1
+        }
         error => refuse(error),
     }
 }

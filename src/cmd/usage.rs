@@ -1,5 +1,5 @@
 use super::process::answer;
-use crate::config::{ConfigError, removed_flag};
+use crate::config::{ConfigError, WrongFlag, removed_flag};
 use crate::telemetry::{LogConfig, init_logging};
 use crate::types::API_VERSION;
 
@@ -35,7 +35,7 @@ pub(super) fn no_server(error: &ConfigError) -> u8 {
         ConfigError::Version => return version(),
         error if error.exit_code() == 2 => {
             eprintln!("{error}");
-            if let ConfigError::Unknown(flag) = error
+            if let ConfigError::Flag { wrong: WrongFlag::Unknown { flag, .. }, .. } = error
                 && let Some(hint) = removed_flag(flag)
             {
                 eprintln!("{hint}");

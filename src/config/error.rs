@@ -12,16 +12,11 @@ pub enum ConfigError {
     /// The operator asked for the version.
     #[error("version")]
     Version,
-    #[error("flag provided but not defined: -{0}")]
-    Unknown(String),
+    /// What the parser of flags refuses, in the words of the mode.
+    #[error("{}", wrong.text(*words))]
+    Flag { words: FlagWords, wrong: WrongFlag },
     #[error("{0:?} is not a valid flag")]
     Stray(String),
-    #[error("flag needs an argument: -{0}")]
-    MissingValue(String),
-    #[error("invalid value {value:?} for flag -{flag}: {reason}")]
-    Invalid { flag: String, value: String, reason: String },
-    #[error("invalid boolean value {value:?} for -{flag}: parse error")]
-    InvalidBool { flag: String, value: String },
     #[error("invalid value {value:?} for {variable}: {reason}")]
     InvalidVariable { variable: String, value: String, reason: String },
     /// The configuration file, or what it says.
@@ -77,12 +72,75 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// The exit code of etcd for this error: 2 for what its flag parser refuses (an unknown flag, a value of the wrong
-    /// form), 1 for what it finds later.
+    /// The exit code of etcd for this error: 2 for what the server's flag parser refuses (an unknown flag, a value of the
+    /// wrong form), 1 for what it finds later and for the other modes.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Unknown(_) | Self::MissingValue(_) | Self::Invalid { .. } | Self::InvalidBool { .. } => 2,
+            Self::Flag { words: FlagWords::Go, .. } => 2,
             _ => 1,
+        }
+    }
+}
+
+/// Whose texts a wrong flag gets: etcd's server reads its flags by another library than its gateway and its proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlagWords {
+    /// The package `flag` of Go.
+    Go,
+    /// The package `pflag`, which comes with cobra.
+    Cobra,
+}
+
+/// A flag that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum WrongFlag {
+    /// The flag's name, and the argument as it was typed.
+    Unknown {
+        flag: String,
+        argument: String,
+    },
+    /// The argument as it was typed: `--=x`, `---x`.
+    BadSyntax(String),
+    MissingValue(String),
+    Invalid {
+        flag: String,
+        value: String,
+        reason: String,
+    },
+    InvalidBool {
+        flag: String,
+        value: String,
+    },
+}
+
+impl WrongFlag {
+    fn text(&self, words: FlagWords) -> String {
+        use FlagWords::{Cobra, Go};
+        match (self, words) {
+            (Self::Unknown { flag, .. }, Go) => format!("flag provided but not defined: -{flag}"),
+            // One dash is for flags of one letter.
+            (Self::Unknown { flag, argument }, Cobra) if !argument.starts_with("--") => {
+                let letter = flag.chars().next().unwrap_or_default();
+                format!("unknown shorthand flag: {letter:?} in {argument}")
+            }
+            (Self::Unknown { flag, .. }, Cobra) => format!("unknown flag: --{flag}"),
+            (Self::BadSyntax(argument), _) => format!("bad flag syntax: {argument}"),
+            (Self::MissingValue(flag), Go) => format!("flag needs an argument: -{flag}"),
+            (Self::MissingValue(flag), Cobra) => format!("flag needs an argument: --{flag}"),
+            (Self::Invalid { flag, value, reason }, Go) => {
+                format!("invalid value {value:?} for flag -{flag}: {reason}")
+            }
+            (Self::Invalid { flag, value, reason }, Cobra) => {
+                format!("invalid argument {value:?} for \"--{flag}\" flag: {reason}")
+            }
+            (Self::InvalidBool { flag, value }, Go) => {
+                format!("invalid boolean value {value:?} for -{flag}: parse error")
+            }
+            (Self::InvalidBool { flag, value }, Cobra) => {
+                let reason = format!("strconv.ParseBool: parsing {value:?}: invalid syntax");
+                format!("invalid argument {value:?} for \"--{flag}\" flag: {reason}")
+            }
         }
     }
 }

@@ -8,19 +8,37 @@ use super::golang::GoDuration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlagType {
     Bool,
-    Integer,
+    Integer(Sign),
     Duration,
     Text,
+}
+
+/// Whether an integer may be below zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sign {
+    Signed,
+    Unsigned,
+}
+
+impl Sign {
+    /// The function of Go's package `strconv` that reads such a number.
+    pub fn parser(self) -> &'static str {
+        match self {
+            Self::Signed => "ParseInt",
+            Self::Unsigned => "ParseUint",
+        }
+    }
 }
 
 impl FlagType {
     pub fn of(arg: &Arg) -> Self {
         let id = arg.get_value_parser().type_id();
-        let integers = [TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<i64>(), TypeId::of::<usize>()];
+        let unsigned = [TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()];
         match () {
             () if id == TypeId::of::<bool>() => Self::Bool,
             () if id == TypeId::of::<GoDuration>() => Self::Duration,
-            () if integers.iter().any(|integer| id == *integer) => Self::Integer,
+            () if id == TypeId::of::<i64>() => Self::Integer(Sign::Signed),
+            () if unsigned.iter().any(|integer| id == *integer) => Self::Integer(Sign::Unsigned),
             () => Self::Text,
         }
     }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgMatches, Command, FromArgMatches};
 
-use super::error::ConfigError;
+use super::error::{ConfigError, FlagWords, WrongFlag};
 use super::file;
-use super::flag_type::FlagType;
+use super::flag_type::{FlagType, Sign};
 use super::golang::parse_bool;
 
 /// The flag that names the configuration file, in a mode that has one.
@@ -38,6 +38,7 @@ pub struct Parsed {
     /// Its keys that mean nothing, with their lines.
     pub unknown_keys: Vec<(String, usize)>,
     variables: Variables,
+    words: FlagWords,
 }
 
 impl Parsed {
@@ -50,7 +51,8 @@ impl Parsed {
     pub fn wrong(&self, flag: &str, reason: String) -> ConfigError {
         let given = self.given.get(flag);
         let value = given.map(|(value, _)| value.clone()).unwrap_or_default();
-        wrong(flag, value, given.map(|(_, source)| *source), reason, &self.variables, self.file.as_ref())
+        let wrong = Wrong { words: self.words, variables: &self.variables, file: self.file.as_ref() };
+        wrong.value(flag, value, given.map(|(_, source)| *source), reason)
     }
 
     /// Flags whose variable is used.
@@ -102,37 +104,44 @@ impl Variables {
 /// error. A configuration file, named by `--config-file` or its variable, replaces both: then no other flag and no
 /// other variable counts.
 ///
-/// `command` comes from a struct that derives `clap::Parser`, all of its arguments with long names.
+/// `command` comes from a struct that derives `clap::Parser`, all of its arguments with long names; what is refused gets
+/// these `words`.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn parse_flags(command: Command, args: &[OsString], variables: &Variables) -> Result<Parsed, ConfigError> {
+pub fn parse_flags(
+    command: Command,
+    args: &[OsString],
+    variables: &Variables,
+    words: FlagWords,
+) -> Result<Parsed, ConfigError> {
     let mut command = command.disable_version_flag(true).args_override_self(true).no_binary_name(true);
     command.build();
     let known: BTreeMap<String, FlagType> =
         command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), FlagType::of(arg)))).collect();
-    let arguments = from_arguments(&mut command, &known, args)?;
+    let arguments = from_arguments(&mut command, &known, args, words)?;
     let mut given: BTreeMap<String, (String, Source)> =
         arguments.into_iter().map(|(flag, value)| (flag, (value, Source::Argument))).collect();
     let path = known.get(CONFIG_FILE).and_then(|_| {
         let argument = given.get(CONFIG_FILE).map(|(path, _)| path.into()).filter(|path: &OsString| !path.is_empty());
         argument.or_else(|| variables.values.get(&variables.name_of(CONFIG_FILE)).cloned())
     });
+    let wrong = Wrong { words, variables, file: None };
     let Some(path) = path.map(PathBuf::from) else {
         let unknown_variables = add_variables(&mut given, &known, variables)?;
-        let matches = matches(&command, &given, &known, variables, None)?;
-        let variables = variables.clone();
-        return Ok(Parsed { matches, given, unknown_variables, file: None, unknown_keys: Vec::new(), variables });
+        let matches = matches(&command, &given, &known, wrong)?;
+        let (variables, unknown_keys) = (variables.clone(), Vec::new());
+        return Ok(Parsed { matches, given, unknown_variables, file: None, unknown_keys, variables, words });
     };
     // What the command line says is not used, yet it has to be well formed.
-    matches(&command, &given, &known, variables, None)?;
+    matches(&command, &given, &known, wrong)?;
     let asks_for_version = given.remove("version");
     let from_file = file::read(&path, &known)?;
     let line = |flag: &str| Source::File(from_file.lines.get(flag).copied().unwrap_or_default());
     given = from_file.values.into_iter().map(|(flag, value)| (flag.clone(), (value, line(&flag)))).collect();
     given.insert(CONFIG_FILE.to_owned(), (path.to_string_lossy().into_owned(), Source::Argument));
     given.extend(asks_for_version.map(|version| ("version".to_owned(), version)));
-    let matches = matches(&command, &given, &known, variables, Some(&path))?;
+    let matches = matches(&command, &given, &known, Wrong { file: Some(&path), ..wrong })?;
     Ok(Parsed {
         matches,
         given,
@@ -140,6 +149,7 @@ pub fn parse_flags(command: Command, args: &[OsString], variables: &Variables) -
         file: Some(path),
         unknown_keys: from_file.unknown,
         variables: variables.clone(),
+        words,
     })
 }
 
@@ -148,36 +158,41 @@ fn matches(
     command: &Command,
     given: &BTreeMap<String, (String, Source)>,
     known: &BTreeMap<String, FlagType>,
-    variables: &Variables,
-    file: Option<&PathBuf>,
+    wrong: Wrong<'_>,
 ) -> Result<ArgMatches, ConfigError> {
     let flags = given.iter().map(|(flag, (value, _))| format!("--{flag}={value}"));
     command.clone().try_get_matches_from(flags).map_err(|error| {
-        let Some((flag, value, reason)) = refused(&error, given, known) else {
+        let Some((flag, value, reason)) = refused(&error, given, known, wrong.words) else {
             return ConfigError::Other(one_line(&error));
         };
         let source = given.get(&flag).map(|(_, source)| *source);
-        wrong(&flag, value, source, reason, variables, file)
+        wrong.value(&flag, value, source, reason)
     })
 }
 
-fn wrong(
-    flag: &str,
-    value: String,
-    source: Option<Source>,
-    reason: String,
-    variables: &Variables,
-    file: Option<&PathBuf>,
-) -> ConfigError {
-    match (source, file) {
-        (Some(Source::Variable), _) => {
-            ConfigError::InvalidVariable { variable: variables.name_of(flag), value, reason }
+/// What the text of a refusal depends on, beside the flag.
+#[derive(Clone, Copy)]
+struct Wrong<'a> {
+    words: FlagWords,
+    variables: &'a Variables,
+    file: Option<&'a PathBuf>,
+}
+
+impl Wrong<'_> {
+    fn value(self, flag: &str, value: String, source: Option<Source>, reason: String) -> ConfigError {
+        match (source, self.file) {
+            (Some(Source::Variable), _) => {
+                ConfigError::InvalidVariable { variable: self.variables.name_of(flag), value, reason }
+            }
+            (Some(Source::File(line)), Some(path)) => ConfigError::File {
+                path: path.clone(),
+                reason: format!("line {line}: invalid value {value:?} for {flag}: {reason}"),
+            },
+            _ => {
+                let wrong = WrongFlag::Invalid { flag: flag.to_owned(), value, reason };
+                ConfigError::Flag { words: self.words, wrong }
+            }
         }
-        (Some(Source::File(line)), Some(path)) => ConfigError::File {
-            path: path.clone(),
-            reason: format!("line {line}: invalid value {value:?} for {flag}: {reason}"),
-        },
-        _ => ConfigError::Invalid { flag: flag.to_owned(), value, reason },
     }
 }
 
@@ -185,13 +200,18 @@ fn from_arguments(
     command: &mut Command,
     known: &BTreeMap<String, FlagType>,
     args: &[OsString],
+    words: FlagWords,
 ) -> Result<BTreeMap<String, String>, ConfigError> {
+    let refuse = |wrong| ConfigError::Flag { words, wrong };
     let mut values = BTreeMap::new();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         let arg = arg.to_str().ok_or_else(|| ConfigError::NotUtf8(arg.clone()))?;
         let flag = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|flag| !flag.is_empty());
         let Some(flag) = flag else { return Err(ConfigError::Stray(arg.to_owned())) };
+        if flag.starts_with(['-', '=']) {
+            return Err(refuse(WrongFlag::BadSyntax(arg.to_owned())));
+        }
         let (name, inline) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value)),
             None => (flag, None),
@@ -200,14 +220,16 @@ fn from_arguments(
             return Err(ConfigError::Help(command.render_help().to_string()));
         }
         let value = match (known.get(name), inline) {
-            (None, _) => return Err(ConfigError::Unknown(name.to_owned())),
+            (None, _) => {
+                return Err(refuse(WrongFlag::Unknown { flag: name.to_owned(), argument: arg.to_owned() }));
+            }
             (Some(FlagType::Bool), None) => "true".to_owned(),
             (Some(FlagType::Bool), Some(value)) => parse_bool(value)
-                .map_err(|_| ConfigError::InvalidBool { flag: name.to_owned(), value: value.to_owned() })?
+                .map_err(|_| refuse(WrongFlag::InvalidBool { flag: name.to_owned(), value: value.to_owned() }))?
                 .to_string(),
             (Some(_), Some(value)) => value.to_owned(),
             (Some(_), None) => {
-                let next = rest.next().ok_or_else(|| ConfigError::MissingValue(name.to_owned()))?;
+                let next = rest.next().ok_or_else(|| refuse(WrongFlag::MissingValue(name.to_owned())))?;
                 next.to_str().ok_or_else(|| ConfigError::NotUtf8(next.clone()))?.to_owned()
             }
         };
@@ -248,6 +270,7 @@ fn refused(
     error: &clap::Error,
     given: &BTreeMap<String, (String, Source)>,
     known: &BTreeMap<String, FlagType>,
+    words: FlagWords,
 ) -> Option<(String, String, String)> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -257,9 +280,15 @@ fn refused(
     let flag = argument.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default().to_owned();
     let value = text(ContextKind::InvalidValue).or(given.get(&flag).map(|(value, _)| value.as_str()));
     let value = value.unwrap_or_default().to_owned();
-    let reason = match known.get(&flag) {
-        Some(FlagType::Integer) if value.parse::<i128>().is_ok_and(|number| number >= 0) => "value out of range".into(),
-        Some(FlagType::Integer | FlagType::Duration) => "parse error".to_owned(),
+    let in_range = || value.parse::<i128>().is_ok_and(|number| number >= 0);
+    let reason = match (known.get(&flag), words) {
+        (Some(FlagType::Integer(sign)), FlagWords::Cobra) => {
+            let is_number = value.parse::<i128>().is_ok() && (*sign == Sign::Signed || in_range());
+            let problem = if is_number { "value out of range" } else { "invalid syntax" };
+            format!("strconv.{}: parsing {value:?}: {problem}", sign.parser())
+        }
+        (Some(FlagType::Integer(_)), FlagWords::Go) if in_range() => "value out of range".into(),
+        (Some(FlagType::Integer(_) | FlagType::Duration), FlagWords::Go) => "parse error".to_owned(),
         _ => std::error::Error::source(error).map_or_else(|| "not accepted".to_owned(), ToString::to_string),
     };
     Some((flag, value, reason))
@@ -283,13 +312,17 @@ mod tests {
         quick: bool,
         #[arg(long, default_value_t = 3)]
         quota_bytes: i64,
+        #[arg(long, default_value_t = 0)]
+        threads: u32,
+        #[arg(long, default_value = "1s", value_parser = <super::super::golang::GoDuration as std::str::FromStr>::from_str)]
+        delay: super::super::golang::GoDuration,
     }
 
     fn parse(line: &str, variables: &[(&str, &str)]) -> String {
         let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
         let variables =
             Variables::new("ETCD_", variables.iter().map(|&(name, value)| (name.to_owned(), OsString::from(value))));
-        match parse_flags(Example::command(), &args, &variables) {
+        match parse_flags(Example::command(), &args, &variables, FlagWords::Go) {
             Ok(parsed) => {
                 let example: Example = parsed.read().unwrap();
                 let unknown = parsed.unknown_variables.join(",");
@@ -312,6 +345,7 @@ mod tests {
     #[test]
     fn a_refusal_names_the_flag() {
         assert_eq!(parse("--nme a", &[]), "flag provided but not defined: -nme");
+        assert_eq!(parse("---x", &[]), "bad flag syntax: ---x");
         assert_eq!(parse("extra", &[]), "\"extra\" is not a valid flag");
         assert_eq!(parse("--name", &[]), "flag needs an argument: -name");
         assert_eq!(parse("--quick=maybe", &[]), "invalid boolean value \"maybe\" for -quick: parse error");
@@ -320,6 +354,39 @@ mod tests {
         let refused = parse("--quota-bytes 99999999999999999999", &[]);
         assert_eq!(refused, "invalid value \"99999999999999999999\" for flag -quota-bytes: value out of range");
         assert!(parse("-h", &[]).contains("--quota-bytes"));
+    }
+
+    #[test]
+    fn the_gateway_and_the_proxy_have_the_texts_of_cobra() {
+        let refused = |line: &str| {
+            let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let error = parse_flags(Example::command(), &args, &Variables::none(), FlagWords::Cobra).expect_err(line);
+            assert_eq!(error.exit_code(), 1, "{line}");
+            error.to_string()
+        };
+        // What etcd 3.7.1 prints after "Error: ".
+        let invalid = |flag: &str, value: &str, reason: &str| {
+            format!("invalid argument {value:?} for \"--{flag}\" flag: {reason}")
+        };
+        for (line, text) in [
+            ("--nope", "unknown flag: --nope".to_owned()),
+            ("--nope=1", "unknown flag: --nope".to_owned()),
+            ("-n", "unknown shorthand flag: 'n' in -n".to_owned()),
+            ("-x=1", "unknown shorthand flag: 'x' in -x=1".to_owned()),
+            ("--=x", "bad flag syntax: --=x".to_owned()),
+            ("---x", "bad flag syntax: ---x".to_owned()),
+            ("--name", "flag needs an argument: --name".to_owned()),
+            ("--quick=maybe", invalid("quick", "maybe", "strconv.ParseBool: parsing \"maybe\": invalid syntax")),
+            ("--quota-bytes=x", invalid("quota-bytes", "x", "strconv.ParseInt: parsing \"x\": invalid syntax")),
+            ("--threads=x", invalid("threads", "x", "strconv.ParseUint: parsing \"x\": invalid syntax")),
+            (
+                "--threads=99999999999",
+                invalid("threads", "99999999999", "strconv.ParseUint: parsing \"99999999999\": value out of range"),
+            ),
+            ("--delay=x", invalid("delay", "x", "time: invalid duration \"x\"")),
+        ] {
+            assert_eq!(refused(line), text, "{line}");
+        }
     }
 
     #[test]

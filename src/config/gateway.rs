@@ -177,9 +177,15 @@ mod tests {
             ("--endpoints=unix://x", "--endpoints: \"unix://x\" is neither host:port nor an http or https URL"),
             ("--discovery-srv example.com", "--discovery-srv is not supported yet"),
             ("--connect-timeout 0", "--connect-timeout: must be >0"),
-            ("--listen-addr here", "invalid value \"here\" for flag -listen-addr: must have the form host:port"),
-            ("--retry-delay 5", "invalid value \"5\" for flag -retry-delay: parse error"),
-            ("--nope", "flag provided but not defined: -nope"),
+            (
+                "--listen-addr here",
+                "invalid argument \"here\" for \"--listen-addr\" flag: must have the form host:port",
+            ),
+            (
+                "--retry-delay 5",
+                "invalid argument \"5\" for \"--retry-delay\" flag: time: missing unit in duration \"5\"",
+            ),
+            ("--nope", "unknown flag: --nope"),
         ];
         for (line, text) in cases {
             assert_eq!(parse(line).unwrap_err(), text, "{line}");

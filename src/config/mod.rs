@@ -20,15 +20,15 @@ mod tests;
 mod unsupported;
 mod url;
 
-pub use error::{ConfigError, UrlError};
+pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
 pub use gateway::{GatewayConfig, parse_gateway_config};
 pub use golang::GoDuration;
 pub use proxy::{Advertise, ProxyConfig, UpstreamPings, parse_proxy_config};
 pub use removed::removed_flag;
 pub use server::{
-    AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig,
-    Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, parse_server_config, same_urls,
+    AuthConfig, AutoCompaction, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig, Quota, Resolve,
+    ServerConfig, TlsConfig, TokenConfig, parse_server_config, same_urls,
 };
 pub use unsupported::{FlagKind, Mode, Support, UnsupportedFlag, unsupported_flags};
 pub use url::{ListenAddress, ListenUrl, check_peer_urls};

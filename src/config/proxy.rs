@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
-use super::error::ConfigError;
+use super::error::{ConfigError, FlagWords, WrongFlag};
 use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
@@ -214,10 +214,9 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
     type Error = ConfigError;
 
     fn try_from(raw: RawProxyConfig) -> Result<Self, ConfigError> {
-        let invalid = |flag: &str, value: &str, reason: String| ConfigError::Invalid {
-            flag: flag.to_owned(),
-            value: value.to_owned(),
-            reason,
+        let invalid = |flag: &str, value: &str, reason: String| ConfigError::Flag {
+            words: FlagWords::Cobra,
+            wrong: WrongFlag::Invalid { flag: flag.to_owned(), value: value.to_owned(), reason },
         };
         let listen = listen_address(&raw.listen_addr)
             .map_err(|reason| invalid("listen-addr", &raw.listen_addr, reason.to_owned()))?;
@@ -354,17 +353,17 @@ mod tests {
     #[test]
     fn a_refusal_names_the_flag() {
         for (line, part) in [
-            ("--listen-addr=nope", "-listen-addr: must have the form host:port"),
-            ("--listen-addr=a.b:1", "-listen-addr: must be HOST:PORT"),
-            ("--listen-addr=127.0.0.1:x", "-listen-addr: must end with a port number"),
-            ("--endpoints=a", "-endpoints: endpoint \"a\": port is missing"),
+            ("--listen-addr=nope", "--listen-addr\" flag: must have the form host:port"),
+            ("--listen-addr=a.b:1", "--listen-addr\" flag: must be HOST:PORT"),
+            ("--listen-addr=127.0.0.1:x", "--listen-addr\" flag: must end with a port number"),
+            ("--endpoints=a", "--endpoints\" flag: endpoint \"a\": port is missing"),
             ("--listen-addr=127.0.0.1:5 --endpoints=127.0.0.1:5", "127.0.0.1:5 is the proxy's own --listen-addr"),
             (
                 "--metrics-addr=https://127.0.0.1:1",
                 "cannot listen on TLS for https://127.0.0.1:1: KeyFile and CertFile",
             ),
-            ("--advertise-client-url=x", "-advertise-client-url: endpoint \"x\": port is missing"),
-            ("--dial-timeout=0", "-dial-timeout: must be longer"),
+            ("--advertise-client-url=x", "--advertise-client-url\" flag: endpoint \"x\": port is missing"),
+            ("--dial-timeout=0", "--dial-timeout\" flag: must be longer"),
             ("--cert-file=x", "--cert-file, --key-file: KeyFile and CertFile must both be present[key: , cert: x]"),
             ("--key=x", "--cert, --key, --cacert: KeyFile and CertFile must both be present[key: x, cert: ]"),
             ("--trusted-ca-file=x", "--trusted-ca-file: needs --cert-file and --key-file"),
@@ -375,8 +374,8 @@ mod tests {
             ("--tls-min-version=TLS1.1", "unexpected TLS version \"TLS1.1\""),
             ("--discovery-srv=example.com", "--discovery-srv is not supported yet"),
             ("--resolver-prefix=x", "--resolver-prefix is not supported yet"),
-            ("--max-concurrent-streams=-1", "for flag -max-concurrent-streams"),
-            ("--nonsense", "flag provided but not defined: -nonsense"),
+            ("--max-concurrent-streams=-1", "for \"--max-concurrent-streams\" flag: strconv.ParseUint"),
+            ("--nonsense", "unknown flag: --nonsense"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(part) && !error.contains('\n'), "{line}: {error}");

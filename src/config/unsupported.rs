@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches, value_parser};
 
-use super::error::ConfigError;
+use super::error::{ConfigError, FlagWords};
 use super::flags::{Parsed, Variables, parse_flags};
 use super::golang::GoDuration;
 
@@ -171,7 +171,7 @@ const GROUPS: &[Group] = &[
     not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
     not_yet(&[Proxy], "registration of proxies", &[("resolver-prefix", Text, ""), ("resolver-ttl", Int, "0")]),
     not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
-    not_yet(&[Server], "", &[("socket-reuse-port", Bool, "false")]),
+    not_yet(&[Server], "", &[("listen-client-http-urls", Text, ""), ("socket-reuse-port", Bool, "false")]),
     ignored(&[Server, Proxy], "no profiles are served", &[("enable-pprof", Bool, "false")]),
     not_yet(
         &[Proxy],
@@ -232,7 +232,8 @@ pub(super) fn read_flags<T: CommandFactory + FromArgMatches>(
     args: &[OsString],
     variables: &Variables,
 ) -> Result<(T, Parsed), ConfigError> {
-    let parsed = parse_flags(add_to(T::command(), mode), args, variables)?;
+    let words = if mode == Mode::Server { FlagWords::Go } else { FlagWords::Cobra };
+    let parsed = parse_flags(add_to(T::command(), mode), args, variables, words)?;
     check(&parsed, mode)?;
     Ok((parsed.read()?, parsed))
 }

@@ -131,19 +131,36 @@ fn refused(args: &[&str]) -> Output {
 }
 
 #[test]
-fn wrong_flags_are_one_line_and_exit_code_1() {
+fn wrong_flags_are_told_as_etcds_gateway_tells_them() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
     let _held = TcpListener::bind(taken).expect("bind");
     let taken = taken.to_string();
     // Free now, and a port of ours a moment ago: nobody else is given it that soon.
     let own = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
     let (own, own_by_name) = (own.to_string(), format!("localhost:{}", own.port()));
-    let cases: [(&[&str], &str); 5] = [
-        (&["--endpoint=127.0.0.1:1"], "flag provided but not defined: -endpoint"),
+    // Refused by the parser: before and after the usage.
+    for (args, text) in [
+        (&["--endpoint=127.0.0.1:1"][..], "unknown flag: --endpoint"),
+        (
+            &["--retry-delay", "5"],
+            "invalid argument \"5\" for \"--retry-delay\" flag: time: missing unit in duration \"5\"",
+        ),
+        (&["--log-level=loud"], "invalid argument \"loud\" for \"--log-level\" flag: "),
+    ] {
+        let output = refused(args);
+        let lines = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lines: Vec<&str> = lines.lines().collect();
+        assert!(lines[0].starts_with(&format!("Error: {text}")), "{lines:?}");
+        assert_eq!(
+            (output.status.code(), lines[1], lines[0]),
+            (Some(1), "Usage:", &*format!("Error: {}", lines[lines.len() - 1]))
+        );
+    }
+    // Refused later: on one line.
+    let cases: [(&[&str], &str); 3] = [
         (&["--endpoints=nonsense"], "--endpoints: \"nonsense\""),
         (&["--listen-addr", &taken], "--listen-addr: listen tcp "),
         (&["--listen-addr", &own, "--endpoints", &own_by_name], "--endpoints: localhost:"),
-        (&["--log-level=loud"], "for flag -log-level"),
     ];
     for (args, expected) in cases {
         let output = refused(args);

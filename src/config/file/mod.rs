@@ -213,8 +213,8 @@ fn flag_text(flag: &str, kind: FlagType, value: &Value) -> Result<Option<String>
     match (kind, value) {
         (FlagType::Bool, Value::Bool(value)) => Ok(Some(value.to_string())),
         (FlagType::Bool, _) => Err("bool"),
-        (FlagType::Integer, Value::Int(number)) => Ok(Some(number.to_string())),
-        (FlagType::Integer, _) => Err("int"),
+        (FlagType::Integer(_), Value::Int(number)) => Ok(Some(number.to_string())),
+        (FlagType::Integer(_), _) => Err("int"),
         (FlagType::Duration, Value::Int(nanoseconds)) => Ok(Some(format!("{nanoseconds}ns"))),
         (FlagType::Duration, _) => Err("time.Duration (a whole number of nanoseconds)"),
         (FlagType::Text, value) => text(value).map(Some).ok_or("string"),
@@ -223,6 +223,7 @@ fn flag_text(flag: &str, kind: FlagType, value: &Value) -> Result<Option<String>
 
 #[cfg(test)]
 mod tests {
+    use super::super::flag_type::Sign;
     use super::*;
 
     fn check(file: &str, expected: &str) {
@@ -234,7 +235,7 @@ mod tests {
             ("peer-cert-allowed-cn", FlagType::Text),
             ("socket-reuse-port", FlagType::Bool),
             ("discovery-user", FlagType::Text),
-            ("heartbeat-interval", FlagType::Integer),
+            ("heartbeat-interval", FlagType::Integer(Sign::Unsigned)),
             ("grpc-keepalive-min-time", FlagType::Duration),
             ("log-outputs", FlagType::Text),
             ("cors", FlagType::Text),
