@@ -8,29 +8,12 @@ cd "$(dirname "$0")"
 binary=$(realpath "${1:-../../target/debug/watershed}")
 port=${WATERSHED_INTEROP_PORT:-11379}
 port=$((port + 40))
-unset "${!ETCD_@}"
-work=$(mktemp -d)
-pids=()
-finish() {
-    status=$?
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    wait 2>/dev/null || true
-    if [ "$status" != 0 ]; then tail -n 8 "$work"/*.log | cut -c 1-300; fi
-    rm -rf "$work"
-}
-trap finish EXIT
+. ./common.sh
 
 echo "== the answers of etcd 3.7.1"
 python3 http_json.py "$binary"
 
-member=127.0.0.1:$port gateway=127.0.0.1:$((port + 2)) proxy=127.0.0.1:$((port + 3)) peer=http://127.0.0.1:$((port + 1))
-"$binary" --name=m1 --data-dir="$work/data" --listen-client-urls="http://$member" --advertise-client-urls="http://$member" \
-    --listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" --initial-cluster="m1=$peer" >"$work/member.log" 2>&1 &
-pids+=($!)
-"$binary" gateway start --endpoints="$member" --listen-addr="$gateway" >"$work/gateway.log" 2>&1 &
-pids+=($!)
-"$binary" grpc-proxy start --endpoints="$member" --listen-addr="$proxy" >"$work/proxy.log" 2>&1 &
-pids+=($!)
+tier "$binary"
 
 if [ -z "${ETCD3GW:-}" ]; then
     python3 -m venv "$work/venv"

@@ -10,27 +10,9 @@ cd "$(dirname "$0")"
 binary=$(realpath "${1:-../../target/debug/watershed}")
 etcd=$(command -v "${ETCD:-etcd}") etcdctl=$(command -v "${ETCDCTL:-etcdctl}")
 etcdutl=$(command -v "${ETCDUTL:-etcdutl}" || echo "$etcdctl")
-unset "${!ETCD_@}"
 port=${WATERSHED_INTEROP_PORT:-11679}
-work=$(mktemp -d)
-pids=()
-finish() {
-    status=$?
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    wait 2>/dev/null || true
-    if [ "$status" != 0 ]; then tail -n 5 "$work"/*.log | cut -c 1-300; fi
-    rm -rf "$work"
-}
-trap finish EXIT
+. ./common.sh
 
-# member PROGRAM NAME PORT DATA [INITIAL_CLUSTER]
-member() {
-    local peer=http://127.0.0.1:$(($3 + 1))
-    "$1" --name="$2" --data-dir="$4" --listen-client-urls="http://127.0.0.1:$3" \
-        --advertise-client-urls="http://127.0.0.1:$3" --listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" \
-        --initial-cluster="${5:-$2=$peer}" >"$work/$(basename "$4").log" 2>&1 &
-    pids+=($!)
-}
 ready() {
     for _ in $(seq 150); do
         if "$etcdctl" --endpoints="127.0.0.1:$1" get ready >/dev/null 2>&1; then return; fi
@@ -48,7 +30,7 @@ equal() {
 }
 
 echo "== $("$etcd" --version | head -n 1)"
-member "$etcd" s1 "$port" "$work/stock"
+member "$etcd" s1 "$port"
 ready "$port"
 for number in $(seq 40); do ctl "$port" put "k$((number % 9))" "value $number" >/dev/null; done
 ctl "$port" del k3 >/dev/null
@@ -67,7 +49,7 @@ for number in 1 2 3; do
     "$binary" utl snapshot restore "$work/stock.db" --data-dir "$work/w$number" --name "w$number" \
         --initial-cluster "$cluster" --initial-cluster-token moved \
         --initial-advertise-peer-urls "http://127.0.0.1:$((at + 1))" >"$work/restore$number.log" 2>&1
-    member "$binary" "w$number" "$at" "$work/w$number" "$cluster"
+    member "$binary" "w$number" "$at" --initial-cluster="$cluster"
 done
 for number in 1 2 3; do
     at=$((port + 8 + 2 * number))
@@ -82,7 +64,7 @@ ctl "$moved" put written "to watershed" >/dev/null
 
 echo "== a database copied out of etcd's data directory"
 kill "${pids[0]}" && wait "${pids[0]}" 2>/dev/null || true
-cp "$work/stock/member/snap/db" "$work/raw.db"
+cp "$work/s1/member/snap/db" "$work/raw.db"
 if "$binary" utl snapshot restore "$work/raw.db" --data-dir "$work/raw" >"$work/raw.log" 2>&1; then
     echo "FAILED: restored a file without digest"; exit 1
 fi
@@ -95,36 +77,37 @@ ctl "$moved" snapshot save "$work/ours.db" >/dev/null 2>&1
 revision=$(ctl "$moved" get k1 -w fields | awk -F' : ' '/"Revision"/{print $2}')
 before=$(hash_at "$moved" "$revision")
 back=$((port + 20))
-"$etcdutl" snapshot restore "$work/ours.db" --data-dir "$work/back" --name s2 \
+"$etcdutl" snapshot restore "$work/ours.db" --data-dir "$work/s2" --name s2 \
     --initial-cluster "s2=http://127.0.0.1:$((back + 1))" --initial-advertise-peer-urls "http://127.0.0.1:$((back + 1))" \
     >"$work/back-restore.log" 2>&1
-member "$etcd" s2 "$back" "$work/back"
+member "$etcd" s2 "$back"
 ready "$back"
 equal "hash in etcd" "$before" "$(hash_at "$back" "$revision")"
 equal "what was written since" "to watershed" "$(ctl "$back" get written --print-value-only)"
 
-# mirror FROM TO: starts the mirror and waits until the last key is there.
+# mirror FROM TO COMMAND…: starts COMMAND's mirror and waits until what is written then is there.
 mirror() {
-    "$binary" ctl --endpoints="127.0.0.1:$1" make-mirror "127.0.0.1:$2" >"$work/mirror-$1.log" 2>&1 &
-    pids+=($!)
-    ctl "$1" put mirrored "from $1" >/dev/null
+    local value="by $3 from $1"
+    start "mirror-$1" "${@:3}" --endpoints="127.0.0.1:$1" make-mirror "127.0.0.1:$2"
+    ctl "$1" put mirrored "$value" >/dev/null
     for _ in $(seq 100); do
-        if [ "$(ctl "$2" get mirrored --print-value-only)" = "from $1" ]; then break; fi
+        if [ "$(ctl "$2" get mirrored --print-value-only)" = "$value" ]; then break; fi
         sleep 0.2
     done
     equal "keys" "$(ctl "$1" get '' --prefix | sha256sum)" "$(ctl "$2" get '' --prefix | sha256sum)"
     kill $!
 }
-if "$binary" ctl make-mirror --help >/dev/null 2>&1; then
-    fresh=$((port + 24))
-    member "$binary" w9 "$fresh" "$work/fresh"
-    ready "$fresh"
-    echo "== by make-mirror, etcd to watershed"
-    mirror "$back" "$fresh"
-    stock=$((port + 28))
-    member "$etcd" s9 "$stock" "$work/stock9"
-    ready "$stock"
-    echo "== by make-mirror, watershed to etcd"
-    mirror "$fresh" "$stock"
-fi
+fresh=$((port + 24))
+member "$binary" w9 "$fresh"
+ready "$fresh"
+stock=$((port + 28))
+member "$etcd" s9 "$stock"
+ready "$stock"
+echo "== by make-mirror, etcd to watershed"
+mirror "$back" "$fresh" "$binary" ctl
+echo "== by make-mirror, watershed to etcd"
+mirror "$fresh" "$stock" "$binary" ctl
+echo "== by etcdctl's make-mirror, etcd to watershed and back"
+mirror "$stock" "$fresh" "$etcdctl"
+mirror "$fresh" "$stock" "$etcdctl"
 echo "migration: done"

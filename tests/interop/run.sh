@@ -10,28 +10,11 @@ cd "$(dirname "$0")"
 binary=$(realpath "${1:-../../target/debug/watershed}")
 server=${WATERSHED_TEST_SERVER:-$binary}
 port=${WATERSHED_INTEROP_PORT:-11379}
-unset "${!ETCD_@}"
-work=$(mktemp -d)
-pids=()
-finish() {
-    status=$?
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    wait 2>/dev/null || true
-    if [ "$status" != 0 ]; then tail -n 8 "$work"/*.log | cut -c 1-300; fi
-    rm -rf "$work"
-}
-trap finish EXIT
+. ./common.sh
 
 (cd goclient && go vet ./... && go build -o "$work/goclient" .)
 
-member=127.0.0.1:$port gateway=127.0.0.1:$((port + 2)) proxy=127.0.0.1:$((port + 3)) peer=http://127.0.0.1:$((port + 1))
-"$server" --name=m1 --data-dir="$work/data" --listen-client-urls="http://$member" --advertise-client-urls="http://$member" \
-    --listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" --initial-cluster="m1=$peer" >"$work/member.log" 2>&1 &
-pids+=($!)
-"$binary" gateway start --endpoints="$member" --listen-addr="$gateway" >"$work/gateway.log" 2>&1 &
-pids+=($!)
-"$binary" grpc-proxy start --endpoints="$member" --listen-addr="$proxy" >"$work/proxy.log" 2>&1 &
-pids+=($!)
+tier "$server"
 
 # It waits for a minute, so it runs beside the others.
 WATERSHED_VANISH_PORT=$((port + 10)) ./vanish.sh "$binary" >"$work/vanish.log" 2>&1 &
