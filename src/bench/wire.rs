@@ -18,7 +18,8 @@ use crate::pb::frame::{PREFIX_BYTES, Prefix};
 use crate::shutdown::Tasks;
 
 /// What reaches the members; the caller bounds the time.
-pub(super) const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
+pub(super) const TCP: TcpDialer =
+    TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded, from: None };
 /// Bytes a stream may receive ahead; events of one watch stream rarely wait for more.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// Bytes a connection may receive ahead, for thousands of streams.

@@ -11,8 +11,8 @@ use tracing::{error, info, warn};
 use super::process::{notify_ready, raise_descriptor_limit, refuse};
 use super::usage::no_server;
 use crate::config::{ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config};
-use crate::core::peer::PeerTls;
-use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests};
+use crate::core::peer::{PeerDialer, PeerTls};
+use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests, Traffic};
 use crate::listener::{self, ListenerConfig, ListenerError, Protection, Serving, Socket, WorkerId};
 use crate::net::{ClientTls, Identity, ServerTls};
 use crate::shutdown::{Interruption, Tasks, interrupted};
@@ -97,8 +97,15 @@ impl Server {
     pub async fn start(config: &ServerConfig, tasks: &Tasks) -> anyhow::Result<Self> {
         let tls = Tls::read(&config.tls)?;
         log_start(config);
-        let client_sockets =
+        let mut client_sockets =
             bind_all(&config.listen_client_urls, tls.clients.as_ref()).context("--listen-client-urls")?;
+        let http_sockets =
+            bind_all(&config.listen_client_http_urls, tls.clients.as_ref()).context("--listen-client-http-urls")?;
+        let on_client_urls = if http_sockets.is_empty() { Traffic::Any } else { Traffic::Grpc };
+        let mut traffic = vec![on_client_urls; client_sockets.len()];
+        traffic.resize(client_sockets.len() + http_sockets.len(), Traffic::Http);
+        client_sockets.extend(http_sockets);
+        let traffic: Arc<[Traffic]> = traffic.into();
         let peer_tls = tls.peers.as_ref().map(|tls| &tls.accepting);
         let peer_sockets = bind_all(&config.listen_peer_urls, peer_tls).context("--listen-peer-urls")?;
         let metric_sockets =
@@ -119,9 +126,11 @@ impl Server {
             std::process::exit(1);
         });
         let peer_metrics = PeerMetrics::register(&registry);
-        let member = Member::start(config, tls.peers, metrics, peer_metrics, failed, tasks).await?;
-        let services = member.services().with_json(config.enable_grpc_gateway);
-        services.refresh_gauges(&registry, config.integrity);
+        let dialer = PeerDialer { tls: tls.peers, local_address: config.peer_local_address };
+        let member = Member::start(config, dialer, metrics, peer_metrics, failed, tasks).await?;
+        let pauses = config.feature_gates.stop_grpc_service_on_defrag;
+        let services = member.services().with_json(config.enable_grpc_gateway).pausing_for_defragmentation(pauses);
+        services.refresh_gauges(&registry, config.feature_gates);
         let watch = services.watch_context(watch_metrics, config.watch_progress_notify_interval);
         let rules = BrowserRules { origins: config.cors.clone(), hosts: config.host_whitelist.clone() };
         let http = services.http(registry, rules);
@@ -152,20 +161,20 @@ impl Server {
         }
         member.join(config).await?;
         let worker_tasks = tasks.clone();
-        let make = move |worker: WorkerId| services.router(watch.clone(), worker.0, http.clone(), &worker_tasks);
-        let served: Vec<(String, Protection)> =
-            client_sockets.iter().map(|socket| (socket.to_string(), socket.protection().clone())).collect();
+        let served: Vec<(String, Protection, &str)> = (client_sockets.iter().zip(traffic.iter()))
+            .map(|(socket, traffic)| (socket.to_string(), socket.protection().clone(), traffic.label()))
+            .collect();
+        let make = move |worker: WorkerId| {
+            services.router(watch.clone(), worker.0, traffic.clone(), http.clone(), &worker_tasks)
+        };
         let clients = listener::serve(client_sockets, listener, make, tasks)?;
         info!("ready to serve client requests");
-        for (address, protection) in served {
+        for (address, protection, traffic) in served {
             if !matches!(protection, Protection::Tls(_)) {
-                info!(
-                    traffic = "grpc+http",
-                    address, "serving client traffic insecurely; this is strongly discouraged!"
-                );
+                info!(traffic, address, "serving client traffic insecurely; this is strongly discouraged!");
             }
             if !matches!(protection, Protection::Plain) {
-                info!(traffic = "grpc+http", address, "serving client traffic securely");
+                info!(traffic, address, "serving client traffic securely");
             }
         }
         Ok(Self { member, clients, peers, watched, tracing })
@@ -220,6 +229,7 @@ fn log_start(config: &ServerConfig) {
         "listen-peer-urls" = list(&config.listen_peer_urls),
         "advertise-client-urls" = config.advertise_client_urls.join(","),
         "listen-client-urls" = list(&config.listen_client_urls),
+        "listen-client-http-urls" = list(&config.listen_client_http_urls),
         "listen-metrics-urls" = list(&config.listen_metrics_urls),
         "initial-cluster-token" = config.initial.token,
         "quota" = ?config.quota,

@@ -27,8 +27,8 @@ pub use golang::GoDuration;
 pub use proxy::{Advertise, ProxyConfig, UpstreamPings, parse_proxy_config};
 pub use removed::removed_flag;
 pub use server::{
-    AuthConfig, AutoCompaction, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig, Quota, Resolve,
-    ServerConfig, TlsConfig, TokenConfig, parse_server_config, same_urls,
+    AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig,
+    Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, parse_server_config, same_urls,
 };
 pub use unsupported::{FlagKind, Mode, Support, UnsupportedFlag, unsupported_flags};
 pub use url::{ListenAddress, ListenUrl, check_peer_urls};

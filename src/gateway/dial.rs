@@ -79,7 +79,7 @@ fn is_our_shortage(error: &io::Error) -> bool {
 
 /// Tries the addresses of a name in the order the resolver gives. A name that is an address costs no look-up.
 async fn connect(address: &HostPort, limit: Duration, own: SocketAddr) -> io::Result<TcpStream> {
-    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Shared(limit) };
+    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Shared(limit), from: None };
     let check = |address| match is_own(address, own) {
         true => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself")),
         false => Ok(()),

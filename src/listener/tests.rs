@@ -136,6 +136,7 @@ async fn unix_sockets_serve_with_tls_and_without() {
     let dialer = crate::net::TcpDialer {
         silence: crate::net::TcpSilence::MEMBER,
         address_time: crate::net::AddressTime::Unbounded,
+        from: None,
     };
     let client = ClientTls::verifying(Some(authority.identity("x")), &authority.authorities()).unwrap();
     for tls in [None, Some(&client)] {

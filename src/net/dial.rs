@@ -1,9 +1,9 @@
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::client_tls::{Alpn, ClientTls, ClientTlsConfig};
@@ -48,6 +48,8 @@ pub struct TcpDialer {
     pub silence: TcpSilence,
     /// Time for the look-up and for each address.
     pub address_time: AddressTime,
+    /// The address of this host that connections come from; the system chooses when there is none.
+    pub from: Option<IpAddr>,
 }
 
 impl TcpDialer {
@@ -104,7 +106,10 @@ impl TcpDialer {
             };
             let connect = async {
                 check(address)?;
-                let stream = TcpStream::connect(address).await?;
+                let stream = match self.from {
+                    None => TcpStream::connect(address).await?,
+                    Some(from) => connect_from(from, address).await?,
+                };
                 self.silence.prepare(&stream)?;
                 io::Result::Ok(stream)
             };
@@ -120,6 +125,19 @@ impl TcpDialer {
         }
         Err(last)
     }
+}
+
+async fn connect_from(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match (from, to) {
+        (IpAddr::V4(_), SocketAddr::V4(_)) => TcpSocket::new_v4()?,
+        (IpAddr::V6(_), SocketAddr::V6(_)) => TcpSocket::new_v6()?,
+        _ => {
+            let text = format!("{to} cannot be dialled from {from}: no suitable address found");
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, text));
+        }
+    };
+    socket.bind(SocketAddr::new(from, 0))?;
+    socket.connect(to).await
 }
 
 /// Does the TLS handshake on a connection to `endpoint` if TLS is spoken there: by `tls`, or by what the system trusts.
@@ -138,4 +156,26 @@ pub async fn secure(
     let usual = || ClientTls::new(&ClientTlsConfig::new(alpn)).map_err(io::Error::other);
     let tls = tls.map_or_else(usual, |tls| Ok(tls.asking_for(alpn)))?;
     Ok(Box::new(tls.connect(endpoint.host(), stream).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_come_from_the_address_they_are_told() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let dialer = |from: &str| TcpDialer {
+            silence: TcpSilence::MEMBER,
+            address_time: AddressTime::Unbounded,
+            from: Some(from.parse().expect("an address")),
+        };
+        let second = dialer("127.0.0.2");
+        let (dialled, accepted) = tokio::join!(second.connect("127.0.0.1", port), listener.accept());
+        dialled.expect("connected");
+        assert_eq!(accepted.expect("accepted").1.ip().to_string(), "127.0.0.2");
+        let error = dialer("::1").connect("127.0.0.1", port).await.expect_err("another kind of address");
+        assert!(error.to_string().ends_with("no suitable address found"), "{error}");
+    }
 }

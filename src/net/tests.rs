@@ -182,6 +182,58 @@ async fn names_in_certificates_are_checked_on_both_sides() {
     assert_eq!(dialled.map(drop).unwrap_err().to_string(), text);
 }
 
+// Cause: the library refuses any certificate of an authority as that of a client or server; openssl makes self-signed
+// ones so, and etcd takes them.
+#[tokio::test]
+async fn a_self_signed_certificate_is_trusted_where_it_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let self_signed = |name: &str, change: fn(&mut rcgen::CertificateParams)| {
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        testing::named(name)(&mut params);
+        change(&mut params);
+        let key = rcgen::KeyPair::generate().unwrap();
+        testing::write(folder.path(), name, (params.self_signed(&key).unwrap().pem(), key.serialize_pem()))
+    };
+    let ended = |params: &mut rcgen::CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let for_servers = |params: &mut rcgen::CertificateParams| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    };
+    let shown = self_signed("server", for_servers);
+    let clients = [
+        ("client", self_signed("client", |_| {}), None),
+        ("ended", self_signed("ended", ended), Some("certificate has expired or is not yet valid")),
+        ("for-servers", self_signed("for-servers", for_servers), Some("incompatible key usage")),
+        ("unlisted", self_signed("unlisted", |_| {}), Some("x509: ")),
+    ];
+    let listed = clients[..3].iter().map(|(_, files, _)| std::fs::read_to_string(&files.certificates).unwrap());
+    std::fs::write(folder.path().join("ca"), listed.collect::<String>()).unwrap();
+    let server = ServerTls::new(&ServerTlsConfig {
+        clients: ClientAuth::File(folder.path().join("ca")),
+        ..ServerTlsConfig::new(ServerIdentity::Files(shown.clone()))
+    });
+    let server = server.unwrap();
+    let client = |trusted: &IdentityFiles, identity: &IdentityFiles| {
+        let servers = ServerAuth::File(trusted.certificates.clone());
+        let config = ClientTlsConfig { servers, identity: Some(identity.clone()), ..ClientTlsConfig::new(Alpn::H2) };
+        ClientTls::new(&config).unwrap()
+    };
+    for (name, files, refused) in &clients {
+        let (_, peer) = attempt(&server, &client(&shown, files), "localhost").await;
+        match (peer, refused) {
+            (Ok(peer), None) => assert_eq!(peer.common_name.as_deref(), Some(*name)),
+            (Err(rejected), Some(text)) => assert!(rejected.reason.contains(text), "{name}: {}", rejected.reason),
+            (peer, _) => panic!("{name}: {peer:?}"),
+        }
+    }
+    let good = &clients[0].1;
+    let text = |dialled: std::io::Result<Dialed<TcpStream>>| dialled.map(drop).unwrap_err().to_string();
+    let (dialled, _) = attempt(&server, &client(&shown, good), "elsewhere").await;
+    assert!(text(dialled).contains("x509: certificate is valid for localhost, not elsewhere"));
+    let (dialled, _) = attempt(&server, &client(good, good), "localhost").await;
+    assert!(text(dialled).contains("failed to verify certificate"));
+}
+
 // etcd refuses a member whose certificate is for other addresses than the one it comes from.
 #[tokio::test]
 async fn a_certificate_may_be_bound_to_an_address() {

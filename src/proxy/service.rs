@@ -187,7 +187,7 @@ impl Worker {
         }
         match request.uri().path() {
             "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" => {
-                answered(HealthServer::new(HealthService).call(request).await)
+                answered(HealthServer::new(HealthService::default()).call(request).await)
             }
             "/etcdserverpb.Cluster/MemberList" => match &self.self_member {
                 Some(member) => member.answer(),

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Deployment, Target, http_get, is_stock, metric, run, soon};
+use crate::harness::{Deployment, Target, client, free_port, http_get, is_stock, metric, run, soon};
 use crate::on_every_target;
 
 on_every_target! {
@@ -42,6 +42,24 @@ async fn health_live_ready_and_version_answer(deployment: &mut Deployment) {
     assert_eq!(status, 200);
     assert!(version["etcdserver"].as_str().is_some_and(|text| text.starts_with("3.7.")), "{body}");
     assert_eq!((version["etcdcluster"].as_str(), version["storage"].as_str()), (Some("3.7.0"), Some("3.7.0")));
+}
+
+#[test]
+fn addresses_of_their_own_take_all_but_grpc() {
+    let http = format!("127.0.0.1:{}", free_port());
+    let flag = format!("--listen-client-http-urls=http://{http}");
+    run(Target::Core, &[&flag], async |deployment: &mut Deployment| {
+        deployment.put("k", "v").await;
+        for path in ["/version", "/health", "/metrics", "/debug/vars"] {
+            assert_eq!(http_get(&http, "GET", path).await.expect("an answer").status, 200, "{path}");
+            // A stock member closes the connection.
+            let refused = http_get(&deployment.endpoint, "GET", path).await.map_or(415, |answer| answer.status);
+            assert_eq!(refused, 415, "{path} where clients call");
+        }
+        let request = watershed::pb::etcdserverpb::RangeRequest { key: "k".into(), ..Default::default() };
+        let range = soon("a refusal", client(&http).kv().range(request)).await;
+        range.expect_err("no calls there");
+    });
 }
 
 async fn unknown_paths_and_methods_are_refused(deployment: &mut Deployment) {

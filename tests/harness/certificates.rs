@@ -87,7 +87,7 @@ pub async fn https(
     body: &str,
 ) -> Result<(u16, String), String> {
     let endpoint: Endpoint = endpoint.parse().expect("an endpoint");
-    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
+    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded, from: None };
     let asked = async {
         let stream = dialer.connect_endpoint(&endpoint, 0).await.map_err(std::io::Error::other)?;
         let mut stream = secure(&endpoint, stream, tls, Alpn::Http1).await?;

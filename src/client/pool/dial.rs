@@ -17,6 +17,7 @@ const TCP: TcpDialer = TcpDialer {
         max: Duration::from_secs(20),
     },
     address_time: AddressTime::Each(Duration::from_secs(1)),
+    from: None,
 };
 
 /// Opens byte streams to endpoints, without TLS; tests put failures in.

@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -6,13 +7,13 @@ use super::super::error::{ConfigError, UrlError};
 use super::super::flags::Variables;
 use super::super::log::{ServerLogFlags, server_log};
 use super::super::unsupported::{Mode, read_flags};
-use super::super::url::{ListenUrl, advertised_url, each};
+use super::super::url::{ListenUrl, Place, advertised_url, each, split};
 use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
 use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
 use super::raw::RawServerConfig;
 use super::tls::{ListenUrls, TlsConfig};
-use super::values::{AutoCompaction, IntegrityChecks, Quota};
+use super::values::{AutoCompaction, FeatureGates, IntegrityChecks, Quota};
 use crate::telemetry::{LogConfig, TracingConfig};
 
 /// The longest `--election-timeout`, in milliseconds.
@@ -52,8 +53,14 @@ pub struct ServerConfig {
     pub listen_peer_urls: Vec<ListenUrl>,
     /// TLS for clients and between members.
     pub tls: TlsConfig,
+    /// What `--feature-gates` changes.
+    pub feature_gates: FeatureGates,
+    /// Where connections to other members come from; the system chooses when there is none.
+    pub peer_local_address: Option<IpAddr>,
     /// Where clients connect.
     pub listen_client_urls: Vec<ListenUrl>,
+    /// Where clients connect for all but gRPC; with none, `listen_client_urls` has everything.
+    pub listen_client_http_urls: Vec<ListenUrl>,
     /// More addresses for `/metrics` and `/health`.
     pub listen_metrics_urls: Vec<ListenUrl>,
     /// Initial cluster of a member without data.
@@ -182,15 +189,26 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
         let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, str::parse)?;
         let listen_client_urls = urls("listen-client-urls", listen_client_urls, str::parse)?;
-        let listen_metrics_urls = match raw.listen_metrics_urls.as_str() {
-            "" => Vec::new(),
-            list => urls("listen-metrics-urls", list, str::parse)?,
+        let optional = |flag, list: &str| match list {
+            "" => Ok(Vec::new()),
+            list => urls(flag, list, str::parse),
         };
+        let listen_client_http_urls: Vec<ListenUrl> =
+            optional("listen-client-http-urls", &raw.listen_client_http_urls)?;
+        let listen_metrics_urls = optional("listen-metrics-urls", &raw.listen_metrics_urls)?;
+        let taken =
+            |url: &&ListenUrl| listen_client_urls.iter().any(|other: &ListenUrl| other.address() == url.address());
+        if let Some(url) = listen_client_http_urls.iter().find(taken) {
+            let text = "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url";
+            return Err(ConfigError::Other(format!("{text} {url}")));
+        }
         let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
         let data_dir = given(&raw.data_dir).unwrap_or_else(|| format!("{}.etcd", raw.name).into());
-        let listen =
-            ListenUrls { clients: &listen_client_urls, metrics: &listen_metrics_urls, peers: &listen_peer_urls };
+        let clients = [listen_client_urls.as_slice(), &listen_client_http_urls].concat();
+        let listen = ListenUrls { clients: &clients, metrics: &listen_metrics_urls, peers: &listen_peer_urls };
         let (tls, tls_notices) = TlsConfig::from_flags(&raw, &listen, &data_dir)?;
+        let set_address = raw.feature_gates.set_member_local_address;
+        let peer_local_address = set_address.then(|| local_address(initial.own_urls())).flatten();
         let progress = raw.watch_progress_notify_interval.0;
         let short = (!progress.is_zero() && progress < PROGRESS_INTERVAL_MIN).then_some(progress);
         if raw.serving_threads > SERVING_THREADS_MAX {
@@ -212,7 +230,10 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             election_timeout: Duration::from_millis(raw.election_timeout),
             listen_peer_urls,
             tls,
+            feature_gates: raw.feature_gates,
+            peer_local_address,
             listen_client_urls,
+            listen_client_http_urls,
             listen_metrics_urls,
             initial,
             force_new_cluster: raw.force_new_cluster,
@@ -259,6 +280,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
                 large.then_some(Notice::LargeRequests(raw.max_request_bytes)),
                 short.map(Notice::ShortProgressInterval),
                 local_time.then_some(Notice::RotationInUtc),
+                set_address.then_some(Notice::PeerLocalAddress(peer_local_address)),
                 cost_replaced.then_some(Notice::BcryptCost(raw.bcrypt_cost)),
             ]
             .into_iter()
@@ -307,6 +329,15 @@ fn check_timers(raw: &RawServerConfig) -> Result<(), ConfigError> {
 
 fn urls<T>(flag: &'static str, list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -> Result<Vec<T>, ConfigError> {
     each(list, check).map_err(|source| ConfigError::Url { flag, source })
+}
+
+/// The first host among the URLs that is an address others can reach.
+fn local_address(urls: &[String]) -> Option<IpAddr> {
+    let hosts = urls.iter().filter_map(|url| match split(url) {
+        Ok((_, Place::Tcp(place))) => place.host().parse::<IpAddr>().ok(),
+        _ => None,
+    });
+    hosts.into_iter().find(|address| !address.is_loopback() && !address.is_unspecified())
 }
 
 fn names(list: &str) -> Vec<String> {
@@ -466,6 +497,16 @@ mod tests {
                  scheme",
             ),
             (
+                "--listen-client-urls http://127.0.0.1:1 --advertise-client-urls http://a:1 \
+                 --listen-client-http-urls http://127.0.0.1:1",
+                "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url http://127.0.0.1:1",
+            ),
+            (
+                "--listen-client-http-urls https://127.0.0.1:1",
+                "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS \
+                 scheme",
+            ),
+            (
                 "--listen-metrics-urls https://127.0.0.1:1",
                 "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
             ),
@@ -529,6 +570,20 @@ mod tests {
         for (line, text) in cases {
             assert_eq!(refusal(line), text, "{line}");
         }
+    }
+
+    #[test]
+    fn the_address_of_a_member_is_its_first_that_others_can_reach() {
+        let address = |urls: &[&str]| {
+            let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
+            local_address(&urls).map(|address| address.to_string())
+        };
+        assert_eq!(
+            address(&["http://127.0.0.1:1", "http://a:1", "http://10.0.0.2:1", "http://10.0.0.3:1"]).as_deref(),
+            Some("10.0.0.2")
+        );
+        assert_eq!(address(&["http://[::1]:1", "https://[fd00::7]:1"]).as_deref(), Some("fd00::7"));
+        assert_eq!(address(&["http://0.0.0.0:1", "unix://a:1"]), None);
     }
 
     #[test]

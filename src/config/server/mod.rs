@@ -25,4 +25,4 @@ pub(super) use raw::RawServerConfig;
 pub use same_urls::{Resolve, same_urls};
 pub use tls::{PeerTlsConfig, TlsConfig};
 pub(super) use tls::{YEARS_MAX, identity};
-pub use values::{AutoCompaction, IntegrityChecks, Quota};
+pub use values::{AutoCompaction, FeatureGates, IntegrityChecks, Quota};

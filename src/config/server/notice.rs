@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,12 +51,20 @@ pub enum Notice {
     ShortProgressInterval(Duration),
     /// Names of rotated files have no local time (warn).
     RotationInUtc,
+    /// Where connections to other members come from (info); no own peer URL gives an address for it (warn).
+    PeerLocalAddress(Option<IpAddr>),
 }
 
 impl Notice {
     /// Writes the log line.
     pub fn log(&self) {
         match self {
+            Self::PeerLocalAddress(Some(address)) => {
+                tracing::info!(LocalAddr = %address, "setting member local address")
+            }
+            Self::PeerLocalAddress(None) => {
+                tracing::warn!("unable to set a member local address due to lack of suitable local addresses")
+            }
             Self::ConfigFile(path) => tracing::info!(
                 path = %path.display(),
                 "loaded server configuration, other configuration command line flags and environment variables will be \

@@ -52,6 +52,9 @@ pub struct RawServerConfig {
     /// Where clients connect.
     #[arg(long, value_name = "URLS", help = "Where clients connect [default: http://localhost:2379]")]
     pub listen_client_urls: Option<String>,
+    /// Where clients connect for all but gRPC; --listen-client-urls then has gRPC only.
+    #[arg(long, default_value = "", value_name = "URLS")]
+    pub listen_client_http_urls: String,
     /// Size of the state at which writes are refused; 0 is 2 GiB, a negative value no limit.
     #[arg(long, default_value_t = 0)]
     pub quota_backend_bytes: i64,

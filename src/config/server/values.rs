@@ -70,53 +70,79 @@ pub struct IntegrityChecks {
     pub compactions: Duration,
 }
 
-impl IntegrityChecks {
-    /// Gates of etcd with their stage, and whether what they stand for is in effect here.
-    pub fn features(self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-        GATES.iter().map(move |gate| {
-            let enabled = if gate.name == INITIAL_CORRUPT_CHECK { self.at_start } else { gate.in_effect };
-            (gate.name, gate.stage, enabled)
-        })
-    }
-}
-
 /// A gate of etcd 3.7.
 struct Gate {
     name: &'static str,
     stage: &'static str,
-    default: bool,
-    /// Whether the other value requires a feature that does not exist yet.
-    refused: bool,
-    /// Whether we do what it stands for, whatever its value.
-    in_effect: bool,
+    effect: Effect,
 }
 
-const fn gate(name: &'static str, stage: &'static str, default: bool, refused: bool, in_effect: bool) -> Gate {
-    Gate { name, stage, default, refused, in_effect }
+/// What a gate changes here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// Nothing: what it stands for is always done.
+    Always,
+    /// It sets other gates.
+    Others,
+    /// What it stands for is done unless it is false.
+    Unless,
+    /// What it stands for is done if it is true.
+    If,
 }
 
+const fn gate(name: &'static str, stage: &'static str, effect: Effect) -> Gate {
+    Gate { name, stage, effect }
+}
+
+const ALL_ALPHA: &str = "AllAlpha";
 const INITIAL_CORRUPT_CHECK: &str = "InitialCorruptCheck";
+const SET_MEMBER_LOCAL_ADDRESS: &str = "SetMemberLocalAddr";
+const STOP_GRPC_SERVICE_ON_DEFRAG: &str = "StopGRPCServiceOnDefrag";
+const ALPHA: &str = "ALPHA";
+const BETA: &str = "BETA";
 const GATES: &[Gate] = &[
-    gate("AllAlpha", "ALPHA", false, true, false),
-    gate("AllBeta", "BETA", false, false, false),
-    gate("CompactHashCheck", "ALPHA", false, false, true),
-    gate("FastLeaseKeepAlive", "BETA", true, false, true),
-    gate(INITIAL_CORRUPT_CHECK, "ALPHA", false, false, true),
-    gate("LeaseCheckpoint", "ALPHA", false, false, true),
-    gate("LeaseCheckpointPersist", "ALPHA", false, false, true),
-    gate("PriorityRequest", "ALPHA", false, true, false),
-    gate("SetMemberLocalAddr", "ALPHA", false, true, false),
-    gate("StopGRPCServiceOnDefrag", "ALPHA", false, true, false),
-    gate("TxnModeWriteWithSharedBuffer", "BETA", true, false, true),
+    gate(ALL_ALPHA, ALPHA, Effect::Others),
+    gate("AllBeta", BETA, Effect::Others),
+    gate("CompactHashCheck", ALPHA, Effect::Always),
+    gate("FastLeaseKeepAlive", BETA, Effect::Always),
+    gate(INITIAL_CORRUPT_CHECK, ALPHA, Effect::Unless),
+    gate("LeaseCheckpoint", ALPHA, Effect::Always),
+    gate("LeaseCheckpointPersist", ALPHA, Effect::Always),
+    gate("PriorityRequest", ALPHA, Effect::Always),
+    gate(SET_MEMBER_LOCAL_ADDRESS, ALPHA, Effect::If),
+    gate(STOP_GRPC_SERVICE_ON_DEFRAG, ALPHA, Effect::If),
+    gate("TxnModeWriteWithSharedBuffer", BETA, Effect::Always),
 ];
 
-/// What `--feature-gates` changes. Every other gate stands for something that is always on here, or is refused.
+/// What `--feature-gates` changes. Every other gate stands for something that is always on here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureGates {
+    /// Whether all gates that are alpha in etcd are true unless they are given.
+    all_alpha: bool,
     /// Whether a member compares its state with the others' when it starts: unless `InitialCorruptCheck=false` is given.
     pub initial_corrupt_check: bool,
     /// Whether `LeaseCheckpointPersist` is asked for without the gate it needs, which is refused once all flags are read.
     pub persist_without_checkpoint: bool,
+    /// Whether this member dials the others from the first of its own peer URLs that is an address and not loopback's.
+    pub set_member_local_address: bool,
+    /// Whether the gRPC health service says `NOT_SERVING` during a defragmentation.
+    pub stop_grpc_service_on_defrag: bool,
+}
+
+impl FeatureGates {
+    /// Gates of etcd with their stage, and whether what they stand for is in effect here.
+    pub fn features(self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+        GATES.iter().map(move |gate| {
+            let enabled = match gate.name {
+                ALL_ALPHA => self.all_alpha,
+                INITIAL_CORRUPT_CHECK => self.initial_corrupt_check,
+                SET_MEMBER_LOCAL_ADDRESS => self.set_member_local_address,
+                STOP_GRPC_SERVICE_ON_DEFRAG => self.stop_grpc_service_on_defrag,
+                _ => gate.effect == Effect::Always,
+            };
+            (gate.name, gate.stage, enabled)
+        })
+    }
 }
 
 impl FromStr for FeatureGates {
@@ -127,20 +153,20 @@ impl FromStr for FeatureGates {
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             let (name, value) = entry.split_once('=').ok_or_else(|| format!("missing bool value for {entry}"))?;
             let gate = GATES.iter().find(|gate| gate.name == name.trim());
-            let &Gate { name, default, refused, .. } =
-                gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?;
+            let name = gate.ok_or_else(|| format!("unrecognized feature gate: {name}"))?.name;
             let value =
                 parse_bool(value.trim()).map_err(|why| format!("invalid value of {name}={value}, err: {why}"))?;
-            if refused && value != default {
-                return Err(format!("feature gate {name} is not supported yet"));
-            }
             set.push((name, value));
         }
-        let on = |gate| set.iter().rfind(|(name, _)| *name == gate).is_some_and(|(_, value)| *value);
-        let given = set.iter().rfind(|(name, _)| *name == INITIAL_CORRUPT_CHECK);
+        let given = |gate| set.iter().rfind(|(name, _)| *name == gate).map(|(_, value)| *value);
+        let all_alpha = given(ALL_ALPHA) == Some(true);
+        let on = |gate| given(gate).unwrap_or(all_alpha);
         Ok(Self {
-            initial_corrupt_check: given.is_none_or(|(_, value)| *value),
+            all_alpha,
+            initial_corrupt_check: given(INITIAL_CORRUPT_CHECK).unwrap_or(true),
             persist_without_checkpoint: on("LeaseCheckpointPersist") && !on("LeaseCheckpoint"),
+            set_member_local_address: on(SET_MEMBER_LOCAL_ADDRESS),
+            stop_grpc_service_on_defrag: on(STOP_GRPC_SERVICE_ON_DEFRAG),
         })
     }
 }
@@ -165,7 +191,16 @@ mod tests {
         let read_feature_gates = |text: &str| text.parse::<FeatureGates>().map(|gates| gates.initial_corrupt_check);
         assert_eq!(read_feature_gates("FastLeaseKeepAlive=false, AllBeta=true"), Ok(true));
         assert_eq!(read_feature_gates("LeaseCheckpoint=false,PriorityRequest=false"), Ok(true));
-        assert!(read_feature_gates("PriorityRequest=true").unwrap_err().contains("not supported yet"));
+        let on = |text: &str| {
+            let gates = text.parse::<FeatureGates>().unwrap();
+            (gates.set_member_local_address, gates.stop_grpc_service_on_defrag)
+        };
+        assert_eq!(on(""), (false, false));
+        assert_eq!(on("SetMemberLocalAddr=true"), (true, false));
+        assert_eq!(on("AllAlpha=true,SetMemberLocalAddr=false"), (false, true));
+        let gates = "StopGRPCServiceOnDefrag=true".parse::<FeatureGates>().unwrap();
+        let enabled: Vec<_> = gates.features().filter(|feature| !feature.2).map(|feature| feature.0).collect();
+        assert_eq!(enabled, ["AllAlpha", "AllBeta", "SetMemberLocalAddr"]);
         assert_eq!(read_feature_gates("LeaseCheckpointPersist=true,LeaseCheckpoint=true"), Ok(true));
         assert!("LeaseCheckpointPersist=true".parse::<FeatureGates>().unwrap().persist_without_checkpoint);
         assert_eq!(read_feature_gates("Nope=true"), Err("unrecognized feature gate: Nope".to_owned()));

@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::net::{ClientTls, ServerTls};
@@ -21,6 +22,15 @@ pub struct PeerTls {
     pub dialling: ClientTls,
 }
 
+/// How other members are dialled: in plain text, from an address that the system chooses, unless said otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct PeerDialer {
+    /// For URLs that begin with https or unixs; there are none without it.
+    pub tls: Option<PeerTls>,
+    /// The address of this host that connections come from.
+    pub local_address: Option<IpAddr>,
+}
+
 /// Who this member is, and what its peers may make it hold.
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
@@ -28,8 +38,8 @@ pub struct PeerConfig {
     pub cluster: ClusterId,
     /// This member.
     pub member: MemberId,
-    /// For peers whose URLs begin with https.
-    pub tls: Option<PeerTls>,
+    /// How the others are dialled.
+    pub dialer: PeerDialer,
     /// Whether db snapshots that arrive are made durable before they are confirmed.
     pub syncs_db_snapshots: bool,
     /// Bounds and deadlines.
@@ -37,9 +47,9 @@ pub struct PeerConfig {
 }
 
 impl PeerConfig {
-    /// The usual limits, without TLS.
+    /// The usual limits and dialler.
     pub fn new(cluster: ClusterId, member: MemberId) -> Self {
-        Self { cluster, member, tls: None, syncs_db_snapshots: true, limits: PeerLimits::default() }
+        Self { cluster, member, dialer: PeerDialer::default(), syncs_db_snapshots: true, limits: PeerLimits::default() }
     }
 }
 

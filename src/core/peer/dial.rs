@@ -5,7 +5,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 use url::Url;
 
-use super::config::PeerTls;
+use super::config::PeerDialer;
 use super::hello::{Hello, Refusal, cluster_of};
 use crate::net::{self, AddressTime, ByteStream, Endpoint, TcpDialer, TcpSilence, with_causes};
 use crate::types::ClusterId;
@@ -48,12 +48,12 @@ pub enum DialError {
 pub(super) async fn dial_any(
     urls: &[String],
     hello: Hello,
-    tls: Option<&PeerTls>,
+    dialer: &PeerDialer,
     limit: Duration,
 ) -> Result<Dialed, DialError> {
     let mut last = DialError::Url("(none)".into());
     for url in urls {
-        match timeout(limit, dial(url, hello.clone(), tls, limit)).await {
+        match timeout(limit, dial(url, hello.clone(), dialer, limit)).await {
             Ok(Ok(dialed)) => return Ok(dialed),
             Ok(Err(error @ DialError::Refused(Refusal::Removed))) => return Err(error),
             Ok(Err(error)) => last = error,
@@ -63,8 +63,8 @@ pub(super) async fn dial_any(
     Err(last)
 }
 
-async fn dial(url: &str, hello: Hello, tls: Option<&PeerTls>, limit: Duration) -> Result<Dialed, DialError> {
-    let (stream, authority) = connect_url(url, tls, limit).await?;
+async fn dial(url: &str, hello: Hello, dialer: &PeerDialer, limit: Duration) -> Result<Dialed, DialError> {
+    let (stream, authority) = connect_url(url, dialer, limit).await?;
     upgrade(stream, hello, &authority).await
 }
 
@@ -74,11 +74,12 @@ async fn dial(url: &str, hello: Hello, tls: Option<&PeerTls>, limit: Duration) -
 /// See [`DialError`]; a name that hangs is given up after `limit`, a TLS handshake is not.
 pub async fn connect_url(
     url: &str,
-    tls: Option<&PeerTls>,
+    dialer: &PeerDialer,
     limit: Duration,
 ) -> Result<(Box<dyn ByteStream>, String), DialError> {
     let unusable = || DialError::Url(url.to_owned());
-    let dialer = TcpDialer { silence: silence(limit), address_time: AddressTime::Shared(limit) };
+    let PeerDialer { tls, local_address } = dialer;
+    let dialer = TcpDialer { silence: silence(limit), address_time: AddressTime::Shared(limit), from: *local_address };
     if url.starts_with("unix") {
         let endpoint: Endpoint = url.parse().map_err(|_| unusable())?;
         let stream = dialer.connect_endpoint(&endpoint, 0).await?;

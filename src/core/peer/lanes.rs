@@ -33,7 +33,7 @@ async fn keep(shared: &Shared, link: &Link, purpose: Purpose) {
     loop {
         let urls = link.urls.load_full();
         let hello = shared.hello(link.peer, purpose);
-        let dialling = dial_any(&urls, hello, shared.config.tls.as_ref(), limits.handshake_timeout);
+        let dialling = dial_any(&urls, hello, &shared.config.dialer, limits.handshake_timeout);
         // A packet lost while the link was down makes an attempt slow; when the peer gets through to us, a new one is
         // quick.
         let overtaken = async {

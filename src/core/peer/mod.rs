@@ -32,7 +32,7 @@ mod snapshot_send;
 mod tests;
 mod transport;
 
-pub use config::{Peer, PeerConfig, PeerLimits, PeerTls};
+pub use config::{Peer, PeerConfig, PeerDialer, PeerLimits, PeerTls};
 pub use dial::{DialError, connect_url};
 pub use hello::{Greeting, Hello, PEER_PATH, Purpose, Refusal, answer};
 pub use peer_set::{PeerChanges, PeerSet};

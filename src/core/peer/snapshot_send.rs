@@ -93,7 +93,7 @@ async fn attempt(shared: &Shared, link: &Link, offer: &Offer, db_snapshot: &Arc<
     let limits = &shared.config.limits;
     let urls = link.urls.load_full();
     let hello = shared.hello(link.peer, Purpose::Snapshot);
-    let dialed = dial_any(&urls, hello, shared.config.tls.as_ref(), limits.handshake_timeout)
+    let dialed = dial_any(&urls, hello, &shared.config.dialer, limits.handshake_timeout)
         .await
         .map_err(|error| Failed::ThisTime(error.to_string()))?;
     let (wanted, from) = watch::channel(None);

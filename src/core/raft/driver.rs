@@ -145,6 +145,9 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
                 }
             }
             Inbox::ReadIndex(reader) => self.reads.push(reader),
+            Inbox::Progress(reply) => {
+                let _ = reply.send(self.node.progress());
+            }
             Inbox::Message(message, bytes) => {
                 self.shared.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 self.step(message)?;

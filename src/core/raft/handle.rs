@@ -74,6 +74,7 @@ pub enum Inbox {
     ProposeAsLeader(Proposal),
     ProposeMembers(ProposedChange, Term),
     ReadIndex(oneshot::Sender<LogIndex>),
+    Progress(oneshot::Sender<Vec<PeerProgress>>),
     /// With its bytes.
     Message(PeerMessage, usize),
     /// Answered with whether the state will be installed.
@@ -92,7 +93,14 @@ pub enum Inbox {
 
 impl Inbox {
     pub(super) fn is_of_client(&self) -> bool {
-        matches!(self, Self::Propose(_) | Self::ProposeAsLeader(_) | Self::ProposeMembers(..) | Self::ReadIndex(_))
+        matches!(
+            self,
+            Self::Propose(_)
+                | Self::ProposeAsLeader(_)
+                | Self::ProposeMembers(..)
+                | Self::ReadIndex(_)
+                | Self::Progress(_)
+        )
     }
 }
 
@@ -262,6 +270,15 @@ impl RaftHandle {
     /// The progress of every member, about a tick ago; empty unless this member leads.
     pub fn progress(&self) -> Arc<Vec<PeerProgress>> {
         self.shared.progress.load_full()
+    }
+
+    /// The progress of every member as it is now; empty unless this member leads, or when it could not be asked.
+    pub async fn progress_now(&self) -> Vec<PeerProgress> {
+        let (reply, progress) = oneshot::channel();
+        match self.send_as_client(Inbox::Progress(reply)) {
+            Ok(()) => progress.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// The index a linearizable read must see applied, confirmed by a quorum; none when that could not be asked.

@@ -7,7 +7,7 @@ use tracing::warn;
 use super::remote_cluster::{RunningCluster, fetch_cluster, fetch_cluster_version};
 use crate::config::{ConfigError, InitialCluster, InitialState, Resolve, ServerConfig, same_urls};
 use crate::core::cluster::{AddContext, ClusterVersion, Member, MembershipError, cluster_id, member_id};
-use crate::core::peer::PeerTls;
+use crate::core::peer::PeerDialer;
 use crate::core::raft::bootstrap_entries;
 use crate::core::wal::{HardState, Wal, WalDisk, WalEntry, WalError, WalMetadata};
 use crate::types::{API_VERSION, MemberId};
@@ -176,16 +176,16 @@ impl Bootstrap {
 ///
 /// # Errors
 /// See [`BootstrapError`]; nothing on disk has changed.
-pub async fn plan(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Bootstrap, BootstrapError> {
+pub async fn plan(config: &ServerConfig, dialer: &PeerDialer) -> Result<Bootstrap, BootstrapError> {
     let initial = config.initial.clone();
     blocking(move || initial.check(&resolver()).map_err(BootstrapError::from)).await?;
     match config.initial.state {
         InitialState::New => {
             let bootstrap = Bootstrap::new_cluster(&config.initial)?;
-            refuse_start_without_data(&config.initial, tls, bootstrap.metadata.member).await?;
+            refuse_start_without_data(&config.initial, dialer, bootstrap.metadata.member).await?;
             Ok(bootstrap)
         }
-        InitialState::Existing => join(config, tls).await,
+        InitialState::Existing => join(config, dialer).await,
     }
 }
 
@@ -193,10 +193,10 @@ pub async fn plan(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Bootst
 /// acknowledged would be missing.
 async fn refuse_start_without_data(
     initial: &InitialCluster,
-    tls: Option<&PeerTls>,
+    dialer: &PeerDialer,
     member: MemberId,
 ) -> Result<(), BootstrapError> {
-    let asked = initial.other_urls().into_iter().map(|url| fetch_cluster(url, tls, ASK_TIMEOUT));
+    let asked = initial.other_urls().into_iter().map(|url| fetch_cluster(url, dialer, ASK_TIMEOUT));
     for cluster in futures::future::join_all(asked).await.into_iter().flatten() {
         let known = cluster.members.iter().find(|known| known.member_id() == member);
         if known.is_some_and(|known| !known.client_urls.is_empty()) {
@@ -206,12 +206,12 @@ async fn refuse_start_without_data(
     Ok(())
 }
 
-async fn join(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Bootstrap, BootstrapError> {
-    let cluster = running_cluster(&config.initial, tls).await.map_err(BootstrapError::NoAnswer)?;
+async fn join(config: &ServerConfig, dialer: &PeerDialer) -> Result<Bootstrap, BootstrapError> {
+    let cluster = running_cluster(&config.initial, dialer).await.map_err(BootstrapError::NoAnswer)?;
     let (initial, max_learners) = (config.initial.clone(), config.max_learners);
     let bootstrap = blocking(move || Bootstrap::joining(&initial, cluster, max_learners, &resolver())).await?;
     let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
-    let asked = bootstrap.running.iter().map(|member| fetch_cluster_version(member, tls, timeout));
+    let asked = bootstrap.running.iter().map(|member| fetch_cluster_version(member, dialer, timeout));
     let versions: Vec<ClusterVersion> = futures::future::join_all(asked).await.into_iter().flatten().collect();
     if is_compatible(&versions) { Ok(bootstrap) } else { Err(BootstrapError::Incompatible) }
 }
@@ -220,9 +220,9 @@ async fn join(config: &ServerConfig, tls: Option<&PeerTls>) -> Result<Bootstrap,
 ///
 /// # Errors
 /// No member answered; carries the reason for each.
-pub async fn running_cluster(initial: &InitialCluster, tls: Option<&PeerTls>) -> Result<RunningCluster, String> {
+pub async fn running_cluster(initial: &InitialCluster, dialer: &PeerDialer) -> Result<RunningCluster, String> {
     let urls = initial.other_urls();
-    let asked = urls.into_iter().map(|url| Box::pin(fetch_cluster(url, tls, FETCH_TIMEOUT)));
+    let asked = urls.into_iter().map(|url| Box::pin(fetch_cluster(url, dialer, FETCH_TIMEOUT)));
     let mut asked: Vec<_> = asked.collect();
     let mut reasons = Vec::new();
     while !asked.is_empty() {
@@ -241,8 +241,8 @@ pub async fn running_cluster(initial: &InitialCluster, tls: Option<&PeerTls>) ->
 
 /// The other members of a cluster that this one has joined, while its log does not name them yet. Empty when no member
 /// answers: then the others connect to this one.
-pub async fn others(config: &ServerConfig, tls: Option<&PeerTls>, metadata: &WalMetadata) -> Vec<Member> {
-    match running_cluster(&config.initial, tls).await {
+pub async fn others(config: &ServerConfig, dialer: &PeerDialer, metadata: &WalMetadata) -> Vec<Member> {
+    match running_cluster(&config.initial, dialer).await {
         Ok(cluster) if cluster.id == metadata.cluster => {
             cluster.members.into_iter().filter(|member| member.member_id() != metadata.member).collect()
         }
@@ -390,10 +390,11 @@ mod tests {
         let flags = format!(
             "--initial-cluster default=http://localhost:2380,b=http://127.0.0.1:{port} --initial-cluster-state "
         );
-        let error = plan(&config(&(flags.clone() + "existing")), None).await.expect_err("nobody there");
+        let error =
+            plan(&config(&(flags.clone() + "existing")), &PeerDialer::default()).await.expect_err("nobody there");
         let text =
             "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs";
         assert!(error.to_string().starts_with(text), "{error}");
-        plan(&config(&(flags + "new")), None).await.expect("the others may come later");
+        plan(&config(&(flags + "new")), &PeerDialer::default()).await.expect("the others may come later");
     }
 }

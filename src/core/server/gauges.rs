@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::metrics::CoreMetrics;
 use super::parts::Parts;
-use crate::config::IntegrityChecks;
+use crate::config::FeatureGates;
 use crate::core::raft::RaftHandle;
 use crate::pb::etcdserverpb::AlarmType;
 use crate::shutdown::Tasks;
@@ -10,13 +10,13 @@ use crate::telemetry::{Metrics, raise_to};
 use crate::types::{API_VERSION, MemberId};
 
 /// Fills the gauges that are cheaper to read when the metrics are read than to keep current.
-pub(super) fn refresh_gauges(registry: &Metrics, parts: Parts, integrity: IntegrityChecks) {
+pub(super) fn refresh_gauges(registry: &Metrics, parts: Parts, gates: FeatureGates) {
     let server = &parts.metrics.server;
     server.id.with_label_values(&[&parts.info.member().to_string()]).set(1);
     server.version.with_label_values(&[API_VERSION]).set(1);
     server.quota_backend_bytes.set(parts.limits.quota_bytes);
     server.build.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("WATERSHED_RUSTC")]).set(1);
-    for (name, stage, enabled) in integrity.features() {
+    for (name, stage, enabled) in gates.features() {
         server.features.with_label_values(&[name, stage]).set(i64::from(enabled));
     }
     registry.before_render(move || {

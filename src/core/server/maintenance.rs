@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::Stream;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
@@ -44,6 +45,8 @@ pub(super) struct MaintenanceService {
     pub(super) transfer: Arc<LeaderTransfer>,
     pub(super) answers: Arc<AnswerMemory>,
     pub(super) metrics: Arc<CoreMetrics>,
+    /// Told of each defragmentation, so that the gRPC health service says it; none when it shall not.
+    pub(super) paused: Option<watch::Sender<bool>>,
     pub(super) quota_bytes: i64,
 }
 
@@ -99,7 +102,13 @@ impl Maintenance for MaintenanceService {
         self.authenticator.require_admin(&caller).await?;
         info!(remote = %caller, "defragmentation starting");
         let backend = self.backend.clone();
-        blocking(move || backend.defragment()).await?;
+        let paused = self.paused.clone().map(Paused::start);
+        // The work goes on when the caller leaves, and the pause with it.
+        blocking(move || {
+            let _paused = paused;
+            backend.defragment()
+        })
+        .await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
@@ -198,6 +207,29 @@ impl MaintenanceService {
         }
         info!(remote = %caller, "downgrade is cancelled");
         Ok(self.proposer.propose(caller, DowngradeInfoSetRequest::default()).await?)
+    }
+}
+
+/// While it is there, the gRPC health service says that nothing is served.
+struct Paused(watch::Sender<bool>);
+
+impl Paused {
+    fn start(paused: watch::Sender<bool>) -> Self {
+        tracing::warn!(
+            service = "",
+            status = "NOT_SERVING",
+            reason = "defrag is active",
+            "grpc service status changed"
+        );
+        paused.send_replace(true);
+        Self(paused)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        info!(service = "", status = "SERVING", "grpc service status changed");
+        self.0.send_replace(false);
     }
 }
 

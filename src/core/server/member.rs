@@ -35,7 +35,7 @@ use crate::core::backend::{Backend, BackendError, Checkpointer, Table};
 use crate::core::cluster::{self, MembershipError};
 use crate::core::lease::{LeaseError, Lessor, LessorConfig};
 use crate::core::mvcc::{MvccError, Store};
-use crate::core::peer::{PeerConfig, PeerTls, PeerTransport};
+use crate::core::peer::{PeerConfig, PeerDialer, PeerTransport};
 use crate::core::raft::{
     LogTail, NodeConfig, RaftError, RaftInbox, RaftNode, RaftTask, TaskConfig, WalObserver, WalWriter,
 };
@@ -84,7 +84,7 @@ pub enum StartError {
 
 /// What a member knows of the others before it has applied its log.
 struct Neighbours {
-    tls: Option<PeerTls>,
+    dialer: PeerDialer,
     /// Members of a running cluster, for a member without data.
     known: Vec<cluster::Member>,
 }
@@ -106,7 +106,7 @@ impl Member {
     /// Names the file or part that is at fault; nothing keeps running.
     pub async fn start(
         config: &ServerConfig,
-        peer_tls: Option<PeerTls>,
+        dialer: PeerDialer,
         metrics: CoreMetrics,
         peer_metrics: PeerMetrics,
         failed: Failed,
@@ -126,7 +126,7 @@ impl Member {
         layout.check(disks.state.as_ref())?;
         let first = match layout.wal.exists() {
             true => None,
-            false => Some(bootstrap::plan(config, peer_tls.as_ref()).await?),
+            false => Some(bootstrap::plan(config, &dialer).await?),
         };
         let opening = Opening {
             bootstrap: first.as_ref(),
@@ -152,11 +152,11 @@ impl Member {
         let known = match first {
             Some(first) => first.running,
             None if opened.position.index == LogIndex(0) && opened.recovered.entries.is_empty() => {
-                bootstrap::others(config, peer_tls.as_ref(), &opened.metadata).await
+                bootstrap::others(config, &dialer, &opened.metadata).await
             }
             None => Vec::new(),
         };
-        Self::assemble(config, opened, Neighbours { tls: peer_tls, known }, metrics, peer_metrics, failed, tasks)
+        Self::assemble(config, opened, Neighbours { dialer, known }, metrics, peer_metrics, failed, tasks)
     }
 
     /// Waits until the member has applied what was acknowledged before, and publishes its name and client URLs. Its peer
@@ -229,7 +229,7 @@ impl Member {
         let prepared_snapshots = Arc::new(PreparedSnapshots::default());
         let (receiver, slot) = MemberPeers::new(snapshot_room(config), failed.clone(), tasks.clone());
         let peer_config = PeerConfig {
-            tls: neighbours.tls,
+            dialer: neighbours.dialer,
             syncs_db_snapshots: !config.unsafe_no_fsync,
             ..PeerConfig::new(metadata.cluster, metadata.member)
         };

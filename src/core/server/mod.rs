@@ -74,7 +74,7 @@ pub use self::peer_snapshots::{ReceivedSnapshot, SnapshotError, write_db_snapsho
 pub use self::read_index::ReadIndex;
 pub use self::recover::{Disks, Layout, Opened, Opening, open as recover, stored_members};
 pub use self::remote_cluster::RunningCluster;
-pub use self::route::Router;
+pub use self::route::{Router, Traffic};
 pub use self::services::ServiceBuilder;
 pub use self::wal_compaction::WalCompaction;
 pub use self::watch::WatchContext;

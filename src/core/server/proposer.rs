@@ -22,12 +22,14 @@ use crate::core::auth::{Identity, ROOT};
 use crate::core::cluster::Member;
 use crate::core::raft::{ChangeKind, Proposal, ProposeError, ProposedChange, RaftHandle};
 use crate::pb::etcdserverpb::RequestHeader;
-use crate::telemetry::Counted;
+use crate::telemetry::{Counted, OperationKind};
 use crate::types::{MemberId, Term};
 
 /// Changes in memory that the state on disk does not have yet, in bytes; above it writes are refused until the disk
 /// has caught up.
 const PENDING_BYTES_MAX: u64 = 1 << 30;
+/// The same for the end of a lease, which makes room rather than taking it.
+const PENDING_BYTES_MAX_PRIORITY: u64 = PENDING_BYTES_MAX / 10 * 11;
 /// Requests that wait at once until a leader is known; more are refused.
 const LEADERLESS_MAX: usize = 4096;
 /// Pause before a membership change is proposed again: raft takes one at a time, and drops a second.
@@ -35,17 +37,28 @@ const PROPOSE_MEMBERS_PAUSE: Duration = Duration::from_millis(500);
 
 /// What goes into the log.
 enum Entry {
-    Request(Bytes),
+    Request(Bytes, OperationKind),
     /// Only if this member leads in the term.
-    LeaderRequest(Bytes),
+    LeaderRequest(Bytes, OperationKind),
     Members(ProposedChange),
 }
 
 impl Entry {
     fn len(&self) -> usize {
         match self {
-            Self::Request(bytes) | Self::LeaderRequest(bytes) => bytes.len(),
+            Self::Request(bytes, _) | Self::LeaderRequest(bytes, _) => bytes.len(),
             Self::Members(change) => change.context.len(),
+        }
+    }
+
+    /// Changes that the state on disk may lack when this is proposed.
+    fn pending_bytes_max(&self) -> u64 {
+        match self {
+            Self::Request(_, OperationKind::LeaseRevoke) | Self::LeaderRequest(_, OperationKind::LeaseRevoke) => {
+                PENDING_BYTES_MAX_PRIORITY
+            }
+            Self::Request(..) | Self::LeaderRequest(..) => PENDING_BYTES_MAX,
+            Self::Members(_) => u64::MAX,
         }
     }
 
@@ -114,7 +127,7 @@ impl Proposer {
         let header = self.header(caller).await?;
         let (id, bytes) = self.entry(request, header);
         debug!(remote = %caller, request = id, operation = R::KIND.label(), bytes = bytes.len(), "proposing");
-        let answer = self.drive(id, &Entry::Request(bytes), R::answer).await?;
+        let answer = self.drive(id, &Entry::Request(bytes, R::KIND), R::answer).await?;
         timed.succeed();
         Ok(answer)
     }
@@ -128,7 +141,7 @@ impl Proposer {
         let timed = self.metrics.proposal(R::KIND);
         let deadline = Instant::now() + self.timeout;
         let (id, bytes) = self.entry(request, own_header());
-        let outcome = self.attempt(id, &Entry::LeaderRequest(bytes), term, deadline).await?;
+        let outcome = self.attempt(id, &Entry::LeaderRequest(bytes, R::KIND), term, deadline).await?;
         let answer = match outcome {
             Some(ProposalOutcome::Lost) => return Err(ProposeError::NotLeader.into()),
             Some(ProposalOutcome::Applied(outcome)) => self.ended(ProposalEnd::Applied(outcome), R::answer)?,
@@ -230,7 +243,7 @@ impl Proposer {
         if entry.len() > self.max_request_bytes {
             return Err(ApiError::RequestTooLarge.into());
         }
-        if self.pending_bytes.load(Ordering::Relaxed) > PENDING_BYTES_MAX && !matches!(entry, Entry::Members(_)) {
+        if self.pending_bytes.load(Ordering::Relaxed) > entry.pending_bytes_max() {
             return Err(ApiError::TooManyRequests.into());
         }
         let counted = Counted::new(self.metrics.server.proposals_pending.clone());
@@ -255,8 +268,8 @@ impl Proposer {
 
     fn send(&self, request: u64, entry: &Entry, term: Term) -> Result<(), ProposeError> {
         match entry {
-            Entry::Request(bytes) => self.raft.propose(Proposal { request, term, bytes: bytes.clone() }),
-            Entry::LeaderRequest(bytes) => {
+            Entry::Request(bytes, _) => self.raft.propose(Proposal { request, term, bytes: bytes.clone() }),
+            Entry::LeaderRequest(bytes, _) => {
                 self.raft.propose_as_leader(Proposal { request, term, bytes: bytes.clone() })
             }
             Entry::Members(change) => self.raft.propose_members(change.clone(), term),

@@ -90,7 +90,7 @@ impl Reconfiguration<'_> {
     }
 }
 
-/// Whether a learner has nearly all of the leader's log, by the leader's progress. That is a moment old: one of the
+/// Whether a learner has nearly all of the leader's log, by the leader's progress. Raft follows apply: one of the
 /// `members` that is not in it has just been added, and one that is in it and no member has just been removed.
 pub(super) fn learner_is_ready(
     id: MemberId,
@@ -198,7 +198,9 @@ impl MembershipChanges {
         let deadline = Instant::now() + APPLIED_WAIT;
         let applied = self.reads.wait_applied(self.raft.committed(), deadline).await;
         applied.map_err(|_| ApiError::TimeoutWaitAppliedIndex)?;
-        learner_is_ready(id, self.member, &self.published.cluster(), &self.raft.progress())
+        // Not the progress of the last tick: a learner is often promoted as soon as it says that it serves.
+        let progress = self.raft.progress_now().await;
+        learner_is_ready(id, self.member, &self.published.cluster(), &progress)
             .inspect_err(|error| warn!(member = %id, %error, "promotion refused"))?;
         self.check(|checks| checks.may_promote())?;
         self.propose(caller, ChangeKind::AddVoter, id, AddContext::promote(id).to_json()).await

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 
 use crate::core::cluster::{ClusterVersion, Member};
-use crate::core::peer::{PeerTls, connect_url};
+use crate::core::peer::{PeerDialer, connect_url};
 use crate::types::ClusterId;
 
 /// Longest answer that is read; a list of members is some kilobytes long.
@@ -39,12 +39,8 @@ impl fmt::Display for RunningCluster {
 ///
 /// # Errors
 /// Text for the operator: the URL and what went wrong.
-pub(super) async fn fetch_cluster(
-    url: &str,
-    tls: Option<&PeerTls>,
-    timeout: Duration,
-) -> Result<RunningCluster, String> {
-    let (headers, body) = get(url, "/members", tls, timeout).await?;
+pub(super) async fn fetch_cluster(url: &str, dialer: &PeerDialer, timeout: Duration) -> Result<RunningCluster, String> {
+    let (headers, body) = get(url, "/members", dialer, timeout).await?;
     let wrong = |what: String| format!("{url}/members: {what}");
     let mut members: Vec<Member> = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
     let id = headers.get("x-etcd-cluster-id").and_then(|id| id.to_str().ok());
@@ -59,7 +55,7 @@ pub(super) async fn fetch_cluster(
 /// The cluster version as a member sees it; none when it does not answer, or does not know it yet.
 pub(super) async fn fetch_cluster_version(
     member: &Member,
-    tls: Option<&PeerTls>,
+    dialer: &PeerDialer,
     timeout: Duration,
 ) -> Option<ClusterVersion> {
     #[derive(serde::Deserialize)]
@@ -67,7 +63,7 @@ pub(super) async fn fetch_cluster_version(
         etcdcluster: String,
     }
     for url in &member.peer_urls {
-        let versions = match get(url, "/version", tls, timeout).await {
+        let versions = match get(url, "/version", dialer, timeout).await {
             Ok((_, body)) => serde_json::from_slice::<Versions>(&body).ok(),
             Err(reason) => {
                 tracing::warn!(reason, "peer did not tell its version");
@@ -82,10 +78,10 @@ pub(super) async fn fetch_cluster_version(
 }
 
 /// One GET. Redirects are not followed: a peer never sends one.
-async fn get(url: &str, path: &str, tls: Option<&PeerTls>, timeout: Duration) -> Result<(HeaderMap, Bytes), String> {
+async fn get(url: &str, path: &str, dialer: &PeerDialer, timeout: Duration) -> Result<(HeaderMap, Bytes), String> {
     let wrong = |what: &dyn fmt::Display| format!("{url}{path}: {what}");
     let answer = async {
-        let (stream, authority) = connect_url(url, tls, timeout).await.map_err(|error| wrong(&error))?;
+        let (stream, authority) = connect_url(url, dialer, timeout).await.map_err(|error| wrong(&error))?;
         let broken = |error: hyper::Error| wrong(&root(&error));
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header::CONTENT_TYPE};
 use hyper::body::Incoming;
+use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
@@ -28,7 +29,7 @@ use crate::api_error::ApiError;
 use crate::core::raft::RaftHandle;
 use crate::json::{self, CallBody, is_json_path};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
-use crate::pages::{HealthService, text};
+use crate::pages::{HealthService, not_found, text};
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
 use crate::pb::etcdserverpb::{
     auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
@@ -64,6 +65,28 @@ pub(super) struct Services {
     pub(super) auth: Arc<AuthService>,
 }
 
+/// What is spoken on a listener for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// Everything.
+    Any,
+    /// gRPC only: there are listeners for the rest.
+    Grpc,
+    /// Everything but gRPC.
+    Http,
+}
+
+impl Traffic {
+    /// etcd's name for it in logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Any => "grpc+http",
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}
+
 /// What the router looks at before any service.
 pub(super) struct RouterParts {
     pub(super) published: Arc<Published>,
@@ -73,6 +96,10 @@ pub(super) struct RouterParts {
     pub(super) authenticator: Arc<Authenticator>,
     /// Whether calls may come as JSON.
     pub(super) json: bool,
+    /// Whether the gRPC health service says that nothing is served.
+    pub(super) paused: watch::Receiver<bool>,
+    /// By the number of the listener; past the end it is [`Traffic::Any`].
+    pub(super) traffic: Arc<[Traffic]>,
 }
 
 /// What clients can reach on one serving thread: gRPC services by path, HTTP for the rest. Cheap to clone.
@@ -86,6 +113,7 @@ struct Servers {
     max_message_bytes: usize,
     authenticator: Arc<Authenticator>,
     json: bool,
+    traffic: Arc<[Traffic]>,
     http: HttpHandler,
     kv: KvServer<KvService>,
     watch: WatchServer<WatchService>,
@@ -101,7 +129,7 @@ struct Servers {
 impl Router {
     /// Connects `services` to the paths of their methods.
     pub(super) fn new(services: Services, member: RouterParts, http: HttpHandler, tasks: Tasks) -> Self {
-        let RouterParts { published, raft, metrics, max_message_bytes, authenticator, json } = member;
+        let RouterParts { published, raft, metrics, max_message_bytes, authenticator, json, traffic, paused } = member;
         macro_rules! server {
             ($server:ident, $service:expr) => {
                 $server::from_arc($service)
@@ -121,13 +149,14 @@ impl Router {
             auth: server!(AuthServer, auth),
             lock: server!(LockServer, Arc::new(LockService::new(recipes.clone(), tasks.clone()))),
             election: server!(ElectionServer, Arc::new(ElectionService::new(recipes, tasks))),
-            health: server!(HealthServer, Arc::new(HealthService)),
+            health: server!(HealthServer, Arc::new(HealthService::following(paused))),
             published,
             raft,
             metrics,
             max_message_bytes,
             authenticator,
             json,
+            traffic,
             http,
         }))
     }
@@ -165,6 +194,11 @@ impl Servers {
             CoreMetrics::warn_if_slow_call(slow, &observed, method);
             Ok(observed.response(response).map(Body::new))
         })
+    }
+
+    fn traffic<B>(&self, request: &Request<B>) -> Traffic {
+        let connection = request.extensions().get::<Arc<ConnectionInfo>>();
+        connection.and_then(|connection| self.traffic.get(connection.listener)).copied().unwrap_or(Traffic::Any)
     }
 
     /// A call as JSON: another form of the same call.
@@ -232,13 +266,17 @@ impl Service<Request<Incoming>> for Router {
             .headers()
             .get(CONTENT_TYPE)
             .is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
+        let traffic = self.0.traffic(&request);
         if is_grpc {
+            if traffic == Traffic::Http {
+                return Box::pin(async move { Ok(not_found().map(Body::new)) });
+            }
             if let Some(refusal) = refused_head(&request) {
                 return ready_http(refusal);
             }
             return self.0.grpc(request.map(CallBody::Grpc));
         }
-        if request.version() == Version::HTTP_2 && !is_over_tls(&request) {
+        if traffic == Traffic::Grpc || request.version() == Version::HTTP_2 && !is_over_tls(&request) {
             // Without TLS, HTTP/2 is for gRPC alone.
             return ready_http(not_grpc(request.headers()));
         }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::auth::AuthService;
 use super::checks::HealthChecks;
 use super::cluster::ClusterService;
@@ -11,9 +13,9 @@ use super::lease::{LeaseParts, LeaseService};
 use super::maintenance::MaintenanceService;
 use super::parts::Parts;
 use super::peer_port::PeerHandler;
-use super::route::{Router, RouterParts, Services};
+use super::route::{Router, RouterParts, Services, Traffic};
 use super::watch::{WatchContext, WatchService, read_check};
-use crate::config::IntegrityChecks;
+use crate::config::FeatureGates;
 use crate::core::raft::RaftStatus;
 use crate::core::watch::CoreWatch;
 use crate::eventlog::{HeaderSource, WatchLimits};
@@ -27,11 +29,14 @@ pub struct ServiceBuilder {
     watch: CoreWatch,
     /// Whether calls may come as JSON.
     json: bool,
+    /// Whether the gRPC health service says during a defragmentation that nothing is served.
+    pauses: bool,
+    paused: watch::Sender<bool>,
 }
 
 impl ServiceBuilder {
     pub(super) fn new(parts: Parts, watch: CoreWatch) -> Self {
-        Self { parts, watch, json: true }
+        Self { parts, watch, json: true, pauses: false, paused: watch::Sender::new(false) }
     }
 
     /// Without `json`, calls come as gRPC only.
@@ -40,9 +45,15 @@ impl ServiceBuilder {
         Self { json, ..self }
     }
 
+    /// With `pauses`, the gRPC health service says `NOT_SERVING` during a defragmentation.
+    #[must_use]
+    pub fn pausing_for_defragmentation(self, pauses: bool) -> Self {
+        Self { pauses, ..self }
+    }
+
     /// Fills the gauges of `registry` whenever it is read.
-    pub fn refresh_gauges(&self, registry: &Metrics, integrity: IntegrityChecks) {
-        refresh_gauges(registry, self.parts.clone(), integrity);
+    pub fn refresh_gauges(&self, registry: &Metrics, gates: FeatureGates) {
+        refresh_gauges(registry, self.parts.clone(), gates);
     }
 
     /// Answers plain HTTP: health, version, metrics.
@@ -91,7 +102,15 @@ impl ServiceBuilder {
     }
 
     /// Starts the services of one serving thread, on its runtime. `worker` is the number of the thread.
-    pub fn router(&self, watch: Arc<WatchContext>, worker: usize, http: HttpHandler, tasks: &Tasks) -> Router {
+    /// `traffic` is what each listener is for.
+    pub fn router(
+        &self,
+        watch: Arc<WatchContext>,
+        worker: usize,
+        traffic: Arc<[Traffic]>,
+        http: HttpHandler,
+        tasks: &Tasks,
+    ) -> Router {
         let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
         let watch = WatchService::start(watch, worker, self.parts.raft.status(), leadership, tasks);
         let Parts { published, raft, metrics, limits, .. } = &self.parts;
@@ -102,6 +121,8 @@ impl ServiceBuilder {
             max_message_bytes: limits.max_message_bytes(),
             authenticator: self.parts.authenticator.clone(),
             json: self.json,
+            traffic,
+            paused: self.paused.subscribe(),
         };
         Router::new(self.services(watch), member, http, tasks.clone())
     }
@@ -166,6 +187,7 @@ impl ServiceBuilder {
             transfer: parts.transfer,
             answers: parts.answers,
             metrics: parts.metrics,
+            paused: self.pauses.then(|| self.paused.clone()),
             quota_bytes: parts.limits.quota_bytes,
         };
         Services {

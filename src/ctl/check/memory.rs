@@ -10,7 +10,7 @@ use super::super::session::Session;
 use crate::client::Endpoint;
 use crate::net::{AddressTime, Alpn, ClientTls, TcpDialer, TcpSilence, secure};
 
-const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
+const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded, from: None };
 const METRIC: &str = "process_resident_memory_bytes";
 const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long the page may take; a member under load answers late.

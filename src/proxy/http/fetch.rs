@@ -10,7 +10,7 @@ use crate::client::Pool;
 use crate::net::{AddressTime, Alpn, ClientTls, Endpoint, TcpDialer, TcpSilence, secure};
 use crate::shutdown::Tasks;
 
-const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded };
+const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded, from: None };
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A page of metrics has some hundred kilobytes.
 const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -16,7 +16,9 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use super::super::{CallFailure, Peer, PeerConfig, PeerLimits, PeerReceiver, PeerTls, PeerTransport, SnapshotSource};
+use super::super::{
+    CallFailure, Peer, PeerConfig, PeerDialer, PeerLimits, PeerReceiver, PeerTls, PeerTransport, SnapshotSource,
+};
 use super::soon;
 use crate::core::raft::{Lane, Outbound, PeerSink};
 use crate::listener::as_served;
@@ -141,7 +143,11 @@ impl Node {
     }
 
     pub(super) async fn start_tls(member: MemberId, limits: PeerLimits, tls: PeerTls) -> Self {
-        let config = PeerConfig { limits, tls: Some(tls), ..PeerConfig::new(CLUSTER, member) };
+        let config = PeerConfig {
+            limits,
+            dialer: PeerDialer { tls: Some(tls), local_address: None },
+            ..PeerConfig::new(CLUSTER, member)
+        };
         Self::start_from(config, tempfile::tempdir().expect("a directory")).await
     }
 
@@ -161,7 +167,7 @@ impl Node {
         });
         let tasks = Tasks::new();
         let metrics = PeerMetrics::register(&Metrics::new());
-        let tls = config.tls.as_ref().map(|tls| tls.accepting.clone());
+        let tls = config.dialer.tls.as_ref().map(|tls| tls.accepting.clone());
         let transport =
             PeerTransport::start(config, heard.clone(), metrics.clone(), &tasks).expect("the transport starts");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

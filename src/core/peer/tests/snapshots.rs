@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::super::frame::{Batch, FrameReader, Kind};
 use super::super::hello::{Hello, Purpose};
 use super::super::snapshot::{Offer, Refused, SnapshotId};
-use super::super::{PeerLimits, dial};
+use super::super::{PeerDialer, PeerLimits, dial};
 use super::node::{A, B, CLUSTER, Node, pair, patient};
 use super::proxy::{Link, Proxy};
 use super::{eventually, soon};
@@ -168,7 +168,8 @@ struct Forger {
 impl Forger {
     async fn connect(b: &Node) -> Self {
         let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Snapshot, urls: vec![] };
-        let dialed = dial::dial_any(&[format!("http://{}", b.address)], hello, None, super::PATIENCE).await;
+        let dialed =
+            dial::dial_any(&[format!("http://{}", b.address)], hello, &PeerDialer::default(), super::PATIENCE).await;
         let dialed = dialed.unwrap_or_else(|error| panic!("{error}"));
         Self { io: dialed.io, frames: FrameReader::new(&dialed.first, 1 << 20) }
     }

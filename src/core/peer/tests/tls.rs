@@ -1,8 +1,8 @@
 use std::net::SocketAddr;
 
-use super::super::PeerTls;
 use super::super::dial::{DialError, dial_any};
 use super::super::hello::{Hello, Purpose};
+use super::super::{PeerDialer, PeerTls};
 use super::node::{A, B, CLUSTER, Node, patient};
 use super::soon;
 use crate::core::raft::Lane;
@@ -20,7 +20,9 @@ fn member(authority: &Authority, name: &str, trusted: &Authority) -> PeerTls {
 async fn dial(address: SocketAddr, tls: &PeerTls) -> Result<(), DialError> {
     let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control, urls: vec![] };
     let urls = [format!("https://{address}")];
-    soon(dial_any(&urls, hello, Some(tls), super::PATIENCE)).await.map(drop)
+    soon(dial_any(&urls, hello, &PeerDialer { tls: Some(tls.clone()), local_address: None }, super::PATIENCE))
+        .await
+        .map(drop)
 }
 
 #[tokio::test]
@@ -67,7 +69,8 @@ async fn whoever_cannot_prove_its_identity_is_refused() {
     }
     // Without TLS there is nobody on this port.
     let hello = Hello { cluster: CLUSTER, from: A, to: B, purpose: Purpose::Control, urls: vec![] };
-    let plain = soon(dial_any(&[format!("http://{}", b.address)], hello, None, super::PATIENCE)).await;
+    let plain =
+        soon(dial_any(&[format!("http://{}", b.address)], hello, &PeerDialer::default(), super::PATIENCE)).await;
     assert!(plain.is_err());
     assert!(b.messages.try_recv().is_err());
     assert_eq!(b.metrics.received_bytes.with_label_values(&["a"]).get(), served);
