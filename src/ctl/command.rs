@@ -109,7 +109,8 @@ fn check_shell(program: Program, words: &[Word]) -> Result<(), String> {
     }
 }
 
-/// Whether a flag's value is the next word.
+/// Whether a flag's value is the next word. A flag that is not known here has one, as cobra supposes: it may be of the
+/// command whose name comes behind it.
 fn takes_next(word: &[u8], known: &[&Flag]) -> bool {
     let text = String::from_utf8_lossy(word);
     if text.contains('=') {
@@ -118,9 +119,9 @@ fn takes_next(word: &[u8], known: &[&Flag]) -> bool {
     let flag = match text.strip_prefix("--") {
         Some(name) => known.iter().find(|flag| flag.name == name),
         None if text.len() == 2 => known.iter().find(|flag| flag.short == text.chars().nth(1)),
-        None => None,
+        None => return false,
     };
-    flag.is_some_and(|flag| flag.kind != flags::Kind::Bool)
+    flag.is_none_or(|flag| flag.kind != flags::Kind::Bool)
 }
 
 fn flags_of<'a>(path: &[&'a Command]) -> Vec<&'a Flag> {
@@ -148,6 +149,7 @@ mod tests {
         assert_eq!(verb("--endpoints=a:1 -w json get k"), Verb::Get);
         assert_eq!(verb("--endpoints a:1 --hex lease -w json list"), Verb::LeaseList);
         assert_eq!(verb("endpoint --cluster health"), Verb::EndpointHealth);
+        assert_eq!(verb("--consistency s get k"), Verb::Get);
         assert_eq!(verb("endpoint health --cluster --endpoints x:1"), Verb::EndpointHealth);
         assert_eq!(verb("put get put"), Verb::Put);
     }

@@ -56,7 +56,11 @@ impl Session {
         let tls = tls.map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
         let patience = options.command_timeout.mul_f64(0.9);
         let config = ClientConfig {
-            dial_timeout: options.dial_timeout.min(patience),
+            // Zero is no limit, other than that of the command.
+            dial_timeout: match options.dial_timeout {
+                Duration::ZERO => patience,
+                limit => limit.min(patience),
+            },
             keepalive: Some(KeepAlive {
                 interval: options.keepalive_time.max(KEEPALIVE_LEAST),
                 timeout: options.keepalive_timeout,

@@ -77,6 +77,12 @@ pub fn restore(request: &RestoreRequest) -> Result<(), UtlError> {
     );
     let kind = db_file::kind_of(&request.snapshot)?;
     if kind == StateFileKind::Other {
+        // A saved snapshot that is damaged at its beginning still has the length of one.
+        if !request.skip_hash_check
+            && let Err(error @ UtlError::Digest { .. }) = db_file::check_digest(&request.snapshot)
+        {
+            return Err(error);
+        }
         return Err(UtlError::Foreign { path: request.snapshot.clone() });
     }
     if !request.skip_hash_check {

@@ -201,6 +201,10 @@ fn refusals_name_the_file_and_leave_nothing() {
     let found = Sha256::digest(&flipped[..flipped.len() - 32]);
     let texts = format!("expected sha256 {}, got {}", digest(&bytes[bytes.len() - 32..]), digest(&found));
     check("flipped", Some(&flipped), &keep, &texts);
+    let mut headless = bytes.clone();
+    headless[..512].fill(0);
+    check("headless", Some(&headless), &keep, "expected sha256 [");
+    check("headless", Some(&headless), &skip, "headless is neither a db snapshot");
     let another = |change: fn(&mut RestoreRequest)| {
         move |asked: &mut RestoreRequest| {
             asked.snapshot = asked.snapshot.with_file_name("snapshot.db");
