@@ -1,4 +1,5 @@
 use std::ops::Bound;
+use std::path::Path;
 use std::time::Instant;
 
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
@@ -27,7 +28,8 @@ impl Backend {
     /// second copy. A crash leaves the old file or the new one, both complete and equal in content.
     ///
     /// # Errors
-    /// Any error closes the store for good; see [`BackendError`].
+    /// [`BackendError::NotDefragmented`] when the disk refuses the copy, with which nothing has changed. Any other error
+    /// closes the store for good; see [`BackendError`].
     pub fn defragment(&self) -> Result<Defragmented, BackendError> {
         let inner = self.inner();
         let metrics = inner.metrics.get();
@@ -39,11 +41,15 @@ impl Backend {
         fail::fail_point!("defragBeforeCopy");
         let contents = inner.contents.load_full();
         let old = contents.store.load_full();
-        let copied = copy(&old, inner.location.as_ref());
-        let (new, totals) = inner.latch(copied)?;
+        let location = inner.location.as_ref();
+        let copied = copy(&old, location).map_err(|error| not_copied(error, location));
+        let (mut new, totals) = inner.latch(copied)?;
         if (totals.rows(), totals.cost()) != (durable.totals.rows(), durable.totals.cost()) {
             let what = format!("{} rows are counted and {} were found", durable.totals.rows(), totals.rows());
             return inner.latch(Err(BackendError::Corrupt { path: old.path.clone(), what }));
+        }
+        if let Some(location) = location {
+            inner.latch(new.rename(location.disk.as_ref(), &location.path))?;
         }
         *durable = Durable { position: durable.position, totals };
         *contents.view.lock() = DurableView::of(&durable);
@@ -55,10 +61,24 @@ impl Backend {
     }
 }
 
+/// Gives up the copy if it was the disk that refused it: the store itself was only read.
+fn not_copied(error: BackendError, location: Option<&FileLocation>) -> BackendError {
+    match (&error, location) {
+        (BackendError::Io { path, .. }, Some(location)) if *path == beside(&location.path) => {
+            if let Err(error) = remove_unfinished(location.disk.as_ref(), path) {
+                tracing::warn!(%error, "what there is of a copy stays until the next defragmentation");
+            }
+            BackendError::NotDefragmented { source: Box::new(error) }
+        }
+        _ => error,
+    }
+}
+
 fn copy(old: &Store, location: Option<&FileLocation>) -> Result<(Store, Totals), BackendError> {
-    let mut new = match location {
+    let new = match location {
         Some(location) => {
             let path = beside(&location.path);
+            fail::fail_point!("defragOpenFileError", |text| Err(refused("create", &path, text)));
             remove_unfinished(location.disk.as_ref(), &path)?;
             Store::create(location.disk.as_ref(), &path)?
         }
@@ -68,7 +88,7 @@ fn copy(old: &Store, location: Option<&FileLocation>) -> Result<(Store, Totals),
         new.write(|to| {
             let mut totals = Totals::default();
             for table in Table::ALL {
-                copy_table(table, from, to, &mut totals)?;
+                copy_table(table, (&old.path, from), to, &mut totals)?;
             }
             totals.high_water = logical_size(totals.cost());
             write_totals(to, &totals)?;
@@ -76,18 +96,31 @@ fn copy(old: &Store, location: Option<&FileLocation>) -> Result<(Store, Totals),
         })
         .map_err(Fault::Ours)
     })?;
-    if let Some(location) = location {
-        new.rename(location.disk.as_ref(), &location.path)?;
-    }
+    fail::fail_point!("defragdbFail", |text| Err(refused("write", &new.path, text)));
     Ok((new, totals))
 }
 
-fn copy_table(table: Table, from: &ReadTransaction, to: &WriteTransaction, totals: &mut Totals) -> Result<(), Fault> {
-    let rows = from.open_table(rows_of(table))?;
+/// The error that a failpoint asks for.
+#[cfg(feature = "failpoints")]
+fn refused(doing: &'static str, path: &Path, text: Option<String>) -> BackendError {
+    super::database::io_error(doing, path, std::io::Error::other(text.unwrap_or_default()))
+}
+
+/// What cannot be read is a fault of the store, not of the copy.
+fn copy_table(
+    table: Table,
+    (path, from): (&Path, &ReadTransaction),
+    to: &WriteTransaction,
+    totals: &mut Totals,
+) -> Result<(), Fault> {
+    let unread = |error: &dyn std::fmt::Display| {
+        Fault::Ours(BackendError::Database { doing: "copy", path: path.into(), what: error.to_string() })
+    };
+    let rows = from.open_table(rows_of(table)).map_err(|error| unread(&error))?;
     let mut copied = to.open_table(rows_of(table))?;
     let mut end = copied.upper_bound_mut(Bound::<&[u8]>::Unbounded)?;
-    for entry in rows.iter()? {
-        let (key, stored) = entry?;
+    for entry in rows.iter().map_err(|error| unread(&error))? {
+        let (key, stored) = entry.map_err(|error| unread(&error))?;
         let value = row::unseal(table, key.value(), stored.value())?;
         totals.table_mut(table).add(row_cost(key.value().len(), value.len()), row::checksum_of(stored.value()));
         end.insert_before(key.value(), stored.value())?;

@@ -95,6 +95,12 @@ pub enum BackendError {
         /// Of both.
         position: LogPosition,
     },
+    /// A defragmentation could not write its copy, as without room for it; the store is as it was.
+    #[error("defragment: {source}")]
+    NotDefragmented {
+        /// Why the copy is missing.
+        source: Box<BackendError>,
+    },
     /// The receiver of a db snapshot went away.
     #[error("write db snapshot: {source}")]
     Output {
@@ -104,12 +110,16 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether the store can no longer be trusted. Only db snapshots that are bad, outdated or there already, and failed
-    /// receivers of db snapshots, leave it unharmed.
+    /// Whether the store can no longer be trusted. Only db snapshots that are bad, outdated or there already, failed
+    /// receivers of db snapshots, and copies that could not be written leave it unharmed.
     pub fn is_fatal(&self) -> bool {
         let harmless = matches!(
             self,
-            Self::Output { .. } | Self::DbSnapshot { .. } | Self::Outdated { .. } | Self::AlreadyPrepared { .. }
+            Self::Output { .. }
+                | Self::NotDefragmented { .. }
+                | Self::DbSnapshot { .. }
+                | Self::Outdated { .. }
+                | Self::AlreadyPrepared { .. }
         );
         !harmless
     }

@@ -170,6 +170,24 @@ fn defragmentation_keeps_the_rows_and_gives_space_back() {
     assert_eq!(backend.durable(), at(3002));
 }
 
+// Cause: whatever went wrong with the copy closed the store, and with a full disk that is when one defragments.
+#[test]
+fn a_copy_that_cannot_be_written_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let backend = Backend::open(&path).unwrap();
+    put_record(&backend, 1);
+    let in_its_place = folder.path().join("db.tmp");
+    std::fs::create_dir(&in_its_place).unwrap();
+    let error = backend.defragment().unwrap_err();
+    assert!(matches!(error, BackendError::NotDefragmented { .. }) && !error.is_fatal(), "{error}");
+    put_record(&backend, 2);
+    backend.checkpoint().unwrap();
+    std::fs::remove_dir(&in_its_place).unwrap();
+    backend.defragment().unwrap();
+    assert_eq!(scanned(&backend, 0, i64::MAX).len(), 2);
+}
+
 #[test]
 fn a_db_snapshot_holds_one_state_under_etcds_names() {
     let folder = tempfile::tempdir().unwrap();

@@ -384,7 +384,13 @@ fn defragment_above(backend: &Backend, threshold: u64) -> Result<(), BackendErro
         );
         return Ok(());
     }
-    let done = backend.defragment()?;
+    let done = match backend.defragment() {
+        Err(error) if !error.is_fatal() => {
+            warn!(%error, "no defragmentation at the start");
+            return Ok(());
+        }
+        done => done?,
+    };
     info!(before_bytes = done.before_bytes, after_bytes = done.after_bytes, "finished defragmentation at the start");
     Ok(())
 }
