@@ -14,15 +14,21 @@ use crate::listener::{self, ListenerConfig};
 use crate::shutdown::Tasks;
 
 /// Every failpoint of this program, under etcd's name for the same moment.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 11] = [
     "afterCommit",
+    "beforeApplyOneConfChange",
     "beforeCommit",
     "beforeSendWatchResponse",
+    "compactAfterAcquiredBatchTxLock",
     "compactBeforeSetFinishedCompact",
     "defragBeforeCopy",
+    "defragOpenFileError",
+    "defragdbFail",
     "raftAfterSave",
     "raftBeforeSave",
 ];
+/// Where the value is the text of an error that the code returns.
+const ERROR_NAMES: [&str; 2] = ["defragOpenFileError", "defragdbFail"];
 /// Where a pause must not hold the thread, since others are served by it: the value is handed to the code instead.
 const ASYNC_NAMES: [&str; 1] = ["beforeSendWatchResponse"];
 /// Longest term.
@@ -68,9 +74,14 @@ fn action(name: &str, term: &str) -> anyhow::Result<String> {
         let verb = if ASYNC_NAMES.contains(&name) { "return" } else { "sleep" };
         return Ok(format!("{verb}({ms})"));
     }
+    if let Some(text) = term.strip_prefix("return(\"").and_then(|rest| rest.strip_suffix("\")"))
+        && ERROR_NAMES.contains(&name)
+    {
+        return Ok(format!("return({text})"));
+    }
     match term {
         "panic" | "off" => Ok(term.to_owned()),
-        _ => bail!("term {term:?} is none of panic, sleep(…), off"),
+        _ => bail!("term {term:?} is none of panic, sleep(…), off, nor an error that {name} can return"),
     }
 }
 
@@ -119,7 +130,9 @@ mod tests {
         assert_eq!(told("raftBeforeSave", r#"sleep("1s")"#).as_deref(), Ok("sleep(1000)"));
         assert_eq!(told("raftBeforeSave", "sleep(20)").as_deref(), Ok("sleep(20)"));
         assert_eq!(told("beforeSendWatchResponse", r#"sleep("1s")"#).as_deref(), Ok("return(1000)"));
+        assert_eq!(told("defragdbFail", r#"return("no space")"#).as_deref(), Ok("return(no space)"));
         assert!(told("raftBeforeSave", "print").is_err());
+        assert!(told("raftBeforeSave", r#"return("no space")"#).is_err());
         assert!(set("noSuchPoint", "panic").is_err());
     }
 }

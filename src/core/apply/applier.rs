@@ -167,6 +167,7 @@ impl Applier {
 
     /// Removes the next part of what a compaction forgets; tells how far it got.
     pub fn compaction_slice(&mut self, compaction: &mut Compaction, records: usize) -> Progress {
+        fail::fail_point!("compactAfterAcquiredBatchTxLock");
         let (progress, changes) = self.store.compaction_slice(compaction, records);
         if progress == Progress::Done {
             fail::fail_point!("compactBeforeSetFinishedCompact");
@@ -188,6 +189,7 @@ impl Applier {
         match entry.kind {
             CommittedKind::Empty => {}
             CommittedKind::Members(change) => {
+                fail::fail_point!("beforeApplyOneConfChange");
                 let outcome = self.change_members(&change, &mut changes);
                 batch.decisions.push(MembersDecision { index: entry.index, accepted: outcome.is_ok() });
                 batch.records_changed |= outcome.is_ok();

@@ -256,6 +256,8 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         if !step.send.is_empty() {
             self.peers.send(step.send);
         }
+        // On this thread as in etcd: a pause here stops heartbeats and elections, too.
+        fail::fail_point!("raftBeforeSave");
         let written_here = step.persist.and_then(|group| self.persist(group));
         if let Some(position) = step.install {
             self.sink.install(position);

@@ -47,7 +47,6 @@ impl<D: WalDisk> WalDriver<D> {
         jobs: impl IntoIterator<Item = WalJob>,
         mut report: impl FnMut(u64),
     ) -> Result<(), PersistError> {
-        fail::fail_point!("raftBeforeSave");
         let written_before = self.wal.written_bytes();
         let (mut newest, mut covered) = (None, None);
         for job in jobs {
