@@ -117,7 +117,10 @@ impl Authenticator {
             return Seen::Invalid;
         }
         let name = match connection {
-            Some(connection) if self.certificates && !through_gateway => connection.common_name.as_deref(),
+            Some(connection) if self.certificates && !through_gateway && !connection.certificates.is_empty() => {
+                // One without a name is a user without a name, as in etcd: credentials, and no permission.
+                Some(connection.common_name.as_deref().unwrap_or_default())
+            }
             _ => None,
         };
         Seen::Known(name.map_or_else(Identity::default, |user| auth.identity(user)))
