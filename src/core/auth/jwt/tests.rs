@@ -131,3 +131,37 @@ fn hostile_tokens_are_refused() {
     assert_eq!(rsa.identity(&confused.sign(&alice(), FUTURE).expect("signed")), None);
     assert!(!format!("{keys:?}").contains("secret"));
 }
+
+#[test]
+fn a_verified_token_is_known_until_its_end_and_no_other_is() {
+    let keys = JwtKeys::new(&options("HS256", None, Some("secret"))).expect("keys");
+    let token = keys.sign(&alice(), 1000).expect("signed");
+    let claims = |exp| json!({ "username": "alice", "revision": 7, "exp": exp });
+    let verified = VerifiedTokens::new();
+    assert_eq!(verified.get(&token, 1000), None);
+    verified.add(&token, &alice(), &claims(1300));
+    assert_eq!(verified.get(&token, 1299), Some(alice()));
+    assert_eq!(verified.get(&token, 1300), None, "verified again, which refuses it");
+    let (signed, signature) = token.rsplit_once('.').expect("a signature");
+    for other in [signed.to_owned(), format!("{signed}."), format!("{token} "), signature.to_owned()] {
+        assert_eq!(verified.get(&other, 1000), None, "{other}");
+    }
+    for claims in [json!({ "exp": 1e12 }), json!({ "exp": 99_999_999, "nbf": 1 }), json!({ "exp": "99999999" })] {
+        verified.add("t", &alice(), &claims);
+        assert_eq!(verified.get("t", 1000), None, "{claims}");
+    }
+    verified.add("without an end", &alice(), &json!({}));
+    assert_eq!(verified.get("without an end", FUTURE), Some(alice()));
+
+    // What was refused is not remembered, and however many are verified, the bytes have a bound.
+    let keys = JwtKeys::new(&options("HS256", None, Some("secret"))).expect("keys");
+    let before = keys.verified.bytes();
+    assert_eq!(keys.identity(&keys.sign(&alice(), LONG_AGO).expect("signed")), None);
+    assert_eq!(keys.identity(&format!("{signed}.x")), None);
+    assert_eq!(keys.verified.bytes(), before);
+    let long = "t".repeat(10_000);
+    for number in 0..2000 {
+        keys.verified.add(&format!("{number}{long}"), &alice(), &claims(1300));
+    }
+    assert!(keys.verified.bytes() <= 4 * 1024 * 1024, "{}", keys.verified.bytes());
+}
