@@ -17,5 +17,6 @@ mod reconfiguration;
 mod restarts;
 mod restored;
 mod same_answers;
+mod secured;
 mod story;
 mod upstream;

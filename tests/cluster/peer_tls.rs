@@ -1,34 +1,13 @@
 //! Members that talk TLS to each other, by flags.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tempfile::TempDir;
-
 use super::members::add;
 use super::story::{assert_equal, get, on_three, put};
-use crate::harness::{Cluster, http_get};
-
-/// Flags for a certificate that is good for every member, in files below `folder`.
-fn flags(folder: &TempDir) -> Vec<String> {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
-    let key = KeyPair::generate().expect("a key");
-    let names = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-    let certificate = names.signed_by(&key, &authority).expect("signed");
-    let files = [("cert", certificate.pem()), ("key", key.serialize_pem()), ("trusted-ca", authority.pem())].map(
-        |(kind, pem)| {
-            let path = folder.path().join(kind);
-            std::fs::write(&path, pem).expect("written");
-            format!("--peer-{kind}-file={}", path.display())
-        },
-    );
-    files.into()
-}
+use crate::harness::{Certificates, Cluster, http_get};
 
 #[test]
 fn members_with_certificates_form_a_cluster_and_take_another_one() {
-    let folder = TempDir::new().expect("temporary directory");
-    let flags = flags(&folder);
+    let certificates = Certificates::new(&[]);
+    let flags = certificates.peer_flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     on_three(&flags, async |cluster: &mut Cluster| {
         put(&cluster.client(), "k", "v").await;

@@ -4,6 +4,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
     IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use watershed::client::Endpoint;
 use watershed::net::{AddressTime, Alpn, ClientTls, ClientTlsConfig, TcpDialer, TcpSilence, secure};
@@ -67,6 +68,67 @@ impl Authority {
     }
 }
 
+/// The certificates of a deployment: `server` and `peer`; `nameless` for clients and what dials members; and one for each
+/// user, whose name it has.
+pub struct Certificates {
+    authority: Authority,
+    users: Vec<String>,
+    folder: TempDir,
+}
+
+impl Certificates {
+    pub fn new(users: &[&str]) -> Self {
+        let folder = TempDir::new().expect("temporary directory");
+        let users = users.iter().map(|&user| user.to_owned()).collect();
+        let certificates = Self { authority: Authority::new(folder.path(), "ca"), users, folder };
+        certificates.renew();
+        certificates
+    }
+
+    /// New certificates and keys in place of all present ones.
+    pub fn renew(&self) {
+        for name in ["server", "peer", "nameless"] {
+            self.authority.sign(name, |_| {});
+        }
+        for user in &self.users {
+            self.authority.sign_user(user, user);
+        }
+    }
+
+    /// TLS of a client that shows this certificate.
+    pub fn tls(&self, name: &str) -> ClientTls {
+        client_tls(self.folder.path(), Some(name))
+    }
+
+    /// Flags of a listener for clients, which verifies them.
+    pub fn client_flags(&self) -> Vec<String> {
+        self.flags("", "server")
+    }
+
+    /// Flags of a member towards its peers.
+    pub fn peer_flags(&self) -> Vec<String> {
+        self.flags("peer-", "peer")
+    }
+
+    /// Flags of a proxy that dials members.
+    pub fn dial_flags(&self) -> Vec<String> {
+        let [authority, certificate, key] = ["ca", "nameless.crt", "nameless.key"].map(|name| self.file(name));
+        vec![format!("--cacert={authority}"), format!("--cert={certificate}"), format!("--key={key}")]
+    }
+
+    fn flags(&self, kind: &str, name: &str) -> Vec<String> {
+        vec![
+            format!("--{kind}cert-file={}", self.file(&format!("{name}.crt"))),
+            format!("--{kind}key-file={}", self.file(&format!("{name}.key"))),
+            format!("--{kind}trusted-ca-file={}", self.file("ca")),
+        ]
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+}
+
 /// TLS of a client that trusts the file `ca` and shows this certificate, if any.
 pub fn client_tls(folder: &Path, name: Option<&str>) -> ClientTls {
     let file = |name: &str| folder.join(name).display().to_string();
@@ -91,7 +153,9 @@ pub async fn https(
     let asked = async {
         let stream = dialer.connect_endpoint(&endpoint, 0).await.map_err(std::io::Error::other)?;
         let mut stream = secure(&endpoint, stream, tls, Alpn::Http1).await?;
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n");
+        // etcd knows by the accept header that a call comes as JSON, and every client sends one.
+        // By this header etcd knows a call that comes as JSON; every client sends one.
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\naccept: */*\r\nconnection: close\r\n");
         let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();

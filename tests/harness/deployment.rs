@@ -35,6 +35,8 @@ pub struct Deployment {
     pub endpoint: String,
     /// `host:port` of the member.
     pub member: String,
+    /// Where the member listens with TLS besides, if its flags have a certificate: `host:port`.
+    pub secure: String,
     /// Our client towards `endpoint`.
     pub client: Client,
     pub front: Option<Process>,
@@ -52,7 +54,7 @@ pub fn server_binary() -> PathBuf {
 }
 
 /// Our program: the build of the tests, or another one, as for a measurement.
-fn own_binary() -> PathBuf {
+pub fn own_binary() -> PathBuf {
     std::env::var_os("WATERSHED_TEST_BINARY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_watershed")), Into::into)
 }
 
@@ -79,7 +81,8 @@ impl Deployment {
         let member = format!("127.0.0.1:{}", free_port());
         let peer_port = free_port();
         let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
-        let server = start_member(&member, peer_port, folder.path(), &flags);
+        let secure = format!("127.0.0.1:{}", free_port());
+        let server = start_member(&member, &secure, peer_port, folder.path(), &flags);
         let endpoint = if target == Target::Core { member.clone() } else { format!("127.0.0.1:{}", free_port()) };
         let front = match target {
             Target::Core => None,
@@ -87,7 +90,8 @@ impl Deployment {
             Target::Proxy => Some(start_front("grpc-proxy", &member, &endpoint, &[], folder.path())),
         };
         let client = client(&endpoint);
-        let mut deployment = Self { target, endpoint, member, client, front, server, flags, peer_port, folder, _share };
+        let mut deployment =
+            Self { target, endpoint, member, secure, client, front, server, flags, peer_port, folder, _share };
         deployment.until_ready().await;
         deployment
     }
@@ -113,13 +117,13 @@ impl Deployment {
 
     /// Starts the member again after it ended.
     pub async fn start_member_again(&mut self) {
-        self.server = start_member(&self.member, self.peer_port, self.folder.path(), &self.flags);
+        self.server = start_member(&self.member, &self.secure, self.peer_port, self.folder.path(), &self.flags);
         self.until_ready().await;
     }
 
     /// Starts the member again, and waits for nothing: whoever has no token cannot ask whether it is ready.
     pub fn restart_without_waiting(&mut self) {
-        self.server = start_member(&self.member, self.peer_port, self.folder.path(), &self.flags);
+        self.server = start_member(&self.member, &self.secure, self.peer_port, self.folder.path(), &self.flags);
     }
 
     /// Starts one more proxy or gateway in front of the member, with these flags; returns its endpoint.
@@ -133,6 +137,12 @@ impl Deployment {
         })
         .await;
         (process, endpoint)
+    }
+
+    /// Starts a gateway in front of the listener with TLS; returns its endpoint.
+    pub fn secure_gateway(&self) -> (Process, String) {
+        let endpoint = format!("127.0.0.1:{}", free_port());
+        (start_front("gateway", &self.secure, &endpoint, &[], self.folder.path()), endpoint)
     }
 
     /// Where other members would reach this one.
@@ -223,8 +233,12 @@ pub fn member_args(member: &str, peer_port: u16, data_dir: &Path) -> Vec<String>
     ]
 }
 
-fn start_member(member: &str, peer_port: u16, folder: &Path, flags: &[String]) -> Process {
+fn start_member(member: &str, secure: &str, peer_port: u16, folder: &Path, flags: &[String]) -> Process {
     let mut args = member_args(member, peer_port, &folder.join("data"));
+    if flags.iter().any(|flag| flag.starts_with("--cert-file")) {
+        let listen = args.iter_mut().find(|arg| arg.starts_with("--listen-client-urls")).expect("one of them");
+        *listen += &format!(",https://{secure}");
+    }
     args.extend_from_slice(flags);
     Process::start(&server_binary(), &args, folder, "member")
 }

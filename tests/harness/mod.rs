@@ -21,7 +21,7 @@ mod share;
 mod stream;
 mod watching;
 
-pub use certificates::{Authority, client_tls, https};
+pub use certificates::{Authority, Certificates, client_tls, https};
 pub use cluster::Cluster;
 pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};
 pub use http::{http_get, metric};
@@ -29,7 +29,7 @@ pub use json::{JsonCall, json};
 pub use network::Network;
 pub use process::{Process, free_port};
 
-pub use deployment::{Deployment, Target, client, is_stock, member_args, prefix, run, server_binary};
+pub use deployment::{Deployment, Target, client, is_stock, member_args, own_binary, prefix, run, server_binary};
 pub use raw::{raw_answers, raw_body, raw_call, raw_first, raw_stream};
 pub use scrape::Scrape;
 pub use stream::Answers;

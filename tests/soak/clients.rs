@@ -13,8 +13,8 @@ use watershed::pb::etcdserverpb::*;
 use super::load::{KEYS, PREFIX, WRITERS, everything};
 use super::record::Record;
 use super::writer::revision;
-use super::{Certificates, by_certificate, logged_in};
-use crate::harness::Answers;
+use super::{by_certificate, logged_in};
+use crate::harness::{Answers, Certificates};
 
 /// Compactions after which a revision is gone.
 const KEPT: usize = 8;

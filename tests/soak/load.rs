@@ -15,8 +15,8 @@ use super::clients::{come_and_go, compact, hold_a_lease, read};
 use super::record::Record;
 use super::watcher::Watcher;
 use super::writer::Writer;
-use super::{Certificates, Plan, by_certificate, logged_in};
-use crate::harness::{Cluster, until};
+use super::{Plan, by_certificate, logged_in};
+use crate::harness::{Certificates, Cluster, until};
 
 pub const PREFIX: &str = "soak/";
 pub const WRITERS: usize = 4;

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use watershed::client::{Client, ClientConfig, Credentials};
 use watershed::net::ClientTls;
 
-use crate::harness::{Authority, Cluster, client_tls};
+use crate::harness::{Certificates, Cluster};
 use load::Load;
 use operator::Operator;
 use record::Record;
@@ -81,46 +81,6 @@ impl Plan {
     }
 }
 
-/// The certificates of a cluster.
-struct Certificates {
-    authority: Authority,
-    folder: TempDir,
-}
-
-impl Certificates {
-    fn new() -> Self {
-        let folder = TempDir::new().expect("temporary directory");
-        let certificates = Self { authority: Authority::new(folder.path(), "ca"), folder };
-        certificates.renew();
-        certificates
-    }
-
-    /// New certificates and keys in place of all present ones.
-    fn renew(&self) {
-        for name in ["server", "peer", "nameless"] {
-            self.authority.sign(name, |_| {});
-        }
-        for user in ["root", "load"] {
-            self.authority.sign_user(user, user);
-        }
-    }
-
-    fn tls(&self, name: &str) -> ClientTls {
-        client_tls(self.folder.path(), Some(name))
-    }
-
-    fn flags(&self) -> Vec<String> {
-        let file = |name: &str| self.folder.path().join(name).display().to_string();
-        let mut flags = vec!["--client-cert-auth".to_owned(), "--peer-client-cert-auth".to_owned()];
-        for (kind, name) in [("", "server"), ("peer-", "peer")] {
-            flags.push(format!("--{kind}cert-file={}", file(&format!("{name}.crt"))));
-            flags.push(format!("--{kind}key-file={}", file(&format!("{name}.key"))));
-            flags.push(format!("--{kind}trusted-ca-file={}", file("ca")));
-        }
-        flags
-    }
-}
-
 /// A client towards these endpoints that logs in by name and password.
 fn logged_in(endpoints: &[String], tls: ClientTls, name: &str) -> Client {
     let user = Credentials { name: name.to_owned(), password: name.to_owned() };
@@ -143,11 +103,13 @@ fn nothing_grows_and_nothing_is_lost() {
 }
 
 async fn soak(plan: &Plan) {
-    let certificates = Arc::new(Certificates::new());
-    let cost = format!("--bcrypt-cost={}", plan.bcrypt_cost);
-    let mut flags = certificates.flags();
-    flags.extend([cost, "--snapshot-count=5000".to_owned()]);
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let certificates = Arc::new(Certificates::new(&["root", "load"]));
+    let (tls, cost) = (
+        [certificates.client_flags(), certificates.peer_flags()].concat(),
+        format!("--bcrypt-cost={}", plan.bcrypt_cost),
+    );
+    let mut flags: Vec<&str> = tls.iter().map(String::as_str).collect();
+    flags.extend(["--client-cert-auth", "--peer-client-cert-auth", "--snapshot-count=5000", &cost]);
     let mut cluster = Cluster::start_with(3, &flags, Some(certificates.tls("root"))).await;
     load::add_users(&cluster.client()).await;
 

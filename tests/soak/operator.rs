@@ -3,9 +3,8 @@ use std::sync::Arc;
 use watershed::pb::authpb::UserAddOptions;
 use watershed::pb::etcdserverpb::{AuthUserAddRequest, AuthUserDeleteRequest, DefragmentRequest};
 
-use super::Certificates;
 use super::record::Record;
-use crate::harness::{Cluster, until};
+use crate::harness::{Certificates, Cluster, until};
 
 /// What is done to a cluster from outside. Members have their numbers; the last one is never ended.
 #[derive(Clone, Copy, Debug)]

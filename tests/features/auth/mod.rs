@@ -1,14 +1,19 @@
 //! Users, roles, permissions.
 //!
 //! `management.rs` changes users and roles, `permissions.rs` asks as one of them, `advisories.rs` has what was reported against
-//! etcd from 2021 to 2026, `matrix.rs` every method as every kind of caller.
+//! etcd from 2021 to 2026, `matrix.rs` every method as every kind of caller, `certificates.rs` users by certificate, and
+//! `jwt.rs` signed tokens.
 
 mod advisories;
+mod certificates;
+mod jwt;
 mod management;
 mod matrix;
 mod permissions;
 
 use tonic::{Request, Response, Status};
+use watershed::client::{Client, ClientConfig};
+use watershed::net::ClientTls;
 use watershed::pb::authpb::permission::Type;
 use watershed::pb::authpb::{Permission, UserAddOptions};
 use watershed::pb::etcdserverpb::auth_client::AuthClient;
@@ -22,6 +27,12 @@ pub const FLAGS: [&str; 1] = ["--bcrypt-cost=4"];
 /// The Auth service behind `endpoint`.
 pub fn auth_of(endpoint: &str) -> AuthClient<watershed::client::Channel> {
     AuthClient::new(client(endpoint).channel())
+}
+
+/// A client over TLS.
+pub fn secure_client(endpoint: &str, tls: ClientTls) -> Client {
+    let endpoint = format!("https://{endpoint}").parse().expect("an endpoint");
+    Client::connect(ClientConfig { tls: Some(tls), ..ClientConfig::new([endpoint]) }).expect("a client")
 }
 
 /// A message with a token.
