@@ -39,10 +39,11 @@ pub fn draw(samples: &[Sample]) -> String {
              <path d=\"M{left} {top}v{height}h{width}\" fill=\"none\" stroke=\"#999\"/>\n",
             top - 6.0
         );
+        let digits = usize::from(most < 10.0);
         for part in [0.0, 0.5, 1.0] {
             let (value, y, x) = (most * part, top + height * (1.0 - part), left + width * part);
             svg += &format!(
-                "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{value:.0}</text>\n\
+                "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{value:.digits$}</text>\n\
                  <text x=\"{x:.0}\" y=\"{:.0}\" text-anchor=\"middle\">{:.0} min</text>\n",
                 left - 6.0,
                 y + 4.0,
