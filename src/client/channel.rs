@@ -13,11 +13,14 @@ use tracing::debug;
 use super::login::{Login, Token, wants_login};
 use super::method::Method;
 use super::pool::{Head, Pool};
+use crate::api_error::ApiError;
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
 const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");
 /// Logins one request may cause. More than one happens where users or roles change all the time.
 const LOGINS_MAX: usize = 3;
+/// Times a write of a user by certificate is sent: each change of users between its proposal and its application refuses it.
+const SENT_MAX: usize = 10;
 
 /// The transport under the generated clients: a [`Pool`] and what this client adds to each request. Cheap to clone.
 ///
@@ -34,6 +37,8 @@ pub(super) struct Identity {
     /// A token obtained elsewhere. This client cannot renew it.
     pub(super) token: Option<HeaderValue>,
     pub(super) login: Option<Login>,
+    /// Whether the user can only be the one that the certificate names.
+    pub(super) by_certificate: bool,
     pub(super) require_leader: bool,
 }
 
@@ -114,6 +119,24 @@ impl Channel {
         carry(&mut head, &token);
         self.pool.exchange(method, &head, payload).await
     }
+
+    /// Sends a write again while it is refused because users changed before it was applied: it was not executed. Who has
+    /// a token logs in again for that, a user by certificate has nothing to renew.
+    async fn send_by_certificate(self, method: Method, head: Head, body: Body) -> Response<Body> {
+        let payload = match body.collect().await {
+            Ok(payload) => payload.to_bytes(),
+            Err(status) => return status.into_http(),
+        };
+        for _ in 1..SENT_MAX {
+            let answer = self.pool.exchange(method, &head, payload.clone()).await;
+            let status = Status::from_header_map(answer.headers());
+            let is_old = |status: Status| ApiError::from_text(status.message()) == Some(ApiError::AuthOldRevision);
+            if !status.is_some_and(is_old) {
+                return answer;
+            }
+        }
+        self.pool.exchange(method, &head, payload).await
+    }
 }
 
 fn carry(head: &mut Head, token: &Token) {
@@ -150,6 +173,11 @@ impl tower::Service<http::Request<Body>> for Channel {
                     None => Ok(channel.pool.request(&head, body).await),
                 }
             });
+        }
+        let method = Method::of(head.path.path());
+        if self.identity.by_certificate && method.one_request && !head.headers.contains_key(TOKEN) {
+            let channel = self.clone();
+            return Box::pin(async move { Ok(channel.send_by_certificate(method, head, body).await) });
         }
         let pool = self.pool.clone();
         Box::pin(async move { Ok(pool.request(&head, body).await) })

@@ -6,6 +6,7 @@ use super::config::ClientConfig;
 use super::error::ClientError;
 use super::login::Login;
 use super::pool::{Pool, PoolConfig};
+use crate::net::ClientTls;
 use crate::pb::etcdserverpb::auth_client::AuthClient;
 use crate::pb::etcdserverpb::cluster_client::ClusterClient;
 use crate::pb::etcdserverpb::kv_client::KvClient;
@@ -57,6 +58,7 @@ impl Client {
             }
         };
         // A single member is not cut for its silence, as in etcd's own tools: see `keepalive`.
+        let has_certificate = config.tls.as_ref().is_some_and(ClientTls::has_certificate);
         let several = config.endpoints.len() > 1;
         let usual = PoolConfig::new(config.endpoints);
         let pool = PoolConfig {
@@ -70,7 +72,12 @@ impl Client {
         // These tasks are not awaited: they end when the last clone of the client is dropped.
         let pool = Pool::new(pool, &Tasks::new());
         let login = if token.is_some() { None } else { config.user.map(Login::new) };
-        let identity = Identity { token, login, require_leader: config.require_leader };
+        let identity = Identity {
+            by_certificate: has_certificate && token.is_none() && login.is_none(),
+            token,
+            login,
+            require_leader: config.require_leader,
+        };
         Ok(Self {
             channel: Channel::with_identity(pool, identity),
             send_bytes_max: config.send_bytes_max,

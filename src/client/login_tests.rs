@@ -167,3 +167,30 @@ fn nothing_that_is_printed_holds_the_password() {
     let client = Client::connect(ClientConfig { user: Some(user), ..ClientConfig::default() }).unwrap();
     assert!(!format!("{client:?}").contains("secret"), "{client:?}");
 }
+
+// Cause: only who could log in again was tried again, and a user by certificate cannot.
+#[tokio::test]
+async fn a_write_of_a_user_by_certificate_is_sent_again_when_users_changed() {
+    let refusals = Arc::new(AtomicU64::new(2));
+    let left = refusals.clone();
+    let member = FakeMember::start(move |_| match left.load(SeqCst) {
+        0 => Reply::Message(framed(&RangeResponse::default()).to_vec()),
+        some => {
+            left.store(some - 1, SeqCst);
+            Reply::Status(3, ApiError::AuthOldRevision.text())
+        }
+    })
+    .await;
+    let authority = crate::net::testing::Authority::new();
+    let tls = crate::net::ClientTls::verifying(Some(authority.identity("x")), &authority.authorities()).unwrap();
+    let endpoint: super::Endpoint = format!("http://{}", member.endpoint).parse().unwrap();
+    let config = |tls| ClientConfig { tls, ..ClientConfig::new([endpoint.clone()]) };
+    let by_certificate = Client::connect(config(Some(tls))).unwrap();
+    by_certificate.kv().put(PutRequest::default()).await.unwrap();
+    assert_eq!(member.received().len(), 3);
+    refusals.store(1000, SeqCst);
+    let refusal = by_certificate.kv().put(PutRequest::default()).await.unwrap_err();
+    assert_eq!((refusal.message(), member.received().len()), (ApiError::AuthOldRevision.text(), 13));
+    Client::connect(config(None)).unwrap().kv().put(PutRequest::default()).await.unwrap_err();
+    assert_eq!(member.received().len(), 14, "without a certificate there is no user");
+}

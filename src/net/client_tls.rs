@@ -118,6 +118,11 @@ impl ClientTls {
         Self::build(identity, authorities, config)
     }
 
+    /// Whether there is a certificate to show when a server asks.
+    pub fn has_certificate(&self) -> bool {
+        self.0.client_auth_cert_resolver.has_certs()
+    }
+
     /// Accepts servers that show a certificate of one of `authorities`, and shows `identity` when it is asked.
     ///
     /// # Errors
