@@ -29,6 +29,15 @@ interop:
 golden *etcd:
     tests/interop/golden.sh {{etcd}}
 
+# etcd's own suites from a checkout of its source with its tools in bin/ (an absolute path); needs root, Go and curl.
+etcd-suites checkout out="target/etcd-suites":
+    cargo build --release
+    mkdir -p {{out}}/bin
+    ln -sf $PWD/target/release/watershed {{out}}/bin/etcd
+    ln -sf {{checkout}}/bin/etcdctl {{checkout}}/bin/etcdutl {{out}}/bin/
+    tests/interop/etcd_suites.py {{checkout}} common {{out}}/bin {{out}}/common
+    tests/interop/etcd_suites.py {{checkout}} e2e {{out}}/bin {{out}}/e2e
+
 # Micro-benchmarks of the store.
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}
