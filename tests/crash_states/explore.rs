@@ -53,6 +53,8 @@ pub struct Seen {
     pub places: u64,
     pub cut_tails: u64,
     pub adopted: u64,
+    /// Lives that went on after a defragmentation without its copy.
+    pub went_on: u64,
 }
 
 impl std::ops::AddAssign for Seen {
@@ -62,6 +64,7 @@ impl std::ops::AddAssign for Seen {
         self.places += other.places;
         self.cut_tails += other.cut_tails;
         self.adopted += other.adopted;
+        self.went_on += other.went_on;
     }
 }
 

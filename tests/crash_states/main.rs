@@ -32,7 +32,7 @@ fn explore(seed: u64, wrong: Wrong, effort: Effort) -> (Seen, Result<(), String>
     let disk = SimDisk::new(SEGMENT_BYTES);
     disk.record();
     let mutation = if let Wrong::Order(mutation) = wrong { Some(mutation) } else { None };
-    let Lived { history, result, files } = live(&disk, seed, STEPS, mutation);
+    let Lived { history, result, files, .. } = live(&disk, seed, STEPS, mutation);
     let ops = disk.recorded();
     disk.freeze();
     drop(files);

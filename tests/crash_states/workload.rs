@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use watershed::bolt::BoltFile;
-use watershed::core::backend::{Backend, ChangeSet, Prepared};
+use watershed::core::backend::{Backend, BackendError, ChangeSet, Prepared};
 use watershed::core::cluster::Member;
 use watershed::core::server::{Bootstrap, Disks, Layout, Opened, Opening, recover};
 use watershed::core::wal::{Wal, WalMetadata, WalSnapshot};
@@ -94,6 +94,7 @@ struct Life {
     applied: u64,
     mutation: Option<Mutation>,
     is_open: bool,
+    refused: Option<String>,
     folder: tempfile::TempDir,
 }
 
@@ -104,6 +105,8 @@ pub struct Lived {
     pub history: History,
     /// How it ended.
     pub result: Step,
+    /// The last error of a defragmentation that could not write its copy, after which life goes on.
+    pub refused: Option<String>,
     /// The files, open as they were; none when they could not be opened.
     pub files: Option<(Wal<SimDisk>, Backend)>,
 }
@@ -119,7 +122,7 @@ pub fn live(disk: &SimDisk, seed: u64, steps: usize, mutation: Option<Mutation>)
     disk.note(ACKED, 0);
     let opened = match open(disk) {
         Ok(opened) => opened,
-        Err(error) => return Lived { history, result: Err(error), files: None },
+        Err(error) => return Lived { history, result: Err(error), refused: None, files: None },
     };
     let mut life = Life {
         disk: disk.clone(),
@@ -132,10 +135,12 @@ pub fn live(disk: &SimDisk, seed: u64, steps: usize, mutation: Option<Mutation>)
         applied: 0,
         mutation,
         is_open: true,
+        refused: None,
         folder: tempfile::tempdir().expect("a folder for images"),
     };
     let result = (0..steps).try_for_each(|_| life.step());
-    Lived { history: life.history, result, files: life.is_open.then_some((life.wal, life.backend)) }
+    let Life { history, refused, wal, backend, is_open, .. } = life;
+    Lived { history, result, refused, files: is_open.then_some((wal, backend)) }
 }
 
 impl Life {
@@ -147,9 +152,17 @@ impl Life {
             14..16 => self.mark_and_release(),
             16 => self.replaced_state(),
             17 => self.prepared_in_vain(),
-            18 => self.backend.defragment().map(|_| ()).map_err(text),
+            18 => self.defragment(),
             _ => self.restart(),
         }
+    }
+
+    fn defragment(&mut self) -> Step {
+        match self.backend.defragment() {
+            Err(error @ BackendError::NotDefragmented { .. }) => self.refused = Some(text(error)),
+            other => drop(other.map_err(text)?),
+        }
+        Ok(())
     }
 
     fn issue(&mut self, version: LogVersion) {
@@ -278,7 +291,7 @@ impl Life {
             prepared = Some(self.backend.prepare(&image, position).map_err(text)?);
             match self.random.u8(..3) {
                 0 => self.checkpoint()?,
-                1 => self.backend.defragment().map(|_| ()).map_err(text)?,
+                1 => self.defragment()?,
                 _ => {}
             }
         }
