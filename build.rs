@@ -16,7 +16,7 @@ const SECRETS: [&str; 6] = [
     ".etcdserverpb.InternalAuthenticateRequest",
 ];
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "http.proto",
     "kv.proto",
     "auth.proto",
@@ -28,6 +28,7 @@ const FILES: [&str; 11] = [
     "lease.proto",
     "wal.proto",
     "health.proto",
+    "profile.proto",
 ];
 
 /// Answers that `src/pb/encoded.rs` defines over already encoded parts.

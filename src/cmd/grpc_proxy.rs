@@ -15,6 +15,7 @@ use crate::config::{Advertise, ListenAddress, ProxyConfig, parse_proxy_config};
 use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
 use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
+use crate::pages::Profiles;
 use crate::proxy::{
     Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, SelfMember, Tenant, Tenants,
     UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
@@ -134,12 +135,16 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
             self_member: self_member.clone(),
             response_memory: response_memory.clone(),
             metrics: metrics.clone(),
+            profiles: config.enable_pprof.then_some(Profiles),
             calls: calls.clone(),
             tasks: worker_tasks.clone(),
         })
     };
     let serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
     pools.follow(&*source, cluster, &tasks);
+    if config.enable_pprof {
+        info!(path = "/debug/pprof", "gRPC proxy enabled pprof");
+    }
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
     info!(address = %config.listen, endpoints = endpoints.join(","), namespace = %config.namespace, "started gRPC proxy");
     Ok(RunningProxy { serving, tasks })

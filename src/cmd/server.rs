@@ -12,9 +12,10 @@ use super::process::{notify_ready, raise_descriptor_limit, refuse};
 use super::usage::no_server;
 use crate::config::{ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config};
 use crate::core::peer::{PeerDialer, PeerTls};
-use crate::core::server::{BrowserRules, CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests, Traffic};
-use crate::listener::{self, ListenerConfig, ListenerError, Protection, Serving, Socket, WorkerId};
+use crate::core::server::{CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests, Traffic};
+use crate::listener::{self, ListenerConfig, ListenerError, PortUse, Protection, Serving, Socket, WorkerId};
 use crate::net::{ClientTls, Identity, ServerTls};
+use crate::pages::{BrowserRules, Profiles};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, Tracing, WatchMetrics, init_logging};
 use crate::types::API_VERSION;
@@ -97,19 +98,20 @@ impl Server {
     pub async fn start(config: &ServerConfig, tasks: &Tasks) -> anyhow::Result<Self> {
         let tls = Tls::read(&config.tls)?;
         log_start(config);
+        let port_use = if config.socket_reuse_port { PortUse::Shared } else { PortUse::Alone };
         let mut client_sockets =
-            bind_all(&config.listen_client_urls, tls.clients.as_ref()).context("--listen-client-urls")?;
-        let http_sockets =
-            bind_all(&config.listen_client_http_urls, tls.clients.as_ref()).context("--listen-client-http-urls")?;
+            bind_all(&config.listen_client_urls, tls.clients.as_ref(), port_use).context("--listen-client-urls")?;
+        let http_sockets = bind_all(&config.listen_client_http_urls, tls.clients.as_ref(), port_use)
+            .context("--listen-client-http-urls")?;
         let on_client_urls = if http_sockets.is_empty() { Traffic::Any } else { Traffic::Grpc };
         let mut traffic = vec![on_client_urls; client_sockets.len()];
         traffic.resize(client_sockets.len() + http_sockets.len(), Traffic::Http);
         client_sockets.extend(http_sockets);
         let traffic: Arc<[Traffic]> = traffic.into();
         let peer_tls = tls.peers.as_ref().map(|tls| &tls.accepting);
-        let peer_sockets = bind_all(&config.listen_peer_urls, peer_tls).context("--listen-peer-urls")?;
+        let peer_sockets = bind_all(&config.listen_peer_urls, peer_tls, port_use).context("--listen-peer-urls")?;
         let metric_sockets =
-            bind_all(&config.listen_metrics_urls, tls.clients.as_ref()).context("--listen-metrics-urls")?;
+            bind_all(&config.listen_metrics_urls, tls.clients.as_ref(), port_use).context("--listen-metrics-urls")?;
 
         #[cfg(feature = "failpoints")]
         super::failpoints::start(tasks)?;
@@ -133,7 +135,10 @@ impl Server {
         services.refresh_gauges(&registry, config.feature_gates);
         let watch = services.watch_context(watch_metrics, config.watch_progress_notify_interval);
         let rules = BrowserRules { origins: config.cors.clone(), hosts: config.host_whitelist.clone() };
-        let http = services.http(registry, rules);
+        let http = services.http(registry, rules).with_profiles(config.enable_pprof.then_some(Profiles));
+        if config.enable_pprof {
+            info!(path = "/debug/pprof", "pprof is enabled");
+        }
         let listener = ListenerConfig {
             serving_threads: config.serving_threads,
             max_concurrent_streams: config.max_concurrent_streams,
@@ -244,7 +249,7 @@ fn log_start(config: &ServerConfig) {
 }
 
 /// Binds each address once: a plain and a secure URL of one address share its socket.
-fn bind_all(urls: &[ListenUrl], tls: Option<&ServerTls>) -> Result<Vec<Socket>, ListenerError> {
+fn bind_all(urls: &[ListenUrl], tls: Option<&ServerTls>, port_use: PortUse) -> Result<Vec<Socket>, ListenerError> {
     let mut addresses: Vec<&ListenAddress> = Vec::new();
     for url in urls {
         if !addresses.contains(&url.address()) {
@@ -253,7 +258,7 @@ fn bind_all(urls: &[ListenUrl], tls: Option<&ServerTls>) -> Result<Vec<Socket>, 
     }
     let bound = addresses.into_iter().map(|address| {
         let socket = match address {
-            ListenAddress::Tcp(address) => listener::bind(*address)?,
+            ListenAddress::Tcp(address) => listener::bind_port(*address, port_use)?,
             ListenAddress::Unix(path) => listener::bind_unix(path)?,
         };
         let of = |secure| urls.iter().any(|url| url.address() == address && url.is_tls() == secure);

@@ -66,6 +66,9 @@ pub struct RawProxyConfig {
     /// Streams a client may have open on one connection.
     #[arg(long, default_value_t = u32::MAX, value_name = "COUNT")]
     pub max_concurrent_streams: u32,
+    /// Serve profiles under /debug/pprof/.
+    #[arg(long, default_value_t = false, action = ArgAction::Set)]
+    pub enable_pprof: bool,
     /// Log debug lines.
     #[arg(long, default_value_t = false, action = ArgAction::Set)]
     pub debug: bool,
@@ -172,6 +175,8 @@ pub struct ProxyConfig {
     pub answer_memory_bytes: u64,
     /// Streams per connection.
     pub max_concurrent_streams: u32,
+    /// Whether profiles are served.
+    pub enable_pprof: bool,
     /// Serving threads; none for one per core.
     pub serving_threads: Option<usize>,
     /// Time for open requests at the end.
@@ -281,6 +286,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
             answer_memory_bytes: raw.answer_memory_bytes,
             max_concurrent_streams: raw.max_concurrent_streams,
+            enable_pprof: raw.enable_pprof,
             serving_threads: (raw.serving_threads > 0).then_some(raw.serving_threads),
             grace: raw.shutdown_grace.0,
             log,

@@ -171,8 +171,6 @@ const GROUPS: &[Group] = &[
     not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
     not_yet(&[Proxy], "registration of proxies", &[("resolver-prefix", Text, ""), ("resolver-ttl", Int, "0")]),
     not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
-    not_yet(&[Server], "", &[("socket-reuse-port", Bool, "false")]),
-    ignored(&[Server, Proxy], "no profiles are served", &[("enable-pprof", Bool, "false")]),
     not_yet(
         &[Proxy],
         "",

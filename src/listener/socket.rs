@@ -106,12 +106,32 @@ pub(super) const NO_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(I
 /// # Errors
 /// Names the address, and for a port in use says `address already in use` as etcd does.
 pub fn bind(address: SocketAddr) -> Result<Socket, ListenerError> {
+    bind_port(address, PortUse::Alone)
+}
+
+/// Whether other sockets may be bound to the same address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortUse {
+    /// A port in use is refused.
+    Alone,
+    /// With others that allow it as well; the system spreads connections over them (`SO_REUSEPORT`).
+    Shared,
+}
+
+/// Like [`bind`], for a port that may be shared.
+///
+/// # Errors
+/// Those of [`bind`].
+pub fn bind_port(address: SocketAddr, port_use: PortUse) -> Result<Socket, ListenerError> {
     let open = || -> io::Result<TcpListener> {
         let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
         socket.set_reuse_address(true)?;
+        if port_use == PortUse::Shared {
+            socket.set_reuse_port(true)?;
+        }
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

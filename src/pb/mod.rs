@@ -57,6 +57,11 @@ pub mod leasepb {
 pub mod walpb {
     tonic::include_proto!("walpb");
 }
+/// Profiles, as pprof reads them.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod profiles {
+    tonic::include_proto!("perftools.profiles");
+}
 /// The standard health service.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]
 pub mod healthpb {

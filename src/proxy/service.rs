@@ -25,7 +25,7 @@ use crate::api_error::ApiError;
 use crate::client::{Head, Pool, Seen};
 use crate::json::{self, CallBody, is_json_path};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
-use crate::pages::HealthService;
+use crate::pages::{BrowserRules, HealthService, Profiles};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
@@ -55,6 +55,8 @@ pub struct WorkerParts {
     pub response_memory: ResponseMemory,
     /// The registry `/proxy/metrics` shows.
     pub metrics: Metrics,
+    /// Whether profiles are served.
+    pub profiles: Option<Profiles>,
     /// Counts calls; [`proxy_calls`] makes it.
     pub calls: GrpcCalls,
     /// Where tasks of the thread run.
@@ -96,7 +98,8 @@ struct Worker {
 impl ProxyService {
     /// The service of one serving thread; made on that thread.
     pub fn new(parts: WorkerParts) -> Self {
-        let WorkerParts { pool, tenants, watches, self_member, response_memory, metrics, calls, tasks } = parts;
+        let WorkerParts { pool, tenants, watches, self_member, response_memory, metrics, profiles, calls, tasks } =
+            parts;
         let watch_hubs = watches.values().cloned().collect();
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
         let leases = KeepAliveBroadcasts::new(pool.clone(), tasks.clone());
@@ -106,7 +109,7 @@ impl ProxyService {
                 (tenant.clone(), View::new(&tenant.namespace, tenant.admin, &pool, response_memory.clone(), &tasks))
             })
             .collect();
-        let pages = Pages::new(pool.clone(), metrics, tasks);
+        let pages = Pages::new(pool.clone(), metrics, profiles, tasks);
         let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
         Self {
             worker: Arc::new(Worker {
@@ -146,16 +149,22 @@ impl Worker {
             .headers()
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()));
-        if !is_grpc && is_json_path(request.uri().path()) {
-            return json::answer(request, JSON_LIMITS, |request| self.call(request)).await;
-        }
         if !is_grpc {
-            return self.pages.answer(&request.into_parts().0).await.map(Body::new);
+            // There are no flags for them, as in etcd: every origin and every name is taken.
+            let rules = BrowserRules::default();
+            return rules.guarded(false, request, |request| self.http(request)).await;
         }
         if let Some(refusal) = refused_head(&request) {
             return refusal;
         }
         self.call(request.map(CallBody::Grpc)).await
+    }
+
+    async fn http(&self, request: Request<Incoming>) -> Response<Body> {
+        if is_json_path(request.uri().path()) {
+            return json::answer(request, JSON_LIMITS, |request| self.call(request)).await;
+        }
+        self.pages.answer(&request.into_parts().0).await.map(Body::new)
     }
 
     /// A call, whichever way it came.

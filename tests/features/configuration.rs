@@ -4,14 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use watershed::client::Client;
+use watershed::client::{Client, ClientConfig};
 use watershed::pb::etcdserverpb::auth_client::AuthClient;
 use watershed::pb::etcdserverpb::{
     AuthEnableRequest, AuthRoleAddRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, AuthenticateRequest,
-    RangeRequest,
+    MemberListRequest, RangeRequest,
 };
 
-use crate::harness::{Process, client, free_port, until};
+use crate::harness::{Authority, Process, client, client_tls, free_port, http_get, https, until};
 
 /// A server in a folder of its own, with what it is told.
 struct Told {
@@ -253,6 +253,142 @@ fn milvus_starts_its_store_unchanged() {
     ] {
         assert!(output.contains(line), "{line}: {output}");
     }
+}
+
+/// The ports of a member of a control plane.
+struct ControlPlane {
+    told: Told,
+    clients: u16,
+    peers: u16,
+    probes: u16,
+}
+
+impl ControlPlane {
+    /// One with the certificates `server` and `peer` for the member and `client` for its clients.
+    fn new() -> Self {
+        let told = Told::new();
+        let authority = Authority::new(told.folder.path(), "ca");
+        authority.sign("server", |_| {});
+        authority.sign("peer", |_| {});
+        authority.sign_user("client", "kube-apiserver-etcd-client");
+        Self { told, clients: free_port(), peers: free_port(), probes: free_port() }
+    }
+
+    /// Puts ports and folders in place of those of the usual host.
+    fn filled(&self, text: &str) -> String {
+        let folder = self.told.folder.path().display().to_string();
+        let text = text.replace(":2379", &format!(":{}", self.clients)).replace(":2380", &format!(":{}", self.peers));
+        // Of this host, too, and another than 127.0.0.1.
+        let text = text.replace("10.0.0.1", "127.0.0.2");
+        text.replace(":2381", &format!(":{}", self.probes)).replace("FOLDER", &folder)
+    }
+
+    /// Waits until it answers clients that have a certificate, and looks at what others see, with this certificate or none;
+    /// returns the output.
+    fn serves(&self, mut process: Process, stranger: Option<&str>) -> String {
+        let folder = self.told.folder.path();
+        let (endpoint, probes) = (format!("https://127.0.0.1:{}", self.clients), format!("127.0.0.1:{}", self.probes));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let tls = Some(client_tls(folder, Some("client")));
+            let config = ClientConfig { tls, ..ClientConfig::new([endpoint.parse().expect("an endpoint")]) };
+            let client = Client::connect(config).expect("a client");
+            until("the start", || {
+                assert!(process.ended().is_none(), "ended at its start:\n{}", process.output());
+                let mut cluster = client.cluster();
+                async move {
+                    let members =
+                        cluster.member_list(MemberListRequest { linearizable: true }).await.ok()?.into_inner();
+                    let published = format!("https://127.0.0.2:{}", self.clients);
+                    (members.members.first()?.client_ur_ls == [published]).then_some(())
+                }
+            })
+            .await;
+            for probe in ["/livez", "/readyz", "/health?serializable=true&exclude=NOSPACE", "/metrics"] {
+                assert_eq!(http_get(&probes, "GET", probe).await.expect("an answer").status, 200, "{probe}");
+            }
+            let stranger = client_tls(folder, stranger);
+            https(&endpoint, Some(&stranger), "GET", "/health", "").await.expect_err("it is not let in");
+        });
+        process.output()
+    }
+}
+
+// The static pod that kubeadm writes since Kubernetes 1.34, whose etcd is 3.6 or newer.
+#[test]
+fn kubeadms_static_pod_starts_its_member_unchanged() {
+    let plane = ControlPlane::new();
+    let flags = plane.filled(
+        "--advertise-client-urls=https://10.0.0.1:2379 --cert-file=FOLDER/server.crt --client-cert-auth=true \
+         --data-dir=FOLDER/data --feature-gates=InitialCorruptCheck=true \
+         --initial-advertise-peer-urls=https://10.0.0.1:2380 --initial-cluster=node=https://10.0.0.1:2380 \
+         --key-file=FOLDER/server.key --listen-client-urls=https://127.0.0.1:2379,https://10.0.0.1:2379 \
+         --listen-metrics-urls=http://127.0.0.1:2381 --listen-peer-urls=https://10.0.0.1:2380 --name=node \
+         --peer-cert-file=FOLDER/peer.crt --peer-client-cert-auth=true --peer-key-file=FOLDER/peer.key \
+         --peer-trusted-ca-file=FOLDER/ca --snapshot-count=10000 --trusted-ca-file=FOLDER/ca \
+         --watch-progress-notify-interval=5s",
+    );
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    let link = plane.told.folder.path().join("etcd");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_watershed"), &link).expect("link");
+    let process = Process::start_with(&link, &flags, &[], plane.told.folder.path(), "told");
+    let output = plane.serves(process, None);
+    assert!(output.contains("serving client traffic securely"), "{output}");
+}
+
+#[test]
+fn rke2s_file_starts_its_member_unchanged() {
+    let plane = ControlPlane::new();
+    let file = plane.told.file(&plane.filled(
+        "advertise-client-urls: https://10.0.0.1:2379\n\
+         client-transport-security:\n\
+         \x20 cert-file: FOLDER/server.crt\n\
+         \x20 client-cert-auth: true\n\
+         \x20 key-file: FOLDER/server.key\n\
+         \x20 trusted-ca-file: FOLDER/ca\n\
+         data-dir: DATA\n\
+         election-timeout: 5000\n\
+         experimental-initial-corrupt-check: true\n\
+         experimental-watch-progress-notify-interval: 5000000000\n\
+         heartbeat-interval: 500\n\
+         initial-advertise-peer-urls: https://10.0.0.1:2380\n\
+         initial-cluster: node-1=https://10.0.0.1:2380\n\
+         initial-cluster-state: new\n\
+         listen-client-urls: https://127.0.0.1:2379,https://10.0.0.1:2379\n\
+         listen-metrics-urls: http://127.0.0.1:2381\n\
+         listen-peer-urls: https://127.0.0.1:2380,https://10.0.0.1:2380\n\
+         log-outputs:\n\
+         - stderr\n\
+         logger: zap\n\
+         name: node-1\n\
+         peer-transport-security:\n\
+         \x20 cert-file: FOLDER/peer.crt\n\
+         \x20 client-cert-auth: true\n\
+         \x20 key-file: FOLDER/peer.key\n\
+         \x20 trusted-ca-file: FOLDER/ca\n\
+         snapshot-count: 10000\n",
+    ));
+    let output = plane.serves(plane.told.start(&["--config-file", &file], &[]), None);
+    assert!(output.contains(r#""key":"experimental-initial-corrupt-check""#), "{output}");
+}
+
+// A key of etcd's file that has no flag.
+#[test]
+fn a_file_may_name_the_clients_that_are_let_in() {
+    let plane = ControlPlane::new();
+    let authority = Authority::new(plane.told.folder.path(), "ca");
+    for (name, user) in [("server", "server"), ("peer", "peer"), ("client", "let-in"), ("other", "other")] {
+        authority.sign_user(name, user);
+    }
+    let file = plane.told.file(&plane.filled(
+        "name: one\ndata-dir: DATA\nadvertise-client-urls: https://10.0.0.1:2379\n\
+         listen-client-urls: https://127.0.0.1:2379\nlisten-metrics-urls: http://127.0.0.1:2381\n\
+         listen-peer-urls: PEER\ninitial-advertise-peer-urls: PEER\ninitial-cluster: one=PEER\n\
+         client-transport-security:\n  cert-file: FOLDER/server.crt\n  key-file: FOLDER/server.key\n  \
+         client-cert-auth: true\n  trusted-ca-file: FOLDER/ca\n  allowed-cn: [let-in, also]\n",
+    ));
+    let process = plane.told.start(&["--config-file", &file], &[]);
+    plane.serves(process, Some("other"));
 }
 
 /// Whether a text is a time as etcd logs it: `2006-01-02T15:04:05.999999Z`, without zeros at the end.

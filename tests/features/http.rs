@@ -1,5 +1,7 @@
 //! What the client port answers beside gRPC.
 
+use std::io::Read;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -12,6 +14,9 @@ on_every_target! {
     metrics_carry_etcds_names,
     refusals_are_not_to_be_sniffed,
     paths_are_cleaned_by_a_redirect,
+    scripts_of_every_origin_may_read_answers,
+    metrics_are_compressed_when_asked_for,
+    profiles_are_not_there_without_their_flag,
 }
 
 async fn get(deployment: &Deployment, path: &str) -> (u16, String) {
@@ -135,13 +140,118 @@ async fn refusals_are_not_to_be_sniffed(deployment: &mut Deployment) {
 }
 
 async fn paths_are_cleaned_by_a_redirect(deployment: &mut Deployment) {
-    if deployment.target == Target::Proxy {
-        return;
-    }
     for (path, clean) in [("//version", "/version"), ("/v3", "/v3/"), ("/a/../livez?verbose", "/livez?verbose")] {
         let answer = http_get(&deployment.endpoint, "GET", path).await.expect("an answer");
         assert_eq!((answer.status, answer.headers["location"].as_str()), (307, clean), "{path}");
     }
+}
+
+async fn scripts_of_every_origin_may_read_answers(deployment: &mut Deployment) {
+    for (method, path, status) in [("GET", "/health", 200), ("OPTIONS", "/v3/kv/range", 200), ("GET", "/nothing", 404)]
+    {
+        let answer = http_get(&deployment.endpoint, method, path).await.expect("an answer");
+        let header = |name: &str| answer.headers.get(name).map(String::as_str);
+        assert_eq!((answer.status, header("access-control-allow-origin")), (status, Some("*")), "{method} {path}");
+        assert_eq!(header("access-control-allow-methods"), Some("POST, GET, OPTIONS, PUT, DELETE"));
+        assert_eq!(header("access-control-allow-headers"), Some("accept, content-type, authorization"));
+    }
+    let vars = get(deployment, "/debug/vars").await.1;
+    let vars: serde_json::Value = serde_json::from_str(&vars).expect("JSON");
+    assert!(vars["cmdline"].is_array() && vars["file_descriptor_limit"].is_u64(), "{vars}");
+}
+
+async fn metrics_are_compressed_when_asked_for(deployment: &mut Deployment) {
+    let paths: &[&str] = match deployment.target {
+        Target::Proxy => &["/metrics", "/proxy/metrics"],
+        Target::Core | Target::Gateway => &["/metrics"],
+    };
+    for path in paths {
+        let mut stream = TcpStream::connect(&deployment.endpoint).await.expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = Vec::new();
+        soon("an answer", stream.read_to_end(&mut answer)).await.expect("an answer");
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head") + 4;
+        let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+        assert!(head.starts_with("http/1.1 200") && head.contains("content-encoding: gzip"), "{head}");
+        if head.contains("transfer-encoding: chunked") {
+            assert!(is_stock(), "the whole page is there at once");
+            continue;
+        }
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(&answer[end..]).read_to_string(&mut text).expect("gzip");
+        assert!(text.lines().any(|line| line.starts_with("# TYPE process_cpu_seconds_total")), "{path}");
+    }
+}
+
+async fn profiles_are_not_there_without_their_flag(deployment: &mut Deployment) {
+    for path in ["/debug/pprof/", "/debug/pprof/profile?seconds=1", "/debug/pprof/cmdline"] {
+        assert_eq!(get(deployment, path).await.0, 404, "{path}");
+    }
+}
+
+/// Profiles of one second, one after another, while clients put: none of their calls fails.
+async fn profiled_under_load(deployment: &Deployment, endpoint: &str) {
+    let profiles = async {
+        for _ in 0..3 {
+            let answer = http_get(endpoint, "GET", "/debug/pprof/profile?seconds=1").await.expect("an answer");
+            let kind = answer.headers.get("content-type").map(String::as_str);
+            assert_eq!((answer.status, kind), (200, Some("application/octet-stream")), "{answer:?}");
+            assert!(answer.body.starts_with('\u{1f}'), "gzip");
+        }
+    };
+    let puts = async {
+        let mut last = 0;
+        for number in 0.. {
+            let revision = deployment.put(format!("profiled/{}", number % 100), "v").await;
+            assert!(revision > last, "{revision} after {last}");
+            last = revision;
+        }
+    };
+    tokio::select! {
+        () = profiles => {}
+        () = puts => unreachable!("they go on"),
+    }
+}
+
+#[test]
+fn a_member_and_a_proxy_under_load_can_be_profiled() {
+    let metrics = format!("127.0.0.1:{}", free_port());
+    let flags = ["--enable-pprof", &format!("--listen-metrics-urls=http://{metrics}")];
+    run(Target::Core, &flags, async |deployment: &mut Deployment| {
+        profiled_under_load(deployment, &deployment.endpoint).await;
+        let (_proxy, proxied) = deployment.also_front("grpc-proxy", &["--enable-pprof"]).await;
+        deployment.client = client(&proxied);
+        profiled_under_load(deployment, &proxied).await;
+        let refused = http_get(&metrics, "GET", "/debug/pprof/").await.expect("an answer");
+        assert_eq!(refused.status, 404, "not where metrics are watched");
+        if is_stock() {
+            return;
+        }
+        let heap = get(deployment, "/debug/pprof/heap").await;
+        assert!(heap.0 == 404 && heap.1.starts_with("no profile heap: "), "{heap:?}");
+        let peer = deployment.peer_url().replace("http://", "");
+        assert_eq!(http_get(&peer, "GET", "/debug/pprof/").await.expect("an answer").status, 404);
+    });
+}
+
+#[test]
+fn a_port_may_be_shared() {
+    run(Target::Core, &["--socket-reuse-port"], async |deployment: &mut Deployment| {
+        let socket = || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+            socket.set_reuse_address(true).expect("settable");
+            socket
+        };
+        for address in [&deployment.member, &deployment.peer_url().replace("http://", "")] {
+            let address: std::net::SocketAddr = address.parse().expect("an address");
+            let alone = socket();
+            alone.bind(&address.into()).expect_err("taken");
+            let shared = socket();
+            shared.set_reuse_port(true).expect("settable");
+            shared.bind(&address.into()).expect("shared");
+        }
+    });
 }
 
 #[test]

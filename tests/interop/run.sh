@@ -53,6 +53,10 @@ if stock=$(command -v "${ETCD:-etcd}"); then
 else
     echo "== namespaces, stock etcd upstream: skipped, no etcd in PATH"
 fi
+echo "== completion scripts"
+./completion.sh "$binary"
+echo "== profiles, member and proxy"
+WATERSHED_INTEROP_PORT=$((port + 200)) ./profiles.sh "$binary"
 echo "== a member's host vanishes, gateway"
 wait "$vanish" || { cat "$work/vanish.log"; exit 1; }
 cat "$work/vanish.log"

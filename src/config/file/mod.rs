@@ -28,6 +28,7 @@ const PATHS: &[(&str, &str)] = &[
     ("client-transport-security.client-cert-auth", "client-cert-auth"),
     ("client-transport-security.trusted-ca-file", "trusted-ca-file"),
     ("client-transport-security.auto-tls", "auto-tls"),
+    ("client-transport-security.allowed-cn", "client-cert-allowed-cn"),
     ("client-transport-security.allowed-hostname", "client-cert-allowed-hostname"),
     ("peer-transport-security.cert-file", "peer-cert-file"),
     ("peer-transport-security.key-file", "peer-key-file"),
@@ -99,6 +100,7 @@ const EMPTY_IS_DEFAULT: &[&str] = &[
 const LISTS: &[&str] = &[
     "cipher-suites",
     "log-outputs",
+    "client-cert-allowed-cn",
     "client-cert-allowed-hostname",
     "peer-cert-allowed-cn",
     "peer-cert-allowed-hostname",
@@ -232,6 +234,7 @@ mod tests {
             ("cert-file", FlagType::Text),
             ("client-crl-file", FlagType::Text),
             ("peer-auto-tls", FlagType::Bool),
+            ("client-cert-allowed-cn", FlagType::Text),
             ("peer-cert-allowed-cn", FlagType::Text),
             ("socket-reuse-port", FlagType::Bool),
             ("discovery-user", FlagType::Text),
@@ -257,8 +260,8 @@ mod tests {
         check("name: x\nheartbeat-interval: 100", "heartbeat-interval=100@2 name=x@1");
         check("NAME: x\nname: z", "name=z@2");
         check(
-            "client-transport-security:\n  cert-file: c\npeer-transport-security:\n  auto-tls: true\n  allowed-cn: [a, b]",
-            "cert-file=c@2 peer-auto-tls=true@4 peer-cert-allowed-cn=a,b@5",
+            "client-transport-security:\n  allowed-cn: [c]\npeer-transport-security:\n  auto-tls: true\n  allowed-cn: [a, b]",
+            "client-cert-allowed-cn=c@2 peer-auto-tls=true@4 peer-cert-allowed-cn=a,b@5",
         );
         check("socket-options: {reuse-port: true}", "socket-reuse-port=true@1");
         check("discovery-config:\n  client:\n    auth:\n      username: u", "discovery-user=u@4");

@@ -14,7 +14,7 @@ use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
 use super::raw::RawServerConfig;
 use super::tls::{ListenUrls, TlsConfig};
 use super::values::{AutoCompaction, FeatureGates, IntegrityChecks, Quota};
-use crate::telemetry::{LogConfig, TracingConfig};
+use crate::telemetry::{LogConfig, LogLevel, TracingConfig};
 
 /// The longest `--election-timeout`, in milliseconds.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
@@ -103,6 +103,10 @@ pub struct ServerConfig {
     pub host_whitelist: Vec<String>,
     /// Whether calls may come as JSON.
     pub enable_grpc_gateway: bool,
+    /// Whether ports may be shared with other processes.
+    pub socket_reuse_port: bool,
+    /// Whether profiles are served.
+    pub enable_pprof: bool,
     /// Whether gRPC methods have latency histograms.
     pub extensive_metrics: bool,
     /// Requests slower than this are logged.
@@ -259,6 +263,8 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             cors: names(&raw.cors),
             host_whitelist: names(&raw.host_whitelist),
             enable_grpc_gateway: raw.enable_grpc_gateway,
+            socket_reuse_port: raw.socket_reuse_port,
+            enable_pprof: raw.enable_pprof || log.level == LogLevel::Debug,
             extensive_metrics,
             warning_unary_request_duration: raw.warning_unary_request_duration.0,
             warning_apply_duration: raw.warning_apply_duration.0,
@@ -485,6 +491,11 @@ mod tests {
                 "--listen-peer-urls https://127.0.0.1:1",
                 "--listen-peer-urls, --peer-cert-file, --peer-key-file: cannot listen on TLS for https://127.0.0.1:1: \
                  KeyFile and CertFile are not presented",
+            ),
+            (
+                "--cert-file x --key-file y --client-cert-allowed-cn a --client-cert-allowed-hostname b",
+                "--client-cert-allowed-cn, --client-cert-allowed-hostname: AllowedCNs and AllowedHostnames are mutually \
+                 exclusive (cns=[\"a\"], hostnames=[\"b\"])",
             ),
             (
                 "--peer-cert-file x --peer-key-file y --peer-cert-allowed-cn a --peer-cert-allowed-hostname b",

@@ -28,7 +28,7 @@ pub enum Notice {
     },
     /// The variable stands in for its flag (info).
     UsedVariable(String),
-    /// The flag has no effect here (debug).
+    /// The flag has no effect here (info).
     Ignored(&'static str),
     /// The flag is deprecated in etcd (warn).
     Deprecated(&'static str),
@@ -76,7 +76,7 @@ impl Notice {
             Self::UsedVariable(variable) => {
                 tracing::info!("variable-name" = variable, "recognized and used environment variable");
             }
-            Self::Ignored(flag) => tracing::debug!(flag, "flag has no effect"),
+            Self::Ignored(flag) => tracing::info!(flag, "flag has no effect"),
             Self::Deprecated(text) => tracing::warn!("{text}"),
             Self::UnknownVariable(variable) if variable == "ETCD_VERSION" => {
                 tracing::warn!(key = variable, "cannot set special environment variable");

@@ -55,6 +55,9 @@ pub struct RawServerConfig {
     /// Where clients connect for all but gRPC; --listen-client-urls then has gRPC only.
     #[arg(long, default_value = "", value_name = "URLS")]
     pub listen_client_http_urls: String,
+    /// Let another process listen on the same ports (SO_REUSEPORT).
+    #[arg(long, default_value_t = false, action = Set)]
+    pub socket_reuse_port: bool,
     /// Size of the state at which writes are refused; 0 is 2 GiB, a negative value no limit.
     #[arg(long, default_value_t = 0)]
     pub quota_backend_bytes: i64,
@@ -139,6 +142,9 @@ pub struct RawServerConfig {
     /// Certificates of clients that are revoked.
     #[arg(long, default_value = "", value_name = "FILE", help_heading = "Security")]
     pub client_crl_file: String,
+    /// Common names of which a client's certificate must have one, as a comma list; in etcd a key of the file only.
+    #[arg(long, default_value = "", value_name = "NAMES", help_heading = "Security")]
+    pub client_cert_allowed_cn: String,
     /// Names of which a client's certificate must have one, as a comma list.
     #[arg(long, default_value = "", value_name = "NAMES", help_heading = "Security")]
     pub client_cert_allowed_hostname: String,
@@ -199,6 +205,10 @@ pub struct RawServerConfig {
     /// Serve the API as JSON over HTTP, under /v3/.
     #[arg(long, default_value_t = true, action = Set, help_heading = "Clustering")]
     pub enable_grpc_gateway: bool,
+
+    /// Serve profiles under /debug/pprof/ where clients connect; --log-level=debug does so, too.
+    #[arg(long, default_value_t = false, action = Set, help_heading = "Monitoring")]
+    pub enable_pprof: bool,
 
     /// simple, or jwt with options: jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=DURATION.
     #[arg(long, default_value = "simple", help_heading = "Auth")]

@@ -78,10 +78,10 @@ impl TlsConfig {
             (Some(files), made) => {
                 notices.extend(made.map(|_| Notice::Warning("ignoring client auto TLS since certs given")));
                 let revocations = path(&raw.client_crl_file);
-                let allowed = AllowedNames::new(Vec::new(), list(&raw.client_cert_allowed_hostname));
+                let flags = "client-cert-allowed-cn, --client-cert-allowed-hostname";
                 Some(ServerTlsConfig {
                     clients: client_auth(&raw.trusted_ca_file, raw.client_cert_auth),
-                    allowed: allowed.unwrap_or_default(),
+                    allowed: allowed(flags, &raw.client_cert_allowed_cn, &raw.client_cert_allowed_hostname)?,
                     revocations,
                     policy: policy.clone(),
                     ..ServerTlsConfig::new(ServerIdentity::Files(files))
@@ -142,12 +142,8 @@ fn peers(
     shown: Option<IdentityFiles>,
     policy: &TlsPolicy,
 ) -> Result<PeerTlsConfig, ConfigError> {
-    let (names, hosts) = (list(&raw.peer_cert_allowed_cn), list(&raw.peer_cert_allowed_hostname));
-    let Some(allowed) = AllowedNames::new(names.clone(), hosts.clone()) else {
-        let reason =
-            format!("AllowedCNs and AllowedHostnames are mutually exclusive (cns={names:?}, hostnames={hosts:?})");
-        return Err(wrong("peer-cert-allowed-cn, --peer-cert-allowed-hostname", reason));
-    };
+    let flags = "peer-cert-allowed-cn, --peer-cert-allowed-hostname";
+    let allowed = allowed(flags, &raw.peer_cert_allowed_cn, &raw.peer_cert_allowed_hostname)?;
     let servers = match path(&raw.peer_trusted_ca_file) {
         Some(file) => ServerAuth::File(file),
         None => ServerAuth::System,
@@ -195,6 +191,15 @@ fn check_urls(
         return Err(ConfigError::Other(text.to_owned()));
     }
     Ok(())
+}
+
+fn allowed(flags: &'static str, names: &str, hosts: &str) -> Result<AllowedNames, ConfigError> {
+    let (names, hosts) = (list(names), list(hosts));
+    AllowedNames::new(names.clone(), hosts.clone()).ok_or_else(|| {
+        let reason =
+            format!("AllowedCNs and AllowedHostnames are mutually exclusive (cns={names:?}, hostnames={hosts:?})");
+        wrong(flags, reason)
+    })
 }
 
 /// As in etcd, whoever is given authorities asks for certificates.

@@ -1,18 +1,20 @@
 use std::sync::Arc;
 
-use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use tonic::body::Body;
 
 use super::checks::{self, HealthChecks};
-use super::debug_vars;
+use super::debug_vars::raft_status;
 use super::member_info::MemberInfo;
 use super::published::Published;
 use crate::core::apply::ApplyHandle;
 use crate::core::raft::RaftHandle;
 use crate::listener::ConnectionInfo;
-use crate::pages::{CheckQuery, JSON, Page, TEXT, health_json, not_found, page, redirected, refused_method, text};
-use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
+use crate::pages::{
+    BrowserRules, CheckQuery, JSON, Page, Profiles, TEXT, debug_vars, health_json, metrics_page, not_found, page,
+    refused_method, text,
+};
+use crate::telemetry::Metrics;
 
 /// What a member answers to plain HTTP: health, version, metrics.
 #[derive(Clone)]
@@ -24,33 +26,7 @@ pub struct HttpHandler {
     pub(super) published: Arc<Published>,
     pub(super) metrics: Metrics,
     pub(super) rules: Arc<BrowserRules>,
-}
-
-/// Limits on requests from browsers.
-#[derive(Clone, Debug, Default)]
-pub struct BrowserRules {
-    /// Origins whose scripts may read answers; empty or `*` for all.
-    pub origins: Vec<String>,
-    /// Names under which this member may be addressed; empty or `*` for all.
-    pub hosts: Vec<String>,
-}
-
-impl BrowserRules {
-    /// The value of `Access-Control-Allow-Origin`.
-    fn allowed_origin(&self, origin: Option<&HeaderValue>) -> Option<HeaderValue> {
-        if allows_all(&self.origins) {
-            return Some(HeaderValue::from_static("*"));
-        }
-        origin.filter(|origin| self.origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes())).cloned()
-    }
-
-    fn allows_host(&self, host: Option<&HeaderValue>) -> bool {
-        if allows_all(&self.hosts) {
-            return true;
-        }
-        let Some(host) = host.and_then(|host| host.to_str().ok()) else { return false };
-        self.hosts.iter().any(|allowed| allowed == host_name(host))
-    }
+    pub(super) profiles: Option<Profiles>,
 }
 
 /// Whether a request came over TLS.
@@ -58,29 +34,13 @@ pub(super) fn is_over_tls<B>(request: &Request<B>) -> bool {
     request.extensions().get::<Arc<ConnectionInfo>>().is_some_and(|connection| connection.is_tls())
 }
 
-/// A Host header without its port.
-fn host_name(host: &str) -> &str {
-    host.rsplit_once(':')
-        .map_or(host, |(name, port)| if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host })
-}
-
-/// The answer to a request for a name this member does not go by.
-fn misdirected(host: &str) -> Page {
-    let name = host_name(host);
-    let help = format!(
-        "the Host header names no host of --host-whitelist.\n\
-         A page may be trying to reach this server through the browser (\"DNS Rebinding\", CVE-2018-5702).\n\
-         If the name is meant to work, either enable TLS, where every name does, or list it:\n  \
-         etcd --host-whitelist {name:?}\n"
-    );
-    text(StatusCode::MISDIRECTED_REQUEST, help)
-}
-
-fn allows_all(list: &[String]) -> bool {
-    list.is_empty() || list.iter().any(|entry| entry == "*")
-}
-
 impl HttpHandler {
+    /// With profiles below `/debug/pprof/`, or without them.
+    #[must_use]
+    pub fn with_profiles(self, profiles: Option<Profiles>) -> Self {
+        Self { profiles, ..self }
+    }
+
     /// Answers one request. Bodies of requests are not read: nothing here takes one.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
         self.guarded(request, |request| async move { self.route(&request).await.map(Body::new) }).await
@@ -95,42 +55,24 @@ impl HttpHandler {
     where
         F: Future<Output = Response<Body>>,
     {
-        // A page that reaches this server under another name has no certificate for it.
-        if !is_over_tls(&request) && !self.rules.allows_host(request.headers().get(header::HOST)) {
-            let host = request.headers().get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
-            return misdirected(&String::from_utf8_lossy(host)).map(Body::new);
-        }
-        let origin = self.rules.allowed_origin(request.headers().get(header::ORIGIN));
-        let mut response = match *request.method() {
-            Method::OPTIONS => Response::new(Body::empty()),
-            _ => match redirected(request.method(), request.uri()) {
-                Some(page) => page.map(Body::new),
-                None => answer(request).await,
-            },
-        };
-        // etcd sends none of them to an origin that is not listed.
-        let Some(origin) = origin else { return response };
-        let headers = response.headers_mut();
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        for (name, value) in [
-            (header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization"),
-            (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE"),
-        ] {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        response
+        let is_over_tls = is_over_tls(&request);
+        self.rules.guarded(is_over_tls, request, answer).await
     }
 
     /// Answers one request to an address of `--listen-metrics-urls`: metrics and health, nothing else.
     pub async fn answer_metrics<B>(self, request: Request<B>) -> Response<Body> {
         match request.uri().path() {
-            "/version" | "/debug/vars" => not_found().map(Body::new),
+            "/version" => not_found().map(Body::new),
+            path if path.starts_with("/debug/") => not_found().map(Body::new),
             _ => self.answer(request).await,
         }
     }
 
     async fn route<B>(&self, request: &Request<B>) -> Page {
         let path = request.uri().path();
+        if let Some(profiles) = self.profiles.filter(|_| Profiles::has(path)) {
+            return profiles.answer(request.method(), request.uri()).await;
+        }
         let known =
             matches!(path, "/version" | "/health" | "/metrics" | "/debug/vars") || checks::parse_path(path).is_some();
         if !known {
@@ -142,13 +84,9 @@ impl HttpHandler {
         let query = CheckQuery::parse(request.uri().query());
         match path {
             "/version" => page(StatusCode::OK, JSON, super::version::versions(&self.published)),
-            "/metrics" => page(StatusCode::OK, TEXT_CONTENT_TYPE, self.metrics.render()),
+            "/metrics" => metrics_page(request.headers(), self.metrics.render()),
             "/health" => self.health(&query).await,
-            "/debug/vars" => page(
-                StatusCode::OK,
-                "application/json; charset=utf-8",
-                debug_vars::page(self.info.member(), &self.raft, &self.apply),
-            ),
+            "/debug/vars" => debug_vars(raft_status(self.info.member(), &self.raft, &self.apply)),
             _ => match checks::parse_path(path) {
                 Some((kind, single)) => self.checks.run(kind, single, &query).await.into_page(&query),
                 None => not_found(),
@@ -165,24 +103,5 @@ impl HttpHandler {
         }
         self.checks.metrics.server.health_failures.inc();
         text(StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_of_names_are_kept_to() {
-        let rules = BrowserRules { origins: vec!["http://a".into()], hosts: vec!["a.example".into()] };
-        let value = HeaderValue::from_static;
-        assert_eq!(rules.allowed_origin(Some(&value("http://a"))), Some(value("http://a")));
-        assert_eq!(rules.allowed_origin(Some(&value("http://b"))), None);
-        assert!(rules.allows_host(Some(&value("a.example:2379"))));
-        assert!(!rules.allows_host(Some(&value("b.example"))));
-        assert!(!rules.allows_host(None));
-        let open = BrowserRules { origins: vec!["*".into()], hosts: Vec::new() };
-        assert_eq!(open.allowed_origin(None), Some(value("*")));
-        assert!(open.allows_host(None));
     }
 }

@@ -63,7 +63,7 @@ pub use self::bootstrap::Bootstrap;
 pub use self::caller::Caller;
 pub use self::corruption_check::{ComparedMember, answer as answer_comparison, check_compactions, check_state};
 pub use self::error::{Failed, Failure, RecoverError};
-pub use self::http::{BrowserRules, HttpHandler};
+pub use self::http::HttpHandler;
 pub use self::lease_clock::{LeaseClock, checkpoint_request};
 pub use self::lease_driver::LeaseDriver;
 pub use self::lease_leader::{LeaderAccess, RENEW, Renewal, answer as answer_as_leader, read_renewed, renewals_body};

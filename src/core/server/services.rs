@@ -7,7 +7,7 @@ use super::auth::AuthService;
 use super::checks::HealthChecks;
 use super::cluster::ClusterService;
 use super::gauges::refresh_gauges;
-use super::http::{BrowserRules, HttpHandler};
+use super::http::HttpHandler;
 use super::kv::KvService;
 use super::lease::{LeaseParts, LeaseService};
 use super::maintenance::MaintenanceService;
@@ -19,6 +19,7 @@ use crate::config::FeatureGates;
 use crate::core::raft::RaftStatus;
 use crate::core::watch::CoreWatch;
 use crate::eventlog::{HeaderSource, WatchLimits};
+use crate::pages::BrowserRules;
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, WatchMetrics};
 
@@ -74,6 +75,7 @@ impl ServiceBuilder {
             published: parts.published.clone(),
             metrics,
             rules: Arc::new(rules),
+            profiles: None,
         }
     }
 

@@ -1,8 +1,11 @@
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 
 use super::{fetch, probe};
 use crate::client::Pool;
-use crate::pages::{CheckQuery, CheckReport, JSON, Page, health_json, nosniff, not_found, page, refused_method, text};
+use crate::pages::{
+    CheckQuery, CheckReport, JSON, Page, Profiles, debug_vars, health_json, metrics_page, nosniff, not_found, page,
+    refused_method, text,
+};
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -11,18 +14,23 @@ use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 pub(in crate::proxy) struct Pages {
     pool: Pool,
     metrics: Metrics,
+    profiles: Option<Profiles>,
     tasks: Tasks,
 }
 
 impl Pages {
-    pub(in crate::proxy) fn new(pool: Pool, metrics: Metrics, tasks: Tasks) -> Self {
-        Self { pool, metrics, tasks }
+    pub(in crate::proxy) fn new(pool: Pool, metrics: Metrics, profiles: Option<Profiles>, tasks: Tasks) -> Self {
+        Self { pool, metrics, profiles, tasks }
     }
 
     pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Page {
         let path = head.uri.path();
-        let known = matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version")
-            || check_name(path).is_some();
+        if let Some(profiles) = self.profiles.filter(|_| Profiles::has(path)) {
+            return profiles.answer(&head.method, &head.uri).await;
+        }
+        let known =
+            matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version" | "/debug/vars")
+                || check_name(path).is_some();
         if !known {
             return not_found();
         }
@@ -31,9 +39,10 @@ impl Pages {
         }
         match path {
             "/health" | "/proxy/health" => self.health().await,
-            "/metrics" => self.member_metrics().await,
-            "/proxy/metrics" => page(StatusCode::OK, TEXT_CONTENT_TYPE, self.metrics.render()),
+            "/metrics" => self.member_metrics(&head.headers).await,
+            "/proxy/metrics" => metrics_page(&head.headers, self.metrics.render()),
             "/version" => self.version().await,
+            "/debug/vars" => debug_vars([]),
             _ => self.check(path, &CheckQuery::parse(head.uri.query())).await,
         }
     }
@@ -48,11 +57,14 @@ impl Pages {
     }
 
     /// A member's page, headers of the body included.
-    async fn member_metrics(&self) -> Page {
+    async fn member_metrics(&self, headers: &HeaderMap) -> Page {
         match fetch::from_any_member(&self.pool, "/metrics", &self.tasks).await {
             Ok(fetched) => {
                 let kind = fetched.headers().get(header::CONTENT_TYPE).cloned();
-                let mut answer = page(fetched.status(), TEXT_CONTENT_TYPE, fetched.into_body());
+                let mut answer = match fetched.status() {
+                    StatusCode::OK => metrics_page(headers, fetched.into_body()),
+                    status => page(status, TEXT_CONTENT_TYPE, fetched.into_body()),
+                };
                 if let Some(kind) = kind {
                     answer.headers_mut().insert(header::CONTENT_TYPE, kind);
                 }

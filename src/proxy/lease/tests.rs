@@ -158,6 +158,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             watches: HashMap::new(),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 20),
+            profiles: None,
             tasks: worker_tasks.clone(),
         })
     };

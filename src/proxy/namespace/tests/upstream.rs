@@ -212,6 +212,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             watches: HashMap::from([(tenant.clone(), watch)]),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 30),
+            profiles: None,
             metrics: metrics.clone(),
             calls: calls.clone(),
             tasks: worker_tasks.clone(),
