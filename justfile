@@ -38,6 +38,12 @@ etcd-suites checkout out="target/etcd-suites":
     tests/interop/etcd_suites.py {{checkout}} common {{out}}/bin {{out}}/common
     tests/interop/etcd_suites.py {{checkout}} e2e {{out}}/bin {{out}}/e2e
 
+# etcd's Grafana dashboard and alert rules (contrib/mixin of a checkout of its source) over three members under load; needs
+# prometheus and jsonnet.
+dashboards mixin:
+    cargo build
+    tests/interop/dashboards.py target/debug/watershed {{mixin}}
+
 # Micro-benchmarks of the store.
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}

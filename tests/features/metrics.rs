@@ -101,6 +101,18 @@ const DASHBOARDS: [&str; 19] = [
     "process_resident_memory_bytes",
 ];
 
+/// Series that they select by labels, all of which the load has to move: name, parts of the labels.
+const SELECTED: [(&str, &[&str]); 8] = [
+    ("grpc_server_started_total", &["grpc_type=\"unary\""]),
+    ("grpc_server_started_total", &["grpc_service=\"etcdserverpb.Watch\"", "grpc_type=\"bidi_stream\""]),
+    ("grpc_server_started_total", &["grpc_service=\"etcdserverpb.Lease\"", "grpc_type=\"bidi_stream\""]),
+    ("grpc_server_handled_total", &["grpc_service=\"etcdserverpb.Watch\"", "grpc_type=\"bidi_stream\""]),
+    ("grpc_server_handled_total", &["grpc_service=\"etcdserverpb.Lease\"", "grpc_type=\"bidi_stream\""]),
+    ("grpc_server_handled_total", &["grpc_type=\"unary\"", "grpc_code=\"FailedPrecondition\""]),
+    ("grpc_server_handled_total", &["grpc_code=\"Internal\""]),
+    ("grpc_server_handling_seconds", &["_bucket", "grpc_method=\"Put\"", "grpc_type=\"unary\"", "le=\""]),
+];
+
 /// What moves here and not on etcd: its library ends the stream before the failure is looked at.
 const MORE: (&str, &str, &str) = ("etcd_network_server_stream_failures_total", "counter", "API,Type");
 
@@ -268,6 +280,14 @@ fn every_metric_of_a_member_moves() {
             let needs_others = name.starts_with("etcd_server_proposals_") || name.contains("leader_changes");
             let family = after.0.get(name).unwrap_or_else(|| panic!("{name} is missing"));
             assert!(needs_others || family.series.values().any(|value| *value > 0.0), "{name} is 0");
+        }
+        for (name, labels) in SELECTED {
+            let selected = |scrape: &Scrape| {
+                let series = scrape.0[name].series.iter();
+                let sum = series.filter(|(series, _)| labels.iter().all(|label| series.contains(label)));
+                sum.map(|(_, value)| value).sum::<f64>()
+            };
+            assert!(selected(&after) > selected(&before), "{name} {labels:?} does not move");
         }
         check_values(&before, &after);
         let output = deployment.server.output();
