@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Clients that speak JSON over HTTP: the comparison with etcd, curl, etcd3gw, and Patroni with PostgreSQL.
+# Clients that speak JSON over HTTP: the comparison with etcd, curl, APISIX's calls, etcd3gw, and Patroni with PostgreSQL.
 #
 # usage: http.sh [BINARY]    the program under test, target/debug/watershed by default
 #   ETCD3GW   a Python that has etcd3gw; by default one is made in a folder of its own
@@ -41,6 +41,8 @@ for name in member gateway proxy; do
     grep -q '"value":"MQ=="' "$work/watch.$name"
     kill -0 "$watch"
     kill "$watch"
+    echo "== APISIX's calls, $name"
+    timeout 60 python3 apisix_client.py "$endpoint"
     echo "== etcd3gw, $name"
     timeout 120 "$ETCD3GW" etcd3gw_client.py "$endpoint"
 done
