@@ -24,6 +24,12 @@ interop:
     cargo build
     tests/interop/run.sh
 
+# The client libraries of Go, Java and JavaScript with TLS and users, all or the named ones (go, jetcd, etcd3); needs Go, Maven
+# with a JDK, npm and openssl.
+clients *names:
+    cargo build
+    tests/interop/clients.sh target/debug/watershed {{names}}
+
 # The transcripts of tests/interop/golden against a live etcd 3.7.1, built from its Go modules or given: `just golden`,
 # `just golden /usr/bin/etcd /usr/bin/etcdctl`; `just golden --record` writes down what it answers.
 golden *etcd:

@@ -1,0 +1,162 @@
+#!/usr/bin/env bash
+# Client libraries with TLS and users: a member with auth, our gateway and our proxy in front of it, and on each of them the
+# official Go client, jetcd (Java) and etcd3 of npm (JavaScript). Ends with one line for each client. Their packages come from the
+# Go module proxy, Maven Central and the npm registry; a client whose tools are not installed is named as skipped.
+#
+# usage: clients.sh [BINARY] [CLIENT…]    the program under test, target/debug/watershed by default; go jetcd etcd3 by default
+#   WATERSHED_TEST_SERVER   another server in place of our member (a stock etcd, say)
+#   WATERSHED_CLIENTS_DIR   where packages are kept between runs, target/interop-clients by default
+set -euo pipefail
+cd "$(dirname "$0")"
+binary=$(realpath "${1:-../../target/debug/watershed}")
+shift || true
+clients=("$@")
+[ ${#clients[@]} -gt 0 ] || clients=(go jetcd etcd3)
+server=${WATERSHED_TEST_SERVER:-$binary}
+port=${WATERSHED_INTEROP_PORT:-11379}
+port=$((port + 420))
+kept=${WATERSHED_CLIENTS_DIR:-../../target/interop-clients}
+mkdir -p "$kept"
+kept=$(realpath "$kept")
+. ./common.sh
+
+# An authority, and a certificate of it for all servers. A proxy shows its members a certificate without a name of its own.
+certificates() {
+    cd "$work"
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=interop" -keyout ca.key -out ca.crt
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=server" -keyout server.key -out server.csr
+    printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' >server.ext
+    openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile server.ext -out server.crt
+}
+(certificates) >"$work/openssl.log" 2>&1
+authority=$work/ca.crt
+
+member=127.0.0.1:$port gateway=127.0.0.1:$((port + 2)) proxy=127.0.0.1:$((port + 3))
+tls=(--cert-file="$work/server.crt" --key-file="$work/server.key")
+peer=http://127.0.0.1:$((port + 1))
+start member "$server" --name=m1 --data-dir="$work/m1" --listen-client-urls="https://$member" \
+    --advertise-client-urls="https://$member" --listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" \
+    --initial-cluster="m1=$peer" "${tls[@]}" --auth-token=simple --auth-token-ttl=3 --bcrypt-cost=4
+start gateway "$binary" gateway start --endpoints="$member" --listen-addr="$gateway"
+start proxy "$binary" grpc-proxy start --endpoints="https://$member" --listen-addr="$proxy" --cacert="$authority" "${tls[@]}"
+
+ctl() {
+    "$binary" ctl --endpoints="https://$member" --cacert="$authority" "$@" >>"$work/ctl.log" 2>&1
+}
+for _ in $(seq 100); do
+    if ctl endpoint health; then break; fi
+    sleep 0.1
+done
+password='a password'
+for role in go jetcd etcd3; do
+    # One space of keys for each client, below its name.
+    prefix=$role/
+    [ "$role" = go ] && prefix=goclient/
+    ctl role add "$role"
+    ctl role grant-permission "$role" --prefix readwrite "$prefix"
+done
+ctl role grant-permission etcd3 --prefix readwrite election/
+ctl role add reader
+ctl role grant-permission reader --prefix read goclient/
+ctl user add "root:$password" && ctl user grant-role root root
+ctl user add "app:$password"
+for role in go jetcd etcd3; do ctl user grant-role app "$role"; done
+ctl user add "reader:$password" && ctl user grant-role reader reader
+ctl auth enable
+
+# prepare CLIENT: fetches and builds it; an explanation and 3 when its tools are not there.
+prepare() {
+    case $1 in
+    go)
+        command -v go >/dev/null || { echo "no go"; return 3; }
+        (cd goclient && go build -o "$kept/goclient" .)
+        ;;
+    jetcd)
+        if ! command -v mvn >/dev/null || ! command -v javac >/dev/null; then
+            echo "no mvn, or no javac: apt-get install maven default-jdk-headless"
+            return 3
+        fi
+        if ! cmp -s jetcd/pom.xml "$kept/jetcd/pom.xml"; then
+            rm -rf "$kept/jetcd"
+            mvn --quiet --batch-mode -f jetcd/pom.xml dependency:copy-dependencies -DincludeScope=runtime \
+                -DoutputDirectory="$kept/jetcd/lib"
+            cp jetcd/pom.xml "$kept/jetcd/pom.xml"
+        fi
+        javac -cp "$kept/jetcd/lib/*" -d "$kept/jetcd/classes" jetcd/Checks.java
+        ;;
+    etcd3)
+        command -v npm >/dev/null || { echo "no npm: apt-get install npm"; return 3; }
+        mkdir -p "$kept/etcd3"
+        cp node_etcd3/package.json node_etcd3/package-lock.json node_etcd3/checks.js "$kept/etcd3/"
+        if ! cmp -s node_etcd3/package-lock.json "$kept/etcd3/installed"; then
+            npm --prefix "$kept/etcd3" ci --silent --no-audit --no-fund
+            cp node_etcd3/package-lock.json "$kept/etcd3/installed"
+        fi
+        ;;
+    *) echo "unknown client $1"; return 2 ;;
+    esac
+}
+
+run() {
+    case $1 in
+    go) timeout 150 "$kept/goclient" "https://$2" "$authority" ;;
+    jetcd) timeout 150 java -cp "$kept/jetcd/classes:$kept/jetcd/lib/*" Checks "https://$2" "$authority" "${@:3}" ;;
+    # It warns of an address in place of a server name.
+    etcd3) NODE_NO_WARNINGS=1 timeout 150 node "$kept/etcd3/checks.js" "https://$2" "$authority" "${@:3}" ;;
+    esac
+}
+
+lines=()
+failed=0
+for client in "${clients[@]}"; do
+    begun=$SECONDS
+    outcome=0
+    reason=$(prepare "$client" 2>&1) || outcome=$?
+    if [ "$outcome" = 3 ]; then
+        lines+=("skipped $client: $reason")
+        continue
+    fi
+    if [ "$outcome" != 0 ]; then
+        printf '%s\n' "$reason"
+        lines+=("FAILED  $client: it could not be built")
+        failed=1
+        continue
+    fi
+    prepared=$((SECONDS - begun))
+    # The three at once: most of their time they wait for leases and tokens to end. When users change while a call is in
+    # progress, etcd answers "revision of auth store is old"; only the Go client sends every such call again. Of the others,
+    # one after the other changes users.
+    first=() second=()
+    [ "$client" = go ] || { first=("-users and roles") && second=("users and roles"); }
+    running=()
+    for name in member gateway proxy; do
+        run "$client" "${!name}" "${first[@]}" >"$work/$client.$name" 2>&1 &
+        running+=($!)
+    done
+    outcomes=()
+    for pid in "${running[@]}"; do
+        outcome=0
+        wait "$pid" || outcome=1
+        outcomes+=("$outcome")
+    done
+    wrong=()
+    for name in member gateway proxy; do
+        outcome=${outcomes[0]}
+        outcomes=("${outcomes[@]:1}")
+        if [ ${#second[@]} -gt 0 ]; then run "$client" "${!name}" "${second[@]}" >>"$work/$client.$name" 2>&1 || outcome=1; fi
+        [ "$outcome" = 0 ] || wrong+=("$name")
+        echo "== $client, $name"
+        cat "$work/$client.$name"
+    done
+    count=$(grep -c '^ok ' "$work/$client.member" || true)
+    if [ ${#wrong[@]} -gt 0 ]; then
+        lines+=("FAILED  $client: ${wrong[*]}")
+        failed=1
+    else
+        took=$((SECONDS - begun))
+        lines+=("ok      $client: $count checks on member, gateway and proxy ($took s, $prepared s of them to build)")
+    fi
+done
+printf '\n'
+printf '%s\n' "${lines[@]}"
+exit "$failed"
