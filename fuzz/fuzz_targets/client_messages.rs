@@ -5,7 +5,9 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use watershed::core::apply::{Operation, Proposable, describe_range, describe_request, describe_txn, put_cost, txn_cost};
+use watershed::core::apply::{
+    Operation, Proposable, describe_range, describe_request, describe_txn, put_cost, txn_cost,
+};
 use watershed::core::mvcc::{
     check_delete_range, check_put, check_range, check_range_stream, check_txn, has_own_order, is_read_only,
     is_serializable,
@@ -24,7 +26,7 @@ fn decoded<T: Message + Default + PartialEq + Clone>(body: &Bytes) -> Option<T> 
 /// As the request goes into the log and comes out of it.
 fn logged<R: Proposable>(request: R) {
     let entry = Bytes::from(request.into_entry(7).encode_to_vec());
-    let (id, operation) = Operation::decode(entry).expect("an entry of ours");
+    let (id, _, operation) = Operation::decode(entry).expect("an entry of ours");
     assert_eq!(id, 7);
     let _ = (operation.kind(), operation.cost_bytes(), operation.is_write(), describe_request(id, &operation));
 }
@@ -81,17 +83,51 @@ fuzz_target!(|data: &[u8]| {
         168..176 => drop(decoded::<LeaseGrantRequest>(&body).map(logged)),
         176..184 => drop(decoded::<LeaseRevokeRequest>(&body).map(logged)),
         184..192 => drop(decoded::<AlarmRequest>(&body).map(logged)),
-        number => others!(number, &body, [
-            WatchRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest, LeaseLeasesRequest, LeaseCheckpointRequest,
-            MemberAddRequest, MemberRemoveRequest, MemberUpdateRequest, MemberListRequest, MemberPromoteRequest,
-            StatusRequest, DefragmentRequest, HashRequest, HashKvRequest, SnapshotRequest, MoveLeaderRequest,
-            DowngradeRequest, AuthEnableRequest, AuthDisableRequest, AuthStatusRequest, AuthenticateRequest,
-            AuthUserAddRequest, AuthUserGetRequest, AuthUserListRequest, AuthUserDeleteRequest,
-            AuthUserChangePasswordRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, AuthRoleAddRequest,
-            AuthRoleGetRequest, AuthRoleListRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
-            AuthRoleRevokePermissionRequest, v3lockpb::LockRequest, v3lockpb::UnlockRequest,
-            v3electionpb::CampaignRequest, v3electionpb::ProclaimRequest, v3electionpb::LeaderRequest,
-            v3electionpb::ResignRequest,
-        ]),
+        number => others!(
+            number,
+            &body,
+            [
+                WatchRequest,
+                LeaseKeepAliveRequest,
+                LeaseTimeToLiveRequest,
+                LeaseLeasesRequest,
+                LeaseCheckpointRequest,
+                MemberAddRequest,
+                MemberRemoveRequest,
+                MemberUpdateRequest,
+                MemberListRequest,
+                MemberPromoteRequest,
+                StatusRequest,
+                DefragmentRequest,
+                HashRequest,
+                HashKvRequest,
+                SnapshotRequest,
+                MoveLeaderRequest,
+                DowngradeRequest,
+                AuthEnableRequest,
+                AuthDisableRequest,
+                AuthStatusRequest,
+                AuthenticateRequest,
+                AuthUserAddRequest,
+                AuthUserGetRequest,
+                AuthUserListRequest,
+                AuthUserDeleteRequest,
+                AuthUserChangePasswordRequest,
+                AuthUserGrantRoleRequest,
+                AuthUserRevokeRoleRequest,
+                AuthRoleAddRequest,
+                AuthRoleGetRequest,
+                AuthRoleListRequest,
+                AuthRoleDeleteRequest,
+                AuthRoleGrantPermissionRequest,
+                AuthRoleRevokePermissionRequest,
+                v3lockpb::LockRequest,
+                v3lockpb::UnlockRequest,
+                v3electionpb::CampaignRequest,
+                v3electionpb::ProclaimRequest,
+                v3electionpb::LeaderRequest,
+                v3electionpb::ResignRequest,
+            ]
+        ),
     }
 });

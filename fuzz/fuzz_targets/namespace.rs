@@ -1,10 +1,11 @@
-//! Rewriting into a namespace: every key that a request may touch upstream begins with the prefix, and stripping undoes adding.
+//! Rewriting into a namespace and out of it: every key that a request may touch upstream begins with the prefix, stripping undoes
+//! adding, and an answer shows the keys of the namespace alone.
 #![no_main]
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use watershed::pb::etcdserverpb::TxnRequest;
+use watershed::pb::etcdserverpb::{TxnRequest, TxnResponse};
 use watershed::proxy::{Namespace, fuzzing};
 use watershed::types::KeyRange;
 
@@ -47,5 +48,12 @@ fuzz_target!(|data: &[u8]| {
                 assert!(!range.contains(&Bytes::copy_from_slice(probe)) || probe.starts_with(prefix));
             }
         });
+    }
+    if let Ok(answer) = TxnResponse::decode(rest) {
+        let mut inside = Vec::new();
+        fuzzing::each_pair(&answer, &mut |pair| inside.extend(namespace.strip_prefix(&pair.key)));
+        let mut shown = Vec::new();
+        fuzzing::each_pair(&fuzzing::strip_prefix_in_txn(&namespace, answer), &mut |pair| shown.push(pair.key.clone()));
+        assert_eq!(shown, inside);
     }
 });

@@ -8,6 +8,8 @@
 
 mod answer;
 mod body;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gateway;
 mod metadata;
 mod number;

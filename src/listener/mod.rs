@@ -16,6 +16,8 @@ mod arriving;
 mod connection_info;
 mod first_bytes;
 mod frames;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod head;
 mod held;
 mod misdirected;

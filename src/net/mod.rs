@@ -16,6 +16,8 @@ mod client_tls;
 mod dial;
 mod endpoint;
 mod followed;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod host_port;
 mod identity;
 mod linger;

@@ -19,7 +19,7 @@ impl Revocations {
             .map_err(|reason| TlsError::Pem { what: format!("certificate revocation list {}", path.display()), reason })
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let pem = bytes.starts_with(b"-----BEGIN").then(|| x509_parser::pem::parse_x509_pem(bytes)).transpose();
         let pem = pem.map_err(|error| format!("no PEM: {error}"))?;
         let der = pem.as_ref().map_or(bytes, |(_, pem)| &pem.contents);

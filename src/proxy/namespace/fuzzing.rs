@@ -1,9 +1,26 @@
-//! For fuzz targets only: the rewriting of transactions, and the keys in them.
+//! For fuzz targets only: the rewriting of transactions and the keys in them, and a proxy with a namespace that is sent any
+//! bytes.
+
+use std::collections::HashSet;
+use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message;
+use tokio::runtime::Runtime;
 
 use super::Namespace;
-use crate::pb::etcdserverpb::{TxnRequest, request_op};
+use crate::pb::etcdserverpb::{PutRequest, TxnRequest, TxnResponse, request_op, response_op};
+use crate::pb::methods::{METHODS, MethodKind};
+use crate::pb::mvccpb::KeyValue;
+
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "the tests use all of it")]
+#[path = "tests/lawful.rs"]
+mod lawful;
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "the tests use all of it")]
+#[path = "tests/upstream.rs"]
+mod upstream;
+
+use upstream::{LIMIT, MARKERS, OWN_LEASE, PUT, Setup, frame, gzip, never};
 
 /// A client's transaction as it goes upstream.
 pub fn add_prefix_to_txn(namespace: &Namespace, mut txn: TxnRequest) -> TxnRequest {
@@ -24,5 +41,96 @@ pub fn each_range(txn: &TxnRequest, each: &mut dyn FnMut(&Bytes, &Bytes)) {
             Some(request_op::Request::RequestTxn(txn)) => each_range(txn, each),
             None => {}
         }
+    }
+}
+
+/// The answer to a transaction as the client gets it.
+pub fn strip_prefix_in_txn(namespace: &Namespace, mut answer: TxnResponse) -> TxnResponse {
+    namespace.strip_prefix_in_txn(&mut answer);
+    answer
+}
+
+/// Every pair in the answer to a transaction.
+pub fn each_pair(answer: &TxnResponse, each: &mut dyn FnMut(&KeyValue)) {
+    for response in answer.responses.iter().filter_map(|response| response.response.as_ref()) {
+        match response {
+            response_op::Response::ResponseRange(range) => range.kvs.iter().for_each(&mut *each),
+            response_op::Response::ResponsePut(put) => put.prev_kv.iter().for_each(&mut *each),
+            response_op::Response::ResponseDeleteRange(delete) => delete.prev_kvs.iter().for_each(&mut *each),
+            response_op::Response::ResponseTxn(txn) => each_pair(txn, each),
+        }
+    }
+}
+
+/// How a message is put into the body of a call.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    /// As gRPC says.
+    Plain,
+    /// Compressed.
+    Gzip,
+    /// With other bytes behind it: the rest of the input, from here on.
+    Behind(usize),
+    /// The bytes are the body.
+    Raw,
+}
+
+/// A proxy with the namespace `t/`, in front of an upstream that records what it gets.
+pub struct Proxy {
+    runtime: Runtime,
+    setup: Setup,
+    own: HashSet<i64>,
+}
+
+impl Proxy {
+    /// Starts both.
+    pub fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let setup = runtime.block_on(Setup::start());
+        Self { runtime, setup, own: HashSet::from([OWN_LEASE]) }
+    }
+
+    /// Calls a method, by its number in the list of all, with a body of these bytes.
+    ///
+    /// # Panics
+    /// When something goes upstream that reaches beyond the namespace.
+    pub fn call(&mut self, method: usize, shape: Shape, bytes: &[u8], piece_bytes: usize) {
+        let method = &METHODS[method % METHODS.len()];
+        let body = match shape {
+            Shape::Plain => frame(0, bytes),
+            Shape::Gzip => frame(1, &gzip(bytes)),
+            Shape::Behind(at) => {
+                let (message, behind) = bytes.split_at(at.min(bytes.len()));
+                [&frame(0, message)[..], behind].concat()
+            }
+            Shape::Raw => bytes.to_vec(),
+        };
+        let headers: &[_] = if matches!(shape, Shape::Gzip) { &[("grpc-encoding", "gzip")] } else { &[] };
+        let pieces: Vec<_> = body.chunks(piece_bytes.max(1)).map(Bytes::copy_from_slice).collect();
+        // Streams and waiting recipes have no end of their own.
+        let has_end = method.kind == MethodKind::Unary && !method.service.starts_with("v3");
+        let limit = if has_end { LIMIT } else { Duration::from_millis(10) };
+        self.runtime.block_on(self.setup.send(method.path, headers, &pieces, limit, never));
+        let calls = self.setup.calls();
+        // What was granted here is the tenant's.
+        for call in calls.iter().filter(|call| call.path == PUT) {
+            if let Some((_, message)) = call.frames().0.first()
+                && let Ok(put) = PutRequest::decode(message.clone())
+                && put.key.starts_with(MARKERS.as_bytes())
+            {
+                self.own.insert(put.lease);
+            }
+        }
+        for call in &calls {
+            if let Err(wrong) = lawful::lawful(call, &self.own) {
+                panic!("{wrong}");
+            }
+        }
+    }
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self::new()
     }
 }

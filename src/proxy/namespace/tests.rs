@@ -1,3 +1,4 @@
+mod lawful;
 mod upstream;
 mod wire;
 

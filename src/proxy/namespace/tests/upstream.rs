@@ -40,6 +40,36 @@ pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
 pub(super) const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+pub(super) const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
+pub(super) const PUT: &str = "/etcdserverpb.KV/Put";
+pub(super) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+
+/// A frame of any flag around any bytes.
+pub(super) fn frame(flag: u8, message: &[u8]) -> Vec<u8> {
+    let mut out = vec![flag];
+    out.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    out.extend_from_slice(message);
+    out
+}
+
+/// The bytes as gzip in one stored block.
+pub(super) fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut crc = u32::MAX;
+    for byte in data {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        }
+    }
+    let length = data.len() as u16;
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff, 1];
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&(!length).to_le_bytes());
+    out.extend_from_slice(data);
+    out.extend_from_slice(&(!crc).to_le_bytes());
+    out.extend_from_slice(&u32::from(length).to_le_bytes());
+    out
+}
 
 /// One request as the upstream got it; the body grows while it comes.
 #[derive(Clone, Debug)]

@@ -10,45 +10,16 @@ use proptest::test_runner::{Config, TestRunner};
 use prost::Message;
 use tonic::Code;
 
-use super::upstream::{Answer, Call, KEEP_ALIVE, LIMIT, MARKERS, NAMESPACE, OWN_LEASE, Setup, WATCH, frames_of, never};
+use super::lawful::lawful;
+use super::upstream::{
+    ALARM, Answer, KEEP_ALIVE, LIMIT, MARKERS, OWN_LEASE, PUT, STATUS, Setup, WATCH, frame, frames_of, gzip, never,
+};
 use crate::client::framed;
 use crate::pb::etcdserverpb::{
-    AlarmRequest, AlarmType, AuthenticateRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, StatusRequest, TxnRequest,
+    AlarmRequest, AlarmType, LeaseKeepAliveRequest, PutRequest, RequestOp, StatusRequest, TxnRequest,
     WatchCreateRequest, WatchRequest, WatchResponse, alarm_request::AlarmAction, request_op, watch_request,
 };
 use crate::pb::methods::{METHODS, MethodKind};
-
-const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
-const PUT: &str = "/etcdserverpb.KV/Put";
-const STATUS: &str = "/etcdserverpb.Maintenance/Status";
-
-/// A frame of any flag around any bytes.
-fn frame(flag: u8, message: &[u8]) -> Vec<u8> {
-    let mut out = vec![flag];
-    out.extend_from_slice(&(message.len() as u32).to_be_bytes());
-    out.extend_from_slice(message);
-    out
-}
-
-/// The bytes as gzip in one stored block.
-fn gzip(data: &[u8]) -> Vec<u8> {
-    let mut crc = u32::MAX;
-    for byte in data {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
-        }
-    }
-    let length = data.len() as u16;
-    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff, 1];
-    out.extend_from_slice(&length.to_le_bytes());
-    out.extend_from_slice(&(!length).to_le_bytes());
-    out.extend_from_slice(data);
-    out.extend_from_slice(&(!crc).to_le_bytes());
-    out.extend_from_slice(&u32::from(length).to_le_bytes());
-    out
-}
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -197,17 +168,6 @@ fn created(answer: &Answer) -> usize {
     answers.filter(|answer| answer.created && !answer.canceled).count()
 }
 
-fn watches_of(call: &Call) -> Vec<WatchCreateRequest> {
-    let (frames, _) = call.frames();
-    let requests = frames.into_iter().map(|(_, message)| WatchRequest::decode(message).expect("a watch request"));
-    requests
-        .filter_map(|request| match request.request_union {
-            Some(watch_request::RequestUnion::CreateRequest(create)) => Some(create),
-            _ => None,
-        })
-        .collect()
-}
-
 #[test]
 fn watch_requests_in_any_pieces() {
     let pieces_of = |body: &[u8], size: usize| body.chunks(size).map(Bytes::copy_from_slice).collect::<Vec<_>>();
@@ -277,89 +237,6 @@ fn keep_alives_in_any_pieces() {
         let answer = setup.unary(KEEP_ALIVE, &[("grpc-encoding", "snappy")], &frame(0, &ask(7))).await;
         assert_eq!((answer.code, asked(&setup)), (Some(Code::Unimplemented), vec![]), "{answer:?}");
     });
-}
-
-// What may go up, whatever came.
-
-fn lawful(call: &Call, own: &HashSet<i64>) -> Result<(), String> {
-    let wrong = |what: &str| Err(format!("{what}: {call:x?}"));
-    let is_stream = call.path == WATCH || call.path == KEEP_ALIVE;
-    if !is_stream && !call.ended {
-        // On its way, or broken off because its client left: a member executes neither.
-        return Ok(());
-    }
-    let (frames, behind) = call.frames();
-    if frames.iter().any(|(flag, _)| *flag != 0) || call.headers.contains_key("grpc-encoding") {
-        return wrong("compressed");
-    }
-    if call.path == WATCH {
-        let all_within = watches_of(call).iter().all(|create| is_within(&create.key, &create.range_end));
-        return if all_within { Ok(()) } else { wrong("a watch outside") };
-    }
-    if call.path == KEEP_ALIVE {
-        let ids = frames.iter().map(|(_, message)| decoded::<LeaseKeepAliveRequest>(message).map(|request| request.id));
-        let ids = ids.collect::<Result<Vec<_>, _>>()?;
-        return if ids.iter().all(|id| own.contains(id)) { Ok(()) } else { wrong("a foreign lease") };
-    }
-    let ([(_, message)], []) = (&frames[..], behind) else { return wrong("not one message") };
-    let is_lawful = match call.path.as_str() {
-        "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream" => {
-            let RangeRequest { key, range_end, .. } = decoded(message)?;
-            is_within(&key, &range_end) || is_below(MARKERS, &key, &range_end)
-        }
-        PUT => {
-            let PutRequest { key, lease, .. } = decoded(message)?;
-            let is_mark = key == format!("{MARKERS}{lease:016x}");
-            is_mark || is_within(&key, b"") && is_own(lease, own)
-        }
-        "/etcdserverpb.KV/DeleteRange" => {
-            let DeleteRangeRequest { key, range_end, .. } = decoded(message)?;
-            is_within(&key, &range_end)
-        }
-        "/etcdserverpb.KV/Txn" => is_txn_within(&decoded(message)?, own),
-        "/etcdserverpb.Lease/LeaseGrant" => decoded::<LeaseGrantRequest>(message).is_ok(),
-        "/etcdserverpb.Lease/LeaseRevoke" => is_own(decoded::<LeaseRevokeRequest>(message)?.id, own),
-        "/etcdserverpb.Lease/LeaseTimeToLive" => is_own(decoded::<LeaseTimeToLiveRequest>(message)?.id, own),
-        ALARM => decoded::<AlarmRequest>(message)?.action == i32::from(AlarmAction::Get),
-        "/etcdserverpb.Auth/Authenticate" => decoded::<AuthenticateRequest>(message).is_ok(),
-        "/etcdserverpb.Lease/LeaseLeases"
-        | STATUS
-        | "/etcdserverpb.Cluster/MemberList"
-        | "/etcdserverpb.Auth/AuthStatus" => true,
-        _ => false,
-    };
-    if is_lawful { Ok(()) } else { wrong("reaches outside") }
-}
-
-fn decoded<M: Message + Default>(message: &Bytes) -> Result<M, String> {
-    M::decode(message.clone()).map_err(|error| format!("{error}: {message:x?}"))
-}
-
-/// Whether every key of the range begins with the prefix. No key at all, as an error that the member words, is fine.
-fn is_within(key: &[u8], range_end: &[u8]) -> bool {
-    key.is_empty() && range_end.is_empty() || is_below(NAMESPACE, key, range_end)
-}
-
-fn is_below(prefix: &str, key: &[u8], range_end: &[u8]) -> bool {
-    let mut end = prefix.as_bytes().to_vec();
-    *end.last_mut().expect("a prefix") += 1;
-    key.starts_with(prefix.as_bytes()) && (range_end.is_empty() || range_end != b"\0" && range_end <= &end[..])
-}
-
-/// Whether the lease is none, the tenant's or nobody's.
-fn is_own(lease: i64, own: &HashSet<i64>) -> bool {
-    lease == 0 || lease <= -(1 << 62) || own.contains(&lease)
-}
-
-fn is_txn_within(txn: &TxnRequest, own: &HashSet<i64>) -> bool {
-    txn.compare.iter().all(|compare| is_within(&compare.key, &compare.range_end))
-        && txn.success.iter().chain(&txn.failure).all(|operation| match &operation.request {
-            Some(request_op::Request::RequestRange(range)) => is_within(&range.key, &range.range_end),
-            Some(request_op::Request::RequestPut(put)) => is_within(&put.key, b"") && is_own(put.lease, own),
-            Some(request_op::Request::RequestDeleteRange(delete)) => is_within(&delete.key, &delete.range_end),
-            Some(request_op::Request::RequestTxn(txn)) => is_txn_within(txn, own),
-            None => true,
-        })
 }
 
 // Arbitrary bodies.
