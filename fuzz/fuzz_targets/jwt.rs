@@ -139,7 +139,9 @@ fn claims(method: usize, rest: &[u8]) {
             // The second time it may be known.
             let Some(identity) = signers()[method % 3].keys.identity(&token) else { break };
             let said: serde_json::Value = serde_json::from_slice(claims).expect("claims are JSON");
-            let header: serde_json::Value = serde_json::from_slice(header).expect("a header is JSON");
+            // The library looks at no text that it does not need.
+            let header = String::from_utf8_lossy(header);
+            let header: serde_json::Value = serde_json::from_str(&header).expect("a header is JSON");
             assert_eq!(header["alg"], name);
             assert_eq!(said["username"].as_str(), Some(&*identity.user));
             assert!(said["revision"].is_number());
