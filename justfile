@@ -24,7 +24,7 @@ interop:
     cargo build
     tests/interop/run.sh
 
-# The client libraries of Go, Java and JavaScript with TLS and users, all or the named ones (go, jetcd, etcd3); needs Go, Maven
+# The client libraries of Go, Java and JavaScript with TLS and users, all or the named ones (go, go-jwt, jetcd, etcd3); needs Go, Maven
 # with a JDK, npm and openssl.
 clients *names:
     cargo build

@@ -3,7 +3,7 @@
 # official Go client, jetcd (Java) and etcd3 of npm (JavaScript). Ends with one line for each client. Their packages come from the
 # Go module proxy, Maven Central and the npm registry; a client whose tools are not installed is named as skipped.
 #
-# usage: clients.sh [BINARY] [CLIENT…]    the program under test, target/debug/watershed by default; go jetcd etcd3 by default
+# usage: clients.sh [BINARY] [CLIENT…]    the program under test, target/debug/watershed by default; go go-jwt jetcd etcd3 by default
 #   WATERSHED_TEST_SERVER   another server in place of our member (a stock etcd, say)
 #   WATERSHED_CLIENTS_DIR   where packages are kept between runs, target/interop-clients by default
 set -euo pipefail
@@ -11,7 +11,7 @@ cd "$(dirname "$0")"
 binary=$(realpath "${1:-../../target/debug/watershed}")
 shift || true
 clients=("$@")
-[ ${#clients[@]} -gt 0 ] || clients=(go jetcd etcd3)
+[ ${#clients[@]} -gt 0 ] || clients=(go go-jwt jetcd etcd3)
 server=${WATERSHED_TEST_SERVER:-$binary}
 port=${WATERSHED_INTEROP_PORT:-11379}
 port=$((port + 420))
@@ -20,54 +20,56 @@ mkdir -p "$kept"
 kept=$(realpath "$kept")
 . ./common.sh
 
-# An authority, and a certificate of it for all servers. A proxy shows its members a certificate without a name of its own.
+# An authority, a certificate of it for all servers, and a pair of keys for tokens.
 certificates() {
     cd "$work"
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj "/CN=interop" -keyout ca.key -out ca.crt
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=server" -keyout server.key -out server.csr
     printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' >server.ext
     openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile server.ext -out server.crt
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out jwt.key
+    openssl pkey -in jwt.key -pubout -out jwt.pub
 }
 (certificates) >"$work/openssl.log" 2>&1
 authority=$work/ca.crt
 
-member=127.0.0.1:$port gateway=127.0.0.1:$((port + 2)) proxy=127.0.0.1:$((port + 3))
-tls=(--cert-file="$work/server.crt" --key-file="$work/server.key")
-peer=http://127.0.0.1:$((port + 1))
-start member "$server" --name=m1 --data-dir="$work/m1" --listen-client-urls="https://$member" \
-    --advertise-client-urls="https://$member" --listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" \
-    --initial-cluster="m1=$peer" "${tls[@]}" --auth-token=simple --auth-token-ttl=3 --bcrypt-cost=4
-start gateway "$binary" gateway start --endpoints="$member" --listen-addr="$gateway"
-start proxy "$binary" grpc-proxy start --endpoints="https://$member" --listen-addr="$proxy" --cacert="$authority" "${tls[@]}"
-
-ctl() {
-    "$binary" ctl --endpoints="https://$member" --cacert="$authority" "$@" >>"$work/ctl.log" 2>&1
+# secured NAME PORT FLAG…: a member on PORT with users, whose tokens end after three seconds, our gateway and our proxy.
+secured() {
+    local name=$1 at=$2 tls=(--cert-file="$work/server.crt" --key-file="$work/server.key") password='a password'
+    local member=127.0.0.1:$at peer=http://127.0.0.1:$((at + 1))
+    start "$name" "$server" --name="$name" --data-dir="$work/$name" --listen-client-urls="https://$member" \
+        --advertise-client-urls="https://$member" --listen-peer-urls="$peer" --initial-advertise-peer-urls="$peer" \
+        --initial-cluster="$name=$peer" --bcrypt-cost=4 "${tls[@]}" "${@:3}"
+    start "$name-gateway" "$binary" gateway start --endpoints="$member" --listen-addr="127.0.0.1:$((at + 2))"
+    start "$name-proxy" "$binary" grpc-proxy start --endpoints="https://$member" --listen-addr="127.0.0.1:$((at + 3))" \
+        --cacert="$authority" "${tls[@]}"
+    ctl() { "$binary" ctl --endpoints="https://$member" --cacert="$authority" "$@" >>"$work/ctl.log" 2>&1; }
+    for _ in $(seq 100); do
+        if ctl endpoint health; then break; fi
+        sleep 0.1
+    done
+    ctl user add "root:$password"
+    ctl user grant-role root root
+    # etcd3 has its elections there.
+    for prefix in goclient/ jetcd/ etcd3/ election/; do
+        ctl role add "$prefix"
+        ctl role grant-permission "$prefix" --prefix readwrite "$prefix"
+    done
+    ctl role add reader
+    ctl role grant-permission reader --prefix read goclient/
+    ctl user add "app:$password"
+    for prefix in goclient/ jetcd/ etcd3/ election/; do ctl user grant-role app "$prefix"; done
+    ctl user add "reader:$password"
+    ctl user grant-role reader reader
+    ctl auth enable
 }
-for _ in $(seq 100); do
-    if ctl endpoint health; then break; fi
-    sleep 0.1
-done
-password='a password'
-for role in go jetcd etcd3; do
-    # One space of keys for each client, below its name.
-    prefix=$role/
-    [ "$role" = go ] && prefix=goclient/
-    ctl role add "$role"
-    ctl role grant-permission "$role" --prefix readwrite "$prefix"
-done
-ctl role grant-permission etcd3 --prefix readwrite election/
-ctl role add reader
-ctl role grant-permission reader --prefix read goclient/
-ctl user add "root:$password" && ctl user grant-role root root
-ctl user add "app:$password"
-for role in go jetcd etcd3; do ctl user grant-role app "$role"; done
-ctl user add "reader:$password" && ctl user grant-role reader reader
-ctl auth enable
+secured simple "$port" --auth-token=simple --auth-token-ttl=3
+secured jwt "$((port + 10))" --auth-token="jwt,pub-key=$work/jwt.pub,priv-key=$work/jwt.key,sign-method=ES256,ttl=3s"
 
 # prepare CLIENT: fetches and builds it; an explanation and 3 when its tools are not there.
 prepare() {
     case $1 in
-    go)
+    go | go-jwt)
         command -v go >/dev/null || { echo "no go"; return 3; }
         (cd goclient && go build -o "$kept/goclient" .)
         ;;
@@ -99,7 +101,7 @@ prepare() {
 
 run() {
     case $1 in
-    go) timeout 150 "$kept/goclient" "https://$2" "$authority" ;;
+    go | go-jwt) timeout 150 "$kept/goclient" "https://$2" "$authority" ;;
     jetcd) timeout 150 java -cp "$kept/jetcd/classes:$kept/jetcd/lib/*" Checks "https://$2" "$authority" "${@:3}" ;;
     # It warns of an address in place of a server name.
     etcd3) NODE_NO_WARNINGS=1 timeout 150 node "$kept/etcd3/checks.js" "https://$2" "$authority" "${@:3}" ;;
@@ -127,7 +129,10 @@ for client in "${clients[@]}"; do
     # progress, etcd answers "revision of auth store is old"; only the Go client sends every such call again. Of the others,
     # one after the other changes users.
     first=() second=()
-    [ "$client" = go ] || { first=("-users and roles") && second=("users and roles"); }
+    [[ $client = go* ]] || { first=("-users and roles") && second=("users and roles"); }
+    at=$port
+    [ "$client" = go-jwt ] && at=$((port + 10))
+    member=127.0.0.1:$at gateway=127.0.0.1:$((at + 2)) proxy=127.0.0.1:$((at + 3))
     running=()
     for name in member gateway proxy; do
         run "$client" "${!name}" "${first[@]}" >"$work/$client.$name" 2>&1 &
