@@ -47,6 +47,11 @@ for number in $(seq 50); do
     sleep 0.2
 done
 grep -q '^= /example/listed 1$' "$work/watch.log" && grep -q '^+ /example/live' "$work/watch.log"
+# These check themselves and end.
+for example in service_discovery config_distribution leader_election transfer work_queue barrier list_watch; do
+    timeout 60 "$examples/$example" "$proxy" >"$work/$example.log" 2>&1 || { cat "$work/$example.log"; exit 1; }
+    tail -n 1 "$work/$example.log"
+done
 if stock=$(command -v "${ETCD:-etcd}"); then
     echo "== namespaces, stock etcd upstream"
     (cd ../.. && WATERSHED_TEST_SERVER=$stock cargo test --quiet --test system features::namespace::)
