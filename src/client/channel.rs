@@ -4,15 +4,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{HeaderName, HeaderValue, Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body_util::BodyExt;
 use tonic::Status;
 use tonic::body::Body;
 use tracing::debug;
 
+use super::config::Credentials;
 use super::login::{Login, Token, wants_login};
 use super::method::Method;
-use super::pool::{Head, Pool};
+use super::pool::{Head, Pool, UpstreamWatch};
 use crate::api_error::ApiError;
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
@@ -43,7 +45,7 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    fn mark(&self, headers: &mut http::HeaderMap) {
+    fn mark(&self, headers: &mut HeaderMap) {
         if let Some(token) = &self.token
             && !headers.contains_key(TOKEN)
         {
@@ -61,6 +63,11 @@ impl Channel {
         Self { pool, identity: Arc::default() }
     }
 
+    /// A channel whose requests are those of a user, which is logged in with the first of them.
+    pub fn of_user(pool: Pool, credentials: Credentials) -> Self {
+        Self::with_identity(pool, Identity { login: Some(Login::new(credentials)), ..Identity::default() })
+    }
+
     pub(super) fn with_identity(pool: Pool, identity: Identity) -> Self {
         Self { pool, identity: Arc::new(identity) }
     }
@@ -73,9 +80,33 @@ impl Channel {
         }
     }
 
+    /// Sends one request message and returns the answer: [`Pool::exchange`] as the user of this channel.
+    pub async fn exchange(&self, method: Method, head: &Head, payload: Bytes) -> Response<Body> {
+        let mut head = head.clone();
+        self.identity.mark(&mut head.headers);
+        match &self.identity.login {
+            Some(login) => self.exchange_as(method, head, payload, login).await,
+            None => self.pool.exchange(method, &head, payload).await,
+        }
+    }
+
+    /// Opens a watch stream as the user of this channel, see [`Pool::open_watch`]. What ends it or one of its watches is to
+    /// be given to [`refused`](Self::refused).
+    ///
+    /// # Errors
+    /// When no member can be reached, or what the cluster answered to the login.
+    pub async fn open_watch(&self, metadata: &HeaderMap) -> Result<UpstreamWatch, Status> {
+        let mut metadata = metadata.clone();
+        self.identity.mark(&mut metadata);
+        if let Some(login) = &self.identity.login {
+            carry(&mut metadata, &login.token(&self.pool).await?);
+        }
+        self.pool.open_watch(&metadata).await
+    }
+
     /// Takes the reason for which a member ended a stream or a watch. Returns whether the next request logs in because
     /// of it.
-    pub(super) fn refused(&self, reason: &str) -> bool {
+    pub fn refused(&self, reason: &str) -> bool {
         match &self.identity.login {
             Some(login) if wants_login(reason) => {
                 login.forget(&login.current());
@@ -87,14 +118,14 @@ impl Channel {
 
     /// Sends a request with the user's token, and again with another one when the member refuses it for its token.
     async fn send_as(self, mut head: Head, body: Body, login: &Login) -> Response<Body> {
-        let mut token = match login.token(&self.pool).await {
-            Ok(token) => token,
-            Err(status) => return status.into_http(),
-        };
         let method = Method::of(head.path.path());
         if !method.one_request {
+            let token = match login.token(&self.pool).await {
+                Ok(token) => token,
+                Err(status) => return status.into_http(),
+            };
             // What the caller wrote into the stream is gone, so opening it again is the caller's part.
-            carry(&mut head, &token);
+            carry(&mut head.headers, &token);
             let answer = self.pool.request(&head, body).await;
             if is_refused(&answer) {
                 login.forget(&token);
@@ -105,8 +136,16 @@ impl Channel {
             Ok(payload) => payload.to_bytes(),
             Err(status) => return status.into_http(),
         };
+        self.exchange_as(method, head, payload, login).await
+    }
+
+    async fn exchange_as(&self, method: Method, mut head: Head, payload: Bytes, login: &Login) -> Response<Body> {
+        let mut token = match login.token(&self.pool).await {
+            Ok(token) => token,
+            Err(status) => return status.into_http(),
+        };
         for _ in 0..LOGINS_MAX {
-            carry(&mut head, &token);
+            carry(&mut head.headers, &token);
             let answer = self.pool.exchange(method, &head, payload.clone()).await;
             if !is_refused(&answer) {
                 return answer;
@@ -116,7 +155,7 @@ impl Channel {
                 Err(status) => return status.into_http(),
             };
         }
-        carry(&mut head, &token);
+        carry(&mut head.headers, &token);
         self.pool.exchange(method, &head, payload).await
     }
 
@@ -139,10 +178,10 @@ impl Channel {
     }
 }
 
-fn carry(head: &mut Head, token: &Token) {
+fn carry(headers: &mut HeaderMap, token: &Token) {
     match &token.value {
-        Some(value) => head.headers.insert(TOKEN, value.clone()),
-        None => head.headers.remove(TOKEN),
+        Some(value) => headers.insert(TOKEN, value.clone()),
+        None => headers.remove(TOKEN),
     };
 }
 

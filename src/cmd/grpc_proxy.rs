@@ -10,15 +10,15 @@ use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
 use super::process::{refuse, without_config};
-use crate::client::{KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
-use crate::config::{Advertise, ListenAddress, ProxyConfig, parse_proxy_config};
+use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
+use crate::config::{Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, UserAndPassword, parse_proxy_config};
 use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
 use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
-    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, SelfMember, Tenant, Tenants,
-    UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
+    Namespace, ProxyService, ProxyUser, ProxyWatchMetrics, ProxyWatchService, ReadPermissions, ResponseMemory,
+    SelfMember, Tenant, Tenants, UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -121,7 +121,13 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         None => Box::new(listed),
         Some(interval) => Box::new(MemberList::follow(pools.open(&tasks), &listed, interval, &tasks)),
     };
-    let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pools, &metrics, &tasks);
+    let user = own_user(&config)?;
+    let permissions = user.as_ref().map(|_| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
+    let user_of_hub = || {
+        let (user, permissions) = (user.as_ref()?, permissions.clone()?);
+        Some(ProxyUser { channel: user.channel(&pools, &tasks), permissions })
+    };
+    let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pools, user_of_hub, &metrics, &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
@@ -156,6 +162,7 @@ fn watch_hubs(
     tenants: &Tenants,
     progress_interval: Duration,
     pools: &UpstreamPools,
+    user: impl Fn() -> Option<ProxyUser>,
     metrics: &Metrics,
     tasks: &Tasks,
 ) -> Vec<(Arc<Tenant>, WatchHub)> {
@@ -163,7 +170,7 @@ fn watch_hubs(
     let hub = |tenant: &Arc<Tenant>| {
         let mut hub_config = WatchHubConfig::new(tenant.namespace.clone());
         hub_config.progress_interval = progress_interval;
-        (tenant.clone(), WatchHub::new(pools.open(tasks), hub_config, watch_metrics.clone(), tasks))
+        (tenant.clone(), WatchHub::new(pools.open(tasks), user(), hub_config, watch_metrics.clone(), tasks))
     };
     tenants.all().map(hub).collect()
 }
@@ -183,6 +190,45 @@ fn self_member(advertise: &Advertise, scheme: &str, listen: SocketAddr) -> Optio
         info!(%host, client_url = member.client_url, "MemberList names this host, since nobody can dial a wildcard address");
     }
     Some(member)
+}
+
+/// Who the proxy itself is for the cluster.
+enum OwnUser {
+    Password(Credentials),
+    /// Shown on connections that carry no request of a client: to a member they are all that user's.
+    Certificate(ClientTls),
+}
+
+impl OwnUser {
+    /// A way to the cluster as this user, on the current runtime.
+    fn channel(&self, pools: &UpstreamPools, tasks: &Tasks) -> Channel {
+        match self {
+            Self::Password(credentials) => Channel::of_user(pools.open(tasks), credentials.clone()),
+            Self::Certificate(tls) => Channel::new(pools.open_with(Some(tls.clone()), tasks)),
+        }
+    }
+}
+
+fn own_user(config: &ProxyConfig) -> anyhow::Result<Option<OwnUser>> {
+    let (name, user) = match &config.user {
+        None => return Ok(None),
+        Some(ProxyUserConfig::Password(UserAndPassword { name, password })) => {
+            let credentials = Credentials { name: name.clone(), password: password.clone() };
+            (name.clone(), OwnUser::Password(credentials))
+        }
+        Some(ProxyUserConfig::Certificate(tls)) => {
+            let files = tls.identity.clone().context("--user-cert, --user-key")?;
+            let name = Identity::from_files(files).context("--user-cert, --user-key")?.common_name();
+            let name = name.filter(|name| !name.is_empty());
+            let name = name.context("--user-cert: the certificate has no Common Name, which would be the user")?;
+            (name.to_string(), OwnUser::Certificate(ClientTls::new(tls).context("TLS with members")?))
+        }
+    };
+    info!(
+        user = name,
+        "watches of all clients are read as this user, each client's permission is asked of the cluster"
+    );
+    Ok(Some(user))
 }
 
 /// TLS with members. As in etcd, a certificate with a common name is refused: members would take it for the user of

@@ -13,6 +13,7 @@ mod gateway;
 pub mod golang;
 mod log;
 mod proxy;
+mod proxy_user;
 mod removed;
 mod server;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use flags::{Parsed, Source, Variables, parse_flags};
 pub use gateway::{GatewayConfig, parse_gateway_config};
 pub use golang::GoDuration;
 pub use proxy::{Advertise, ProxyConfig, UpstreamPings, parse_proxy_config};
+pub use proxy_user::{ProxyUserConfig, RawProxyUser, UserAndPassword};
 pub use removed::removed_flag;
 pub use server::{
     AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig,

@@ -7,6 +7,7 @@ use super::error::{ConfigError, FlagWords, WrongFlag};
 use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
+use super::proxy_user::{ProxyUserConfig, RawProxyUser};
 use super::server::{KEEPALIVE_MIN_TIME, YEARS_MAX, identity};
 use super::unsupported::{Mode, read_flags};
 use super::url::{ListenUrl, bind_address};
@@ -133,6 +134,9 @@ pub struct RawProxyConfig {
     #[arg(long, default_value = "", value_name = "VERSION")]
     pub tls_max_version: String,
 
+    /// Who the proxy is for the cluster.
+    #[command(flatten)]
+    pub user: RawProxyUser,
     /// Logging.
     #[command(flatten)]
     pub log: RawLogConfig,
@@ -149,6 +153,8 @@ pub struct ProxyConfig {
     pub metrics_listen: Option<ListenUrl>,
     /// TLS with members of the cluster.
     pub upstream_tls: Option<ClientTlsConfig>,
+    /// Who the proxy itself is for the cluster.
+    pub user: Option<ProxyUserConfig>,
     /// Members of the cluster.
     pub endpoints: Vec<Endpoint>,
     /// How often the endpoints are taken from the member list.
@@ -236,6 +242,14 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         }
         let upstream_tls = ClientTlsConfig::from_flags(&raw.cacert, &raw.cert, &raw.key, raw.insecure_skip_tls_verify)
             .map_err(|reason| ConfigError::Value { flag: "cert, --key, --cacert", reason })?;
+        let user = raw.user.checked(&raw.cacert, raw.insecure_skip_tls_verify)?;
+        // Members that know a user by its certificate speak TLS, also with those that have none.
+        let upstream_tls = match &user {
+            Some(ProxyUserConfig::Certificate(tls)) => {
+                upstream_tls.or_else(|| Some(ClientTlsConfig { identity: None, ..tls.clone() }))
+            }
+            _ => upstream_tls,
+        };
         let endpoints = Endpoint::parse_list(&raw.endpoints)
             .map_err(|error| invalid("endpoints", &raw.endpoints, error.to_string()))?;
         if let Some(own) = endpoints.iter().find(|endpoint| {
@@ -243,6 +257,14 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         }) {
             let reason = format!("{own} is the proxy's own --listen-addr");
             return Err(invalid("endpoints", &raw.endpoints, reason));
+        }
+        if matches!(user, Some(ProxyUserConfig::Certificate(_)))
+            && let Some(plain) = endpoints.iter().find(|endpoint| !endpoint.uses_tls(true))
+        {
+            return Err(ConfigError::Value {
+                flag: "user-cert",
+                reason: format!("{plain} is an endpoint without TLS"),
+            });
         }
         if raw.namespace.starts_with('\0') {
             let reason = "keys that begin with a zero byte are reserved for the proxy".to_owned();
@@ -272,6 +294,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             listen_tls,
             metrics_listen,
             upstream_tls,
+            user,
             endpoints,
             auto_sync: nonzero(raw.endpoints_auto_sync_interval),
             advertise,
@@ -369,6 +392,8 @@ mod tests {
                 "cannot listen on TLS for https://127.0.0.1:1: KeyFile and CertFile",
             ),
             ("--advertise-client-url=x", "--advertise-client-url\" flag: endpoint \"x\": port is missing"),
+            ("--user=a", "--user: needs one of NAME:PASSWORD, --password and --password-file"),
+            ("--user-cert=c --user-key=k --endpoints=http://a:1", "--user-cert: a:1 is an endpoint without TLS"),
             ("--dial-timeout=0", "--dial-timeout\" flag: must be longer"),
             ("--cert-file=x", "--cert-file, --key-file: KeyFile and CertFile must both be present[key: , cert: x]"),
             ("--key=x", "--cert, --key, --cacert: KeyFile and CertFile must both be present[key: x, cert: ]"),

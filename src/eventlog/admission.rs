@@ -3,6 +3,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tonic::Status;
 
+use super::permission::WatchPermission;
 use super::source::Source;
 use crate::types::{KeyRange, Revision};
 
@@ -39,6 +40,8 @@ pub struct Admission {
     /// The compacted revision if the start is known to be below it: the watch is created and cancelled at once. Else 0;
     /// what the log itself knows of compactions counts besides.
     pub compacted: Revision,
+    /// The permission that the watch is open under; none when it cannot be revoked.
+    pub permission: Option<Arc<WatchPermission>>,
 }
 
 /// Why a watch is not admitted.

@@ -12,6 +12,7 @@ use tonic::Status;
 
 use super::admission::Admission;
 use super::header_source::HeaderSource;
+use super::permission::WatchPermission;
 use super::send_queue::{End, Taken};
 use super::source::Source;
 use super::watcher_set::{Create, JobId, JobResult, WatchLimits, WatcherSet};
@@ -97,6 +98,11 @@ impl WatcherSetHandle {
     /// Cancels the watchers of a source after [`Source::end`].
     pub fn end_source(&self, source: &Arc<Source>, end: &End) {
         self.watcher_set.lock().end_source(source, end);
+    }
+
+    /// Cancels the watchers that are open under a permission, after [`WatchPermission::revoke`].
+    pub fn end_permission(&self, permission: &Arc<WatchPermission>) {
+        self.watcher_set.lock().end_permission(permission);
     }
 
     /// Tells the idle watchers of a source that asked for progress notifications how far they are.

@@ -271,7 +271,8 @@ impl Scenario {
         };
         // The cluster was asked a while ago; the log may have moved on since.
         let after = (revision - i64::from(filter)).max(self.store.lock().compacted).max(1);
-        let admission = Admission { source: self.first.clone(), after: Revision(after), compacted: Revision(0) };
+        let admission =
+            Admission { source: self.first.clone(), after: Revision(after), compacted: Revision(0), permission: None };
         self.watcher_set.lock().create(self.streams[stream], &create, &admission, self.now);
         self.asked[stream].push((range, if start == 0 { after + 1 } else { start }, filter));
     }
@@ -427,7 +428,12 @@ impl Script {
             fragment: false,
         };
         let now = self.scenario.now;
-        let admission = Admission { source: self.scenario.first.clone(), after: Revision(0), compacted: Revision(0) };
+        let admission = Admission {
+            source: self.scenario.first.clone(),
+            after: Revision(0),
+            compacted: Revision(0),
+            permission: None,
+        };
         self.scenario.watcher_set.lock().create(0, &create, &admission, now);
         self
     }

@@ -18,6 +18,7 @@ use tonic::Status;
 
 use super::admission::Admission;
 use super::header_source::HeaderSource;
+use super::permission::WatchPermission;
 use super::routes::{Filters, Routes, Subscription};
 use super::send_queue::{End, Out, OutKind, SendQueue, Taken};
 use super::source::Source;
@@ -95,6 +96,7 @@ struct Cursor {
     fragment: bool,
     /// Saw an event since the last progress tick.
     active: bool,
+    permission: Option<Arc<WatchPermission>>,
 }
 
 /// How far along a cursor is, and so which queue holds it.
@@ -245,6 +247,7 @@ impl WatcherSet {
             progress_notify: create.progress_notify,
             fragment: create.fragment,
             active: false,
+            permission: admission.permission.clone(),
         }) as u32;
         entry.watchers.insert(watch_id, cursor);
         self.metrics.watchers.inc();
@@ -254,7 +257,8 @@ impl WatcherSet {
             self.schedule_ticks(stream, now);
         }
         let compacted = source.log().compacted().max(admission.compacted);
-        if let Some(end) = source.ended() {
+        let revoked = admission.permission.as_ref().and_then(|permission| permission.revoked());
+        if let Some(end) = source.ended().or(revoked) {
             self.requeue(cursor);
             self.end_watcher(cursor, end.clone());
         } else if create.start.0 != 0 && create.start < compacted {
@@ -333,6 +337,17 @@ impl WatcherSet {
     pub fn end_source(&mut self, source: &Arc<Source>, end: &End) {
         for cursor in self.cursors_of(source) {
             self.end_watcher(cursor, end.clone());
+        }
+    }
+
+    /// Cancels every watcher that is open under a revoked permission.
+    pub fn end_permission(&mut self, permission: &Arc<WatchPermission>) {
+        let Some(end) = permission.revoked() else { return };
+        let is_under = |cursor: &Cursor| cursor.permission.as_ref().is_some_and(|its| Arc::ptr_eq(its, permission));
+        let under: Vec<usize> =
+            self.cursors.iter().filter(|(_, cursor)| is_under(cursor)).map(|(key, _)| key).collect();
+        for key in under {
+            self.end_watcher(key as u32, end.clone());
         }
     }
 
@@ -478,6 +493,7 @@ impl WatcherSet {
         let revision = if end.compact_revision.0 != 0 { Revision(0) } else { self.head_of(key) };
         let cursor = &mut self.cursors[key as usize];
         cursor.state = CursorState::Cancelled;
+        cursor.permission = None;
         let (stream, watch_id, at, group) = (cursor.stream, cursor.watch_id, cursor.source, cursor.group);
         self.leave_group(at, group, key);
         self.metrics.watchers.dec();

@@ -5,7 +5,7 @@ use tracing::info;
 
 use crate::client::{Pool, PoolConfig, UpstreamCluster};
 use crate::discovery::{Discovery, dialled};
-use crate::net::Endpoint;
+use crate::net::{ClientTls, Endpoint};
 use crate::shutdown::Tasks;
 
 /// The pools of all serving threads and hubs of a proxy: they follow one set of endpoints. Cheap to clone.
@@ -30,8 +30,13 @@ impl UpstreamPools {
 
     /// Opens a pool to the current endpoints, on the current runtime.
     pub fn open(&self, tasks: &Tasks) -> Pool {
+        self.open_with(self.config.tls.clone(), tasks)
+    }
+
+    /// The same with another certificate to show.
+    pub fn open_with(&self, tls: Option<ClientTls>, tasks: &Tasks) -> Pool {
         let mut state = self.state.lock();
-        let config = PoolConfig { endpoints: state.endpoints.clone(), ..self.config.clone() };
+        let config = PoolConfig { endpoints: state.endpoints.clone(), tls, ..self.config.clone() };
         let pool = Pool::new(config, tasks);
         state.pools.push(pool.clone());
         pool

@@ -19,7 +19,7 @@ mod tenant;
 mod watch;
 
 pub use endpoints::UpstreamPools;
-pub use identity::{Identity, PERMISSION_MAX, ReadPermission, ReadPermissions};
+pub use identity::{Caller, Identity, PERMISSION_MAX, ProxyUser, ReadPermission, ReadPermissions};
 pub use members::SelfMember;
 #[cfg(fuzzing)]
 pub use namespace::fuzzing;

@@ -15,6 +15,7 @@ use tonic::codec::CompressionEncoding;
 use tower::Service;
 
 use super::http::Pages;
+use super::identity::Caller;
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::members::SelfMember;
 use super::namespace::{ResponseMemory, View, no_decompressor};
@@ -175,7 +176,12 @@ impl Worker {
         let seen: Seen = connection.value();
         request.extensions_mut().insert(seen.clone());
         let wrapped = request.uri().path() == "/etcdserverpb.KV/RangeStream";
-        track_revisions(self.counted(request).await, wrapped, seen)
+        let named = Caller::with_certificate(&request);
+        let answer = track_revisions(self.counted(request).await, wrapped, seen);
+        match named {
+            Some(caller) => caller.told_in(answer),
+            None => answer,
+        }
     }
 
     async fn counted(&self, request: Request<CallBody<Incoming>>) -> Response<Body> {

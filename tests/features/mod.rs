@@ -20,6 +20,7 @@ mod metrics;
 mod mirror;
 mod namespace;
 mod pings;
+mod proxy_user;
 mod public_client;
 mod range;
 mod recipes;

@@ -116,6 +116,12 @@ impl Certificates {
         vec![format!("--cacert={authority}"), format!("--cert={certificate}"), format!("--key={key}")]
     }
 
+    /// Flags of a proxy that is this user.
+    pub fn user_flags(&self, user: &str) -> Vec<String> {
+        let [certificate, key] = ["crt", "key"].map(|kind| self.file(&format!("{user}.{kind}")));
+        vec![format!("--user-cert={certificate}"), format!("--user-key={key}")]
+    }
+
     fn flags(&self, kind: &str, name: &str) -> Vec<String> {
         vec![
             format!("--{kind}cert-file={}", self.file(&format!("{name}.crt"))),

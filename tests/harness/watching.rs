@@ -31,6 +31,18 @@ impl Watching {
         (watching, created)
     }
 
+    /// The same with a token, unless it is empty.
+    pub async fn create_as(client: &Client, token: &str, request: WatchCreateRequest) -> (Self, WatchResponse) {
+        let (requests, receiver) = mpsc::channel(1024);
+        let (mut client, mut call) = (client.watch(), tonic::Request::new(ReceiverStream::new(receiver)));
+        if !token.is_empty() {
+            call.metadata_mut().insert("token", token.parse().expect("ascii"));
+        }
+        let mut watching = Self { requests, answers: Answers::new(async move { client.watch(call).await }) };
+        let created = watching.add(request).await;
+        (watching, created)
+    }
+
     /// Sends any request.
     pub async fn send(&self, union: Option<watch_request::RequestUnion>) {
         self.requests.send(WatchRequest { request_union: union }).await.expect("the stream is open");

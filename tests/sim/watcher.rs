@@ -71,7 +71,12 @@ struct SimWatchAdmission(CoreWatch);
 
 impl WatchAdmission for SimWatchAdmission {
     fn admit(&mut self, _: &KeyRange, _: Revision) -> Admit {
-        Admit::Now(Ok(Admission { source: self.0.source(), after: Revision(0), compacted: Revision(0) }))
+        Admit::Now(Ok(Admission {
+            source: self.0.source(),
+            after: Revision(0),
+            compacted: Revision(0),
+            permission: None,
+        }))
     }
 
     fn revision(&self) -> Revision {

@@ -230,7 +230,12 @@ impl WatchAdmission for MemberWatchAdmission {
 
 fn admission(context: &WatchContext, allowed: Result<(), Status>) -> Result<Admission, Refusal> {
     match allowed {
-        Ok(()) => Ok(Admission { source: context.watch.source(), after: Revision(0), compacted: Revision(0) }),
+        Ok(()) => Ok(Admission {
+            source: context.watch.source(),
+            after: Revision(0),
+            compacted: Revision(0),
+            permission: None,
+        }),
         Err(status) => Err(Refusal::Watch { revision: context.watch.revision(), reason: embedded(&status) }),
     }
 }

@@ -13,6 +13,8 @@ pub struct Identity {
     token: Option<HeaderValue>,
     authorization: Option<HeaderValue>,
     require_leader: bool,
+    /// The proxy's own user, whose credentials are added where the connection is.
+    is_proxy: bool,
 }
 
 impl Identity {
@@ -28,7 +30,22 @@ impl Identity {
         let token = first(TOKEN);
         let authorization = if token.is_some() { None } else { first(AUTHORIZATION) };
         let require_leader = headers.get(REQUIRE_LEADER).is_some_and(|value| value == "true");
-        Self { token, authorization, require_leader }
+        Self { token, authorization, require_leader, is_proxy: false }
+    }
+
+    /// The user that the proxy itself is for the cluster. No client has this identity, whatever it sends.
+    pub fn of_proxy() -> Self {
+        Self { is_proxy: true, ..Self::default() }
+    }
+
+    /// Whether it is the proxy's own.
+    pub fn is_proxy(&self) -> bool {
+        self.is_proxy
+    }
+
+    /// Whether it carries no credentials at all.
+    pub fn is_anonymous(&self) -> bool {
+        !self.is_proxy && self.token.is_none() && self.authorization.is_none()
     }
 
     /// Whether requests are refused, and streams ended, while the member knows no leader.
@@ -95,6 +112,14 @@ mod tests {
             let identity = of(pairs);
             assert_eq!(Identity::of(&identity.metadata()), identity);
         }
+    }
+
+    #[test]
+    fn nobody_is_the_proxy_by_what_it_sends() {
+        assert!(Identity::of_proxy().is_proxy() && !Identity::of_proxy().is_anonymous());
+        let anonymous = of(&[]);
+        assert!(anonymous.is_anonymous() && anonymous != Identity::of_proxy());
+        assert!(!Identity::of(&Identity::of_proxy().metadata()).is_proxy());
     }
 
     #[test]

@@ -22,6 +22,9 @@ use crate::types::KeyRange;
 /// How long a permission holds, counted from when the cluster was asked for it: the bound within which a revoked one
 /// takes effect.
 pub const PERMISSION_MAX: Duration = Duration::from_secs(1);
+/// A permission that something is open under is asked for again when it is older than this, so that what is revoked ends
+/// before [`PERMISSION_MAX`] is over.
+const RENEW_AFTER: Duration = Duration::from_millis(700);
 /// How long a caller that may not read the whole of a wide range is not asked about that one again.
 const NARROW_MAX: Duration = Duration::from_secs(10);
 /// Memory for permissions; the least recently used ones give way.
@@ -112,25 +115,19 @@ impl ReadPermissions {
     ///
     /// The answer holds now and for the next [`PERMISSION_MAX`] at most. Dropping the future is safe.
     pub async fn may_read(&self, caller: &Identity, range: &KeyRange) -> ReadPermission {
-        self.decide(Question::new(caller, range)).await
+        self.decide(Question::new(caller, range), PERMISSION_MAX).await
     }
 
     /// The same for callers of one wide range that contains `range`: whoever may read all of `wide` is asked about nothing
     /// else, so that any number of ranges within it cost one question.
     pub async fn may_read_within(&self, caller: &Identity, wide: &KeyRange, range: &KeyRange) -> ReadPermission {
-        if wide == range || !wide.covers(range) {
-            return self.may_read(caller, range).await;
-        }
-        let question = Question::new(caller, wide);
-        if !self.inner.too_wide.contains_key(&question) {
-            match self.decide(question.clone()).await {
-                ReadPermission::Refused(status) if status.code() == Code::PermissionDenied => {
-                    self.inner.too_wide.insert(question, ()).await;
-                }
-                permission => return permission,
-            }
-        }
-        self.may_read(caller, range).await
+        self.decide_within(caller, wide, range, PERMISSION_MAX).await
+    }
+
+    /// The same for something that is open for as long as the caller may read: asked at least ten times a second, it tells of
+    /// a revoked permission within [`PERMISSION_MAX`].
+    pub async fn may_still_read_within(&self, caller: &Identity, wide: &KeyRange, range: &KeyRange) -> ReadPermission {
+        self.decide_within(caller, wide, range, RENEW_AFTER).await
     }
 
     /// Users, roles or permissions have changed: nothing that was decided before counts any more.
@@ -140,11 +137,30 @@ impl ReadPermissions {
         self.inner.too_wide.invalidate_all();
     }
 
-    async fn decide(&self, question: Question) -> ReadPermission {
+    async fn decide_within(
+        &self,
+        caller: &Identity,
+        wide: &KeyRange,
+        range: &KeyRange,
+        age_max: Duration,
+    ) -> ReadPermission {
+        let question = Question::new(caller, wide);
+        if wide != range && wide.covers(range) && !self.inner.too_wide.contains_key(&question) {
+            match self.decide(question.clone(), age_max).await {
+                ReadPermission::Refused(status) if status.code() == Code::PermissionDenied => {
+                    self.inner.too_wide.insert(question, ()).await;
+                }
+                permission => return permission,
+            }
+        }
+        self.decide(Question::new(caller, range), age_max).await
+    }
+
+    async fn decide(&self, question: Question, age_max: Duration) -> ReadPermission {
         // What was asked for after this call counts, however long the answer took.
         let (called_at, generation) = (Instant::now(), self.inner.generation.load(Ordering::SeqCst));
         let counts = |permitted: Permitted| {
-            let fresh = permitted.asked_at >= called_at || permitted.asked_at.elapsed() < PERMISSION_MAX;
+            let fresh = permitted.asked_at >= called_at || permitted.asked_at.elapsed() < age_max;
             fresh && permitted.generation >= generation
         };
         loop {
@@ -315,6 +331,21 @@ mod tests {
         assert!(matches!(ask().await, ReadPermission::Refused(status) if status.code() == Code::Unauthenticated));
         *cluster.outcome.lock() = Err(Status::unavailable("nobody"));
         assert!(matches!(ask().await, ReadPermission::Unknown(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_open_is_asked_about_before_its_permission_is_over() {
+        let (cluster, permissions) = cluster();
+        let ask = async || permissions.may_still_read_within(&caller("a"), &prefix("k"), &prefix("k")).await;
+        assert!(matches!(ask().await, ReadPermission::Permitted));
+        sleep(RENEW_AFTER - Duration::from_millis(1)).await;
+        assert!(matches!(ask().await, ReadPermission::Permitted));
+        assert_eq!(asked(&cluster), 1);
+        *cluster.outcome.lock() = Err(ApiError::PermissionDenied.into());
+        sleep(Duration::from_millis(1)).await;
+        assert!(matches!(permissions.may_read(&caller("a"), &prefix("k")).await, ReadPermission::Permitted));
+        assert!(matches!(ask().await, ReadPermission::Refused(_)), "before a second is over");
+        assert_eq!(asked(&cluster), 2);
     }
 
     #[tokio::test(start_paused = true)]

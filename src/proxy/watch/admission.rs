@@ -1,28 +1,35 @@
 use std::sync::Arc;
 
-use futures::FutureExt;
+use futures::future::ready;
+use futures::{FutureExt, TryFutureExt};
 use tokio::time::sleep;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::broadcast::Broadcast;
 use super::broadcast_handle::BroadcastHandle;
 use super::group::{CredentialGroup, SharedWatch};
 use super::hub::HubInner;
+use super::open_permissions::OpenPermissions;
 use super::permission::may_watch;
 use super::read_index::{Read, ReadAnswer, StartPosition};
+use super::status::{embedded, is_refusal};
 use crate::api_error::ApiError;
-use crate::eventlog::{Admission, Admit, HistoryError, HistoryRequest, Refusal, Source, WatchAdmission};
-use crate::proxy::Identity;
+use crate::eventlog::{
+    Admission, Admit, HistoryError, HistoryRequest, Refusal, Source, WatchAdmission, WatchPermission,
+};
+use crate::proxy::{Caller, Identity};
 use crate::types::{KeyRange, Revision};
 
-/// Admits the watches of the clients of one credential group. Cheap to clone.
+/// Admits the watches of one client. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct GroupWatchAdmission {
+pub(super) struct ClientWatchAdmission {
     hub: Arc<HubInner>,
+    caller: Caller,
+    /// Whose upstream watches it reads: those of all who carry the same credentials, or the proxy's own.
     group: Arc<CredentialGroup>,
 }
 
-impl WatchAdmission for GroupWatchAdmission {
+impl WatchAdmission for ClientWatchAdmission {
     fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit {
         Admit::Later(self.clone().decide(range.clone(), start).boxed())
     }
@@ -36,9 +43,13 @@ impl WatchAdmission for GroupWatchAdmission {
     }
 }
 
-impl GroupWatchAdmission {
-    pub fn new(hub: &Arc<HubInner>, identity: Identity) -> Self {
-        Self { hub: hub.clone(), group: hub.group(identity) }
+impl ClientWatchAdmission {
+    pub fn new(hub: &Arc<HubInner>, caller: Caller) -> Self {
+        let identity = match hub.open_permissions {
+            Some(_) => Identity::of_proxy(),
+            None => caller.identity.clone(),
+        };
+        Self { hub: hub.clone(), group: hub.group(identity), caller }
     }
 
     /// Finds or makes the source a watch reads, and the revision it begins behind.
@@ -46,9 +57,58 @@ impl GroupWatchAdmission {
         if range.is_empty() {
             return Err(self.refusal("mvcc: watcher range is empty".to_owned()));
         }
+        let Some(permissions) = &self.hub.open_permissions else {
+            return self.admit_to_group(&range, start, ready(Ok(None))).await;
+        };
+        let permission = self.permission(permissions, &range).boxed().shared();
+        let asked = permission.clone().map_ok(Some);
+        match self.admit_to_group(&range, start, asked).await {
+            Ok(admission) => Ok(admission),
+            // The proxy's user may read less than the caller, or be refused altogether.
+            Err(refusal) => {
+                permission.await.map_err(|reason| self.refusal(reason))?;
+                tracing::debug!(?refusal, ?range, "the proxy's own user cannot read for a client");
+                let group = self.hub.group(self.caller.identity.clone());
+                Self { group, ..self.clone() }.admit_to_group(&range, start, ready(Ok(None))).await
+            }
+        }
+    }
+
+    /// Admits a watch to a source of the group, under the permission if one is needed, or tells why there is none.
+    async fn admit_to_group(
+        &self,
+        range: &KeyRange,
+        start: Revision,
+        permission: impl Future<Output = Result<Option<Arc<WatchPermission>>, String>>,
+    ) -> Result<Admission, Refusal> {
+        let source = async {
+            let permission = permission.await.map_err(|reason| self.refusal(reason))?;
+            Ok((self.source(range).await?, permission))
+        };
         // At the same time: opening an upstream watch must not delay where a watch from now begins.
-        let (position, source) = tokio::try_join!(self.read_index(&range, start), self.source(&range))?;
-        Ok(Admission { source, after: position.revision, compacted: position.compacted })
+        let (position, (source, permission)) = tokio::try_join!(self.read_index(range, start), source)?;
+        Ok(Admission { source, after: position.revision, compacted: position.compacted, permission })
+    }
+
+    /// The caller's permission to read a range; tries until the cluster decides.
+    async fn permission(
+        &self,
+        permissions: &OpenPermissions,
+        range: &KeyRange,
+    ) -> Result<Arc<WatchPermission>, String> {
+        let wide = self.group.covering_range(range, self.hub.config.prefixes.iter());
+        let upstream = |range| {
+            let (key, range_end) = self.hub.config.namespace.upstream_range(range);
+            KeyRange::from_wire(key, range_end)
+        };
+        let mut backoff = self.hub.config.periods.backoff();
+        loop {
+            match permissions.ask(&self.caller, upstream(&wide), upstream(range)).await {
+                Ok(permission) => return Ok(permission),
+                Err(Some(reason)) => return Err(reason),
+                Err(None) => sleep(backoff.pause()).await,
+            }
+        }
     }
 
     fn refusal(&self, reason: String) -> Refusal {
@@ -66,7 +126,8 @@ impl GroupWatchAdmission {
                 Err(_) => continue,
             };
             // Without credentials the read index decides: nobody may read anything once the cluster requires some.
-            if !self.group.anonymous
+            if !self.group.identity.is_anonymous()
+                && !self.group.identity.is_proxy()
                 && let Err(reason) = self.verify(&watch).await
             {
                 if watch.range == *range {
@@ -107,7 +168,7 @@ impl GroupWatchAdmission {
                     self.hub.note_revision(position.revision);
                     return Ok(position);
                 }
-                Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&status))),
+                Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&self.caller.told(&status)))),
                 Err(status) => {
                     tracing::debug!(%status, "revision for a new watch is asked for again");
                     sleep(backoff.pause()).await;
@@ -120,7 +181,7 @@ impl GroupWatchAdmission {
     /// from there would be, by a member that has applied all that was acknowledged before.
     async fn read_at(&self, range: &KeyRange, at: Revision) -> Result<Read, Status> {
         let key = self.hub.config.namespace.add_prefix(range.start());
-        let read = |at| self.hub.run(self.hub.upstream.read_index(self.group.identity.metadata(), key.clone(), at));
+        let read = |at| self.hub.run(self.hub.upstream.read_index(&self.group.identity, key.clone(), at));
         let (header, at) = match read(at).await {
             Ok(header) => (header, at),
             Err(status) => match ApiError::from_text(status.message()) {
@@ -162,9 +223,9 @@ impl GroupWatchAdmission {
             if watch.permission.is_fresh(self.hub.config.periods.permission_max) {
                 return Ok(());
             }
-            let (upstream, metadata) = (self.hub.upstream.clone(), self.group.identity.metadata());
+            let (upstream, identity) = (self.hub.upstream.clone(), self.group.identity.clone());
             let range = self.hub.config.namespace.upstream_range(&watch.range);
-            match self.hub.run(async move { may_watch(&*upstream, metadata, range).await }).await {
+            match self.hub.run(async move { may_watch(&*upstream, &identity, range).await }).await {
                 Ok(None) => {
                     watch.permission.permit();
                     return Ok(());
@@ -177,14 +238,4 @@ impl GroupWatchAdmission {
             }
         }
     }
-}
-
-/// Whether the cluster has decided against the client, so that asking again would not help.
-fn is_refusal(status: &Status) -> bool {
-    matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument)
-}
-
-/// A status within an answer, in the form clients know from etcd.
-fn embedded(status: &Status) -> String {
-    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }

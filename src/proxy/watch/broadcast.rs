@@ -13,6 +13,7 @@ use super::group::CredentialGroup;
 use super::history::UpstreamHistory;
 use super::hub::HubInner;
 use super::progress_schedule::{ProgressActions, ProgressSchedule};
+use super::status::{embedded, is_refusal};
 use super::upstream::UpstreamStream;
 use crate::eventlog::{End, EventLog, Source};
 use crate::net::Backoff;
@@ -151,6 +152,12 @@ impl Broadcast {
         }
         let mut stream = match self.open().await {
             Ok(stream) => stream,
+            Err(status) if self.group.identity.is_proxy() && is_refusal(&status) => {
+                warn!(%status, "the cluster refuses the proxy's own user, see --user");
+                let reason = format!("the cluster refuses the proxy's own user: {}", status.message());
+                let reason = embedded(&Status::unavailable(reason));
+                return Stop::Ended(End { compact_revision: Revision(0), reason });
+            }
             Err(status) => return Stop::Broken(status),
         };
         self.resumed_at = self.position();
@@ -195,7 +202,7 @@ impl Broadcast {
     }
 
     async fn open(&self) -> Result<UpstreamStream, Status> {
-        let mut stream = self.hub.upstream.open_watch(self.group.identity.metadata()).await?;
+        let mut stream = self.hub.upstream.open_watch(&self.group.identity).await?;
         stream.send(RequestUnion::CreateRequest(self.create_request())).await?;
         Ok(stream)
     }
@@ -255,7 +262,7 @@ impl Broadcast {
     fn progress_timer(&mut self) {
         let ordered = self.has_ordered_progress();
         if !ordered {
-            self.hub.learn_version(self.serving.member, self.group.identity.metadata());
+            self.hub.learn_version(self.serving.member, &self.group.identity);
         }
         let actions = self.progress.timer(ordered, Instant::now());
         self.carry_out(actions);
@@ -389,7 +396,7 @@ impl Broadcast {
         self.group.note_permission(&self.range);
         self.serving.confirmed = true;
         self.serving.member = MemberId(header.member_id);
-        self.hub.learn_version(self.serving.member, self.group.identity.metadata());
+        self.hub.learn_version(self.serving.member, &self.group.identity);
         self.progress.restart(self.position().0 != 0, Instant::now());
         if self.source.is_none() && self.begin.0 == 0 {
             self.go_live(Revision(header.revision));

@@ -20,8 +20,6 @@ const REFUSED_COUNT_MAX: usize = 1024;
 /// Clients that carry the same credentials, and their upstream watches.
 pub(super) struct CredentialGroup {
     pub identity: Identity,
-    /// Without credentials.
-    pub anonymous: bool,
     /// Shared by all its new watches: a revision is the cluster's, whatever key was read for it.
     pub read_index: SharedReadIndex,
     table: Mutex<Table>,
@@ -56,12 +54,7 @@ impl Table {
 
 impl CredentialGroup {
     pub fn new(identity: Identity) -> Self {
-        Self {
-            anonymous: identity.clone().with_require_leader(false) == Identity::default(),
-            identity,
-            read_index: SharedReadIndex::default(),
-            table: Mutex::default(),
-        }
+        Self { identity, read_index: SharedReadIndex::default(), table: Mutex::default() }
     }
 
     /// The upstream watch that covers a range. When there is none, `open` starts the broadcast of a new one: its range
@@ -89,6 +82,15 @@ impl CredentialGroup {
         let watch = SharedWatch { range: taken.clone(), broadcast, permission: Arc::default() };
         table.ranges.insert(taken, watch.clone());
         watch
+    }
+
+    /// The range of the upstream watch that [`covering`](Self::covering) would give if no watch is promoted for it.
+    pub fn covering_range<'p>(&self, range: &KeyRange, mut prefixes: impl Iterator<Item = &'p KeyRange>) -> KeyRange {
+        let table = self.table.lock();
+        let usable = |range: &KeyRange, watch: &SharedWatch| !table.is_refused(range) && watch.broadcast.is_open();
+        let covering = table.ranges.covering(range, usable).map(|(covering, _)| covering);
+        let covering = covering.or_else(|| prefixes.find(|prefix| prefix.covers(range) && !table.is_refused(prefix)));
+        covering.unwrap_or(range).clone()
     }
 
     /// Moves the watchers of the ranges within `range` to its broadcast, once that is live.

@@ -216,7 +216,7 @@ impl PrivateWatch {
     }
 
     async fn open(&mut self, watches: &PrivateWatches) -> Result<UpstreamStream, Status> {
-        let mut stream = watches.upstream.open_watch(self.position.identity.metadata()).await?;
+        let mut stream = watches.upstream.open_watch(&self.position.identity).await?;
         let (key, range_end) = watches.namespace.upstream_range(&self.position.range);
         let create = WatchCreateRequest {
             key,

@@ -3,7 +3,6 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use futures::future::join_all;
-use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -17,11 +16,12 @@ use super::history::PrivateWatches;
 use super::member_versions::MemberVersions;
 use super::metrics::ProxyWatchMetrics;
 use super::no_leader::{NoLeaderEvidence, is_no_leader};
-use super::upstream::Upstream;
+use super::open_permissions::OpenPermissions;
+use super::upstream::{Members, Upstream};
 use crate::api_error::ApiError;
 use crate::client::Pool;
 use crate::eventlog::{HeaderSource, WatcherSetHandle};
-use crate::proxy::Identity;
+use crate::proxy::{Identity, ProxyUser, ReadPermissions};
 use crate::shutdown::Tasks;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
 
@@ -34,6 +34,8 @@ pub struct WatchHub {
 /// What the broadcasts and the client streams of a namespace share.
 pub(super) struct HubInner {
     pub upstream: Arc<dyn Upstream>,
+    /// Of the callers of a hub that reads as the proxy's own user.
+    pub open_permissions: Option<OpenPermissions>,
     pub config: WatchHubConfig,
     pub metrics: ProxyWatchMetrics,
     pub header_source: Arc<HeaderSource>,
@@ -53,15 +55,25 @@ pub(super) struct HubInner {
 impl WatchHub {
     /// A hub that reaches the cluster through `pool`, from the current runtime; the pool should not be used
     /// elsewhere.
-    pub fn new(pool: Pool, config: WatchHubConfig, metrics: ProxyWatchMetrics, tasks: &Tasks) -> Self {
+    ///
+    /// With a `user`, that one reads for all clients.
+    pub fn new(
+        pool: Pool,
+        user: Option<ProxyUser>,
+        config: WatchHubConfig,
+        metrics: ProxyWatchMetrics,
+        tasks: &Tasks,
+    ) -> Self {
         let members = pool.endpoints().len();
-        let hub = Self::with_upstream(Arc::new(pool), config, metrics, tasks);
+        let (own, permissions) = user.map(|user| (user.channel, user.permissions)).unzip();
+        let hub = Self::with_upstream(Arc::new(Members { pool, own }), permissions, config, metrics, tasks);
         hub.inner.warm_up(members);
         hub
     }
 
     pub(super) fn with_upstream(
         upstream: Arc<dyn Upstream>,
+        permissions: Option<ReadPermissions>,
         mut config: WatchHubConfig,
         metrics: ProxyWatchMetrics,
         tasks: &Tasks,
@@ -72,6 +84,7 @@ impl WatchHub {
         let inner = HubInner {
             history: Arc::new(PrivateWatches::new(upstream.clone(), &config)),
             upstream,
+            open_permissions: permissions.map(OpenPermissions::new),
             metrics,
             header_source: Arc::default(),
             versions: MemberVersions::default(),
@@ -85,7 +98,16 @@ impl WatchHub {
             tasks: tasks.clone(),
             config,
         };
-        Self { inner: Arc::new(inner) }
+        let inner = Arc::new(inner);
+        if inner.open_permissions.is_some() {
+            let hub = inner.clone();
+            inner.start(async move {
+                if let Some(permissions) = &hub.open_permissions {
+                    permissions.watch_over(&hub).await;
+                }
+            });
+        }
+        Self { inner }
     }
 }
 
@@ -165,15 +187,15 @@ impl HubInner {
             let hub = self.clone();
             self.start(async move {
                 // Whatever the answer: the connection is there.
-                let _ = hub.upstream.version(HeaderMap::new()).await;
+                let _ = hub.upstream.version(&Identity::default()).await;
             });
         }
     }
 
     /// Learns whether the member answers progress requests in order.
-    pub fn learn_version(self: &Arc<Self>, member: MemberId, metadata: HeaderMap) {
-        let hub = self.clone();
-        self.start(async move { hub.versions.learn(&*hub.upstream, &metadata, member).await });
+    pub fn learn_version(self: &Arc<Self>, member: MemberId, identity: &Identity) {
+        let (hub, identity) = (self.clone(), identity.clone());
+        self.start(async move { hub.versions.learn(&*hub.upstream, &identity, member).await });
     }
 
     /// A compaction is about to pass: has all upstream watches renew their positions, so that none of them stands

@@ -1,11 +1,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::upstream::Upstream;
+use crate::proxy::Identity;
 use crate::types::MemberId;
 
 /// Status requests sent to learn the version of one member; the pool decides which member gets each.
@@ -43,13 +43,13 @@ impl MemberVersions {
     }
 
     /// Asks for the version of a member unless a fresh one is known.
-    pub async fn learn(&self, upstream: &dyn Upstream, metadata: &HeaderMap, member: MemberId) {
+    pub async fn learn(&self, upstream: &dyn Upstream, identity: &Identity, member: MemberId) {
         let _turn = self.asking.lock().await;
         for _ in 0..REQUESTS_MAX {
             if self.is_fresh(member) {
                 return;
             }
-            match upstream.version(metadata.clone()).await {
+            match upstream.version(identity).await {
                 Ok((member, version)) => self.note(member, &version),
                 Err(status) => {
                     tracing::debug!(%status, %member, "version of a member is not known");

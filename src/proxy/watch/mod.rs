@@ -4,7 +4,7 @@
 //! range each covers, and when several give way to one of their common prefix). Each upstream watch is kept alive by a
 //! broadcast (`broadcast.rs`, `broadcast_handle.rs`), which fills an event log that any number of client watches read
 //! through `eventlog`. `admission.rs` decides where a client watch reads and from which revision (`read_index.rs`), and
-//! whether it may (`permission.rs`). Events older than the log come over a private upstream watch (`history.rs`).
+//! whether it may (`permission.rs`; `open_permissions.rs` where the proxy reads as a user of its own). Events older than the log come over a private upstream watch (`history.rs`).
 //! `service.rs` is the gRPC side, one service for each serving thread; `hub.rs` is what all of them share; `upstream.rs`
 //! is all of the cluster that this room sees.
 //!
@@ -21,11 +21,13 @@ mod hub;
 mod member_versions;
 mod metrics;
 mod no_leader;
+mod open_permissions;
 mod permission;
 mod progress_schedule;
 mod ranges;
 mod read_index;
 mod service;
+mod status;
 #[cfg(test)]
 mod tests;
 mod upstream;

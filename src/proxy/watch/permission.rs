@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
@@ -9,6 +8,7 @@ use tonic::Status;
 use super::upstream::Upstream;
 use crate::pb::etcdserverpb::WatchCreateRequest;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::proxy::Identity;
 
 /// When the cluster last permitted a group to read a range.
 #[derive(Default)]
@@ -37,10 +37,10 @@ impl PermissionCheck {
 /// When no member answered.
 pub(super) async fn may_watch(
     upstream: &dyn Upstream,
-    metadata: HeaderMap,
+    identity: &Identity,
     (key, range_end): (Bytes, Bytes),
 ) -> Result<Option<String>, Status> {
-    let mut stream = upstream.open_watch(metadata).await?;
+    let mut stream = upstream.open_watch(identity).await?;
     let create = WatchCreateRequest { key, range_end, ..Default::default() };
     stream.send(RequestUnion::CreateRequest(create)).await?;
     let answer = stream.next().await?;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::admission::GroupWatchAdmission;
+use super::admission::ClientWatchAdmission;
 use super::hub::{HubInner, WatchHub};
 use crate::api_error::ApiError;
 use crate::eventlog::{WatchStream, WatcherSetHandle};
 use crate::pb::encoded;
 use crate::pb::etcdserverpb::WatchRequest;
-use crate::proxy::Identity;
+use crate::proxy::Caller;
 use crate::shutdown::Tasks;
 
 /// The Watch service of one serving thread of the proxy.
@@ -37,12 +37,12 @@ impl encoded::watch_server::Watch for ProxyWatchService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<encoded::WatchResponse, Status>> + Send>>;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let identity = Identity::of(request.metadata().as_ref());
-        let require_leader = identity.require_leader();
+        let caller = Caller::of(request.metadata().as_ref(), request.extensions());
+        let require_leader = caller.identity.require_leader();
         if require_leader && self.hub.has_no_leader() {
             return Err(ApiError::NoLeader.into());
         }
-        let admission = GroupWatchAdmission::new(&self.hub, identity);
+        let admission = ClientWatchAdmission::new(&self.hub, caller);
         let stream = WatchStream::new(self.watchers.clone(), request.into_inner(), Box::new(admission), require_leader);
         Ok(Response::new(Box::pin(stream)))
     }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::admission::GroupWatchAdmission;
+use super::admission::ClientWatchAdmission;
 use super::config::{Periods, WatchHubConfig};
 use super::hub::WatchHub;
 use super::metrics::ProxyWatchMetrics;
@@ -21,7 +21,7 @@ use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
-use crate::proxy::{Identity, Namespace};
+use crate::proxy::{Caller, Identity, Namespace};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 use cluster::FakeCluster;
@@ -56,7 +56,7 @@ impl Proxy {
         change(&mut config);
         let tasks = Tasks::new();
         let metrics = ProxyWatchMetrics::register(&Metrics::default());
-        let hub = WatchHub::with_upstream(Arc::new(cluster.clone()), config, metrics.clone(), &tasks);
+        let hub = WatchHub::with_upstream(Arc::new(cluster.clone()), None, config, metrics.clone(), &tasks);
         let watchers = hub.inner.add_watcher_set(1, &tasks);
         Self { cluster, hub, watchers, metrics, tasks }
     }
@@ -64,7 +64,8 @@ impl Proxy {
     fn client(&self, identity: Identity) -> Client {
         let (requests, incoming) = mpsc::channel(1024);
         let require_leader = identity.require_leader();
-        let admission = GroupWatchAdmission::new(&self.hub.inner, identity);
+        let caller = Caller { identity, common_name: None };
+        let admission = ClientWatchAdmission::new(&self.hub.inner, caller);
         let incoming = ReceiverStream::new(incoming);
         let stream = WatchStream::new(self.watchers.clone(), incoming, Box::new(admission), require_leader);
         Client { requests, stream }

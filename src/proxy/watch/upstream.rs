@@ -2,16 +2,17 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use http::HeaderMap;
 use tokio::sync::mpsc;
 use tonic::Status;
+use tonic::body::Body;
 
-use crate::client::{Head, Method, Pool, framed, unframed};
+use crate::client::{Channel, Head, Method, Pool, framed, unframed};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
     RangeRequest, RangeResponse, StatusRequest, StatusResponse, WatchRequest, WatchResponse,
 };
+use crate::proxy::Identity;
 use crate::types::{MemberId, Revision};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -45,55 +46,91 @@ impl UpstreamStream {
 
 /// The cluster as the hub sees it.
 pub(super) trait Upstream: Send + Sync + 'static {
-    /// A watch stream with this metadata.
-    fn open_watch(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>>;
+    /// A watch stream of this identity.
+    fn open_watch(&self, identity: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>>;
 
     /// The header of a linearizable read of one key at a revision (0: the newest), which costs a member next to
     /// nothing. Its revision is at or after every write acknowledged before the call, and `at` is refused if it is below
     /// any compaction acknowledged before.
     fn read_index(
         &self,
-        metadata: HeaderMap,
+        identity: &Identity,
         key: Bytes,
         at: Revision,
     ) -> BoxFuture<'static, Result<ResponseHeader, Status>>;
 
     /// The version of some member, and which.
-    fn version(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<(MemberId, String), Status>>;
+    fn version(&self, identity: &Identity) -> BoxFuture<'static, Result<(MemberId, String), Status>>;
 }
 
-impl Upstream for Pool {
-    fn open_watch(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
-        let pool = self.clone();
+/// The members of the cluster.
+#[derive(Clone)]
+pub(super) struct Members {
+    /// For requests with the credentials of clients.
+    pub pool: Pool,
+    /// For those of the proxy's own user.
+    pub own: Option<Channel>,
+}
+
+impl Members {
+    async fn exchange(&self, identity: &Identity, path: &'static str, payload: Bytes) -> http::Response<Body> {
+        let head = Head::grpc(path, identity.metadata());
+        match self.channel_of(identity) {
+            Some(own) => own.exchange(Method::of(path), &head, payload).await,
+            None => self.pool.exchange(Method::of(path), &head, payload).await,
+        }
+    }
+
+    fn channel_of(&self, identity: &Identity) -> Option<&Channel> {
+        self.own.as_ref().filter(|_| identity.is_proxy())
+    }
+}
+
+/// An answer of a stream of the proxy's own user. One that refuses its token is a lost stream: the next one has another.
+fn renewed(own: &Channel, answer: Result<WatchResponse, Status>) -> Result<WatchResponse, Status> {
+    let refused = match &answer {
+        Ok(answer) => answer.canceled && own.refused(&answer.cancel_reason),
+        Err(status) => own.refused(status.message()),
+    };
+    if refused { Err(Status::unavailable("the proxy's token is no longer accepted")) } else { answer }
+}
+
+impl Upstream for Members {
+    fn open_watch(&self, identity: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
+        let (members, identity) = (self.clone(), identity.clone());
         async move {
-            let stream = Pool::open_watch(&pool, &metadata).await?;
-            Ok(UpstreamStream { requests: stream.requests, answers: stream.answers.boxed() })
+            let metadata = identity.metadata();
+            let Some(own) = members.channel_of(&identity).cloned() else {
+                let stream = members.pool.open_watch(&metadata).await?;
+                return Ok(UpstreamStream { requests: stream.requests, answers: stream.answers.boxed() });
+            };
+            let stream = own.open_watch(&metadata).await?;
+            let answers = stream.answers.map(move |answer| renewed(&own, answer)).boxed();
+            Ok(UpstreamStream { requests: stream.requests, answers })
         }
         .boxed()
     }
 
     fn read_index(
         &self,
-        metadata: HeaderMap,
+        identity: &Identity,
         key: Bytes,
         at: Revision,
     ) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
-        let pool = self.clone();
+        let (members, identity) = (self.clone(), identity.clone());
         async move {
             let request = RangeRequest { key, revision: at.0, limit: 1, count_only: true, ..Default::default() };
-            let head = Head::grpc(RANGE, metadata);
-            let answer = pool.exchange(Method::of(RANGE), &head, framed(&request)).await;
+            let answer = members.exchange(&identity, RANGE, framed(&request)).await;
             let answer: RangeResponse = unframed(answer).await?;
             answer.header.ok_or_else(|| Status::internal("answer without a header"))
         }
         .boxed()
     }
 
-    fn version(&self, metadata: HeaderMap) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
-        let pool = self.clone();
+    fn version(&self, identity: &Identity) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
+        let (members, identity) = (self.clone(), identity.clone());
         async move {
-            let head = Head::grpc(STATUS, metadata);
-            let answer = pool.exchange(Method::of(STATUS), &head, framed(&StatusRequest {})).await;
+            let answer = members.exchange(&identity, STATUS, framed(&StatusRequest {})).await;
             let answer: StatusResponse = unframed(answer).await?;
             Ok((MemberId(answer.header.unwrap_or_default().member_id), answer.version))
         }

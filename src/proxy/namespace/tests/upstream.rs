@@ -228,6 +228,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
     let metrics = Metrics::new();
     let hub = WatchHub::new(
         Pool::new(pool.clone(), tasks),
+        None,
         WatchHubConfig::new(tenant.namespace.clone()),
         ProxyWatchMetrics::register(&metrics),
         tasks,

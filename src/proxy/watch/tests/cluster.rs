@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -20,6 +19,7 @@ use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::pb::mvccpb::{Event, KeyValue};
+use crate::proxy::Identity;
 use crate::types::{KeyRange, MemberId, Revision};
 
 /// Revisions a lagging watch gets in one answer.
@@ -174,7 +174,7 @@ impl State {
 }
 
 impl Upstream for FakeCluster {
-    fn open_watch(&self, _metadata: HeaderMap) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
+    fn open_watch(&self, _: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
         let cluster = self.clone();
         async move {
             cluster.state.lock().refused_with(|state| &state.refuse_streams)?;
@@ -191,7 +191,7 @@ impl Upstream for FakeCluster {
 
     fn read_index(
         &self,
-        _metadata: HeaderMap,
+        _: &Identity,
         _key: Bytes,
         at: Revision,
     ) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
@@ -213,7 +213,7 @@ impl Upstream for FakeCluster {
         .boxed()
     }
 
-    fn version(&self, _metadata: HeaderMap) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
+    fn version(&self, _: &Identity) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
         let state = self.state.lock();
         let answer = (MemberId(100 + state.member), state.version.unwrap_or("3.7.1").to_owned());
         async move { Ok(answer) }.boxed()

@@ -1,0 +1,11 @@
+use tonic::{Code, Status};
+
+/// Whether the cluster has decided against the client, so that asking again would not help.
+pub(super) fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument)
+}
+
+/// A status within an answer, in the form clients know from etcd.
+pub(super) fn embedded(status: &Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+}
