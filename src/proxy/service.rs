@@ -24,7 +24,7 @@ use super::tenant::{Tenant, Tenants};
 use super::watch::ProxyWatchService;
 use crate::api_error::ApiError;
 use crate::client::{Head, Pool, Seen};
-use crate::json::{self, CallBody, is_json_path};
+use crate::json::{self, Asked, AskedBody, CallBody, is_json_path, is_web_socket, web_socket};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
 use crate::pages::{BrowserRules, HealthService, Profiles};
 use crate::pb::encoded::watch_server::WatchServer;
@@ -94,6 +94,7 @@ struct Worker {
     pages: Pages,
     calls: GrpcCalls,
     unknown_calls: Semaphore,
+    tasks: Tasks,
 }
 
 impl ProxyService {
@@ -110,7 +111,7 @@ impl ProxyService {
                 (tenant.clone(), View::new(&tenant.namespace, tenant.admin, &pool, response_memory.clone(), &tasks))
             })
             .collect();
-        let pages = Pages::new(pool.clone(), metrics, profiles, tasks);
+        let pages = Pages::new(pool.clone(), metrics, profiles, tasks.clone());
         let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
         Self {
             worker: Arc::new(Worker {
@@ -124,6 +125,7 @@ impl ProxyService {
                 pages,
                 calls,
                 unknown_calls,
+                tasks,
             }),
         }
     }
@@ -145,7 +147,7 @@ impl Service<Request<Incoming>> for ProxyService {
 }
 
 impl Worker {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let is_grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -153,23 +155,31 @@ impl Worker {
         if !is_grpc {
             // There are no flags for them, as in etcd: every origin and every name is taken.
             let rules = BrowserRules::default();
-            return rules.guarded(false, request, |request| self.http(request)).await;
+            return rules.guarded(false, request, |request| self.clone().http(request)).await;
         }
         if let Some(refusal) = refused_head(&request) {
             return refusal;
         }
-        self.call(request.map(CallBody::Grpc)).await
+        self.call(request.map(|body| CallBody::Grpc(Asked::Http(body)))).await
     }
 
-    async fn http(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn call_as_json(&self, request: Request<Asked<Incoming>>) -> Response<Body> {
+        json::answer(request, JSON_LIMITS, |request| self.call(request)).await
+    }
+
+    async fn http(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         if is_json_path(request.uri().path()) {
-            return json::answer(request, JSON_LIMITS, |request| self.call(request)).await;
+            if is_web_socket(&request) {
+                let worker = self.clone();
+                return web_socket(request, &self.tasks, |request| async move { worker.call_as_json(request).await });
+            }
+            return self.call_as_json(request.map(Asked::Http)).await;
         }
         self.pages.answer(&request.into_parts().0).await.map(Body::new)
     }
 
     /// A call, whichever way it came.
-    async fn call(&self, mut request: Request<CallBody<Incoming>>) -> Response<Body> {
+    async fn call(&self, mut request: Request<AskedBody>) -> Response<Body> {
         let Some(connection) = request.extensions().get::<Arc<ConnectionInfo>>() else {
             return self.counted(request).await;
         };
@@ -184,7 +194,7 @@ impl Worker {
         }
     }
 
-    async fn counted(&self, request: Request<CallBody<Incoming>>) -> Response<Body> {
+    async fn counted(&self, request: Request<AskedBody>) -> Response<Body> {
         let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
             // An unknown method is passed on too, without metrics.
             return self.grpc(request.map(RequestBody::uncounted)).await;
@@ -194,7 +204,7 @@ impl Worker {
         call.response(response).map(Body::new)
     }
 
-    async fn grpc(&self, request: Request<RequestBody<CallBody<Incoming>>>) -> Response<Body> {
+    async fn grpc(&self, request: Request<RequestBody<AskedBody>>) -> Response<Body> {
         let tenant = self.tenants.of(request.headers());
         let view = self.views.get(tenant);
         if request.uri().path() == COMPACT && (view.is_none() || tenant.admin) {
@@ -224,7 +234,7 @@ impl Worker {
         }
     }
 
-    async fn within(&self, view: Option<&View>, request: Request<RequestBody<CallBody<Incoming>>>) -> Response<Body> {
+    async fn within(&self, view: Option<&View>, request: Request<RequestBody<AskedBody>>) -> Response<Body> {
         match view {
             Some(view) => view.answer(request).await,
             None => self.pass(request).await,
@@ -232,7 +242,7 @@ impl Worker {
     }
 
     /// Passes the bytes of request and answer on. So do those of an unknown method: the member decides.
-    async fn pass(&self, request: Request<RequestBody<CallBody<Incoming>>>) -> Response<Body> {
+    async fn pass(&self, request: Request<RequestBody<AskedBody>>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let connection = parts.extensions.get::<Arc<ConnectionInfo>>().cloned();
         let method = methods::find(parts.uri.path());

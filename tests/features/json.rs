@@ -3,10 +3,16 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
-use crate::harness::{Deployment, JsonCall, Target, is_stock, json, metric, run, until};
+use crate::harness::{Deployment, JsonCall, Target, is_stock, json, metric, run, soon, until};
 use crate::on_every_target;
 
 on_every_target! {
@@ -19,6 +25,31 @@ on_every_target! {
     a_snapshot_is_a_line_for_each_piece,
     locks_and_elections_work,
     a_time_limit_ends_a_call,
+    a_web_socket_carries_a_stream,
+}
+
+/// A web socket to a path, with one more header.
+async fn web_socket(endpoint: &str, path: &str, header: &str) -> WebSocketStream<TcpStream> {
+    let mut stream = TcpStream::connect(endpoint).await.expect("connects");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{header}\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.expect("writes");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("the answer", stream.read_u8()).await.expect("an answer"));
+    }
+    let head = String::from_utf8(head).expect("text").to_lowercase();
+    let agreed = "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=";
+    assert!(head.starts_with("http/1.1 101 ") && head.contains(agreed), "{head}");
+    WebSocketStream::from_raw_socket(stream, Role::Client, None).await
+}
+
+/// The next message.
+async fn message(socket: &mut WebSocketStream<TcpStream>) -> Value {
+    let message = soon("a message", socket.next()).await.expect("a message").expect("a message");
+    serde_json::from_str(message.to_text().expect("text")).expect("JSON")
 }
 
 fn b64(text: &str) -> String {
@@ -214,5 +245,64 @@ fn the_gateway_can_be_turned_off() {
     run(Target::Core, &["--enable-grpc-gateway=false"], async |deployment: &mut Deployment| {
         let answer = crate::harness::http_get(&deployment.endpoint, "POST", "/v3/kv/range").await.expect("an answer");
         assert_eq!((answer.status, answer.body.as_str()), (404, "404 page not found\n"));
+    });
+}
+
+async fn a_web_socket_carries_a_stream(deployment: &mut Deployment) {
+    let mut watch = web_socket(&deployment.endpoint, "/v3/watch", "").await;
+    for part in [r#"{"create_request":"#, r#"{"key":"dw=="}}"#, r#"{"create_request":{"key":"eA=="}}"#] {
+        watch.send(Message::text(part)).await.expect("sent");
+    }
+    for _ in 0..2 {
+        let created = message(&mut watch).await;
+        assert_eq!(created["result"]["created"], true, "{created}");
+    }
+    for value in ["1".to_owned(), "2".repeat(100_000)] {
+        deployment.put("w", value.clone()).await;
+        let event = message(&mut watch).await;
+        assert_eq!(event["result"]["events"][0]["kv"]["value"], b64(&value));
+    }
+    let watchers = async || metric(&deployment.member, "etcd_debugging_mvcc_watcher_total").await;
+    assert_eq!(watchers().await, Some(2.0));
+    watch.close(None).await.expect("sent");
+    until("no watcher", async || (watchers().await == Some(0.0)).then_some(())).await;
+
+    let mut unknown = web_socket(&deployment.endpoint, "/v3/nothing", "").await;
+    assert_eq!(message(&mut unknown).await["message"], "Not Found");
+    if is_stock() {
+        return; // A call of one message waits for the end of its request, which there is none of.
+    }
+    let mut range = web_socket(&deployment.endpoint, "/v3/kv/range", "").await;
+    range.send(Message::text(r#"{"key":"dw==","count_only":true}"#)).await.expect("sent");
+    assert_eq!(message(&mut range).await["count"], "1");
+    let end = soon("the end", range.next()).await.expect("the end").expect("the end");
+    assert!(end.is_close(), "{end}");
+}
+
+#[test]
+fn a_web_socket_has_the_token_of_its_user() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let endpoint = deployment.endpoint.clone();
+        for (path, body) in [
+            ("/v3/auth/user/add", r#"{"name":"root","password":"p"}"#),
+            ("/v3/auth/role/add", r#"{"name":"root"}"#),
+            ("/v3/auth/user/grant", r#"{"user":"root","role":"root"}"#),
+            ("/v3/auth/enable", "{}"),
+        ] {
+            assert_eq!(json(&endpoint, path, body).await.0, 200, "{path}");
+        }
+        let token = json(&endpoint, "/v3/auth/authenticate", r#"{"name":"root","password":"p"}"#).await.1;
+        let token = token["token"].as_str().expect("a token");
+        let create = || Message::text(r#"{"create_request":{"key":"dw=="}}"#);
+        for (header, canceled) in [
+            (String::new(), json!(true)),
+            (format!("Sec-WebSocket-Protocol: Bearer, {token}\r\n"), Value::Null),
+            (format!("Cookie: a=b; token={token}\r\n"), Value::Null),
+        ] {
+            let mut watch = web_socket(&endpoint, "/v3/watch", &header).await;
+            watch.send(create()).await.expect("sent");
+            let created = message(&mut watch).await;
+            assert_eq!(created["result"]["canceled"], canceled, "{header}: {created}");
+        }
     });
 }

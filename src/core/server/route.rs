@@ -27,7 +27,7 @@ use super::recipe_store::CoreRecipeStore;
 use super::watch::WatchService;
 use crate::api_error::ApiError;
 use crate::core::raft::RaftHandle;
-use crate::json::{self, CallBody, is_json_path};
+use crate::json::{self, Asked, AskedBody, CallBody, is_json_path, is_web_socket, web_socket};
 use crate::listener::{Arriving, ConnectionInfo, refused_head};
 use crate::pages::{HealthService, not_found, text};
 use crate::pb::encoded::{kv_server::KvServer, watch_server::WatchServer};
@@ -115,6 +115,7 @@ struct Servers {
     json: bool,
     traffic: Arc<[Traffic]>,
     http: HttpHandler,
+    tasks: Tasks,
     kv: KvServer<KvService>,
     watch: WatchServer<WatchService>,
     lease: LeaseServer<LeaseService>,
@@ -148,7 +149,7 @@ impl Router {
             maintenance: server!(MaintenanceServer, maintenance),
             auth: server!(AuthServer, auth),
             lock: server!(LockServer, Arc::new(LockService::new(recipes.clone(), tasks.clone()))),
-            election: server!(ElectionServer, Arc::new(ElectionService::new(recipes, tasks))),
+            election: server!(ElectionServer, Arc::new(ElectionService::new(recipes, tasks.clone()))),
             health: server!(HealthServer, Arc::new(HealthService::following(paused))),
             published,
             raft,
@@ -158,12 +159,13 @@ impl Router {
             json,
             traffic,
             http,
+            tasks,
         }))
     }
 }
 
 impl Servers {
-    fn grpc(&self, request: Request<CallBody<Incoming>>) -> Answer {
+    fn grpc(&self, request: Request<AskedBody>) -> Answer {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             Err(text) => return ready(Status::unimplemented(text)),
@@ -202,11 +204,19 @@ impl Servers {
     }
 
     /// A call as JSON: another form of the same call.
-    async fn json(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn json(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let connection = request.extensions().get::<Arc<ConnectionInfo>>();
         if connection.is_some_and(|connection| self.authenticator.is_user_by_certificate(connection)) {
             return text(StatusCode::BAD_REQUEST, CERTIFICATE_THROUGH_GATEWAY).map(Body::new);
         }
+        if is_web_socket(&request) {
+            let servers = self.clone();
+            return web_socket(request, &self.tasks, |request| async move { servers.call_as_json(request).await });
+        }
+        self.call_as_json(request.map(Asked::Http)).await
+    }
+
+    async fn call_as_json(&self, request: Request<Asked<Incoming>>) -> Response<Body> {
         let limits = json::Limits { message_bytes_max: self.max_message_bytes };
         let call = |request| self.grpc(request).map(|Ok(response)| response);
         json::answer(request, limits, call).await
@@ -274,7 +284,7 @@ impl Service<Request<Incoming>> for Router {
             if let Some(refusal) = refused_head(&request) {
                 return ready_http(refusal);
             }
-            return self.0.grpc(request.map(CallBody::Grpc));
+            return self.0.grpc(request.map(|body| CallBody::Grpc(Asked::Http(body))));
         }
         if traffic == Traffic::Grpc || request.version() == Version::HTTP_2 && !is_over_tls(&request) {
             // Without TLS, HTTP/2 is for gRPC alone.

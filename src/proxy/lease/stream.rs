@@ -8,7 +8,6 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame};
-use hyper::body::Incoming;
 use tonic::body::Body;
 use tonic::codec::{Codec, CompressionEncoding, Streaming};
 use tonic::{Code, Status};
@@ -17,7 +16,7 @@ use super::broadcast::Subscription;
 use super::broadcasts::KeepAliveBroadcasts;
 use super::client_stream::Next;
 use crate::client::framed;
-use crate::json::CallBody;
+use crate::json::AskedBody;
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
 use crate::proxy::Identity;
@@ -67,7 +66,7 @@ pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &Header
 pub(in crate::proxy) fn keep_alive(
     admission: Admission,
     ownership: Option<Arc<dyn LeaseOwnership>>,
-    request: Request<RequestBody<CallBody<Incoming>>>,
+    request: Request<RequestBody<AskedBody>>,
 ) -> Response<Body> {
     let Admission { subscription, encoding } = admission;
     let (parts, body) = request.into_parts();

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
@@ -16,7 +15,7 @@ use super::store::ViewStore;
 use super::view::{View, clean_headers};
 use crate::api_error::ApiError;
 use crate::client::{Head, Method, framed};
-use crate::json::CallBody;
+use crate::json::AskedBody;
 use crate::listener::{Arriving, ConnectionInfo};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::kv_server::KvServer;
@@ -35,10 +34,7 @@ impl View {
     /// Answers any request but watches and keep-alives, which are shared.
     ///
     /// What goes upstream is encoded here from what was decoded here, so a member cannot read something else in it.
-    pub(in crate::proxy) async fn answer(
-        &self,
-        request: http::Request<RequestBody<CallBody<Incoming>>>,
-    ) -> Response<Body> {
+    pub(in crate::proxy) async fn answer(&self, request: http::Request<RequestBody<AskedBody>>) -> Response<Body> {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             // Passed on where there is no namespace; here an unknown method might show keys of others.
