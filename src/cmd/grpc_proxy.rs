@@ -1,5 +1,6 @@
 //! `grpc-proxy start`: the L7 proxy as a process, or as a part of one.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,17 +12,24 @@ use tracing::{info, warn};
 
 use super::process::{refuse, without_config};
 use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
-use crate::config::{Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, UserAndPassword, parse_proxy_config};
+use crate::config::{
+    Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword, parse_proxy_config,
+};
 use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
 use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
-    Namespace, ProxyService, ProxyUser, ProxyWatchMetrics, ProxyWatchService, ReadPermissions, ResponseMemory,
-    SelfMember, Tenant, Tenants, UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
+    CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, Namespace, ProxyService, ProxyUser,
+    ProxyWatchMetrics, ProxyWatchService, RangeCache, ReadPermissions, ResponseMemory, SelfMember, Tenant, Tenants,
+    UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
+use crate::types::KeyRange;
+
+/// Memory of the range cache, unless told.
+const CACHE_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Runs `grpc-proxy start` with the arguments after these words and returns the exit code.
 pub fn run(args: &[OsString]) -> u8 {
@@ -122,12 +130,26 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         Some(interval) => Box::new(MemberList::follow(pools.open(&tasks), &listed, interval, &tasks)),
     };
     let user = own_user(&config)?;
-    let permissions = user.as_ref().map(|_| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
-    let user_of_hub = || {
-        let (user, permissions) = (user.as_ref()?, permissions.clone()?);
-        Some(ProxyUser { channel: user.channel(&pools, &tasks), permissions })
-    };
+    let asks = user.is_some() || config.cache.is_some();
+    let permissions = asks.then(|| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
+    let own_channel = || user.as_ref().map(|user| user.channel(&pools, &tasks));
+    let user_of_hub = || Some(ProxyUser { channel: own_channel()?, permissions: permissions.clone()? });
     let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pools, user_of_hub, &metrics, &tasks);
+    let caches = match (&config.cache, &permissions) {
+        (Some(cache), Some(permissions)) => {
+            let metrics = CacheMetrics::register(&metrics);
+            let parts = CacheParts {
+                pool: pools.open(&tasks),
+                own: own_channel(),
+                permissions: permissions.clone(),
+                budget: CacheBudget::new(cache_bytes(cache), &metrics),
+                metrics,
+                tasks: tasks.clone(),
+            };
+            range_caches(&tenants, cache, &parts)
+        }
+        _ => HashMap::new(),
+    };
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
@@ -138,6 +160,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .iter()
                 .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, worker.0, &worker_tasks)))
                 .collect(),
+            caches: caches.clone(),
             self_member: self_member.clone(),
             response_memory: response_memory.clone(),
             metrics: metrics.clone(),
@@ -173,6 +196,30 @@ fn watch_hubs(
         (tenant.clone(), WatchHub::new(pools.open(tasks), user(), hub_config, watch_metrics.clone(), tasks))
     };
     tenants.all().map(hub).collect()
+}
+
+/// A range cache for each tenant, shared by all serving threads.
+fn range_caches(tenants: &Tenants, config: &RangeCacheConfig, parts: &CacheParts) -> HashMap<Arc<Tenant>, RangeCache> {
+    let reads = if config.linearizable { CacheReads::Linearizable } else { CacheReads::Serializable };
+    let prefixes: Vec<_> =
+        config.prefixes.iter().map(|prefix| KeyRange::prefix(prefix.clone().into_bytes().into())).collect();
+    let cache = |tenant: &Arc<Tenant>| {
+        let cache_config = CacheConfig::new(tenant.namespace.clone(), reads, prefixes.clone(), config.staleness);
+        (tenant.clone(), RangeCache::new(cache_config, parts.clone()))
+    };
+    tenants.all().map(cache).collect()
+}
+
+/// Memory of the range cache.
+fn cache_bytes(config: &RangeCacheConfig) -> usize {
+    let bytes = config.bytes_max.unwrap_or_else(|| CACHE_BYTES_MAX.min(memory_bytes() / 4));
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Memory of the machine.
+fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(u64::from(info.mem_unit))
 }
 
 /// The proxy as MemberList names it.

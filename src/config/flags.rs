@@ -3,7 +3,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{ArgMatches, Command, FromArgMatches};
+use clap::{ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::error::{ConfigError, FlagWords, WrongFlag};
 use super::file;
@@ -100,7 +100,7 @@ impl Variables {
 }
 
 /// Reads flags in the syntax of etcd's users: `-f` or `--f`, `--f=v` or `--f v`, `--f` alone and `--f=false` for
-/// booleans; the last of repeated flags wins. Variables stand in for flags that are not given; both at once is an
+/// booleans; the last of repeated flags wins, those of lists go together. Variables stand in for flags that are not given; both at once is an
 /// error. A configuration file, named by `--config-file` or its variable, replaces both: then no other flag and no
 /// other variable counts.
 ///
@@ -233,9 +233,19 @@ fn from_arguments(
                 next.to_str().ok_or_else(|| ConfigError::NotUtf8(next.clone()))?.to_owned()
             }
         };
+        let value = match values.remove(name).filter(|_| is_list(command, name)) {
+            Some(earlier) => format!("{earlier},{value}"),
+            None => value,
+        };
         values.insert(name.to_owned(), value);
     }
     Ok(values)
+}
+
+/// Whether a flag may be given more than once.
+fn is_list(command: &Command, flag: &str) -> bool {
+    let mut lists = command.get_arguments().filter(|arg| matches!(arg.get_action(), ArgAction::Append));
+    lists.any(|arg| arg.get_long() == Some(flag))
 }
 
 /// Adds what only variables say and returns those that name no flag.

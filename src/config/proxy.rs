@@ -90,6 +90,19 @@ pub struct RawProxyConfig {
     /// Time open requests get to finish when the proxy stops.
     #[arg(long, default_value = "5s", value_name = "DURATION")]
     pub shutdown_grace: GoDuration,
+    /// Which ranges are answered from the cache: off, serializable ones, or linearizable ones too.
+    #[arg(long, default_value = "off", value_name = "READS")]
+    pub cache: String,
+    /// Prefixes whose keys are cached, as clients see them: a comma list, or given more than once. All of the namespace
+    /// unless given.
+    #[arg(long, value_delimiter = ',', value_name = "PREFIXES")]
+    pub cache_prefix: Vec<String>,
+    /// Memory of the cache; 0 is a quarter of the machine's, at most 2 GiB.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub cache_bytes: u64,
+    /// How long ago a write may have been acknowledged that a serializable range from the cache does not show.
+    #[arg(long, default_value = "1s", value_name = "DURATION")]
+    pub cache_staleness: GoDuration,
 
     /// Certificate shown to members of the cluster; its common name must be empty.
     #[arg(long, default_value = "", value_name = "FILE")]
@@ -179,6 +192,8 @@ pub struct ProxyConfig {
     pub keepalive_timeout: Duration,
     /// Memory of answers that are rewritten.
     pub answer_memory_bytes: u64,
+    /// What is cached; none for nothing.
+    pub cache: Option<RangeCacheConfig>,
     /// Streams per connection.
     pub max_concurrent_streams: u32,
     /// Whether profiles are served.
@@ -189,6 +204,19 @@ pub struct ProxyConfig {
     pub grace: Duration,
     /// Log lines.
     pub log: LogConfig,
+}
+
+/// What is cached, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeCacheConfig {
+    /// Whether linearizable ranges are answered too.
+    pub linearizable: bool,
+    /// Prefixes as clients see them; none for all of the namespace.
+    pub prefixes: Vec<String>,
+    /// Memory of the cache; none for a part of the machine's.
+    pub bytes_max: Option<u64>,
+    /// Bound of what a serializable range may not show yet.
+    pub staleness: Duration,
 }
 
 /// What MemberList names.
@@ -277,6 +305,18 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
                 url.parse().map_err(|error: EndpointError| invalid("advertise-client-url", &url, error.to_string()))?,
             ),
         };
+        let linearizable = match raw.cache.as_str() {
+            "off" => None,
+            "serializable" => Some(false),
+            "linearizable" => Some(true),
+            other => return Err(invalid("cache", other, "must be off, serializable or linearizable".to_owned())),
+        };
+        let cache = linearizable.map(|linearizable| RangeCacheConfig {
+            linearizable,
+            prefixes: raw.cache_prefix,
+            bytes_max: (raw.cache_bytes > 0).then_some(raw.cache_bytes),
+            staleness: raw.cache_staleness.0,
+        });
         let nonzero = |duration: GoDuration| (!duration.0.is_zero()).then_some(duration.0);
         let upstream_pings = nonzero(raw.dial_keepalive_time).map(|interval| UpstreamPings {
             interval,
@@ -308,6 +348,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             keepalive_interval: raw.grpc_keepalive_interval.0,
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
             answer_memory_bytes: raw.answer_memory_bytes,
+            cache,
             max_concurrent_streams: raw.max_concurrent_streams,
             enable_pprof: raw.enable_pprof,
             serving_threads: (raw.serving_threads > 0).then_some(raw.serving_threads),
@@ -404,6 +445,7 @@ mod tests {
             ),
             ("--tls-min-version=TLS1.1", "unexpected TLS version \"TLS1.1\""),
             ("--discovery-srv=example.com", "--discovery-srv is not supported yet"),
+            ("--cache=on", "--cache\" flag: must be off, serializable or linearizable"),
             ("--resolver-prefix=x", "--resolver-prefix is not supported yet"),
             ("--max-concurrent-streams=-1", "for \"--max-concurrent-streams\" flag: strconv.ParseUint"),
             ("--nonsense", "unknown flag: --nonsense"),
@@ -434,6 +476,22 @@ mod tests {
         let short = parse("--watch-progress-notify-interval=1ms").unwrap();
         assert_eq!(short.watch_progress_notify_interval, Duration::from_millis(100));
         assert_eq!(config.log.level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn the_cache_is_off_unless_asked_for() {
+        assert_eq!(parse("--cache-prefix=/a/").unwrap().cache, None);
+        let line = "--cache linearizable --cache-prefix /a/ --cache-prefix /b/,/c/ --cache-staleness 500ms --cache-bytes 1000 \
+             --experimental-leasing-prefix=l --experimental-serializable-ordering";
+        let expected = RangeCacheConfig {
+            linearizable: true,
+            prefixes: ["/a/", "/b/", "/c/"].map(str::to_owned).to_vec(),
+            bytes_max: Some(1000),
+            staleness: Duration::from_millis(500),
+        };
+        assert_eq!(parse(line).unwrap().cache, Some(expected));
+        let config = parse("--cache=serializable").unwrap().cache.unwrap();
+        assert_eq!((config.linearizable, config.bytes_max, config.staleness.as_secs()), (false, None, 1));
     }
 
     #[test]

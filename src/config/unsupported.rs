@@ -171,15 +171,17 @@ const GROUPS: &[Group] = &[
     not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
     not_yet(&[Proxy], "registration of proxies", &[("resolver-prefix", Text, ""), ("resolver-ttl", Int, "0")]),
     not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
-    not_yet(
+    ignored(
         &[Proxy],
-        "",
-        &[
-            ("experimental-serializable-ordering", Bool, "false"),
-            ("experimental-leasing-prefix", Text, ""),
-            ("experimental-enable-grpc-logging", Bool, "false"),
-        ],
+        "no serializable answer is older than what the client's connection was shown",
+        &[("experimental-serializable-ordering", Bool, "false")],
     ),
+    ignored(
+        &[Proxy],
+        "--cache=linearizable answers linearizable reads without leases on keys",
+        &[("experimental-leasing-prefix", Text, "")],
+    ),
+    not_yet(&[Proxy], "", &[("experimental-enable-grpc-logging", Bool, "false")]),
 ];
 
 /// The flags of this mode that have no effect.

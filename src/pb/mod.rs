@@ -3,15 +3,18 @@
 //! `proto/` holds the sources, `build.rs` compiles them. [`encoded`] has responses whose key-values and events are
 //! kept as the bytes that go on the wire, and [`pieces`] cuts long ones; [`codec`] carries both over gRPC with small
 //! buffers per stream; [`frame`] has the prefix of messages in gRPC bodies; [`methods`] lists every method by path; [`descriptors()`]
-//! describes all of it at run time; [`txn`] has the operations of transactions, which nest.
+//! describes all of it at run time; [`txn`] has the operations of transactions, which nest; [`key_value`] reads an encoded pair,
+//! and [`selection`] says which pairs of a range a request wants.
 
 pub mod codec;
 mod descriptors;
 pub mod encoded;
 pub mod frame;
+pub mod key_value;
 pub mod methods;
 pub mod pieces;
 mod secrets;
+pub mod selection;
 pub mod txn;
 
 pub use descriptors::{descriptors, http_paths};

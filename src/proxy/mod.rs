@@ -2,11 +2,12 @@
 //!
 //! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`]. For a
 //! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
-//! what the port answers beside gRPC, `identity/` says whose requests may share an upstream stream and what a caller may
+//! what the port answers beside gRPC, `cache/` answers ranges from replicas that a watch keeps current, `identity/` says whose requests may share an upstream stream and what a caller may
 //! read, `revision_tracking.rs` notes the newest revision that a connection was sent, which no later answer may be older
 //! than. The cluster is reached through [`client`](crate::client) alone.
 
 mod answer;
+mod cache;
 mod endpoints;
 mod http;
 mod identity;
@@ -18,6 +19,7 @@ mod service;
 mod tenant;
 mod watch;
 
+pub use cache::{CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, RangeCache};
 pub use endpoints::UpstreamPools;
 pub use identity::{Caller, Identity, PERMISSION_MAX, ProxyUser, ReadPermission, ReadPermissions};
 pub use members::SelfMember;

@@ -5,15 +5,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures::future::join_all;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
+use tonic::codegen::StdError;
 use tower::Service;
 
+use super::cache::RangeCache;
 use super::http::Pages;
 use super::identity::Caller;
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
@@ -50,6 +54,8 @@ pub struct WorkerParts {
     pub tenants: Tenants,
     /// The Watch service of each tenant, of this thread alone.
     pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
+    /// The range cache of each tenant that has one, of all threads.
+    pub caches: HashMap<Arc<Tenant>, RangeCache>,
     /// What MemberList answers; none for the real list.
     pub self_member: Option<SelfMember>,
     /// Memory for answers that are rewritten, of all threads.
@@ -89,6 +95,7 @@ struct Worker {
     watches: HashMap<Arc<Tenant>, WatchServer<ProxyWatchService>>,
     /// All of them: a compaction concerns every tenant.
     watch_hubs: Vec<ProxyWatchService>,
+    caches: HashMap<Arc<Tenant>, RangeCache>,
     self_member: Option<SelfMember>,
     leases: KeepAliveBroadcasts,
     pages: Pages,
@@ -100,8 +107,18 @@ struct Worker {
 impl ProxyService {
     /// The service of one serving thread; made on that thread.
     pub fn new(parts: WorkerParts) -> Self {
-        let WorkerParts { pool, tenants, watches, self_member, response_memory, metrics, profiles, calls, tasks } =
-            parts;
+        let WorkerParts {
+            pool,
+            tenants,
+            watches,
+            caches,
+            self_member,
+            response_memory,
+            metrics,
+            profiles,
+            calls,
+            tasks,
+        } = parts;
         let watch_hubs = watches.values().cloned().collect();
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
         let leases = KeepAliveBroadcasts::new(pool.clone(), tasks.clone());
@@ -120,6 +137,7 @@ impl ProxyService {
                 views,
                 watches,
                 watch_hubs,
+                caches,
                 self_member,
                 leases,
                 pages,
@@ -218,6 +236,13 @@ impl Worker {
                 Some(member) => member.answer(),
                 None => self.within(view, request).await,
             },
+            "/etcdserverpb.KV/Range" => match self.caches.get(tenant) {
+                Some(cache) => match cache.answer(request).await {
+                    Ok(answer) => answer,
+                    Err(request) => self.within(view, request).await,
+                },
+                None => self.within(view, request).await,
+            },
             "/etcdserverpb.Watch/Watch" => match self.watches.get(self.tenants.of(request.headers())) {
                 Some(watch) => answered(watch.clone().call(request).await),
                 None => Status::internal("no watch hub for this client").into_http(),
@@ -234,7 +259,10 @@ impl Worker {
         }
     }
 
-    async fn within(&self, view: Option<&View>, request: Request<RequestBody<AskedBody>>) -> Response<Body> {
+    async fn within<B>(&self, view: Option<&View>, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + Unpin + 'static,
+    {
         match view {
             Some(view) => view.answer(request).await,
             None => self.pass(request).await,
@@ -242,7 +270,10 @@ impl Worker {
     }
 
     /// Passes the bytes of request and answer on. So do those of an unknown method: the member decides.
-    async fn pass(&self, request: Request<RequestBody<AskedBody>>) -> Response<Body> {
+    async fn pass<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + Unpin + 'static,
+    {
         let (parts, body) = request.into_parts();
         let connection = parts.extensions.get::<Arc<ConnectionInfo>>().cloned();
         let method = methods::find(parts.uri.path());

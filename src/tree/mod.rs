@@ -5,8 +5,8 @@
 //! many entries it holds (ranks and counts without a walk) and an upper bound of their stamps (a read of what
 //! changed after a revision skips the subtrees that did not). Readers hold a clone and never wait for the writer.
 //!
-//! `entry.rs` says what a tree can hold, `b_tree.rs` is the map, `node.rs` its nodes, `iter.rs` the walk. The first
-//! user is `core::mvcc`, with two trees for each store.
+//! `entry.rs` says what a tree can hold, `b_tree.rs` is the map, `node.rs` its nodes, `iter.rs` the walk. Its
+//! users are `core::mvcc`, with two trees for each store, and the proxy's range cache.
 
 mod b_tree;
 mod entry;

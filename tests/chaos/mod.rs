@@ -5,6 +5,7 @@
 //! runs rounds of them (`WATERSHED_CHAOS_ROUNDS`, `WATERSHED_CHAOS_SEED`). A failure prints the seed and keeps data
 //! directories, logs and `history.json`. Read `stage.rs` first.
 
+mod cached;
 mod disks;
 mod failover;
 mod kills;

@@ -2,9 +2,10 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use parking_lot::Mutex;
+use watershed::client::Client;
 
 use crate::checkers::{Checked, History, MemberState, check_all, check_end_states};
-use crate::harness::Cluster;
+use crate::harness::{Cluster, Process};
 use crate::workload::{Load, Plan};
 
 /// How long one round may take.
@@ -39,6 +40,7 @@ pub struct Stage {
     seed: u64,
     load: Option<Load>,
     paused: Vec<usize>,
+    held: Vec<Process>,
     faults: Vec<String>,
     begun: Instant,
     done: bool,
@@ -66,6 +68,7 @@ pub fn run_on(size: usize, name: &'static str, flags: &[&str], plan: &Plan, scen
                 seed,
                 load: Some(load),
                 paused: Vec::new(),
+                held: Vec::new(),
                 faults: Vec::new(),
                 begun: Instant::now(),
                 done: false,
@@ -107,6 +110,17 @@ impl Stage {
     /// Waits until so many further writes were answered: the cluster makes progress.
     pub async fn writes(&self, count: u64) {
         self.load.as_ref().expect("the load goes on").writes(count).await;
+    }
+
+    /// Starts more clients, which talk to this endpoint only.
+    pub fn also(&mut self, client: &Client, count: usize) {
+        let random = &mut self.random;
+        self.load.as_ref().expect("the load goes on").also(client, count, Duration::from_millis(40), random);
+    }
+
+    /// Keeps what these clients talk to until the end.
+    pub fn hold(&mut self, processes: impl IntoIterator<Item = Process>) {
+        self.held.extend(processes);
     }
 
     /// What is written down.

@@ -96,6 +96,29 @@ fn a_read_must_not_be_stale() {
     base().done(31, 40, serializable(), 2, found(&[])).bad(Rule::WrongAnswer);
 }
 
+/// What a cache in front of the store does when it is wrong.
+#[test]
+fn faults_of_a_cache() {
+    let (old, new) = (kv("k", "a", 2, 2, 1), kv("k", "b", 2, 3, 2));
+    let base = || story().put(0, 10, "k", "a", 2).put(20, 30, "k", "b", 3);
+    let found_old = || found(std::slice::from_ref(&old));
+    // A read of the cluster's revision that was in flight when the request came: it missed the second write.
+    base().read(31, 40, "k", 2, std::slice::from_ref(&old)).bad(Rule::RealTime);
+    // A position taken from the header of an event batch: the events up to it had not come.
+    base().read(25, 40, "k", 3, std::slice::from_ref(&old)).bad(Rule::WrongAnswer);
+    // A replica that was dropped, and answered once more.
+    let later = || base().read(31, 40, "k", 3, std::slice::from_ref(&new)).put(50, 60, "l", "c", 4);
+    later().read(70, 80, "k", 3, std::slice::from_ref(&new)).bad(Rule::RealTime);
+    // A state served for a revision beyond its own, and for one before it.
+    let at = |revision| Request::Range(RangeQuery { key: "k".into(), revision, ..Default::default() });
+    later().done(70, 80, at(3), 4, found_old()).bad(Rule::WrongAnswer);
+    later().done(70, 80, at(2), 4, found(std::slice::from_ref(&new))).bad(Rule::WrongAnswer);
+    later().done(70, 80, at(2), 4, found_old()).good();
+    // An event that was lost: serializable answers are wrong too, from then on.
+    let serializable = Request::Range(RangeQuery { key: "k".into(), serializable: true, ..Default::default() });
+    later().done(70, 80, serializable, 4, found_old()).bad(Rule::WrongAnswer);
+}
+
 #[test]
 fn what_one_client_saw_no_later_one_misses() {
     let base = || story().put(0, 10, "k", "a", 2).unknown(20, 30, put("k", "b"));

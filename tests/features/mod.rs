@@ -3,6 +3,7 @@
 mod attacks;
 mod auth;
 mod bad_input;
+mod cache;
 mod compaction;
 mod configuration;
 mod ctl;

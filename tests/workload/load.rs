@@ -117,6 +117,16 @@ impl Load {
         load
     }
 
+    /// Starts more clients, which talk to this endpoint only, each at this pace.
+    pub fn also(&self, client: &Client, count: usize, pace: Duration, random: &mut Rng) {
+        for _ in 0..count {
+            let (recorder, stop) = (Arc::clone(&self.recorder), self.stop.clone());
+            let traffic =
+                Traffic { recorder, client: client.clone(), member: u32::MAX, random: random.fork(), pace, stop };
+            self.tasks.spawn(traffic.run());
+        }
+    }
+
     pub fn recorder(&self) -> &Recorder {
         &self.recorder
     }

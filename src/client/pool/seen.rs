@@ -27,7 +27,8 @@ impl Seen {
         }
     }
 
-    pub(super) fn newest(&self) -> PeekedHeader {
+    /// The header of the newest answer; zeros before the first.
+    pub fn newest(&self) -> PeekedHeader {
         *self.0.lock()
     }
 }

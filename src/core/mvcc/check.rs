@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::Bytes;
 
 use super::MvccError;
-use super::range::{has_revision_filters, is_default_order};
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use crate::pb::selection::{has_revision_filters, is_default_order};
 
 /// Transactions nested deeper than this are refused whatever the budget, which is 128 operations unless
 /// `--max-txn-ops` says otherwise.

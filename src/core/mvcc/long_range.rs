@@ -10,11 +10,12 @@ use bytes::Bytes;
 
 use super::MvccError;
 use super::pins::Pin;
-use super::range::{Selection, has_own_order, header};
+use super::range::header;
 use super::reader::{Snapshot, StoreReader};
 use super::view::{Found, View, after, starting_at};
 use crate::pb::encoded::RangeResponse;
 use crate::pb::etcdserverpb::RangeRequest;
+use crate::pb::selection::{Selection, has_own_order};
 use crate::types::{Key, KeyRange, RecordId, Revision};
 
 /// Keys one slice looks at: some tens of microseconds.

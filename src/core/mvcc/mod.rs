@@ -41,7 +41,7 @@ pub use hash::CompactionHash;
 pub use hash_cache::HashKv;
 pub use long_range::LongRange;
 pub use pins::Pin;
-pub use range::{Extent, has_own_order};
+pub use range::Extent;
 pub use reader::{Snapshot, StoreReader};
 pub use store::{EventKind, LeaseMove, LeaseView, OperationCounts, RevisionEvents, Store, StoreEvent, Written};
 pub use stream::RangeStream;

@@ -3,11 +3,12 @@
 use bytes::Bytes;
 
 use super::MvccError;
-use super::record::{Fields, without_value};
+use super::record::Fields;
 use super::view::{Found, View};
 use crate::pb::encoded::{RangeResponse, ResponseHeader};
 use crate::pb::etcdserverpb::RangeRequest;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::pb::selection::{Pair, Selection, has_own_order, has_revision_filters, is_default_order, sort};
 use crate::types::{KeyRange, Revision};
 
 /// Pairs gathered beyond those wanted before they are sorted and cut.
@@ -22,24 +23,6 @@ const SEEN_MAX: usize = 1024;
 /// A header with the revision only; the server fills in the rest.
 pub(super) fn header(revision: crate::types::Revision) -> Option<ResponseHeader> {
     Some(ResponseHeader { revision: revision.0, ..Default::default() })
-}
-
-/// Whether answers come in key order as the store walks them.
-pub(super) fn is_default_order(request: &RangeRequest) -> bool {
-    request.sort_order == SortOrder::None as i32
-        || (request.sort_target == SortTarget::Key as i32 && request.sort_order == SortOrder::Ascend as i32)
-}
-
-pub(super) fn has_revision_filters(request: &RangeRequest) -> bool {
-    request.min_mod_revision != 0
-        || request.max_mod_revision != 0
-        || request.min_create_revision != 0
-        || request.max_create_revision != 0
-}
-
-/// Whether pairs are sorted by something else than the key: such an answer has to be gathered first.
-pub fn has_own_order(request: &RangeRequest) -> bool {
-    request.sort_target != SortTarget::Key as i32 || !is_default_order(request)
 }
 
 /// How much a read has to look at, at most.
@@ -205,92 +188,4 @@ fn newest(
         window = window.saturating_mul(WIDER);
     }
     Ok(None)
-}
-
-struct Pair {
-    encoded: Bytes,
-    fields: Fields,
-}
-
-impl Pair {
-    fn value(&self) -> &[u8] {
-        &self.encoded[self.fields.value.clone()]
-    }
-
-    fn key(&self) -> &[u8] {
-        &self.encoded[self.fields.key.clone()]
-    }
-}
-
-/// Which pairs a request wants, and which part of them.
-#[derive(Clone, Copy)]
-pub(super) struct Selection {
-    keys_only: bool,
-    /// Of an answer with keys only.
-    keep_lease: bool,
-    filters: bool,
-    modified: (i64, i64),
-    create: (i64, i64),
-}
-
-impl Selection {
-    pub(super) fn of(request: &RangeRequest) -> Self {
-        Self {
-            keys_only: request.keys_only,
-            // etcd 3.7 answers keys_only from its index, which knows no leases, unless it had to look at the values.
-            keep_lease: request.sort_target == SortTarget::Value as i32,
-            filters: has_revision_filters(request),
-            modified: (request.min_mod_revision, request.max_mod_revision),
-            create: (request.min_create_revision, request.max_create_revision),
-        }
-    }
-
-    /// Whether pairs of the range may be left out.
-    pub(super) fn filters(&self) -> bool {
-        self.filters
-    }
-
-    /// Whether the answer has every pair as it is stored.
-    pub(super) fn takes_all(&self) -> bool {
-        !self.filters && !self.keys_only
-    }
-
-    /// What the answer has of a pair; none when it does not pass the filters.
-    pub(super) fn answer(&self, encoded: Bytes) -> Option<Bytes> {
-        if self.takes_all() {
-            return Some(encoded);
-        }
-        let fields = Fields::parse(&encoded).unwrap_or_default();
-        self.passes(&fields).then(|| self.part(encoded, &fields))
-    }
-
-    fn part(&self, encoded: Bytes, fields: &Fields) -> Bytes {
-        if self.keys_only { without_value(&encoded, fields, self.keep_lease) } else { encoded }
-    }
-
-    fn passes(&self, fields: &Fields) -> bool {
-        let within = |number, (min, max)| (min == 0 || number >= min) && (max == 0 || number <= max);
-        within(fields.modified, self.modified) && within(fields.create, self.create)
-    }
-}
-
-fn sort(request: &RangeRequest, pairs: &mut [Pair]) {
-    let number: fn(&Pair) -> i64 = match SortTarget::try_from(request.sort_target) {
-        Ok(SortTarget::Version) => |pair| pair.fields.version,
-        Ok(SortTarget::Create) => |pair| pair.fields.create,
-        Ok(SortTarget::Mod) => |pair| pair.fields.modified,
-        Ok(SortTarget::Value) => {
-            pairs.sort_by(|one, other| in_order(request, one.value().cmp(other.value())));
-            return;
-        }
-        Ok(SortTarget::Key) | Err(_) => {
-            pairs.sort_by(|one, other| in_order(request, one.key().cmp(other.key())));
-            return;
-        }
-    };
-    pairs.sort_by(|one, other| in_order(request, number(one).cmp(&number(other))));
-}
-
-fn in_order(request: &RangeRequest, order: std::cmp::Ordering) -> std::cmp::Ordering {
-    if request.sort_order == SortOrder::Descend as i32 { order.reverse() } else { order }
 }

@@ -6,19 +6,17 @@
 //! Field order and the leaving out of zeros are those of Go's encoder: the same bytes are stored, hashed and sent.
 //! Because the value comes after the revisions and before the lease, an answer without value and lease is a prefix.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 
+pub(super) use crate::pb::key_value::Fields;
+use crate::pb::key_value::{KEY_TAG, LEASE_TAG, VALUE_TAG, number, put_bytes, put_number};
 use crate::pb::mvccpb::KeyValue;
 use crate::types::{LeaseId, RecordId, Revision};
 
 const SUB_BYTES: usize = 4;
-const KEY_TAG: u8 = 0x0a;
-const VALUE_TAG: u8 = 0x2a;
-const LEASE_TAG: u8 = 0x30;
 
 /// A version of a key in one allocation; cheap to clone.
 ///
@@ -30,21 +28,6 @@ impl AsRef<[u8]> for Record {
     fn as_ref(&self) -> &[u8] {
         &self.0[SUB_BYTES..]
     }
-}
-
-/// The number fields of a record, and the places of key and value.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Fields {
-    pub create: i64,
-    pub modified: i64,
-    pub version: i64,
-    pub lease: i64,
-    /// Place of the key bytes.
-    pub key: Range<usize>,
-    /// Place of the value bytes; empty when there is none.
-    pub value: Range<usize>,
-    /// Length of everything before the value field.
-    pub head: usize,
 }
 
 /// A version about to be written.
@@ -123,35 +106,6 @@ fn sub_field(sub: i64) -> [u8; SUB_BYTES] {
     u32::try_from(sub).unwrap_or(u32::MAX).to_le_bytes()
 }
 
-impl Fields {
-    /// Reads an encoded `KeyValue`; none unless it is in canonical order.
-    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        let mut fields = Self::default();
-        let mut at = 0;
-        if bytes.first() == Some(&KEY_TAG) {
-            at = 1;
-            fields.key = span(bytes, &mut at)?;
-        }
-        for (tag, slot) in [(0x10, &mut fields.create), (0x18, &mut fields.modified), (0x20, &mut fields.version)] {
-            if bytes.get(at) == Some(&tag) {
-                at += 1;
-                *slot = number(bytes, &mut at)? as i64;
-            }
-        }
-        fields.head = at;
-        fields.value = at..at;
-        if bytes.get(at) == Some(&VALUE_TAG) {
-            at += 1;
-            fields.value = span(bytes, &mut at)?;
-        }
-        if bytes.get(at) == Some(&LEASE_TAG) {
-            at += 1;
-            fields.lease = number(bytes, &mut at)? as i64;
-        }
-        (at == bytes.len()).then_some(fields)
-    }
-}
-
 /// The `KeyValue` of a DELETE event: key and revision, nothing else.
 pub(super) fn deletion(key: &[u8], at: Revision) -> Bytes {
     let mut out = Vec::with_capacity(key.len() + 16);
@@ -167,66 +121,10 @@ pub(super) fn tombstone(key: &[u8]) -> Bytes {
     out.into()
 }
 
-/// An encoded pair without its value, and without its lease unless that is asked for.
-pub(super) fn without_value(encoded: &Bytes, fields: &Fields, keep_lease: bool) -> Bytes {
-    if !keep_lease || fields.lease == 0 {
-        return encoded.slice(..fields.head);
-    }
-    let mut out = encoded[..fields.head].to_vec();
-    put_number(&mut out, LEASE_TAG, fields.lease);
-    out.into()
-}
-
-fn put_bytes(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
-    if !bytes.is_empty() {
-        out.push(tag);
-        put_varint(out, bytes.len() as u64);
-        out.extend_from_slice(bytes);
-    }
-}
-
-fn put_number(out: &mut Vec<u8>, tag: u8, number: i64) {
-    if number != 0 {
-        out.push(tag);
-        put_varint(out, number as u64);
-    }
-}
-
-fn put_varint(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8);
-}
-
-fn number(bytes: &[u8], at: &mut usize) -> Option<u64> {
-    let mut result = 0u64;
-    for shift in (0..64).step_by(7) {
-        let byte = *bytes.get(*at)?;
-        *at += 1;
-        result |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(result);
-        }
-    }
-    None
-}
-
-fn span(bytes: &[u8], at: &mut usize) -> Option<Range<usize>> {
-    let len = usize::try_from(number(bytes, at)?).ok()?;
-    let end = at.checked_add(len)?;
-    if end > bytes.len() {
-        return None;
-    }
-    let range = *at..end;
-    *at = end;
-    Some(range)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pb::key_value::without_value;
 
     fn record(kv: &KeyValue, sub: i64) -> Record {
         let draft = Draft {

@@ -3,12 +3,13 @@
 use prost::Message;
 
 use super::MvccError;
-use super::range::{has_own_order, header, range, range_within};
+use super::range::{header, range, range_within};
 use super::reader::StoreReader;
 use super::record::Fields;
 use super::view::after;
 use crate::pb::encoded::RangeResponse;
 use crate::pb::etcdserverpb::RangeRequest;
+use crate::pb::selection::has_own_order;
 use crate::types::{KeyRange, Revision};
 
 /// Keys of the first chunk.

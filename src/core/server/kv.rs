@@ -25,13 +25,14 @@ use crate::core::apply::{
 use crate::core::auth::{AuthState, Identity};
 use crate::core::mvcc::{
     MvccError, OperationCounts, RangeStream, StoreReader, check_delete_range, check_put, check_range,
-    check_range_stream, check_txn, has_own_order, is_read_only, is_serializable,
+    check_range_stream, check_txn, is_read_only, is_serializable,
 };
 use crate::pb::encoded::kv_server::Kv;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse, RangeResponse, RangeStreamResponse, TxnResponse};
 use crate::pb::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
 };
+use crate::pb::selection::has_own_order;
 use crate::telemetry::OperationKind;
 use crate::types::Revision;
 

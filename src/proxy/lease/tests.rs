@@ -156,6 +156,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
             tenants: Tenants::everybody(Tenant { namespace: Namespace::default(), admin: false }),
             watches: HashMap::new(),
+            caches: HashMap::new(),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 20),
             profiles: None,

@@ -3,10 +3,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
+use http_body::Body as HttpBody;
 use http_body_util::Full;
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
+use tonic::codegen::StdError;
 use tower::Service;
 
 use super::message::{PREFIX_BYTES, one_message};
@@ -15,7 +17,6 @@ use super::store::ViewStore;
 use super::view::{View, clean_headers};
 use crate::api_error::ApiError;
 use crate::client::{Head, Method, framed};
-use crate::json::AskedBody;
 use crate::listener::{Arriving, ConnectionInfo};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::kv_server::KvServer;
@@ -25,7 +26,6 @@ use crate::pb::methods;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::recipes::{ElectionService, LockService};
-use crate::telemetry::RequestBody;
 
 /// The bound of a member is far lower, and its refusal is passed on; this one bounds the memory of the proxy.
 const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -34,7 +34,10 @@ impl View {
     /// Answers any request but watches and keep-alives, which are shared.
     ///
     /// What goes upstream is encoded here from what was decoded here, so a member cannot read something else in it.
-    pub(in crate::proxy) async fn answer(&self, request: http::Request<RequestBody<AskedBody>>) -> Response<Body> {
+    pub(in crate::proxy) async fn answer<B>(&self, request: http::Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + Unpin + 'static,
+    {
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             // Passed on where there is no namespace; here an unknown method might show keys of others.

@@ -19,7 +19,7 @@ const MEMBERS_MAX: usize = 256;
 ///
 /// Before 3.4.25 and 3.5.8 the answer could arrive ahead of events.
 #[derive(Debug, Default)]
-pub(super) struct MemberVersions {
+pub(in crate::proxy) struct MemberVersions {
     members: Mutex<HashMap<MemberId, (bool, Instant)>>,
     asking: tokio::sync::Mutex<()>,
 }

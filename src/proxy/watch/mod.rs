@@ -34,5 +34,7 @@ mod upstream;
 
 pub use config::WatchHubConfig;
 pub use hub::WatchHub;
+pub(super) use member_versions::MemberVersions;
 pub use metrics::ProxyWatchMetrics;
 pub use service::ProxyWatchService;
+pub(super) use upstream::{Members, Upstream, UpstreamStream};

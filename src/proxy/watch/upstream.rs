@@ -19,7 +19,7 @@ const RANGE: &str = "/etcdserverpb.KV/Range";
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 
 /// One watch stream to some member.
-pub(super) struct UpstreamStream {
+pub(in crate::proxy) struct UpstreamStream {
     pub requests: mpsc::Sender<WatchRequest>,
     pub answers: BoxStream<'static, Result<WatchResponse, Status>>,
 }
@@ -45,7 +45,7 @@ impl UpstreamStream {
 }
 
 /// The cluster as the hub sees it.
-pub(super) trait Upstream: Send + Sync + 'static {
+pub(in crate::proxy) trait Upstream: Send + Sync + 'static {
     /// A watch stream of this identity.
     fn open_watch(&self, identity: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>>;
 
@@ -65,7 +65,7 @@ pub(super) trait Upstream: Send + Sync + 'static {
 
 /// The members of the cluster.
 #[derive(Clone)]
-pub(super) struct Members {
+pub(in crate::proxy) struct Members {
     /// For requests with the credentials of clients.
     pub pool: Pool,
     /// For those of the proxy's own user.
@@ -73,7 +73,8 @@ pub(super) struct Members {
 }
 
 impl Members {
-    async fn exchange(&self, identity: &Identity, path: &'static str, payload: Bytes) -> http::Response<Body> {
+    /// Sends one framed message with the credentials of this identity.
+    pub async fn exchange(&self, identity: &Identity, path: &'static str, payload: Bytes) -> http::Response<Body> {
         let head = Head::grpc(path, identity.metadata());
         match self.channel_of(identity) {
             Some(own) => own.exchange(Method::of(path), &head, payload).await,

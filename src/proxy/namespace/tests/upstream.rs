@@ -241,6 +241,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             pool: Pool::new(pool.clone(), &worker_tasks),
             tenants: tenants.clone(),
             watches: HashMap::from([(tenant.clone(), watch)]),
+            caches: HashMap::new(),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 30),
             profiles: None,

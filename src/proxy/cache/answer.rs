@@ -1,0 +1,138 @@
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::vec;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Response, header};
+use http_body::{Body as HttpBody, Frame};
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use tonic::Status;
+use tonic::body::Body;
+
+use super::range::Found;
+use crate::pb::encoded::{RangeResponse, ResponseHeader};
+use crate::pb::frame::{PREFIX_BYTES, Prefix};
+
+/// Bytes handed to HTTP/2 at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Tag of a pair, and the longest length behind it.
+const PAIR_HEAD_BYTES_MAX: usize = 11;
+const KVS_FIELD: u32 = 2;
+/// Largest answer, a member's own limit.
+const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+
+/// The answer to a range, status OK; none when it is larger than an answer may be.
+///
+/// Its pairs are shared with the replica and copied as the client takes them.
+pub(super) fn range_answer(header: ResponseHeader, found: Found) -> Option<Response<Body>> {
+    let head = RangeResponse { header: Some(header), ..Default::default() };
+    let tail = RangeResponse { more: found.more, count: found.count, ..Default::default() };
+    let pairs: usize = found.kvs.iter().map(|kv| 1 + encoded_len_varint(kv.len() as u64) + kv.len()).sum();
+    let length = head.encoded_len() + pairs + tail.encoded_len();
+    if length > ANSWER_BYTES_MAX {
+        return None;
+    }
+    let mut begun = BytesMut::with_capacity((PREFIX_BYTES + length).min(CHUNK_BYTES + PAIR_HEAD_BYTES_MAX));
+    begun.put_slice(&Prefix::plain(length));
+    head.encode_raw(&mut begun);
+    let state = State::Message { begun, kvs: found.kvs.into_iter(), unwritten: Bytes::new(), tail };
+    let mut response = Response::new(Body::new(AnswerBody { state }));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    Some(response)
+}
+
+/// One message, then the status.
+struct AnswerBody {
+    state: State,
+}
+
+enum State {
+    Message {
+        /// Bytes of the next chunk.
+        begun: BytesMut,
+        kvs: vec::IntoIter<Bytes>,
+        /// Rest of a pair that did not fit.
+        unwritten: Bytes,
+        tail: RangeResponse,
+    },
+    Trailers,
+    Over,
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = match &mut self.state {
+            State::Message { begun, kvs, unwritten, tail } => {
+                let (chunk, done) = next_chunk(begun, kvs, unwritten, tail);
+                if done {
+                    self.state = State::Trailers;
+                }
+                Frame::data(chunk)
+            }
+            State::Trailers => {
+                self.state = State::Over;
+                let mut trailers = HeaderMap::new();
+                trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+                Frame::trailers(trailers)
+            }
+            State::Over => return Poll::Ready(None),
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+}
+
+/// The next bytes of the message; true when they are the last.
+fn next_chunk(
+    begun: &mut BytesMut,
+    kvs: &mut vec::IntoIter<Bytes>,
+    unwritten: &mut Bytes,
+    tail: &RangeResponse,
+) -> (Bytes, bool) {
+    loop {
+        let room = CHUNK_BYTES.saturating_sub(begun.len());
+        if unwritten.len() >= CHUNK_BYTES && begun.is_empty() {
+            return (unwritten.split_to(CHUNK_BYTES), false);
+        }
+        begun.put_slice(&unwritten.split_to(room.min(unwritten.len())));
+        if begun.len() >= CHUNK_BYTES {
+            return (begun.split().freeze(), false);
+        }
+        let Some(kv) = kvs.next() else {
+            tail.encode_raw(begun);
+            return (begun.split().freeze(), true);
+        };
+        encode_key(KVS_FIELD, WireType::LengthDelimited, begun);
+        encode_varint(kv.len() as u64, begun);
+        *unwritten = kv;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_chunks_are_the_encoding() {
+        for lengths in [vec![], vec![0], vec![3, 200, 0, 70_000], vec![1000; 300], vec![CHUNK_BYTES; 3], vec![500_000]]
+        {
+            let kvs: Vec<Bytes> = lengths.iter().map(|&length| Bytes::from(vec![b'v'; length])).collect();
+            let header = ResponseHeader { cluster_id: 5, member_id: u64::MAX, revision: 300, raft_term: 2 };
+            let whole = RangeResponse { header: Some(header), kvs: kvs.clone(), more: true, count: 70 };
+            let answer = range_answer(header, Found { kvs, more: true, count: 70 }).unwrap();
+            let body = answer.into_body().collect().await.unwrap();
+            assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+            let expected = crate::client::framed(&whole);
+            assert!(body.to_bytes() == expected, "{lengths:?}");
+        }
+    }
+}

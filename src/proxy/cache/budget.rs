@@ -1,0 +1,106 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+use tokio::time::Instant;
+
+use super::metrics::CacheMetrics;
+use super::shared::SharedReplica;
+
+/// The memory of all replicas of a proxy. Cheap to clone.
+#[derive(Clone)]
+pub struct CacheBudget {
+    bytes_max: usize,
+    /// The times of reads count from here.
+    base: Instant,
+    held: Arc<Mutex<Held>>,
+    gauge: IntGauge,
+}
+
+#[derive(Default)]
+struct Held {
+    bytes: usize,
+    replicas: Vec<Arc<SharedReplica>>,
+}
+
+impl CacheBudget {
+    /// At most this many bytes.
+    pub fn new(bytes_max: usize, metrics: &CacheMetrics) -> Self {
+        Self { bytes_max, base: Instant::now(), held: Arc::default(), gauge: metrics.bytes.clone() }
+    }
+
+    /// Where the times of reads count from, for all replicas.
+    pub(super) fn base(&self) -> Instant {
+        self.base
+    }
+
+    /// Counts `bytes` for a replica. Those that were read least recently are evicted to make room; false when none is left to
+    /// evict.
+    pub(super) fn charge(&self, replica: &Arc<SharedReplica>, bytes: usize) -> bool {
+        let mut held = self.held.lock();
+        if !held.replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
+            held.replicas.push(replica.clone());
+        }
+        held.count(replica, bytes);
+        while held.bytes > self.bytes_max {
+            let others = held.replicas.iter().filter(|other| !Arc::ptr_eq(other, replica));
+            let Some(oldest) = others.min_by_key(|other| other.last_read()).cloned() else { break };
+            held.forget(&oldest);
+            oldest.evicted.notify_one();
+        }
+        self.gauge.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
+        held.bytes <= self.bytes_max
+    }
+
+    /// The replica holds nothing any more.
+    pub(super) fn release(&self, replica: &Arc<SharedReplica>) {
+        let mut held = self.held.lock();
+        held.forget(replica);
+        self.gauge.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
+    }
+}
+
+impl Held {
+    fn count(&mut self, replica: &SharedReplica, bytes: usize) {
+        let before = replica.bytes.swap(bytes, Ordering::Relaxed);
+        self.bytes = self.bytes - before + bytes;
+    }
+
+    fn forget(&mut self, replica: &Arc<SharedReplica>) {
+        self.count(replica, 0);
+        self.replicas.retain(|other| !Arc::ptr_eq(other, replica));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tokio::time::{Duration, advance};
+
+    use super::*;
+    use crate::telemetry::Metrics;
+    use crate::types::KeyRange;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_least_recently_read_goes_first() {
+        let metrics = CacheMetrics::register(&Metrics::new());
+        let (budget, gauge) = (CacheBudget::new(100, &metrics), metrics.bytes.clone());
+        let range = || KeyRange::prefix("p".into());
+        let [a, b, c] = [(); 3].map(|()| Arc::new(SharedReplica::new(range(), range(), budget.base())));
+        let evicted = |replica: &Arc<SharedReplica>| replica.evicted.notified().now_or_never().is_some();
+        for replica in [&a, &b] {
+            advance(Duration::from_millis(10)).await;
+            replica.note_read();
+            assert!(budget.charge(replica, 50));
+        }
+        advance(Duration::from_millis(10)).await;
+        a.note_read();
+        assert!(budget.charge(&c, 40));
+        assert_eq!((evicted(&a), evicted(&b), gauge.get()), (false, true, 90));
+        assert!(!budget.charge(&c, 101), "larger than all of it");
+        assert_eq!((evicted(&a), gauge.get()), (true, 101));
+        budget.release(&c);
+        assert_eq!(gauge.get(), 0);
+    }
+}

@@ -1,0 +1,474 @@
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, Status};
+use tracing::info;
+
+use super::budget::CacheBudget;
+use super::cluster::Cluster;
+use super::config::Periods;
+use super::metrics::CacheMetrics;
+use super::pair::Pair;
+use super::progress::ProgressRequests;
+use super::replica::{Disorder, Replica};
+use super::shared::{Completeness, SharedReplica, Snapshot, State};
+use crate::api_error::ApiError;
+use crate::net::Backoff;
+use crate::pb::encoded::ResponseHeader;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse};
+use crate::pb::mvccpb::{Event, KeyValue};
+use crate::proxy::watch::{MemberVersions, UpstreamStream};
+use crate::proxy::{Identity, Namespace};
+use crate::types::{ClusterId, MemberId, Revision, Term};
+
+/// Answers of the watch that are kept while the replica is loaded; the member waits then.
+const BUFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Pause between two looks at whether anybody reads, and at how old the position is.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The task that keeps one replica current.
+pub(super) struct Follower {
+    pub replica: Arc<SharedReplica>,
+    pub identity: Identity,
+    pub cluster: Arc<dyn Cluster>,
+    pub versions: Arc<MemberVersions>,
+    pub namespace: Namespace,
+    pub budget: CacheBudget,
+    pub metrics: CacheMetrics,
+    pub periods: Periods,
+}
+
+/// Why a replica is dropped.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Nobody reads it.
+    Idle,
+    /// It could not be loaded.
+    Failed(Status),
+    /// The group may not read it.
+    Refused(String),
+    Disorder(Disorder),
+    /// The same, found elsewhere.
+    Gap(&'static str),
+    /// The cluster's revision went back: it is another one, or was restored.
+    WentBack,
+    Compacted,
+    OverBudget,
+    /// Another replica needed the memory.
+    Evicted,
+    Untrusted,
+}
+
+impl End {
+    fn state(&self) -> State {
+        match self {
+            Self::Idle | Self::Failed(_) | Self::Refused(_) | Self::Evicted => State::Cold,
+            Self::Disorder(_) | Self::Gap(_) | Self::WentBack => State::Gap,
+            Self::Compacted => State::Compacted,
+            Self::OverBudget => State::OverBudget,
+            Self::Untrusted => State::Untrusted,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Failed(_) => "failed",
+            Self::Refused(_) => "refused",
+            Self::Disorder(Disorder::Old { .. }) => "old_event",
+            Self::Disorder(Disorder::Previous(_)) => "previous_pair",
+            Self::Disorder(Disorder::Version(_)) => "version",
+            Self::Disorder(Disorder::Fragment | Disorder::NoPair) => "malformed",
+            Self::Gap(_) => "foreign_key",
+            Self::WentBack => "revision_went_back",
+            Self::Compacted => "compacted",
+            Self::OverBudget => "larger_than_budget",
+            Self::Evicted => "evicted",
+            Self::Untrusted => "member_version",
+        }
+    }
+
+    /// The detail, for the log.
+    fn detail(&self) -> String {
+        match self {
+            Self::Failed(status) => status.to_string(),
+            Self::Refused(reason) => reason.clone(),
+            Self::Disorder(disorder) => disorder.to_string(),
+            Self::Gap(what) => (*what).to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    pub(super) fn of_status(status: Status) -> Self {
+        match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument => {
+                Self::Refused(status.message().to_owned())
+            }
+            _ if ApiError::from_text(status.message()) == Some(ApiError::FutureRevision) => Self::WentBack,
+            _ => Self::Failed(status),
+        }
+    }
+}
+
+/// How following one upstream stream ended.
+enum Stop {
+    /// The watch is resumed.
+    Broken(Status),
+    Over(End),
+}
+
+impl From<Disorder> for Stop {
+    fn from(disorder: Disorder) -> Self {
+        Self::Over(End::Disorder(disorder))
+    }
+}
+
+/// A replica from its loading to its end.
+struct Life {
+    replica: Replica,
+    cluster: ClusterId,
+    member: MemberId,
+    term: Term,
+    completeness: Arc<Completeness>,
+    /// Keys counted in the metrics.
+    keys: i64,
+}
+
+impl Follower {
+    /// Loads and follows the replica for as long as somebody reads it.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(self.periods.reload_first, self.periods.reload_max);
+        let mut state = State::Cold;
+        self.metrics.replicas.with_label_values(&[state.label()]).inc();
+        loop {
+            let end = self.live(&mut state, &mut backoff).await;
+            self.replica.publish(None);
+            self.replica.forget_target();
+            self.budget.release(&self.replica);
+            self.change(&mut state, end.state(), end.label(), &end.detail());
+            let late = matches!(end, End::OverBudget | End::Untrusted);
+            let pause = if late { self.periods.reload_late } else { backoff.pause() };
+            if !matches!(end, End::Idle) {
+                sleep(pause).await;
+                let _ = timeout(self.periods.idle_max, self.replica.wanted.notified()).await;
+            }
+            if self.replica.idle_for() >= self.periods.idle_max {
+                break;
+            }
+        }
+        self.metrics.replicas.with_label_values(&[state.label()]).dec();
+        self.replica.running.store(false, Ordering::Release);
+    }
+
+    fn change(&self, state: &mut State, to: State, reason: &'static str, detail: &str) {
+        let replicas = &self.metrics.replicas;
+        replicas.with_label_values(&[state.label()]).dec();
+        replicas.with_label_values(&[to.label()]).inc();
+        self.metrics.changes.with_label_values(&[to.label(), reason]).inc();
+        info!(range = ?self.replica.upstream, from = state.label(), to = to.label(), reason, detail, "cached range has changed state");
+        *state = to;
+    }
+
+    async fn live(&self, state: &mut State, backoff: &mut Backoff) -> End {
+        self.change(state, State::Loading, "read", "");
+        self.replica.forget_signals();
+        let (mut life, mut stream) = match self.loaded().await {
+            Ok(loaded) => loaded,
+            Err(end) => return end,
+        };
+        let mut resumption = Backoff::new(self.periods.resume_first, self.periods.resume_max);
+        let end = loop {
+            self.change(state, State::Live, "watch", "");
+            let lived = Instant::now();
+            let stop = self.follow(&mut life, &mut stream, &mut resumption).await;
+            if lived.elapsed() >= self.periods.reload_max {
+                backoff.reset();
+            }
+            let status = match stop {
+                Stop::Broken(status) => status,
+                Stop::Over(end) => break end,
+            };
+            self.replica.publish(None);
+            self.change(state, State::Behind, "stream_ended", &status.to_string());
+            match self.resumed(&mut life, &mut resumption).await {
+                Ok(resumed) => stream = resumed,
+                Err(end) => break end,
+            }
+        };
+        self.metrics.keys.sub(life.keys);
+        end
+    }
+
+    /// Opens the watch, then loads the pairs at a revision that it covers, and applies what came meanwhile.
+    async fn loaded(&self) -> Result<(Life, UpstreamStream), End> {
+        let (mut stream, header) = self.open(Revision(0)).await?;
+        let sent_at = Instant::now();
+        let mut replica = Replica::default();
+        let (mut answers, mut buffered) = (Vec::new(), 0);
+        {
+            let mut loading = pin!(self.load(&mut replica, Revision(header.revision)));
+            loop {
+                tokio::select! {
+                    loaded = &mut loading => break loaded?,
+                    answer = stream.next(), if buffered < BUFFERED_BYTES_MAX => {
+                        let answer = answer.map_err(End::Failed)?;
+                        buffered += answer.encoded_len();
+                        answers.push(answer);
+                    }
+                    () = self.replica.evicted.notified() => return Err(End::Evicted),
+                }
+            }
+        }
+        self.trust(&header).await?;
+        let mut life = Life {
+            replica,
+            cluster: ClusterId(header.cluster_id),
+            member: MemberId(header.member_id),
+            term: Term(header.raft_term),
+            completeness: Arc::new(Completeness::new(sent_at)),
+            keys: 0,
+        };
+        for answer in answers {
+            if let Err(stop) = self.receive(&mut life, answer) {
+                return Err(match stop {
+                    Stop::Over(end) => end,
+                    Stop::Broken(status) => End::Failed(status),
+                });
+            }
+        }
+        self.publish(&mut life)?;
+        Ok((life, stream))
+    }
+
+    /// Opens the watch behind the position again, and makes sure that the cluster still has the history that led there.
+    async fn resumed(&self, life: &mut Life, pauses: &mut Backoff) -> Result<UpstreamStream, End> {
+        loop {
+            let opened = async {
+                // At the position, not behind it: a watch of a revision that is not written yet gets no progress.
+                let (stream, header) = self.open(life.replica.position()).await?;
+                self.verify(life, &header).await?;
+                self.trust(&header).await?;
+                Ok((stream, header))
+            };
+            match opened.await {
+                Ok((stream, header)) => {
+                    life.member = MemberId(header.member_id);
+                    life.term = life.term.max(Term(header.raft_term));
+                    life.replica.resume();
+                    self.publish(life)?;
+                    return Ok(stream);
+                }
+                Err(End::Failed(status)) => tracing::debug!(%status, "watch of a cached range is opened again"),
+                Err(end) => return Err(end),
+            }
+            if self.replica.idle_for() >= self.periods.idle_max {
+                return Err(End::Idle);
+            }
+            sleep(pauses.pause()).await;
+        }
+    }
+
+    /// Whether the pair that changed last is, at the position, the one held. The read is linearizable: a cluster that
+    /// was rebuilt or restored has another history, or does not reach the position.
+    async fn verify(&self, life: &Life, header: &ResponseHeader) -> Result<(), End> {
+        if header.cluster_id != life.cluster.0 {
+            return Err(End::WentBack);
+        }
+        let newest = life.replica.newest();
+        let key = match newest {
+            Some(pair) => self.namespace.add_prefix(pair.key()),
+            None => self.replica.upstream.start().clone(),
+        };
+        let revision = life.replica.position().0;
+        let request = RangeRequest { key, revision, ..Default::default() };
+        let answer = match self.answered(self.cluster.range(&self.identity, request)).await {
+            Ok(answer) => answer,
+            Err(status) if ApiError::from_text(status.message()) == Some(ApiError::Compacted) => {
+                return Err(End::Compacted);
+            }
+            Err(status) => return Err(End::of_status(status)),
+        };
+        let found = answer.kvs.into_iter().next().and_then(|kv| self.inside(kv)).map(|kv| Pair::new(&kv));
+        match (newest, found) {
+            (Some(held), Some(found)) if held.encoded() == found.encoded() => Ok(()),
+            (None, _) => Ok(()),
+            _ => Err(End::WentBack),
+        }
+    }
+
+    /// Waits until it is known whether the member answers progress requests in order.
+    async fn trust(&self, header: &ResponseHeader) -> Result<(), End> {
+        let member = MemberId(header.member_id);
+        self.versions.learn(&*self.cluster, &self.identity, member).await;
+        // A proxy that does not pass headers on may merge watches in a way that loses events.
+        let named = header.member_id != 0 && header.cluster_id != 0;
+        if named && self.versions.has_ordered_progress(member) { Ok(()) } else { Err(End::Untrusted) }
+    }
+
+    /// Opens the watch and waits for its confirmation.
+    async fn open(&self, start: Revision) -> Result<(UpstreamStream, ResponseHeader), End> {
+        let opening = async {
+            let mut stream = self.cluster.open_watch(&self.identity).await?;
+            let (key, range_end) = self.replica.upstream.to_wire();
+            let create = WatchCreateRequest {
+                key,
+                range_end,
+                start_revision: start.0,
+                prev_kv: true,
+                progress_notify: true,
+                ..Default::default()
+            };
+            stream.send(RequestUnion::CreateRequest(create)).await?;
+            let created = stream.next().await?;
+            Ok((stream, created))
+        };
+        let (stream, created) = self.answered(opening).await.map_err(End::of_status)?;
+        if created.canceled {
+            return Err(match created.compact_revision {
+                0 => End::Refused(created.cancel_reason),
+                _ => End::Compacted,
+            });
+        }
+        let header = created.header.filter(|_| created.created);
+        header.map(|header| (stream, header)).ok_or(End::Gap("the watch was not confirmed first"))
+    }
+
+    /// Follows one upstream stream to its end.
+    async fn follow(&self, life: &mut Life, stream: &mut UpstreamStream, resumption: &mut Backoff) -> Stop {
+        let mut progress = ProgressRequests::new(self.periods);
+        let (mut look, mut moved) = (tokio::time::interval(LOOK), Instant::now());
+        let SharedReplica { read_sent, awaited, evicted, went_back, .. } = &*self.replica;
+        loop {
+            let due = progress.due();
+            tokio::select! {
+                answer = stream.next() => {
+                    let answer = match answer {
+                        Ok(answer) => answer,
+                        Err(status) => return Stop::Broken(status),
+                    };
+                    let answered = answer.watch_id == PROGRESS_WATCH_ID;
+                    let before = life.replica.position();
+                    if let Err(stop) = self.receive(life, answer) {
+                        return stop;
+                    }
+                    resumption.reset();
+                    if life.replica.position() > before {
+                        moved = Instant::now();
+                        if let Err(end) = self.publish(life) {
+                            return Stop::Over(end);
+                        }
+                    }
+                    progress.reached(answered, life.replica.position(), self.replica.target(), Instant::now());
+                }
+                () = read_sent.notified() => progress.read_sent(),
+                () = awaited.notified() => {
+                    progress.awaited(life.replica.position(), self.replica.target(), Instant::now());
+                }
+                () = sleep_until(due) => progress.again(life.replica.position(), self.replica.target()),
+                () = evicted.notified() => return Stop::Over(End::Evicted),
+                () = went_back.notified() => return Stop::Over(End::WentBack),
+                _ = look.tick() => {
+                    if self.replica.idle_for() >= self.periods.idle_max {
+                        return Stop::Over(End::Idle);
+                    }
+                    if moved.elapsed() >= self.periods.position_max {
+                        moved = Instant::now();
+                        progress.read_sent();
+                    }
+                }
+            }
+            if progress.take(Instant::now()) {
+                self.metrics.progress.inc();
+                // A stream that takes no more requests sends no answers either, and is cut for that.
+                let _ = stream.requests.try_send(progress_request());
+            }
+        }
+    }
+
+    /// Takes one answer. The position comes from the events themselves, or from the header of an answer without events.
+    fn receive(&self, life: &mut Life, answer: WatchResponse) -> Result<(), Stop> {
+        if answer.canceled {
+            return Err(match answer.compact_revision {
+                0 if answer.cancel_reason.is_empty() => {
+                    Stop::Broken(Status::unavailable("the member cancelled the watch without a reason"))
+                }
+                0 => Stop::Over(End::Refused(answer.cancel_reason)),
+                _ => Stop::Over(End::Compacted),
+            });
+        }
+        if answer.fragment {
+            return Err(Disorder::Fragment.into());
+        }
+        let header = answer.header.unwrap_or_default();
+        life.term = life.term.max(Term(header.raft_term));
+        if answer.events.is_empty() {
+            life.replica.advance(Revision(header.revision));
+            return Ok(());
+        }
+        self.metrics.events.inc_by(answer.events.len() as u64);
+        let events: Option<Vec<Event>> = answer.events.into_iter().map(|event| self.event_inside(event)).collect();
+        let events = events.ok_or(Stop::Over(End::Gap("an event outside of the range came")))?;
+        Ok(life.replica.apply(events)?)
+    }
+
+    fn event_inside(&self, mut event: Event) -> Option<Event> {
+        event.kv = Some(self.inside(event.kv?)?);
+        if let Some(previous) = event.prev_kv {
+            event.prev_kv = Some(self.inside(previous)?);
+        }
+        Some(event)
+    }
+
+    /// A pair as clients see it.
+    fn inside(&self, mut kv: KeyValue) -> Option<KeyValue> {
+        kv.key = self.namespace.strip_prefix(&kv.key)?;
+        Some(kv)
+    }
+
+    fn publish(&self, life: &mut Life) -> Result<(), End> {
+        self.charge(&life.replica)?;
+        let keys = i64::try_from(life.replica.pairs().len()).unwrap_or(i64::MAX);
+        self.metrics.keys.add(keys - life.keys);
+        life.keys = keys;
+        self.replica.publish(Some(Arc::new(Snapshot {
+            pairs: life.replica.pairs().clone(),
+            position: life.replica.position(),
+            cluster: life.cluster,
+            member: life.member,
+            term: life.term,
+            completeness: life.completeness.clone(),
+        })));
+        Ok(())
+    }
+
+    /// Counts the memory of the replica.
+    pub(super) fn charge(&self, replica: &Replica) -> Result<(), End> {
+        if self.budget.charge(&self.replica, replica.bytes()) { Ok(()) } else { Err(End::OverBudget) }
+    }
+
+    /// The answer, if it comes in time.
+    pub(super) async fn answered<T>(&self, asking: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        let late = |_| Err(Status::deadline_exceeded("a member did not answer in time"));
+        timeout(self.periods.answer_max, asking).await.unwrap_or_else(late)
+    }
+}
+
+/// Watch id in the answer to a progress request.
+const PROGRESS_WATCH_ID: i64 = -1;
+
+fn progress_request() -> crate::pb::etcdserverpb::WatchRequest {
+    let union = RequestUnion::ProgressRequest(crate::pb::etcdserverpb::WatchProgressRequest {});
+    crate::pb::etcdserverpb::WatchRequest { request_union: Some(union) }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => ::core::future::pending().await,
+    }
+}

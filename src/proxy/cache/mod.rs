@@ -1,0 +1,33 @@
+//! The coherent range cache: reads of cached prefixes answered from replicas that an upstream watch keeps current.
+//!
+//! Clients with the same credentials form a group (`group.rs`), with one replica for each cached prefix. A replica is a map
+//! of pairs at one revision (`replica.rs`, pure), kept current by a task (`follow.rs`) that loads it (`load.rs`) and follows
+//! its watch (`progress.rs` says when progress is requested); what others see of it is in `shared.rs`. A request enters at `service.rs`, which decides whether it may be
+//! answered here: linearizable reads share reads of the cluster's revision (`read_index.rs`). `range.rs` computes what a
+//! member would answer, `answer.rs` sends it. `budget.rs` bounds the memory of all replicas, `cluster.rs` is all of the
+//! cluster that this room sees.
+//!
+//! Read `service.rs` first; docs/design/cache.md has the rules.
+
+mod answer;
+mod budget;
+mod cluster;
+mod config;
+mod follow;
+mod group;
+mod load;
+mod metrics;
+mod pair;
+mod progress;
+mod range;
+mod read_ahead;
+mod read_index;
+mod replica;
+mod service;
+mod shared;
+mod spawner;
+
+pub use budget::CacheBudget;
+pub use config::{CacheConfig, CacheReads};
+pub use metrics::CacheMetrics;
+pub use service::{CacheParts, RangeCache};

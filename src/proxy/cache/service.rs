@@ -1,0 +1,333 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Body as HttpBody;
+use prost::Message;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::answer::range_answer;
+use super::budget::CacheBudget;
+use super::cluster::Cluster;
+use super::config::{CacheConfig, CacheReads};
+use super::follow::Follower;
+use super::group::{Group, GroupParts};
+use super::metrics::CacheMetrics;
+use super::range::{Found, Search, Step, covered};
+use super::read_ahead::ReadAhead;
+use super::shared::{SharedReplica, Snapshot};
+use super::spawner::Spawner;
+use crate::client::{Channel, PeekedHeader, Pool, Seen};
+use crate::listener::{Arriving, ConnectionInfo};
+use crate::pb::encoded::ResponseHeader;
+use crate::pb::etcdserverpb::RangeRequest;
+use crate::proxy::watch::{MemberVersions, Members};
+use crate::proxy::{Identity, ReadPermission, ReadPermissions};
+use crate::shutdown::Tasks;
+use crate::types::KeyRange;
+
+/// Groups of callers that have replicas at once; the ranges of more pass.
+const GROUPS_MAX: usize = 256;
+
+/// The coherent range cache of one namespace. Cheap to clone.
+#[derive(Clone)]
+pub struct RangeCache {
+    inner: Arc<Inner>,
+}
+
+/// What the groups of a cache share.
+struct Inner {
+    config: CacheConfig,
+    /// Who reads for all callers; without, each reads with its own credentials.
+    reader: Option<Identity>,
+    cluster: Arc<dyn Cluster>,
+    spawner: Spawner,
+    metrics: CacheMetrics,
+    versions: Arc<MemberVersions>,
+    permissions: ReadPermissions,
+    budget: CacheBudget,
+    groups: ArcSwap<HashMap<Identity, Arc<Group>>>,
+}
+
+/// Why a range is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passed {
+    /// Compressed, not one message, or with fields that are not known here.
+    Unread,
+    /// A form that only a member answers, an error for instance.
+    Form,
+    /// `--cache=serializable`, and it is linearizable.
+    Linearizable,
+    Uncovered,
+    NotLive,
+    /// Not permitted, as far as is known.
+    Permission,
+    /// The cluster's revision is not known.
+    ReadIndex,
+    /// The replica did not reach the cluster's revision in time.
+    Behind,
+    /// The cluster is not the one the replica follows, or not as far.
+    WentBack,
+    Inexact,
+}
+
+impl Passed {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Unread => "unread",
+            Self::Form => "form",
+            Self::Linearizable => "linearizable",
+            Self::Uncovered => "uncovered",
+            Self::NotLive => "not_live",
+            Self::Permission => "permission",
+            Self::ReadIndex => "read_index",
+            Self::Behind => "behind",
+            Self::WentBack => "went_back",
+            Self::Inexact => "inexact",
+        }
+    }
+}
+
+/// What the caches of all tenants of a proxy share.
+#[derive(Clone)]
+pub struct CacheParts {
+    /// Way to the cluster with the credentials of clients; not used elsewhere.
+    pub pool: Pool,
+    /// The same as the proxy's own user, who then reads for all clients.
+    pub own: Option<Channel>,
+    /// Who may read what.
+    pub permissions: ReadPermissions,
+    /// Made by [`CacheMetrics::register`].
+    pub metrics: CacheMetrics,
+    /// Memory of all replicas.
+    pub budget: CacheBudget,
+    /// Where tasks run.
+    pub tasks: Tasks,
+}
+
+impl RangeCache {
+    /// A cache that reaches the cluster from the current runtime.
+    pub fn new(config: CacheConfig, parts: CacheParts) -> Self {
+        let CacheParts { pool, own, permissions, metrics, budget, tasks } = parts;
+        let inner = Inner {
+            config,
+            reader: own.as_ref().map(|_| Identity::of_proxy()),
+            cluster: Arc::new(Members { pool, own }),
+            spawner: Spawner::new(&tasks),
+            budget,
+            metrics,
+            versions: Arc::default(),
+            permissions,
+            groups: ArcSwap::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Answers a range, if what is held here gives exactly what a member would answer.
+    ///
+    /// # Errors
+    /// The request, to be passed on.
+    pub(in crate::proxy) async fn answer<B>(
+        &self,
+        request: Request<B>,
+    ) -> Result<Response<Body>, Request<ReadAhead<Arriving<B>>>>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+        B::Error: Into<tonic::codegen::StdError>,
+    {
+        let (parts, body) = request.into_parts();
+        let (body, _until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
+        let body = match ReadAhead::read(body).await {
+            Ok(body) => body,
+            Err(error) => return Ok(Status::from_error(error).into_http()),
+        };
+        let seen = parts.extensions.get::<Seen>();
+        let decided = match body.message() {
+            Some(message) => self.inner.decide(&parts.headers, seen, &message).await,
+            None => Err(Passed::Unread),
+        };
+        match decided {
+            Ok((kind, response)) => {
+                self.inner.metrics.hits.inc();
+                self.inner.metrics.answered.with_label_values(&[kind]).inc();
+                Ok(response)
+            }
+            Err(passed) => {
+                self.inner.metrics.misses.inc();
+                self.inner.metrics.passed.with_label_values(&[passed.label()]).inc();
+                Err(Request::from_parts(parts, body))
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn decide(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        seen: Option<&Seen>,
+        message: &[u8],
+    ) -> Result<(&'static str, Response<Body>), Passed> {
+        let request = RangeRequest::decode(message).map_err(|_| Passed::Unread)?;
+        // What is not known here may change the answer.
+        if request.encoded_len() != message.len() {
+            return Err(Passed::Unread);
+        }
+        let covered = covered(&request).ok_or(Passed::Form)?;
+        let caller = Identity::of(headers);
+        // A member without a leader refuses the latter, whatever kind of read it is.
+        let serializable = request.serializable && !caller.require_leader();
+        if !request.serializable && self.config.reads == CacheReads::Serializable {
+            return Err(Passed::Linearizable);
+        }
+        if !self.config.prefixes.iter().any(|prefix| prefix.covers(&covered)) {
+            return Err(Passed::Uncovered);
+        }
+        let group = self.group(&caller).ok_or(Passed::Uncovered)?;
+        let replica = group.covering(&covered).ok_or(Passed::Uncovered)?;
+        replica.note_read();
+        let Some(snapshot) = replica.snapshot() else {
+            self.want(&group, replica);
+            return Err(Passed::NotLive);
+        };
+        let newest = seen.map(Seen::newest).unwrap_or_default();
+        let positioned = async {
+            if serializable {
+                self.serializable(&group, replica, snapshot, newest).await
+            } else {
+                self.linearizable(&group, replica, snapshot).await
+            }
+        };
+        let ((), snapshot) = tokio::try_join!(self.permitted(&caller, replica, &covered), positioned)?;
+        let found = search(&snapshot, &request, &covered).await?;
+        let header = ResponseHeader {
+            cluster_id: snapshot.cluster.0,
+            member_id: snapshot.member.0,
+            revision: snapshot.position.0,
+            raft_term: snapshot.term.0,
+        };
+        let kind = if request.serializable { "serializable" } else { "linearizable" };
+        range_answer(header, found).map(|answer| (kind, answer)).ok_or(Passed::Inexact)
+    }
+
+    /// Whether the cluster permits it: the answer was read a while ago.
+    async fn permitted(&self, caller: &Identity, replica: &SharedReplica, covered: &KeyRange) -> Result<(), Passed> {
+        let (key, range_end) = self.config.namespace.upstream_range(covered);
+        let range = KeyRange::from_wire(key, range_end);
+        match self.permissions.may_read_within(caller, &replica.upstream, &range).await {
+            ReadPermission::Permitted => Ok(()),
+            // The member has the word.
+            ReadPermission::Refused(_) | ReadPermission::Unknown(_) => Err(Passed::Permission),
+        }
+    }
+
+    /// A state that has every write acknowledged before now.
+    async fn linearizable(
+        &self,
+        group: &Group,
+        replica: &Arc<SharedReplica>,
+        snapshot: Arc<Snapshot>,
+    ) -> Result<Arc<Snapshot>, Passed> {
+        let read = group.read_index.read(replica).await.map_err(|_| Passed::ReadIndex)?;
+        // The position was the cluster's before the read was sent.
+        if read.cluster != snapshot.cluster || read.revision < snapshot.position {
+            replica.publish(None);
+            replica.went_back.notify_one();
+            return Err(Passed::WentBack);
+        }
+        let reached = replica.reached(read.revision, group.read_index.patience()).await.ok_or(Passed::Behind)?;
+        reached.completeness.confirm(read.sent_at);
+        Ok(reached)
+    }
+
+    /// A state that is not behind what the connection was shown, and has every write acknowledged before the staleness
+    /// bound.
+    async fn serializable(
+        self: &Arc<Self>,
+        group: &Arc<Group>,
+        replica: &Arc<SharedReplica>,
+        snapshot: Arc<Snapshot>,
+        newest: PeekedHeader,
+    ) -> Result<Arc<Snapshot>, Passed> {
+        let age = snapshot.completeness.age();
+        if age > self.config.staleness || !is_shown(&snapshot, newest) {
+            return self.linearizable(group, replica, snapshot).await;
+        }
+        if age > self.config.staleness / 2 && !replica.confirming.swap(true, Ordering::AcqRel) {
+            let (this, group, replica, current) = (self.clone(), group.clone(), replica.clone(), snapshot.clone());
+            self.spawner.start(async move {
+                // Whatever comes of it: the next read waits, if need be.
+                let _ = this.linearizable(&group, &replica, current).await;
+                replica.confirming.store(false, Ordering::Release);
+            });
+        }
+        Ok(snapshot)
+    }
+
+    /// The group whose replicas a caller reads. All upstream watches require a leader: a member cut off from it is left for another.
+    fn group(&self, caller: &Identity) -> Option<Arc<Group>> {
+        let identity = self.reader.as_ref().unwrap_or(caller).clone().with_require_leader(true);
+        if let Some(group) = self.groups.load().get(&identity) {
+            return Some(group.clone());
+        }
+        self.groups.rcu(|groups| {
+            let mut groups = HashMap::clone(groups);
+            if groups.len() >= GROUPS_MAX {
+                groups.retain(|_, group| !group.is_idle());
+            }
+            if groups.len() < GROUPS_MAX && !groups.contains_key(&identity) {
+                let parts = GroupParts {
+                    config: &self.config,
+                    cluster: &self.cluster,
+                    spawner: &self.spawner,
+                    metrics: &self.metrics,
+                    base: self.budget.base(),
+                };
+                groups.insert(identity.clone(), Arc::new(Group::new(identity.clone(), parts)));
+            }
+            groups
+        });
+        self.groups.load().get(&identity).cloned()
+    }
+
+    /// Has a replica loaded, unless that is in progress or it has failed just before.
+    fn want(&self, group: &Group, replica: &Arc<SharedReplica>) {
+        if replica.running.swap(true, Ordering::AcqRel) {
+            replica.wanted.notify_one();
+            return;
+        }
+        let follower = Follower {
+            replica: replica.clone(),
+            identity: group.identity.clone(),
+            cluster: self.cluster.clone(),
+            versions: self.versions.clone(),
+            namespace: self.config.namespace.clone(),
+            budget: self.budget.clone(),
+            metrics: self.metrics.clone(),
+            periods: self.config.periods,
+        };
+        self.spawner.start(follower.run());
+    }
+}
+
+/// Whether a state is at or after the newest answer a connection was shown.
+fn is_shown(snapshot: &Snapshot, newest: PeekedHeader) -> bool {
+    let same = newest.cluster_id == 0 || newest.cluster_id == snapshot.cluster.0;
+    same && snapshot.position.0 >= newest.revision
+}
+
+/// The answer to a request from a state; long ones let other requests run in between.
+async fn search(snapshot: &Snapshot, request: &RangeRequest, covered: &KeyRange) -> Result<Found, Passed> {
+    let mut search = Search::new(&snapshot.pairs, request, covered);
+    loop {
+        match search.step() {
+            Step::Done(found) => return Ok(found),
+            Step::Inexact => return Err(Passed::Inexact),
+            Step::Unfinished => tokio::task::yield_now().await,
+        }
+    }
+}

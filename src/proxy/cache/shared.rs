@@ -1,0 +1,196 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use super::pair::Pair;
+use crate::tree::Tree;
+use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
+
+/// How far a replica is. Only a live one answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nothing is held.
+    Cold,
+    Loading,
+    Live,
+    /// The watch is being resumed.
+    Behind,
+    /// What the cluster sent cannot follow what it sent before.
+    Gap,
+    /// The watch cannot be resumed: its position is compacted.
+    Compacted,
+    OverBudget,
+    /// Progress of this member is not proven to come after all events.
+    Untrusted,
+}
+
+impl State {
+    pub const ALL: [Self; 8] = [
+        Self::Cold,
+        Self::Loading,
+        Self::Live,
+        Self::Behind,
+        Self::Gap,
+        Self::Compacted,
+        Self::OverBudget,
+        Self::Untrusted,
+    ];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Loading => "loading",
+            Self::Live => "live",
+            Self::Behind => "behind",
+            Self::Gap => "gap",
+            Self::Compacted => "compacted",
+            Self::OverBudget => "over_budget",
+            Self::Untrusted => "untrusted",
+        }
+    }
+}
+
+/// The pairs of a replica at one revision, and what else an answer has.
+pub(super) struct Snapshot {
+    pub pairs: Tree<Pair>,
+    pub position: Revision,
+    pub cluster: ClusterId,
+    pub member: MemberId,
+    pub term: Term,
+    /// Shared by all snapshots since the replica was loaded.
+    pub completeness: Arc<Completeness>,
+}
+
+/// Until when a replica has every write that was acknowledged.
+pub(super) struct Completeness {
+    base: Instant,
+    /// Microseconds after `base`.
+    at: AtomicU64,
+}
+
+impl Completeness {
+    pub fn new(at: Instant) -> Self {
+        Self { base: at, at: AtomicU64::new(0) }
+    }
+
+    /// A read of the cluster's revision that was sent then has been reached.
+    pub fn confirm(&self, sent_at: Instant) {
+        let micros = sent_at.saturating_duration_since(self.base).as_micros();
+        self.at.fetch_max(u64::try_from(micros).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// A write that was acknowledged longer ago is there.
+    pub fn age(&self) -> Duration {
+        self.base.elapsed().saturating_sub(Duration::from_micros(self.at.load(Ordering::Relaxed)))
+    }
+}
+
+/// What readers see of a replica, and how they reach the task that keeps it current.
+pub(super) struct SharedReplica {
+    /// Keys, as clients see them.
+    pub range: KeyRange,
+    /// The same keys, as the cluster has them.
+    pub upstream: KeyRange,
+    snapshot: watch::Sender<Option<Arc<Snapshot>>>,
+    /// Newest revision a reader waits for.
+    target: AtomicI64,
+    /// A read of the cluster's revision is being sent: progress is to be requested with it.
+    pub read_sent: Notify,
+    /// A reader waits for the target.
+    pub awaited: Notify,
+    /// A read came while nothing was held.
+    pub wanted: Notify,
+    /// The cluster's revision is below the position.
+    pub went_back: Notify,
+    pub evicted: Notify,
+    /// Its task runs.
+    pub running: AtomicBool,
+    /// It is being confirmed in the background.
+    pub confirming: AtomicBool,
+    /// Memory it counts with in the budget.
+    pub bytes: AtomicUsize,
+    base: Instant,
+    /// Milliseconds after `base`.
+    last_read: AtomicU64,
+}
+
+impl SharedReplica {
+    /// `base` is the same for all replicas of a process.
+    pub fn new(range: KeyRange, upstream: KeyRange, base: Instant) -> Self {
+        Self {
+            range,
+            upstream,
+            snapshot: watch::Sender::new(None),
+            target: AtomicI64::new(0),
+            read_sent: Notify::new(),
+            awaited: Notify::new(),
+            wanted: Notify::new(),
+            went_back: Notify::new(),
+            evicted: Notify::new(),
+            running: AtomicBool::new(false),
+            confirming: AtomicBool::new(false),
+            bytes: AtomicUsize::new(0),
+            base,
+            last_read: AtomicU64::new(0),
+        }
+    }
+
+    /// The current state; none unless it is live.
+    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Readers get this from now on.
+    pub fn publish(&self, snapshot: Option<Arc<Snapshot>>) {
+        self.snapshot.send_replace(snapshot);
+    }
+
+    /// The first state at or after `revision`; none when it does not come in time or the replica is dropped.
+    pub async fn reached(&self, revision: Revision, within: Duration) -> Option<Arc<Snapshot>> {
+        let is_there =
+            |snapshot: &Option<Arc<Snapshot>>| snapshot.as_ref().is_none_or(|snapshot| snapshot.position >= revision);
+        let now = self.snapshot();
+        if is_there(&now) {
+            return now;
+        }
+        self.target.fetch_max(revision.0, Ordering::AcqRel);
+        self.awaited.notify_one();
+        let mut changes = self.snapshot.subscribe();
+        let reached = timeout(within, changes.wait_for(is_there)).await;
+        reached.ok()?.ok()?.clone()
+    }
+
+    pub fn target(&self) -> Revision {
+        Revision(self.target.load(Ordering::Acquire))
+    }
+
+    /// What was told to the task about the state before does not concern the next one.
+    pub fn forget_signals(&self) {
+        for signal in [&self.evicted, &self.went_back, &self.wanted] {
+            let _ = signal.notified().now_or_never();
+        }
+    }
+
+    /// The target was that of a cluster that is gone.
+    pub fn forget_target(&self) {
+        self.target.store(0, Ordering::Release);
+    }
+
+    pub fn note_read(&self) {
+        let millis = self.base.elapsed().as_millis();
+        self.last_read.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Milliseconds after the common base.
+    pub fn last_read(&self) -> u64 {
+        self.last_read.load(Ordering::Relaxed)
+    }
+
+    pub fn idle_for(&self) -> Duration {
+        self.base.elapsed().saturating_sub(Duration::from_millis(self.last_read()))
+    }
+}
