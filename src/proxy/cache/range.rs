@@ -293,7 +293,10 @@ mod tests {
             assert_eq!(answer(&kvs, &filtered), Some(model(&kvs, &filtered)), "{limit}");
         }
         let sorted = RangeRequest { sort_order: SortOrder::Descend.into(), ..all };
-        assert_eq!(answer(&kvs[..SORTED_MAX - 1000], &sorted), Some(model(&kvs[..SORTED_MAX - 1000], &sorted)));
+        assert_eq!(answer(&kvs, &sorted), Some(model(&kvs, &sorted)));
+        let twice: Vec<_> =
+            kvs.iter().map(|kv| KeyValue { key: [&kv.key[..], b"x"].concat().into(), ..kv.clone() }).collect();
+        assert_eq!(answer(&[kvs, twice].concat(), &sorted), None, "too many to be sorted here");
     }
 
     #[test]
