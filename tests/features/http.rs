@@ -130,7 +130,12 @@ async fn refusals_are_not_to_be_sniffed(deployment: &mut Deployment) {
         let vars: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
         assert_eq!(vars["raft.status"]["raftState"], "StateLeader", "{vars}");
         assert!(vars["cmdline"].as_array().is_some_and(|args| args.len() > 3), "{vars}");
-        assert_eq!(vars["raft.status"]["id"], vars["raft.status"]["lead"]);
+        let status = &vars["raft.status"];
+        assert_eq!((&status["id"], &status["id"]), (&status["lead"], &status["vote"]));
+        assert_eq!(status["leadtransferee"], "0", "{vars}");
+        let own = &status["progress"][status["id"].as_str().expect("an id")];
+        assert!(own["state"].as_str().is_some_and(|state| state.starts_with("State")), "{vars}");
+        assert!(own["match"].as_u64() > Some(0) && own["next"].as_u64() > own["match"].as_u64(), "{vars}");
     }
     for (method, path, status, nosniff) in cases {
         let answer = http_get(&deployment.endpoint, method, path).await.expect("an answer");

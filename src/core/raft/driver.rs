@@ -148,6 +148,9 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
             Inbox::Progress(reply) => {
                 let _ = reply.send(self.node.progress());
             }
+            Inbox::Details(reply) => {
+                let _ = reply.send(self.node.details());
+            }
             Inbox::Message(message, bytes) => {
                 self.shared.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 self.step(message)?;

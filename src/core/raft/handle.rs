@@ -10,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::check::PeerMessage;
 use super::members::{MembersDecision, ProposedChange};
-use super::peer::{PeerProgress, RefusedMessage};
+use super::peer::{PeerProgress, RaftDetails, RefusedMessage};
 use crate::core::wal::WalSnapshot;
 use crate::types::{LogIndex, MemberId, Term};
 
@@ -75,6 +75,7 @@ pub enum Inbox {
     ProposeMembers(ProposedChange, Term),
     ReadIndex(oneshot::Sender<LogIndex>),
     Progress(oneshot::Sender<Vec<PeerProgress>>),
+    Details(oneshot::Sender<RaftDetails>),
     /// With its bytes.
     Message(PeerMessage, usize),
     /// Answered with whether the state will be installed.
@@ -100,6 +101,7 @@ impl Inbox {
                 | Self::ProposeMembers(..)
                 | Self::ReadIndex(_)
                 | Self::Progress(_)
+                | Self::Details(_)
         )
     }
 }
@@ -279,6 +281,13 @@ impl RaftHandle {
             Ok(()) => progress.await.unwrap_or_default(),
             Err(_) => Vec::new(),
         }
+    }
+
+    /// What the node holds beside its status; none when it could not be asked.
+    pub async fn details(&self) -> Option<RaftDetails> {
+        let (reply, details) = oneshot::channel();
+        self.send_as_client(Inbox::Details(reply)).ok()?;
+        details.await.ok()
     }
 
     /// The index a linearizable read must see applied, confirmed by a quorum; none when that could not be asked.

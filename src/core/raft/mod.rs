@@ -37,7 +37,7 @@ pub use handle::{Proposal, ProposeError, RaftHandle, RaftInbox, RaftStatus};
 pub use log::LogTail;
 pub use members::{ChangeKind, MembersDecision, ProposedChange, bootstrap_entries, members_entry};
 pub use node::RaftNode;
-pub use peer::{Lane, Outbound, PeerProgress, PeerSink, RefusedMessage};
+pub use peer::{Lane, Outbound, PeerProgress, PeerSink, RaftDetails, RefusedMessage, Replication};
 pub(crate) use planted::is_planted;
 pub use planted::{PlantedFault, plant};
 pub use step::{Committed, CommittedKind, NodeConfig, PersistGroup, RaftError, Step, Stepped};

@@ -35,6 +35,30 @@ pub trait PeerSink {
 #[error("message of a peer refused: {0}")]
 pub struct RefusedMessage(pub(super) String);
 
+/// What a node holds beside its status, for who examines it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RaftDetails {
+    /// For whom it voted in this term.
+    pub vote: Option<MemberId>,
+    /// Who is to lead next, while the leader waits for that.
+    pub transferee: Option<MemberId>,
+    /// What the leader does with each member, in the order of their ids; empty unless this member leads.
+    pub replication: Vec<Replication>,
+}
+
+/// What a leader does with a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replication {
+    /// Which member.
+    pub member: MemberId,
+    /// Its log agrees with the leader's up to here.
+    pub matched: LogIndex,
+    /// What it is sent next.
+    pub next: LogIndex,
+    /// etcd's name for how it is sent entries.
+    pub state: &'static str,
+}
+
 /// How far a member has come, as its leader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerProgress {

@@ -86,7 +86,7 @@ impl HttpHandler {
             "/version" => page(StatusCode::OK, JSON, super::version::versions(&self.published)),
             "/metrics" => metrics_page(request.headers(), self.metrics.render()),
             "/health" => self.health(&query).await,
-            "/debug/vars" => debug_vars(raft_status(self.info.member(), &self.raft, &self.apply)),
+            "/debug/vars" => debug_vars(raft_status(self.info.member(), &self.raft, &self.apply).await),
             _ => match checks::parse_path(path) {
                 Some((kind, single)) => self.checks.run(kind, single, &query).await.into_page(&query),
                 None => not_found(),

@@ -1,9 +1,9 @@
 //! What can be asked of a node.
 
-use raft::StateRole;
+use raft::{ProgressState, StateRole};
 
 use super::super::log::conf_state_from_raft;
-use super::super::peer::PeerProgress;
+use super::super::peer::{PeerProgress, RaftDetails, Replication};
 use super::RaftNode;
 use crate::types::{LogIndex, MemberId, Term};
 
@@ -89,5 +89,26 @@ impl RaftNode {
             .collect();
         all.sort_unstable_by_key(|progress| progress.member);
         all
+    }
+
+    /// What is of no use to the program itself.
+    pub fn details(&self) -> RaftDetails {
+        let raft = &self.raw.raft;
+        let led = raft.prs().iter().filter(|_| self.is_leader());
+        let mut replication: Vec<_> = led
+            .map(|(id, progress)| Replication {
+                member: MemberId(*id),
+                matched: LogIndex(progress.matched),
+                next: LogIndex(progress.next_idx),
+                state: match progress.state {
+                    ProgressState::Probe => "StateProbe",
+                    ProgressState::Replicate => "StateReplicate",
+                    ProgressState::Snapshot => "StateSnapshot",
+                },
+            })
+            .collect();
+        replication.sort_unstable_by_key(|of| of.member);
+        let vote = Some(raft.vote).filter(|vote| *vote != 0).map(MemberId);
+        RaftDetails { vote, transferee: raft.lead_transferee.map(MemberId), replication }
     }
 }
