@@ -21,8 +21,9 @@ use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
     CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, Namespace, ProxyService, ProxyUser,
-    ProxyWatchMetrics, ProxyWatchService, RangeCache, ReadPermissions, ResponseMemory, SelfMember, Tenant, Tenants,
-    UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
+    ProxyWatchMetrics, ProxyWatchService, RangeCache, ReadPermissions, RegisteredProxies, Registration, ResponseMemory,
+    SelfMember, Tenant, Tenants, UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, pause_without_cluster,
+    proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -102,11 +103,11 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     let metrics = Metrics::new();
     let calls = proxy_calls(&metrics);
     let tenants = Tenants::everybody(Tenant {
-        namespace: Namespace::new(config.namespace.clone().into_bytes()),
+        namespace: Namespace::new(config.namespace.clone()),
         admin: config.namespace_admin,
     });
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let self_member = self_member(&config.advertise, scheme, listeners[0].local_addr().context("--listen-addr")?);
+    let mut self_member = self_member(&config.advertise, scheme, listeners[0].local_addr().context("--listen-addr")?);
     let listener_config = ListenerConfig {
         max_concurrent_streams: config.max_concurrent_streams,
         keepalive_interval: config.keepalive_interval,
@@ -150,6 +151,22 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         }
         _ => HashMap::new(),
     };
+    if let (Some(member), Some(resolver)) = (&mut self_member, &config.resolver) {
+        let channel = match &user {
+            Some(user) => user.channel(&pools, &tasks),
+            None => Channel::new(pools.open(&tasks)),
+        };
+        let registration = Registration {
+            namespace: Namespace::new(config.namespace.clone()),
+            prefix: resolver.prefix.clone(),
+            address: member.address().to_owned(),
+            name: member.name.clone(),
+            ttl: resolver.ttl,
+            scheme,
+        };
+        member.registered = Some(RegisteredProxies::start(channel, registration, &tasks));
+    }
+    let paused = pause_without_cluster(pools.open(&tasks), &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
@@ -161,6 +178,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, worker.0, &worker_tasks)))
                 .collect(),
             caches: caches.clone(),
+            paused: paused.clone(),
             self_member: self_member.clone(),
             response_memory: response_memory.clone(),
             metrics: metrics.clone(),
@@ -175,7 +193,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         info!(path = "/debug/pprof", "gRPC proxy enabled pprof");
     }
     let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
-    info!(address = %config.listen, endpoints = endpoints.join(","), namespace = %config.namespace, "started gRPC proxy");
+    info!(address = %config.listen, endpoints = endpoints.join(","), namespace = %config.namespace.escape_ascii(), "started gRPC proxy");
     Ok(RunningProxy { serving, tasks })
 }
 

@@ -12,6 +12,7 @@ mod flags;
 mod gateway;
 pub mod golang;
 mod log;
+mod namespace_flag;
 mod proxy;
 mod proxy_user;
 mod removed;
@@ -25,7 +26,7 @@ pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
 pub use gateway::{GatewayConfig, parse_gateway_config};
 pub use golang::GoDuration;
-pub use proxy::{Advertise, ProxyConfig, RangeCacheConfig, UpstreamPings, parse_proxy_config};
+pub use proxy::{Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, UpstreamPings, parse_proxy_config};
 pub use proxy_user::{ProxyUserConfig, RawProxyUser, UserAndPassword};
 pub use removed::removed_flag;
 pub use server::{

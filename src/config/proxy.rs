@@ -1,12 +1,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::{ArgAction, Parser};
 
 use super::error::{ConfigError, FlagWords, WrongFlag};
 use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
+use super::namespace_flag::{from_hex, spell_in_hex};
 use super::proxy_user::{ProxyUserConfig, RawProxyUser};
 use super::server::{KEEPALIVE_MIN_TIME, YEARS_MAX, identity};
 use super::unsupported::{Mode, read_flags};
@@ -40,6 +42,16 @@ pub struct RawProxyConfig {
     /// Prefix put before all keys, hidden from clients.
     #[arg(long, default_value = "", value_name = "PREFIX")]
     pub namespace: String,
+    /// The same as pairs of hexadecimal digits.
+    #[arg(long, default_value = "", value_name = "HEX")]
+    pub namespace_hex: String,
+    /// Prefix under which the proxy registers itself, for clients that resolve its address there and for the MemberList of
+    /// the proxies that share it.
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    pub resolver_prefix: String,
+    /// Seconds after which the registration of a proxy that is gone ends.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub resolver_ttl: i64,
     /// Silence after which a connection to the cluster is pinged; 0 is never.
     #[arg(long, default_value = "0s", value_name = "DURATION")]
     pub dial_keepalive_time: GoDuration,
@@ -175,7 +187,9 @@ pub struct ProxyConfig {
     /// What MemberList names.
     pub advertise: Advertise,
     /// What is put before all keys; empty for none.
-    pub namespace: String,
+    pub namespace: Bytes,
+    /// Where the proxy registers itself.
+    pub resolver: Option<ResolverConfig>,
     /// Whether clients of the namespace may use calls that reach beyond it.
     pub namespace_admin: bool,
     /// Pings towards the cluster.
@@ -230,6 +244,15 @@ pub enum Advertise {
     Members,
 }
 
+/// Where the proxy registers itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolverConfig {
+    /// Before the keys of registrations.
+    pub prefix: String,
+    /// Of their leases, in seconds.
+    pub ttl: i64,
+}
+
 /// Pings towards the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpstreamPings {
@@ -246,7 +269,7 @@ pub struct UpstreamPings {
 /// # Errors
 /// The first thing that is wrong; [`ConfigError::Help`] when the flags were asked for.
 pub fn parse_proxy_config(args: &[std::ffi::OsString]) -> Result<ProxyConfig, ConfigError> {
-    read_flags::<RawProxyConfig>(Mode::Proxy, args, &Variables::none())?.0.try_into()
+    read_flags::<RawProxyConfig>(Mode::Proxy, &spell_in_hex(args), &Variables::none())?.0.try_into()
 }
 
 impl TryFrom<RawProxyConfig> for ProxyConfig {
@@ -294,10 +317,21 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
                 reason: format!("{plain} is an endpoint without TLS"),
             });
         }
-        if raw.namespace.starts_with('\0') {
+        let namespace = match raw.namespace_hex.as_str() {
+            "" => Bytes::from(raw.namespace.into_bytes()),
+            hex => {
+                if !raw.namespace.is_empty() {
+                    let reason = "the namespace is given twice".to_owned();
+                    return Err(ConfigError::Value { flag: "namespace, --namespace-hex", reason });
+                }
+                from_hex(hex).map_err(|reason| invalid("namespace-hex", hex, reason.to_owned()))?
+            }
+        };
+        if namespace.starts_with(&[0]) {
             let reason = "keys that begin with a zero byte are reserved for the proxy".to_owned();
-            return Err(invalid("namespace", &raw.namespace, reason));
+            return Err(invalid("namespace", &namespace.escape_ascii().to_string(), reason));
         }
+        let resolver = resolver(&raw.resolver_prefix, raw.resolver_ttl, raw.advertise_client_url.as_deref())?;
         let advertise = match raw.advertise_client_url {
             None => Advertise::ListenAddress,
             Some(url) if url.is_empty() => Advertise::Members,
@@ -338,7 +372,8 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             endpoints,
             auto_sync: nonzero(raw.endpoints_auto_sync_interval),
             advertise,
-            namespace: raw.namespace,
+            namespace,
+            resolver,
             namespace_admin: raw.namespace_admin,
             upstream_pings,
             dial_timeout,
@@ -355,6 +390,18 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             grace: raw.shutdown_grace.0,
             log,
         })
+    }
+}
+
+/// Where the proxy registers itself; what is wrong is said as etcd's proxy says it.
+fn resolver(prefix: &str, ttl: i64, advertise: Option<&str>) -> Result<Option<ResolverConfig>, ConfigError> {
+    let wrong = |flag, reason| Err(ConfigError::Value { flag, reason });
+    match (prefix, ttl) {
+        ("", ..1) => Ok(None),
+        ("", _) => wrong("resolver-prefix", "invalid resolver-prefix \"\"".to_owned()),
+        (_, ..1) => wrong("resolver-ttl", format!("invalid resolver-ttl {ttl}")),
+        _ if advertise == Some("") => wrong("advertise-client-url", "invalid advertise-client-url \"\"".to_owned()),
+        _ => Ok(Some(ResolverConfig { prefix: prefix.to_owned(), ttl })),
     }
 }
 
@@ -399,11 +446,13 @@ fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
     use crate::net::ServerAuth;
 
     fn parse(line: &str) -> Result<ProxyConfig, String> {
-        let args: Vec<_> = line.split_whitespace().map(std::ffi::OsString::from).collect();
+        let args: Vec<_> = line.split_whitespace().map(OsString::from).collect();
         parse_proxy_config(&args).map_err(|error| error.to_string())
     }
 
@@ -446,7 +495,12 @@ mod tests {
             ("--tls-min-version=TLS1.1", "unexpected TLS version \"TLS1.1\""),
             ("--discovery-srv=example.com", "--discovery-srv is not supported yet"),
             ("--cache=on", "--cache\" flag: must be off, serializable or linearizable"),
-            ("--resolver-prefix=x", "--resolver-prefix is not supported yet"),
+            ("--resolver-prefix=x", "invalid resolver-ttl 0"),
+            ("--resolver-ttl=5", "invalid resolver-prefix \"\""),
+            ("--resolver-prefix=x --resolver-ttl=5 --advertise-client-url=", "invalid advertise-client-url \"\""),
+            ("--namespace-hex=6", "\"--namespace-hex\" flag: must be pairs of hexadecimal digits"),
+            ("--namespace-hex=61 --namespace=a", "--namespace, --namespace-hex: the namespace is given twice"),
+            ("--namespace-hex=0061", "are reserved for the proxy"),
             ("--max-concurrent-streams=-1", "for \"--max-concurrent-streams\" flag: strconv.ParseUint"),
             ("--nonsense", "unknown flag: --nonsense"),
         ] {
@@ -469,7 +523,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.listen.to_string().as_str(), config.endpoints.len()), ("0.0.0.0:7", 2));
-        assert_eq!((config.advertise, config.namespace.as_str()), (Advertise::Members, "t/"));
+        assert_eq!((config.advertise, &config.namespace[..]), (Advertise::Members, &b"t/"[..]));
         assert_eq!(config.upstream_pings.map(|pings| (pings.interval.as_secs(), pings.while_idle)), Some((10, true)));
         assert_eq!(config.auto_sync, Some(Duration::from_secs(30)));
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(5));
@@ -492,6 +546,15 @@ mod tests {
         assert_eq!(parse(line).unwrap().cache, Some(expected));
         let config = parse("--cache=serializable").unwrap().cache.unwrap();
         assert_eq!((config.linearizable, config.bytes_max, config.staleness.as_secs()), (false, None, 1));
+    }
+
+    #[test]
+    fn a_namespace_is_bytes() {
+        use std::os::unix::ffi::OsStringExt;
+        let config = parse("--namespace-hex=61ff").unwrap();
+        assert_eq!(&config.namespace[..], b"a\xff");
+        let args = [OsString::from_vec(b"--namespace=a\xff".to_vec())];
+        assert_eq!(&parse_proxy_config(&args).unwrap().namespace[..], b"a\xff");
     }
 
     #[test]

@@ -169,7 +169,6 @@ const GROUPS: &[Group] = &[
         &[("discovery-srv", Text, ""), ("discovery-srv-name", Text, "")],
     ),
     not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
-    not_yet(&[Proxy], "registration of proxies", &[("resolver-prefix", Text, ""), ("resolver-ttl", Int, "0")]),
     not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
     ignored(
         &[Proxy],

@@ -4,6 +4,7 @@ use http::Response;
 use tonic::body::Body;
 
 use super::answer::unary;
+use super::registration::RegisteredProxies;
 use crate::pb::etcdserverpb::{Member, MemberListResponse};
 
 /// The proxy as the only member in MemberList, so that clients which follow the list stay behind it.
@@ -13,6 +14,8 @@ pub struct SelfMember {
     pub name: String,
     /// Where clients reach the proxy.
     pub client_url: String,
+    /// Those that share a `--resolver-prefix` with it.
+    pub registered: Option<RegisteredProxies>,
 }
 
 impl SelfMember {
@@ -24,11 +27,20 @@ impl SelfMember {
             Ok(IpAddr::V6(address)) => format!("[{address}]"),
             _ => host.to_owned(),
         };
-        Self { name, client_url: format!("{scheme}://{host}:{port}") }
+        Self { name, client_url: format!("{scheme}://{host}:{port}"), registered: None }
     }
 
-    /// The list as etcd's proxy gives it: one entry with id 0, no header.
+    /// The URL without its scheme.
+    pub fn address(&self) -> &str {
+        self.client_url.split_once("://").map_or(&self.client_url, |(_, address)| address)
+    }
+
+    /// The list as etcd's proxy gives it: the registered proxies, or this one while none is known; ids 0, no header.
     pub(super) fn answer(&self) -> Response<Body> {
+        if let Some(registered) = self.registered.as_ref().map(RegisteredProxies::members).filter(|all| !all.is_empty())
+        {
+            return unary(&MemberListResponse { header: None, members: registered.to_vec() });
+        }
         let member =
             Member { name: self.name.clone(), client_ur_ls: vec![self.client_url.clone()], ..Default::default() };
         unary(&MemberListResponse { header: None, members: vec![member] })

@@ -8,24 +8,28 @@
 
 mod answer;
 mod cache;
+mod cluster_health;
 mod endpoints;
 mod http;
 mod identity;
 mod lease;
 mod members;
 mod namespace;
+mod registration;
 mod revision_tracking;
 mod service;
 mod tenant;
 mod watch;
 
 pub use cache::{CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, RangeCache};
+pub use cluster_health::pause_without_cluster;
 pub use endpoints::UpstreamPools;
 pub use identity::{Caller, Identity, PERMISSION_MAX, ProxyUser, ReadPermission, ReadPermissions};
 pub use members::SelfMember;
 #[cfg(fuzzing)]
 pub use namespace::fuzzing;
 pub use namespace::{Namespace, ResponseMemory};
+pub use registration::{RegisteredProxies, Registration};
 pub use service::{ProxyService, WorkerParts, proxy_calls};
 pub use tenant::{Tenant, Tenants};
 pub use watch::{ProxyWatchMetrics, ProxyWatchService, WatchHub, WatchHubConfig};

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Body as HttpBody;
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
@@ -56,6 +56,8 @@ pub struct WorkerParts {
     pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
     /// The range cache of each tenant that has one, of all threads.
     pub caches: HashMap<Arc<Tenant>, RangeCache>,
+    /// Whether `grpc.health.v1` says that nothing is served.
+    pub paused: watch::Receiver<bool>,
     /// What MemberList answers; none for the real list.
     pub self_member: Option<SelfMember>,
     /// Memory for answers that are rewritten, of all threads.
@@ -96,6 +98,7 @@ struct Worker {
     /// All of them: a compaction concerns every tenant.
     watch_hubs: Vec<ProxyWatchService>,
     caches: HashMap<Arc<Tenant>, RangeCache>,
+    health: HealthServer<HealthService>,
     self_member: Option<SelfMember>,
     leases: KeepAliveBroadcasts,
     pages: Pages,
@@ -112,6 +115,7 @@ impl ProxyService {
             tenants,
             watches,
             caches,
+            paused,
             self_member,
             response_memory,
             metrics,
@@ -138,6 +142,7 @@ impl ProxyService {
                 watches,
                 watch_hubs,
                 caches,
+                health: HealthServer::new(HealthService::following(paused)),
                 self_member,
                 leases,
                 pages,
@@ -230,7 +235,7 @@ impl Worker {
         }
         match request.uri().path() {
             "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" => {
-                answered(HealthServer::new(HealthService::default()).call(request).await)
+                answered(self.health.clone().call(request).await)
             }
             "/etcdserverpb.Cluster/MemberList" => match &self.self_member {
                 Some(member) => member.answer(),

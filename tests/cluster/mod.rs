@@ -5,6 +5,7 @@ mod auth;
 mod damaged;
 mod everywhere;
 mod failover;
+mod hostile_upstreams;
 mod leaders;
 mod logs;
 mod members;

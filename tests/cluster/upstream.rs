@@ -41,7 +41,7 @@ fn program() -> PathBuf {
 }
 
 impl Proxy {
-    fn spawn(endpoints: &[&str], flags: &[&str]) -> Self {
+    pub(super) fn spawn(endpoints: &[&str], flags: &[&str]) -> Self {
         let folder = TempDir::new().expect("temporary directory");
         let endpoint = format!("127.0.0.1:{}", free_port());
         let list = format!("--endpoints={}", endpoints.join(","));
@@ -50,6 +50,14 @@ impl Proxy {
         args.extend_from_slice(flags);
         let process = Process::start(Path::new(&program()), &args, folder.path(), "proxy");
         Self { process, client: client(&endpoint), endpoint, _folder: folder }
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub(super) fn output(&self) -> String {
+        self.process.output()
     }
 
     /// Waits until a write passes.

@@ -13,6 +13,8 @@ use crate::api_error::ApiError;
 use crate::client::testing::{Dial, FakeNetwork, Reply};
 use crate::client::{Endpoint, Lane, Method, framed};
 use crate::pb::etcdserverpb::RangeRequest;
+use crate::pb::healthpb::HealthCheckResponse;
+use crate::pb::healthpb::health_check_response::ServingStatus;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -164,6 +166,12 @@ async fn a_member_without_a_leader_gets_requests_only_if_no_other_is_ready() {
     network.health(&endpoints[0], Reply::Message(vec![0; 5]));
     sleep(Duration::from_secs(1)).await;
     assert_eq!(writes(10).await, [10, 0, 0]);
+    // One that says "not serving" waits its turn behind one that says nothing of the kind.
+    let not_serving = HealthCheckResponse { status: ServingStatus::NotServing as i32 };
+    network.health(&endpoints[0], Reply::Message(framed(&not_serving).to_vec()));
+    network.health(&endpoints[1], Reply::Message(vec![0; 5]));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(writes(10).await, [0, 10, 0]);
 }
 
 /// One in so many calls failed because it met the learner.

@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use prost::Message;
 use tonic::{Code, Status};
 
 use super::connection::Connection;
@@ -11,6 +12,8 @@ use crate::client::Endpoint;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use crate::pb::frame::{PREFIX_BYTES, Prefix, framed};
+use crate::pb::healthpb::HealthCheckResponse;
+use crate::pb::healthpb::health_check_response::ServingStatus;
 
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
@@ -28,7 +31,7 @@ const EMPTY_MESSAGE: Bytes = Bytes::from_static(&[0; PREFIX_BYTES]);
 pub(super) async fn standing(connection: &Connection, endpoint: &Endpoint) -> Result<Standing, String> {
     let metadata = HeaderMap::from_iter([(REQUIRE_LEADER, HeaderValue::from_static("true"))]);
     match ask(connection, endpoint, Head::grpc(HEALTH, metadata), EMPTY_MESSAGE, true).await? {
-        First::Message(_) => Ok(Standing::Full),
+        First::Message(answer) => Ok(if says_not_serving(&answer) { Standing::NotServing } else { Standing::Full }),
         First::Refusal(status) => match ApiError::from_text(status.message()) {
             Some(ApiError::NoLeader) => Ok(Standing::NoLeader),
             Some(ApiError::NotSupportedForLearner) => Ok(Standing::Learner),
@@ -36,6 +39,12 @@ pub(super) async fn standing(connection: &Connection, endpoint: &Endpoint) -> Re
             _ => Ok(Standing::Full),
         },
     }
+}
+
+/// Whether the answer to a health check is `NOT_SERVING`. What it does not understand is no reason to leave an endpoint out.
+fn says_not_serving(answer: &[u8]) -> bool {
+    let decoded = Prefix::split(answer).and_then(|(_, message)| HealthCheckResponse::decode(message).ok());
+    decoded.is_some_and(|answer| answer.status() == ServingStatus::NotServing)
 }
 
 /// Asks for the cluster id, without rights of any kind. None when the answer does not contain it.

@@ -9,6 +9,8 @@ pub(super) enum Standing {
     Full,
     /// Knows no leader, so that what needs a quorum waits there. Gets requests only while no other endpoint is ready.
     NoLeader,
+    /// Says that it does not serve: a member that is being defragmented, a proxy without its cluster. The same.
+    NotServing,
     /// Owes the answer to a health check, but not yet for so long that its connections are cut. The same.
     Late,
     /// Refuses everything but serializable reads and its own status. Gets those while no other endpoint is ready, and
@@ -17,12 +19,13 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    const ALL: [Self; 4] = [Self::Full, Self::NoLeader, Self::Late, Self::Learner];
+    const ALL: [Self; 5] = [Self::Full, Self::NoLeader, Self::NotServing, Self::Late, Self::Learner];
 
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::Full => "serves all requests",
             Self::NoLeader => "knows no leader",
+            Self::NotServing => "says that it does not serve",
             Self::Late => "does not answer a health check in time",
             Self::Learner => "is a learner",
         }

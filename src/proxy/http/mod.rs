@@ -6,4 +6,5 @@ mod fetch;
 mod probe;
 mod routes;
 
+pub(super) use probe::linearizable_read;
 pub(super) use routes::Pages;

@@ -15,7 +15,7 @@ const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 ///
 /// A member checks permissions only after it has confirmed its place in the cluster, so a refusal for want of
 /// credentials says that the cluster is well.
-pub(super) async fn linearizable_read(pool: &Pool) -> Result<(), String> {
+pub(in crate::proxy) async fn linearizable_read(pool: &Pool) -> Result<(), String> {
     let request = RangeRequest { key: "health".into(), count_only: true, ..Default::default() };
     match ask::<RangeResponse>(pool, RANGE, &request).await {
         Ok(_) => Ok(()),

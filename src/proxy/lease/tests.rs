@@ -157,6 +157,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             tenants: Tenants::everybody(Tenant { namespace: Namespace::default(), admin: false }),
             watches: HashMap::new(),
             caches: HashMap::new(),
+            paused: tokio::sync::watch::channel(false).1,
             self_member: None,
             response_memory: ResponseMemory::new(1 << 20),
             profiles: None,

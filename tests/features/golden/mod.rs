@@ -14,6 +14,7 @@
 mod ctl;
 mod grpc;
 mod normal;
+mod proxy_flags;
 mod scene;
 mod transcript;
 

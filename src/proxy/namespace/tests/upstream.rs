@@ -242,6 +242,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             tenants: tenants.clone(),
             watches: HashMap::from([(tenant.clone(), watch)]),
             caches: HashMap::new(),
+            paused: tokio::sync::watch::channel(false).1,
             self_member: None,
             response_memory: ResponseMemory::new(1 << 30),
             profiles: None,

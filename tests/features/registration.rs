@@ -1,0 +1,122 @@
+//! Proxies that register themselves (`--resolver-prefix`), and namespaces of any bytes.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+use watershed::client::Client;
+use watershed::pb::etcdserverpb::{LeaseLeasesRequest, MemberListRequest, PutRequest, RangeRequest};
+
+use super::auth::{FLAGS, enable, with};
+use crate::harness::{Deployment, Process, Target, client, free_port, own_binary, prefix, run, until};
+
+/// A proxy that registers under `proxies`, and its endpoint.
+fn registered(deployment: &Deployment, flags: &[&str]) -> (Process, String) {
+    let endpoint = format!("127.0.0.1:{}", free_port());
+    let own = [
+        format!("--endpoints={}", deployment.member),
+        format!("--listen-addr={endpoint}"),
+        "--resolver-prefix=proxies".to_owned(),
+        "--resolver-ttl=2".to_owned(),
+    ];
+    let args: Vec<String> = ["grpc-proxy", "start"].into_iter().map(str::to_owned).chain(own).collect();
+    let args: Vec<String> = args.into_iter().chain(flags.iter().map(|&flag| flag.to_owned())).collect();
+    (Process::start(&own_binary(), &args, deployment.folder.path(), "proxy"), endpoint)
+}
+
+/// The URLs in a proxy's MemberList.
+async fn listed(client: &Client) -> Option<Vec<String>> {
+    let answer = client.cluster().member_list(MemberListRequest::default()).await.ok()?.into_inner();
+    Some(answer.members.into_iter().flat_map(|member| member.client_ur_ls).collect())
+}
+
+/// Waits until a proxy lists exactly these.
+async fn until_listed(client: &Client, endpoints: &[&String]) {
+    let mut expected: Vec<String> = endpoints.iter().map(|endpoint| format!("http://{endpoint}")).collect();
+    expected.sort();
+    until("the list of proxies", async || (listed(client).await? == expected).then_some(())).await;
+}
+
+#[test]
+fn proxies_that_share_a_prefix_list_each_other() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (first, one) = registered(deployment, &[]);
+        let (mut second, two) = registered(deployment, &[]);
+        let (by_one, by_two) = (client(&one), client(&two));
+        until_listed(&by_one, &[&one, &two]).await;
+        until_listed(&by_two, &[&one, &two]).await;
+        // As etcd's naming package has it, so that gRPC's resolvers find them.
+        let entries = deployment.range(prefix("proxies/")).await.kvs;
+        let mut expected = [&one, &two].map(|endpoint| format!("proxies/{endpoint}"));
+        expected.sort();
+        assert_eq!(
+            entries.iter().map(|kv| kv.key.as_ref()).collect::<Vec<_>>(),
+            expected.each_ref().map(String::as_bytes)
+        );
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a host name");
+        let value = format!(r#"{{"Op":0,"Addr":"{one}","Metadata":"{{\"name\":\"{}\"}}"}}"#, host.trim());
+        let mine = entries.iter().find(|kv| kv.key.ends_with(one.as_bytes())).expect("registered");
+        assert_eq!(std::str::from_utf8(&mine.value), Ok(value.as_str()));
+        assert_ne!(mine.lease, 0);
+        // What is no registration changes nothing.
+        for (key, value) in [("proxies/x", "junk"), ("proxies/y", r#"{"Op":0,"Addr":"a:1"}"#), ("proxiesz", &value)] {
+            deployment.put(key, value.to_owned()).await;
+        }
+        let extra = value.replace(one.as_str(), "10.0.0.1:1");
+        deployment.put("proxies/0", extra).await;
+        let other = "10.0.0.1:1".to_owned();
+        until_listed(&by_two, &[&other, &one, &two]).await;
+        deployment.delete("proxies/0").await;
+        until_listed(&by_two, &[&one, &two]).await;
+        // One that is told to stop takes its registration along.
+        first.terminate();
+        until_listed(&by_two, &[&two]).await;
+        let leases = deployment.client.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner();
+        assert_eq!(leases.leases.len(), 1);
+        // One that is killed while the member is away is gone once its lease has ended, and another one comes.
+        deployment.server.kill();
+        second.kill();
+        let (_third, three) = registered(deployment, &[]);
+        deployment.start_member_again().await;
+        until_listed(&client(&three), &[&three]).await;
+    });
+}
+
+#[test]
+fn a_registration_needs_the_proxys_user_where_users_are_required() {
+    run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
+        let root = enable(deployment).await;
+        let (_proxy, endpoint) = registered(deployment, &["--user=root:root", "--namespace=n/"]);
+        until_listed(&client(&endpoint), &[&endpoint]).await;
+        // Its clients see it, in the namespace, as behind etcd's proxy.
+        let read = async |client: &Client, key: String| {
+            let request = RangeRequest { key: key.into(), ..Default::default() };
+            client.kv().range(with(&root, request)).await.ok().map(|answer| answer.into_inner().count)
+        };
+        let member = deployment.member_client();
+        until("the registration", async || (read(&member, format!("n/proxies/{endpoint}")).await? == 1).then_some(()))
+            .await;
+        assert_eq!(read(&client(&endpoint), format!("proxies/{endpoint}")).await, Some(1));
+    });
+}
+
+/// etcd's proxy takes any bytes. Ours refused those that are no text.
+#[test]
+fn a_namespace_is_any_bytes() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let forms = [b"--namespace=a\xff/".to_vec(), b"--namespace-hex=61ff2f".to_vec()];
+        for (number, flag) in forms.into_iter().enumerate() {
+            let endpoint = format!("127.0.0.1:{}", free_port());
+            let mut args: Vec<OsString> = ["grpc-proxy", "start"].map(OsString::from).to_vec();
+            args.push(format!("--endpoints={}", deployment.member).into());
+            args.push(format!("--listen-addr={endpoint}").into());
+            args.push(OsString::from_vec(flag));
+            let proxy = Process::start(&own_binary(), &args, deployment.folder.path(), "proxy");
+            let tenant = client(&endpoint);
+            let put = PutRequest { key: format!("k{number}").into(), ..Default::default() };
+            until("the proxy", async || tenant.kv().put(put.clone()).await.ok()).await;
+            let key = [b"a\xff/k".as_slice(), number.to_string().as_bytes()].concat();
+            assert_eq!(deployment.get(key).await.count, 1);
+            assert!(proxy.output().contains(r"a\\xff/"), "{}", proxy.output());
+        }
+    });
+}
