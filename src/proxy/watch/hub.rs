@@ -103,7 +103,8 @@ impl WatchHub {
             let hub = inner.clone();
             inner.start(async move {
                 if let Some(permissions) = &hub.open_permissions {
-                    permissions.watch_over(&hub).await;
+                    let end = |permission: &_| hub.for_each_watcher_set(|watchers| watchers.end_permission(permission));
+                    permissions.watch_over(end).await;
                 }
             });
         }

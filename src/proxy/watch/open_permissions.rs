@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tonic::Status;
 
-use super::hub::HubInner;
 use super::status::embedded;
 use crate::eventlog::{End, WatchPermission};
 use crate::proxy::identity::Caller;
@@ -80,8 +79,8 @@ impl OpenPermissions {
         self.permissions.may_still_read_within(&caller.identity, wide, range).await
     }
 
-    /// Ends the watches whose permission is taken back, for as long as the hub lives.
-    pub async fn watch_over(&self, hub: &HubInner) {
+    /// Revokes what the cluster takes back, for as long as it is polled; `end` ends the watches under a revoked permission.
+    pub async fn watch_over(&self, end: impl Fn(&Arc<WatchPermission>)) {
         loop {
             sleep(LOOK_EVERY).await;
             let readers: Vec<Reader> = {
@@ -89,17 +88,17 @@ impl OpenPermissions {
                 open.retain(|_, permission| permission.strong_count() > 0);
                 open.keys().cloned().collect()
             };
-            iter(readers).for_each_concurrent(QUESTIONS_MAX, |reader| self.look_at(reader, hub)).await;
+            iter(readers).for_each_concurrent(QUESTIONS_MAX, |reader| self.look_at(reader, &end)).await;
         }
     }
 
-    async fn look_at(&self, reader: Reader, hub: &HubInner) {
+    async fn look_at(&self, reader: Reader, end: &impl Fn(&Arc<WatchPermission>)) {
         let ReadPermission::Refused(status) = self.decide(&reader).await else { return };
         let Some(permission) = self.open.lock().remove(&reader).and_then(|permission| permission.upgrade()) else {
             return;
         };
         permission.revoke(End { compact_revision: Revision(0), reason: reader.told(&status) });
-        hub.for_each_watcher_set(|watchers| watchers.end_permission(&permission));
+        end(&permission);
     }
 }
 
