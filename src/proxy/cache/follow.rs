@@ -11,6 +11,7 @@ use tracing::info;
 use super::budget::CacheBudget;
 use super::cluster::Cluster;
 use super::config::Periods;
+use super::first_progress::{NoProgress, PROGRESS_WATCH_ID, first_progress, progress_request};
 use super::metrics::CacheMetrics;
 use super::pair::Pair;
 use super::progress::ProgressRequests;
@@ -61,7 +62,10 @@ pub(super) enum End {
     OverBudget,
     /// Another replica needed the memory.
     Evicted,
+    /// Progress of this member's version is not proven to come after all events.
     Untrusted,
+    /// Progress requests are not answered.
+    Unanswered,
 }
 
 impl End {
@@ -71,7 +75,7 @@ impl End {
             Self::Disorder(_) | Self::Gap(_) | Self::WentBack => State::Gap,
             Self::Compacted => State::Compacted,
             Self::OverBudget => State::OverBudget,
-            Self::Untrusted => State::Untrusted,
+            Self::Untrusted | Self::Unanswered => State::Untrusted,
         }
     }
 
@@ -90,6 +94,7 @@ impl End {
             Self::OverBudget => "larger_than_budget",
             Self::Evicted => "evicted",
             Self::Untrusted => "member_version",
+            Self::Unanswered => "no_progress",
         }
     }
 
@@ -122,6 +127,15 @@ enum Stop {
     Over(End),
 }
 
+impl Stop {
+    fn into_end(self) -> End {
+        match self {
+            Self::Broken(status) => End::Failed(status),
+            Self::Over(end) => end,
+        }
+    }
+}
+
 impl From<Disorder> for Stop {
     fn from(disorder: Disorder) -> Self {
         Self::Over(End::Disorder(disorder))
@@ -151,7 +165,7 @@ impl Follower {
             self.replica.forget_target();
             self.budget.release(&self.replica);
             self.change(&mut state, end.state(), end.label(), &end.detail());
-            let late = matches!(end, End::OverBudget | End::Untrusted);
+            let late = matches!(end, End::OverBudget | End::Untrusted | End::Unanswered);
             let pause = if late { self.periods.reload_late } else { backoff.pause() };
             if !matches!(end, End::Idle) {
                 sleep(pause).await;
@@ -234,13 +248,9 @@ impl Follower {
             keys: 0,
         };
         for answer in answers {
-            if let Err(stop) = self.receive(&mut life, answer) {
-                return Err(match stop {
-                    Stop::Over(end) => end,
-                    Stop::Broken(status) => End::Failed(status),
-                });
-            }
+            self.receive(&mut life, answer).map_err(Stop::into_end)?;
         }
+        self.first_progress(&mut life, &mut stream).await?;
         self.publish(&mut life)?;
         Ok((life, stream))
     }
@@ -250,16 +260,17 @@ impl Follower {
         loop {
             let opened = async {
                 // At the position, not behind it: a watch of a revision that is not written yet gets no progress.
-                let (stream, header) = self.open(life.replica.position()).await?;
+                let (mut stream, header) = self.open(life.replica.position()).await?;
                 self.verify(life, &header).await?;
                 self.trust(&header).await?;
-                Ok((stream, header))
+                life.member = MemberId(header.member_id);
+                life.term = life.term.max(Term(header.raft_term));
+                life.replica.resume();
+                self.first_progress(life, &mut stream).await?;
+                Ok(stream)
             };
             match opened.await {
-                Ok((stream, header)) => {
-                    life.member = MemberId(header.member_id);
-                    life.term = life.term.max(Term(header.raft_term));
-                    life.replica.resume();
+                Ok(stream) => {
                     self.publish(life)?;
                     return Ok(stream);
                 }
@@ -307,7 +318,22 @@ impl Follower {
         self.versions.learn(&*self.cluster, &self.identity, member).await;
         // A proxy that does not pass headers on may merge watches in a way that loses events.
         let named = header.member_id != 0 && header.cluster_id != 0;
+        if named && !self.versions.is_known(member) {
+            // It may be down by now; that says nothing of the others.
+            return Err(End::Failed(Status::unavailable("the version of the member is not known")));
+        }
         if named && self.versions.has_ordered_progress(member) { Ok(()) } else { Err(End::Untrusted) }
+    }
+
+    /// Applies what comes until a progress request is answered.
+    async fn first_progress(&self, life: &mut Life, stream: &mut UpstreamStream) -> Result<(), End> {
+        let Periods { progress_max, answer_max, .. } = self.periods;
+        match first_progress(stream, progress_max, answer_max, |answer| self.receive(life, answer)).await {
+            Ok(()) => Ok(()),
+            Err(NoProgress::Unanswered) => Err(End::Unanswered),
+            Err(NoProgress::Broken(status)) => Err(End::Failed(status)),
+            Err(NoProgress::Refused(stop)) => Err(stop.into_end()),
+        }
     }
 
     /// Opens the watch and waits for its confirmation.
@@ -456,14 +482,6 @@ impl Follower {
         let late = |_| Err(Status::deadline_exceeded("a member did not answer in time"));
         timeout(self.periods.answer_max, asking).await.unwrap_or_else(late)
     }
-}
-
-/// Watch id in the answer to a progress request.
-const PROGRESS_WATCH_ID: i64 = -1;
-
-fn progress_request() -> crate::pb::etcdserverpb::WatchRequest {
-    let union = RequestUnion::ProgressRequest(crate::pb::etcdserverpb::WatchProgressRequest {});
-    crate::pb::etcdserverpb::WatchRequest { request_union: Some(union) }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -13,6 +13,7 @@ mod answer;
 mod budget;
 mod cluster;
 mod config;
+mod first_progress;
 mod follow;
 mod group;
 mod load;

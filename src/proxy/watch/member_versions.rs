@@ -30,6 +30,11 @@ impl MemberVersions {
         self.members.lock().get(&member).is_some_and(|(ordered, _)| *ordered)
     }
 
+    /// Whether the member's version is known.
+    pub fn is_known(&self, member: MemberId) -> bool {
+        self.members.lock().contains_key(&member)
+    }
+
     fn is_fresh(&self, member: MemberId) -> bool {
         self.members.lock().get(&member).is_some_and(|(_, at)| at.elapsed() < FRESH_MAX)
     }
