@@ -9,10 +9,10 @@ use watershed::core::apply::{
     Operation, Proposable, describe_range, describe_request, describe_txn, put_cost, txn_cost,
 };
 use watershed::core::mvcc::{
-    check_delete_range, check_put, check_range, check_range_stream, check_txn, has_own_order, is_read_only,
-    is_serializable,
+    check_delete_range, check_put, check_range, check_range_stream, check_txn, is_read_only, is_serializable,
 };
 use watershed::pb::etcdserverpb::*;
+use watershed::pb::selection::has_own_order;
 use watershed::pb::{v3electionpb, v3lockpb};
 use watershed::types::KeyRange;
 

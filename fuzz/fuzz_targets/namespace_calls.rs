@@ -3,15 +3,21 @@
 #![no_main]
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
+use signal_hook::consts::SIGPIPE;
 use watershed::proxy::fuzzing::{Proxy, Shape};
 
 /// Calls of one proxy: each is checked after every later one, too.
 const CALLS_MAX: usize = 64;
 
 fuzz_target!(|data: &[u8]| {
-    thread_local!(static PROXY: RefCell<(Proxy, usize)> = RefCell::new((Proxy::new(), 0)));
+    thread_local!(static PROXY: RefCell<(Proxy, usize)> = {
+        // A Rust program ignores it from its start on; this one starts in libFuzzer.
+        signal_hook::flag::register(SIGPIPE, Arc::default()).expect("a signal that may be caught");
+        RefCell::new((Proxy::new(), 0))
+    });
     let [method, shape, rest @ ..] = data else { return };
     let piece_bytes = if shape & 16 == 0 { rest.len() + 5 } else { usize::from(shape >> 5) + 1 };
     let shape = match shape % 16 {
