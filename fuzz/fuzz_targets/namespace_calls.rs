@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use libfuzzer_sys::fuzz_target;
 use signal_hook::consts::SIGPIPE;
@@ -15,7 +16,7 @@ const CALLS_MAX: usize = 64;
 fuzz_target!(|data: &[u8]| {
     thread_local!(static PROXY: RefCell<(Proxy, usize)> = {
         // A Rust program ignores it from its start on; this one starts in libFuzzer.
-        signal_hook::flag::register(SIGPIPE, Arc::default()).expect("a signal that may be caught");
+        signal_hook::flag::register(SIGPIPE, Arc::<AtomicBool>::default()).expect("a signal that may be caught");
         RefCell::new((Proxy::new(), 0))
     });
     let [method, shape, rest @ ..] = data else { return };
