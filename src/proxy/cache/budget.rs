@@ -2,7 +2,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use prometheus::IntGauge;
 use tokio::time::Instant;
 
 use super::metrics::CacheMetrics;
@@ -15,7 +14,7 @@ pub struct CacheBudget {
     /// The times of reads count from here.
     base: Instant,
     held: Arc<Mutex<Held>>,
-    gauge: IntGauge,
+    metrics: CacheMetrics,
 }
 
 #[derive(Default)]
@@ -27,7 +26,7 @@ struct Held {
 impl CacheBudget {
     /// At most this many bytes.
     pub fn new(bytes_max: usize, metrics: &CacheMetrics) -> Self {
-        Self { bytes_max, base: Instant::now(), held: Arc::default(), gauge: metrics.bytes.clone() }
+        Self { bytes_max, base: Instant::now(), held: Arc::default(), metrics: metrics.clone() }
     }
 
     /// Where the times of reads count from, for all replicas.
@@ -49,7 +48,7 @@ impl CacheBudget {
             held.forget(&oldest);
             oldest.evicted.notify_one();
         }
-        self.gauge.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
+        self.metrics.bytes.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
         held.bytes <= self.bytes_max
     }
 
@@ -57,7 +56,7 @@ impl CacheBudget {
     pub(super) fn release(&self, replica: &Arc<SharedReplica>) {
         let mut held = self.held.lock();
         held.forget(replica);
-        self.gauge.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
+        self.metrics.bytes.set(i64::try_from(held.bytes).unwrap_or(i64::MAX));
     }
 }
 
