@@ -110,7 +110,8 @@ impl UpstreamEndpoints {
                     }
                     return Pick::Ready(member.clone(), connection);
                 }
-                (Some(_), Standing::Learner) if !wanted.on_learner => {}
+                // The only endpoint there is refuses for itself.
+                (Some(_), Standing::Learner) if !wanted.on_learner && list.len() > 1 => {}
                 (Some(connection), _) => {
                     second.get_or_insert_with(|| (member.clone(), connection));
                     continue;
