@@ -14,7 +14,7 @@ pub(super) enum Standing {
     /// Owes the answer to a health check, but not yet for so long that its connections are cut. The same.
     Late,
     /// Refuses everything but serializable reads and its own status. Gets those while no other endpoint is ready, and
-    /// nothing else.
+    /// nothing else unless it is the only endpoint.
     Learner,
 }
 
