@@ -20,7 +20,7 @@ use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
-    CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, Namespace, ProxyService, ProxyUser,
+    CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, MessageLimits, Namespace, ProxyService, ProxyUser,
     ProxyWatchMetrics, ProxyWatchService, RangeCache, ReadPermissions, RegisteredProxies, Registration, ResponseMemory,
     SelfMember, Tenant, Tenants, UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, pause_without_cluster,
     proxy_calls,
@@ -167,6 +167,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         member.registered = Some(RegisteredProxies::start(channel, registration, &tasks));
     }
     let paused = pause_without_cluster(pools.open(&tasks), &tasks);
+    let limits = MessageLimits { send_bytes_max: config.send_bytes_max, receive_bytes_max: config.receive_bytes_max };
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
@@ -179,6 +180,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .collect(),
             caches: caches.clone(),
             paused: paused.clone(),
+            limits,
             self_member: self_member.clone(),
             response_memory: response_memory.clone(),
             metrics: metrics.clone(),

@@ -79,6 +79,12 @@ pub struct RawProxyConfig {
     /// Streams a client may have open on one connection.
     #[arg(long, default_value_t = u32::MAX, value_name = "COUNT")]
     pub max_concurrent_streams: u32,
+    /// Largest message of a request; 0 is what the member takes.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub max_send_bytes: i64,
+    /// Largest message of an answer; 0 is what the member gives.
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    pub max_recv_bytes: i64,
     /// Serve profiles under /debug/pprof/.
     #[arg(long, default_value_t = false, action = ArgAction::Set)]
     pub enable_pprof: bool,
@@ -210,6 +216,10 @@ pub struct ProxyConfig {
     pub cache: Option<RangeCacheConfig>,
     /// Streams per connection.
     pub max_concurrent_streams: u32,
+    /// Largest message of a request; none for what the member takes.
+    pub send_bytes_max: Option<usize>,
+    /// Largest message of an answer; none for what the member gives.
+    pub receive_bytes_max: Option<usize>,
     /// Whether profiles are served.
     pub enable_pprof: bool,
     /// Serving threads; none for one per core.
@@ -351,6 +361,16 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             bytes_max: (raw.cache_bytes > 0).then_some(raw.cache_bytes),
             staleness: raw.cache_staleness.0,
         });
+        // As in etcd, what is not positive is as if it was not given.
+        let bytes_max = |bytes: i64| usize::try_from(bytes).ok().filter(|&bytes| bytes > 0);
+        let (send_bytes_max, receive_bytes_max) = (bytes_max(raw.max_send_bytes), bytes_max(raw.max_recv_bytes));
+        if let (Some(send), Some(receive)) = (send_bytes_max, receive_bytes_max)
+            && send > receive
+        {
+            let reason =
+                format!("gRPC message recv limit ({receive} bytes) must be greater than send limit ({send} bytes)");
+            return Err(ConfigError::Value { flag: "max-recv-bytes, --max-send-bytes", reason });
+        }
         let nonzero = |duration: GoDuration| (!duration.0.is_zero()).then_some(duration.0);
         let upstream_pings = nonzero(raw.dial_keepalive_time).map(|interval| UpstreamPings {
             interval,
@@ -385,6 +405,8 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             answer_memory_bytes: raw.answer_memory_bytes,
             cache,
             max_concurrent_streams: raw.max_concurrent_streams,
+            send_bytes_max,
+            receive_bytes_max,
             enable_pprof: raw.enable_pprof,
             serving_threads: (raw.serving_threads > 0).then_some(raw.serving_threads),
             grace: raw.shutdown_grace.0,
@@ -500,6 +522,11 @@ mod tests {
             ("--resolver-prefix=x --resolver-ttl=5 --advertise-client-url=", "invalid advertise-client-url \"\""),
             ("--namespace-hex=6", "\"--namespace-hex\" flag: must be pairs of hexadecimal digits"),
             ("--namespace-hex=61 --namespace=a", "--namespace, --namespace-hex: the namespace is given twice"),
+            (
+                "--max-send-bytes=6 --max-recv-bytes=5",
+                "--max-recv-bytes, --max-send-bytes: gRPC message recv limit (5 bytes) must be greater than send limit (6 bytes)",
+            ),
+            ("--max-send-bytes=x", "for \"--max-send-bytes\" flag: strconv.ParseInt"),
             ("--namespace-hex=0061", "are reserved for the proxy"),
             ("--max-concurrent-streams=-1", "for \"--max-concurrent-streams\" flag: strconv.ParseUint"),
             ("--nonsense", "unknown flag: --nonsense"),
@@ -530,6 +557,17 @@ mod tests {
         let short = parse("--watch-progress-notify-interval=1ms").unwrap();
         assert_eq!(short.watch_progress_notify_interval, Duration::from_millis(100));
         assert_eq!(config.log.level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn messages_are_limited_where_a_limit_is_given() {
+        let limits = |line| {
+            let config = parse(line).unwrap();
+            (config.send_bytes_max, config.receive_bytes_max)
+        };
+        assert_eq!(limits(""), (None, None));
+        assert_eq!(limits("--max-send-bytes=5 --max-recv-bytes 5"), (Some(5), Some(5)));
+        assert_eq!(limits("--max-send-bytes=-1 --max-recv-bytes=0"), (None, None));
     }
 
     #[test]

@@ -156,11 +156,6 @@ const GROUPS: &[Group] = &[
             ("discovery-fallback", Text, "exit"),
         ],
     ),
-    ignored(
-        &[Proxy],
-        "messages pass as bytes, the member decides",
-        &[("max-send-bytes", Int, "1572864"), ("max-recv-bytes", Int, "2147483647")],
-    ),
     ignored(&[Gateway, Proxy], "no effect without --discovery-srv", &[("insecure-discovery", Bool, "false")]),
     ignored(&[Ctl], "no effect without --discovery-srv", &[("insecure-discovery", Bool, "true")]),
     not_yet(

@@ -3,7 +3,7 @@
 //! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`]. For a
 //! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
 //! what the port answers beside gRPC, `cache/` answers ranges from replicas that a watch keeps current, `identity/` says whose requests may share an upstream stream and what a caller may
-//! read, `revision_tracking.rs` notes the newest revision that a connection was sent, which no later answer may be older
+//! read, `message_limits.rs` bounds the messages of clients, `revision_tracking.rs` notes the newest revision that a connection was sent, which no later answer may be older
 //! than. The cluster is reached through [`client`](crate::client) alone.
 
 mod answer;
@@ -14,6 +14,7 @@ mod http;
 mod identity;
 mod lease;
 mod members;
+mod message_limits;
 mod namespace;
 mod registration;
 mod revision_tracking;
@@ -26,6 +27,7 @@ pub use cluster_health::pause_without_cluster;
 pub use endpoints::UpstreamPools;
 pub use identity::{Caller, Identity, PERMISSION_MAX, ProxyUser, ReadPermission, ReadPermissions};
 pub use members::SelfMember;
+pub use message_limits::MessageLimits;
 #[cfg(fuzzing)]
 pub use namespace::fuzzing;
 pub use namespace::{Namespace, ResponseMemory};

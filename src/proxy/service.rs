@@ -22,6 +22,7 @@ use super::http::Pages;
 use super::identity::Caller;
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::members::SelfMember;
+use super::message_limits::{ClientBody, MessageLimits};
 use super::namespace::{ResponseMemory, View, no_decompressor};
 use super::revision_tracking::track_revisions;
 use super::tenant::{Tenant, Tenants};
@@ -58,6 +59,8 @@ pub struct WorkerParts {
     pub caches: HashMap<Arc<Tenant>, RangeCache>,
     /// Whether `grpc.health.v1` says that nothing is served.
     pub paused: watch::Receiver<bool>,
+    /// Of calls of clients.
+    pub limits: MessageLimits,
     /// What MemberList answers; none for the real list.
     pub self_member: Option<SelfMember>,
     /// Memory for answers that are rewritten, of all threads.
@@ -99,6 +102,7 @@ struct Worker {
     watch_hubs: Vec<ProxyWatchService>,
     caches: HashMap<Arc<Tenant>, RangeCache>,
     health: HealthServer<HealthService>,
+    limits: MessageLimits,
     self_member: Option<SelfMember>,
     leases: KeepAliveBroadcasts,
     pages: Pages,
@@ -116,6 +120,7 @@ impl ProxyService {
             watches,
             caches,
             paused,
+            limits,
             self_member,
             response_memory,
             metrics,
@@ -143,6 +148,7 @@ impl ProxyService {
                 watch_hubs,
                 caches,
                 health: HealthServer::new(HealthService::following(paused)),
+                limits,
                 self_member,
                 leases,
                 pages,
@@ -220,14 +226,19 @@ impl Worker {
     async fn counted(&self, request: Request<AskedBody>) -> Response<Body> {
         let Ok(number) = METHODS.binary_search_by(|method| method.path.cmp(request.uri().path())) else {
             // An unknown method is passed on too, without metrics.
-            return self.grpc(request.map(RequestBody::uncounted)).await;
+            return self.limited(request.map(RequestBody::uncounted)).await;
         };
         let call = self.calls.start(number, request.headers());
-        let response = self.grpc(request.map(|body| call.request(body))).await;
+        let response = self.limited(request.map(|body| call.request(body))).await;
         call.response(response).map(Body::new)
     }
 
-    async fn grpc(&self, request: Request<RequestBody<AskedBody>>) -> Response<Body> {
+    async fn limited(&self, request: Request<RequestBody<AskedBody>>) -> Response<Body> {
+        let answer = self.grpc(request.map(|body| self.limits.request(body))).await;
+        self.limits.answer(answer)
+    }
+
+    async fn grpc(&self, request: Request<ClientBody>) -> Response<Body> {
         let tenant = self.tenants.of(request.headers());
         let view = self.views.get(tenant);
         if request.uri().path() == COMPACT && (view.is_none() || tenant.admin) {

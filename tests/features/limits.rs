@@ -1,9 +1,18 @@
-//! `--max-concurrent-streams`: a client opens one stream more only when another one has ended.
+//! `--max-concurrent-streams`: a client opens one stream more only when another one has ended. `--max-send-bytes` and
+//! `--max-recv-bytes` of the proxy, and what it takes without them: whatever the member does.
 
+use prost::Message;
+use tonic::{Code, Status};
+use watershed::client::Client;
 use watershed::pb::etcdserverpb::watch_request::RequestUnion;
-use watershed::pb::etcdserverpb::{PutRequest, WatchCreateRequest, WatchRequest};
+use watershed::pb::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, WatchCreateRequest, WatchRequest,
+};
 
-use crate::harness::{Deployment, RawHttp2, Target, cancel_frame, data_frame, grpc_headers, grpc_message, run};
+use crate::harness::{
+    Deployment, RawHttp2, Target, Watching, cancel_frame, client, data_frame, grpc_headers, grpc_message, json, prefix,
+    refused, run, soon,
+};
 
 const LIMIT: &str = "--max-concurrent-streams=2";
 const REFUSED_STREAM: u32 = 7;
@@ -41,4 +50,114 @@ async fn limited(endpoint: &str) {
     raw.write(&put(7)).await;
     raw.wait("the answer", |seen| (seen.messages(7).len() == 1).then_some(())).await;
     assert!(raw.alive().await);
+}
+
+const SEND_MAX: usize = 1000;
+const RECEIVE_MAX: usize = 3000;
+
+fn put_of(key: &'static str, value_bytes: usize) -> PutRequest {
+    PutRequest { key: key.into(), value: vec![b'v'; value_bytes].into(), ..Default::default() }
+}
+
+/// A put whose message has this length.
+fn put_message(key: &'static str, length: usize) -> PutRequest {
+    let around = put_of(key, length).encoded_len() - length;
+    let put = put_of(key, length - around);
+    assert_eq!(put.encoded_len(), length);
+    put
+}
+
+fn get(key: &'static str) -> RangeRequest {
+    RangeRequest { key: key.into(), ..Default::default() }
+}
+
+#[test]
+fn the_proxy_limits_messages_where_its_flags_say_so() {
+    let flags = [format!("--max-send-bytes={SEND_MAX}"), format!("--max-recv-bytes={RECEIVE_MAX}")];
+    for more in [&[][..], &["--namespace=t/"], &["--cache=linearizable"]] {
+        run(Target::Core, &[], async |deployment: &mut Deployment| {
+            let flags: Vec<&str> = flags.iter().map(String::as_str).chain(more.iter().copied()).collect();
+            let (_proxy, endpoint) = deployment.also_front("grpc-proxy", &flags).await;
+            requests_are_limited(&endpoint).await;
+            let before = if more.contains(&"--namespace=t/") { "t/" } else { "" };
+            answers_are_limited(deployment, &endpoint, before).await;
+        });
+    }
+}
+
+async fn requests_are_limited(endpoint: &str) {
+    let client = client(endpoint);
+    let too_long = |length| format!("trying to send message larger than max ({length} vs. {SEND_MAX})");
+    client.kv().put(put_message("k", SEND_MAX)).await.expect("as long as allowed");
+    refused(client.kv().put(put_message("k", SEND_MAX + 1)).await, Code::ResourceExhausted, &too_long(SEND_MAX + 1));
+    // The same through the JSON gateway, where the length is that of the message in protobuf.
+    let body = |value_bytes: usize| format!(r#"{{"key":"aw==","value":"{}"}}"#, "dnZ2".repeat(value_bytes / 3));
+    let (status, answer) = json(endpoint, "/v3/kv/put", &body(600)).await;
+    assert_eq!(status, 200, "{answer}");
+    let (status, answer) = json(endpoint, "/v3/kv/put", &body(3000)).await;
+    let length = put_of("k", 3000).encoded_len();
+    assert_eq!((status, &answer["message"]), (429, &too_long(length).into()), "{answer}");
+    // A watch whose request is too long ends its stream, and no other.
+    let (mut watching, _) =
+        Watching::create(&client, WatchCreateRequest { key: "k".into(), ..Default::default() }).await;
+    let long = Watching::open(&client);
+    long.ask(WatchCreateRequest { key: vec![b'k'; SEND_MAX].into(), ..Default::default() }).await;
+    let refusal = soon("the end", long.half_close().message()).await.expect_err("too long");
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal}");
+    assert!(refusal.message().starts_with("trying to send message larger than max"), "{refusal}");
+    client.kv().put(put_of("k", 5)).await.expect("put");
+    assert_eq!(watching.next().await.events.len(), 1);
+    let grant = client.lease().lease_grant(LeaseGrantRequest { ttl: 60, id: 0 }).await.expect("grant").into_inner();
+    let asked = tokio_stream::once(LeaseKeepAliveRequest { id: grant.id });
+    let mut kept = client.lease().lease_keep_alive(asked).await.expect("a stream").into_inner();
+    assert_eq!(kept.message().await.expect("an answer").expect("an answer").ttl, 60);
+}
+
+/// `before` is what the proxy puts before keys.
+async fn answers_are_limited(deployment: &Deployment, endpoint: &str, before: &str) {
+    let client = client(endpoint);
+    let refusal = |answer: Result<_, Status>| {
+        let refusal = answer.map(|_: tonic::Response<_>| ()).expect_err("too long");
+        let text = refusal.message();
+        let form = text.starts_with("grpc: received message larger than max (") && text.ends_with(" vs. 3000)");
+        assert!(form && refusal.code() == Code::ResourceExhausted, "{refusal}");
+    };
+    deployment.put(format!("{before}long"), vec![b'v'; RECEIVE_MAX]).await;
+    deployment.put(format!("{before}short"), vec![b'v'; RECEIVE_MAX / 2]).await;
+    refusal(client.kv().range(get("long")).await);
+    assert_eq!(client.kv().range(get("short")).await.expect("short enough").into_inner().kvs.len(), 1);
+    let (status, answer) = json(endpoint, "/v3/kv/range", r#"{"key":"bG9uZw=="}"#).await;
+    assert_eq!(status, 429, "{answer}");
+    // An event that is too long ends the stream of its watch, and no other.
+    let (mut of_short, _) =
+        Watching::create(&client, WatchCreateRequest { key: "short".into(), ..Default::default() }).await;
+    let (of_all, _) = Watching::create(&client, all()).await;
+    deployment.put(format!("{before}long"), vec![b'w'; RECEIVE_MAX]).await;
+    let ended = soon("the end", of_all.half_close().message()).await.expect_err("too long");
+    assert_eq!(ended.code(), Code::ResourceExhausted, "{ended}");
+    deployment.put(format!("{before}short"), "w").await;
+    assert_eq!(of_short.next().await.events.len(), 1);
+}
+
+fn all() -> WatchCreateRequest {
+    let RangeRequest { key, range_end, .. } = prefix("");
+    WatchCreateRequest { key, range_end, ..Default::default() }
+}
+
+/// etcd's proxy takes no more than 4 MiB, whatever its flags and the member's are.
+#[test]
+fn without_flags_the_member_decides_how_long_messages_may_be() {
+    const MIB: usize = 1024 * 1024;
+    run(Target::Core, &["--max-request-bytes=10485760"], async |deployment: &mut Deployment| {
+        let (_proxy, endpoint) = deployment.also_front("grpc-proxy", &[]).await;
+        let through = client(&endpoint);
+        through.kv().put(put_of("k", 5 * MIB)).await.expect("the member takes it");
+        let pair = through.kv().range(get("k")).await.expect("the member gives it").into_inner();
+        assert_eq!(pair.kvs[0].value.len(), 5 * MIB);
+        let put = async |client: &Client| {
+            let refusal = client.kv().put(put_of("k", 11 * MIB)).await.expect_err("too long");
+            (refusal.code(), refusal.message().to_owned())
+        };
+        assert_eq!(put(&through).await, put(&deployment.member_client()).await);
+    });
 }

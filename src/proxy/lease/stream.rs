@@ -16,11 +16,10 @@ use super::broadcast::Subscription;
 use super::broadcasts::KeepAliveBroadcasts;
 use super::client_stream::Next;
 use crate::client::framed;
-use crate::json::AskedBody;
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
 use crate::proxy::Identity;
-use crate::telemetry::RequestBody;
+use crate::proxy::message_limits::ClientBody;
 
 /// Requests of one client that wait for their answers; beyond, the client's next ones are not read.
 const WAITING_MAX: usize = 1024;
@@ -66,7 +65,7 @@ pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &Header
 pub(in crate::proxy) fn keep_alive(
     admission: Admission,
     ownership: Option<Arc<dyn LeaseOwnership>>,
-    request: Request<RequestBody<AskedBody>>,
+    request: Request<ClientBody>,
 ) -> Response<Body> {
     let Admission { subscription, encoding } = admission;
     let (parts, body) = request.into_parts();

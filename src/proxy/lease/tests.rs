@@ -18,7 +18,7 @@ use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use crate::proxy::{Namespace, ProxyService, ResponseMemory, Tenant, Tenants, WorkerParts, proxy_calls};
+use crate::proxy::{MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, Tenants, WorkerParts, proxy_calls};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -158,6 +158,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             watches: HashMap::new(),
             caches: HashMap::new(),
             paused: tokio::sync::watch::channel(false).1,
+            limits: MessageLimits::default(),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 20),
             profiles: None,

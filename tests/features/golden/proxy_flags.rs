@@ -7,8 +7,11 @@ use std::process::Command;
 use crate::harness::{is_stock, server_binary};
 
 /// Where a default of ours is another one, and why.
-const DIFFERENT: &[(&str, &str)] =
-    &[("advertise-client-url", "the address it listens on, in etcd too unless --listen-addr is given")];
+const DIFFERENT: &[(&str, &str)] = &[
+    ("advertise-client-url", "the address it listens on, in etcd too unless --listen-addr is given"),
+    ("max-send-bytes", "the member decides, which answers with an error of its own"),
+    ("max-recv-bytes", "grpc-go's maximum, that of every client"),
+];
 
 fn transcript() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop/golden/grpc_proxy_flags.txt")

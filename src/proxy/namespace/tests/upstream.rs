@@ -20,8 +20,8 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, Tenant, Tenants, WatchHub,
-    WatchHubConfig, WorkerParts, proxy_calls,
+    MessageLimits, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, Tenant, Tenants,
+    WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -243,6 +243,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             watches: HashMap::from([(tenant.clone(), watch)]),
             caches: HashMap::new(),
             paused: tokio::sync::watch::channel(false).1,
+            limits: MessageLimits::default(),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 30),
             profiles: None,
