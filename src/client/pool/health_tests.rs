@@ -207,6 +207,33 @@ async fn a_learner_gets_nothing_that_it_refuses() {
     assert_eq!(received(), [1, 11]);
 }
 
+/// A learner that is promoted refused for ever through a pool that took its standing once and did not follow it.
+#[tokio::test(start_paused = true)]
+async fn a_learner_behind_a_pool_refuses_for_itself_until_it_is_promoted() {
+    let learner = || Reply::Status(14, ApiError::NotSupportedForLearner.text());
+    // With one endpoint whether its standing is followed or not; of several, as those of a client, nobody follows any.
+    for (names, follows) in [(&["a:1"][..], true), (&["a:1"][..], false), (&["a:1", "b:1"][..], false)] {
+        let promoted = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let is_promoted = promoted.clone();
+        let network = FakeNetwork::new(move |_| match is_promoted.load(std::sync::atomic::Ordering::SeqCst) {
+            true => Reply::Message(vec![0; 5]),
+            false => learner(),
+        });
+        let endpoints: Vec<_> = names.iter().map(|name| network.place(name, Dial::Member(1))).collect();
+        endpoints.iter().for_each(|endpoint| network.health(endpoint, learner()));
+        let usual = config(&network, &endpoints);
+        let pool = Pool::new(PoolConfig { silence_max: usual.silence_max.filter(|_| follows), ..usual }, &Tasks::new());
+        let refusal = failed(&write(&pool).await).expect("a learner takes no write");
+        assert!(refusal.contains("learner"), "{names:?}, {follows}: {refusal}");
+        let asked: usize = endpoints.iter().map(|endpoint| network.received(endpoint)).sum();
+        assert!(asked > 0, "{names:?}, {follows}: the member refuses, not the pool");
+        promoted.store(true, std::sync::atomic::Ordering::SeqCst);
+        endpoints.iter().for_each(|endpoint| network.health(endpoint, Reply::Message(vec![0; 5])));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(failed(&write(&pool).await), None, "{names:?}, {follows}");
+    }
+}
+
 /// What a member refuses before it looks at the request goes to another one, a write too.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_was_refused_unread_goes_elsewhere() {

@@ -227,7 +227,8 @@ impl UpstreamEndpoint {
             let connection = Connection::open(&self.endpoint, &keeping.config, &keeping.tasks).await;
             let connection = dialled.insert(connection.map_err(|error| error.to_string())?);
             connection.admit(keeping.config.cluster.as_ref()).await?;
-            if reports {
+            // One that nobody follows would stay as it was first.
+            if reports && keeping.config.silence_max.is_some() {
                 self.stands(connection.standing().await?, keeping);
             }
             Ok(())
