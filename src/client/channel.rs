@@ -68,6 +68,12 @@ impl Channel {
         Self::with_identity(pool, Identity { login: Some(Login::new(credentials)), ..Identity::default() })
     }
 
+    /// The same user with requests through another pool; the two share one login.
+    #[must_use]
+    pub fn through(&self, pool: Pool) -> Self {
+        Self { pool, identity: self.identity.clone() }
+    }
+
     pub(super) fn with_identity(pool: Pool, identity: Identity) -> Self {
         Self { pool, identity: Arc::new(identity) }
     }

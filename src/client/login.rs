@@ -2,34 +2,43 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::debug;
 
 use super::config::Credentials;
 use super::method::Method;
 use super::pool::{Head, Pool, unframed};
+use super::token_lifetime::TokenLifetime;
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 use crate::pb::frame::framed;
+use crate::telemetry::unix_seconds;
 
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 
 /// A user of the cluster and the token of its last login.
 ///
 /// At most one Authenticate is in progress: who needs a token meanwhile waits and takes the same outcome, so that any
-/// number of requests costs the cluster one password check.
+/// number of requests costs the cluster one password check. A token that ends soon is renewed by the next request that
+/// carries one, while the others go on with it.
 #[derive(Debug)]
 pub(super) struct Login {
     credentials: Credentials,
     in_progress: tokio::sync::Mutex<()>,
     last: ArcSwap<Last>,
+    lifetime: Mutex<TokenLifetime>,
 }
 
 /// The last login and its number, so that an answer is never taken for one to a later token.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Last {
     number: u64,
     outcome: Option<Result<Option<HeaderValue>, Status>>,
+    at: Instant,
+    /// When its token is renewed; none while nothing is known of its end.
+    renew_at: Option<Instant>,
 }
 
 /// What to send along: nothing while the cluster runs without authentication.
@@ -41,7 +50,13 @@ pub(super) struct Token {
 
 impl Login {
     pub(super) fn new(credentials: Credentials) -> Self {
-        Self { credentials, in_progress: tokio::sync::Mutex::default(), last: ArcSwap::default() }
+        let none = Last { number: 0, outcome: None, at: Instant::now(), renew_at: None };
+        Self {
+            credentials,
+            in_progress: tokio::sync::Mutex::default(),
+            last: ArcSwap::from_pointee(none),
+            lifetime: Mutex::default(),
+        }
     }
 
     /// The token of the last login; logs in when there is none.
@@ -51,6 +66,7 @@ impl Login {
     pub(super) async fn token(&self, pool: &Pool) -> Result<Token, Status> {
         let last = self.last.load_full();
         match &last.outcome {
+            Some(Ok(_)) if last.is_due() => Ok(self.renewed(pool).await),
             Some(Ok(value)) => Ok(Token { number: last.number, value: value.clone() }),
             Some(Err(_)) | None => self.log_in(pool, last.number).await,
         }
@@ -61,13 +77,15 @@ impl Login {
     /// # Errors
     /// What the cluster answered to the login.
     pub(super) async fn later(&self, pool: &Pool, refused: &Token) -> Result<Token, Status> {
+        self.learn(refused);
         self.log_in(pool, refused.number).await
     }
 
     /// Logs in for the next request that needs a token, unless that happened since `refused` was sent.
     pub(super) fn forget(&self, refused: &Token) {
+        self.learn(refused);
         self.last.rcu(|last| match last.number == refused.number {
-            true => Arc::new(Last { number: last.number, outcome: None }),
+            true => Arc::new(Last { outcome: None, ..**last }),
             false => last.clone(),
         });
     }
@@ -79,6 +97,44 @@ impl Login {
         Token { number: last.number, value }
     }
 
+    /// The token to carry where the last one is about to end. Who finds a login in progress carries the last one.
+    async fn renewed(&self, pool: &Pool) -> Token {
+        let Ok(_one) = self.in_progress.try_lock() else { return self.current() };
+        let last = self.last.load_full();
+        // Another request may have renewed it, or have had it refused.
+        if !last.is_due() {
+            return self.current();
+        }
+        match self.authenticate(pool).await {
+            Ok(value) => {
+                self.lifetime.lock().renewed();
+                self.keep(last.number + 1, Ok(value));
+            }
+            // The last one is still good: whether it is refused decides.
+            Err(status) => {
+                debug!(user = self.credentials.name, %status, "token not renewed");
+                let renew_at = Some(TokenLifetime::retry_at(Instant::now()));
+                self.last.rcu(|last| Arc::new(Last { outcome: last.outcome.clone(), renew_at, ..**last }));
+            }
+        }
+        self.current()
+    }
+
+    /// Takes note of how old a token was when it was refused.
+    fn learn(&self, refused: &Token) {
+        let last = self.last.load();
+        if last.number == refused.number && matches!(last.outcome, Some(Ok(Some(_)))) {
+            self.lifetime.lock().refused(last.at.elapsed());
+        }
+    }
+
+    fn keep(&self, number: u64, outcome: Result<Option<HeaderValue>, Status>) {
+        let now = Instant::now();
+        let token = outcome.as_ref().ok().and_then(Option::as_ref);
+        let renew_at = token.and_then(|token| self.lifetime.lock().renew_at(token, unix_seconds(), now));
+        self.last.store(Arc::new(Last { number, outcome: Some(outcome), at: now, renew_at }));
+    }
+
     /// Logs in, unless a login after number `seen` has ended meanwhile.
     async fn log_in(&self, pool: &Pool, seen: u64) -> Result<Token, Status> {
         let _one = self.in_progress.lock().await;
@@ -88,7 +144,7 @@ impl Login {
             _ => self.authenticate(pool).await,
         };
         let number = last.number + 1;
-        self.last.store(Arc::new(Last { number, outcome: Some(outcome.clone()) }));
+        self.keep(number, outcome.clone());
         with_number(number, outcome)
     }
 
@@ -107,6 +163,12 @@ impl Login {
             .map_err(|_| Status::internal("the cluster answered with a token that a header cannot carry"))?;
         value.set_sensitive(true);
         Ok(Some(value))
+    }
+}
+
+impl Last {
+    fn is_due(&self) -> bool {
+        self.renew_at.is_some_and(|at| at <= Instant::now())
     }
 }
 

@@ -1,18 +1,25 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use prost::Message;
+use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::testing::{FakeMember, Received, Reply};
-use super::{Client, ClientConfig, Credentials};
+use super::pool::{Pool, PoolConfig};
+use super::testing::{Dial, FakeMember, FakeNetwork, Received, Reply};
+use super::{Channel, Client, ClientConfig, Credentials};
 use crate::api_error::ApiError;
+use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::{
     AuthenticateRequest, AuthenticateResponse, PutRequest, RangeRequest, RangeResponse, WatchRequest,
 };
 use crate::pb::frame::framed;
+use crate::shutdown::Tasks;
+use crate::telemetry::unix_seconds;
 
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 
@@ -193,4 +200,92 @@ async fn a_write_of_a_user_by_certificate_is_sent_again_when_users_changed() {
     assert_eq!((refusal.message(), member.received().len()), (ApiError::AuthOldRevision.text(), 13));
     Client::connect(config(None)).unwrap().kv().put(PutRequest::default()).await.unwrap_err();
     assert_eq!(member.received().len(), 14, "without a certificate there is no user");
+}
+
+/// A cluster whose tokens end, on paused time.
+struct Ending {
+    channel: Channel,
+    logins: Arc<AtomicU64>,
+    /// Requests that came with a token that was no longer accepted.
+    refusals: Arc<AtomicU64>,
+    /// Whether logins fail.
+    locked: Arc<AtomicBool>,
+}
+
+impl Ending {
+    /// Tokens end this long after they were given; signed ones say so.
+    fn new(lifetime: Duration, signed: bool) -> Self {
+        let (logins, refusals, locked) = (Arc::default(), Arc::default(), Arc::default());
+        let ends = Arc::new(parking_lot::Mutex::new(Vec::<Instant>::new()));
+        let (counted, refused, fails): (Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicBool>) =
+            (Arc::clone(&logins), Arc::clone(&refusals), Arc::clone(&locked));
+        let network = FakeNetwork::new(move |request| {
+            if request.path == AUTHENTICATE {
+                if fails.load(SeqCst) {
+                    return Reply::Status(13, "out of order");
+                }
+                let number = counted.fetch_add(1, SeqCst);
+                ends.lock().push(Instant::now() + lifetime);
+                let claims = format!(r#"{{"exp":{}}}"#, unix_seconds() + lifetime.as_secs() as i64);
+                let token = match signed {
+                    true => format!("{number}.{}.s", URL_SAFE_NO_PAD.encode(claims)),
+                    false => format!("{number}.x"),
+                };
+                return Reply::Message(framed(&AuthenticateResponse { token, ..Default::default() }).to_vec());
+            }
+            let token = request.headers["token"].to_str().unwrap();
+            let number: usize = token.split_once('.').unwrap().0.parse().unwrap();
+            if ends.lock()[number] <= Instant::now() {
+                refused.fetch_add(1, SeqCst);
+                return Reply::Status(16, ApiError::InvalidAuthToken.text());
+            }
+            Reply::Message(framed(&RangeResponse::default()).to_vec())
+        });
+        let endpoint = network.place("a:1", Dial::Member(1));
+        let config = PoolConfig { dialer: Arc::new(network), ..PoolConfig::new(vec![endpoint]) };
+        let user = Credentials { name: "root".into(), password: "right".into() };
+        Self { channel: Channel::of_user(Pool::new(config, &Tasks::new()), user), logins, refusals, locked }
+    }
+
+    /// Many requests every tenth of a second.
+    async fn ask_for(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            let one = || async { KvClient::new(self.channel.clone()).range(RangeRequest::default()).await };
+            for answer in futures::future::join_all((0..20).map(|_| one())).await {
+                answer.unwrap();
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn seen(&self) -> (u64, u64) {
+        (self.logins.load(SeqCst), self.refusals.load(SeqCst))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signed_token_is_renewed_before_it_ends_by_one_request() {
+    let cluster = Ending::new(Duration::from_secs(30), true);
+    cluster.ask_for(Duration::from_secs(105)).await;
+    assert_eq!(cluster.seen(), (6, 0), "a login every 20 s");
+    // Where it cannot be renewed it is used for as long as it is good.
+    cluster.ask_for(Duration::from_secs(14)).await;
+    cluster.locked.store(true, SeqCst);
+    cluster.ask_for(Duration::from_secs(8)).await;
+    cluster.locked.store(false, SeqCst);
+    cluster.ask_for(Duration::from_secs(20)).await;
+    assert_eq!(cluster.seen().1, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_simple_token_is_met_once() {
+    let cluster = Ending::new(Duration::from_secs(30), false);
+    cluster.ask_for(Duration::from_secs(32)).await;
+    let (logins, refusals) = cluster.seen();
+    assert!(logins == 2 && refusals > 0, "{logins} logins, {refusals} refusals");
+    cluster.ask_for(Duration::from_secs(150)).await;
+    let later = cluster.seen();
+    assert_eq!(later.1, refusals, "none since");
+    assert!((10..14).contains(&later.0), "{later:?}");
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Client`] is the way in for the tools and the tests: one type that hands out the generated clients of every
 //! service over a [`Channel`], which connects when it is first used, spreads requests over the endpoints and fails
-//! over. A configured user is logged in, and again when its token is no longer accepted (`login.rs`). Under it lies the
+//! over. A configured user is logged in, and again before its token ends (`token_lifetime.rs`) or when it is no longer accepted
+//! (`login.rs`). Under it lies the
 //! [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs` for what may be sent
 //! twice, then `pool/dispatch.rs`.
 //!
@@ -20,6 +21,7 @@ mod method;
 mod pool;
 #[cfg(test)]
 pub(crate) mod testing;
+mod token_lifetime;
 
 pub use crate::pb::frame::framed;
 pub use channel::Channel;

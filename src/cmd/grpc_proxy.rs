@@ -130,7 +130,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         None => Box::new(listed),
         Some(interval) => Box::new(MemberList::follow(pools.open(&tasks), &listed, interval, &tasks)),
     };
-    let user = own_user(&config)?;
+    let user = own_user(&config, &pools, &tasks)?;
     let asks = user.is_some() || config.cache.is_some();
     let permissions = asks.then(|| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
     let own_channel = || user.as_ref().map(|user| user.channel(&pools, &tasks));
@@ -261,7 +261,7 @@ fn self_member(advertise: &Advertise, scheme: &str, listen: SocketAddr) -> Optio
 
 /// Who the proxy itself is for the cluster.
 enum OwnUser {
-    Password(Credentials),
+    Password(Channel),
     /// Shown on connections that carry no request of a client: to a member they are all that user's.
     Certificate(ClientTls),
 }
@@ -270,18 +270,19 @@ impl OwnUser {
     /// A way to the cluster as this user, on the current runtime.
     fn channel(&self, pools: &UpstreamPools, tasks: &Tasks) -> Channel {
         match self {
-            Self::Password(credentials) => Channel::of_user(pools.open(tasks), credentials.clone()),
+            // All of them share one login.
+            Self::Password(channel) => channel.through(pools.open(tasks)),
             Self::Certificate(tls) => Channel::new(pools.open_with(Some(tls.clone()), tasks)),
         }
     }
 }
 
-fn own_user(config: &ProxyConfig) -> anyhow::Result<Option<OwnUser>> {
+fn own_user(config: &ProxyConfig, pools: &UpstreamPools, tasks: &Tasks) -> anyhow::Result<Option<OwnUser>> {
     let (name, user) = match &config.user {
         None => return Ok(None),
         Some(ProxyUserConfig::Password(UserAndPassword { name, password })) => {
             let credentials = Credentials { name: name.clone(), password: password.clone() };
-            (name.clone(), OwnUser::Password(credentials))
+            (name.clone(), OwnUser::Password(Channel::of_user(pools.open(tasks), credentials)))
         }
         Some(ProxyUserConfig::Certificate(tls)) => {
             let files = tls.identity.clone().context("--user-cert, --user-key")?;

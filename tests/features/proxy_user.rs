@@ -166,6 +166,68 @@ fn the_proxys_token_is_renewed_when_it_has_expired() {
     });
 }
 
+/// Requests that the member refused for their token.
+async fn refused_tokens(member: &str) -> Vec<String> {
+    let page = http_get(member, "GET", "/metrics").await.expect("a page").body;
+    let refused = |line: &&str| line.starts_with("grpc_server_handled_total") && line.contains("\"Unauthenticated\"");
+    page.lines().filter(refused).filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect()
+}
+
+/// It was renewed only when it had been refused.
+#[test]
+fn the_proxys_signed_token_is_renewed_before_it_ends() {
+    let secret = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(secret.path(), [7; 64]).expect("written");
+    let token = format!("--auth-token=jwt,sign-method=HS256,priv-key={},ttl=2s", secret.path().display());
+    run(Target::Core, &["--bcrypt-cost=4", &token], async |deployment: &mut Deployment| {
+        // A change of users makes signed tokens old.
+        let endpoint = deployment.endpoint.clone();
+        add_user(&endpoint, "", "alice").await;
+        permit(&endpoint, "", "alice", Type::Readwrite, "a/", "a0").await.expect("permitted");
+        enable(deployment).await;
+        let (_front, proxy) = front(deployment, &["--user=root:root"]).await;
+        let through = client(&proxy);
+        let began = std::time::Instant::now();
+        let mut rounds = 0;
+        while began.elapsed() < std::time::Duration::from_secs(7) {
+            let alice = log_in(&proxy, "alice").await.expect("alice");
+            let (mut of_alice, created) = watch(&proxy, &alice, under("a/")).await;
+            assert!(!created.canceled, "{created:?}");
+            let revision = put(&through, &alice, "a/1").await.expect("put");
+            assert_eq!(of_alice.events(1).await, [format!("+a/1=@{revision}")]);
+            rounds += 1;
+        }
+        let refused = refused_tokens(&deployment.member).await;
+        assert!(refused.is_empty(), "in {rounds} rounds: {refused:?}");
+    });
+}
+
+#[test]
+fn a_watch_and_calls_outlive_the_tokens_of_the_proxy() {
+    let flags = ["--bcrypt-cost=4", "--auth-token-ttl=1"];
+    run(Target::Core, &flags, async |deployment: &mut Deployment| {
+        let root = enable(deployment).await;
+        let [alice, _] = alice_and_bob(deployment, &root).await;
+        let (_front, proxy) = front(deployment, &["--user=root:root"]).await;
+        let (mut of_alice, created) = watch(&proxy, &alice, under("a/")).await;
+        assert!(!created.canceled, "{created:?}");
+        let (through, began) = (client(&proxy), std::time::Instant::now());
+        // Alice's token is kept in use by the questions about her permission, the proxy's is not.
+        while began.elapsed() < std::time::Duration::from_secs(5) {
+            let revision = put(&through, &alice, "a/1").await.expect("put");
+            assert_eq!(of_alice.events(1).await, [format!("+a/1=@{revision}")]);
+            let past = WatchCreateRequest { start_revision: revision, ..under("a/") };
+            let (mut of_past, created) = watch(&proxy, &alice, past).await;
+            assert!(!created.canceled, "{created:?}");
+            assert_eq!(of_past.events(1).await, [format!("+a/1=@{revision}")]);
+            drop(of_past);
+            let pause =
+                until("a pause of a token's time", async || (began.elapsed().as_millis() % 1250 > 1100).then_some(()));
+            pause.await;
+        }
+    });
+}
+
 #[test]
 fn where_the_proxys_user_may_not_read_a_client_reads_for_itself() {
     run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
