@@ -18,8 +18,7 @@ use watershed::client::Client;
 use watershed::pb::etcdserverpb::{MoveLeaderRequest, RangeRequest, WatchCreateRequest};
 
 use super::story::{on_three, put, try_put};
-use super::upstream::Proxy;
-use crate::harness::{Cluster, Watching, client, until};
+use crate::harness::{Cluster, Proxy, Watching, client, until};
 
 /// Between two calls of one caller.
 const PACE: Duration = Duration::from_millis(10);

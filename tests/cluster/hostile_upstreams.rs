@@ -18,8 +18,7 @@ use watershed::pb::mvccpb::{Event, KeyValue};
 use watershed::shutdown::Tasks;
 
 use super::story::{put, try_put};
-use super::upstream::Proxy;
-use crate::harness::{Deployment, Target, Watching, frame, grpc_message, soon, until};
+use crate::harness::{Deployment, Proxy, Target, Watching, frame, grpc_message, raw_first, soon, until};
 
 /// Memory that no lie may take the proxy beyond, in kB: one answer at a time is held here as a whole, where it is rewritten.
 const MEMORY_MAX_KB: u64 = 300_000;
@@ -387,6 +386,54 @@ fn silence_after_the_preface_is_noticed() {
         until("a write", async || try_put(&proxy.client, "k", "v").await.ok()).await;
         for number in 0..50 {
             put(&proxy.client, &format!("k{number}"), "v").await;
+        }
+    });
+}
+
+/// Clients and members that are newer than the proxy understand each other.
+#[test]
+fn unknown_fields_reach_the_member_and_the_client() {
+    const PATHS: [&str; 5] = [
+        "/etcdserverpb.KV/Range",
+        "/etcdserverpb.KV/Put",
+        "/etcdserverpb.KV/Txn",
+        "/etcdserverpb.Lease/LeaseGrant",
+        "/etcdserverpb.KV/OfAnotherVersion",
+    ];
+    // Field 1234, a number, and field 1235, bytes.
+    let unknown = [0x90, 0x4d, 7, 0x9a, 0x4d, 3, b'n', b'e', b'w'];
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let received = Arc::new(parking_lot::Mutex::new(Vec::new()));
+        let log = received.clone();
+        let address = liar(7, move |mut request, mut answer| {
+            let log = log.clone();
+            async move {
+                let mut bytes = Vec::new();
+                while let Some(data) = request.body_mut().data().await {
+                    let data = data?;
+                    request.body_mut().flow_control().release_capacity(data.len())?;
+                    bytes.extend_from_slice(&data);
+                }
+                log.lock().push((request.uri().path().to_owned(), bytes));
+                let mut message = RangeResponse { header: header(7, 10), ..Default::default() }.encode_to_vec();
+                message.extend(unknown);
+                let mut body = answer.send_response(head(), false)?;
+                body.send_data([&[0, 0, 0, 0, message.len() as u8], &message[..]].concat().into(), false)?;
+                body.send_trailers(trailers(b"0", b""))
+            }
+        })
+        .await;
+        let proxy = Proxy::spawn(&[&address], &[]);
+        drop(watching(&proxy).await);
+        for path in PATHS {
+            let mut message = RangeRequest { key: "k".into(), ..Default::default() }.encode_to_vec();
+            message.extend(unknown);
+            received.lock().clear();
+            let answer = raw_first(&proxy.client, path, "", message.clone().into(), true).await.expect("an answer");
+            assert!(answer.expect("a message").ends_with(&unknown), "{path}");
+            let sent = [&[0, 0, 0, 0, message.len() as u8], &message[..]].concat();
+            assert!(received.lock().contains(&(path.to_owned(), sent)), "{path}: {:?}", received.lock());
         }
     });
 }

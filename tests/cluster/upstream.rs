@@ -1,13 +1,9 @@
 //! The proxy in front of endpoints that fail: which of its clients' calls do.
-//!
-//! `WATERSHED_TEST_PROXY` puts another proxy in place of ours, to compare.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
-use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -18,59 +14,13 @@ use watershed::pb::etcdserverpb::{
 use watershed::shutdown::Tasks;
 
 use super::story::{grant, on_three, put, try_put};
-use crate::harness::{
-    Answers, Cluster, Deployment, Process, Target, Watching, client, free_port, http_get, soon, until,
-};
+use crate::harness::{Answers, Cluster, Deployment, Proxy, Target, Watching, client, http_get, soon, until};
 
 /// From then on bad endpoints must not be noticed any more.
 const NOTICED: Duration = Duration::from_secs(5);
 const OBSERVED: Duration = Duration::from_secs(2);
 /// How long a call may take before it counts as failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A proxy of its own process.
-pub(super) struct Proxy {
-    process: Process,
-    pub(super) endpoint: String,
-    pub(super) client: Client,
-    _folder: TempDir,
-}
-
-fn program() -> PathBuf {
-    std::env::var_os("WATERSHED_TEST_PROXY").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_watershed")), Into::into)
-}
-
-impl Proxy {
-    pub(super) fn spawn(endpoints: &[&str], flags: &[&str]) -> Self {
-        let folder = TempDir::new().expect("temporary directory");
-        let endpoint = format!("127.0.0.1:{}", free_port());
-        let list = format!("--endpoints={}", endpoints.join(","));
-        let listen = format!("--listen-addr={endpoint}");
-        let mut args = vec!["grpc-proxy", "start", list.as_str(), listen.as_str()];
-        args.extend_from_slice(flags);
-        let process = Process::start(Path::new(&program()), &args, folder.path(), "proxy");
-        Self { process, client: client(&endpoint), endpoint, _folder: folder }
-    }
-
-    pub(super) fn id(&self) -> u32 {
-        self.process.id()
-    }
-
-    pub(super) fn output(&self) -> String {
-        self.process.output()
-    }
-
-    /// Waits until a write passes.
-    pub(super) async fn start(endpoints: &[&str]) -> Self {
-        Self::start_with(endpoints, &[]).await
-    }
-
-    async fn start_with(endpoints: &[&str], flags: &[&str]) -> Self {
-        let proxy = Self::spawn(endpoints, flags);
-        until("a write", async || try_put(&proxy.client, "ready", "").await.ok()).await;
-        proxy
-    }
-}
 
 /// Calls that began later than [`NOTICED`] from now, and how many of them failed.
 async fn calls(client: &Client) -> (usize, usize) {

@@ -1,7 +1,7 @@
 //! Tests by feature: one member, and the gateway and the proxy in front of it.
 
 mod attacks;
-mod auth;
+pub mod auth;
 mod bad_input;
 mod cache;
 mod compaction;

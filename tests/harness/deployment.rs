@@ -11,6 +11,7 @@ use watershed::pb::etcdserverpb::{
 use watershed::types::KeyRange;
 
 use super::process::{Process, free_port};
+use super::proxy::proxy_binary;
 use super::share::Share;
 use super::until;
 
@@ -247,5 +248,6 @@ fn start_front(mode: &str, member: &str, endpoint: &str, flags: &[&str], folder:
     let mut args =
         vec![mode.to_owned(), "start".to_owned(), format!("--endpoints={member}"), format!("--listen-addr={endpoint}")];
     args.extend(flags.iter().map(|&flag| flag.to_owned()));
-    Process::start(&own_binary(), &args, folder, mode)
+    let program = if mode == "grpc-proxy" { proxy_binary() } else { own_binary() };
+    Process::start(&program, &args, folder, mode)
 }

@@ -15,6 +15,7 @@ mod http;
 mod json;
 mod network;
 mod process;
+mod proxy;
 mod raw;
 mod scrape;
 mod share;
@@ -28,6 +29,7 @@ pub use http::{http_get, metric};
 pub use json::{JsonCall, json};
 pub use network::Network;
 pub use process::{Process, free_port};
+pub use proxy::Proxy;
 
 pub use deployment::{Deployment, Target, client, is_stock, member_args, own_binary, prefix, run, server_binary};
 pub use raw::{raw_answers, raw_body, raw_call, raw_first, raw_stream};

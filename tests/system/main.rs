@@ -17,6 +17,8 @@ mod crash;
 mod features;
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../proxy/mod.rs"]
+mod proxy;
 #[path = "../soak/mod.rs"]
 mod soak;
 #[path = "../workload/mod.rs"]
