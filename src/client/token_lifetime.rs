@@ -25,8 +25,9 @@ pub(super) struct TokenLifetime {
 impl TokenLifetime {
     /// When to renew a token that the cluster gives at this moment; none while nothing is known.
     pub(super) fn renew_at(&self, token: &HeaderValue, unix_seconds: i64, now: Instant) -> Option<Instant> {
-        let signed =
-            end_of(token).and_then(|end| u64::try_from(end.saturating_sub(unix_seconds)).ok()).filter(|&left| left > 0);
+        // Members cut off what is behind the second, and so does our clock: there may be a second less.
+        let left = end_of(token).map(|end| end.saturating_sub(unix_seconds).saturating_sub(1));
+        let signed = left.and_then(|left| u64::try_from(left).ok()).filter(|&left| left > 0);
         let signed = signed.map(|left| Duration::from_secs(left) * 2 / 3);
         let learned = self.refused_at.map(|age| age / 2);
         // Not far from the end of time, whatever a token says.
@@ -80,10 +81,10 @@ mod tests {
     #[test]
     fn a_signed_token_is_renewed_after_two_thirds_of_its_time() {
         let lifetime = TokenLifetime::default();
-        assert_eq!(after(&lifetime, &signed(r#"{"username":"root","revision":7,"exp":1300}"#)), Some(200.0));
-        assert_eq!(after(&lifetime, &signed(r#"{"exp":1.3e3}"#)), Some(200.0));
+        assert_eq!(after(&lifetime, &signed(r#"{"username":"root","revision":7,"exp":1301}"#)), Some(200.0));
+        assert_eq!(after(&lifetime, &signed(r#"{"exp":1.301e3}"#)), Some(200.0));
         // One whose end is past by our clock is not renewed all the time.
-        for odd in [r#"{"exp":1000}"#, r#"{"exp":5}"#, r#"{"exp":-1e300}"#, r#"{}"#, "nonsense"] {
+        for odd in [r#"{"exp":1001}"#, r#"{"exp":5}"#, r#"{"exp":-1e300}"#, r#"{}"#, "nonsense"] {
             assert_eq!(after(&lifetime, &signed(odd)), None, "{odd}");
         }
         let far = signed(r#"{"exp":1e300}"#);
@@ -103,6 +104,6 @@ mod tests {
         lifetime.renewed();
         assert_eq!(after(&lifetime, &simple), Some(21.25));
         // A clock that differs from the member's is corrected in the same way.
-        assert_eq!(after(&lifetime, &signed(r#"{"exp":1300}"#)), Some(21.25));
+        assert_eq!(after(&lifetime, &signed(r#"{"exp":1301}"#)), Some(21.25));
     }
 }
