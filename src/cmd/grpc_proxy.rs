@@ -20,10 +20,10 @@ use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
-    CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, MessageLimits, Namespace, ProxyService, ProxyUser,
-    ProxyWatchMetrics, ProxyWatchService, RangeCache, ReadPermissions, RegisteredProxies, Registration, ResponseMemory,
-    SelfMember, Tenant, Tenants, UpstreamPools, WatchHub, WatchHubConfig, WorkerParts, pause_without_cluster,
-    proxy_calls,
+    CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, MessageLimits, Namespace,
+    ProxyService, ProxyUser, ProxyWatchMetrics, ProxyWatchService, RangeCache, ReadPermissions, RegisteredProxies,
+    Registration, ResponseMemory, SelfMember, Tenant, Tenants, UpstreamPools, WatchHub, WatchHubConfig, WorkerParts,
+    pause_without_cluster, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -168,6 +168,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     }
     let paused = pause_without_cluster(pools.open(&tasks), &tasks);
     let limits = MessageLimits { send_bytes_max: config.send_bytes_max, receive_bytes_max: config.receive_bytes_max };
+    let leases = KeepAliveBroadcasts::new(pools.open(&tasks), tasks.clone());
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
@@ -179,6 +180,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, worker.0, &worker_tasks)))
                 .collect(),
             caches: caches.clone(),
+            leases: leases.clone(),
             paused: paused.clone(),
             limits,
             self_member: self_member.clone(),

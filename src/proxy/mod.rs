@@ -26,6 +26,7 @@ pub use cache::{CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, 
 pub use cluster_health::pause_without_cluster;
 pub use endpoints::UpstreamPools;
 pub use identity::{Caller, Identity, PERMISSION_MAX, ProxyUser, ReadPermission, ReadPermissions};
+pub use lease::KeepAliveBroadcasts;
 pub use members::SelfMember;
 pub use message_limits::MessageLimits;
 #[cfg(fuzzing)]

@@ -57,6 +57,8 @@ pub struct WorkerParts {
     pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
     /// The range cache of each tenant that has one, of all threads.
     pub caches: HashMap<Arc<Tenant>, RangeCache>,
+    /// The keep-alives of all threads.
+    pub leases: KeepAliveBroadcasts,
     /// Whether `grpc.health.v1` says that nothing is served.
     pub paused: watch::Receiver<bool>,
     /// Of calls of clients.
@@ -119,6 +121,7 @@ impl ProxyService {
             tenants,
             watches,
             caches,
+            leases,
             paused,
             limits,
             self_member,
@@ -130,7 +133,6 @@ impl ProxyService {
         } = parts;
         let watch_hubs = watches.values().cloned().collect();
         let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
-        let leases = KeepAliveBroadcasts::new(pool.clone(), tasks.clone());
         let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
         let views = namespaced
             .map(|tenant| {

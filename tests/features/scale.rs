@@ -1,4 +1,4 @@
-//! Many clients through the proxy.
+//! Many clients through the proxy. `WATERSHED_SCALE_LEASES` is the number of leases, 10,000 unless given.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::types::KeyRange;
 
-use crate::harness::{Answers, Deployment, Target, Watching, client, metric, run, until};
+use crate::harness::{Answers, Deployment, Scrape, Target, Watching, client, metric, run, until};
 
 const RANGES: usize = 100;
 const PER_RANGE: usize = 10;
@@ -124,15 +124,24 @@ async fn keep_all(clients: &[Client], leases: &[i64]) -> Duration {
     begun.elapsed()
 }
 
+/// Resident memory of a process.
+fn memory_kb(id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
 #[test]
-fn ten_thousand_leases_are_kept_through_the_proxy() {
+fn many_leases_are_kept_through_the_proxy() {
+    let count: usize =
+        std::env::var("WATERSHED_SCALE_LEASES").map_or(10_000, |count| count.parse().expect("a number of leases"));
     run(Target::Proxy, &[], async |deployment: &mut Deployment| {
         let mut lease = deployment.client.lease();
         let silent = lease.lease_grant(LeaseGrantRequest { ttl: 2, id: 0 }).await.expect("grant").into_inner().id;
         let put = PutRequest { key: "silent".into(), lease: silent, ..Default::default() };
         let granted = Instant::now();
         deployment.put_with(put).await;
-        let grants = (0..10_000).map(|_| {
+        let grants = (0..count).map(|_| {
             let mut lease = deployment.client.lease();
             async move { lease.lease_grant(LeaseGrantRequest { ttl: 300, id: 0 }).await.expect("grant").into_inner().id }
         });
@@ -146,12 +155,22 @@ fn ten_thousand_leases_are_kept_through_the_proxy() {
         assert_eq!(left, -1);
 
         let through: Vec<Client> = (0..8).map(|_| client(&deployment.endpoint)).collect();
+        let front = deployment.front.as_ref().expect("a proxy").id();
+        let before = memory_kb(front);
+        keep_all(&through, &leases).await;
+        let grown = memory_kb(front).saturating_sub(before);
+        println!("{count} leases cost the proxy {grown} kB, {} B each", grown * 1024 / count as u64);
+        assert!(grown < 40_000 + count as u64, "{grown} kB for {count} leases");
+        let streams = Scrape::of(&deployment.member, "/metrics").await;
+        let streams = streams.sum("grpc_server_started_total", "\"LeaseKeepAlive\"");
+        assert!(streams == 1.0, "{streams} upstream streams: those of all serving threads share one");
+
         let direct: Vec<Client> = (0..8).map(|_| client(&deployment.member)).collect();
         let mut ratios = Vec::new();
         for _ in 0..5 {
             let alone = keep_all(&direct, &leases).await;
             let proxied = keep_all(&through, &leases).await;
-            println!("10,000 keep-alives: {alone:?} at the member, {proxied:?} through the proxy");
+            println!("{count} keep-alives: {alone:?} at the member, {proxied:?} through the proxy");
             ratios.push(alone.as_secs_f64() / proxied.as_secs_f64());
         }
         ratios.sort_by(f64::total_cmp);

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use super::broadcast::{KeepAliveBroadcast, Subscription};
 use crate::api_error::ApiError;
@@ -12,17 +13,20 @@ use crate::shutdown::Tasks;
 /// Identities with a broadcast at once; the streams of further ones go to a member each by itself.
 const HUBS_MAX: usize = 1024;
 
-/// The broadcasts of one serving thread. Cheap to clone.
+/// The broadcasts of all serving threads. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(in crate::proxy) struct KeepAliveBroadcasts {
+pub struct KeepAliveBroadcasts {
+    /// Of their own runtime, because a stream outlives the clients of any one thread.
     pool: Pool,
+    runtime: Handle,
     tasks: Tasks,
     broadcasts: Arc<Mutex<HashMap<Identity, Arc<KeepAliveBroadcast>>>>,
 }
 
 impl KeepAliveBroadcasts {
-    pub(in crate::proxy) fn new(pool: Pool, tasks: Tasks) -> Self {
-        Self { pool, tasks, broadcasts: Arc::default() }
+    /// None yet; they will run on the current runtime.
+    pub fn new(pool: Pool, tasks: Tasks) -> Self {
+        Self { pool, runtime: Handle::current(), tasks, broadcasts: Arc::default() }
     }
 
     /// Subscribes to the identity's broadcast; none while there are too many.
@@ -40,6 +44,7 @@ impl KeepAliveBroadcasts {
         drop(broadcasts);
         let this = self.clone();
         let stop = self.tasks.stop_signal();
+        let _runtime = self.runtime.enter();
         self.tasks.spawn(async move {
             loop {
                 tokio::select! {

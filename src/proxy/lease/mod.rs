@@ -1,4 +1,4 @@
-//! Lease keep-alives of all clients on one upstream stream for each identity and serving thread.
+//! Lease keep-alives of all clients on one upstream stream for each identity, whichever serving threads they are on.
 //!
 //! A client's stream (`stream.rs`) reads requests and asks its broadcast (`broadcast.rs`, found in `broadcasts.rs` by identity), which
 //! keeps a table of lease id and waiters (`table.rs`), sends each id once however many wait for it, and hands the
@@ -13,5 +13,5 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub(super) use broadcasts::KeepAliveBroadcasts;
+pub use broadcasts::KeepAliveBroadcasts;
 pub(super) use stream::{LeaseOwnership, Owner, admit, keep_alive};

@@ -18,7 +18,10 @@ use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
-use crate::proxy::{MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, Tenants, WorkerParts, proxy_calls};
+use crate::proxy::{
+    KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, Tenants, WorkerParts,
+    proxy_calls,
+};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -148,6 +151,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
     let endpoints: Vec<_> = members.iter().map(|member| member.endpoint.clone()).collect();
     let (listener, worker_tasks) = (bind("127.0.0.1:0".parse().unwrap()).unwrap(), tasks.clone());
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
+    let leases = KeepAliveBroadcasts::new(Pool::new(PoolConfig::new(endpoints.clone()), tasks), tasks.clone());
     let make = move |_| {
         let metrics = Metrics::new();
         ProxyService::new(WorkerParts {
@@ -157,6 +161,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             tenants: Tenants::everybody(Tenant { namespace: Namespace::default(), admin: false }),
             watches: HashMap::new(),
             caches: HashMap::new(),
+            leases: leases.clone(),
             paused: tokio::sync::watch::channel(false).1,
             limits: MessageLimits::default(),
             self_member: None,

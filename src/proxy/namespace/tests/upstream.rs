@@ -20,8 +20,8 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    MessageLimits, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory, Tenant, Tenants,
-    WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
+    KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory,
+    Tenant, Tenants, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -235,6 +235,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
     );
     let calls = proxy_calls(&metrics);
     let worker_tasks = tasks.clone();
+    let leases = KeepAliveBroadcasts::new(Pool::new(pool.clone(), tasks), tasks.clone());
     let make = move |_| {
         let watch = ProxyWatchService::start(&hub, 0, &worker_tasks);
         ProxyService::new(WorkerParts {
@@ -242,6 +243,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             tenants: tenants.clone(),
             watches: HashMap::from([(tenant.clone(), watch)]),
             caches: HashMap::new(),
+            leases: leases.clone(),
             paused: tokio::sync::watch::channel(false).1,
             limits: MessageLimits::default(),
             self_member: None,
