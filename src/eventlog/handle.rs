@@ -145,8 +145,12 @@ impl WatcherSetHandle {
         self.watcher_set.lock().cancel(stream, watch_id, known);
     }
 
-    pub(super) fn progress(&self, stream: u32) {
-        self.watcher_set.lock().progress(stream);
+    pub(super) fn progress(&self, stream: u32, answers: u32) -> Vec<Arc<Source>> {
+        self.watcher_set.lock().progress(stream, answers)
+    }
+
+    pub(super) fn release(&self, stream: u32) {
+        self.watcher_set.lock().release(stream);
     }
 
     pub(super) fn end_stream(&self, stream: u32, status: Status) {

@@ -1,17 +1,20 @@
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all, ready};
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, Stream, StreamExt};
+use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use super::admission::{Admission, Admit, Refusal, WatchAdmission};
 use super::handle::WatcherSetHandle;
 use super::routes::Filters;
 use super::send_queue::Taken;
+use super::source::Source;
 use super::watcher_set::Create;
 use crate::api_error::ApiError;
 use crate::pb::encoded::WatchResponse;
@@ -28,6 +31,9 @@ const CONTROLS_MAX: u32 = 64;
 const WAITING_MAX: usize = 64;
 /// Progress requests of one stream that wait for the owner of its sources; more are as good as none.
 const PROGRESS_WAITING_MAX: u32 = 64;
+/// How often the sources that are behind others of the stream are asked again for one answer, and how long each time.
+const CATCH_UPS_MAX: u32 = 8;
+const CATCH_UP_MAX: Duration = Duration::from_millis(500);
 
 /// Requests that are decided at the same time and carried out one after the other.
 type Waiting = FuturesOrdered<BoxFuture<'static, Step>>;
@@ -51,6 +57,8 @@ pub struct WatchStream<I> {
     /// Progress requests the refresh in flight answers, and those that came after it began.
     progress_now: u32,
     progress_next: u32,
+    /// How often sources were asked again for that answer.
+    catch_ups: u32,
     /// When the last response was handed to the connection, and its events; the next poll means that it has been sent.
     sending: Option<(Instant, u32)>,
 }
@@ -76,6 +84,7 @@ where
             refreshing: None,
             progress_now: 0,
             progress_next: 0,
+            catch_ups: 0,
             sending: None,
         }
     }
@@ -186,20 +195,28 @@ where
             return;
         }
         let sources = self.watcher_set.sources_of(self.stream);
-        let refreshes: Vec<_> = sources.iter().filter_map(|source| source.history().refresh()).collect();
-        if refreshes.is_empty() {
-            return self.answer_progress(true);
+        match refreshed(&sources) {
+            Some(refreshing) => self.refreshing = Some(refreshing),
+            None => self.answer_progress(true),
         }
-        let all = join_all(refreshes);
-        self.refreshing = Some(async move { all.await.into_iter().all(|fresh| fresh) }.boxed());
     }
 
+    /// Answers the progress requests of the refresh that has ended; not before sources that are behind others are as far.
     fn answer_progress(&mut self, fresh: bool) {
-        for _ in 0..std::mem::take(&mut self.progress_now) {
-            if fresh {
-                self.watcher_set.progress(self.stream);
+        if fresh {
+            let behind = self.watcher_set.progress(self.stream, self.progress_now);
+            if self.catch_ups < CATCH_UPS_MAX
+                && let Some(refreshing) = refreshed(&behind)
+            {
+                self.catch_ups += 1;
+                // The stream is held meanwhile.
+                let bounded = async move { timeout(CATCH_UP_MAX, refreshing).await.unwrap_or(false) };
+                self.refreshing = Some(bounded.boxed());
+                return;
             }
         }
+        self.watcher_set.release(self.stream);
+        (self.progress_now, self.catch_ups) = (0, 0);
     }
 
     fn poll_refresh(&mut self, cx: &mut Context<'_>) {
@@ -207,9 +224,21 @@ where
             let Poll::Ready(fresh) = refresh.as_mut().poll(cx) else { return };
             self.refreshing = None;
             self.answer_progress(fresh);
-            self.start_refresh();
+            if self.refreshing.is_none() {
+                self.start_refresh();
+            }
         }
     }
+}
+
+/// Brings sources up to date with the cluster; none where they always are.
+fn refreshed(sources: &[Arc<Source>]) -> Option<BoxFuture<'static, bool>> {
+    let refreshes: Vec<_> = sources.iter().filter_map(|source| source.history().refresh()).collect();
+    if refreshes.is_empty() {
+        return None;
+    }
+    let all = join_all(refreshes);
+    Some(async move { all.await.into_iter().all(|fresh| fresh) }.boxed())
 }
 
 impl<I> Stream for WatchStream<I>

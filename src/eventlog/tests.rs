@@ -87,6 +87,7 @@ enum Op {
         start: i8,
         filter: u8,
         prev_kv: bool,
+        second: bool,
     },
     Cancel {
         stream: usize,
@@ -117,8 +118,11 @@ fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => prop::collection::vec((any::<u8>(), prop::bool::weighted(0.3)), 1..4).prop_map(Op::Write),
         2 => Just(Op::Follow),
-        3 => (stream.clone(), any::<u8>(), -12..6i8, 0..4u8, any::<bool>())
-            .prop_map(|(stream, range, start, filter, prev_kv)| Op::Create { stream, range, start, filter, prev_kv }),
+        3 => (stream.clone(), any::<u8>(), -12..6i8, 0..4u8, any::<bool>(), prop::bool::weighted(0.3)).prop_map(
+            |(stream, range, start, filter, prev_kv, second)| {
+                Op::Create { stream, range, start, filter, prev_kv, second }
+            }
+        ),
         1 => (stream.clone(), any::<usize>()).prop_map(|(stream, watch)| Op::Cancel { stream, watch }),
         4 => (stream.clone(), 1..6u8).prop_map(|(stream, responses)| Op::Take { stream, responses }),
         3 => Just(Op::Route),
@@ -153,6 +157,8 @@ struct Scenario {
     streams: Vec<u32>,
     clients: Vec<BTreeMap<i64, Client>>,
     asked: Vec<Vec<(KeyRange, i64, u8)>>,
+    /// Newest revision that an event or a progress answer of a stream has told of.
+    told: Vec<i64>,
     now: Instant,
     trace: bool,
 }
@@ -186,6 +192,7 @@ impl Scenario {
             streams,
             clients: (0..STREAMS).map(|_| BTreeMap::new()).collect(),
             asked: vec![Vec::new(); STREAMS],
+            told: vec![0; STREAMS],
             now,
             trace: false,
         }
@@ -201,7 +208,9 @@ impl Scenario {
                 let batches = self.store.lock().batches.clone();
                 self.second.log().append(batches);
             }
-            Op::Create { stream, range, start, filter, prev_kv } => self.create(stream, range, start, filter, prev_kv),
+            Op::Create { stream, range, start, filter, prev_kv, second } => {
+                self.create(stream, range, start, filter, prev_kv, second);
+            }
             Op::Cancel { stream, watch } => {
                 let ids: Vec<i64> = self.clients[stream].keys().copied().collect();
                 if !ids.is_empty() {
@@ -231,7 +240,8 @@ impl Scenario {
                 store.compacted = store.compacted.max(store.revision - i64::from(back)).max(0);
                 self.first.log().compact(Revision(store.compacted));
             }
-            Op::Progress { stream } => self.watcher_set.lock().progress(self.streams[stream]),
+            // Where a source is behind, the stream stays held until the next one.
+            Op::Progress { stream } => drop(self.progress(stream)),
             Op::Tick => {
                 self.now += Duration::from_secs(11);
                 self.watcher_set.lock().tick(self.now);
@@ -246,7 +256,11 @@ impl Scenario {
         }
     }
 
-    fn create(&mut self, stream: usize, range: u8, start: i8, filter: u8, prev_kv: bool) {
+    fn progress(&self, stream: usize) -> Vec<Arc<Source>> {
+        self.watcher_set.lock().progress(self.streams[stream], 1)
+    }
+
+    fn create(&mut self, stream: usize, range: u8, start: i8, filter: u8, prev_kv: bool, second: bool) {
         let key = bytes::Bytes::from(vec![b'a' + range % 6]);
         let range = match range / 6 % 4 {
             0 => KeyRange::One(key),
@@ -271,8 +285,8 @@ impl Scenario {
         };
         // The cluster was asked a while ago; the log may have moved on since.
         let after = (revision - i64::from(filter)).max(self.store.lock().compacted).max(1);
-        let admission =
-            Admission { source: self.first.clone(), after: Revision(after), compacted: Revision(0), permission: None };
+        let source = if second { self.second.clone() } else { self.first.clone() };
+        let admission = Admission { source, after: Revision(after), compacted: Revision(0), permission: None };
         self.watcher_set.lock().create(self.streams[stream], &create, &admission, self.now);
         self.asked[stream].push((range, if start == 0 { after + 1 } else { start }, filter));
     }
@@ -305,6 +319,8 @@ impl Scenario {
             return;
         }
         if response.watch_id == -1 && response.events.is_empty() {
+            assert!(header >= self.told[stream], "progress {header} after revision {}", self.told[stream]);
+            self.told[stream] = header;
             for (id, client) in &self.clients[stream] {
                 assert!(client.ended.is_none(), "progress although watch {id} is cancelled");
                 self.check_complete(client, header);
@@ -322,6 +338,7 @@ impl Scenario {
             return;
         }
         if response.events.is_empty() {
+            self.told[stream] = self.told[stream].max(header);
             return self.check_complete(&self.clients[stream][&response.watch_id], header);
         }
         let client = self.clients[stream].get_mut(&response.watch_id).expect("events after created");
@@ -336,6 +353,7 @@ impl Scenario {
             client.seen.push((kv.mod_revision, kv.version, key, event.r#type == 1));
         }
         let revision = client.upto;
+        self.told[stream] = self.told[stream].max(revision);
         self.check_complete(&self.clients[stream][&response.watch_id], revision);
     }
 
@@ -357,6 +375,9 @@ impl Scenario {
     /// Lets everything come to rest and checks that nobody misses anything.
     fn settle(&mut self) {
         self.run(Op::Follow);
+        for &stream in &self.streams {
+            self.watcher_set.release(stream);
+        }
         for _ in 0..10_000 {
             let mut busy = self.watcher_set.lock().route();
             busy |= self.watcher_set.lock().resume();
@@ -418,6 +439,11 @@ impl Script {
     }
 
     fn watch(&mut self, watch_id: i64, start: i64) -> &mut Self {
+        let source = self.scenario.first.clone();
+        self.watch_on(source, watch_id, start)
+    }
+
+    fn watch_on(&mut self, source: Arc<Source>, watch_id: i64, start: i64) -> &mut Self {
         let create = Create {
             range: KeyRange::One("a".into()),
             watch_id,
@@ -428,12 +454,7 @@ impl Script {
             fragment: false,
         };
         let now = self.scenario.now;
-        let admission = Admission {
-            source: self.scenario.first.clone(),
-            after: Revision(0),
-            compacted: Revision(0),
-            permission: None,
-        };
+        let admission = Admission { source, after: Revision(0), compacted: Revision(0), permission: None };
         self.scenario.watcher_set.lock().create(0, &create, &admission, now);
         self
     }
@@ -509,10 +530,31 @@ fn a_future_start_holds_events_and_progress_back() {
 }
 
 #[test]
+fn progress_is_not_older_than_what_another_source_has_told() {
+    let mut script = Script::new();
+    let second = script.scenario.second.clone();
+    script.watch(0, 0).watch_on(second.clone(), 1, 0).put(b'a');
+    assert_eq!(script.said(), "0@1 created; 1@1 created; 0@2 1 events");
+    let behind = script.scenario.progress(0);
+    assert!(behind.len() == 1 && Arc::ptr_eq(&behind[0], &second));
+    script.put(b'a');
+    assert_eq!(script.said(), "", "held until the second source is at 2");
+    script.scenario.run(Op::Follow);
+    assert_eq!(script.said(), "1@2 1 events");
+    assert!(script.scenario.progress(0).is_empty());
+    assert_eq!(script.said(), "-1@2; 0@3 1 events; 1@3 1 events");
+    script.put(b'a');
+    assert_eq!(script.scenario.progress(0).len(), 1);
+    script.scenario.watcher_set.release(0);
+    script.put(b'a');
+    assert_eq!(script.said(), "0@4 1 events; 0@5 1 events", "no answer, and nothing is held");
+}
+
+#[test]
 fn a_tick_notifies_the_idle_only() {
     let mut script = Script::new();
-    script.scenario.run(Op::Create { stream: 0, range: 0, start: 0, filter: 0, prev_kv: false });
-    script.scenario.run(Op::Create { stream: 0, range: 1, start: 0, filter: 0, prev_kv: false });
+    script.scenario.run(Op::Create { stream: 0, range: 0, start: 0, filter: 0, prev_kv: false, second: false });
+    script.scenario.run(Op::Create { stream: 0, range: 1, start: 0, filter: 0, prev_kv: false, second: false });
     script.put(b'a');
     assert_eq!(script.said(), "0@1 created; 1@1 created; 0@2 1 events");
     script.scenario.run(Op::Tick);
@@ -525,7 +567,7 @@ fn a_tick_notifies_the_idle_only() {
 fn a_stream_that_is_not_read_holds_a_bounded_amount_and_slows_nobody() {
     let mut script = Script::new();
     script.watch(0, 0);
-    script.scenario.run(Op::Create { stream: 1, range: 0, start: 0, filter: 0, prev_kv: false });
+    script.scenario.run(Op::Create { stream: 1, range: 0, start: 0, filter: 0, prev_kv: false, second: false });
     for _ in 0..200 {
         script.put(b'a');
         script.scenario.run(Op::Take { stream: 1, responses: 2 });

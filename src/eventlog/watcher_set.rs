@@ -125,6 +125,10 @@ struct Stream {
     period: Option<Duration>,
     /// Set while a watcher wants progress notifications.
     next_tick: Option<Instant>,
+    /// The newest revision that an event or a progress answer queued so far tells of.
+    told: Revision,
+    /// Set while a progress answer waits for sources that are behind: events after this revision wait too.
+    hold: Option<Revision>,
 }
 
 #[derive(Debug)]
@@ -198,6 +202,8 @@ impl WatcherSet {
             opened: now,
             period,
             next_tick: None,
+            told: Revision(0),
+            hold: None,
         }) as u32
     }
 
@@ -528,7 +534,8 @@ impl WatcherSet {
         let entry = &mut self.streams[stream as usize];
         // Half: a stream that trickles is refilled in larger pieces.
         let (bytes, responses) = (self.limits.stream_bytes_max / 2, self.limits.stream_responses_max.div_ceil(2));
-        if !entry.ready && !entry.unsynced.is_empty() && entry.send_queue.has_room(bytes, responses) {
+        let waits = entry.hold.is_none() && !entry.unsynced.is_empty();
+        if !entry.ready && waits && entry.send_queue.has_room(bytes, responses) {
             entry.ready = true;
             self.ready.push_back(stream);
             self.wake.notify_one();

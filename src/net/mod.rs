@@ -7,7 +7,8 @@
 //! TLS of every listener and every dial is here. What the operator wants is a [`ServerTlsConfig`] or a
 //! [`ClientTlsConfig`]; [`ServerTls`] (`server_tls.rs`) and [`ClientTls`] (`client_tls.rs`) are made of it and do the
 //! handshake on an open connection. They show an [`Identity`] (`identity.rs`, `self_signed.rs`) and verify the other
-//! side by [`Authorities`], names and revocations (`verify.rs`, `self_trusted.rs`), in the versions and cipher suites of a [`TlsPolicy`].
+//! side by [`Authorities`], names and revocations (`verify.rs`, `self_trusted.rs`), in the versions and cipher suites of a [`TlsPolicy`]
+//! (`p521.rs` has a signature that ring lacks).
 //! All files are read again when they change (`followed.rs`). `texts.rs` has the words for what goes wrong.
 
 mod authorities;
@@ -22,6 +23,7 @@ mod host_port;
 mod identity;
 mod linger;
 mod names;
+mod p521;
 mod pem;
 mod policy;
 mod revocations;

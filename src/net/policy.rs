@@ -4,6 +4,8 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{CipherSuite, SupportedCipherSuite, SupportedProtocolVersion};
 
+use super::p521;
+
 /// Versions of TLS and cipher suites that are spoken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsPolicy {
@@ -72,6 +74,7 @@ impl TlsPolicy {
 
     pub(super) fn provider(&self) -> Arc<CryptoProvider> {
         let mut provider = ring::default_provider();
+        provider.signature_verification_algorithms = p521::signature_verification_algorithms();
         if !self.suites.is_empty() {
             // As in Go, those of TLS 1.3 are not up to the operator.
             let (tls13, tls12): (Vec<SupportedCipherSuite>, Vec<SupportedCipherSuite>) =

@@ -30,6 +30,8 @@ type Memo = HashMap<Spot, Piece>;
 struct Piece {
     events: Bytes,
     count: u32,
+    /// Of the last event; 0 without one.
+    last: Revision,
     complete_to: Revision,
 }
 
@@ -44,8 +46,8 @@ impl WatcherSet {
                 false => (self.limits.stream_bytes_max, self.limits.stream_responses_max),
             };
             let entry = &mut self.streams[stream as usize];
-            let cursor =
-                if entry.send_queue.has_room(bytes_max, responses_max) { entry.unsynced.pop_front() } else { None };
+            let may = entry.hold.is_none() && entry.send_queue.has_room(bytes_max, responses_max);
+            let cursor = if may { entry.unsynced.pop_front() } else { None };
             let Some(cursor) = cursor else {
                 entry.ready = false;
                 self.ready.pop_front();
@@ -117,6 +119,7 @@ impl WatcherSet {
             let revision = self.attached[cursor.source as usize].position;
             self.metrics.pending_events.add(i64::from(piece.count));
             let stream = &mut self.streams[cursor.stream as usize];
+            stream.told = stream.told.max(piece.last);
             queue_events(&self.limits, stream, cursor, revision, &piece.events, piece.count);
         }
         self.requeue(key);
@@ -177,18 +180,22 @@ fn collect(
 ) -> Piece {
     let mut block = Block::default();
     let mut revisions = 0;
+    let mut last = Revision(0);
     for batch in batches.iter().filter(|batch| batch.revision() >= from && batch.revision() <= complete_to) {
         let before = block.events;
         for event in batch.events().iter().filter(|event| subscription.wants(event)) {
             block.push(event.frame(subscription.prev_kv));
         }
-        revisions += usize::from(block.events > before);
+        if block.events > before {
+            revisions += 1;
+            last = batch.revision();
+        }
         if revisions >= limits.catch_up_revisions_max || block.len() >= bytes_max {
             let (events, count) = block.finish();
-            return Piece { events, count, complete_to: batch.revision() };
+            return Piece { events, count, last, complete_to: batch.revision() };
         }
     }
     let (events, count) = block.finish();
     // A history that promises nothing would be asked for ever; it must at least cover what it was asked first.
-    Piece { events, count, complete_to: complete_to.max(from) }
+    Piece { events, count, last, complete_to: complete_to.max(from) }
 }

@@ -77,7 +77,7 @@ impl WatcherSet {
         sent
     }
 
-    /// Queues one encoded block for every synced watcher of a group; those whose stream is full become unsynced.
+    /// Queues one encoded block for every synced watcher of a group; those whose stream is full, or held, become unsynced.
     fn deliver(&mut self, at: u32, group: u32, revision: Revision, events: &Bytes, count: u32) -> usize {
         let synced = &mut self.attached[at as usize].routes.group_mut(group).synced;
         let mut sent = 0;
@@ -91,7 +91,9 @@ impl WatcherSet {
                 continue;
             }
             let stream = &mut self.streams[cursor.stream as usize];
-            if stream.send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
+            let held = stream.hold.is_some_and(|hold| revision > hold);
+            if !held && stream.send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
+                stream.told = stream.told.max(revision);
                 self.metrics.pending_events.add(i64::from(count));
                 queue_events(&self.limits, stream, cursor, revision, events, count);
                 sent += 1;

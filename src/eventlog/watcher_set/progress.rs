@@ -1,6 +1,9 @@
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::super::send_queue::{Out, OutKind};
+use super::super::source::Source;
 use super::{Cursor, CursorState, WatcherSet};
 use crate::types::Revision;
 
@@ -8,13 +11,32 @@ use crate::types::Revision;
 const ALL_WATCHERS: i64 = -1;
 
 impl WatcherSet {
-    /// Answers a progress request, if every watcher of the stream is up to date; says nothing otherwise.
-    pub(in super::super) fn progress(&mut self, stream: u32) {
+    /// Answers so many progress requests, if every watcher of the stream is up to date; says nothing otherwise.
+    ///
+    /// An answer speaks for all watchers: whatever is not newer has been queued for each of them, and it is not older than
+    /// anything the stream was told before. Sources that are not that far yet are returned instead, and the stream is
+    /// held where it is, until this is called again or [`release`](Self::release) is.
+    pub(in super::super) fn progress(&mut self, stream: u32, answers: u32) -> Vec<Arc<Source>> {
+        let behind = self.answer_progress(stream, answers);
+        if behind.is_empty() {
+            self.release(stream);
+        }
+        behind
+    }
+
+    /// Lets a stream go on that is held.
+    pub(in super::super) fn release(&mut self, stream: u32) {
+        if self.streams[stream as usize].hold.take().is_some() {
+            self.wake_if_room(stream);
+        }
+    }
+
+    fn answer_progress(&mut self, stream: u32, answers: u32) -> Vec<Arc<Source>> {
         let mut sources: Vec<u32> = Vec::new();
         for &key in self.streams[stream as usize].watchers.values() {
             let cursor = &self.cursors[key as usize];
             if cursor.state == CursorState::Cancelled {
-                return;
+                return Vec::new();
             }
             sources.push(cursor.source);
         }
@@ -26,11 +48,34 @@ impl WatcherSet {
             self.route_source(at, &mut unlimited);
         }
         let entry = &self.streams[stream as usize];
-        if !entry.watchers.values().all(|&key| self.in_sync(&self.cursors[key as usize])) {
-            return;
+        let told = entry.told;
+        let mut revision = None;
+        for &key in entry.watchers.values() {
+            let cursor = &self.cursors[key as usize];
+            let complete_to = match cursor.state {
+                _ if self.in_sync(cursor) => self.attached[cursor.source as usize].position,
+                // Only held: what it was told is all there is up to here.
+                CursorState::Unsynced if entry.hold.is_some_and(|hold| cursor.next > hold) => {
+                    Revision(cursor.next.0 - 1)
+                }
+                _ => return Vec::new(),
+            };
+            revision = Some(revision.map_or(complete_to, |least: Revision| least.min(complete_to)));
         }
-        let Some(revision) = sources.iter().map(|&at| self.attached[at as usize].position).min() else { return };
-        self.push(stream, Out::control(OutKind::Progress, ALL_WATCHERS, revision));
+        let Some(revision) = revision else { return Vec::new() };
+        if revision < told {
+            self.streams[stream as usize].hold = Some(told);
+            let behind = sources.iter().map(|&at| &self.attached[at as usize]);
+            return behind
+                .filter(|attached| attached.position < told)
+                .map(|attached| attached.source.clone())
+                .collect();
+        }
+        self.streams[stream as usize].told = revision;
+        for _ in 0..answers {
+            self.push(stream, Out::control(OutKind::Progress, ALL_WATCHERS, revision));
+        }
+        Vec::new()
     }
 
     /// Notifies the idle watchers of every stream whose period has passed.
@@ -94,6 +139,8 @@ impl WatcherSet {
             .has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max);
         if idle && room && self.in_sync(cursor) {
             let revision = self.attached[cursor.source as usize].position;
+            let told = &mut self.streams[stream as usize].told;
+            *told = revision.max(*told);
             self.push(stream, Out::control(OutKind::Progress, watch_id, revision));
         }
     }
