@@ -67,6 +67,12 @@ chaos rounds="10" seed="1":
     WATERSHED_CHAOS_ROUNDS={{rounds}} WATERSHED_CHAOS_SEED={{seed}} \
         cargo test --release --test system chaos:: -- --nocapture --test-threads=1
 
+# Histories of clients behind proxies that cache, two for each round, and two hundred hours of a simulated cluster.
+cached rounds="250" seed="1":
+    WATERSHED_CACHE_SIM_HOURS=200 cargo test --release --lib proxy::cache::tests -- --nocapture
+    WATERSHED_CHAOS_ROUNDS={{rounds}} WATERSHED_CHAOS_SEED={{seed}} \
+        cargo test --release --test system chaos::cached -- --nocapture
+
 # Two hours of load, restarts and new certificates on three members; samples, summary and plot go to FOLDER.
 soak folder="/tmp/watershed-soak":
     mkdir -p {{folder}}

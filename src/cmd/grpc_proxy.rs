@@ -181,6 +181,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
                 .collect(),
             caches: caches.clone(),
             leases: leases.clone(),
+            permissions: permissions.clone(),
             paused: paused.clone(),
             limits,
             self_member: self_member.clone(),
@@ -220,16 +221,17 @@ fn watch_hubs(
     tenants.all().map(hub).collect()
 }
 
-/// A range cache for each tenant, shared by all serving threads.
+/// A range cache for each tenant that has keys to cache, shared by all serving threads.
 fn range_caches(tenants: &Tenants, config: &RangeCacheConfig, parts: &CacheParts) -> HashMap<Arc<Tenant>, RangeCache> {
     let reads = if config.linearizable { CacheReads::Linearizable } else { CacheReads::Serializable };
     let prefixes: Vec<_> =
         config.prefixes.iter().map(|prefix| KeyRange::prefix(prefix.clone().into_bytes().into())).collect();
     let cache = |tenant: &Arc<Tenant>| {
         let cache_config = CacheConfig::new(tenant.namespace.clone(), reads, prefixes.clone(), config.staleness);
-        (tenant.clone(), RangeCache::new(cache_config, parts.clone()))
+        let any = !cache_config.prefixes.is_empty();
+        any.then(|| (tenant.clone(), RangeCache::new(cache_config, parts.clone())))
     };
-    tenants.all().map(cache).collect()
+    tenants.all().filter_map(cache).collect()
 }
 
 /// Memory of the range cache.

@@ -25,7 +25,7 @@ mod watch;
 pub use cache::{CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, RangeCache};
 pub use cluster_health::pause_without_cluster;
 pub use endpoints::UpstreamPools;
-pub use identity::{Caller, Identity, PERMISSION_MAX, ProxyUser, ReadPermission, ReadPermissions};
+pub use identity::{Caller, Identity, KeptPermission, PERMISSION_MAX, ProxyUser, ReadPermission, ReadPermissions};
 pub use lease::KeepAliveBroadcasts;
 pub use members::SelfMember;
 pub use message_limits::MessageLimits;

@@ -1,11 +1,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::metrics::CacheMetrics;
 use super::shared::SharedReplica;
+
+/// Pause between two comparisons of a replica with the cluster.
+const CHECK_PERIOD: Duration = Duration::from_secs(60);
 
 /// The memory of all replicas of a proxy. Cheap to clone.
 #[derive(Clone)]
@@ -20,6 +24,9 @@ pub struct CacheBudget {
 #[derive(Default)]
 struct Held {
     bytes: usize,
+    /// Comparisons with the cluster so far, and when the last one began.
+    checks: u64,
+    checked_at: Option<Instant>,
     replicas: Vec<Arc<SharedReplica>>,
 }
 
@@ -52,6 +59,23 @@ impl CacheBudget {
         held.bytes <= self.bytes_max
     }
 
+    /// Whether this replica is to be compared with the cluster now: one each minute, the live ones in turn.
+    pub(super) fn takes_turn(&self, replica: &SharedReplica) -> bool {
+        let mut held = self.held.lock();
+        if held.checked_at.is_some_and(|at| at.elapsed() < CHECK_PERIOD) {
+            return false;
+        }
+        let last = |replica: &SharedReplica| replica.last_check.load(Ordering::Relaxed);
+        let live = held.replicas.iter().filter(|other| other.snapshot().is_some());
+        if live.map(|other| last(other)).min().is_some_and(|first| first < last(replica)) {
+            return false;
+        }
+        held.checks += 1;
+        held.checked_at = Some(Instant::now());
+        replica.last_check.store(held.checks, Ordering::Relaxed);
+        true
+    }
+
     /// The replica holds nothing any more.
     pub(super) fn release(&self, replica: &Arc<SharedReplica>) {
         let mut held = self.held.lock();
@@ -75,8 +99,9 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
-    use tokio::time::{Duration, advance};
+    use tokio::time::advance;
 
+    use super::super::shared::Snapshot;
     use super::*;
     use crate::telemetry::Metrics;
     use crate::types::KeyRange;
@@ -101,5 +126,23 @@ mod tests {
         assert_eq!((evicted(&a), gauge.get()), (true, 101));
         budget.release(&c);
         assert_eq!(gauge.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn live_replicas_are_checked_in_turn() {
+        let metrics = CacheMetrics::register(&Metrics::new());
+        let budget = CacheBudget::new(100, &metrics);
+        let range = || KeyRange::prefix("p".into());
+        let [a, b, cold] = [(); 3].map(|()| Arc::new(SharedReplica::new(range(), range(), budget.base())));
+        for replica in [&a, &b, &cold] {
+            assert!(budget.charge(replica, 1));
+        }
+        for replica in [&a, &b] {
+            replica.publish(Some(Arc::new(Snapshot::of_nobody())));
+        }
+        for expected in [[true, false], [false, true], [true, false]] {
+            assert_eq!([&a, &b].map(|replica| budget.takes_turn(replica)), expected);
+            advance(CHECK_PERIOD).await;
+        }
     }
 }

@@ -3,12 +3,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, OptionFuture};
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 use tracing::info;
 
 use super::budget::CacheBudget;
+use super::check::Checked;
 use super::cluster::Cluster;
 use super::config::Periods;
 use super::first_progress::{NoProgress, PROGRESS_WATCH_ID, first_progress, progress_request};
@@ -25,7 +28,7 @@ use crate::pb::etcdserverpb::{RangeRequest, WatchCreateRequest, WatchResponse};
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::proxy::watch::{MemberVersions, UpstreamStream};
 use crate::proxy::{Identity, Namespace};
-use crate::types::{ClusterId, MemberId, Revision, Term};
+use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
 
 /// Answers of the watch that are kept while the replica is loaded; the member waits then.
 const BUFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -56,6 +59,8 @@ pub(super) enum End {
     Disorder(Disorder),
     /// The same, found elsewhere.
     Gap(&'static str),
+    /// The cluster has other pairs at the position.
+    Different(String),
     /// The cluster's revision went back: it is another one, or was restored.
     WentBack,
     Compacted,
@@ -72,7 +77,7 @@ impl End {
     fn state(&self) -> State {
         match self {
             Self::Idle | Self::Failed(_) | Self::Refused(_) | Self::Evicted => State::Cold,
-            Self::Disorder(_) | Self::Gap(_) | Self::WentBack => State::Gap,
+            Self::Disorder(_) | Self::Gap(_) | Self::Different(_) | Self::WentBack => State::Gap,
             Self::Compacted => State::Compacted,
             Self::OverBudget => State::OverBudget,
             Self::Untrusted | Self::Unanswered => State::Untrusted,
@@ -89,6 +94,7 @@ impl End {
             Self::Disorder(Disorder::Version(_)) => "version",
             Self::Disorder(Disorder::Fragment | Disorder::NoPair) => "malformed",
             Self::Gap(_) => "foreign_key",
+            Self::Different(_) => "different",
             Self::WentBack => "revision_went_back",
             Self::Compacted => "compacted",
             Self::OverBudget => "larger_than_budget",
@@ -102,7 +108,7 @@ impl End {
     fn detail(&self) -> String {
         match self {
             Self::Failed(status) => status.to_string(),
-            Self::Refused(reason) => reason.clone(),
+            Self::Refused(reason) | Self::Different(reason) => reason.clone(),
             Self::Disorder(disorder) => disorder.to_string(),
             Self::Gap(what) => (*what).to_owned(),
             _ => String::new(),
@@ -369,6 +375,7 @@ impl Follower {
         let mut progress = ProgressRequests::new(self.periods);
         let (mut look, mut moved) = (tokio::time::interval(LOOK), Instant::now());
         let SharedReplica { read_sent, awaited, evicted, went_back, .. } = &*self.replica;
+        let mut check: OptionFuture<BoxFuture<'_, Checked>> = OptionFuture::default();
         loop {
             let due = progress.due();
             tokio::select! {
@@ -398,7 +405,17 @@ impl Follower {
                 () = sleep_until(due) => progress.again(life.replica.position(), self.replica.target()),
                 () = evicted.notified() => return Stop::Over(End::Evicted),
                 () = went_back.notified() => return Stop::Over(End::WentBack),
+                Some(checked) = &mut check => {
+                    check = OptionFuture::default();
+                    self.metrics.checks.with_label_values(&[checked.label()]).inc();
+                    if let Checked::Different(where_) = checked {
+                        return Stop::Over(End::Different(where_));
+                    }
+                }
                 _ = look.tick() => {
+                    if self.budget.takes_turn(&self.replica) {
+                        check = self.replica.snapshot().map(|state| self.check(state).boxed()).into();
+                    }
                     if self.replica.idle_for() >= self.periods.idle_max {
                         return Stop::Over(End::Idle);
                     }
@@ -488,5 +505,14 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => ::core::future::pending().await,
+    }
+}
+
+/// The rest of a range behind a key.
+pub(super) fn after(range: &KeyRange, key: &[u8]) -> KeyRange {
+    let start = [key, b"\0"].concat().into();
+    match range {
+        KeyRange::HalfOpen { end, .. } => KeyRange::HalfOpen { start, end: end.clone() },
+        KeyRange::One(_) | KeyRange::From(_) => KeyRange::From(start),
     }
 }

@@ -41,6 +41,11 @@ impl Group {
         Self { identity, read_index, replicas: config.prefixes.iter().map(replica).collect() }
     }
 
+    /// Whether the caller has the credentials of the group, and not those of a user whom the proxy reads for.
+    pub fn is_of(&self, caller: &Identity) -> bool {
+        self.identity.has_credentials_of(caller)
+    }
+
     /// The replica that holds a range.
     pub fn covering(&self, range: &KeyRange) -> Option<&Arc<SharedReplica>> {
         self.replicas.iter().find(|replica| replica.range.covers(range))

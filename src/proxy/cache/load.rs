@@ -1,7 +1,7 @@
 use prost::Message;
 use tonic::Status;
 
-use super::follow::{End, Follower};
+use super::follow::{End, Follower, after};
 use super::replica::Replica;
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
@@ -70,14 +70,5 @@ impl Follower {
         let (key, range_end) = rest.to_wire();
         let request = RangeRequest { key, range_end, limit, revision: at.0, ..Default::default() };
         self.answered(self.cluster.range(&self.identity, request)).await
-    }
-}
-
-/// The rest of a range behind a key.
-fn after(range: &KeyRange, key: &[u8]) -> KeyRange {
-    let start = [key, b"\0"].concat().into();
-    match range {
-        KeyRange::HalfOpen { end, .. } => KeyRange::HalfOpen { start, end: end.clone() },
-        KeyRange::One(_) | KeyRange::From(_) => KeyRange::From(start),
     }
 }

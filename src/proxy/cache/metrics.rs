@@ -1,5 +1,6 @@
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use super::check::Checked;
 use super::shared::State;
 use crate::telemetry::Metrics;
 
@@ -10,13 +11,15 @@ pub struct CacheMetrics {
     pub(super) misses: IntCounter,
     pub(super) keys: IntGauge,
     pub(super) bytes: IntGauge,
-    pub(super) answered: IntCounterVec,
+    /// Serializable and linearizable ones: looked up once.
+    pub(super) answered: [IntCounter; 2],
     pub(super) passed: IntCounterVec,
     pub(super) read_index: IntCounter,
     pub(super) progress: IntCounter,
     pub(super) events: IntCounter,
     pub(super) replicas: IntGaugeVec,
     pub(super) changes: IntCounterVec,
+    pub(super) checks: IntCounterVec,
 }
 
 impl CacheMetrics {
@@ -31,6 +34,7 @@ impl CacheMetrics {
             "Ranges answered from the cache, by the kind of read.",
             &["read"],
         );
+        let answered = ["serializable", "linearizable"].map(|read| answered.with_label_values(&[read]));
         let passed = metrics.counter_vec(
             "watershed_proxy_cache_passed_total",
             "Ranges that were passed on while the cache is in use, by reason.",
@@ -50,9 +54,17 @@ impl CacheMetrics {
             "Changes of the state of a replica, by the new state and the reason.",
             &["state", "reason"],
         );
+        let checks = metrics.counter_vec(
+            "watershed_proxy_cache_checks_total",
+            "Comparisons of a replica with the cluster, by outcome: same, different, unknown.",
+            &["outcome"],
+        );
+        for outcome in Checked::LABELS {
+            checks.with_label_values(&[outcome]).reset();
+        }
         for state in State::ALL {
             replicas.with_label_values(&[state.label()]).set(0);
         }
-        Self { hits, misses, keys, bytes, answered, passed, read_index, progress, events, replicas, changes }
+        Self { hits, misses, keys, bytes, answered, passed, read_index, progress, events, replicas, changes, checks }
     }
 }

@@ -1,10 +1,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
@@ -28,25 +30,38 @@ pub(super) struct ReadIndex {
     metrics: CacheMetrics,
     periods: Periods,
     waiting: Mutex<Waiting>,
-    last: watch::Sender<Last>,
     /// Microseconds a read takes, smoothed.
     took: AtomicU64,
 }
 
+/// What the next read serves.
 #[derive(Default)]
 struct Waiting {
-    arrived: u64,
     /// The task that reads runs.
     running: bool,
-    /// Their watches are asked for progress together with the next read.
+    callers: Vec<Callers>,
+    /// Their watches are asked for progress together with the read.
     replicas: Vec<Arc<SharedReplica>>,
 }
 
-/// What the last read told, and whom: callers up to a number arrived before it was sent.
-#[derive(Clone)]
-struct Last {
-    serves: u64,
-    outcome: Result<ReadAnswer, Status>,
+/// Callers of one thread. They are told in a task of their own runtime: a wake-up from another thread costs a system call, and
+/// this way it is one for all of them.
+struct Callers {
+    thread: ThreadId,
+    runtime: Handle,
+    answers: Vec<oneshot::Sender<Result<ReadAnswer, Status>>>,
+}
+
+impl Waiting {
+    fn join(&mut self) -> oneshot::Receiver<Result<ReadAnswer, Status>> {
+        let (answer, receiver) = oneshot::channel();
+        let thread = thread::current().id();
+        match self.callers.iter_mut().find(|callers| callers.thread == thread) {
+            Some(callers) => callers.answers.push(answer),
+            None => self.callers.push(Callers { thread, runtime: Handle::current(), answers: vec![answer] }),
+        }
+        receiver
+    }
 }
 
 /// What a read told.
@@ -67,7 +82,6 @@ impl ReadIndex {
         metrics: CacheMetrics,
         periods: Periods,
     ) -> Arc<Self> {
-        let last = Last { serves: 0, outcome: Err(ApiError::Stopped.into()) };
         Arc::new(Self {
             cluster,
             identity,
@@ -75,7 +89,6 @@ impl ReadIndex {
             metrics,
             periods,
             waiting: Mutex::default(),
-            last: watch::Sender::new(last),
             took: AtomicU64::new(0),
         })
     }
@@ -85,20 +98,17 @@ impl ReadIndex {
     /// # Errors
     /// Those of the read.
     pub async fn read(self: &Arc<Self>, replica: &Arc<SharedReplica>) -> Result<ReadAnswer, Status> {
-        let mut last = self.last.subscribe();
-        let number = {
+        let answer = {
             let mut waiting = self.waiting.lock();
-            waiting.arrived += 1;
             if !waiting.replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
                 waiting.replicas.push(replica.clone());
             }
             if !std::mem::replace(&mut waiting.running, true) {
                 self.spawner.start(self.clone().run());
             }
-            waiting.arrived
+            waiting.join()
         };
-        let served = last.wait_for(|last| last.serves >= number).await;
-        served.map_or_else(|_| Err(ApiError::Stopped.into()), |last| last.outcome.clone())
+        answer.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
     }
 
     /// How long a reader waits for its replica: a few round trips.
@@ -110,16 +120,25 @@ impl ReadIndex {
     /// Reads for as long as somebody waits.
     async fn run(self: Arc<Self>) {
         loop {
-            let (serves, replicas) = {
+            let (callers, replicas) = {
                 let mut waiting = self.waiting.lock();
-                if waiting.replicas.is_empty() {
+                if waiting.callers.is_empty() {
                     waiting.running = false;
                     return;
                 }
-                (waiting.arrived, std::mem::take(&mut waiting.replicas))
+                // Taken before the read is sent: who comes later is served by the next one.
+                (std::mem::take(&mut waiting.callers), std::mem::take(&mut waiting.replicas))
             };
             let outcome = self.send(&replicas).await;
-            self.last.send_replace(Last { serves, outcome });
+            for Callers { runtime, answers, .. } in callers {
+                let outcome = outcome.clone();
+                self.spawner.start_on(&runtime, async move {
+                    for answer in answers {
+                        // Who is gone needs none.
+                        let _ = answer.send(outcome.clone());
+                    }
+                });
+            }
         }
     }
 
@@ -130,12 +149,206 @@ impl ReadIndex {
         let key = if key.is_empty() { Bytes::from_static(b"\0") } else { key };
         self.metrics.read_index.inc();
         let reading = self.cluster.read_index(&self.identity, key, Revision(0));
-        replicas.iter().for_each(|replica| replica.read_sent.notify_one());
+        replicas.iter().for_each(|replica| replica.note_read_sent());
         let late = |_| Status::deadline_exceeded("the revision of the cluster was not told in time");
         let header = timeout(self.periods.read_index_max, reading).await.map_err(late)??;
         let took = u64::try_from(sent_at.elapsed().as_micros()).unwrap_or(u64::MAX);
         let before = self.took.load(Ordering::Relaxed);
         self.took.store(if before == 0 { took } else { (before * 7 + took) / 8 }, Ordering::Relaxed);
         Ok(ReadAnswer { revision: Revision(header.revision), cluster: ClusterId(header.cluster_id), sent_at })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicI64;
+
+    use futures::FutureExt;
+    use futures::future::{BoxFuture, join_all};
+    use proptest::prelude::*;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::pb::encoded::ResponseHeader;
+    use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
+    use crate::proxy::watch::{Upstream, UpstreamStream};
+    use crate::shutdown::Tasks;
+    use crate::telemetry::Metrics;
+    use crate::types::{KeyRange, MemberId};
+
+    /// A cluster whose reads are answered when the test says so, with the revision as it was when they were sent: the oldest
+    /// that a member may tell.
+    #[derive(Default)]
+    struct Scripted {
+        revision: AtomicI64,
+        /// Reads that were sent and are not answered.
+        sent: Mutex<Vec<InFlight>>,
+    }
+
+    /// The oldest revision that may answer a read, and the way to answer it.
+    type InFlight = (i64, oneshot::Sender<Result<i64, Status>>);
+
+    impl Scripted {
+        /// Answers the read in flight; false when there is none.
+        fn answer(&self) -> bool {
+            self.in_flight().is_some_and(|(revision, read)| read.send(Ok(revision)).is_ok())
+        }
+
+        fn in_flight(&self) -> Option<InFlight> {
+            let mut sent = self.sent.lock();
+            sent.retain(|(_, read)| !read.is_closed());
+            assert!(sent.len() <= 1, "one read at a time");
+            sent.pop()
+        }
+
+        fn revision(&self) -> i64 {
+            self.revision.load(Ordering::Relaxed)
+        }
+
+        /// A write is acknowledged.
+        fn write(&self) {
+            self.revision.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Upstream for Scripted {
+        fn open_watch(&self, _: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
+            unreachable!("reads open no watch")
+        }
+
+        fn read_index(
+            &self,
+            _: &Identity,
+            _: Bytes,
+            _: Revision,
+        ) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
+            let (sender, answer) = oneshot::channel();
+            self.sent.lock().push((self.revision(), sender));
+            let header = |revision| ResponseHeader { revision, cluster_id: 7, ..ResponseHeader::default() };
+            async move { answer.await.expect("the test answers").map(header) }.boxed()
+        }
+
+        fn version(&self, _: &Identity) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
+            unreachable!("reads ask for no version")
+        }
+    }
+
+    impl Cluster for Scripted {
+        fn range(&self, _: &Identity, _: RangeRequest) -> BoxFuture<'static, Result<RangeResponse, Status>> {
+            unreachable!("reads load no pairs")
+        }
+    }
+
+    fn read_index() -> (Arc<Scripted>, Arc<ReadIndex>, Arc<SharedReplica>) {
+        let (cluster, metrics) = (Arc::new(Scripted::default()), CacheMetrics::register(&Metrics::new()));
+        let (identity, spawner) = (Identity::default(), Spawner::new(&Tasks::new()));
+        let read_index = ReadIndex::new(cluster.clone(), identity, spawner, metrics, Periods::default());
+        let range = || KeyRange::prefix("p".into());
+        (cluster, read_index, Arc::new(SharedReplica::new(range(), range(), Instant::now())))
+    }
+
+    /// With the clock paused: time passes once nothing else can happen.
+    async fn settled() {
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_served_by_a_read_that_was_in_flight_when_it_came() {
+        let (cluster, read_index, replica) = read_index();
+        let read = || read_index.read(&replica).map(|answer| answer.unwrap().revision.0).boxed();
+        let mut first = read();
+        assert!((&mut first).now_or_never().is_none());
+        settled().await;
+        // The first read is at the cluster. A write is acknowledged, and others come to read it.
+        cluster.write();
+        let mut later: Vec<_> = (0..10).map(|_| read()).collect();
+        assert!(later.iter_mut().all(|read| read.now_or_never().is_none()));
+        assert!(cluster.answer());
+        assert_eq!(first.await, 0);
+        settled().await;
+        assert!(later.iter_mut().all(|read| read.now_or_never().is_none()), "the write is not in what was read");
+        assert!(cluster.answer());
+        assert_eq!(join_all(later).await, [1; 10], "all of them share the next one");
+        settled().await;
+        assert!(!cluster.answer(), "nobody waits");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_is_for_those_whose_read_it_was() {
+        let (cluster, read_index, replica) = read_index();
+        let mut first = read_index.read(&replica).boxed();
+        assert!((&mut first).now_or_never().is_none());
+        settled().await;
+        let mut second = read_index.read(&replica).boxed();
+        assert!((&mut second).now_or_never().is_none());
+        let (_, read) = cluster.in_flight().expect("a read");
+        read.send(Err(Status::unavailable("gone"))).expect("it waits");
+        assert_eq!(first.await.unwrap_err().message(), "gone");
+        settled().await;
+        assert!(cluster.answer());
+        assert_eq!(second.await.unwrap().revision, Revision(0));
+        // A silent cluster: the bound, and then the next read is tried.
+        let late = read_index.read(&replica).await.unwrap_err();
+        assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
+        let mut next = read_index.read(&replica).boxed();
+        assert!((&mut next).now_or_never().is_none());
+        settled().await;
+        assert!(cluster.answer());
+        assert!(next.await.is_ok());
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Write,
+        Arrive,
+        /// The read in flight is answered, if there is one.
+        Answer,
+        /// A caller no longer waits.
+        Leave,
+    }
+
+    /// Runs a script; every caller must be told a revision at or after the one that was acknowledged when it came.
+    async fn run(script: Vec<Step>) {
+        let (cluster, read_index, replica) = read_index();
+        let mut callers: Vec<BoxFuture<'_, (i64, Result<ReadAnswer, Status>)>> = Vec::new();
+        let mut ends = script.len() + 1;
+        for step in script.into_iter().chain(std::iter::repeat(Step::Answer)) {
+            match step {
+                Step::Write => cluster.write(),
+                Step::Arrive => {
+                    let arrived = cluster.revision();
+                    callers.push(read_index.read(&replica).map(move |answer| (arrived, answer)).boxed());
+                }
+                Step::Answer => {
+                    cluster.answer();
+                }
+                Step::Leave => drop(callers.pop()),
+            }
+            callers.retain_mut(|caller| match caller.now_or_never() {
+                None => true,
+                Some((arrived, answer)) => {
+                    let told = answer.unwrap().revision.0;
+                    assert!(told >= arrived, "told {told}, and {arrived} was acknowledged before the call");
+                    false
+                }
+            });
+            settled().await;
+            ends = ends.saturating_sub(1);
+            if ends == 0 && callers.is_empty() {
+                break;
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+        #[test]
+        fn every_caller_is_told_of_what_was_written_before(
+            script in prop::collection::vec(
+                prop_oneof![Just(Step::Write), Just(Step::Arrive), Just(Step::Answer), Just(Step::Leave)], 1..60)
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(run(script));
+        }
     }
 }

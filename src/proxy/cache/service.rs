@@ -109,14 +109,32 @@ pub struct CacheParts {
     pub tasks: Tasks,
 }
 
+/// What a cache takes besides the cluster.
+pub(super) struct OverParts {
+    pub config: CacheConfig,
+    pub reader: Option<Identity>,
+    pub permissions: ReadPermissions,
+    pub metrics: CacheMetrics,
+    pub budget: CacheBudget,
+    pub tasks: Tasks,
+}
+
 impl RangeCache {
     /// A cache that reaches the cluster from the current runtime.
     pub fn new(config: CacheConfig, parts: CacheParts) -> Self {
         let CacheParts { pool, own, permissions, metrics, budget, tasks } = parts;
+        let reader = own.as_ref().map(|_| Identity::of_proxy());
+        let cluster: Arc<dyn Cluster> = Arc::new(Members { pool, own });
+        Self::over(cluster, OverParts { config, reader, permissions, metrics, budget, tasks })
+    }
+
+    /// A cache of any cluster.
+    pub(super) fn over(cluster: Arc<dyn Cluster>, parts: OverParts) -> Self {
+        let OverParts { config, reader, permissions, metrics, budget, tasks } = parts;
         let inner = Inner {
             config,
-            reader: own.as_ref().map(|_| Identity::of_proxy()),
-            cluster: Arc::new(Members { pool, own }),
+            reader,
+            cluster,
             spawner: Spawner::new(&tasks),
             budget,
             metrics,
@@ -151,9 +169,9 @@ impl RangeCache {
             None => Err(Passed::Unread),
         };
         match decided {
-            Ok((kind, response)) => {
+            Ok((linearizable, response)) => {
                 self.inner.metrics.hits.inc();
-                self.inner.metrics.answered.with_label_values(&[kind]).inc();
+                self.inner.metrics.answered[usize::from(linearizable)].inc();
                 Ok(response)
             }
             Err(passed) => {
@@ -166,12 +184,13 @@ impl RangeCache {
 }
 
 impl Inner {
+    /// The answer, and whether the read was linearizable.
     async fn decide(
         self: &Arc<Self>,
         headers: &HeaderMap,
         seen: Option<&Seen>,
         message: &[u8],
-    ) -> Result<(&'static str, Response<Body>), Passed> {
+    ) -> Result<(bool, Response<Body>), Passed> {
         let request = RangeRequest::decode(message).map_err(|_| Passed::Unread)?;
         // What is not known here may change the answer.
         if request.encoded_len() != message.len() {
@@ -202,7 +221,8 @@ impl Inner {
                 self.linearizable(&group, replica, snapshot).await
             }
         };
-        let ((), snapshot) = tokio::try_join!(self.permitted(&caller, replica, &covered), positioned)?;
+        let permitted = self.permitted(&caller, &group, replica, &covered);
+        let ((), snapshot) = tokio::try_join!(permitted, positioned)?;
         let found = search(&snapshot, &request, &covered).await?;
         let header = ResponseHeader {
             cluster_id: snapshot.cluster.0,
@@ -210,15 +230,25 @@ impl Inner {
             revision: snapshot.position.0,
             raft_term: snapshot.term.0,
         };
-        let kind = if request.serializable { "serializable" } else { "linearizable" };
-        range_answer(header, found).map(|answer| (kind, answer)).ok_or(Passed::Inexact)
+        range_answer(header, found).map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
     }
 
     /// Whether the cluster permits it: the answer was read a while ago.
-    async fn permitted(&self, caller: &Identity, replica: &SharedReplica, covered: &KeyRange) -> Result<(), Passed> {
+    async fn permitted(
+        &self,
+        caller: &Identity,
+        group: &Group,
+        replica: &SharedReplica,
+        covered: &KeyRange,
+    ) -> Result<(), Passed> {
         let (key, range_end) = self.config.namespace.upstream_range(covered);
         let range = KeyRange::from_wire(key, range_end);
-        match self.permissions.may_read_within(caller, &replica.upstream, &range).await {
+        let permission = if group.is_of(caller) {
+            self.permissions.may_read_kept(&replica.permission, caller, &replica.upstream, &range).await
+        } else {
+            self.permissions.may_read_within(caller, &replica.upstream, &range).await
+        };
+        match permission {
             ReadPermission::Permitted => Ok(()),
             // The member has the word.
             ReadPermission::Refused(_) | ReadPermission::Unknown(_) => Err(Passed::Permission),

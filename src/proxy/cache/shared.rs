@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -7,8 +7,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::pair::Pair;
+use crate::proxy::KeptPermission;
 use crate::tree::Tree;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
+
+/// Reads of the cluster's revision that progress is requested with, after one whose revision the replica had not reached.
+const PROGRESS_READS: u32 = 64;
 
 /// How far a replica is. Only a live one answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,21 @@ pub(super) struct Snapshot {
     pub completeness: Arc<Completeness>,
 }
 
+#[cfg(test)]
+impl Snapshot {
+    /// Without pairs, of no cluster.
+    pub fn of_nobody() -> Self {
+        Self {
+            pairs: Tree::default(),
+            position: Revision(0),
+            cluster: ClusterId(0),
+            member: MemberId(0),
+            term: Term(0),
+            completeness: Arc::new(Completeness::new(Instant::now())),
+        }
+    }
+}
+
 /// Until when a replica has every write that was acknowledged.
 pub(super) struct Completeness {
     base: Instant,
@@ -95,11 +114,15 @@ pub(super) struct SharedReplica {
     pub range: KeyRange,
     /// The same keys, as the cluster has them.
     pub upstream: KeyRange,
+    /// Whether the group itself may read all of it.
+    pub permission: KeptPermission,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     /// Newest revision a reader waits for.
     target: AtomicI64,
     /// A read of the cluster's revision is being sent: progress is to be requested with it.
     pub read_sent: Notify,
+    /// Reads of the cluster's revision that progress is requested with.
+    progress_wanted: AtomicU32,
     /// A reader waits for the target.
     pub awaited: Notify,
     /// A read came while nothing was held.
@@ -111,6 +134,8 @@ pub(super) struct SharedReplica {
     pub running: AtomicBool,
     /// It is being confirmed in the background.
     pub confirming: AtomicBool,
+    /// Number of its last comparison with the cluster among those of all replicas.
+    pub last_check: AtomicU64,
     /// Memory it counts with in the budget.
     pub bytes: AtomicUsize,
     base: Instant,
@@ -124,15 +149,18 @@ impl SharedReplica {
         Self {
             range,
             upstream,
+            permission: KeptPermission::default(),
             snapshot: watch::Sender::new(None),
             target: AtomicI64::new(0),
             read_sent: Notify::new(),
+            progress_wanted: AtomicU32::new(PROGRESS_READS),
             awaited: Notify::new(),
             wanted: Notify::new(),
             went_back: Notify::new(),
             evicted: Notify::new(),
             running: AtomicBool::new(false),
             confirming: AtomicBool::new(false),
+            last_check: AtomicU64::new(0),
             bytes: AtomicUsize::new(0),
             base,
             last_read: AtomicU64::new(0),
@@ -158,10 +186,20 @@ impl SharedReplica {
             return now;
         }
         self.target.fetch_max(revision.0, Ordering::AcqRel);
+        self.progress_wanted.store(PROGRESS_READS, Ordering::Relaxed);
         self.awaited.notify_one();
         let mut changes = self.snapshot.subscribe();
         let reached = timeout(within, changes.wait_for(is_there)).await;
         reached.ok()?.ok()?.clone()
+    }
+
+    /// A read of the cluster's revision is being sent. Where reads find the position at that revision, events alone keep it
+    /// there, and progress would cost a message each way for nothing.
+    pub fn note_read_sent(&self) {
+        let one_less = |wanted: u32| wanted.checked_sub(1);
+        if self.progress_wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+            self.read_sent.notify_one();
+        }
     }
 
     pub fn target(&self) -> Revision {

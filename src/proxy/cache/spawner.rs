@@ -2,7 +2,7 @@ use tokio::runtime::Handle;
 
 use crate::shutdown::Tasks;
 
-/// Starts tasks on the cache's own runtime, where its connections live.
+/// Starts tasks, most of them on the cache's own runtime, where its connections live.
 #[derive(Clone)]
 pub(super) struct Spawner {
     runtime: Handle,
@@ -17,8 +17,13 @@ impl Spawner {
 
     /// Starts a task that ends with the process.
     pub fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.start_on(&self.runtime, task);
+    }
+
+    /// Starts it on another runtime.
+    pub fn start_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.tasks.stop_signal();
-        let _runtime = self.runtime.enter();
+        let _runtime = runtime.enter();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -53,6 +53,11 @@ impl Identity {
         self.require_leader
     }
 
+    /// Whether the credentials are the same, whatever the wish about the leader.
+    pub fn has_credentials_of(&self, other: &Self) -> bool {
+        self.is_proxy == other.is_proxy && self.token == other.token && self.authorization == other.authorization
+    }
+
     /// The same credentials with another wish about the leader.
     #[must_use]
     pub fn with_require_leader(mut self, require_leader: bool) -> Self {
@@ -120,6 +125,16 @@ mod tests {
         let anonymous = of(&[]);
         assert!(anonymous.is_anonymous() && anonymous != Identity::of_proxy());
         assert!(!Identity::of(&Identity::of_proxy().metadata()).is_proxy());
+    }
+
+    #[test]
+    fn the_wish_about_the_leader_is_no_credential() {
+        let one = of(&[("token", "t")]);
+        assert!(one.has_credentials_of(&one.clone().with_require_leader(true)));
+        for other in [of(&[]), of(&[("token", "u")]), of(&[("authorization", "t")])] {
+            assert!(!one.has_credentials_of(&other));
+        }
+        assert!(!Identity::of_proxy().has_credentials_of(&of(&[])));
     }
 
     #[test]

@@ -13,4 +13,6 @@ mod read_permissions;
 pub use caller::Caller;
 pub use credentials::Identity;
 pub use proxy_user::ProxyUser;
-pub use read_permissions::{PERMISSION_MAX, ReadPermission, ReadPermissions};
+#[cfg(test)]
+pub(in crate::proxy) use read_permissions::Members;
+pub use read_permissions::{KeptPermission, PERMISSION_MAX, ReadPermission, ReadPermissions};

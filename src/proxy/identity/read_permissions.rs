@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::HeaderMap;
@@ -78,6 +79,17 @@ struct Permitted {
     generation: u64,
 }
 
+impl Permitted {
+    /// Whether it holds for a call that was made when this was the generation.
+    fn counts(&self, generation: u64, age_max: Duration) -> bool {
+        self.generation >= generation && self.asked_at.elapsed() < age_max
+    }
+}
+
+/// What was decided last for one caller and one range, where a look at it costs next to nothing.
+#[derive(Debug, Default)]
+pub struct KeptPermission(ArcSwapOption<Permitted>);
+
 /// Whoever decides.
 pub(in crate::proxy) trait Members: Send + Sync {
     /// Asks whether these credentials may read a range.
@@ -130,6 +142,29 @@ impl ReadPermissions {
         self.decide_within(caller, wide, range, RENEW_AFTER).await
     }
 
+    /// The same as [`may_read_within`](Self::may_read_within) for a caller and a wide range that are asked about all the time,
+    /// `kept` being theirs alone: while the wide range is permitted, the answer is one look at `kept`.
+    pub async fn may_read_kept(
+        &self,
+        kept: &KeptPermission,
+        caller: &Identity,
+        wide: &KeyRange,
+        range: &KeyRange,
+    ) -> ReadPermission {
+        let generation = self.inner.generation.load(Ordering::SeqCst);
+        if kept.0.load().as_ref().is_some_and(|kept| kept.counts(generation, PERMISSION_MAX)) {
+            return ReadPermission::Permitted;
+        }
+        // Boxed: it is large, and once a second.
+        let permission = Box::pin(self.decide_within(caller, wide, range, PERMISSION_MAX)).await;
+        if matches!(permission, ReadPermission::Permitted) {
+            // Whether it was the wide range that was permitted, and when that was asked, the table knows.
+            let permitted = self.inner.permitted.get(&Question::new(caller, wide)).await;
+            kept.0.store(permitted.map(Arc::new));
+        }
+        permission
+    }
+
     /// Users, roles or permissions have changed: nothing that was decided before counts any more.
     pub fn forget(&self) {
         self.inner.generation.fetch_add(1, Ordering::SeqCst);
@@ -160,8 +195,8 @@ impl ReadPermissions {
         // What was asked for after this call counts, however long the answer took.
         let (called_at, generation) = (Instant::now(), self.inner.generation.load(Ordering::SeqCst));
         let counts = |permitted: Permitted| {
-            let fresh = permitted.asked_at >= called_at || permitted.asked_at.elapsed() < age_max;
-            fresh && permitted.generation >= generation
+            let asked_since = permitted.asked_at >= called_at && permitted.generation >= generation;
+            asked_since || permitted.counts(generation, age_max)
         };
         loop {
             let ask = self.inner.clone().ask(question.clone());
@@ -331,6 +366,40 @@ mod tests {
         assert!(matches!(ask().await, ReadPermission::Refused(status) if status.code() == Code::Unauthenticated));
         *cluster.outcome.lock() = Err(Status::unavailable("nobody"));
         assert!(matches!(ask().await, ReadPermission::Unknown(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kept_permission_holds_for_as_long_as_any() {
+        let (cluster, permissions) = cluster();
+        let (kept, caller, wide, narrow) =
+            (KeptPermission::default(), caller("a"), prefix("k"), KeyRange::One("k1".into()));
+        let ask = async || permissions.may_read_kept(&kept, &caller, &wide, &narrow).await;
+        for _ in 0..10 {
+            assert!(matches!(ask().await, ReadPermission::Permitted));
+        }
+        assert_eq!(asked(&cluster), 1);
+        *cluster.outcome.lock() = Err(ApiError::PermissionDenied.into());
+        assert!(matches!(ask().await, ReadPermission::Permitted));
+        permissions.forget();
+        assert!(matches!(ask().await, ReadPermission::Refused(_)), "a change counts at once");
+        *cluster.outcome.lock() = Ok(());
+        permissions.forget();
+        assert!(matches!(ask().await, ReadPermission::Permitted));
+        *cluster.outcome.lock() = Err(ApiError::PermissionDenied.into());
+        sleep(PERMISSION_MAX - Duration::from_millis(1)).await;
+        assert!(matches!(ask().await, ReadPermission::Permitted));
+        sleep(Duration::from_millis(1)).await;
+        assert!(matches!(ask().await, ReadPermission::Refused(_)), "a second after the question");
+        permissions.forget();
+        // A permission for a part is none for the whole.
+        *cluster.outcome.lock() = Ok(());
+        *cluster.denied.lock() = Some(wide.clone());
+        assert!(matches!(ask().await, ReadPermission::Permitted));
+        let other = permissions.may_read_kept(&kept, &caller, &wide, &KeyRange::One("k2".into())).await;
+        assert!(matches!(other, ReadPermission::Permitted));
+        *cluster.outcome.lock() = Err(ApiError::PermissionDenied.into());
+        let other = permissions.may_read_kept(&kept, &caller, &wide, &KeyRange::One("k3".into())).await;
+        assert!(matches!(other, ReadPermission::Refused(_)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -162,6 +162,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             watches: HashMap::new(),
             caches: HashMap::new(),
             leases: leases.clone(),
+            permissions: None,
             paused: tokio::sync::watch::channel(false).1,
             limits: MessageLimits::default(),
             self_member: None,

@@ -1,15 +1,16 @@
 //! Memory, namespaces, permissions, and faults of the cluster.
 
-use tonic::Code;
+use tonic::{Code, Status};
 use watershed::client::{Client, ClientConfig};
 use watershed::pb::authpb::Permission;
 use watershed::pb::authpb::permission::Type;
 use watershed::pb::etcdserverpb::{
-    AuthEnableRequest, AuthRoleGrantPermissionRequest, AuthRoleRevokePermissionRequest, PutRequest, RangeRequest,
+    AuthEnableRequest, AuthRoleGrantPermissionRequest, AuthRoleRevokePermissionRequest, AuthUserRevokeRoleRequest,
+    PutRequest, RangeRequest,
 };
 
 use super::{Cached, value};
-use crate::features::auth::{FLAGS, add_user, auth_of, log_in, with};
+use crate::features::auth::{FLAGS, add_user, auth_of, enable, log_in, permit, with};
 use crate::harness::{Deployment, Target, client, run, until};
 
 #[test]
@@ -81,15 +82,8 @@ fn nobody_reads_from_the_cache_what_the_cluster_would_refuse() {
         let tokens =
             [log_in(&endpoint, "root").await, log_in(&endpoint, "alice").await, log_in(&endpoint, "bob").await];
         let [root, alice, bob] = tokens.map(|token| token.expect("a token"));
-        let as_user = |token: &str| {
-            let endpoint = cached.endpoint.parse().expect("an endpoint");
-            Client::connect(ClientConfig { token: Some(token.to_owned()), ..ClientConfig::new([endpoint]) })
-                .expect("a client")
-        };
-        let (alice, bob, nobody) = (as_user(&alice), as_user(&bob), client(&cached.endpoint));
-        let read = async |client: &Client, serializable| {
-            client.kv().range(RangeRequest { key: "secret/k".into(), serializable, ..Default::default() }).await
-        };
+        let (alice, bob, nobody) = (as_user(&cached, &alice), as_user(&cached, &bob), client(&cached.endpoint));
+        let read = async |client, serializable| read_as(client, "secret/k", serializable).await;
         // Within a second of the change, and for good.
         for (who, code) in [(&nobody, Code::InvalidArgument), (&bob, Code::PermissionDenied)] {
             for serializable in [true, false] {
@@ -102,7 +96,7 @@ fn nobody_reads_from_the_cache_what_the_cluster_would_refuse() {
         }
         let before = cached.answers().await;
         until("an answer for alice from the cache", || async {
-            assert_eq!(value(&read(&alice, true).await.expect("permitted").into_inner()).as_deref(), Some("v"));
+            assert_eq!(read(&alice, true).await.expect("permitted").as_deref(), Some("v"));
             (cached.answers().await > before).then_some(())
         })
         .await;
@@ -116,6 +110,62 @@ fn nobody_reads_from_the_cache_what_the_cluster_would_refuse() {
         for serializable in [true, false] {
             let status = read(&alice, serializable).await.expect_err("revoked");
             assert_eq!(status.code(), Code::PermissionDenied);
+        }
+    });
+}
+
+fn as_user(cached: &Cached, token: &str) -> Client {
+    let endpoint = cached.endpoint.parse().expect("an endpoint");
+    Client::connect(ClientConfig { token: Some(token.to_owned()), ..ClientConfig::new([endpoint]) }).expect("a client")
+}
+
+async fn read_as(client: &Client, key: &'static str, serializable: bool) -> Result<Option<String>, Status> {
+    let answer = client.kv().range(RangeRequest { key: key.into(), serializable, ..Default::default() }).await?;
+    Ok(value(&answer.into_inner()))
+}
+
+#[test]
+fn all_users_share_what_the_proxys_own_user_has_read() {
+    run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
+        for key in ["a/k", "b/k"] {
+            deployment.put(key, key).await;
+        }
+        let cached = Cached::start(deployment, &["--cache-prefix=", "--user=root:root"], "a/k").await;
+        let root = enable(deployment).await;
+        let endpoint = &deployment.endpoint;
+        let mut users = Vec::new();
+        for (name, from, to) in [("alice", "a/", "a0"), ("bob", "b/", "b0")] {
+            add_user(endpoint, &root, name).await;
+            permit(endpoint, &root, name, Type::Read, from, to).await.expect("permitted");
+            users.push(as_user(&cached, &log_in(endpoint, name).await.expect("a token")));
+        }
+        let [alice, bob] = &users[..] else { unreachable!("two users") };
+        for (user, own, other) in [(alice, "a/k", "b/k"), (bob, "b/k", "a/k")] {
+            for serializable in [false, true] {
+                until("an answer from the cache", || async {
+                    let before = cached.answers().await;
+                    assert_eq!(read_as(user, own, serializable).await.expect("permitted").as_deref(), Some(own));
+                    (cached.answers().await > before).then_some(())
+                })
+                .await;
+                let refusal = read_as(user, other, serializable).await.expect_err("not permitted");
+                assert_eq!(refusal.code(), Code::PermissionDenied);
+            }
+        }
+        let replicas = cached.metrics().await.sum("watershed_proxy_cache_replicas", "\"live\"");
+        assert_eq!(replicas, 1.0, "one for both");
+        // A change that a member is told directly counts within a second, for good.
+        let revoke = |name: &str| AuthUserRevokeRoleRequest { name: name.to_owned(), role: name.to_owned() };
+        auth_of(endpoint).user_revoke_role(with(&root, revoke("alice"))).await.expect("revoked");
+        until("the revocation", || async { read_as(alice, "a/k", true).await.err() }).await;
+        // One that goes through the proxy counts at once.
+        assert!(read_as(bob, "b/k", true).await.is_ok());
+        auth_of(&cached.endpoint).user_revoke_role(with(&root, revoke("bob"))).await.expect("revoked");
+        for (user, key) in [(bob, "b/k"), (alice, "a/k")] {
+            for serializable in [true, false] {
+                let refusal = read_as(user, key, serializable).await.expect_err("revoked");
+                assert_eq!(refusal.code(), Code::PermissionDenied);
+            }
         }
     });
 }

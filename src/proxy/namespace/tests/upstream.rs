@@ -244,6 +244,7 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             watches: HashMap::from([(tenant.clone(), watch)]),
             caches: HashMap::new(),
             leases: leases.clone(),
+            permissions: None,
             paused: tokio::sync::watch::channel(false).1,
             limits: MessageLimits::default(),
             self_member: None,

@@ -1,0 +1,5 @@
+//! The cache over a simulated cluster: `cluster.rs` lags, loses progress requests, cuts streams and compacts; `simulation.rs`
+//! has clients that check every answer against what the cluster had.
+
+mod cluster;
+mod simulation;

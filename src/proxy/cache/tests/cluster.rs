@@ -1,0 +1,380 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::super::cluster::Cluster;
+use crate::api_error::ApiError;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{
+    RangeRequest, RangeResponse, ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse,
+};
+use crate::pb::mvccpb::event::EventType;
+use crate::pb::mvccpb::{Event, KeyValue};
+use crate::proxy::Identity;
+use crate::proxy::watch::{Upstream, UpstreamStream};
+use crate::types::{KeyRange, MemberId, Revision};
+
+const MEMBERS: usize = 3;
+/// States that are kept, for members and for whoever checks answers.
+const STATES_MAX: usize = 20_000;
+const CLUSTER_ID: u64 = 7;
+
+pub(super) type Pairs = BTreeMap<Bytes, KeyValue>;
+
+/// What the cluster does wrong besides being slow, so that a check which misses it is found out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Fault {
+    #[default]
+    None,
+    /// Progress is told ahead of events, as members before 3.4.25 and 3.5.8 do.
+    ProgressAhead,
+    /// Linearizable reads are answered from what the member has.
+    OldReads,
+}
+
+/// A cluster of three members on the clock of the test.
+#[derive(Clone)]
+pub(super) struct SimCluster {
+    state: Arc<Mutex<State>>,
+    /// Members have applied something, or the store was compacted.
+    moved: watch::Sender<()>,
+}
+
+struct State {
+    rng: fastrand::Rng,
+    fault: Fault,
+    revision: i64,
+    compacted: i64,
+    /// Events and pairs of each revision, the newest last.
+    history: VecDeque<(Vec<Event>, Arc<Pairs>)>,
+    /// Up to which revision each member has applied.
+    applied: [i64; MEMBERS],
+    /// When each revision was acknowledged, the newest last.
+    acknowledged: VecDeque<(Instant, i64)>,
+}
+
+impl State {
+    fn millis(&mut self, max: u64) -> Duration {
+        Duration::from_micros(self.rng.u64(..max * 1000))
+    }
+
+    fn one_in(&mut self, count: u32) -> bool {
+        self.rng.u32(..count) == 0
+    }
+
+    /// What was written at a revision, and the pairs as they were then.
+    fn at(&self, revision: i64) -> Option<&(Vec<Event>, Arc<Pairs>)> {
+        let back = usize::try_from(self.revision - revision).ok()?;
+        self.history.len().checked_sub(back + 1).and_then(|place| self.history.get(place))
+    }
+
+    fn header(&self, member: usize) -> ResponseHeader {
+        let revision = self.applied[member];
+        ResponseHeader { cluster_id: CLUSTER_ID, member_id: member as u64 + 1, revision, raft_term: 2 }
+    }
+}
+
+impl SimCluster {
+    pub fn new(seed: u64, fault: Fault) -> Self {
+        let state = State {
+            rng: fastrand::Rng::with_seed(seed),
+            fault,
+            revision: 1,
+            compacted: 0,
+            history: VecDeque::from([(Vec::new(), Arc::default())]),
+            applied: [1; MEMBERS],
+            acknowledged: VecDeque::new(),
+        };
+        Self { state: Arc::new(Mutex::new(state)), moved: watch::Sender::new(()) }
+    }
+
+    pub fn revision(&self) -> i64 {
+        self.state.lock().revision
+    }
+
+    /// The newest revision that was acknowledged by then.
+    pub fn acknowledged_by(&self, at: Instant) -> i64 {
+        let state = self.state.lock();
+        state
+            .acknowledged
+            .iter()
+            .rev()
+            .find(|(acknowledged, _)| *acknowledged <= at)
+            .map_or(1, |(_, revision)| *revision)
+    }
+
+    /// The pairs at a revision.
+    pub fn pairs(&self, revision: i64) -> Option<Arc<Pairs>> {
+        self.state.lock().at(revision).map(|(_, pairs)| pairs.clone())
+    }
+
+    /// Changes the pairs at the newest revision without an event, which no cluster should do.
+    pub fn corrupt(&self, change: impl FnOnce(&mut Pairs)) {
+        let mut state = self.state.lock();
+        let (_, pairs) = state.history.back_mut().expect("a state");
+        change(Arc::make_mut(pairs));
+    }
+
+    /// Writes one revision, and acknowledges it; none for a value deletes.
+    pub fn write(&self, changes: &[(Bytes, Option<Bytes>)]) {
+        let (revision, lags) = {
+            let mut state = self.state.lock();
+            let mut pairs = state.history.back().map(|(_, pairs)| Pairs::clone(pairs)).expect("a state");
+            let revision = state.revision + 1;
+            let events: Vec<_> =
+                changes.iter().filter_map(|(key, value)| change(&mut pairs, key, value.as_ref(), revision)).collect();
+            if events.is_empty() {
+                return;
+            }
+            state.revision = revision;
+            state.history.push_back((events, Arc::new(pairs)));
+            state.acknowledged.push_back((Instant::now(), revision));
+            if state.history.len() > STATES_MAX {
+                state.history.pop_front();
+                state.acknowledged.pop_front();
+            }
+            state.applied[0] = revision;
+            let slow = if state.one_in(200) { 3000 } else { 40 };
+            (revision, [state.millis(slow), state.millis(slow)])
+        };
+        self.moved.send_replace(());
+        for (member, lag) in lags.into_iter().enumerate() {
+            let this = self.clone();
+            #[allow(clippy::disallowed_methods, reason = "ends after the lag")]
+            tokio::spawn(async move {
+                sleep(lag).await;
+                let mut state = this.state.lock();
+                let applied = &mut state.applied[member + 1];
+                *applied = revision.max(*applied);
+                drop(state);
+                this.moved.send_replace(());
+            });
+        }
+    }
+
+    /// Compacts all but so many revisions.
+    pub fn compact(&self, kept: i64) {
+        let mut state = self.state.lock();
+        state.compacted = state.compacted.max(state.revision - kept);
+        drop(state);
+        self.moved.send_replace(());
+    }
+
+    /// Time on the network, and some member.
+    async fn reach(&self) -> usize {
+        let (delay, member) = {
+            let mut state = self.state.lock();
+            (state.millis(3), state.rng.usize(..MEMBERS))
+        };
+        sleep(delay).await;
+        member
+    }
+
+    /// Waits until the member has what was acknowledged before.
+    async fn until_current(&self, member: usize) {
+        let floor = {
+            let state = self.state.lock();
+            if state.fault == Fault::OldReads { 0 } else { state.revision }
+        };
+        let mut moved = self.moved.subscribe();
+        while self.state.lock().applied[member] < floor {
+            moved.changed().await.expect("the cluster is there");
+        }
+    }
+
+    async fn read(self, request: RangeRequest) -> Result<RangeResponse, Status> {
+        let member = self.reach().await;
+        self.until_current(member).await;
+        let (answer, delay) = {
+            let mut state = self.state.lock();
+            if state.one_in(300) {
+                return Err(Status::unavailable("the member is gone"));
+            }
+            let header = state.header(member);
+            let revision = if request.revision > 0 { request.revision } else { header.revision };
+            if revision < state.compacted {
+                return Err(ApiError::Compacted.into());
+            }
+            if revision > header.revision {
+                return Err(ApiError::FutureRevision.into());
+            }
+            let (_, pairs) = state.at(revision).expect("a kept state");
+            (RangeResponse { header: Some(header), ..answer(pairs, &request) }, state.millis(3))
+        };
+        sleep(delay).await;
+        Ok(answer)
+    }
+
+    /// Serves one watch stream.
+    async fn serve(
+        self,
+        mut requests: mpsc::Receiver<WatchRequest>,
+        answers: mpsc::Sender<Result<WatchResponse, Status>>,
+    ) {
+        let member = self.reach().await;
+        let mut moved = self.moved.subscribe();
+        let (mut range, mut next) = (None, 0);
+        loop {
+            tokio::select! {
+                biased;
+                request = requests.recv() => {
+                    let Some(WatchRequest { request_union: Some(request) }) = request else { return };
+                    let answer = match request {
+                        RequestUnion::CreateRequest(WatchCreateRequest { key, range_end, start_revision, .. }) => {
+                            let header = self.state.lock().header(member);
+                            next = if start_revision > 0 { start_revision } else { header.revision + 1 };
+                            range = Some(KeyRange::from_wire(key, range_end));
+                            Some(WatchResponse { header: Some(header), created: true, ..Default::default() })
+                        }
+                        RequestUnion::ProgressRequest(_) => self.progress(member, next),
+                        RequestUnion::CancelRequest(_) => return,
+                    };
+                    if let Some(answer) = answer && !self.send(&answers, answer).await {
+                        return;
+                    }
+                }
+                _ = moved.changed() => {}
+                () = sleep(Duration::from_secs(1)) => {}
+            }
+            let Some(range) = &range else { continue };
+            while let Some(answer) = self.news(member, range, &mut next) {
+                let over = answer.canceled;
+                if !self.send(&answers, answer).await || over {
+                    return;
+                }
+            }
+            if self.state.lock().one_in(300) {
+                let _ = answers.send(Err(Status::unavailable("cut"))).await;
+                return;
+            }
+        }
+    }
+
+    /// The answer to a progress request: all events up to there were sent. One in ten is lost.
+    fn progress(&self, member: usize, next: i64) -> Option<WatchResponse> {
+        let mut state = self.state.lock();
+        let behind = next <= state.applied[member];
+        if state.one_in(10) || behind && state.fault != Fault::ProgressAhead {
+            return None;
+        }
+        let mut header = state.header(member);
+        if state.fault == Fault::ProgressAhead {
+            header.revision = state.revision;
+        }
+        Some(WatchResponse { header: Some(header), watch_id: -1, ..Default::default() })
+    }
+
+    /// The next events; the header is ahead of them, as a member's is.
+    fn news(&self, member: usize, range: &KeyRange, next: &mut i64) -> Option<WatchResponse> {
+        let mut state = self.state.lock();
+        let header = state.header(member);
+        if *next < state.compacted {
+            let compact_revision = state.compacted;
+            return Some(WatchResponse {
+                header: Some(header),
+                canceled: true,
+                compact_revision,
+                ..Default::default()
+            });
+        }
+        let most = state.rng.usize(1..4);
+        let mut events = Vec::new();
+        let mut revisions = 0;
+        while *next <= header.revision && revisions < most {
+            let (all, _) = state.at(*next).expect("kept");
+            let inside = all.iter().filter(|event| event.kv.as_ref().is_some_and(|kv| range.contains(&kv.key)));
+            let before = events.len();
+            events.extend(inside.cloned());
+            revisions += usize::from(events.len() > before);
+            *next += 1;
+        }
+        (!events.is_empty()).then(|| WatchResponse { header: Some(header), events, ..Default::default() })
+    }
+
+    /// Sends an answer after a while; false when nobody takes it.
+    async fn send(&self, answers: &mpsc::Sender<Result<WatchResponse, Status>>, answer: WatchResponse) -> bool {
+        let delay = {
+            let mut state = self.state.lock();
+            let slow = if state.one_in(100) { 300 } else { 3 };
+            state.millis(slow)
+        };
+        sleep(delay).await;
+        answers.send(Ok(answer)).await.is_ok()
+    }
+}
+
+/// The event of a change, if it changes anything.
+fn change(pairs: &mut Pairs, key: &Bytes, value: Option<&Bytes>, revision: i64) -> Option<Event> {
+    let previous = pairs.get(key).cloned();
+    let Some(value) = value else {
+        let prev_kv = Some(pairs.remove(key)?);
+        let kv = KeyValue { key: key.clone(), mod_revision: revision, ..Default::default() };
+        return Some(Event { r#type: EventType::Delete.into(), kv: Some(kv), prev_kv });
+    };
+    let (create_revision, version) =
+        previous.as_ref().map_or((revision, 1), |previous| (previous.create_revision, previous.version + 1));
+    let (key, value) = (key.clone(), value.clone());
+    let kv = KeyValue { key: key.clone(), value, create_revision, mod_revision: revision, version, lease: 0 };
+    pairs.insert(key, kv.clone());
+    Some(Event { kv: Some(kv), prev_kv: previous, ..Default::default() })
+}
+
+/// What a member answers to the forms of a request that are used here.
+pub(super) fn answer(pairs: &Pairs, request: &RangeRequest) -> RangeResponse {
+    let range = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
+    let mut kvs: Vec<_> = pairs.values().filter(|kv| range.contains(&kv.key)).cloned().collect();
+    let count = kvs.len() as i64;
+    if request.count_only {
+        return RangeResponse { count, ..Default::default() };
+    }
+    let limit = usize::try_from(request.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
+    let more = kvs.len() > limit;
+    kvs.truncate(limit);
+    if request.keys_only {
+        kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+    }
+    RangeResponse { header: None, kvs, more, count }
+}
+
+impl Upstream for SimCluster {
+    fn open_watch(&self, _: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
+        let this = self.clone();
+        async move {
+            if this.state.lock().one_in(20) {
+                return Err(Status::unavailable("nobody there"));
+            }
+            let (requests, received) = mpsc::channel(16);
+            let (answers, sent) = mpsc::channel(16);
+            #[allow(clippy::disallowed_methods, reason = "ends with its stream")]
+            tokio::spawn(this.serve(received, answers));
+            Ok(UpstreamStream { requests, answers: ReceiverStream::new(sent).boxed() })
+        }
+        .boxed()
+    }
+
+    fn read_index(&self, _: &Identity, key: Bytes, at: Revision) -> BoxFuture<'static, Result<ResponseHeader, Status>> {
+        let request = RangeRequest { key, revision: at.0, count_only: true, ..Default::default() };
+        let header = |answer: RangeResponse| answer.header.expect("a header");
+        self.clone().read(request).map(move |answer| answer.map(header)).boxed()
+    }
+
+    fn version(&self, _: &Identity) -> BoxFuture<'static, Result<(MemberId, String), Status>> {
+        let this = self.clone();
+        async move { Ok((MemberId(this.reach().await as u64 + 1), "3.7.1".to_owned())) }.boxed()
+    }
+}
+
+impl Cluster for SimCluster {
+    fn range(&self, _: &Identity, request: RangeRequest) -> BoxFuture<'static, Result<RangeResponse, Status>> {
+        self.clone().read(request).boxed()
+    }
+}

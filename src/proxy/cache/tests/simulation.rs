@@ -1,0 +1,283 @@
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use prost::Message;
+use tokio::time::{Instant, sleep};
+use tonic::Status;
+
+use super::super::budget::CacheBudget;
+use super::super::config::{CacheConfig, CacheReads};
+use super::super::metrics::CacheMetrics;
+use super::super::service::{OverParts, RangeCache};
+use super::cluster::{Fault, SimCluster, answer};
+use crate::client::{PeekedHeader, Seen, framed};
+use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
+use crate::proxy::identity::Members;
+use crate::proxy::{Namespace, ReadPermissions};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+use crate::types::KeyRange;
+
+const STALENESS: Duration = Duration::from_secs(1);
+const READERS: u64 = 4;
+const KEYS: u64 = 30;
+/// Hours on the clock of the cluster in the usual tests; `WATERSHED_CACHE_SIM_HOURS` sets another number.
+const USUAL_HOURS: f64 = 0.5;
+
+/// A cluster without users.
+struct Everybody;
+
+impl Members for Everybody {
+    fn may_read(&self, _: HeaderMap, _: KeyRange) -> BoxFuture<'static, Result<(), Status>> {
+        async { Ok(()) }.boxed()
+    }
+}
+
+/// What a run has shown.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    answered: u64,
+    passed: u64,
+    /// Streams that were opened again, and replicas that were loaded anew because their position was compacted.
+    resumed: u64,
+    compacted: u64,
+    /// Comparisons with the cluster.
+    checked: u64,
+}
+
+impl Counts {
+    fn add(self, other: Self) -> Self {
+        Self {
+            answered: self.answered + other.answered,
+            passed: self.passed + other.passed,
+            resumed: self.resumed + other.resumed,
+            compacted: self.compacted + other.compacted,
+            checked: self.checked + other.checked,
+        }
+    }
+}
+
+fn key(number: u64) -> Bytes {
+    format!("p/{number:02}").into()
+}
+
+async fn write_on(cluster: &SimCluster, rng: &mut fastrand::Rng) {
+    let changes: Vec<_> = (0..if rng.u32(..5) == 0 { rng.u64(2..6) } else { 1 })
+        .map(|change| {
+            let value = (rng.u32(..4) > 0).then(|| Bytes::from(format!("{}-{change}", cluster.revision())));
+            // Some writes are outside of what is cached.
+            let key = if rng.u32(..4) == 0 { Bytes::from_static(b"other") } else { key(rng.u64(..KEYS)) };
+            (key, value)
+        })
+        .collect();
+    let mut seen = std::collections::BTreeSet::new();
+    let changes: Vec<_> = changes.into_iter().filter(|(key, _)| seen.insert(key.clone())).collect();
+    cluster.write(&changes);
+    match rng.u32(..2000) {
+        0 => cluster.compact(0),
+        1..4 => cluster.compact(100),
+        _ => {}
+    }
+    // Bursts, and a quiet minute now and then.
+    let pause = match rng.u32(..300) {
+        0 => 60_000,
+        1..100 => 5,
+        _ => 1000,
+    };
+    sleep(Duration::from_micros(rng.u64(..pause * 1000))).await;
+}
+
+/// One range of a client, as it is asked and as it is checked.
+fn request(rng: &mut fastrand::Rng) -> RangeRequest {
+    let serializable = rng.bool();
+    let limit = if rng.bool() { rng.i64(..8) } else { 0 };
+    match rng.u32(..4) {
+        0 => RangeRequest { key: "p/".into(), range_end: "p0".into(), serializable, limit, ..Default::default() },
+        1 => {
+            let (one, other) = (key(rng.u64(..KEYS)), key(rng.u64(..KEYS)));
+            let (key, range_end) = if one < other { (one, other) } else { (other, one) };
+            RangeRequest { key, range_end, serializable, limit, keys_only: rng.bool(), ..Default::default() }
+        }
+        2 => RangeRequest {
+            key: "p/".into(),
+            range_end: "p0".into(),
+            serializable,
+            count_only: true,
+            ..Default::default()
+        },
+        _ => RangeRequest { key: key(rng.u64(..KEYS)), serializable, ..Default::default() },
+    }
+}
+
+/// Asks the cache; none when it passes the request on.
+async fn ask(cache: &RangeCache, seen: &Seen, message: &RangeRequest) -> Option<RangeResponse> {
+    let mut request = Request::new(Full::new(framed(message)));
+    request.extensions_mut().insert(seen.clone());
+    let response = cache.answer(request).await.ok()?;
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    Some(RangeResponse::decode(&body[5..]).expect("an answer"))
+}
+
+/// One connection: reads, and checks what it gets.
+async fn read_on(
+    cluster: &SimCluster,
+    cache: &RangeCache,
+    seen: &Seen,
+    rng: &mut fastrand::Rng,
+) -> Result<bool, String> {
+    let request = request(rng);
+    let (asked_at, acknowledged, shown) = (Instant::now(), cluster.revision(), seen.newest().revision);
+    let Some(got) = ask(cache, seen, &request).await else { return Ok(false) };
+    let header = got.header.expect("a header");
+    let revision = header.revision;
+    let floor = if request.serializable {
+        let old = asked_at.checked_sub(STALENESS).map_or(1, |at| cluster.acknowledged_by(at));
+        old.max(shown)
+    } else {
+        acknowledged
+    };
+    if revision < floor {
+        return Err(format!("{request:?} was answered at {revision}, and should be at {floor} or after"));
+    }
+    let pairs = cluster.pairs(revision).ok_or(format!("an answer of revision {revision}, which is not written"))?;
+    let expected = RangeResponse { header: Some(header), ..answer(&pairs, &request) };
+    if got != expected {
+        return Err(format!("{request:?}\n got {got:?}\n not {expected:?}"));
+    }
+    seen.show(PeekedHeader { cluster_id: header.cluster_id, revision });
+    Ok(true)
+}
+
+/// A cache in front of a cluster.
+fn cache_of(cluster: &SimCluster, metrics: &Metrics, tasks: &Tasks) -> (RangeCache, CacheMetrics) {
+    let prefixes = vec![KeyRange::prefix("p/".into())];
+    let config = CacheConfig::new(Namespace::default(), CacheReads::Linearizable, prefixes, STALENESS);
+    let cache_metrics = CacheMetrics::register(metrics);
+    let parts = OverParts {
+        config,
+        reader: None,
+        permissions: ReadPermissions::with_members(Arc::new(Everybody), metrics, tasks),
+        budget: CacheBudget::new(1 << 30, &cache_metrics),
+        metrics: cache_metrics.clone(),
+        tasks: tasks.clone(),
+    };
+    (RangeCache::over(Arc::new(cluster.clone()), parts), cache_metrics)
+}
+
+/// Runs clients for so long, on the clock of the cluster.
+async fn simulate(seed: u64, hours: f64, fault: Fault) -> Result<Counts, String> {
+    let (cluster, tasks) = (SimCluster::new(seed, fault), Tasks::new());
+    let (cache, metrics) = cache_of(&cluster, &Metrics::new(), &tasks);
+    let end = Instant::now() + Duration::from_secs_f64(hours * 3600.0);
+    let failure = Cell::new(None);
+    let writer = async {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        while Instant::now() < end {
+            write_on(&cluster, &mut rng).await;
+        }
+    };
+    let reader = async |number: u64| {
+        let mut rng = fastrand::Rng::with_seed(seed * 100 + number);
+        let (seen, mut counts) = (Seen::default(), Counts::default());
+        while Instant::now() < end {
+            match read_on(&cluster, &cache, &seen, &mut rng).await {
+                Ok(true) => counts.answered += 1,
+                Ok(false) => counts.passed += 1,
+                Err(violation) => {
+                    failure.set(Some(format!("seed {seed}: {violation}")));
+                    return counts;
+                }
+            }
+            sleep(Duration::from_micros(rng.u64(..1_000_000))).await;
+        }
+        counts
+    };
+    let ((), counts) = tokio::join!(writer, join_all((0..READERS).map(reader)));
+    tasks.stop();
+    if let Some(failure) = failure.take() {
+        return Err(failure);
+    }
+    let changes = |state, reason| metrics.changes.with_label_values(&[state, reason]).get();
+    for reason in ["old_event", "previous_pair", "version", "malformed", "foreign_key", "different"] {
+        if fault == Fault::None && changes("gap", reason) > 0 {
+            return Err(format!("seed {seed}: {reason}, and the cluster did nothing wrong"));
+        }
+    }
+    let of_replica = Counts {
+        resumed: changes("behind", "stream_ended"),
+        compacted: changes("compacted", "compacted"),
+        checked: metrics.checks.with_label_values(&["same"]).get(),
+        ..Counts::default()
+    };
+    Ok(counts.into_iter().fold(of_replica, Counts::add))
+}
+
+fn run(seed: u64, hours: f64, fault: Fault) -> Result<Counts, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(simulate(seed, hours, fault))
+}
+
+/// Hours to simulate in all.
+fn hours() -> f64 {
+    let hours = std::env::var("WATERSHED_CACHE_SIM_HOURS");
+    hours.map_or(USUAL_HOURS, |hours| hours.parse().expect("WATERSHED_CACHE_SIM_HOURS: a number of hours"))
+}
+
+#[test]
+fn no_answer_is_old_or_wrong_whatever_the_cluster_does() {
+    let (hours, mut sum) = (hours(), Counts::default());
+    let seeds = (hours / USUAL_HOURS).ceil() as u64;
+    for seed in 1..=seeds {
+        let counts = run(seed, hours / seeds as f64, Fault::None).unwrap_or_else(|violation| panic!("{violation}"));
+        sum = sum.add(counts);
+    }
+    println!("{hours} h, {seeds} seeds: {sum:?}");
+    assert!(sum.answered > 9 * sum.passed && sum.resumed > 0 && sum.checked > 0, "{sum:?}");
+}
+
+#[test]
+fn a_cluster_that_breaks_the_rules_of_the_cache_is_found_out() {
+    for fault in [Fault::ProgressAhead, Fault::OldReads] {
+        let found = (1..20).find_map(|seed| run(seed, 0.1, fault).err());
+        assert!(found.is_some(), "{fault:?}: no answer was found to be wrong");
+    }
+}
+
+/// Cause to look for: a pair that became wrong in memory, or was wrong when it came, was served for as long as the proxy ran.
+#[test]
+fn a_replica_that_differs_from_the_cluster_is_dropped_within_minutes_and_loaded_again() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let (cluster, tasks) = (SimCluster::new(1, Fault::None), Tasks::new());
+        let (cache, metrics) = cache_of(&cluster, &Metrics::new(), &tasks);
+        for number in 0..KEYS {
+            cluster.write(&[(key(number), Some("right".into()))]);
+        }
+        let checks = |outcome| metrics.checks.with_label_values(&[outcome]).get();
+        let read = async || {
+            let request = RangeRequest { key: key(7), ..Default::default() };
+            ask(&cache, &Seen::default(), &request).await.map(|answer| answer.kvs[0].version)
+        };
+        let deadline = Instant::now() + Duration::from_secs(600);
+        while checks("same") < 2 {
+            assert!(Instant::now() < deadline, "no check");
+            let _ = read().await;
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(checks("different"), 0);
+        cluster.corrupt(|pairs| pairs.get_mut(&key(7)).expect("written").version = 9);
+        let deadline = Instant::now() + Duration::from_secs(600);
+        while read().await != Some(9) {
+            assert!(Instant::now() < deadline, "the replica is still as it was");
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(checks("different"), 1);
+        tasks.stop();
+    });
+}
