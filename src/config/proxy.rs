@@ -108,8 +108,9 @@ pub struct RawProxyConfig {
     /// Time open requests get to finish when the proxy stops.
     #[arg(long, default_value = "5s", value_name = "DURATION")]
     pub shutdown_grace: GoDuration,
-    /// Which ranges are answered from the cache: off, serializable ones, or linearizable ones too.
-    #[arg(long, default_value = "off", value_name = "READS")]
+    /// Which ranges are answered from the cache: off, serializable ones, or linearizable ones too. Without a namespace and without
+    /// prefixes none are.
+    #[arg(long, default_value = "linearizable", value_name = "READS")]
     pub cache: String,
     /// Prefixes whose keys are cached, as clients see them: a comma list, or given more than once. All of the namespace
     /// unless given.
@@ -571,8 +572,15 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_off_unless_asked_for() {
-        assert_eq!(parse("--cache-prefix=/a/").unwrap().cache, None);
+    fn the_cache_is_on_unless_it_is_turned_off() {
+        assert_eq!(parse("--cache=off --cache-prefix=/a/").unwrap().cache, None);
+        let usual = RangeCacheConfig {
+            linearizable: true,
+            prefixes: Vec::new(),
+            bytes_max: None,
+            staleness: Duration::from_secs(1),
+        };
+        assert_eq!(parse("").unwrap().cache, Some(usual));
         let line = "--cache linearizable --cache-prefix /a/ --cache-prefix /b/,/c/ --cache-staleness 500ms --cache-bytes 1000 \
              --experimental-leasing-prefix=l --experimental-serializable-ordering";
         let expected = RangeCacheConfig {
