@@ -104,7 +104,8 @@ impl Stage {
 
     /// How often to repeat a fault within a round.
     pub fn times(&self) -> usize {
-        if is_long() { 4 } else { 1 }
+        let usual = if is_long() { 4 } else { 1 };
+        setting("WATERSHED_CHAOS_TIMES").map_or(usual, |times| usize::try_from(times).expect("a few"))
     }
 
     /// Waits until so many further writes were answered: the cluster makes progress.

@@ -4,7 +4,7 @@ use tonic::Status;
 
 use super::follow::{Follower, after};
 use super::pair::Pair;
-use super::shared::Snapshot;
+use super::shared::{Checked, Snapshot};
 use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::pb::mvccpb::KeyValue;
 use crate::tree::Iter;
@@ -12,28 +12,6 @@ use crate::types::KeyRange;
 
 /// Keys of one page, without their values.
 const PAGE_KEYS: i64 = 10_000;
-
-/// How a comparison of a replica with the cluster ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Checked {
-    Same,
-    /// Where they differ.
-    Different(String),
-    /// The cluster did not answer, or has compacted the revision.
-    Unknown,
-}
-
-impl Checked {
-    pub const LABELS: [&str; 3] = ["same", "different", "unknown"];
-
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Same => "same",
-            Self::Different(_) => "different",
-            Self::Unknown => "unknown",
-        }
-    }
-}
 
 impl Follower {
     /// Compares a state with what the cluster has at its position: keys, revisions and versions, not values.

@@ -11,7 +11,6 @@ use tonic::{Code, Status};
 use tracing::info;
 
 use super::budget::CacheBudget;
-use super::check::Checked;
 use super::cluster::Cluster;
 use super::config::Periods;
 use super::first_progress::{NoProgress, PROGRESS_WATCH_ID, first_progress, progress_request};
@@ -19,7 +18,7 @@ use super::metrics::CacheMetrics;
 use super::pair::Pair;
 use super::progress::ProgressRequests;
 use super::replica::{Disorder, Replica};
-use super::shared::{Completeness, SharedReplica, Snapshot, State};
+use super::shared::{Checked, Completeness, SharedReplica, Snapshot, State};
 use crate::api_error::ApiError;
 use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;

@@ -1,7 +1,6 @@
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::check::Checked;
-use super::shared::State;
+use super::shared::{Checked, State};
 use crate::telemetry::Metrics;
 
 /// What the caches of a proxy count, under the names of etcd's proxy where it has them.

@@ -58,6 +58,28 @@ impl State {
     }
 }
 
+/// How a comparison of a replica with the cluster ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Checked {
+    Same,
+    /// Where they differ.
+    Different(String),
+    /// The cluster did not answer, or has compacted the revision.
+    Unknown,
+}
+
+impl Checked {
+    pub const LABELS: [&str; 3] = ["same", "different", "unknown"];
+
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Different(_) => "different",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// The pairs of a replica at one revision, and what else an answer has.
 pub(super) struct Snapshot {
     pub pairs: Tree<Pair>,
