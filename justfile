@@ -44,6 +44,21 @@ etcd-suites checkout out="target/etcd-suites":
     tests/interop/etcd_suites.py {{checkout}} common {{out}}/bin {{out}}/common
     tests/interop/etcd_suites.py {{checkout}} e2e {{out}}/bin {{out}}/e2e
 
+# The storage layer of a Kubernetes API server through the proxy; needs Go.
+kubernetes:
+    cargo build
+    tests/interop/kubernetes.sh
+
+# Its module's own tests, on all tiers or the named ones (member etcd plain namespace cached etcd-proxy); needs root and Go.
+kubernetes-suites *tiers:
+    cargo build
+    tests/interop/kubernetes.sh target/debug/watershed suites {{tiers}}
+
+# etcd's cache library through the proxy, from a checkout of etcd's source; needs root and Go.
+watchcache checkout:
+    cargo build
+    tests/interop/watchcache.sh {{checkout}}
+
 # etcd's Grafana dashboard and alert rules (contrib/mixin of a checkout of its source) over three members under load; needs
 # prometheus and jsonnet.
 dashboards mixin:

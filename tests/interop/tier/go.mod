@@ -1,0 +1,3 @@
+module watershed.test/tier
+
+go 1.26
