@@ -5,9 +5,9 @@ use tonic::Code;
 use watershed::pb::etcdserverpb::alarm_request::AlarmAction;
 use watershed::pb::etcdserverpb::downgrade_request::DowngradeAction;
 use watershed::pb::etcdserverpb::{
-    AlarmRequest, AlarmType, DefragmentRequest, DeleteRangeRequest, DowngradeRequest, HashKvRequest, HashRequest,
-    MemberListRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, StatusRequest, StatusResponse, TxnRequest,
-    request_op,
+    AlarmRequest, AlarmType, CompactionRequest, DefragmentRequest, DeleteRangeRequest, DowngradeRequest, HashKvRequest,
+    HashRequest, MemberListRequest, PutRequest, RangeRequest, RequestOp, SnapshotRequest, StatusRequest,
+    StatusResponse, TxnRequest, request_op,
 };
 use watershed::pb::healthpb::HealthCheckRequest;
 use watershed::pb::healthpb::health_check_response::ServingStatus;
@@ -71,6 +71,9 @@ async fn hashes_are_etcds(deployment: &mut Deployment) {
     assert_eq!(hash(deployment, 3).await, (2_020_292_994, -1, 3), "any revision of history");
     deployment.compact(4).await;
     assert_eq!(hash(deployment, 5).await, (2_007_788_419, 4, 5));
+    let request = CompactionRequest { revision: 5, physical: true };
+    deployment.client.kv().compact(request).await.expect("compaction");
+    assert_eq!(hash(deployment, 5).await, (2_007_788_419, 4, 5), "what the compaction itself computed");
     let mut maintenance = deployment.client.maintenance();
     let future = maintenance.hash_kv(HashKvRequest { revision: 6 }).await;
     refused(future, Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");

@@ -23,8 +23,7 @@ impl StoreReader {
     /// Hashes the history up to `revision` (0: the newest, negative: none of it); also returns the newest revision.
     /// Reads all rows: for a thread that may block.
     ///
-    /// Always over the rows there are now. etcd answers the revision of one of its last compactions with the hash
-    /// computed then, until it is started again: members would give different answers for the same history.
+    /// Always over the rows there are now: what a check of those rows needs.
     ///
     /// # Errors
     /// A future or compacted revision.
@@ -40,6 +39,19 @@ impl StoreReader {
         let at = snapshot.view().at(revision.0)?;
         let hash = hash(snapshot.view(), at, snapshot.compacted(), false)?;
         Ok((hash, snapshot.revision()))
+    }
+
+    /// As etcd answers `HashKV`: the revision of one of the last ten compactions since the start has the hash that was computed
+    /// at that compaction, also when later ones have removed it; every other one is hashed by [`hash_kv`](Self::hash_kv).
+    /// Revision 0 is always the newest one, also after a compaction at 0.
+    ///
+    /// # Errors
+    /// As `hash_kv`.
+    pub fn answered_hash_kv(&self, revision: Revision) -> Result<(HashKv, Revision), MvccError> {
+        match self.shared.hashes.at(revision) {
+            Some(hash) if revision.0 != 0 => Ok((hash, self.snapshot().revision())),
+            _ => self.hash_kv(revision),
+        }
     }
 
     /// The hashes of the newest compactions, oldest first; members compare them.

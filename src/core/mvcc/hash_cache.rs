@@ -33,6 +33,11 @@ impl HashCache {
         }
     }
 
+    /// The one of the compaction at `revision`.
+    pub(super) fn at(&self, revision: Revision) -> Option<HashKv> {
+        self.0.lock().iter().find(|hash| hash.hash_revision == revision).copied()
+    }
+
     /// All of them, oldest first.
     pub(super) fn all(&self) -> Vec<HashKv> {
         self.0.lock().iter().copied().collect()

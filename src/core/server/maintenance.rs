@@ -128,7 +128,7 @@ impl Maintenance for MaintenanceService {
         self.reads.linearizable().await?;
         let store = self.store.clone();
         let began = Instant::now();
-        let result = tokio::task::spawn_blocking(move || store.hash_kv(asked)).await;
+        let result = tokio::task::spawn_blocking(move || store.answered_hash_kv(asked)).await;
         self.metrics.mvcc.hash_rev_duration.observe(began.elapsed().as_secs_f64());
         let (hashed, current) = result.map_err(|_| ApiError::Stopped)?.map_err(Failure::from)?;
         Ok(Response::new(HashKvResponse {

@@ -262,11 +262,15 @@ fn hashes_are_those_of_etcd() {
     assert_eq!((before.hash, before.compact_revision), (3153096970, Revision(-1)), "what members compare");
     bench.slices(compaction, 1);
     assert_eq!(bench.hash(5), (2007788419, 4));
-    let at_the_compaction = bench.hash(4);
+    let answered = |bench: &Bench, at| bench.store.reader().answered_hash_kv(Revision(at));
+    assert_eq!(answered(&bench, 4).unwrap(), (before, Revision(5)), "a compaction's own hash");
+    assert_eq!(answered(&bench, 5).unwrap().0.hash, 2007788419);
+    bench.compact(5);
+    assert_eq!(answered(&bench, 4).unwrap().0, before, "also when it is compacted");
     bench.backend.checkpoint().unwrap();
     bench.reopen();
-    assert_eq!(bench.hash(5), (2007788419, 4));
-    assert_eq!(bench.hash(4), at_the_compaction, "whether or not the member was started again");
+    assert_eq!(bench.hash(5), (2007788419, 5));
+    assert!(matches!(answered(&bench, 4), Err(MvccError::Compacted { .. })), "until the member is started again");
     assert!(matches!(bench.store.reader().hash_kv(Revision(3)), Err(MvccError::Compacted { .. })));
     assert!(matches!(bench.store.reader().hash_kv(Revision(6)), Err(MvccError::Future { .. })));
 }
@@ -282,6 +286,7 @@ fn a_compaction_at_revision_0_is_not_the_newest_hash() {
     bench.put("foo", "bar");
     let newest = bench.hash(0);
     assert_eq!(newest, (3305255506, 0));
+    assert_eq!(bench.store.reader().answered_hash_kv(Revision(0)).unwrap().0.hash, newest.0);
     bench.backend.checkpoint().unwrap();
     bench.reopen();
     assert_eq!(bench.hash(0), newest);
