@@ -35,6 +35,11 @@ clients *names:
 golden *etcd:
     tests/interop/golden.sh {{etcd}}
 
+# The proxy's status page in headless Chromium; with FOLDER, screenshots go there. Needs npm and chromium.
+status-page folder="":
+    cargo build
+    tests/interop/status_page.sh target/debug/watershed {{folder}}
+
 # etcd's own suites from a checkout of its source with its tools in bin/ (an absolute path); needs root, Go and curl.
 etcd-suites checkout out="target/etcd-suites":
     cargo build --release

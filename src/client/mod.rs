@@ -5,7 +5,7 @@
 //! over. A configured user is logged in, and again before its token ends (`token_lifetime.rs`) or when it is no longer accepted
 //! (`login.rs`). Under it lies the
 //! [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs` for what may be sent
-//! twice, then `pool/dispatch.rs`.
+//! twice, then `pool/dispatch.rs`. `page.rs` gets a page over HTTP/1.1, for what an endpoint tells beside the API.
 //!
 //! Import circle: `pool/connection.rs`, `pool/probe.rs`: a connection checks that its endpoint answers, and a check is
 //! a call on it.
@@ -18,6 +18,7 @@ mod login;
 #[cfg(test)]
 mod login_tests;
 mod method;
+mod page;
 mod pool;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -29,9 +30,11 @@ pub use config::{ClientConfig, Credentials, KeepAlive};
 pub use connect::Client;
 pub use error::ClientError;
 pub use method::{Lane, Method};
+pub use page::http_page;
 pub use pool::{
-    ClusterMismatch, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, Seen, UpstreamBody, UpstreamCluster,
-    UpstreamStream, UpstreamWatch, check_one_cluster, peek_header, peek_wrapped_header, unframed,
+    ClusterMismatch, EndpointReport, EndpointState, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, Seen,
+    UpstreamBody, UpstreamCluster, UpstreamStream, UpstreamWatch, check_one_cluster, peek_header, peek_wrapped_header,
+    unframed,
 };
 
 pub use crate::net::{Endpoint, EndpointError};

@@ -166,9 +166,10 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         };
         member.registered = Some(RegisteredProxies::start(channel, registration, &tasks));
     }
-    let paused = pause_without_cluster(pools.open(&tasks), &tasks);
     let limits = MessageLimits { send_bytes_max: config.send_bytes_max, receive_bytes_max: config.receive_bytes_max };
     let leases = KeepAliveBroadcasts::new(pools.open(&tasks), tasks.clone());
+    let health_pool = pools.open(&tasks);
+    let paused = pause_without_cluster(health_pool.clone(), &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
@@ -184,6 +185,8 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
             permissions: permissions.clone(),
             paused: paused.clone(),
             limits,
+            health_pool: health_pool.clone(),
+            status_listener: config.metrics_listen.as_ref().map(|_| 1),
             self_member: self_member.clone(),
             response_memory: response_memory.clone(),
             metrics: metrics.clone(),

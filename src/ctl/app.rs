@@ -6,7 +6,9 @@ use super::program::Program;
 use super::session::{Session, show};
 use super::tree::Verb;
 use super::watch::{self, Variables};
-use super::{auth, check, cluster, completion, concurrency, debug, downgrade, kv, lease, mirror, role, snapshot};
+use super::{
+    auth, check, cluster, completion, concurrency, debug, downgrade, kv, lease, mirror, proxy, role, snapshot,
+};
 
 /// Version of the API this client speaks, as etcdctl prints it.
 const API_VERSION: &str = "3.7";
@@ -103,6 +105,7 @@ async fn with_cluster(
         Verb::AlarmDisarm => cluster::alarm_disarm(session, parsed).await,
         Verb::Defrag => cluster::defragment(session, parsed).await,
         Verb::MoveLeader => cluster::move_leader(session, parsed).await,
+        Verb::ProxyStatus => proxy::status(session).await,
         Verb::SnapshotSave => snapshot::save(session, parsed).await,
         Verb::Lock => concurrency::lock(session, parsed).await,
         Verb::Elect => concurrency::elect(session, parsed).await,

@@ -3,7 +3,7 @@ use super::flags::{self, Flag, Parsed, Word};
 use super::help::{self, HELP};
 use super::options;
 use super::program::Program;
-use super::tree::{Body, Command, ROOT, Verb};
+use super::tree::{Body, Command, ROOT, Section, Verb};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -67,12 +67,13 @@ fn find(program: Program, words: &[Word]) -> Result<(Vec<&'static Command>, Vec<
     Ok((path, rest))
 }
 
-/// The command of that name, else the only one whose name begins so.
+/// The command of that name, else the only one of etcdctl's whose name begins so: what is short there is short here.
 fn child(commands: &'static [Command], name: &str) -> Option<&'static Command> {
     if let Some(exact) = commands.iter().find(|command| command.name == name) {
         return Some(exact);
     }
-    let mut candidates = commands.iter().filter(|command| !name.is_empty() && command.name.starts_with(name));
+    let begins = |command: &&Command| command.section != Section::Own && command.name.starts_with(name);
+    let mut candidates = commands.iter().filter(|_| !name.is_empty()).filter(begins);
     candidates.next().filter(|_| candidates.next().is_none())
 }
 
@@ -148,6 +149,8 @@ mod tests {
         assert_eq!(verb("get k"), Verb::Get);
         assert_eq!(verb("--endpoints=a:1 -w json get k"), Verb::Get);
         assert_eq!(verb("--endpoints a:1 --hex lease -w json list"), Verb::LeaseList);
+        assert_eq!(verb("p a b"), Verb::Put, "etcdctl has no other command that begins so");
+        assert_eq!(verb("proxy stat"), Verb::ProxyStatus);
         assert_eq!(verb("endpoint --cluster health"), Verb::EndpointHealth);
         assert_eq!(verb("--consistency s get k"), Verb::Get);
         assert_eq!(verb("endpoint health --cluster --endpoints x:1"), Verb::EndpointHealth);

@@ -3,7 +3,7 @@
 //! A command line enters at `app.rs`, which finds the command in the tree (`tree.rs` is data, `command.rs` reads,
 //! `help.rs` explains), reads its flags (`flags.rs`: the rules of Go's pflag) and the global options with their
 //! variables (`options.rs`), and hands a `Session` to one function per command: `kv.rs`, `watch.rs`, `lease.rs`,
-//! `cluster.rs`, `downgrade.rs`, `snapshot.rs`, `concurrency.rs`, `auth.rs`, `role.rs`, `check/`, `mirror.rs`. Words
+//! `cluster.rs`, `proxy.rs`, `downgrade.rs`, `snapshot.rs`, `concurrency.rs`, `auth.rs`, `role.rs`, `check/`, `mirror.rs`. Words
 //! become requests in `requests.rs` and `txn.rs`, answers become text in `print/`; both are plain functions.
 //! `golang.rs` holds the notations that etcdctl inherits from Go.
 
@@ -27,6 +27,7 @@ mod mirror;
 mod options;
 mod print;
 mod program;
+mod proxy;
 mod requests;
 mod role;
 mod session;

@@ -27,6 +27,7 @@ pub(super) enum Verb {
     AlarmDisarm,
     Defrag,
     MoveLeader,
+    ProxyStatus,
     DowngradeValidate,
     DowngradeEnable,
     DowngradeCancel,
@@ -65,11 +66,13 @@ pub(super) enum Section {
     Concurrency,
     Authentication,
     Utility,
+    /// What etcdctl does not have.
+    Own,
 }
 
 impl Section {
-    pub(super) const ALL: [Self; 5] =
-        [Self::KeyValue, Self::Maintenance, Self::Concurrency, Self::Authentication, Self::Utility];
+    pub(super) const ALL: [Self; 6] =
+        [Self::KeyValue, Self::Maintenance, Self::Concurrency, Self::Authentication, Self::Utility, Self::Own];
 
     pub(super) fn title(self) -> &'static str {
         match self {
@@ -78,6 +81,7 @@ impl Section {
             Self::Concurrency => "Concurrency commands",
             Self::Authentication => "Authentication commands",
             Self::Utility => "Utility commands",
+            Self::Own => "Commands that etcdctl does not have",
         }
     }
 }
@@ -228,6 +232,14 @@ const ENDPOINT: &[Command] = &[
         Verb::EndpointHashKv,
     ),
 ];
+
+const PROXY: &[Command] = &[leaf(
+    "status",
+    "",
+    "Shows endpoints, cached ranges and counts of each gRPC proxy among the endpoints",
+    &[],
+    Verb::ProxyStatus,
+)];
 
 const SNAPSHOT: &[Command] =
     &[leaf("save", "<filename>", "Saves the db snapshot of one member to a file", &[], Verb::SnapshotSave)];
@@ -404,6 +416,7 @@ pub(super) const ROOT: &[Command] = &[
     VERSION,
     group("lease", "Grants, revokes and shows leases", &[], LEASE).at(Section::KeyValue),
     group("member", "Shows and changes the members of the cluster", &[], MEMBER).at(Section::Maintenance),
+    group("proxy", "Asks gRPC proxies about themselves", &[], PROXY).at(Section::Own),
     group("snapshot", "Saves and inspects db snapshots of the store", &[], SNAPSHOT).at(Section::Maintenance),
     leaf(
         "make-mirror",

@@ -18,7 +18,7 @@ use tonic::codegen::StdError;
 use tower::Service;
 
 use super::cache::RangeCache;
-use super::http::Pages;
+use super::http::{Pages, StatusReport};
 use super::identity::{Caller, ReadPermissions};
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::members::SelfMember;
@@ -65,6 +65,10 @@ pub struct WorkerParts {
     pub paused: watch::Receiver<bool>,
     /// Of calls of clients.
     pub limits: MessageLimits,
+    /// The pool by which that is found out, of all threads; its endpoints are those that people are shown.
+    pub health_pool: Pool,
+    /// The only listener that shows people the state of the proxy; none for all.
+    pub status_listener: Option<usize>,
     /// What MemberList answers; none for the real list.
     pub self_member: Option<SelfMember>,
     /// Memory for answers that are rewritten, of all threads.
@@ -128,6 +132,8 @@ impl ProxyService {
             permissions,
             paused,
             limits,
+            health_pool,
+            status_listener,
             self_member,
             response_memory,
             metrics,
@@ -143,7 +149,8 @@ impl ProxyService {
                 (tenant.clone(), View::new(&tenant.namespace, tenant.admin, &pool, response_memory.clone(), &tasks))
             })
             .collect();
-        let pages = Pages::new(pool.clone(), metrics, profiles, tasks.clone());
+        let status = StatusReport::new(health_pool, metrics.clone(), tenants.clone(), caches.clone());
+        let pages = Pages::new(pool.clone(), metrics, profiles, status, status_listener);
         let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
         Self {
             worker: Arc::new(Worker {

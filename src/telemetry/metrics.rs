@@ -1,8 +1,10 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
+use prometheus::proto::MetricType;
 use prometheus::{
     Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -38,14 +40,39 @@ impl Metrics {
 
     /// Prometheus' text format.
     pub fn render(&self) -> String {
-        for refresh in self.refreshes.lock().iter() {
-            refresh();
-        }
+        self.refresh();
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics could not be rendered");
         }
         String::from_utf8(text).unwrap_or_default()
+    }
+
+    /// The counters and gauges whose name `wanted` takes, by name with their labels in Prometheus' form.
+    pub fn values(&self, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, f64> {
+        self.refresh();
+        let mut values = BTreeMap::new();
+        for family in self.registry.gather().iter().filter(|family| wanted(family.name())) {
+            for metric in family.get_metric() {
+                let value = match family.get_field_type() {
+                    MetricType::COUNTER => metric.get_counter().get_value(),
+                    MetricType::GAUGE => metric.get_gauge().get_value(),
+                    _ => continue,
+                };
+                let labels: Vec<_> =
+                    metric.get_label().iter().map(|label| format!("{}={:?}", label.name(), label.value())).collect();
+                let name = family.name();
+                let name = if labels.is_empty() { name.to_owned() } else { format!("{name}{{{}}}", labels.join(",")) };
+                values.insert(name, value);
+            }
+        }
+        values
+    }
+
+    fn refresh(&self) {
+        for refresh in self.refreshes.lock().iter() {
+            refresh();
+        }
     }
 
     /// Registers any collector.

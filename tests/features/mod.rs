@@ -22,6 +22,7 @@ mod mirror;
 mod namespace;
 mod pings;
 mod proxy_health;
+mod proxy_status;
 mod proxy_user;
 mod public_client;
 mod range;

@@ -78,6 +78,11 @@ impl UpstreamCluster {
         self.left_out.set(state.left_out());
     }
 
+    /// The cluster in use; none before an endpoint has answered.
+    pub fn id(&self) -> Option<u64> {
+        self.state.lock().serves.as_ref().map(|serves| serves.id)
+    }
+
     /// Takes note of the cluster id an endpoint answered on a new connection.
     ///
     /// # Errors

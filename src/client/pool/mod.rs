@@ -5,7 +5,7 @@
 //! endpoint; `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` checks that it answers,
 //! `standing.rs` says what an endpoint is good for that does, and `cluster.rs` refuses endpoints of another cluster
 //! (`one_cluster.rs` at the start). `body.rs` is the answer on its
-//! way back. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of
+//! way back, `report.rs` the states of the endpoints for people. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of
 //! its answer (`seen.rs`, `header.rs`). Every outcome, a lost connection included, is an answer with a gRPC status.
 
 mod body;
@@ -21,6 +21,7 @@ mod header;
 mod health_tests;
 mod one_cluster;
 mod probe;
+mod report;
 mod seen;
 mod select;
 mod standing;
@@ -39,6 +40,7 @@ pub use dispatch::Pool;
 pub use head::Head;
 pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
 pub use one_cluster::check_one_cluster;
+pub use report::{EndpointReport, EndpointState};
 pub use seen::Seen;
 pub use stream::UpstreamStream;
 pub use watch::{UpstreamWatch, unframed};

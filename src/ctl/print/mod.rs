@@ -18,3 +18,4 @@ mod tests;
 
 pub(super) use printer::{Format, Printer};
 pub(super) use rows::{EndpointHash, EndpointHealth, EndpointStatus};
+pub(super) use table::draw as draw_table;

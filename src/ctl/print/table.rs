@@ -1,5 +1,5 @@
 /// Draws a box: heads centred, cells to the right.
-pub(super) fn draw(heads: &[&str], rows: &[Vec<String>]) -> Vec<u8> {
+pub(crate) fn draw(heads: &[&str], rows: &[Vec<String>]) -> Vec<u8> {
     let widths: Vec<usize> = heads
         .iter()
         .enumerate()

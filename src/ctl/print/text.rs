@@ -219,7 +219,12 @@ impl Printer {
     }
 
     pub(super) fn refuse(&self) -> Text {
-        Err(Failure::new(Exit::BadFeature, format!("{} not supported as output format", self.format.name())))
+        Err(self.unsupported())
+    }
+
+    /// The format does not fit what is to be printed.
+    pub(crate) fn unsupported(&self) -> Failure {
+        Failure::new(Exit::BadFeature, format!("{} not supported as output format", self.format.name()))
     }
 }
 

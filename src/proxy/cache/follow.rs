@@ -190,6 +190,7 @@ impl Follower {
         replicas.with_label_values(&[to.label()]).inc();
         self.metrics.changes.with_label_values(&[to.label(), reason]).inc();
         info!(range = ?self.replica.upstream, from = state.label(), to = to.label(), reason, detail, "cached range has changed state");
+        self.replica.note_state(to);
         *state = to;
     }
 

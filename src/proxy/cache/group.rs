@@ -51,6 +51,11 @@ impl Group {
         self.replicas.iter().find(|replica| replica.range.covers(range))
     }
 
+    /// All of them, those that were never read included.
+    pub fn replicas(&self) -> &[Arc<SharedReplica>] {
+        &self.replicas
+    }
+
     /// Whether none of its replicas has a task.
     pub fn is_idle(&self) -> bool {
         self.replicas.iter().all(|replica| !replica.running.load(Ordering::Relaxed))

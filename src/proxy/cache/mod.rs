@@ -4,7 +4,7 @@
 //! of pairs at one revision (`replica.rs`, pure), kept current by a task (`follow.rs`) that loads it (`load.rs`) and follows
 //! its watch (`progress.rs` says when progress is requested, `check.rs` compares it with the cluster); what others see of it is in `shared.rs`. A request enters at `service.rs`, which decides whether it may be
 //! answered here: linearizable reads share reads of the cluster's revision (`read_index.rs`). `range.rs` computes what a
-//! member would answer, `answer.rs` sends it. `budget.rs` bounds the memory of all replicas, `cluster.rs` is all of the
+//! member would answer, `answer.rs` sends it. `budget.rs` bounds the memory of all replicas, `report.rs` shows them to people, `cluster.rs` is all of the
 //! cluster that this room sees.
 //!
 //! Read `service.rs` first; docs/design/cache.md has the rules.
@@ -25,6 +25,7 @@ mod range;
 mod read_ahead;
 mod read_index;
 mod replica;
+mod report;
 mod service;
 mod shared;
 mod spawner;
@@ -34,4 +35,5 @@ mod tests;
 pub use budget::CacheBudget;
 pub use config::{CacheConfig, CacheReads};
 pub use metrics::CacheMetrics;
+pub(super) use report::CachedRange;
 pub use service::{CacheParts, RangeCache};

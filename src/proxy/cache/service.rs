@@ -19,6 +19,7 @@ use super::group::{Group, GroupParts};
 use super::metrics::CacheMetrics;
 use super::range::{Found, Search, Step, covered};
 use super::read_ahead::ReadAhead;
+use super::report::CachedRange;
 use super::shared::{SharedReplica, Snapshot};
 use super::spawner::Spawner;
 use crate::client::{Channel, PeekedHeader, Pool, Seen};
@@ -143,6 +144,15 @@ impl RangeCache {
             groups: ArcSwap::default(),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The cached ranges and their states, for people. Clients with different credentials may each have a range.
+    pub(in crate::proxy) fn report(&self) -> Vec<CachedRange> {
+        let groups = self.inner.groups.load();
+        let mut ranges: Vec<_> =
+            groups.values().flat_map(|group| group.replicas()).map(|replica| CachedRange::of(replica)).collect();
+        ranges.sort_by(|one, other| one.range.cmp(&other.range));
+        ranges
     }
 
     /// Answers a range, if what is held here gives exactly what a member would answer.

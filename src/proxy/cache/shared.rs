@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -16,6 +16,7 @@ const PROGRESS_READS: u32 = 64;
 
 /// How far a replica is. Only a live one answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum State {
     /// Nothing is held.
     Cold,
@@ -160,6 +161,8 @@ pub(super) struct SharedReplica {
     pub last_check: AtomicU64,
     /// Memory it counts with in the budget.
     pub bytes: AtomicUsize,
+    /// For reports; readers go by the snapshot.
+    state: AtomicU8,
     base: Instant,
     /// Milliseconds after `base`.
     last_read: AtomicU64,
@@ -184,12 +187,22 @@ impl SharedReplica {
             confirming: AtomicBool::new(false),
             last_check: AtomicU64::new(0),
             bytes: AtomicUsize::new(0),
+            state: AtomicU8::new(State::Cold as u8),
             base,
             last_read: AtomicU64::new(0),
         }
     }
 
-    /// The current state; none unless it is live.
+    /// How far it is.
+    pub fn state(&self) -> State {
+        State::ALL[usize::from(self.state.load(Ordering::Relaxed)) % State::ALL.len()]
+    }
+
+    pub fn note_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The pairs at the current revision; none unless it is live.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.snapshot.borrow().clone()
     }

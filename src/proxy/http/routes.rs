@@ -1,12 +1,15 @@
+use std::sync::Arc;
+
 use http::{HeaderMap, StatusCode, header};
 
+use super::status::StatusReport;
 use super::{fetch, probe};
 use crate::client::Pool;
+use crate::listener::ConnectionInfo;
 use crate::pages::{
-    CheckQuery, CheckReport, JSON, Page, Profiles, debug_vars, health_json, metrics_page, nosniff, not_found, page,
-    refused_method, text,
+    CheckQuery, CheckReport, JSON, Page, Profiles, StatusPage, debug_vars, health_json, metrics_page, nosniff,
+    not_found, page, refused_method, text,
 };
-use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
 /// The pages beside the API.
@@ -15,12 +18,20 @@ pub(in crate::proxy) struct Pages {
     pool: Pool,
     metrics: Metrics,
     profiles: Option<Profiles>,
-    tasks: Tasks,
+    status: Arc<StatusReport>,
+    /// The only listener with the pages for people; none for all.
+    status_listener: Option<usize>,
 }
 
 impl Pages {
-    pub(in crate::proxy) fn new(pool: Pool, metrics: Metrics, profiles: Option<Profiles>, tasks: Tasks) -> Self {
-        Self { pool, metrics, profiles, tasks }
+    pub(in crate::proxy) fn new(
+        pool: Pool,
+        metrics: Metrics,
+        profiles: Option<Profiles>,
+        status: StatusReport,
+        status_listener: Option<usize>,
+    ) -> Self {
+        Self { pool, metrics, profiles, status: Arc::new(status), status_listener }
     }
 
     pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Page {
@@ -28,9 +39,11 @@ impl Pages {
         if let Some(profiles) = self.profiles.filter(|_| Profiles::has(path)) {
             return profiles.answer(&head.method, &head.uri).await;
         }
-        let known =
-            matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version" | "/debug/vars")
-                || check_name(path).is_some();
+        let known = matches!(
+            path,
+            "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/proxy/status" | "/version" | "/debug/vars"
+        ) || check_name(path).is_some()
+            || self.shows_state(head);
         if !known {
             return not_found();
         }
@@ -41,10 +54,20 @@ impl Pages {
             "/health" | "/proxy/health" => self.health().await,
             "/metrics" => self.member_metrics(&head.headers).await,
             "/proxy/metrics" => metrics_page(&head.headers, self.metrics.render()),
+            "/proxy/status" => self.status.page(),
             "/version" => self.version().await,
             "/debug/vars" => debug_vars([]),
+            _ if StatusPage::has(path) => StatusPage::answer(path),
             _ => self.check(path, &CheckQuery::parse(head.uri.query())).await,
         }
+    }
+
+    /// Whether it is a page for people, on a listener that has those.
+    fn shows_state(&self, head: &http::request::Parts) -> bool {
+        let path = head.uri.path();
+        let listener = || head.extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener);
+        (path == "/proxy/status" || StatusPage::has(path))
+            && self.status_listener.is_none_or(|only| listener() == Some(only))
     }
 
     async fn health(&self) -> Page {
@@ -58,7 +81,7 @@ impl Pages {
 
     /// A member's page, headers of the body included.
     async fn member_metrics(&self, headers: &HeaderMap) -> Page {
-        match fetch::from_any_member(&self.pool, "/metrics", &self.tasks).await {
+        match fetch::from_any_member(&self.pool, "/metrics").await {
             Ok(fetched) => {
                 let kind = fetched.headers().get(header::CONTENT_TYPE).cloned();
                 let mut answer = match fetched.status() {

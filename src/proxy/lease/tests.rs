@@ -165,6 +165,8 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
             permissions: None,
             paused: tokio::sync::watch::channel(false).1,
             limits: MessageLimits::default(),
+            status_listener: None,
+            health_pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 20),
             profiles: None,

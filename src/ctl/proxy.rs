@@ -1,0 +1,180 @@
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::failure::{Exit, Failure};
+use super::print::{Format, draw_table};
+use super::session::{Session, show};
+use crate::client::{Endpoint, http_page};
+use crate::net::ClientTls;
+
+const PATH: &str = "/proxy/status";
+
+/// What is shown of the report of a proxy; it has more.
+#[derive(Deserialize)]
+struct Report {
+    version: String,
+    started_at: u64,
+    now_ms: u64,
+    cluster_id: Option<String>,
+    endpoints: Vec<Upstream>,
+    namespaces: Vec<Namespace>,
+    metrics: BTreeMap<String, f64>,
+}
+
+#[derive(Deserialize)]
+struct Upstream {
+    endpoint: String,
+    state: String,
+    reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Namespace {
+    prefix: String,
+    cached: Vec<CachedRange>,
+}
+
+#[derive(Deserialize)]
+struct CachedRange {
+    range: String,
+    state: String,
+    bytes: u64,
+    keys: u64,
+    revision: i64,
+    age_ms: Option<u64>,
+}
+
+/// `proxy status`: what each gRPC proxy among the endpoints says about itself.
+pub(super) async fn status(session: Session) -> Result<(), Failure> {
+    session.options.usable()?;
+    let format = session.printer.format;
+    if !matches!(format, Format::Simple | Format::Table | Format::Json) {
+        return Err(session.printer.unsupported());
+    }
+    let mut reports = Vec::new();
+    for endpoint in &session.options.endpoints {
+        let body = fetch(&session, endpoint).await.map_err(|reason| Failure::new(Exit::Error, reason))?;
+        reports.push((endpoint, body));
+    }
+    if format == Format::Json {
+        let one =
+            |(endpoint, body): &(&String, serde_json::Value)| serde_json::json!({"Endpoint": endpoint, "Status": body});
+        return show(format!("{}\n", serde_json::Value::from_iter(reports.iter().map(one))));
+    }
+    for (endpoint, body) in reports {
+        let report = Report::deserialize(&body)
+            .map_err(|error| Failure::new(Exit::Error, format!("{endpoint}{PATH}: {error}")))?;
+        show(tables(endpoint, &report))?;
+    }
+    Ok(())
+}
+
+async fn fetch(session: &Session, text: &str) -> Result<serde_json::Value, String> {
+    let endpoint: Endpoint = text.parse().map_err(|error| format!("--endpoints: {error}"))?;
+    let tls = session.options.tls.as_ref().map(ClientTls::new).transpose().map_err(|error| error.to_string())?;
+    let page = tokio::time::timeout(session.options.command_timeout, http_page(&endpoint, tls.as_ref(), PATH)).await;
+    let page = match page {
+        Ok(page) => page.map_err(|error| format!("{text}{PATH}: {error}"))?,
+        Err(_) => return Err(format!("{text}{PATH}: no answer in time")),
+    };
+    if page.status() == http::StatusCode::NOT_FOUND {
+        return Err(format!("{text} is not a gRPC proxy of this program: it has no {PATH}"));
+    }
+    if !page.status().is_success() {
+        return Err(format!("{text}{PATH}: HTTP status {}", page.status()));
+    }
+    serde_json::from_slice(page.body()).map_err(|error| format!("{text}{PATH}: {error}"))
+}
+
+fn tables(endpoint: &str, report: &Report) -> Vec<u8> {
+    let seconds = (report.now_ms / 1000).saturating_sub(report.started_at);
+    let mut out = draw_table(
+        &["PROXY", "VERSION", "UP", "CLUSTER", "ENDPOINTS READY"],
+        &[vec![
+            endpoint.to_owned(),
+            report.version.clone(),
+            format!("{seconds}s"),
+            report.cluster_id.clone().unwrap_or_else(|| "unknown".to_owned()),
+            ready(&report.endpoints),
+        ]],
+    );
+    let upstream =
+        |one: &Upstream| vec![one.endpoint.clone(), one.state.clone(), one.reason.clone().unwrap_or_default()];
+    let endpoints: Vec<_> = report.endpoints.iter().map(upstream).collect();
+    out.extend(draw_table(&["ENDPOINT", "STATE", "REASON"], &endpoints));
+    let cached = |space: &Namespace| -> Vec<Vec<String>> {
+        let row = |one: &CachedRange| {
+            vec![
+                space.prefix.clone(),
+                one.range.clone(),
+                one.state.clone(),
+                one.keys.to_string(),
+                one.bytes.to_string(),
+                one.revision.to_string(),
+                one.age_ms.map(|age| format!("{age}ms")).unwrap_or_default(),
+            ]
+        };
+        space.cached.iter().map(row).collect()
+    };
+    let ranges: Vec<_> = report.namespaces.iter().flat_map(cached).collect();
+    if !ranges.is_empty() {
+        out.extend(draw_table(&["NAMESPACE", "CACHED RANGE", "STATE", "KEYS", "BYTES", "REVISION", "AGE"], &ranges));
+    }
+    let total = |name: &str| sum(&report.metrics, name).to_string();
+    let counts = [
+        ("calls of clients", total("grpc_server_started_total")),
+        ("ranges answered from the cache", total("etcd_grpc_proxy_cache_hits_total")),
+        ("ranges passed on", total("etcd_grpc_proxy_cache_misses_total")),
+        ("reads of the cluster's revision", total("watershed_proxy_cache_read_index_total")),
+        ("watches of clients", total("etcd_debugging_mvcc_watcher_total")),
+        ("upstream watches", total("watershed_proxy_upstream_watches")),
+        ("events from the cluster", total("watershed_proxy_upstream_events_total")),
+        ("events to clients", total("etcd_debugging_mvcc_events_total")),
+        ("memory in bytes", total("process_resident_memory_bytes")),
+    ];
+    let counts: Vec<_> = counts.map(|(name, count)| vec![name.to_owned(), count]).into();
+    out.extend(draw_table(&["COUNT", "VALUE"], &counts));
+    out
+}
+
+fn ready(endpoints: &[Upstream]) -> String {
+    format!("{}/{}", endpoints.iter().filter(|one| one.state == "ready").count(), endpoints.len())
+}
+
+/// The sum of a metric over all its labels.
+fn sum(metrics: &BTreeMap<String, f64>, name: &str) -> f64 {
+    let of = |key: &str| key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
+    metrics.iter().filter(|(key, _)| of(key)).map(|(_, value)| value).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_shown_as_tables() {
+        let report = serde_json::json!({
+            "version": "0.1.0", "started_at": 100, "now_ms": 160_500, "cluster_id": "cdf818194e3a8c32", "more": [],
+            "endpoints": [
+                {"endpoint": "a:1", "state": "ready"},
+                {"endpoint": "b:1", "state": "failed", "reason": "connect timed out"},
+            ],
+            "namespaces": [{"prefix": "/team/", "cached": [
+                {"range": "jobs*", "state": "live", "bytes": 900, "keys": 3, "revision": 17, "age_ms": 12},
+            ]}],
+            "metrics": {"grpc_server_started_total{grpc_method=\"Put\"}": 2.0,
+                "grpc_server_started_total{grpc_method=\"Range\"}": 5.0, "grpc_server_started_total_other": 9.0},
+        });
+        let report = Report::deserialize(&report).unwrap();
+        let text = String::from_utf8(tables("p:1", &report)).unwrap();
+        for line in [
+            "│   p:1 │   0.1.0 │ 60s │ cdf818194e3a8c32 │             1/2 │",
+            "│      b:1 │ failed │ connect timed out │",
+            "│    /team/ │        jobs* │  live │    3 │   900 │       17 │ 12ms │",
+            "│                calls of clients │     7 │",
+        ] {
+            assert!(text.contains(line), "{line}\nis not in\n{text}");
+        }
+    }
+}

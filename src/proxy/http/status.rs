@@ -1,0 +1,90 @@
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::StatusCode;
+use serde::Serialize;
+
+use crate::client::{EndpointReport, Pool};
+use crate::pages::{JSON, Page, page};
+use crate::proxy::cache::{CachedRange, RangeCache};
+use crate::proxy::tenant::{Tenant, Tenants};
+use crate::telemetry::Metrics;
+
+/// Metrics that are part of a report, by the beginnings of their names.
+const SHOWN: [&str; 6] = [
+    "watershed_proxy_",
+    "etcd_grpc_proxy_",
+    "etcd_debugging_mvcc_watch",
+    "etcd_debugging_mvcc_events_total",
+    "grpc_server_started_total",
+    "process_",
+];
+
+/// The state of the proxy.
+pub(in crate::proxy) struct StatusReport {
+    pool: Pool,
+    metrics: Metrics,
+    tenants: Tenants,
+    caches: HashMap<Arc<Tenant>, RangeCache>,
+    since: SystemTime,
+}
+
+/// `/proxy/status`. Fields are only ever added.
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    /// Seconds since 1970.
+    started_at: u64,
+    now_ms: u64,
+    /// Hexadecimal, as etcd shows it.
+    cluster_id: Option<String>,
+    endpoints: Vec<EndpointReport>,
+    namespaces: Vec<Namespace>,
+    /// Counters and gauges that are not zero.
+    metrics: BTreeMap<String, f64>,
+}
+
+#[derive(Serialize)]
+struct Namespace {
+    /// Bytes that are not printable are escaped.
+    prefix: String,
+    cached: Vec<CachedRange>,
+}
+
+impl StatusReport {
+    /// `pool` should be one that is always in use, so that it knows the endpoints.
+    pub(in crate::proxy) fn new(
+        pool: Pool,
+        metrics: Metrics,
+        tenants: Tenants,
+        caches: HashMap<Arc<Tenant>, RangeCache>,
+    ) -> Self {
+        Self { pool, metrics, tenants, caches, since: SystemTime::now() }
+    }
+
+    pub(super) fn page(&self) -> Page {
+        let since_1970 = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let namespace = |tenant: &Arc<Tenant>| Namespace {
+            prefix: tenant.namespace.prefix().escape_ascii().to_string(),
+            cached: self.caches.get(tenant).map(RangeCache::report).unwrap_or_default(),
+        };
+        let mut metrics = self.metrics.values(|name| SHOWN.iter().any(|shown| name.starts_with(shown)));
+        metrics.retain(|_, value| *value != 0.0);
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: since_1970(self.since).as_secs(),
+            now_ms: u64::try_from(since_1970(SystemTime::now()).as_millis()).unwrap_or(u64::MAX),
+            cluster_id: self.pool.cluster_id().map(|id| format!("{id:x}")),
+            endpoints: self.pool.report(),
+            namespaces: self.tenants.all().map(namespace).collect(),
+            metrics,
+        };
+        match serde_json::to_vec(&report) {
+            Ok(body) => page(StatusCode::OK, JSON, body),
+            Err(error) => {
+                page(StatusCode::INTERNAL_SERVER_ERROR, JSON, format!("{{\"error\":{:?}}}", error.to_string()))
+            }
+        }
+    }
+}

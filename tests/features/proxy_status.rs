@@ -1,0 +1,103 @@
+//! What a proxy shows of itself to people: `/proxy/status`, the status page at `/ui` and `ctl proxy status`.
+
+use std::process::Command;
+
+use serde_json::Value;
+use watershed::pb::etcdserverpb::RangeRequest;
+
+use super::cache::Cached;
+use crate::harness::{Deployment, Target, free_port, http_get, own_binary, run, until};
+
+async fn status(endpoint: &str) -> Value {
+    let answer = http_get(endpoint, "GET", "/proxy/status").await.expect("an answer");
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "application/json"));
+    serde_json::from_str(&answer.body).expect("JSON")
+}
+
+fn ctl(args: &[&str]) -> (bool, String) {
+    let ran = Command::new(own_binary()).arg("ctl").args(args).output().expect("runs");
+    (ran.status.success(), String::from_utf8_lossy(if ran.status.success() { &ran.stdout } else { &ran.stderr }).into())
+}
+
+#[test]
+fn endpoints_cached_ranges_and_counts_are_shown() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        for number in 0..5 {
+            deployment.put(format!("/jobs/{number}"), "x").await;
+        }
+        let flags = ["--cache-prefix=/jobs/"];
+        let cached = Cached::start(deployment, &flags, "/jobs/1").await;
+        let shown = status(&cached.endpoint).await;
+        let header = cached.range(RangeRequest { key: "/jobs/1".into(), ..Default::default() }).await.header;
+        let header = header.expect("header");
+        assert_eq!(shown["cluster_id"], format!("{:x}", header.cluster_id));
+        let range = &shown["namespaces"][0]["cached"][0];
+        assert_eq!((&range["range"], &range["state"]), (&Value::from("/jobs/*"), &Value::from("live")), "{shown}");
+        assert_eq!((&range["keys"], &range["revision"]), (&Value::from(5), &Value::from(header.revision)));
+        assert!(range["bytes"].as_u64().expect("bytes") > 0 && range["age_ms"].is_u64(), "{range}");
+        assert!(shown["metrics"]["etcd_grpc_proxy_cache_hits_total"].as_f64().expect("hits") >= 1.0);
+
+        let (well, text) = ctl(&["--endpoints", &cached.endpoint, "proxy", "status"]);
+        assert!(well, "{text}");
+        for part in ["CACHED RANGE", "/jobs/*", "live", "calls of clients"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        let (well, text) = ctl(&["--endpoints", &cached.endpoint, "-w", "json", "proxy", "status"]);
+        let json: Value = serde_json::from_str(&text).expect("JSON");
+        assert!(well && json[0]["Status"]["namespaces"][0]["cached"][0]["range"] == "/jobs/*", "{text}");
+        let (well, text) = ctl(&["--endpoints", &deployment.endpoint, "proxy", "status"]);
+        assert!(!well && text.contains("is not a gRPC proxy of this program"), "{text}");
+        let (well, text) = ctl(&["--endpoints", &cached.endpoint, "-w", "protobuf", "proxy", "status"]);
+        assert!(!well && text.contains("protobuf not supported as output format"), "{text}");
+    });
+}
+
+#[test]
+fn a_failed_endpoint_is_shown_with_its_reason() {
+    run(Target::Proxy, &[], async |deployment: &mut Deployment| {
+        deployment.put("k", "v").await;
+        let state = async || status(&deployment.endpoint).await["endpoints"][0]["state"].clone();
+        until("a ready endpoint", async || (state().await == "ready").then_some(())).await;
+        deployment.server.kill();
+        until("the failure", async || {
+            let shown = status(&deployment.endpoint).await;
+            let endpoint = &shown["endpoints"][0];
+            (endpoint["state"] == "failed" && endpoint["reason"].is_string()).then_some(())
+        })
+        .await;
+    });
+}
+
+#[test]
+fn the_status_page_is_made_of_files_of_its_own() {
+    run(Target::Proxy, &[], async |deployment: &mut Deployment| {
+        let page = http_get(&deployment.endpoint, "GET", "/ui").await.expect("an answer");
+        assert_eq!((page.status, page.headers["content-type"].as_str()), (200, "text/html; charset=utf-8"));
+        let policy = &page.headers["content-security-policy"];
+        assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+        let named: Vec<&str> =
+            page.body.split('"').filter(|part| part.starts_with("/ui/") || part.contains("://")).collect();
+        assert_eq!(named.len(), 2, "{named:?}");
+        for path in named {
+            let file = http_get(&deployment.endpoint, "GET", path).await.expect("an answer");
+            assert_eq!(file.status, 200, "{path}");
+            assert!(!file.body.contains("://"), "{path} loads something from elsewhere");
+        }
+        let refused = http_get(&deployment.endpoint, "POST", "/ui").await.expect("an answer");
+        assert_eq!(refused.status, 405);
+        assert_eq!(http_get(&deployment.endpoint, "GET", "/ui/other").await.expect("an answer").status, 404);
+    });
+}
+
+#[test]
+fn with_a_listener_for_metrics_that_one_alone_shows_the_state() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let metrics = format!("127.0.0.1:{}", free_port());
+        let flag = format!("--metrics-addr=http://{metrics}");
+        let (_proxy, endpoint) = deployment.also_front("grpc-proxy", &[&flag]).await;
+        for path in ["/ui", "/ui/script.js", "/proxy/status"] {
+            let of = async |address: &str| http_get(address, "GET", path).await.expect("an answer").status;
+            assert_eq!((of(&endpoint).await, of(&metrics).await), (404, 200), "{path}");
+        }
+    });
+}

@@ -1,0 +1,46 @@
+// The status page of a proxy in headless Chromium.
+//
+// usage: node checks.js PROXY MEMBER_PID [FOLDER]    with a FOLDER, screenshots of a wide and of a narrow window go there
+'use strict';
+const assert = require('node:assert');
+const { chromium } = require('playwright-core');
+
+const [proxy, memberPid, folder] = process.argv.slice(2);
+
+async function main() {
+  const browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
+    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+      '--disable-component-update', '--disable-sync'],
+  });
+  try {
+    const page = await browser.newPage({ viewport: { width: 1100, height: 900 } });
+    const problems = [];
+    page.on('pageerror', (error) => problems.push(String(error)));
+    page.on('console', (message) => { if (message.type() === 'error') problems.push(message.text()); });
+    page.on('request', (request) => {
+      if (new URL(request.url()).host !== proxy && !request.url().startsWith('data:')) problems.push('asks ' + request.url());
+    });
+    await page.goto('http://' + proxy + '/ui');
+    await page.waitForSelector('#endpoints td.ready');
+    await page.waitForSelector('#cached td.live');
+    assert.match(await page.textContent('#cached tbody'), /\/jobs\/\*/);
+    assert.match(await page.textContent('#calls tbody'), /Range/);
+    await page.waitForFunction(() => document.querySelectorAll('figure .line[d]').length === document.querySelectorAll('figure').length);
+    // Enough points for the picture.
+    if (folder) await page.waitForTimeout(20000);
+    if (folder) await page.screenshot({ path: folder + '/status-page.png', fullPage: true });
+    await page.setViewportSize({ width: 390, height: 844 });
+    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    assert.strictEqual(overflow, 0, 'the page is wider than a phone');
+    if (folder) await page.screenshot({ path: folder + '/status-page-phone.png', fullPage: true });
+    assert.deepStrictEqual(problems, []);
+    process.kill(Number(memberPid), 'SIGKILL');
+    await page.waitForSelector('#endpoints td.failed, #endpoints td.limited', { timeout: 30000 });
+    console.log('status page: ok');
+  } finally {
+    await browser.close();
+  }
+}
+
+main().catch((error) => { console.error(error); process.exit(1); });
