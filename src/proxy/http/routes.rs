@@ -39,11 +39,10 @@ impl Pages {
         if let Some(profiles) = self.profiles.filter(|_| Profiles::has(path)) {
             return profiles.answer(&head.method, &head.uri).await;
         }
-        let known = matches!(
-            path,
-            "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/proxy/status" | "/version" | "/debug/vars"
-        ) || check_name(path).is_some()
-            || self.shows_state(head);
+        let known =
+            matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version" | "/debug/vars")
+                || check_name(path).is_some()
+                || self.shows_state(head);
         if !known {
             return not_found();
         }
