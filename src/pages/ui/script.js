@@ -126,9 +126,9 @@ function fill(id, rows, none) {
 const number = (text) => ({ text, kind: 'number' });
 
 function show(now, before) {
-  const seconds = before ? (now.now_ms - before.now_ms) / 1000 : 0;
-  const restarted = before && before.started_at !== now.started_at;
-  const uptime = duration(now.now_ms / 1000 - now.started_at);
+  const seconds = before ? (now.up_ms - before.up_ms) / 1000 : 0;
+  const restarted = before && now.up_ms < before.up_ms;
+  const uptime = duration(now.up_ms / 1000);
   byId('about').textContent = 'version ' + now.version + ', up ' + uptime + ', cluster ' + (now.cluster_id || 'not known yet') +
     ', ' + now.namespaces.map((one) => one.prefix ? 'namespace ' + one.prefix : 'all keys').join(', ');
   fill('endpoints', now.endpoints.map((one) => [one.endpoint, { text: one.state, kind: one.state }, one.reason || '']), 'none');

@@ -1,9 +1,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::client::{EndpointReport, Pool};
 use crate::pages::{JSON, Page, page};
@@ -27,16 +27,15 @@ pub(in crate::proxy) struct StatusReport {
     metrics: Metrics,
     tenants: Tenants,
     caches: HashMap<Arc<Tenant>, RangeCache>,
-    since: SystemTime,
+    since: Instant,
 }
 
 /// `/proxy/status`. Fields are only ever added.
 #[derive(Serialize)]
 struct Report {
     version: &'static str,
-    /// Seconds since 1970.
-    started_at: u64,
-    now_ms: u64,
+    /// Milliseconds since its start.
+    up_ms: u64,
     /// Hexadecimal, as etcd shows it.
     cluster_id: Option<String>,
     endpoints: Vec<EndpointReport>,
@@ -60,11 +59,10 @@ impl StatusReport {
         tenants: Tenants,
         caches: HashMap<Arc<Tenant>, RangeCache>,
     ) -> Self {
-        Self { pool, metrics, tenants, caches, since: SystemTime::now() }
+        Self { pool, metrics, tenants, caches, since: Instant::now() }
     }
 
     pub(super) fn page(&self) -> Page {
-        let since_1970 = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default();
         let namespace = |tenant: &Arc<Tenant>| Namespace {
             prefix: tenant.namespace.prefix().escape_ascii().to_string(),
             cached: self.caches.get(tenant).map(RangeCache::report).unwrap_or_default(),
@@ -73,8 +71,7 @@ impl StatusReport {
         metrics.retain(|_, value| *value != 0.0);
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
-            started_at: since_1970(self.since).as_secs(),
-            now_ms: u64::try_from(since_1970(SystemTime::now()).as_millis()).unwrap_or(u64::MAX),
+            up_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             cluster_id: self.pool.cluster_id().map(|id| format!("{id:x}")),
             endpoints: self.pool.report(),
             namespaces: self.tenants.all().map(namespace).collect(),

@@ -246,6 +246,8 @@ fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
             leases: leases.clone(),
             permissions: None,
             paused: tokio::sync::watch::channel(false).1,
+            health_pool: Pool::new(pool.clone(), &worker_tasks),
+            status_listener: None,
             limits: MessageLimits::default(),
             self_member: None,
             response_memory: ResponseMemory::new(1 << 30),
