@@ -49,6 +49,9 @@ pub(super) struct Periods {
     pub retry_max: Duration,
     /// A member that lags does not answer a progress request: another one is sent after this.
     pub progress_again: Duration,
+    /// A watch of a member that answers progress requests out of order has all past events when none has come for so long:
+    /// such a member looks for what a watch still needs every 100 ms.
+    pub settled: Duration,
     /// A refresh is given up after this; its client gets no answer, as from a member that lags.
     pub refresh_max: Duration,
     /// A permission is asked for again when the last answer is older than this: the bound within which a revoked one
@@ -79,6 +82,7 @@ impl Default for Periods {
             retry_first: Duration::from_millis(20),
             retry_max: Duration::from_secs(1),
             progress_again: Duration::from_millis(50),
+            settled: Duration::from_secs(1),
             refresh_max: Duration::from_secs(5),
             permission_max: Duration::from_secs(1),
             no_leader_max: Duration::from_secs(3),

@@ -12,13 +12,14 @@ use tonic::Status;
 use super::broadcast_handle::BroadcastHandle;
 use super::config::{Periods, WatchHubConfig};
 use super::events::batches;
+use super::member_versions::MemberVersions;
 use super::upstream::{Upstream, UpstreamStream};
 use crate::api_error::ApiError;
 use crate::eventlog::{History, HistoryBatch, HistoryError, HistoryRequest, LogBatch};
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest};
 use crate::proxy::{Identity, Namespace};
-use crate::types::{KeyRange, Revision};
+use crate::types::{KeyRange, MemberId, Revision};
 
 /// Private upstream watches that read history at the same time; more wait.
 const READS_MAX: usize = 32;
@@ -55,6 +56,7 @@ impl History for UpstreamHistory {
 /// The private upstream watches of a hub.
 pub(super) struct PrivateWatches {
     upstream: Arc<dyn Upstream>,
+    versions: Arc<MemberVersions>,
     namespace: Namespace,
     periods: Periods,
     reads: Semaphore,
@@ -73,9 +75,9 @@ struct Position {
 }
 
 impl PrivateWatches {
-    pub fn new(upstream: Arc<dyn Upstream>, config: &WatchHubConfig) -> Self {
+    pub fn new(upstream: Arc<dyn Upstream>, versions: Arc<MemberVersions>, config: &WatchHubConfig) -> Self {
         let (namespace, periods) = (config.namespace.clone(), config.periods);
-        Self { upstream, namespace, periods, reads: Semaphore::new(READS_MAX), idle: Mutex::default() }
+        Self { upstream, versions, namespace, periods, reads: Semaphore::new(READS_MAX), idle: Mutex::default() }
     }
 
     /// Reads a part of history. Dropping the future is safe.
@@ -114,6 +116,9 @@ impl PrivateWatches {
 struct PrivateWatch {
     position: Position,
     stream: Option<UpstreamStream>,
+    /// Whether the member answers progress requests in order. One that does not may answer ahead of the events of a watch
+    /// that it has not caught up, so it is asked when it has sent none for a while, and events are not held back for that.
+    ordered: bool,
     /// Received, not handed out.
     received: VecDeque<Arc<LogBatch>>,
     /// Everything up to here has been received.
@@ -132,7 +137,8 @@ enum Stop {
 impl PrivateWatch {
     fn new(position: Position) -> Self {
         let (complete_to, now) = (Revision(position.next.0 - 1), Instant::now());
-        Self { position, stream: None, received: VecDeque::new(), complete_to, request_at: now, idle_since: now }
+        let (stream, received) = (None, VecDeque::new());
+        Self { position, stream, ordered: false, received, complete_to, request_at: now, idle_since: now }
     }
 
     async fn read(&mut self, watches: &PrivateWatches, request: &HistoryRequest) -> Result<HistoryBatch, HistoryError> {
@@ -152,7 +158,10 @@ impl PrivateWatch {
 
     fn is_enough(&self, request: &HistoryRequest) -> bool {
         let bytes: usize = self.received.iter().map(|batch| batch.pair_bytes()).sum();
-        self.complete_to >= request.up_to || self.received.len() >= request.revisions_max || bytes >= request.bytes_max
+        self.complete_to >= request.up_to
+            || self.received.len() >= request.revisions_max
+            || bytes >= request.bytes_max
+            || !self.ordered && !self.received.is_empty()
     }
 
     fn hand_out(&mut self, request: &HistoryRequest) -> HistoryBatch {
@@ -178,7 +187,8 @@ impl PrivateWatch {
     async fn receive(&mut self, watches: &PrivateWatches) -> Result<(), Stop> {
         if self.stream.is_none() {
             self.stream = Some(self.open(watches).await.map_err(Stop::Broken)?);
-            self.request_at = Instant::now();
+            // Until the watch is confirmed nothing is known of the member.
+            (self.ordered, self.request_at) = (false, Instant::now() + watches.periods.settled);
         }
         let Some(stream) = &mut self.stream else { return Ok(()) };
         loop {
@@ -187,7 +197,8 @@ impl PrivateWatch {
                 () = sleep_until(self.request_at) => {
                     // Waits only while the member takes no requests.
                     stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await.map_err(Stop::Broken)?;
-                    self.request_at = Instant::now() + watches.periods.progress_again;
+                    let pause = if self.ordered { watches.periods.progress_again } else { watches.periods.settled };
+                    self.request_at = Instant::now() + pause;
                     continue;
                 }
             };
@@ -201,6 +212,14 @@ impl PrivateWatch {
                 });
             }
             if answer.created {
+                let member = MemberId(answer.header.unwrap_or_default().member_id);
+                if !watches.versions.is_known(member) {
+                    watches.versions.learn(&*watches.upstream, &self.position.identity, member).await;
+                }
+                self.ordered = watches.versions.has_ordered_progress(member);
+                if self.ordered {
+                    self.request_at = Instant::now();
+                }
                 continue;
             }
             if answer.events.is_empty() {
@@ -211,6 +230,9 @@ impl PrivateWatch {
             let last = answer.events.iter().rev().find_map(|event| event.kv.as_ref()).map_or(0, |kv| kv.mod_revision);
             self.received.extend(batches(&watches.namespace, answer.events));
             self.complete_to = self.complete_to.max(Revision(last));
+            if !self.ordered {
+                self.request_at = Instant::now() + watches.periods.settled;
+            }
             return Ok(());
         }
     }

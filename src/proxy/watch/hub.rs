@@ -40,7 +40,7 @@ pub(super) struct HubInner {
     pub metrics: ProxyWatchMetrics,
     pub header_source: Arc<HeaderSource>,
     pub history: Arc<PrivateWatches>,
-    pub versions: MemberVersions,
+    pub versions: Arc<MemberVersions>,
     /// One compaction at a time has positions renewed.
     renewing: tokio::sync::Mutex<()>,
     groups: Mutex<HashMap<Identity, Weak<CredentialGroup>>>,
@@ -81,13 +81,14 @@ impl WatchHub {
         if !config.namespace.is_whole() {
             config.prefixes.insert(0, KeyRange::prefix("".into()));
         }
+        let versions = Arc::<MemberVersions>::default();
         let inner = HubInner {
-            history: Arc::new(PrivateWatches::new(upstream.clone(), &config)),
+            history: Arc::new(PrivateWatches::new(upstream.clone(), versions.clone(), &config)),
             upstream,
             open_permissions: permissions.map(OpenPermissions::new),
             metrics,
             header_source: Arc::default(),
-            versions: MemberVersions::default(),
+            versions,
             renewing: tokio::sync::Mutex::default(),
             groups: Mutex::default(),
             watcher_sets: Mutex::default(),

@@ -51,6 +51,7 @@ impl Proxy {
             no_leader_max: ms(40),
             no_leader_fresh: ms(1000),
             position_max: Duration::from_secs(600),
+            settled: ms(200),
             compaction_wait: ms(2000),
         };
         change(&mut config);

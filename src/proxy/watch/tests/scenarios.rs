@@ -386,6 +386,43 @@ async fn progress_that_might_overtake_events_is_not_asked_for() {
 }
 
 #[tokio::test]
+async fn the_past_of_a_member_that_answers_progress_too_early_is_whole() {
+    // The answer to a progress request came ahead of the events, which then were taken for none: nothing was sent of them.
+    let proxy = Proxy::start(|config| config.periods.settled = Duration::from_secs(600));
+    proxy.cluster.set_version("3.4.23");
+    let before: Vec<_> = (0..3).map(|_| proxy.cluster.write(&[("a", "x")])).collect();
+    proxy.cluster.write(&[("elsewhere", "x")]);
+    proxy.cluster.hold_history(true);
+    let mut client = proxy.anonymous();
+    client.watch(WatchCreateRequest { start_revision: 1, ..key("a") }).await;
+    eventually(|| proxy.cluster.opened() == 2).await;
+    proxy.cluster.hold_history(false);
+    let mut events = Vec::new();
+    while events.len() < 3 {
+        events.extend(client.events().await);
+    }
+    assert_eq!(events, before.iter().map(|revision| format!("a@{revision}")).collect::<Vec<_>>());
+    // What comes later comes though nothing has shown that the past is complete.
+    let written = proxy.cluster.write(&[("a", "x")]);
+    assert_eq!(client.events().await, [format!("a@{written}")]);
+    assert_eq!(proxy.cluster.progress_requests(), 0);
+}
+
+#[tokio::test]
+async fn the_past_is_complete_when_an_old_member_sends_nothing_more() {
+    let proxy = Proxy::start(|config| config.periods.settled = Duration::from_millis(50));
+    proxy.cluster.set_version("3.5.7");
+    proxy.cluster.write(&[("a", "x")]);
+    proxy.cluster.write(&[("elsewhere", "x")]);
+    let mut client = proxy.anonymous();
+    client.watch(WatchCreateRequest { start_revision: 1, ..key("a") }).await;
+    assert_eq!(client.events().await, ["a@2"]);
+    eventually(|| proxy.cluster.progress_requests() > 0).await;
+    let written = proxy.cluster.write(&[("a", "x")]);
+    assert_eq!(client.events().await, [format!("a@{written}")]);
+}
+
+#[tokio::test]
 async fn an_interval_of_the_proxys_own_holds_without_ticks_of_the_member() {
     let interval = Duration::from_millis(20);
     let (proxy, mut idle, mut busy) = idle_beside_busy(|config| config.progress_interval = interval).await;
