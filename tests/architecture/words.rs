@@ -27,7 +27,7 @@ const fn replaced(
 }
 
 const WORDS: &[Replaced] = &[
-    // A simulated disk has images of its contents; files of earlier versions end in `.image`.
+    // A simulated disk has images of its contents, the docs have pictures; files of earlier versions end in `.image`.
     replaced(
         "image",
         "db snapshot",
@@ -40,7 +40,7 @@ const WORDS: &[Replaced] = &[
             "src/core/peer/tests/snapshots.rs",
         ],
     ),
-    replaced("images", "db snapshots", ALL, &["tests/disk/", "tests/crash_states/", "tests/sim/"]),
+    replaced("images", "db snapshots", ALL, &["tests/disk/", "tests/crash_states/", "tests/sim/", "docs/metrics.md"]),
     replaced("Place", "WatcherPhase", &["src/eventlog/"], &[]),
     replaced("Lagging", "Unsynced", &["src/eventlog/", "src/core/watch/", "src/proxy/watch/"], &[]),
     replaced("Dead", "Cancelled", &["src/eventlog/"], &[]),

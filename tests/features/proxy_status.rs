@@ -81,7 +81,7 @@ fn the_status_page_is_made_of_files_of_its_own() {
         for path in named {
             let file = http_get(&deployment.endpoint, "GET", path).await.expect("an answer");
             assert_eq!(file.status, 200, "{path}");
-            assert!(!file.body.contains("://"), "{path} loads something from elsewhere");
+            assert!(!file.body.contains("://"), "{path} loads something from another host");
         }
         let refused = http_get(&deployment.endpoint, "POST", "/ui").await.expect("an answer");
         assert_eq!(refused.status, 405);
