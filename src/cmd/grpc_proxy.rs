@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
-use super::process::{refuse, without_config};
+use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
 use crate::config::{
     Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword, parse_proxy_config,
@@ -41,6 +41,7 @@ pub fn run(args: &[OsString]) -> u8 {
     if let Err(error) = init_logging(&config.log) {
         return refuse(error);
     }
+    raise_descriptor_limit();
     let outcome =
         Runtime::new().context("start the runtime").and_then(|runtime| runtime.block_on(run_until_told(config)));
     match outcome {
@@ -54,6 +55,7 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let grace = config.grace;
     check_one_cluster(&pool_config(&config, upstream_tls(&config)?), &tasks).await.context("--endpoints")?;
     let proxy = start(config, &tasks)?;
+    notify_ready();
     interrupted().await.context("wait for signals")?;
     info!("stopping gRPC proxy");
     proxy.finish().await;
@@ -169,7 +171,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     let limits = MessageLimits { send_bytes_max: config.send_bytes_max, receive_bytes_max: config.receive_bytes_max };
     let leases = KeepAliveBroadcasts::new(pools.open(&tasks), tasks.clone());
     let health_pool = pools.open(&tasks);
-    let paused = pause_without_cluster(health_pool.clone(), &tasks);
+    let paused = pause_without_cluster(health_pool.clone(), &metrics, &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {

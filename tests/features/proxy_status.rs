@@ -1,5 +1,6 @@
 //! What a proxy shows of itself to people: `/proxy/status`, the status page at `/ui` and `ctl proxy status`.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::Value;
@@ -99,5 +100,38 @@ fn with_a_listener_for_metrics_that_one_alone_shows_the_state() {
             let of = async |address: &str| http_get(address, "GET", path).await.expect("an answer").status;
             assert_eq!((of(&endpoint).await, of(&metrics).await), (404, 200), "{path}");
         }
+    });
+}
+
+/// Names of metrics in a text, by the beginnings that ours have.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');
+    let beginnings = ["watershed_", "etcd_", "grpc_server_", "process_"];
+    text.split(word).filter(|name| beginnings.iter().any(|start| name.starts_with(start))).map(str::to_owned).collect()
+}
+
+/// The dashboard and the alerts name nothing that a proxy does not have. A metric with labels is there once it has counted.
+#[test]
+fn the_dashboard_and_the_alerts_find_their_metrics() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let cached = Cached::start(deployment, &["--cache-prefix=/jobs/"], "/jobs/1").await;
+        cached.range(RangeRequest { key: "/elsewhere".into(), ..Default::default() }).await;
+        let page = http_get(&cached.endpoint, "GET", "/proxy/metrics").await.expect("an answer").body;
+        let shown = metric_names(&page);
+        let later = BTreeSet::from(["watershed_proxy_cache_checks_total".to_owned()]);
+        let documented = metric_names(include_str!("../../docs/metrics.md"));
+        for file in [
+            include_str!("../../contrib/prometheus/grpc-proxy.rules.yml"),
+            include_str!("../../contrib/grafana/grpc-proxy.json"),
+        ] {
+            let named = metric_names(file);
+            assert!(named.len() > 5, "{named:?}");
+            let missing: Vec<_> = named.difference(&shown).filter(|name| !later.contains(*name)).collect();
+            assert!(missing.is_empty(), "{missing:?}");
+            let unknown: Vec<_> = named.iter().filter(|name| name.contains("_proxy_")).collect();
+            assert!(unknown.iter().all(|name| documented.contains(*name)), "not in docs/metrics.md: {unknown:?}");
+        }
+        assert!(page.contains("watershed_proxy_cluster_answers 1\n"), "{page}");
+        assert!(page.contains("watershed_proxy_upstream_endpoints{state=\"ready\"} 1\n"), "{page}");
     });
 }

@@ -158,3 +158,37 @@ fn repeated_flags_and_the_environment_follow_etcd() {
         deployment.client.kv().txn(four).await.expect_err("one too many");
     });
 }
+
+/// A sidecar starts with a soft limit of 1,024 descriptors; each mode raises it, and tells systemd when it serves.
+#[test]
+fn every_mode_raises_its_descriptor_limit_and_notifies_systemd() {
+    let folder = TempDir::new().expect("temporary directory");
+    let address = || format!("127.0.0.1:{}", free_port());
+    let member = address();
+    let (gateway, proxy) = (format!("--listen-addr={}", address()), format!("--listen-addr={}", address()));
+    let endpoints = format!("--endpoints={member}");
+    let front = |mode: &str, listen: &str| [mode, "start", listen, &endpoints].map(str::to_owned).to_vec();
+    let modes = [
+        ("member", member_args(&member, free_port(), &folder.path().join("data"))),
+        ("gateway", front("gateway", &gateway)),
+        ("proxy", front("grpc-proxy", &proxy)),
+    ];
+    let running = modes.map(|(name, args)| {
+        let path = folder.path().join(name);
+        let systemd = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+        systemd.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+        let quoted: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
+        let line = format!("ulimit -S -n 256; exec '{}' {}", env!("CARGO_BIN_EXE_watershed"), quoted.join(" "));
+        let variables = [("NOTIFY_SOCKET", path.to_str().expect("text"))];
+        let process = Process::start_with(Path::new("/bin/sh"), &["-c", &line], &variables, folder.path(), name);
+        let mut text = [0; 64];
+        let length = systemd.recv(&mut text).unwrap_or_else(|error| panic!("{name}: {error}: {}", process.output()));
+        assert_eq!(&text[..length], b"READY=1", "{name}");
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).expect("limits");
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("the limit");
+        let [soft, hard] = [3, 4].map(|word| line.split_whitespace().nth(word).expect("a number").to_owned());
+        assert_eq!(soft, hard, "{name}: {line}");
+        process
+    });
+    drop(running);
+}

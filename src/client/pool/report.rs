@@ -1,4 +1,4 @@
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::dispatch::Pool;
 use super::standing::Standing;
@@ -17,8 +17,7 @@ pub struct EndpointReport {
 }
 
 /// How far an endpoint is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointState {
     /// No request has needed it yet.
     Unused,
@@ -30,6 +29,27 @@ pub enum EndpointState {
     Failed,
 }
 
+impl EndpointState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Unused, Self::Ready, Self::Limited, Self::Failed];
+
+    /// As metrics and reports name it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unused => "unused",
+            Self::Ready => "ready",
+            Self::Limited => "limited",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Serialize for EndpointState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.label())
+    }
+}
+
 impl Pool {
     /// Its endpoints by name, and their states.
     pub fn report(&self) -> Vec<EndpointReport> {
@@ -37,9 +57,7 @@ impl Pool {
         endpoints.sort_by(|one, other| one.endpoint.cmp(&other.endpoint));
         endpoints
     }
-}
 
-impl Pool {
     /// The id of the cluster it serves; none before an endpoint has answered, or where the pool does not compare them.
     pub fn cluster_id(&self) -> Option<u64> {
         self.inner.keeping.config.cluster.as_ref()?.id()
