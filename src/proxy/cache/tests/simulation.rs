@@ -194,7 +194,9 @@ async fn simulate(seed: u64, hours: f64, fault: Fault) -> Result<Counts, String>
                     return counts;
                 }
             }
-            sleep(Duration::from_micros(rng.u64(..1_000_000))).await;
+            // Half of the time reads overlap, so that some arrive while another's read of the cluster is in flight.
+            let pause = if rng.bool() { 10_000 } else { 1_000_000 };
+            sleep(Duration::from_micros(rng.u64(..pause))).await;
         }
         counts
     };
