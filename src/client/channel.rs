@@ -11,10 +11,11 @@ use tonic::Status;
 use tonic::body::Body;
 use tracing::debug;
 
+use super::Endpoint;
 use super::config::Credentials;
 use super::login::{Login, Token, wants_login};
-use super::method::Method;
-use super::pool::{Head, Pool, UpstreamWatch};
+use super::method::{Lane, Method};
+use super::pool::{Head, Pool, UpstreamStream, UpstreamWatch};
 use crate::api_error::ApiError;
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
@@ -31,6 +32,19 @@ const SENT_MAX: usize = 10;
 pub struct Channel {
     pool: Pool,
     identity: Arc<Identity>,
+}
+
+/// A user whose login all channels made with it share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SharedLogin {
+    identity: Arc<Identity>,
+}
+
+impl SharedLogin {
+    /// A user that is logged in with the first request of any of the channels.
+    pub fn new(credentials: Credentials) -> Self {
+        Self { identity: Arc::new(Identity { login: Some(Login::new(credentials)), ..Identity::default() }) }
+    }
 }
 
 /// What a client adds to each of its requests.
@@ -74,6 +88,16 @@ impl Channel {
         Self { pool, identity: self.identity.clone() }
     }
 
+    /// A channel whose requests are those of a user that other channels may have logged in already.
+    pub fn of_login(pool: Pool, login: &SharedLogin) -> Self {
+        Self { pool, identity: login.identity.clone() }
+    }
+
+    /// A channel whose requests are those of the user that the certificate of its pool names.
+    pub fn of_certificate(pool: Pool) -> Self {
+        Self::with_identity(pool, Identity { by_certificate: true, ..Identity::default() })
+    }
+
     pub(super) fn with_identity(pool: Pool, identity: Identity) -> Self {
         Self { pool, identity: Arc::new(identity) }
     }
@@ -108,6 +132,30 @@ impl Channel {
             carry(&mut metadata, &login.token(&self.pool).await?);
         }
         self.pool.open_watch(&metadata).await
+    }
+
+    /// Endpoints in use, see [`Pool::endpoints`].
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.pool.endpoints()
+    }
+
+    /// Opens a stream as the user of this channel, elsewhere than at `last` if possible. What ends it is to be given to
+    /// [`refused`](Self::refused).
+    ///
+    /// # Errors
+    /// When no member can be reached, or what the cluster answered to the login.
+    pub async fn open_elsewhere(
+        &self,
+        lane: Lane,
+        head: &Head,
+        last: Option<&Endpoint>,
+    ) -> Result<UpstreamStream, Status> {
+        let mut head = head.clone();
+        self.identity.mark(&mut head.headers);
+        if let Some(login) = &self.identity.login {
+            carry(&mut head.headers, &login.token(&self.pool).await?);
+        }
+        self.pool.open_elsewhere(lane, &head, last).await
     }
 
     /// Takes the reason for which a member ended a stream or a watch. Returns whether the next request logs in because

@@ -25,7 +25,7 @@ pub(crate) mod testing;
 mod token_lifetime;
 
 pub use crate::pb::frame::framed;
-pub use channel::Channel;
+pub use channel::{Channel, SharedLogin};
 pub use config::{ClientConfig, Credentials, KeepAlive};
 pub use connect::Client;
 pub use error::ClientError;

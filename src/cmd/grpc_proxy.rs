@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tracing::{info, warn};
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use super::tenants::{TenantListeners, TenantsOfFile, listen_addresses};
 use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
 use crate::config::{
     Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword, parse_proxy_config,
@@ -20,10 +20,10 @@ use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
-    CacheBudget, CacheConfig, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, MessageLimits, Namespace,
-    ProxyService, ProxyUser, ProxyWatchMetrics, ProxyWatchService, RangeCache, ReadPermissions, RegisteredProxies,
-    Registration, ResponseMemory, SelfMember, Tenant, Tenants, UpstreamPools, WatchHub, WatchHubConfig, WorkerParts,
-    pause_without_cluster, proxy_calls,
+    AllPages, CacheBudget, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, MessageLimits, Namespace,
+    ProxyService, ProxyUser, ProxyWatchMetrics, ReadPermissions, RegisteredProxies, Registration, ResponseMemory,
+    SelfMember, Tenant, TenantCache, TenantUpstream, Tenants, UpstreamPools, WorkerParts, pause_without_cluster,
+    proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -102,12 +102,30 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         listeners.push(socket.context("--metrics-addr")?.speaking(protection(url.is_tls())));
         info!(address = %url, "gRPC proxy listening for metrics");
     }
+    let tenant_listeners: Vec<SocketAddr> = match &config.tenants {
+        Some(file) => listen_addresses(&file.tenants, config.listen).into_iter().collect(),
+        None => Vec::new(),
+    };
+    let (metrics_listener, fixed_listeners) = ((listeners.len() > 1).then_some(1), listeners.len());
+    for address in &tenant_listeners {
+        let socket = bind(*address).with_context(|| format!("--tenants-file: listen: {address}"))?;
+        listeners.push(socket.speaking(protection(true)));
+        info!(%address, "listening for requests of tenants");
+    }
     let metrics = Metrics::new();
     let calls = proxy_calls(&metrics);
-    let tenants = Tenants::everybody(Tenant {
-        namespace: Namespace::new(config.namespace.clone()),
-        admin: config.namespace_admin,
+    let mut of_file = config.tenants.as_ref().map(|file| {
+        let plain_endpoints = config.endpoints.iter().any(|endpoint| !endpoint.uses_tls(upstream_tls.is_some()));
+        TenantsOfFile::new(config.upstream_tls.clone(), plain_endpoints, file.requests_max, &metrics, &tasks)
     });
+    let tenants = match &of_file {
+        Some(of_file) => of_file.tenants(),
+        None => {
+            let mut everybody = Tenant::new("", Namespace::new(config.namespace.clone()), &tasks);
+            everybody.rights.admin = config.namespace_admin;
+            Tenants::everybody(everybody)
+        }
+    };
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut self_member = self_member(&config.advertise, scheme, listeners[0].local_addr().context("--listen-addr")?);
     let listener_config = ListenerConfig {
@@ -136,23 +154,33 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     let asks = user.is_some() || config.cache.is_some();
     let permissions = asks.then(|| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
     let own_channel = || user.as_ref().map(|user| user.channel(&pools, &tasks));
-    let user_of_hub = || Some(ProxyUser { channel: own_channel()?, permissions: permissions.clone()? });
-    let hubs = watch_hubs(&tenants, config.watch_progress_notify_interval, &pools, user_of_hub, &metrics, &tasks);
-    let caches = match (&config.cache, &permissions) {
-        (Some(cache), Some(permissions)) => {
-            let metrics = CacheMetrics::register(&metrics);
-            let parts = CacheParts {
-                pool: pools.open(&tasks),
-                own: own_channel(),
-                permissions: permissions.clone(),
-                budget: CacheBudget::new(cache_bytes(cache), &metrics),
-                metrics,
-                tasks: tasks.clone(),
-            };
-            range_caches(&tenants, cache, &parts)
-        }
-        _ => HashMap::new(),
-    };
+    let reader =
+        own_channel().zip(permissions.clone()).map(|(channel, permissions)| ProxyUser { channel, permissions });
+    let cache = config.cache.as_ref().zip(permissions.clone()).map(|(cache, permissions)| {
+        let metrics = CacheMetrics::register(&metrics);
+        let parts = CacheParts {
+            pool: pools.open(&tasks),
+            own: own_channel(),
+            permissions,
+            budget: CacheBudget::new(cache_bytes(cache), &metrics),
+            metrics,
+            tasks: tasks.clone(),
+        };
+        tenant_cache(cache, parts)
+    });
+    let upstream = Arc::new(TenantUpstream {
+        watch_pool: pools.open(&tasks),
+        pools: pools.clone(),
+        reader,
+        watch_metrics: ProxyWatchMetrics::register(&metrics),
+        progress_interval: config.watch_progress_notify_interval,
+        cache,
+        runtime: Handle::current(),
+    });
+    // The only tenant has its hub before its first watch comes.
+    for tenant in tenants.current().tenants() {
+        upstream.hub(tenant);
+    }
     if let (Some(member), Some(resolver)) = (&mut self_member, &config.resolver) {
         let channel = match &user {
             Some(user) => user.channel(&pools, &tasks),
@@ -168,21 +196,22 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         };
         member.registered = Some(RegisteredProxies::start(channel, registration, &tasks));
     }
+    let all_pages = match config.tenants {
+        Some(_) => AllPages::On(metrics_listener),
+        None => AllPages::Everywhere,
+    };
     let limits = MessageLimits { send_bytes_max: config.send_bytes_max, receive_bytes_max: config.receive_bytes_max };
-    let leases = KeepAliveBroadcasts::new(pools.open(&tasks), tasks.clone());
+    let leases = KeepAliveBroadcasts::new(Channel::new(pools.open(&tasks)), tasks.clone());
     let health_pool = pools.open(&tasks);
     let paused = pause_without_cluster(health_pool.clone(), &metrics, &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let response_memory = ResponseMemory::new(config.answer_memory_bytes);
     let make = move |worker: WorkerId| {
-        ProxyService::new(WorkerParts {
+        let parts = WorkerParts {
             pool: worker_pools.open(&worker_tasks),
             tenants: tenants.clone(),
-            watches: hubs
-                .iter()
-                .map(|(tenant, hub)| (tenant.clone(), ProxyWatchService::start(hub, worker.0, &worker_tasks)))
-                .collect(),
-            caches: caches.clone(),
+            upstream: upstream.clone(),
+            all_pages,
             leases: leases.clone(),
             permissions: permissions.clone(),
             paused: paused.clone(),
@@ -195,10 +224,27 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
             profiles: config.enable_pprof.then_some(Profiles),
             calls: calls.clone(),
             tasks: worker_tasks.clone(),
-        })
+        };
+        ProxyService::new(worker, parts)
     };
-    let serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
+    if let (Some(of_file), Some(file)) = (&mut of_file, &config.tenants) {
+        let numbers = tenant_listeners.iter().zip(fixed_listeners..).map(|(address, number)| (*address, number));
+        let numbers = numbers.chain([(config.listen, 0)]).collect();
+        of_file.replace(&file.tenants, &numbers).with_context(|| file.file.display().to_string())?;
+        info!(file = %file.file.display(), tenants = file.tenants.len(), "serving the tenants of a file");
+    }
+    let mut serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
     pools.follow(&*source, cluster, &tasks);
+    if let (Some(of_file), Some(file)) = (of_file, config.tenants) {
+        let opened = serving.take_listeners().into_iter().skip(fixed_listeners);
+        let listeners = TenantListeners {
+            listening: serving.listening().clone(),
+            protection: protection(true),
+            fixed: HashMap::from([(config.listen, 0)]),
+            open: tenant_listeners.into_iter().zip(opened).collect(),
+        };
+        of_file.follow(file, listeners, &tasks)?;
+    }
     if config.enable_pprof {
         info!(path = "/debug/pprof", "gRPC proxy enabled pprof");
     }
@@ -207,36 +253,11 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     Ok(RunningProxy { serving, tasks })
 }
 
-/// A watch hub for each tenant, shared by all serving threads; each has a pool of its own, because its upstream
-/// streams outlive any one thread's clients.
-fn watch_hubs(
-    tenants: &Tenants,
-    progress_interval: Duration,
-    pools: &UpstreamPools,
-    user: impl Fn() -> Option<ProxyUser>,
-    metrics: &Metrics,
-    tasks: &Tasks,
-) -> Vec<(Arc<Tenant>, WatchHub)> {
-    let watch_metrics = ProxyWatchMetrics::register(metrics);
-    let hub = |tenant: &Arc<Tenant>| {
-        let mut hub_config = WatchHubConfig::new(tenant.namespace.clone());
-        hub_config.progress_interval = progress_interval;
-        (tenant.clone(), WatchHub::new(pools.open(tasks), user(), hub_config, watch_metrics.clone(), tasks))
-    };
-    tenants.all().map(hub).collect()
-}
-
-/// A range cache for each tenant that has keys to cache, shared by all serving threads.
-fn range_caches(tenants: &Tenants, config: &RangeCacheConfig, parts: &CacheParts) -> HashMap<Arc<Tenant>, RangeCache> {
+/// What the range caches of tenants hold.
+fn tenant_cache(config: &RangeCacheConfig, parts: CacheParts) -> TenantCache {
     let reads = if config.linearizable { CacheReads::Linearizable } else { CacheReads::Serializable };
-    let prefixes: Vec<_> =
-        config.prefixes.iter().map(|prefix| KeyRange::prefix(prefix.clone().into_bytes().into())).collect();
-    let cache = |tenant: &Arc<Tenant>| {
-        let cache_config = CacheConfig::new(tenant.namespace.clone(), reads, prefixes.clone(), config.staleness);
-        let any = !cache_config.prefixes.is_empty();
-        any.then(|| (tenant.clone(), RangeCache::new(cache_config, parts.clone())))
-    };
-    tenants.all().filter_map(cache).collect()
+    let prefixes = config.prefixes.iter().map(|prefix| KeyRange::prefix(prefix.clone().into_bytes().into())).collect();
+    TenantCache { reads, prefixes, staleness: config.staleness, parts }
 }
 
 /// Memory of the range cache.

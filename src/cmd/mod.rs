@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod grpc_proxy;
 mod process;
 pub mod server;
+mod tenants;
 mod usage;
 pub mod utl;
 

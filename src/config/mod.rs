@@ -17,6 +17,7 @@ mod proxy;
 mod proxy_user;
 mod removed;
 mod server;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod unsupported;
@@ -26,12 +27,17 @@ pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
 pub use gateway::{GatewayConfig, parse_gateway_config};
 pub use golang::GoDuration;
-pub use proxy::{Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, UpstreamPings, parse_proxy_config};
+pub use proxy::{
+    Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,
+};
 pub use proxy_user::{ProxyUserConfig, RawProxyUser, UserAndPassword};
 pub use removed::removed_flag;
 pub use server::{
     AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig,
     Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, parse_server_config, same_urls,
+};
+pub use tenants::{
+    CompactRight, ListenerFacts, TenantConfig, TenantCredentials, TenantLimits, TenantMatch, read_tenants_file,
 };
 pub use unsupported::{FlagKind, Mode, Support, UnsupportedFlag, unsupported_flags};
 pub use url::{ListenAddress, ListenUrl, check_peer_urls};

@@ -1,4 +1,5 @@
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,8 +12,9 @@ use super::log::RawLogConfig;
 use super::namespace_flag::{from_hex, spell_in_hex};
 use super::proxy_user::{ProxyUserConfig, RawProxyUser};
 use super::server::{KEEPALIVE_MIN_TIME, YEARS_MAX, identity};
+use super::tenants::{ListenerFacts, TenantConfig, read_tenants_file};
 use super::unsupported::{Mode, read_flags};
-use super::url::{ListenUrl, bind_address};
+use super::url::{ListenAddress, ListenUrl, bind_address};
 use crate::net::{
     ClientAuth, ClientTlsConfig, Endpoint, EndpointError, SelfSigned, ServerIdentity, ServerTlsConfig, TlsPolicy,
 };
@@ -99,6 +101,13 @@ pub struct RawProxyConfig {
     /// Opens Compact, Maintenance, Auth and member changes to clients of a namespace.
     #[arg(long, default_value_t = false, action = ArgAction::Set)]
     pub namespace_admin: bool,
+    /// File with the tenants of the proxy, each with its own namespace; read again when it changes and at SIGHUP. In place
+    /// of --namespace.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub tenants_file: String,
+    /// Requests to the cluster that all tenants together may have in flight; where more wait, tenants take turns.
+    #[arg(long, default_value_t = 128, value_name = "COUNT")]
+    pub tenants_requests_in_flight: usize,
     /// Threads that serve clients; 0 is one per core.
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     pub serving_threads: usize,
@@ -199,6 +208,8 @@ pub struct ProxyConfig {
     pub resolver: Option<ResolverConfig>,
     /// Whether clients of the namespace may use calls that reach beyond it.
     pub namespace_admin: bool,
+    /// Who may use the proxy; none where all clients see the same namespace.
+    pub tenants: Option<TenantsConfig>,
     /// Pings towards the cluster.
     pub upstream_pings: Option<UpstreamPings>,
     /// Bound of one connection attempt.
@@ -229,6 +240,19 @@ pub struct ProxyConfig {
     pub grace: Duration,
     /// Log lines.
     pub log: LogConfig,
+}
+
+/// Who may use the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantsConfig {
+    /// Where it is written, and read again.
+    pub file: PathBuf,
+    /// Requests to the cluster that all of them together may have in flight.
+    pub requests_max: usize,
+    /// What the listeners can know of clients.
+    pub listeners: ListenerFacts,
+    /// What the file said.
+    pub tenants: Vec<TenantConfig>,
 }
 
 /// What is cached, and how.
@@ -329,7 +353,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             });
         }
         let namespace = match raw.namespace_hex.as_str() {
-            "" => Bytes::from(raw.namespace.into_bytes()),
+            "" => Bytes::from(raw.namespace.clone().into_bytes()),
             hex => {
                 if !raw.namespace.is_empty() {
                     let reason = "the namespace is given twice".to_owned();
@@ -343,6 +367,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             return Err(invalid("namespace", &namespace.escape_ascii().to_string(), reason));
         }
         let resolver = resolver(&raw.resolver_prefix, raw.resolver_ttl, raw.advertise_client_url.as_deref())?;
+        let tenants = tenants(&raw, &namespace, resolver.is_some(), listen_tls.as_ref(), metrics_listen.as_ref())?;
         let advertise = match raw.advertise_client_url {
             None => Advertise::ListenAddress,
             Some(url) if url.is_empty() => Advertise::Members,
@@ -394,6 +419,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             auto_sync: nonzero(raw.endpoints_auto_sync_interval),
             advertise,
             namespace,
+            tenants,
             resolver,
             namespace_admin: raw.namespace_admin,
             upstream_pings,
@@ -414,6 +440,41 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             log,
         })
     }
+}
+
+/// The tenants of `--tenants-file`, which says all that the flags for one namespace say.
+fn tenants(
+    raw: &RawProxyConfig,
+    namespace: &Bytes,
+    registers: bool,
+    tls: Option<&ServerTlsConfig>,
+    metrics: Option<&ListenUrl>,
+) -> Result<Option<TenantsConfig>, ConfigError> {
+    if raw.tenants_file.is_empty() {
+        return Ok(None);
+    }
+    let conflicts = [
+        (!namespace.is_empty(), "tenants-file, --namespace", "the file gives each tenant its namespace"),
+        (raw.namespace_admin, "tenants-file, --namespace-admin", "the file opens these calls to a tenant by \"admin\""),
+        (registers, "tenants-file, --resolver-prefix", "a registration would be in the namespace of no tenant"),
+    ];
+    if let Some((_, flag, reason)) = conflicts.into_iter().find(|(given, ..)| *given) {
+        return Err(ConfigError::Value { flag, reason: reason.to_owned() });
+    }
+    let metrics = metrics.and_then(|url| match url.address() {
+        ListenAddress::Tcp(address) => Some(*address),
+        ListenAddress::Unix(_) => None,
+    });
+    let client_certificates = tls.is_some_and(|tls| tls.clients != ClientAuth::None);
+    let listeners = ListenerFacts { tls: tls.is_some(), client_certificates, metrics };
+    let requests_max = raw.tenants_requests_in_flight;
+    if requests_max == 0 {
+        let reason = "must be at least 1".to_owned();
+        return Err(ConfigError::Value { flag: "tenants-requests-in-flight", reason });
+    }
+    let file = PathBuf::from(&raw.tenants_file);
+    let tenants = read_tenants_file(&file, listeners)?;
+    Ok(Some(TenantsConfig { file, requests_max, listeners, tenants }))
 }
 
 /// Where the proxy registers itself; what is wrong is said as etcd's proxy says it.
@@ -529,6 +590,14 @@ mod tests {
             ),
             ("--max-send-bytes=x", "for \"--max-send-bytes\" flag: strconv.ParseInt"),
             ("--namespace-hex=0061", "are reserved for the proxy"),
+            (
+                "--tenants-file=none --namespace=a",
+                "--tenants-file, --namespace: the file gives each tenant its namespace",
+            ),
+            ("--tenants-file=none --namespace-admin", "--tenants-file, --namespace-admin: the file opens"),
+            ("--tenants-file=none --resolver-prefix=x --resolver-ttl=5", "a registration would be in the namespace of"),
+            ("--tenants-file=none --tenants-requests-in-flight=0", "--tenants-requests-in-flight: must be at least 1"),
+            ("--tenants-file=/none/tenants.yaml", "/none/tenants.yaml: No such file or directory"),
             ("--max-concurrent-streams=-1", "for \"--max-concurrent-streams\" flag: strconv.ParseUint"),
             ("--nonsense", "unknown flag: --nonsense"),
         ] {

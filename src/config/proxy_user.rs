@@ -90,23 +90,29 @@ impl RawProxyUser {
             return wrong("user", "needs one of NAME:PASSWORD, --password and --password-file");
         }
         let password = match from_file {
-            true => self.read_file()?,
+            true => {
+                let path = Path::new(&self.password_file);
+                read_password_file(path).map_err(ConfigError::Other)?
+            }
             false => format!("{inline}{}", self.password),
         };
         Ok(Some(UserAndPassword { name: name.to_owned(), password }))
     }
+}
 
-    fn read_file(&self) -> Result<String, ConfigError> {
-        let path = Path::new(&self.password_file);
-        let file = |reason: String| ConfigError::File { path: path.to_owned(), reason };
-        let text = std::fs::read_to_string(path).map_err(|error| file(error.to_string()))?;
-        let password = text.strip_suffix('\n').unwrap_or(&text);
-        let password = password.strip_suffix('\r').unwrap_or(password);
-        if password.is_empty() || password.contains('\n') {
-            return Err(file("must hold a password and nothing else".to_owned()));
-        }
-        Ok(password.to_owned())
+/// The password in a file.
+///
+/// # Errors
+/// Names the file.
+pub(super) fn read_password_file(path: &Path) -> Result<String, String> {
+    let wrong = |reason: String| format!("{}: {reason}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    let password = password.strip_suffix('\r').unwrap_or(password);
+    if password.is_empty() || password.contains('\n') {
+        return Err(wrong("must hold a password and nothing else".to_owned()));
     }
+    Ok(password.to_owned())
 }
 
 #[cfg(test)]

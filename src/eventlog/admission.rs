@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -42,6 +43,8 @@ pub struct Admission {
     pub compacted: Revision,
     /// The permission that the watch is open under; none when it cannot be revoked.
     pub permission: Option<Arc<WatchPermission>>,
+    /// Dropped when the watch has ended.
+    pub held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Why a watch is not admitted.

@@ -286,7 +286,8 @@ impl Scenario {
         // The cluster was asked a while ago; the log may have moved on since.
         let after = (revision - i64::from(filter)).max(self.store.lock().compacted).max(1);
         let source = if second { self.second.clone() } else { self.first.clone() };
-        let admission = Admission { source, after: Revision(after), compacted: Revision(0), permission: None };
+        let admission =
+            Admission { source, after: Revision(after), compacted: Revision(0), permission: None, held: None };
         self.watcher_set.lock().create(self.streams[stream], &create, &admission, self.now);
         self.asked[stream].push((range, if start == 0 { after + 1 } else { start }, filter));
     }
@@ -454,7 +455,7 @@ impl Script {
             fragment: false,
         };
         let now = self.scenario.now;
-        let admission = Admission { source, after: Revision(0), compacted: Revision(0), permission: None };
+        let admission = Admission { source, after: Revision(0), compacted: Revision(0), permission: None, held: None };
         self.scenario.watcher_set.lock().create(0, &create, &admission, now);
         self
     }

@@ -5,6 +5,7 @@ mod deliver;
 mod jobs;
 mod progress;
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -97,6 +98,7 @@ struct Cursor {
     /// Saw an event since the last progress tick.
     active: bool,
     permission: Option<Arc<WatchPermission>>,
+    held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// How far along a cursor is, and so which queue holds it.
@@ -254,6 +256,7 @@ impl WatcherSet {
             fragment: create.fragment,
             active: false,
             permission: admission.permission.clone(),
+            held: admission.held.clone(),
         }) as u32;
         entry.watchers.insert(watch_id, cursor);
         self.metrics.watchers.inc();
@@ -500,6 +503,7 @@ impl WatcherSet {
         let cursor = &mut self.cursors[key as usize];
         cursor.state = CursorState::Cancelled;
         cursor.permission = None;
+        cursor.held = None;
         let (stream, watch_id, at, group) = (cursor.stream, cursor.watch_id, cursor.source, cursor.group);
         self.leave_group(at, group, key);
         self.metrics.watchers.dec();

@@ -17,7 +17,7 @@ use tracing::warn;
 use super::connection_info::Accepted;
 use super::first_bytes::Stream;
 use super::socket::{ListenerError, NO_ADDRESS, Protection, Socket, SocketFile, SocketKind};
-use super::worker::{Counts, HANDOVER_MAX, ListenerConfig, WorkerId, run};
+use super::worker::{Counts, HANDOVER_MAX, ListenerConfig, NewConnection, WorkerId, run};
 use crate::net::TcpSilence;
 use crate::shutdown::Tasks;
 
@@ -30,6 +30,8 @@ const ACCEPT_LOG_PERIOD: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Serving {
     addresses: Vec<SocketAddr>,
+    listening: Listening,
+    open: Vec<OpenListener>,
     stop: CancellationToken,
     ended: Vec<oneshot::Receiver<()>>,
 }
@@ -40,6 +42,16 @@ impl Serving {
         &self.addresses
     }
 
+    /// Its listeners, for one who may close some of them; none when they were taken before.
+    pub fn take_listeners(&mut self) -> Vec<OpenListener> {
+        std::mem::take(&mut self.open)
+    }
+
+    /// Opens further listeners.
+    pub fn listening(&self) -> &Listening {
+        &self.listening
+    }
+
     /// Stops accepting, lets open requests finish within the grace period and waits for the threads.
     pub async fn finish(self) {
         self.stop.cancel();
@@ -47,6 +59,64 @@ impl Serving {
             // An error means that the thread is gone already.
             let _ = ended.await;
         }
+    }
+}
+
+/// Opens listeners of a running service. Cheap to clone.
+#[derive(Clone)]
+pub struct Listening {
+    workers: Arc<[Worker]>,
+    connections_max: usize,
+    next: Arc<AtomicUsize>,
+    stop: CancellationToken,
+    tasks: Tasks,
+}
+
+/// A listener that can be closed again; its connections stay.
+#[derive(Debug)]
+pub struct OpenListener {
+    number: usize,
+    address: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Listening {
+    /// Serves one more listener; must be called on the runtime of the others.
+    ///
+    /// # Errors
+    /// When it cannot be set up.
+    pub fn open(&self, socket: Socket) -> Result<OpenListener, ListenerError> {
+        let address = socket.local_addr().map_err(ListenerError::Thread)?;
+        let listener = Listener::new(socket.kind).map_err(ListenerError::Thread)?;
+        let (number, stop) = (self.next.fetch_add(1, Ordering::Relaxed), self.stop.child_token());
+        let accepting = Accepting {
+            number,
+            listener,
+            protection: socket.protection,
+            workers: self.workers.clone(),
+            connections_max: self.connections_max,
+            stop: stop.clone(),
+        };
+        self.tasks.spawn(accepting.run());
+        Ok(OpenListener { number, address, stop })
+    }
+}
+
+impl std::fmt::Debug for Listening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listening").finish_non_exhaustive()
+    }
+}
+
+impl OpenListener {
+    /// What [`ConnectionInfo::listener`](super::ConnectionInfo::listener) says of its connections; never given twice.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Accepts no more connections, and frees the address soon.
+    pub fn close(self) {
+        self.stop.cancel();
     }
 }
 
@@ -65,7 +135,7 @@ where
 
 /// One serving thread as the accept loop sees it.
 struct Worker {
-    connections: mpsc::Sender<(Stream, Accepted)>,
+    connections: mpsc::Sender<NewConnection>,
     open: Arc<AtomicUsize>,
 }
 
@@ -92,13 +162,11 @@ where
     let mut workers = Vec::new();
     let mut ended = Vec::new();
     let (unfinished_bytes, unsent_bytes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let protections: Arc<[Protection]> = sockets.iter().map(|socket| socket.protection.clone()).collect();
     for number in 0..config.serving_threads.max(1) {
         let (connections, incoming) = mpsc::channel(HANDOVER_MAX);
         let open = Arc::new(AtomicUsize::new(0));
         let (done, wait) = oneshot::channel();
         let (make, config, stop) = (make.clone(), config.clone(), stop.clone());
-        let protections = protections.clone();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenerError::Thread)?;
         let counts = Counts {
@@ -111,7 +179,7 @@ where
             .spawn(move || {
                 runtime.block_on(async move {
                     let service = make(WorkerId(number));
-                    run(incoming, service, config, protections, counts, stop).await;
+                    run(incoming, service, config, counts, stop).await;
                 });
                 let _ = done.send(());
             })
@@ -119,14 +187,16 @@ where
         workers.push(Worker { connections, open });
         ended.push(wait);
     }
-    let workers: Arc<[Worker]> = workers.into();
-    let mut addresses = Vec::new();
-    for (number, socket) in sockets.into_iter().enumerate() {
-        addresses.push(socket.local_addr().map_err(ListenerError::Thread)?);
-        let listener = Listener::new(socket.kind).map_err(ListenerError::Thread)?;
-        tasks.spawn(accept_loop(number, listener, workers.clone(), config.connections_max, stop.clone()));
-    }
-    Ok(Serving { addresses, stop, ended })
+    let listening = Listening {
+        workers: workers.into(),
+        connections_max: config.connections_max,
+        next: Arc::default(),
+        stop: stop.clone(),
+        tasks: tasks.clone(),
+    };
+    let open = sockets.into_iter().map(|socket| listening.open(socket)).collect::<Result<Vec<_>, _>>()?;
+    let addresses = open.iter().map(|listener| listener.address).collect();
+    Ok(Serving { addresses, listening, open, stop, ended })
 }
 
 /// A socket on the runtime of its accept loop.
@@ -159,42 +229,51 @@ impl Listener {
     }
 }
 
-async fn accept_loop(
+/// One accept loop.
+struct Accepting {
     number: usize,
     listener: Listener,
+    protection: Protection,
     workers: Arc<[Worker]>,
     connections_max: usize,
     stop: CancellationToken,
-) {
-    let mut last_log: Option<Instant> = None;
-    loop {
-        let open: usize = workers.iter().map(|worker| worker.open.load(Ordering::Relaxed)).sum();
-        if open >= connections_max {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
-            }
-        }
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept(number) => accepted,
-        };
-        match accepted {
-            Ok(accepted) => hand_over(accepted, &workers).await,
-            Err(error) => {
-                // Out of descriptors, or a client that left early: neither may end the loop or make it spin.
-                if last_log.is_none_or(|at| at.elapsed() > ACCEPT_LOG_PERIOD) {
-                    last_log = Some(Instant::now());
-                    warn!(%error, "connection not accepted");
+}
+
+impl Accepting {
+    async fn run(self) {
+        let Self { number, listener, protection, workers, connections_max, stop } = self;
+        let mut last_log: Option<Instant> = None;
+        loop {
+            let open: usize = workers.iter().map(|worker| worker.open.load(Ordering::Relaxed)).sum();
+            if open >= connections_max {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
                 }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept(number) => accepted,
+            };
+            match accepted {
+                Ok((stream, accepted)) => {
+                    hand_over(NewConnection { stream, accepted, protection: protection.clone() }, &workers).await;
+                }
+                Err(error) => {
+                    // Out of descriptors, or a client that left early: neither may end the loop or make it spin.
+                    if last_log.is_none_or(|at| at.elapsed() > ACCEPT_LOG_PERIOD) {
+                        last_log = Some(Instant::now());
+                        warn!(%error, "connection not accepted");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
 /// Gives the connection to the thread with the fewest.
-async fn hand_over(connection: (Stream, Accepted), workers: &[Worker]) {
+async fn hand_over(connection: NewConnection, workers: &[Worker]) {
     let Some(worker) = workers.iter().min_by_key(|worker| worker.open.load(Ordering::Relaxed)) else { return };
     worker.open.fetch_add(1, Ordering::Relaxed);
     if worker.connections.send(connection).await.is_err() {

@@ -34,7 +34,7 @@ mod unsent;
 mod upgraded;
 mod worker;
 
-pub use accept::{Serving, answering, serve};
+pub use accept::{Listening, OpenListener, Serving, answering, serve};
 pub use arriving::{Arriving, CollectedBytes};
 pub use connection_info::ConnectionInfo;
 pub use head::refused_head;

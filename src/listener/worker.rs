@@ -95,6 +95,14 @@ const HTTP1_HEAD_BYTES: usize = 64 * 1024;
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
 pub(super) const HANDOVER_MAX: usize = 256;
 
+/// A connection on its way to its serving thread.
+pub(super) struct NewConnection {
+    pub(super) stream: Stream,
+    pub(super) accepted: Accepted,
+    /// Of the listener that accepted it.
+    pub(super) protection: Protection,
+}
+
 /// What serving threads count.
 pub(super) struct Counts {
     /// Connections of this thread.
@@ -107,10 +115,9 @@ pub(super) struct Counts {
 
 /// The serving thread's side: takes connections until `stop`, then waits for them.
 pub(super) async fn run<S>(
-    mut connections: mpsc::Receiver<(Stream, Accepted)>,
+    mut connections: mpsc::Receiver<NewConnection>,
     service: S,
     config: ListenerConfig,
-    protections: Arc<[Protection]>,
     counts: Counts,
     stop: CancellationToken,
 ) where
@@ -121,7 +128,6 @@ pub(super) async fn run<S>(
     let shared = Arc::new(Shared {
         builder: connection_builder(&config),
         ping_min_time: config.ping_min_time,
-        protections,
         handshake_timeout: config.handshake_timeout,
         rejections: Rejections::new(config.rejection_message),
         unfinished_bytes: counts.unfinished_bytes,
@@ -134,9 +140,9 @@ pub(super) async fn run<S>(
             () = stop.cancelled() => break,
             accepted = connections.recv() => accepted,
         };
-        let Some((stream, accepted)) = accepted else { break };
+        let Some(connection) = accepted else { break };
         let guard = OpenConnection(counts.open.clone());
-        tracker.spawn(begin(shared.clone(), stream, accepted, service.clone(), guard));
+        tracker.spawn(begin(shared.clone(), connection, service.clone(), guard));
     }
     tracker.close();
     if tokio::time::timeout(config.grace, tracker.wait()).await.is_err() {
@@ -148,8 +154,6 @@ pub(super) async fn run<S>(
 struct Shared {
     builder: auto::Builder<TokioExecutor>,
     ping_min_time: Option<Duration>,
-    /// By the number of the socket.
-    protections: Arc<[Protection]>,
     handshake_timeout: Duration,
     rejections: Rejections,
     unfinished_bytes: Arc<AtomicUsize>,
@@ -159,17 +163,18 @@ struct Shared {
 }
 
 /// Detects the client's protocol and does the TLS handshake; serving it is a task of its own, which is smaller.
-async fn begin<S>(shared: Arc<Shared>, stream: Stream, accepted: Accepted, service: S, guard: OpenConnection)
+async fn begin<S>(shared: Arc<Shared>, connection: NewConnection, service: S, guard: OpenConnection)
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin,
 {
+    let NewConnection { stream, accepted, protection } = connection;
     let limited = tokio::time::timeout(shared.handshake_timeout, async {
         match stream {
             Stream::Tcp(stream) => {
                 let stream = TcpStream::from_std(stream)?;
                 let Some(beginning) = beginning_tcp(&stream).await? else { return Ok(()) };
-                match shared.fitting(accepted, beginning) {
+                match shared.fitting(&protection, accepted, beginning) {
                     Fitting::Plain => serve(&shared, stream, accepted, None, service, guard),
                     Fitting::Tls(tls) => {
                         let Some((stream, peer)) = handshake(&shared, tls, stream, accepted).await else {
@@ -184,7 +189,7 @@ where
                 let stream = UnixStream::from_std(stream)?;
                 let Some(beginning) = beginning_unix(&stream).await? else { return Ok(()) };
                 let stream: Box<dyn ByteStream> = Box::new(stream);
-                match shared.fitting(accepted, beginning) {
+                match shared.fitting(&protection, accepted, beginning) {
                     Fitting::Plain => serve(&shared, stream, accepted, None, service, guard),
                     Fitting::Tls(tls) => {
                         let Some((stream, peer)) = handshake(&shared, tls, stream, accepted).await else {
@@ -213,9 +218,9 @@ enum Fitting<'a> {
 }
 
 impl Shared {
-    fn fitting(&self, accepted: Accepted, beginning: Beginning) -> Fitting<'_> {
+    fn fitting<'p>(&self, protection: &'p Protection, accepted: Accepted, beginning: Beginning) -> Fitting<'p> {
         let client = accepted.peer;
-        match (&self.protections[accepted.listener], beginning) {
+        match (protection, beginning) {
             (Protection::Tls(tls) | Protection::Both(tls), Beginning::Tls) => Fitting::Tls(tls),
             (Protection::Plain | Protection::Both(_), Beginning::Http2 | Beginning::Other) => Fitting::Plain,
             (Protection::Tls(_), Beginning::Http2 | Beginning::Other) => {

@@ -46,7 +46,7 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use host_port::HostPort;
 pub use identity::{Identity, IdentityFiles};
 pub use linger::linger;
-pub use names::AllowedNames;
+pub use names::{AllowedNames, CertificateNames};
 pub use pem::TlsError;
 pub use policy::TlsPolicy;
 pub use self_signed::SelfSigned;

@@ -6,15 +6,17 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// What a certificate says of its holder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct CertificateNames {
+pub struct CertificateNames {
     /// The last common name of the subject, as Go reads it; none when it is empty.
-    pub(super) common_name: Option<Box<str>>,
+    pub common_name: Option<Box<str>>,
     /// Names among the alternative names of the subject.
-    pub(super) dns_names: Vec<String>,
+    pub dns_names: Vec<String>,
+    /// URIs among them.
+    pub uris: Vec<String>,
     /// Addresses among them.
-    pub(super) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// The serial number without leading zeros.
-    pub(super) serial: Vec<u8>,
+    pub serial: Vec<u8>,
 }
 
 /// Whose verified certificates are accepted, by what they say of their holder.
@@ -31,7 +33,7 @@ pub enum AllowedNames {
 
 impl CertificateNames {
     /// None for what is no certificate.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         let common_name = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).last();
         let mut names = Self {
@@ -43,6 +45,7 @@ impl CertificateNames {
         for name in alternative.into_iter().flat_map(|extension| &extension.value.general_names) {
             match name {
                 GeneralName::DNSName(name) => names.dns_names.push((*name).to_owned()),
+                GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
                 GeneralName::IPAddress(bytes) => names.addresses.extend(address(bytes)),
                 _ => {}
             }

@@ -2,14 +2,17 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures::future::join_all;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Body as HttpBody;
+use http_body_util::Full;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
+use prost::Message;
 use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tonic::body::Body;
@@ -17,22 +20,24 @@ use tonic::codec::CompressionEncoding;
 use tonic::codegen::StdError;
 use tower::Service;
 
-use super::cache::RangeCache;
+use super::answer::unary;
 use super::http::{Pages, StatusReport};
 use super::identity::{Caller, ReadPermissions};
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
+use super::limits::{MeteredRequest, metered_answer};
 use super::members::SelfMember;
 use super::message_limits::{ClientBody, MessageLimits};
-use super::namespace::{ResponseMemory, View, no_decompressor};
+use super::namespace::{PREFIX_BYTES, ResponseMemory, View, clean_headers, no_decompressor, one_message};
 use super::revision_tracking::track_revisions;
-use super::tenant::{Tenant, Tenants};
-use super::watch::ProxyWatchService;
+use super::tenants::{Membership, NotATenant, Tenant, TenantUpstream, Tenants};
+use super::watch::{ProxyWatchService, WatchHub};
 use crate::api_error::ApiError;
-use crate::client::{Head, Pool, Seen};
+use crate::client::{Channel, Head, Pool, Seen, unframed};
 use crate::json::{self, Asked, AskedBody, CallBody, is_json_path, is_web_socket, web_socket};
-use crate::listener::{Arriving, ConnectionInfo, refused_head};
-use crate::pages::{BrowserRules, HealthService, Profiles};
+use crate::listener::{Arriving, ConnectionInfo, WorkerId, refused_head};
+use crate::pages::{BrowserRules, HealthService, Profiles, not_found};
 use crate::pb::encoded::watch_server::WatchServer;
+use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
 use crate::shutdown::Tasks;
@@ -45,6 +50,11 @@ const UNKNOWN_CALLS_MAX: usize = 1024;
 /// The member has the last word on the size of a message; this is what its size may be at most.
 const JSON_LIMITS: json::Limits = json::Limits { message_bytes_max: 64 * 1024 * 1024 };
 const COMPACT: &str = "/etcdserverpb.KV/Compact";
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+/// Of the name and the password of a user.
+const AUTHENTICATE_BYTES_MAX: usize = 64 * 1024;
+/// Of a revision.
+const COMPACT_BYTES_MAX: usize = 1024;
 
 /// What one serving thread of the proxy needs.
 #[derive(Clone)]
@@ -53,11 +63,11 @@ pub struct WorkerParts {
     pub pool: Pool,
     /// Which client sees which keys.
     pub tenants: Tenants,
-    /// The Watch service of each tenant, of this thread alone.
-    pub watches: HashMap<Arc<Tenant>, ProxyWatchService>,
-    /// The range cache of each tenant that has one, of all threads.
-    pub caches: HashMap<Arc<Tenant>, RangeCache>,
-    /// The keep-alives of all threads.
+    /// What tenants need of the cluster, of all threads.
+    pub upstream: Arc<TenantUpstream>,
+    /// On which listeners pages that tell of all clients are served.
+    pub all_pages: AllPages,
+    /// The keep-alives of all threads, and of all tenants whose requests go on with the credentials of clients.
     pub leases: KeepAliveBroadcasts,
     /// What callers may read, where it is asked.
     pub permissions: Option<ReadPermissions>,
@@ -83,6 +93,15 @@ pub struct WorkerParts {
     pub tasks: Tasks,
 }
 
+/// Where pages are served that tell of all clients, such as metrics and profiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllPages {
+    /// On every listener.
+    Everywhere,
+    /// On the listener with this number, or on none.
+    On(Option<usize>),
+}
+
 /// Registers the `grpc_server_*` metrics of a proxy.
 pub fn proxy_calls(metrics: &Metrics) -> GrpcCalls {
     let method = |method: &Method| GrpcMethod {
@@ -103,31 +122,41 @@ pub struct ProxyService {
 struct Worker {
     pool: Pool,
     tenants: Tenants,
-    /// A view for each tenant that does not see the whole key space.
-    views: HashMap<Arc<Tenant>, View>,
-    watches: HashMap<Arc<Tenant>, WatchServer<ProxyWatchService>>,
-    /// All of them: a compaction concerns every tenant.
-    watch_hubs: Vec<ProxyWatchService>,
-    caches: HashMap<Arc<Tenant>, RangeCache>,
+    upstream: Arc<TenantUpstream>,
+    /// Of the tenants that have sent a request to this thread, by their ids.
+    services: Mutex<HashMap<u64, Arc<TenantServices>>>,
     permissions: Option<ReadPermissions>,
     health: HealthServer<HealthService>,
     limits: MessageLimits,
     self_member: Option<SelfMember>,
+    /// Of all tenants whose requests go on with the credentials of clients.
     leases: KeepAliveBroadcasts,
+    response_memory: ResponseMemory,
     pages: Pages,
+    all_pages: AllPages,
     calls: GrpcCalls,
     unknown_calls: Semaphore,
+    number: usize,
     tasks: Tasks,
+}
+
+/// The services of one tenant on one serving thread.
+struct TenantServices {
+    /// Of a tenant that does not see the whole key space.
+    view: Option<View>,
+    /// Made with the first watch.
+    watch: OnceLock<WatchServer<ProxyWatchService>>,
+    leases: KeepAliveBroadcasts,
 }
 
 impl ProxyService {
     /// The service of one serving thread; made on that thread.
-    pub fn new(parts: WorkerParts) -> Self {
+    pub fn new(worker: WorkerId, parts: WorkerParts) -> Self {
         let WorkerParts {
             pool,
             tenants,
-            watches,
-            caches,
+            upstream,
+            all_pages,
             leases,
             permissions,
             paused,
@@ -141,33 +170,25 @@ impl ProxyService {
             calls,
             tasks,
         } = parts;
-        let watch_hubs = watches.values().cloned().collect();
-        let watches = watches.into_iter().map(|(tenant, watch)| (tenant, watch_server(watch))).collect();
-        let namespaced = tenants.all().filter(|tenant| !tenant.namespace.is_whole());
-        let views = namespaced
-            .map(|tenant| {
-                (tenant.clone(), View::new(&tenant.namespace, tenant.admin, &pool, response_memory.clone(), &tasks))
-            })
-            .collect();
-        let status = StatusReport::new(health_pool, metrics.clone(), tenants.clone(), caches.clone());
+        let status = StatusReport::new(health_pool, metrics.clone(), tenants.clone());
         let pages = Pages::new(pool.clone(), metrics, profiles, status, status_listener);
-        let unknown_calls = Semaphore::new(UNKNOWN_CALLS_MAX);
         Self {
             worker: Arc::new(Worker {
                 pool,
                 tenants,
-                views,
-                watches,
-                watch_hubs,
-                caches,
+                upstream,
+                services: Mutex::default(),
                 permissions,
                 health: HealthServer::new(HealthService::following(paused)),
                 limits,
                 self_member,
                 leases,
+                response_memory,
                 pages,
+                all_pages,
                 calls,
-                unknown_calls,
+                unknown_calls: Semaphore::new(UNKNOWN_CALLS_MAX),
+                number: worker.0,
                 tasks,
             }),
         }
@@ -218,7 +239,14 @@ impl Worker {
             }
             return self.call_as_json(request.map(Asked::Http)).await;
         }
-        self.pages.answer(&request.into_parts().0).await.map(Body::new)
+        let head = request.into_parts().0;
+        if let AllPages::On(listener) = self.all_pages
+            && !Pages::is_about_the_cluster(head.uri.path())
+            && head.extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener) != listener
+        {
+            return not_found().map(Body::new);
+        }
+        self.pages.answer(&head).await.map(Body::new)
     }
 
     /// A call, whichever way it came.
@@ -252,33 +280,97 @@ impl Worker {
         self.limits.answer(answer)
     }
 
-    async fn grpc(&self, request: Request<ClientBody>) -> Response<Body> {
-        let tenant = self.tenants.of(request.headers());
-        let view = self.views.get(tenant);
-        if request.uri().path() == COMPACT && (view.is_none() || tenant.admin) {
-            join_all(self.watch_hubs.iter().map(ProxyWatchService::before_compaction)).await;
+    async fn grpc(&self, mut request: Request<ClientBody>) -> Response<Body> {
+        let path = request.uri().path();
+        if let "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" = path {
+            return answered(self.health.clone().call(request).await);
+        }
+        if path == AUTHENTICATE && self.tenants.by_user() {
+            return Box::pin(self.authenticate(request)).await.unwrap_or_else(Status::into_http);
+        }
+        let connection = request.extensions().get::<Arc<ConnectionInfo>>().cloned();
+        let tenant = match self.tenants.of(connection.as_deref(), request.headers()) {
+            Ok(tenant) => tenant,
+            Err(reason) => return Status::from(reason).into_http(),
+        };
+        if tenant.user.is_some() {
+            // It is that user whatever its clients send.
+            request.headers_mut().remove("token");
+            request.headers_mut().remove("authorization");
+        }
+        if let Err(refusal) = tenant.limits.admit_call() {
+            return refusal.into_http();
+        }
+        self.upstream.note_active(&tenant, request.headers());
+        let request = request.map(|body| MeteredRequest::new(body, &tenant.limits));
+        let services = self.services(&tenant);
+        let membership = || Membership {
+            tenants: self.tenants.clone(),
+            tenant: tenant.clone(),
+            connection: connection.clone(),
+            headers: request.headers().clone(),
+        };
+        match request.uri().path() {
+            "/v3lockpb.Lock/Lock" | "/v3electionpb.Election/Campaign" => {
+                let membership = membership();
+                let answering = self.answer_of(&tenant, &services, request);
+                let answer = Box::pin(membership.while_it_lasts(answering)).await;
+                metered_answer(answer, &tenant.limits, false)
+            }
+            "/etcdserverpb.Watch/Watch"
+            | "/etcdserverpb.Lease/LeaseKeepAlive"
+            | "/etcdserverpb.KV/RangeStream"
+            | "/etcdserverpb.Maintenance/Snapshot"
+            | "/v3electionpb.Election/Observe" => {
+                let membership = membership();
+                let answer = Box::pin(self.answer_of(&tenant, &services, request)).await;
+                membership.of_stream(metered_answer(answer, &tenant.limits, true))
+            }
+            _ => {
+                let answer = Box::pin(self.answer_of(&tenant, &services, request)).await;
+                metered_answer(answer, &tenant.limits, false)
+            }
+        }
+    }
+
+    /// The answer to a request of this tenant.
+    async fn answer_of(
+        &self,
+        tenant: &Arc<Tenant>,
+        services: &TenantServices,
+        request: Request<MeteredRequest<ClientBody>>,
+    ) -> Response<Body> {
+        let view = services.view.as_ref();
+        if request.uri().path() == COMPACT {
+            if tenant.compaction.is_some() {
+                return Box::pin(self.wish(tenant, request)).await.unwrap_or_else(Status::into_http);
+            }
+            if view.is_none() || tenant.rights.admin || tenant.rights.compact {
+                Box::pin(before_compaction(self.tenants.clone())).await;
+            }
         }
         match request.uri().path() {
-            "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" => {
-                answered(self.health.clone().call(request).await)
-            }
             "/etcdserverpb.Cluster/MemberList" => match &self.self_member {
                 Some(member) => member.answer(),
                 None => self.within(view, request).await,
             },
-            "/etcdserverpb.KV/Range" => match self.caches.get(tenant) {
+            "/etcdserverpb.KV/Range" => match self.upstream.range_cache(tenant) {
                 Some(cache) => match cache.answer(request).await {
-                    Ok(answer) => answer,
+                    Ok(answer) => tenant.limits.answer(answer),
                     Err(request) => self.within(view, request).await,
                 },
                 None => self.within(view, request).await,
             },
-            "/etcdserverpb.Watch/Watch" => match self.watches.get(self.tenants.of(request.headers())) {
-                Some(watch) => answered(watch.clone().call(request).await),
-                None => Status::internal("no watch hub for this client").into_http(),
-            },
+            "/etcdserverpb.Watch/Watch" => {
+                let start = || ProxyWatchService::start(self.upstream.hub(tenant), self.number, tenant.tasks());
+                let watch = services.watch.get_or_init(|| watch_server(start()));
+                answered(watch.clone().call(request).await)
+            }
+            "/etcdserverpb.Lease/LeaseKeepAlive" if tenant.rights.read_only => {
+                Status::from(ApiError::PermissionDenied).into_http()
+            }
             "/etcdserverpb.Lease/LeaseKeepAlive" => {
-                match admit(&self.leases, request.headers()) {
+                match admit(&services.leases, request.headers()) {
                     Some(admission) => keep_alive(admission, view.map(View::ownership), request),
                     // Too many broadcasts, or an encoding to refuse: only a tenant that sees all leases may go to a member directly.
                     None if view.is_none() => self.within(None, request).await,
@@ -295,6 +387,66 @@ impl Worker {
             }
             _ => self.within(view, request).await,
         }
+    }
+
+    /// A compaction by a tenant that agrees on it with others.
+    async fn wish<B>(&self, tenant: &Arc<Tenant>, request: Request<B>) -> Result<Response<Body>, Status>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + Unpin + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        let (body, _until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
+        let asked = decoded(&parts.headers, body, COMPACT_BYTES_MAX).await?.1;
+        let before = before_compaction(self.tenants.clone());
+        Ok(unary(&self.upstream.wish(tenant, &parts.headers, asked, before).await?))
+    }
+
+    /// A login where tenants are known by the users of tokens: the user named is the one whose tenant it concerns, and the
+    /// token of the answer is that user's.
+    async fn authenticate<B>(&self, request: Request<B>) -> Result<Response<Body>, Status>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + Unpin + 'static,
+    {
+        let (mut parts, body) = request.into_parts();
+        let connection = parts.extensions.get::<Arc<ConnectionInfo>>().cloned();
+        let (body, _until_answered) = Arriving::collected(body, connection.clone());
+        let (frame, asked): (_, AuthenticateRequest) = decoded(&parts.headers, body, AUTHENTICATE_BYTES_MAX).await?;
+        clean_headers(&mut parts.headers);
+        let connection = connection.ok_or(NotATenant::Unknown)?;
+        let tenant = self.tenants.of_user(&connection, &asked.name).map_err(|reason| match reason {
+            // As for a user that does not exist: who is a tenant is nobody's business.
+            NotATenant::Unknown => ApiError::AuthFailed.into(),
+            reason => Status::from(reason),
+        })?;
+        tenant.limits.admit_call()?;
+        let services = self.services(&tenant);
+        let request = Request::from_parts(parts, Full::new(frame));
+        let answer: AuthenticateResponse = unframed(self.within(services.view.as_ref(), request).await).await?;
+        self.tenants.note_token(&answer.token, &asked.name);
+        Ok(unary(&answer))
+    }
+
+    /// The tenant's services on this thread; makes them with its first request.
+    fn services(&self, tenant: &Tenant) -> Arc<TenantServices> {
+        let mut services = self.services.lock();
+        if let Some(known) = services.get(&tenant.id()) {
+            return known.clone();
+        }
+        let now = self.tenants.current();
+        services.retain(|id, _| now.tenants().iter().any(|tenant| tenant.id() == *id));
+        let (channel, leases) = match &tenant.user {
+            None => (Channel::new(self.pool.clone()), self.leases.clone()),
+            Some(user) => {
+                let channel = user.channel(&self.pool, &self.upstream.pools, tenant.tasks());
+                (channel, self.upstream.keep_alives(tenant, user).clone())
+            }
+        };
+        let memory = self.response_memory.clone();
+        let view = (!tenant.namespace.is_whole())
+            .then(|| View::new(&tenant.namespace, tenant.rights, tenant.limits.clone(), channel, memory, &self.tasks));
+        let made = Arc::new(TenantServices { view, watch: OnceLock::new(), leases });
+        services.insert(tenant.id(), made.clone());
+        made
     }
 
     async fn within<B>(&self, view: Option<&View>, request: Request<B>) -> Response<Body>
@@ -336,6 +488,25 @@ impl Worker {
 fn changes_permissions(path: &str) -> bool {
     const READ_ONLY: [&str; 6] = ["Authenticate", "AuthStatus", "UserGet", "UserList", "RoleGet", "RoleList"];
     path.strip_prefix("/etcdserverpb.Auth/").is_some_and(|name| !READ_ONLY.contains(&name))
+}
+
+/// The one message of a request, as it came and decoded.
+async fn decoded<M, B>(headers: &HeaderMap, body: B, bytes_max: usize) -> Result<(Bytes, M), Status>
+where
+    M: Message + Default,
+    B: HttpBody<Data: Send, Error: Into<StdError>>,
+{
+    let frame = one_message(headers, body, bytes_max).await?;
+    let message = M::decode(frame.slice(PREFIX_BYTES..))
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
+    Ok((frame, message))
+}
+
+/// Has all upstream watches renew their positions: a compaction concerns every tenant.
+async fn before_compaction(tenants: Tenants) {
+    let tenants = tenants.current();
+    let hubs = tenants.tenants().iter().filter_map(|tenant| tenant.watch_hub());
+    join_all(hubs.map(WatchHub::before_compaction)).await;
 }
 
 /// Why a keep-alive stream of a namespace cannot join a keep-alive broadcast.

@@ -30,6 +30,7 @@ mod recipes;
 mod registration;
 mod scale;
 mod startup;
+mod tenants;
 mod tls;
 mod tracing;
 mod txn;

@@ -76,6 +76,7 @@ impl WatchAdmission for SimWatchAdmission {
             after: Revision(0),
             compacted: Revision(0),
             permission: None,
+            held: None,
         }))
     }
 

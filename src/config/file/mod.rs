@@ -4,7 +4,7 @@
 //! Values have JSON's types as in etcd: a duration is a whole number of nanoseconds. `yaml.rs` reads the text. A file
 //! replaces arguments and variables as a whole.
 
-mod yaml;
+pub(super) mod yaml;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,6 +18,8 @@ use super::flag_type::FlagType;
 
 /// Longest file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Most values in it.
+const NODES_MAX: usize = 10_000;
 
 /// Paths of the file that are not the name of a flag: path, flag.
 const PATHS: &[(&str, &str)] = &[
@@ -135,7 +137,7 @@ pub(super) fn read(path: &Path, flags: &BTreeMap<String, FlagType>) -> Result<Fi
 }
 
 fn values(text: &str, flags: &BTreeMap<String, FlagType>) -> Result<FileValues, String> {
-    let root = yaml::parse(text.strip_prefix('\u{feff}').unwrap_or(text))?;
+    let root = yaml::parse(text.strip_prefix('\u{feff}').unwrap_or(text), NODES_MAX)?;
     let mut found = FileValues::default();
     match root.value {
         Value::Null => {}

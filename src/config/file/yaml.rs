@@ -3,14 +3,12 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, StrInput, Tag};
 
-/// Most values one file may hold, those that aliases repeat included.
-const NODES_MAX: usize = 10_000;
 /// Deepest nesting.
 const DEPTH_MAX: usize = 32;
 
 /// A value with the line where it starts, counted from 1.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
+pub(in crate::config) struct Node {
     pub line: usize,
     pub value: Value,
 }
@@ -18,7 +16,7 @@ pub(super) struct Node {
 /// What a YAML or JSON file holds. A plain scalar is resolved as etcd's parser does it, which follows YAML 1.1: `yes` and
 /// `on` are booleans, and `010` is 8.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
+pub(in crate::config) enum Value {
     Null,
     Bool(bool),
     Int(i128),
@@ -45,13 +43,13 @@ impl Value {
     }
 }
 
-/// Reads the first document.
+/// Reads the first document, of at most `nodes_max` values, those that aliases repeat included.
 ///
 /// # Errors
 /// What is wrong, with its line.
-pub(super) fn parse(text: &str) -> Result<Node, String> {
+pub(in crate::config) fn parse(text: &str, nodes_max: usize) -> Result<Node, String> {
     let mut parser = Parser::new(StrInput::new(text));
-    let mut builder = Builder::default();
+    let mut builder = Builder { open: Vec::new(), anchors: HashMap::new(), nodes: 0, nodes_max };
     while let Some(next) = parser.next_event() {
         let (event, span) = next.map_err(|error| format!("yaml: line {}: {}", error.marker().line(), error.info()))?;
         let line = span.start.line();
@@ -70,11 +68,11 @@ struct Open {
     is_map: bool,
 }
 
-#[derive(Default)]
 struct Builder {
     open: Vec<Open>,
     anchors: HashMap<usize, (Node, usize)>,
     nodes: usize,
+    nodes_max: usize,
 }
 
 impl Builder {
@@ -128,7 +126,8 @@ impl Builder {
 
     fn count(&mut self, nodes: usize) -> Result<(), String> {
         self.nodes = self.nodes.saturating_add(nodes);
-        if self.nodes > NODES_MAX { Err(format!("more than {NODES_MAX} values")) } else { Ok(()) }
+        let max = self.nodes_max;
+        if self.nodes > max { Err(format!("more than {max} values")) } else { Ok(()) }
     }
 }
 
@@ -199,6 +198,10 @@ fn is_float(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(text: &str) -> Result<Node, String> {
+        super::parse(text, 10_000)
+    }
 
     fn show(node: &Node) -> String {
         match &node.value {

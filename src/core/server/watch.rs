@@ -235,6 +235,7 @@ fn admission(context: &WatchContext, allowed: Result<(), Status>) -> Result<Admi
             after: Revision(0),
             compacted: Revision(0),
             permission: None,
+            held: None,
         }),
         Err(status) => Err(Refusal::Watch { revision: context.watch.revision(), reason: embedded(&status) }),
     }

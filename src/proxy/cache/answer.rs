@@ -4,7 +4,7 @@ use std::vec;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, header};
-use http_body::{Body as HttpBody, Frame};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use tonic::Status;
@@ -37,7 +37,7 @@ pub(super) fn range_answer(header: ResponseHeader, found: Found) -> Option<Respo
     begun.put_slice(&Prefix::plain(length));
     head.encode_raw(&mut begun);
     let state = State::Message { begun, kvs: found.kvs.into_iter(), unwritten: Bytes::new(), tail };
-    let mut response = Response::new(Body::new(AnswerBody { state }));
+    let mut response = Response::new(Body::new(AnswerBody { state, bytes_left: (PREFIX_BYTES + length) as u64 }));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     Some(response)
 }
@@ -45,6 +45,7 @@ pub(super) fn range_answer(header: ResponseHeader, found: Found) -> Option<Respo
 /// One message, then the status.
 struct AnswerBody {
     state: State,
+    bytes_left: u64,
 }
 
 enum State {
@@ -65,16 +66,18 @@ impl HttpBody for AnswerBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = match &mut self.state {
+        let this = &mut *self;
+        let frame = match &mut this.state {
             State::Message { begun, kvs, unwritten, tail } => {
                 let (chunk, done) = next_chunk(begun, kvs, unwritten, tail);
+                this.bytes_left = this.bytes_left.saturating_sub(chunk.len() as u64);
                 if done {
-                    self.state = State::Trailers;
+                    this.state = State::Trailers;
                 }
                 Frame::data(chunk)
             }
             State::Trailers => {
-                self.state = State::Over;
+                this.state = State::Over;
                 let mut trailers = HeaderMap::new();
                 trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
                 Frame::trailers(trailers)
@@ -86,6 +89,12 @@ impl HttpBody for AnswerBody {
 
     fn is_end_stream(&self) -> bool {
         matches!(self.state, State::Over)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = SizeHint::new();
+        hint.set_lower(self.bytes_left);
+        hint
     }
 }
 

@@ -110,6 +110,12 @@ pub struct CacheParts {
     pub tasks: Tasks,
 }
 
+impl std::fmt::Debug for RangeCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RangeCache").finish_non_exhaustive()
+    }
+}
+
 /// What a cache takes besides the cluster.
 pub(super) struct OverParts {
     pub config: CacheConfig,

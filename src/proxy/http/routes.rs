@@ -34,6 +34,11 @@ impl Pages {
         Self { pool, metrics, profiles, status: Arc::new(status), status_listener }
     }
 
+    /// Whether the page tells nothing of clients.
+    pub(in crate::proxy) fn is_about_the_cluster(path: &str) -> bool {
+        matches!(path, "/health" | "/proxy/health" | "/version") || check_name(path).is_some()
+    }
+
     pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Page {
         let path = head.uri.path();
         if let Some(profiles) = self.profiles.filter(|_| Profiles::has(path)) {

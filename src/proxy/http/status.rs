@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::client::{EndpointReport, Pool};
 use crate::pages::{JSON, Page, page};
 use crate::proxy::cache::{CachedRange, RangeCache};
-use crate::proxy::tenant::{Tenant, Tenants};
+use crate::proxy::tenants::{Tenant, Tenants};
 use crate::telemetry::Metrics;
 
 /// Metrics that are part of a report, by the beginnings of their names.
@@ -26,7 +26,6 @@ pub(in crate::proxy) struct StatusReport {
     pool: Pool,
     metrics: Metrics,
     tenants: Tenants,
-    caches: HashMap<Arc<Tenant>, RangeCache>,
     since: Instant,
 }
 
@@ -53,19 +52,14 @@ struct Namespace {
 
 impl StatusReport {
     /// `pool` should be one that is always in use, so that it knows the endpoints.
-    pub(in crate::proxy) fn new(
-        pool: Pool,
-        metrics: Metrics,
-        tenants: Tenants,
-        caches: HashMap<Arc<Tenant>, RangeCache>,
-    ) -> Self {
-        Self { pool, metrics, tenants, caches, since: Instant::now() }
+    pub(in crate::proxy) fn new(pool: Pool, metrics: Metrics, tenants: Tenants) -> Self {
+        Self { pool, metrics, tenants, since: Instant::now() }
     }
 
     pub(super) fn page(&self) -> Page {
         let namespace = |tenant: &Arc<Tenant>| Namespace {
             prefix: tenant.namespace.prefix().escape_ascii().to_string(),
-            cached: self.caches.get(tenant).map(RangeCache::report).unwrap_or_default(),
+            cached: tenant.range_cache().map(RangeCache::report).unwrap_or_default(),
         };
         let mut metrics = self.metrics.values(|name| SHOWN.iter().any(|shown| name.starts_with(shown)));
         metrics.retain(|_, value| *value != 0.0);
@@ -74,7 +68,7 @@ impl StatusReport {
             up_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             cluster_id: self.pool.cluster_id().map(|id| format!("{id:x}")),
             endpoints: self.pool.report(),
-            namespaces: self.tenants.all().map(namespace).collect(),
+            namespaces: self.tenants.current().tenants().iter().map(namespace).collect(),
             metrics,
         };
         match serde_json::to_vec(&report) {

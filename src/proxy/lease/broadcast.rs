@@ -17,7 +17,7 @@ use tracing::debug;
 use super::client_stream::ClientStream;
 use super::table::Table;
 use crate::api_error::ApiError;
-use crate::client::{Head, Lane, Pool, UpstreamStream};
+use crate::client::{Channel, Head, Lane, UpstreamStream};
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::LeaseKeepAliveRequest;
 use crate::pb::frame::{PREFIX_BYTES, Prefix, push_framed};
@@ -114,19 +114,19 @@ impl KeepAliveBroadcast {
     }
 
     /// Serves until no client has been there for a while.
-    pub(super) async fn run(&self, pool: &Pool) {
+    pub(super) async fn run(&self, channel: &Channel) {
         let head = Head::grpc(KEEP_ALIVE, self.identity.metadata());
         let mut lost_since: Option<Instant> = None;
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let mut hops = 0;
         let mut last = None;
         while self.wanted().await {
-            let others = match pool.endpoints().len() {
+            let others = match channel.endpoints().len() {
                 0 | 1 => Others::None,
                 members if hops + 1 < members => Others::Untried,
                 _ => Others::Tried,
             };
-            let (end, answered) = match pool.open_elsewhere(Lane::Lease, &head, last.as_ref()).await {
+            let (end, answered) = match channel.open_elsewhere(Lane::Lease, &head, last.as_ref()).await {
                 Ok(stream) => {
                     last = Some(stream.body.endpoint().clone());
                     self.serve(stream, others).await
@@ -137,6 +137,13 @@ impl KeepAliveBroadcast {
                 (lost_since, hops) = (None, 0);
                 backoff.reset();
             }
+            let end = match end {
+                // The next stream has another token.
+                End::Refused(status) if channel.refused(status.message()) => {
+                    End::Lost(Status::unavailable("the token of the tenant's user is no longer accepted"))
+                }
+                end => end,
+            };
             match end {
                 End::Idle => return,
                 End::Refused(status) => self.refused(&status),

@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 
 use super::broadcast::{KeepAliveBroadcast, Subscription};
 use crate::api_error::ApiError;
-use crate::client::Pool;
+use crate::client::Channel;
 use crate::proxy::Identity;
 use crate::shutdown::Tasks;
 
@@ -17,7 +17,7 @@ const HUBS_MAX: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct KeepAliveBroadcasts {
     /// Of their own runtime, because a stream outlives the clients of any one thread.
-    pool: Pool,
+    channel: Channel,
     runtime: Handle,
     tasks: Tasks,
     broadcasts: Arc<Mutex<HashMap<Identity, Arc<KeepAliveBroadcast>>>>,
@@ -25,8 +25,8 @@ pub struct KeepAliveBroadcasts {
 
 impl KeepAliveBroadcasts {
     /// None yet; they will run on the current runtime.
-    pub fn new(pool: Pool, tasks: Tasks) -> Self {
-        Self { pool, runtime: Handle::current(), tasks, broadcasts: Arc::default() }
+    pub fn new(channel: Channel, tasks: Tasks) -> Self {
+        Self { channel, runtime: Handle::current(), tasks, broadcasts: Arc::default() }
     }
 
     /// Subscribes to the identity's broadcast; none while there are too many.
@@ -52,7 +52,7 @@ impl KeepAliveBroadcasts {
                         broadcast.end_all(&ApiError::Stopped.into());
                         return;
                     }
-                    () = broadcast.run(&this.pool) => {}
+                    () = broadcast.run(&this.channel) => {}
                 }
                 // Under the lock nobody can join, so an empty broadcast stays empty.
                 let mut broadcasts = this.broadcasts.lock();

@@ -19,6 +19,7 @@ use crate::client::framed;
 use crate::pb::codec::LeanCodec;
 use crate::pb::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse, ResponseHeader};
 use crate::proxy::Identity;
+use crate::proxy::limits::MeteredRequest;
 use crate::proxy::message_limits::ClientBody;
 
 /// Requests of one client that wait for their answers; beyond, the client's next ones are not read.
@@ -65,7 +66,7 @@ pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &Header
 pub(in crate::proxy) fn keep_alive(
     admission: Admission,
     ownership: Option<Arc<dyn LeaseOwnership>>,
-    request: Request<ClientBody>,
+    request: Request<MeteredRequest<ClientBody>>,
 ) -> Response<Body> {
     let Admission { subscription, encoding } = admission;
     let (parts, body) = request.into_parts();

@@ -1,6 +1,5 @@
 //! Whole streams: clients, the proxy's service on a real listener, members whose answers the test decides.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::client::{Client, ClientConfig, Endpoint, Pool, PoolConfig};
+use crate::client::{Channel, Client, ClientConfig, Endpoint, Pool, PoolConfig};
 use crate::listener::{ListenerConfig, bind, serve};
 use crate::pb::etcdserverpb::lease_server::{Lease, LeaseServer};
 use crate::pb::etcdserverpb::{
@@ -19,8 +18,8 @@ use crate::pb::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use crate::proxy::{
-    KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, Tenants, WorkerParts,
-    proxy_calls,
+    AllPages, KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, TenantUpstream,
+    Tenants, UpstreamPools, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -151,27 +150,33 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
     let endpoints: Vec<_> = members.iter().map(|member| member.endpoint.clone()).collect();
     let (listener, worker_tasks) = (bind("127.0.0.1:0".parse().unwrap()).unwrap(), tasks.clone());
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
-    let leases = KeepAliveBroadcasts::new(Pool::new(PoolConfig::new(endpoints.clone()), tasks), tasks.clone());
-    let make = move |_| {
+    let leases_pool = Pool::new(PoolConfig::new(endpoints.clone()), tasks);
+    let leases = KeepAliveBroadcasts::new(Channel::new(leases_pool), tasks.clone());
+    let make = move |worker| {
         let metrics = Metrics::new();
-        ProxyService::new(WorkerParts {
-            calls: proxy_calls(&metrics),
-            metrics,
-            pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
-            tenants: Tenants::everybody(Tenant { namespace: Namespace::default(), admin: false }),
-            watches: HashMap::new(),
-            caches: HashMap::new(),
-            leases: leases.clone(),
-            permissions: None,
-            paused: tokio::sync::watch::channel(false).1,
-            limits: MessageLimits::default(),
-            status_listener: None,
-            health_pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
-            self_member: None,
-            response_memory: ResponseMemory::new(1 << 20),
-            profiles: None,
-            tasks: worker_tasks.clone(),
-        })
+        let pools = UpstreamPools::new(PoolConfig::new(endpoints.clone()));
+        let upstream = TenantUpstream::for_tests(pools, &metrics, &worker_tasks);
+        ProxyService::new(
+            worker,
+            WorkerParts {
+                calls: proxy_calls(&metrics),
+                metrics,
+                pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
+                tenants: Tenants::everybody(Tenant::new("", Namespace::default(), &worker_tasks)),
+                upstream: upstream.clone(),
+                all_pages: AllPages::Everywhere,
+                leases: leases.clone(),
+                permissions: None,
+                limits: MessageLimits::default(),
+                health_pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
+                status_listener: None,
+                paused: tokio::sync::watch::channel(false).1,
+                self_member: None,
+                response_memory: ResponseMemory::new(1 << 20),
+                profiles: None,
+                tasks: worker_tasks.clone(),
+            },
+        )
     };
     let serving = serve(vec![listener], config, make, tasks).unwrap();
     serving.addresses()[0].to_string().parse().unwrap()

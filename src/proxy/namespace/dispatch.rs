@@ -11,6 +11,7 @@ use tonic::body::Body;
 use tonic::codegen::StdError;
 use tower::Service;
 
+use super::effect::{Effect, effect};
 use super::message::{PREFIX_BYTES, one_message};
 use super::response_memory::held_until_sent;
 use super::store::ViewStore;
@@ -43,6 +44,9 @@ impl View {
             // Passed on where there is no namespace; here an unknown method might show keys of others.
             Err(unknown) => return Status::unimplemented(unknown).into_http(),
         };
+        if self.rights.read_only && effect(method.service, method.name) == Effect::Change {
+            return Status::from(ApiError::PermissionDenied).into_http();
+        }
         let (mut parts, body) = request.into_parts();
         let (body, _until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
         let frame = match one_message(&parts.headers, body, REQUEST_BYTES_MAX).await {
@@ -81,7 +85,7 @@ impl View {
     ) -> Result<Response<Body>, Status> {
         let frame = match (method.service, method.name) {
             // Nothing was decided on its bytes, and they are one message.
-            _ if self.admin => frame.clone(),
+            _ if self.rights.admin => frame.clone(),
             ("etcdserverpb.Maintenance", "Status") => framed(&message::<StatusRequest>(frame)?),
             ("etcdserverpb.Cluster", "MemberList") => framed(&message::<MemberListRequest>(frame)?),
             ("etcdserverpb.Auth", "AuthStatus") => framed(&message::<AuthStatusRequest>(frame)?),
@@ -98,7 +102,8 @@ impl View {
             _ => return Err(ApiError::PermissionDenied.into()),
         };
         let head = Head::grpc(method.path, metadata);
-        Ok(self.pool.exchange(Method::of(method.path), &head, frame).await)
+        let _turn = self.limits.turn().await?;
+        Ok(self.channel.exchange(Method::of(method.path), &head, frame).await)
     }
 }
 

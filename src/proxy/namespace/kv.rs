@@ -5,7 +5,7 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use super::ownership::nobodys_lease;
-use super::rewrite::leases_of;
+use super::rewrite::{changes, leases_of};
 use super::view::{View, clean};
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::kv_server::Kv;
@@ -66,6 +66,9 @@ impl Kv for View {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        if self.rights.read_only && changes(request.get_ref()) {
+            return Err(ApiError::PermissionDenied.into());
+        }
         let mut request = clean(request);
         let mut replaced = HashMap::new();
         leases_of(request.get_ref(), &mut |lease| {
@@ -83,7 +86,7 @@ impl Kv for View {
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
-        if !self.admin {
+        if !self.rights.admin && !self.rights.compact {
             return Err(ApiError::PermissionDenied.into());
         }
         self.kv.clone().compact(clean(request)).await

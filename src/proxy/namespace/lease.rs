@@ -12,15 +12,21 @@ use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
+use crate::proxy::limits::Limit;
 
 impl View {
-    /// Grants a lease that belongs to the namespace. A lease that cannot be marked is given back: without a marker
+    /// Grants a lease that belongs to the namespace. Grants at the same time may together exceed a limit. A lease that cannot be marked is given back: without a marker
     /// nobody could ever see it again.
     async fn grant(
         self,
         metadata: MetadataMap,
         request: LeaseGrantRequest,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
+        if let Some(max) = self.limits.leases_max()
+            && self.ownership.count(&metadata).await? >= max
+        {
+            return Err(self.limits.refuse(Limit::Leases, max, None));
+        }
         let answer = self.lease.clone().lease_grant(with(&metadata, request)).await?;
         let id = answer.get_ref().id;
         if let Err(status) = self.ownership.mark(id, &metadata).await {

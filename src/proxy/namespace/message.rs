@@ -5,7 +5,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use tonic::Status;
 use tonic::codec::{CompressionEncoding, DecodeBuf, Decoder, Streaming};
 
-pub(super) use crate::pb::frame::PREFIX_BYTES;
+pub(in crate::proxy) use crate::pb::frame::PREFIX_BYTES;
 use crate::pb::frame::Prefix;
 
 const PLAIN: u8 = 0;
@@ -18,7 +18,7 @@ const COMPRESSED: u8 = 1;
 ///
 /// # Errors
 /// With code and text of etcd's gRPC library.
-pub(super) async fn one_message<B>(headers: &HeaderMap, body: B, bytes_max: usize) -> Result<Bytes, Status>
+pub(in crate::proxy) async fn one_message<B>(headers: &HeaderMap, body: B, bytes_max: usize) -> Result<Bytes, Status>
 where
     B: HttpBody<Data: Send, Error: Into<tonic::codegen::StdError>>,
 {

@@ -94,6 +94,14 @@ impl Ownership {
         Ok(answer.kvs.iter().filter_map(|kv| self.id_of(&kv.key)).collect())
     }
 
+    /// How many leases the namespace has.
+    pub(super) async fn count(&self, metadata: &MetadataMap) -> Result<u64, Status> {
+        let (key, range_end) = KeyRange::prefix(self.markers.clone()).to_wire();
+        let range = RangeRequest { key, range_end, count_only: true, ..Default::default() };
+        let answer = self.kv.clone().range(with(metadata, range)).await?.into_inner();
+        Ok(answer.count.unsigned_abs())
+    }
+
     pub(super) fn forget(&self, id: i64) {
         self.known.lock().forget(id);
     }

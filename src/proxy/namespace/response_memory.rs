@@ -20,6 +20,7 @@ use tower::Service;
 use crate::api_error::ApiError;
 use crate::client::Channel;
 use crate::pb::frame::Prefix;
+use crate::proxy::limits::{Limit, Limits};
 
 /// Answers up to this length reserve no memory and are never refused.
 const SHORT_BYTES_MAX: u64 = 64 * 1024;
@@ -57,16 +58,17 @@ impl ResponseMemory {
     }
 }
 
-/// A channel whose long answers wait for memory before they are read.
+/// A channel whose requests take their turn, and whose long answers wait for memory before they are read.
 #[derive(Clone, Debug)]
 pub(super) struct BoundedChannel {
     channel: Channel,
     memory: ResponseMemory,
+    limits: Arc<Limits>,
 }
 
 impl BoundedChannel {
-    pub(super) fn new(channel: Channel, memory: ResponseMemory) -> Self {
-        Self { channel, memory }
+    pub(super) fn new(channel: Channel, memory: ResponseMemory, limits: Arc<Limits>) -> Self {
+        Self { channel, memory, limits }
     }
 }
 
@@ -81,20 +83,27 @@ impl Service<Request<Body>> for BoundedChannel {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let refusal = match request.uri().path() {
+            path if !path.starts_with("/etcdserverpb.KV/") => None,
             // One short message after the other.
             "/etcdserverpb.KV/RangeStream" => None,
             "/etcdserverpb.KV/Range" => Some(Status::resource_exhausted(ApiError::TooManyRequests.text())),
             // It is done by now: an error that says nothing about that.
             _ => Some(ApiError::Timeout.into()),
         };
-        let (answer, memory) = (self.channel.call(request), self.memory.clone());
+        let (mut channel, memory, limits) = (self.channel.clone(), self.memory.clone(), self.limits.clone());
         Box::pin(async move {
-            let mut response = answer.await?;
+            let turn = match limits.turn().await {
+                Ok(turn) => turn,
+                Err(status) => return Ok(status.into_http()),
+            };
+            let mut response = channel.call(request).await?;
+            // The member has done its work when it begins to answer.
+            drop(turn);
             if let Some(refusal) = refusal {
                 let reserved = Reserved::default();
                 response.extensions_mut().insert(reserved.clone());
                 let state = State::Head(BytesMut::new());
-                response = response.map(|body| Body::new(Incoming { body, memory, reserved, refusal, state }));
+                response = response.map(|body| Body::new(Incoming { body, memory, limits, reserved, refusal, state }));
             }
             Ok(response)
         })
@@ -109,6 +118,7 @@ struct Reserved(Arc<Mutex<Option<Reservation>>>);
 struct Incoming {
     body: Body,
     memory: ResponseMemory,
+    limits: Arc<Limits>,
     reserved: Reserved,
     refusal: Status,
     state: State,
@@ -161,6 +171,11 @@ impl HttpBody for Incoming {
                     let Some((prefix, _)) = Prefix::split(begun) else { continue };
                     let length = prefix.length as u64;
                     let begun = std::mem::take(begun).freeze();
+                    if let Some(max) = this.limits.answer_bytes_max().filter(|max| length > *max) {
+                        this.state = State::Refused;
+                        let status = this.limits.refuse(Limit::AnswerBytes, max, None);
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))));
+                    }
                     if length <= SHORT_BYTES_MAX {
                         this.state = State::Open;
                         return Poll::Ready(Some(Ok(Frame::data(begun))));

@@ -110,3 +110,13 @@ pub(super) fn leases_of(request: &TxnRequest, each: &mut dyn FnMut(i64)) {
         }
     }
 }
+
+/// Whether a transaction may change something, on either of its branches.
+pub(super) fn changes(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|operation| match &operation.request {
+        Some(request_op::Request::RequestTxn(txn)) => changes(txn),
+        Some(request_op::Request::RequestPut(_) | request_op::Request::RequestDeleteRange(_)) => true,
+        // An operation without a request is refused by the member.
+        Some(request_op::Request::RequestRange(_)) | None => false,
+    })
+}

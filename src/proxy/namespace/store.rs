@@ -66,7 +66,7 @@ impl RecipeStore for ViewStore {
         (request.key, request.range_end) = namespace.add_prefix_to_watch(&request.key, &request.range_end);
         let headers: HeaderMap = self.metadata.clone().into_headers();
         let UpstreamWatch { requests, answers, .. } =
-            self.view.pool.open_watch(&Identity::of(&headers).metadata()).await?;
+            self.view.channel.open_watch(&Identity::of(&headers).metadata()).await?;
         let create = WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(request)) };
         requests.send(create).await.map_err(|_| Status::unavailable("upstream watch ended before it began"))?;
         // The sender travels with the answers: dropping it would end the requests, which is no reason to end the watch,

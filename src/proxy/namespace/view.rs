@@ -6,46 +6,60 @@ use tonic::Request;
 use super::keys::Namespace;
 use super::ownership::{OwnLeases, Ownership};
 use super::response_memory::{BoundedChannel, ResponseMemory};
-use crate::client::{Channel, Pool, Seen};
+use crate::client::{Channel, Seen};
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::lease_client::LeaseClient;
 use crate::proxy::lease::LeaseOwnership;
+use crate::proxy::limits::Limits;
 use crate::shutdown::Tasks;
+
+/// What the clients of a namespace may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Calls that reach beyond the namespace.
+    pub admin: bool,
+    /// Compaction of the cluster, among them.
+    pub compact: bool,
+    /// Nothing that changes something.
+    pub read_only: bool,
+}
 
 /// The API as one tenant sees it. Cheap to clone.
 #[derive(Clone)]
 pub(in crate::proxy) struct View {
     pub(super) namespace: Namespace,
-    pub(super) admin: bool,
+    pub(super) rights: Rights,
+    pub(super) limits: Arc<Limits>,
     pub(super) kv: KvClient<BoundedChannel>,
-    pub(super) lease: LeaseClient<Channel>,
+    pub(super) lease: LeaseClient<BoundedChannel>,
     pub(super) ownership: Arc<Ownership>,
-    pub(super) pool: Pool,
+    pub(super) channel: Channel,
     pub(super) tasks: Tasks,
 }
 
 impl View {
-    /// The view of a tenant with this namespace; with `admin`, calls that reach beyond it are open.
+    /// The view of a tenant, whose requests go through `channel`.
     pub(in crate::proxy) fn new(
         namespace: &Namespace,
-        admin: bool,
-        pool: &Pool,
+        rights: Rights,
+        limits: Arc<Limits>,
+        channel: Channel,
         memory: ResponseMemory,
         tasks: &Tasks,
     ) -> Self {
-        let channel = Channel::new(pool.clone());
-        let bounded = BoundedChannel::new(channel.clone(), memory);
-        let kv = KvClient::new(bounded).max_decoding_message_size(i32::MAX as usize);
+        let bounded = BoundedChannel::new(channel.clone(), memory, limits.clone());
+        let kv = KvClient::new(bounded.clone()).max_decoding_message_size(i32::MAX as usize);
         let ownership =
             Ownership::new(KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize), namespace);
-        let lease = LeaseClient::new(channel).max_decoding_message_size(i32::MAX as usize);
+        let lease = LeaseClient::new(bounded).max_decoding_message_size(i32::MAX as usize);
         Self {
             namespace: namespace.clone(),
-            admin,
+            rights,
+            limits,
             ownership: Arc::new(ownership),
             kv,
             lease,
-            pool: pool.clone(),
+            channel,
             tasks: tasks.clone(),
         }
     }
@@ -69,7 +83,7 @@ pub(super) fn clean<T>(request: Request<T>) -> Request<T> {
     request
 }
 
-pub(super) fn clean_headers(headers: &mut HeaderMap) {
+pub(in crate::proxy) fn clean_headers(headers: &mut HeaderMap) {
     for name in ["grpc-encoding", "grpc-accept-encoding", "host", "connection", "content-length", "transfer-encoding"] {
         headers.remove(name);
     }

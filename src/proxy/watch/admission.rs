@@ -31,7 +31,12 @@ pub(super) struct ClientWatchAdmission {
 
 impl WatchAdmission for ClientWatchAdmission {
     fn admit(&mut self, range: &KeyRange, start: Revision) -> Admit {
-        Admit::Later(self.clone().decide(range.clone(), start).boxed())
+        let held = match self.hub.config.tenant_limits.hold_watch() {
+            Ok(held) => held,
+            Err(reason) => return Admit::Now(Err(self.refusal(reason))),
+        };
+        let decision = self.clone().decide(range.clone(), start);
+        Admit::Later(decision.map_ok(|admission| Admission { held, ..admission }).boxed())
     }
 
     fn revision(&self) -> Revision {
@@ -45,9 +50,9 @@ impl WatchAdmission for ClientWatchAdmission {
 
 impl ClientWatchAdmission {
     pub fn new(hub: &Arc<HubInner>, caller: Caller) -> Self {
-        let identity = match hub.open_permissions {
-            Some(_) => Identity::of_proxy(),
-            None => caller.identity.clone(),
+        let identity = match hub.open_permissions.is_some() || hub.is_callers_user {
+            true => Identity::of_proxy(),
+            false => caller.identity.clone(),
         };
         Self { hub: hub.clone(), group: hub.group(identity), caller }
     }
@@ -87,7 +92,7 @@ impl ClientWatchAdmission {
         };
         // At the same time: opening an upstream watch must not delay where a watch from now begins.
         let (position, (source, permission)) = tokio::try_join!(self.read_index(range, start), source)?;
-        Ok(Admission { source, after: position.revision, compacted: position.compacted, permission })
+        Ok(Admission { source, after: position.revision, compacted: position.compacted, permission, held: None })
     }
 
     /// The caller's permission to read a range; tries until the cluster decides.
@@ -127,7 +132,7 @@ impl ClientWatchAdmission {
             };
             // Without credentials the read index decides: nobody may read anything once the cluster requires some.
             if !self.group.identity.is_anonymous()
-                && !self.group.identity.is_proxy()
+                && (!self.group.identity.is_proxy() || self.hub.is_callers_user)
                 && let Err(reason) = self.verify(&watch).await
             {
                 if watch.range == *range {

@@ -1,8 +1,10 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::eventlog::WatchLimits;
 use crate::net::Backoff;
 use crate::proxy::Namespace;
+use crate::proxy::limits::Limits;
 use crate::types::KeyRange;
 
 /// How a hub covers the key space.
@@ -13,6 +15,8 @@ pub struct WatchHubConfig {
     /// Prefixes, as clients see them, that are watched whole from the first watch below them. A namespace is one by
     /// itself; ranges outside of all follow the rule of promotion.
     pub prefixes: Vec<KeyRange>,
+    /// What its clients may use.
+    pub tenant_limits: Arc<Limits>,
     /// Memory for the newest events of one upstream watch.
     pub log_bytes_max: usize,
     /// Bounds and periods towards clients.
@@ -29,6 +33,7 @@ impl WatchHubConfig {
         Self {
             namespace,
             prefixes: Vec::new(),
+            tenant_limits: Arc::default(),
             log_bytes_max: 16 * 1024 * 1024,
             // A member cuts at its --max-request-bytes and 512 KiB. The proxy does not know the former, and stays
             // below what any member would send.

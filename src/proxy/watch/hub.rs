@@ -19,7 +19,7 @@ use super::no_leader::{NoLeaderEvidence, is_no_leader};
 use super::open_permissions::OpenPermissions;
 use super::upstream::{Members, Upstream};
 use crate::api_error::ApiError;
-use crate::client::Pool;
+use crate::client::{Channel, Pool};
 use crate::eventlog::{HeaderSource, WatcherSetHandle};
 use crate::proxy::{Identity, ProxyUser, ReadPermissions};
 use crate::shutdown::Tasks;
@@ -31,11 +31,23 @@ pub struct WatchHub {
     pub(super) inner: Arc<HubInner>,
 }
 
+/// With whose credentials a hub reads.
+pub enum HubReader {
+    /// With those that each client sends.
+    Clients,
+    /// As the proxy's own user, for all clients that may read the same.
+    Proxy(ProxyUser),
+    /// As the user that all its clients are.
+    Callers(Channel),
+}
+
 /// What the broadcasts and the client streams of a namespace share.
 pub(super) struct HubInner {
     pub upstream: Arc<dyn Upstream>,
     /// Of the callers of a hub that reads as the proxy's own user.
     pub open_permissions: Option<OpenPermissions>,
+    /// Whether all callers are the user that the hub reads as.
+    pub is_callers_user: bool,
     pub config: WatchHubConfig,
     pub metrics: ProxyWatchMetrics,
     pub header_source: Arc<HeaderSource>,
@@ -52,21 +64,31 @@ pub(super) struct HubInner {
     tasks: Tasks,
 }
 
+impl std::fmt::Debug for WatchHub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WatchHub").finish_non_exhaustive()
+    }
+}
+
 impl WatchHub {
     /// A hub that reaches the cluster through `pool`, from the current runtime; the pool should not be used
-    /// elsewhere.
-    ///
-    /// With a `user`, that one reads for all clients.
+    /// elsewhere but by other hubs on that runtime.
     pub fn new(
         pool: Pool,
-        user: Option<ProxyUser>,
+        reader: HubReader,
         config: WatchHubConfig,
         metrics: ProxyWatchMetrics,
         tasks: &Tasks,
     ) -> Self {
         let members = pool.endpoints().len();
-        let (own, permissions) = user.map(|user| (user.channel, user.permissions)).unzip();
-        let hub = Self::with_upstream(Arc::new(Members { pool, own }), permissions, config, metrics, tasks);
+        let is_callers_user = matches!(reader, HubReader::Callers(_));
+        let (own, permissions) = match reader {
+            HubReader::Clients => (None, None),
+            HubReader::Proxy(user) => (Some(user.channel), Some(user.permissions)),
+            HubReader::Callers(channel) => (Some(channel), None),
+        };
+        let upstream = Arc::new(Members { pool, own });
+        let hub = Self::with_upstream(upstream, permissions, is_callers_user, config, metrics, tasks);
         hub.inner.warm_up(members);
         hub
     }
@@ -74,6 +96,7 @@ impl WatchHub {
     pub(super) fn with_upstream(
         upstream: Arc<dyn Upstream>,
         permissions: Option<ReadPermissions>,
+        is_callers_user: bool,
         mut config: WatchHubConfig,
         metrics: ProxyWatchMetrics,
         tasks: &Tasks,
@@ -86,6 +109,7 @@ impl WatchHub {
             history: Arc::new(PrivateWatches::new(upstream.clone(), versions.clone(), &config)),
             upstream,
             open_permissions: permissions.map(OpenPermissions::new),
+            is_callers_user,
             metrics,
             header_source: Arc::default(),
             versions,
@@ -110,6 +134,13 @@ impl WatchHub {
             });
         }
         Self { inner }
+    }
+}
+
+impl WatchHub {
+    /// To be called before a compaction is passed on; waits half a second at most.
+    pub(in crate::proxy) async fn before_compaction(&self) {
+        self.inner.before_compaction().await;
     }
 }
 

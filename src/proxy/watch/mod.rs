@@ -33,7 +33,7 @@ mod tests;
 mod upstream;
 
 pub use config::WatchHubConfig;
-pub use hub::WatchHub;
+pub use hub::{HubReader, WatchHub};
 pub(super) use member_versions::MemberVersions;
 pub use metrics::ProxyWatchMetrics;
 pub use service::ProxyWatchService;

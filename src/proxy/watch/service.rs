@@ -25,11 +25,6 @@ impl ProxyWatchService {
     pub fn start(hub: &WatchHub, worker: usize, tasks: &Tasks) -> Self {
         Self { hub: hub.inner.clone(), watchers: hub.inner.add_watcher_set(worker as u64, tasks) }
     }
-
-    /// To be called before a compaction is passed on; waits half a second at most.
-    pub async fn before_compaction(&self) {
-        self.hub.before_compaction().await;
-    }
 }
 
 #[tonic::async_trait]

@@ -57,7 +57,7 @@ impl Proxy {
         change(&mut config);
         let tasks = Tasks::new();
         let metrics = ProxyWatchMetrics::register(&Metrics::default());
-        let hub = WatchHub::with_upstream(Arc::new(cluster.clone()), None, config, metrics.clone(), &tasks);
+        let hub = WatchHub::with_upstream(Arc::new(cluster.clone()), None, false, config, metrics.clone(), &tasks);
         let watchers = hub.inner.add_watcher_set(1, &tasks);
         Self { cluster, hub, watchers, metrics, tasks }
     }

@@ -1,6 +1,5 @@
 //! An upstream that records the bytes it gets, and a client that sends any bytes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::Code;
 
-use crate::client::{Endpoint, Pool, PoolConfig, framed};
+use crate::client::{Channel, Endpoint, Pool, PoolConfig, framed};
 use crate::listener::{ListenerConfig, bind, serve};
 use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, RangeRequest, RangeResponse,
@@ -20,8 +19,8 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ProxyWatchMetrics, ProxyWatchService, ResponseMemory,
-    Tenant, Tenants, WatchHub, WatchHubConfig, WorkerParts, proxy_calls,
+    AllPages, KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, TenantUpstream,
+    Tenants, UpstreamPools, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -220,42 +219,36 @@ pub(super) fn never(_: &Answer) -> bool {
     false
 }
 
-fn proxy(upstream: &Endpoint, tasks: &Tasks) -> Endpoint {
-    let tenant = Tenant { namespace: Namespace::new(NAMESPACE), admin: false };
-    let tenants = Tenants::everybody(tenant);
-    let tenant = tenants.of(&HeaderMap::new()).clone();
-    let pool = PoolConfig::new(vec![upstream.clone()]);
+fn proxy(server: &Endpoint, tasks: &Tasks) -> Endpoint {
+    let tenants = Tenants::everybody(Tenant::new("", Namespace::new(NAMESPACE), tasks));
+    let pool = PoolConfig::new(vec![server.clone()]);
     let metrics = Metrics::new();
-    let hub = WatchHub::new(
-        Pool::new(pool.clone(), tasks),
-        None,
-        WatchHubConfig::new(tenant.namespace.clone()),
-        ProxyWatchMetrics::register(&metrics),
-        tasks,
-    );
+    let upstream = TenantUpstream::for_tests(UpstreamPools::new(pool.clone()), &metrics, tasks);
     let calls = proxy_calls(&metrics);
     let worker_tasks = tasks.clone();
-    let leases = KeepAliveBroadcasts::new(Pool::new(pool.clone(), tasks), tasks.clone());
-    let make = move |_| {
-        let watch = ProxyWatchService::start(&hub, 0, &worker_tasks);
-        ProxyService::new(WorkerParts {
-            pool: Pool::new(pool.clone(), &worker_tasks),
-            tenants: tenants.clone(),
-            watches: HashMap::from([(tenant.clone(), watch)]),
-            caches: HashMap::new(),
-            leases: leases.clone(),
-            permissions: None,
-            paused: tokio::sync::watch::channel(false).1,
-            health_pool: Pool::new(pool.clone(), &worker_tasks),
-            status_listener: None,
-            limits: MessageLimits::default(),
-            self_member: None,
-            response_memory: ResponseMemory::new(1 << 30),
-            profiles: None,
-            metrics: metrics.clone(),
-            calls: calls.clone(),
-            tasks: worker_tasks.clone(),
-        })
+    let leases = KeepAliveBroadcasts::new(Channel::new(Pool::new(pool.clone(), tasks)), tasks.clone());
+    let make = move |worker| {
+        ProxyService::new(
+            worker,
+            WorkerParts {
+                pool: Pool::new(pool.clone(), &worker_tasks),
+                tenants: tenants.clone(),
+                upstream: upstream.clone(),
+                all_pages: AllPages::Everywhere,
+                leases: leases.clone(),
+                permissions: None,
+                limits: MessageLimits::default(),
+                health_pool: Pool::new(pool.clone(), &worker_tasks),
+                status_listener: None,
+                paused: tokio::sync::watch::channel(false).1,
+                self_member: None,
+                response_memory: ResponseMemory::new(1 << 30),
+                profiles: None,
+                metrics: metrics.clone(),
+                calls: calls.clone(),
+                tasks: worker_tasks.clone(),
+            },
+        )
     };
     let config = ListenerConfig { serving_threads: 1, ..ListenerConfig::default() };
     let serving = serve(vec![bind("127.0.0.1:0".parse().unwrap()).unwrap()], config, make, tasks).unwrap();

@@ -1,0 +1,246 @@
+//! `--tenants-file`: the tenants of a proxy, from its start on and after each change of the file.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use prometheus::{IntCounterVec, IntGauge};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::client::{Credentials, SharedLogin};
+use crate::config::{
+    CompactRight, TenantConfig, TenantCredentials, TenantLimits, TenantsConfig, UserAndPassword, read_tenants_file,
+};
+use crate::listener::{Listening, OpenListener, Protection, bind};
+use crate::net::{Alpn, ClientTls, ClientTlsConfig, IdentityFiles};
+use crate::proxy::{
+    AgreedCompaction, Namespace, Rights, Tenant, TenantMetrics, TenantRule, TenantSet, TenantUser, Tenants, Turns,
+};
+use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
+
+/// Pause between two looks at the file. One that has changed is read when it is the same at the next look, so that one
+/// that is being written is not taken for a shorter one.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Makes tenants of what the file says.
+pub(super) struct TenantsOfFile {
+    /// TLS with members, but for the certificate that is shown.
+    upstream_tls: ClientTlsConfig,
+    /// Whether some endpoint speaks no TLS.
+    plain_endpoints: bool,
+    tenants: Tenants,
+    /// As they were made, by their names.
+    made: HashMap<String, (TenantConfig, Arc<Tenant>)>,
+    metrics: TenantMetrics,
+    count: IntGauge,
+    reloads: IntCounterVec,
+    tasks: Tasks,
+}
+
+/// The listeners that tenants are known by.
+pub(super) struct TenantListeners {
+    pub listening: Listening,
+    pub protection: Protection,
+    /// Those that are there whatever the file says, by their addresses.
+    pub fixed: HashMap<SocketAddr, usize>,
+    pub open: HashMap<SocketAddr, OpenListener>,
+}
+
+/// What differs when the file was written again or replaced.
+type Stamp = (u64, u64, i64, i64);
+
+/// The listeners that tenants name, besides `--listen-addr`.
+pub(super) fn listen_addresses(tenants: &[TenantConfig], main: SocketAddr) -> BTreeSet<SocketAddr> {
+    let named = tenants.iter().flat_map(|tenant| &tenant.matches).filter_map(|one| one.listen);
+    named.filter(|address| *address != main).collect()
+}
+
+impl TenantsOfFile {
+    /// No tenant yet.
+    pub fn new(
+        upstream_tls: Option<ClientTlsConfig>,
+        plain_endpoints: bool,
+        requests_max: usize,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Self {
+        let upstream_tls = upstream_tls.unwrap_or_else(|| ClientTlsConfig::new(Alpn::H2));
+        Self {
+            upstream_tls: ClientTlsConfig { identity: None, ..upstream_tls },
+            plain_endpoints,
+            tenants: Tenants::new(TenantSet::default()),
+            made: HashMap::new(),
+            metrics: TenantMetrics::register(metrics, Turns::new(requests_max)),
+            count: metrics.gauge("watershed_proxy_tenants", "Tenants of the file that is in force."),
+            reloads: metrics.counter_vec(
+                "watershed_proxy_tenants_reloads_total",
+                "Times the file of tenants was read, by whether it was taken.",
+                &["outcome"],
+            ),
+            tasks: tasks.clone(),
+        }
+    }
+
+    /// The tenants in force.
+    pub fn tenants(&self) -> Tenants {
+        self.tenants.clone()
+    }
+
+    /// Has these tenants in force. One that differs in nothing but its matches and limits stays the tenant it was.
+    ///
+    /// # Errors
+    /// When a certificate cannot be used; then nothing has changed.
+    pub fn replace(&mut self, configs: &[TenantConfig], numbers: &HashMap<SocketAddr, usize>) -> anyhow::Result<()> {
+        let (mut set, mut made) = (TenantSet::default(), HashMap::new());
+        for config in configs {
+            let limits = TenantLimits::default();
+            let kept = TenantConfig { matches: Vec::new(), contains: Vec::new(), limits, ..config.clone() };
+            let tenant = match self.made.get(&config.name) {
+                Some((before, tenant)) if *before == kept => tenant.clone(),
+                _ => Arc::new(self.tenant(config).with_context(|| format!("tenant {:?}", config.name))?),
+            };
+            let mut rules = Vec::new();
+            for one in &config.matches {
+                let number = |address| numbers.get(&address).copied().context("a listener that is not open");
+                rules.push(TenantRule::new(one.clone(), one.listen.map(number).transpose()?));
+            }
+            set.add(tenant.clone(), rules);
+            made.insert(config.name.clone(), (kept, tenant));
+        }
+        for config in configs {
+            if let Some((_, tenant)) = made.get(&config.name) {
+                tenant.limits.replace(config.limits);
+            }
+        }
+        self.made.keys().filter(|name| !made.contains_key(*name)).for_each(|name| self.metrics.forget(name));
+        self.count.set(i64::try_from(configs.len()).unwrap_or(i64::MAX));
+        self.made = made;
+        self.tenants.replace(set);
+        Ok(())
+    }
+
+    fn tenant(&self, config: &TenantConfig) -> anyhow::Result<Tenant> {
+        let mut tenant = Tenant::new(config.name.as_str(), Namespace::new(config.namespace.clone()), &self.tasks);
+        tenant.limits = Arc::new(self.metrics.limits(&config.name, config.limits));
+        let compact = config.compact == CompactRight::Allow;
+        tenant.rights = Rights { admin: config.admin, compact, read_only: config.read_only };
+        tenant.compaction = (config.compact == CompactRight::Agreed).then(|| AgreedCompaction::new(&tenant.namespace));
+        tenant.user = config.upstream.as_ref().map(|credentials| self.user(credentials)).transpose()?;
+        Ok(tenant)
+    }
+
+    fn user(&self, credentials: &TenantCredentials) -> anyhow::Result<TenantUser> {
+        match credentials {
+            TenantCredentials::Password(UserAndPassword { name, password }) => {
+                let credentials = Credentials { name: name.clone(), password: password.clone() };
+                Ok(TenantUser::Login(SharedLogin::new(credentials)))
+            }
+            TenantCredentials::Certificate { cert_file, key_file } => {
+                if self.plain_endpoints {
+                    bail!("upstream.cert-file: an endpoint of the cluster speaks no TLS");
+                }
+                let identity = IdentityFiles { certificates: cert_file.clone(), key: key_file.clone() };
+                let config = ClientTlsConfig { identity: Some(identity), ..self.upstream_tls.clone() };
+                let tls = ClientTls::new(&config).context("upstream.cert-file, upstream.key-file")?;
+                Ok(TenantUser::Certificate(tls))
+            }
+        }
+    }
+
+    /// Reads the file again when it changes, or the process gets SIGHUP.
+    ///
+    /// # Errors
+    /// When the process may not install a signal handler.
+    pub fn follow(
+        mut self,
+        config: TenantsConfig,
+        mut listeners: TenantListeners,
+        tasks: &Tasks,
+    ) -> anyhow::Result<()> {
+        let (mut hangup, stop) = (signal(SignalKind::hangup()).context("wait for SIGHUP")?, tasks.stop_signal());
+        let mut read = stamp(&config.file);
+        tasks.spawn(async move {
+            let changed = async {
+                loop {
+                    next_change(&config.file, &mut read, &mut hangup).await;
+                    self.reload(&config, &mut listeners);
+                }
+            };
+            stop.run_until_cancelled(changed).await;
+        });
+        Ok(())
+    }
+
+    fn reload(&mut self, config: &TenantsConfig, listeners: &mut TenantListeners) {
+        let file = config.file.display();
+        let outcome = read_tenants_file(&config.file, config.listeners)
+            .map_err(anyhow::Error::from)
+            .and_then(|tenants| self.take(&tenants, listeners));
+        match outcome {
+            Ok(()) => {
+                self.reloads.with_label_values(&["taken"]).inc();
+                info!(%file, tenants = self.count.get(), "tenants have changed");
+            }
+            Err(error) => {
+                self.reloads.with_label_values(&["refused"]).inc();
+                warn!(%file, error = format!("{error:#}"), "changed file of tenants not used");
+            }
+        }
+    }
+
+    /// Opens what listeners are new, replaces the tenants, and closes the listeners that none names any more.
+    fn take(&mut self, tenants: &[TenantConfig], listeners: &mut TenantListeners) -> anyhow::Result<()> {
+        let mut wanted: BTreeSet<SocketAddr> =
+            tenants.iter().flat_map(|tenant| &tenant.matches).filter_map(|one| one.listen).collect();
+        wanted.retain(|address| !listeners.fixed.contains_key(address));
+        let mut sockets = Vec::new();
+        for address in wanted.iter().filter(|address| !listeners.open.contains_key(address)) {
+            let socket = bind(*address).with_context(|| format!("listen: {address}"))?;
+            sockets.push((*address, socket.speaking(listeners.protection.clone())));
+        }
+        let mut opened = HashMap::new();
+        for (address, socket) in sockets {
+            opened.insert(address, listeners.listening.open(socket).context("listen")?);
+        }
+        let mut numbers = listeners.fixed.clone();
+        numbers.extend(listeners.open.iter().chain(&opened).map(|(address, open)| (*address, open.number())));
+        if let Err(error) = self.replace(tenants, &numbers) {
+            opened.into_values().for_each(OpenListener::close);
+            return Err(error);
+        }
+        listeners.open.extend(opened);
+        let (kept, closed) = listeners.open.drain().partition(|(address, _)| wanted.contains(address));
+        listeners.open = kept;
+        let closed: HashMap<SocketAddr, OpenListener> = closed;
+        closed.into_values().for_each(OpenListener::close);
+        Ok(())
+    }
+}
+
+/// Completes when the file is another one than was read, and is no longer being written; or at SIGHUP.
+async fn next_change(file: &Path, read: &mut Option<Stamp>, hangup: &mut Signal) {
+    let mut last = *read;
+    loop {
+        let hung_up = tokio::select! {
+            signal = hangup.recv() => signal.is_some(),
+            () = tokio::time::sleep(LOOK) => false,
+        };
+        let now = stamp(file);
+        if hung_up || (now != *read && now == last && now.is_some()) {
+            *read = now;
+            return;
+        }
+        last = now;
+    }
+}
+
+fn stamp(file: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(file).ok()?;
+    Some((file.dev(), file.ino(), file.ctime(), file.ctime_nsec()))
+}

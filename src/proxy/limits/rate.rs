@@ -1,0 +1,96 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How much may come at once: what a second allows.
+const BURST: Duration = Duration::from_secs(1);
+
+/// What passes in a second. It may be charged after the fact, when the cost is known, and is in debt then; nothing passes
+/// before a debt is paid by time. (The crate `governor` knows no debts.)
+#[derive(Debug)]
+pub(super) struct Rate {
+    start: Instant,
+    /// Nanoseconds from `start` until all that passed is paid.
+    paid_at: AtomicU64,
+}
+
+impl Rate {
+    pub fn new(start: Instant) -> Self {
+        Self { start, paid_at: AtomicU64::new(0) }
+    }
+
+    /// Whether something may pass at `now`.
+    ///
+    /// # Errors
+    /// The time until it may.
+    pub fn check(&self, now: Instant) -> Result<(), Duration> {
+        match self.paid_at.load(Ordering::Relaxed).saturating_sub(self.nanos(now) + BURST.as_nanos() as u64) {
+            0 => Ok(()),
+            early => Err(Duration::from_nanos(early)),
+        }
+    }
+
+    /// Lets `count` pass if that is at most what is left.
+    ///
+    /// # Errors
+    /// The time until it may.
+    pub fn take(&self, count: u64, per_second: u64, now: Instant) -> Result<(), Duration> {
+        let (now, cost) = (self.nanos(now), cost(count, per_second));
+        let most = now + BURST.as_nanos() as u64;
+        let paid = |paid_at: u64| Some(paid_at.max(now).saturating_add(cost)).filter(|paid| *paid <= most);
+        match self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid) {
+            Ok(_) => Ok(()),
+            Err(paid_at) => Err(Duration::from_nanos(paid_at.max(now).saturating_add(cost) - most)),
+        }
+    }
+
+    /// Notes that `count` has passed.
+    pub fn charge(&self, count: u64, per_second: u64, now: Instant) {
+        let (now, cost) = (self.nanos(now), cost(count, per_second));
+        let paid = |paid_at: u64| Some(paid_at.max(now).saturating_add(cost));
+        let _ = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX / 2)
+    }
+}
+
+fn cost(count: u64, per_second: u64) -> u64 {
+    u64::try_from(u128::from(count) * 1_000_000_000 / u128::from(per_second.max(1))).unwrap_or(u64::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_allows_what_it_allows() {
+        let start = Instant::now();
+        let rate = Rate::new(start);
+        let at = |millis| start + Duration::from_millis(millis);
+        for _ in 0..10 {
+            assert_eq!(rate.take(1, 10, at(0)), Ok(()));
+        }
+        assert_eq!(rate.take(1, 10, at(0)), Err(Duration::from_millis(100)));
+        assert_eq!(rate.take(1, 10, at(99)), Err(Duration::from_millis(1)));
+        assert_eq!(rate.take(1, 10, at(100)), Ok(()));
+        assert_eq!(rate.take(1, 10, at(100)), Err(Duration::from_millis(100)));
+        // What was not used is gone, but for a second's worth.
+        let taken = (0..100).filter(|_| rate.take(1, 10, at(60_000)).is_ok()).count();
+        assert_eq!(taken, 10);
+    }
+
+    #[test]
+    fn a_debt_is_paid_by_time() {
+        let start = Instant::now();
+        let rate = Rate::new(start);
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(rate.check(at(0)), Ok(()));
+        rate.charge(5_000, 1_000, at(0));
+        assert_eq!(rate.check(at(0)), Err(Duration::from_secs(4)));
+        assert_eq!(rate.check(at(3_999)), Err(Duration::from_millis(1)));
+        assert_eq!(rate.check(at(4_000)), Ok(()));
+        rate.charge(u64::MAX, 1, at(4_000));
+        assert!(rate.check(at(4_000)).is_err());
+    }
+}

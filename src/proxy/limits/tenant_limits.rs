@@ -1,0 +1,203 @@
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use http::Response;
+use http_body::Body as _;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::counters::TenantCounters;
+use super::rate::Rate;
+use super::refusal::Limit;
+use super::turns::{Turn, Turns, WAITING_MAX};
+use crate::config::TenantLimits;
+use crate::pb::frame::PREFIX_BYTES;
+
+/// What one tenant may use, and uses.
+#[derive(Debug)]
+pub struct Limits {
+    allowed: ArcSwap<TenantLimits>,
+    requests: Rate,
+    bytes: Rate,
+    watches: AtomicU64,
+    counters: Option<TenantCounters>,
+    /// Shared with the other tenants, if there are any.
+    turns: Option<Turns>,
+    /// Different for all tenants.
+    number: u64,
+}
+
+impl Default for Limits {
+    /// Everything, and nothing is counted.
+    fn default() -> Self {
+        Self::new(TenantLimits::default(), None, None)
+    }
+}
+
+impl Limits {
+    /// What is used is counted in `counters`.
+    pub(super) fn new(allowed: TenantLimits, counters: Option<TenantCounters>, turns: Option<Turns>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let now = Instant::now();
+        Self {
+            allowed: ArcSwap::from_pointee(allowed),
+            requests: Rate::new(now),
+            bytes: Rate::new(now),
+            watches: AtomicU64::new(0),
+            counters,
+            turns,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// Allows something else from now on. What is open stays open.
+    pub fn replace(&self, allowed: TenantLimits) {
+        self.allowed.store(Arc::new(allowed));
+    }
+
+    /// Counts a call, if it may be made.
+    pub(in crate::proxy) fn admit_call(&self) -> Result<(), Status> {
+        let (allowed, now) = (self.allowed.load(), Instant::now());
+        if let Some(counters) = &self.counters {
+            counters.requests.inc();
+        }
+        if let Some(max) = allowed.bytes_per_second {
+            self.bytes.check(now).map_err(|retry| self.refuse(Limit::Bytes, max, Some(retry)))?;
+        }
+        if let Some(max) = allowed.requests_per_second {
+            self.requests.take(1, max, now).map_err(|retry| self.refuse(Limit::Requests, max, Some(retry)))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a turn to send a request to the cluster; none where there is one tenant.
+    pub(in crate::proxy) async fn turn(&self) -> Result<Option<Turn>, Status> {
+        let Some(turns) = &self.turns else { return Ok(None) };
+        let full = |_| self.refuse(Limit::Waiting, WAITING_MAX as u64, None);
+        turns.turn(self.number).await.map(Some).map_err(full)
+    }
+
+    /// Whether the bytes of calls have to be counted.
+    pub(super) fn counts_bytes(&self) -> bool {
+        self.counters.is_some()
+    }
+
+    /// Notes bytes of a call.
+    pub(super) fn charge_bytes(&self, bytes: usize) {
+        if let Some(counters) = &self.counters {
+            counters.bytes.inc_by(bytes as u64);
+        }
+        if let Some(max) = self.allowed.load().bytes_per_second {
+            self.bytes.charge(bytes as u64, max, Instant::now());
+        }
+    }
+
+    /// Pending for as long as a stream has to wait because more bytes have passed than may.
+    pub(super) fn stream_wait(&self) -> Poll<Duration> {
+        match self.allowed.load().bytes_per_second {
+            Some(_) => self.bytes.check(Instant::now()).map_or_else(Poll::Ready, |()| Poll::Pending),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Counts a watch for as long as what is returned exists; nothing where nothing is counted.
+    ///
+    /// # Errors
+    /// Why there may be no more; for the client.
+    pub(in crate::proxy) fn hold_watch(self: &Arc<Self>) -> Result<Option<Arc<dyn Any + Send + Sync>>, String> {
+        if self.counters.is_none() && self.allowed.load().watches.is_none() {
+            return Ok(None);
+        }
+        let max = self.allowed.load().watches.unwrap_or(u64::MAX);
+        let one_more = |open: u64| Some(open + 1).filter(|open| *open <= max);
+        match self.watches.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => {
+                if let Some(counters) = &self.counters {
+                    counters.watches.inc();
+                }
+                Ok(Some(Arc::new(HeldWatch { limits: self.clone() })))
+            }
+            Err(_) => Err(self.refuse(Limit::Watches, max, None).message().to_owned()),
+        }
+    }
+
+    /// Leases at once.
+    pub(in crate::proxy) fn leases_max(&self) -> Option<u64> {
+        self.allowed.load().leases
+    }
+
+    /// Bytes of one answer.
+    pub(in crate::proxy) fn answer_bytes_max(&self) -> Option<u64> {
+        self.allowed.load().answer_bytes
+    }
+
+    /// An answer made here, unless it is too long.
+    pub(in crate::proxy) fn answer(&self, answer: Response<Body>) -> Response<Body> {
+        let Some(max) = self.answer_bytes_max() else { return answer };
+        let bytes = answer.body().size_hint().lower().saturating_sub(PREFIX_BYTES as u64);
+        if bytes > max { self.refuse(Limit::AnswerBytes, max, None).into_http() } else { answer }
+    }
+
+    /// Counts a refusal.
+    pub(in crate::proxy) fn refuse(&self, limit: Limit, max: u64, retry: Option<Duration>) -> Status {
+        if let Some(counters) = &self.counters {
+            counters.refused(limit).inc();
+        }
+        limit.status(max, retry)
+    }
+}
+
+struct HeldWatch {
+    limits: Arc<Limits>,
+}
+
+impl Drop for HeldWatch {
+    fn drop(&mut self) {
+        self.limits.watches.fetch_sub(1, Ordering::Relaxed);
+        if let Some(counters) = &self.limits.counters {
+            counters.watches.dec();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_watch_counts_while_it_is_held() {
+        let allowed = TenantLimits { watches: Some(2), ..TenantLimits::default() };
+        let limits = Arc::new(Limits::new(allowed, None, None));
+        let held = [limits.hold_watch().unwrap(), limits.hold_watch().unwrap()];
+        assert_eq!(limits.hold_watch().err().unwrap(), "the tenant's limit \"watches\" of 2 is reached");
+        drop(held);
+        let held = limits.hold_watch().unwrap();
+        limits.replace(TenantLimits { watches: Some(1), ..allowed });
+        assert!(limits.hold_watch().is_err(), "a lower limit counts what is open");
+        limits.replace(TenantLimits::default());
+        assert!(limits.hold_watch().is_ok());
+        drop(held);
+    }
+
+    #[test]
+    fn calls_and_bytes_are_refused_by_name() {
+        let allowed =
+            TenantLimits { requests_per_second: Some(2), bytes_per_second: Some(1000), ..TenantLimits::default() };
+        let limits = Limits::new(allowed, None, None);
+        limits.admit_call().unwrap();
+        limits.charge_bytes(100_000);
+        let refused = limits.admit_call().unwrap_err();
+        assert_eq!((refused.code(), refused.message().contains("bytes-per-second")), (Code::ResourceExhausted, true));
+        assert!(limits.stream_wait().is_ready());
+        limits.replace(TenantLimits { bytes_per_second: None, ..allowed });
+        limits.admit_call().unwrap();
+        assert!(limits.admit_call().unwrap_err().message().contains("requests-per-second"));
+        assert!(limits.stream_wait().is_pending());
+    }
+}

@@ -1,0 +1,186 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tokio::time::Instant;
+use tonic::Status;
+use tracing::{debug, info};
+
+use crate::api_error::ApiError;
+use crate::client::{Channel, Head, Method, framed, unframed};
+use crate::pb::etcdserverpb::{
+    CompactionRequest, CompactionResponse, Compare, LeaseGrantRequest, LeaseGrantResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, compare, request_op,
+};
+use crate::proxy::namespace::Namespace;
+use crate::types::{KeyRange, Revision};
+
+/// Keys the proxy keeps for itself: no namespace may begin with a zero byte.
+const WISHES: &[u8] = b"\0watershed/compaction/";
+/// How long a tenant counts as active after its last request.
+const ACTIVE: Duration = Duration::from_secs(3600);
+/// A tenant that goes on is noted as active again after this.
+const NOTED_AGAIN: Duration = Duration::from_secs(1200);
+
+/// The part of one tenant in the agreement at which revision the cluster is compacted.
+///
+/// The cluster has a key for each tenant that was active in the last hour, `\0watershed/compaction/<prefix in hex>`, with
+/// the newest revision at which that tenant wanted the cluster compacted, or 0. A lease ends it an hour after the last request, so that
+/// no clock is compared. The cluster is compacted at the lowest of these revisions: never above what a tenant that is there has
+/// agreed to.
+#[derive(Debug)]
+pub struct AgreedCompaction {
+    key: Bytes,
+    noted: parking_lot::Mutex<Option<Instant>>,
+}
+
+/// The requests of an agreement, with the credentials of a caller or of the proxy.
+pub(super) struct Agreement {
+    pub channel: Channel,
+    pub metadata: HeaderMap,
+}
+
+impl AgreedCompaction {
+    /// The part of the tenant with this namespace.
+    pub fn new(namespace: &Namespace) -> Self {
+        let digits: String = namespace.prefix().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { key: [WISHES, digits.as_bytes()].concat().into(), noted: parking_lot::Mutex::default() }
+    }
+
+    /// Whether the tenant has to be noted as active again; whoever is told so does it.
+    pub(in crate::proxy) fn is_due(&self, now: Instant) -> bool {
+        let mut noted = self.noted.lock();
+        let due = noted.is_none_or(|at| now.saturating_duration_since(at) >= NOTED_AGAIN);
+        if due {
+            *noted = Some(now);
+        }
+        due
+    }
+
+    /// Notes that the tenant is active, and keeps what it wished.
+    pub(super) async fn note_active(&self, agreement: &Agreement) {
+        let noted = async {
+            let lease = agreement.lease().await?;
+            let is_there = Compare {
+                result: compare::CompareResult::Greater.into(),
+                target: compare::CompareTarget::Version.into(),
+                key: self.key.clone(),
+                target_union: Some(compare::TargetUnion::Version(0)),
+                ..Compare::default()
+            };
+            let put = |put| vec![RequestOp { request: Some(request_op::Request::RequestPut(put)) }];
+            let keep = PutRequest { key: self.key.clone(), ignore_value: true, lease, ..PutRequest::default() };
+            let none = PutRequest { key: self.key.clone(), value: "0".into(), lease, ..PutRequest::default() };
+            let txn = TxnRequest { compare: vec![is_there], success: put(keep), failure: put(none) };
+            agreement.send::<TxnResponse>("/etcdserverpb.KV/Txn", framed(&txn)).await
+        };
+        if let Err(status) = noted.await {
+            debug!(%status, "tenant is not noted as active");
+            // The next request tries again.
+            *self.noted.lock() = None;
+        }
+    }
+
+    /// Keeps the wish of the tenant, and compacts the cluster at the lowest wish there is; `before` is called first.
+    pub(super) async fn wish(
+        &self,
+        request: CompactionRequest,
+        agreement: &Agreement,
+        before: impl Future<Output = ()>,
+    ) -> Result<CompactionResponse, Status> {
+        if request.revision <= 0 {
+            return Err(ApiError::Compacted.into());
+        }
+        // A revision that is compacted or of the future is refused as by a member.
+        let look = RangeRequest {
+            key: self.key.clone(),
+            revision: request.revision,
+            count_only: true,
+            ..RangeRequest::default()
+        };
+        agreement.send::<RangeResponse>("/etcdserverpb.KV/Range", framed(&look)).await?;
+        let put = PutRequest {
+            key: self.key.clone(),
+            value: request.revision.to_string().into(),
+            lease: agreement.lease().await?,
+            ..PutRequest::default()
+        };
+        agreement.send::<PutResponse>("/etcdserverpb.KV/Put", framed(&put)).await?;
+        *self.noted.lock() = Some(Instant::now());
+        let (key, range_end) = KeyRange::prefix(Bytes::from_static(WISHES)).to_wire();
+        let all = RangeRequest { key, range_end, ..RangeRequest::default() };
+        let all: RangeResponse = agreement.send("/etcdserverpb.KV/Range", framed(&all)).await?;
+        let header = all.header;
+        match lowest(all.kvs.iter().map(|kv| &kv.value[..])) {
+            None => Ok(CompactionResponse { header }),
+            Some(Revision(revision)) => {
+                before.await;
+                let compact = CompactionRequest { revision, physical: request.physical };
+                agreement.compact(compact, header).await
+            }
+        }
+    }
+}
+
+impl Agreement {
+    async fn lease(&self) -> Result<i64, Status> {
+        let grant = LeaseGrantRequest { ttl: ACTIVE.as_secs().cast_signed(), id: 0 };
+        let granted: LeaseGrantResponse = self.send("/etcdserverpb.Lease/LeaseGrant", framed(&grant)).await?;
+        Ok(granted.id)
+    }
+
+    async fn compact(
+        &self,
+        request: CompactionRequest,
+        header: Option<ResponseHeader>,
+    ) -> Result<CompactionResponse, Status> {
+        match self.send("/etcdserverpb.KV/Compact", framed(&request)).await {
+            Ok(answer) => {
+                info!(revision = request.revision, "cluster is compacted at the lowest wish of its active tenants");
+                Ok(answer)
+            }
+            // Another tenant has not gone on since the last time.
+            Err(status) if ApiError::from_text(status.message()) == Some(ApiError::Compacted) => {
+                Ok(CompactionResponse { header })
+            }
+            Err(status) => Err(status),
+        }
+    }
+
+    async fn send<M: prost::Message + Default + 'static>(&self, path: &'static str, frame: Bytes) -> Result<M, Status> {
+        let head = Head::grpc(path, self.metadata.clone());
+        unframed(self.channel.exchange(Method::of(path), &head, frame).await).await
+    }
+}
+
+/// The lowest wish; none while a tenant that is active has none.
+fn lowest<'v>(wishes: impl Iterator<Item = &'v [u8]>) -> Option<Revision> {
+    let read = |wish: &[u8]| std::str::from_utf8(wish).ok()?.parse::<i64>().ok().filter(|revision| *revision > 0);
+    let all: Option<Vec<i64>> = wishes.map(read).collect();
+    all?.into_iter().min().map(Revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_wish_counts_and_none_blocks() {
+        let lowest = |wishes: &[&str]| super::lowest(wishes.iter().map(|wish| wish.as_bytes()));
+        assert_eq!(lowest(&["7", "5", "9"]), Some(Revision(5)));
+        assert_eq!(lowest(&["7", "0"]), None);
+        assert_eq!(lowest(&["7", "what"]), None);
+        assert_eq!(lowest(&[]), None);
+    }
+
+    #[test]
+    fn a_tenant_is_noted_three_times_an_hour() {
+        let compaction = AgreedCompaction::new(&Namespace::new("t/"));
+        assert_eq!(compaction.key, "\0watershed/compaction/742f");
+        let start = Instant::now();
+        assert!(compaction.is_due(start));
+        assert!(!compaction.is_due(start + NOTED_AGAIN / 2));
+        assert!(compaction.is_due(start + NOTED_AGAIN));
+        assert!(!compaction.is_due(start + NOTED_AGAIN));
+    }
+}

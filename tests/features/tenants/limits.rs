@@ -1,0 +1,137 @@
+//! What a tenant may use, and what it is told when that is used up.
+
+use tonic::Code;
+use watershed::pb::etcdserverpb::*;
+
+use super::{Tier, address, all, answers, keys, put, watch_all};
+use crate::harness::{Deployment, Target, Watching, client, json, run, until};
+
+/// One tenant with these limits, and one beside it with none.
+fn limited(a: &str, b: &str, limits: &str) -> String {
+    format!(
+        "tenants:\n\
+         - {{name: a, namespace: t/a/, match: [{{listen: '{a}'}}], limits: {{{limits}}}}}\n\
+         - {{name: b, namespace: t/b/, match: [{{listen: '{b}'}}]}}\n"
+    )
+}
+
+fn text(limit: &str, max: u64) -> String {
+    format!("the tenant's limit {limit:?} of {max} is reached")
+}
+
+#[test]
+fn calls_of_one_tenant_are_limited_and_those_of_another_are_not() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let [a, b] = [address(), address()];
+        // One call an hour would be less than one a second, so the burst is all there is for this test: 5 calls, and the next
+        // one after 200 ms at the earliest.
+        let tier = Tier::start(deployment, &limited(&a, &b, "requests-per-second: 5"), &[]);
+        let (of_a, of_b) = (client(&a), client(&b));
+        answers(&of_a).await;
+        let refused = async {
+            loop {
+                if let Err(status) = of_a.kv().range(all()).await {
+                    return status;
+                }
+            }
+        };
+        let status = crate::harness::soon("a refusal", refused).await;
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::ResourceExhausted, text("requests-per-second", 5).as_str())
+        );
+        let wait: u64 =
+            status.metadata().get("grpc-retry-pushback-ms").expect("a hint").to_str().unwrap().parse().unwrap();
+        assert!((1..=201).contains(&wait), "{wait}");
+        let details = String::from_utf8_lossy(status.details()).into_owned();
+        assert!(details.contains("type.googleapis.com/google.rpc.RetryInfo"), "{details}");
+        for _ in 0..20 {
+            of_b.kv().range(all()).await.expect("has no limit");
+        }
+        // As JSON it is a status of HTTP.
+        let status = async || json(&a, "/v3/kv/range", r#"{"key":"AA=="}"#).await.0;
+        until("a refusal", async || (status().await == 429).then_some(())).await;
+        let series = "watershed_proxy_tenant_refused_total{limit=\"requests-per-second\",tenant=\"a\"} ";
+        assert!(tier.metric(series).await.expect("the series") >= 2);
+        assert_eq!(tier.metric(&series.replace("\"a\"", "\"b\"")).await, Some(0));
+        // A limit can be taken away while everything is open.
+        let (mut watching, _) = Watching::create(&of_b, watch_all()).await;
+        tier.replace(&limited(&a, &b, ""), "taken").await;
+        for _ in 0..20 {
+            of_a.kv().range(all()).await.expect("has no limit now");
+        }
+        of_b.kv().put(put("k", "v")).await.expect("put");
+        assert_eq!(watching.events(1).await.len(), 1);
+    });
+}
+
+#[test]
+fn bytes_are_limited_after_they_have_passed() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let [a, b] = [address(), address()];
+        let _tier = Tier::start(deployment, &limited(&a, &b, "bytes-per-second: 1000"), &[]);
+        let of_a = client(&a);
+        answers(&of_a).await;
+        let large = PutRequest { key: "k".into(), value: vec![b'x'; 100_000].into(), ..Default::default() };
+        until("it may", async || of_a.kv().put(large.clone()).await.ok()).await;
+        let status = of_a.kv().range(all()).await.expect_err("in debt for a minute and more");
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::ResourceExhausted, text("bytes-per-second", 1000).as_str())
+        );
+        let wait: u64 =
+            status.metadata().get("grpc-retry-pushback-ms").expect("a hint").to_str().unwrap().parse().unwrap();
+        assert!((30_000..=110_000).contains(&wait), "{wait}");
+    });
+}
+
+#[test]
+fn watches_and_leases_are_counted() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let [a, b] = [address(), address()];
+        let tier = Tier::start(deployment, &limited(&a, &b, "watches: 2, leases: 2"), &[]);
+        let of_a = client(&a);
+        answers(&of_a).await;
+        let (mut first, created) = Watching::create(&of_a, watch_all()).await;
+        assert!(!created.canceled);
+        assert!(!first.add(watch_all()).await.canceled);
+        let (second, refused) = Watching::create(&of_a, watch_all()).await;
+        assert!(refused.canceled && refused.cancel_reason == text("watches", 2), "{refused:?}");
+        drop(second);
+        assert_eq!(tier.metric("watershed_proxy_tenant_watches{tenant=\"a\"} ").await, Some(2));
+        let one_more = async || {
+            let (watching, created) = Watching::create(&of_a, watch_all()).await;
+            (!created.canceled).then_some(watching)
+        };
+        first.cancel(created.watch_id).await;
+        let _second = until("room", one_more).await;
+        drop(first);
+        let _third = until("room", one_more).await;
+
+        let grant = async || of_a.lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await;
+        let id = grant().await.expect("the first").into_inner().id;
+        grant().await.expect("the second");
+        let status = grant().await.expect_err("the third");
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, text("leases", 2).as_str()));
+        of_a.lease().lease_revoke(LeaseRevokeRequest { id }).await.expect("revoked");
+        grant().await.expect("in its place");
+    });
+}
+
+#[test]
+fn an_answer_may_be_too_long_for_a_tenant() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let [a, b] = [address(), address()];
+        let _tier = Tier::start(deployment, &limited(&a, &b, "answer-bytes: 10000"), &[]);
+        let of_a = client(&a);
+        answers(&of_a).await;
+        let large = PutRequest { key: "k".into(), value: vec![b'x'; 9_000].into(), ..Default::default() };
+        of_a.kv().put(large.clone()).await.expect("put");
+        assert_eq!(keys(&of_a).await, ["k"]);
+        of_a.kv().put(PutRequest { key: "l".into(), ..large }).await.expect("put");
+        let status = of_a.kv().range(all()).await.expect_err("too long");
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, text("answer-bytes", 10_000).as_str()));
+        let page = RangeRequest { limit: 1, ..all() };
+        assert!(of_a.kv().range(page).await.expect("a page").into_inner().more);
+    });
+}
