@@ -27,7 +27,7 @@ impl Scene {
             Some(count) => {
                 // What it reads may go on, so it stays open until the lines have come.
                 let output = first_lines(child.stdout.take().expect("piped"), count);
-                interrupt(&child);
+                terminate(&child);
                 drop(stdin);
                 child.wait().expect("ends");
                 Raw { output, ..Raw::default() }
@@ -67,7 +67,8 @@ fn first_lines(output: impl Read + Send + 'static, count: usize) -> Vec<u8> {
     receive.recv_timeout(CALL_LIMIT).expect("as many lines as the transcript says")
 }
 
-fn interrupt(child: &Child) {
+/// Not an interrupt: programs started by a job in the background inherit that those are ignored.
+fn terminate(child: &Child) {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a process");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
 }
