@@ -29,7 +29,7 @@ pub struct Names {
 /// The names of a certificate; none for what is no certificate.
 pub fn names(der: &[u8]) -> Option<Names> {
     let names = CertificateNames::of(&CertificateDer::from(der))?;
-    let CertificateNames { common_name, dns_names, addresses, serial } = names;
+    let CertificateNames { common_name, dns_names, addresses, serial, .. } = names;
     Some(Names { common_name: common_name.map(Into::into), dns_names, addresses, serial })
 }
 

@@ -16,7 +16,7 @@ use crate::proxy::endpoints::UpstreamPools;
 use crate::proxy::identity::{Identity, ProxyUser};
 use crate::proxy::lease::KeepAliveBroadcasts;
 use crate::proxy::watch::{HubReader, ProxyWatchMetrics, WatchHub, WatchHubConfig};
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 use crate::shutdown::Tasks;
 use crate::types::KeyRange;
 
@@ -53,7 +53,7 @@ pub struct TenantUpstream {
 
 impl TenantUpstream {
     /// Without a user of the proxy, and without a cache.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(in crate::proxy) fn for_tests(
         pools: UpstreamPools,
         metrics: &crate::telemetry::Metrics,
