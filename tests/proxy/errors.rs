@@ -38,13 +38,23 @@ async fn outcome(client: &Client, token: &str, case: &Case) -> Result<(), (tonic
     answer.map(drop).map_err(|status: Status| (status.code(), status.message().to_owned()))
 }
 
+/// A member of etcd 3.5 answers a change of members before its raft counts it as applied, and drops another one until then: a
+/// write in between comes after that, whatever becomes of it.
+async fn settled(member: &Client, token: &str, case: &Case) {
+    if case.1.starts_with("/etcdserverpb.Cluster/") {
+        let _ = outcome(member, token, &put(PutRequest { key: "k".into(), ..Default::default() })).await;
+    }
+}
+
 /// Asserts that each case ends alike at the member and through the proxy; returns how many are refused.
 async fn compare(deployment: &Deployment, token: &str, cases: &[Case]) -> usize {
     let (direct, through) = (client(&deployment.member), client(&deployment.endpoint));
     let (mut different, mut refused) = (Vec::new(), 0);
     for case in cases {
         let expected = outcome(&direct, token, case).await;
+        settled(&direct, token, case).await;
         let got = outcome(&through, token, case).await;
+        settled(&direct, token, case).await;
         // Some version may take what others refuse.
         refused += usize::from(expected.is_err());
         if got != expected {
