@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use crate::config::{GatewayConfig, parse_gateway_config};
-use crate::discovery::StaticList;
+use crate::discovery::{StaticList, count_sources};
 use crate::gateway::Gateway;
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -34,7 +34,9 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
         let endpoints = StaticList::new(config.endpoints.clone());
-        let gateway = Gateway::start(config, &endpoints, &Metrics::new(), &tasks).await?;
+        let metrics = Metrics::new();
+        count_sources(&metrics, &[&endpoints]);
+        let gateway = Gateway::start(config, &endpoints, &metrics, &tasks).await?;
         notify_ready();
         interrupted().await.context("install the signal handlers")?;
         tracing::info!("stopping");

@@ -15,7 +15,7 @@ use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster
 use crate::config::{
     Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword, parse_proxy_config,
 };
-use crate::discovery::{Discovery, MemberList, StaticList, current_endpoints};
+use crate::discovery::{Discovery, MemberList, StaticList, count_sources, current_endpoints};
 use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
@@ -146,10 +146,12 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     let cluster = UpstreamCluster::new(&current_endpoints(&listed), &metrics);
     let pool_config = PoolConfig { cluster: Some(cluster.clone()), ..pool_config(&config, upstream_tls) };
     let pools = UpstreamPools::new(pool_config);
-    let source: Box<dyn Discovery> = match config.auto_sync {
-        None => Box::new(listed),
-        Some(interval) => Box::new(MemberList::follow(pools.open(&tasks), &listed, interval, &tasks)),
-    };
+    let members = config.auto_sync.map(|interval| MemberList::follow(pools.open(&tasks), &listed, interval, &tasks));
+    let source: &dyn Discovery = members.as_ref().map_or(&listed, |members| members);
+    match &members {
+        Some(members) => count_sources(&metrics, &[&listed, members]),
+        None => count_sources(&metrics, &[&listed]),
+    }
     let user = own_user(&config, &pools, &tasks)?;
     let asks = user.is_some() || config.cache.is_some();
     let permissions = asks.then(|| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
@@ -234,7 +236,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         info!(file = %file.file.display(), tenants = file.tenants.len(), "serving the tenants of a file");
     }
     let mut serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
-    pools.follow(&*source, cluster, &tasks);
+    pools.follow(source, cluster, &tasks);
     if let (Some(of_file), Some(file)) = (of_file, config.tenants) {
         let opened = serving.take_listeners().into_iter().skip(fixed_listeners);
         let listeners = TenantListeners {

@@ -1,10 +1,11 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::warn;
 
-use super::endpoint_set::{Discovery, EndpointSet, ListedEndpoint};
+use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
+use super::source::{Discovery, Followed, Published, SourceStatus};
 use crate::client::{Head, Method, Pool, framed, unframed};
 use crate::net::Endpoint;
 use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
@@ -15,52 +16,60 @@ const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 /// The client URLs of the cluster's own member list, read again at an interval.
 ///
 /// Learners, members that have not started and URLs that cannot be dialled are left out. The last set stays while the
-/// list cannot be read, or when nothing of it is left.
+/// list cannot be read, or when nothing of it is left; then a change of the source before it counts.
 #[derive(Debug)]
 pub struct MemberList {
-    current: watch::Receiver<EndpointSet>,
+    followed: Followed,
 }
 
 impl MemberList {
     /// Begins with the current set of `first` and reads the list through `pool`, which has to follow this source as
     /// every other pool of the cluster does. Ends with `tasks`.
     pub fn follow(pool: Pool, first: &dyn Discovery, interval: Duration, tasks: &Tasks) -> Self {
-        let (sender, current) = watch::channel(first.endpoints().borrow().clone());
+        let first = first.endpoints();
+        let published = Published::new(Origin::MemberList, first.borrow().clone());
+        let followed = published.followed();
         let stop = tasks.stop_signal();
         tasks.spawn(async move {
-            tokio::select! { () = stop.cancelled() => {}, () = read_at_interval(&pool, &sender, interval) => {} }
+            tokio::select! { () = stop.cancelled() => {}, () = read_at_interval(&pool, &published, first, interval) => {} }
         });
-        Self { current }
+        Self { followed }
     }
 }
 
 impl Discovery for MemberList {
     fn endpoints(&self) -> watch::Receiver<EndpointSet> {
-        self.current.clone()
+        self.followed.endpoints()
     }
 
-    fn name(&self) -> &'static str {
-        "member list"
+    fn origin(&self) -> Origin {
+        self.followed.origin()
+    }
+
+    fn status(&self) -> Arc<SourceStatus> {
+        self.followed.status()
     }
 }
 
-async fn read_at_interval(pool: &Pool, current: &watch::Sender<EndpointSet>, interval: Duration) {
+async fn read_at_interval(
+    pool: &Pool,
+    published: &Published,
+    mut first: watch::Receiver<EndpointSet>,
+    interval: Duration,
+) {
     loop {
         sleep(interval).await;
         let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
         let answer = pool.exchange(Method::of(MEMBER_LIST), &head, framed(&MemberListRequest::default())).await;
         match unframed(answer).await {
-            Ok(answer) => {
-                let found = listed(&answer);
-                current.send_if_modified(|set| {
-                    let changed = !found.is_empty() && found != *set;
-                    if changed {
-                        *set = found;
-                    }
-                    changed
-                });
+            Ok(answer) => published.answer(listed(&answer)),
+            Err(status) => {
+                published.failed(&status);
+                // No member of the last list can be reached: they may all have moved.
+                if first.has_changed().unwrap_or_default() {
+                    published.replace(first.borrow_and_update().clone());
+                }
             }
-            Err(status) => warn!(%status, "member list not available, endpoints stay as they are"),
         }
     }
 }
@@ -68,7 +77,15 @@ async fn read_at_interval(pool: &Pool, current: &watch::Sender<EndpointSet>, int
 fn listed(answer: &MemberListResponse) -> EndpointSet {
     let voters = answer.members.iter().filter(|member| !member.is_learner && !member.name.is_empty());
     let urls = voters.flat_map(|member| &member.client_ur_ls);
-    urls.filter_map(|url| url.parse::<Endpoint>().ok()).map(ListedEndpoint::new).collect()
+    let endpoints = urls.filter_map(|url| url.parse::<Endpoint>().ok());
+    let listed = |endpoint| ListedEndpoint { origin: Origin::MemberList, ..ListedEndpoint::new(endpoint) };
+    let mut set: Vec<ListedEndpoint> = Vec::new();
+    for listed in endpoints.map(|endpoint: Endpoint| listed(endpoint)) {
+        if !set.contains(&listed) {
+            set.push(listed);
+        }
+    }
+    set.into()
 }
 
 #[cfg(test)]

@@ -1,14 +1,18 @@
 //! Where endpoints come from.
 //!
-//! A source is anything that implements [`Discovery`]: it yields a set of endpoints with priorities and weights, and
-//! later sets through the same channel. Sources fail soft: the last good set stays. [`StaticList`] is what a flag says,
-//! [`MemberList`] what the cluster says of itself. Gateway, proxy, `ctl` and `bench` take their endpoints from the trait,
-//! so a new source is a file here and its flag.
+//! A source is anything that implements [`Discovery`] (`source.rs`): it yields a set of endpoints with priorities and
+//! weights, and later sets through the same channel. Sources fail soft: the last good set stays, and its age shows
+//! ([`SourceStatus`], `metrics.rs`). [`StaticList`] is what a flag says, [`MemberList`] what the cluster says of itself.
+//! Gateway, proxy, `ctl` and `bench` take their endpoints from the trait, so a new source is a file here and its flag.
 
 mod endpoint_set;
 mod member_list;
+mod metrics;
+mod source;
 mod static_list;
 
-pub use endpoint_set::{Discovery, EndpointSet, ListedEndpoint, current_endpoints, dialled};
+pub use endpoint_set::{EndpointSet, ListedEndpoint, Origin, dialled};
 pub use member_list::MemberList;
+pub use metrics::count_sources;
+pub use source::{Discovery, SourceStatus, current_endpoints};
 pub use static_list::StaticList;

@@ -1,32 +1,40 @@
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
-use super::endpoint_set::{Discovery, EndpointSet, ListedEndpoint};
+use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
+use super::source::{Discovery, Published, SourceStatus};
 use crate::net::Endpoint;
 
 /// Endpoints from a flag. [`replace`](Self::replace) changes them in a running process.
 #[derive(Debug)]
 pub struct StaticList {
-    current: watch::Sender<EndpointSet>,
+    published: Published,
 }
 
 impl StaticList {
     /// These, with equal shares.
     pub fn new(endpoints: impl IntoIterator<Item: Into<Endpoint>>) -> Self {
-        Self { current: watch::Sender::new(endpoints.into_iter().map(ListedEndpoint::new).collect()) }
+        let set = endpoints.into_iter().map(ListedEndpoint::new).collect();
+        Self { published: Published::new(Origin::Flag, set) }
     }
 
     /// Replaces the current list.
     pub fn replace(&self, endpoints: EndpointSet) {
-        self.current.send_replace(endpoints);
+        self.published.replace(endpoints);
     }
 }
 
 impl Discovery for StaticList {
     fn endpoints(&self) -> watch::Receiver<EndpointSet> {
-        self.current.subscribe()
+        self.published.followed().endpoints()
     }
 
-    fn name(&self) -> &'static str {
-        "static list"
+    fn origin(&self) -> Origin {
+        Origin::Flag
+    }
+
+    fn status(&self) -> Arc<SourceStatus> {
+        self.published.followed().status()
     }
 }

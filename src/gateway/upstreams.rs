@@ -188,9 +188,9 @@ mod tests {
 
     fn set(endpoints: &[(&str, u16, u16)]) -> EndpointSet {
         let listed = |&(host, priority, weight): &(&str, u16, u16)| ListedEndpoint {
-            endpoint: format!("{host}:1").parse().unwrap(),
             priority,
             weight,
+            ..ListedEndpoint::new(format!("{host}:1").parse::<HostPort>().unwrap())
         };
         endpoints.iter().map(listed).collect()
     }

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tracing::info;
 
 use crate::client::{Pool, PoolConfig, UpstreamCluster};
 use crate::discovery::{Discovery, dialled};
@@ -44,7 +43,7 @@ impl UpstreamPools {
 
     /// Has all pools use the endpoints of `source`, until `tasks` stop or the set cannot change any more.
     pub fn follow(&self, source: &dyn Discovery, cluster: UpstreamCluster, tasks: &Tasks) {
-        let (mut sets, source, this, stop) = (source.endpoints(), source.name(), self.clone(), tasks.stop_signal());
+        let (mut sets, this, stop) = (source.endpoints(), self.clone(), tasks.stop_signal());
         tasks.spawn(async move {
             loop {
                 tokio::select! {
@@ -52,8 +51,6 @@ impl UpstreamPools {
                     changed = sets.changed() => if changed.is_err() { return },
                 }
                 let endpoints = dialled(&sets.borrow_and_update());
-                let names: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
-                info!(source, endpoints = names.join(","), "endpoints have changed");
                 cluster.set_endpoints(&endpoints);
                 this.set_endpoints(endpoints);
             }
