@@ -9,12 +9,14 @@ use std::sync::OnceLock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::fuzz_target;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
-};
+use rcgen::{CertificateParams, KeyPair, SanType, SerialNumber};
 use watershed::net::fuzzing::{accepts_client, accepts_server, allowed, names, revoked, valid_for};
 use watershed::net::{AllowedNames, Authorities, Identity, ServerTls};
+
+use issuer::{Issuer, common_name};
+
+#[path = "../../tests/harness/issuer.rs"]
+mod issuer;
 
 const LABELS: [&str; 7] = [
     "CERTIFICATE",
@@ -27,7 +29,7 @@ const LABELS: [&str; 7] = [
 ];
 
 struct Samples {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer,
     authorities: Authorities,
     /// Of every certificate made here.
     key: KeyPair,
@@ -38,44 +40,21 @@ struct Samples {
 fn samples() -> &'static Samples {
     static SAMPLES: OnceLock<Samples> = OnceLock::new();
     SAMPLES.get_or_init(|| {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("valid");
+        let issuer = Issuer::new();
         let authorities = Authorities::from_pem(issuer.pem().as_bytes()).expect("usable");
         let key = KeyPair::generate().expect("a key");
         let names = ["localhost", "*.example.com", "127.0.0.1", "::1"].map(str::to_owned);
         let mut params = CertificateParams::new(names).expect("names");
         params.distinguished_name = common_name("alice");
         params.serial_number = Some(SerialNumber::from(7_u64));
-        let certificate = params.signed_by(&key, &issuer).expect("signed").der().to_vec();
+        let certificate = issuer.sign(&params, &key).expect("signed").der().to_vec();
         let list = list_of(&issuer, &[&[9], &[1, 44]]);
         Samples { issuer, authorities, key, certificate, list }
     })
 }
 
-fn common_name(name: &str) -> DistinguishedName {
-    let mut names = DistinguishedName::new();
-    names.push(DnType::CommonName, name);
-    names
-}
-
-fn list_of(issuer: &CertifiedIssuer<'static, KeyPair>, serials: &[&[u8]]) -> Vec<u8> {
-    let revoked = |serial: &&[u8]| RevokedCertParams {
-        serial_number: SerialNumber::from(serial.to_vec()),
-        revocation_time: date_time_ymd(2024, 1, 1),
-        reason_code: None,
-        invalidity_date: None,
-    };
-    let params = CertificateRevocationListParams {
-        this_update: date_time_ymd(2024, 1, 1),
-        next_update: date_time_ymd(2124, 1, 1),
-        crl_number: SerialNumber::from(1),
-        issuing_distribution_point: None,
-        revoked_certs: serials.iter().map(revoked).collect(),
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    params.signed_by(issuer).expect("signed").der().to_vec()
+fn list_of(issuer: &Issuer, serials: &[&[u8]]) -> Vec<u8> {
+    issuer.revoke(serials.iter().map(|serial| SerialNumber::from(serial.to_vec()))).der().to_vec()
 }
 
 fn pem(label: &str, der: &[u8]) -> Vec<u8> {
@@ -143,7 +122,7 @@ fn made(common: &str, alternative: &[&[u8]], host: &str) {
         }
     }
     params.subject_alt_names.extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
-    let Ok(certificate) = params.signed_by(key, issuer) else { return };
+    let Ok(certificate) = issuer.sign(&params, key) else { return };
     let der = certificate.der();
     let read = names(der).expect("a certificate");
     assert_eq!(read.common_name.as_deref().unwrap_or_default(), common);
@@ -169,7 +148,7 @@ fn listed(serial: &[u8], serials: &[&[u8]]) {
     let list = list_of(issuer, serials);
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from(serial.to_vec()));
-    let Ok(certificate) = params.signed_by(key, issuer) else { return };
+    let Ok(certificate) = issuer.sign(&params, key) else { return };
     let der = certificate.der();
     let bare = |serial: &[u8]| -> Vec<u8> { serial.iter().copied().skip_while(|byte| *byte == 0).collect() };
     let is_listed = serials.iter().any(|listed| bare(listed) == bare(serial));

@@ -20,10 +20,10 @@ use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_
 use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
-    AllPages, CacheBudget, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, MessageLimits, Namespace,
-    ProxyService, ProxyUser, ProxyWatchMetrics, ReadPermissions, RegisteredProxies, Registration, ResponseMemory,
-    SelfMember, Tenant, TenantCache, TenantUpstream, Tenants, UpstreamPools, WorkerParts, pause_without_cluster,
-    proxy_calls,
+    CacheBudget, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, Listeners, MessageLimits, Namespace,
+    PageListeners, ProxyService, ProxyUser, ProxyWatchMetrics, ReadPermissions, RegisteredProxies, Registration,
+    ResponseMemory, SelfMember, Tenant, TenantCache, TenantUpstream, Tenants, UpstreamPools, WorkerParts,
+    pause_without_cluster, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -198,9 +198,10 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         };
         member.registered = Some(RegisteredProxies::start(channel, registration, &tasks));
     }
-    let all_pages = match config.tenants {
-        Some(_) => AllPages::On(metrics_listener),
-        None => AllPages::Everywhere,
+    let page_listeners = match (&config.tenants, metrics_listener) {
+        (Some(_), listener) => PageListeners::of_tenants(listener),
+        (None, Some(listener)) => PageListeners { status: Listeners::Only(listener), ..PageListeners::all() },
+        (None, None) => PageListeners::all(),
     };
     let limits = MessageLimits { send_bytes_max: config.send_bytes_max, receive_bytes_max: config.receive_bytes_max };
     let leases = KeepAliveBroadcasts::new(Channel::new(pools.open(&tasks)), tasks.clone());
@@ -213,13 +214,12 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
             pool: worker_pools.open(&worker_tasks),
             tenants: tenants.clone(),
             upstream: upstream.clone(),
-            all_pages,
+            page_listeners,
             leases: leases.clone(),
             permissions: permissions.clone(),
             paused: paused.clone(),
             limits,
             health_pool: health_pool.clone(),
-            status_listener: config.metrics_listen.as_ref().map(|_| 1),
             self_member: self_member.clone(),
             response_memory: response_memory.clone(),
             metrics: metrics.clone(),

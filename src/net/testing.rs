@@ -3,26 +3,24 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
-};
+use rcgen::{CertificateParams, KeyPair, SerialNumber};
+
+use issuer::{Issuer, common_name};
 
 use super::{Authorities, Identity, IdentityFiles};
 
+#[path = "../../tests/harness/issuer.rs"]
+mod issuer;
+
 /// A certificate authority.
 pub(crate) struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer,
     serial: AtomicU64,
 }
 
 impl Authority {
     pub(crate) fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().expect("a key");
-        Self { issuer: CertifiedIssuer::self_signed(params, key).expect("valid"), serial: AtomicU64::new(1000) }
+        Self { issuer: Issuer::new(), serial: AtomicU64::new(1000) }
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -45,7 +43,7 @@ impl Authority {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).expect("names");
         change(&mut params);
-        (params.signed_by(&key, &self.issuer).expect("signed").pem(), key.serialize_pem())
+        (self.issuer.sign(&params, &key).expect("signed").pem(), key.serialize_pem())
     }
 
     pub(crate) fn identity(&self, name: &str) -> Identity {
@@ -55,32 +53,15 @@ impl Authority {
 
     /// A list of revoked certificates, in DER and in PEM form.
     pub(crate) fn revoke(&self, serials: &[u64]) -> (Vec<u8>, String) {
-        let revoked = |&serial: &u64| RevokedCertParams {
-            serial_number: SerialNumber::from(serial),
-            revocation_time: date_time_ymd(2024, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2024, 1, 1),
-            next_update: date_time_ymd(2124, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: serials.iter().map(revoked).collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let list = params.signed_by(&self.issuer).expect("signed");
+        let list = self.issuer.revoke(serials.iter().map(|&serial| SerialNumber::from(serial)));
         (list.der().to_vec(), list.pem().expect("PEM"))
     }
 }
 
 /// Gives a certificate this common name.
-pub(crate) fn named(common_name: &str) -> impl FnOnce(&mut CertificateParams) + use<> {
-    let common_name = common_name.to_owned();
-    move |params| {
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-    }
+pub(crate) fn named(name: &str) -> impl FnOnce(&mut CertificateParams) + use<> {
+    let subject = common_name(name);
+    move |params| params.distinguished_name = subject
 }
 
 /// Writes certificate and key to files called `name`.

@@ -21,7 +21,7 @@ use tonic::codegen::StdError;
 use tower::Service;
 
 use super::answer::unary;
-use super::http::{Pages, StatusReport};
+use super::http::{PageListeners, Pages, StatusReport};
 use super::identity::{Caller, ReadPermissions};
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::limits::{MeteredRequest, metered_answer};
@@ -35,7 +35,7 @@ use crate::api_error::ApiError;
 use crate::client::{Channel, Head, Pool, Seen, unframed};
 use crate::json::{self, Asked, AskedBody, CallBody, is_json_path, is_web_socket, web_socket};
 use crate::listener::{Arriving, ConnectionInfo, WorkerId, refused_head};
-use crate::pages::{BrowserRules, HealthService, Profiles, not_found};
+use crate::pages::{BrowserRules, HealthService, Profiles};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 use crate::pb::healthpb::health_server::HealthServer;
@@ -65,8 +65,8 @@ pub struct WorkerParts {
     pub tenants: Tenants,
     /// What tenants need of the cluster, of all threads.
     pub upstream: Arc<TenantUpstream>,
-    /// On which listeners pages that tell of all clients are served.
-    pub all_pages: AllPages,
+    /// On which listeners pages are served.
+    pub page_listeners: PageListeners,
     /// The keep-alives of all threads, and of all tenants whose requests go on with the credentials of clients.
     pub leases: KeepAliveBroadcasts,
     /// What callers may read, where it is asked.
@@ -77,8 +77,6 @@ pub struct WorkerParts {
     pub limits: MessageLimits,
     /// The pool by which that is found out, of all threads; its endpoints are those that people are shown.
     pub health_pool: Pool,
-    /// The only listener that shows people the state of the proxy; none for all.
-    pub status_listener: Option<usize>,
     /// What MemberList answers; none for the real list.
     pub self_member: Option<SelfMember>,
     /// Memory for answers that are rewritten, of all threads.
@@ -91,15 +89,6 @@ pub struct WorkerParts {
     pub calls: GrpcCalls,
     /// Where tasks of the thread run.
     pub tasks: Tasks,
-}
-
-/// Where pages are served that tell of all clients, such as metrics and profiles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AllPages {
-    /// On every listener.
-    Everywhere,
-    /// On the listener with this number, or on none.
-    On(Option<usize>),
 }
 
 /// Registers the `grpc_server_*` metrics of a proxy.
@@ -133,7 +122,6 @@ struct Worker {
     leases: KeepAliveBroadcasts,
     response_memory: ResponseMemory,
     pages: Pages,
-    all_pages: AllPages,
     calls: GrpcCalls,
     unknown_calls: Semaphore,
     number: usize,
@@ -156,13 +144,12 @@ impl ProxyService {
             pool,
             tenants,
             upstream,
-            all_pages,
+            page_listeners,
             leases,
             permissions,
             paused,
             limits,
             health_pool,
-            status_listener,
             self_member,
             response_memory,
             metrics,
@@ -171,7 +158,7 @@ impl ProxyService {
             tasks,
         } = parts;
         let status = StatusReport::new(health_pool, metrics.clone(), tenants.clone());
-        let pages = Pages::new(pool.clone(), metrics, profiles, status, status_listener);
+        let pages = Pages::new(pool.clone(), metrics, profiles, status, page_listeners);
         Self {
             worker: Arc::new(Worker {
                 pool,
@@ -185,7 +172,6 @@ impl ProxyService {
                 leases,
                 response_memory,
                 pages,
-                all_pages,
                 calls,
                 unknown_calls: Semaphore::new(UNKNOWN_CALLS_MAX),
                 number: worker.0,
@@ -240,12 +226,6 @@ impl Worker {
             return self.call_as_json(request.map(Asked::Http)).await;
         }
         let head = request.into_parts().0;
-        if let AllPages::On(listener) = self.all_pages
-            && !Pages::is_about_the_cluster(head.uri.path())
-            && head.extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener) != listener
-        {
-            return not_found().map(Body::new);
-        }
         self.pages.answer(&head).await.map(Body::new)
     }
 
@@ -414,7 +394,7 @@ impl Worker {
         clean_headers(&mut parts.headers);
         let connection = connection.ok_or(NotATenant::Unknown)?;
         let tenant = self.tenants.of_user(&connection, &asked.name).map_err(|reason| match reason {
-            // As for a user that does not exist: who is a tenant is nobody's business.
+            // As for a user that does not exist: the answer does not tell which users are known.
             NotATenant::Unknown => ApiError::AuthFailed.into(),
             reason => Status::from(reason),
         })?;

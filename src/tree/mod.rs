@@ -16,5 +16,5 @@ mod node;
 mod tests;
 
 pub use b_tree::Tree;
-pub use entry::Entry;
+pub use entry::{Entry, Keyed};
 pub use iter::Iter;

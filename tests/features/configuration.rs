@@ -339,35 +339,13 @@ fn kubeadms_static_pod_starts_its_member_unchanged() {
 #[test]
 fn rke2s_file_starts_its_member_unchanged() {
     let plane = ControlPlane::new();
-    let file = plane.told.file(&plane.filled(
-        "advertise-client-urls: https://10.0.0.1:2379\n\
-         client-transport-security:\n\
-         \x20 cert-file: FOLDER/server.crt\n\
-         \x20 client-cert-auth: true\n\
-         \x20 key-file: FOLDER/server.key\n\
-         \x20 trusted-ca-file: FOLDER/ca\n\
-         data-dir: DATA\n\
-         election-timeout: 5000\n\
-         experimental-initial-corrupt-check: true\n\
-         experimental-watch-progress-notify-interval: 5000000000\n\
-         heartbeat-interval: 500\n\
-         initial-advertise-peer-urls: https://10.0.0.1:2380\n\
-         initial-cluster: node-1=https://10.0.0.1:2380\n\
-         initial-cluster-state: new\n\
-         listen-client-urls: https://127.0.0.1:2379,https://10.0.0.1:2379\n\
-         listen-metrics-urls: http://127.0.0.1:2381\n\
-         listen-peer-urls: https://127.0.0.1:2380,https://10.0.0.1:2380\n\
-         log-outputs:\n\
-         - stderr\n\
-         logger: zap\n\
-         name: node-1\n\
-         peer-transport-security:\n\
-         \x20 cert-file: FOLDER/peer.crt\n\
-         \x20 client-cert-auth: true\n\
-         \x20 key-file: FOLDER/peer.key\n\
-         \x20 trusted-ca-file: FOLDER/ca\n\
-         snapshot-count: 10000\n",
-    ));
+    let text = include_str!("../../src/config/server/setups/rke2.yaml");
+    let [tls, data] = ["/var/lib/rancher/rke2/server/tls/etcd", "/var/lib/rancher/rke2/server/db/etcd"];
+    // Its folders are those of the test, its certificates have shorter names here.
+    let text =
+        text.replace(tls, "FOLDER").replace(data, "DATA").replace("server-ca.crt", "ca").replace("peer-ca.crt", "ca");
+    let text = text.replace("peer-server-client", "peer").replace("server-client", "server");
+    let file = plane.told.file(&plane.filled(&text));
     let output = plane.serves(plane.told.start(&["--config-file", &file], &[]), None);
     assert!(output.contains(r#""key":"experimental-initial-corrupt-check""#), "{output}");
 }

@@ -1,27 +1,23 @@
 use std::path::{Path, PathBuf};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
-    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
-};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, SerialNumber};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use watershed::client::Endpoint;
 use watershed::net::{AddressTime, Alpn, ClientTls, ClientTlsConfig, TcpDialer, TcpSilence, secure};
 
+use super::issuer::{Issuer, common_name};
+
 /// An authority, and the files of what it signs.
 pub struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer,
     folder: PathBuf,
 }
 
 impl Authority {
     /// A new one; its certificate is in the file `name`.
     pub fn new(folder: &Path, name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
+        let issuer = Issuer::new();
         std::fs::write(folder.join(name), issuer.pem()).expect("written");
         Self { issuer, folder: folder.to_owned() }
     }
@@ -33,7 +29,7 @@ impl Authority {
         let mut params = CertificateParams::new(hosts).expect("names");
         params.distinguished_name = DistinguishedName::new();
         change(&mut params);
-        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let certificate = self.issuer.sign(&params, &key).expect("signed");
         // As a tool that renews certificates does it: the new file takes the place of the old one.
         for (kind, text) in [("crt", certificate.pem()), ("key", key.serialize_pem())] {
             let path = self.folder.join(format!("{name}.{kind}"));
@@ -44,26 +40,12 @@ impl Authority {
 
     /// The same with this CommonName, which names a user.
     pub fn sign_user(&self, name: &str, user: &str) {
-        self.sign(name, |params| params.distinguished_name.push(DnType::CommonName, user));
+        self.sign(name, |params| params.distinguished_name = common_name(user));
     }
 
     /// Writes a list with this serial number into the file `crl`.
     pub fn revoke(&self, serial: u64) {
-        let revoked = RevokedCertParams {
-            serial_number: SerialNumber::from(serial),
-            revocation_time: date_time_ymd(2024, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2024, 1, 1),
-            next_update: date_time_ymd(2124, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let list = params.signed_by(&self.issuer).expect("signed");
+        let list = self.issuer.revoke([SerialNumber::from(serial)]);
         std::fs::write(self.folder.join("crl"), list.der()).expect("written");
     }
 }
@@ -160,7 +142,6 @@ pub async fn https(
         let stream = dialer.connect_endpoint(&endpoint, 0).await.map_err(std::io::Error::other)?;
         let mut stream = secure(&endpoint, stream, tls, Alpn::Http1).await?;
         // etcd knows by the accept header that a call comes as JSON, and every client sends one.
-        // By this header etcd knows a call that comes as JSON; every client sends one.
         let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\naccept: */*\r\nconnection: close\r\n");
         let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(request.as_bytes()).await?;

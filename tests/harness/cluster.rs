@@ -349,17 +349,18 @@ impl Cluster {
         self.running().into_iter().find(|&number| number != leader).expect("a follower")
     }
 
-    /// Waits until all running members are at one revision and have applied the same log, and returns the state of
-    /// each.
+    /// Waits until all running members are at one revision, and know of the same compaction, and returns the state of each.
     pub async fn end_states(&self) -> Vec<EndState> {
         let running = self.running();
+        // Members learn of an entry one after the other, and a compaction has no revision of its own.
+        let position = |state: &EndState| (state.revision, state.compact_revision);
         soon("one revision on all members", async {
             loop {
                 let mut states = Vec::new();
                 for &number in &running {
                     states.extend(self.end_state(number).await);
                 }
-                let equal = states.windows(2).all(|pair| pair[0].revision == pair[1].revision);
+                let equal = states.windows(2).all(|pair| position(&pair[0]) == position(&pair[1]));
                 if equal && states.len() == running.len() {
                     return states;
                 }

@@ -12,6 +12,7 @@ mod cluster;
 mod deployment;
 mod frames;
 mod http;
+mod issuer;
 mod json;
 mod network;
 mod process;

@@ -46,35 +46,7 @@ fn kubeadms_flags() {
 
 #[test]
 fn rke2s_file() {
-    let config = of_file(
-        "advertise-client-urls: https://10.0.0.1:2379\n\
-         client-transport-security:\n\
-         \x20 cert-file: /var/lib/rancher/rke2/server/tls/etcd/server-client.crt\n\
-         \x20 client-cert-auth: true\n\
-         \x20 key-file: /var/lib/rancher/rke2/server/tls/etcd/server-client.key\n\
-         \x20 trusted-ca-file: /var/lib/rancher/rke2/server/tls/etcd/server-ca.crt\n\
-         data-dir: /var/lib/rancher/rke2/server/db/etcd\n\
-         election-timeout: 5000\n\
-         experimental-initial-corrupt-check: true\n\
-         experimental-watch-progress-notify-interval: 5000000000\n\
-         heartbeat-interval: 500\n\
-         initial-advertise-peer-urls: https://10.0.0.1:2380\n\
-         initial-cluster: node-1=https://10.0.0.1:2380\n\
-         initial-cluster-state: new\n\
-         listen-client-urls: https://127.0.0.1:2379,https://10.0.0.1:2379\n\
-         listen-metrics-urls: http://127.0.0.1:2381\n\
-         listen-peer-urls: https://127.0.0.1:2380,https://10.0.0.1:2380\n\
-         log-outputs:\n\
-         - stderr\n\
-         logger: zap\n\
-         name: node-1\n\
-         peer-transport-security:\n\
-         \x20 cert-file: /var/lib/rancher/rke2/server/tls/etcd/peer-server-client.crt\n\
-         \x20 client-cert-auth: true\n\
-         \x20 key-file: /var/lib/rancher/rke2/server/tls/etcd/peer-server-client.key\n\
-         \x20 trusted-ca-file: /var/lib/rancher/rke2/server/tls/etcd/peer-ca.crt\n\
-         snapshot-count: 10000\n",
-    );
+    let config = of_file(include_str!("setups/rke2.yaml"));
     assert_eq!(
         (config.heartbeat_interval, config.election_timeout),
         (Duration::from_millis(500), Duration::from_secs(5))

@@ -4,24 +4,12 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::record::Record;
-use crate::tree::Entry;
+use crate::tree::{Entry, Keyed};
 use crate::types::{RecordId, Revision};
 
-impl Entry for Record {
-    type Probe<'p> = &'p [u8];
-    type Separator = Arc<[u8]>;
-
-    fn order(&self, probe: &[u8]) -> Ordering {
-        self.key().cmp(probe)
-    }
-
-    fn order_separator(separator: &Arc<[u8]>, probe: &[u8]) -> Ordering {
-        separator.as_ref().cmp(probe)
-    }
-
-    fn separator(&self) -> Arc<[u8]> {
-        // A copy: sharing the record would keep a replaced value alive for as long as the separator stands.
-        self.key().into()
+impl Keyed for Record {
+    fn key(&self) -> &[u8] {
+        Record::key(self)
     }
 
     fn stamp(&self) -> i64 {

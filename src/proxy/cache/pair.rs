@@ -1,12 +1,9 @@
-use std::cmp::Ordering;
-use std::sync::Arc;
-
 use bytes::Bytes;
 use prost::Message;
 
 use crate::pb::key_value::Fields;
 use crate::pb::mvccpb::KeyValue;
-use crate::tree::Entry;
+use crate::tree::Keyed;
 
 /// What a pair costs in memory besides its encoding: its entry, the allocation, its part of the nodes.
 const OVERHEAD_BYTES: usize = 128;
@@ -52,21 +49,9 @@ impl Pair {
     }
 }
 
-impl Entry for Pair {
-    type Probe<'p> = &'p [u8];
-    type Separator = Arc<[u8]>;
-
-    fn order(&self, probe: &[u8]) -> Ordering {
-        self.key().cmp(probe)
-    }
-
-    fn order_separator(separator: &Arc<[u8]>, probe: &[u8]) -> Ordering {
-        separator.as_ref().cmp(probe)
-    }
-
-    fn separator(&self) -> Arc<[u8]> {
-        // A copy: sharing the pair would keep a replaced value alive for as long as the separator stands.
-        self.key().into()
+impl Keyed for Pair {
+    fn key(&self) -> &[u8] {
+        Pair::key(self)
     }
 
     fn stamp(&self) -> i64 {

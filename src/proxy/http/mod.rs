@@ -10,4 +10,5 @@ mod status;
 
 pub(super) use probe::linearizable_read;
 pub(super) use routes::Pages;
+pub use routes::{Listeners, PageListeners};
 pub(super) use status::StatusReport;

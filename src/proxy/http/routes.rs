@@ -12,6 +12,26 @@ use crate::pages::{
 };
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
+/// On which listeners pages are served. Those that tell nothing of clients (health, checks, version) are served on all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageListeners {
+    /// Those with the state of the proxy: `/proxy/status` and `/ui`.
+    pub status: Listeners,
+    /// Those with metrics, variables and profiles.
+    pub metrics: Listeners,
+}
+
+/// Some of the listeners of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listeners {
+    /// Every one.
+    All,
+    /// The one with this number.
+    Only(usize),
+    /// None of them.
+    None,
+}
+
 /// The pages beside the API.
 #[derive(Clone)]
 pub(in crate::proxy) struct Pages {
@@ -19,8 +39,39 @@ pub(in crate::proxy) struct Pages {
     metrics: Metrics,
     profiles: Option<Profiles>,
     status: Arc<StatusReport>,
-    /// The only listener with the pages for people; none for all.
-    status_listener: Option<usize>,
+    listeners: PageListeners,
+}
+
+impl PageListeners {
+    /// Every page on every listener.
+    pub fn all() -> Self {
+        Self { status: Listeners::All, metrics: Listeners::All }
+    }
+
+    /// With many tenants: what tells of all clients is on the listener for metrics alone, or nowhere.
+    pub fn of_tenants(metrics_listener: Option<usize>) -> Self {
+        let listeners = metrics_listener.map_or(Listeners::None, Listeners::Only);
+        Self { status: listeners, metrics: listeners }
+    }
+
+    fn of(self, path: &str) -> Listeners {
+        match path {
+            "/health" | "/proxy/health" | "/version" => Listeners::All,
+            _ if check_name(path).is_some() => Listeners::All,
+            _ if is_status(path) => self.status,
+            _ => self.metrics,
+        }
+    }
+}
+
+impl Listeners {
+    fn include(self, listener: Option<usize>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(only) => listener == Some(only),
+            Self::None => false,
+        }
+    }
 }
 
 impl Pages {
@@ -29,25 +80,24 @@ impl Pages {
         metrics: Metrics,
         profiles: Option<Profiles>,
         status: StatusReport,
-        status_listener: Option<usize>,
+        listeners: PageListeners,
     ) -> Self {
-        Self { pool, metrics, profiles, status: Arc::new(status), status_listener }
-    }
-
-    /// Whether the page tells nothing of clients.
-    pub(in crate::proxy) fn is_about_the_cluster(path: &str) -> bool {
-        matches!(path, "/health" | "/proxy/health" | "/version") || check_name(path).is_some()
+        Self { pool, metrics, profiles, status: Arc::new(status), listeners }
     }
 
     pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Page {
         let path = head.uri.path();
+        let listener = head.extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener);
+        if !self.listeners.of(path).include(listener) {
+            return not_found();
+        }
         if let Some(profiles) = self.profiles.filter(|_| Profiles::has(path)) {
             return profiles.answer(&head.method, &head.uri).await;
         }
         let known =
             matches!(path, "/health" | "/proxy/health" | "/metrics" | "/proxy/metrics" | "/version" | "/debug/vars")
                 || check_name(path).is_some()
-                || self.shows_state(head);
+                || is_status(path);
         if !known {
             return not_found();
         }
@@ -64,14 +114,6 @@ impl Pages {
             _ if StatusPage::has(path) => StatusPage::answer(path),
             _ => self.check(path, &CheckQuery::parse(head.uri.query())).await,
         }
-    }
-
-    /// Whether it is a page for people, on a listener that has those.
-    fn shows_state(&self, head: &http::request::Parts) -> bool {
-        let path = head.uri.path();
-        let listener = || head.extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener);
-        (path == "/proxy/status" || StatusPage::has(path))
-            && self.status_listener.is_none_or(|only| listener() == Some(only))
     }
 
     async fn health(&self) -> Page {
@@ -139,6 +181,11 @@ impl Pages {
         report.add(name, outcome);
         report.into_page(query)
     }
+}
+
+/// Whether it is a page with the state of the proxy.
+fn is_status(path: &str) -> bool {
+    path == "/proxy/status" || StatusPage::has(path)
 }
 
 /// The one check behind a path.

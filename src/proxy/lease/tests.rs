@@ -18,7 +18,7 @@ use crate::pb::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use crate::proxy::{
-    AllPages, KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, TenantUpstream,
+    KeepAliveBroadcasts, MessageLimits, Namespace, PageListeners, ProxyService, ResponseMemory, Tenant, TenantUpstream,
     Tenants, UpstreamPools, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
@@ -164,12 +164,11 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
                 pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
                 tenants: Tenants::everybody(Tenant::new("", Namespace::default(), &worker_tasks)),
                 upstream: upstream.clone(),
-                all_pages: AllPages::Everywhere,
+                page_listeners: PageListeners::all(),
                 leases: leases.clone(),
                 permissions: None,
                 limits: MessageLimits::default(),
                 health_pool: Pool::new(PoolConfig::new(endpoints.clone()), &worker_tasks),
-                status_listener: None,
                 paused: tokio::sync::watch::channel(false).1,
                 self_member: None,
                 response_memory: ResponseMemory::new(1 << 20),

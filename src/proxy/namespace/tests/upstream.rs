@@ -19,7 +19,7 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    AllPages, KeepAliveBroadcasts, MessageLimits, Namespace, ProxyService, ResponseMemory, Tenant, TenantUpstream,
+    KeepAliveBroadcasts, MessageLimits, Namespace, PageListeners, ProxyService, ResponseMemory, Tenant, TenantUpstream,
     Tenants, UpstreamPools, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
@@ -234,12 +234,11 @@ fn proxy(server: &Endpoint, tasks: &Tasks) -> Endpoint {
                 pool: Pool::new(pool.clone(), &worker_tasks),
                 tenants: tenants.clone(),
                 upstream: upstream.clone(),
-                all_pages: AllPages::Everywhere,
+                page_listeners: PageListeners::all(),
                 leases: leases.clone(),
                 permissions: None,
                 limits: MessageLimits::default(),
                 health_pool: Pool::new(pool.clone(), &worker_tasks),
-                status_listener: None,
                 paused: tokio::sync::watch::channel(false).1,
                 self_member: None,
                 response_memory: ResponseMemory::new(1 << 30),
