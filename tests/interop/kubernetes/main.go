@@ -8,7 +8,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -62,70 +61,17 @@ func (c *counted) GetList(ctx context.Context, key string, options storage.ListO
 	return c.Interface.GetList(ctx, key, options, list)
 }
 
-type check struct {
-	name string
-	run  func(context.Context, *server) error
-}
-
-var checks = []check{
-	{"objects", objects},
-	{"lists in pages", pages},
-	{"consistent lists", consistentLists},
-	{"watches", watches},
-	{"compaction", compaction},
-	{"restart of the member", restart},
+var checks = []tier.Check[*server]{
+	{Name: "objects", Run: objects},
+	{Name: "lists in pages", Run: pages},
+	{Name: "consistent lists", Run: consistentLists},
+	{Name: "watches", Run: watches},
+	{Name: "compaction", Run: compaction},
+	{Name: "restart of the member", Run: restart},
 }
 
 func main() {
-	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: kubernetes MEMBER [PROXY FLAG…]")
-		os.Exit(2)
-	}
-	os.Exit(run(os.Args[1:2], os.Args[2:]))
-}
-
-func run(member, proxy []string) int {
-	folder, err := os.MkdirTemp("", "kubernetes-")
-	if err != nil {
-		return fail("folder", err)
-	}
-	defer os.RemoveAll(folder)
-	programs, err := tier.New(folder, "http", member, proxy)
-	if err != nil {
-		return fail("ports", err)
-	}
-	defer programs.Stop()
-	for _, start := range []func() error{programs.StartMember, programs.StartProxy} {
-		if err := start(); err != nil {
-			return fail("start", err)
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	at, stop, err := newServer(ctx, programs)
-	if err != nil {
-		return fail("start", fmt.Errorf("%w\n%s", err, programs.Logs()))
-	}
-	defer stop()
-	failed := 0
-	for _, check := range checks {
-		ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-		begun := time.Now()
-		err := check.run(ctx, at)
-		cancel()
-		if err != nil {
-			failed = 1
-			fmt.Printf("FAILED %s: %v\n", check.name, err)
-			continue
-		}
-		fmt.Printf("ok %s (%d ms)\n", check.name, time.Since(begun).Milliseconds())
-	}
-	return failed
-}
-
-func fail(what string, err error) int {
-	fmt.Fprintf(os.Stderr, "FAILED %s: %v\n", what, err)
-	return 1
+	tier.Program[*server]{Name: "kubernetes", Open: newServer, Checks: checks, Timeout: 90 * time.Second}.Main()
 }
 
 func newServer(ctx context.Context, programs *tier.Tier) (*server, func(), error) {
@@ -189,15 +135,10 @@ func name(number int) string { return fmt.Sprintf("pod-%04d", number) }
 
 // answers waits until a read succeeds.
 func answers(ctx context.Context, client *clientv3.Client) error {
-	for {
-		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := client.Get(attempt, "ready")
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	return tier.UntilNil(ctx, func(ctx context.Context) error {
+		_, err := client.Get(ctx, "ready")
+		return err
+	})
 }
 
 // label writes a value into a pod, and returns what is stored.

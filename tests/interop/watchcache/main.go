@@ -8,7 +8,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -28,89 +27,43 @@ type environment struct {
 	cache  *cache.Cache
 }
 
-type check struct {
-	name string
-	run  func(context.Context, *environment) error
-}
-
 const prefix = "watched/"
 
-var checks = []check{
-	{"consistent reads of a quiet prefix", consistentReads},
-	{"many watchers", manyWatchers},
-	{"many caches", manyCaches},
-	{"restart of the member", restart},
-	{"compaction", compaction},
+var checks = []tier.Check[*environment]{
+	{Name: "consistent reads of a quiet prefix", Run: consistentReads},
+	{Name: "many watchers", Run: manyWatchers},
+	{Name: "many caches", Run: manyCaches},
+	{Name: "restart of the member", Run: restart},
+	{Name: "compaction", Run: compaction},
 }
 
 func main() {
-	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: watchcache MEMBER [PROXY FLAG…]")
-		os.Exit(2)
-	}
-	os.Exit(run(os.Args[1:2], os.Args[2:]))
+	tier.Program[*environment]{Name: "watchcache", Open: open, Checks: checks, Timeout: time.Minute}.Main()
 }
 
-func run(member, proxy []string) int {
-	folder, err := os.MkdirTemp("", "watchcache-")
-	if err != nil {
-		return fail("folder", err)
+func open(ctx context.Context, store *tier.Tier) (*environment, func(), error) {
+	at := &environment{tier: store}
+	var err error
+	if at.client, err = dial(store.Endpoint); err != nil {
+		return nil, nil, err
 	}
-	defer os.RemoveAll(folder)
-	store, err := tier.New(folder, "http", member, proxy)
-	if err != nil {
-		return fail("ports", err)
+	if at.direct, err = dial(store.MemberEndpoint); err != nil {
+		return nil, nil, err
 	}
-	defer store.Stop()
-	for _, start := range []func() error{store.StartMember, store.StartProxy} {
-		if err := start(); err != nil {
-			return fail("start", err)
-		}
-	}
-	client, err := dial(store.Endpoint)
-	if err != nil {
-		return fail("client", err)
-	}
-	defer client.Close()
-	direct, err := dial(store.MemberEndpoint)
-	if err != nil {
-		return fail("client", err)
-	}
-	defer direct.Close()
-	at := &environment{tier: store, client: client, direct: direct}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if err := answers(ctx, client); err != nil {
-		return fail("start", fmt.Errorf("%w\n%s", err, store.Logs()))
+	if err := answers(ctx, at.client); err != nil {
+		return nil, nil, err
 	}
 	// What it keeps for watchers that lag, in revisions and in answers.
-	at.cache, err = cache.New(client, prefix, cache.WithHistoryWindowSize(4096), cache.WithPerWatcherBufferSize(256))
+	at.cache, err = cache.New(at.client, prefix, cache.WithHistoryWindowSize(4096), cache.WithPerWatcherBufferSize(256))
 	if err != nil {
-		return fail("cache", err)
+		return nil, nil, err
 	}
-	defer at.cache.Close()
-	if err := at.cache.WaitReady(ctx); err != nil {
-		return fail("cache", err)
+	closeIt := func() {
+		at.cache.Close()
+		_ = at.client.Close()
+		_ = at.direct.Close()
 	}
-	failed := 0
-	for _, check := range checks {
-		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-		begun := time.Now()
-		err := check.run(ctx, at)
-		cancel()
-		if err != nil {
-			failed = 1
-			fmt.Printf("FAILED %s: %v\n", check.name, err)
-			continue
-		}
-		fmt.Printf("ok %s (%d ms)\n", check.name, time.Since(begun).Milliseconds())
-	}
-	return failed
-}
-
-func fail(what string, err error) int {
-	fmt.Fprintf(os.Stderr, "FAILED %s: %v\n", what, err)
-	return 1
+	return at, closeIt, at.cache.WaitReady(ctx)
 }
 
 func dial(endpoint string) (*clientv3.Client, error) {
@@ -119,15 +72,10 @@ func dial(endpoint string) (*clientv3.Client, error) {
 
 // answers waits until a read succeeds.
 func answers(ctx context.Context, client *clientv3.Client) error {
-	for {
-		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err := client.Get(attempt, "ready")
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	return tier.UntilNil(ctx, func(ctx context.Context) error {
+		_, err := client.Get(ctx, "ready")
+		return err
+	})
 }
 
 // move writes outside of the prefix, twice: the library does not pass on progress to exactly the revision that it waits for
@@ -201,6 +149,18 @@ func manyWatchers(ctx context.Context, at *environment) error {
 		}
 	}
 	return nil
+}
+
+// follow watches a key from now on; the values 0..rounds-1 have come when the channel yields nil.
+func (e *environment) follow(ctx context.Context, key string, rounds int) (<-chan error, error) {
+	answer, err := e.client.Get(ctx, "ready")
+	if err != nil {
+		return nil, err
+	}
+	events := e.cache.Watch(ctx, key, clientv3.WithRev(answer.Header.Revision+1))
+	watched := make(chan error, 1)
+	go func() { watched <- values(ctx, events, 0, rounds) }()
+	return watched, nil
 }
 
 // values waits for the values from..to-1, one after the other.
@@ -277,13 +237,10 @@ func restart(ctx context.Context, at *environment) error {
 	defer cancel()
 	const rounds = 3
 	key := prefix + "restart"
-	answer, err := at.client.Get(ctx, "ready")
+	watched, err := at.follow(ctx, key, rounds)
 	if err != nil {
 		return err
 	}
-	events := at.cache.Watch(ctx, key, clientv3.WithRev(answer.Header.Revision+1))
-	watched := make(chan error, 1)
-	go func() { watched <- values(ctx, events, 0, rounds) }()
 	for round := range rounds {
 		if _, err := at.client.Put(ctx, key, strconv.Itoa(round)); err != nil {
 			return err
@@ -328,13 +285,10 @@ func compaction(ctx context.Context, at *environment) error {
 	defer cancel()
 	const rounds = 10
 	key := prefix + "compaction"
-	answer, err := at.client.Get(ctx, "ready")
+	watched, err := at.follow(ctx, key, rounds)
 	if err != nil {
 		return err
 	}
-	events := at.cache.Watch(ctx, key, clientv3.WithRev(answer.Header.Revision+1))
-	watched := make(chan error, 1)
-	go func() { watched <- values(ctx, events, 0, rounds) }()
 	for round := range rounds + 1 {
 		if round == rounds {
 			if err := <-watched; err != nil {
