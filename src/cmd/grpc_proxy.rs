@@ -163,6 +163,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         let parts = CacheParts {
             pool: pools.open(&tasks),
             own: own_channel(),
+            is_callers_user: false,
             permissions,
             budget: CacheBudget::new(cache_bytes(cache), &metrics),
             metrics,

@@ -9,6 +9,8 @@ use crate::client::{Endpoint, http_page};
 use crate::net::ClientTls;
 
 const PATH: &str = "/proxy/status";
+/// Rows of the table of tenants.
+const TENANTS_MAX: usize = 50;
 
 /// What is shown of the report of a proxy; it has more.
 #[derive(Deserialize)]
@@ -19,6 +21,10 @@ struct Report {
     endpoints: Vec<Upstream>,
     namespaces: Vec<Namespace>,
     metrics: BTreeMap<String, f64>,
+    #[serde(default)]
+    tenants: Vec<Tenant>,
+    #[serde(default)]
+    tenants_total: usize,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +48,25 @@ struct CachedRange {
     keys: u64,
     revision: i64,
     age_ms: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Tenant {
+    name: String,
+    namespace: String,
+    requests: Option<u64>,
+    watches: u64,
+    in_flight: usize,
+    waiting: usize,
+    limits: Vec<Limit>,
+    refused: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+struct Limit {
+    limit: String,
+    max: u64,
+    used: Option<u64>,
 }
 
 /// `proxy status`: what each gRPC proxy among the endpoints says about itself.
@@ -119,6 +144,9 @@ fn tables(endpoint: &str, report: &Report) -> Vec<u8> {
     if !ranges.is_empty() {
         out.extend(draw_table(&["NAMESPACE", "CACHED RANGE", "STATE", "KEYS", "BYTES", "REVISION", "AGE"], &ranges));
     }
+    if !report.tenants.is_empty() {
+        out.extend(tenant_table(report));
+    }
     let total = |name: &str| sum(&report.metrics, name).to_string();
     let counts = [
         ("calls of clients", total("grpc_server_started_total")),
@@ -136,6 +164,35 @@ fn tables(endpoint: &str, report: &Report) -> Vec<u8> {
     out
 }
 
+/// The tenants with the most calls. A limit stands with what is used of it, and how often it has refused something.
+fn tenant_table(report: &Report) -> Vec<u8> {
+    let limit = |tenant: &Tenant, one: &Limit| {
+        let used = one.used.map(|used| format!("{used}/")).unwrap_or_default();
+        let refused = tenant.refused.get(&one.limit).map(|count| format!(" (refused {count})")).unwrap_or_default();
+        format!("{} {used}{}{refused}", one.limit, one.max)
+    };
+    let row = |tenant: &Tenant| {
+        let limits: Vec<_> = tenant.limits.iter().map(|one| limit(tenant, one)).collect();
+        vec![
+            tenant.name.clone(),
+            tenant.namespace.clone(),
+            tenant.requests.map(|count| count.to_string()).unwrap_or_default(),
+            tenant.watches.to_string(),
+            tenant.in_flight.to_string(),
+            tenant.waiting.to_string(),
+            limits.join(", "),
+        ]
+    };
+    let mut rows: Vec<_> = report.tenants.iter().take(TENANTS_MAX).map(row).collect();
+    let more = report.tenants_total.saturating_sub(rows.len());
+    if more > 0 {
+        let mut last = vec![String::new(); 7];
+        last[0] = format!("({more} more)");
+        rows.push(last);
+    }
+    draw_table(&["TENANT", "NAMESPACE", "CALLS", "WATCHES", "AT THE CLUSTER", "WAITING", "LIMITS"], &rows)
+}
+
 fn ready(endpoints: &[Upstream]) -> String {
     format!("{}/{}", endpoints.iter().filter(|one| one.state == "ready").count(), endpoints.len())
 }
@@ -143,7 +200,8 @@ fn ready(endpoints: &[Upstream]) -> String {
 /// The sum of a metric over all its labels.
 fn sum(metrics: &BTreeMap<String, f64>, name: &str) -> f64 {
     let of = |key: &str| key.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
-    metrics.iter().filter(|(key, _)| of(key)).map(|(_, value)| value).sum()
+    // The sum of nothing would be -0.
+    metrics.iter().filter(|(key, _)| of(key)).fold(0.0, |all, (_, value)| all + value)
 }
 
 #[cfg(test)]
@@ -161,6 +219,10 @@ mod tests {
             "namespaces": [{"prefix": "/team/", "cached": [
                 {"range": "jobs*", "state": "live", "bytes": 900, "keys": 3, "revision": 17, "age_ms": 12},
             ]}],
+            "tenants_total": 3,
+            "tenants": [{"name": "a", "namespace": "/team/", "requests": 12, "watches": 2, "in_flight": 1, "waiting": 0,
+                "limits": [{"limit": "watches", "max": 9, "used": 2}, {"limit": "leases", "max": 5}],
+                "refused": {"leases": 4}}],
             "metrics": {"grpc_server_started_total{grpc_method=\"Put\"}": 2.0,
                 "grpc_server_started_total{grpc_method=\"Range\"}": 5.0, "grpc_server_started_total_other": 9.0},
         });
@@ -170,6 +232,8 @@ mod tests {
             "│   p:1 │   0.1.0 │ 60s │ cdf818194e3a8c32 │             1/2 │",
             "│      b:1 │ failed │ connect timed out │",
             "│    /team/ │        jobs* │  live │    3 │   900 │       17 │ 12ms │",
+            "│        a │    /team/ │    12 │       2 │              1 │       0 │ watches 2/9, leases 5 (refused 4) │",
+            "│ (2 more) │",
             "│                calls of clients │     7 │",
         ] {
             assert!(text.contains(line), "{line}\nis not in\n{text}");

@@ -282,6 +282,7 @@ impl Worker {
             return refusal.into_http();
         }
         self.upstream.note_active(&tenant, request.headers());
+        self.upstream.count_stored(&tenant, request.headers());
         let request = request.map(|body| MeteredRequest::new(body, &tenant.limits));
         let services = self.services(&tenant);
         let membership = || Membership {

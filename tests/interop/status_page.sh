@@ -12,7 +12,7 @@ port=${WATERSHED_INTEROP_PORT:-11479}
 export PUPPETEER_SKIP_DOWNLOAD=1 PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1
 cp -r status_page "$work/page"
 (cd "$work/page" && npm install --silent --no-audit --no-fund >/dev/null)
-member=127.0.0.1:$port proxy=127.0.0.1:$((port + 3))
+member=127.0.0.1:$port proxy=127.0.0.1:$((port + 3)) tenant=127.0.0.1:$((port + 4)) tenants=127.0.0.1:$((port + 5))
 member "$binary" m1 "$port"
 member_pid=${pids[-1]}
 start proxy "$binary" grpc-proxy start --endpoints="$member" --listen-addr="$proxy" --cache=linearizable --cache-prefix=/jobs/
@@ -25,5 +25,23 @@ for number in $(seq 20); do ctl put "/jobs/$number" value >/dev/null; done
 start watch "$binary" ctl --endpoints="$proxy" watch --prefix /jobs/
 (while ctl get --prefix /jobs/ >/dev/null 2>&1 && ctl put /jobs/1 y >/dev/null 2>&1; do :; done) >/dev/null 2>&1 &
 pids+=($!)
-timeout 120 node "$work/page/checks.js" "$proxy" "$member_pid" ${folder:+"$folder"}
+# Another proxy serves tenants, one of them with a limit that it has reached, and shows them where its metrics are alone.
+cat >"$work/tenants.yaml" <<END
+tenants:
+- {name: team-a, namespace: /team-a/, match: [{listen: '$tenant'}], limits: {stored-keys: 1, watches: 10}}
+- {name: team-b, namespace: /team-b/, match: [{listen: '127.0.0.1:$((port + 6))'}]}
+END
+start tenants "$binary" grpc-proxy start --endpoints="$member" --listen-addr="127.0.0.1:$((port + 7))" \
+    --metrics-addr="http://$tenants" --tenants-file="$work/tenants.yaml"
+of_tenant() { "$binary" ctl --endpoints="$tenant" "$@"; }
+for _ in $(seq 100); do
+    if of_tenant put 1 x >/dev/null 2>&1; then break; fi
+    sleep 0.2
+done
+if of_tenant put 2 x >/dev/null 2>&1; then
+    echo "a tenant may put more keys than its limit"
+    exit 1
+fi
+timeout 180 node "$work/page/checks.js" "$proxy" "$member_pid" "$tenants" ${folder:+"$folder"}
 ctl proxy status
+"$binary" ctl --endpoints="$tenants" proxy status

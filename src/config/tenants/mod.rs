@@ -65,6 +65,10 @@ pub struct TenantLimits {
     pub watches: Option<u64>,
     /// Leases at once.
     pub leases: Option<u64>,
+    /// Keys that exist.
+    pub stored_keys: Option<u64>,
+    /// Bytes of those keys, without the namespace, and of their values.
+    pub stored_bytes: Option<u64>,
     /// Bytes of one answer to a range or a transaction.
     pub answer_bytes: Option<u64>,
 }

@@ -206,6 +206,8 @@ fn limits(mut fields: Fields<'_>) -> Result<TenantLimits, Wrong> {
         bytes_per_second: fields.number("bytes-per-second")?,
         watches: fields.number("watches")?,
         leases: fields.number("leases")?,
+        stored_keys: fields.number("stored-keys")?,
+        stored_bytes: fields.number("stored-bytes")?,
         answer_bytes: fields.number("answer-bytes")?,
     };
     fields.finish()?;

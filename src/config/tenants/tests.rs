@@ -38,7 +38,7 @@ tenants:
     match: [{user: bob}]
     admin: yes
     compact: agreed
-    limits: {requests-per-second: 10, bytes-per-second: 1000, watches: 3, leases: 4, answer-bytes: 5}
+    limits: {requests-per-second: 10, bytes-per-second: 1000, watches: 3, leases: 4, stored-keys: 6, stored-bytes: 7, answer-bytes: 5}
 ";
     let tenants = parse(text).unwrap();
     let names: Vec<_> = tenants.iter().map(|tenant| (tenant.name.as_str(), &tenant.namespace[..])).collect();
@@ -63,6 +63,8 @@ tenants:
         bytes_per_second: Some(1000),
         watches: Some(3),
         leases: Some(4),
+        stored_keys: Some(6),
+        stored_bytes: Some(7),
         answer_bytes: Some(5),
     };
     assert_eq!((tenants[0].compact, tenants[2].compact), (CompactRight::Deny, CompactRight::Agreed));

@@ -5,6 +5,7 @@
 
 const PERIOD_MS = 1000;
 const SAMPLES_MAX = 120;
+const ROWS_MAX = 100;
 
 const byId = (id) => document.getElementById(id);
 
@@ -54,6 +55,8 @@ const duration = (seconds) => {
 // value(now, before, seconds) is a point of the chart; legend(now) a line below it.
 const rate = (name) => (now, before, seconds) => (total(now, name) - total(before, name)) / seconds;
 const level = (name) => (now) => total(now, name);
+const sum = (values) => values.reduce((all, value) => all + value, 0);
+const refusals = (status) => sum(status.tenants.map((one) => sum(Object.values(one.refused))));
 const CHARTS = [
   { name: 'Calls of clients', unit: '/s', value: rate('grpc_server_started_total') },
   { name: 'Ranges answered from the cache', unit: '/s', value: rate('etcd_grpc_proxy_cache_hits_total'),
@@ -75,6 +78,9 @@ const CHARTS = [
   { name: 'Events to clients', unit: '/s', value: rate('etcd_debugging_mvcc_events_total'),
     legend: (now) => short(total(now, 'watershed_proxy_upstream_events_total')) + ' from the cluster for ' +
       short(total(now, 'etcd_debugging_mvcc_events_total')) + ' to clients since the start' },
+  { name: 'Refused by limits of tenants', unit: '/s', value: (now, before, seconds) => Math.max(0, refusals(now) - refusals(before)) / seconds,
+    isShown: (now) => now.tenants.length > 0,
+    legend: (now) => short(refusals(now)) + ' since the start' },
   { name: 'Memory of the process', unit: '', value: level('process_resident_memory_bytes'), show: bytes },
   { name: 'CPU', unit: ' %', value: (now, before, seconds) => 100 * rate('process_cpu_seconds_total')(now, before, seconds) },
 ];
@@ -94,6 +100,7 @@ function draw(chart, now) {
   const { figure, samples } = chart;
   const newest = samples[samples.length - 1];
   const show = chart.show || short;
+  figure.hidden = Boolean(chart.isShown) && !chart.isShown(now);
   figure.querySelector('output').textContent = samples.length ? show(newest) + chart.unit : '';
   figure.querySelector('.legend').textContent = chart.legend ? chart.legend(now) : '';
   if (samples.length < 2) return;
@@ -106,12 +113,18 @@ function draw(chart, now) {
   figure.querySelector('.area').setAttribute('d', 'M' + start.toFixed(1) + ' 60L' + points.join('L') + 'L300 60Z');
 }
 
-// Rows of [text or {text, kind}]; numbers stand to the right.
+// Rows of [text or {text, kind} or {meter}]; numbers stand to the right.
 function fill(id, rows, none) {
   const body = byId(id).tBodies[0];
   const cells = (row) => row.map((cell) => {
     const td = document.createElement('td');
-    td.textContent = cell && cell.text !== undefined ? cell.text : cell;
+    if (cell && cell.meter !== undefined) {
+      const meter = document.createElement('meter');
+      Object.assign(meter, { min: 0, max: 1, low: 0.8, high: 0.95, optimum: 0, value: cell.meter });
+      td.append(meter);
+    } else {
+      td.textContent = cell && cell.text !== undefined ? cell.text : cell;
+    }
     if (cell && cell.kind) td.className = cell.kind;
     return td;
   });
@@ -125,18 +138,56 @@ function fill(id, rows, none) {
 
 const number = (text) => ({ text, kind: 'number' });
 
+function rights(tenant) {
+  const found = [];
+  if (tenant.read_only) found.push('reads only');
+  if (tenant.admin) found.push('admin');
+  if (tenant.compact !== 'deny') found.push('compact: ' + tenant.compact);
+  if (tenant.upstream) found.push('user of its own');
+  return found.join(', ');
+}
+
+// The tenants with the most calls now, and the limits that are nearest to what they allow or have refused the most.
+function showTenants(now, before, seconds) {
+  byId('of-tenants').hidden = now.tenants.length === 0;
+  const earlier = new Map((before ? before.tenants : []).map((one) => [one.name, one]));
+  const perSecond = (one, field) => {
+    const then = earlier.get(one.name);
+    return then && seconds > 0 ? Math.max(0, one[field] - then[field]) / seconds : 0;
+  };
+  const busiest = now.tenants.map((one) => ({ one, calls: perSecond(one, 'requests') }))
+    .sort((a, b) => b.calls - a.calls || b.one.requests - a.one.requests);
+  const rows = busiest.slice(0, ROWS_MAX).map(({ one, calls }) => [
+    one.name, one.namespace, rights(one), number(one.requests === null ? '' : short(one.requests)), number(short(calls)),
+    number(bytes(perSecond(one, 'bytes'))), number(short(one.watches)), number(one.in_flight), number(one.waiting),
+  ]);
+  const more = now.tenants_total - rows.length;
+  if (more > 0) rows.push([{ text: more + ' more', kind: 'none' }]);
+  fill('tenants', rows, 'none');
+  const share = (limit) => limit.used === null ? 0 : limit.used / Math.max(limit.max, 1);
+  const limits = now.tenants.flatMap((one) => one.limits.map((limit) => ({ one, limit, refused: one.refused[limit.limit] || 0 })))
+    .sort((a, b) => share(b.limit) - share(a.limit) || b.refused - a.refused);
+  const size = (limit) => limit.limit.includes('bytes') ? bytes : short;
+  fill('limits', limits.slice(0, ROWS_MAX).map(({ one, limit, refused }) => [
+    one.name, limit.limit, number(limit.used === null ? '' : size(limit)(limit.used)), number(size(limit)(limit.max)),
+    limit.used === null ? '' : { meter: share(limit) }, number(refused ? short(refused) : ''),
+  ]), 'No tenant has a limit.');
+}
+
 function show(now, before) {
   const seconds = before ? (now.up_ms - before.up_ms) / 1000 : 0;
   const restarted = before && now.up_ms < before.up_ms;
   const uptime = duration(now.up_ms / 1000);
   byId('about').textContent = 'version ' + now.version + ', up ' + uptime + ', cluster ' + (now.cluster_id || 'not known yet') +
-    ', ' + now.namespaces.map((one) => one.prefix ? 'namespace ' + one.prefix : 'all keys').join(', ');
+    ', ' + (now.tenants.length ? short(now.tenants_total) + ' tenants'
+      : now.namespaces.map((one) => one.prefix ? 'namespace ' + one.prefix : 'all keys').join(', '));
   fill('endpoints', now.endpoints.map((one) => [one.endpoint, { text: one.state, kind: one.state }, one.reason || '']), 'none');
   const cached = now.namespaces.flatMap((space) => space.cached.map((one) => [
     space.prefix, one.range, { text: one.state.replace('_', ' '), kind: one.state }, number(short(one.keys)), number(bytes(one.bytes)),
     number(one.revision || ''), one.age_ms === null ? '' : duration(one.age_ms / 1000) + ' ago',
   ]));
   fill('cached', cached, 'No range is cached: the cache is off, or nothing has been read.');
+  showTenants(now, restarted ? null : before, seconds);
   const passed = [...byLabel(now, 'watershed_proxy_cache_passed_total', 'reason')].sort((a, b) => b[1] - a[1]);
   fill('passed', passed.map(([reason, count]) => [reason.replaceAll('_', ' '), number(short(count))]), 'none');
   const calls = byLabel(now, 'grpc_server_started_total', 'grpc_method');

@@ -45,6 +45,8 @@ struct Inner {
     config: CacheConfig,
     /// Who reads for all callers; without, each reads with its own credentials.
     reader: Option<Identity>,
+    /// Whether all callers are the reader.
+    is_callers_user: bool,
     cluster: Arc<dyn Cluster>,
     spawner: Spawner,
     metrics: CacheMetrics,
@@ -98,8 +100,10 @@ impl Passed {
 pub struct CacheParts {
     /// Way to the cluster with the credentials of clients; not used elsewhere.
     pub pool: Pool,
-    /// The same as the proxy's own user, who then reads for all clients.
+    /// The same as a user who reads for all clients.
     pub own: Option<Channel>,
+    /// Whether all clients are that user, whatever they send.
+    pub is_callers_user: bool,
     /// Who may read what.
     pub permissions: ReadPermissions,
     /// Made by [`CacheMetrics::register`].
@@ -120,6 +124,7 @@ impl std::fmt::Debug for RangeCache {
 pub(super) struct OverParts {
     pub config: CacheConfig,
     pub reader: Option<Identity>,
+    pub is_callers_user: bool,
     pub permissions: ReadPermissions,
     pub metrics: CacheMetrics,
     pub budget: CacheBudget,
@@ -129,18 +134,19 @@ pub(super) struct OverParts {
 impl RangeCache {
     /// A cache that reaches the cluster from the current runtime.
     pub fn new(config: CacheConfig, parts: CacheParts) -> Self {
-        let CacheParts { pool, own, permissions, metrics, budget, tasks } = parts;
+        let CacheParts { pool, own, is_callers_user, permissions, metrics, budget, tasks } = parts;
         let reader = own.as_ref().map(|_| Identity::of_proxy());
         let cluster: Arc<dyn Cluster> = Arc::new(Members { pool, own });
-        Self::over(cluster, OverParts { config, reader, permissions, metrics, budget, tasks })
+        Self::over(cluster, OverParts { config, reader, is_callers_user, permissions, metrics, budget, tasks })
     }
 
     /// A cache of any cluster.
     pub(super) fn over(cluster: Arc<dyn Cluster>, parts: OverParts) -> Self {
-        let OverParts { config, reader, permissions, metrics, budget, tasks } = parts;
+        let OverParts { config, reader, is_callers_user, permissions, metrics, budget, tasks } = parts;
         let inner = Inner {
             config,
             reader,
+            is_callers_user,
             cluster,
             spawner: Spawner::new(&tasks),
             budget,
@@ -213,7 +219,7 @@ impl Inner {
             return Err(Passed::Unread);
         }
         let covered = covered(&request).ok_or(Passed::Form)?;
-        let caller = Identity::of(headers);
+        let caller = self.caller(headers);
         // A member without a leader refuses the latter, whatever kind of read it is.
         let serializable = request.serializable && !caller.require_leader();
         if !request.serializable && self.config.reads == CacheReads::Serializable {
@@ -247,6 +253,14 @@ impl Inner {
             raft_term: snapshot.term.0,
         };
         range_answer(header, found).map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
+    }
+
+    fn caller(&self, headers: &HeaderMap) -> Identity {
+        let caller = Identity::of(headers);
+        match &self.reader {
+            Some(reader) if self.is_callers_user => reader.clone().with_require_leader(caller.require_leader()),
+            _ => caller,
+        }
     }
 
     /// Whether the cluster permits it: the answer was read a while ago.

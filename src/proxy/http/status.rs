@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::client::{EndpointReport, Pool};
 use crate::pages::{JSON, Page, page};
 use crate::proxy::cache::{CachedRange, RangeCache};
-use crate::proxy::tenants::{Tenant, Tenants};
+use crate::proxy::tenants::{Tenant, TenantReport, Tenants};
 use crate::telemetry::Metrics;
 
 /// Metrics that are part of a report, by the beginnings of their names.
@@ -20,6 +20,11 @@ const SHOWN: [&str; 6] = [
     "grpc_server_started_total",
     "process_",
 ];
+
+/// Metrics of tenants, which are part of their own reports.
+const OF_TENANTS: &str = "watershed_proxy_tenant_";
+/// Tenants in a report.
+const TENANTS_MAX: usize = 1000;
 
 /// The state of the proxy.
 pub(in crate::proxy) struct StatusReport {
@@ -38,7 +43,11 @@ struct Report {
     /// Hexadecimal, as etcd shows it.
     cluster_id: Option<String>,
     endpoints: Vec<EndpointReport>,
+    /// Of many tenants, those with something cached.
     namespaces: Vec<Namespace>,
+    /// Those with the most calls.
+    tenants: Vec<TenantReport>,
+    tenants_total: usize,
     /// Counters and gauges that are not zero.
     metrics: BTreeMap<String, f64>,
 }
@@ -61,14 +70,21 @@ impl StatusReport {
             prefix: tenant.namespace.prefix().escape_ascii().to_string(),
             cached: tenant.range_cache().map(RangeCache::report).unwrap_or_default(),
         };
-        let mut metrics = self.metrics.values(|name| SHOWN.iter().any(|shown| name.starts_with(shown)));
+        let shown = |name: &str| SHOWN.iter().any(|shown| name.starts_with(shown)) && !name.starts_with(OF_TENANTS);
+        let mut metrics = self.metrics.values(shown);
         metrics.retain(|_, value| *value != 0.0);
+        let current = self.tenants.current();
+        let all = current.tenants();
+        let is_shown = |space: &Namespace| all.len() == 1 || !space.cached.is_empty();
+        let tenants = TenantReport::busiest(all.iter().map(Arc::as_ref), TENANTS_MAX);
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             up_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             cluster_id: self.pool.cluster_id().map(|id| format!("{id:x}")),
             endpoints: self.pool.report(),
-            namespaces: self.tenants.current().tenants().iter().map(namespace).collect(),
+            namespaces: all.iter().map(namespace).filter(is_shown).collect(),
+            tenants_total: if tenants.is_empty() { 0 } else { all.len() },
+            tenants,
             metrics,
         };
         match serde_json::to_vec(&report) {

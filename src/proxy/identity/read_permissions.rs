@@ -3,18 +3,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::HeaderMap;
+use http::{HeaderMap, Response};
 use moka::future::Cache;
 use prometheus::IntCounterVec;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
+use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::credentials::Identity;
 use crate::api_error::ApiError;
-use crate::client::{Head, Method, Pool, framed, unframed};
+use crate::client::{Channel, Head, Method, Pool, framed, unframed};
 use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -61,7 +63,7 @@ struct Inner {
     /// Ranges that contain more than the caller may read.
     too_wide: Cache<Question, ()>,
     /// Moves with each change of users, roles or permissions that is known of; permissions of earlier ones do not count.
-    generation: AtomicU64,
+    generation: Arc<AtomicU64>,
     asked: IntCounterVec,
     runtime: Handle,
     tasks: Tasks,
@@ -115,9 +117,24 @@ impl ReadPermissions {
             members,
             permitted: table(PERMISSION_MAX),
             too_wide: table(NARROW_MAX),
-            generation: AtomicU64::new(0),
+            generation: Arc::default(),
             asked,
             runtime: Handle::current(),
+            tasks: tasks.clone(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Of callers that are all one user, whatever they send: the cluster is asked as that user, through `channel`. Both
+    /// [forget](Self::forget) together.
+    pub(in crate::proxy) fn of_user(&self, channel: Channel, tasks: &Tasks) -> Self {
+        let inner = Inner {
+            members: Arc::new(channel),
+            permitted: table(PERMISSION_MAX),
+            too_wide: table(NARROW_MAX),
+            generation: self.inner.generation.clone(),
+            asked: self.inner.asked.clone(),
+            runtime: self.inner.runtime.clone(),
             tasks: tasks.clone(),
         };
         Self { inner: Arc::new(inner) }
@@ -251,25 +268,44 @@ impl Question {
 }
 
 impl Members for Pool {
-    /// Reads the range at a revision that no cluster reaches. A member looks at the permission before it looks at the
-    /// revision, so the answer is the refusal, or that the revision is in the future; and it costs the same whatever the
-    /// range holds. It is linearizable, so that a member that was cut off from the others cannot know an older permission.
     fn may_read(&self, credentials: HeaderMap, range: KeyRange) -> BoxFuture<'static, Result<(), Status>> {
         let pool = self.clone();
         async move {
-            let (key, range_end) = range.to_wire();
-            // A request cannot name the empty key; no key lies before this one.
-            let key = if key.is_empty() { "\0".into() } else { key };
-            let request =
-                RangeRequest { key, range_end, limit: 1, keys_only: true, revision: i64::MAX, ..Default::default() };
             let head = Head::grpc(RANGE, credentials);
-            match unframed::<RangeResponse>(pool.exchange(Method::of(RANGE), &head, framed(&request)).await).await {
-                Ok(_) => Ok(()),
-                Err(status) if ApiError::from_text(status.message()) == Some(ApiError::FutureRevision) => Ok(()),
-                Err(status) => Err(status),
-            }
+            decision(pool.exchange(Method::of(RANGE), &head, question(&range)).await).await
         }
         .boxed()
+    }
+}
+
+impl Members for Channel {
+    /// Asks as the user of the channel.
+    fn may_read(&self, _: HeaderMap, range: KeyRange) -> BoxFuture<'static, Result<(), Status>> {
+        let channel = self.clone();
+        async move {
+            let head = Head::grpc(RANGE, HeaderMap::new());
+            decision(channel.exchange(Method::of(RANGE), &head, question(&range)).await).await
+        }
+        .boxed()
+    }
+}
+
+/// A read of the range at a revision that no cluster reaches. A member looks at the permission before it looks at the
+/// revision, so the answer is the refusal, or that the revision is in the future; and it costs the same whatever the
+/// range holds. It is linearizable, so that a member that was cut off from the others cannot know an older permission.
+fn question(range: &KeyRange) -> Bytes {
+    let (key, range_end) = range.to_wire();
+    // A request cannot name the empty key; no key lies before this one.
+    let key = if key.is_empty() { "\0".into() } else { key };
+    let read = RangeRequest { key, range_end, limit: 1, keys_only: true, revision: i64::MAX, ..Default::default() };
+    framed(&read)
+}
+
+async fn decision(answer: Response<Body>) -> Result<(), Status> {
+    match unframed::<RangeResponse>(answer).await {
+        Ok(_) => Ok(()),
+        Err(status) if ApiError::from_text(status.message()) == Some(ApiError::FutureRevision) => Ok(()),
+        Err(status) => Err(status),
     }
 }
 

@@ -22,6 +22,8 @@ pub struct TenantMetrics {
     requests: IntCounterVec,
     bytes: IntCounterVec,
     watches: IntGaugeVec,
+    stored_keys: IntGaugeVec,
+    stored_bytes: IntGaugeVec,
     refused: IntCounterVec,
     named: Arc<Mutex<HashSet<String>>>,
     turns: Turns,
@@ -42,6 +44,16 @@ impl TenantMetrics {
                 &["tenant"],
             ),
             watches: metrics.gauge_vec("watershed_proxy_tenant_watches", "Open watches of a tenant.", &["tenant"]),
+            stored_keys: metrics.gauge_vec(
+                "watershed_proxy_tenant_stored_keys",
+                "Keys of a tenant that has a limit of what it stores.",
+                &["tenant"],
+            ),
+            stored_bytes: metrics.gauge_vec(
+                "watershed_proxy_tenant_stored_bytes",
+                "Bytes of keys and values of a tenant that has a limit of what it stores.",
+                &["tenant"],
+            ),
             refused: metrics.counter_vec(
                 "watershed_proxy_tenant_refused_total",
                 "What a tenant was refused, by the limit that it reached.",
@@ -61,9 +73,12 @@ impl TenantMetrics {
         }
         drop(named);
         let counters = TenantCounters {
+            own: row == name,
             requests: self.requests.with_label_values(&[row]),
             bytes: self.bytes.with_label_values(&[row]),
             watches: self.watches.with_label_values(&[row]),
+            stored_keys: self.stored_keys.with_label_values(&[row]),
+            stored_bytes: self.stored_bytes.with_label_values(&[row]),
             refused: Limit::ALL.map(|limit| self.refused.with_label_values(&[row, limit.name()])),
         };
         Limits::new(allowed, Some(counters), Some(self.turns.clone()))
@@ -76,6 +91,8 @@ impl TenantMetrics {
             let _ = self.requests.remove_label_values(&[name]);
             let _ = self.bytes.remove_label_values(&[name]);
             let _ = self.watches.remove_label_values(&[name]);
+            let _ = self.stored_keys.remove_label_values(&[name]);
+            let _ = self.stored_bytes.remove_label_values(&[name]);
             for limit in Limit::ALL {
                 let _ = self.refused.remove_label_values(&[name, limit.name()]);
             }

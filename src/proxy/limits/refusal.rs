@@ -2,8 +2,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use prost::Message;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
+
+/// By this gRPC libraries time the retries that a service config asks for.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// What is limited, under the names of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +19,10 @@ pub(in crate::proxy) enum Limit {
     Watches,
     /// Leases that are there.
     Leases,
+    /// Keys that exist.
+    StoredKeys,
+    /// Bytes of keys and values that exist.
+    StoredBytes,
     /// Bytes of one answer.
     AnswerBytes,
     /// Requests that wait for their turn; no key of the file.
@@ -23,8 +30,16 @@ pub(in crate::proxy) enum Limit {
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Requests, Self::Bytes, Self::Watches, Self::Leases, Self::AnswerBytes, Self::Waiting];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Requests,
+        Self::Bytes,
+        Self::Watches,
+        Self::Leases,
+        Self::StoredKeys,
+        Self::StoredBytes,
+        Self::AnswerBytes,
+        Self::Waiting,
+    ];
 
     /// Its key in the file.
     pub(super) fn name(self) -> &'static str {
@@ -33,8 +48,18 @@ impl Limit {
             Self::Bytes => "bytes-per-second",
             Self::Watches => "watches",
             Self::Leases => "leases",
+            Self::StoredKeys => "stored-keys",
+            Self::StoredBytes => "stored-bytes",
             Self::AnswerBytes => "answer-bytes",
             Self::Waiting => "requests-waiting",
+        }
+    }
+
+    /// Whether time alone makes no room.
+    fn lasts(self) -> bool {
+        match self {
+            Self::Leases | Self::StoredKeys | Self::StoredBytes | Self::AnswerBytes => true,
+            Self::Requests | Self::Bytes | Self::Watches | Self::Waiting => false,
         }
     }
 
@@ -46,10 +71,16 @@ impl Limit {
     /// The answer to what was too much, with the time after which it may be tried again if that is known.
     ///
     /// The time is there twice: as `google.rpc.RetryInfo` for who reads details, and as `grpc-retry-pushback-ms`, by which
-    /// gRPC libraries time the retries that a service config asks for.
+    /// gRPC libraries time the retries that a service config asks for; a negative number there tells them not to.
     pub(super) fn status(self, max: u64, retry: Option<Duration>) -> Status {
         let text = self.text(max);
-        let Some(retry) = retry else { return Status::resource_exhausted(text) };
+        let Some(retry) = retry else {
+            let mut status = Status::resource_exhausted(text);
+            if self.lasts() {
+                status.metadata_mut().insert(PUSHBACK, MetadataValue::from_static("-1"));
+            }
+            return status;
+        };
         let details = RpcStatus {
             code: Code::ResourceExhausted as i32,
             message: text.clone(),
@@ -66,7 +97,7 @@ impl Limit {
         };
         let mut headers = HeaderMap::new();
         let millis = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
-        headers.insert("grpc-retry-pushback-ms", HeaderValue::from(millis));
+        headers.insert(PUSHBACK, HeaderValue::from(millis));
         let (details, metadata) = (details.encode_to_vec().into(), MetadataMap::from_headers(headers));
         Status::with_details_and_metadata(Code::ResourceExhausted, text, details, metadata)
     }

@@ -13,6 +13,7 @@ use tonic::body::Body;
 use super::counters::TenantCounters;
 use super::rate::Rate;
 use super::refusal::Limit;
+use super::stored::{Full, Growth, Stored, StoredKeys};
 use super::turns::{Turn, Turns, WAITING_MAX};
 use crate::config::TenantLimits;
 use crate::pb::frame::PREFIX_BYTES;
@@ -24,6 +25,7 @@ pub struct Limits {
     requests: Rate,
     bytes: Rate,
     watches: AtomicU64,
+    stored: Arc<StoredKeys>,
     counters: Option<TenantCounters>,
     /// Shared with the other tenants, if there are any.
     turns: Option<Turns>,
@@ -48,6 +50,7 @@ impl Limits {
             requests: Rate::new(now),
             bytes: Rate::new(now),
             watches: AtomicU64::new(0),
+            stored: Arc::default(),
             counters,
             turns,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -135,6 +138,82 @@ impl Limits {
         self.allowed.load().answer_bytes
     }
 
+    /// Whether what is stored has to be counted.
+    pub(in crate::proxy) fn counts_stored(&self) -> bool {
+        let allowed = self.allowed.load();
+        allowed.stored_keys.is_some() || allowed.stored_bytes.is_some()
+    }
+
+    /// Waits until what is stored was counted.
+    ///
+    /// # Errors
+    /// Why it is not, when `wait` has passed.
+    pub(in crate::proxy) async fn stored_known(&self, wait: Duration) -> Result<(), String> {
+        self.stored.known(wait).await
+    }
+
+    /// Everything that is stored was counted at this revision.
+    pub(in crate::proxy) fn set_stored(&self, stored: Stored, revision: i64) {
+        self.note_stored(self.stored.set(stored, revision));
+    }
+
+    /// The events up to this revision have added so much.
+    pub(in crate::proxy) fn add_stored(&self, growth: Stored, revision: i64) {
+        self.stored.apply(growth, revision);
+        self.note_stored(growth);
+    }
+
+    /// What is stored is not counted, for this reason; a count that there is stands.
+    pub(in crate::proxy) fn stored_not_counted(&self, reason: String) {
+        self.stored.not_counted(reason);
+    }
+
+    /// What is stored will not be counted any further.
+    pub(in crate::proxy) fn forget_stored(&self) {
+        self.note_stored(self.stored.forget());
+    }
+
+    fn note_stored(&self, added: Stored) {
+        if let Some(counters) = &self.counters {
+            counters.stored_keys.add(added.keys);
+            counters.stored_bytes.add(added.bytes);
+        }
+    }
+
+    /// Takes room for what a request may add to what is stored.
+    ///
+    /// # Errors
+    /// The limit that leaves none.
+    pub(in crate::proxy) fn take_room(&self, growth: Stored) -> Result<Growth, Full> {
+        self.stored.take(growth, &self.allowed.load(), Instant::now())
+    }
+
+    /// Counts a refusal for want of room.
+    pub(in crate::proxy) fn refuse_full(&self, full: Full) -> Status {
+        self.refuse(full.limit, full.max, None)
+    }
+
+    pub(super) fn allowed(&self) -> TenantLimits {
+        **self.allowed.load()
+    }
+
+    pub(super) fn open_watches(&self) -> u64 {
+        self.watches.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn stored(&self) -> Option<Stored> {
+        self.stored.counted()
+    }
+
+    /// Requests that have their turn, and that wait for it.
+    pub(super) fn turns_used(&self) -> (usize, usize) {
+        self.turns.as_ref().map_or((0, 0), |turns| turns.used(self.number))
+    }
+
+    pub(super) fn own_counters(&self) -> Option<&TenantCounters> {
+        self.counters.as_ref().filter(|counters| counters.own)
+    }
+
     /// An answer made here, unless it is too long.
     pub(in crate::proxy) fn answer(&self, answer: Response<Body>) -> Response<Body> {
         let Some(max) = self.answer_bytes_max() else { return answer };
@@ -148,6 +227,13 @@ impl Limits {
             counters.refused(limit).inc();
         }
         limit.status(max, retry)
+    }
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        // The row may be one of several tenants.
+        self.forget_stored();
     }
 }
 

@@ -83,6 +83,12 @@ impl Turns {
         waiting.await.map_err(|_| QueueFull)
     }
 
+    /// Requests of this tenant that have their turn, and that wait for it.
+    pub(super) fn used(&self, tenant: u64) -> (usize, usize) {
+        let state = self.inner.state.lock();
+        state.tenants.get(&tenant).map_or((0, 0), |its| (its.in_flight, its.waiting.len()))
+    }
+
     /// A turn has ended: gives what is free to those who wait.
     fn ended(&self, tenant: u64) {
         let mut given = Vec::new();
@@ -151,6 +157,7 @@ mod tests {
         let noisy: Vec<_> = (0..6).map(|_| ask(&turns, 1).now_or_never().unwrap()).collect();
         let mut more = ask(&turns, 1);
         assert!((&mut more).now_or_never().is_none(), "three quarters are taken");
+        assert_eq!((turns.used(1), turns.used(2)), ((6, 1), (0, 0)));
         let quiet = ask(&turns, 2).now_or_never().expect("at once");
         drop(noisy);
         drop((more.now_or_never().unwrap(), quiet));

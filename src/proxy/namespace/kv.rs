@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::ownership::nobodys_lease;
 use super::rewrite::{changes, leases_of};
+use super::room::{settle, txn_put_at};
 use super::view::{View, clean};
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::kv_server::Kv;
@@ -44,12 +45,15 @@ impl Kv for View {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let mut request = clean(request);
+        let growth = self.room_for_put(request.get_ref(), request.metadata()).await?;
         let lease = request.get_ref().lease;
         if lease != 0 && !self.ownership.is_own(lease, request.metadata()).await? {
             request.get_mut().lease = nobodys_lease();
         }
         self.namespace.add_prefix_to_put(request.get_mut());
-        let mut answer = self.kv.clone().put(request).await?;
+        let answer = self.kv.clone().put(request).await;
+        settle(growth, &answer, |answer| Some(answer.header.as_ref()?.revision));
+        let mut answer = answer?;
         self.namespace.strip_prefix_in_put(answer.get_mut());
         Ok(answer)
     }
@@ -70,6 +74,7 @@ impl Kv for View {
             return Err(ApiError::PermissionDenied.into());
         }
         let mut request = clean(request);
+        let growth = self.room_for_txn(request.get_ref(), request.metadata()).await?;
         let mut replaced = HashMap::new();
         leases_of(request.get_ref(), &mut |lease| {
             replaced.insert(lease, lease);
@@ -80,7 +85,9 @@ impl Kv for View {
             }
         }
         self.namespace.add_prefix_to_txn(request.get_mut(), &|lease| replaced.get(&lease).copied().unwrap_or(lease));
-        let mut answer = self.kv.clone().txn(request).await?;
+        let answer = self.kv.clone().txn(request).await;
+        settle(growth, &answer, txn_put_at);
+        let mut answer = answer?;
         self.namespace.strip_prefix_in_txn(answer.get_mut());
         Ok(answer)
     }

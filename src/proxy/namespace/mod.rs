@@ -3,7 +3,7 @@
 //! `keys.rs` adds the prefix to keys and ranges and strips it, `rewrite.rs` does so for whole messages. A tenant's
 //! request enters at `dispatch.rs`, which takes exactly one message (`message.rs`) and hands it to the tenant's [`View`]
 //! (`view.rs`): that rewrites it (`kv.rs`, `lease.rs`), runs lock and election on the tenant's own keys (`store.rs`) and
-//! refuses what reaches beyond, or changes something though it may not (`effect.rs`). `ownership.rs` knows whose a lease is, `response_memory.rs` bounds the answers that are held to be
+//! refuses what reaches beyond, or changes something though it may not (`effect.rs`). `ownership.rs` knows whose a lease is, `room.rs` takes room for what is put, `response_memory.rs` bounds the answers that are held to be
 //! rewritten. Requests go upstream as they were decoded and encoded here, never as the bytes that came.
 
 mod dispatch;
@@ -17,6 +17,7 @@ mod message;
 mod ownership;
 mod response_memory;
 mod rewrite;
+mod room;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::compaction::AgreedCompaction;
+use super::stored::Counting;
 use crate::client::{Channel, Pool, SharedLogin};
 use crate::net::ClientTls;
 use crate::proxy::cache::RangeCache;
@@ -32,6 +33,7 @@ pub struct Tenant {
     pub(super) tasks: Tasks,
     /// Of a tenant that is a user.
     pub(super) keep_alives: OnceLock<KeepAliveBroadcasts>,
+    pub(super) counting: Arc<Counting>,
     pub(super) hub: OnceLock<WatchHub>,
     pub(super) cache: OnceLock<Option<RangeCache>>,
 }
@@ -69,6 +71,7 @@ impl Tenant {
             limits: Arc::default(),
             tasks: tasks.child(),
             keep_alives: OnceLock::new(),
+            counting: Arc::default(),
             hub: OnceLock::new(),
             cache: OnceLock::new(),
         }

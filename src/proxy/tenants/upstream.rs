@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::compaction::Agreement;
+use super::stored::StoredCount;
 use super::tenant::{Tenant, TenantUser};
 use crate::api_error::ApiError;
 use crate::client::{Channel, Pool};
@@ -100,6 +101,24 @@ impl TenantUpstream {
         }
     }
 
+    /// Has what the tenant has stored counted from its first request on, if that has a limit.
+    pub(in crate::proxy) fn count_stored(&self, tenant: &Tenant, headers: &HeaderMap) {
+        if tenant.limits.counts_stored() && tenant.counting.is_due(headers) {
+            let _runtime = self.runtime.enter();
+            let count = StoredCount {
+                as_caller: self.reader.is_none() && tenant.user.is_none(),
+                channel: self.agreement(tenant, headers).channel,
+                namespace: tenant.namespace.clone(),
+                limits: tenant.limits.clone(),
+                counting: tenant.counting.clone(),
+            };
+            let (tasks, stop) = (tenant.tasks(), tenant.tasks().stop_signal());
+            tasks.spawn(async move {
+                stop.run_until_cancelled(count.run()).await;
+            });
+        }
+    }
+
     /// Keeps a tenant's wish to compact the cluster, and compacts it where all agree.
     pub(in crate::proxy) async fn wish(
         &self,
@@ -144,18 +163,26 @@ impl TenantUpstream {
         })
     }
 
-    /// The tenant's range cache, shared by all serving threads. A tenant that is a user of its own has none: what may be read
-    /// from a cache is asked with the credentials of callers, and its callers have none.
+    /// The tenant's range cache, shared by all serving threads. That of a tenant that is a user of its own reads as that user, and
+    /// asks as that user what may be read.
     pub fn range_cache<'t>(&self, tenant: &'t Tenant) -> Option<&'t RangeCache> {
         let make = || {
-            let cache = self.cache.as_ref().filter(|_| tenant.user.is_none())?;
+            let cache = self.cache.as_ref()?;
             let _runtime = self.runtime.enter();
             let prefixes = cache.prefixes.clone();
             let config = CacheConfig::new(tenant.namespace.clone(), cache.reads, prefixes, cache.staleness);
             if config.prefixes.is_empty() {
                 return None;
             }
-            let parts = CacheParts { tasks: tenant.tasks().clone(), ..cache.parts.clone() };
+            let (shared, tasks) = (cache.parts.clone(), tenant.tasks().clone());
+            let parts = match &tenant.user {
+                None => CacheParts { tasks, ..shared },
+                Some(user) => {
+                    let own = user.channel(&shared.pool, &self.pools, &tasks);
+                    let permissions = shared.permissions.of_user(own.clone(), &tasks);
+                    CacheParts { own: Some(own), is_callers_user: true, permissions, tasks, ..shared }
+                }
+            };
             Some(RangeCache::new(config, parts))
         };
         tenant.cache.get_or_init(make).as_ref()

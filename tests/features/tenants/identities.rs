@@ -162,3 +162,50 @@ fn a_tenant_is_the_user_that_the_file_names() {
         assert!(alive.message().await.expect("open").expect("an answer").ttl > 0);
     });
 }
+
+#[test]
+fn a_tenant_that_is_a_user_reads_from_its_cache_what_that_user_may_read() {
+    run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
+        let root = enable(deployment).await;
+        alice_and_bob(deployment, &root).await;
+        let a = address();
+        let file = format!(
+            "tenants:\n\
+             - {{name: a, namespace: alice/, match: [{{listen: '{a}'}}], upstream: {{user: alice, password: alice}}}}\n"
+        );
+        let tier = Tier::start(deployment, &file, &[]);
+        let of_a = client(&a);
+        answers(&of_a).await;
+        of_a.kv().put(put("k", "v")).await.expect("as alice");
+        let hits = async || tier.metric("etcd_grpc_proxy_cache_hits_total ").await.unwrap_or(0);
+        // One that came from the cache.
+        let cached = async || {
+            let before = hits().await;
+            let answer = of_a.kv().range(with("nonsense", all())).await.ok()?.into_inner();
+            (hits().await > before).then_some(answer.kvs.len())
+        };
+        assert_eq!(until("an answer from the cache", cached).await, 1);
+        // A write beside the proxy is in the next answer, whether that comes from the cache or not.
+        let beside = PutRequest { key: "alice/l".into(), ..Default::default() };
+        deployment.client.kv().put(with(&root, beside.clone())).await.expect("as root");
+        assert_eq!(of_a.kv().range(all()).await.expect("range").into_inner().kvs.len(), 2);
+        // What is revoked beside the proxy is not read from the cache for long.
+        let revoke =
+            AuthRoleRevokePermissionRequest { role: "alice".into(), key: "alice/".into(), range_end: "alice0".into() };
+        auth_of(&deployment.endpoint).role_revoke_permission(with(&root, revoke)).await.expect("revoked");
+        let status = until("the refusal", async || of_a.kv().range(all()).await.err()).await;
+        assert_eq!((status.code(), status.message()), (Code::PermissionDenied, super::DENIED));
+        for _ in 0..20 {
+            of_a.kv().range(all()).await.expect_err("a refusal lasts");
+        }
+        permit(&deployment.endpoint, &root, "alice", Type::Readwrite, "alice/", "alice0").await.expect("permitted");
+        assert_eq!(until("an answer from the cache", cached).await, 2);
+        // The member forgets all tokens when it starts again.
+        deployment.server.kill();
+        deployment.restart_without_waiting();
+        let root = until("root", async || log_in(&deployment.endpoint, "root").await.ok()).await;
+        assert_eq!(until("an answer from the cache", cached).await, 2);
+        deployment.client.kv().put(with(&root, PutRequest { key: "alice/m".into(), ..beside })).await.expect("as root");
+        assert_eq!(of_a.kv().range(all()).await.expect("range").into_inner().kvs.len(), 3);
+    });
+}

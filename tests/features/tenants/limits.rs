@@ -4,7 +4,7 @@ use tonic::Code;
 use watershed::pb::etcdserverpb::*;
 
 use super::{Tier, address, all, answers, keys, put, watch_all};
-use crate::harness::{Deployment, Target, Watching, client, json, run, until};
+use crate::harness::{Deployment, Target, Watching, client, http_get, json, own_binary, run, until};
 
 /// One tenant with these limits, and one beside it with none.
 fn limited(a: &str, b: &str, limits: &str) -> String {
@@ -133,5 +133,55 @@ fn an_answer_may_be_too_long_for_a_tenant() {
         assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, text("answer-bytes", 10_000).as_str()));
         let page = RangeRequest { limit: 1, ..all() };
         assert!(of_a.kv().range(page).await.expect("a page").into_inner().more);
+    });
+}
+
+#[test]
+fn people_are_shown_what_tenants_use() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let [a, b] = [address(), address()];
+        let tier =
+            Tier::start(deployment, &limited(&a, &b, "watches: 1, stored-keys: 1, requests-per-second: 1000"), &[]);
+        let (of_a, of_b) = (client(&a), client(&b));
+        answers(&of_a).await;
+        of_a.kv().put(put("k", "value")).await.expect("put");
+        of_a.kv().put(put("l", "v")).await.expect_err("a second key");
+        let (_watching, _) = Watching::create(&of_a, watch_all()).await;
+        answers(&of_b).await;
+        let status = async || -> serde_json::Value {
+            let page = http_get(&tier.metrics, "GET", "/proxy/status").await.expect("an answer");
+            serde_json::from_str(&page.body).expect("JSON")
+        };
+        let counted = until("the count", async || {
+            let status = status().await;
+            (status["tenants"][0]["stored"]["keys"] == 1).then_some(status)
+        });
+        let shown = counted.await;
+        let tenant = &shown["tenants"][0];
+        assert_eq!((&tenant["name"], &tenant["namespace"]), (&"a".into(), &"t/a/".into()), "{shown}");
+        assert_eq!((&tenant["watches"], &tenant["stored"]["bytes"]), (&1.into(), &6.into()), "{shown}");
+        let limits = serde_json::json!([
+            {"limit": "requests-per-second", "max": 1000, "used": null},
+            {"limit": "watches", "max": 1, "used": 1},
+            {"limit": "stored-keys", "max": 1, "used": 1},
+        ]);
+        assert_eq!(
+            (&tenant["limits"], &tenant["refused"]),
+            (&limits, &serde_json::json!({"stored-keys": 1})),
+            "{shown}"
+        );
+        assert!(tenant["requests"].as_u64() >= Some(4) && tenant["bytes"].as_u64() > Some(20), "{shown}");
+        assert_eq!((&shown["tenants_total"], &shown["tenants"][1]["name"]), (&2.into(), &"b".into()), "{shown}");
+        assert!(!shown["metrics"].to_string().contains("proxy_tenant_"), "they would be there twice: {shown}");
+        let args = ["ctl", "--endpoints", &tier.metrics, "proxy", "status"];
+        let table = std::process::Command::new(own_binary()).args(args).output().expect("runs").stdout;
+        let table = String::from_utf8_lossy(&table).into_owned();
+        assert!(table.contains("watches 1/1, stored-keys 1/1 (refused 1)"), "{table}");
+        // Nothing of it is where tenants are.
+        for address in [&a, &tier.main] {
+            for path in ["/proxy/status", "/ui", "/proxy/metrics"] {
+                assert_eq!(http_get(address, "GET", path).await.expect("an answer").status, 404, "{path}");
+            }
+        }
     });
 }

@@ -6,6 +6,7 @@ mod isolation;
 mod limits;
 mod reload;
 mod scale;
+mod stored;
 
 use std::fs;
 use std::path::PathBuf;

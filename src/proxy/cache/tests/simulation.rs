@@ -162,6 +162,7 @@ fn cache_of(cluster: &SimCluster, metrics: &Metrics, tasks: &Tasks) -> (RangeCac
     let parts = OverParts {
         config,
         reader: None,
+        is_callers_user: false,
         permissions: ReadPermissions::with_members(Arc::new(Everybody), metrics, tasks),
         budget: CacheBudget::new(1 << 30, &cache_metrics),
         metrics: cache_metrics.clone(),

@@ -1,0 +1,238 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::HeaderMap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tonic::Status;
+use tracing::info;
+
+use crate::client::{Channel, Head, Method, framed, unframed};
+use crate::net::Backoff;
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
+use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchCreateRequest, WatchRequest};
+use crate::pb::mvccpb::event::EventType;
+use crate::pb::mvccpb::{Event, KeyValue};
+use crate::proxy::identity::Identity;
+use crate::proxy::limits::{Limits, Stored};
+use crate::proxy::namespace::Namespace;
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+/// Pairs of the first page; the following ones have as many as fill about so many bytes.
+const FIRST_PAGE: i64 = 16;
+const PAGE_BYTES: i64 = 1024 * 1024;
+const PAGE_MAX: i64 = 2048;
+/// Pauses before it is tried again.
+const AGAIN_FIRST: Duration = Duration::from_millis(200);
+const AGAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Whether what a tenant has stored is being counted, and with whose credentials where neither proxy nor tenant is a user.
+#[derive(Debug, Default)]
+pub(super) struct Counting {
+    runs: AtomicBool,
+    /// Whether the credentials of the next request are to be noted.
+    wants_caller: AtomicBool,
+    caller: Mutex<Identity>,
+    noted: Notify,
+}
+
+/// Counts what a tenant has stored: all of it once, page by page at one revision, and from there on by a watch.
+pub(super) struct StoredCount {
+    pub channel: Channel,
+    /// Reads with the credentials of callers.
+    pub as_caller: bool,
+    pub namespace: Namespace,
+    pub limits: Arc<Limits>,
+    pub counting: Arc<Counting>,
+}
+
+/// Why counting goes no further.
+enum End {
+    /// The watch ended; the count stands and may go on from its revision.
+    Interrupted(Status),
+    /// There are events that cannot be had any more.
+    Gap(Status),
+    /// The limits are gone.
+    Unlimited,
+}
+
+impl Counting {
+    /// Whether it has to be begun, with the credentials of this request; whoever is told so does it.
+    pub fn is_due(&self, headers: &HeaderMap) -> bool {
+        let due = !self.runs.load(Ordering::Relaxed) && !self.runs.swap(true, Ordering::Relaxed);
+        if due {
+            self.note(headers);
+        } else if self.wants_caller.load(Ordering::Relaxed) && self.wants_caller.swap(false, Ordering::Relaxed) {
+            self.note(headers);
+            self.noted.notify_one();
+        }
+        due
+    }
+
+    fn note(&self, headers: &HeaderMap) {
+        *self.caller.lock() = Identity::of(headers).with_require_leader(false);
+    }
+}
+
+impl StoredCount {
+    /// Counts for as long as there are limits. What was counted last stands while the cluster does not answer.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(AGAIN_FIRST, AGAIN_MAX);
+        let mut position = None;
+        loop {
+            let end = match position {
+                None => match self.all().await {
+                    Ok((stored, revision)) => {
+                        self.limits.set_stored(stored, revision);
+                        self.follow(position.insert(revision), &mut backoff).await
+                    }
+                    Err(status) => End::Interrupted(status),
+                },
+                Some(ref mut position) => self.follow(position, &mut backoff).await,
+            };
+            let status = match end {
+                End::Interrupted(status) => status,
+                End::Gap(status) => {
+                    position = None;
+                    status
+                }
+                End::Unlimited => break,
+            };
+            if position.is_none() {
+                info!(%status, "what a tenant has stored is counted again");
+            }
+            self.limits.stored_not_counted(status.message().to_owned());
+            let noted = self.counting.noted.notified();
+            self.counting.wants_caller.store(self.as_caller, Ordering::Relaxed);
+            // Other credentials are tried at once.
+            let _ = tokio::time::timeout(backoff.pause(), noted).await;
+        }
+        self.limits.forget_stored();
+        self.counting.runs.store(false, Ordering::Relaxed);
+    }
+
+    fn metadata(&self) -> HeaderMap {
+        if self.as_caller { self.counting.caller.lock().metadata() } else { HeaderMap::new() }
+    }
+
+    /// Applies the events above `position`, which goes along.
+    async fn follow(&self, position: &mut i64, backoff: &mut Backoff) -> End {
+        let mut watch = match self.channel.open_watch(&self.metadata()).await {
+            Ok(watch) => watch,
+            Err(status) => return End::Interrupted(status),
+        };
+        let (key, range_end) = self.namespace.range().to_wire();
+        let create = WatchCreateRequest {
+            key,
+            range_end,
+            start_revision: *position + 1,
+            prev_kv: true,
+            fragment: true,
+            ..WatchCreateRequest::default()
+        };
+        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        if watch.requests.send(create).await.is_err() {
+            return End::Interrupted(Status::unavailable("the watch stream is closed"));
+        }
+        // Of a revision whose last part has not come yet, too: a watch that goes on begins with all of it.
+        let mut growth = Stored::default();
+        loop {
+            let answer = match watch.answers.next().await {
+                Some(Ok(answer)) => answer,
+                Some(Err(status)) => return self.interrupted(status),
+                None => return End::Interrupted(Status::unavailable("the member ended the watch stream")),
+            };
+            if answer.compact_revision != 0 {
+                return End::Gap(Status::out_of_range("the events since the last count are compacted"));
+            }
+            if answer.canceled {
+                return self.interrupted(Status::unavailable(answer.cancel_reason));
+            }
+            if !self.limits.counts_stored() {
+                return End::Unlimited;
+            }
+            backoff.reset();
+            for event in &answer.events {
+                match added(&self.namespace, event) {
+                    Some(more) => growth += more,
+                    None => return End::Gap(Status::out_of_range("an event without what was there before")),
+                }
+            }
+            if let Some(last) = answer.events.last().and_then(|event| event.kv.as_ref()).filter(|_| !answer.fragment) {
+                *position = last.mod_revision;
+                self.limits.add_stored(std::mem::take(&mut growth), last.mod_revision);
+            }
+        }
+    }
+
+    fn interrupted(&self, status: Status) -> End {
+        self.channel.refused(status.message());
+        End::Interrupted(status)
+    }
+
+    /// All that is stored, and the revision at which that was so.
+    async fn all(&self) -> Result<(Stored, i64), Status> {
+        let (mut key, range_end) = self.namespace.range().to_wire();
+        let (mut stored, mut revision, mut limit) = (Stored::default(), 0, FIRST_PAGE);
+        loop {
+            let page = RangeRequest { key, range_end: range_end.clone(), limit, revision, ..RangeRequest::default() };
+            let head = Head::grpc(RANGE, self.metadata());
+            let answer = self.channel.exchange(Method::of(RANGE), &head, framed(&page)).await;
+            let answer: RangeResponse = unframed(answer).await?;
+            if revision == 0 {
+                revision = answer.header.ok_or_else(|| Status::internal("answer without a header"))?.revision;
+            }
+            answer.kvs.iter().for_each(|kv| stored += of_pair(&self.namespace, kv));
+            let Some(last) = answer.kvs.last().filter(|_| answer.more) else { return Ok((stored, revision)) };
+            key = Bytes::from([&last.key[..], &[0]].concat());
+            limit = (PAGE_BYTES * stored.keys / stored.bytes.max(1)).clamp(1, PAGE_MAX);
+        }
+    }
+}
+
+/// What an event adds; none when it does not say what was there before.
+fn added(namespace: &Namespace, event: &Event) -> Option<Stored> {
+    let now = event.kv.as_ref()?;
+    let is_put = event.r#type == i32::from(EventType::Put);
+    let mut added = if is_put { of_pair(namespace, now) } else { Stored::default() };
+    match &event.prev_kv {
+        Some(before) => added -= of_pair(namespace, before),
+        None if is_put && now.version == 1 => {}
+        None => return None,
+    }
+    Some(added)
+}
+
+/// A pair as its tenant sees it.
+fn of_pair(namespace: &Namespace, kv: &KeyValue) -> Stored {
+    let key = kv.key.len().saturating_sub(namespace.prefix().len());
+    Stored { keys: 1, bytes: i64::try_from(key + kv.value.len()).unwrap_or(i64::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(key: &'static str, value: &'static str, version: i64) -> KeyValue {
+        KeyValue { key: key.into(), value: value.into(), version, ..KeyValue::default() }
+    }
+
+    #[test]
+    fn an_event_adds_what_is_there_after_it() {
+        let namespace = Namespace::new("t/");
+        let event = |r#type: EventType, kv, prev_kv| Event { r#type: r#type.into(), kv: Some(kv), prev_kv };
+        let of = |keys, bytes| Some(Stored { keys, bytes });
+        for (event, expected) in [
+            (event(EventType::Put, pair("t/ab", "123", 1), None), of(1, 5)),
+            (event(EventType::Put, pair("t/ab", "1", 2), Some(pair("t/ab", "123", 1))), of(0, -2)),
+            (event(EventType::Delete, pair("t/ab", "", 0), Some(pair("t/ab", "1", 2))), of(-1, -3)),
+            (event(EventType::Put, pair("t/ab", "1", 2), None), None),
+            (event(EventType::Delete, pair("t/ab", "", 0), None), None),
+        ] {
+            assert_eq!(added(&namespace, &event), expected, "{event:?}");
+        }
+    }
+}
