@@ -7,6 +7,7 @@
 //!
 //! A [`Cluster`] is several members with a [`Network`] between them that can delay, hold, cut and damage.
 
+mod between;
 mod certificates;
 mod cluster;
 mod deployment;
@@ -23,6 +24,7 @@ mod share;
 mod stream;
 mod watching;
 
+pub use between::{Between, Passed};
 pub use certificates::{Authority, Certificates, client_tls, https};
 pub use cluster::Cluster;
 pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};

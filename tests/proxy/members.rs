@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Code;
 use watershed::pb::etcdserverpb::{
-    LeaseGrantRequest, MemberPromoteRequest, MemberRemoveRequest, RangeRequest, WatchCreateRequest,
+    LeaseGrantRequest, LeaseRevokeRequest, MemberPromoteRequest, MemberRemoveRequest, RangeRequest, WatchCreateRequest,
 };
 
 use super::{endpoints, get, put, try_put, under};
@@ -117,5 +117,63 @@ fn the_metrics_of_a_member_are_shown_while_any_is_there() {
             }
             cluster.restart(away).await;
         }
+    });
+}
+
+/// CPU time of a process, in seconds.
+fn cpu_seconds(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("a process");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().expect("a number") + fields[12].parse::<u64>().expect("a number");
+    // The kernel counts hundredths.
+    ticks as f64 / 100.0
+}
+
+/// A proxy whose streams all broke at once may go round for ever, or forget what it registered.
+#[test]
+fn after_all_members_restarted_it_is_registered_and_idle_again() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let advertised = "10.0.0.1:2379";
+        let flag = format!("--advertise-client-url={advertised}");
+        let flags = ["--resolver-prefix=proxies", "--resolver-ttl=2", &flag];
+        let proxy = Proxy::start_with(&endpoints(cluster, &[0, 1, 2]), &flags).await;
+        let mut watches = Vec::new();
+        for number in 0..20 {
+            watches.push(Watching::create(&proxy.client, under(&format!("{number}/"))).await.0);
+        }
+        let registered = async |cluster: &Cluster| {
+            let key = format!("proxies/{advertised}");
+            let request = RangeRequest { key: key.into(), ..Default::default() };
+            let answer = cluster.member(1).kv().range(request).await.ok()?.into_inner();
+            Some(answer.kvs.first()?.lease)
+        };
+        let lease = until("the registration", async || registered(cluster).await).await;
+        cluster.kill_all(&[0, 1, 2]);
+        (0..3).for_each(|number| cluster.spawn(number));
+        // As if it had ended while they were away.
+        until("the lease is gone", async || {
+            let revoke = LeaseRevokeRequest { id: lease };
+            match cluster.member(1).lease().lease_revoke(revoke).await {
+                Ok(_) => Some(()),
+                Err(status) => (status.code() == Code::NotFound).then_some(()),
+            }
+        })
+        .await;
+        until("another registration", async || registered(cluster).await.filter(|other| *other != lease)).await;
+        for (number, watching) in watches.iter_mut().enumerate() {
+            let key = format!("{number}/k");
+            let revision = put(&cluster.member(1), key.clone()).await;
+            assert_eq!(watching.events(1).await, [format!("+{key}=v@{revision}")]);
+        }
+        let idle = async {
+            loop {
+                let before = cpu_seconds(proxy.id());
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                if cpu_seconds(proxy.id()) - before < 0.1 {
+                    break;
+                }
+            }
+        };
+        soon("a process that has nothing to do", idle).await;
     });
 }

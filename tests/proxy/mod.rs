@@ -10,6 +10,8 @@ mod gauges;
 mod lanes;
 mod leader;
 mod members;
+mod statuses;
+mod tenants;
 mod users;
 mod watches;
 

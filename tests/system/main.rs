@@ -23,3 +23,6 @@ mod proxy;
 mod soak;
 #[path = "../workload/mod.rs"]
 mod workload;
+
+// Where a file that the unit tests share finds it.
+use watershed::pb;

@@ -1,26 +1,25 @@
 //! For fuzz targets only: the rewriting of transactions and the keys in them, and a proxy with a namespace that is sent any
 //! bytes.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message;
 use tokio::runtime::Runtime;
 
 use super::Namespace;
-use crate::pb::etcdserverpb::{PutRequest, TxnRequest, TxnResponse, request_op, response_op};
+use crate::pb::etcdserverpb::{TxnRequest, TxnResponse, request_op, response_op};
 use crate::pb::methods::{METHODS, MethodKind};
 use crate::pb::mvccpb::KeyValue;
 
 #[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "the tests use all of it")]
 #[path = "tests/lawful.rs"]
 mod lawful;
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "the tests use all of it")]
+#[allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used, reason = "the tests use all of it")]
 #[path = "tests/upstream.rs"]
 mod upstream;
 
-use upstream::{LIMIT, MARKERS, OWN_LEASE, PUT, Setup, frame, gzip, never};
+use lawful::Law;
+use upstream::{LIMIT, NAMESPACE, OWN_LEASE, Setup, frame, gzip, never};
 
 /// A client's transaction as it goes upstream.
 pub fn add_prefix_to_txn(namespace: &Namespace, mut txn: TxnRequest) -> TxnRequest {
@@ -79,7 +78,7 @@ pub enum Shape {
 pub struct Proxy {
     runtime: Runtime,
     setup: Setup,
-    own: HashSet<i64>,
+    law: Law,
 }
 
 impl Proxy {
@@ -87,7 +86,7 @@ impl Proxy {
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let setup = runtime.block_on(Setup::start());
-        Self { runtime, setup, own: HashSet::from([OWN_LEASE]) }
+        Self { runtime, setup, law: Law::new(NAMESPACE, [OWN_LEASE]) }
     }
 
     /// Calls a method, by its number in the list of all, with a body of these bytes.
@@ -111,20 +110,8 @@ impl Proxy {
         let has_end = method.kind == MethodKind::Unary && !method.service.starts_with("v3");
         let limit = if has_end { LIMIT } else { Duration::from_millis(10) };
         self.runtime.block_on(self.setup.send(method.path, headers, &pieces, limit, never));
-        let calls = self.setup.calls();
-        // What was granted here is the tenant's.
-        for call in calls.iter().filter(|call| call.path == PUT) {
-            if let Some((_, message)) = call.frames().0.first()
-                && let Ok(put) = PutRequest::decode(message.clone())
-                && put.key.starts_with(MARKERS.as_bytes())
-            {
-                self.own.insert(put.lease);
-            }
-        }
-        for call in &calls {
-            if let Err(wrong) = lawful::lawful(call, &self.own) {
-                panic!("{wrong}");
-            }
+        if let Err(wrong) = self.law.check(&self.setup.calls()) {
+            panic!("{wrong}");
         }
     }
 }

@@ -1,9 +1,11 @@
 //! A tenant sends arbitrary requests of every RPC, as gRPC and as JSON, while tenants around it have data: one whose namespace
-//! contains its own, one whose namespace begins where its own ends. Nothing of theirs may change or show.
+//! contains its own, one whose namespace lies within it, one whose namespace begins where its own ends. Nothing of theirs may change or
+//! show, and no request that would reach them may come to the member.
 //!
 //! The shapes of the messages come from the descriptors of `proto/`, so that a new RPC or field is covered by itself. A
-//! failure names its seed; `ISOLATION_SEED=<seed>` runs that batch alone, `ISOLATION_BATCHES=<n>` that many.
+//! failure names its seed; `ISOLATION_SEED=<seed>` runs that batch alone, `ISOLATION_BATCHES=<n>` that many of each test.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use base64::Engine;
@@ -13,16 +15,18 @@ use futures::StreamExt;
 use http::uri::PathAndQuery;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value};
+use tempfile::TempDir;
 use tonic::{Request, Status};
 use watershed::pb::etcdserverpb::*;
 use watershed::pb::{descriptors, http_paths};
 
+use super::lawful::{Call, Law};
 use super::{Tier, address, all, answers, put};
-use crate::harness::{Deployment, Target, client, http_get, json, raw_answers, run};
+use crate::harness::{Between, Deployment, Passed, Target, client, http_get, json, raw_answers, run};
 
 /// In every value of the others, and in the names of some keys. The tenant never sends it.
 const SECRET: &str = "SECRETSECRETSECRET";
-const BATCHES: u64 = 2;
+const BATCHES: u64 = 1;
 /// Requests of one method in a batch.
 const PER_METHOD: usize = 8;
 const IN_FLIGHT: usize = 16;
@@ -30,8 +34,12 @@ const IN_FLIGHT: usize = 16;
 const CALL: Duration = Duration::from_millis(400);
 const DEPTH: usize = 4;
 
-/// Keys of others, beside those with the secret in their names.
-const OTHERS: [&str; 8] = ["t/", "t/c", "t/x", "t/c0", "t/c0k", "t/d", "t", "u"];
+/// One around the others, one within that, and one that begins where that ends.
+const NAMESPACES: [&str; 3] = ["t/", "t/c/", "t/c0"];
+/// Keys of all kinds of places, beside those with the secret in their names; a tenant is tested with those that are not its own.
+const KEYS: [&str; 12] = ["t/", "t/c", "t/x", "t/c/", "t/c/k", "t/c0", "t/c0k", "t/d", "t", "t0", "s", "u"];
+/// Those that others write all the time.
+const NOISE: [&str; 4] = ["t/noise", "t/c/noise", "t/c0noise", "t0noise"];
 
 struct Maker {
     random: fastrand::Rng,
@@ -135,14 +143,16 @@ fn shows_in_status(status: &Status) -> bool {
 }
 
 /// All that is on the member beside the tenant's keys and the marks of its leases.
-async fn of_others(deployment: &Deployment) -> Vec<String> {
+async fn of_others(deployment: &Deployment, namespace: &str) -> Vec<String> {
+    let digits: String = namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let marks = format!("\0watershed/lease/{digits}/");
     let kvs = deployment.range(all()).await.kvs;
-    let marks = "\0watershed/lease/742f632f/";
-    let others = kvs.iter().filter(|kv| !kv.key.starts_with(b"t/c/") && !kv.key.starts_with(marks.as_bytes()));
-    others.filter(|kv| !kv.key.ends_with(b"noise")).map(|kv| format!("{kv:?}")).collect()
+    let is_own = |key: &[u8]| key.starts_with(namespace.as_bytes()) || key.starts_with(marks.as_bytes());
+    let others = kvs.iter().filter(|kv| !is_own(&kv.key) && !kv.key.ends_with(b"noise"));
+    others.map(|kv| format!("{kv:?}")).collect()
 }
 
-async fn batch(deployment: &Deployment, tenant: &str, seed: u64, ids: &[i64]) {
+async fn batch(deployment: &Deployment, namespace: &str, tenant: &str, seed: u64, ids: &[i64]) {
     let mut maker = Maker::new(seed, ids);
     let client = client(tenant);
     let methods: Vec<MethodDescriptor> =
@@ -159,8 +169,9 @@ async fn batch(deployment: &Deployment, tenant: &str, seed: u64, ids: &[i64]) {
     maker.random.shuffle(&mut calls);
     let noise = async {
         loop {
-            deployment.put("t/noise", SECRET).await;
-            deployment.put("t/c0noise", "").await;
+            for key in NOISE.into_iter().filter(|key| !key.starts_with(namespace)) {
+                deployment.put(key, SECRET).await;
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -192,36 +203,65 @@ async fn batch(deployment: &Deployment, tenant: &str, seed: u64, ids: &[i64]) {
     }
 }
 
-#[test]
-fn arbitrary_requests_meet_nothing_of_others() {
+fn call(Passed { path, headers, body, ended }: Passed) -> Call {
+    Call { path, headers, body, ended }
+}
+
+/// Whether the proxy asks whether the cluster answers. No tenant's request can be that: the health service is the proxy's own, and
+/// a tenant's key would have its prefix.
+fn is_probe(call: &Call) -> bool {
+    let probe = RangeRequest { key: "health".into(), count_only: true, ..Default::default() };
+    let message = call.frames().0.into_iter().next().map(|(_, message)| message).unwrap_or_default();
+    call.path == "/grpc.health.v1.Health/Check"
+        || call.path == "/etcdserverpb.KV/Range" && message == probe.encode_to_vec()
+}
+
+/// A file with these tenants, which come to these addresses.
+fn three([outer, inner, next]: &[String; 3]) -> String {
+    let limits = "limits: {leases: 1000, stored-keys: 1000, watches: 1000}";
+    let [of_outer, of_inner, of_next] = NAMESPACES;
+    format!(
+        "tenants:\n\
+         - {{name: outer, namespace: {of_outer}, contains: [inner, next], match: [{{listen: '{outer}'}}], {limits}}}\n\
+         - {{name: inner, namespace: {of_inner}, match: [{{listen: '{inner}'}}], {limits}}}\n\
+         - {{name: next, namespace: {of_next}, match: [{{listen: '{next}'}}], {limits}}}\n"
+    )
+}
+
+/// The tenant with this namespace, one of three, sends what it likes.
+fn meets_nothing_of_others(namespace: &'static str) {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
-        let [outer, inner, next] = [address(), address(), address()];
-        let file = format!(
-            "tenants:\n\
-             - {{name: outer, namespace: t/, contains: [inner, next], match: [{{listen: '{outer}'}}]}}\n\
-             - {{name: inner, namespace: t/c/, match: [{{listen: '{inner}'}}]}}\n\
-             - {{name: next, namespace: t/c0, match: [{{listen: '{next}'}}]}}\n"
-        );
-        let tier = Tier::start(deployment, &file, &[]);
-        for key in OTHERS {
+        let between = Between::start(&deployment.endpoint).await;
+        let folder = || TempDir::new().expect("temporary directory");
+        // The others are clients of another proxy, so that all that passes between this one and the member is the tenant's.
+        let ours = [address(), address(), address()];
+        let tier = Tier::in_folder(folder(), &between.endpoint, &three(&ours), &[]);
+        let theirs = [address(), address(), address()];
+        let _other_tier = Tier::in_folder(folder(), &deployment.endpoint, &three(&theirs), &[]);
+        for key in KEYS.into_iter().filter(|key| !key.starts_with(namespace)) {
             deployment.put(key, SECRET).await;
             deployment.put(format!("{key}{SECRET}"), SECRET).await;
         }
         let mut ids = Vec::new();
-        for (endpoint, id) in [(&outer, 7), (&next, 7_000_000), (&outer, 0), (&next, 0)] {
-            let tenant = client(endpoint);
-            answers(&tenant).await;
-            let grant = tenant.lease().lease_grant(LeaseGrantRequest { ttl: 36_000, id }).await.expect("grant");
-            let lease = grant.into_inner().id;
-            ids.push(lease);
-            tenant.kv().put(PutRequest { lease, ..put(SECRET, SECRET) }).await.expect("put");
+        for (other, endpoint) in NAMESPACES.iter().zip(&theirs).filter(|(other, _)| **other != namespace) {
+            let other_client = client(endpoint);
+            answers(&other_client).await;
+            for id in [ids.len() as i64 + 7, 0] {
+                let grant = LeaseGrantRequest { ttl: 36_000, id };
+                let lease = other_client.lease().lease_grant(grant).await.expect("grant").into_inner().id;
+                ids.push(lease);
+                if !other.starts_with(namespace) {
+                    other_client.kv().put(PutRequest { lease, ..put(SECRET, SECRET) }).await.expect("put");
+                }
+            }
         }
-        let tenant = client(&inner);
-        answers(&tenant).await;
-        tenant.kv().put(put("k", "own")).await.expect("put");
-        let own =
-            tenant.lease().lease_grant(LeaseGrantRequest { ttl: 36_000, id: 0 }).await.expect("grant").into_inner().id;
-        let before = of_others(deployment).await;
+        let (_, tenant) = NAMESPACES.iter().zip(ours).find(|(one, _)| **one == namespace).expect("one of three");
+        let client = client(&tenant);
+        answers(&client).await;
+        client.kv().put(put("k", "own")).await.expect("put");
+        let grant = LeaseGrantRequest { ttl: 36_000, id: 0 };
+        let own = client.lease().lease_grant(grant).await.expect("grant").into_inner().id;
+        let before = of_others(deployment, namespace).await;
         let members = deployment.client.cluster().member_list(MemberListRequest { linearizable: true }).await;
         let members = members.expect("members").into_inner().members;
         let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
@@ -229,16 +269,21 @@ fn arbitrary_requests_meet_nothing_of_others() {
             Some(seed) => seed..seed + 1,
             None => 0..given("ISOLATION_BATCHES").unwrap_or(BATCHES),
         };
+        let mut law = Law::new(namespace, []);
         for seed in seeds {
             let revision = deployment.get("t").await.header.expect("header").revision;
-            batch(deployment, &inner, seed, &[&ids[..], &[own, revision, revision - 3]].concat()).await;
-            let after = of_others(deployment).await;
+            batch(deployment, namespace, &tenant, seed, &[&ids[..], &[own, revision, revision - 3]].concat()).await;
+            let after = of_others(deployment, namespace).await;
             let differ: Vec<_> = after.iter().filter(|kv| !before.contains(kv)).collect();
             let gone: Vec<_> = before.iter().filter(|kv| !after.contains(kv)).collect();
             assert!(
                 differ.is_empty() && gone.is_empty(),
                 "seed {seed}: not the tenant's: {differ:?}, before: {gone:?}"
             );
+            let calls: Vec<Call> = between.calls().into_iter().map(call).filter(|call| !is_probe(call)).collect();
+            let methods: HashSet<_> = calls.iter().map(|call| call.path.as_str()).collect();
+            assert!(methods.len() >= 10, "the requests reach the member: {methods:?}");
+            law.check(&calls).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         }
         for id in ids {
             assert!(deployment.time_to_live(id).await.ttl > 0, "a lease of others is gone");
@@ -255,4 +300,19 @@ fn arbitrary_requests_meet_nothing_of_others() {
         let log = tier.process.output();
         assert!(!shows(log.as_bytes()), "{log}");
     });
+}
+
+#[test]
+fn a_tenant_within_another_meets_nothing_of_others() {
+    meets_nothing_of_others("t/c/");
+}
+
+#[test]
+fn a_tenant_next_to_another_meets_nothing_of_others() {
+    meets_nothing_of_others("t/c0");
+}
+
+#[test]
+fn a_tenant_around_others_meets_nothing_beside_them() {
+    meets_nothing_of_others("t/");
 }

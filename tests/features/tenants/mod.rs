@@ -3,6 +3,9 @@
 mod compaction;
 mod identities;
 mod isolation;
+#[allow(dead_code, reason = "the unit tests that share it use the rest")]
+#[path = "../../../src/proxy/namespace/tests/lawful.rs"]
+mod lawful;
 mod limits;
 mod reload;
 mod scale;

@@ -11,6 +11,7 @@ use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::Code;
 
+pub(super) use super::lawful::{ALARM, Call, KEEP_ALIVE, PUT, STATUS, WATCH, frames_of};
 use crate::client::{Channel, Endpoint, Pool, PoolConfig, framed};
 use crate::listener::{ListenerConfig, bind, serve};
 use crate::pb::etcdserverpb::{
@@ -37,12 +38,6 @@ pub(super) const OWN_LEASE: i64 = 7;
 /// For what has an end.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
-pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
-pub(super) const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
-pub(super) const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
-pub(super) const PUT: &str = "/etcdserverpb.KV/Put";
-pub(super) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
-
 /// A frame of any flag around any bytes.
 pub(super) fn frame(flag: u8, message: &[u8]) -> Vec<u8> {
     let mut out = vec![flag];
@@ -68,38 +63,6 @@ pub(super) fn gzip(data: &[u8]) -> Vec<u8> {
     out.extend_from_slice(&(!crc).to_le_bytes());
     out.extend_from_slice(&u32::from(length).to_le_bytes());
     out
-}
-
-/// One request as the upstream got it; the body grows while it comes.
-#[derive(Clone, Debug)]
-pub(super) struct Call {
-    pub(super) path: String,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Vec<u8>,
-    /// Whether all of it is there.
-    pub(super) ended: bool,
-}
-
-impl Call {
-    /// The whole frames of the body so far, and the bytes behind them.
-    pub(super) fn frames(&self) -> (Vec<Frame>, &[u8]) {
-        frames_of(&self.body)
-    }
-}
-
-/// Flag and message.
-pub(super) type Frame = (u8, Bytes);
-
-/// The whole frames at the beginning of a body, and the bytes behind them.
-pub(super) fn frames_of(mut rest: &[u8]) -> (Vec<Frame>, &[u8]) {
-    let mut frames = Vec::new();
-    while let Some((&[flag, a, b, c, d], after)) = rest.split_first_chunk::<5>()
-        && let Some((message, after)) = after.split_at_checked(u32::from_be_bytes([a, b, c, d]) as usize)
-    {
-        rest = after;
-        frames.push((flag, Bytes::copy_from_slice(message)));
-    }
-    (frames, rest)
 }
 
 /// A proxy with a namespace, in front of an upstream that records.

@@ -10,9 +10,9 @@ use proptest::test_runner::{Config, TestRunner};
 use prost::Message;
 use tonic::Code;
 
-use super::lawful::lawful;
+use super::lawful::Law;
 use super::upstream::{
-    ALARM, Answer, KEEP_ALIVE, LIMIT, MARKERS, OWN_LEASE, PUT, STATUS, Setup, WATCH, frame, frames_of, gzip, never,
+    ALARM, Answer, KEEP_ALIVE, LIMIT, NAMESPACE, OWN_LEASE, PUT, STATUS, Setup, WATCH, frame, frames_of, gzip, never,
 };
 use crate::client::framed;
 use crate::pb::etcdserverpb::{
@@ -192,11 +192,7 @@ fn watch_requests_in_any_pieces() {
             let enough = |answer: &Answer| created(answer) == expected;
             let answer = setup.send(WATCH, headers, &pieces, LIMIT, enough).await;
             assert_eq!(created(&answer), expected, "{what}: {answer:?}");
-            assert_eq!(
-                setup.calls().iter().try_for_each(|call| lawful(call, &HashSet::from([OWN_LEASE]))),
-                Ok(()),
-                "{what}"
-            );
+            assert_eq!(Law::new(NAMESPACE, [OWN_LEASE]).check(&setup.calls()), Ok(()), "{what}");
         }
         // A frame that cannot be read ends the stream, and nothing of it goes up.
         let cut = frame(0, &create("a"))[..6].to_vec();
@@ -355,20 +351,11 @@ async fn send(setup: &Setup, sent: &Sent) -> Answer {
 fn no_body_of_any_method_reaches_outside() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let setup = runtime.block_on(Setup::start());
-    let own = RefCell::new(HashSet::from([OWN_LEASE]));
+    let law = RefCell::new(Law::new(NAMESPACE, [OWN_LEASE]));
     let mut runner = TestRunner::new(Config { cases: 64, failure_persistence: None, ..Config::default() });
     let outcome = runner.run(&proptest::collection::vec(sent(), 1..40), |all| {
         runtime.block_on(futures::future::join_all(all.iter().map(|sent| send(&setup, sent))));
-        let (calls, mut own) = (setup.calls(), own.borrow_mut());
-        // What was granted here is the tenant's.
-        for call in calls.iter().filter(|call| call.path == PUT) {
-            if let Some(put) = call.frames().0.first().and_then(|(_, message)| PutRequest::decode(message.clone()).ok())
-                && put.key.starts_with(MARKERS.as_bytes())
-            {
-                own.insert(put.lease);
-            }
-        }
-        calls.iter().try_for_each(|call| lawful(call, &own)).map_err(TestCaseError::fail)
+        law.borrow_mut().check(&setup.calls()).map_err(TestCaseError::fail)
     });
     if let Err(error) = outcome {
         panic!("{error}");
