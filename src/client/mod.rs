@@ -30,11 +30,11 @@ pub use config::{ClientConfig, Credentials, KeepAlive};
 pub use connect::Client;
 pub use error::ClientError;
 pub use method::{Lane, Method};
-pub use page::http_page;
+pub use page::{http_page, http_page_on};
 pub use pool::{
     ClusterMismatch, EndpointReport, EndpointState, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, Seen,
-    UpstreamBody, UpstreamCluster, UpstreamStream, UpstreamWatch, check_one_cluster, peek_header, peek_wrapped_header,
-    unframed,
+    UpstreamBody, UpstreamCluster, UpstreamStream, UpstreamWatch, check_one_cluster, health_check, peek_header,
+    peek_wrapped_header, unframed,
 };
 
 pub use crate::net::{Endpoint, EndpointError};

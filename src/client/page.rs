@@ -5,7 +5,7 @@ use http::{Request, Response, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 
-use crate::net::{AddressTime, Alpn, ClientTls, Endpoint, TcpDialer, TcpSilence, secure};
+use crate::net::{AddressTime, Alpn, ByteStream, ClientTls, Endpoint, TcpDialer, TcpSilence, secure};
 
 const TCP: TcpDialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded, from: None };
 /// A page of metrics has some hundred kilobytes.
@@ -18,6 +18,19 @@ const PAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// No connection, or an answer that is not HTTP or longer than 64 MiB.
 pub async fn http_page(endpoint: &Endpoint, tls: Option<&ClientTls>, path: &str) -> io::Result<Response<Bytes>> {
     let stream = TCP.connect_endpoint(endpoint, 0).await.map_err(io::Error::other)?;
+    http_page_on(stream, endpoint, tls, path).await
+}
+
+/// The same on a connection to the endpoint that is there already, on which TLS has not begun.
+///
+/// # Errors
+/// An answer that is not HTTP or longer than 64 MiB.
+pub async fn http_page_on(
+    stream: Box<dyn ByteStream>,
+    endpoint: &Endpoint,
+    tls: Option<&ClientTls>,
+    path: &str,
+) -> io::Result<Response<Bytes>> {
     let stream = secure(endpoint, stream, tls, Alpn::Http1).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;

@@ -16,7 +16,7 @@ use crate::config::{
 use crate::discovery::StaticList;
 use crate::gateway::Gateway;
 use crate::listener;
-use crate::net::HostPort;
+use crate::net::Endpoint;
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
 
@@ -117,7 +117,7 @@ impl Tier {
             drop(listener::bind(address.parse().expect("constants are addresses"))?);
         }
         let server = Server::start(config, tasks).await?;
-        let endpoint: HostPort = CLIENTS.parse().map_err(anyhow::Error::msg)?;
+        let endpoint: Endpoint = CLIENTS.parse()?;
         let gateway_config = GatewayConfig::new(GATEWAY.parse().map_err(anyhow::Error::msg)?, vec![endpoint.clone()]);
         let gateway = Gateway::start(&gateway_config, &StaticList::new([endpoint]), &Metrics::new(), tasks).await?;
         let flags = [format!("--listen-addr={PROXY}"), format!("--endpoints={CLIENTS}")].map(OsString::from);

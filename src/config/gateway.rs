@@ -1,14 +1,14 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 
 use super::error::ConfigError;
 use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
 use super::unsupported::{Mode, read_flags};
-use crate::net::HostPort;
+use crate::net::{ClientTlsConfig, Endpoint, HostPort};
 use crate::telemetry::LogConfig;
 
 /// Etcd's pause between two checks of an endpoint that is down when `--retry-delay` is 0.
@@ -31,8 +31,51 @@ pub struct RawGatewayConfig {
     pub retry_delay: GoDuration,
 
     /// Wait for an endpoint to accept a connection before the next one is tried.
-    #[arg(long, default_value = "2s", help_heading = "Not flags of etcd")]
+    #[arg(long, default_value = "1s", help_heading = "Not flags of etcd")]
     pub connect_timeout: GoDuration,
+    /// Which of the live endpoints gets a connection: round-robin, weighted (by the weights of the source), least-conn or
+    /// p2c. Unless given, round-robin, or weighted where the source has weights.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub balance: String,
+    /// Time in which an endpoint that came back gets to its full share; 0 is at once.
+    #[arg(long, default_value = "10s", help_heading = "Not flags of etcd")]
+    pub slow_start: GoDuration,
+    /// Open connections of an endpoint that goes down: keep or close.
+    #[arg(long, default_value = "keep", help_heading = "Not flags of etcd")]
+    pub on_eject: String,
+    /// How endpoints are checked, up or down: tcp, http or grpc; not at all while they are up unless given.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub health_check: String,
+    /// Pause between two health checks of an endpoint.
+    #[arg(long, default_value = "2s", help_heading = "Not flags of etcd")]
+    pub health_check_interval: GoDuration,
+    /// Wait for the answer to a health check.
+    #[arg(long, default_value = "1s", help_heading = "Not flags of etcd")]
+    pub health_check_timeout: GoDuration,
+    /// Health checks in a row that an endpoint must pass to be used again.
+    #[arg(long, default_value_t = 2, help_heading = "Not flags of etcd")]
+    pub health_check_rise: u32,
+    /// Health checks in a row that an endpoint must fail to be left out.
+    #[arg(long, default_value_t = 2, help_heading = "Not flags of etcd")]
+    pub health_check_fall: u32,
+    /// Path that --health-check=http gets; /readyz unless given, or /health where there is no /readyz.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub health_check_path: String,
+    /// Authorities that certificates of endpoints are verified by in health checks.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub health_check_cacert: String,
+    /// Certificate shown to endpoints in health checks.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub health_check_cert: String,
+    /// Its key.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub health_check_key: String,
+    /// Accept any certificate of an endpoint in health checks.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, help_heading = "Not flags of etcd")]
+    pub health_check_insecure_skip_verify: bool,
+    /// Time that open connections get to end once their endpoint is no longer listed; 0 is none.
+    #[arg(long, default_value = "1m", help_heading = "Not flags of etcd")]
+    pub endpoint_drain_timeout: GoDuration,
     /// Time that open connections get to end after SIGTERM.
     #[arg(long, default_value = "5s", help_heading = "Not flags of etcd")]
     pub drain_timeout: GoDuration,
@@ -48,17 +91,90 @@ pub struct RawGatewayConfig {
     pub log: RawLogConfig,
 }
 
+/// How connections are divided among the live endpoints of the best priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// As the source lists them: by weight where it has weights, else by turns.
+    Listed,
+    /// By turns, whatever the weights.
+    RoundRobin,
+    /// At random, in proportion to the weights, as RFC 2782 has it.
+    Weighted,
+    /// To the endpoint with the fewest connections for its weight.
+    LeastConn,
+    /// To the one of two, chosen at random, that has fewer connections for its weight.
+    P2c,
+}
+
+const BALANCES: [(&str, Balance); 5] = [
+    ("", Balance::Listed),
+    ("round-robin", Balance::RoundRobin),
+    ("weighted", Balance::Weighted),
+    ("least-conn", Balance::LeastConn),
+    ("p2c", Balance::P2c),
+];
+
+/// What happens to the open connections of an endpoint that goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum OnEject {
+    Keep,
+    Close,
+}
+
+/// How endpoints are checked.
+#[derive(Clone, Debug)]
+pub struct HealthCheckConfig {
+    /// What is asked.
+    pub kind: HealthCheckKind,
+    /// Pause between two checks of an endpoint that is up, and the longest of one that is down.
+    pub interval: Duration,
+    /// Wait for an answer.
+    pub timeout: Duration,
+    /// Checks in a row that an endpoint must pass to be used again, one at least.
+    pub rise: u32,
+    /// Checks in a row that it must fail to be left out, one at least.
+    pub fall: u32,
+    /// For endpoints with TLS.
+    pub tls: Option<ClientTlsConfig>,
+}
+
+/// What an endpoint is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthCheckKind {
+    /// To take a connection.
+    Tcp,
+    /// This page; none for `/readyz` or else `/health`.
+    Http {
+        /// Begins with a slash.
+        path: Option<String>,
+    },
+    /// The gRPC health service.
+    Grpc,
+}
+
 /// The checked configuration of a gateway.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
     /// Where clients connect.
     pub listen_addr: HostPort,
-    /// Where connections go, in the order given, each once, one at least.
-    pub endpoints: Vec<HostPort>,
+    /// Where connections go, in the order given, each address once, one at least. Whether TLS is spoken there matters to
+    /// health checks only.
+    pub endpoints: Vec<Endpoint>,
     /// Longest pause between two checks of an endpoint that is down.
     pub retry_delay: Duration,
     /// Wait for an endpoint to accept a connection.
     pub connect_timeout: Duration,
+    /// Which of the live endpoints gets a connection.
+    pub balance: Balance,
+    /// Time in which an endpoint that came back gets to its full share.
+    pub slow_start: Duration,
+    /// What happens to the open connections of an endpoint that goes down.
+    pub on_eject: OnEject,
+    /// How endpoints are checked; none for not at all while they are up.
+    pub health_check: Option<HealthCheckConfig>,
+    /// Time that open connections get to end once their endpoint is no longer listed.
+    pub endpoint_drain_timeout: Duration,
     /// Time that open connections get to end at a stop.
     pub drain_timeout: Duration,
     /// Where `/metrics` and `/health` are served.
@@ -73,12 +189,17 @@ pub struct GatewayConfig {
 
 impl GatewayConfig {
     /// A gateway with default settings; `dev` and tests start from it.
-    pub fn new(listen_addr: HostPort, endpoints: Vec<HostPort>) -> Self {
+    pub fn new(listen_addr: HostPort, endpoints: Vec<Endpoint>) -> Self {
         Self {
             listen_addr,
             endpoints,
             retry_delay: Duration::from_secs(60),
-            connect_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            balance: Balance::Listed,
+            slow_start: Duration::from_secs(10),
+            on_eject: OnEject::Keep,
+            health_check: None,
+            endpoint_drain_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(5),
             metrics_addr: None,
             serving_threads: cores(),
@@ -108,11 +229,17 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
             return Err(wrong("serving-threads", "must be 1024 at most"));
         }
         let retry_delay = raw.retry_delay.0;
+        let health_check = health_check(&raw)?;
         Ok(Self {
             listen_addr: raw.listen_addr,
             endpoints: endpoints(&raw.endpoints)?,
             retry_delay: if retry_delay.is_zero() { RETRY_DELAY_OF_ZERO } else { retry_delay },
             connect_timeout: raw.connect_timeout.0,
+            balance: one_of("balance", &raw.balance, &BALANCES)?,
+            slow_start: raw.slow_start.0,
+            on_eject: one_of("on-eject", &raw.on_eject, &[("keep", OnEject::Keep), ("close", OnEject::Close)])?,
+            health_check,
+            endpoint_drain_timeout: raw.endpoint_drain_timeout.0,
             drain_timeout: raw.drain_timeout.0,
             metrics_addr: raw.metrics_addr,
             serving_threads: if raw.serving_threads == 0 { cores() } else { raw.serving_threads },
@@ -122,10 +249,56 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
     }
 }
 
+/// The health checks, which the other flags about them require.
+fn health_check(raw: &RawGatewayConfig) -> Result<Option<HealthCheckConfig>, ConfigError> {
+    let wrong = |flag, reason: &str| ConfigError::Value { flag, reason: reason.to_owned() };
+    let path = Some(&raw.health_check_path).filter(|path| !path.is_empty()).cloned();
+    if path.as_ref().is_some_and(|path| !path.starts_with('/')) {
+        return Err(wrong("health-check-path", "must begin with /"));
+    }
+    let kinds = [
+        ("", None),
+        ("tcp", Some(HealthCheckKind::Tcp)),
+        ("http", Some(HealthCheckKind::Http { path: path.clone() })),
+        ("grpc", Some(HealthCheckKind::Grpc)),
+    ];
+    let kind = one_of("health-check", &raw.health_check, &kinds)?;
+    if path.is_some() && !matches!(kind, Some(HealthCheckKind::Http { .. })) {
+        return Err(wrong("health-check-path", "needs --health-check=http"));
+    }
+    let (cacert, cert, key) = (&raw.health_check_cacert, &raw.health_check_cert, &raw.health_check_key);
+    let tls = ClientTlsConfig::from_flags(cacert, cert, key, raw.health_check_insecure_skip_verify)
+        .map_err(|reason| wrong("health-check-cert", &reason))?;
+    if tls.is_some() && matches!(kind, None | Some(HealthCheckKind::Tcp)) {
+        return Err(wrong("health-check", "certificates for health checks need --health-check=http or grpc"));
+    }
+    let positive = |flag, value: Duration| if value.is_zero() { Err(wrong(flag, "must be >0")) } else { Ok(value) };
+    let counted = |flag, value| if value == 0 { Err(wrong(flag, "must be >0")) } else { Ok(value) };
+    let config = HealthCheckConfig {
+        kind: kind.clone().unwrap_or(HealthCheckKind::Tcp),
+        interval: positive("health-check-interval", raw.health_check_interval.0)?,
+        timeout: positive("health-check-timeout", raw.health_check_timeout.0)?,
+        rise: counted("health-check-rise", raw.health_check_rise)?,
+        fall: counted("health-check-fall", raw.health_check_fall)?,
+        tls,
+    };
+    Ok(kind.map(|_| config))
+}
+
+/// The value of a flag that takes one of a few words.
+fn one_of<T: Clone>(flag: &'static str, text: &str, known: &[(&str, T)]) -> Result<T, ConfigError> {
+    let found = known.iter().find(|(word, _)| *word == text).map(|(_, value)| value.clone());
+    found.ok_or_else(|| {
+        let words: Vec<&str> = known.iter().map(|&(word, _)| word).filter(|word| !word.is_empty()).collect();
+        ConfigError::Value { flag, reason: format!("{text:?} is none of {}", words.join(", ")) }
+    })
+}
+
 /// The gateway moves bytes, so a scheme only has to be one with a TCP address behind it.
-fn endpoints(list: &str) -> Result<Vec<HostPort>, ConfigError> {
+fn endpoints(list: &str) -> Result<Vec<Endpoint>, ConfigError> {
     let wrong = |reason| ConfigError::Value { flag: "endpoints", reason };
-    let mut endpoints = Vec::new();
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let mut addresses = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         let wrong = |reason| wrong(format!("{text:?} {reason}"));
         let address = match text.split_once("://") {
@@ -133,12 +306,13 @@ fn endpoints(list: &str) -> Result<Vec<HostPort>, ConfigError> {
             Some(("http" | "https", rest)) => rest.strip_suffix('/').unwrap_or(rest),
             Some(_) => return Err(wrong("is neither host:port nor an http or https URL")),
         };
-        let endpoint: HostPort = address.parse().map_err(wrong)?;
-        if endpoint.host().is_empty() || endpoint.port() == 0 {
+        let address: HostPort = address.parse().map_err(wrong)?;
+        if address.host().is_empty() || address.port() == 0 {
             return Err(wrong("must have the form host:port"));
         }
-        if !endpoints.contains(&endpoint) {
-            endpoints.push(endpoint);
+        if !addresses.contains(&address) {
+            addresses.push(address);
+            endpoints.push(text.parse().map_err(|_| wrong("must have the form host:port"))?);
         }
     }
     if endpoints.is_empty() {
@@ -165,6 +339,9 @@ mod tests {
         let config = parse("--endpoints=http://a:1,b:2,https://[::1]:3/,a:1 --retry-delay 0").unwrap();
         let shown: Vec<String> = config.endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["a:1", "b:2", "[::1]:3"]);
+        // With certificates for health checks, an endpoint without a scheme has TLS.
+        let with_tls: Vec<bool> = config.endpoints.iter().map(|endpoint| endpoint.uses_tls(true)).collect();
+        assert_eq!(with_tls, [false, true, true]);
         assert_eq!(config.retry_delay, RETRY_DELAY_OF_ZERO);
         assert_eq!(config.listen_addr.to_string(), "127.0.0.1:23790");
     }
@@ -176,6 +353,17 @@ mod tests {
             ("--endpoints=,", "--endpoints: names no endpoint"),
             ("--endpoints=unix://x", "--endpoints: \"unix://x\" is neither host:port nor an http or https URL"),
             ("--discovery-srv example.com", "--discovery-srv is not supported yet"),
+            ("--balance=random", "--balance: \"random\" is none of round-robin, weighted, least-conn, p2c"),
+            ("--on-eject=", "--on-eject: \"\" is none of keep, close"),
+            ("--health-check=ping", "--health-check: \"ping\" is none of tcp, http, grpc"),
+            ("--health-check-path=/x", "--health-check-path: needs --health-check=http"),
+            ("--health-check=http --health-check-path=x", "--health-check-path: must begin with /"),
+            ("--health-check=http --health-check-interval=0", "--health-check-interval: must be >0"),
+            ("--health-check=http --health-check-fall=0", "--health-check-fall: must be >0"),
+            (
+                "--health-check=tcp --health-check-cacert=x",
+                "--health-check: certificates for health checks need --health-check=http or grpc",
+            ),
             ("--connect-timeout 0", "--connect-timeout: must be >0"),
             (
                 "--listen-addr here",

@@ -25,7 +25,7 @@ mod url;
 
 pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
-pub use gateway::{GatewayConfig, parse_gateway_config};
+pub use gateway::{Balance, GatewayConfig, HealthCheckConfig, HealthCheckKind, OnEject, parse_gateway_config};
 pub use golang::GoDuration;
 pub use proxy::{
     Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,

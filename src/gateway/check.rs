@@ -3,11 +3,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use tokio_util::sync::CancellationToken;
 
+use super::cause::Cause;
 use super::dial::Dialer;
-use super::upstreams::Upstream;
+use super::probe::Probe;
+use super::upstream::Upstream;
 use crate::net::Backoff;
+use crate::shutdown::Tasks;
 
 /// Pause before the first check of an endpoint that went down; doubled after each failed one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -16,34 +18,117 @@ const PAUSE_WITHOUT_ANY: Duration = Duration::from_secs(1);
 /// How long a connection that an endpoint took counts as proof of its health.
 const EVIDENCE_MAX: Duration = Duration::from_secs(1);
 
-/// Looks after one endpoint until it leaves the list: sleeps while it is up, asks with growing pauses while it is
-/// down.
-pub(super) async fn watch_over(
-    upstream: Arc<Upstream>,
-    dialer: Arc<Dialer>,
-    pause_max: Duration,
-    stop: CancellationToken,
-) {
+/// How endpoints are looked after.
+#[derive(Clone, Debug)]
+pub(super) struct Care {
+    /// Longest pause between two checks of an endpoint that is down.
+    pub(super) pause_max: Duration,
+    /// Time that connections get to end once their endpoint has left the list.
+    pub(super) drain: Duration,
+    /// Health checks; without them a connection that is taken is enough, and endpoints that are up are not asked.
+    pub(super) health: Option<HealthChecks>,
+}
+
+/// Health checks of an endpoint, up or down.
+#[derive(Clone, Debug)]
+pub(super) struct HealthChecks {
+    pub(super) probe: Probe,
+    pub(super) interval: Duration,
+    pub(super) timeout: Duration,
+    /// Checks in a row that an endpoint must pass to be used again.
+    pub(super) rise: u32,
+    /// Checks in a row that it must fail to be left out. One that has never passed is left out after the first.
+    pub(super) fall: u32,
+}
+
+/// Looks after one endpoint until it has left the list and its connections are closed.
+pub(super) async fn watch_over(upstream: Arc<Upstream>, dialer: Arc<Dialer>, care: Care, tasks: Tasks) {
+    let stop = tasks.stop_signal();
+    loop {
+        let listed = async {
+            match &care.health {
+                Some(checks) => check_health(&upstream, &dialer, checks, &tasks).await,
+                None => find_again(&upstream, &dialer, care.pause_max).await,
+            }
+        };
+        tokio::select! { () = stop.cancelled() => return, () = listed => {} }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // It may have returned to the list.
+            () = upstream.changed.notified() => continue,
+            () = tokio::time::sleep(care.drain) => {}
+        }
+        if dialer.upstreams.forget(&upstream) {
+            upstream.close_all("endpoint is no longer listed");
+            return;
+        }
+    }
+}
+
+/// Sleeps while the endpoint is up, asks with growing pauses while it is down. Ready when it is no longer listed.
+async fn find_again(upstream: &Upstream, dialer: &Dialer, pause_max: Duration) {
     let mut backoff = Backoff::new(FIRST_PAUSE, pause_max);
     while !upstream.is_removed() {
         if !upstream.is_down() {
             backoff.reset();
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = upstream.changed.notified() => continue,
-            }
+            upstream.changed.notified().await;
+            continue;
         }
         backoff.set_max(if dialer.upstreams.any_live() { pause_max } else { pause_max.min(PAUSE_WITHOUT_ANY) });
         tokio::select! {
-            () = stop.cancelled() => return,
             // A client found it alive, or it left the list.
             () = upstream.changed.notified() => continue,
             () = tokio::time::sleep(backoff.pause()) => {}
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            // The outcome is noted where clients note theirs; the connection itself is not needed.
-            _ = dialer.try_one(&upstream) => {}
+        // The outcome is noted where clients note theirs; the connection itself is not needed.
+        let _ = dialer.try_one(upstream).await;
+    }
+}
+
+/// Asks at the interval while the endpoint is up, more often at first while it is down. Ready when it is no longer
+/// listed.
+async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthChecks, tasks: &Tasks) {
+    let mut backoff = Backoff::new(FIRST_PAUSE.min(checks.interval), checks.interval);
+    let (mut passed, mut failed, mut ever_passed) = (0_u32, 0_u32, false);
+    while !upstream.is_removed() {
+        let ask = checks.probe.ask(upstream, dialer, tasks);
+        let outcome = tokio::time::timeout(checks.timeout, ask).await;
+        match outcome.unwrap_or_else(|_| Err(format!("no answer within {:?}", checks.timeout))) {
+            Ok(()) => {
+                (passed, failed, ever_passed) = (passed.saturating_add(1), 0, true);
+                if passed >= checks.rise {
+                    upstream.mark_up();
+                }
+            }
+            Err(reason) => {
+                (passed, failed) = (0, failed.saturating_add(1));
+                upstream.metrics.check_failures.inc();
+                if failed >= checks.fall || !ever_passed {
+                    upstream.mark_down(Cause::Check, &reason);
+                }
+            }
+        }
+        let was_down = upstream.is_down();
+        if !was_down {
+            backoff.reset();
+        }
+        // Drawn from a range, so that gateways that started together do not ask together.
+        let pause = if was_down { backoff.pause() } else { checks.interval.mul_f64(0.9 + fastrand::f64() / 5.0) };
+        let pause = tokio::time::sleep(pause);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = upstream.changed.notified() => {}
+                () = &mut pause => break,
+            }
+            if upstream.is_removed() {
+                return;
+            }
+            if upstream.is_down() && !was_down {
+                // A client was refused: it is asked at once, and must pass anew.
+                passed = 0;
+                break;
+            }
         }
     }
 }
@@ -57,8 +142,9 @@ pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
     let _one_at_a_time = dialer.checking.lock().await;
     let list = dialer.upstreams.list();
     // What is down is looked at in the background all the time.
-    let (down, live): (Vec<_>, Vec<_>) = list.iter().partition(|upstream| upstream.is_down());
-    if live.iter().any(|upstream| upstream.took_within(EVIDENCE_MAX)) {
+    let (down, live): (Vec<_>, Vec<_>) =
+        list.iter().map(|listed| &listed.upstream).partition(|upstream| upstream.is_down());
+    if live.iter().any(|upstream| upstream.is_proven() || upstream.took_within(EVIDENCE_MAX)) {
         return Ok(());
     }
     let mut reasons: Vec<_> = down.iter().map(|upstream| (upstream.address(), upstream.reason())).collect();

@@ -9,8 +9,10 @@ use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::cause::Cause;
 use super::metrics::GatewayMetrics;
-use super::upstreams::{Upstream, Upstreams};
+use super::upstream::{Assigned, Upstream};
+use super::upstreams::Upstreams;
 use crate::net::{AddressTime, DialError, HostPort, TcpDialer, TcpSilence};
 
 /// Endpoints marked down that are tried when no other is left.
@@ -29,25 +31,25 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    /// Connects to the endpoint whose turn it is, or else to the next one that works. None when no endpoint takes
-    /// the connection.
-    pub(super) async fn dial(&self) -> Option<TcpStream> {
+    /// Connects to the endpoint that the balancer chooses, or else to the next one that works. None when no endpoint
+    /// takes the connection.
+    pub(super) async fn dial(&self) -> Option<(TcpStream, Assigned)> {
         let started = Instant::now();
         let mut tried = Vec::new();
-        while let Some(upstream) = self.upstreams.pick(&tried) {
-            match self.try_one(&upstream).await {
-                Ok(stream) => return Some(self.connected(&upstream, stream, started)),
+        while let Some(assigned) = self.upstreams.pick(&tried) {
+            match self.try_one(assigned.upstream()).await {
+                Ok(stream) => return Some(self.connected(assigned, stream, started)),
                 Err(error) if is_our_shortage(&error) => return None,
-                Err(_) => tried.push(upstream),
+                Err(_) => tried.push(assigned.upstream().clone()),
             }
         }
         // An endpoint marked down may work again: it is tried before the client is refused.
         let rest = self.upstreams.last_resort(LAST_RESORT_MAX, &tried);
         let mut attempts: FuturesUnordered<_> =
-            rest.iter().map(async |upstream| (upstream, self.try_one(upstream).await)).collect();
-        while let Some((upstream, outcome)) = attempts.next().await {
+            rest.into_iter().map(async |assigned| (self.try_one(assigned.upstream()).await, assigned)).collect();
+        while let Some((outcome, assigned)) = attempts.next().await {
             if let Ok(stream) = outcome {
-                return Some(self.connected(upstream, stream, started));
+                return Some(self.connected(assigned, stream, started));
             }
         }
         None
@@ -55,19 +57,31 @@ impl Dialer {
 
     /// One attempt, within the connect timeout, look-up included.
     pub(super) async fn try_one(&self, upstream: &Upstream) -> io::Result<TcpStream> {
-        let outcome = connect(upstream.address(), self.connect_timeout, self.own).await;
+        let started = Instant::now();
+        let outcome = self.connect(upstream).await;
         match &outcome {
-            Ok(_) => upstream.mark_up(),
+            Ok(_) => {
+                upstream.metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
+                upstream.took_connection();
+            }
             Err(error) if is_our_shortage(error) => {}
-            Err(error) => upstream.mark_down(error),
+            Err(error) => {
+                upstream.metrics.connect_failures.inc();
+                upstream.mark_down(Cause::of(error), &error.to_string());
+            }
         }
         outcome
     }
 
-    fn connected(&self, upstream: &Upstream, stream: TcpStream, started: Instant) -> TcpStream {
-        self.metrics.connected.with_label_values(&[&upstream.address().to_string()]).inc();
+    /// A connection to the endpoint, within the connect timeout, look-up included. Changes nothing that is known of it.
+    pub(super) async fn connect(&self, upstream: &Upstream) -> io::Result<TcpStream> {
+        connect(upstream.address(), self.connect_timeout, self.own).await
+    }
+
+    fn connected(&self, assigned: Assigned, stream: TcpStream, started: Instant) -> (TcpStream, Assigned) {
+        assigned.upstream().metrics.connected.inc();
         self.metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
-        stream
+        (stream, assigned)
     }
 }
 

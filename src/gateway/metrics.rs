@@ -1,6 +1,12 @@
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use super::cause::Cause;
+use crate::net::HostPort;
 use crate::telemetry::{Metrics, exponential_buckets};
+
+/// The values of the label `direction`.
+const UPSTREAM: &str = "upstream";
+const DOWNSTREAM: &str = "downstream";
 
 /// What the gateway counts. Endpoint labels come from the configured list, so their number is bounded by it.
 #[derive(Clone, Debug)]
@@ -11,19 +17,22 @@ pub struct GatewayMetrics {
     pub(super) open: IntGauge,
     pub(super) unserved: IntCounter,
     pub(super) resets: IntCounter,
-    pub(super) bytes_up: IntCounter,
-    pub(super) bytes_down: IntCounter,
     pub(super) spliced: IntCounter,
-    pub(super) connected: IntCounterVec,
-    pub(super) connect_failures: IntCounterVec,
-    pub(super) up: IntGaugeVec,
     pub(super) connect_seconds: Histogram,
+    bytes: IntCounterVec,
+    connected: IntCounterVec,
+    connect_failures: IntCounterVec,
+    check_failures: IntCounterVec,
+    ejections: IntCounterVec,
+    cut: IntCounterVec,
+    up: IntGaugeVec,
+    endpoint_open: IntGaugeVec,
+    endpoint_connect_seconds: HistogramVec,
 }
 
 impl GatewayMetrics {
     /// Makes the metrics and registers them.
     pub fn register(metrics: &Metrics) -> Self {
-        let bytes = metrics.counter_vec("watershed_gateway_bytes_total", "Bytes moved.", &["direction"]);
         Self {
             accepted: metrics.counter("watershed_gateway_accepted_total", "Client connections accepted."),
             accept_errors: metrics.counter("watershed_gateway_accept_errors_total", "Failed calls of accept."),
@@ -37,9 +46,13 @@ impl GatewayMetrics {
                 "Client connections closed because no endpoint took them.",
             ),
             resets: metrics.counter("watershed_gateway_resets_total", "Connections that ended with an error."),
-            bytes_up: bytes.with_label_values(&["upstream"]),
-            bytes_down: bytes.with_label_values(&["downstream"]),
             spliced: metrics.counter("watershed_gateway_spliced_bytes_total", "Bytes that were never copied."),
+            connect_seconds: metrics.histogram(
+                "watershed_gateway_connect_duration_seconds",
+                "Time from a client's arrival to its endpoint's acceptance.",
+                exponential_buckets(0.0001, 16),
+            ),
+            bytes: metrics.counter_vec("watershed_gateway_bytes_total", "Bytes moved.", &["endpoint", "direction"]),
             connected: metrics.counter_vec(
                 "watershed_gateway_connected_total",
                 "Connections made for clients, by endpoint.",
@@ -50,12 +63,98 @@ impl GatewayMetrics {
                 "Connections that an endpoint did not take.",
                 &["endpoint"],
             ),
+            check_failures: metrics.counter_vec(
+                "watershed_gateway_check_failures_total",
+                "Health checks that an endpoint failed.",
+                &["endpoint"],
+            ),
+            ejections: metrics.counter_vec(
+                "watershed_gateway_ejections_total",
+                "Times an endpoint that was in use went down, by cause.",
+                &["endpoint", "cause"],
+            ),
+            cut: metrics.counter_vec(
+                "watershed_gateway_cut_total",
+                "Connections closed because their endpoint went down or left the list.",
+                &["endpoint"],
+            ),
             up: metrics.gauge_vec("watershed_gateway_endpoint_up", "1 while the endpoint is used.", &["endpoint"]),
-            connect_seconds: metrics.histogram(
-                "watershed_gateway_connect_duration_seconds",
-                "Time from a client's arrival to its endpoint's acceptance.",
+            endpoint_open: metrics.gauge_vec(
+                "watershed_gateway_endpoint_connections",
+                "Connections that the endpoint has or that are on their way to it.",
+                &["endpoint"],
+            ),
+            endpoint_connect_seconds: metrics.histogram_vec(
+                "watershed_gateway_endpoint_connect_duration_seconds",
+                "Time of one successful connection to the endpoint, look-up included.",
+                &["endpoint"],
                 exponential_buckets(0.0001, 16),
             ),
+        }
+    }
+
+    /// The metrics of one endpoint.
+    pub(super) fn endpoint(&self, address: &HostPort) -> EndpointMetrics {
+        let label = address.to_string();
+        let up = self.up.with_label_values(&[&label]);
+        up.set(1);
+        EndpointMetrics {
+            up,
+            open: self.endpoint_open.with_label_values(&[&label]),
+            connected: self.connected.with_label_values(&[&label]),
+            connect_failures: self.connect_failures.with_label_values(&[&label]),
+            check_failures: self.check_failures.with_label_values(&[&label]),
+            connect_seconds: self.endpoint_connect_seconds.with_label_values(&[&label]),
+            cut: self.cut.with_label_values(&[&label]),
+            bytes_up: self.bytes.with_label_values(&[&label, UPSTREAM]),
+            bytes_down: self.bytes.with_label_values(&[&label, DOWNSTREAM]),
+            ejections: Cause::ALL.map(|cause| self.ejections.with_label_values(&[&label, cause.label()])),
+            resets: self.resets.clone(),
+            spliced: self.spliced.clone(),
+        }
+    }
+
+    /// Takes the metrics of an endpoint away. Each fails where it is gone already.
+    pub(super) fn forget(&self, address: &HostPort) {
+        let label = address.to_string();
+        let _ = self.up.remove_label_values(&[&label]);
+        let _ = self.endpoint_open.remove_label_values(&[&label]);
+        let _ = self.connected.remove_label_values(&[&label]);
+        let _ = self.connect_failures.remove_label_values(&[&label]);
+        let _ = self.check_failures.remove_label_values(&[&label]);
+        let _ = self.endpoint_connect_seconds.remove_label_values(&[&label]);
+        let _ = self.cut.remove_label_values(&[&label]);
+        for direction in [UPSTREAM, DOWNSTREAM] {
+            let _ = self.bytes.remove_label_values(&[&label, direction]);
+        }
+        for cause in Cause::ALL {
+            let _ = self.ejections.remove_label_values(&[&label, cause.label()]);
+        }
+    }
+}
+
+/// The metrics of one endpoint, looked up once, and those of all that its connections count in.
+#[derive(Debug)]
+pub(super) struct EndpointMetrics {
+    pub(super) up: IntGauge,
+    pub(super) open: IntGauge,
+    pub(super) connected: IntCounter,
+    pub(super) connect_failures: IntCounter,
+    pub(super) check_failures: IntCounter,
+    pub(super) connect_seconds: Histogram,
+    pub(super) cut: IntCounter,
+    pub(super) bytes_up: IntCounter,
+    pub(super) bytes_down: IntCounter,
+    ejections: [IntCounter; Cause::ALL.len()],
+    pub(super) resets: IntCounter,
+    pub(super) spliced: IntCounter,
+}
+
+impl EndpointMetrics {
+    /// Counts that the endpoint went down.
+    pub(super) fn ejected(&self, cause: Cause) {
+        for (_, counter) in Cause::ALL.iter().zip(&self.ejections).filter(|&(&other, _)| other == cause) {
+            counter.inc();
         }
     }
 }

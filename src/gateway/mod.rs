@@ -1,24 +1,30 @@
 //! The L4 gateway: accepts TCP connections and moves their bytes to a live endpoint.
 //!
 //! A connection enters at the accept loop (`accept.rs`), which gives it to the serving thread with the fewest
-//! (`worker.rs`); there it stays. The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs`, which
-//! `check.rs` keeps up to date) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
+//! (`worker.rs`); there it stays. The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs` by
+//! `balance.rs`, among what `upstream.rs`, `check.rs` and `probe.rs` know of each) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
 //! holding memory while they are idle. [`Gateway::start`] wires that together. Read `flow.rs` first: all
 //! bytes go through it.
 
 mod accept;
+mod balance;
+mod cause;
 mod check;
 mod dial;
+mod error;
 mod flow;
 mod http;
 mod metrics;
 mod pool;
+mod probe;
 mod pump;
 mod start;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod upstreams;
 mod worker;
 
+pub use error::GatewayError;
 pub use metrics::GatewayMetrics;
-pub use start::{Gateway, GatewayError};
+pub use start::Gateway;

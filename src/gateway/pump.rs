@@ -1,7 +1,6 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::flow::{Flow, FlowCounters, FlowError};
-use super::metrics::GatewayMetrics;
+use super::upstream::Assigned;
 
 /// A client and its endpoint, once both are connected. Ready when the connection is over.
 ///
@@ -17,14 +16,15 @@ use super::metrics::GatewayMetrics;
 ///
 /// A half-close ends one direction and leaves the other open. A reset ends both and reaches the other side as a
 /// reset, so that no reader takes a torn answer for a whole one. A side that only stops reading (its writes fail, its
-/// own bytes end cleanly) still gets to say all it had to say.
+/// own bytes end cleanly) still gets to say all it had to say. A connection that is dropped before its end (its endpoint is
+/// gone, the time to drain is over) ends with a reset for the same reason.
 pub(super) struct Pump {
     client: Side,
     endpoint: Side,
     /// None once the direction is over.
     up: Option<Flow>,
     down: Option<Flow>,
-    metrics: Arc<GatewayMetrics>,
+    assigned: Assigned,
 }
 
 struct Side {
@@ -37,10 +37,10 @@ struct Side {
 struct Broken;
 
 impl Pump {
-    pub(super) fn new(client: TcpStream, endpoint: TcpStream, metrics: Arc<GatewayMetrics>) -> Self {
+    pub(super) fn new(client: TcpStream, endpoint: TcpStream, assigned: Assigned) -> Self {
         let side = |stream| Side { stream, was_reset: false };
         let (client, endpoint) = (side(client), side(endpoint));
-        Self { client, endpoint, up: Some(Flow::new()), down: Some(Flow::new()), metrics }
+        Self { client, endpoint, up: Some(Flow::new()), down: Some(Flow::new()), assigned }
     }
 }
 
@@ -48,7 +48,8 @@ impl Future for Pump {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { client, endpoint, up, down, metrics } = self.get_mut();
+        let Self { client, endpoint, up, down, assigned } = self.get_mut();
+        let metrics = &assigned.upstream().metrics;
         let spliced = &metrics.spliced;
         let up_counters = FlowCounters { bytes: &metrics.bytes_up, spliced };
         let down_counters = FlowCounters { bytes: &metrics.bytes_down, spliced };
@@ -59,6 +60,15 @@ impl Future for Pump {
             return Poll::Ready(());
         }
         if up.is_none() && down.is_none() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        if self.up.is_some() || self.down.is_some() {
+            abort(&self.client.stream);
+            abort(&self.endpoint.stream);
+        }
     }
 }
 
@@ -73,10 +83,8 @@ fn poll_direction(
     match running.poll(cx, (&mut from.stream, from.was_reset), &mut to.stream, counters) {
         Poll::Pending => {}
         Poll::Ready(Ok(())) => *flow = None,
-        Poll::Ready(Err(FlowError::Read)) => {
-            abort(&to.stream);
-            return Err(Broken);
-        }
+        // The other side gets a reset when this is dropped.
+        Poll::Ready(Err(FlowError::Read)) => return Err(Broken),
         Poll::Ready(Err(FlowError::Write(error))) => {
             // A broken pipe follows the reader's own clean end; anything else is a reset or a dead network.
             to.was_reset = error.kind() != io::ErrorKind::BrokenPipe;

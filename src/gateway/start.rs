@@ -7,48 +7,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::accept::{Accept, Door, Listener, accept_loop, connections_max};
-use super::check::watch_over;
+use super::balance::Division;
+use super::check::{Care, HealthChecks, watch_over};
 use super::dial::{Dialer, leads_back};
+use super::error::GatewayError;
 use super::http::serve_metrics;
 use super::metrics::GatewayMetrics;
+use super::probe::Probe;
 use super::upstreams::Upstreams;
 use super::worker::Worker;
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, HealthCheckConfig, OnEject};
 use crate::discovery::Discovery;
 use crate::net::HostPort;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
-
-/// Why a gateway does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum GatewayError {
-    /// The name of a listen address has no address.
-    #[error("--{flag}: look up {address}: {reason}")]
-    LookUp {
-        /// The flag.
-        flag: &'static str,
-        /// Its value.
-        address: HostPort,
-        /// What the resolver said.
-        reason: io::Error,
-    },
-    /// The address is taken, foreign or forbidden.
-    #[error("--{flag}: listen tcp {address}: bind: {reason}")]
-    Bind {
-        /// The flag.
-        flag: &'static str,
-        /// Its value.
-        address: HostPort,
-        /// What the system said.
-        reason: io::Error,
-    },
-    /// Connections would go round in circles.
-    #[error("--endpoints: {0} is the address the gateway itself listens on (--listen-addr)")]
-    SelfLoop(HostPort),
-    /// No thread, no runtime.
-    #[error("start a serving thread: {0}")]
-    Thread(io::Error),
-}
 
 /// A running gateway.
 #[derive(Debug)]
@@ -96,11 +68,18 @@ impl Gateway {
                 return Err(GatewayError::SelfLoop(listed));
             }
         }
+        let health = config.health_check.as_ref().map(health_checks).transpose()?;
         let tasks = tasks.child();
         let stop = tasks.stop_signal();
         let gateway_metrics = Arc::new(GatewayMetrics::register(metrics));
+        let division = Division {
+            balance: config.balance,
+            slow_start: config.slow_start,
+            closes_when_down: config.on_eject == OnEject::Close,
+            checked: config.health_check.is_some(),
+        };
         let dialer = Arc::new(Dialer {
-            upstreams: Upstreams::new(gateway_metrics.clone()),
+            upstreams: Upstreams::new(division, fastrand::Rng::new(), gateway_metrics.clone()),
             metrics: gateway_metrics.clone(),
             connect_timeout: config.connect_timeout,
             own: address,
@@ -122,11 +101,11 @@ impl Gateway {
             workers.push(worker);
             threads.push(ended);
         }
-        let pause_max = config.retry_delay;
-        let (checks, checked, check_stop) = (tasks.clone(), dialer.clone(), stop.clone());
+        let care = Care { pause_max: config.retry_delay, drain: config.endpoint_drain_timeout, health };
+        let (checks, checked) = (tasks.clone(), dialer.clone());
         let follow = move |set: &_| {
             for upstream in checked.upstreams.replace(set) {
-                checks.spawn(watch_over(upstream, checked.clone(), pause_max, check_stop.clone()));
+                checks.spawn(watch_over(upstream, checked.clone(), care.clone(), checks.clone()));
             }
         };
         follow(&first);
@@ -174,6 +153,11 @@ impl Gateway {
             let _ = thread.await;
         }
     }
+}
+
+fn health_checks(config: &HealthCheckConfig) -> Result<HealthChecks, GatewayError> {
+    let &HealthCheckConfig { interval, timeout, rise, fall, .. } = config;
+    Ok(HealthChecks { probe: Probe::new(config)?, interval, timeout, rise, fall })
 }
 
 fn bind_error(flag: &'static str, address: &HostPort, reason: io::Error) -> GatewayError {

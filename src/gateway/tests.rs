@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -12,8 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 use super::accept::{Accept, Listener};
-use super::start::{Gateway, GatewayError};
-use crate::config::GatewayConfig;
+use super::error::GatewayError;
+use super::start::Gateway;
+use crate::config::{Balance, GatewayConfig, OnEject};
 use crate::discovery::{Discovery, ListedEndpoint, StaticList};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -193,7 +196,7 @@ async fn bulk_is_spliced_and_small_frames_are_copied() {
         in_time(async { tokio::join!(exchange(client, &[1], &[1]), exchange(endpoint, &data, &[1 << 20])) }).await;
     assert!(received == data);
     assert!(setup.metric("watershed_gateway_spliced_bytes_total") > data.len() as f64 / 2.0);
-    let moved = setup.metric("watershed_gateway_bytes_total{direction=\"downstream\"}");
+    let moved = setup.metric("watershed_gateway_bytes_total{direction=\"downstream\"");
     assert_eq!(moved, data.len() as f64);
 }
 
@@ -211,6 +214,48 @@ async fn a_half_close_leaves_the_answer_its_way() {
     let mut answer = Vec::new();
     in_time(client.read_to_end(&mut answer)).await.unwrap();
     assert_eq!(answer, [5; 333]);
+}
+
+#[tokio::test]
+async fn a_half_close_loses_nothing_that_is_on_its_way() {
+    // Etcd's gateway closes both directions with the first, and what is on its way is lost.
+    for client_ends_first in [true, false] {
+        let (_setup, client, endpoint) = pair().await;
+        let (mut first, mut second) = if client_ends_first { (client, endpoint) } else { (endpoint, client) };
+        let data = noise(7, 1 << 20);
+        let says_all = async {
+            first.write_all(&data).await.unwrap();
+            first.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            first.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let answers_late = async {
+            let mut question = Vec::new();
+            second.read_to_end(&mut question).await.unwrap();
+            second.write_all(&question).await.unwrap();
+            second.shutdown().await.unwrap();
+            question
+        };
+        let (answer, question) = in_time(async { tokio::join!(says_all, answers_late) }).await;
+        assert!(question == data && answer == data, "client_ends_first: {client_ends_first}");
+    }
+}
+
+#[tokio::test]
+async fn ipv6_on_both_sides() {
+    let anywhere = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+    let echo = Echo::at(anywhere, b'6').await;
+    let setup = Setup::with(&[echo.address], |config| config.listen_addr = anywhere.into()).await;
+    assert!(setup.gateway.address().is_ipv6());
+    assert_eq!(who(&setup).await, Some(b'6'));
+    let config = GatewayConfig::new(anywhere.into(), vec![setup.gateway.address().into()]);
+    let list = StaticList::new(config.endpoints.clone());
+    let second = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await.unwrap();
+    let mut client = TcpStream::connect(second.address()).await.unwrap();
+    let mut name = [0];
+    in_time(client.read_exact(&mut name)).await.unwrap();
+    assert_eq!(name, *b"6");
 }
 
 #[tokio::test]
@@ -297,7 +342,7 @@ async fn a_black_hole_costs_one_connect_timeout_once() {
     for _ in 0..6 {
         assert_eq!(who(&setup).await, Some(b'e'));
     }
-    let failures = setup.metric("watershed_gateway_connect_failures_total");
+    let failures = setup.metric(&format!("watershed_gateway_connect_failures_total{{endpoint=\"{address}\""));
     assert!((1.0..=3.0).contains(&failures), "one from a client, the rest from background looks: {failures}");
 }
 
@@ -314,6 +359,103 @@ async fn a_new_list_moves_new_connections_only() {
     old.write_all(b"x").await.unwrap();
     in_time(old.read_exact(&mut byte)).await.unwrap();
     assert_eq!(byte, *b"x");
+}
+
+/// Reads until the connection is over and says whether that was a reset.
+async fn ends_by_reset(client: &mut TcpStream) -> bool {
+    loop {
+        match in_time(client.read(&mut [0; 64])).await {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_of_an_endpoint_that_left_the_list_end_after_its_drain_timeout() {
+    // Etcd's gateway keeps them for ever.
+    let (a, b) = (Echo::new(b'a').await, Echo::new(b'b').await);
+    let setup = Setup::with(&[a.address, b.address], |config| config.endpoint_drain_timeout = Duration::ZERO).await;
+    let mut open = [setup.connect().await, setup.connect().await];
+    let mut names = [0; 2];
+    for (client, name) in open.iter_mut().zip(&mut names) {
+        in_time(client.read_exact(std::slice::from_mut(name))).await.unwrap();
+    }
+    setup.list.replace([ListedEndpoint::new(b.address)].into());
+    for (mut client, name) in open.into_iter().zip(names) {
+        if name == b'a' {
+            assert!(ends_by_reset(&mut client).await, "the answer may be torn");
+        } else {
+            client.write_all(b"x").await.unwrap();
+            in_time(client.read_exact(&mut [0])).await.unwrap();
+        }
+    }
+    assert!(names.contains(&b'a') && names.contains(&b'b'));
+    let gone = format!("endpoint=\"{}\"", a.address);
+    assert!(!setup.metrics.render().contains(&gone), "its metrics are gone too");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_goes_down_may_lose_its_connections() {
+    for on_eject in [OnEject::Keep, OnEject::Close] {
+        let listener = TcpListener::bind(anywhere()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let echo = Echo::new(b'e').await;
+        let setup = Setup::with(&[address, echo.address], |config| {
+            config.on_eject = on_eject;
+            config.retry_delay = Duration::from_secs(3600);
+        })
+        .await;
+        let (mut client, accepted) = tokio::join!(setup.connect(), in_time(listener.accept()));
+        let mut endpoint = accepted.unwrap().0;
+        // Both ways, so that the gateway moves bytes by now.
+        client.write_all(b"x").await.unwrap();
+        in_time(endpoint.read_exact(&mut [0])).await.unwrap();
+        drop(listener);
+        // The next client but one finds it closed.
+        assert_eq!([who(&setup).await, who(&setup).await], [Some(b'e'); 2]);
+        let ejections = format!("watershed_gateway_ejections_total{{cause=\"refused\",endpoint=\"{address}\"");
+        assert_eq!(setup.metric(&ejections), 1.0);
+        if on_eject == OnEject::Close {
+            assert!(ends_by_reset(&mut client).await && ends_by_reset(&mut endpoint).await);
+        } else {
+            endpoint.write_all(b"y").await.unwrap();
+            in_time(client.read_exact(&mut [0])).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_endpoint_with_the_fewest_connections_gets_the_next() {
+    let (a, b) = (Echo::new(b'a').await, Echo::new(b'b').await);
+    let setup = Setup::with(&[a.address, b.address], |config| config.balance = Balance::LeastConn).await;
+    let mut of_a = Vec::new();
+    let mut of_b = Vec::new();
+    for _ in 0..10 {
+        let mut client = setup.connect().await;
+        let mut name = [0];
+        in_time(client.read_exact(&mut name)).await.unwrap();
+        if name == *b"a" { of_a.push(client) } else { of_b.push(client) }
+    }
+    assert_eq!((of_a.len(), of_b.len()), (5, 5));
+    let open =
+        |echo: &Echo| setup.metric(&format!("watershed_gateway_endpoint_connections{{endpoint=\"{}\"", echo.address));
+    assert_eq!((open(&a), open(&b)), (5.0, 5.0));
+    of_a.clear();
+    in_time(async {
+        while open(&a) > 0.0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for _ in 0..5 {
+        let mut client = setup.connect().await;
+        let mut name = [0];
+        in_time(client.read_exact(&mut name)).await.unwrap();
+        assert_eq!(name, *b"a");
+        of_a.push(client);
+    }
 }
 
 /// Fails as told, then accepts.
@@ -347,6 +489,29 @@ async fn no_accept_error_ends_the_gateway() {
     let setup = Setup { gateway, list, metrics };
     assert_eq!(who(&setup).await, Some(b'e'));
     assert_eq!(setup.metric("watershed_gateway_accept_errors_total"), 5.0);
+}
+
+/// Out of descriptors for ever; counts the attempts.
+struct Exhausted(Arc<AtomicUsize>);
+
+impl Accept for Exhausted {
+    async fn accept(&mut self) -> io::Result<std::net::TcpStream> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Err(rustix::io::Errno::MFILE.into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_minute_without_descriptors_is_no_busy_loop() {
+    let config = GatewayConfig::new(anywhere().into(), vec![nobody().into()]);
+    let list = StaticList::new(config.endpoints.clone());
+    let (attempts, metrics, tasks) = (Arc::new(AtomicUsize::new(0)), Metrics::new(), Tasks::new());
+    let exhausted = Exhausted(attempts.clone());
+    let _gateway = Gateway::start_on(exhausted, nobody(), &config, &list, &metrics, &tasks).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    // One each 50 ms.
+    let attempts = attempts.load(Ordering::Relaxed);
+    assert!((500..=610).contains(&attempts), "{attempts}");
 }
 
 #[tokio::test]

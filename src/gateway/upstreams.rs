@@ -1,187 +1,151 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use fastrand::Rng;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
-use tracing::{info, warn};
 
+use super::balance::{Candidate, Division, choose};
 use super::metrics::GatewayMetrics;
-use crate::discovery::{EndpointSet, ListedEndpoint};
-use crate::net::HostPort;
-
-/// An endpoint as the balancer sees it.
-#[derive(Debug)]
-pub(super) struct Upstream {
-    pub(super) listed: ListedEndpoint,
-    address: HostPort,
-    down: AtomicBool,
-    /// When it last took a connection.
-    taken: Mutex<Option<Instant>>,
-    /// Why it is down.
-    reason: Mutex<String>,
-    removed: AtomicBool,
-    /// Wakes the check of this endpoint: it went down, or it left the list.
-    pub(super) changed: Notify,
-    metrics: Arc<GatewayMetrics>,
-}
-
-impl Upstream {
-    fn new(listed: ListedEndpoint, metrics: Arc<GatewayMetrics>) -> Self {
-        let address = HostPort::from(&listed.endpoint);
-        metrics.up.with_label_values(&[&address.to_string()]).set(1);
-        Self {
-            listed,
-            address,
-            down: AtomicBool::new(false),
-            taken: Mutex::new(None),
-            reason: Mutex::new(String::new()),
-            removed: AtomicBool::new(false),
-            changed: Notify::new(),
-            metrics,
-        }
-    }
-
-    pub(super) fn address(&self) -> &HostPort {
-        &self.address
-    }
-
-    pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn is_removed(&self) -> bool {
-        self.removed.load(Ordering::Relaxed)
-    }
-
-    /// A connection was refused or timed out: no more clients go there until it works again.
-    pub(super) fn mark_down(&self, error: &std::io::Error) {
-        let label = self.address().to_string();
-        self.metrics.connect_failures.with_label_values(&[&label]).inc();
-        *self.reason.lock() = error.to_string();
-        if !self.down.swap(true, Ordering::Relaxed) {
-            warn!(endpoint = %label, %error, "endpoint is down");
-            self.metrics.up.with_label_values(&[&label]).set(0);
-            self.changed.notify_one();
-        }
-    }
-
-    /// Whether it took a connection no longer ago than this.
-    pub(super) fn took_within(&self, age: Duration) -> bool {
-        self.taken.lock().is_some_and(|at| at.elapsed() <= age)
-    }
-
-    /// Why it is down.
-    pub(super) fn reason(&self) -> String {
-        self.reason.lock().clone()
-    }
-
-    /// A connection worked.
-    pub(super) fn mark_up(&self) {
-        *self.taken.lock() = Some(Instant::now());
-        if self.is_down() && self.down.swap(false, Ordering::Relaxed) {
-            let label = self.address().to_string();
-            info!(endpoint = %label, "endpoint is back");
-            self.metrics.up.with_label_values(&[&label]).set(1);
-            self.changed.notify_one();
-        }
-    }
-}
+use super::upstream::{Assigned, Upstream};
+use crate::discovery::EndpointSet;
 
 /// The endpoints that connections may go to.
 #[derive(Debug)]
 pub(super) struct Upstreams {
-    current: ArcSwap<Vec<Arc<Upstream>>>,
+    current: ArcSwap<Vec<Listed>>,
+    /// No longer listed, with connections that may still be open. Locked while the list changes.
+    leaving: Mutex<Vec<Arc<Upstream>>>,
     turn: AtomicUsize,
+    random: Mutex<Rng>,
+    division: Division,
     metrics: Arc<GatewayMetrics>,
 }
 
+/// An endpoint and what its source says of it.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) priority: u16,
+    pub(super) weight: u16,
+}
+
 impl Upstreams {
-    pub(super) fn new(metrics: Arc<GatewayMetrics>) -> Self {
-        Self { current: ArcSwap::default(), turn: AtomicUsize::new(0), metrics }
+    pub(super) fn new(division: Division, random: Rng, metrics: Arc<GatewayMetrics>) -> Self {
+        Self {
+            current: ArcSwap::default(),
+            leaving: Mutex::default(),
+            turn: AtomicUsize::new(0),
+            random: Mutex::new(random),
+            division,
+            metrics,
+        }
     }
 
-    /// Replaces the current endpoints with `set` and returns the new ones, which need a check each. What is known
-    /// about the others stays, as do the connections to endpoints that are gone.
+    /// Replaces the current endpoints with `set` and returns the new ones, which need someone to look after each. What
+    /// is known about the others stays, as do the connections to endpoints that are gone.
     pub(super) fn replace(&self, set: &EndpointSet) -> Vec<Arc<Upstream>> {
+        let mut leaving = self.leaving.lock();
         let old = self.current.load_full();
         let mut added = Vec::new();
         let mut list = Vec::with_capacity(set.len());
         for listed in set.iter() {
-            let known = old.iter().find(|upstream| upstream.listed == *listed);
-            list.push(known.cloned().unwrap_or_else(|| {
-                let upstream = Arc::new(Upstream::new(listed.clone(), self.metrics.clone()));
-                added.push(upstream.clone());
-                upstream
-            }));
+            let is_same = |upstream: &Arc<Upstream>| *upstream.endpoint() == listed.endpoint;
+            let known = old.iter().map(|listed| &listed.upstream).find(|upstream| is_same(upstream)).cloned();
+            let returned = || leaving.iter().position(is_same).map(|at| leaving.swap_remove(at));
+            let upstream = known.or_else(returned).unwrap_or_else(|| {
+                let new = Upstream::new(listed.endpoint.clone(), &self.division, &self.metrics);
+                let new = Arc::new(new);
+                added.push(new.clone());
+                new
+            });
+            if upstream.is_removed() {
+                upstream.set_removed(false);
+            }
+            list.push(Listed { upstream, priority: listed.priority, weight: listed.weight });
         }
-        for gone in old.iter().filter(|upstream| !list.iter().any(|kept| Arc::ptr_eq(kept, upstream))) {
-            gone.removed.store(true, Ordering::Relaxed);
-            gone.changed.notify_one();
-            if !list.iter().any(|kept| kept.address() == gone.address()) {
-                let _ = self.metrics.up.remove_label_values(&[&gone.address().to_string()]);
+        for Listed { upstream: gone, .. } in old.iter() {
+            if !list.iter().any(|kept| Arc::ptr_eq(&kept.upstream, gone)) {
+                leaving.push(gone.clone());
+                gone.set_removed(true);
             }
         }
         self.current.store(Arc::new(list));
         added
     }
 
-    pub(super) fn list(&self) -> Arc<Vec<Arc<Upstream>>> {
+    /// Gives up an endpoint that left the list; false if it has returned to it.
+    pub(super) fn forget(&self, upstream: &Arc<Upstream>) -> bool {
+        let mut leaving = self.leaving.lock();
+        let Some(at) = leaving.iter().position(|other| Arc::ptr_eq(other, upstream)) else { return false };
+        leaving.swap_remove(at);
+        self.metrics.forget(upstream.address());
+        true
+    }
+
+    pub(super) fn list(&self) -> Arc<Vec<Listed>> {
         self.current.load_full()
     }
 
     /// Whether any endpoint is not known to be down.
     pub(super) fn any_live(&self) -> bool {
-        self.current.load().iter().any(|upstream| !upstream.is_down())
+        self.current.load().iter().any(|listed| !listed.upstream.is_down())
     }
 
-    /// The live endpoint whose turn it is, of the best priority, `tried` ones left out.
-    pub(super) fn pick(&self, tried: &[Arc<Upstream>]) -> Option<Arc<Upstream>> {
+    /// The live endpoint that gets the next connection, of the best priority, `tried` ones left out.
+    pub(super) fn pick(&self, tried: &[Arc<Upstream>]) -> Option<Assigned> {
         let current = self.current.load();
-        let live = || {
-            let fresh = |upstream: &&Arc<Upstream>| !tried.iter().any(|tried| Arc::ptr_eq(tried, upstream));
-            current.iter().filter(|upstream| !upstream.is_down()).filter(fresh)
-        };
-        let best = live().map(|upstream| upstream.listed.priority).min()?;
-        let tier = || live().filter(|upstream| upstream.listed.priority == best);
-        let total: u32 = tier().map(|upstream| u32::from(upstream.listed.weight)).sum();
-        if total > 0 {
-            let mut ticket = fastrand::u32(..total);
-            return tier()
-                .find(|upstream| {
-                    let weight = u32::from(upstream.listed.weight);
-                    let drawn = ticket < weight;
-                    ticket = ticket.wrapping_sub(weight);
-                    drawn
-                })
-                .cloned();
-        }
+        let mut tier: Vec<&Listed> = current.iter().filter(|listed| !listed.upstream.is_down()).collect();
+        tier.retain(|listed| is_fresh(&listed.upstream, tried));
+        let best = tier.iter().map(|listed| listed.priority).min()?;
+        tier.retain(|listed| listed.priority == best);
+        let candidates: Vec<Candidate> = tier
+            .iter()
+            .map(|listed| Candidate {
+                weight: listed.weight,
+                open: listed.upstream.open(),
+                warmth: listed.upstream.warmth(self.division.slow_start),
+            })
+            .collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        // One may go down between the two looks.
-        tier().nth(turn % tier().count().max(1)).or_else(|| tier().next()).cloned()
+        let chosen = choose(self.division.balance, &candidates, turn, &mut self.random.lock())?;
+        Some(Assigned::new(tier[chosen].upstream.clone()))
     }
 
     /// Up to `most` endpoints that are down, another selection each time.
-    pub(super) fn last_resort(&self, most: usize, tried: &[Arc<Upstream>]) -> Vec<Arc<Upstream>> {
+    pub(super) fn last_resort(&self, most: usize, tried: &[Arc<Upstream>]) -> Vec<Assigned> {
         let current = self.current.load();
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % current.len().max(1);
-        let fresh = |upstream: &&Arc<Upstream>| !tried.iter().any(|tried| Arc::ptr_eq(tried, upstream));
-        let rotated = current[start..].iter().chain(&current[..start]);
-        rotated.filter(|upstream| upstream.is_down()).filter(fresh).take(most).cloned().collect()
+        let rotated = current[start..].iter().chain(&current[..start]).map(|listed| &listed.upstream);
+        let usable = rotated.filter(|upstream| upstream.is_down() && is_fresh(upstream, tried));
+        usable.take(most).cloned().map(Assigned::new).collect()
     }
+}
+
+fn is_fresh(upstream: &Arc<Upstream>, tried: &[Arc<Upstream>]) -> bool {
+    !tried.iter().any(|tried| Arc::ptr_eq(tried, upstream))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
+    use super::super::cause::Cause;
     use super::*;
+    use crate::config::Balance;
+    use crate::discovery::ListedEndpoint;
+    use crate::net::HostPort;
     use crate::telemetry::Metrics;
+
+    const SLOW_START: Duration = Duration::from_secs(10);
 
     /// `host priority weight` for each endpoint.
     fn upstreams(endpoints: &[(&str, u16, u16)]) -> Upstreams {
-        let upstreams = Upstreams::new(Arc::new(GatewayMetrics::register(&Metrics::default())));
+        let division =
+            Division { balance: Balance::Listed, slow_start: SLOW_START, closes_when_down: false, checked: false };
+        let metrics = Arc::new(GatewayMetrics::register(&Metrics::default()));
+        let upstreams = Upstreams::new(division, Rng::with_seed(1), metrics);
         upstreams.replace(&set(endpoints));
         upstreams
     }
@@ -195,58 +159,90 @@ mod tests {
         endpoints.iter().map(listed).collect()
     }
 
-    fn shares(upstreams: &Upstreams, picks: usize) -> BTreeMap<String, usize> {
+    fn shares(upstreams: &Upstreams, picks: usize) -> Vec<(String, usize)> {
         let mut shares = BTreeMap::new();
         for _ in 0..picks {
-            *shares.entry(upstreams.pick(&[]).unwrap().address().host().to_owned()).or_default() += 1;
+            let assigned = upstreams.pick(&[]).unwrap();
+            *shares.entry(assigned.upstream().address().host().to_owned()).or_default() += 1;
         }
-        shares
+        shares.into_iter().collect()
     }
 
-    fn error() -> std::io::Error {
-        std::io::ErrorKind::ConnectionRefused.into()
+    fn upstream(upstreams: &Upstreams, host: &str) -> Arc<Upstream> {
+        let list = upstreams.list();
+        list.iter().find(|listed| listed.upstream.address().host() == host).unwrap().upstream.clone()
     }
 
-    #[test]
-    fn turns_are_equal_and_leave_out_what_is_down() {
+    fn set_down(upstreams: &Upstreams, host: &str) {
+        upstream(upstreams, host).mark_down(Cause::Refused, "connection refused");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_are_equal_and_leave_out_what_is_down() {
         let upstreams = upstreams(&[("a", 0, 0), ("b", 0, 0), ("c", 0, 0)]);
-        assert_eq!(shares(&upstreams, 300).into_values().collect::<Vec<_>>(), [100, 100, 100]);
-        let a = upstreams.current.load()[0].clone();
-        a.mark_down(&error());
-        assert_eq!(shares(&upstreams, 200).into_iter().collect::<Vec<_>>(), [("b".into(), 100), ("c".into(), 100)]);
-        a.mark_up();
-        assert_eq!(shares(&upstreams, 3).len(), 3);
+        let equal = |count| ["a", "b", "c"].map(|host| (host.to_owned(), count));
+        assert_eq!(shares(&upstreams, 300), equal(100));
+        set_down(&upstreams, "a");
+        assert_eq!(shares(&upstreams, 200), equal(100)[1..]);
+        upstream(&upstreams, "a").mark_up();
+        tokio::time::advance(SLOW_START).await;
+        assert_eq!(shares(&upstreams, 300), equal(100));
     }
 
-    #[test]
-    fn a_worse_priority_waits_until_the_better_ones_are_down() {
-        let upstreams = upstreams(&[("a", 10, 0), ("b", 20, 0), ("c", 10, 0)]);
-        assert_eq!(shares(&upstreams, 10).into_keys().collect::<Vec<_>>(), ["a", "c"]);
-        for upstream in upstreams.current.load().iter().filter(|upstream| upstream.listed.priority == 10) {
-            upstream.mark_down(&error());
-        }
-        assert_eq!(shares(&upstreams, 10).into_keys().collect::<Vec<_>>(), ["b"]);
-    }
-
-    #[test]
-    fn weights_are_shares() {
-        // Etcd's gateway sends everything to the first of two equal weights.
-        let upstreams = upstreams(&[("a", 0, 1), ("b", 0, 1), ("c", 0, 2)]);
-        let shares = shares(&upstreams, 40_000);
-        for (host, expected) in [("a", 10_000), ("b", 10_000), ("c", 20_000)] {
-            assert!(shares[host].abs_diff(expected) < 1_000, "{shares:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_known_survives_a_new_list() {
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_comes_back_gets_to_its_full_share_slowly() {
         let upstreams = upstreams(&[("a", 0, 0), ("b", 0, 0)]);
-        upstreams.current.load()[0].mark_down(&error());
-        let gone = upstreams.current.load()[1].clone();
-        let added = upstreams.replace(&set(&[("a", 0, 0), ("c", 0, 0)]));
+        set_down(&upstreams, "a");
+        upstream(&upstreams, "a").mark_up();
+        let mut of_a = Vec::new();
+        for _ in 0..5 {
+            of_a.push(shares(&upstreams, 2_000)[0].1);
+            tokio::time::advance(SLOW_START / 4).await;
+        }
+        assert!(of_a.is_sorted() && of_a[0] > 0 && of_a[0] < 150 && of_a[4] == 1_000, "{of_a:?}");
+    }
+
+    #[tokio::test]
+    async fn a_worse_priority_serves_only_while_the_better_ones_are_down() {
+        let upstreams = upstreams(&[("a", 10, 0), ("b", 20, 0), ("c", 10, 5)]);
+        let hosts = || shares(&upstreams, 4_000).into_iter().map(|(host, _)| host).collect::<String>();
+        assert_eq!(hosts(), "ac");
+        set_down(&upstreams, "a");
+        set_down(&upstreams, "c");
+        assert_eq!(hosts(), "b");
+        set_down(&upstreams, "b");
+        assert!(upstreams.pick(&[]).is_none());
+        assert_eq!(upstreams.last_resort(2, &[]).len(), 2);
+        upstream(&upstreams, "b").mark_up();
+        upstream(&upstreams, "c").mark_up();
+        assert_eq!(hosts(), "c");
+    }
+
+    #[tokio::test]
+    async fn what_is_known_survives_a_new_list() {
+        let upstreams = upstreams(&[("a", 0, 0), ("b", 0, 0)]);
+        set_down(&upstreams, "a");
+        let gone = upstream(&upstreams, "b");
+        let added = upstreams.replace(&set(&[("a", 0, 7), ("c", 0, 0)]));
         assert_eq!(added.len(), 1);
         assert!(gone.is_removed());
-        assert_eq!(shares(&upstreams, 4).into_keys().collect::<Vec<_>>(), ["c"]);
-        assert_eq!(upstreams.last_resort(3, &[]).len(), 1);
+        assert_eq!(shares(&upstreams, 4), [("c".to_owned(), 4)]);
+        assert_eq!(upstreams.last_resort(3, &[]).len(), 1, "a is down, whatever its weight is now");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_returns_to_the_list_is_the_same_one() {
+        let upstreams = upstreams(&[("a", 0, 0), ("b", 0, 0)]);
+        let b = upstream(&upstreams, "b");
+        let open = upstreams.pick(&[upstream(&upstreams, "a")]).unwrap();
+        upstreams.replace(&set(&[("a", 0, 0)]));
+        assert!(b.is_removed());
+        assert!(upstreams.replace(&set(&[("a", 0, 0), ("b", 0, 0)])).is_empty(), "nothing new");
+        assert!(!b.is_removed() && Arc::ptr_eq(&b, &upstream(&upstreams, "b")) && b.open() == 1);
+        assert!(!upstreams.forget(&b), "it is listed");
+        drop(open);
+        assert_eq!(b.open(), 0);
+        upstreams.replace(&set(&[("a", 0, 0)]));
+        assert!(upstreams.forget(&b) && !upstreams.forget(&b));
     }
 }

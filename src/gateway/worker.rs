@@ -90,14 +90,17 @@ async fn connect(client: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker: T
         Ok(client) => client,
         Err(error) => return debug!(%error, "connection could not be set up"),
     };
-    let Some(endpoint) = dialer.dial().await else {
+    let Some((endpoint, assigned)) = dialer.dial().await else {
         dialer.metrics.unserved.inc();
         return;
     };
-    let pump = Pump::new(client, endpoint, dialer.metrics.clone());
-    tracker.spawn(async move {
-        pump.await;
-        drop(guard);
+    assigned.run(|assigned| {
+        let pump = Pump::new(client, endpoint, assigned);
+        let moving = async move {
+            pump.await;
+            drop(guard);
+        };
+        tracker.spawn(moving).abort_handle()
     });
 }
 

@@ -95,7 +95,16 @@ impl Connection {
     /// Dials and begins the HTTP/2 session. Nothing has come from the other side then: the caller waits for an answer
     /// before it uses the connection, and bounds the time of both.
     pub(super) async fn open(endpoint: &Endpoint, config: &PoolConfig, tasks: &Tasks) -> io::Result<Self> {
-        let stream = config.dialer.dial(endpoint).await?;
+        Self::on(config.dialer.dial(endpoint).await?, endpoint, config, tasks).await
+    }
+
+    /// The same on a connection to the endpoint that is there already.
+    pub(super) async fn on(
+        stream: Box<dyn ByteStream>,
+        endpoint: &Endpoint,
+        config: &PoolConfig,
+        tasks: &Tasks,
+    ) -> io::Result<Self> {
         let is_tls = endpoint.uses_tls(config.tls.is_some());
         let stream = secure(endpoint, stream, config.tls.as_ref(), Alpn::H2).await?;
         let (sender, connection) = h2::client::Builder::new()

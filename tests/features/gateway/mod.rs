@@ -1,4 +1,7 @@
-//! The gateway as a program: its words, its exit codes, and what it does when descriptors run out.
+//! The gateway as a program: its words, its exit codes, and what it does when descriptors run out; `health.rs` has its
+//! health checks of real members.
+
+mod health;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,0 +1,37 @@
+use std::io;
+
+use crate::net::{HostPort, TlsError};
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The name of a listen address has no address.
+    #[error("--{flag}: look up {address}: {reason}")]
+    LookUp {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        address: HostPort,
+        /// What the resolver said.
+        reason: io::Error,
+    },
+    /// The address is taken, foreign or forbidden.
+    #[error("--{flag}: listen tcp {address}: bind: {reason}")]
+    Bind {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        address: HostPort,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// Connections would go round in circles.
+    #[error("--endpoints: {0} is the address the gateway itself listens on (--listen-addr)")]
+    SelfLoop(HostPort),
+    /// Certificates for the health checks that cannot be used.
+    #[error("--health-check: {0}")]
+    HealthCheckTls(TlsError),
+    /// No thread, no runtime.
+    #[error("start a serving thread: {0}")]
+    Thread(io::Error),
+}

@@ -1,0 +1,93 @@
+use std::io;
+
+use http::StatusCode;
+
+use super::dial::Dialer;
+use super::error::GatewayError;
+use super::upstream::Upstream;
+use crate::client::{health_check, http_page_on};
+use crate::config::{HealthCheckConfig, HealthCheckKind};
+use crate::net::ClientTls;
+use crate::shutdown::Tasks;
+
+/// What members answer: the path of etcd since 3.4.29, and that of all before.
+const READY_PATH: &str = "/readyz";
+const HEALTH_PATH: &str = "/health";
+/// Bytes of an answer that are quoted.
+const QUOTED_MAX: usize = 200;
+
+/// What an endpoint is asked on a connection to it.
+#[derive(Clone, Debug)]
+pub(super) enum Probe {
+    /// Nothing: that it took the connection is enough.
+    Connect,
+    /// A page over HTTP/1.1 that has to be answered with 200; none for `/readyz`, or `/health` where there is no such page.
+    Http { path: Option<String>, tls: Option<ClientTls> },
+    /// Its gRPC health service.
+    Grpc { tls: Option<ClientTls> },
+}
+
+impl Probe {
+    /// Reads the certificates.
+    pub(super) fn new(config: &HealthCheckConfig) -> Result<Self, GatewayError> {
+        let tls = || config.tls.as_ref().map(ClientTls::new).transpose().map_err(GatewayError::HealthCheckTls);
+        Ok(match &config.kind {
+            HealthCheckKind::Tcp => Self::Connect,
+            HealthCheckKind::Http { path } => Self::Http { path: path.clone(), tls: tls()? },
+            HealthCheckKind::Grpc => Self::Grpc { tls: tls()? },
+        })
+    }
+
+    /// Asks once; the caller bounds the time.
+    ///
+    /// # Errors
+    /// Why the endpoint should get no clients.
+    pub(super) async fn ask(&self, upstream: &Upstream, dialer: &Dialer, tasks: &Tasks) -> Result<(), String> {
+        let stream = dialer.connect(upstream).await.map_err(text)?;
+        match self {
+            Self::Connect => Ok(()),
+            Self::Grpc { tls } => health_check(upstream.endpoint(), Box::new(stream), tls.as_ref(), tasks).await,
+            Self::Http { path, tls } => {
+                let (endpoint, tls) = (upstream.endpoint(), tls.as_ref());
+                let first = path.as_deref().unwrap_or(READY_PATH);
+                let mut page = http_page_on(Box::new(stream), endpoint, tls, first).await.map_err(text)?;
+                if path.is_none() && page.status() == StatusCode::NOT_FOUND {
+                    let stream = Box::new(dialer.connect(upstream).await.map_err(text)?);
+                    page = http_page_on(stream, endpoint, tls, HEALTH_PATH).await.map_err(text)?;
+                }
+                match page.status() {
+                    StatusCode::OK => Ok(()),
+                    status => Err(format!("HTTP status {}: {}", status.as_u16(), gist(page.body()))),
+                }
+            }
+        }
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn text(error: io::Error) -> String {
+    error.to_string()
+}
+
+/// The line of an answer that says what is wrong: the first check that failed, or else the first line.
+fn gist(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(4096)]);
+    let failed = text.lines().find(|line| line.starts_with("[-]"));
+    failed.or_else(|| text.lines().next()).unwrap_or_default().chars().take(QUOTED_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_failed_check_is_quoted() {
+        assert_eq!(
+            gist(b"[+]data_corruption ok\n[-]linearizable_read failed: no leader\n"),
+            "[-]linearizable_read failed: no leader"
+        );
+        assert_eq!(gist(b"{\"health\":\"false\"}"), "{\"health\":\"false\"}");
+        assert_eq!(gist(b""), "");
+        assert_eq!(gist(&[b'x'; 10_000]).len(), QUOTED_MAX);
+    }
+}
