@@ -8,7 +8,8 @@
 //! [`ConnectionInfo`] of its connection in its extensions. The core and the proxy give a function that makes their service,
 //! which is called once on each serving thread; their services read request bodies through `arriving.rs`, which bounds what
 //! bodies hold before they have come whole; who collects a body of another kind counts it by `held.rs`. `outgoing.rs` bounds
-//! what answers hold that are not taken (`unsent.rs` has the counts); `head.rs` refuses heads of calls that no handler
+//! what answers hold that are not taken (`unsent.rs` has the counts); what one turn of a connection writes is one
+//! write (`net::Batched`); `head.rs` refuses heads of calls that no handler
 //! should see. A connection that HTTP hands over leaves by `upgraded.rs`.
 
 mod accept;

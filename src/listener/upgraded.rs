@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 
 use super::paced::Paced;
 use super::pings::PingPolicy;
+use crate::net::Batched;
 
 /// The socket of a connection that HTTP has handed over, and what was read of it already, so that another runtime can
 /// serve it.
@@ -13,12 +14,13 @@ use super::pings::PingPolicy;
 /// # Errors
 /// The connection, if it is not plain TCP.
 pub fn plain_tcp(upgraded: Upgraded) -> Result<(TcpStream, Bytes), Upgraded> {
-    let Parts { io, read_buf, .. } = downcast::<TokioIo<Paced<PingPolicy<TcpStream>>>>(upgraded)?;
-    Ok((io.into_inner().into_inner().into_inner(), read_buf))
+    let Parts { io, read_buf, .. } = downcast::<TokioIo<Batched<Paced<PingPolicy<TcpStream>>>>>(upgraded)?;
+    let io = io.into_inner().into_inner().expect("only this takes it out");
+    Ok((io.into_inner().into_inner(), read_buf))
 }
 
 /// A connection in what the listener puts around it, for tests that serve one themselves.
 #[cfg(test)]
 pub(crate) fn as_served(stream: TcpStream) -> impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static {
-    TokioIo::new(Paced::new(PingPolicy::new(stream, None)))
+    TokioIo::new(crate::net::batched(Paced::new(PingPolicy::new(stream, None))).0)
 }

@@ -29,7 +29,7 @@ use super::rejections::Rejections;
 use super::socket::Protection;
 use super::unfinished::refusal;
 use super::unsent::StallWatch;
-use crate::net::{ByteStream, Rejected, ServerTls, TlsPeer};
+use crate::net::{ByteStream, Rejected, ServerTls, TlsPeer, batched};
 
 /// One serving thread, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -305,16 +305,22 @@ async fn serve_connection<I, S>(
     S::Future: Send + Unpin,
 {
     let _guard = guard;
-    let stream = TokioIo::new(Paced::new(stream));
+    let (stream, batch) = batched(Paced::new(stream));
+    let stream = TokioIo::new(stream);
     let (info, mut stall) = (service.info.clone(), StallWatch::default());
     let connection = builder.serve_connection_with_upgrades(stream, service);
     tokio::pin!(connection);
     let mut stopping = false;
     loop {
         tokio::select! {
-            ended = poll_fn(|cx| match connection.as_mut().poll(cx) {
-                Poll::Pending => stall.poll(&info.unsent, cx).map(|()| None),
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            ended = poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                // A connection that has ended has closed its stream before.
+                match (polled, batch.poll_flush(cx)) {
+                    (Poll::Ready(ended), _) => Poll::Ready(Some(ended)),
+                    (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+                    (Poll::Pending, _) => stall.poll(&info.unsent, cx).map(|()| None),
+                }
             }) => {
                 match ended {
                     Some(Ok(())) => {}

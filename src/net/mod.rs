@@ -2,7 +2,7 @@
 //!
 //! A [`HostPort`] is where something listens, an [`Endpoint`] where a client connects. [`TcpDialer`] (`dial.rs`) opens
 //! every TCP connection of the process; [`TcpSilence`] is what each one is given, dialled or accepted, and [`Backoff`] the
-//! pauses between attempts.
+//! pauses between attempts. [`Batched`] collects what HTTP/2 writes.
 //!
 //! TLS of every listener and every dial is here. What the operator wants is a [`ServerTlsConfig`] or a
 //! [`ClientTlsConfig`]; [`ServerTls`] (`server_tls.rs`) and [`ClientTls`] (`client_tls.rs`) are made of it and do the
@@ -13,6 +13,7 @@
 
 mod authorities;
 mod backoff;
+mod batched;
 mod client_tls;
 mod dial;
 mod endpoint;
@@ -40,6 +41,7 @@ mod verify;
 
 pub use authorities::Authorities;
 pub use backoff::Backoff;
+pub use batched::{Batch, Batched, batched};
 pub use client_tls::{Alpn, ClientTls, ClientTlsConfig, Dialed, ServerAuth};
 pub use dial::{AddressTime, ByteStream, DialError, TcpDialer, secure};
 pub use endpoint::{Endpoint, EndpointError};

@@ -1,7 +1,10 @@
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +20,7 @@ use super::config::PoolConfig;
 use super::probe;
 use super::standing::Standing;
 use crate::client::{Endpoint, KeepAlive};
-use crate::net::{Alpn, ByteStream, secure};
+use crate::net::{Alpn, Batch, Batched, ByteStream, batched, secure};
 use crate::shutdown::Tasks;
 
 /// Bytes one answer may run ahead of its reader.
@@ -107,6 +110,7 @@ impl Connection {
     ) -> io::Result<Self> {
         let is_tls = endpoint.uses_tls(config.tls.is_some());
         let stream = secure(endpoint, stream, config.tls.as_ref(), Alpn::H2).await?;
+        let (stream, batch) = batched(stream);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -131,7 +135,7 @@ impl Connection {
             tasks: tasks.clone(),
         });
         let pings = config.keepalive.map(|keepalive| (keepalive, shared.traffic.clone()));
-        tasks.spawn(drive(connection, pings, Closing(shared.clone())));
+        tasks.spawn(drive(connection, batch, pings, Closing(shared.clone())));
         Ok(Self { sender, shared })
     }
 
@@ -296,14 +300,23 @@ impl Drop for Closing {
 }
 
 async fn drive(
-    mut connection: h2::client::Connection<Box<dyn ByteStream>, Bytes>,
+    mut connection: h2::client::Connection<Batched<Box<dyn ByteStream>>, Bytes>,
+    batch: Batch<Box<dyn ByteStream>>,
     pings: Option<(KeepAlive, Arc<Traffic>)>,
     closing: Closing,
 ) {
     let pings = connection.ping_pong().zip(pings);
     let Shared { endpoint, cut, .. } = &*closing.0;
+    let driven = poll_fn(|cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        // A connection that has ended has closed its stream before.
+        match (polled, batch.poll_flush(cx)) {
+            (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
+            (polled, _) => polled.map_err(io::Error::other),
+        }
+    });
     tokio::select! {
-        ended = connection => {
+        ended = driven => {
             if let Err(error) = ended {
                 debug!(%endpoint, %error, "upstream connection ended");
             }
