@@ -3,12 +3,13 @@
 //! A request enters at [`ProxyService`] (`service.rs`), one for each serving thread, and finds its [`Tenant`] (`tenants/`). For a
 //! tenant that sees the whole key space it passes as bytes; for any other `namespace/` rewrites its keys. `http/` is
 //! what the port answers beside gRPC, `cache/` answers ranges from replicas that a watch keeps current, `identity/` says whose requests may share an upstream stream and what a caller may
-//! read, `limits/` how much a tenant may use, `message_limits.rs` bounds the messages of clients, `revision_tracking.rs` notes the newest revision that a connection was sent, which no later answer may be older
+//! read, `compaction.rs` tells watches of compactions, `limits/` how much a tenant may use, `message_limits.rs` bounds the messages of clients, `revision_tracking.rs` notes the newest revision that a connection was sent, which no later answer may be older
 //! than. The cluster is reached through [`client`](crate::client) alone.
 
 mod answer;
 mod cache;
 mod cluster_health;
+mod compaction;
 mod endpoints;
 mod http;
 mod identity;

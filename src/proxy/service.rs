@@ -6,7 +6,6 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::future::join_all;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Body as HttpBody;
 use http_body_util::Full;
@@ -21,6 +20,8 @@ use tonic::codegen::StdError;
 use tower::Service;
 
 use super::answer::unary;
+use super::cache::ReadAhead;
+use super::compaction::{after_compaction, before_compaction, when_successful};
 use super::http::{PageListeners, Pages, StatusReport};
 use super::identity::{Caller, ReadPermissions};
 use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
@@ -30,18 +31,19 @@ use super::message_limits::{ClientBody, MessageLimits};
 use super::namespace::{PREFIX_BYTES, ResponseMemory, View, clean_headers, no_decompressor, one_message};
 use super::revision_tracking::track_revisions;
 use super::tenants::{Membership, NotATenant, Tenant, TenantUpstream, Tenants};
-use super::watch::{ProxyWatchService, WatchHub};
+use super::watch::ProxyWatchService;
 use crate::api_error::ApiError;
 use crate::client::{Channel, Head, Pool, Seen, unframed};
 use crate::json::{self, Asked, AskedBody, CallBody, is_json_path, is_web_socket, web_socket};
 use crate::listener::{Arriving, ConnectionInfo, WorkerId, refused_head};
 use crate::pages::{BrowserRules, HealthService, Profiles};
 use crate::pb::encoded::watch_server::WatchServer;
-use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
+use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse, CompactionRequest};
 use crate::pb::healthpb::health_server::HealthServer;
 use crate::pb::methods::{self, METHODS, Method, MethodKind};
 use crate::shutdown::Tasks;
 use crate::telemetry::{GrpcCalls, GrpcMethod, Metrics, RequestBody};
+use crate::types::Revision;
 
 const GRPC: &str = "application/grpc";
 /// Calls of methods that this version does not know, each a stream of its own upstream, until a member has begun to
@@ -327,7 +329,7 @@ impl Worker {
                 return Box::pin(self.wish(tenant, request)).await.unwrap_or_else(Status::into_http);
             }
             if view.is_none() || tenant.rights.admin || tenant.rights.compact {
-                Box::pin(before_compaction(self.tenants.clone())).await;
+                return Box::pin(self.compact(view, request)).await;
             }
         }
         match request.uri().path() {
@@ -379,7 +381,31 @@ impl Worker {
         let (body, _until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
         let asked = decoded(&parts.headers, body, COMPACT_BYTES_MAX).await?.1;
         let before = before_compaction(self.tenants.clone());
-        Ok(unary(&self.upstream.wish(tenant, &parts.headers, asked, before).await?))
+        let (answer, compacted) = self.upstream.wish(tenant, &parts.headers, asked, before).await?;
+        if let Some(revision) = compacted {
+            after_compaction(&self.tenants, revision);
+        }
+        Ok(unary(&answer))
+    }
+
+    /// A compaction that the cluster decides on.
+    async fn compact<B>(&self, view: Option<&View>, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + Unpin + 'static,
+    {
+        before_compaction(self.tenants.clone()).await;
+        let (parts, body) = request.into_parts();
+        let (body, _until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
+        let body = match ReadAhead::read(body).await {
+            Ok(body) => body,
+            Err(error) => return Status::from_error(error).into_http(),
+        };
+        let asked = body.message().and_then(|message| CompactionRequest::decode(message).ok());
+        let answer = self.within(view, Request::from_parts(parts, body)).await;
+        // What is not understood here is for the member to decide.
+        let Some(CompactionRequest { revision, .. }) = asked else { return answer };
+        let tenants = self.tenants.clone();
+        when_successful(answer, move || after_compaction(&tenants, Revision(revision)))
     }
 
     /// A login where tenants are known by the users of tokens: the user named is the one whose tenant it concerns, and the
@@ -481,13 +507,6 @@ where
     let message = M::decode(frame.slice(PREFIX_BYTES..))
         .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))?;
     Ok((frame, message))
-}
-
-/// Has all upstream watches renew their positions: a compaction concerns every tenant.
-async fn before_compaction(tenants: Tenants) {
-    let tenants = tenants.current();
-    let hubs = tenants.tenants().iter().filter_map(|tenant| tenant.watch_hub());
-    join_all(hubs.map(WatchHub::before_compaction)).await;
 }
 
 /// Why a keep-alive stream of a namespace cannot join a keep-alive broadcast.

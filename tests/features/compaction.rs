@@ -11,6 +11,7 @@ on_every_target! {
     compacting_nothing_or_the_future_is_refused,
     a_compacted_store_survives_a_restart,
     a_watch_from_the_compaction_has_nothing_before_it,
+    a_live_watch_does_not_keep_what_was_before_a_compaction,
 }
 
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -56,6 +57,27 @@ async fn a_watch_from_the_compaction_has_nothing_before_it(deployment: &mut Depl
             .map(|event| (event.kv.map(|kv| kv.mod_revision), event.prev_kv.map(|kv| kv.mod_revision)))
             .collect();
         assert_eq!(seen, [(Some(3), None), (Some(4), Some(3))], "after a restart: {restarted}");
+    }
+}
+
+// Cause: the proxy's log of the live watch was not told of the compaction.
+async fn a_live_watch_does_not_keep_what_was_before_a_compaction(deployment: &mut Deployment) {
+    let request = WatchCreateRequest { key: "k".into(), prev_kv: true, ..Default::default() };
+    let (mut live, _) = Watching::create(&deployment.client, request.clone()).await;
+    for value in ["1", "2"] {
+        deployment.put("k", value).await;
+    }
+    assert_eq!(live.events(2).await, ["+k=1@2", "+k=2@3"]);
+    deployment.compact(3).await;
+    let (mut watching, _) =
+        Watching::create(&deployment.client, WatchCreateRequest { start_revision: 3, ..request }).await;
+    let event = watching.next().await.events.remove(0);
+    assert_eq!((event.kv.map(|kv| kv.mod_revision), event.prev_kv), (Some(3), None));
+    // What comes later has what was before.
+    deployment.put("k", "3").await;
+    for watching in [&mut live, &mut watching] {
+        let event = watching.next().await.events.remove(0);
+        assert_eq!(event.prev_kv.map(|kv| kv.mod_revision), Some(3));
     }
 }
 

@@ -35,5 +35,6 @@ mod tests;
 pub use budget::CacheBudget;
 pub use config::{CacheConfig, CacheReads};
 pub use metrics::CacheMetrics;
+pub(super) use read_ahead::ReadAhead;
 pub(super) use report::CachedRange;
 pub use service::{CacheParts, RangeCache};

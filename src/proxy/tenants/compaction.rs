@@ -81,13 +81,14 @@ impl AgreedCompaction {
         }
     }
 
-    /// Keeps the wish of the tenant, and compacts the cluster at the lowest wish there is; `before` is called first.
+    /// Keeps the wish of the tenant, and compacts the cluster at the lowest wish there is; `before` is called first. Answers with
+    /// the revision at which it was compacted, if it was.
     pub(super) async fn wish(
         &self,
         request: CompactionRequest,
         agreement: &Agreement,
         before: impl Future<Output = ()>,
-    ) -> Result<CompactionResponse, Status> {
+    ) -> Result<(CompactionResponse, Option<Revision>), Status> {
         if request.revision <= 0 {
             return Err(ApiError::Compacted.into());
         }
@@ -112,7 +113,7 @@ impl AgreedCompaction {
         let all: RangeResponse = agreement.send("/etcdserverpb.KV/Range", framed(&all)).await?;
         let header = all.header;
         match lowest(all.kvs.iter().map(|kv| &kv.value[..])) {
-            None => Ok(CompactionResponse { header }),
+            None => Ok((CompactionResponse { header }, None)),
             Some(Revision(revision)) => {
                 before.await;
                 let compact = CompactionRequest { revision, physical: request.physical };
@@ -133,15 +134,15 @@ impl Agreement {
         &self,
         request: CompactionRequest,
         header: Option<ResponseHeader>,
-    ) -> Result<CompactionResponse, Status> {
+    ) -> Result<(CompactionResponse, Option<Revision>), Status> {
         match self.send("/etcdserverpb.KV/Compact", framed(&request)).await {
             Ok(answer) => {
                 info!(revision = request.revision, "cluster is compacted at the lowest wish of its active tenants");
-                Ok(answer)
+                Ok((answer, Some(Revision(request.revision))))
             }
             // Another tenant has not gone on since the last time.
             Err(status) if ApiError::from_text(status.message()) == Some(ApiError::Compacted) => {
-                Ok(CompactionResponse { header })
+                Ok((CompactionResponse { header }, None))
             }
             Err(status) => Err(status),
         }

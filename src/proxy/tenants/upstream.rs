@@ -19,7 +19,7 @@ use crate::proxy::lease::KeepAliveBroadcasts;
 use crate::proxy::watch::{HubReader, ProxyWatchMetrics, WatchHub, WatchHubConfig};
 #[cfg(any(test, fuzzing))]
 use crate::shutdown::Tasks;
-use crate::types::KeyRange;
+use crate::types::{KeyRange, Revision};
 
 /// What the range cache of each tenant holds, and what they share.
 pub struct TenantCache {
@@ -119,14 +119,14 @@ impl TenantUpstream {
         }
     }
 
-    /// Keeps a tenant's wish to compact the cluster, and compacts it where all agree.
+    /// Keeps a tenant's wish to compact the cluster, and compacts it where all agree; answers with that revision too.
     pub(in crate::proxy) async fn wish(
         &self,
         tenant: &Arc<Tenant>,
         headers: &HeaderMap,
         request: CompactionRequest,
         before: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<CompactionResponse, Status> {
+    ) -> Result<(CompactionResponse, Option<Revision>), Status> {
         let (tenant, agreement) = (tenant.clone(), self.agreement(tenant, headers));
         let tasks = tenant.tasks().clone();
         let wishing = {

@@ -65,12 +65,22 @@ struct Serving {
     progress_watch: Option<i64>,
     /// A progress request is due.
     request_progress: bool,
+    /// The member may not have sent yet what the watch needs of the past.
+    catch_up: Option<CatchUp>,
+}
+
+/// The past has come with the events up to a revision, or when none has come until a time.
+struct CatchUp {
+    revision: Revision,
+    until: Instant,
 }
 
 struct Refresh {
     done: oneshot::Sender<()>,
     /// A progress request was sent after it came.
     requested: bool,
+    /// Only of a member that answers in order.
+    ordered_only: bool,
 }
 
 /// Why one upstream stream is no longer followed.
@@ -215,19 +225,32 @@ impl Broadcast {
             self.serving.progress_watch_created = true;
             let _ = stream.send(RequestUnion::CreateRequest(self.progress_watch_request())).await;
         }
+        let member = self.serving.member;
+        if self.hub.versions.is_known(member) && !self.has_ordered_progress() {
+            // Dropped, so that their callers do not wait.
+            self.refreshes.retain(|refresh| !refresh.ordered_only);
+        }
         let needed = !self.refreshes.is_empty() || self.source.is_none();
         let unrequested = !self.refreshes.is_empty() && !self.refreshes.iter().any(|refresh| refresh.requested);
-        let request_now =
-            std::mem::take(&mut self.serving.request_progress) || (needed && (again.is_none() || unrequested));
+        let due = std::mem::take(&mut self.serving.request_progress) || (needed && (again.is_none() || unrequested));
+        let request_now = due && self.may_request_progress();
         if request_now {
             let _ = stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
             self.refreshes.iter_mut().for_each(|refresh| refresh.requested = true);
         }
         if !needed {
             *again = None;
-        } else if request_now {
+        } else if due {
             *again = Some(Instant::now() + self.hub.config.periods.progress_again);
         }
+    }
+
+    /// Whether the answer of the member would be of use. That of a member which answers out of order shows nothing while
+    /// events of the past may still be on their way.
+    fn may_request_progress(&self) -> bool {
+        let catches_up = self.serving.catch_up.as_ref().is_some_and(|catch_up| Instant::now() < catch_up.until);
+        let for_any = self.source.is_none() || self.refreshes.iter().any(|refresh| !refresh.ordered_only);
+        self.has_ordered_progress() || (for_any && !catches_up)
     }
 
     /// Progress is to be requested anew for every refresh.
@@ -237,12 +260,8 @@ impl Broadcast {
 
     fn command(&mut self, command: Command) -> Option<Stop> {
         match command {
-            Command::Refresh(done) => self.refreshes.push(Refresh { done, requested: false }),
-            Command::Renew(done) if self.has_ordered_progress() => {
-                self.refreshes.push(Refresh { done, requested: false });
-            }
-            // Dropped, so that the caller does not wait.
-            Command::Renew(_) => {}
+            Command::Refresh(done) => self.refreshes.push(Refresh { done, requested: false, ordered_only: false }),
+            Command::Renew(done) => self.refreshes.push(Refresh { done, requested: false, ordered_only: true }),
             Command::Supersede(by) => return Some(Stop::Superseded(by)),
         }
         None
@@ -359,7 +378,12 @@ impl Broadcast {
             return Err(Stop::Ended(End { compact_revision: Revision(0), reason }));
         }
         source.log().append(batches(&self.hub.config.namespace, answer.events));
-        let actions = self.progress.reached(source.log().head(), false, Instant::now());
+        let (head, now) = (source.log().head(), Instant::now());
+        match &mut self.serving.catch_up {
+            Some(catch_up) if head < catch_up.revision => catch_up.until = now + self.hub.config.periods.settled,
+            caught_up => *caught_up = None,
+        }
+        let actions = self.progress.reached(head, false, now);
         self.carry_out(actions);
         Ok(())
     }
@@ -397,7 +421,10 @@ impl Broadcast {
         self.serving.confirmed = true;
         self.serving.member = MemberId(header.member_id);
         self.hub.learn_version(self.serving.member, &self.group.identity);
-        self.progress.restart(self.position().0 != 0, Instant::now());
+        let now = Instant::now();
+        let (revision, until) = (Revision(header.revision), now + self.hub.config.periods.settled);
+        self.serving.catch_up = (self.position().0 != 0).then_some(CatchUp { revision, until });
+        self.progress.restart(self.position().0 != 0, now);
         if self.source.is_none() && self.begin.0 == 0 {
             self.go_live(Revision(header.revision));
         }

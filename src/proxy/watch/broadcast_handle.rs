@@ -32,7 +32,7 @@ pub(super) enum BroadcastState {
 pub(super) enum Command {
     /// Request progress; done when the member has answered.
     Refresh(oneshot::Sender<()>),
-    /// The same, unless the answers of the member may arrive ahead of events.
+    /// The same, unless the answers of the member may arrive ahead of events; waits until the member is known.
     Renew(oneshot::Sender<()>),
     /// Move all watchers to this wider source and end.
     Supersede(Arc<Source>),
@@ -89,12 +89,17 @@ impl BroadcastHandle {
         tokio::time::timeout(within, refresh).await.unwrap_or(false)
     }
 
-    /// The head of the log, once there is one.
-    pub fn head(&self) -> Option<Revision> {
+    /// The source, while there is one.
+    pub fn source(&self) -> Option<Arc<Source>> {
         match &*self.state.borrow() {
-            BroadcastState::Live(source) => source.upgrade().map(|source| source.log().head()),
+            BroadcastState::Live(source) => source.upgrade(),
             BroadcastState::Opening | BroadcastState::Ended(_) => None,
         }
+    }
+
+    /// The head of the log, once there is one.
+    pub fn head(&self) -> Option<Revision> {
+        self.source().map(|source| source.log().head())
     }
 
     /// Whether both are handles of the same broadcast.

@@ -93,7 +93,7 @@ impl Default for Periods {
             no_leader_max: Duration::from_secs(3),
             no_leader_fresh: Duration::from_secs(2),
             position_max: Duration::from_secs(60),
-            compaction_wait: Duration::from_millis(500),
+            compaction_wait: Duration::from_secs(2),
         }
     }
 }

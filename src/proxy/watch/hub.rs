@@ -138,9 +138,15 @@ impl WatchHub {
 }
 
 impl WatchHub {
-    /// To be called before a compaction is passed on; waits half a second at most.
+    /// To be called before a compaction is passed on; waits two seconds at most.
     pub(in crate::proxy) async fn before_compaction(&self) {
         self.inner.before_compaction().await;
+    }
+
+    /// The cluster has acknowledged a compaction. A watch that begins at its revision gets what a member has of that: not
+    /// what was there before.
+    pub(in crate::proxy) fn note_compaction(&self, revision: Revision) {
+        self.inner.note_compaction(revision);
     }
 }
 
@@ -235,10 +241,18 @@ impl HubInner {
     /// below it without having missed anything.
     pub async fn before_compaction(&self) {
         let _turn = self.renewing.lock().await;
-        let groups: Vec<Arc<CredentialGroup>> = self.groups.lock().values().filter_map(Weak::upgrade).collect();
-        let broadcasts: Vec<BroadcastHandle> = groups.iter().flat_map(|group| group.broadcasts()).collect();
+        let broadcasts = self.broadcasts();
         let within = self.config.periods.compaction_wait;
         join_all(broadcasts.iter().map(|broadcast| broadcast.renew(within))).await;
+    }
+
+    pub fn note_compaction(&self, revision: Revision) {
+        self.broadcasts().iter().filter_map(BroadcastHandle::source).for_each(|source| source.log().compact(revision));
+    }
+
+    fn broadcasts(&self) -> Vec<BroadcastHandle> {
+        let groups: Vec<Arc<CredentialGroup>> = self.groups.lock().values().filter_map(Weak::upgrade).collect();
+        groups.iter().flat_map(|group| group.broadcasts()).collect()
     }
 
     /// Runs a task on the hub's own runtime, where its connections live, and waits for it.

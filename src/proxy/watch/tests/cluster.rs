@@ -131,6 +131,11 @@ impl FakeCluster {
         refused.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 
+    /// How many streams and reads were refused since the pauses were asked for last.
+    pub(super) fn refusals(&self) -> usize {
+        self.state.lock().refused.len()
+    }
+
     pub(super) fn opened(&self) -> usize {
         self.state.lock().opened
     }

@@ -482,6 +482,58 @@ async fn a_compaction_that_passes_has_places_renewed_first() {
 }
 
 #[tokio::test]
+async fn a_compaction_waits_for_watches_that_are_being_resumed() {
+    // Their positions were not renewed, and compacted when the streams were open again.
+    let proxy = Proxy::start(|config| config.periods.compaction_wait = Duration::from_secs(60));
+    let mut client = proxy.anonymous();
+    client.watch(key("quiet")).await;
+    proxy.cluster.refuse_streams(Some(Status::unavailable("not yet")));
+    eventually(|| proxy.cluster.refusals() > 0).await;
+    let newest = proxy.cluster.write(&[("busy", "x")]);
+    let before = proxy.hub.inner.before_compaction();
+    tokio::pin!(before);
+    assert!(before.as_mut().now_or_never().is_none());
+    proxy.cluster.refuse_streams(None);
+    before.await;
+    assert_eq!(position(&proxy), newest);
+}
+
+#[tokio::test]
+async fn a_promotion_before_an_old_member_has_sent_the_past_cancels_nobody() {
+    // It was asked for progress meanwhile, and its answer came ahead of the events.
+    let proxy = Proxy::start(|config| config.periods.settled = Duration::from_secs(600));
+    proxy.cluster.set_version("3.5.7");
+    let names: Vec<String> = (0..8).map(|number| format!("/some/{number}")).collect();
+    let mut clients = Vec::new();
+    for name in &names[..7] {
+        let mut client = proxy.anonymous();
+        client.watch(key(name)).await;
+        clients.push(client);
+    }
+    // The first stays where it is, and the wide watch begins there.
+    let busy: Vec<_> = names[1..].iter().map(|name| (name.as_str(), "x")).collect();
+    let written = proxy.cluster.write(&busy);
+    for (name, client) in names.iter().zip(&mut clients).skip(1) {
+        assert_eq!(client.events().await, [format!("{name}@{written}")]);
+    }
+    proxy.cluster.hold_history(true);
+    let mut last = proxy.anonymous();
+    last.create(key(&names[7])).await;
+    assert!(last.try_next().now_or_never().is_none(), "polled, so that the request is read");
+    eventually(|| proxy.cluster.opened() == 8).await;
+    proxy.cluster.hold_history(false);
+    assert!(last.next().await.created);
+    clients.push(last);
+    eventually(|| proxy.metrics.upstream_watches.get() == 1).await;
+    let all: Vec<_> = names.iter().map(|name| (name.as_str(), "y")).collect();
+    let written = proxy.cluster.write(&all);
+    for (name, client) in names.iter().zip(&mut clients) {
+        assert_eq!(client.events().await, [format!("{name}@{written}")]);
+    }
+    assert_eq!(proxy.cluster.progress_requests(), 0);
+}
+
+#[tokio::test]
 async fn a_promotion_behind_a_compaction_cancels_nobody() {
     // The wide watch began where the slowest stood; compacted there, it began at once, and those it took over read the
     // compacted rest, though they had missed nothing.
