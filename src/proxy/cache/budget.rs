@@ -59,6 +59,11 @@ impl CacheBudget {
         held.bytes <= self.bytes_max
     }
 
+    /// Whether so many bytes for a replica leave those of all others where they are.
+    pub(super) fn has_room_for(&self, replica: &SharedReplica, bytes: usize) -> bool {
+        self.held.lock().bytes - replica.bytes.load(Ordering::Relaxed) + bytes <= self.bytes_max
+    }
+
     /// Whether this replica is to be compared with the cluster now: one each minute, the live ones in turn.
     pub(super) fn takes_turn(&self, replica: &SharedReplica) -> bool {
         let mut held = self.held.lock();
@@ -120,6 +125,7 @@ mod tests {
         }
         advance(Duration::from_millis(10)).await;
         a.note_read();
+        assert_eq!((budget.has_room_for(&a, 50), budget.has_room_for(&a, 51)), (true, false));
         assert!(budget.charge(&c, 40));
         assert_eq!((evicted(&a), evicted(&b), gauge.get()), (false, true, 90));
         assert!(!budget.charge(&c, 101), "larger than all of it");

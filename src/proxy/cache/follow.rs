@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
@@ -16,6 +17,7 @@ use super::config::Periods;
 use super::first_progress::{NoProgress, PROGRESS_WATCH_ID, first_progress, progress_request};
 use super::metrics::CacheMetrics;
 use super::pair::Pair;
+use super::past::Past;
 use super::progress::ProgressRequests;
 use super::replica::{Disorder, Replica};
 use super::shared::{Checked, Completeness, SharedReplica, Snapshot, State};
@@ -154,6 +156,7 @@ struct Life {
     member: MemberId,
     term: Term,
     completeness: Arc<Completeness>,
+    past: Arc<Mutex<Past>>,
     /// Keys counted in the metrics.
     keys: i64,
 }
@@ -251,6 +254,7 @@ impl Follower {
             member: MemberId(header.member_id),
             term: Term(header.raft_term),
             completeness: Arc::new(Completeness::new(sent_at)),
+            past: Arc::default(),
             keys: 0,
         };
         for answer in answers {
@@ -413,6 +417,10 @@ impl Follower {
                     }
                 }
                 _ = look.tick() => {
+                    life.past.lock().expire(Instant::now());
+                    if let Err(end) = self.charge_with_past(life) {
+                        return Stop::Over(end);
+                    }
                     if self.budget.takes_turn(&self.replica) {
                         check = self.replica.snapshot().map(|state| self.check(state).boxed()).into();
                     }
@@ -474,19 +482,37 @@ impl Follower {
     }
 
     fn publish(&self, life: &mut Life) -> Result<(), End> {
-        self.charge(&life.replica)?;
+        if let Some(changes) = life.replica.take_changes()
+            && let Some(before) = self.replica.snapshot()
+        {
+            let revisions = (before.since, Revision(changes.first.0 - 1));
+            life.past.lock().keep(before.pairs.clone(), revisions, changes.bytes, Instant::now());
+        }
+        self.charge_with_past(life)?;
         let keys = i64::try_from(life.replica.pairs().len()).unwrap_or(i64::MAX);
         self.metrics.keys.add(keys - life.keys);
         life.keys = keys;
         self.replica.publish(Some(Arc::new(Snapshot {
             pairs: life.replica.pairs().clone(),
             position: life.replica.position(),
+            since: life.replica.since(),
             cluster: life.cluster,
             member: life.member,
             term: life.term,
             completeness: life.completeness.clone(),
+            past: life.past.clone(),
         })));
         Ok(())
+    }
+
+    /// Counts the memory of the replica and of its states before, which are the first to go.
+    fn charge_with_past(&self, life: &Life) -> Result<(), End> {
+        let past = life.past.lock().bytes();
+        if !self.budget.has_room_for(&self.replica, life.replica.bytes() + past) {
+            life.past.lock().clear();
+            return self.charge(&life.replica);
+        }
+        if self.budget.charge(&self.replica, life.replica.bytes() + past) { Ok(()) } else { Err(End::OverBudget) }
     }
 
     /// Counts the memory of the replica.

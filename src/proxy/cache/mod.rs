@@ -20,6 +20,7 @@ mod group;
 mod load;
 mod metrics;
 mod pair;
+mod past;
 mod progress;
 mod range;
 mod read_ahead;

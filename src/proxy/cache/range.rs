@@ -21,10 +21,10 @@ pub(super) struct Found {
     pub count: i64,
 }
 
-/// The keys a request covers, if the newest state of these keys can answer it. Errors are a member's to tell.
+/// The keys a request covers, if a state of these keys can answer it. Errors are a member's to tell.
 pub(super) fn covered(request: &RangeRequest) -> Option<KeyRange> {
     let known = SortOrder::try_from(request.sort_order).is_ok() && SortTarget::try_from(request.sort_target).is_ok();
-    if request.key.is_empty() || request.revision != 0 || !known {
+    if request.key.is_empty() || request.revision < 0 || !known {
         return None;
     }
     let range = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
@@ -318,7 +318,7 @@ mod tests {
         assert!(answer(&kvs, &version).is_none(), "equal versions: the order is the member's");
         for refused in [
             RangeRequest { key: Bytes::new(), ..all.clone() },
-            RangeRequest { revision: 5, ..all.clone() },
+            RangeRequest { revision: -1, ..all.clone() },
             RangeRequest { sort_target: 9, ..all.clone() },
             RangeRequest { range_end: "a".into(), ..all },
         ] {

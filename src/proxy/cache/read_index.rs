@@ -16,6 +16,7 @@ use super::metrics::CacheMetrics;
 use super::shared::SharedReplica;
 use super::spawner::Spawner;
 use crate::api_error::ApiError;
+use crate::pb::encoded::ResponseHeader;
 use crate::proxy::Identity;
 use crate::types::{ClusterId, Revision};
 
@@ -40,6 +41,8 @@ struct Waiting {
     /// The task that reads runs.
     running: bool,
     callers: Vec<Callers>,
+    /// The lowest revision at which one of them reads; 0 when all read the newest.
+    lowest: Revision,
     /// Their watches are asked for progress together with the read.
     replicas: Vec<Arc<SharedReplica>>,
 }
@@ -70,6 +73,8 @@ pub(super) struct ReadAnswer {
     /// At or after every write acknowledged before the call.
     pub revision: Revision,
     pub cluster: ClusterId,
+    /// This revision and all after it were not compacted; 0 when none was asked for, or the lowest one was.
+    pub kept_from: Revision,
     /// When it was sent.
     pub sent_at: Instant,
 }
@@ -93,13 +98,16 @@ impl ReadIndex {
         })
     }
 
-    /// The revision of the cluster, for a reader of this replica. Dropping the future is safe.
+    /// The revision of the cluster, for a reader of this replica at a revision, 0 for the newest. Dropping the future is safe.
     ///
     /// # Errors
     /// Those of the read.
-    pub async fn read(self: &Arc<Self>, replica: &Arc<SharedReplica>) -> Result<ReadAnswer, Status> {
+    pub async fn read(self: &Arc<Self>, replica: &Arc<SharedReplica>, at: Revision) -> Result<ReadAnswer, Status> {
         let answer = {
             let mut waiting = self.waiting.lock();
+            if at.0 != 0 && (waiting.lowest.0 == 0 || at < waiting.lowest) {
+                waiting.lowest = at;
+            }
             if !waiting.replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
                 waiting.replicas.push(replica.clone());
             }
@@ -120,16 +128,17 @@ impl ReadIndex {
     /// Reads for as long as somebody waits.
     async fn run(self: Arc<Self>) {
         loop {
-            let (callers, replicas) = {
+            let (callers, replicas, lowest) = {
                 let mut waiting = self.waiting.lock();
                 if waiting.callers.is_empty() {
                     waiting.running = false;
                     return;
                 }
                 // Taken before the read is sent: who comes later is served by the next one.
-                (std::mem::take(&mut waiting.callers), std::mem::take(&mut waiting.replicas))
+                let Waiting { callers, replicas, lowest, .. } = &mut *waiting;
+                (std::mem::take(callers), std::mem::take(replicas), std::mem::take(lowest))
             };
-            let outcome = self.send(&replicas).await;
+            let outcome = self.send(&replicas, lowest).await;
             for Callers { runtime, answers, .. } in callers {
                 let outcome = outcome.clone();
                 self.spawner.start_on(&runtime, async move {
@@ -142,20 +151,35 @@ impl ReadIndex {
         }
     }
 
-    async fn send(&self, replicas: &[Arc<SharedReplica>]) -> Result<ReadAnswer, Status> {
+    async fn send(&self, replicas: &[Arc<SharedReplica>], lowest: Revision) -> Result<ReadAnswer, Status> {
         let sent_at = Instant::now();
         let key = replicas.first().map(|replica| replica.upstream.start().clone()).unwrap_or_default();
         // A request cannot name the empty key; no key lies before this one.
         let key = if key.is_empty() { Bytes::from_static(b"\0") } else { key };
         self.metrics.read_index.inc();
-        let reading = self.cluster.read_index(&self.identity, key, Revision(0));
+        let reading = self.read_from(key, lowest);
         replicas.iter().for_each(|replica| replica.note_read_sent());
         let late = |_| Status::deadline_exceeded("the revision of the cluster was not told in time");
-        let header = timeout(self.periods.read_index_max, reading).await.map_err(late)??;
+        let (header, kept_from) = timeout(self.periods.read_index_max, reading).await.map_err(late)??;
         let took = u64::try_from(sent_at.elapsed().as_micros()).unwrap_or(u64::MAX);
         let before = self.took.load(Ordering::Relaxed);
         self.took.store(if before == 0 { took } else { (before * 7 + took) / 8 }, Ordering::Relaxed);
-        Ok(ReadAnswer { revision: Revision(header.revision), cluster: ClusterId(header.cluster_id), sent_at })
+        let (revision, cluster) = (Revision(header.revision), ClusterId(header.cluster_id));
+        Ok(ReadAnswer { revision, cluster, kept_from, sent_at })
+    }
+
+    /// Reads a key at a revision; at the newest if that one is compacted or not there yet, so that who reads others is served.
+    async fn read_from(&self, key: Bytes, lowest: Revision) -> Result<(ResponseHeader, Revision), Status> {
+        let read = |at| self.cluster.read_index(&self.identity, key.clone(), at);
+        match read(lowest).await {
+            Ok(header) => Ok((header, lowest)),
+            Err(status) => match ApiError::from_text(status.message()) {
+                Some(ApiError::Compacted | ApiError::FutureRevision) if lowest.0 != 0 => {
+                    Ok((read(Revision(0)).await?, Revision(0)))
+                }
+                _ => Err(status),
+            },
+        }
     }
 }
 
@@ -169,7 +193,6 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::pb::encoded::ResponseHeader;
     use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
     use crate::proxy::watch::{Upstream, UpstreamStream};
     use crate::shutdown::Tasks;
@@ -255,7 +278,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_is_served_by_a_read_that_was_in_flight_when_it_came() {
         let (cluster, read_index, replica) = read_index();
-        let read = || read_index.read(&replica).map(|answer| answer.unwrap().revision.0).boxed();
+        let read = || read_index.read(&replica, Revision(0)).map(|answer| answer.unwrap().revision.0).boxed();
         let mut first = read();
         assert!((&mut first).now_or_never().is_none());
         settled().await;
@@ -276,10 +299,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_error_is_for_those_whose_read_it_was() {
         let (cluster, read_index, replica) = read_index();
-        let mut first = read_index.read(&replica).boxed();
+        let mut first = read_index.read(&replica, Revision(0)).boxed();
         assert!((&mut first).now_or_never().is_none());
         settled().await;
-        let mut second = read_index.read(&replica).boxed();
+        let mut second = read_index.read(&replica, Revision(0)).boxed();
         assert!((&mut second).now_or_never().is_none());
         let (_, read) = cluster.in_flight().expect("a read");
         read.send(Err(Status::unavailable("gone"))).expect("it waits");
@@ -288,9 +311,9 @@ mod tests {
         assert!(cluster.answer());
         assert_eq!(second.await.unwrap().revision, Revision(0));
         // A silent cluster: the bound, and then the next read is tried.
-        let late = read_index.read(&replica).await.unwrap_err();
+        let late = read_index.read(&replica, Revision(0)).await.unwrap_err();
         assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
-        let mut next = read_index.read(&replica).boxed();
+        let mut next = read_index.read(&replica, Revision(0)).boxed();
         assert!((&mut next).now_or_never().is_none());
         settled().await;
         assert!(cluster.answer());
@@ -317,7 +340,7 @@ mod tests {
                 Step::Write => cluster.write(),
                 Step::Arrive => {
                     let arrived = cluster.revision();
-                    callers.push(read_index.read(&replica).map(move |answer| (arrived, answer)).boxed());
+                    callers.push(read_index.read(&replica, Revision(0)).map(move |answer| (arrived, answer)).boxed());
                 }
                 Step::Answer => {
                     cluster.answer();

@@ -1,6 +1,7 @@
 use prost::Message;
 
 use super::pair::Pair;
+use super::past::CHANGE_BYTES;
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::tree::Tree;
@@ -13,11 +14,24 @@ use crate::types::Revision;
 pub(super) struct Replica {
     pairs: Tree<Pair>,
     position: Revision,
+    /// The pairs are the same since this revision.
+    since: Revision,
+    /// What was changed since this was asked last.
+    changes: Option<Changes>,
     /// Events up to here may come again: they were loaded, or received before the watch was resumed.
     repeats_up_to: Revision,
     /// Newest change of a key that is still there.
     newest: Option<Pair>,
     bytes: usize,
+}
+
+/// Changes of a replica between two of its states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// The revision of the first of them.
+    pub first: Revision,
+    /// What the state before takes besides what it shares with the one after.
+    pub bytes: usize,
 }
 
 /// Why what the cluster sends cannot follow what it sent before.
@@ -47,7 +61,7 @@ impl Replica {
 
     /// All pairs of this revision were loaded.
     pub fn begin(&mut self, position: Revision) {
-        (self.position, self.repeats_up_to) = (position, position);
+        (self.position, self.since, self.repeats_up_to) = (position, position, position);
     }
 
     /// The watch was resumed at the position: events up to there come again.
@@ -61,6 +75,16 @@ impl Replica {
 
     pub fn position(&self) -> Revision {
         self.position
+    }
+
+    /// The revision since which the pairs are what they are.
+    pub fn since(&self) -> Revision {
+        self.since
+    }
+
+    /// What was changed since this was asked last.
+    pub fn take_changes(&mut self) -> Option<Changes> {
+        self.changes.take()
     }
 
     /// Memory it takes.
@@ -95,6 +119,8 @@ impl Replica {
                 continue;
             }
             last = revision;
+            let changes = self.changes.get_or_insert(Changes { first: revision, bytes: 0 });
+            changes.bytes += CHANGE_BYTES + self.pairs.get(&kv.key[..]).map_or(0, Pair::bytes);
             if event.r#type == EventType::Delete as i32 {
                 self.delete(&kv, event.prev_kv.as_ref())?;
             } else {
@@ -102,7 +128,7 @@ impl Replica {
             }
         }
         if last > self.position {
-            self.position = last;
+            (self.position, self.since) = (last, last);
             self.repeats_up_to = Revision(0);
         }
         Ok(())
@@ -200,11 +226,15 @@ mod tests {
         assert_eq!(replica.apply(events), Ok(()));
         assert_eq!(contents(&replica), [("a".to_owned(), 11), ("c".to_owned(), 12)]);
         assert_eq!((replica.position(), replica.newest().unwrap().modified()), (Revision(12), 12));
+        let changes = replica.take_changes().expect("changes");
+        assert_eq!((replica.since(), changes.first), (Revision(12), Revision(11)));
+        assert!(changes.bytes >= 3 * CHANGE_BYTES + before, "{changes:?}");
+        assert_eq!(replica.take_changes(), None);
         assert_eq!(replica.apply(vec![delete("c", 13, None)]), Ok(()), "the pair before it may be compacted");
         assert!(replica.newest().is_none());
         replica.advance(Revision(20));
         replica.advance(Revision(15));
-        assert_eq!(replica.position(), Revision(20));
+        assert_eq!((replica.position(), replica.since()), (Revision(20), Revision(13)));
         assert_eq!(replica.apply(vec![delete("a", 21, Some(kv("a", 3, 11, 2)))]), Ok(()));
         assert_eq!((contents(&replica), replica.bytes()), (Vec::new(), 0));
         assert!(before > 0);

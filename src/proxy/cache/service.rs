@@ -17,6 +17,7 @@ use super::config::{CacheConfig, CacheReads};
 use super::follow::Follower;
 use super::group::{Group, GroupParts};
 use super::metrics::CacheMetrics;
+use super::pair::Pair;
 use super::range::{Found, Search, Step, covered};
 use super::read_ahead::ReadAhead;
 use super::report::CachedRange;
@@ -29,7 +30,8 @@ use crate::pb::etcdserverpb::RangeRequest;
 use crate::proxy::watch::{MemberVersions, Members};
 use crate::proxy::{Identity, ReadPermission, ReadPermissions};
 use crate::shutdown::Tasks;
-use crate::types::KeyRange;
+use crate::tree::Tree;
+use crate::types::{KeyRange, Revision};
 
 /// Groups of callers that have replicas at once; the ranges of more pass.
 const GROUPS_MAX: usize = 256;
@@ -63,6 +65,8 @@ enum Passed {
     Unread,
     /// A form that only a member answers, an error for instance.
     Form,
+    /// At a revision that is not kept here, or may be compacted.
+    Revision,
     /// `--cache=serializable`, and it is linearizable.
     Linearizable,
     Uncovered,
@@ -83,6 +87,7 @@ impl Passed {
         match self {
             Self::Unread => "unread",
             Self::Form => "form",
+            Self::Revision => "revision",
             Self::Linearizable => "linearizable",
             Self::Uncovered => "uncovered",
             Self::NotLive => "not_live",
@@ -221,7 +226,9 @@ impl Inner {
         let covered = covered(&request).ok_or(Passed::Form)?;
         let caller = self.caller(headers);
         // A member without a leader refuses the latter, whatever kind of read it is.
-        let serializable = request.serializable && !caller.require_leader();
+        // Whether a revision is compacted only the cluster knows.
+        let at = Revision(request.revision);
+        let serializable = request.serializable && !caller.require_leader() && at.0 == 0;
         if !request.serializable && self.config.reads == CacheReads::Serializable {
             return Err(Passed::Linearizable);
         }
@@ -235,17 +242,24 @@ impl Inner {
             self.want(&group, replica);
             return Err(Passed::NotLive);
         };
+        if at.0 != 0 && snapshot.at(at).is_none() {
+            return Err(Passed::Revision);
+        }
         let newest = seen.map(Seen::newest).unwrap_or_default();
         let positioned = async {
             if serializable {
                 self.serializable(&group, replica, snapshot, newest).await
             } else {
-                self.linearizable(&group, replica, snapshot).await
+                self.linearizable(&group, replica, snapshot, at).await
             }
         };
         let permitted = self.permitted(&caller, &group, replica, &covered);
         let ((), snapshot) = tokio::try_join!(permitted, positioned)?;
-        let found = search(&snapshot, &request, &covered).await?;
+        let pairs = match at.0 {
+            0 => snapshot.pairs.clone(),
+            _ => snapshot.at(at).ok_or(Passed::Revision)?,
+        };
+        let found = search(&pairs, &request, &covered).await?;
         let header = ResponseHeader {
             cluster_id: snapshot.cluster.0,
             member_id: snapshot.member.0,
@@ -285,19 +299,24 @@ impl Inner {
         }
     }
 
-    /// A state that has every write acknowledged before now.
+    /// A state that has every write acknowledged before now, in a cluster that had not compacted the revision `at` by then
+    /// (0 for a read of the newest).
     async fn linearizable(
         &self,
         group: &Group,
         replica: &Arc<SharedReplica>,
         snapshot: Arc<Snapshot>,
+        at: Revision,
     ) -> Result<Arc<Snapshot>, Passed> {
-        let read = group.read_index.read(replica).await.map_err(|_| Passed::ReadIndex)?;
+        let read = group.read_index.read(replica, at).await.map_err(|_| Passed::ReadIndex)?;
         // The position was the cluster's before the read was sent.
         if read.cluster != snapshot.cluster || read.revision < snapshot.position {
             replica.publish(None);
             replica.went_back.notify_one();
             return Err(Passed::WentBack);
+        }
+        if at.0 != 0 && (read.kept_from.0 == 0 || at < read.kept_from) {
+            return Err(Passed::Revision);
         }
         let reached = replica.reached(read.revision, group.read_index.patience()).await.ok_or(Passed::Behind)?;
         reached.completeness.confirm(read.sent_at);
@@ -315,13 +334,13 @@ impl Inner {
     ) -> Result<Arc<Snapshot>, Passed> {
         let age = snapshot.completeness.age();
         if age > self.config.staleness || !is_shown(&snapshot, newest) {
-            return self.linearizable(group, replica, snapshot).await;
+            return self.linearizable(group, replica, snapshot, Revision(0)).await;
         }
         if age > self.config.staleness / 2 && !replica.confirming.swap(true, Ordering::AcqRel) {
             let (this, group, replica, current) = (self.clone(), group.clone(), replica.clone(), snapshot.clone());
             self.spawner.start(async move {
                 // Whatever comes of it: the next read waits, if need be.
-                let _ = this.linearizable(&group, &replica, current).await;
+                let _ = this.linearizable(&group, &replica, current, Revision(0)).await;
                 replica.confirming.store(false, Ordering::Release);
             });
         }
@@ -381,8 +400,8 @@ fn is_shown(snapshot: &Snapshot, newest: PeekedHeader) -> bool {
 }
 
 /// The answer to a request from a state; long ones let other requests run in between.
-async fn search(snapshot: &Snapshot, request: &RangeRequest, covered: &KeyRange) -> Result<Found, Passed> {
-    let mut search = Search::new(&snapshot.pairs, request, covered);
+async fn search(pairs: &Tree<Pair>, request: &RangeRequest, covered: &KeyRange) -> Result<Found, Passed> {
+    let mut search = Search::new(pairs, request, covered);
     loop {
         match search.step() {
             Step::Done(found) => return Ok(found),

@@ -3,10 +3,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, A
 use std::time::Duration;
 
 use futures::FutureExt;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::pair::Pair;
+use super::past::Past;
 use crate::proxy::KeptPermission;
 use crate::tree::Tree;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
@@ -85,11 +87,28 @@ impl Checked {
 pub(super) struct Snapshot {
     pub pairs: Tree<Pair>,
     pub position: Revision,
+    /// The pairs are the same since this revision.
+    pub since: Revision,
     pub cluster: ClusterId,
     pub member: MemberId,
     pub term: Term,
     /// Shared by all snapshots since the replica was loaded.
     pub completeness: Arc<Completeness>,
+    /// The states before; shared likewise.
+    pub past: Arc<Mutex<Past>>,
+}
+
+impl Snapshot {
+    /// The pairs at a revision up to the position; none unless they are kept.
+    pub fn at(&self, revision: Revision) -> Option<Tree<Pair>> {
+        if revision > self.position {
+            return None;
+        }
+        if revision >= self.since {
+            return Some(self.pairs.clone());
+        }
+        self.past.lock().at(revision).cloned()
+    }
 }
 
 #[cfg(test)]
@@ -99,10 +118,12 @@ impl Snapshot {
         Self {
             pairs: Tree::default(),
             position: Revision(0),
+            since: Revision(0),
             cluster: ClusterId(0),
             member: MemberId(0),
             term: Term(0),
             completeness: Arc::new(Completeness::new(Instant::now())),
+            past: Arc::default(),
         }
     }
 }

@@ -1,13 +1,14 @@
 //! What a read from the cache must show.
 
+use tonic::Code;
 use watershed::client::Client;
 use watershed::pb::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, compare,
-    request_op,
+    Compare, DeleteRangeRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
+    compare, request_op,
 };
 
 use super::{Cached, value};
-use crate::harness::{Deployment, Target, run, until};
+use crate::harness::{Deployment, Target, refused, run, until};
 
 const ALL: &[&str] = &["--cache-prefix="];
 
@@ -180,6 +181,50 @@ fn what_leasing_got_wrong() {
         cached.client.kv().delete_range(delete("k", "")).await.expect("delete");
         let answer = cached.get("k", false).await;
         assert_eq!((answer.count, answer.kvs.len()), (0, 0));
+    });
+}
+
+#[test]
+fn pages_at_one_revision_come_from_the_cache_until_it_is_compacted() {
+    const KEYS: [&str; 4] = ["p/0", "p/1", "p/2", "p/3"];
+    let page = |key: &'static str, revision| RangeRequest {
+        key: key.into(),
+        range_end: "p0".into(),
+        limit: 2,
+        revision,
+        ..Default::default()
+    };
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        for key in KEYS {
+            deployment.put(key, "before").await;
+        }
+        let cached = Cached::start(deployment, &["--cache-prefix=p/"], "p/0").await;
+        let revision_of = |answer: &RangeResponse| answer.header.expect("header").revision;
+        // A state is kept for ten seconds, which may be over on a machine that is busy with other tests.
+        let old = until("an answer from a kept state", || async {
+            let first = cached.range(page("p/", 0)).await;
+            let revision = revision_of(&first);
+            for key in KEYS {
+                cached.put(key, "after").await;
+            }
+            let newest = deployment.delete("p/2").await.header.expect("header").revision;
+            let before = cached.answers().await;
+            let second = cached.range(page("p/2", revision)).await;
+            let from_the_cache = cached.answers().await > before;
+            let member = deployment.client.kv().range(page("p/2", revision)).await.expect("range").into_inner();
+            assert_eq!((&second.kvs, second.more, second.count), (&member.kvs, member.more, member.count));
+            assert_eq!((second.kvs.len(), revision_of(&second)), (2, newest), "the header is of the newest");
+            deployment.put("p/2", "before").await;
+            from_the_cache.then_some(revision)
+        })
+        .await;
+        deployment.compact(old + 1).await;
+        let compacted = "etcdserver: mvcc: required revision has been compacted";
+        refused(cached.client.kv().range(page("p/2", old)).await, Code::OutOfRange, compacted);
+        let serializable = RangeRequest { serializable: true, ..page("p/2", old) };
+        refused(cached.client.kv().range(serializable).await, Code::OutOfRange, compacted);
+        // Others are not held up by the compacted one.
+        cached.until_answers("p/0").await;
     });
 }
 

@@ -101,6 +101,11 @@ impl SimCluster {
         self.state.lock().revision
     }
 
+    /// Below this, revisions were compacted.
+    pub fn compacted(&self) -> i64 {
+        self.state.lock().compacted
+    }
+
     /// The newest revision that was acknowledged by then.
     pub fn acknowledged_by(&self, at: Instant) -> i64 {
         let state = self.state.lock();
