@@ -281,6 +281,7 @@ impl Worker {
             request.headers_mut().remove("authorization");
         }
         if let Err(refusal) = tenant.limits.admit_call() {
+            Box::pin(tenant.limits.hold_back()).await;
             return refusal.into_http();
         }
         self.upstream.note_active(&tenant, request.headers());

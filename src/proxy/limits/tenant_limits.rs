@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use http::Response;
 use http_body::Body as _;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -18,12 +20,19 @@ use super::turns::{Turn, Turns, WAITING_MAX};
 use crate::config::TenantLimits;
 use crate::pb::frame::PREFIX_BYTES;
 
+/// How long a refusal for a rate is held back. Told at once, it would be followed by the next call at once, and what the refusals of one
+/// tenant cost would be taken from the others.
+const HELD_BACK: Duration = Duration::from_millis(100);
+/// Refusals of one tenant that are held back; more are told at once.
+const HELD_BACK_MAX: usize = 1024;
+
 /// What one tenant may use, and uses.
 #[derive(Debug)]
 pub struct Limits {
     allowed: ArcSwap<TenantLimits>,
     requests: Rate,
     bytes: Rate,
+    held_back: Semaphore,
     watches: AtomicU64,
     stored: Arc<StoredKeys>,
     counters: Option<TenantCounters>,
@@ -49,6 +58,7 @@ impl Limits {
             allowed: ArcSwap::from_pointee(allowed),
             requests: Rate::new(now),
             bytes: Rate::new(now),
+            held_back: Semaphore::new(HELD_BACK_MAX),
             watches: AtomicU64::new(0),
             stored: Arc::default(),
             counters,
@@ -75,6 +85,13 @@ impl Limits {
             self.requests.take(1, max, now).map_err(|retry| self.refuse(Limit::Requests, max, Some(retry)))?;
         }
         Ok(())
+    }
+
+    /// Waits before a call is told that [it may not be made](Self::admit_call).
+    pub(in crate::proxy) async fn hold_back(&self) {
+        if let Ok(_held) = self.held_back.try_acquire() {
+            sleep(HELD_BACK).await;
+        }
     }
 
     /// Waits for a turn to send a request to the cluster; none where there is one tenant.
@@ -252,6 +269,7 @@ impl Drop for HeldWatch {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use tonic::Code;
 
     use super::*;
@@ -269,6 +287,18 @@ mod tests {
         limits.replace(TenantLimits::default());
         assert!(limits.hold_watch().is_ok());
         drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_held_back_up_to_a_number() {
+        let limits = Limits::default();
+        let mut held: Vec<_> = (0..HELD_BACK_MAX).map(|_| Box::pin(limits.hold_back())).collect();
+        assert!(held.iter_mut().all(|one| one.now_or_never().is_none()));
+        assert!(limits.hold_back().now_or_never().is_some(), "one more is told at once");
+        let start = tokio::time::Instant::now();
+        futures::future::join_all(held).await;
+        assert_eq!(start.elapsed(), HELD_BACK);
+        assert!(limits.hold_back().now_or_never().is_none());
     }
 
     #[test]

@@ -152,7 +152,9 @@ fn a_tenant_is_the_user_that_the_file_names() {
         let written = until("alice is logged in again", async || of_a.kv().put(put("k", "x")).await.ok()).await;
         let revision = written.into_inner().header.expect("header").revision;
         loop {
-            let words = in_words(&watching.next().await);
+            let answer = watching.next().await;
+            assert!(!answer.canceled, "{answer:?}");
+            let words = in_words(&answer);
             if words == [format!("+k=x@{revision}")] {
                 break;
             }
