@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::server::ServerPid;
 use crate::client::Endpoint;
-use crate::config::GoDuration;
+use crate::config::{GoDuration, SrvConfig};
 use crate::net::{ClientTls, ClientTlsConfig};
 
 /// Puts load on an etcd v3 cluster and measures throughput, latency and cost.
@@ -87,6 +87,15 @@ pub(super) struct Common {
     /// Members to load; connections take turns
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
     pub(super) endpoints: Vec<Endpoint>,
+    /// Domain whose SRV records name the members to load, in place of --endpoints; those without TLS are taken too
+    #[arg(long, default_value = "", value_name = "DOMAIN")]
+    pub(super) discovery_srv: String,
+    /// Suffix of the service in the names of those records
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub(super) discovery_srv_name: String,
+    /// DNS server to ask, as ADDRESS or ADDRESS:PORT
+    #[arg(long, default_value = "", value_name = "ADDRESS")]
+    pub(super) discovery_dns: String,
     /// Connections
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) conns: u32,
@@ -152,6 +161,12 @@ fn user(text: &str) -> Result<(String, String), String> {
 impl Common {
     pub(super) fn rate(&self) -> Option<f64> {
         (self.rate > 0.0).then_some(self.rate)
+    }
+
+    /// The SRV records that name the members, if any do.
+    pub(super) fn srv(&self) -> Result<Option<SrvConfig>, String> {
+        SrvConfig::from_flags(&self.discovery_srv, &self.discovery_srv_name, true, &self.discovery_dns)
+            .map_err(|(flag, reason)| format!("--{flag}: {reason}"))
     }
 
     /// TLS with members, by the rules of `ctl`.

@@ -117,6 +117,8 @@ fn side(load: &Load, endpoint: &Endpoint, name: &str, args: &CompareArgs) -> Res
     let mut load = load.clone();
     let common = load.common_mut();
     common.endpoints = vec![endpoint.clone()];
+    common.discovery_srv.clear();
+    common.discovery_dns.clear();
     common.server_pid = args.server_pid.iter().filter(|server| server.name == name).cloned().collect();
     common.json |= args.json;
     Ok(load)

@@ -7,7 +7,7 @@ use super::args::Common;
 use super::server::Meter;
 use super::wire::{CallError, Connection, Route, Target, frame};
 use crate::client::Endpoint;
-use crate::discovery::{StaticList, current_endpoints};
+use crate::discovery::{StaticList, current_endpoints, find_endpoints};
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse};
 use crate::shutdown::Tasks;
 
@@ -24,7 +24,12 @@ impl Setup {
         let tls = common.tls().map_err(CallError)?;
         let dial_timeout = common.dial_timeout.0;
         let target = |endpoint: Endpoint| Target { endpoint, tls: tls.clone(), dial_timeout, token: None };
-        let endpoints = current_endpoints(&StaticList::new(&common.endpoints));
+        let endpoints = match common.srv().map_err(CallError)? {
+            None => current_endpoints(&StaticList::new(&common.endpoints)),
+            Some(srv) => runtime()?
+                .block_on(find_endpoints(&srv))
+                .map_err(|error| CallError(format!("--discovery-srv={}: {error}", srv.domain)))?,
+        };
         let mut targets: Vec<Target> = endpoints.into_iter().map(target).collect();
         if common.user.is_some() || common.target_leader {
             targets = runtime()?.block_on(narrow(common, targets, &Tasks::new()))?;

@@ -121,7 +121,9 @@ impl Tier {
         let gateway_config = GatewayConfig::new(GATEWAY.parse().map_err(anyhow::Error::msg)?, vec![endpoint.clone()]);
         let gateway = Gateway::start(&gateway_config, &StaticList::new([endpoint]), &Metrics::new(), tasks).await?;
         let flags = [format!("--listen-addr={PROXY}"), format!("--endpoints={CLIENTS}")].map(OsString::from);
-        let proxy = grpc_proxy::start(parse_proxy_config(&flags)?, tasks)?;
+        let proxy_config = parse_proxy_config(&flags)?;
+        let listed = grpc_proxy::listed_endpoints(&proxy_config, tasks).await?;
+        let proxy = grpc_proxy::start(proxy_config, listed, tasks)?;
         Ok(Self { server, gateway, proxy })
     }
 

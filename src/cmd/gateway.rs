@@ -7,8 +7,9 @@ use anyhow::Context;
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use crate::config::{GatewayConfig, parse_gateway_config};
-use crate::discovery::{StaticList, count_sources};
+use crate::discovery::{Discovery, SrvRecords, StaticList, count_sources};
 use crate::gateway::Gateway;
+use crate::net::{Alpn, ClientTls, ClientTlsConfig, ServerAuth};
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
 
@@ -33,10 +34,10 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
-        let endpoints = StaticList::new(config.endpoints.clone());
+        let endpoints = listed_endpoints(config, &tasks).await?;
         let metrics = Metrics::new();
-        count_sources(&metrics, &[&endpoints]);
-        let gateway = Gateway::start(config, &endpoints, &metrics, &tasks).await?;
+        count_sources(&metrics, &[&*endpoints]);
+        let gateway = Gateway::start(config, &*endpoints, &metrics, &tasks).await?;
         notify_ready();
         interrupted().await.context("install the signal handlers")?;
         tracing::info!("stopping");
@@ -50,4 +51,16 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     // A resolver that does not answer must not hold the exit up.
     runtime.shutdown_background();
     outcome
+}
+
+/// What the flags say, or what they say is to be asked.
+async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Result<Box<dyn Discovery>> {
+    let Some(srv) = &config.srv else { return Ok(Box::new(StaticList::new(config.endpoints.clone()))) };
+    let mut tls = ClientTlsConfig::new(Alpn::H2);
+    if let Some(file) = &config.trusted_ca_file {
+        tls.servers = ServerAuth::File(file.clone());
+    }
+    let tls = ClientTls::new(&tls).context("--trusted-ca-file")?;
+    let records = SrvRecords::start(srv, tls, tasks).await;
+    Ok(Box::new(records.with_context(|| format!("--discovery-srv={}", srv.domain))?))
 }

@@ -15,9 +15,9 @@ use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster
 use crate::config::{
     Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword, parse_proxy_config,
 };
-use crate::discovery::{Discovery, MemberList, StaticList, count_sources, current_endpoints};
+use crate::discovery::{Discovery, MemberList, SrvRecords, StaticList, count_sources, current_endpoints};
 use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
-use crate::net::{ClientTls, Identity, ServerAuth, ServerTls};
+use crate::net::{Alpn, ClientTls, ClientTlsConfig, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
     CacheBudget, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, Listeners, MessageLimits, Namespace,
@@ -53,8 +53,10 @@ pub fn run(args: &[OsString]) -> u8 {
 async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let grace = config.grace;
-    check_one_cluster(&pool_config(&config, upstream_tls(&config)?), &tasks).await.context("--endpoints")?;
-    let proxy = start(config, &tasks)?;
+    let listed = listed_endpoints(&config, &tasks).await?;
+    let pool = PoolConfig { endpoints: current_endpoints(&*listed), ..pool_config(&config, upstream_tls(&config)?) };
+    check_one_cluster(&pool, &tasks).await.context("--endpoints")?;
+    let proxy = start(config, listed, &tasks)?;
     notify_ready();
     interrupted().await.context("wait for signals")?;
     info!("stopping gRPC proxy");
@@ -83,11 +85,38 @@ impl RunningProxy {
     }
 }
 
-/// Starts a proxy; it stops with `tasks`, or by [`RunningProxy::finish`].
+/// The source that the flags name.
+///
+/// # Errors
+/// When nothing is found to begin with, or when what is found cannot be used.
+pub async fn listed_endpoints(config: &ProxyConfig, tasks: &Tasks) -> anyhow::Result<Box<dyn Discovery>> {
+    let tls = config.upstream_tls.as_ref();
+    let Some(srv) = &config.srv else {
+        // As the member list will name them.
+        let endpoints = config.endpoints.iter().map(|endpoint| endpoint.clone().settled(tls.is_some()));
+        return Ok(Box::new(StaticList::new(endpoints)));
+    };
+    let usual = ClientTlsConfig::new(Alpn::H2);
+    let handshake = ClientTls::new(tls.unwrap_or(&usual)).context("TLS with members")?;
+    let found = SrvRecords::start(srv, handshake, tasks).await;
+    let found = found.with_context(|| format!("--discovery-srv={}", srv.domain))?;
+    for endpoint in current_endpoints(&found) {
+        let own = |ip: &IpAddr| SocketAddr::new(*ip, endpoint.port()) == config.listen;
+        if endpoint.addresses().is_some_and(|addresses| addresses.iter().any(own)) {
+            bail!("--discovery-srv={}: {endpoint} is the proxy's own --listen-addr", srv.domain);
+        }
+        if matches!(config.user, Some(ProxyUserConfig::Certificate(_))) && !endpoint.uses_tls(false) {
+            bail!("--user-cert: {endpoint} is an endpoint without TLS");
+        }
+    }
+    Ok(Box::new(found))
+}
+
+/// Starts a proxy in front of the endpoints of `listed`; it stops with `tasks`, or by [`RunningProxy::finish`].
 ///
 /// # Errors
 /// When an address cannot be bound; names its flag.
-pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy> {
+pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> anyhow::Result<RunningProxy> {
     let tasks = tasks.child();
     let tls = config.listen_tls.as_ref().map(ServerTls::new).transpose().context("TLS with clients")?;
     let protection = |secure| tls.clone().filter(|_| secure).map_or(Protection::Plain, Protection::Tls);
@@ -115,7 +144,8 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     let metrics = Metrics::new();
     let calls = proxy_calls(&metrics);
     let mut of_file = config.tenants.as_ref().map(|file| {
-        let plain_endpoints = config.endpoints.iter().any(|endpoint| !endpoint.uses_tls(upstream_tls.is_some()));
+        let plain_endpoints =
+            current_endpoints(&*listed).iter().any(|endpoint| !endpoint.uses_tls(upstream_tls.is_some()));
         TenantsOfFile::new(config.upstream_tls.clone(), plain_endpoints, file.requests_max, &metrics, &tasks)
     });
     let tenants = match &of_file {
@@ -140,17 +170,16 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
         serving_threads: config.serving_threads.unwrap_or(listener_config.serving_threads),
         ..listener_config
     };
-    // As the member list will name them.
-    let endpoints = config.endpoints.iter().map(|endpoint| endpoint.clone().settled(upstream_tls.is_some()));
-    let listed = StaticList::new(endpoints);
-    let cluster = UpstreamCluster::new(&current_endpoints(&listed), &metrics);
-    let pool_config = PoolConfig { cluster: Some(cluster.clone()), ..pool_config(&config, upstream_tls) };
+    let endpoints = current_endpoints(&*listed);
+    let cluster = UpstreamCluster::new(&endpoints, &metrics);
+    let names: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+    let pool_config = PoolConfig { cluster: Some(cluster.clone()), endpoints, ..pool_config(&config, upstream_tls) };
     let pools = UpstreamPools::new(pool_config);
-    let members = config.auto_sync.map(|interval| MemberList::follow(pools.open(&tasks), &listed, interval, &tasks));
-    let source: &dyn Discovery = members.as_ref().map_or(&listed, |members| members);
+    let members = config.auto_sync.map(|interval| MemberList::follow(pools.open(&tasks), &*listed, interval, &tasks));
+    let source: &dyn Discovery = members.as_ref().map_or(&*listed, |members| members);
     match &members {
-        Some(members) => count_sources(&metrics, &[&listed, members]),
-        None => count_sources(&metrics, &[&listed]),
+        Some(members) => count_sources(&metrics, &[&*listed, members]),
+        None => count_sources(&metrics, &[&*listed]),
     }
     let user = own_user(&config, &pools, &tasks)?;
     let asks = user.is_some() || config.cache.is_some();
@@ -251,8 +280,7 @@ pub fn start(config: ProxyConfig, tasks: &Tasks) -> anyhow::Result<RunningProxy>
     if config.enable_pprof {
         info!(path = "/debug/pprof", "gRPC proxy enabled pprof");
     }
-    let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
-    info!(address = %config.listen, endpoints = endpoints.join(","), namespace = %config.namespace.escape_ascii(), "started gRPC proxy");
+    info!(address = %config.listen, endpoints = names.join(","), namespace = %config.namespace.escape_ascii(), "started gRPC proxy");
     Ok(RunningProxy { serving, tasks })
 }
 

@@ -1,8 +1,10 @@
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
+use super::discovery::{RawSrv, SrvConfig};
 use super::error::ConfigError;
 use super::flags::Variables;
 use super::golang::GoDuration;
@@ -29,6 +31,12 @@ pub struct RawGatewayConfig {
     /// Longest pause between two checks of an endpoint that is down; 0 is 5m.
     #[arg(long, default_value = "1m")]
     pub retry_delay: GoDuration,
+    /// Authorities whose certificates endpoints in SRV records have; those of the system unless given.
+    #[arg(long, default_value = "", value_name = "FILE")]
+    pub trusted_ca_file: String,
+    /// Discovery by DNS.
+    #[command(flatten)]
+    pub srv: RawSrv,
 
     /// Wait for an endpoint to accept a connection before the next one is tried.
     #[arg(long, default_value = "1s", help_heading = "Not flags of etcd")]
@@ -161,6 +169,10 @@ pub struct GatewayConfig {
     /// Where connections go, in the order given, each address once, one at least. Whether TLS is spoken there matters to
     /// health checks only.
     pub endpoints: Vec<Endpoint>,
+    /// Where the endpoints are found in place of these.
+    pub srv: Option<SrvConfig>,
+    /// Authorities of the endpoints found there.
+    pub trusted_ca_file: Option<PathBuf>,
     /// Longest pause between two checks of an endpoint that is down.
     pub retry_delay: Duration,
     /// Wait for an endpoint to accept a connection.
@@ -193,6 +205,8 @@ impl GatewayConfig {
         Self {
             listen_addr,
             endpoints,
+            srv: None,
+            trusted_ca_file: None,
             retry_delay: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(1),
             balance: Balance::Listed,
@@ -233,6 +247,8 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
         Ok(Self {
             listen_addr: raw.listen_addr,
             endpoints: endpoints(&raw.endpoints)?,
+            srv: raw.srv.checked()?,
+            trusted_ca_file: Some(raw.trusted_ca_file).filter(|file| !file.is_empty()).map(PathBuf::from),
             retry_delay: if retry_delay.is_zero() { RETRY_DELAY_OF_ZERO } else { retry_delay },
             connect_timeout: raw.connect_timeout.0,
             balance: one_of("balance", &raw.balance, &BALANCES)?,
@@ -352,7 +368,7 @@ mod tests {
             ("--endpoints=127.0.0.1", "--endpoints: \"127.0.0.1\" must have the form host:port"),
             ("--endpoints=,", "--endpoints: names no endpoint"),
             ("--endpoints=unix://x", "--endpoints: \"unix://x\" is neither host:port nor an http or https URL"),
-            ("--discovery-srv example.com", "--discovery-srv is not supported yet"),
+            ("--discovery-srv a/b", "--discovery-srv: \"a/b\" is no domain name"),
             ("--balance=random", "--balance: \"random\" is none of round-robin, weighted, least-conn, p2c"),
             ("--on-eject=", "--on-eject: \"\" is none of keep, close"),
             ("--health-check=ping", "--health-check: \"ping\" is none of tcp, http, grpc"),

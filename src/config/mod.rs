@@ -5,6 +5,7 @@
 //! etcd that has no effect is in the one table of `unsupported.rs` instead. Errors are in `error.rs`, the notations of Go in
 //! `golang.rs`. Read `flags.rs` first, then `server/` for the biggest example.
 
+mod discovery;
 mod error;
 mod file;
 mod flag_type;
@@ -23,6 +24,7 @@ mod tests;
 mod unsupported;
 mod url;
 
+pub use discovery::{RawSrv, SrvConfig};
 pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
 pub use gateway::{Balance, GatewayConfig, HealthCheckConfig, HealthCheckKind, OnEject, parse_gateway_config};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::{ArgAction, Parser};
 
+use super::discovery::{RawSrv, SrvConfig};
 use super::error::{ConfigError, FlagWords, WrongFlag};
 use super::flags::Variables;
 use super::golang::GoDuration;
@@ -175,6 +176,9 @@ pub struct RawProxyConfig {
     #[arg(long, default_value = "", value_name = "VERSION")]
     pub tls_max_version: String,
 
+    /// Discovery by DNS.
+    #[command(flatten)]
+    pub srv: RawSrv,
     /// Who the proxy is for the cluster.
     #[command(flatten)]
     pub user: RawProxyUser,
@@ -198,6 +202,8 @@ pub struct ProxyConfig {
     pub user: Option<ProxyUserConfig>,
     /// Members of the cluster.
     pub endpoints: Vec<Endpoint>,
+    /// Where they are found in place of these.
+    pub srv: Option<SrvConfig>,
     /// How often the endpoints are taken from the member list.
     pub auto_sync: Option<Duration>,
     /// What MemberList names.
@@ -416,6 +422,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             upstream_tls,
             user,
             endpoints,
+            srv: raw.srv.checked()?,
             auto_sync: nonzero(raw.endpoints_auto_sync_interval),
             advertise,
             namespace,
@@ -577,7 +584,7 @@ mod tests {
                 "selfSignedCertValidity is invalid,it should be greater than 0",
             ),
             ("--tls-min-version=TLS1.1", "unexpected TLS version \"TLS1.1\""),
-            ("--discovery-srv=example.com", "--discovery-srv is not supported yet"),
+            ("--discovery-srv=a/b", "--discovery-srv: \"a/b\" is no domain name"),
             ("--cache=on", "--cache\" flag: must be off, serializable or linearizable"),
             ("--resolver-prefix=x", "invalid resolver-ttl 0"),
             ("--resolver-ttl=5", "invalid resolver-prefix \"\""),

@@ -14,7 +14,6 @@ pub enum Mode {
     Server,
     Gateway,
     Proxy,
-    Ctl,
 }
 
 /// What a flag takes.
@@ -54,7 +53,7 @@ pub struct UnsupportedFlag {
 }
 
 use FlagKind::{Bool, Duration, Int, OneOf, Text};
-use Mode::{Ctl, Gateway, Proxy, Server};
+use Mode::{Proxy, Server};
 use Support::{Ignored, NotYet};
 
 /// What etcd 3.7 takes for `--v2-deprecation`.
@@ -156,15 +155,8 @@ const GROUPS: &[Group] = &[
             ("discovery-fallback", Text, "exit"),
         ],
     ),
-    ignored(&[Gateway, Proxy], "no effect without --discovery-srv", &[("insecure-discovery", Bool, "false")]),
-    ignored(&[Ctl], "no effect without --discovery-srv", &[("insecure-discovery", Bool, "true")]),
-    not_yet(
-        &[Server, Gateway, Proxy, Ctl],
-        "discovery by SRV records",
-        &[("discovery-srv", Text, ""), ("discovery-srv-name", Text, "")],
-    ),
+    not_yet(&[Server], "discovery by SRV records", &[("discovery-srv", Text, ""), ("discovery-srv-name", Text, "")]),
     not_yet(&[Server], "discovery", &[("discovery-token", Text, ""), ("discovery-endpoints", Text, "")]),
-    not_yet(&[Gateway], "discovery by SRV records", &[("trusted-ca-file", Text, "")]),
     ignored(
         &[Proxy],
         "no serializable answer is older than what the client's connection was shown",

@@ -50,7 +50,7 @@ async fn dispatch(program: Program, words: &[Word], environment: &[(String, Stri
         eprint!("{}", options::shown(&parsed));
         debug::start();
     }
-    let session = Session::new(options);
+    let session = Session::new(options.discover().await);
     with_cluster(verb, session, &parsed, environment).await
 }
 

@@ -214,7 +214,7 @@ mod tests {
             let literal = format!("{name:?}");
             code.match_indices(&literal).any(|(at, _)| !code[..at].trim_end().ends_with("Flag::new("))
         };
-        let mut flags: Vec<&Flag> = options::EFFECTIVE.iter().chain([&HELP]).collect();
+        let mut flags: Vec<&Flag> = options::FLAGS.iter().chain([&HELP]).collect();
         let mut commands: Vec<&Command> = ROOT.iter().collect();
         while let Some(command) = commands.pop() {
             flags.extend(command.flags);

@@ -81,7 +81,6 @@ enum Value {
 #[derive(Clone, Debug)]
 pub(super) struct Parsed {
     values: BTreeMap<&'static str, Value>,
-    defaults: BTreeMap<&'static str, Value>,
     set: Vec<&'static str>,
     /// Words that are no flags, in order.
     pub(super) args: Vec<Word>,
@@ -91,13 +90,12 @@ pub(super) struct Parsed {
 
 /// Reads `words` with the rules of Go's pflag: flags anywhere, `--x=v`, `--x v`, `-x v`, `-xv`, `--` ends them.
 pub(super) fn parse(flags: &[&Flag], words: &[Word]) -> Result<Parsed, String> {
-    let mut defaults = BTreeMap::new();
+    let mut values = BTreeMap::new();
     for flag in flags {
         let value = if flag.default.is_empty() { flag.zero() } else { flag.read(flag.default)? };
-        defaults.insert(flag.name, value);
+        values.insert(flag.name, value);
     }
-    let (values, set, args) = (defaults.clone(), Vec::new(), Vec::new());
-    let mut parsed = Parsed { values, defaults, set, args, separator: None };
+    let mut parsed = Parsed { values, set: Vec::new(), args: Vec::new(), separator: None };
     let mut words = words.iter();
     while let Some(word) = words.next() {
         if word == b"--" {
@@ -195,11 +193,6 @@ impl Parsed {
     /// Whether the flag stood on the command line.
     pub(super) fn is_set(&self, name: &str) -> bool {
         self.set.contains(&name)
-    }
-
-    /// Whether the flag has its default, given or not.
-    pub(super) fn is_default(&self, name: &str) -> bool {
-        self.values.get(name) == self.defaults.get(name)
     }
 
     pub(super) fn bool(&self, name: &str) -> bool {

@@ -1,30 +1,15 @@
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::failure::{Exit, Failure};
 use super::flags::{Flag, Kind, Parsed};
 use super::print::{Format, Printer};
 use super::{golang, terminal};
-use crate::config::{FlagKind, Mode, Support, unsupported_flags};
-use crate::net::{Alpn, ClientTlsConfig};
+use crate::config::SrvConfig;
+use crate::discovery::find_endpoints;
+use crate::net::{Alpn, ClientTlsConfig, Endpoint};
 
 /// Options of every command. Each has a variable `ETCDCTL_` + name in upper case.
-pub(super) static FLAGS: LazyLock<Vec<Flag>> = LazyLock::new(|| {
-    let without_effect = unsupported_flags(Mode::Ctl).map(|flag| {
-        let kind = match flag.kind {
-            FlagKind::Bool => Kind::Bool,
-            FlagKind::Int => Kind::Int,
-            FlagKind::Duration => Kind::Duration,
-            FlagKind::Text | FlagKind::OneOf(_) => Kind::Text,
-        };
-        let about = if flag.support == Support::NotYet { "Not supported yet" } else { "No effect" };
-        let known = Flag::new(flag.name, kind, flag.default, about);
-        if flag.name == "discovery-srv" { known.short('d') } else { known }
-    });
-    EFFECTIVE.iter().copied().chain(without_effect).collect()
-});
-
-pub(super) const EFFECTIVE: &[Flag] = &[
+pub(super) const FLAGS: &[Flag] = &[
     Flag::new("endpoints", Kind::List, "127.0.0.1:2379", "Members to ask, separated by commas"),
     Flag::new("write-out", Kind::Text, "simple", "Output format: simple, fields, json, table or protobuf").short('w'),
     Flag::new("hex", Kind::Bool, "", "Show bytes and ids in hex"),
@@ -47,6 +32,15 @@ pub(super) const EFFECTIVE: &[Flag] = &[
     Flag::new("user", Kind::Text, "", "User name, or name:password"),
     Flag::new("password", Kind::Text, "", "Password of --user"),
     Flag::new("auth-jwt-token", Kind::Text, "", "Token to use instead of a user"),
+    Flag::new("discovery-srv", Kind::Text, "", "Domain whose SRV records name the members to ask").short('d'),
+    Flag::new("discovery-srv-name", Kind::Text, "", "Suffix of the service in the names of those records"),
+    Flag::new(
+        "insecure-discovery",
+        Kind::Bool,
+        "true",
+        "Take members from SRV records without TLS, or with any name in their certificate",
+    ),
+    Flag::new("discovery-dns", Kind::Text, "", "DNS server to ask, as ADDRESS or ADDRESS:PORT"),
     Flag::new("debug", Kind::Bool, "", "Show the options in effect on standard error"),
 ];
 
@@ -58,6 +52,10 @@ const SEND_BYTES_DEFAULT: usize = 2 << 20;
 pub(super) struct Options {
     /// As written, without surrounding spaces; output names endpoints the way the operator did.
     pub(super) endpoints: Vec<String>,
+    /// Where the endpoints are found in place of these.
+    pub(super) srv: Option<SrvConfig>,
+    /// What is known of those that were found.
+    pub(super) found: Vec<Endpoint>,
     pub(super) printer: Printer,
     pub(super) dial_timeout: Duration,
     pub(super) command_timeout: Duration,
@@ -95,6 +93,8 @@ impl Options {
     fn unusable() -> Self {
         Self {
             endpoints: Vec::new(),
+            srv: None,
+            found: Vec::new(),
             printer: Printer::new(Format::Simple, false),
             dial_timeout: Duration::ZERO,
             command_timeout: Duration::ZERO,
@@ -112,11 +112,10 @@ impl Options {
 
     fn check(parsed: &Parsed) -> Result<Self, Failure> {
         let error = |text: String| Failure::new(Exit::Error, text);
-        let mut absent = unsupported_flags(Mode::Ctl).filter(|flag| flag.support == Support::NotYet);
-        if let Some(flag) = absent.find(|flag| !parsed.is_default(flag.name)) {
-            let name = flag.name;
-            return Err(error(format!("--{name} is not supported yet: connections are plain TCP to --endpoints")));
-        }
+        let [domain, service_name, dns_server] =
+            ["discovery-srv", "discovery-srv-name", "discovery-dns"].map(|name| parsed.text(name));
+        let srv = SrvConfig::from_flags(domain, service_name, parsed.bool("insecure-discovery"), dns_server)
+            .map_err(|(flag, reason)| error(format!("--{flag}: {reason}")))?;
         let bytes = |name: &str, default: usize| match parsed.int(name) {
             0 => Ok(default),
             given => usize::try_from(given).map_err(|_| Failure::args(format!("--{name} must not be negative"))),
@@ -125,6 +124,8 @@ impl Options {
         let user = if token.is_some() { None } else { user(parsed, ["user", "password"], "Password: ")? };
         Ok(Self {
             endpoints: parsed.list("endpoints").iter().map(|endpoint| endpoint.trim().to_owned()).collect(),
+            srv,
+            found: Vec::new(),
             printer: Printer::new(
                 Format::read(parsed.text("write-out"))
                     .ok_or_else(|| Failure::new(Exit::BadFeature, "unsupported output format"))?,
@@ -142,6 +143,36 @@ impl Options {
             token,
             broken: None,
         })
+    }
+
+    /// Puts the endpoints that SRV records name in place of those of the flag, if that is asked for.
+    pub(super) async fn discover(mut self) -> Self {
+        let Some(srv) = &self.srv else { return self };
+        match tokio::time::timeout(self.command_timeout, find_endpoints(srv)).await {
+            Ok(Ok(found)) => {
+                let scheme = |endpoint: &Endpoint| if endpoint.uses_tls(false) { "https" } else { "http" };
+                self.endpoints = found.iter().map(|endpoint| format!("{}://{endpoint}", scheme(endpoint))).collect();
+                self.found = found;
+            }
+            Ok(Err(why)) => self.refuse(format!("--discovery-srv={}: {why}", srv.domain)),
+            Err(_) => self.refuse(format!("--discovery-srv={}: no answer within --command-timeout", srv.domain)),
+        }
+        self
+    }
+
+    fn refuse(&mut self, text: String) {
+        self.broken.get_or_insert(Failure::new(Exit::Error, text));
+    }
+
+    /// The endpoint that a text names.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub(super) fn endpoint(&self, text: &str) -> Result<Endpoint, Failure> {
+        let endpoint: Endpoint =
+            text.parse().map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
+        let found = self.found.iter().find(|found| found.is_same_place(&endpoint));
+        Ok(found.cloned().unwrap_or(endpoint))
     }
 
     /// # Errors
@@ -268,7 +299,8 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused() {
         assert_eq!(read("-w bogus", &[]).err().unwrap(), Failure::new(Exit::BadFeature, "unsupported output format"));
-        assert!(read("--discovery-srv=x", &[]).err().unwrap().text.starts_with("--discovery-srv is not supported yet"));
+        let error = read("--discovery-srv=a/b", &[]).err().unwrap();
+        assert_eq!(error.text, "--discovery-srv: \"a/b\" is no domain name");
         assert_eq!(read("--user=root:", &[]).unwrap().user, None);
         assert_eq!(read("--user=root:a:b", &[]).unwrap().user, Some(("root".into(), "a:b".into())));
         assert_eq!(read("--user=root --password=x", &[]).unwrap().user, Some(("root".into(), "x".into())));

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::failure::{Exit, Failure};
 use super::print::{Format, draw_table};
 use super::session::{Session, show};
-use crate::client::{Endpoint, http_page};
+use crate::client::http_page;
 use crate::net::ClientTls;
 
 const PATH: &str = "/proxy/status";
@@ -95,7 +95,7 @@ pub(super) async fn status(session: Session) -> Result<(), Failure> {
 }
 
 async fn fetch(session: &Session, text: &str) -> Result<serde_json::Value, String> {
-    let endpoint: Endpoint = text.parse().map_err(|error| format!("--endpoints: {error}"))?;
+    let endpoint = session.options.endpoint(text).map_err(|failure| failure.text)?;
     let tls = session.options.tls.as_ref().map(ClientTls::new).transpose().map_err(|error| error.to_string())?;
     let page = tokio::time::timeout(session.options.command_timeout, http_page(&endpoint, tls.as_ref(), PATH)).await;
     let page = match page {

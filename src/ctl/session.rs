@@ -47,11 +47,7 @@ impl Session {
 
     fn connect(options: &Options, endpoints: &[String], connections: usize) -> Result<Client, Failure> {
         options.usable()?;
-        let endpoints: Vec<Endpoint> = endpoints
-            .iter()
-            .map(|text| text.parse())
-            .collect::<Result<_, _>>()
-            .map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
+        let endpoints: Vec<Endpoint> = endpoints.iter().map(|text| options.endpoint(text)).collect::<Result<_, _>>()?;
         let tls = options.tls.as_ref().map(ClientTls::new).transpose();
         let tls = tls.map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
         let patience = options.command_timeout.mul_f64(0.9);

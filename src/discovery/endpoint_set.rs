@@ -9,6 +9,8 @@ use crate::net::Endpoint;
 pub enum Origin {
     /// A flag, such as `--endpoints`.
     Flag,
+    /// SRV records of DNS.
+    Srv,
     /// The member list of the cluster.
     MemberList,
 }
@@ -18,6 +20,7 @@ impl Origin {
     pub fn name(self) -> &'static str {
         match self {
             Self::Flag => "static list",
+            Self::Srv => "DNS SRV",
             Self::MemberList => "member list",
         }
     }

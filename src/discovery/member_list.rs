@@ -62,7 +62,7 @@ async fn read_at_interval(
         let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
         let answer = pool.exchange(Method::of(MEMBER_LIST), &head, framed(&MemberListRequest::default())).await;
         match unframed(answer).await {
-            Ok(answer) => published.answer(listed(&answer)),
+            Ok(answer) => published.answer(listed(&answer, &first.borrow())),
             Err(status) => {
                 published.failed(&status);
                 // No member of the last list can be reached: they may all have moved.
@@ -74,13 +74,16 @@ async fn read_at_interval(
     }
 }
 
-fn listed(answer: &MemberListResponse) -> EndpointSet {
+/// An endpoint that the source before the list knows is as that one has it: with its addresses and the name in its
+/// certificate.
+fn listed(answer: &MemberListResponse, known: &EndpointSet) -> EndpointSet {
     let voters = answer.members.iter().filter(|member| !member.is_learner && !member.name.is_empty());
     let urls = voters.flat_map(|member| &member.client_ur_ls);
-    let endpoints = urls.filter_map(|url| url.parse::<Endpoint>().ok());
-    let listed = |endpoint| ListedEndpoint { origin: Origin::MemberList, ..ListedEndpoint::new(endpoint) };
     let mut set: Vec<ListedEndpoint> = Vec::new();
-    for listed in endpoints.map(|endpoint: Endpoint| listed(endpoint)) {
+    for endpoint in urls.filter_map(|url| url.parse::<Endpoint>().ok()) {
+        let known = known.iter().map(|listed| &listed.endpoint).find(|known| known.is_same_place(&endpoint));
+        let endpoint = known.cloned().unwrap_or(endpoint);
+        let listed = ListedEndpoint { origin: Origin::MemberList, ..ListedEndpoint::new(endpoint) };
         if !set.contains(&listed) {
             set.push(listed);
         }
@@ -109,7 +112,21 @@ mod tests {
             ],
             ..Default::default()
         };
-        let found: Vec<_> = listed(&answer).iter().map(|listed| listed.endpoint.to_string()).collect();
+        let found: Vec<_> =
+            listed(&answer, &EndpointSet::default()).iter().map(|listed| listed.endpoint.to_string()).collect();
         assert_eq!(found, ["a:1", "[::1]:2"]);
+    }
+
+    #[test]
+    fn what_is_known_of_an_endpoint_stays() {
+        let urls = ["https://a:1", "https://b:1", "https://a:1"].map(str::to_owned).to_vec();
+        let member = Member { name: "a".into(), client_ur_ls: urls, ..Default::default() };
+        let answer = MemberListResponse { members: vec![member], ..Default::default() };
+        let known: Endpoint = "https://a:1".parse().unwrap();
+        let known =
+            ListedEndpoint::new(known.with_addresses(["192.0.2.1".parse().unwrap()]).certified_as("example.com"));
+        let set = listed(&answer, &[known.clone()].into());
+        assert_eq!(set[0].endpoint, known.endpoint);
+        assert_eq!((set.len(), set[1].endpoint.addresses(), set[1].endpoint.server_name()), (2, None, "b"));
     }
 }

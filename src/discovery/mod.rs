@@ -2,15 +2,17 @@
 //!
 //! A source is anything that implements [`Discovery`] (`source.rs`): it yields a set of endpoints with priorities and
 //! weights, and later sets through the same channel. Sources fail soft: the last good set stays, and its age shows
-//! ([`SourceStatus`], `metrics.rs`). [`StaticList`] is what a flag says, [`MemberList`] what the cluster says of itself.
-//! Gateway, proxy, `ctl` and `bench` take their endpoints from the trait, so a new source is a file here and its flag.
+//! ([`SourceStatus`], `metrics.rs`). [`StaticList`] is what a flag says, [`SrvRecords`] (`dns/`) what DNS says of a domain,
+//! [`MemberList`] what the cluster says of itself. Gateway, proxy, `ctl` and `bench` take their endpoints from the trait, so a new source is a file here and its flag.
 
+mod dns;
 mod endpoint_set;
 mod member_list;
 mod metrics;
 mod source;
 mod static_list;
 
+pub use dns::{SrvError, SrvRecords, Unanswered, find_endpoints};
 pub use endpoint_set::{EndpointSet, ListedEndpoint, Origin, dialled};
 pub use member_list::MemberList;
 pub use metrics::count_sources;

@@ -13,7 +13,7 @@ use super::cause::Cause;
 use super::metrics::GatewayMetrics;
 use super::upstream::{Assigned, Upstream};
 use super::upstreams::Upstreams;
-use crate::net::{AddressTime, DialError, HostPort, TcpDialer, TcpSilence};
+use crate::net::{AddressTime, DialError, Endpoint, HostPort, TcpDialer, TcpSilence};
 
 /// Endpoints marked down that are tried when no other is left.
 const LAST_RESORT_MAX: usize = 3;
@@ -75,7 +75,7 @@ impl Dialer {
 
     /// A connection to the endpoint, within the connect timeout, look-up included. Changes nothing that is known of it.
     pub(super) async fn connect(&self, upstream: &Upstream) -> io::Result<TcpStream> {
-        connect(upstream.address(), self.connect_timeout, self.own).await
+        connect(upstream.endpoint(), self.connect_timeout, self.own).await
     }
 
     fn connected(&self, assigned: Assigned, stream: TcpStream, started: Instant) -> (TcpStream, Assigned) {
@@ -91,8 +91,9 @@ fn is_our_shortage(error: &io::Error) -> bool {
     codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
-/// Tries the addresses of a name in the order the resolver gives. A name that is an address costs no look-up.
-async fn connect(address: &HostPort, limit: Duration, own: SocketAddr) -> io::Result<TcpStream> {
+/// Tries the addresses of a name in the order the resolver gives, or those that are known. A name that is an address
+/// costs no look-up.
+async fn connect(endpoint: &Endpoint, limit: Duration, own: SocketAddr) -> io::Result<TcpStream> {
     let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Shared(limit), from: None };
     let check = |address| match is_own(address, own) {
         true => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself")),
@@ -100,7 +101,7 @@ async fn connect(address: &HostPort, limit: Duration, own: SocketAddr) -> io::Re
     };
     let too_slow =
         |what| io::Error::new(io::ErrorKind::TimedOut, format!("{what} takes longer than the connect timeout"));
-    dialer.connect_where(address.host(), address.port(), 0, check).await.map_err(|error| match error {
+    dialer.connect_endpoint_where(endpoint, 0, check).await.map_err(|error| match error {
         DialError::Io(error) => error,
         DialError::NoAddress => io::Error::new(io::ErrorKind::NotFound, error),
         DialError::LookupTimeout => too_slow("look-up"),

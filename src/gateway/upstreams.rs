@@ -79,7 +79,10 @@ impl Upstreams {
         let mut leaving = self.leaving.lock();
         let Some(at) = leaving.iter().position(|other| Arc::ptr_eq(other, upstream)) else { return false };
         leaving.swap_remove(at);
-        self.metrics.forget(upstream.address());
+        // One whose host has another address now is listed under the same name.
+        if !self.current.load().iter().any(|listed| listed.upstream.address() == upstream.address()) {
+            self.metrics.forget(upstream.address());
+        }
         true
     }
 

@@ -68,8 +68,26 @@ impl TcpDialer {
     pub async fn connect_endpoint(&self, endpoint: &Endpoint, first: usize) -> Result<Box<dyn ByteStream>, DialError> {
         Ok(match endpoint.socket() {
             Some(path) => Box::new(UnixStream::connect(path).await?),
-            None => Box::new(self.connect_where(endpoint.host(), endpoint.port(), first, |_| Ok(())).await?),
+            None => Box::new(self.connect_endpoint_where(endpoint, first, |_| Ok(())).await?),
         })
+    }
+
+    /// Connects to the first address of an endpoint that answers and that `check` accepts; its name is looked up unless
+    /// its addresses are known.
+    ///
+    /// # Errors
+    /// That of the last address.
+    pub async fn connect_endpoint_where(
+        &self,
+        endpoint: &Endpoint,
+        first: usize,
+        check: impl Fn(SocketAddr) -> io::Result<()>,
+    ) -> Result<TcpStream, DialError> {
+        let Some(known) = endpoint.addresses() else {
+            return self.connect_where(endpoint.host(), endpoint.port(), first, check).await;
+        };
+        let addresses = known.iter().map(|&ip| SocketAddr::new(ip, endpoint.port())).collect();
+        self.connect_to(addresses, self.deadline(), first, check).await
     }
 
     /// Connects to the first address that answers and that `check` accepts, beginning at address number `first`, modulo
@@ -84,15 +102,29 @@ impl TcpDialer {
         first: usize,
         check: impl Fn(SocketAddr) -> io::Result<()>,
     ) -> Result<TcpStream, DialError> {
-        let deadline = match self.address_time {
-            AddressTime::Shared(limit) => Some(Instant::now() + limit),
-            AddressTime::Unbounded | AddressTime::Each(_) => None,
-        };
+        let deadline = self.deadline();
         let found = tokio::net::lookup_host((host, port));
-        let mut addresses: Vec<SocketAddr> = match deadline {
+        let addresses: Vec<SocketAddr> = match deadline {
             Some(deadline) => timeout_at(deadline, found).await.map_err(|_| DialError::LookupTimeout)??.collect(),
             None => found.await?.collect(),
         };
+        self.connect_to(addresses, deadline, first, check).await
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self.address_time {
+            AddressTime::Shared(limit) => Some(Instant::now() + limit),
+            AddressTime::Unbounded | AddressTime::Each(_) => None,
+        }
+    }
+
+    async fn connect_to(
+        &self,
+        mut addresses: Vec<SocketAddr>,
+        deadline: Option<Instant>,
+        first: usize,
+        check: impl Fn(SocketAddr) -> io::Result<()>,
+    ) -> Result<TcpStream, DialError> {
         let count = addresses.len();
         addresses.rotate_left(first % count.max(1));
         let mut last = DialError::NoAddress;
@@ -155,12 +187,23 @@ pub async fn secure(
     }
     let usual = || ClientTls::new(&ClientTlsConfig::new(alpn)).map_err(io::Error::other);
     let tls = tls.map_or_else(usual, |tls| Ok(tls.asking_for(alpn)))?;
-    Ok(Box::new(tls.connect(endpoint.host(), stream).await?))
+    Ok(Box::new(tls.connect(endpoint.server_name(), stream).await?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn known_addresses_are_dialled_without_a_look_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Unbounded, from: None };
+        let endpoint: Endpoint = format!("no-such-name.invalid:{port}").parse().expect("an endpoint");
+        let known = endpoint.with_addresses(["127.0.0.1".parse().expect("an address")]);
+        dialer.connect_endpoint(&known, 3).await.expect("connected");
+        listener.accept().await.expect("accepted");
+    }
 
     #[tokio::test]
     async fn connections_come_from_the_address_they_are_told() {

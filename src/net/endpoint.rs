@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,8 +16,19 @@ pub struct Endpoint {
     /// 0 for a unix socket without one.
     port: u16,
     security: Security,
-    /// Small, as sockets are rare.
-    socket: Option<Arc<PathBuf>>,
+    /// Small, as most endpoints have nothing of it.
+    rest: Option<Arc<Rest>>,
+}
+
+/// What few endpoints have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Rest {
+    /// Of a unix socket.
+    socket: Option<PathBuf>,
+    /// Of a host whose name need not be looked up.
+    addresses: Option<Box<[IpAddr]>>,
+    /// In the certificate, where it is not that of the host.
+    server_name: Option<Box<str>>,
 }
 
 /// What the scheme of an endpoint says of TLS.
@@ -62,8 +73,7 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// Host name or address, IPv6 without brackets; of a unix socket, the name of its file. It is the name that a
-    /// certificate must have.
+    /// Host name or address, IPv6 without brackets; of a unix socket, the name of its file.
     pub fn host(&self) -> &str {
         self.authority.host().trim_start_matches('[').trim_end_matches(']')
     }
@@ -75,7 +85,7 @@ impl Endpoint {
 
     /// The path of a unix socket.
     pub fn socket(&self) -> Option<&Path> {
-        self.socket.as_ref().map(|path| path.as_path())
+        self.rest.as_ref()?.socket.as_deref()
     }
 
     /// Whether a client uses TLS with it; `configured` says whether the client was given certificates.
@@ -92,6 +102,41 @@ impl Endpoint {
     pub fn settled(self, configured: bool) -> Self {
         let security = if self.uses_tls(configured) { Security::Tls } else { Security::Plain };
         Self { security, ..self }
+    }
+
+    /// The name or address that the certificate of the server must have.
+    pub fn server_name(&self) -> &str {
+        self.rest.as_ref().and_then(|rest| rest.server_name.as_deref()).unwrap_or_else(|| self.host())
+    }
+
+    /// The same endpoint, whose certificate has another name than its host.
+    #[must_use]
+    pub fn certified_as(self, name: &str) -> Self {
+        let server_name = (name != self.host()).then(|| name.into());
+        self.with(|rest| Rest { server_name, ..rest })
+    }
+
+    /// Whether both are the same host and port, with or without TLS, whatever else is known of them.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        (&self.authority, self.uses_tls(false), self.socket())
+            == (&other.authority, other.uses_tls(false), other.socket())
+    }
+
+    /// The addresses of its host where they are known; otherwise the name is looked up for each connection.
+    pub fn addresses(&self) -> Option<&[IpAddr]> {
+        self.rest.as_ref()?.addresses.as_deref()
+    }
+
+    /// The same endpoint at these addresses, tried in this order.
+    #[must_use]
+    pub fn with_addresses(self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let addresses = Some(addresses.into_iter().collect());
+        self.with(|rest| Rest { addresses, ..rest })
+    }
+
+    fn with(self, change: impl FnOnce(Rest) -> Rest) -> Self {
+        let rest = change(self.rest.as_deref().cloned().unwrap_or_default());
+        Self { rest: (rest != Rest::default()).then(|| rest.into()), ..self }
     }
 
     /// `host:port`, the authority of a request.
@@ -154,7 +199,7 @@ impl FromStr for Endpoint {
             return Err(malformed("the port is no number from 1 to 65535"));
         }
         let authority = rest.parse().map_err(|_| malformed("the host is no name or address"))?;
-        Ok(Self { authority, port, security, socket: None })
+        Ok(Self { authority, port, security, rest: None })
     }
 }
 
@@ -169,7 +214,8 @@ fn unix_socket(text: &str, path: &str, security: Security) -> Result<Endpoint, E
     let port = name.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or_default();
     // A file may have any name, a request cannot.
     let authority = name.parse().unwrap_or_else(|_| Authority::from_static("localhost"));
-    Ok(Endpoint { authority, port, security, socket: Some(Arc::new(path.into())) })
+    let rest = Some(Arc::new(Rest { socket: Some(path.into()), ..Rest::default() }));
+    Ok(Endpoint { authority, port, security, rest })
 }
 
 impl From<&Endpoint> for HostPort {
@@ -182,7 +228,7 @@ impl From<HostPort> for Endpoint {
     /// Without a word on TLS. A name that no request can carry serves those only that pass bytes on.
     fn from(address: HostPort) -> Self {
         let authority = address.to_string().parse().unwrap_or_else(|_| Authority::from_static("localhost"));
-        Self { authority, port: address.port(), security: Security::Open, socket: None }
+        Self { authority, port: address.port(), security: Security::Open, rest: None }
     }
 }
 
@@ -201,7 +247,7 @@ impl From<SocketAddr> for Endpoint {
 /// Without the scheme.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.socket {
+        match self.socket() {
             Some(path) => write!(f, "unix:{}", path.display()),
             None => f.write_str(self.authority.as_str()),
         }

@@ -7,6 +7,7 @@ mod cache;
 mod compaction;
 mod configuration;
 mod ctl;
+mod discovery;
 mod floods;
 mod gateway;
 mod golden;

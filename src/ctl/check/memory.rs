@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::super::session::Session;
-use crate::client::{Endpoint, http_page};
+use crate::client::http_page;
 use crate::net::ClientTls;
 
 const METRIC: &str = "process_resident_memory_bytes";
@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What the metrics page of the first endpoint says about its memory, in bytes.
 pub(super) async fn resident(session: &Session) -> Result<f64, String> {
     let endpoint = session.options.endpoints.first().ok_or("no endpoint")?;
-    let endpoint: Endpoint = endpoint.parse().map_err(|error| format!("fetch error: {error}"))?;
+    let endpoint = session.options.endpoint(endpoint).map_err(|failure| format!("fetch error: {}", failure.text))?;
     let tls = session.options.tls.as_ref().map(ClientTls::new).transpose();
     let tls = tls.map_err(|error| format!("fetch error: {error}"))?;
     let page = match tokio::time::timeout(PATIENCE, http_page(&endpoint, tls.as_ref(), "/metrics")).await {
