@@ -29,6 +29,7 @@ pub mod pages;
 pub mod pb;
 pub mod proxy;
 pub mod recipes;
+pub mod registry;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tree;

@@ -56,6 +56,7 @@ const TABLE: &[(&str, &[&str])] = &[
     // A snapshot that a leader sends is a db snapshot.
     ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener", "pages", "json"]),
     ("client", &["api_error", "net"]),
+    ("registry", &["client", "config", "listener", "net", "pages"]),
     ("discovery", &["client", "config", "net"]),
     (
         "proxy",

@@ -13,6 +13,7 @@ Usage:
   watershed [flags]                  run a server; its flags are etcd's and follow below
   watershed gateway start [flags]    run the TCP gateway
   watershed grpc-proxy start [flags] run the gRPC proxy
+  watershed discovery serve [flags]  run a registry of discovery tokens for clusters that are about to start
   watershed dev [flags]              run server, gateway and proxy on loopback, to try things out
   watershed ctl <command>            talk to a cluster, as etcdctl does
   watershed utl <command>            work on snapshots and on files of a stopped member, as etcdutl does
@@ -55,6 +56,13 @@ fn run_as_watershed(args: &[OsString]) -> u8 {
         }
         (Some(mode @ ("gateway" | "grpc-proxy")), Some(other)) => {
             refuse(format!("unknown command {other:?} for \"watershed {mode}\", there is only start"))
+        }
+        (Some("discovery"), Some("serve")) => super::discovery::run(&args[2..]),
+        (Some("discovery"), None | Some("--help" | "-h")) => {
+            answer("Usage:\n  watershed discovery serve [flags]    (--help lists them)\n")
+        }
+        (Some("discovery"), Some(other)) => {
+            refuse(format!("unknown command {other:?} for \"watershed discovery\", there is only serve"))
         }
         (Some("dev"), _) => super::dev::run(&args[1..]),
         (Some("utl"), _) => super::utl::run("watershed utl", &args[1..]),
@@ -101,6 +109,9 @@ mod tests {
         assert_eq!(exit_code("sever"), 1);
         assert_eq!(exit_code("gateway stop"), 1);
         assert_eq!(exit_code("gateway"), 0);
+        assert_eq!(exit_code("discovery"), 0);
+        assert_eq!(exit_code("discovery server"), 1);
+        assert_eq!(exit_code("discovery serve --token-ttl=x"), 1);
         // Flags may stand before the word.
         assert_eq!(exit_code("gateway --endpoints=127.0.0.1:1 start --help"), 0);
         assert_eq!(exit_code("grpc-proxy --endpoints 127.0.0.1:1 start --help"), 0);

@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod ctl;
 pub mod dev;
+pub mod discovery;
 mod dispatch;
 #[cfg(feature = "failpoints")]
 mod failpoints;

@@ -16,6 +16,7 @@ mod log;
 mod namespace_flag;
 mod proxy;
 mod proxy_user;
+mod registry;
 mod removed;
 mod server;
 mod tenants;
@@ -33,6 +34,7 @@ pub use proxy::{
     Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,
 };
 pub use proxy_user::{ProxyUserConfig, RawProxyUser, UserAndPassword};
+pub use registry::{RegistryConfig, parse_registry_config};
 pub use removed::removed_flag;
 pub use server::{
     AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig,

@@ -58,7 +58,7 @@ impl RawProxyUser {
     /// # Errors
     /// Names the flags.
     pub fn checked(&self, authorities: &str, skip: bool) -> Result<Option<ProxyUserConfig>, ConfigError> {
-        let by_password = self.by_password()?;
+        let by_password = user_and_password(&self.user, &self.password, &self.password_file)?;
         if self.user_cert.is_empty() && self.user_key.is_empty() {
             return Ok(by_password.map(ProxyUserConfig::Password));
         }
@@ -70,34 +70,38 @@ impl RawProxyUser {
         let tls = tls.map_err(|reason| ConfigError::Value { flag: "user-cert, --user-key", reason })?;
         Ok(tls.map(ProxyUserConfig::Certificate))
     }
+}
 
-    fn by_password(&self) -> Result<Option<UserAndPassword>, ConfigError> {
-        let wrong = |flag, reason: &str| Err(ConfigError::Value { flag, reason: reason.to_owned() });
-        let (name, inline) = match self.user.split_once(':') {
-            Some((name, password)) => (name, password),
-            None => (self.user.as_str(), ""),
+/// The user of `--user`, `--password` and `--password-file`, each empty for none.
+///
+/// # Errors
+/// Names the flags.
+pub(super) fn user_and_password(
+    user: &str,
+    password: &str,
+    password_file: &str,
+) -> Result<Option<UserAndPassword>, ConfigError> {
+    let wrong = |flag, reason: &str| Err(ConfigError::Value { flag, reason: reason.to_owned() });
+    let (name, inline) = match user.split_once(':') {
+        Some((name, password)) => (name, password),
+        None => (user, ""),
+    };
+    let from_file = !password_file.is_empty();
+    if name.is_empty() {
+        return match user.is_empty() && password.is_empty() && !from_file {
+            true => Ok(None),
+            false => wrong("user", "a password needs the name of a user"),
         };
-        let from_file = !self.password_file.is_empty();
-        if name.is_empty() {
-            return match self.user.is_empty() && self.password.is_empty() && !from_file {
-                true => Ok(None),
-                false => wrong("user", "a password needs the name of a user"),
-            };
-        }
-        let given =
-            [!inline.is_empty(), !self.password.is_empty(), from_file].into_iter().filter(|&given| given).count();
-        if given != 1 {
-            return wrong("user", "needs one of NAME:PASSWORD, --password and --password-file");
-        }
-        let password = match from_file {
-            true => {
-                let path = Path::new(&self.password_file);
-                read_password_file(path).map_err(ConfigError::Other)?
-            }
-            false => format!("{inline}{}", self.password),
-        };
-        Ok(Some(UserAndPassword { name: name.to_owned(), password }))
     }
+    let given = [!inline.is_empty(), !password.is_empty(), from_file].into_iter().filter(|&given| given).count();
+    if given != 1 {
+        return wrong("user", "needs one of NAME:PASSWORD, --password and --password-file");
+    }
+    let password = match from_file {
+        true => read_password_file(Path::new(password_file)).map_err(ConfigError::Other)?,
+        false => format!("{inline}{password}"),
+    };
+    Ok(Some(UserAndPassword { name: name.to_owned(), password }))
 }
 
 /// The password in a file.

@@ -29,6 +29,7 @@ mod public_client;
 mod range;
 mod recipes;
 mod registration;
+mod registry;
 mod scale;
 mod startup;
 mod tenants;

@@ -30,7 +30,7 @@ pub use certificates::{Authority, Certificates, client_tls, https};
 pub use cluster::Cluster;
 pub use dns::DnsServer;
 pub use frames::{RawHttp2, cancel_frame, data_frame, frame, grpc_headers, grpc_message};
-pub use http::{http_get, metric};
+pub use http::{HttpAnswer, http_get, metric};
 pub use json::{JsonCall, json};
 pub use network::Network;
 pub use process::{Process, free_port};

@@ -70,7 +70,9 @@ if command -v "${ETCD:-etcd}" >/dev/null; then
     ./metrics.sh "$binary"
     echo "== from etcd to watershed and back"
     WATERSHED_INTEROP_PORT=$((port + 300)) ./migrate.sh "$binary"
+    echo "== members of etcd by a discovery URL"
+    WATERSHED_INTEROP_PORT=$((port + 400)) ./discovery_url.sh "$binary"
 else
-    echo "no etcd server on this machine: metrics are not compared, no cluster is moved"
+    echo "no etcd server on this machine: metrics are not compared, no cluster is moved, none starts by a discovery URL"
 fi
 echo "interop: all passed ($targets)"
