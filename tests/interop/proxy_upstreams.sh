@@ -103,7 +103,7 @@ skipped() {
     case $1 in
     3.4 | 3.5) echo features::cache:: cluster::proxied:: features::watch::a_quiet_watch ;;
     # What asks for flags that etcd's proxy does not have.
-    control) echo features::cache:: features::proxy_user:: ;;
+    control) echo features::cache:: features::proxy_user:: proxy::tenants:: ;;
     esac
 }
 
