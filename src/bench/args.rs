@@ -18,6 +18,7 @@ pub(super) struct Bench {
 
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each process")]
 pub(super) enum Action {
     #[command(flatten)]
     Load(Load),
