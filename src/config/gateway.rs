@@ -10,7 +10,7 @@ use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
 use super::unsupported::{Mode, read_flags};
-use crate::net::{ClientTlsConfig, Endpoint, HostPort};
+use crate::net::{ClientTlsConfig, Endpoint, HostPort, IpPrefix};
 use crate::telemetry::LogConfig;
 
 /// Etcd's pause between two checks of an endpoint that is down when `--retry-delay` is 0.
@@ -84,6 +84,24 @@ pub struct RawGatewayConfig {
     /// Time that open connections get to end once their endpoint is no longer listed; 0 is none.
     #[arg(long, default_value = "1m", help_heading = "Not flags of etcd")]
     pub endpoint_drain_timeout: GoDuration,
+    /// Client connections at once; 0 is as many as the descriptor limit allows.
+    #[arg(long, default_value_t = 0, help_heading = "Not flags of etcd")]
+    pub max_connections: usize,
+    /// Client connections at once from one address; 0 is no limit.
+    #[arg(long, default_value_t = 0, help_heading = "Not flags of etcd")]
+    pub max_connections_per_source: usize,
+    /// Time without a byte in either direction after which a connection is closed; 0 is no limit.
+    #[arg(long, default_value = "0s", help_heading = "Not flags of etcd")]
+    pub idle_timeout: GoDuration,
+    /// Time after which a connection is closed; 0 is no limit.
+    #[arg(long, default_value = "0s", help_heading = "Not flags of etcd")]
+    pub max_connection_age: GoDuration,
+    /// Comma list of addresses and prefixes (10.0.0.0/8) of load balancers whose connections begin with a PROXY header.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub proxy_protocol_from: String,
+    /// Begin connections to endpoints with a PROXY header: v1 or v2.
+    #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
+    pub send_proxy_protocol: String,
     /// Time that open connections get to end after SIGTERM.
     #[arg(long, default_value = "5s", help_heading = "Not flags of etcd")]
     pub drain_timeout: GoDuration,
@@ -129,6 +147,26 @@ pub enum OnEject {
     Keep,
     Close,
 }
+
+/// When the gateway closes a connection that goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Time without a byte in either direction.
+    pub idle: Option<Duration>,
+    /// Time since it was accepted.
+    pub age: Option<Duration>,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum ProxyProtocol {
+    V1,
+    V2,
+}
+
+const PROXY_PROTOCOLS: [(&str, Option<ProxyProtocol>); 3] =
+    [("", None), ("v1", Some(ProxyProtocol::V1)), ("v2", Some(ProxyProtocol::V2))];
 
 /// How endpoints are checked.
 #[derive(Clone, Debug)]
@@ -195,6 +233,14 @@ pub struct GatewayConfig {
     pub serving_threads: usize,
     /// Client connections at once; none for as many as the descriptor limit allows.
     pub connections_max: Option<usize>,
+    /// Client connections at once from one address.
+    pub connections_per_source_max: Option<usize>,
+    /// When a connection is closed by the gateway.
+    pub limits: ConnectionLimits,
+    /// Whose connections begin with a PROXY header.
+    pub proxy_protocol_from: Vec<IpPrefix>,
+    /// The PROXY header that connections to endpoints begin with.
+    pub send_proxy_protocol: Option<ProxyProtocol>,
     /// What is logged, how and where.
     pub log: LogConfig,
 }
@@ -218,6 +264,10 @@ impl GatewayConfig {
             metrics_addr: None,
             serving_threads: cores(),
             connections_max: None,
+            connections_per_source_max: None,
+            limits: ConnectionLimits::default(),
+            proxy_protocol_from: Vec::new(),
+            send_proxy_protocol: None,
             log: LogConfig::default(),
         }
     }
@@ -259,7 +309,14 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
             drain_timeout: raw.drain_timeout.0,
             metrics_addr: raw.metrics_addr,
             serving_threads: if raw.serving_threads == 0 { cores() } else { raw.serving_threads },
-            connections_max: None,
+            connections_max: Some(raw.max_connections).filter(|&most| most > 0),
+            connections_per_source_max: Some(raw.max_connections_per_source).filter(|&most| most > 0),
+            limits: ConnectionLimits {
+                idle: Some(raw.idle_timeout.0).filter(|limit| !limit.is_zero()),
+                age: Some(raw.max_connection_age.0).filter(|limit| !limit.is_zero()),
+            },
+            proxy_protocol_from: prefixes("proxy-protocol-from", &raw.proxy_protocol_from)?,
+            send_proxy_protocol: one_of("send-proxy-protocol", &raw.send_proxy_protocol, &PROXY_PROTOCOLS)?,
             log: raw.log.into(),
         })
     }
@@ -308,6 +365,11 @@ fn one_of<T: Clone>(flag: &'static str, text: &str, known: &[(&str, T)]) -> Resu
         let words: Vec<&str> = known.iter().map(|&(word, _)| word).filter(|word| !word.is_empty()).collect();
         ConfigError::Value { flag, reason: format!("{text:?} is none of {}", words.join(", ")) }
     })
+}
+
+fn prefixes(flag: &'static str, list: &str) -> Result<Vec<IpPrefix>, ConfigError> {
+    let texts = list.split(',').map(str::trim).filter(|text| !text.is_empty());
+    texts.map(|text| text.parse().map_err(|reason| ConfigError::Value { flag, reason })).collect()
 }
 
 /// The gateway moves bytes, so a scheme only has to be one with a TCP address behind it.
@@ -371,6 +433,11 @@ mod tests {
             ("--discovery-srv a/b", "--discovery-srv: \"a/b\" is no domain name"),
             ("--balance=random", "--balance: \"random\" is none of round-robin, weighted, least-conn, p2c"),
             ("--on-eject=", "--on-eject: \"\" is none of keep, close"),
+            (
+                "--proxy-protocol-from=10.0.0.0/8,lb",
+                "--proxy-protocol-from: \"lb\" is neither an address nor one with a prefix length, as 10.0.0.0/8",
+            ),
+            ("--send-proxy-protocol=v3", "--send-proxy-protocol: \"v3\" is none of v1, v2"),
             ("--health-check=ping", "--health-check: \"ping\" is none of tcp, http, grpc"),
             ("--health-check-path=/x", "--health-check-path: needs --health-check=http"),
             ("--health-check=http --health-check-path=x", "--health-check-path: must begin with /"),

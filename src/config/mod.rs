@@ -28,7 +28,10 @@ mod url;
 pub use discovery::{RawSrv, SrvConfig};
 pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
-pub use gateway::{Balance, GatewayConfig, HealthCheckConfig, HealthCheckKind, OnEject, parse_gateway_config};
+pub use gateway::{
+    Balance, ConnectionLimits, GatewayConfig, HealthCheckConfig, HealthCheckKind, OnEject, ProxyProtocol,
+    parse_gateway_config,
+};
 pub use golang::GoDuration;
 pub use proxy::{
     Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,

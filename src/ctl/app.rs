@@ -7,7 +7,7 @@ use super::session::{Session, show};
 use super::tree::Verb;
 use super::watch::{self, Variables};
 use super::{
-    auth, check, cluster, completion, concurrency, debug, downgrade, kv, lease, mirror, proxy, role, snapshot,
+    auth, check, cluster, completion, concurrency, debug, downgrade, gateway, kv, lease, mirror, proxy, role, snapshot,
 };
 
 /// Version of the API this client speaks, as etcdctl prints it.
@@ -106,6 +106,7 @@ async fn with_cluster(
         Verb::Defrag => cluster::defragment(session, parsed).await,
         Verb::MoveLeader => cluster::move_leader(session, parsed).await,
         Verb::ProxyStatus => proxy::status(session).await,
+        Verb::GatewayStatus => gateway::status(session).await,
         Verb::SnapshotSave => snapshot::save(session, parsed).await,
         Verb::Lock => concurrency::lock(session, parsed).await,
         Verb::Elect => concurrency::elect(session, parsed).await,

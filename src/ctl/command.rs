@@ -151,6 +151,7 @@ mod tests {
         assert_eq!(verb("--endpoints a:1 --hex lease -w json list"), Verb::LeaseList);
         assert_eq!(verb("p a b"), Verb::Put, "etcdctl has no other command that begins so");
         assert_eq!(verb("proxy stat"), Verb::ProxyStatus);
+        assert_eq!(verb("gateway status"), Verb::GatewayStatus);
         assert_eq!(verb("endpoint --cluster health"), Verb::EndpointHealth);
         assert_eq!(verb("--consistency s get k"), Verb::Get);
         assert_eq!(verb("endpoint health --cluster --endpoints x:1"), Verb::EndpointHealth);

@@ -3,7 +3,7 @@
 //! A command line enters at `app.rs`, which finds the command in the tree (`tree.rs` is data, `command.rs` reads,
 //! `help.rs` explains), reads its flags (`flags.rs`: the rules of Go's pflag) and the global options with their
 //! variables (`options.rs`), and hands a `Session` to one function per command: `kv.rs`, `watch.rs`, `lease.rs`,
-//! `cluster.rs`, `proxy.rs`, `downgrade.rs`, `snapshot.rs`, `concurrency.rs`, `auth.rs`, `role.rs`, `check/`, `mirror.rs`. Words
+//! `cluster.rs`, `proxy.rs` and `gateway.rs` (by `own_status.rs`), `downgrade.rs`, `snapshot.rs`, `concurrency.rs`, `auth.rs`, `role.rs`, `check/`, `mirror.rs`. Words
 //! become requests in `requests.rs` and `txn.rs`, answers become text in `print/`; both are plain functions.
 //! `golang.rs` holds the notations that etcdctl inherits from Go.
 
@@ -19,12 +19,14 @@ mod downgrade;
 mod exec;
 mod failure;
 mod flags;
+mod gateway;
 mod golang;
 mod help;
 mod kv;
 mod lease;
 mod mirror;
 mod options;
+mod own_status;
 mod print;
 mod program;
 mod proxy;

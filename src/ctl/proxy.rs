@@ -2,13 +2,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::failure::{Exit, Failure};
-use super::print::{Format, draw_table};
+use super::failure::Failure;
+use super::own_status::{Answers, StatusPage};
+use super::print::draw_table;
 use super::session::{Session, show};
-use crate::client::http_page;
-use crate::net::ClientTls;
 
-const PATH: &str = "/proxy/status";
+const PAGE: StatusPage = StatusPage { path: "/proxy/status", of: "a gRPC proxy of this program" };
 /// Rows of the table of tenants.
 const TENANTS_MAX: usize = 50;
 
@@ -71,44 +70,10 @@ struct Limit {
 
 /// `proxy status`: what each gRPC proxy among the endpoints says about itself.
 pub(super) async fn status(session: Session) -> Result<(), Failure> {
-    session.options.usable()?;
-    let format = session.printer.format;
-    if !matches!(format, Format::Simple | Format::Table | Format::Json) {
-        return Err(session.printer.unsupported());
+    match PAGE.ask(&session).await? {
+        Answers::Json(text) => show(text),
+        Answers::Reports(reports) => reports.iter().try_for_each(|(endpoint, report)| show(tables(endpoint, report))),
     }
-    let mut reports = Vec::new();
-    for endpoint in &session.options.endpoints {
-        let body = fetch(&session, endpoint).await.map_err(|reason| Failure::new(Exit::Error, reason))?;
-        reports.push((endpoint, body));
-    }
-    if format == Format::Json {
-        let one =
-            |(endpoint, body): &(&String, serde_json::Value)| serde_json::json!({"Endpoint": endpoint, "Status": body});
-        return show(format!("{}\n", serde_json::Value::from_iter(reports.iter().map(one))));
-    }
-    for (endpoint, body) in reports {
-        let report = Report::deserialize(&body)
-            .map_err(|error| Failure::new(Exit::Error, format!("{endpoint}{PATH}: {error}")))?;
-        show(tables(endpoint, &report))?;
-    }
-    Ok(())
-}
-
-async fn fetch(session: &Session, text: &str) -> Result<serde_json::Value, String> {
-    let endpoint = session.options.endpoint(text).map_err(|failure| failure.text)?;
-    let tls = session.options.tls.as_ref().map(ClientTls::new).transpose().map_err(|error| error.to_string())?;
-    let page = tokio::time::timeout(session.options.command_timeout, http_page(&endpoint, tls.as_ref(), PATH)).await;
-    let page = match page {
-        Ok(page) => page.map_err(|error| format!("{text}{PATH}: {error}"))?,
-        Err(_) => return Err(format!("{text}{PATH}: no answer in time")),
-    };
-    if page.status() == http::StatusCode::NOT_FOUND {
-        return Err(format!("{text} is not a gRPC proxy of this program: it has no {PATH}"));
-    }
-    if !page.status().is_success() {
-        return Err(format!("{text}{PATH}: HTTP status {}", page.status()));
-    }
-    serde_json::from_slice(page.body()).map_err(|error| format!("{text}{PATH}: {error}"))
 }
 
 fn tables(endpoint: &str, report: &Report) -> Vec<u8> {

@@ -28,6 +28,7 @@ pub(super) enum Verb {
     Defrag,
     MoveLeader,
     ProxyStatus,
+    GatewayStatus,
     DowngradeValidate,
     DowngradeEnable,
     DowngradeCancel,
@@ -241,6 +242,14 @@ const PROXY: &[Command] = &[leaf(
     Verb::ProxyStatus,
 )];
 
+const GATEWAY: &[Command] = &[leaf(
+    "status",
+    "",
+    "Shows the endpoints of each gateway, whose metrics addresses are the endpoints",
+    &[],
+    Verb::GatewayStatus,
+)];
+
 const SNAPSHOT: &[Command] =
     &[leaf("save", "<filename>", "Saves the db snapshot of one member to a file", &[], Verb::SnapshotSave)];
 
@@ -417,6 +426,7 @@ pub(super) const ROOT: &[Command] = &[
     group("lease", "Grants, revokes and shows leases", &[], LEASE).at(Section::KeyValue),
     group("member", "Shows and changes the members of the cluster", &[], MEMBER).at(Section::Maintenance),
     group("proxy", "Asks gRPC proxies about themselves", &[], PROXY).at(Section::Own),
+    group("gateway", "Asks TCP gateways about themselves", &[], GATEWAY).at(Section::Own),
     group("snapshot", "Saves and inspects db snapshots of the store", &[], SNAPSHOT).at(Section::Maintenance),
     leaf(
         "make-mirror",

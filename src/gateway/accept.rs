@@ -80,10 +80,10 @@ pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: Can
                 let open = workers.iter().map(Worker::open).sum::<usize>();
                 if open >= connections_max {
                     refuse(&client);
-                    metrics.refused.inc();
+                    metrics.refused_at_bound.inc();
                     if is_due(&mut last_log) {
                         warn!(
-                            error = "as many connections are open as the descriptor limit allows",
+                            error = "as many connections are open as --max-connections or the descriptor limit allows",
                             connections = open,
                             "connection not accepted"
                         );

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::cause::Cause;
+use super::client::ClientRules;
 use super::metrics::GatewayMetrics;
 use super::upstream::{Assigned, Upstream};
 use super::upstreams::Upstreams;
@@ -24,6 +25,8 @@ pub(super) struct Dialer {
     pub(super) upstreams: Upstreams,
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) connect_timeout: Duration,
+    /// What is asked of clients.
+    pub(super) rules: ClientRules,
     /// Where the gateway itself listens: a connection there would come back for ever.
     pub(super) own: SocketAddr,
     /// Held during a check whether any endpoint takes connections.

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -49,6 +50,8 @@ enum Held {
 /// Where a flow counts its bytes.
 pub(super) struct FlowCounters<'a> {
     pub(super) bytes: &'a IntCounter,
+    /// Of this connection, both directions.
+    pub(super) moved: &'a Cell<u64>,
     pub(super) spliced: &'a IntCounter,
 }
 
@@ -92,6 +95,7 @@ impl Flow {
                 ready!(self.poll_copy(cx, from, to))?
             };
             counters.bytes.inc_by(bytes as u64);
+            counters.moved.set(counters.moved.get() + bytes as u64);
             self.ended = bytes == 0;
             moved += bytes;
         }

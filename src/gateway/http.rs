@@ -10,10 +10,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::check::health;
-use super::dial::Dialer;
+use super::status::GatewayStatus;
 use crate::net::TcpSilence;
-use crate::pages::{JSON, Page, health_json, not_found, page, refused_method};
+use crate::pages::{CheckQuery, Page, not_found, page, refused_method};
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -21,18 +20,21 @@ use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 const CONNECTIONS_MAX: usize = 64;
 /// Time a client has for the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The endpoint table.
+const STATUS_PATH: &str = "/gateway/status";
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `/metrics` and `/health` until `tasks` stop; returns the address.
+/// Serves `/metrics`, the checks and the endpoint table until `tasks` stop; returns the address.
 pub(super) async fn serve_metrics(
     address: SocketAddr,
     metrics: Metrics,
-    dialer: Arc<Dialer>,
+    status: GatewayStatus,
     tasks: &Tasks,
 ) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let (stop, connections) = (tasks.stop_signal(), tasks.clone());
+    let status = Arc::new(status);
     tasks.spawn(async move {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
@@ -42,10 +44,10 @@ pub(super) async fn serve_metrics(
             };
             match accepted {
                 Ok((stream, slot)) => {
-                    let (metrics, dialer, stop) = (metrics.clone(), dialer.clone(), stop.clone());
+                    let (metrics, status, stop) = (metrics.clone(), status.clone(), stop.clone());
                     connections.spawn(async move {
                         let service = hyper::service::service_fn(async |request: Request<Incoming>| {
-                            Ok::<_, Infallible>(answer(&request, &metrics, &dialer).await)
+                            Ok::<_, Infallible>(answer(&request, &metrics, &status).await)
                         });
                         let connection = hyper::server::conn::http1::Builder::new()
                             .timer(TokioTimer::new())
@@ -76,18 +78,20 @@ async fn accept(
     Ok((stream, slot))
 }
 
-async fn answer(request: &Request<Incoming>, metrics: &Metrics, dialer: &Dialer) -> Page {
+async fn answer(request: &Request<Incoming>, metrics: &Metrics, status: &GatewayStatus) -> Page {
     let path = request.uri().path();
-    if !matches!(path, "/metrics" | "/health") {
+    if !matches!(path, "/metrics" | "/health" | "/livez" | "/readyz" | STATUS_PATH) {
         return not_found();
     }
     if let Some(refused) = refused_method(request.method(), path) {
         return refused;
     }
-    if path == "/metrics" {
-        return page(StatusCode::OK, TEXT_CONTENT_TYPE, metrics.render());
+    let query = CheckQuery::parse(request.uri().query());
+    match path {
+        "/metrics" => page(StatusCode::OK, TEXT_CONTENT_TYPE, metrics.render()),
+        "/health" => status.health().await,
+        "/livez" => GatewayStatus::live(&query),
+        "/readyz" => status.ready(&query).await,
+        _ => status.table(),
     }
-    let outcome = health(dialer).await.map_err(|reasons| format!("NO LIVE ENDPOINT ({reasons})"));
-    let status = if outcome.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    page(status, JSON, health_json(&outcome))
 }

@@ -1,6 +1,8 @@
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::cause::Cause;
+use super::client::Unwelcome;
+use super::limits::Limit;
 use crate::net::HostPort;
 use crate::telemetry::{Metrics, exponential_buckets};
 
@@ -13,7 +15,11 @@ const DOWNSTREAM: &str = "downstream";
 pub struct GatewayMetrics {
     pub(super) accepted: IntCounter,
     pub(super) accept_errors: IntCounter,
-    pub(super) refused: IntCounter,
+    pub(super) refused_at_bound: IntCounter,
+    refused_of_source: IntCounter,
+    refused_header: IntCounter,
+    limited_idle: IntCounter,
+    limited_age: IntCounter,
     pub(super) open: IntGauge,
     pub(super) unserved: IntCounter,
     pub(super) resets: IntCounter,
@@ -33,13 +39,24 @@ pub struct GatewayMetrics {
 impl GatewayMetrics {
     /// Makes the metrics and registers them.
     pub fn register(metrics: &Metrics) -> Self {
+        let refused = metrics.counter_vec(
+            "watershed_gateway_refused_total",
+            "Client connections turned away: too many at once, too many from one address, or without a PROXY header.",
+            &["reason"],
+        );
+        let limited = metrics.counter_vec(
+            "watershed_gateway_limited_total",
+            "Connections closed because they were idle or open for too long.",
+            &["limit"],
+        );
         Self {
             accepted: metrics.counter("watershed_gateway_accepted_total", "Client connections accepted."),
             accept_errors: metrics.counter("watershed_gateway_accept_errors_total", "Failed calls of accept."),
-            refused: metrics.counter(
-                "watershed_gateway_refused_total",
-                "Client connections reset because as many were open as the descriptor limit allows.",
-            ),
+            refused_at_bound: refused.with_label_values(&["connections"]),
+            refused_of_source: refused.with_label_values(&["source"]),
+            refused_header: refused.with_label_values(&["proxy-header"]),
+            limited_idle: limited.with_label_values(&["idle"]),
+            limited_age: limited.with_label_values(&["age"]),
             open: metrics.gauge("watershed_gateway_open_connections", "Client connections that are open."),
             unserved: metrics.counter(
                 "watershed_gateway_unserved_total",
@@ -90,6 +107,24 @@ impl GatewayMetrics {
                 &["endpoint"],
                 exponential_buckets(0.0001, 16),
             ),
+        }
+    }
+
+    /// Counts a client that is turned away.
+    pub(super) fn turned_away(&self, reason: &Unwelcome) {
+        match reason {
+            Unwelcome::Source => self.refused_of_source.inc(),
+            Unwelcome::Header(_) => self.refused_header.inc(),
+            // It is gone already.
+            Unwelcome::Socket(_) => {}
+        }
+    }
+
+    /// Counts a connection that a limit has ended.
+    pub(super) fn limited(&self, limit: Limit) {
+        match limit {
+            Limit::Idle => self.limited_idle.inc(),
+            Limit::Age => self.limited_age.inc(),
         }
     }
 
@@ -156,5 +191,10 @@ impl EndpointMetrics {
         for (_, counter) in Cause::ALL.iter().zip(&self.ejections).filter(|&(&other, _)| other == cause) {
             counter.inc();
         }
+    }
+
+    /// Times it went down, by cause.
+    pub(super) fn ejections(&self) -> impl Iterator<Item = (Cause, u64)> {
+        Cause::ALL.into_iter().zip(self.ejections.iter().map(IntCounter::get))
     }
 }

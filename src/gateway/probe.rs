@@ -1,6 +1,7 @@
 use std::io;
 
 use http::StatusCode;
+use tokio::net::TcpStream;
 
 use super::dial::Dialer;
 use super::error::GatewayError;
@@ -43,7 +44,7 @@ impl Probe {
     /// # Errors
     /// Why the endpoint should get no clients.
     pub(super) async fn ask(&self, upstream: &Upstream, dialer: &Dialer, tasks: &Tasks) -> Result<(), String> {
-        let stream = dialer.connect(upstream).await.map_err(text)?;
+        let stream = connect(upstream, dialer).await.map_err(text)?;
         match self {
             Self::Connect => Ok(()),
             Self::Grpc { tls } => health_check(upstream.endpoint(), Box::new(stream), tls.as_ref(), tasks).await,
@@ -52,7 +53,7 @@ impl Probe {
                 let first = path.as_deref().unwrap_or(READY_PATH);
                 let mut page = http_page_on(Box::new(stream), endpoint, tls, first).await.map_err(text)?;
                 if path.is_none() && page.status() == StatusCode::NOT_FOUND {
-                    let stream = Box::new(dialer.connect(upstream).await.map_err(text)?);
+                    let stream = Box::new(connect(upstream, dialer).await.map_err(text)?);
                     page = http_page_on(stream, endpoint, tls, HEALTH_PATH).await.map_err(text)?;
                 }
                 match page.status() {
@@ -62,6 +63,12 @@ impl Probe {
             }
         }
     }
+}
+
+async fn connect(upstream: &Upstream, dialer: &Dialer) -> io::Result<TcpStream> {
+    let mut stream = dialer.connect(upstream).await?;
+    dialer.rules.introduce(None, &mut stream).await?;
+    Ok(stream)
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]

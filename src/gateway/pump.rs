@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -6,9 +7,12 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::flow::{Flow, FlowCounters, FlowError};
+use super::limits::{Limit, LimitClock};
 use super::upstream::Assigned;
+use crate::config::ConnectionLimits;
 
 /// A client and its endpoint, once both are connected. Ready when the connection is over.
 ///
@@ -25,6 +29,8 @@ pub(super) struct Pump {
     up: Option<Flow>,
     down: Option<Flow>,
     assigned: Assigned,
+    /// Bytes moved so far, both directions.
+    moved: Cell<u64>,
 }
 
 struct Side {
@@ -40,7 +46,26 @@ impl Pump {
     pub(super) fn new(client: TcpStream, endpoint: TcpStream, assigned: Assigned) -> Self {
         let side = |stream| Side { stream, was_reset: false };
         let (client, endpoint) = (side(client), side(endpoint));
-        Self { client, endpoint, up: Some(Flow::new()), down: Some(Flow::new()), assigned }
+        Self { client, endpoint, up: Some(Flow::new()), down: Some(Flow::new()), assigned, moved: Cell::new(0) }
+    }
+}
+
+impl Pump {
+    /// Runs until the connection is over or a limit is reached, which is returned.
+    pub(super) async fn within(mut self, limits: ConnectionLimits) -> Option<Limit> {
+        let mut clock = LimitClock::new(limits, Instant::now());
+        loop {
+            let Some(look) = clock.next_look(Instant::now()) else {
+                (&mut self).await;
+                return None;
+            };
+            if tokio::time::timeout_at(look, &mut self).await.is_ok() {
+                return None;
+            }
+            if let Some(limit) = clock.reached(Instant::now(), self.moved.get()) {
+                return Some(limit);
+            }
+        }
     }
 }
 
@@ -48,11 +73,11 @@ impl Future for Pump {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { client, endpoint, up, down, assigned } = self.get_mut();
+        let Self { client, endpoint, up, down, assigned, moved } = self.get_mut();
         let metrics = &assigned.upstream().metrics;
         let spliced = &metrics.spliced;
-        let up_counters = FlowCounters { bytes: &metrics.bytes_up, spliced };
-        let down_counters = FlowCounters { bytes: &metrics.bytes_down, spliced };
+        let up_counters = FlowCounters { bytes: &metrics.bytes_up, moved, spliced };
+        let down_counters = FlowCounters { bytes: &metrics.bytes_down, moved, spliced };
         let both = poll_direction(up, cx, client, endpoint, &up_counters)
             .and_then(|()| poll_direction(down, cx, endpoint, client, &down_counters));
         if both.is_err() {

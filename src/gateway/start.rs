@@ -3,17 +3,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::accept::{Accept, Door, Listener, accept_loop, connections_max};
 use super::balance::Division;
 use super::check::{Care, HealthChecks, watch_over};
+use super::client::ClientRules;
 use super::dial::{Dialer, leads_back};
 use super::error::GatewayError;
 use super::http::serve_metrics;
 use super::metrics::GatewayMetrics;
 use super::probe::Probe;
+use super::status::GatewayStatus;
 use super::upstreams::Upstreams;
 use super::worker::Worker;
 use crate::config::{GatewayConfig, HealthCheckConfig, OnEject};
@@ -82,14 +85,23 @@ impl Gateway {
             upstreams: Upstreams::new(division, fastrand::Rng::new(), gateway_metrics.clone()),
             metrics: gateway_metrics.clone(),
             connect_timeout: config.connect_timeout,
+            rules: ClientRules::new(config),
             own: address,
             checking: tokio::sync::Mutex::new(()),
         });
+        let connections_max = config.connections_max.unwrap_or(usize::MAX).min(connections_max());
         let metrics_address = match &config.metrics_addr {
             None => None,
             Some(wanted) => {
                 let resolved = resolve("metrics-addr", wanted).await?;
-                let served = serve_metrics(resolved, metrics.clone(), dialer.clone(), &tasks).await;
+                let status = GatewayStatus {
+                    dialer: dialer.clone(),
+                    listen_addr: address,
+                    connections_max,
+                    since: Instant::now(),
+                    stop: stop.clone(),
+                };
+                let served = serve_metrics(resolved, metrics.clone(), status, &tasks).await;
                 Some(served.map_err(|reason| bind_error("metrics-addr", wanted, reason))?)
             }
         };
@@ -121,7 +133,6 @@ impl Gateway {
                 follow(&set);
             }
         });
-        let connections_max = config.connections_max.unwrap_or_else(connections_max);
         let door = Door { workers: workers.into(), metrics: gateway_metrics, connections_max };
         tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.endpoint.to_string()).collect();

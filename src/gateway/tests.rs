@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use super::accept::{Accept, Listener};
 use super::error::GatewayError;
+use super::proxy_protocol::{Ends, header, read_header};
 use super::start::Gateway;
-use crate::config::{Balance, GatewayConfig, OnEject};
+use crate::config::{Balance, ConnectionLimits, GatewayConfig, OnEject, ProxyProtocol};
 use crate::discovery::{Discovery, ListedEndpoint, StaticList};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -458,6 +459,111 @@ async fn the_endpoint_with_the_fewest_connections_gets_the_next() {
     }
 }
 
+#[tokio::test]
+async fn one_source_does_not_take_the_connections_of_all() {
+    let echo = Echo::new(b'e').await;
+    let setup = Setup::with(&[echo.address], |config| config.connections_per_source_max = Some(2)).await;
+    let from = async |source: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+        let mut client = socket.connect(setup.gateway.address()).await.unwrap();
+        let served = in_time(client.read_exact(&mut [0])).await.is_ok();
+        served.then_some(client)
+    };
+    let (first, second) = (from("127.0.0.1").await, from("127.0.0.1").await);
+    assert!(first.is_some() && second.is_some());
+    assert!(from("127.0.0.1").await.is_none());
+    assert_eq!(setup.metric("watershed_gateway_refused_total{reason=\"source\"}"), 1.0);
+    assert!(from("127.0.0.2").await.is_some(), "another source");
+    drop(first);
+    in_time(async { while from("127.0.0.1").await.is_none() {} }).await;
+}
+
+#[tokio::test]
+async fn connections_end_at_their_limits() {
+    let long = Duration::from_secs(3600);
+    let short = Duration::from_millis(40);
+    for (limits, label) in [
+        (ConnectionLimits { idle: Some(short), age: Some(long) }, "idle"),
+        (ConnectionLimits { idle: Some(long), age: Some(short) }, "age"),
+        (ConnectionLimits { idle: None, age: Some(short) }, "age"),
+    ] {
+        let echo = Echo::new(b'e').await;
+        let setup = Setup::with(&[echo.address], |config| config.limits = limits).await;
+        let mut client = setup.connect().await;
+        assert!(ends_by_reset(&mut client).await, "{limits:?}");
+        // The metric is counted just behind it.
+        let counted = async {
+            while setup.metric(&format!("watershed_gateway_limited_total{{limit=\"{label}\"}}")) == 0.0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        in_time(counted).await;
+    }
+}
+
+#[tokio::test]
+async fn the_client_of_a_trusted_load_balancer_is_told_to_the_endpoint() {
+    let endpoint = TcpListener::bind(anywhere()).await.unwrap();
+    let address = endpoint.local_addr().unwrap();
+    for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+        let setup = Setup::with(&[address], |config| {
+            config.proxy_protocol_from = vec!["127.0.0.1".parse().unwrap()];
+            config.send_proxy_protocol = Some(version);
+        })
+        .await;
+        let told = Ends { source: "192.0.2.7:4711".parse().unwrap(), destination: "192.0.2.1:2379".parse().unwrap() };
+        for incoming in [ProxyProtocol::V1, ProxyProtocol::V2] {
+            let (mut client, accepted) = tokio::join!(
+                async {
+                    let mut client = setup.connect().await;
+                    client.write_all(&header(incoming, Some(told))).await.unwrap();
+                    client.write_all(b"bytes").await.unwrap();
+                    client
+                },
+                in_time(endpoint.accept())
+            );
+            let mut endpoint = accepted.unwrap().0;
+            assert_eq!(in_time(read_header(&mut endpoint)).await.unwrap(), Some(told));
+            let mut bytes = [0; 5];
+            in_time(endpoint.read_exact(&mut bytes)).await.unwrap();
+            assert_eq!(bytes, *b"bytes");
+            endpoint.write_all(b"!").await.unwrap();
+            in_time(client.read_exact(&mut [0])).await.unwrap();
+        }
+        // It has to send one.
+        let mut client = setup.connect().await;
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert!(matches!(in_time(client.read(&mut [0])).await, Ok(0) | Err(_)));
+        assert_eq!(setup.metric("watershed_gateway_refused_total{reason=\"proxy-header\"}"), 1.0);
+    }
+}
+
+#[tokio::test]
+async fn what_looks_like_a_header_of_another_client_is_bytes() {
+    let endpoint = TcpListener::bind(anywhere()).await.unwrap();
+    let setup = Setup::with(&[endpoint.local_addr().unwrap()], |config| {
+        config.proxy_protocol_from = vec!["192.0.2.0/24".parse().unwrap()];
+        config.send_proxy_protocol = Some(ProxyProtocol::V2);
+    })
+    .await;
+    let forged = b"PROXY TCP4 192.0.2.7 192.0.2.1 1 1\r\n";
+    let (client, accepted) = tokio::join!(
+        async {
+            let mut client = setup.connect().await;
+            client.write_all(forged).await.unwrap();
+            client
+        },
+        in_time(endpoint.accept())
+    );
+    let mut endpoint = accepted.unwrap().0;
+    let told = in_time(read_header(&mut endpoint)).await.unwrap().unwrap();
+    assert_eq!((told.source, told.destination), (client.local_addr().unwrap(), setup.gateway.address()));
+    let mut bytes = [0; 36];
+    in_time(endpoint.read_exact(&mut bytes[..forged.len()])).await.unwrap();
+    assert_eq!(bytes[..forged.len()], forged[..]);
+}
+
 /// Fails as told, then accepts.
 struct Faulty {
     errors: VecDeque<rustix::io::Errno>,
@@ -619,6 +725,44 @@ async fn health_tells_the_truth_without_a_client() {
 }
 
 #[tokio::test]
+async fn the_table_shows_every_endpoint_and_why_it_is_not_used() {
+    let (a, b, dead) = (Echo::new(b'a').await, Echo::new(b'b').await, nobody());
+    let setup =
+        Setup::with(&[a.address, dead, b.address], |config| config.metrics_addr = Some(anywhere().into())).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut client = setup.connect().await;
+        in_time(client.read_exact(&mut [0])).await.unwrap();
+        open.push(client);
+    }
+    let table = async || -> serde_json::Value {
+        let answer = ask(&setup, "/gateway/status").await;
+        serde_json::from_str(answer.rsplit("\r\n\r\n").next().unwrap()).unwrap()
+    };
+    let shown = table().await;
+    assert_eq!((&shown["connections"], &shown["accepting"]), (&4.into(), &true.into()), "{shown}");
+    let states: Vec<_> = (0..3).map(|at| shown["endpoints"][at]["state"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(states, ["up", "down", "up"], "{shown}");
+    assert_eq!(shown["endpoints"][1]["ejections"], serde_json::json!({"refused": 1}), "{shown}");
+    assert!(shown["endpoints"][1]["reason"].as_str().unwrap().contains("refused"), "{shown}");
+    let connections: Vec<_> = (0..3).map(|at| shown["endpoints"][at]["connections"].as_u64().unwrap()).collect();
+    assert_eq!((connections.iter().sum::<u64>(), connections[1]), (4, 0), "{shown}");
+
+    setup.list.replace([ListedEndpoint::new(b.address)].into());
+    let left = async {
+        loop {
+            let shown = table().await;
+            if shown["endpoints"][0]["endpoint"] == b.address.to_string() {
+                return shown;
+            }
+        }
+    };
+    let shown = in_time(left).await;
+    let leaving = shown["endpoints"].as_array().unwrap().iter().filter(|row| row["state"] == "leaving");
+    assert!(leaving.count() == 2 && shown["endpoints"].as_array().unwrap().len() == 3, "{shown}");
+}
+
+#[tokio::test]
 async fn gateways_that_point_at_each_other_stay_bounded() {
     // Cause: each hop of a loop takes a connection more; one client filled the descriptor tables of both.
     let bound = |config: &mut GatewayConfig| config.connections_max = Some(20);
@@ -655,5 +799,14 @@ async fn health_and_metrics_are_served_over_http() {
     assert_eq!(who(&setup).await, None);
     assert!(ask("/health").await.starts_with("HTTP/1.0 503"));
     assert!(ask("/metrics").await.contains("watershed_gateway_unserved_total 1"));
+    assert!(ask("/livez").await.starts_with("HTTP/1.0 200"));
+    let ready = ask("/readyz").await;
+    assert!(ready.starts_with("HTTP/1.0 503") && ready.contains("[-]endpoints failed: NO LIVE ENDPOINT ("), "{ready}");
+    assert!(ask("/readyz?exclude=endpoints").await.starts_with("HTTP/1.0 200"));
+    let echo = Echo::at(dead, b'e').await;
+    assert_eq!(who(&setup).await, Some(b'e'));
+    let ready = ask("/readyz?verbose").await;
+    assert!(ready.contains("[+]accepting ok\n[+]endpoints ok\nok"), "{ready}");
+    drop(echo);
     assert!(ask("/else").await.starts_with("HTTP/1.0 404"));
 }

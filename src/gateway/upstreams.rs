@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::balance::{Candidate, Division, choose};
 use super::metrics::GatewayMetrics;
 use super::upstream::{Assigned, Upstream};
-use crate::discovery::EndpointSet;
+use crate::discovery::{EndpointSet, ListedEndpoint, Origin};
 
 /// The endpoints that connections may go to.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub(super) struct Listed {
     pub(super) upstream: Arc<Upstream>,
     pub(super) priority: u16,
     pub(super) weight: u16,
+    pub(super) origin: Origin,
 }
 
 impl Upstreams {
@@ -62,7 +63,8 @@ impl Upstreams {
             if upstream.is_removed() {
                 upstream.set_removed(false);
             }
-            list.push(Listed { upstream, priority: listed.priority, weight: listed.weight });
+            let &ListedEndpoint { priority, weight, origin, .. } = listed;
+            list.push(Listed { upstream, priority, weight, origin });
         }
         for Listed { upstream: gone, .. } in old.iter() {
             if !list.iter().any(|kept| Arc::ptr_eq(&kept.upstream, gone)) {
@@ -90,6 +92,16 @@ impl Upstreams {
         self.current.load_full()
     }
 
+    /// Those that are no longer listed and may have open connections.
+    pub(super) fn leaving(&self) -> Vec<Arc<Upstream>> {
+        self.leaving.lock().clone()
+    }
+
+    /// How much of its full share an endpoint gets, at most 1.
+    pub(super) fn warmth(&self, upstream: &Upstream) -> f64 {
+        upstream.warmth(self.division.slow_start)
+    }
+
     /// Whether any endpoint is not known to be down.
     pub(super) fn any_live(&self) -> bool {
         self.current.load().iter().any(|listed| !listed.upstream.is_down())
@@ -107,7 +119,7 @@ impl Upstreams {
             .map(|listed| Candidate {
                 weight: listed.weight,
                 open: listed.upstream.open(),
-                warmth: listed.upstream.warmth(self.division.slow_start),
+                warmth: self.warmth(&listed.upstream),
             })
             .collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
@@ -137,7 +149,6 @@ mod tests {
     use super::super::cause::Cause;
     use super::*;
     use crate::config::Balance;
-    use crate::discovery::ListedEndpoint;
     use crate::net::HostPort;
     use crate::telemetry::Metrics;
 

@@ -10,7 +10,7 @@ use tracing::{debug, info};
 
 use super::dial::Dialer;
 use super::pump::Pump;
-use crate::net::TcpSilence;
+use crate::config::ConnectionLimits;
 
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
 const HANDOVER_MAX: usize = 256;
@@ -83,22 +83,40 @@ async fn serve(
 }
 
 /// Finds an endpoint for the client. Moving the bytes is a task of its own, since this one is the bigger.
-async fn connect(client: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker: TaskTracker) {
-    let client = match tokio::net::TcpStream::from_std(client)
-        .and_then(|client| TcpSilence::CLIENT.prepare(&client).map(|()| client))
-    {
+async fn connect(accepted: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker: TaskTracker) {
+    let rules = &dialer.rules;
+    let client = match rules.admit(accepted).await {
         Ok(client) => client,
-        Err(error) => return debug!(%error, "connection could not be set up"),
+        Err(reason) => {
+            dialer.metrics.turned_away(&reason);
+            return debug!(%reason, "client turned away");
+        }
     };
-    let Some((endpoint, assigned)) = dialer.dial().await else {
+    let Some((mut endpoint, assigned)) = dialer.dial().await else {
         dialer.metrics.unserved.inc();
         return;
     };
+    if let Err(error) = rules.introduce(Some(&client), &mut endpoint).await {
+        return debug!(%error, endpoint = %assigned.upstream().address(), "PROXY header not sent");
+    }
+    debug!(client = ?client.source(), endpoint = %assigned.upstream().address(), "connected");
+    let (limits, metrics) = (rules.limits, dialer.metrics.clone());
     assigned.run(|assigned| {
-        let pump = Pump::new(client, endpoint, assigned);
+        let pump = Pump::new(client.stream, endpoint, assigned);
+        let counted = (guard, client.admitted);
+        // An idle connection costs what its future holds: without limits that is the pump alone.
+        if limits == ConnectionLimits::default() {
+            let moving = async move {
+                pump.await;
+                drop(counted);
+            };
+            return tracker.spawn(moving).abort_handle();
+        }
         let moving = async move {
-            pump.await;
-            drop(guard);
+            if let Some(limit) = pump.within(limits).await {
+                metrics.limited(limit);
+            }
+            drop(counted);
         };
         tracker.spawn(moving).abort_handle()
     });

@@ -129,6 +129,31 @@ fn sigterm_drains_and_exits_with_0() {
     assert_eq!(gateway.child.wait().expect("it ends").code(), Some(0));
 }
 
+#[tokio::test]
+async fn ctl_shows_the_endpoints_of_a_gateway() {
+    let (endpoint, metrics) = (echo_endpoint(), format!("127.0.0.1:{}", crate::harness::free_port()));
+    let mut command = gateway(endpoint);
+    command.args(["--metrics-addr", &metrics]);
+    let gateway = Running::start(command);
+    let open = gateway.echo().expect("served");
+    let ctl = |args: &[&str]| {
+        let ran = Command::new(PROGRAM).args(["ctl", "--endpoints", &metrics]).args(args).output().expect("it runs");
+        let text = if ran.status.success() { ran.stdout } else { ran.stderr };
+        (ran.status.success(), String::from_utf8(text).expect("text"))
+    };
+    let (well, text) = ctl(&["gateway", "status"]);
+    assert!(well, "{text}");
+    let row = text.lines().find(|line| line.contains(&endpoint.to_string())).unwrap_or_else(|| panic!("{text}"));
+    let cells: Vec<&str> = row.split('│').map(str::trim).collect();
+    assert_eq!(cells[1..9], [&*endpoint.to_string(), "up", "static list", "0", "0", "1", "1", "0"], "{text}");
+    let (well, text) = ctl(&["-w", "json", "gateway", "status"]);
+    let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert!(well && json[0]["Status"]["endpoints"][0]["connections"] == 1, "{text}");
+    let (well, text) = ctl(&["proxy", "status"]);
+    assert!(!well && text.contains("is not a gRPC proxy of this program: it has no /proxy/status"), "{text}");
+    drop(open);
+}
+
 fn refused(args: &[&str]) -> Output {
     Command::new(PROGRAM).args(["gateway", "start"]).args(args).output().expect("the program starts")
 }
