@@ -1,9 +1,11 @@
 //! `watershed gateway start`.
 
 use std::ffi::OsString;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::Context;
+use listenfd::ListenFd;
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use crate::config::{GatewayConfig, parse_gateway_config};
@@ -37,7 +39,10 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         let endpoints = listed_endpoints(config, &tasks).await?;
         let metrics = Metrics::new();
         count_sources(&metrics, &[&*endpoints]);
-        let gateway = Gateway::start(config, &*endpoints, &metrics, &tasks).await?;
+        let gateway = match passed_listener().context("the socket passed by LISTEN_FDS")? {
+            None => Gateway::start(config, &*endpoints, &metrics, &tasks).await?,
+            Some(listener) => Gateway::start_with(listener, config, &*endpoints, &metrics, &tasks).await?,
+        };
         notify_ready();
         interrupted().await.context("install the signal handlers")?;
         tracing::info!("stopping");
@@ -63,4 +68,16 @@ async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Resu
     let tls = ClientTls::new(&tls).context("--trusted-ca-file")?;
     let records = SrvRecords::start(srv, tls, tasks).await;
     Ok(Box::new(records.with_context(|| format!("--discovery-srv={}", srv.domain))?))
+}
+
+/// The listening socket that systemd passes to a service with a socket unit. It holds the socket over restarts, so that no
+/// connection is refused meanwhile.
+fn passed_listener() -> anyhow::Result<Option<TcpListener>> {
+    let mut passed = ListenFd::from_env();
+    anyhow::ensure!(passed.len() <= 1, "there are {}, and a gateway listens on one", passed.len());
+    let listener = if passed.len() == 0 { None } else { passed.take_tcp_listener(0)? };
+    if let Some(listener) = &listener {
+        listener.set_nonblocking(true)?;
+    }
+    Ok(listener)
 }

@@ -50,6 +50,11 @@ impl Listener {
         socket.listen(BACKLOG).map(Self)
     }
 
+    /// A socket that listens already.
+    pub(super) fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
+        tokio::net::TcpListener::from_std(listener).map(Self)
+    }
+
     pub(super) fn address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }

@@ -25,6 +25,9 @@ pub enum GatewayError {
         /// What the system said.
         reason: io::Error,
     },
+    /// The socket that the process was given cannot be used.
+    #[error("the socket passed by LISTEN_FDS: {0}")]
+    Passed(io::Error),
     /// Connections would go round in circles.
     #[error("--endpoints: {0} is the address the gateway itself listens on (--listen-addr)")]
     SelfLoop(HostPort),

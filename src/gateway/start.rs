@@ -1,5 +1,5 @@
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -51,6 +51,22 @@ impl Gateway {
             .and_then(|listener| Ok((listener.address()?, listener)))
             .map_err(|reason| bind_error("listen-addr", &config.listen_addr, reason));
         let (address, listener) = listener?;
+        Self::start_on(listener, address, config, source, metrics, tasks).await
+    }
+
+    /// [`start`](Self::start) on a socket that listens already, non-blocking, in place of `--listen-addr`.
+    ///
+    /// # Errors
+    /// When it is no TCP socket, or an endpoint is the gateway itself.
+    pub async fn start_with(
+        listener: TcpListener,
+        config: &GatewayConfig,
+        source: &dyn Discovery,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<Self, GatewayError> {
+        let listener = Listener::from_std(listener).and_then(|listener| Ok((listener.address()?, listener)));
+        let (address, listener) = listener.map_err(GatewayError::Passed)?;
         Self::start_on(listener, address, config, source, metrics, tasks).await
     }
 

@@ -5,6 +5,7 @@ mod health;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -152,6 +153,46 @@ async fn ctl_shows_the_endpoints_of_a_gateway() {
     let (well, text) = ctl(&["proxy", "status"]);
     assert!(!well && text.contains("is not a gRPC proxy of this program: it has no /proxy/status"), "{text}");
     drop(open);
+}
+
+/// A gateway that is given this socket as systemd does.
+fn with_socket(listener: &TcpListener, endpoint: SocketAddr) -> Command {
+    let mut command = Command::new("sh");
+    let script = r#"exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" gateway start --endpoints="$1""#;
+    command.args(["-c", script, PROGRAM]).arg(endpoint.to_string());
+    command.stdin(OwnedFd::from(listener.try_clone().expect("clone")));
+    command
+}
+
+#[test]
+fn a_restart_under_a_socket_unit_refuses_no_connection() {
+    let endpoint = echo_endpoint();
+    // What systemd holds for the service.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    let mut first = Running::start(with_socket(&listener, endpoint));
+    assert_eq!(first.address, address);
+    drop(first.echo().expect("served"));
+    first.terminate();
+    assert_eq!(first.child.wait().expect("it ends").code(), Some(0));
+    // Nobody accepts now: it waits.
+    let mut early = TcpStream::connect(address).expect("not refused");
+    early.write_all(b"x").expect("taken by the kernel");
+    let second = Running::start(with_socket(&listener, endpoint));
+    early.set_read_timeout(Some(PATIENCE)).expect("set");
+    early.read_exact(&mut [0]).expect("served by the next gateway");
+    drop(second.echo().expect("served"));
+}
+
+#[test]
+fn a_socket_that_is_no_listener_is_refused() {
+    let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let script = r#"exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" gateway start"#;
+    let mut command = Command::new("sh");
+    let output = command.args(["-c", script, PROGRAM]).stdin(OwnedFd::from(one)).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("LISTEN_FDS"), "{text}");
 }
 
 fn refused(args: &[&str]) -> Output {
