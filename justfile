@@ -24,6 +24,11 @@ interop:
     cargo build
     tests/interop/run.sh
 
+# Bytes by hash, resets, and connections that come and go, through the TCP gateway; needs Python.
+gateway-stress mebibytes="1024" churn_seconds="60":
+    cargo build --release
+    tests/interop/gateway_stress.py target/release/watershed {{mebibytes}} {{churn_seconds}}
+
 # The client libraries of Go, Java and JavaScript with TLS and users, all or the named ones (go, go-jwt, jetcd, etcd3); needs Go, Maven
 # with a JDK, npm and openssl.
 clients *names:
