@@ -1,7 +1,7 @@
 //! Members that take connections and are of no use: health checks leave them out, and they alone do.
 
-use std::io::Read;
-use std::net::TcpStream;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::mpsc;
 
@@ -34,6 +34,19 @@ async fn read(client: &Client) {
     tokio::time::timeout(PATIENCE, client.kv().range(request)).await.expect("an answer").expect("no error");
 }
 
+/// An HTTP/2 connection whose far end has answered.
+fn greeted(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("accepted");
+    let empty_settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .and_then(|()| stream.write_all(&empty_settings))
+        .expect("sent");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    stream.read_exact(&mut [0; 9]).expect("settings of the member");
+    stream
+}
+
 #[tokio::test]
 async fn a_hung_member_gets_no_clients_and_loses_those_it_has() {
     for check in ["--health-check=grpc", "--health-check=http"] {
@@ -41,10 +54,9 @@ async fn a_hung_member_gets_no_clients_and_loses_those_it_has() {
         let endpoints = [0, 1, 2].map(|number| cluster.endpoint(number));
         let flags = [check, "--health-check-timeout=2s", "--on-eject=close", "--slow-start=0"];
         let mut gateway = gateway(&endpoints, &flags);
-        // One to each.
-        let open: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(gateway.address).expect("accepted")).collect();
+        // One to each: the next begins when the one before has been answered.
+        let open: Vec<TcpStream> = (0..3).map(|_| greeted(gateway.address)).collect();
         let address = gateway.address.to_string();
-        read(&client(&address)).await;
         cluster.pause(1);
         let reason = until(&mut gateway, "endpoint is down", endpoints[1]);
         assert_eq!(reason, "no answer within 2s");
@@ -58,7 +70,7 @@ async fn a_hung_member_gets_no_clients_and_loses_those_it_has() {
                 let _ = ended.send(outcome.and_then(Result::err).map(|error| error.kind()));
             });
         }
-        // Members end a connection on which nothing is asked, too, but not by a reset.
+        // A member may end a connection on which nothing is asked, but not by a reset.
         drop(ended);
         let reset = Some(std::io::ErrorKind::ConnectionReset);
         while first.recv_timeout(PATIENCE).expect("the connection to the hung member is reset") != reset {}
