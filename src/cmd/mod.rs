@@ -12,6 +12,7 @@ mod dispatch;
 mod failpoints;
 pub mod gateway;
 pub mod grpc_proxy;
+mod initial_cluster;
 mod process;
 pub mod server;
 mod tenants;

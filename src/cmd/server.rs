@@ -8,6 +8,7 @@ use anyhow::Context;
 use futures::future::OptionFuture;
 use tracing::{error, info, warn};
 
+use super::initial_cluster::initial_cluster;
 use super::process::{notify_ready, raise_descriptor_limit, refuse};
 use super::usage::no_server;
 use crate::config::{ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config};
@@ -129,6 +130,8 @@ impl Server {
         });
         let peer_metrics = PeerMetrics::register(&registry);
         let dialer = PeerDialer { tls: tls.peers, local_address: config.peer_local_address };
+        let initial = initial_cluster(config).await?;
+        let config = &ServerConfig { initial, ..config.clone() };
         let member = Member::start(config, dialer, metrics, peer_metrics, failed, tasks).await?;
         let pauses = config.feature_gates.stop_grpc_service_on_defrag;
         let services = member.services().with_json(config.enable_grpc_gateway).pausing_for_defragmentation(pauses);

@@ -40,8 +40,9 @@ pub use proxy_user::{ProxyUserConfig, RawProxyUser, UserAndPassword};
 pub use registry::{RegistryConfig, parse_registry_config};
 pub use removed::removed_flag;
 pub use server::{
-    AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialState, IntegrityChecks, Notice, PeerTlsConfig,
-    Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, parse_server_config, same_urls,
+    AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialDiscovery, InitialState, IntegrityChecks, Notice,
+    PeerTlsConfig, Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, TokenDiscovery, parse_server_config,
+    same_urls,
 };
 pub use tenants::{
     CompactRight, ListenerFacts, TenantConfig, TenantCredentials, TenantLimits, TenantMatch, read_tenants_file,

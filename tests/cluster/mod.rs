@@ -3,6 +3,7 @@
 mod any_request;
 mod auth;
 mod damaged;
+mod discovered;
 mod everywhere;
 mod failover;
 mod hostile_upstreams;

@@ -10,6 +10,7 @@ use super::super::unsupported::{Mode, read_flags};
 use super::super::url::{ListenUrl, Place, advertised_url, each, split};
 use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
+use super::discovery::InitialDiscovery;
 use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
 use super::raw::RawServerConfig;
 use super::tls::{ListenUrls, TlsConfig};
@@ -65,6 +66,8 @@ pub struct ServerConfig {
     pub listen_metrics_urls: Vec<ListenUrl>,
     /// Initial cluster of a member without data.
     pub initial: InitialCluster,
+    /// Where a member without data finds it instead.
+    pub discovery: Option<InitialDiscovery>,
     /// Start a one-member cluster with the data of a member whose cluster is lost.
     pub force_new_cluster: bool,
     /// Comparisons of the members' states.
@@ -175,7 +178,13 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             return Err(ConfigError::AdvertiseMissing);
         }
         let peer_urls = urls("initial-advertise-peer-urls", &raw.initial_advertise_peer_urls, advertised_url)?;
-        let (list, token) = (raw.initial_cluster.as_deref(), &raw.initial_cluster_token);
+        let list = raw.initial_cluster.as_deref();
+        let discovery = raw.discovery.checked(list.is_some_and(|list| !list.is_empty()))?;
+        let token = match &discovery {
+            Some(InitialDiscovery::Registry(registry)) => &registry.token,
+            Some(InitialDiscovery::Srv(_)) | None => &raw.initial_cluster_token,
+        };
+        let list = list.filter(|_| discovery.is_none());
         let initial = InitialCluster::parse(&raw.name, list, peer_urls, token, raw.initial_cluster_state)?;
         let listen_client_urls = raw.listen_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         let advertise_client_urls = raw.advertise_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
@@ -240,6 +249,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             listen_client_http_urls,
             listen_metrics_urls,
             initial,
+            discovery,
             force_new_cluster: raw.force_new_cluster,
             integrity: IntegrityChecks {
                 at_start: raw.feature_gates.initial_corrupt_check,

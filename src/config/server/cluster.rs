@@ -42,6 +42,8 @@ pub struct InitialCluster {
     advertised: Vec<String>,
     /// What the first mention of a URL twice was found in.
     duplicate: Option<String>,
+    /// Whether the names of the members are not known: they publish them.
+    names_to_come: bool,
 }
 
 impl InitialCluster {
@@ -76,7 +78,7 @@ impl InitialCluster {
         }
         members.values_mut().for_each(|urls| urls.sort());
         let (name, token) = (name.to_owned(), token.to_owned());
-        Ok(Self { name, state, token, members, advertised, duplicate })
+        Ok(Self { name, state, token, members, advertised, duplicate, names_to_come: false })
     }
 
     /// Reads what `snapshot restore` is given, for a new cluster.
@@ -89,6 +91,25 @@ impl InitialCluster {
         let advertised =
             advertised.map_err(|source| ConfigError::Url { flag: "initial-advertise-peer-urls", source })?;
         Self::parse(name, Some(list), advertised, token, InitialState::New)
+    }
+
+    /// The same for a list that was found.
+    ///
+    /// # Errors
+    /// A URL that no member could dial; an entry without a name.
+    pub fn found(&self, list: &str) -> Result<Self, ConfigError> {
+        Self::parse(&self.name, Some(list), self.advertised.clone(), &self.token, self.state)
+    }
+
+    /// The same list, whose names of members other than this one mean nothing.
+    #[must_use]
+    pub fn with_names_to_come(self) -> Self {
+        Self { names_to_come: true, ..self }
+    }
+
+    /// The name that the first entries of the log give to a member: all members have to write the same ones.
+    pub fn first_name(&self, name: &str) -> String {
+        if self.names_to_come { String::new() } else { name.to_owned() }
     }
 
     /// Names and peer URLs of all members.

@@ -7,6 +7,7 @@ use clap::Parser;
 use super::super::golang::GoDuration;
 use super::super::log::RawLogConfig;
 use super::cluster::InitialState;
+use super::discovery::RawDiscovery;
 use super::values::FeatureGates;
 
 const LOG_ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
@@ -101,6 +102,9 @@ pub struct RawServerConfig {
     /// Keeps clusters with equal URLs apart; part of the ids.
     #[arg(long, default_value = "etcd-cluster", help_heading = "Clustering")]
     pub initial_cluster_token: String,
+    /// What stands in place of the list.
+    #[command(flatten)]
+    pub discovery: RawDiscovery,
     /// Client URLs of this member as clients dial them; needed once --listen-client-urls is given.
     #[arg(long, value_name = "URLS", help_heading = "Clustering")]
     pub advertise_client_urls: Option<String>,

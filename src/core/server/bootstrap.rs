@@ -80,7 +80,7 @@ impl Bootstrap {
             .members()
             .map(|(name, urls)| Member {
                 id: member_id(urls, &initial.token).0,
-                name: name.to_owned(),
+                name: initial.first_name(name),
                 peer_urls: urls.to_vec(),
                 ..Member::default()
             })

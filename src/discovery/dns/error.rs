@@ -39,6 +39,24 @@ pub enum SrvError {
         "SRV records name endpoints without TLS alone: they need --insecure-discovery, and are not used in place of endpoints with TLS: {0}"
     )]
     PlainOnly(Unanswered),
+    /// The members are of the other kind than this one.
+    #[error("SRV records name members {others} alone, unlike --initial-advertise-peer-urls: {asked}")]
+    OtherKind {
+        /// The question that was not answered.
+        asked: Unanswered,
+        /// What those have that are known.
+        others: &'static str,
+    },
+    /// There are members, and this one is none of them.
+    #[error(
+        "cannot find local etcd member {name:?} in SRV records: none of {found} is in --initial-advertise-peer-urls"
+    )]
+    NotAmongThem {
+        /// Of this member.
+        name: String,
+        /// All of them.
+        found: String,
+    },
     /// No endpoint of the records can be used.
     #[error("none of the endpoints in SRV records can be used: {}", .0.join("; "))]
     NoneUsable(Vec<String>),
