@@ -76,7 +76,7 @@ pub enum InitialDiscovery {
     /// In SRV records.
     Srv(SrvConfig),
     /// In another etcd cluster.
-    Registry(TokenDiscovery),
+    Registry(Box<TokenDiscovery>),
 }
 
 /// An etcd cluster in which members of a cluster that begins register themselves.
@@ -122,7 +122,7 @@ impl RawDiscovery {
             return Err(ConfigError::NotSupported("discovery-fallback"));
         }
         if has_endpoints {
-            return self.registry().map(InitialDiscovery::Registry).map(Some);
+            return Ok(Some(InitialDiscovery::Registry(Box::new(self.registry()?))));
         }
         let srv = SrvConfig::from_flags(&raw.discovery_srv, &raw.discovery_srv_name, false, &raw.discovery_dns);
         let srv = srv.map_err(|(flag, reason)| ConfigError::Value { flag, reason })?;
