@@ -25,7 +25,7 @@ pub(super) struct Candidate {
     pub(super) weight: u16,
     /// Connections that it has or that are on their way to it.
     pub(super) open: usize,
-    /// How much of its full share it gets, above 0, at most 1: less while it has just come back.
+    /// The factor of slow start: how much of its full share it gets, above 0, at most 1; less while it has just come back.
     pub(super) warmth: f64,
 }
 

@@ -75,7 +75,7 @@ impl ClientRules {
         Ok(Client { stream, ends: Some(ends), admitted })
     }
 
-    /// Tells an endpoint whose a new connection is: a client's, or without one the gateway's own.
+    /// Writes the PROXY header of a new connection to an endpoint: that of a client, or of the gateway itself without one.
     pub(super) async fn introduce(&self, client: Option<&Client>, endpoint: &mut TcpStream) -> io::Result<()> {
         match self.send {
             None => Ok(()),

@@ -28,7 +28,7 @@ pub enum GatewayError {
     /// The socket that the process was given cannot be used.
     #[error("the socket passed by LISTEN_FDS: {0}")]
     Passed(io::Error),
-    /// Connections would go round in circles.
+    /// An endpoint is the address that the gateway listens on.
     #[error("--endpoints: {0} is the address the gateway itself listens on (--listen-addr)")]
     SelfLoop(HostPort),
     /// Certificates for the health checks that cannot be used.
