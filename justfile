@@ -84,6 +84,11 @@ dashboards mixin:
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}
 
+# Every figure that has a floor, beside another etcd; the reports go to target/bench-suite: `just suite /usr/local/bin/etcd --rows=put-64`.
+suite etcd *flags:
+    cargo build --release
+    target/release/watershed bench suite --against={{etcd}} --folder=target/bench-suite {{flags}}
+
 # Hostile connections against release builds, with memory and the p99 of another client; `etcd` is a stock one to compare with.
 attacks seconds="4" etcd="":
     cargo build --release

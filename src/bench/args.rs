@@ -24,6 +24,10 @@ pub(super) enum Action {
     Load(Load),
     /// Runs one load against two endpoints in turns and compares the medians
     Compare(CompareArgs),
+    /// Measures every figure that has a floor beside another etcd, each with processes of its own
+    Suite(SuiteArgs),
+    /// Computes what levels of proxies in front of a cluster cost, from measured costs of one operation
+    Fleet(FleetArgs),
 }
 
 /// One kind of load.
@@ -359,6 +363,106 @@ pub(super) struct CompareArgs {
     pub(super) load: Vec<String>,
 }
 
+/// Flags of `suite`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SuiteArgs {
+    /// The etcd to measure against, for its member, its proxy and its gateway
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) against: String,
+    /// Rows to measure; all of them unless given
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub(super) rows: Vec<String>,
+    /// Runs on each side; three at most where one takes long
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) rounds: u32,
+    /// Length of a run
+    #[arg(long, default_value_t = 3.0)]
+    pub(super) seconds: f64,
+    /// Where the reports go, and the data of members while they run
+    #[arg(long, default_value = "bench-suite", value_name = "FOLDER")]
+    pub(super) folder: std::path::PathBuf,
+    /// HAProxy to show beside the gateways; found by its name unless given
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) haproxy: Option<String>,
+    /// nginx to show beside the gateways; found by its name unless given
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) nginx: Option<String>,
+}
+
+/// Flags of `fleet`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct FleetArgs {
+    /// Proxies in each level, from the cluster outwards
+    #[arg(long, value_delimiter = ',', default_value = "4", value_name = "COUNTS")]
+    pub(super) levels: Vec<u32>,
+    /// Members of the cluster
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub(super) members: u32,
+    /// Machines with a gateway of their own in front of the last level
+    #[arg(long, default_value_t = 0)]
+    pub(super) hosts: u32,
+    /// Client connections on each of them
+    #[arg(long, default_value_t = 10.0)]
+    pub(super) connections_per_host: f64,
+    /// Watchers of all clients
+    #[arg(long, default_value_t = 10_000.0)]
+    pub(super) watchers: f64,
+    /// How many of them share a stream
+    #[arg(long, default_value_t = 10.0)]
+    pub(super) watchers_per_stream: f64,
+    /// Puts per second, each of them an event
+    #[arg(long, default_value_t = 100.0)]
+    pub(super) events: f64,
+    /// Part of the events that one watcher sees
+    #[arg(long, default_value_t = 0.01)]
+    pub(super) watched_share: f64,
+    /// Linearizable reads per second
+    #[arg(long, default_value_t = 1000.0)]
+    pub(super) reads: f64,
+    /// Part of the reads that are of cached keys
+    #[arg(long, default_value_t = 1.0)]
+    pub(super) cached_share: f64,
+    /// Renewals of leases per second
+    #[arg(long, default_value_t = 1000.0)]
+    pub(super) keepalives: f64,
+    /// Bytes of a key
+    #[arg(long, default_value_t = 32)]
+    pub(super) key_size: u32,
+    /// Bytes of a value
+    #[arg(long, default_value_t = 256)]
+    pub(super) val_size: u32,
+    /// Processors of each process
+    #[arg(long, default_value_t = 4.0)]
+    pub(super) cores: f64,
+    /// Memory of each process
+    #[arg(long, default_value_t = 8.0)]
+    pub(super) memory_gib: f64,
+    /// Bandwidth of each process in each direction
+    #[arg(long, default_value_t = 10_000.0)]
+    pub(super) network_mbit: f64,
+    /// Costs to compute with, as --measure writes them; the stored ones unless given
+    #[arg(long, value_name = "FILE")]
+    pub(super) costs: Option<std::path::PathBuf>,
+    /// Take the costs on this machine first, and write them to --costs if that is given
+    #[arg(long)]
+    pub(super) measure: bool,
+    /// Show the costs and how each is measured
+    #[arg(long)]
+    pub(super) show_costs: bool,
+    /// Run three small fleets here and compare them with what is computed for them
+    #[arg(long)]
+    pub(super) check: bool,
+    /// Length of each run of --measure and --check
+    #[arg(long, default_value_t = 3.0)]
+    pub(super) seconds: f64,
+    /// Where the data of members is while they run
+    #[arg(long, default_value = ".", value_name = "FOLDER")]
+    pub(super) folder: std::path::PathBuf,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
 /// Reads a command line. The error is one line, or the help text that was asked for.
 pub(super) fn read<I: IntoIterator<Item = T>, T: Into<std::ffi::OsString> + Clone>(words: I) -> Result<Bench, Refusal> {
     Bench::try_parse_from(words).map_err(|error| match error.kind() {
@@ -395,7 +499,7 @@ mod tests {
     fn line(text: &str) -> Result<Load, Refusal> {
         match action(text)? {
             Action::Load(load) => Ok(load),
-            Action::Compare(_) => panic!("{text} is a comparison"),
+            Action::Compare(_) | Action::Suite(_) | Action::Fleet(_) => panic!("{text} is no load"),
         }
     }
 

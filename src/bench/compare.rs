@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::args::{self, Action, CompareArgs, Load, Refusal};
 use super::measure;
 use super::report::Report;
+use super::statistics::median;
 use super::wire::CallError;
 use crate::client::Endpoint;
 
@@ -104,7 +105,9 @@ fn read_load(args: &CompareArgs) -> Result<Load, CallError> {
     match args::read(words) {
         Ok(bench) => match bench.action {
             Action::Load(load) => Ok(load),
-            Action::Compare(_) => Err(CallError("a comparison cannot be compared".into())),
+            Action::Compare(_) | Action::Suite(_) | Action::Fleet(_) => {
+                Err(CallError(format!("{:?} cannot be compared: it is no load", args.load[0])))
+            }
         },
         Err(Refusal::Help(text) | Refusal::Wrong(text)) => Err(CallError(text)),
     }
@@ -140,18 +143,6 @@ fn row(figure: &'static str, a_rounds: Vec<f64>, b_rounds: Vec<f64>) -> Option<R
     Some(Row { figure, a, b, ratio, a_rounds, b_rounds })
 }
 
-/// The middle value; of an even number, the mean of the two in the middle.
-fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        odd if odd % 2 == 1 => Some(sorted[middle]),
-        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
-    }
-}
-
 impl Comparison {
     fn text(&self) -> String {
         let mut text = format!(
@@ -172,13 +163,6 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(median(&[]), None);
-    }
 
     #[test]
     fn a_row_compares_medians() {

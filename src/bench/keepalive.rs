@@ -34,7 +34,7 @@ pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, CallE
     let stop = CancellationToken::new();
     let start_gate = StartGate::new(common.threads as usize);
     let run = Run { setup, args, pace: &pace, done: &done, start_gate: &start_gate };
-    let parts = threads::run(
+    let (parts, timeline) = threads::run(
         common.threads,
         |thread, tasks| {
             let (run, stop) = (&run, &stop);
@@ -62,7 +62,8 @@ pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, CallE
         record.merge(part);
         last = last.max(*end);
     }
-    Ok(Measured { record, elapsed: last.duration_since(pace.start()), offered: common.rate(), delivery: None })
+    let elapsed = last.duration_since(pace.start());
+    Ok(Measured { record, elapsed, offered: common.rate(), delivery: None, timeline })
 }
 
 struct Run<'a> {

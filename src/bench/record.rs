@@ -66,6 +66,15 @@ impl Record {
         }
     }
 
+    /// Latencies in milliseconds, each a quarter above the one before, and the answers that took up to so long.
+    pub(super) fn histogram(&self) -> Vec<(f64, u64)> {
+        self.latency
+            .iter_log(10_000, 1.25)
+            .map(|bucket| (millis(bucket.value_iterated_to()), bucket.count_since_last_iteration()))
+            .skip_while(|(_, count)| *count == 0)
+            .collect()
+    }
+
     /// Lines of a bar chart over the times at which answers came, ten at most.
     pub(super) fn chart(&self) -> Vec<(f64, u64)> {
         if self.latency.is_empty() {
@@ -115,6 +124,9 @@ mod tests {
         assert!(near(latency.p50, 500.0) && near(latency.p99, 990.0) && near(latency.p99_9, 999.0), "{latency:?}");
         assert!(near(latency.max, 1000.0) && near(latency.mean, 500.5), "{latency:?}");
         assert_eq!(one.chart().iter().map(|(_, count)| count).sum::<u64>(), 1000);
+        let histogram = one.histogram();
+        assert_eq!(histogram.iter().map(|(_, count)| count).sum::<u64>(), 1000);
+        assert!(histogram.windows(2).all(|pair| pair[0].0 < pair[1].0) && histogram.len() < 40, "{histogram:?}");
     }
 
     #[test]

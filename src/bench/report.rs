@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::record::{Latency, Record};
 use super::server::{Cost, Meter, per};
+use super::timeline::Timeline;
 
 /// The outcome of one run; the JSON output is this.
 #[derive(Clone, Debug, Serialize)]
@@ -30,6 +31,10 @@ pub(super) struct Report {
     pub(super) generator_cpu_us_per_op: f64,
     #[serde(skip)]
     pub(super) chart: Vec<(f64, u64)>,
+    /// Latencies in milliseconds, and the answers up to each that took longer than the one before.
+    pub(super) latency_histogram: Vec<(f64, u64)>,
+    /// Seconds since the first operation, and operations (of watches, events) per second before.
+    pub(super) rates: Vec<(f64, f64)>,
 }
 
 /// What watchers saw.
@@ -64,6 +69,7 @@ pub(super) struct Measured {
     pub(super) elapsed: Duration,
     pub(super) offered: Option<f64>,
     pub(super) delivery: Option<Delivery>,
+    pub(super) timeline: Timeline,
 }
 
 impl Report {
@@ -74,7 +80,7 @@ impl Report {
         measured: Measured,
         meter: &Meter,
     ) -> Self {
-        let Measured { record, elapsed, offered, delivery } = measured;
+        let Measured { record, elapsed, offered, delivery, timeline } = measured;
         let operations = record.answers();
         let seconds = elapsed.as_secs_f64();
         // What a fan-out costs, it costs for its events.
@@ -94,6 +100,8 @@ impl Report {
             servers: meter.costs(paid_for),
             generator_cpu_us_per_op: per(meter.own_cpu_seconds() * 1e6, paid_for),
             chart: record.chart(),
+            latency_histogram: record.histogram(),
+            rates: timeline.rates(),
         }
     }
 
@@ -187,7 +195,13 @@ mod tests {
         let mut record = Record::default();
         (1..=100).for_each(|millis| record.answered(Duration::from_millis(millis)));
         (0..errors).for_each(|_| record.failed(&CallError("Unavailable: gone".into())));
-        let measured = Measured { record, elapsed: Duration::from_secs(2), offered: Some(60.0), delivery };
+        let measured = Measured {
+            record,
+            elapsed: Duration::from_secs(2),
+            offered: Some(60.0),
+            delivery,
+            timeline: Timeline::default(),
+        };
         let meter = Meter::start(&[]).unwrap();
         Report::new("put", vec!["127.0.0.1:2379".into()], (1, 2), measured, &meter)
     }

@@ -1,10 +1,11 @@
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use super::setup::runtime;
+use super::timeline::Timeline;
 use super::wire::CallError;
 use crate::shutdown::Tasks;
 
@@ -12,7 +13,7 @@ use crate::shutdown::Tasks;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs `work` once on each of `threads` threads, each with a runtime of its own, and `aside` on one more, which is
-/// told to `stop` when the work is done. Shows how far `done` has come on a terminal.
+/// told to `stop` when the work is done. Notes how far `done` has come, and shows it on a terminal.
 ///
 /// # Errors
 /// The first error of any thread.
@@ -24,7 +25,7 @@ pub(super) fn run<T, F>(
     total: Option<u64>,
     done: impl Fn() -> u64,
     json: bool,
-) -> Result<Vec<T>, CallError>
+) -> Result<(Vec<T>, Timeline), CallError>
 where
     T: Send,
     F: Future<Output = Result<T, CallError>>,
@@ -44,15 +45,18 @@ where
             })
             .collect();
         let aside = scope.spawn(aside);
+        let mut timeline = Timeline::default();
         while workers.iter().any(|worker| !worker.is_finished()) {
             std::thread::sleep(LOOK);
-            bar.set_position(done());
+            let done = done();
+            timeline.note(Instant::now(), done);
+            bar.set_position(done);
         }
         bar.finish_and_clear();
         let outcomes: Result<Vec<T>, CallError> = workers.into_iter().map(joined).collect();
         stop.cancel();
         joined_unit(aside);
-        outcomes
+        outcomes.map(|outcomes| (outcomes, timeline))
     })
 }
 

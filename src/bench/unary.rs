@@ -22,7 +22,7 @@ pub(super) fn run(setup: &Setup, job: &Job) -> Result<Measured, CallError> {
     let start_gate = StartGate::new(setup.common.threads as usize);
     let callers = job.clients as usize;
     let (pace_ref, stop_ref, gate_ref, done_ref) = (&pace, &stop, &start_gate, &done);
-    let records = threads::run(
+    let (records, timeline) = threads::run(
         setup.common.threads,
         |thread, tasks| async move {
             let part = async {
@@ -53,7 +53,8 @@ pub(super) fn run(setup: &Setup, job: &Job) -> Result<Measured, CallError> {
         whole.merge(record);
         last = last.max(*end);
     }
-    Ok(Measured { record: whole, elapsed: last.duration_since(pace.start()), offered: job.rate, delivery: None })
+    let elapsed = last.duration_since(pace.start());
+    Ok(Measured { record: whole, elapsed, offered: job.rate, delivery: None, timeline })
 }
 
 /// Of `all` callers, those that run on thread number `thread`.

@@ -15,6 +15,7 @@ use super::report::{Delivery, Measured};
 use super::requests::Source;
 use super::setup::{Setup, within};
 use super::tally::{Seen, WrittenLog};
+use super::timeline::Timeline;
 use super::unary::{StartGate, clients, share};
 use super::wire::{CallError, Connection, Route, StreamReceiver, StreamSender, frame};
 use super::{scan, threads};
@@ -87,7 +88,7 @@ pub(super) fn run(setup: &Setup, args: &WatchArgs, shape: Shape) -> Result<Measu
         stop: CancellationToken::new(),
     };
     let watchers = u64::from(args.streams) * u64::from(shape.watchers_per_stream);
-    let parts = threads::run(
+    let (parts, timeline) = threads::run(
         // The last thread puts: readers that are behind must not hold the puts up.
         common.threads + 1,
         |thread, tasks| {
@@ -111,7 +112,7 @@ pub(super) fn run(setup: &Setup, args: &WatchArgs, shape: Shape) -> Result<Measu
         || board.events.load(Ordering::Relaxed),
         common.json,
     )?;
-    Ok(sum_up(&run, parts, rate, watchers))
+    Ok(Measured { timeline, ..sum_up(&run, parts, rate, watchers) })
 }
 
 /// One run, as its threads see it.
@@ -442,5 +443,6 @@ fn sum_up(run: &Run<'_>, parts: Vec<Part>, offered: Option<f64>, watchers: u64) 
     let span = last_event.saturating_duration_since(start).as_secs_f64();
     delivery.events_per_second = if span > 0.0 { delivery.events as f64 / span } else { 0.0 };
     delivery.latency_ms = arrived.latency();
-    Measured { record, elapsed: last_put.duration_since(start), offered, delivery: Some(delivery) }
+    let elapsed = last_put.duration_since(start);
+    Measured { record, elapsed, offered, delivery: Some(delivery), timeline: Timeline::default() }
 }

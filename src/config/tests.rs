@@ -74,9 +74,18 @@ fn every_flag_and_every_value_of_a_config_is_read() {
     check_fields("RawDevConfig", include_str!("../cmd/dev.rs"), "raw", &texts("cmd", None));
     check_fields("RawTcpBench", include_str!("../bench/tcp.rs"), "config", &texts("bench", None));
     let bench = include_str!("../bench/args.rs");
-    for name in
-        ["Common", "KeyArgs", "RangeArgs", "TxnPutArgs", "MixedArgs", "WatchArgs", "KeepAliveArgs", "CompareArgs"]
-    {
+    for name in [
+        "Common",
+        "KeyArgs",
+        "RangeArgs",
+        "TxnPutArgs",
+        "MixedArgs",
+        "WatchArgs",
+        "KeepAliveArgs",
+        "CompareArgs",
+        "SuiteArgs",
+        "FleetArgs",
+    ] {
         check_fields(name, bench, "", &texts("bench", None));
     }
     assert!(reads("self.config\n    .name.clone()", "config", "name") && !reads("config.names", "config", "name"));

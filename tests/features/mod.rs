@@ -3,6 +3,8 @@
 mod attacks;
 pub mod auth;
 mod bad_input;
+mod bench_fleet;
+mod bench_suite;
 mod cache;
 mod compaction;
 mod configuration;

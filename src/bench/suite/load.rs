@@ -1,0 +1,172 @@
+//! One run of a load, as a process of its own.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Stdio};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::programs::{Programs, command};
+
+/// What one run gave: figures by name, and what is drawn of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(in crate::bench) struct Sample {
+    pub(in crate::bench) figures: BTreeMap<&'static str, f64>,
+    /// Milliseconds and the answers that took up to so long.
+    pub(in crate::bench) latencies: Vec<(f64, f64)>,
+    /// Seconds and operations per second.
+    pub(in crate::bench) rates: Vec<(f64, f64)>,
+}
+
+/// Where a figure is in the JSON of a load, and what it is called.
+const FIGURES: &[(&str, &str)] = &[
+    (PER_SECOND, "/throughput"),
+    (P50, "/latency_ms/p50"),
+    (P99, "/latency_ms/p99"),
+    (P99_9, "/latency_ms/p99_9"),
+    (EVENTS, "/delivery/events_per_second"),
+    (DELIVERED, "/delivery/events"),
+    (DELIVERY_P50, "/delivery/latency_ms/p50"),
+    (DELIVERY_P99, "/delivery/latency_ms/p99"),
+    (GENERATOR_CPU, "/generator_cpu_us_per_op"),
+    (PER_SECOND, "/rounds_per_second"),
+    (P50_MICROS, "/p50_us"),
+    (P99_MICROS, "/p99_us"),
+    (CPU, "/cpu_us_per_round"),
+    (GIGABYTES, "/gb_per_second"),
+    (CPU_PER_GIGABYTE, "/cpu_s_per_gb"),
+    (BYTES_PER_CONNECTION, "/bytes_per_connection"),
+];
+
+pub(in crate::bench) const PER_SECOND: &str = "per second";
+pub(in crate::bench) const P50: &str = "p50 ms";
+pub(in crate::bench) const P99: &str = "p99 ms";
+pub(in crate::bench) const P99_9: &str = "p99.9 ms";
+pub(in crate::bench) const P50_MICROS: &str = "p50 µs";
+pub(in crate::bench) const P99_MICROS: &str = "p99 µs";
+pub(in crate::bench) const EVENTS: &str = "events per second";
+pub(in crate::bench) const DELIVERED: &str = "events";
+pub(in crate::bench) const DELIVERY_P50: &str = "delivery p50 ms";
+pub(in crate::bench) const DELIVERY_P99: &str = "delivery p99 ms";
+pub(in crate::bench) const CPU: &str = "cpu µs";
+pub(in crate::bench) const GENERATOR_CPU: &str = "generator cpu µs";
+pub(in crate::bench) const RESIDENT: &str = "resident MiB";
+pub(in crate::bench) const IDLE_BYTES: &str = "bytes per idle stream";
+pub(in crate::bench) const GIGABYTES: &str = "GB per second";
+pub(in crate::bench) const CPU_PER_GIGABYTE: &str = "cpu s per GB";
+pub(in crate::bench) const BYTES_PER_CONNECTION: &str = "bytes per idle connection";
+pub(in crate::bench) const ERRORS: &str = "errors";
+pub(in crate::bench) const OPERATIONS: &str = "operations";
+
+/// A load that is running.
+pub(in crate::bench) struct Load {
+    child: Child,
+    words: String,
+}
+
+impl Load {
+    /// Starts `watershed bench` with these words.
+    pub(in crate::bench) fn start(programs: &Programs, words: &[String]) -> Result<Self, String> {
+        let words_read = format!("bench {}", words.join(" "));
+        let all: Vec<String> = std::iter::once("bench".to_owned()).chain(words.iter().cloned()).collect();
+        let child = command(&programs.ours, &all)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{words_read}: {error}"))?;
+        Ok(Self { child, words: words_read })
+    }
+
+    /// Whether it has not ended yet.
+    pub(in crate::bench) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What it measured. A load with errors is measured, too.
+    pub(in crate::bench) fn finish(self) -> Result<Sample, String> {
+        let output = self.child.wait_with_output().map_err(|error| format!("{}: {error}", self.words))?;
+        match serde_json::from_slice(&output.stdout) {
+            Ok(report) => Ok(Sample::of(&report)),
+            Err(_) => Err(format!("{}: {}", self.words, String::from_utf8_lossy(&output.stderr).trim())),
+        }
+    }
+}
+
+/// Runs a load from begin to end.
+pub(in crate::bench) fn measure(programs: &Programs, words: &[String]) -> Result<Sample, String> {
+    Load::start(programs, words)?.finish()
+}
+
+/// Words of a line that has no spaces within words.
+pub(in crate::bench) fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+impl Sample {
+    fn of(report: &Value) -> Self {
+        let mut figures = BTreeMap::new();
+        for (name, pointer) in FIGURES {
+            if let Some(value) = report.pointer(pointer).and_then(Value::as_f64) {
+                figures.insert(*name, value);
+            }
+        }
+        let servers = report["servers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if !servers.is_empty() {
+            let sum = |field: &str| servers.iter().filter_map(|server| server[field].as_f64()).sum::<f64>();
+            figures.insert(CPU, sum("cpu_us_per_op"));
+            figures.insert(RESIDENT, sum("rss_bytes") / f64::from(1 << 20));
+        }
+        if let Some(idle) = report.pointer("/delivery/idle_bytes_per_stream").and_then(Value::as_object)
+            && !idle.is_empty()
+        {
+            figures.insert(IDLE_BYTES, idle.values().filter_map(Value::as_f64).sum::<f64>());
+        }
+        if let Some(operations) = report["operations"].as_f64() {
+            figures.insert(OPERATIONS, operations);
+            let errors =
+                report["errors"].as_object().map(|errors| errors.values().filter_map(Value::as_f64).sum::<f64>());
+            let lost = ["missing", "duplicate_or_disordered", "ended_watches"];
+            let lost =
+                lost.iter().filter_map(|name| report.pointer(&format!("/delivery/{name}"))?.as_f64()).sum::<f64>();
+            // An empty sum is -0.
+            figures.insert(ERRORS, errors.unwrap_or(0.0) + lost + 0.0);
+        }
+        Self { figures, latencies: pairs(&report["latency_histogram"]), rates: pairs(&report["rates"]) }
+    }
+
+    pub(in crate::bench) fn figure(&self, name: &str) -> Result<f64, String> {
+        self.figures.get(name).copied().ok_or_else(|| format!("the load has no figure {name:?}"))
+    }
+}
+
+fn pairs(value: &Value) -> Vec<(f64, f64)> {
+    let pairs = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    pairs.iter().filter_map(|pair| Some((pair[0].as_f64()?, pair[1].as_f64()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn figures_are_those_of_all_servers_and_of_both_kinds_of_load() {
+        let watch = json!({
+            "throughput": 10.0, "operations": 5, "errors": {"a": 2, "b": 1},
+            "servers": [{"cpu_us_per_op": 1.5, "rss_bytes": 1_048_576}, {"cpu_us_per_op": 2.0, "rss_bytes": 2_097_152}],
+            "delivery": {"events_per_second": 7.0, "missing": 4, "idle_bytes_per_stream": {"server": 100.0}},
+            "latency_histogram": [[1.0, 3], [2.0, 2]], "rates": [],
+        });
+        let sample = Sample::of(&watch);
+        let expected =
+            [(PER_SECOND, 10.0), (EVENTS, 7.0), (CPU, 3.5), (RESIDENT, 3.0), (IDLE_BYTES, 100.0), (ERRORS, 7.0)];
+        for (name, value) in expected {
+            assert_eq!(sample.figure(name), Ok(value), "{name}");
+        }
+        assert_eq!(sample.latencies, [(1.0, 3.0), (2.0, 2.0)]);
+        let tcp = Sample::of(&json!({"rounds_per_second": 9.0, "cpu_us_per_round": 1.0, "p99_us": 3.0}));
+        assert_eq!((tcp.figure(PER_SECOND), tcp.figure(CPU), tcp.figure(P99_MICROS)), (Ok(9.0), Ok(1.0), Ok(3.0)));
+        assert_eq!(tcp.figure(ERRORS).unwrap_err(), "the load has no figure \"errors\"");
+    }
+}

@@ -1,0 +1,256 @@
+//! Rows that load proxies, in front of members of the peer.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::judge::{OURS, PEER};
+use super::load::{ERRORS, IDLE_BYTES, Load, OPERATIONS, Sample, measure, words};
+use super::loopback::{connects, metric};
+use super::members::{Member, Security, both, duration};
+use super::programs::{Programs, Running, port};
+use super::side::{Side, Sides};
+
+/// Reads of the cluster for each read of a client.
+pub(in crate::bench) const UPSTREAM_READS: &str = "upstream reads per read";
+/// Watchers that the member has at most.
+pub(in crate::bench) const UPSTREAM_WATCHES: &str = "upstream watches";
+/// Of the calls, those that failed.
+pub(in crate::bench) const FAILED_SHARE: &str = "failed share";
+/// Memory for each watcher.
+pub(in crate::bench) const WATCHER_BYTES: &str = "bytes per watcher";
+
+/// Keys that our proxy is to cache.
+const CACHED: &str = "--cache-prefix=b/";
+/// How long an endpoint has been bad when calls begin that are counted.
+const BAD_BEFORE: Duration = Duration::from_secs(5);
+/// Pause between two looks at the metrics of a member while a load runs.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A running proxy.
+pub(in crate::bench) struct Proxy {
+    pub(in crate::bench) running: Running,
+    pub(in crate::bench) endpoint: String,
+}
+
+impl Proxy {
+    /// Starts one in front of members or of other proxies.
+    pub(in crate::bench) fn start(
+        programs: &Programs,
+        program: &Path,
+        endpoints: &[&str],
+        flags: &str,
+    ) -> Result<Self, String> {
+        let endpoint = format!("127.0.0.1:{}", port()?);
+        let line = format!("grpc-proxy start --endpoints={} --listen-addr={endpoint} {flags}", endpoints.join(","));
+        let folder = programs.folder("proxy")?;
+        let mut running = Running::start(program, &words(&line), &folder)?;
+        let ask = words(&format!("range ready --total=1 --json --request-timeout=2s --endpoints={endpoint}"));
+        running.until(|| measure(programs, &ask).and_then(|sample| sample.figure(OPERATIONS)) == Ok(1.0))?;
+        Ok(Self { running, endpoint })
+    }
+
+    /// The words of a load through it; what it costs counts, not the member.
+    pub(in crate::bench) fn words(&self, line: &str) -> Vec<String> {
+        let mut all = words(line);
+        all.push("--json".into());
+        all.push(format!("--endpoints={}", self.endpoint));
+        all.push(format!("--server-pid={}", self.running.pid()));
+        all
+    }
+
+    /// A side that runs a load for some seconds in each round.
+    fn side(self, name: &'static str, programs: &Programs, line: &str) -> Side {
+        let (programs, line) = (programs.clone(), line.to_owned());
+        Side::new(name, move |seconds| {
+            let mut all = self.words(&line);
+            all.push(duration(seconds));
+            measure(&programs, &all)
+        })
+    }
+}
+
+/// A member of the peer with the keys that are read.
+fn stock(programs: &Programs) -> Result<Member, String> {
+    let member = Member::start(programs, &programs.peer, Security::Off)?;
+    member.put(programs, "foo")?;
+    member.put(programs, "b/1")?;
+    Ok(member)
+}
+
+/// A load through the proxy of each program, both in front of one member.
+pub(in crate::bench) fn both_proxies(programs: &Programs, line: &str, our_flags: &str) -> Result<Sides, String> {
+    let member = Rc::new(stock(programs)?);
+    let side = |(name, program)| {
+        let flags = if name == OURS { our_flags } else { "" };
+        let proxy = Proxy::start(programs, program, &[&member.endpoint], flags)?;
+        Ok(proxy.side(name, programs, line).behind(&member))
+    };
+    Ok(both(programs).into_iter().map(side).collect::<Result<Vec<_>, String>>()?.into())
+}
+
+/// The same with proxies that are new in each round: for memory.
+pub(in crate::bench) fn new_proxies(programs: &Programs, line: &str) -> Result<Sides, String> {
+    let member = Rc::new(stock(programs)?);
+    let side = |(name, program): (&'static str, &Path)| {
+        let (programs, program, member, line) = (programs.clone(), program.to_owned(), member.clone(), line.to_owned());
+        Side::new(name, move |_| {
+            let proxy = Proxy::start(&programs, &program, &[&member.endpoint], "")?;
+            measure(&programs, &proxy.words(&line))
+        })
+    };
+    Ok(both(programs).into_iter().map(side).collect::<Vec<_>>().into())
+}
+
+/// Reads of a cached key through our proxy, and of the same key on the member alone.
+pub(in crate::bench) fn cached_against_member(programs: &Programs, line: &str) -> Result<Sides, String> {
+    let member = Rc::new(stock(programs)?);
+    let proxy = Proxy::start(programs, &programs.ours, &[&member.endpoint], CACHED)?;
+    let shared = member.clone();
+    let mut through = proxy.side(OURS, programs, line);
+    let ours = Side::new(OURS, move |seconds| {
+        let before = metric(&shared.endpoint, "etcd_mvcc_range_total")?;
+        let mut sample = (through.measure)(seconds)?;
+        let reads = metric(&shared.endpoint, "etcd_mvcc_range_total")? - before;
+        let operations = sample.figure(OPERATIONS)?;
+        sample.figures.insert(UPSTREAM_READS, reads / operations.max(1.0));
+        Ok(sample)
+    });
+    let (programs, line) = (programs.clone(), line.to_owned());
+    let alone = Side::new(PEER, move |seconds| {
+        let mut all = member.words(&line);
+        all.push(duration(seconds));
+        measure(&programs, &all)
+    });
+    Ok(vec![ours, alone].into())
+}
+
+/// Reads of a cached key through our proxy, and through the peer's, which has a cache that nothing invalidates.
+pub(in crate::bench) fn cached_against_proxy(programs: &Programs, line: &str) -> Result<Sides, String> {
+    both_proxies(programs, line, CACHED)
+}
+
+/// A load through our proxy in front of our member, and on that member alone.
+pub(in crate::bench) fn own_member(programs: &Programs, line: &str) -> Result<Sides, String> {
+    let member = Rc::new(Member::start(programs, &programs.ours, Security::Off)?);
+    let ours =
+        Proxy::start(programs, &programs.ours, &[&member.endpoint], "")?.side(OURS, programs, line).behind(&member);
+    let (programs, line) = (programs.clone(), line.to_owned());
+    let alone = Side::new(PEER, move |seconds| {
+        let mut all = member.words(&line);
+        all.push(duration(seconds));
+        measure(&programs, &all)
+    });
+    Ok(vec![ours, alone].into())
+}
+
+/// Watchers on streams of one new proxy of ours in each round.
+pub(in crate::bench) fn many_watchers(programs: &Programs, line: &str, per_stream: f64) -> Result<Sides, String> {
+    let sides = new_proxies(programs, line)?;
+    let ours = sides.sides.into_iter().filter(|side| side.name == OURS);
+    let each = move |mut side: Side| {
+        Side::new(OURS, move |seconds| {
+            let mut sample = (side.measure)(seconds)?;
+            let bytes = sample.figure(IDLE_BYTES)? / per_stream;
+            sample.figures.insert(WATCHER_BYTES, bytes);
+            Ok(sample)
+        })
+    };
+    Ok(ours.map(each).collect::<Vec<_>>().into())
+}
+
+/// Watchers through the proxy of each program; counts those that the member has.
+pub(in crate::bench) fn upstream_watches(programs: &Programs, line: &str) -> Result<Sides, String> {
+    let side = |(name, program)| {
+        let member = stock(programs)?;
+        let proxy = Proxy::start(programs, program, &[&member.endpoint], "")?;
+        let (programs, line) = (programs.clone(), line.to_owned());
+        Ok(Side::new(name, move |_| {
+            let mut load = Load::start(&programs, &proxy.words(&line))?;
+            let mut most = 0.0f64;
+            while load.is_running() {
+                most = most.max(metric(&member.endpoint, "etcd_debugging_mvcc_watcher_total")?);
+                std::thread::sleep(LOOK);
+            }
+            let mut sample = load.finish()?;
+            sample.figures.insert(UPSTREAM_WATCHES, most);
+            Ok(sample)
+        }))
+    };
+    Ok(both(programs).into_iter().map(side).collect::<Result<Vec<_>, String>>()?.into())
+}
+
+/// Calls through the proxy of each program while one of its three members hangs.
+pub(in crate::bench) fn hung_member(programs: &Programs, line: &str) -> Result<Sides, String> {
+    let side = |(name, program)| {
+        let members = Member::cluster(programs, &programs.peer, 3)?;
+        let endpoints: Vec<&str> = members.iter().map(|member| member.endpoint.as_str()).collect();
+        let proxy = Proxy::start(programs, program, &endpoints, "")?;
+        let (programs, line) = (programs.clone(), line.to_owned());
+        Ok(Side::new(name, move |seconds| {
+            members[0].running.hang(true)?;
+            let outcome = while_bad(&programs, &proxy, &line, seconds);
+            members[0].running.hang(false)?;
+            let mut sample = outcome?;
+            let (errors, good) = (sample.figure(ERRORS)?, sample.figure(OPERATIONS)?);
+            sample.figures.insert(FAILED_SHARE, errors / (errors + good).max(1.0));
+            Ok(sample)
+        }))
+    };
+    Ok(both(programs).into_iter().map(side).collect::<Result<Vec<_>, String>>()?.into())
+}
+
+/// Calls all the time, and counts those that begin when the endpoint has been bad for a while.
+fn while_bad(programs: &Programs, proxy: &Proxy, line: &str, seconds: f64) -> Result<Sample, String> {
+    let mut before = proxy.words(line);
+    before.push(duration(BAD_BEFORE.as_secs_f64()));
+    measure(programs, &before)?;
+    let mut counted = proxy.words(line);
+    counted.push(duration(seconds));
+    measure(programs, &counted)
+}
+
+/// Users with a token each, one generator for each, through the proxy of each program.
+pub(in crate::bench) fn users(programs: &Programs, count: usize, line: &str) -> Result<Sides, String> {
+    let member = Member::start(programs, &programs.peer, Security::Off)?;
+    member.put(programs, "a/k")?;
+    member.add_users(programs, count)?;
+    let member = Rc::new(member);
+    let side = |(name, program)| {
+        let flags = if name == OURS { "--user=root:secret --cache-prefix=a/" } else { "" };
+        let endpoint = format!("127.0.0.1:{}", port()?);
+        let line_of_proxy =
+            format!("grpc-proxy start --endpoints={} --listen-addr={endpoint} {flags}", member.endpoint);
+        let mut running = Running::start(program, &words(&line_of_proxy), &programs.folder("proxy")?)?;
+        running.until(|| connects(&endpoint))?;
+        let proxy = Proxy { running, endpoint };
+        let (programs, line) = (programs.clone(), line.to_owned());
+        let side = Side::new(name, move |seconds| of_all_users(&programs, &proxy, count, &line, seconds));
+        Ok(side.behind(&member))
+    };
+    Ok(both(programs).into_iter().map(side).collect::<Result<Vec<_>, String>>()?.into())
+}
+
+fn of_all_users(programs: &Programs, proxy: &Proxy, count: usize, line: &str, seconds: f64) -> Result<Sample, String> {
+    let before = cpu_seconds(&proxy.running)?;
+    let start = |user: usize| {
+        let mut all = proxy.words(line);
+        all.extend([format!("--user=u{user}:p"), duration(seconds)]);
+        Load::start(programs, &all)
+    };
+    let loads: Vec<Load> = (0..count).map(start).collect::<Result<_, String>>()?;
+    let samples: Vec<Sample> = loads.into_iter().map(Load::finish).collect::<Result<_, String>>()?;
+    let spent = cpu_seconds(&proxy.running)? - before;
+    let sum = |figure: &'static str| samples.iter().filter_map(|sample| sample.figures.get(figure)).sum::<f64>();
+    let mut whole = Sample::default();
+    for figure in [super::load::PER_SECOND, OPERATIONS, ERRORS] {
+        whole.figures.insert(figure, sum(figure));
+    }
+    whole.figures.insert(super::load::CPU, spent * 1e6 / sum(OPERATIONS).max(1.0));
+    Ok(whole)
+}
+
+/// CPU time of a process so far.
+pub(in crate::bench) fn cpu_seconds(running: &Running) -> Result<f64, String> {
+    Ok(crate::bench::server::Reading::of(&running.pid().to_string())?.cpu_seconds)
+}
