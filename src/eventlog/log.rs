@@ -8,6 +8,9 @@ use tokio::sync::Notify;
 use super::batch::LogBatch;
 use crate::types::Revision;
 
+/// What a log keeps that nobody reads. A watch that begins further back reads the [`History`](super::History) first.
+const UNREAD_BYTES: usize = 4 * 1024 * 1024;
+
 /// The newest revisions of a key range, shared by every watcher of it.
 ///
 /// One owner appends, whole revisions in ascending order; any number of watcher sets read. The owner never waits for a
@@ -40,7 +43,8 @@ pub(super) enum Read {
 }
 
 impl EventLog {
-    /// A log that will hold everything after `position`, in at most `bytes_max` bytes (one batch always fits).
+    /// A log that will hold everything after `position`, in at most `bytes_max` bytes (one batch always fits), and in a few
+    /// MiB while it has no reader.
     pub fn new(position: Revision, bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             ring: RwLock::new(Ring { batches: VecDeque::new(), bytes: 0, floor: position.next() }),
@@ -58,6 +62,7 @@ impl EventLog {
     pub fn append(&self, batches: impl IntoIterator<Item = Arc<LogBatch>>) {
         // Freed outside the lock: dropping a large batch takes a while.
         let mut evicted = Vec::new();
+        let bytes_max = if self.readers.lock().is_empty() { self.bytes_max.min(UNREAD_BYTES) } else { self.bytes_max };
         {
             let mut ring = self.ring.write();
             let mut head = self.head();
@@ -69,7 +74,7 @@ impl EventLog {
                 ring.bytes += batch.cost();
                 ring.batches.push_back(batch);
             }
-            while ring.bytes > self.bytes_max && ring.batches.len() > 1 {
+            while ring.bytes > bytes_max && ring.batches.len() > 1 {
                 let Some(oldest) = ring.batches.pop_front() else { break };
                 ring.bytes -= oldest.cost();
                 ring.floor = oldest.revision().next();
@@ -203,5 +208,24 @@ mod tests {
         assert_eq!(revisions(&log, 5, 100, 10), Some((vec![7, 9, 10], 10)), "the repeated 9 is ignored");
         log.advance(Revision(20));
         assert_eq!(revisions(&log, 10, 100, 10), Some((vec![], 20)));
+    }
+
+    #[test]
+    fn a_log_without_readers_keeps_little() {
+        // Cause: 100,000 puts on a member without watchers held 64 MiB of events.
+        let large = |revision| {
+            let event = LogEvent::new(EventKind::Put, "k".into(), vec![b'v'; 500_000].into(), None);
+            Arc::new(LogBatch::new(Revision(revision), vec![event]))
+        };
+        let log = EventLog::new(Revision(0), 64 * 1024 * 1024);
+        log.append((1..=20).map(large));
+        assert_eq!(log.floor(), Revision(17), "four of a megabyte each");
+        let reader = Arc::new(Notify::new());
+        log.subscribe(reader.clone());
+        log.append((21..=40).map(large));
+        assert_eq!(log.floor(), Revision(17), "all of them since then");
+        log.unsubscribe(&reader);
+        log.append([large(41)]);
+        assert_eq!(log.floor(), Revision(38));
     }
 }
