@@ -38,6 +38,12 @@ macro_rules! api_errors {
                     _ => None,
                 }
             }
+
+            /// Recognises the reason for which a watch is canceled: a status as text, or the message of one alone.
+            pub fn from_cancel_reason(reason: &str) -> Option<Self> {
+                let status = reason.strip_prefix(CODE_BEFORE).and_then(|rest| rest.split_once(TEXT_BEFORE));
+                Self::from_text(status.map_or(reason, |(_code, message)| message))
+            }
         }
     };
 }
@@ -114,6 +120,14 @@ impl From<ApiError> for Status {
     }
 }
 
+/// A status as the reason for which a watch is canceled, in the form of Go's gRPC library.
+pub fn cancel_reason(status: &Status) -> String {
+    format!("{CODE_BEFORE}{:?}{TEXT_BEFORE}{}", status.code(), status.message())
+}
+
+const CODE_BEFORE: &str = "rpc error: code = ";
+const TEXT_BEFORE: &str = " desc = ";
+
 /// A downgrade request whose action does not exist.
 pub fn unknown_downgrade_action() -> Status {
     Status::unknown("etcdserver: unknown method")
@@ -134,6 +148,8 @@ mod tests {
             let status = Status::from(error);
             assert_eq!(status.code(), error.code());
             assert_eq!(ApiError::from_text(status.message()), Some(error));
+            assert_eq!(ApiError::from_cancel_reason(status.message()), Some(error));
+            assert_eq!(ApiError::from_cancel_reason(&cancel_reason(&status)), Some(error));
         }
     }
 

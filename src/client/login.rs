@@ -176,13 +176,11 @@ fn with_number(number: u64, outcome: Result<Option<HeaderValue>, Status>) -> Res
     outcome.map(|value| Token { number, value })
 }
 
-/// Whether a member refused a request for its token alone, before it did anything: another login can help. A request
-/// without token is refused with the last of the three, by a cluster that has just enabled authentication. The reason for
-/// which a watch is canceled has the code before the text, as Go writes an error of gRPC.
+/// Whether a member refused a request, or canceled a watch, for its token alone, before it did anything: another login can
+/// help. A request without token is refused with the last of the three, by a cluster that has just enabled authentication.
 pub(super) fn wants_login(text: &str) -> bool {
-    let bare = text.strip_prefix("rpc error: code = ").and_then(|rest| Some(rest.split_once(" desc = ")?.1));
     matches!(
-        ApiError::from_text(bare.unwrap_or(text)),
+        ApiError::from_cancel_reason(text),
         Some(ApiError::InvalidAuthToken | ApiError::AuthOldRevision | ApiError::UserEmpty)
     )
 }

@@ -13,7 +13,7 @@ use super::authenticator::Authenticator;
 use super::caller::Caller;
 use super::error::auth_status;
 use super::published::Published;
-use crate::api_error::ApiError;
+use crate::api_error::{ApiError, cancel_reason};
 use crate::core::auth::{Access, Identity};
 use crate::core::watch::CoreWatch;
 use crate::eventlog::{
@@ -237,14 +237,8 @@ fn admission(context: &WatchContext, allowed: Result<(), Status>) -> Result<Admi
             permission: None,
             held: None,
         }),
-        Err(status) => Err(Refusal::Watch { revision: context.watch.revision(), reason: embedded(&status) }),
+        Err(status) => Err(Refusal::Watch { revision: context.watch.revision(), reason: cancel_reason(&status) }),
     }
-}
-
-/// A status as text within an answer, in the form clients know from etcd.
-fn embedded(status: &Status) -> String {
-    // The name of the code as in the gRPC library of etcd.
-    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
 #[cfg(test)]

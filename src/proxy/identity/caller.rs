@@ -5,7 +5,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::credentials::Identity;
-use crate::api_error::ApiError;
+use crate::api_error::{ApiError, cancel_reason};
 use crate::listener::ConnectionInfo;
 
 /// A client as the cluster would know it.
@@ -52,6 +52,21 @@ impl Caller {
                 certificate_refusal(name)
             }
             _ => status.clone(),
+        }
+    }
+
+    /// The same as the reason for which a watch is canceled.
+    #[must_use]
+    pub fn told_as_reason(&self, status: &Status) -> String {
+        cancel_reason(&self.told(status))
+    }
+
+    /// What the caller is told when the cluster cancels a watch for `reason`.
+    #[must_use]
+    pub fn told_reason(&self, reason: String) -> String {
+        match ApiError::from_cancel_reason(&reason) {
+            Some(error @ ApiError::UserEmpty) if self.common_name.is_some() => self.told_as_reason(&error.into()),
+            _ => reason,
         }
     }
 }

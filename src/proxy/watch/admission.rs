@@ -12,7 +12,7 @@ use super::hub::HubInner;
 use super::open_permissions::OpenPermissions;
 use super::permission::may_watch;
 use super::read_index::{Read, ReadAnswer, StartPosition};
-use super::status::{embedded, is_refusal};
+use super::status::is_refusal;
 use crate::api_error::ApiError;
 use crate::eventlog::{
     Admission, Admit, HistoryError, HistoryRequest, Refusal, Source, WatchAdmission, WatchPermission,
@@ -127,7 +127,9 @@ impl ClientWatchAdmission {
             let source = match watch.broadcast.live().await {
                 Ok(source) => source,
                 // One of a wider range was removed when it ended; the watch of the client's own range decides.
-                Err(end) if watch.range == *range && !end.reason.is_empty() => return Err(self.refusal(end.reason)),
+                Err(end) if watch.range == *range && !end.reason.is_empty() => {
+                    return Err(self.refusal(self.caller.told_reason(end.reason)));
+                }
                 Err(_) => continue,
             };
             // Without credentials the read index decides: nobody may read anything once the cluster requires some.
@@ -173,7 +175,7 @@ impl ClientWatchAdmission {
                     self.hub.note_revision(position.revision);
                     return Ok(position);
                 }
-                Err(status) if is_refusal(&status) => return Err(self.refusal(embedded(&self.caller.told(&status)))),
+                Err(status) if is_refusal(&status) => return Err(self.refusal(self.caller.told_as_reason(&status))),
                 Err(status) => {
                     tracing::debug!(%status, "revision for a new watch is asked for again");
                     sleep(backoff.pause()).await;

@@ -13,8 +13,9 @@ use super::group::CredentialGroup;
 use super::history::UpstreamHistory;
 use super::hub::HubInner;
 use super::progress_schedule::{ProgressActions, ProgressSchedule};
-use super::status::{embedded, is_refusal};
+use super::status::is_refusal;
 use super::upstream::UpstreamStream;
+use crate::api_error::cancel_reason;
 use crate::eventlog::{End, EventLog, Source};
 use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;
@@ -165,7 +166,7 @@ impl Broadcast {
             Err(status) if self.group.identity.is_proxy() && is_refusal(&status) => {
                 warn!(%status, "the cluster refuses the proxy's own user, see --user");
                 let reason = format!("the cluster refuses the proxy's own user: {}", status.message());
-                let reason = embedded(&Status::unavailable(reason));
+                let reason = cancel_reason(&Status::unavailable(reason));
                 return Stop::Ended(End { compact_revision: Revision(0), reason });
             }
             Err(status) => return Stop::Broken(status),

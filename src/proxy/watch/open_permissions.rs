@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 use tonic::Status;
 
-use super::status::embedded;
 use crate::eventlog::{End, WatchPermission};
 use crate::proxy::identity::Caller;
 use crate::proxy::{ReadPermission, ReadPermissions};
@@ -104,6 +103,6 @@ impl OpenPermissions {
 
 impl Reader {
     fn told(&self, status: &Status) -> String {
-        embedded(&self.caller.told(status))
+        self.caller.told_as_reason(status)
     }
 }

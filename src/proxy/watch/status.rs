@@ -4,8 +4,3 @@ use tonic::{Code, Status};
 pub(super) fn is_refusal(status: &Status) -> bool {
     matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument)
 }
-
-/// A status within an answer, in the form clients know from etcd.
-pub(super) fn embedded(status: &Status) -> String {
-    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
-}

@@ -63,9 +63,12 @@ impl Proxy {
     }
 
     fn client(&self, identity: Identity) -> Client {
+        self.client_of(Caller { identity, common_name: None })
+    }
+
+    fn client_of(&self, caller: Caller) -> Client {
         let (requests, incoming) = mpsc::channel(1024);
-        let require_leader = identity.require_leader();
-        let caller = Caller { identity, common_name: None };
+        let require_leader = caller.identity.require_leader();
         let admission = ClientWatchAdmission::new(&self.hub.inner, caller);
         let incoming = ReceiverStream::new(incoming);
         let stream = WatchStream::new(self.watchers.clone(), incoming, Box::new(admission), require_leader);

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::super::upstream::{Upstream, UpstreamStream};
-use crate::api_error::ApiError;
+use crate::api_error::{ApiError, cancel_reason};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
@@ -41,6 +41,8 @@ struct State {
     lagging: bool,
     compacted: i64,
     denied: Vec<KeyRange>,
+    /// Why, if not for a permission.
+    denial: Option<ApiError>,
     refuse_streams: Option<Status>,
     refuse_reads: Option<Status>,
     /// When streams and reads were refused.
@@ -112,6 +114,11 @@ impl FakeCluster {
 
     pub(super) fn deny(&self, ranges: Vec<KeyRange>) {
         self.state.lock().denied = ranges;
+    }
+
+    /// The error of denied watches.
+    pub(super) fn deny_with(&self, error: ApiError) {
+        self.state.lock().denial = Some(error);
     }
 
     /// Answers new streams with a status, and breaks the old ones.
@@ -365,7 +372,7 @@ fn handle(state: &mut State, request: WatchRequest, watching: &mut Vec<Watching>
             let created =
                 WatchResponse { header: state.header(visible), watch_id: id, created: true, ..Default::default() };
             if state.denied.contains(&range) {
-                let cancel_reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied".into();
+                let cancel_reason = cancel_reason(&state.denial.unwrap_or(ApiError::PermissionDenied).into());
                 return Some(WatchResponse { canceled: true, watch_id: -1, cancel_reason, ..created });
             }
             let next = if start_revision == 0 { visible + 1 } else { start_revision };

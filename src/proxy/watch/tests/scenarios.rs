@@ -586,6 +586,22 @@ async fn refusals_of_the_cluster_reach_the_client() {
     assert_eq!(client.events().await, vec![format!("p/open@{revision}")]);
 }
 
+/// The upstream watch is refused before the read index is: whichever was first decided what the client was told.
+#[tokio::test]
+async fn a_refused_upstream_watch_is_explained_to_who_has_a_certificate() {
+    let proxy = Proxy::start(|_| {});
+    proxy.cluster.deny(vec![KeyRange::One("a".into())]);
+    proxy.cluster.deny_with(ApiError::UserEmpty);
+    for (common_name, told) in [
+        (Some("alice"), "rpc error: code = Unauthenticated desc = the gRPC proxy does not pass on the user"),
+        (None, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"),
+    ] {
+        let mut client = proxy.client_of(Caller { common_name: common_name.map(Into::into), ..Default::default() });
+        let refused = client.watch(key("a")).await;
+        assert!(refused.canceled && refused.cancel_reason.starts_with(told), "{refused:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_revoked_permission_stops_new_watches() {
     let proxy = Proxy::start(|_| {});
