@@ -84,6 +84,10 @@ dashboards mixin:
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}
 
+# Instructions of fixed pieces of the hot paths against the stored ones, as CI does; needs valgrind: `just hot-paths --update`.
+hot-paths *flags:
+    benches/hot_paths.py {{flags}}
+
 # Every figure that has a floor, beside another etcd; the reports go to target/bench-suite: `just suite /usr/local/bin/etcd --rows=put-64`.
 suite etcd *flags:
     cargo build --release

@@ -16,6 +16,8 @@ mod batch;
 mod handle;
 mod header_source;
 mod history;
+#[cfg(test)]
+mod hot_path;
 mod interval;
 mod log;
 mod permission;

@@ -14,6 +14,8 @@ mod client;
 mod dial;
 mod error;
 mod flow;
+#[cfg(test)]
+mod hot_path;
 mod http;
 mod limits;
 mod metrics;

@@ -21,6 +21,8 @@ mod frames;
 pub mod fuzzing;
 mod head;
 mod held;
+#[cfg(test)]
+mod hot_path;
 mod misdirected;
 mod open_streams;
 mod outgoing;

@@ -10,6 +10,8 @@ mod applier;
 mod cost;
 mod describe;
 mod driver;
+#[cfg(test)]
+mod hot_path;
 mod operation;
 mod outcome;
 mod pending_requests;

@@ -17,6 +17,8 @@ mod compare;
 mod error;
 mod hash;
 mod hash_cache;
+#[cfg(test)]
+mod hot_path;
 mod index;
 mod long_range;
 mod open;

@@ -3,6 +3,7 @@ mod damage;
 #[path = "../../../tests/disk/mod.rs"]
 mod disk;
 mod format;
+mod hot_path;
 
 use bytes::Bytes;
 use std::path::Path;

@@ -2,4 +2,5 @@
 //! has clients that check every answer against what the cluster had.
 
 mod cluster;
+mod hot_path;
 mod simulation;

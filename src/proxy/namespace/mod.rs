@@ -10,6 +10,8 @@ mod dispatch;
 mod effect;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+#[cfg(test)]
+mod hot_path;
 mod keys;
 mod kv;
 mod lease;

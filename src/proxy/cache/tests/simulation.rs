@@ -66,7 +66,7 @@ impl Counts {
     }
 }
 
-fn key(number: u64) -> Bytes {
+pub(super) fn key(number: u64) -> Bytes {
     format!("p/{number:02}").into()
 }
 
@@ -125,7 +125,7 @@ fn request(rng: &mut fastrand::Rng) -> RangeRequest {
 }
 
 /// Asks the cache; none when it passes the request on.
-async fn ask(cache: &RangeCache, seen: &Seen, message: &RangeRequest) -> Option<RangeResponse> {
+pub(super) async fn ask(cache: &RangeCache, seen: &Seen, message: &RangeRequest) -> Option<RangeResponse> {
     let mut request = Request::new(Full::new(framed(message)));
     request.extensions_mut().insert(seen.clone());
     let response = cache.answer(request).await.ok()?;
@@ -179,7 +179,7 @@ enum Answered {
 }
 
 /// A cache in front of a cluster.
-fn cache_of(cluster: &SimCluster, metrics: &Metrics, tasks: &Tasks) -> (RangeCache, CacheMetrics) {
+pub(super) fn cache_of(cluster: &SimCluster, metrics: &Metrics, tasks: &Tasks) -> (RangeCache, CacheMetrics) {
     let prefixes = vec![KeyRange::prefix("p/".into())];
     let config = CacheConfig::new(Namespace::default(), CacheReads::Linearizable, prefixes, STALENESS);
     let cache_metrics = CacheMetrics::register(metrics);
