@@ -166,6 +166,8 @@ pub(in crate::bench) fn upstream_watches(programs: &Programs, line: &str) -> Res
         let proxy = Proxy::start(programs, program, &[&member.endpoint], "")?;
         let (programs, line) = (programs.clone(), line.to_owned());
         Ok(Side::new(name, move |_| {
+            // All of it, not only its address: it has to live as long.
+            let member = &member;
             let mut load = Load::start(&programs, &proxy.words(&line))?;
             let mut most = 0.0f64;
             while load.is_running() {

@@ -279,7 +279,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "gateway-idle",
-        what: "tcp-idle --conns=5000",
+        what: "tcp-idle --conns=2000",
         is_slow: true,
         targets: &[less(BYTES_PER_CONNECTION, Some(0.25), Some(0.15))],
         open: |programs, line| gateways::forwarders(programs, line, true),
