@@ -29,6 +29,17 @@ gateway-stress mebibytes="1024" churn_seconds="60":
     cargo build --release
     tests/interop/gateway_stress.py target/release/watershed {{mebibytes}} {{churn_seconds}}
 
+# The cases of docs/conformance.md for TCP gateways, with ours and, as a control, with that of etcd (a program of version 3.7, say); needs
+# Python, and for those of DNS root and dnsmasq.
+gateway-cases etcd="":
+    cargo build
+    tests/interop/gateway_cases.py target/debug/watershed {{etcd}}
+
+# What clients see of outages behind our gateway, that of etcd (a program) and HAProxy; needs root, Python, nft and dnsmasq.
+gateway-outages etcd="etcd":
+    cargo build --release
+    tests/interop/gateway_outages.py target/release/watershed --etcd {{etcd}}
+
 # The client libraries of Go, Java and JavaScript with TLS and users, all or the named ones (go, go-jwt, jetcd, etcd3); needs Go, Maven
 # with a JDK, npm and openssl.
 clients *names:
@@ -83,10 +94,6 @@ dashboards mixin:
 # Micro-benchmarks of the store.
 bench *filter:
     cargo bench --bench mvcc -- {{filter}}
-
-# Instructions of fixed pieces of the hot paths against the stored ones, as CI does; needs valgrind: `just hot-paths --update`.
-hot-paths *flags:
-    benches/hot_paths.py {{flags}}
 
 # Every figure that has a floor, beside another etcd; the reports go to target/bench-suite: `just suite /usr/local/bin/etcd --rows=put-64`.
 suite etcd *flags:
