@@ -339,7 +339,7 @@ impl Worker {
                 None => self.within(view, request).await,
             },
             "/etcdserverpb.KV/Range" => match self.upstream.range_cache(tenant) {
-                Some(cache) => match cache.answer(request).await {
+                Some(cache) => match cache.answer(request, Some(&self.pool)).await {
                     Ok(answer) => tenant.limits.answer(answer),
                     Err(request) => self.within(view, request).await,
                 },

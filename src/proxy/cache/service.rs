@@ -172,13 +172,14 @@ impl RangeCache {
         ranges
     }
 
-    /// Answers a range, if what is held here gives exactly what a member would answer.
+    /// Answers a range, if what is held here gives exactly what a member would answer. `pool` is that of the serving thread.
     ///
     /// # Errors
     /// The request, to be passed on.
     pub(in crate::proxy) async fn answer<B>(
         &self,
         request: Request<B>,
+        pool: Option<&Pool>,
     ) -> Result<Response<Body>, Request<ReadAhead<Arriving<B>>>>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -192,7 +193,7 @@ impl RangeCache {
         };
         let seen = parts.extensions.get::<Seen>();
         let decided = match body.message() {
-            Some(message) => self.inner.decide(&parts.headers, seen, &message).await,
+            Some(message) => self.inner.decide(&parts.headers, seen, &message, pool).await,
             None => Err(Passed::Unread),
         };
         match decided {
@@ -217,6 +218,7 @@ impl Inner {
         headers: &HeaderMap,
         seen: Option<&Seen>,
         message: &[u8],
+        pool: Option<&Pool>,
     ) -> Result<(bool, Response<Body>), Passed> {
         let request = RangeRequest::decode(message).map_err(|_| Passed::Unread)?;
         // What is not known here may change the answer.
@@ -248,9 +250,9 @@ impl Inner {
         let newest = seen.map(Seen::newest).unwrap_or_default();
         let positioned = async {
             if serializable {
-                self.serializable(&group, replica, snapshot, newest).await
+                self.serializable(&group, replica, snapshot, newest, pool).await
             } else {
-                self.linearizable(&group, replica, snapshot, at).await
+                self.linearizable(&group, replica, snapshot, at, pool).await
             }
         };
         let permitted = self.permitted(&caller, &group, replica, &covered);
@@ -307,8 +309,9 @@ impl Inner {
         replica: &Arc<SharedReplica>,
         snapshot: Arc<Snapshot>,
         at: Revision,
+        pool: Option<&Pool>,
     ) -> Result<Arc<Snapshot>, Passed> {
-        let read = group.read_index.read(replica, at).await.map_err(|_| Passed::ReadIndex)?;
+        let read = group.read_index.read(replica, at, pool).await.map_err(|_| Passed::ReadIndex)?;
         // The position was the cluster's before the read was sent.
         if read.cluster != snapshot.cluster || read.revision < snapshot.position {
             replica.publish(None);
@@ -331,16 +334,17 @@ impl Inner {
         replica: &Arc<SharedReplica>,
         snapshot: Arc<Snapshot>,
         newest: PeekedHeader,
+        pool: Option<&Pool>,
     ) -> Result<Arc<Snapshot>, Passed> {
         let age = snapshot.completeness.age();
         if age > self.config.staleness || !is_shown(&snapshot, newest) {
-            return self.linearizable(group, replica, snapshot, Revision(0)).await;
+            return self.linearizable(group, replica, snapshot, Revision(0), pool).await;
         }
         if age > self.config.staleness / 2 && !replica.confirming.swap(true, Ordering::AcqRel) {
             let (this, group, replica, current) = (self.clone(), group.clone(), replica.clone(), snapshot.clone());
             self.spawner.start(async move {
                 // Whatever comes of it: the next read waits, if need be.
-                let _ = this.linearizable(&group, &replica, current, Revision(0)).await;
+                let _ = this.linearizable(&group, &replica, current, Revision(0), None).await;
                 replica.confirming.store(false, Ordering::Release);
             });
         }

@@ -128,7 +128,7 @@ fn request(rng: &mut fastrand::Rng) -> RangeRequest {
 pub(super) async fn ask(cache: &RangeCache, seen: &Seen, message: &RangeRequest) -> Option<RangeResponse> {
     let mut request = Request::new(Full::new(framed(message)));
     request.extensions_mut().insert(seen.clone());
-    let response = cache.answer(request).await.ok()?;
+    let response = cache.answer(request, None).await.ok()?;
     let body = response.into_body().collect().await.expect("a body").to_bytes();
     Some(RangeResponse::decode(&body[5..]).expect("an answer"))
 }
