@@ -130,7 +130,7 @@ pub(super) async fn ask(cache: &RangeCache, seen: &Seen, message: &RangeRequest,
     let path = if streams { "/etcdserverpb.KV/RangeStream" } else { "/etcdserverpb.KV/Range" };
     *request.uri_mut() = path.parse().expect("a path");
     request.extensions_mut().insert(seen.clone());
-    let response = cache.answer(request, None).await.ok()?;
+    let response = cache.answer(request, cache.looks()?, None).await.ok()?;
     let body = response.into_body().collect().await.expect("a body").to_bytes();
     // So few pairs are one message of a stream.
     Some(if streams {
