@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use super::cluster::Cluster;
 use super::config::Periods;
+use super::gathering::Gathering;
 use super::metrics::CacheMetrics;
 use super::shared::SharedReplica;
 use super::spawner::Spawner;
@@ -37,6 +38,8 @@ pub(super) struct ReadIndex {
     metrics: CacheMetrics,
     periods: Periods,
     waiting: Mutex<Waiting>,
+    /// As many wait as the next read is for.
+    gathered: Notify,
     /// Microseconds a read takes, smoothed.
     took: AtomicU64,
 }
@@ -51,6 +54,9 @@ struct Waiting {
     lowest: Revision,
     /// Their watches are asked for progress together with the read.
     replicas: Vec<Arc<SharedReplica>>,
+    gathering: Gathering,
+    /// Callers that the next read waits for; 0 when it waits for nobody.
+    wanted: usize,
 }
 
 /// Callers of one thread. Where that is not the one that reads, they are told in a task of their own runtime: a wake-up from
@@ -71,6 +77,10 @@ impl Callers {
 }
 
 impl Waiting {
+    fn number(&self) -> usize {
+        self.callers.iter().map(|callers| callers.answers.len()).sum()
+    }
+
     fn join(&mut self) -> oneshot::Receiver<Result<ReadAnswer, Status>> {
         let (answer, receiver) = oneshot::channel();
         let thread = thread::current().id();
@@ -109,6 +119,7 @@ impl ReadIndex {
             metrics,
             periods,
             waiting: Mutex::default(),
+            gathered: Notify::new(),
             took: AtomicU64::new(0),
         })
     }
@@ -132,7 +143,12 @@ impl ReadIndex {
             if !waiting.replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
                 waiting.replicas.push(replica.clone());
             }
-            (waiting.join(), std::mem::replace(&mut waiting.running, true))
+            let joined = (waiting.join(), std::mem::replace(&mut waiting.running, true));
+            if waiting.wanted != 0 && waiting.number() >= waiting.wanted {
+                waiting.wanted = 0;
+                self.gathered.notify_one();
+            }
+            joined
         };
         if !was_running {
             match pool.and_then(|pool| self.cluster.on_worker(pool)) {
@@ -157,6 +173,7 @@ impl ReadIndex {
             for _ in 0..2 {
                 yield_now().await;
             }
+            self.gather().await;
             let (callers, replicas, lowest) = {
                 let mut waiting = self.waiting.lock();
                 if waiting.callers.is_empty() {
@@ -168,6 +185,11 @@ impl ReadIndex {
                 (std::mem::take(callers), std::mem::take(replicas), std::mem::take(lowest))
             };
             let outcome = self.send(&*cluster, &replicas, lowest).await;
+            {
+                let mut waiting = self.waiting.lock();
+                let (served, others) = (callers.iter().map(|callers| callers.answers.len()).sum(), waiting.number());
+                waiting.gathering.ended(served, others, Instant::now());
+            }
             let here = thread::current().id();
             for callers in callers {
                 if callers.thread == here {
@@ -178,6 +200,25 @@ impl ReadIndex {
                 }
             }
         }
+    }
+
+    /// Waits for those who are likely to come at once, about as long as a read takes.
+    async fn gather(&self) {
+        {
+            let mut waiting = self.waiting.lock();
+            let number = waiting.number();
+            let Some(wanted) = (number > 0).then(|| waiting.gathering.wanted(Instant::now())).flatten() else { return };
+            if number >= wanted {
+                waiting.gathering.gathered(true);
+                return;
+            }
+            waiting.wanted = wanted;
+        }
+        let took = Duration::from_micros(self.took.load(Ordering::Relaxed)).min(self.periods.gather_max);
+        let came = timeout(took, self.gathered.notified()).await.is_ok();
+        let mut waiting = self.waiting.lock();
+        waiting.wanted = 0;
+        waiting.gathering.gathered(came);
     }
 
     async fn send(
@@ -361,6 +402,32 @@ mod tests {
         settled().await;
         assert!(cluster.answer());
         assert!(next.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_that_come_again_share_every_read() {
+        let (cluster, read_index, replica) = read_index();
+        let caller = async || {
+            for _ in 0..20 {
+                read_index.read(&replica, Revision(0), None).await.unwrap();
+            }
+        };
+        // One comes first: its read and that of the others would take turns.
+        let all = async {
+            let first = caller();
+            let others = async {
+                settled().await;
+                join_all((0..7).map(|_| caller())).await;
+            };
+            futures::join!(first, others);
+        };
+        let mut all = std::pin::pin!(all);
+        let mut reads = 0;
+        while (&mut all).now_or_never().is_none() {
+            settled().await;
+            reads += u32::from(cluster.answer());
+        }
+        assert!((20..25).contains(&reads), "{reads} reads");
     }
 
     #[derive(Clone, Copy, Debug)]
