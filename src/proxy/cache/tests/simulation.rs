@@ -125,7 +125,12 @@ fn request(rng: &mut fastrand::Rng) -> RangeRequest {
 }
 
 /// Asks the cache, in either way; none when it passes the request on.
-pub(super) async fn ask(cache: &RangeCache, seen: &Seen, message: &RangeRequest, streams: bool) -> Option<RangeResponse> {
+pub(super) async fn ask(
+    cache: &RangeCache,
+    seen: &Seen,
+    message: &RangeRequest,
+    streams: bool,
+) -> Option<RangeResponse> {
     let mut request = Request::new(Full::new(framed(message)));
     let path = if streams { "/etcdserverpb.KV/RangeStream" } else { "/etcdserverpb.KV/Range" };
     *request.uri_mut() = path.parse().expect("a path");
