@@ -10,7 +10,7 @@ use listenfd::ListenFd;
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use crate::config::{GatewayConfig, parse_gateway_config};
 use crate::discovery::{Discovery, SrvRecords, StaticList, count_sources};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Handover, Predecessor};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, ServerAuth};
 use crate::shutdown::{Tasks, interrupted};
 use crate::telemetry::{Metrics, init_logging};
@@ -39,12 +39,29 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         let endpoints = listed_endpoints(config, &tasks).await?;
         let metrics = Metrics::new();
         count_sources(&metrics, &[&*endpoints]);
-        let gateway = match passed_listener().context("the socket passed by LISTEN_FDS")? {
-            None => Gateway::start(config, &*endpoints, &metrics, &tasks).await?,
-            Some(listener) => Gateway::start_with(listener, config, &*endpoints, &metrics, &tasks).await?,
+        let mut predecessor = predecessor(config)?;
+        let gateway = match (passed_listener().context("the socket passed by LISTEN_FDS")?, &mut predecessor) {
+            (Some(listener), _) => Gateway::start_with(listener, config, &*endpoints, &metrics, &tasks).await?,
+            (None, Some(predecessor)) => {
+                Gateway::start_after(predecessor.sockets(), config, &*endpoints, &metrics, &tasks).await?
+            }
+            (None, None) => Gateway::start(config, &*endpoints, &metrics, &tasks).await?,
         };
+        let (gateway, handover) = succeed(gateway, predecessor, config).await?;
         notify_ready();
-        interrupted().await.context("install the signal handlers")?;
+        let handed_over = async {
+            match &handover {
+                Some(handover) => handover.taken().await,
+                None => std::future::pending().await,
+            }
+        };
+        let successor = tokio::select! {
+            interrupted = interrupted() => interrupted.context("install the signal handlers").map(|_| None)?,
+            successor = handed_over => Some(successor),
+        };
+        // In this order: the next gateway takes the place of the file once its connection ends.
+        drop(handover);
+        drop(successor);
         tracing::info!("stopping");
         tokio::select! {
             () = gateway.finish() => {}
@@ -56,6 +73,27 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     // A resolver that does not answer must not hold the exit up.
     runtime.shutdown_background();
     outcome
+}
+
+/// The gateway that serves now, where this one is to take over from it.
+fn predecessor(config: &GatewayConfig) -> anyhow::Result<Option<Predecessor>> {
+    let Some(file) = &config.hot_restart_socket else { return Ok(None) };
+    Predecessor::ask(file).with_context(|| format!("--hot-restart-socket={}", file.display()))
+}
+
+/// Stops the gateway that served before, and offers the sockets of this one to the next.
+async fn succeed(
+    mut gateway: Gateway,
+    predecessor: Option<Predecessor>,
+    config: &GatewayConfig,
+) -> anyhow::Result<(Gateway, Option<Handover>)> {
+    let Some(file) = &config.hot_restart_socket else { return Ok((gateway, None)) };
+    let wrong = || format!("--hot-restart-socket={}", file.display());
+    if let Some(predecessor) = predecessor {
+        tokio::task::spawn_blocking(|| predecessor.stop()).await?.with_context(wrong)?;
+    }
+    let handover = Handover::offer(file, gateway.take_sockets()).with_context(wrong)?;
+    Ok((gateway, Some(handover)))
 }
 
 /// What the flags say, or what they say is to be asked.

@@ -9,6 +9,7 @@ use super::error::ConfigError;
 use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
+use super::route::{RouteConfig, RouteMatch, routes};
 use super::unsupported::{Mode, read_flags};
 use crate::net::{ClientTlsConfig, Endpoint, HostPort, IpPrefix};
 use crate::telemetry::LogConfig;
@@ -102,6 +103,14 @@ pub struct RawGatewayConfig {
     /// Begin connections to endpoints with a PROXY header: v1 or v2.
     #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
     pub send_proxy_protocol: String,
+    /// Send TLS connections that ask for a server name to endpoints of their own: NAME[/ALPN]=host:port,…; NAME is one,
+    /// *.NAME or *. May be repeated, the first that fits counts; the others go to --endpoints.
+    #[arg(long, value_name = "NAME[/ALPN]=ENDPOINTS", help_heading = "Not flags of etcd")]
+    pub route: Vec<String>,
+    /// File of a unix socket by which the next gateway that is started with it gets the listening sockets of this one, so that no
+    /// connection is refused; this one drains then.
+    #[arg(long, default_value = "", value_name = "FILE", help_heading = "Not flags of etcd")]
+    pub hot_restart_socket: String,
     /// Time that open connections get to end after SIGTERM.
     #[arg(long, default_value = "5s", help_heading = "Not flags of etcd")]
     pub drain_timeout: GoDuration,
@@ -241,6 +250,10 @@ pub struct GatewayConfig {
     pub proxy_protocol_from: Vec<IpPrefix>,
     /// The PROXY header that connections to endpoints begin with.
     pub send_proxy_protocol: Option<ProxyProtocol>,
+    /// Connections that go elsewhere, in the order in which they are tried.
+    pub routes: Vec<RouteConfig>,
+    /// Where the next gateway gets the listening sockets of this one.
+    pub hot_restart_socket: Option<PathBuf>,
     /// What is logged, how and where.
     pub log: LogConfig,
 }
@@ -268,6 +281,8 @@ impl GatewayConfig {
             limits: ConnectionLimits::default(),
             proxy_protocol_from: Vec::new(),
             send_proxy_protocol: None,
+            routes: Vec::new(),
+            hot_restart_socket: None,
             log: LogConfig::default(),
         }
     }
@@ -296,7 +311,7 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
         let health_check = health_check(&raw)?;
         Ok(Self {
             listen_addr: raw.listen_addr,
-            endpoints: endpoints(&raw.endpoints)?,
+            endpoints: endpoints("endpoints", &raw.endpoints)?,
             srv: raw.srv.checked()?,
             trusted_ca_file: Some(raw.trusted_ca_file).filter(|file| !file.is_empty()).map(PathBuf::from),
             retry_delay: if retry_delay.is_zero() { RETRY_DELAY_OF_ZERO } else { retry_delay },
@@ -317,6 +332,8 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
             },
             proxy_protocol_from: prefixes("proxy-protocol-from", &raw.proxy_protocol_from)?,
             send_proxy_protocol: one_of("send-proxy-protocol", &raw.send_proxy_protocol, &PROXY_PROTOCOLS)?,
+            routes: checked_routes(&raw.route.join(","))?,
+            hot_restart_socket: Some(raw.hot_restart_socket).filter(|file| !file.is_empty()).map(PathBuf::from),
             log: raw.log.into(),
         })
     }
@@ -372,9 +389,18 @@ fn prefixes(flag: &'static str, list: &str) -> Result<Vec<IpPrefix>, ConfigError
     texts.map(|text| text.parse().map_err(|reason| ConfigError::Value { flag, reason })).collect()
 }
 
+fn checked_routes(list: &str) -> Result<Vec<RouteConfig>, ConfigError> {
+    let wrong = |reason| ConfigError::Value { flag: "route", reason };
+    let read = routes(list).map_err(wrong)?;
+    let checked = |(matching, list): (RouteMatch, String)| {
+        endpoints("route", &list).map(|endpoints| RouteConfig { matching, endpoints })
+    };
+    read.into_iter().map(checked).collect()
+}
+
 /// The gateway moves bytes, so a scheme only has to be one with a TCP address behind it.
-fn endpoints(list: &str) -> Result<Vec<Endpoint>, ConfigError> {
-    let wrong = |reason| ConfigError::Value { flag: "endpoints", reason };
+fn endpoints(flag: &'static str, list: &str) -> Result<Vec<Endpoint>, ConfigError> {
+    let wrong = |reason| ConfigError::Value { flag, reason };
     let mut endpoints: Vec<Endpoint> = Vec::new();
     let mut addresses = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
@@ -425,6 +451,17 @@ mod tests {
     }
 
     #[test]
+    fn routes_have_endpoints_of_their_own() {
+        let config = parse("--route=a.example=h:1,https://h:2 --route=*.B.example/h2=h:3,*/http/1.1=h:4").unwrap();
+        let show = |route: &RouteConfig| {
+            let endpoints: Vec<String> = route.endpoints.iter().map(ToString::to_string).collect();
+            format!("{} to {}", route.matching, endpoints.join(" and "))
+        };
+        let shown: Vec<String> = config.routes.iter().map(show).collect();
+        assert_eq!(shown, ["a.example to h:1 and h:2", "*.b.example/h2 to h:3", "*/http/1.1 to h:4"]);
+    }
+
+    #[test]
     fn refusals_name_the_flag() {
         let cases = [
             ("--endpoints=127.0.0.1", "--endpoints: \"127.0.0.1\" must have the form host:port"),
@@ -437,6 +474,14 @@ mod tests {
                 "--proxy-protocol-from=10.0.0.0/8,lb",
                 "--proxy-protocol-from: \"lb\" is neither an address nor one with a prefix length, as 10.0.0.0/8",
             ),
+            ("--route=a.example", "--route: \"a.example\" must have the form NAME=host:port"),
+            ("--route=*=h:1", "--route: \"*\" takes every connection: use --endpoints"),
+            ("--route=a*=h:1", "--route: \"a*\" is neither a server name nor *.NAME nor *"),
+            ("--route=*a=h:1", "--route: \"*a\" is neither a server name nor *.NAME nor *"),
+            ("--route=a/=h:1", "--route: \"a/\" must have 1 to 255 bytes of a protocol behind the slash"),
+            ("--route=a=h:1 --route=A=h:2", "--route: a is there twice"),
+            ("--route=a=h", "--route: \"h\" must have the form host:port"),
+            ("--route=a=", "--route: names no endpoint"),
             ("--send-proxy-protocol=v3", "--send-proxy-protocol: \"v3\" is none of v1, v2"),
             ("--health-check=ping", "--health-check: \"ping\" is none of tcp, http, grpc"),
             ("--health-check-path=/x", "--health-check-path: needs --health-check=http"),

@@ -18,6 +18,7 @@ mod proxy;
 mod proxy_user;
 mod registry;
 mod removed;
+mod route;
 mod server;
 mod tenants;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use proxy::{
 pub use proxy_user::{ProxyUserConfig, RawProxyUser, UserAndPassword};
 pub use registry::{RegistryConfig, parse_registry_config};
 pub use removed::removed_flag;
+pub use route::{NameMatch, RouteConfig, RouteMatch};
 pub use server::{
     AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialDiscovery, InitialState, IntegrityChecks, Notice,
     PeerTlsConfig, Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, TokenDiscovery, parse_server_config,

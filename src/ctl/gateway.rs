@@ -33,6 +33,8 @@ struct Endpoint {
     connect_failures: u64,
     check_failures: u64,
     ejections: BTreeMap<String, u64>,
+    #[serde(default)]
+    route: Option<String>,
 }
 
 /// `gateway status`: the endpoint table of each gateway, whose metrics address `--endpoints` names.
@@ -68,12 +70,25 @@ fn tables(endpoint: &str, report: &Report) -> Vec<u8> {
             one.connected.to_string(),
             (one.connect_failures + one.check_failures).to_string(),
             ejections.join(", "),
+            one.route.clone().unwrap_or_default(),
             one.reason.clone().unwrap_or_default(),
         ]
     };
     let endpoints: Vec<_> = report.endpoints.iter().map(row).collect();
     out.extend(draw_table(
-        &["ENDPOINT", "STATE", "FROM", "PRIORITY", "WEIGHT", "OPEN", "CONNECTED", "FAILURES", "WENT DOWN", "REASON"],
+        &[
+            "ENDPOINT",
+            "STATE",
+            "FROM",
+            "PRIORITY",
+            "WEIGHT",
+            "OPEN",
+            "CONNECTED",
+            "FAILURES",
+            "WENT DOWN",
+            "ROUTE",
+            "REASON",
+        ],
         &endpoints,
     ));
     out

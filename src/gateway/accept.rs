@@ -1,5 +1,6 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,11 @@ impl Listener {
     /// A socket that listens already.
     pub(super) fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
         tokio::net::TcpListener::from_std(listener).map(Self)
+    }
+
+    /// The same socket for another process.
+    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
     }
 
     pub(super) fn address(&self) -> io::Result<SocketAddr> {

@@ -25,8 +25,8 @@ pub(super) struct Candidate {
     pub(super) weight: u16,
     /// Connections that it has or that are on their way to it.
     pub(super) open: usize,
-    /// The factor of slow start: how much of its full share it gets, above 0, at most 1; less while it has just come back.
-    pub(super) warmth: f64,
+    /// How much of its full share it gets, above 0, at most 1; less while it has just come back.
+    pub(super) slow_start_factor: f64,
 }
 
 impl Candidate {
@@ -34,12 +34,12 @@ impl Candidate {
     /// a 256th of what a weight of 1 gets.
     fn share(self) -> f64 {
         let weight = if self.weight == 0 { 1.0 / 256.0 } else { f64::from(self.weight) };
-        weight * self.warmth
+        weight * self.slow_start_factor
     }
 
     /// Connections it would have with one more, for each unit of its share.
     fn load(self, weighted: bool) -> f64 {
-        let share = if weighted { self.share() } else { self.warmth };
+        let share = if weighted { self.share() } else { self.slow_start_factor };
         (self.open as f64 + 1.0) / share
     }
 }
@@ -82,11 +82,11 @@ fn by_weight(candidates: &[Candidate], random: &mut Rng) -> usize {
 
 /// The one whose turn it is; one that has just come back leaves part of its turns to the next.
 fn by_turn(candidates: &[Candidate], turn: usize, random: &mut Rng) -> usize {
-    let warmest = candidates.iter().map(|candidate| candidate.warmth).fold(0.0, f64::max);
+    let largest = candidates.iter().map(|candidate| candidate.slow_start_factor).fold(0.0, f64::max);
     let count = candidates.len();
     let takes_it = |&at: &usize| {
-        let warmth = candidates[at].warmth;
-        warmth >= warmest || random.f64() * warmest < warmth
+        let factor = candidates[at].slow_start_factor;
+        factor >= largest || random.f64() * largest < factor
     };
     (0..count).map(|skipped| (turn + skipped) % count).find(takes_it).unwrap_or(turn % count)
 }
@@ -98,7 +98,7 @@ mod tests {
     const PICKS: usize = 10_000;
 
     fn candidates(weights: &[u16]) -> Vec<Candidate> {
-        weights.iter().map(|&weight| Candidate { weight, open: 0, warmth: 1.0 }).collect()
+        weights.iter().map(|&weight| Candidate { weight, open: 0, slow_start_factor: 1.0 }).collect()
     }
 
     fn counts(policy: Balance, candidates: &[Candidate]) -> Vec<usize> {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_fewest_connections_for_its_share_win() {
-        let open = |weight, open| Candidate { weight, open, warmth: 1.0 };
+        let open = |weight, open| Candidate { weight, open, slow_start_factor: 1.0 };
         for (candidates, expected) in [
             (vec![open(0, 3), open(0, 1), open(0, 2)], 1),
             (vec![open(1, 1), open(4, 4)], 1),
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn of_two_at_random_the_one_with_more_connections_loses() {
-        let open = |open| Candidate { weight: 0, open, warmth: 1.0 };
+        let open = |open| Candidate { weight: 0, open, slow_start_factor: 1.0 };
         let counts = counts(Balance::P2c, &[open(0), open(5), open(10)]);
         // Of three pairs the first is in two, the last in none that it wins.
         assert!(counts[0].abs_diff(6_667) < 200 && counts[1].abs_diff(3_333) < 200 && counts[2] == 0, "{counts:?}");
@@ -172,7 +172,10 @@ mod tests {
 
     #[test]
     fn an_endpoint_that_has_just_come_back_gets_less() {
-        let pair = [Candidate { weight: 2, open: 9, warmth: 1.0 }, Candidate { weight: 2, open: 9, warmth: 0.25 }];
+        let pair = [
+            Candidate { weight: 2, open: 9, slow_start_factor: 1.0 },
+            Candidate { weight: 2, open: 9, slow_start_factor: 0.25 },
+        ];
         for policy in [Balance::Listed, Balance::RoundRobin, Balance::Weighted] {
             let share = counts(policy, &pair)[1] as f64 / PICKS as f64;
             // By turns it has a quarter of its half, by weight a fifth of all.
@@ -182,7 +185,7 @@ mod tests {
             let empty = Candidate { open: 3, ..pair[1] };
             assert_eq!(counts(policy, &[pair[0], empty])[1], 0, "{policy:?}: 4 connections at a quarter are 16");
         }
-        let all_back = [Candidate { warmth: 0.1, ..pair[0] }; 2];
+        let all_back = [Candidate { slow_start_factor: 0.1, ..pair[0] }; 2];
         assert_eq!(counts(Balance::RoundRobin, &all_back), [5_000; 2]);
     }
 

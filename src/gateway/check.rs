@@ -8,10 +8,12 @@ use super::cause::Cause;
 use super::dial::Dialer;
 use super::probe::Probe;
 use super::upstream::Upstream;
+use super::upstreams::Upstreams;
 use crate::net::Backoff;
 use crate::shutdown::Tasks;
 
-/// Pause before the first check of an endpoint that went down; doubled after each failed one.
+/// Pause after a failed check of an endpoint that is up, and before the first one of an endpoint that went down; doubled after
+/// each failed one then.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause while no endpoint at all is live.
 const PAUSE_WITHOUT_ANY: Duration = Duration::from_secs(1);
@@ -42,13 +44,19 @@ pub(super) struct HealthChecks {
 }
 
 /// Looks after one endpoint until it has left the list and its connections are closed.
-pub(super) async fn watch_over(upstream: Arc<Upstream>, dialer: Arc<Dialer>, care: Care, tasks: Tasks) {
+pub(super) async fn watch_over(
+    upstream: Arc<Upstream>,
+    upstreams: Arc<Upstreams>,
+    dialer: Arc<Dialer>,
+    care: Care,
+    tasks: Tasks,
+) {
     let stop = tasks.stop_signal();
     loop {
         let listed = async {
             match &care.health {
                 Some(checks) => check_health(&upstream, &dialer, checks, &tasks).await,
-                None => find_again(&upstream, &dialer, care.pause_max).await,
+                None => find_again(&upstream, &upstreams, &dialer, care.pause_max).await,
             }
         };
         tokio::select! { () = stop.cancelled() => return, () = listed => {} }
@@ -58,7 +66,7 @@ pub(super) async fn watch_over(upstream: Arc<Upstream>, dialer: Arc<Dialer>, car
             () = upstream.changed.notified() => continue,
             () = tokio::time::sleep(care.drain) => {}
         }
-        if dialer.upstreams.forget(&upstream) {
+        if upstreams.forget(&upstream) {
             upstream.close_all("endpoint is no longer listed");
             return;
         }
@@ -66,7 +74,7 @@ pub(super) async fn watch_over(upstream: Arc<Upstream>, dialer: Arc<Dialer>, car
 }
 
 /// Sleeps while the endpoint is up, asks with growing pauses while it is down. Ready when it is no longer listed.
-async fn find_again(upstream: &Upstream, dialer: &Dialer, pause_max: Duration) {
+async fn find_again(upstream: &Upstream, upstreams: &Upstreams, dialer: &Dialer, pause_max: Duration) {
     let mut backoff = Backoff::new(FIRST_PAUSE, pause_max);
     while !upstream.is_removed() {
         if !upstream.is_down() {
@@ -74,7 +82,7 @@ async fn find_again(upstream: &Upstream, dialer: &Dialer, pause_max: Duration) {
             upstream.changed.notified().await;
             continue;
         }
-        backoff.set_max(if dialer.upstreams.any_live() { pause_max } else { pause_max.min(PAUSE_WITHOUT_ANY) });
+        backoff.set_max(if upstreams.any_live() { pause_max } else { pause_max.min(PAUSE_WITHOUT_ANY) });
         tokio::select! {
             // A client found it alive, or it left the list.
             () = upstream.changed.notified() => continue,
@@ -112,8 +120,13 @@ async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthCheck
         if !was_down {
             backoff.reset();
         }
-        // Drawn from a range, so that gateways that started together do not ask together.
-        let pause = if was_down { backoff.pause() } else { checks.interval.mul_f64(0.9 + fastrand::f64() / 5.0) };
+        let pause = match (was_down, failed) {
+            (true, _) => backoff.pause(),
+            // Drawn from a range, so that gateways that started together do not ask together.
+            (false, 0) => checks.interval.mul_f64(0.9 + fastrand::f64() / 5.0),
+            // What failed once is soon known for sure: until then it gets connections that are not served.
+            (false, _) => FIRST_PAUSE.min(checks.interval),
+        };
         let pause = tokio::time::sleep(pause);
         tokio::pin!(pause);
         loop {
@@ -133,14 +146,14 @@ async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthCheck
     }
 }
 
-/// Whether a client that came now would be served: an endpoint took a connection a moment ago, or takes one now.
+/// Whether a client that came now would be served, on one of the routes: an endpoint took a connection a moment ago, or takes one now.
 /// `Err` has the reasons.
 ///
 /// A check costs a connection to each endpoint that took none lately, so it is made on request, and concurrent requests
 /// share it.
 pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
     let _one_at_a_time = dialer.checking.lock().await;
-    let list = dialer.upstreams.list();
+    let list = dialer.routes.endpoints();
     // What is down is looked at in the background all the time.
     let (down, live): (Vec<_>, Vec<_>) =
         list.iter().map(|listed| &listed.upstream).partition(|upstream| upstream.is_down());

@@ -41,6 +41,8 @@ pub(super) enum Unwelcome {
     Source,
     #[error("PROXY header: {0}")]
     Header(io::Error),
+    #[error("ClientHello: {0}")]
+    Hello(io::Error),
     #[error("connection could not be set up: {0}")]
     Socket(#[from] io::Error),
 }

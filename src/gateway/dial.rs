@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::cause::Cause;
 use super::client::ClientRules;
 use super::metrics::GatewayMetrics;
+use super::routes::Routes;
 use super::upstream::{Assigned, Upstream};
 use super::upstreams::Upstreams;
 use crate::net::{AddressTime, DialError, Endpoint, HostPort, TcpDialer, TcpSilence};
@@ -22,7 +23,7 @@ const LAST_RESORT_MAX: usize = 3;
 /// Makes connections to endpoints.
 #[derive(Debug)]
 pub(super) struct Dialer {
-    pub(super) upstreams: Upstreams,
+    pub(super) routes: Routes,
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) connect_timeout: Duration,
     /// What is asked of clients.
@@ -34,12 +35,12 @@ pub(super) struct Dialer {
 }
 
 impl Dialer {
-    /// Connects to the endpoint that the balancer chooses, or else to the next one that works. None when no endpoint
+    /// Connects to the endpoint that the balancer chooses of these, or else to the next one that works. None when no endpoint
     /// takes the connection.
-    pub(super) async fn dial(&self) -> Option<(TcpStream, Assigned)> {
+    pub(super) async fn dial(&self, upstreams: &Upstreams) -> Option<(TcpStream, Assigned)> {
         let started = Instant::now();
         let mut tried = Vec::new();
-        while let Some(assigned) = self.upstreams.pick(&tried) {
+        while let Some(assigned) = upstreams.pick(&tried) {
             match self.try_one(assigned.upstream()).await {
                 Ok(stream) => return Some(self.connected(assigned, stream, started)),
                 Err(error) if is_our_shortage(&error) => return None,
@@ -47,7 +48,7 @@ impl Dialer {
             }
         }
         // An endpoint marked down may work again: it is tried before the client is refused.
-        let rest = self.upstreams.last_resort(LAST_RESORT_MAX, &tried);
+        let rest = upstreams.last_resort(LAST_RESORT_MAX, &tried);
         let mut attempts: FuturesUnordered<_> =
             rest.into_iter().map(async |assigned| (self.try_one(assigned.upstream()).await, assigned)).collect();
         while let Some((outcome, assigned)) = attempts.next().await {

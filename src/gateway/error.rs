@@ -29,8 +29,13 @@ pub enum GatewayError {
     #[error("the socket passed by LISTEN_FDS: {0}")]
     Passed(io::Error),
     /// An endpoint is the address that the gateway listens on.
-    #[error("--endpoints: {0} is the address the gateway itself listens on (--listen-addr)")]
-    SelfLoop(HostPort),
+    #[error("--{flag}: {endpoint} is the address the gateway itself listens on (--listen-addr)")]
+    SelfLoop {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The endpoint.
+        endpoint: HostPort,
+    },
     /// Certificates for the health checks that cannot be used.
     #[error("--health-check: {0}")]
     HealthCheckTls(TlsError),

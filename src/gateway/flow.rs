@@ -8,6 +8,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::first_bytes::FirstBytes;
 use super::pool::{self, CHUNK_BYTES, Pipe, SPLICE_BYTES};
 
 /// Full reads in a row after which a direction stops copying.
@@ -67,6 +68,11 @@ pub(super) enum FlowError {
 impl Flow {
     pub(super) fn new() -> Self {
         Self { held: Held::Nothing, streak: 0, splicing: false, ended: false }
+    }
+
+    /// A direction of which something is read already.
+    pub(super) fn after(first: FirstBytes) -> Self {
+        Self { held: Held::Chunk { chunk: first.chunk, start: 0, end: first.end }, ..Self::new() }
     }
 
     /// Moves what can be moved now. Ready once the source has ended and everything is passed on, its end included.

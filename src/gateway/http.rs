@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::status::GatewayStatus;
 use crate::net::TcpSilence;
-use crate::pages::{CheckQuery, Page, not_found, page, refused_method};
+use crate::pages::{CheckQuery, Page, StatusPage, not_found, page, refused_method};
 use crate::shutdown::Tasks;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
@@ -24,14 +24,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const STATUS_PATH: &str = "/gateway/status";
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `/metrics`, the checks and the endpoint table until `tasks` stop; returns the address.
-pub(super) async fn serve_metrics(
-    address: SocketAddr,
+/// Serves `/metrics`, the checks, the endpoint table and the status page until `tasks` stop; returns the address.
+pub(super) fn serve_metrics(
+    listener: TcpListener,
     metrics: Metrics,
     status: GatewayStatus,
     tasks: &Tasks,
 ) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let (stop, connections) = (tasks.stop_signal(), tasks.clone());
     let status = Arc::new(status);
@@ -80,7 +79,8 @@ async fn accept(
 
 async fn answer(request: &Request<Incoming>, metrics: &Metrics, status: &GatewayStatus) -> Page {
     let path = request.uri().path();
-    if !matches!(path, "/metrics" | "/health" | "/livez" | "/readyz" | STATUS_PATH) {
+    let known = matches!(path, "/metrics" | "/health" | "/livez" | "/readyz" | STATUS_PATH);
+    if !known && !StatusPage::GATEWAY.has(path) {
         return not_found();
     }
     if let Some(refused) = refused_method(request.method(), path) {
@@ -92,6 +92,7 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics, status: &Gateway
         "/health" => status.health().await,
         "/livez" => GatewayStatus::live(&query),
         "/readyz" => status.ready(&query).await,
-        _ => status.table(),
+        STATUS_PATH => status.table(),
+        _ => StatusPage::GATEWAY.answer(path),
     }
 }

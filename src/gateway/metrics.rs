@@ -1,3 +1,7 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::cause::Cause;
@@ -18,6 +22,7 @@ pub struct GatewayMetrics {
     pub(super) refused_at_bound: IntCounter,
     refused_of_source: IntCounter,
     refused_header: IntCounter,
+    refused_hello: IntCounter,
     limited_idle: IntCounter,
     limited_age: IntCounter,
     pub(super) open: IntGauge,
@@ -34,6 +39,9 @@ pub struct GatewayMetrics {
     up: IntGaugeVec,
     endpoint_open: IntGaugeVec,
     endpoint_connect_seconds: HistogramVec,
+    /// How many count under each label: several routes may lead to one address, and a host that has another address now is
+    /// another endpoint of the same name.
+    labels: Arc<Mutex<HashMap<String, usize>>>,
 }
 
 impl GatewayMetrics {
@@ -41,7 +49,7 @@ impl GatewayMetrics {
     pub fn register(metrics: &Metrics) -> Self {
         let refused = metrics.counter_vec(
             "watershed_gateway_refused_total",
-            "Client connections turned away: too many at once, too many from one address, or without a PROXY header.",
+            "Client connections turned away: too many at once, too many from one address, or without a PROXY header or a ClientHello.",
             &["reason"],
         );
         let limited = metrics.counter_vec(
@@ -55,6 +63,7 @@ impl GatewayMetrics {
             refused_at_bound: refused.with_label_values(&["connections"]),
             refused_of_source: refused.with_label_values(&["source"]),
             refused_header: refused.with_label_values(&["proxy-header"]),
+            refused_hello: refused.with_label_values(&["client-hello"]),
             limited_idle: limited.with_label_values(&["idle"]),
             limited_age: limited.with_label_values(&["age"]),
             open: metrics.gauge("watershed_gateway_open_connections", "Client connections that are open."),
@@ -107,6 +116,7 @@ impl GatewayMetrics {
                 &["endpoint"],
                 exponential_buckets(0.0001, 16),
             ),
+            labels: Arc::default(),
         }
     }
 
@@ -115,6 +125,7 @@ impl GatewayMetrics {
         match reason {
             Unwelcome::Source => self.refused_of_source.inc(),
             Unwelcome::Header(_) => self.refused_header.inc(),
+            Unwelcome::Hello(_) => self.refused_hello.inc(),
             // It is gone already.
             Unwelcome::Socket(_) => {}
         }
@@ -131,6 +142,7 @@ impl GatewayMetrics {
     /// The metrics of one endpoint.
     pub(super) fn endpoint(&self, address: &HostPort) -> EndpointMetrics {
         let label = address.to_string();
+        *self.labels.lock().entry(label.clone()).or_default() += 1;
         let up = self.up.with_label_values(&[&label]);
         up.set(1);
         EndpointMetrics {
@@ -149,9 +161,17 @@ impl GatewayMetrics {
         }
     }
 
-    /// Takes the metrics of an endpoint away. Each fails where it is gone already.
+    /// Takes the metrics of an endpoint away, unless another one counts under the same label. Each fails where it is gone
+    /// already.
     pub(super) fn forget(&self, address: &HostPort) {
         let label = address.to_string();
+        let mut labels = self.labels.lock();
+        let count = labels.entry(label.clone()).or_default();
+        *count = count.saturating_sub(1);
+        if *count > 0 {
+            return;
+        }
+        labels.remove(&label);
         let _ = self.up.remove_label_values(&[&label]);
         let _ = self.endpoint_open.remove_label_values(&[&label]);
         let _ = self.connected.remove_label_values(&[&label]);

@@ -1,9 +1,11 @@
 //! The L4 gateway: accepts TCP connections and moves their bytes to a live endpoint.
 //!
 //! A connection enters at the accept loop (`accept.rs`), which gives it to the serving thread with the fewest
-//! (`worker.rs`); there it stays. The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs` by
+//! (`worker.rs`); there it stays. With `--route` its first bytes (`first_bytes.rs`) say which endpoints it may go to
+//! (`routes.rs`). The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs` by
 //! `balance.rs`, among what `upstream.rs`, `check.rs` and `probe.rs` know of each) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
-//! holding memory while they are idle. [`Gateway::start`] wires that together. Read `flow.rs` first: all
+//! holding memory while they are idle. [`Gateway::start`] wires that together; `hot_restart.rs` passes the listening
+//! sockets to the next process. Read `flow.rs` first: all
 //! bytes go through it.
 
 mod accept;
@@ -13,9 +15,11 @@ mod check;
 mod client;
 mod dial;
 mod error;
+mod first_bytes;
 mod flow;
 #[cfg(test)]
 mod hot_path;
+mod hot_restart;
 mod http;
 mod limits;
 mod metrics;
@@ -23,6 +27,7 @@ mod pool;
 mod probe;
 mod proxy_protocol;
 mod pump;
+mod routes;
 mod sources;
 mod start;
 mod status;
@@ -33,5 +38,6 @@ mod upstreams;
 mod worker;
 
 pub use error::GatewayError;
+pub use hot_restart::{Handover, Predecessor};
 pub use metrics::GatewayMetrics;
 pub use start::Gateway;

@@ -50,6 +50,11 @@ pub(super) fn take_scratch() -> Box<[u8]> {
     })
 }
 
+/// A chunk to read into.
+pub(super) fn take_chunk() -> Box<[u8]> {
+    POOL.with_borrow_mut(|pool| pool.chunks.pop().unwrap_or_else(|| vec![0; CHUNK_BYTES].into()))
+}
+
 /// Takes a chunk back.
 pub(super) fn put_chunk(chunk: Box<[u8]>) {
     POOL.with_borrow_mut(|pool| {

@@ -9,6 +9,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::first_bytes::FirstBytes;
 use super::flow::{Flow, FlowCounters, FlowError};
 use super::limits::{Limit, LimitClock};
 use super::upstream::Assigned;
@@ -43,10 +44,14 @@ struct Side {
 struct Broken;
 
 impl Pump {
-    pub(super) fn new(client: TcpStream, endpoint: TcpStream, assigned: Assigned) -> Self {
+    /// `first` is what has been read of the client.
+    pub(super) fn new(client: TcpStream, endpoint: TcpStream, first: Option<FirstBytes>, assigned: Assigned) -> Self {
         let side = |stream| Side { stream, was_reset: false };
         let (client, endpoint) = (side(client), side(endpoint));
-        Self { client, endpoint, up: Some(Flow::new()), down: Some(Flow::new()), assigned, moved: Cell::new(0) }
+        let moved = first.as_ref().map_or(0, |first| first.end as u64);
+        assigned.upstream().metrics.bytes_up.inc_by(moved);
+        let up = first.map_or_else(Flow::new, Flow::after);
+        Self { client, endpoint, up: Some(up), down: Some(Flow::new()), assigned, moved: Cell::new(moved) }
     }
 }
 

@@ -1,5 +1,6 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -16,11 +17,12 @@ use super::error::GatewayError;
 use super::http::serve_metrics;
 use super::metrics::GatewayMetrics;
 use super::probe::Probe;
+use super::routes::{Route, Routes};
 use super::status::GatewayStatus;
 use super::upstreams::Upstreams;
 use super::worker::Worker;
 use crate::config::{GatewayConfig, HealthCheckConfig, OnEject};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, EndpointSet, ListedEndpoint};
 use crate::net::HostPort;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -32,6 +34,8 @@ pub struct Gateway {
     metrics_address: Option<SocketAddr>,
     stop: CancellationToken,
     threads: Vec<oneshot::Receiver<()>>,
+    /// Its listening sockets, for the next gateway, if there may be one.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Gateway {
@@ -46,12 +50,27 @@ impl Gateway {
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, GatewayError> {
-        let listen = resolve("listen-addr", &config.listen_addr).await?;
-        let listener = Listener::bind(listen)
-            .and_then(|listener| Ok((listener.address()?, listener)))
-            .map_err(|reason| bind_error("listen-addr", &config.listen_addr, reason));
-        let (address, listener) = listener?;
-        Self::start_on(listener, address, config, source, metrics, tasks).await
+        Self::start_after(Vec::new(), config, source, metrics, tasks).await
+    }
+
+    /// [`start`](Self::start) with those of the listening sockets of an earlier gateway that have the addresses of this one.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_after(
+        mut earlier: Vec<TcpListener>,
+        config: &GatewayConfig,
+        source: &dyn Discovery,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<Self, GatewayError> {
+        let wanted = resolve("listen-addr", &config.listen_addr).await?;
+        let listener = match take(&mut earlier, wanted) {
+            Some(listener) => Listener::from_std(listener),
+            None => Listener::bind(wanted),
+        };
+        let listener = listener.map_err(|reason| bind_error("listen-addr", &config.listen_addr, reason))?;
+        Self::start_listening(listener, earlier, config, source, metrics, tasks).await
     }
 
     /// [`start`](Self::start) on a socket that listens already, non-blocking, in place of `--listen-addr`.
@@ -65,15 +84,31 @@ impl Gateway {
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, GatewayError> {
-        let listener = Listener::from_std(listener).and_then(|listener| Ok((listener.address()?, listener)));
-        let (address, listener) = listener.map_err(GatewayError::Passed)?;
-        Self::start_on(listener, address, config, source, metrics, tasks).await
+        let listener = Listener::from_std(listener).map_err(GatewayError::Passed)?;
+        Self::start_listening(listener, Vec::new(), config, source, metrics, tasks).await
+    }
+
+    async fn start_listening(
+        listener: Listener,
+        earlier: Vec<TcpListener>,
+        config: &GatewayConfig,
+        source: &dyn Discovery,
+        metrics: &Metrics,
+        tasks: &Tasks,
+    ) -> Result<Self, GatewayError> {
+        let address = listener.address().map_err(GatewayError::Passed)?;
+        let clients = config.hot_restart_socket.as_ref().map(|_| listener.duplicate()).transpose();
+        let clients = clients.map_err(GatewayError::Passed)?;
+        let mut gateway = Self::start_on(listener, address, earlier, config, source, metrics, tasks).await?;
+        gateway.sockets.extend(clients);
+        Ok(gateway)
     }
 
     /// [`start`](Self::start) with a listener that is there already.
     pub(super) async fn start_on(
         listener: impl Accept,
         address: SocketAddr,
+        mut earlier: Vec<TcpListener>,
         config: &GatewayConfig,
         source: &dyn Discovery,
         metrics: &Metrics,
@@ -81,10 +116,12 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let (mut endpoints, source) = (source.endpoints(), source.name());
         let first = endpoints.borrow_and_update().clone();
-        for endpoint in first.iter() {
-            let listed = HostPort::from(&endpoint.endpoint);
-            if leads_back(&listed, address, config.connect_timeout).await {
-                return Err(GatewayError::SelfLoop(listed));
+        let of_routes = config.routes.iter().flat_map(|route| &route.endpoints).map(|endpoint| ("route", endpoint));
+        let listed = first.iter().map(|listed| ("endpoints", &listed.endpoint));
+        for (flag, endpoint) in listed.chain(of_routes) {
+            let endpoint = HostPort::from(endpoint);
+            if leads_back(&endpoint, address, config.connect_timeout).await {
+                return Err(GatewayError::SelfLoop { flag, endpoint });
             }
         }
         let health = config.health_check.as_ref().map(health_checks).transpose()?;
@@ -97,8 +134,13 @@ impl Gateway {
             closes_when_down: config.on_eject == OnEject::Close,
             checked: config.health_check.is_some(),
         };
+        let upstreams = || Arc::new(Upstreams::new(division, fastrand::Rng::new(), gateway_metrics.clone()));
+        let (default, rules) = (
+            upstreams(),
+            config.routes.iter().map(|route| Route { matching: route.matching.clone(), upstreams: upstreams() }),
+        );
         let dialer = Arc::new(Dialer {
-            upstreams: Upstreams::new(division, fastrand::Rng::new(), gateway_metrics.clone()),
+            routes: Routes::new(rules.collect(), default.clone()),
             metrics: gateway_metrics.clone(),
             connect_timeout: config.connect_timeout,
             rules: ClientRules::new(config),
@@ -106,18 +148,29 @@ impl Gateway {
             checking: tokio::sync::Mutex::new(()),
         });
         let connections_max = config.connections_max.unwrap_or(usize::MAX).min(connections_max());
+        let mut sockets = Vec::new();
         let metrics_address = match &config.metrics_addr {
             None => None,
             Some(wanted) => {
                 let resolved = resolve("metrics-addr", wanted).await?;
+                let listener = match take(&mut earlier, resolved) {
+                    Some(listener) => tokio::net::TcpListener::from_std(listener),
+                    None => tokio::net::TcpListener::bind(resolved).await,
+                };
                 let status = GatewayStatus {
                     dialer: dialer.clone(),
                     listen_addr: address,
                     connections_max,
+                    metrics: metrics.clone(),
                     since: Instant::now(),
                     stop: stop.clone(),
                 };
-                let served = serve_metrics(resolved, metrics.clone(), status, &tasks).await;
+                let served = listener.and_then(|listener| {
+                    if config.hot_restart_socket.is_some() {
+                        sockets.push(listener.as_fd().try_clone_to_owned()?);
+                    }
+                    serve_metrics(listener, metrics.clone(), status, &tasks)
+                });
                 Some(served.map_err(|reason| bind_error("metrics-addr", wanted, reason))?)
             }
         };
@@ -131,12 +184,16 @@ impl Gateway {
         }
         let care = Care { pause_max: config.retry_delay, drain: config.endpoint_drain_timeout, health };
         let (checks, checked) = (tasks.clone(), dialer.clone());
-        let follow = move |set: &_| {
-            for upstream in checked.upstreams.replace(set) {
-                checks.spawn(watch_over(upstream, checked.clone(), care.clone(), checks.clone()));
+        let follow = move |upstreams: &Arc<Upstreams>, set: &EndpointSet| {
+            for upstream in upstreams.replace(set) {
+                let (upstreams, dialer) = (upstreams.clone(), checked.clone());
+                checks.spawn(watch_over(upstream, upstreams, dialer, care.clone(), checks.clone()));
             }
         };
-        follow(&first);
+        follow(&default, &first);
+        for ((_, upstreams), route) in dialer.routes.all().skip(1).zip(&config.routes) {
+            follow(upstreams, &route.endpoints.iter().cloned().map(ListedEndpoint::new).collect());
+        }
         let follow_stop = stop.clone();
         tasks.spawn(async move {
             loop {
@@ -146,14 +203,14 @@ impl Gateway {
                 }
                 let set = endpoints.borrow_and_update().clone();
                 info!(source, endpoints = set.len(), "endpoints have changed");
-                follow(&set);
+                follow(&default, &set);
             }
         });
         let door = Door { workers: workers.into(), metrics: gateway_metrics, connections_max };
         tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.endpoint.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");
-        Ok(Self { address, metrics_address, stop, threads })
+        Ok(Self { address, metrics_address, stop, threads, sockets })
     }
 
     /// Where clients connect.
@@ -166,6 +223,12 @@ impl Gateway {
         self.metrics_address
     }
 
+    /// Its listening sockets, for another process. As long as one of them is open, connections are not refused when this gateway
+    /// stops accepting them.
+    pub fn take_sockets(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.sockets)
+    }
+
     /// Stops accepting, as [`finish`](Self::finish) does.
     #[cfg(test)]
     pub(super) fn stop_signal(&self) -> CancellationToken {
@@ -173,7 +236,8 @@ impl Gateway {
     }
 
     /// Stops accepting and waits until every connection has ended, the drain timeout at most.
-    pub async fn finish(self) {
+    pub async fn finish(mut self) {
+        self.sockets.clear();
         self.stop.cancel();
         for thread in self.threads {
             // An error means that the thread is gone already.
@@ -185,6 +249,12 @@ impl Gateway {
 fn health_checks(config: &HealthCheckConfig) -> Result<HealthChecks, GatewayError> {
     let &HealthCheckConfig { interval, timeout, rise, fall, .. } = config;
     Ok(HealthChecks { probe: Probe::new(config)?, interval, timeout, rise, fall })
+}
+
+/// The one that listens on `address`.
+fn take(listeners: &mut Vec<TcpListener>, address: SocketAddr) -> Option<TcpListener> {
+    let at = listeners.iter().position(|listener| listener.local_addr().is_ok_and(|own| own == address))?;
+    Some(listeners.swap_remove(at))
 }
 
 fn bind_error(flag: &'static str, address: &HostPort, reason: io::Error) -> GatewayError {

@@ -10,7 +10,14 @@ use tokio_util::sync::CancellationToken;
 use super::check::health;
 use super::dial::Dialer;
 use super::upstream::Upstream;
+use super::upstreams::Upstreams;
+use crate::config::RouteMatch;
 use crate::pages::{CheckQuery, CheckReport, JSON, Page, health_json, page, text};
+use crate::telemetry::Metrics;
+
+/// Metrics that are part of a report, by the beginnings of their names, and what those of endpoints have, which their rows show.
+const SHOWN: [&str; 2] = ["watershed_gateway_", "process_"];
+const OF_ENDPOINT: &str = "endpoint=\"";
 
 /// What the pages of the metrics address tell of a gateway.
 #[derive(Debug)]
@@ -18,6 +25,7 @@ pub(super) struct GatewayStatus {
     pub(super) dialer: Arc<Dialer>,
     pub(super) listen_addr: SocketAddr,
     pub(super) connections_max: usize,
+    pub(super) metrics: Metrics,
     pub(super) since: Instant,
     /// Cancelled when no more connections are accepted.
     pub(super) stop: CancellationToken,
@@ -34,11 +42,15 @@ struct Report {
     connections: i64,
     connections_max: usize,
     endpoints: Vec<EndpointRow>,
+    /// Counters and gauges that are not zero, without those of endpoints.
+    metrics: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize)]
 struct EndpointRow {
     endpoint: String,
+    /// The route that leads to it; none for the default.
+    route: Option<String>,
     /// `up`, `down`, or `leaving`: no longer listed.
     state: &'static str,
     /// Why it is down.
@@ -48,7 +60,7 @@ struct EndpointRow {
     /// Where it was learned.
     origin: Option<&'static str>,
     /// Below 1 while it gets to its full share after it came back.
-    share: f64,
+    slow_start_factor: f64,
     /// Connections it has or that are on their way to it.
     connections: usize,
     connected: u64,
@@ -63,17 +75,11 @@ struct EndpointRow {
 impl GatewayStatus {
     /// The endpoint table as JSON.
     pub(super) fn table(&self) -> Page {
-        let upstreams = &self.dialer.upstreams;
-        let listed = upstreams.list();
-        let listed = listed.iter().map(|listed| EndpointRow {
-            priority: Some(listed.priority),
-            weight: Some(listed.weight),
-            origin: Some(listed.origin.name()),
-            share: upstreams.warmth(&listed.upstream),
-            ..EndpointRow::new(&listed.upstream)
-        });
-        let leaving = upstreams.leaving();
-        let leaving = leaving.iter().map(|upstream| EndpointRow { state: "leaving", ..EndpointRow::new(upstream) });
+        let endpoints = self.dialer.routes.all().flat_map(|(route, upstreams)| EndpointRow::of(route, upstreams));
+        let endpoints = endpoints.collect();
+        let shown = |name: &str| SHOWN.iter().any(|shown| name.starts_with(shown));
+        let mut metrics = self.metrics.values(shown);
+        metrics.retain(|name, value| *value != 0.0 && !name.contains(OF_ENDPOINT));
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             up_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -81,7 +87,8 @@ impl GatewayStatus {
             accepting: !self.stop.is_cancelled(),
             connections: self.dialer.metrics.open.get(),
             connections_max: self.connections_max,
-            endpoints: listed.chain(leaving).collect(),
+            endpoints,
+            metrics,
         };
         match serde_json::to_vec(&report) {
             Ok(body) => page(StatusCode::OK, JSON, body),
@@ -122,17 +129,36 @@ impl GatewayStatus {
 }
 
 impl EndpointRow {
+    /// The endpoints of a route, and those that it no longer has.
+    fn of(route: Option<&RouteMatch>, upstreams: &Upstreams) -> Vec<Self> {
+        let route = route.map(ToString::to_string);
+        let listed = upstreams.list();
+        let listed = listed.iter().map(|listed| Self {
+            route: route.clone(),
+            priority: Some(listed.priority),
+            weight: Some(listed.weight),
+            origin: Some(listed.origin.name()),
+            slow_start_factor: upstreams.slow_start_factor(&listed.upstream),
+            ..Self::new(&listed.upstream)
+        });
+        let leaving = upstreams.leaving();
+        let leaving =
+            leaving.iter().map(|upstream| Self { route: route.clone(), state: "leaving", ..Self::new(upstream) });
+        listed.chain(leaving).collect()
+    }
+
     fn new(upstream: &Upstream) -> Self {
         let (metrics, is_down) = (&upstream.metrics, upstream.is_down());
         let ejections = metrics.ejections().filter(|&(_, count)| count > 0);
         Self {
             endpoint: upstream.address().to_string(),
+            route: None,
             state: if is_down { "down" } else { "up" },
             reason: is_down.then(|| upstream.reason()),
             priority: None,
             weight: None,
             origin: None,
-            share: 0.0,
+            slow_start_factor: 0.0,
             connections: upstream.open(),
             connected: metrics.connected.get(),
             connect_failures: metrics.connect_failures.get(),

@@ -1,4 +1,7 @@
-//! Gateways between real sockets of this process.
+//! Gateways between real sockets of this process; `tests/routes.rs` has those that read what clients ask for, `tests/checks.rs` health checks.
+
+mod checks;
+mod routes;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -591,7 +594,8 @@ async fn no_accept_error_ends_the_gateway() {
     let errors = [Errno::MFILE, Errno::CONNABORTED, Errno::NFILE, Errno::NOBUFS, Errno::INVAL].into();
     let metrics = Metrics::new();
     let faulty = Faulty { errors, listener };
-    let gateway = Gateway::start_on(faulty, address, &config, &list, &metrics, &Tasks::new()).await.unwrap();
+    let gateway =
+        Gateway::start_on(faulty, address, Vec::new(), &config, &list, &metrics, &Tasks::new()).await.unwrap();
     let setup = Setup { gateway, list, metrics };
     assert_eq!(who(&setup).await, Some(b'e'));
     assert_eq!(setup.metric("watershed_gateway_accept_errors_total"), 5.0);
@@ -613,7 +617,7 @@ async fn half_a_minute_without_descriptors_is_no_busy_loop() {
     let list = StaticList::new(config.endpoints.clone());
     let (attempts, metrics, tasks) = (Arc::new(AtomicUsize::new(0)), Metrics::new(), Tasks::new());
     let exhausted = Exhausted(attempts.clone());
-    let _gateway = Gateway::start_on(exhausted, nobody(), &config, &list, &metrics, &tasks).await.unwrap();
+    let _gateway = Gateway::start_on(exhausted, nobody(), Vec::new(), &config, &list, &metrics, &tasks).await.unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     // One each 50 ms.
     let attempts = attempts.load(Ordering::Relaxed);
@@ -673,7 +677,7 @@ async fn the_gateway_refuses_itself_as_an_endpoint() {
         let config = GatewayConfig::new(address.into(), vec![endpoint.parse().unwrap()]);
         let list = StaticList::new(config.endpoints.clone());
         let outcome = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await;
-        assert!(matches!(outcome, Err(GatewayError::SelfLoop(_))), "{endpoint}");
+        assert!(matches!(outcome, Err(GatewayError::SelfLoop { .. })), "{endpoint}");
     }
 }
 

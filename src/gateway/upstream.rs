@@ -15,7 +15,7 @@ use super::metrics::{EndpointMetrics, GatewayMetrics};
 use crate::net::{Endpoint, HostPort};
 
 /// The part of its share that an endpoint gets in the moment it comes back.
-const FIRST_WARMTH: f64 = 0.1;
+const FIRST_FACTOR: f64 = 0.1;
 
 /// An endpoint as the balancer sees it: whether it is used, and which connections it has.
 #[derive(Debug)]
@@ -148,10 +148,10 @@ impl Upstream {
     }
 
     /// How much of its full share it gets: less for `slow_start` after it came back.
-    pub(super) fn warmth(&self, slow_start: Duration) -> f64 {
+    pub(super) fn slow_start_factor(&self, slow_start: Duration) -> f64 {
         let Some(returned) = self.condition.lock().returned else { return 1.0 };
         let passed = returned.elapsed();
-        if passed >= slow_start { 1.0 } else { passed.div_duration_f64(slow_start).max(FIRST_WARMTH) }
+        if passed >= slow_start { 1.0 } else { passed.div_duration_f64(slow_start).max(FIRST_FACTOR) }
     }
 
     /// Connections it has or that are on their way to it.

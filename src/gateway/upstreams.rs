@@ -81,10 +81,7 @@ impl Upstreams {
         let mut leaving = self.leaving.lock();
         let Some(at) = leaving.iter().position(|other| Arc::ptr_eq(other, upstream)) else { return false };
         leaving.swap_remove(at);
-        // One whose host has another address now is listed under the same name.
-        if !self.current.load().iter().any(|listed| listed.upstream.address() == upstream.address()) {
-            self.metrics.forget(upstream.address());
-        }
+        self.metrics.forget(upstream.address());
         true
     }
 
@@ -98,8 +95,8 @@ impl Upstreams {
     }
 
     /// How much of its full share an endpoint gets, at most 1.
-    pub(super) fn warmth(&self, upstream: &Upstream) -> f64 {
-        upstream.warmth(self.division.slow_start)
+    pub(super) fn slow_start_factor(&self, upstream: &Upstream) -> f64 {
+        upstream.slow_start_factor(self.division.slow_start)
     }
 
     /// Whether any endpoint is not known to be down.
@@ -119,7 +116,7 @@ impl Upstreams {
             .map(|listed| Candidate {
                 weight: listed.weight,
                 open: listed.upstream.open(),
-                warmth: self.warmth(&listed.upstream),
+                slow_start_factor: self.slow_start_factor(&listed.upstream),
             })
             .collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);

@@ -8,7 +8,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+use super::client::Unwelcome;
 use super::dial::Dialer;
+use super::first_bytes::read_hello;
 use super::pump::Pump;
 use crate::config::ConnectionLimits;
 
@@ -92,7 +94,18 @@ async fn connect(accepted: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker:
             return debug!(%reason, "client turned away");
         }
     };
-    let Some((mut endpoint, assigned)) = dialer.dial().await else {
+    let (upstreams, first) = match dialer.routes.only() {
+        Some(upstreams) => (upstreams, None),
+        None => match read_hello(&client.stream).await {
+            Ok((hello, first)) => (dialer.routes.choose(hello.as_ref()), Some(first)),
+            Err(error) => {
+                let reason = Unwelcome::Hello(error);
+                dialer.metrics.turned_away(&reason);
+                return debug!(%reason, "client turned away");
+            }
+        },
+    };
+    let Some((mut endpoint, assigned)) = dialer.dial(upstreams).await else {
         dialer.metrics.unserved.inc();
         return;
     };
@@ -102,7 +115,7 @@ async fn connect(accepted: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker:
     debug!(client = ?client.source(), endpoint = %assigned.upstream().address(), "connected");
     let (limits, metrics) = (rules.limits, dialer.metrics.clone());
     assigned.run(|assigned| {
-        let pump = Pump::new(client.stream, endpoint, assigned);
+        let pump = Pump::new(client.stream, endpoint, first, assigned);
         let counted = (guard, client.admitted);
         // An idle connection costs what its future holds: without limits that is the pump alone.
         if limits == ConnectionLimits::default() {

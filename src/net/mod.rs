@@ -9,11 +9,13 @@
 //! handshake on an open connection. They show an [`Identity`] (`identity.rs`, `self_signed.rs`) and verify the other
 //! side by [`Authorities`], names and revocations (`verify.rs`, `self_trusted.rs`), in the versions and cipher suites of a [`TlsPolicy`]
 //! (`p521.rs` has a signature that ring lacks).
+//! `client_hello.rs` reads what a TLS client asks for, without a handshake.
 //! All files are read again when they change (`followed.rs`). `texts.rs` has the words for what goes wrong.
 
 mod authorities;
 mod backoff;
 mod batched;
+mod client_hello;
 mod client_tls;
 mod dial;
 mod endpoint;
@@ -43,6 +45,7 @@ mod verify;
 pub use authorities::Authorities;
 pub use backoff::Backoff;
 pub use batched::{Batch, Batched, batched};
+pub use client_hello::{ClientHello, ClientHelloReader, HelloProgress};
 pub use client_tls::{Alpn, ClientTls, ClientTlsConfig, Dialed, ServerAuth};
 pub use dial::{AddressTime, ByteStream, DialError, TcpDialer, secure};
 pub use endpoint::{Endpoint, EndpointError};

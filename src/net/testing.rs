@@ -1,13 +1,16 @@
 //! Certificates for tests.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{CertificateParams, KeyPair, SerialNumber};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use issuer::{Issuer, common_name};
 
-use super::{Authorities, Identity, IdentityFiles};
+use super::{Authorities, Identity, IdentityFiles, TlsPolicy};
 
 #[path = "../../tests/harness/issuer.rs"]
 mod issuer;
@@ -71,4 +74,17 @@ pub(crate) fn write(folder: &Path, name: &str, (certificate, key): (String, Stri
     std::fs::write(&files.certificates, certificate).expect("written");
     std::fs::write(&files.key, key).expect("written");
     files
+}
+
+/// The first bytes of a TLS client that connects to `host` and offers these protocols.
+pub(crate) fn client_hello(host: &str, protocols: &[&str]) -> Vec<u8> {
+    let config = ClientConfig::builder_with_provider(TlsPolicy::default().provider());
+    let config = config.with_safe_default_protocol_versions().expect("versions");
+    let mut config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(host.to_owned()).expect("a name");
+    let mut client = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).expect("written to memory");
+    bytes
 }

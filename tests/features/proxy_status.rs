@@ -69,24 +69,29 @@ fn a_failed_endpoint_is_shown_with_its_reason() {
     });
 }
 
+/// Looks at the status page at an address and at all that it loads.
+pub(super) async fn page_loads_only_its_own_files(address: &str) {
+    let page = http_get(address, "GET", "/ui").await.expect("an answer");
+    assert_eq!((page.status, page.headers["content-type"].as_str()), (200, "text/html; charset=utf-8"));
+    let policy = &page.headers["content-security-policy"];
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    let named: Vec<&str> =
+        page.body.split('"').filter(|part| part.starts_with("/ui/") || part.contains("://")).collect();
+    assert_eq!(named.len(), 3, "{named:?}");
+    for path in named {
+        let file = http_get(address, "GET", path).await.expect("an answer");
+        assert_eq!(file.status, 200, "{path}");
+        assert!(!file.body.contains("://"), "{path} loads something from another host");
+    }
+    let refused = http_get(address, "POST", "/ui").await.expect("an answer");
+    assert_eq!(refused.status, 405);
+    assert_eq!(http_get(address, "GET", "/ui/other").await.expect("an answer").status, 404);
+}
+
 #[test]
 fn the_status_page_is_made_of_files_of_its_own() {
     run(Target::Proxy, &[], async |deployment: &mut Deployment| {
-        let page = http_get(&deployment.endpoint, "GET", "/ui").await.expect("an answer");
-        assert_eq!((page.status, page.headers["content-type"].as_str()), (200, "text/html; charset=utf-8"));
-        let policy = &page.headers["content-security-policy"];
-        assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
-        let named: Vec<&str> =
-            page.body.split('"').filter(|part| part.starts_with("/ui/") || part.contains("://")).collect();
-        assert_eq!(named.len(), 2, "{named:?}");
-        for path in named {
-            let file = http_get(&deployment.endpoint, "GET", path).await.expect("an answer");
-            assert_eq!(file.status, 200, "{path}");
-            assert!(!file.body.contains("://"), "{path} loads something from another host");
-        }
-        let refused = http_get(&deployment.endpoint, "POST", "/ui").await.expect("an answer");
-        assert_eq!(refused.status, 405);
-        assert_eq!(http_get(&deployment.endpoint, "GET", "/ui/other").await.expect("an answer").status, 404);
+        page_loads_only_its_own_files(&deployment.endpoint).await;
     });
 }
 

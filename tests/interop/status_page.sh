@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The proxy's status page in headless Chromium, with some reads, watches and a member that ends; needs npm and Debian's chromium.
+# The status pages of proxy and gateway in headless Chromium, with some reads, watches and a member that ends; needs npm and Debian's chromium.
 #
 # usage: status_page.sh [BINARY [FOLDER]]    the program under test, target/debug/watershed by default; FOLDER for screenshots
 set -euo pipefail
@@ -42,6 +42,14 @@ if of_tenant put 2 x >/dev/null 2>&1; then
     echo "a tenant may put more keys than its limit"
     exit 1
 fi
-timeout 180 node "$work/page/checks.js" "$proxy" "$member_pid" "$tenants" ${folder:+"$folder"}
+gateway=127.0.0.1:$((port + 8)) gateway_metrics=127.0.0.1:$((port + 9))
+start gateway "$binary" gateway start --endpoints="$member,127.0.0.1:1" --listen-addr="$gateway" --metrics-addr="$gateway_metrics"
+for _ in $(seq 100); do
+    if "$binary" ctl --endpoints="$gateway" get x >/dev/null 2>&1; then break; fi
+    sleep 0.2
+done
+(while "$binary" ctl --endpoints="$gateway" get --prefix /jobs/ >/dev/null 2>&1; do :; done) >/dev/null 2>&1 &
+pids+=($!)
+timeout 180 node "$work/page/checks.js" "$proxy" "$member_pid" "$tenants" "$gateway_metrics" ${folder:+"$folder"}
 ctl proxy status
 "$binary" ctl --endpoints="$tenants" proxy status

@@ -111,7 +111,7 @@ impl Pages {
             "/proxy/status" => self.status.page(),
             "/version" => self.version().await,
             "/debug/vars" => debug_vars([]),
-            _ if StatusPage::has(path) => StatusPage::answer(path),
+            _ if StatusPage::PROXY.has(path) => StatusPage::PROXY.answer(path),
             _ => self.check(path, &CheckQuery::parse(head.uri.query())).await,
         }
     }
@@ -185,7 +185,7 @@ impl Pages {
 
 /// Whether it is a page with the state of the proxy.
 fn is_status(path: &str) -> bool {
-    path == "/proxy/status" || StatusPage::has(path)
+    path == "/proxy/status" || StatusPage::PROXY.has(path)
 }
 
 /// The one check behind a path.

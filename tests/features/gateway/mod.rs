@@ -1,7 +1,8 @@
 //! The gateway as a program: its words, its exit codes, and what it does when descriptors run out; `health.rs` has its
-//! health checks of real members.
+//! health checks of real members, `hot_restart.rs` gateways that take over from one another.
 
 mod health;
+mod hot_restart;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -150,6 +151,7 @@ async fn ctl_shows_the_endpoints_of_a_gateway() {
     let (well, text) = ctl(&["-w", "json", "gateway", "status"]);
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert!(well && json[0]["Status"]["endpoints"][0]["connections"] == 1, "{text}");
+    crate::features::proxy_status::page_loads_only_its_own_files(&metrics).await;
     let (well, text) = ctl(&["proxy", "status"]);
     assert!(!well && text.contains("is not a gRPC proxy of this program: it has no /proxy/status"), "{text}");
     drop(open);

@@ -1,12 +1,12 @@
-// The status page of a proxy in headless Chromium.
+// The status pages of a proxy and of a gateway in headless Chromium.
 //
-// usage: node checks.js PROXY MEMBER_PID TENANTS [FOLDER]    TENANTS is the listener for metrics of a proxy with tenants; with a
-// FOLDER, screenshots of a wide and of a narrow window go there
+// usage: node checks.js PROXY MEMBER_PID TENANTS GATEWAY [FOLDER]    TENANTS is the listener for metrics of a proxy with tenants, GATEWAY that of
+// a gateway with one endpoint that is down and one that serves; with a FOLDER, screenshots of a wide and of a narrow window go there
 'use strict';
 const assert = require('node:assert');
 const { chromium } = require('playwright-core');
 
-const [proxy, memberPid, tenants, folder] = process.argv.slice(2);
+const [proxy, memberPid, tenants, gateway, folder] = process.argv.slice(2);
 
 async function main() {
   const browser = await chromium.launch({
@@ -17,7 +17,7 @@ async function main() {
   try {
     const page = await browser.newPage({ viewport: { width: 1100, height: 900 } });
     const problems = [];
-    const hosts = [proxy, tenants];
+    const hosts = [proxy, tenants, gateway];
     page.on('pageerror', (error) => problems.push(String(error)));
     page.on('console', (message) => { if (message.type() === 'error') problems.push(message.text()); });
     page.on('request', (request) => {
@@ -46,6 +46,19 @@ async function main() {
     assert.deepStrictEqual(limits[0], ['team-a', 'stored-keys', '1', '1', '', '1']);
     await page.waitForFunction(() => [...document.querySelectorAll('figure:not([hidden]) .name')].some((name) => name.textContent.startsWith('Refused')));
     if (folder) await page.screenshot({ path: folder + '/status-page-tenants.png', fullPage: true });
+    await page.setViewportSize({ width: 390, height: 844 });
+    assert.strictEqual(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), 0);
+    await page.setViewportSize({ width: 1100, height: 900 });
+    await page.goto('http://' + gateway + '/ui');
+    await page.waitForSelector('#endpoints td.up');
+    await page.waitForSelector('#endpoints td.down');
+    assert.match(await page.textContent('#about'), /accepts connections on/);
+    assert.match(await page.textContent('#endpoints tbody'), /refused/);
+    await page.waitForFunction(() => document.querySelectorAll('figure .line[d]').length === document.querySelectorAll('figure').length);
+    const moved = () => document.querySelector('#charts').textContent.match(/To endpoints [1-9]/);
+    await page.waitForFunction(moved);
+    if (folder) await page.waitForTimeout(10000);
+    if (folder) await page.screenshot({ path: folder + '/status-page-gateway.png', fullPage: true });
     await page.setViewportSize({ width: 390, height: 844 });
     assert.strictEqual(await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), 0);
     await page.goto('http://' + proxy + '/ui');
