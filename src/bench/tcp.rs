@@ -1,4 +1,4 @@
-//! `bench tcp-pingpong`, `tcp-bulk`, `tcp-idle`: what a TCP forwarder costs.
+//! `bench tcp-pingpong`, `tcp-bulk`, `tcp-connect`, `tcp-idle`: what a TCP forwarder costs.
 //!
 //! The generator brings its own far end: `--serve` listens there, and the forwarder under test is pointed at it.
 //! Without a forwarder, `--addr` equal to `--serve` gives the figure of the bare loopback. Client and far end have one
@@ -51,10 +51,10 @@ struct RawTcpBench {
     server_pid: Option<u32>,
 }
 
-/// Runs one of the three measurements; `args` starts with its name. Prints one JSON object.
+/// Runs one of the measurements; `args` starts with its name. Prints one JSON object.
 pub fn run(args: &[OsString]) -> u8 {
     let (Some(mode), flags) = (args.first().and_then(|mode| mode.to_str()), args.get(1..).unwrap_or_default()) else {
-        return refuse("a mode is missing: tcp-pingpong, tcp-bulk or tcp-idle");
+        return refuse("a mode is missing: tcp-pingpong, tcp-bulk, tcp-connect or tcp-idle");
     };
     let config = parse_flags(RawTcpBench::command(), flags, &Variables::none(), FlagWords::Cobra)
         .and_then(|parsed| parsed.read());
@@ -72,6 +72,7 @@ pub fn run(args: &[OsString]) -> u8 {
         match mode {
             "tcp-pingpong" => local.block_on(&runtime, pingpong(&config)),
             "tcp-bulk" => local.block_on(&runtime, bulk(&config)),
+            "tcp-connect" => local.block_on(&runtime, connections(&config)),
             "tcp-idle" => local.block_on(&runtime, idle(&config)),
             other => Err(io::Error::other(format!("unknown mode {other:?}"))),
         }
@@ -225,6 +226,40 @@ async fn bulk(config: &RawTcpBench) -> io::Result<serde_json::Value> {
         "mode": "tcp-bulk", "conns": config.conns, "bytes": bytes,
         "gb_per_second": gigabytes / started.elapsed().as_secs_f64(),
         "cpu_s_per_gb": usage.cpu_since().map(|cpu| cpu.as_secs_f64() / gigabytes),
+        "rss_kib": usage.rss_kib(),
+    }))
+}
+
+/// Opens connections one after the other, with one round on each, from as many clients at once.
+async fn connections(config: &RawTcpBench) -> io::Result<serde_json::Value> {
+    let usage = Usage::of(config.server_pid);
+    let started = Instant::now();
+    let mut clients = JoinSet::new();
+    for _ in 0..config.conns {
+        let (address, size, duration) = (config.addr, config.size.max(1), config.duration.0);
+        clients.spawn_local(async move {
+            let mut latencies = histogram();
+            let mut message = vec![7; size];
+            while started.elapsed() < duration {
+                let begin = Instant::now();
+                let mut stream = connect(address).await?;
+                round(&mut stream, &mut message).await?;
+                latencies.saturating_record(begin.elapsed().as_nanos() as u64);
+            }
+            io::Result::Ok(latencies)
+        });
+    }
+    let mut all = histogram();
+    while let Some(outcome) = clients.join_next().await {
+        all.add(outcome.map_err(io::Error::other)??).map_err(io::Error::other)?;
+    }
+    let elapsed = started.elapsed();
+    let percentile = |at: f64| all.value_at_quantile(at) as f64 / 1e3;
+    Ok(json!({
+        "mode": "tcp-connect", "conns": config.conns, "connections": all.len(),
+        "connections_per_second": all.len() as f64 / elapsed.as_secs_f64(),
+        "p50_us": percentile(0.5), "p99_us": percentile(0.99),
+        "cpu_us_per_connection": usage.cpu_since().map(|cpu| cpu.as_secs_f64() * 1e6 / all.len() as f64),
         "rss_kib": usage.rss_kib(),
     }))
 }

@@ -67,7 +67,9 @@ fn run_as_watershed(args: &[OsString]) -> u8 {
         (Some("dev"), _) => super::dev::run(&args[1..]),
         (Some("utl"), _) => super::utl::run("watershed utl", &args[1..]),
         (Some("ctl"), _) => super::ctl::run(Program::Ctl, &args[1..]),
-        (Some("bench"), Some("tcp-pingpong" | "tcp-bulk" | "tcp-idle")) => crate::bench::tcp::run(&args[1..]),
+        (Some("bench"), Some("tcp-pingpong" | "tcp-bulk" | "tcp-connect" | "tcp-idle")) => {
+            crate::bench::tcp::run(&args[1..])
+        }
         (Some("bench"), _) => super::bench::run(&args[1..]),
         (Some(word), _) if !word.starts_with('-') => refuse(format!("unknown command {word:?}, see watershed --help")),
         _ => super::server::run(args),
