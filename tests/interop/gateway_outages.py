@@ -12,7 +12,7 @@ Scenarios: `rolling` (each member is stopped and started, one after the other), 
 the SRV records change), `stopped` (a follower gets SIGSTOP for 10 s), `dropped` (a follower's packets are dropped for 10 s), `all-down` (all
 members are killed, and started after 5 s).
 
-Health checks get `/readyz`; two failed ones in a row leave an endpoint out, with our gateway and with HAProxy alike (`fastinter` 0.1 s).
+Health checks get `/readyz`; two failed ones in a row, the second 0.1 s after the first, leave an endpoint out, with our gateway and with HAProxy alike.
 
 Columns, for each gateway: new connections made; those that failed; those that failed and were begun later than the checks can need to notice the
 fault (one interval, two timeouts, and the 0.1 s); recovery: from the fault (`all-down`: from the first answer of a member) to the begin of
