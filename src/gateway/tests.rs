@@ -777,7 +777,7 @@ async fn gateways_that_point_at_each_other_stay_bounded() {
     let both = |name: &str| first.metric(name) + second.metric(name);
     let bounded = async {
         // The new list takes effect a moment after it is set.
-        while both("watershed_gateway_refused_total") == 0.0 {
+        while both("watershed_gateway_refused_total{reason=\"connections\"}") == 0.0 {
             let mut client = first.connect().await;
             // The end of the chain reaches the client, and with the client all of it is gone.
             assert!(matches!(client.read(&mut [0]).await, Ok(0) | Err(_)));

@@ -12,7 +12,7 @@ fn fleet(flags: &[&str]) -> Output {
 fn json(flags: &[&str]) -> Value {
     let output = fleet(&[flags, &["--json"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 #[test]

@@ -138,7 +138,6 @@ impl Turns {
                 let next_max = self.inner.max_of(&state, next, now);
                 let State { in_flight, tenants, rotation, .. } = &mut *state;
                 let Some(its) = tenants.get_mut(&next) else { continue };
-                passed_over += 1;
                 if its.in_flight < next_max
                     // Others have given up.
                     && let Some(waiting) = std::iter::from_fn(|| its.waiting.pop_front()).find(|one| !one.is_closed())
@@ -147,6 +146,8 @@ impl Turns {
                     *in_flight += 1;
                     given.push((waiting, Turn { turns: self.clone(), tenant: next }));
                     passed_over = 0;
+                } else if !its.waiting.is_empty() {
+                    passed_over += 1;
                 }
                 if !its.waiting.is_empty() {
                     rotation.push_back(next);
@@ -209,17 +210,22 @@ mod tests {
         assert!(waiting.iter_mut().all(|one| one.now_or_never().is_none()));
         drop(ask(&turns, 2).now_or_never().expect("at once"));
         drop(noisy);
-        let mut open: Vec<_> = waiting.iter_mut().filter_map(FutureExt::now_or_never).collect();
+        let mut open = Vec::new();
+        let mut take = |open: &mut Vec<Turn>| {
+            waiting.retain_mut(|one| match one.now_or_never() {
+                Some(turn) => {
+                    open.push(turn);
+                    false
+                }
+                None => true,
+            });
+        };
+        take(&mut open);
         assert_eq!((open.len(), turns.used(1)), (2, (2, 18)));
         tokio::time::advance(ACTIVE).await;
         // The next turn that ends brings all that it may have again.
         open.pop();
-        waiting.retain_mut(|one| {
-            one.now_or_never().is_none_or(|turn| {
-                open.push(turn);
-                false
-            })
-        });
+        take(&mut open);
         assert_eq!(turns.used(1), (12, 7));
         drop((open, waiting));
         assert_eq!(turns.inner.state.lock().in_flight, 0);

@@ -174,6 +174,9 @@ fn any_range_stream_is_answered_as_by_the_member() {
         }
         let share = cached.answers().await - before;
         assert!(share > 50.0, "{share} answers of the cache");
+        for number in 0..5 {
+            deployment.put(format!("k/{number}"), "v".repeat(100_000)).await;
+        }
         let all = RangeRequest { key: "k/".into(), range_end: "k0".into(), ..Default::default() };
         let (answer, messages) = streamed(&cached.client, all.clone()).await.expect("a stream");
         assert!(messages > 1 && answer.kvs.len() as i64 == answer.count, "{messages} messages");
