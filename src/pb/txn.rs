@@ -6,9 +6,12 @@
 
 use std::cell::Cell;
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use prost::encoding::{DecodeContext, WireType, skip_field};
 use prost::{DecodeError, Message};
+
+use super::etcdserverpb::Compare;
+use super::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 
 /// Transactions within one another that are decoded for certain; the decoder's own limit ends it some 50 further.
 ///
@@ -32,6 +35,33 @@ fn within<T>(context: DecodeContext, decode: impl FnOnce(DecodeContext) -> T) ->
     let _leave = Leave(open);
     OPEN.set(open + 1);
     decode(if open < LEVELS { DecodeContext::default() } else { context })
+}
+
+impl Compare {
+    /// Holds when the key was created at this revision.
+    pub fn created_at(key: impl Into<Bytes>, revision: i64) -> Self {
+        Self::created(key, CompareResult::Equal, revision)
+    }
+
+    /// Holds when the key does not exist.
+    pub fn absent(key: impl Into<Bytes>) -> Self {
+        Self::created_at(key, 0)
+    }
+
+    /// Holds when the key exists.
+    pub fn exists(key: impl Into<Bytes>) -> Self {
+        Self::created(key, CompareResult::Greater, 0)
+    }
+
+    fn created(key: impl Into<Bytes>, result: CompareResult, revision: i64) -> Self {
+        Self {
+            result: result.into(),
+            target: CompareTarget::Create.into(),
+            key: key.into(),
+            target_union: Some(TargetUnion::CreateRevision(revision)),
+            range_end: Bytes::new(),
+        }
+    }
 }
 
 macro_rules! operation {

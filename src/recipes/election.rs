@@ -6,9 +6,9 @@ use tonic::{Request, Response, Status};
 
 use super::error::RecipeError;
 use super::observe;
-use super::queue::{Queue, created_at, delete, lease_or_own, put, within_deadline};
+use super::queue::{Queue, delete, lease_or_own, put, within_deadline};
 use super::store::RecipeStore;
-use crate::pb::etcdserverpb::{RequestOp, ResponseHeader, TxnRequest};
+use crate::pb::etcdserverpb::{Compare, RequestOp, ResponseHeader, TxnRequest};
 use crate::pb::v3electionpb::election_server::Election;
 use crate::pb::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
@@ -107,8 +107,11 @@ async fn if_created_at<S: RecipeStore>(
     create_revision: i64,
     op: RequestOp,
 ) -> Result<(bool, ResponseHeader), RecipeError> {
-    let request =
-        TxnRequest { compare: vec![created_at(key.clone(), create_revision)], success: vec![op], failure: Vec::new() };
+    let request = TxnRequest {
+        compare: vec![Compare::created_at(key.clone(), create_revision)],
+        success: vec![op],
+        failure: Vec::new(),
+    };
     let answer = store.txn(request).await?;
     Ok((answer.succeeded, answer.header.unwrap_or_default()))
 }

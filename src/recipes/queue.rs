@@ -13,7 +13,7 @@ use crate::net::Backoff;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::pb::etcdserverpb::{
     Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
-    ResponseOp, TxnRequest, WatchCreateRequest, compare, request_op, response_op,
+    ResponseOp, TxnRequest, WatchCreateRequest, request_op, response_op,
 };
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
@@ -69,7 +69,7 @@ impl<S: RecipeStore> Queue<S> {
         let answer = self
             .store
             .txn(TxnRequest {
-                compare: vec![created_at(key.clone(), 0)],
+                compare: vec![Compare::absent(key.clone())],
                 // Every member runs this while it applies: nothing here may walk over the queue. The newest two are
                 // the caller and the one before it.
                 success: vec![put(key.clone(), value, lease), range(self.by_creation(SortOrder::Descend, 2))],
@@ -215,7 +215,7 @@ impl<S: RecipeStore> Drop for Place<S> {
         }
         let store = self.queue.store.clone();
         let request = TxnRequest {
-            compare: vec![created_at(self.key.clone(), self.create_revision)],
+            compare: vec![Compare::created_at(self.key.clone(), self.create_revision)],
             success: vec![delete(self.key.clone())],
             failure: Vec::new(),
         };
@@ -248,17 +248,6 @@ pub(super) async fn lease_or_own<S: RecipeStore>(store: &S, lease: i64) -> Resul
         return Ok(lease);
     }
     Ok(store.lease_grant(LeaseGrantRequest { ttl: OWN_LEASE_TTL, id: 0 }).await?.id)
-}
-
-/// Holds when `key` was created at `revision`; 0 means that it does not exist.
-pub(super) fn created_at(key: Bytes, revision: i64) -> Compare {
-    Compare {
-        result: compare::CompareResult::Equal.into(),
-        target: compare::CompareTarget::Create.into(),
-        key,
-        target_union: Some(compare::TargetUnion::CreateRevision(revision)),
-        range_end: Bytes::new(),
-    }
 }
 
 pub(super) fn put(key: Bytes, value: Bytes, lease: i64) -> RequestOp {

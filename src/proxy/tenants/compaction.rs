@@ -10,7 +10,7 @@ use crate::api_error::ApiError;
 use crate::client::{Channel, Head, Method, framed, unframed};
 use crate::pb::etcdserverpb::{
     CompactionRequest, CompactionResponse, Compare, LeaseGrantRequest, LeaseGrantResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, compare, request_op,
+    RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, request_op,
 };
 use crate::proxy::namespace::Namespace;
 use crate::types::{KeyRange, Revision};
@@ -61,13 +61,7 @@ impl AgreedCompaction {
     pub(super) async fn note_active(&self, agreement: &Agreement) {
         let noted = async {
             let lease = agreement.lease().await?;
-            let is_there = Compare {
-                result: compare::CompareResult::Greater.into(),
-                target: compare::CompareTarget::Version.into(),
-                key: self.key.clone(),
-                target_union: Some(compare::TargetUnion::Version(0)),
-                ..Compare::default()
-            };
+            let is_there = Compare::exists(self.key.clone());
             let put = |put| vec![RequestOp { request: Some(request_op::Request::RequestPut(put)) }];
             let keep = PutRequest { key: self.key.clone(), ignore_value: true, lease, ..PutRequest::default() };
             let none = PutRequest { key: self.key.clone(), value: "0".into(), lease, ..PutRequest::default() };
