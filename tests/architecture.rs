@@ -56,7 +56,8 @@ const TABLE: &[(&str, &[&str])] = &[
     // A snapshot that a leader sends is a db snapshot.
     ("core::server", &["CORE", "bolt", "api_error", "config", "eventlog", "recipes", "listener", "pages", "json"]),
     ("client", &["api_error", "net"]),
-    ("registry", &["client", "config", "listener", "net", "pages"]),
+    // The layout of the keys is in one place.
+    ("registry", &["client", "config", "discovery", "listener", "net", "pages"]),
     ("discovery", &["client", "config", "net"]),
     (
         "proxy",

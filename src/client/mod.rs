@@ -5,7 +5,8 @@
 //! over. A configured user is logged in, and again before its token ends (`token_lifetime.rs`) or when it is no longer accepted
 //! (`login.rs`). Under it lies the
 //! [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs` for what may be sent
-//! twice, then `pool/dispatch.rs`. `page.rs` gets a page over HTTP/1.1, for what an endpoint tells beside the API.
+//! twice, then `pool/dispatch.rs`. `followed_range.rs` keeps the pairs of a
+//! range current. `page.rs` gets a page over HTTP/1.1, for what an endpoint tells beside the API.
 //!
 //! Import circle: `pool/connection.rs`, `pool/probe.rs`: a connection checks that its endpoint answers, and a check is
 //! a call on it.
@@ -14,6 +15,7 @@ mod channel;
 mod config;
 mod connect;
 mod error;
+mod followed_range;
 mod login;
 #[cfg(test)]
 mod login_tests;
@@ -29,8 +31,9 @@ pub use channel::{Channel, SharedLogin};
 pub use config::{ClientConfig, Credentials, KeepAlive};
 pub use connect::Client;
 pub use error::ClientError;
+pub use followed_range::{FollowedRange, follow_range};
 pub use method::{Lane, Method};
-pub use page::{http_page, http_page_on};
+pub use page::{PAGE_DIALER, http_answer_on, http_page, http_page_on};
 pub use pool::{
     ClusterMismatch, EndpointReport, EndpointState, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, Seen,
     UpstreamBody, UpstreamCluster, UpstreamStream, UpstreamWatch, check_one_cluster, health_check, peek_header,

@@ -8,8 +8,9 @@ use anyhow::Context;
 use listenfd::ListenFd;
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use super::sources;
 use crate::config::{GatewayConfig, parse_gateway_config};
-use crate::discovery::{Discovery, SrvRecords, StaticList, count_sources};
+use crate::discovery::{Discovery, RegisteredEndpoints, StaticList, count_sources};
 use crate::gateway::{Gateway, Handover, Predecessor};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, ServerAuth};
 use crate::shutdown::{Tasks, interrupted};
@@ -36,7 +37,11 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
-        let endpoints = listed_endpoints(config, &tasks).await?;
+        let endpoints = tokio::select! {
+            endpoints = listed_endpoints(config, &tasks) => endpoints?,
+            // Whoever waits for members can be told to end.
+            _ = interrupted() => return Ok(()),
+        };
         let metrics = Metrics::new();
         count_sources(&metrics, &[&*endpoints]);
         let mut predecessor = predecessor(config)?;
@@ -97,15 +102,21 @@ async fn succeed(
 }
 
 /// What the flags say, or what they say is to be asked.
-async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Result<Box<dyn Discovery>> {
+pub(super) async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Result<Box<dyn Discovery>> {
+    if let Some(peers) = &config.peers {
+        return sources::of_peers(peers, tasks).await;
+    }
+    if let Some(naming) = &config.naming {
+        let found = RegisteredEndpoints::start(naming, &config.endpoints, tasks).await;
+        return Ok(Box::new(found.with_context(|| format!("--resolver-prefix={}", naming.prefix))?));
+    }
     let Some(srv) = &config.srv else { return Ok(Box::new(StaticList::new(config.endpoints.clone()))) };
     let mut tls = ClientTlsConfig::new(Alpn::H2);
     if let Some(file) = &config.trusted_ca_file {
         tls.servers = ServerAuth::File(file.clone());
     }
     let tls = ClientTls::new(&tls).context("--trusted-ca-file")?;
-    let records = SrvRecords::start(srv, tls, tasks).await;
-    Ok(Box::new(records.with_context(|| format!("--discovery-srv={}", srv.domain))?))
+    sources::of_srv(srv, tls, tasks).await
 }
 
 /// The listening socket that systemd passes to a service with a socket unit. It holds the socket over restarts, so that no

@@ -10,12 +10,14 @@ use tokio::runtime::{Handle, Runtime};
 use tracing::{info, warn};
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use super::sources;
 use super::tenants::{TenantListeners, TenantsOfFile, listen_addresses};
 use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
 use crate::config::{
-    Advertise, ListenAddress, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword, parse_proxy_config,
+    Advertise, ListenAddress, ListenUrl, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword,
+    parse_proxy_config,
 };
-use crate::discovery::{Discovery, MemberList, SrvRecords, StaticList, count_sources, current_endpoints};
+use crate::discovery::{Discovery, MemberList, StaticList, count_sources, current_endpoints};
 use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
@@ -42,6 +44,11 @@ pub fn run(args: &[OsString]) -> u8 {
         return refuse(error);
     }
     raise_descriptor_limit();
+    serve_until_told(config)
+}
+
+/// Runs a proxy until SIGINT or SIGTERM and returns the exit code.
+pub(super) fn serve_until_told(config: ProxyConfig) -> u8 {
     let outcome =
         Runtime::new().context("start the runtime").and_then(|runtime| runtime.block_on(run_until_told(config)));
     match outcome {
@@ -53,7 +60,11 @@ pub fn run(args: &[OsString]) -> u8 {
 async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let grace = config.grace;
-    let listed = listed_endpoints(&config, &tasks).await?;
+    let listed = tokio::select! {
+        listed = listed_endpoints(&config, &tasks) => listed?,
+        // Whoever waits for members can be told to end.
+        _ = interrupted() => return Ok(()),
+    };
     let pool = PoolConfig { endpoints: current_endpoints(&*listed), ..pool_config(&config, upstream_tls(&config)?) };
     check_one_cluster(&pool, &tasks).await.context("--endpoints")?;
     let proxy = start(config, listed, &tasks)?;
@@ -91,25 +102,30 @@ impl RunningProxy {
 /// When nothing is found to begin with, or when what is found cannot be used.
 pub async fn listed_endpoints(config: &ProxyConfig, tasks: &Tasks) -> anyhow::Result<Box<dyn Discovery>> {
     let tls = config.upstream_tls.as_ref();
-    let Some(srv) = &config.srv else {
-        // As the member list will name them.
-        let endpoints = config.endpoints.iter().map(|endpoint| endpoint.clone().settled(tls.is_some()));
-        return Ok(Box::new(StaticList::new(endpoints)));
+    let found = match (&config.srv, &config.peers) {
+        (_, Some(peers)) => sources::of_peers(peers, tasks).await?,
+        (Some(srv), None) => {
+            let usual = ClientTlsConfig::new(Alpn::H2);
+            let handshake = ClientTls::new(tls.unwrap_or(&usual)).context("TLS with members")?;
+            sources::of_srv(srv, handshake, tasks).await?
+        }
+        (None, None) => {
+            // As the member list will name them.
+            let endpoints = config.endpoints.iter().map(|endpoint| endpoint.clone().settled(tls.is_some()));
+            return Ok(Box::new(StaticList::new(endpoints)));
+        }
     };
-    let usual = ClientTlsConfig::new(Alpn::H2);
-    let handshake = ClientTls::new(tls.unwrap_or(&usual)).context("TLS with members")?;
-    let found = SrvRecords::start(srv, handshake, tasks).await;
-    let found = found.with_context(|| format!("--discovery-srv={}", srv.domain))?;
-    for endpoint in current_endpoints(&found) {
+    for endpoint in current_endpoints(&*found) {
         let own = |ip: &IpAddr| SocketAddr::new(*ip, endpoint.port()) == config.listen;
-        if endpoint.addresses().is_some_and(|addresses| addresses.iter().any(own)) {
-            bail!("--discovery-srv={}: {endpoint} is the proxy's own --listen-addr", srv.domain);
+        let named = endpoint.host().parse().is_ok_and(|ip| own(&ip));
+        if named || endpoint.addresses().is_some_and(|addresses| addresses.iter().any(own)) {
+            bail!("{}: {endpoint} is the proxy's own --listen-addr", found.name());
         }
         if matches!(config.user, Some(ProxyUserConfig::Certificate(_))) && !endpoint.uses_tls(false) {
             bail!("--user-cert: {endpoint} is an endpoint without TLS");
         }
     }
-    Ok(Box::new(found))
+    Ok(found)
 }
 
 /// Starts a proxy in front of the endpoints of `listed`; it stops with `tasks`, or by [`RunningProxy::finish`].
@@ -123,19 +139,27 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
     let upstream_tls = upstream_tls(&config)?;
     let mut listeners = vec![bind(config.listen).context("--listen-addr")?.speaking(protection(true))];
     info!(address = %config.listen, "listening for gRPC proxy client requests");
-    if let Some(url) = &config.metrics_listen {
+    let bind_url = |url: &ListenUrl| {
         let socket = match url.address() {
             ListenAddress::Tcp(address) => bind(*address),
             ListenAddress::Unix(path) => bind_unix(path),
         };
-        listeners.push(socket.context("--metrics-addr")?.speaking(protection(url.is_tls())));
+        socket.map(|socket| socket.speaking(protection(url.is_tls())))
+    };
+    let metrics_listener = config.metrics_listen.as_ref().map(|_| listeners.len());
+    if let Some(url) = &config.metrics_listen {
+        listeners.push(bind_url(url).context("--metrics-addr")?);
         info!(address = %url, "gRPC proxy listening for metrics");
+    }
+    for url in &config.listen_too {
+        listeners.push(bind_url(url).with_context(|| format!("--listen-client-urls: {url}"))?);
+        info!(address = %url, "listening for gRPC proxy client requests");
     }
     let tenant_listeners: Vec<SocketAddr> = match &config.tenants {
         Some(file) => listen_addresses(&file.tenants, config.listen).into_iter().collect(),
         None => Vec::new(),
     };
-    let (metrics_listener, fixed_listeners) = ((listeners.len() > 1).then_some(1), listeners.len());
+    let fixed_listeners = listeners.len();
     for address in &tenant_listeners {
         let socket = bind(*address).with_context(|| format!("--tenants-file: listen: {address}"))?;
         listeners.push(socket.speaking(protection(true)));

@@ -15,6 +15,7 @@ pub mod grpc_proxy;
 mod initial_cluster;
 mod process;
 pub mod server;
+mod sources;
 mod tenants;
 mod usage;
 pub mod utl;

@@ -8,10 +8,11 @@ use anyhow::Context;
 use futures::future::OptionFuture;
 use tracing::{error, info, warn};
 
-use super::initial_cluster::initial_cluster;
+use super::grpc_proxy;
+use super::initial_cluster::{Surplus, initial_cluster};
 use super::process::{notify_ready, raise_descriptor_limit, refuse};
 use super::usage::no_server;
-use crate::config::{ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config};
+use crate::config::{Fallback, ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config};
 use crate::core::peer::{PeerDialer, PeerTls};
 use crate::core::server::{CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests, Traffic};
 use crate::listener::{self, ListenerConfig, ListenerError, PortUse, Protection, Serving, Socket, WorkerId};
@@ -45,37 +46,62 @@ pub fn run(args: &[OsString]) -> u8 {
         Err(error) => return refuse(format!("start runtime: {error}")),
     };
     raise_descriptor_limit();
-    runtime.block_on(async {
-        let tasks = Tasks::new();
-        let server = match Server::start(&config, &tasks).await {
-            Ok(server) => server,
-            Err(error) => return refuse(format!("{error:#}")),
-        };
-        notify_ready();
-        let interruption = tokio::select! {
-            interruption = interrupted() => match interruption {
-                Ok(interruption) => Some(interruption),
-                Err(error) => {
-                    error!(%error, "signals cannot be received");
-                    None
-                }
-            },
-            () = server.member.removed() => {
-                error!("the member has been permanently removed from the cluster");
-                warn!("data-dir used by this member must be removed");
-                // The client that asked for it gets its answer, and the other members learn that it is committed.
-                tokio::time::sleep(REMOVED_DELAY).await;
+    match runtime.block_on(serve(&config)) {
+        Ended::With(code) => code,
+        Ended::Surplus(peer_urls) => {
+            drop(runtime);
+            warn!(peers = peer_urls.join(","), "the cluster is complete without this member: it becomes a gRPC proxy");
+            match config.surplus_proxy(peer_urls) {
+                Ok(proxy) => grpc_proxy::serve_until_told(proxy),
+                Err(error) => refuse(error),
+            }
+        }
+    }
+}
+
+/// How a server ended.
+enum Ended {
+    /// With this exit code.
+    With(u8),
+    /// Before it began: its cluster is complete, whose members have these peer URLs.
+    Surplus(Vec<String>),
+}
+
+async fn serve(config: &ServerConfig) -> Ended {
+    let tasks = Tasks::new();
+    let server = match Server::start(config, &tasks).await {
+        Ok(server) => server,
+        Err(error) => {
+            return match error.downcast_ref::<Surplus>() {
+                Some(surplus) if config.fallback == Fallback::Proxy => Ended::Surplus(surplus.peer_urls.clone()),
+                _ => Ended::With(refuse(format!("{error:#}"))),
+            };
+        }
+    };
+    notify_ready();
+    let interruption = tokio::select! {
+        interruption = interrupted() => match interruption {
+            Ok(interruption) => Some(interruption),
+            Err(error) => {
+                error!(%error, "signals cannot be received");
                 None
             }
-        };
-        info!(?interruption, "stopping");
-        server.stop().await;
-        if !tasks.finish(STOP_GRACE).await {
-            error!("some tasks did not end in time");
+        },
+        () = server.member.removed() => {
+            error!("the member has been permanently removed from the cluster");
+            warn!("data-dir used by this member must be removed");
+            // The client that asked for it gets its answer, and the other members learn that it is committed.
+            tokio::time::sleep(REMOVED_DELAY).await;
+            None
         }
-        info!("stopped");
-        interruption.map_or(0, Interruption::pass_on)
-    })
+    };
+    info!(?interruption, "stopping");
+    server.stop().await;
+    if !tasks.finish(STOP_GRACE).await {
+        error!("some tasks did not end in time");
+    }
+    info!("stopped");
+    Ended::With(interruption.map_or(0, Interruption::pass_on))
 }
 
 /// Time from the removal of this member to its stop.

@@ -9,6 +9,8 @@ use super::error::ConfigError;
 use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
+use super::naming::{NamingConfig, RawNaming};
+use super::peer_source::{PeerSourceConfig, RawPeerSource};
 use super::route::{RouteConfig, RouteMatch, routes};
 use super::unsupported::{Mode, read_flags};
 use crate::net::{ClientTlsConfig, Endpoint, HostPort, IpPrefix};
@@ -38,6 +40,12 @@ pub struct RawGatewayConfig {
     /// Discovery by DNS.
     #[command(flatten)]
     pub srv: RawSrv,
+    /// Discovery by URL or token.
+    #[command(flatten)]
+    pub peers: RawPeerSource,
+    /// Discovery of proxies.
+    #[command(flatten)]
+    pub naming: RawNaming,
 
     /// Wait for an endpoint to accept a connection before the next one is tried.
     #[arg(long, default_value = "1s", help_heading = "Not flags of etcd")]
@@ -218,6 +226,10 @@ pub struct GatewayConfig {
     pub endpoints: Vec<Endpoint>,
     /// Where the endpoints are found in place of these.
     pub srv: Option<SrvConfig>,
+    /// The cluster whose members are the endpoints in place of these.
+    pub peers: Option<PeerSourceConfig>,
+    /// What registered in the cluster of these, which are not connected to themselves then.
+    pub naming: Option<NamingConfig>,
     /// Authorities of the endpoints found there.
     pub trusted_ca_file: Option<PathBuf>,
     /// Longest pause between two checks of an endpoint that is down.
@@ -265,6 +277,8 @@ impl GatewayConfig {
             listen_addr,
             endpoints,
             srv: None,
+            peers: None,
+            naming: None,
             trusted_ca_file: None,
             retry_delay: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(1),
@@ -309,10 +323,19 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
         }
         let retry_delay = raw.retry_delay.0;
         let health_check = health_check(&raw)?;
+        let (peers, naming, srv) = (raw.peers.checked(&raw.srv)?, raw.naming.checked()?, raw.srv.checked()?);
+        if naming.is_some() && (peers.is_some() || srv.is_some()) {
+            return Err(wrong(
+                "resolver-prefix",
+                "is for the cluster of --endpoints, not for another source of endpoints",
+            ));
+        }
         Ok(Self {
             listen_addr: raw.listen_addr,
             endpoints: endpoints("endpoints", &raw.endpoints)?,
-            srv: raw.srv.checked()?,
+            peers,
+            naming,
+            srv,
             trusted_ca_file: Some(raw.trusted_ca_file).filter(|file| !file.is_empty()).map(PathBuf::from),
             retry_delay: if retry_delay.is_zero() { RETRY_DELAY_OF_ZERO } else { retry_delay },
             connect_timeout: raw.connect_timeout.0,
@@ -468,6 +491,21 @@ mod tests {
             ("--endpoints=,", "--endpoints: names no endpoint"),
             ("--endpoints=unix://x", "--endpoints: \"unix://x\" is neither host:port nor an http or https URL"),
             ("--discovery-srv a/b", "--discovery-srv: \"a/b\" is no domain name"),
+            (
+                "--discovery=http://d/t --discovery-srv=a",
+                "--discovery-srv, --discovery: choose one source of endpoints",
+            ),
+            ("--resolver-user=u:p", "--resolver-prefix: is needed by the other --resolver flags"),
+            ("--resolver-prefix=p --resolver-user=u", "--resolver-user: must be NAME:PASSWORD"),
+            (
+                "--resolver-prefix=p --discovery-srv=a",
+                "--resolver-prefix: is for the cluster of --endpoints, not for another source of endpoints",
+            ),
+            ("--discovery=http://d/t --discovery-interval=0", "--discovery-interval: must be >0"),
+            (
+                "--discovery=http://d/t --peer-cert-file=c",
+                "--peer-cert-file, --peer-key-file: KeyFile and CertFile must both be present[key: , cert: c]",
+            ),
             ("--balance=random", "--balance: \"random\" is none of round-robin, weighted, least-conn, p2c"),
             ("--on-eject=", "--on-eject: \"\" is none of keep, close"),
             (

@@ -13,13 +13,17 @@ mod flags;
 mod gateway;
 pub mod golang;
 mod log;
+mod member_registry;
 mod namespace_flag;
+mod naming;
+mod peer_source;
 mod proxy;
 mod proxy_user;
 mod registry;
 mod removed;
 mod route;
 mod server;
+mod surplus;
 mod tenants;
 #[cfg(test)]
 mod tests;
@@ -34,6 +38,9 @@ pub use gateway::{
     parse_gateway_config,
 };
 pub use golang::GoDuration;
+pub use member_registry::{HttpProxy, MemberRegistry, TokenRegistry, UrlRegistry};
+pub use naming::NamingConfig;
+pub use peer_source::{FirstPeers, PeerSourceConfig};
 pub use proxy::{
     Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,
 };
@@ -42,8 +49,8 @@ pub use registry::{RegistryConfig, parse_registry_config};
 pub use removed::removed_flag;
 pub use route::{NameMatch, RouteConfig, RouteMatch};
 pub use server::{
-    AuthConfig, AutoCompaction, FeatureGates, InitialCluster, InitialDiscovery, InitialState, IntegrityChecks, Notice,
-    PeerTlsConfig, Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, TokenDiscovery, parse_server_config,
+    AuthConfig, AutoCompaction, Fallback, FeatureGates, InitialCluster, InitialDiscovery, InitialState,
+    IntegrityChecks, Notice, PeerTlsConfig, Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, parse_server_config,
     same_urls,
 };
 pub use tenants::{

@@ -11,6 +11,7 @@ use super::flags::Variables;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
 use super::namespace_flag::{from_hex, spell_in_hex};
+use super::peer_source::{PeerSourceConfig, RawPeerSource};
 use super::proxy_user::{ProxyUserConfig, RawProxyUser};
 use super::server::{KEEPALIVE_MIN_TIME, YEARS_MAX, identity};
 use super::tenants::{ListenerFacts, TenantConfig, read_tenants_file};
@@ -178,6 +179,9 @@ pub struct RawProxyConfig {
     /// Discovery by DNS.
     #[command(flatten)]
     pub srv: RawSrv,
+    /// Discovery by URL or token.
+    #[command(flatten)]
+    pub peers: RawPeerSource,
     /// Who the proxy is for the cluster.
     #[command(flatten)]
     pub user: RawProxyUser,
@@ -193,6 +197,8 @@ pub struct ProxyConfig {
     pub listen: SocketAddr,
     /// TLS with clients.
     pub listen_tls: Option<ServerTlsConfig>,
+    /// Where they can connect as well.
+    pub listen_too: Vec<ListenUrl>,
     /// Where metrics and health are served too.
     pub metrics_listen: Option<ListenUrl>,
     /// TLS with members of the cluster.
@@ -203,6 +209,8 @@ pub struct ProxyConfig {
     pub endpoints: Vec<Endpoint>,
     /// Where they are found in place of these.
     pub srv: Option<SrvConfig>,
+    /// The cluster whose members are the endpoints in place of these.
+    pub peers: Option<PeerSourceConfig>,
     /// How often the endpoints are taken from the member list.
     pub auto_sync: Option<Duration>,
     /// What MemberList names.
@@ -417,10 +425,12 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         Ok(Self {
             listen,
             listen_tls,
+            listen_too: Vec::new(),
             metrics_listen,
             upstream_tls,
             user,
             endpoints,
+            peers: raw.peers.checked(&raw.srv)?,
             srv: raw.srv.checked()?,
             auto_sync: nonzero(raw.endpoints_auto_sync_interval),
             advertise,

@@ -2,8 +2,6 @@
 const REMOVED: &[(&str, Option<&str>)] = &[
     ("ca-file", Some("--trusted-ca-file")),
     ("debug", Some("--log-level=debug")),
-    ("discovery", Some("--discovery-token and --discovery-endpoints")),
-    ("discovery-proxy", None),
     ("enable-v2", None),
     ("experimental-bootstrap-defrag-threshold-megabytes", Some("--bootstrap-defrag-threshold-megabytes")),
     ("experimental-compact-hash-check-enabled", Some("--feature-gates=CompactHashCheck=true")),
@@ -37,7 +35,7 @@ const REMOVED: &[(&str, Option<&str>)] = &[
     ("log-output", Some("--log-outputs")),
     ("log-package-levels", Some("--log-level")),
     ("peer-ca-file", Some("--peer-trusted-ca-file")),
-    ("proxy", Some("the grpc-proxy and gateway commands")),
+    ("proxy", Some("--discovery-fallback=proxy for a surplus member, or the grpc-proxy and gateway commands")),
     ("proxy-dial-timeout", None),
     ("proxy-failure-wait", None),
     ("proxy-read-timeout", None),

@@ -71,7 +71,7 @@ fn every_flag_and_every_value_of_a_config_is_read() {
         check_fields(config, &source, "config", &others);
     }
     check_fields("RawLogConfig", include_str!("log.rs"), "raw", &room);
-    check_fields("RawDevConfig", include_str!("../cmd/dev.rs"), "raw", &texts("cmd", None));
+    check_fields("RawDevConfig", include_str!("../cmd/dev/run.rs"), "raw", &texts("cmd", None));
     check_fields("RawTcpBench", include_str!("../bench/tcp.rs"), "config", &texts("bench", None));
     let bench = include_str!("../bench/args.rs");
     for name in [

@@ -13,6 +13,10 @@ pub enum Origin {
     Srv,
     /// The member list of the cluster.
     MemberList,
+    /// Registrations below a prefix in the cluster.
+    Naming,
+    /// The peer ports of members that registered.
+    Peers,
 }
 
 impl Origin {
@@ -22,6 +26,8 @@ impl Origin {
             Self::Flag => "static list",
             Self::Srv => "DNS SRV",
             Self::MemberList => "member list",
+            Self::Naming => "registered endpoints",
+            Self::Peers => "registered members",
         }
     }
 }

@@ -1,14 +1,13 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
-use super::source::{Discovery, Followed, Published, SourceStatus};
+use super::source::{Discovery, Followed, Published};
 use crate::client::{Head, Method, Pool, framed, unframed};
 use crate::net::Endpoint;
-use crate::pb::etcdserverpb::{MemberListRequest, MemberListResponse};
+use crate::pb::etcdserverpb::{Member, MemberListRequest, MemberListResponse};
 use crate::shutdown::Tasks;
 
 const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
@@ -38,16 +37,8 @@ impl MemberList {
 }
 
 impl Discovery for MemberList {
-    fn endpoints(&self) -> watch::Receiver<EndpointSet> {
-        self.followed.endpoints()
-    }
-
-    fn origin(&self) -> Origin {
-        self.followed.origin()
-    }
-
-    fn status(&self) -> Arc<SourceStatus> {
-        self.followed.status()
+    fn followed(&self) -> Followed {
+        self.followed.clone()
     }
 }
 
@@ -61,8 +52,8 @@ async fn read_at_interval(
         sleep(interval).await;
         let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
         let answer = pool.exchange(Method::of(MEMBER_LIST), &head, framed(&MemberListRequest::default())).await;
-        match unframed(answer).await {
-            Ok(answer) => published.answer(listed(&answer, &first.borrow())),
+        match unframed::<MemberListResponse>(answer).await {
+            Ok(answer) => published.answer(listed(&answer.members, &first.borrow(), Origin::MemberList)),
             Err(status) => {
                 published.failed(&status);
                 // No member of the last list can be reached: they may all have moved.
@@ -76,14 +67,14 @@ async fn read_at_interval(
 
 /// An endpoint that the source before the list knows is as that one has it: with its addresses and the name in its
 /// certificate.
-fn listed(answer: &MemberListResponse, known: &EndpointSet) -> EndpointSet {
-    let voters = answer.members.iter().filter(|member| !member.is_learner && !member.name.is_empty());
+pub(super) fn listed(members: &[Member], known: &EndpointSet, origin: Origin) -> EndpointSet {
+    let voters = members.iter().filter(|member| !member.is_learner && !member.name.is_empty());
     let urls = voters.flat_map(|member| &member.client_ur_ls);
     let mut set: Vec<ListedEndpoint> = Vec::new();
     for endpoint in urls.filter_map(|url| url.parse::<Endpoint>().ok()) {
         let known = known.iter().map(|listed| &listed.endpoint).find(|known| known.is_same_place(&endpoint));
         let endpoint = known.cloned().unwrap_or(endpoint);
-        let listed = ListedEndpoint { origin: Origin::MemberList, ..ListedEndpoint::new(endpoint) };
+        let listed = ListedEndpoint { origin, ..ListedEndpoint::new(endpoint) };
         if !set.contains(&listed) {
             set.push(listed);
         }
@@ -94,7 +85,6 @@ fn listed(answer: &MemberListResponse, known: &EndpointSet) -> EndpointSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pb::etcdserverpb::Member;
 
     #[test]
     fn members_that_cannot_serve_are_left_out() {
@@ -104,16 +94,13 @@ mod tests {
             client_ur_ls: urls.iter().map(ToString::to_string).collect(),
             ..Default::default()
         };
-        let answer = MemberListResponse {
-            members: vec![
-                member("a", false, &["http://a:1", "ftp://a", "https://[::1]:2"]),
-                member("learner", true, &["http://b:1"]),
-                member("", false, &["http://not-started:1"]),
-            ],
-            ..Default::default()
-        };
-        let found: Vec<_> =
-            listed(&answer, &EndpointSet::default()).iter().map(|listed| listed.endpoint.to_string()).collect();
+        let members = [
+            member("a", false, &["http://a:1", "ftp://a", "https://[::1]:2"]),
+            member("learner", true, &["http://b:1"]),
+            member("", false, &["http://not-started:1"]),
+        ];
+        let set = listed(&members, &EndpointSet::default(), Origin::MemberList);
+        let found: Vec<_> = set.iter().map(|listed| listed.endpoint.to_string()).collect();
         assert_eq!(found, ["a:1", "[::1]:2"]);
     }
 
@@ -121,11 +108,10 @@ mod tests {
     fn what_is_known_of_an_endpoint_stays() {
         let urls = ["https://a:1", "https://b:1", "https://a:1"].map(str::to_owned).to_vec();
         let member = Member { name: "a".into(), client_ur_ls: urls, ..Default::default() };
-        let answer = MemberListResponse { members: vec![member], ..Default::default() };
         let known: Endpoint = "https://a:1".parse().unwrap();
         let known =
             ListedEndpoint::new(known.with_addresses(["192.0.2.1".parse().unwrap()]).certified_as("example.com"));
-        let set = listed(&answer, &[known.clone()].into());
+        let set = listed(&[member], &[known.clone()].into(), Origin::MemberList);
         assert_eq!(set[0].endpoint, known.endpoint);
         assert_eq!((set.len(), set[1].endpoint.addresses(), set[1].endpoint.server_name()), (2, None, "b"));
     }

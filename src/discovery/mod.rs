@@ -3,22 +3,27 @@
 //! A source is anything that implements [`Discovery`] (`source.rs`): it yields a set of endpoints with priorities and
 //! weights, and later sets through the same channel. Sources fail soft: the last good set stays, and its age shows
 //! ([`SourceStatus`], `metrics.rs`). [`StaticList`] is what a flag says, [`SrvRecords`] (`dns/`) what DNS says of a domain,
-//! [`MemberList`] what the cluster says of itself. Gateway, proxy, `ctl` and `bench` take their endpoints from the trait, so a new source is a file here and its flag.
+//! [`MemberList`] what the cluster says of itself, [`PeerMembers`] what it says on the peer ports of members that registered
+//! under a URL or a token. [`RegisteredEndpoints`] are proxies that registered in the cluster. Gateway, proxy, `ctl` and `bench` take their endpoints from the trait, so a new source is a file here and its flag.
 //!
-//! A cluster that begins finds its members by SRV records, too, or by a token in another etcd cluster (`registry/`).
+//! A cluster that begins finds its members by SRV records, too, or by registering under a URL or a token (`bootstrap/`).
 
+mod bootstrap;
 mod dns;
 mod endpoint_set;
 mod member_list;
 mod metrics;
-mod registry;
+mod naming;
+mod peer_members;
 mod source;
 mod static_list;
 
+pub use bootstrap::{JoinError, RegistryKeys, join_cluster, peer_urls};
 pub use dns::{SrvError, SrvRecords, Unanswered, find_endpoints, find_members};
 pub use endpoint_set::{EndpointSet, ListedEndpoint, Origin, dialled};
 pub use member_list::MemberList;
 pub use metrics::count_sources;
-pub use registry::{RegistryError, join_cluster};
-pub use source::{Discovery, SourceStatus, current_endpoints};
+pub use naming::{NamingEntry, NamingError, RegisteredEndpoints};
+pub use peer_members::PeerMembers;
+pub use source::{Discovery, Followed, SourceStatus, current_endpoints};
 pub use static_list::StaticList;

@@ -13,15 +13,24 @@ use crate::net::Endpoint;
 
 /// A source of endpoints.
 pub trait Discovery: Send + Sync {
+    /// What it publishes; the other methods are parts of it.
+    fn followed(&self) -> Followed;
+
     /// The current set, which is there from the start, and every later one. A sender that is gone means that the set
     /// will not change any more.
-    fn endpoints(&self) -> watch::Receiver<EndpointSet>;
+    fn endpoints(&self) -> watch::Receiver<EndpointSet> {
+        self.followed().current
+    }
 
     /// What it is.
-    fn origin(&self) -> Origin;
+    fn origin(&self) -> Origin {
+        self.followed().origin
+    }
 
     /// How it fares.
-    fn status(&self) -> Arc<SourceStatus>;
+    fn status(&self) -> Arc<SourceStatus> {
+        self.followed().status
+    }
 
     /// Its name, for logs.
     fn name(&self) -> &'static str {
@@ -106,25 +115,17 @@ impl Published {
     }
 }
 
-/// The receiving end of a source that another task asks.
+/// The receiving end of a source. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Followed {
+pub struct Followed {
     origin: Origin,
     current: watch::Receiver<EndpointSet>,
     status: Arc<SourceStatus>,
 }
 
 impl Discovery for Followed {
-    fn endpoints(&self) -> watch::Receiver<EndpointSet> {
-        self.current.clone()
-    }
-
-    fn origin(&self) -> Origin {
-        self.origin
-    }
-
-    fn status(&self) -> Arc<SourceStatus> {
-        self.status.clone()
+    fn followed(&self) -> Followed {
+        self.clone()
     }
 }
 

@@ -1,9 +1,5 @@
-use std::sync::Arc;
-
-use tokio::sync::watch;
-
 use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
-use super::source::{Discovery, Published, SourceStatus};
+use super::source::{Discovery, Followed, Published};
 use crate::net::Endpoint;
 
 /// Endpoints from a flag. [`replace`](Self::replace) changes them in a running process.
@@ -26,15 +22,7 @@ impl StaticList {
 }
 
 impl Discovery for StaticList {
-    fn endpoints(&self) -> watch::Receiver<EndpointSet> {
-        self.published.followed().endpoints()
-    }
-
-    fn origin(&self) -> Origin {
-        Origin::Flag
-    }
-
-    fn status(&self) -> Arc<SourceStatus> {
-        self.published.followed().status()
+    fn followed(&self) -> Followed {
+        self.published.followed()
     }
 }

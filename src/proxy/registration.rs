@@ -4,24 +4,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 use tracing::{info, warn};
 
 use super::namespace::Namespace;
-use crate::client::Channel;
+use crate::client::{Channel, FollowedRange, follow_range};
+use crate::discovery::NamingEntry;
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::lease_client::LeaseClient;
-use crate::pb::etcdserverpb::watch_request::RequestUnion;
-use crate::pb::etcdserverpb::{
-    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, Member, PutRequest, RangeRequest, WatchCreateRequest,
-    WatchRequest,
-};
+use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, Member, PutRequest};
 use crate::pb::mvccpb::KeyValue;
-use crate::pb::mvccpb::event::EventType;
 use crate::shutdown::Tasks;
 use crate::types::KeyRange;
 
@@ -54,19 +49,6 @@ pub struct Registration {
 #[derive(Clone, Debug, Default)]
 pub struct RegisteredProxies {
     members: Arc<ArcSwap<Vec<Member>>>,
-}
-
-/// A registration as etcd's naming package writes it.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Entry {
-    #[serde(default)]
-    op: u8,
-    #[serde(default)]
-    addr: String,
-    /// JSON in a text, in the case of a proxy.
-    #[serde(default)]
-    metadata: serde_json::Value,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -147,7 +129,7 @@ impl Registrar {
         };
         let metadata = serde_json::to_string(&Metadata { name: name.clone() });
         let metadata = metadata.map_err(|error| Status::internal(error.to_string()))?;
-        let entry = Entry { op: 0, addr: address.clone(), metadata: metadata.into() };
+        let entry = NamingEntry { op: 0, addr: address.clone(), metadata: metadata.into() };
         let value = serde_json::to_vec(&entry).map_err(|error| Status::internal(error.to_string()))?;
         let key = namespace.add_prefix(format!("{prefix}/{address}").as_bytes());
         let put = PutRequest { key, value: value.into(), lease: id, ..Default::default() };
@@ -191,64 +173,15 @@ impl Registrar {
     }
 
     async fn follow(&self) {
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-        loop {
-            let Err(status) = self.list_and_watch(&mut backoff).await;
-            self.channel.refused(status.message());
-            tracing::debug!(%status, "the registered proxies are listed again");
-            sleep(backoff.pause()).await;
-        }
-    }
-
-    /// Lists the registered proxies and follows their changes for as long as a watch of them goes.
-    async fn list_and_watch(&self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Status> {
         let under = KeyRange::prefix(format!("{}/", self.registration.prefix).into());
         let (key, range_end) = self.registration.namespace.upstream_range(&under);
-        let range = RangeRequest { key: key.clone(), range_end: range_end.clone(), ..Default::default() };
-        let kv = KvClient::new(self.channel.clone()).max_decoding_message_size(i32::MAX as usize);
-        let listed = timeout(REQUEST_MAX, async move { { kv }.range(range).await });
-        let late = |_| Status::deadline_exceeded("no answer in time");
-        let listed = listed.await.map_err(late)??.into_inner();
-        let mut members = BTreeMap::new();
-        for kv in listed.kvs {
-            self.note(&mut members, kv);
-        }
-        self.publish(&members);
-        let mut metadata = HeaderMap::new();
-        metadata.insert("hasleader", http::HeaderValue::from_static("true"));
-        let mut watch = self.channel.open_watch(&metadata).await?;
-        let start_revision = listed.header.unwrap_or_default().revision + 1;
-        let create = WatchCreateRequest { key, range_end, start_revision, ..Default::default() };
-        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        watch.requests.send(create).await.map_err(|_| Status::unavailable("the stream is closed"))?;
+        let range = FollowedRange { key, range_end, pairs_max: REGISTERED_MAX };
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
-            let answer = watch.answers.message().await?;
-            let answer = answer.ok_or_else(|| Status::unavailable("the member ended the stream"))?;
-            if answer.canceled {
-                return Err(Status::unavailable(answer.cancel_reason));
-            }
-            backoff.reset();
-            for event in answer.events {
-                let deleted = event.r#type() == EventType::Delete;
-                let Some(kv) = event.kv else { continue };
-                match deleted {
-                    true => drop(members.remove(&kv.key)),
-                    false => self.note(&mut members, kv),
-                }
-            }
-            self.publish(&members);
-        }
-    }
-
-    /// Takes a registration; one that cannot be read counts as none.
-    fn note(&self, members: &mut BTreeMap<Bytes, Member>, kv: KeyValue) {
-        match read_entry(&kv.value, self.registration.scheme) {
-            Some(member) if members.len() < REGISTERED_MAX || members.contains_key(&kv.key) => {
-                members.insert(kv.key, member);
-            }
-            _ => {
-                members.remove(&kv.key);
-            }
+            let read = |kv: &KeyValue| read_entry(&kv.value, self.registration.scheme);
+            let status = follow_range(&self.channel, &range, &mut backoff, read, |members| self.publish(members)).await;
+            tracing::debug!(%status, "the registered proxies are listed again");
+            sleep(backoff.pause()).await;
         }
     }
 
@@ -258,10 +191,7 @@ impl Registrar {
 }
 
 fn read_entry(value: &[u8], scheme: &str) -> Option<Member> {
-    let entry: Entry = serde_json::from_slice(value).ok()?;
-    if entry.addr.is_empty() {
-        return None;
-    }
+    let entry = NamingEntry::read(value)?;
     let metadata: Metadata = match &entry.metadata {
         serde_json::Value::String(text) => serde_json::from_str(text).ok()?,
         _ => return None,
@@ -280,7 +210,7 @@ mod tests {
     #[test]
     fn entries_are_those_of_etcds_naming_package() {
         let metadata = serde_json::to_string(&Metadata { name: "h".into() }).unwrap();
-        let entry = Entry { op: 0, addr: "a:1".into(), metadata: metadata.into() };
+        let entry = NamingEntry { op: 0, addr: "a:1".into(), metadata: metadata.into() };
         let text = serde_json::to_string(&entry).unwrap();
         assert_eq!(text, r#"{"Op":0,"Addr":"a:1","Metadata":"{\"name\":\"h\"}"}"#);
         let read = read_entry(text.as_bytes(), "https").unwrap();

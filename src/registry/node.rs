@@ -2,10 +2,11 @@ use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 
 use super::stored::Stored;
+use crate::discovery::RegistryKeys;
 use crate::pages::{JSON, Page, page};
 
 /// Before tokens in the keys of answers, wherever the registry is.
-const REGISTRY: &str = "/_etcd/registry";
+const REGISTRY: &str = RegistryKeys::ALL;
 const INDEX_HEADER: &str = "x-etcd-index";
 
 /// A node of etcd's v2 API: a key with a value, or a directory with nodes.
@@ -35,18 +36,18 @@ struct Answer<'a> {
 
 impl Node {
     pub(super) fn size(token: &str, size: &Stored) -> Self {
-        Self::file(format!("{REGISTRY}/{token}/_config/size"), size)
+        Self::file(format!("{REGISTRY}{token}/_config/size"), size)
     }
 
     pub(super) fn member(token: &str, member: &Stored) -> Self {
-        Self::file(format!("{REGISTRY}/{token}/{}", member.name), member)
+        Self::file(format!("{REGISTRY}{token}/{}", member.name), member)
     }
 
     /// A token with its members; its indexes are those of its size.
     pub(super) fn token(token: &str, created: i64, members: &[Stored]) -> Self {
         let nodes: Vec<Self> = members.iter().map(|member| Self::member(token, member)).collect();
         Self {
-            key: format!("{REGISTRY}/{token}"),
+            key: format!("{REGISTRY}{token}"),
             value: None,
             dir: true,
             nodes: (!nodes.is_empty()).then_some(nodes),
@@ -115,16 +116,16 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn not_found(key: impl Into<String>, index: i64) -> Self {
-        Self { code: 100, cause: format!("{REGISTRY}/{}", key.into()), index }
+        Self { code: 100, cause: format!("{REGISTRY}{}", key.into()), index }
     }
 
     /// All members of the token have come.
     pub(super) fn full(token: &str, index: i64) -> Self {
-        Self { code: 103, cause: format!("{REGISTRY}/{token}"), index }
+        Self { code: 103, cause: format!("{REGISTRY}{token}"), index }
     }
 
     pub(super) fn exists(key: impl Into<String>, index: i64) -> Self {
-        Self { code: 105, cause: format!("{REGISTRY}/{}", key.into()), index }
+        Self { code: 105, cause: format!("{REGISTRY}{}", key.into()), index }
     }
 
     /// A field of the request that cannot be.

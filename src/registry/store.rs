@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use super::node::Failure;
 use super::stored::Stored;
 use crate::client::{Client, UpstreamWatch};
-use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::discovery::RegistryKeys;
 use crate::pb::etcdserverpb::request_op::Request;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
@@ -19,8 +19,6 @@ use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
 use crate::types::KeyRange;
 
-/// Of all tokens, as etcd's v3 discovery has it.
-const REGISTRY: &str = "/_etcd/registry/";
 /// How long one request to the cluster may take.
 const REQUEST_MAX: Duration = Duration::from_secs(7);
 
@@ -58,7 +56,7 @@ pub(super) struct Changes {
     watch: UpstreamWatch,
     /// The revision of the store when it was opened.
     pub(super) revision: i64,
-    prefix: String,
+    keys: RegistryKeys,
 }
 
 impl Store {
@@ -69,16 +67,13 @@ impl Store {
     /// Makes a token for so many members; gives the size as stored.
     pub(super) async fn create(&self, token: &str, size: usize) -> Result<Stored, Failure> {
         in_time(async {
-            if self.keys().await? >= i64::from(self.keys_max) {
-                return Ok(Err(Failure::store(format!(
-                    "{} tokens and members are stored (--keys-max)",
-                    self.keys_max
-                ))));
+            if let Some(failure) = self.no_room().await? {
+                return Ok(Err(failure));
             }
             let lease = self.grant().await?;
-            let (key, value) = (size_key(token), size.to_string());
-            let put = PutRequest { key: key.clone(), value: value.clone().into(), lease, ..Default::default() };
-            let absent = created(key, CompareResult::Equal);
+            let (key, value) = (RegistryKeys::new(token).size, size.to_string());
+            let put = PutRequest { key: key.clone().into(), value: value.clone().into(), lease, ..Default::default() };
+            let absent = Compare::absent(key);
             let answer = self.client.kv().txn(txn(vec![absent], Request::RequestPut(put))).await;
             let revision = match answer.map(|answer| answer.into_inner()) {
                 Ok(answer) if answer.succeeded => answer.header.unwrap_or_default().revision,
@@ -103,16 +98,16 @@ impl Store {
     }
 
     async fn read_once(&self, token: &str) -> Result<Token, Status> {
-        let prefix = token_prefix(token);
-        let (key, range_end) = KeyRange::prefix(prefix.clone().into()).to_wire();
+        let keys = RegistryKeys::new(token);
+        let (key, range_end) = KeyRange::prefix(keys.token.clone().into()).to_wire();
         let request = RangeRequest { key, range_end, limit: i64::from(self.keys_max), ..Default::default() };
         let answer = self.client.kv().range(request).await?.into_inner();
         let revision = answer.header.unwrap_or_default().revision;
         let mut read = Token { revision, size: None, members: Vec::new(), lease: 0 };
         for kv in answer.kvs {
-            if let Some(member) = member_of(&prefix, &kv) {
+            if let Some(member) = member_of(&keys, &kv) {
                 read.members.push(member);
-            } else if kv.key == size_key(token) {
+            } else if kv.key == keys.size {
                 read.size = Some(stored("size", &kv));
                 read.lease = kv.lease;
             }
@@ -135,15 +130,13 @@ impl Store {
             return Err(Failure::full(token, index));
         }
         in_time(async {
-            if self.keys().await? >= i64::from(self.keys_max) {
-                return Ok(Err(Failure::store(format!(
-                    "{} tokens and members are stored (--keys-max)",
-                    self.keys_max
-                ))));
+            if let Some(failure) = self.no_room().await? {
+                return Ok(Err(failure));
             }
-            let (key, lease) = (member_key(token, id), before.lease);
-            let put = PutRequest { key: key.clone(), value: value.clone().into(), lease, ..Default::default() };
-            let compare = vec![created(size_key(token), CompareResult::Greater), created(key, CompareResult::Equal)];
+            let keys = RegistryKeys::new(token);
+            let (key, lease) = (keys.member(id), before.lease);
+            let put = PutRequest { key: key.clone().into(), value: value.clone().into(), lease, ..Default::default() };
+            let compare = vec![Compare::exists(keys.size), Compare::absent(key.clone())];
             match self.client.kv().txn(txn(compare, Request::RequestPut(put))).await {
                 Ok(answer) => {
                     let answer = answer.into_inner();
@@ -165,7 +158,7 @@ impl Store {
     /// Takes a member away; gives what it was, and the revision.
     pub(super) async fn remove(&self, token: &str, id: &str) -> Result<(Stored, i64), Failure> {
         in_time(async {
-            let key = member_key(token, id);
+            let key = RegistryKeys::new(token).member(id).into();
             let request = DeleteRangeRequest { key, prev_kv: true, ..Default::default() };
             let answer = self.client.kv().delete_range(request).await?.into_inner();
             let revision = answer.header.unwrap_or_default().revision;
@@ -179,9 +172,10 @@ impl Store {
 
     /// The changes of a token's members, or of one of them, from a revision on; from now on without one.
     pub(super) async fn changes(&self, token: &str, id: Option<&str>, from: Option<i64>) -> Result<Changes, Failure> {
+        let keys = RegistryKeys::new(token);
         let (key, range_end) = match id {
-            Some(id) => (member_key(token, id), Bytes::new()),
-            None => KeyRange::prefix(format!("{}members/", token_prefix(token)).into()).to_wire(),
+            Some(id) => (keys.member(id).into(), Bytes::new()),
+            None => KeyRange::prefix(keys.members.clone().into()).to_wire(),
         };
         let start_revision = from.unwrap_or_default();
         let create = WatchCreateRequest { key, range_end, start_revision, prev_kv: true, ..Default::default() };
@@ -204,7 +198,7 @@ impl Store {
                     self.client.logs_in_after(&answer.cancel_reason);
                     Err(failure)
                 }
-                None => Ok(Changes { watch, revision, prefix: token_prefix(token) }),
+                None => Ok(Changes { watch, revision, keys }),
             })
         })
         .await
@@ -212,7 +206,7 @@ impl Store {
 
     /// The oldest revision that can be watched, if this one cannot.
     async fn compacted(&self, revision: i64) -> Result<Option<i64>, Status> {
-        let request = RangeRequest { key: REGISTRY.into(), revision, count_only: true, ..Default::default() };
+        let request = RangeRequest { key: RegistryKeys::ALL.into(), revision, count_only: true, ..Default::default() };
         match self.client.kv().range(request).await {
             Err(status) if status.code() == Code::OutOfRange && status.message().contains("compacted") => {
                 Ok(Some(revision.saturating_add(1)))
@@ -230,9 +224,16 @@ impl Store {
         answer.map(|_| ()).map_err(|status| status.message().to_owned())
     }
 
+    /// Why no key may be stored any more.
+    async fn no_room(&self) -> Result<Option<Failure>, Status> {
+        let most = self.keys_max;
+        let is_full = self.keys().await? >= i64::from(most);
+        Ok(is_full.then(|| Failure::store(format!("{most} tokens and members are stored (--keys-max)"))))
+    }
+
     /// How many keys there are of all tokens.
     async fn keys(&self) -> Result<i64, Status> {
-        let (key, range_end) = KeyRange::prefix(REGISTRY.into()).to_wire();
+        let (key, range_end) = KeyRange::prefix(RegistryKeys::ALL.into()).to_wire();
         let request = RangeRequest { key, range_end, count_only: true, ..Default::default() };
         Ok(self.client.kv().range(request).await?.into_inner().count)
     }
@@ -273,7 +274,7 @@ impl Changes {
             if answer.canceled {
                 return None;
             }
-            if let Some(change) = answer.events.iter().find_map(|event| change(&self.prefix, event)) {
+            if let Some(change) = answer.events.iter().find_map(|event| change(&self.keys, event)) {
                 return Some(change);
             }
         }
@@ -306,50 +307,27 @@ fn cancelled(answer: &WatchResponse) -> Option<Failure> {
     }
 }
 
-fn change(prefix: &str, event: &Event) -> Option<Change> {
-    let member = member_of(prefix, event.kv.as_ref()?)?;
+fn change(keys: &RegistryKeys, event: &Event) -> Option<Change> {
+    let member = member_of(keys, event.kv.as_ref()?)?;
     Some(match event.r#type() {
         EventType::Put if member.created == member.modified => Change::Created(member),
         EventType::Put => Change::Updated(member),
         EventType::Delete => {
-            let before = event.prev_kv.as_ref().and_then(|kv| member_of(prefix, kv));
+            let before = event.prev_kv.as_ref().and_then(|kv| member_of(keys, kv));
             let revision = member.modified;
             Change::Deleted(before.unwrap_or(member), revision)
         }
     })
 }
 
-fn token_prefix(token: &str) -> String {
-    format!("{REGISTRY}{token}/")
-}
-
-fn size_key(token: &str) -> Bytes {
-    format!("{}_config/size", token_prefix(token)).into()
-}
-
-fn member_key(token: &str, id: &str) -> Bytes {
-    format!("{}members/{id}", token_prefix(token)).into()
-}
-
-fn member_of(prefix: &str, kv: &KeyValue) -> Option<Stored> {
-    let id = kv.key.strip_prefix(prefix.as_bytes())?.strip_prefix(b"members/")?;
+fn member_of(keys: &RegistryKeys, kv: &KeyValue) -> Option<Stored> {
+    let id = kv.key.strip_prefix(keys.members.as_bytes())?;
     Some(stored(std::str::from_utf8(id).ok()?, kv))
 }
 
 fn stored(name: &str, kv: &KeyValue) -> Stored {
     let value = String::from_utf8_lossy(&kv.value).into_owned();
     Stored { name: name.to_owned(), value, created: kv.create_revision, modified: kv.mod_revision }
-}
-
-/// Whether a key has been created: [`CompareResult::Equal`] for not.
-fn created(key: Bytes, result: CompareResult) -> Compare {
-    Compare {
-        key,
-        result: result.into(),
-        target: CompareTarget::Create.into(),
-        target_union: Some(TargetUnion::CreateRevision(0)),
-        ..Default::default()
-    }
 }
 
 fn txn(compare: Vec<Compare>, request: Request) -> TxnRequest {

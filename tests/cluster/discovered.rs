@@ -9,14 +9,14 @@ use watershed::pb::etcdserverpb::{MemberListRequest, PutRequest, RangeRequest};
 use crate::harness::{Deployment, DnsServer, Process, Target, client, free_port, is_stock, run, server_binary, until};
 
 /// Three members that are told the same, and where clients reach them.
-struct Found {
-    processes: Vec<Process>,
-    clients: Vec<Client>,
-    folder: TempDir,
+pub(super) struct Found {
+    pub(super) processes: Vec<Process>,
+    pub(super) clients: Vec<Client>,
+    pub(super) folder: TempDir,
 }
 
 /// Flags of a member on these ports, without what finds the others.
-fn member_flags(number: usize, ports: (u16, u16)) -> Vec<String> {
+pub(super) fn member_flags(number: usize, ports: (u16, u16)) -> Vec<String> {
     let (client, peer) = ports;
     vec![
         format!("--name=m{number}"),
@@ -29,7 +29,7 @@ fn member_flags(number: usize, ports: (u16, u16)) -> Vec<String> {
 }
 
 impl Found {
-    fn start(ports: &[(u16, u16)], flags: &[String]) -> Self {
+    pub(super) fn start(ports: &[(u16, u16)], flags: &[String]) -> Self {
         let folder = TempDir::new().expect("temporary directory");
         let start = |(number, &ports): (usize, &(u16, u16))| {
             let args = [member_flags(number, ports), flags.to_vec()].concat();
@@ -41,7 +41,7 @@ impl Found {
     }
 
     /// Waits until each member serves, and shows all of them under their names.
-    async fn until_complete(&self) {
+    pub(super) async fn until_complete(&self) {
         for client in &self.clients {
             until("a complete cluster", async || {
                 let list = client.cluster().member_list(MemberListRequest { linearizable: true }).await.ok()?;
@@ -60,7 +60,7 @@ impl Found {
     }
 }
 
-fn ports() -> [(u16, u16); 3] {
+pub(super) fn ports() -> [(u16, u16); 3] {
     std::array::from_fn(|_| (free_port(), free_port()))
 }
 

@@ -7,7 +7,7 @@ use watershed::client::Client;
 use watershed::pb::etcdserverpb::{LeaseLeasesRequest, MemberListRequest, PutRequest, RangeRequest};
 
 use super::auth::{FLAGS, enable, with};
-use crate::harness::{Deployment, Process, Target, client, free_port, own_binary, prefix, run, until};
+use crate::harness::{Deployment, Process, Target, client, free_port, http_get, own_binary, prefix, run, until};
 
 /// A proxy that registers under `proxies`, and its endpoint.
 fn registered(deployment: &Deployment, flags: &[&str]) -> (Process, String) {
@@ -34,6 +34,41 @@ async fn until_listed(client: &Client, endpoints: &[&String]) {
     let mut expected: Vec<String> = endpoints.iter().map(|endpoint| format!("http://{endpoint}")).collect();
     expected.sort();
     until("the list of proxies", async || (listed(client).await? == expected).then_some(())).await;
+}
+
+#[test]
+fn a_gateway_divides_connections_between_registered_proxies() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (first, _) = registered(deployment, &[]);
+        let (listen, pages) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let flags = [format!("--endpoints={}", deployment.member), format!("--listen-addr={listen}")];
+        let more = [format!("--metrics-addr={pages}"), "--resolver-prefix=proxies".to_owned()];
+        let args: Vec<String> = ["gateway", "start"].into_iter().map(str::to_owned).chain(flags).chain(more).collect();
+        let _gateway = Process::start(&own_binary(), &args, deployment.folder.path(), "gateway");
+        let endpoints = async |count: usize| {
+            let line = format!("watershed_discovery_endpoints{{source=\"registered endpoints\"}} {count}\n");
+            until("the endpoints", async || {
+                http_get(&pages, "GET", "/metrics").await.ok().filter(|page| page.body.contains(&line))
+            })
+            .await;
+        };
+        endpoints(1).await;
+        let (second, _) = registered(deployment, &[]);
+        endpoints(2).await;
+        deployment.put("k", "v").await;
+        let by_gateway = client(&listen);
+        until("a read", async || by_gateway.kv().range(prefix("k")).await.ok()).await;
+        // The proxy that answers is the only member that clients see.
+        assert!(listed(&by_gateway).await.expect("a list").iter().all(|url| !url.contains(&deployment.member)));
+        first.terminate();
+        endpoints(1).await;
+        until("a read", async || by_gateway.kv().range(prefix("k")).await.ok()).await;
+        // The last set stays when nothing is registered any more.
+        second.terminate();
+        let junk = r#"{"Op":0,"Addr":"no port"}"#;
+        deployment.put("proxies/junk", junk).await;
+        endpoints(1).await;
+    });
 }
 
 #[test]

@@ -3,42 +3,7 @@
 use serde_json::Value;
 use watershed::pb::etcdserverpb::{CompactionRequest, LeaseLeasesRequest};
 
-use crate::harness::{Deployment, HttpAnswer, Process, Target, free_port, http_get, own_binary, prefix, run, until};
-
-/// A registry in front of the deployment's member.
-struct Registry {
-    address: String,
-    _process: Process,
-}
-
-impl Registry {
-    async fn start(deployment: &Deployment, flags: &[&str]) -> Self {
-        let address = format!("127.0.0.1:{}", free_port());
-        let (endpoints, listen) = (format!("--endpoints={}", deployment.member), format!("--listen-addr={address}"));
-        let args: Vec<&str> = ["discovery", "serve", &endpoints, &listen].iter().chain(flags).copied().collect();
-        let process = Process::start(&own_binary(), &args, deployment.folder.path(), "registry");
-        until("the registry", async || {
-            http_get(&address, "GET", "/health").await.ok().filter(|answer| answer.status == 200)
-        })
-        .await;
-        Self { address, _process: process }
-    }
-
-    async fn ask(&self, method: &str, path: &str) -> HttpAnswer {
-        http_get(&self.address, method, path).await.expect("an answer")
-    }
-
-    /// Makes a token; gives its path, with the slash before it.
-    async fn token(&self, size: usize) -> String {
-        let answer = self.ask("GET", &format!("/new?size={size}")).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-        answer.body.strip_prefix(&format!("http://{}", self.address)).expect("its URL").to_owned()
-    }
-
-    async fn register(&self, token: &str, id: &str) -> HttpAnswer {
-        self.ask("PUT", &format!("{token}/{id}?prevExist=false&value=m{id}=http://h{id}:2380")).await
-    }
-}
+use crate::harness::{Deployment, HttpAnswer, Registry, Target, prefix, run, until};
 
 fn json(answer: &HttpAnswer) -> Value {
     serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))

@@ -20,6 +20,7 @@ mod network;
 mod process;
 mod proxy;
 mod raw;
+mod registry;
 mod scrape;
 mod share;
 mod stream;
@@ -37,6 +38,8 @@ pub use process::{Process, free_port};
 pub use proxy::Proxy;
 
 pub use deployment::{Deployment, Target, client, is_stock, member_args, own_binary, prefix, run, server_binary};
+pub use registry::Registry;
+
 pub use raw::{raw_answers, raw_body, raw_call, raw_first, raw_stream};
 pub use scrape::Scrape;
 pub use stream::Answers;

@@ -64,7 +64,6 @@ const NOT_IN_FILES: &[&str] = &[
     "config-file",
     "client-crl-file",
     "peer-crl-file",
-    "discovery-fallback",
     "raft-read-timeout",
     "raft-write-timeout",
     "cluster-active-size",

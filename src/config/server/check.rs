@@ -10,7 +10,7 @@ use super::super::unsupported::{Mode, read_flags};
 use super::super::url::{ListenUrl, Place, advertised_url, each, split};
 use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
-use super::discovery::InitialDiscovery;
+use super::discovery::{Fallback, InitialDiscovery};
 use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
 use super::raw::RawServerConfig;
 use super::tls::{ListenUrls, TlsConfig};
@@ -68,6 +68,8 @@ pub struct ServerConfig {
     pub initial: InitialCluster,
     /// Where a member without data finds it instead.
     pub discovery: Option<InitialDiscovery>,
+    /// What it does where that cluster is complete without it.
+    pub fallback: Fallback,
     /// Start a one-member cluster with the data of a member whose cluster is lost.
     pub force_new_cluster: bool,
     /// Comparisons of the members' states.
@@ -181,9 +183,14 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let list = raw.initial_cluster.as_deref();
         let discovery = raw.discovery.checked(list.is_some_and(|list| !list.is_empty()))?;
         let token = match &discovery {
-            Some(InitialDiscovery::Registry(registry)) => &registry.token,
-            Some(InitialDiscovery::Srv(_)) | None => &raw.initial_cluster_token,
+            Some(InitialDiscovery::Registry(registry)) => registry.cluster_token(),
+            Some(InitialDiscovery::Srv(_)) | None => raw.initial_cluster_token.as_str(),
         };
+        let fallback = raw.discovery.fallback()?;
+        if fallback == Fallback::Proxy && raw.auto_tls && raw.cert_file.is_empty() {
+            let reason = "a proxy cannot verify certificates that members have made for themselves".to_owned();
+            return Err(value("discovery-fallback, --auto-tls", reason));
+        }
         let list = list.filter(|_| discovery.is_none());
         let initial = InitialCluster::parse(&raw.name, list, peer_urls, token, raw.initial_cluster_state)?;
         let listen_client_urls = raw.listen_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
@@ -250,6 +257,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             listen_metrics_urls,
             initial,
             discovery,
+            fallback,
             force_new_cluster: raw.force_new_cluster,
             integrity: IntegrityChecks {
                 at_start: raw.feature_gates.initial_corrupt_check,

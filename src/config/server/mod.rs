@@ -20,7 +20,7 @@ pub use auth::{AuthConfig, TokenConfig};
 pub(super) use check::KEEPALIVE_MIN_TIME;
 pub use check::{ServerConfig, parse_server_config};
 pub use cluster::{InitialCluster, InitialState};
-pub use discovery::{InitialDiscovery, TokenDiscovery};
+pub use discovery::{Fallback, InitialDiscovery};
 pub use notice::Notice;
 #[cfg(test)]
 pub(super) use raw::RawServerConfig;

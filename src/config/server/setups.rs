@@ -78,5 +78,5 @@ fn etcds_sample_file() {
     assert!(!config.strict_reconfig_check);
     assert_eq!(config.auto_compaction, super::AutoCompaction::Periodic(Duration::from_secs(3600)));
     let unknown = unknown_keys(&config);
-    assert!(unknown.contains(&"proxy") && unknown.contains(&"discovery-fallback") && unknown.len() == 9, "{unknown:?}");
+    assert!(unknown.contains(&"proxy") && unknown.len() == 6, "{unknown:?}");
 }

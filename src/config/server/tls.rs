@@ -23,6 +23,8 @@ pub struct TlsConfig {
     pub client_cert_auth: bool,
     /// Between members.
     pub peers: Option<PeerTlsConfig>,
+    /// When this member becomes a proxy of others.
+    pub upstream: Option<ClientTlsConfig>,
 }
 
 /// TLS between members.
@@ -132,7 +134,20 @@ impl TlsConfig {
         }
         let client_identity =
             identity("client-cert-file, --client-key-file", &raw.client_cert_file, &raw.client_key_file)?;
-        Ok((Self { clients, client_identity, client_cert_auth: raw.client_cert_auth, peers }, notices))
+        let upstream = clients.as_ref().map(|clients| ClientTlsConfig {
+            servers: match path(&raw.trusted_ca_file) {
+                Some(file) => ServerAuth::File(file),
+                None => ServerAuth::System,
+            },
+            // What this member would want of a client, the others want of it.
+            identity: (clients.clients != ClientAuth::None)
+                .then(|| client_identity.clone().or_else(|| files_of(&clients.identity)))
+                .flatten(),
+            policy,
+            ..ClientTlsConfig::new(Alpn::H2)
+        });
+        let client_cert_auth = raw.client_cert_auth;
+        Ok((Self { clients, client_identity, client_cert_auth, peers, upstream }, notices))
     }
 }
 
@@ -208,6 +223,13 @@ fn client_auth(authorities: &str, required: bool) -> ClientAuth {
         ("", false) => ClientAuth::None,
         ("", true) => ClientAuth::System,
         (file, _) => ClientAuth::File(file.into()),
+    }
+}
+
+fn files_of(identity: &ServerIdentity) -> Option<IdentityFiles> {
+    match identity {
+        ServerIdentity::Files(files) => Some(files.clone()),
+        ServerIdentity::SelfSigned(_) => None,
     }
 }
 

@@ -1,11 +1,9 @@
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join;
 use futures::stream;
-use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::certificates::Certificates;
@@ -14,7 +12,7 @@ use super::resolver::{Resolver, Target};
 use super::service::{ServiceNames, choose};
 use crate::config::SrvConfig;
 use crate::discovery::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
-use crate::discovery::source::{Discovery, Followed, Published, SourceStatus};
+use crate::discovery::source::{Discovery, Followed, Published};
 use crate::net::{Backoff, ClientTls, Endpoint};
 use crate::shutdown::Tasks;
 
@@ -59,16 +57,8 @@ impl SrvRecords {
 }
 
 impl Discovery for SrvRecords {
-    fn endpoints(&self) -> watch::Receiver<EndpointSet> {
-        self.followed.endpoints()
-    }
-
-    fn origin(&self) -> Origin {
-        self.followed.origin()
-    }
-
-    fn status(&self) -> Arc<SourceStatus> {
-        self.followed.status()
+    fn followed(&self) -> Followed {
+        self.followed.clone()
     }
 }
 

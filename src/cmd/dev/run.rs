@@ -1,0 +1,100 @@
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+
+use super::several::Several;
+use super::single::{self, Single};
+use crate::cmd::process::{answer, raise_descriptor_limit, refuse, without_config};
+use crate::config::{FlagWords, Variables, parse_flags};
+use crate::shutdown::{Tasks, interrupted};
+
+/// How long parts get to end at a stop.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// Flags of `watershed dev`.
+#[derive(Debug, Parser)]
+#[command(name = "watershed dev", about = "Runs members, gateway and proxy on loopback, to try things out.")]
+#[command(override_usage = "watershed dev [flags]")]
+struct RawDevConfig {
+    /// Folder of all data; it stays when the tier stops.
+    #[arg(long, default_value = "default.watershed", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Keep data in a temporary folder that is removed at the end.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
+    ephemeral: bool,
+    /// Members of the cluster: 1 to 5.
+    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=5))]
+    members: u8,
+    /// Have members, gateway and proxy find each other by a registry of discovery tokens, which runs too.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
+    discovery: bool,
+}
+
+/// Runs the tier until SIGINT or SIGTERM; returns the exit code.
+pub fn run(args: &[OsString]) -> u8 {
+    let parsed = match parse_flags(RawDevConfig::command(), args, &Variables::none(), FlagWords::Cobra) {
+        Ok(parsed) => parsed,
+        Err(error) => return without_config("dev", &error),
+    };
+    let raw = match parsed.read::<RawDevConfig>() {
+        Ok(raw) => raw,
+        Err(error) => return refuse(error),
+    };
+    if raw.ephemeral && parsed.is_given("data-dir") {
+        return refuse("--ephemeral and --data-dir exclude each other");
+    }
+    match serve(&raw) {
+        Ok(()) => 0,
+        Err(error) => refuse(format!("{error:#}")),
+    }
+}
+
+fn serve(raw: &RawDevConfig) -> anyhow::Result<()> {
+    let temporary = if raw.ephemeral { Some(tempfile::tempdir().context("make a temporary folder")?) } else { None };
+    let data_dir = temporary.as_ref().map_or(raw.data_dir.as_path(), |folder| folder.path());
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let outcome = runtime.block_on(async {
+        let tasks = Tasks::new();
+        let tier = if raw.members == 1 && !raw.discovery {
+            Tier::Single(Single::start(data_dir, &tasks).await?)
+        } else {
+            Tier::Several(Several::start(data_dir, raw.members.into(), raw.discovery, &tasks).await?)
+        };
+        answer(&tier.screen(data_dir, raw.ephemeral));
+        interrupted().await.context("wait for signals")?;
+        answer("\nstopping\n");
+        match tier {
+            Tier::Single(tier) => tier.stop().await,
+            Tier::Several(tier) => tier.stop().await,
+        }
+        tasks.finish(STOP_GRACE).await;
+        anyhow::Ok(())
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+enum Tier {
+    Single(Single),
+    Several(Several),
+}
+
+impl Tier {
+    fn screen(&self, data_dir: &Path, ephemeral: bool) -> String {
+        let program = std::env::args_os().next().map_or_else(|| "watershed".into(), PathBuf::from);
+        let program = program.display().to_string();
+        let data = format!("{} ({})", data_dir.display(), if ephemeral { "removed at the end" } else { "kept" });
+        match self {
+            Self::Single(_) => single::screen(&program, &data),
+            Self::Several(tier) => tier.screen(&program, &data),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Clusters whose members find each other by a URL of `watershed discovery serve`.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use watershed::pb::etcdserverpb::RangeRequest;
+
+use super::discovered::{Found, member_flags, ports};
+use crate::harness::{Deployment, Process, Registry, Target, free_port, is_stock, run, server_binary, until};
+
+/// The output of a member with the flags, which ends by itself.
+fn refused(number: usize, flags: &[String]) -> String {
+    let folder = TempDir::new().expect("temporary directory");
+    let args = [member_flags(number, (free_port(), free_port())), flags.to_vec()].concat();
+    let mut process = Process::start(&server_binary(), &args, folder.path(), "refused");
+    assert_eq!(process.wait(Duration::from_secs(60)).code(), Some(1));
+    assert!(!folder.path().join(format!("data-{number}/member/wal")).exists());
+    process.output()
+}
+
+fn discovery(registry: &Registry, token: &str) -> Vec<String> {
+    vec![format!("--discovery=http://{}{token}", registry.address)]
+}
+
+#[test]
+fn members_find_each_other_by_a_url() {
+    if is_stock() {
+        return;
+    }
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let registry = Registry::start(deployment, &[]).await;
+        let token = registry.token(3).await;
+        let (flags, ports) = (discovery(&registry, &token), ports());
+        let mut found = Found::start(&ports, &flags);
+        found.until_complete().await;
+        let page = registry.ask("GET", "/metrics").await.body;
+        assert!(page.contains("watershed_registry_members_registered_total 3\n"), "{page}");
+        // One more ends, and a member that comes again without its data.
+        let output = refused(9, &flags);
+        assert!(output.contains("failed to join discovery cluster: discovery: cluster is full"), "{output}");
+        let again = format!("--initial-advertise-peer-urls=http://localhost:{}", ports[0].1);
+        let output = refused(0, &[flags.clone(), vec![again]].concat());
+        assert!(output.contains("discovery: found duplicate id"), "{output}");
+        // With data, the registry is not needed any more.
+        drop(registry);
+        found.processes[1].kill();
+        let args = [member_flags(1, ports[1]), flags].concat();
+        found.processes[1] = Process::start(&server_binary(), &args, found.folder.path(), "m1");
+        found.until_complete().await;
+    });
+}
+
+#[test]
+fn what_is_wrong_with_a_url_is_said() {
+    if is_stock() {
+        return;
+    }
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let registry = Registry::start(deployment, &[]).await;
+        let output = refused(1, &discovery(&registry, "/unknown"));
+        assert!(output.contains("discovery: size key not found"), "{output}");
+        deployment.put("/_etcd/registry/bad/_config/size", "x").await;
+        let output = refused(1, &discovery(&registry, "/bad"));
+        assert!(output.contains("discovery: size key is bad"), "{output}");
+        let token = registry.token(2).await;
+        let other = registry.ask("PUT", &format!("{token}/77?prevExist=false&value=m1=http://h:1")).await;
+        assert_eq!(other.status, 201);
+        let output = refused(1, &discovery(&registry, &token));
+        assert!(
+            output.contains("discovery: found duplicate name: two members are registered under the name m1"),
+            "{output}"
+        );
+        let token = registry.token(2).await;
+        let other = registry.ask("PUT", &format!("{token}/77?prevExist=false&value=m2=ftp://h:1")).await;
+        assert_eq!(other.status, 201);
+        let output = refused(1, &discovery(&registry, &token));
+        assert!(output.contains("discovery: invalid URL"), "{output}");
+        // What answers there is no registry.
+        let output = refused(1, &[format!("--discovery=http://{}/nothing/t", deployment.member)]);
+        assert!(output.contains("discovery: bad discovery endpoint"), "{output}");
+        let output = refused(1, &["--discovery=http://d/t".to_owned(), "--discovery-srv=a".to_owned()]);
+        assert!(output.contains("multiple discovery or bootstrap flags are set"), "{output}");
+    });
+}
+
+#[test]
+fn a_registry_that_is_away_is_waited_for() {
+    if is_stock() {
+        return;
+    }
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let address = format!("127.0.0.1:{}", free_port());
+        deployment.put("/_etcd/registry/t/_config/size", "1").await;
+        let folder = TempDir::new().expect("temporary directory");
+        let ports = (free_port(), free_port());
+        let args = [member_flags(0, ports), vec![format!("--discovery=http://{address}/t")]].concat();
+        let process = Process::start(&server_binary(), &args, folder.path(), "m0");
+        until("a question without an answer", async || {
+            process.output().contains("the registry of members does not answer, it is asked again").then_some(())
+        })
+        .await;
+        let _registry = Registry::start_at(address, deployment, &[]).await;
+        let client = crate::harness::client(&format!("127.0.0.1:{}", ports.0));
+        let read = RangeRequest { key: "k".into(), ..Default::default() };
+        until("the start", async || client.kv().range(read.clone()).await.ok()).await;
+    });
+}
