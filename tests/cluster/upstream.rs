@@ -19,6 +19,8 @@ use crate::harness::{Answers, Cluster, Deployment, Proxy, Target, Watching, clie
 /// From then on bad endpoints must not be noticed any more.
 const NOTICED: Duration = Duration::from_secs(5);
 const OBSERVED: Duration = Duration::from_secs(2);
+/// Each of eight clients makes so many calls then, however slow the machine is.
+const CALLS_MIN: usize = 15;
 /// How long a call may take before it counts as failed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -27,7 +29,7 @@ async fn calls(client: &Client) -> (usize, usize) {
     let began = Instant::now();
     let one = |number: usize| async move {
         let (mut all, mut failed) = (0, 0);
-        while began.elapsed() < NOTICED + OBSERVED {
+        while began.elapsed() < NOTICED + OBSERVED || all < CALLS_MIN {
             let counts = began.elapsed() > NOTICED;
             let answer = tokio::time::timeout(CALL_TIMEOUT, try_put(client, &format!("k{number}"), "")).await;
             if counts {

@@ -92,7 +92,7 @@ fn a_file_replaces_flags_and_variables() {
     for line in [
         "loaded server configuration, other configuration command line flags",
         r#""key":"no-such-key","line":10"#,
-        r#""key":"proxy","line":9,"successor":"the grpc-proxy and gateway commands""#,
+        r#""key":"proxy","line":9,"successor":"--discovery-fallback=proxy for a surplus member, or the grpc-proxy and gateway commands""#,
     ] {
         assert!(output.contains(line), "{line}: {output}");
     }
