@@ -88,11 +88,6 @@ impl Channel {
         Self { pool, identity: self.identity.clone() }
     }
 
-    /// [`through`](Self::through), where the user goes with each request; none where a certificate may, which connections carry.
-    pub fn try_through(&self, pool: &Pool) -> Option<Self> {
-        self.identity.login.is_some().then(|| self.through(pool.clone()))
-    }
-
     /// A channel whose requests are those of a user that other channels may have logged in already.
     pub fn of_login(pool: Pool, login: &SharedLogin) -> Self {
         Self { pool, identity: login.identity.clone() }
@@ -173,13 +168,6 @@ impl Channel {
             }
             _ => false,
         }
-    }
-
-    /// [`refused`](Self::refused) for the reason for which a watch was canceled. Of one with a token that has expired etcd 3.5.1 says
-    /// "permission denied", as of one that the user may not have; only with a new token that is known to be meant.
-    pub fn refused_watch(&self, reason: &str) -> bool {
-        let is_denied = ApiError::from_cancel_reason(reason) == Some(ApiError::PermissionDenied);
-        self.refused(reason) || (is_denied && self.identity.login.as_ref().is_some_and(Login::doubt))
     }
 
     /// Sends a request with the user's token, and again with another one when the member refuses it for its token.

@@ -51,7 +51,6 @@ const GRPC: &str = "application/grpc";
 const UNKNOWN_CALLS_MAX: usize = 1024;
 /// The member has the last word on the size of a message; this is what its size may be at most.
 const JSON_LIMITS: json::Limits = json::Limits { message_bytes_max: 64 * 1024 * 1024 };
-const RANGE: &str = "/etcdserverpb.KV/Range";
 const COMPACT: &str = "/etcdserverpb.KV/Compact";
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 /// Of the name and the password of a user.
@@ -339,18 +338,13 @@ impl Worker {
                 Some(member) => member.answer(),
                 None => self.within(view, request).await,
             },
-            "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream" => {
-                let cache = self.upstream.range_cache(tenant).and_then(|cache| Some((cache, cache.looks()?)));
-                // Of a stream each message would have to be measured.
-                let is_measured = request.uri().path() != RANGE && tenant.limits.answer_bytes_max().is_some();
-                let Some((cache, look)) = cache.filter(|_| !is_measured) else {
-                    return self.within(view, request).await;
-                };
-                match cache.answer(request, look, Some(&self.pool)).await {
+            "/etcdserverpb.KV/Range" => match self.upstream.range_cache(tenant) {
+                Some(cache) => match cache.answer(request).await {
                     Ok(answer) => tenant.limits.answer(answer),
                     Err(request) => self.within(view, request).await,
-                }
-            }
+                },
+                None => self.within(view, request).await,
+            },
             "/etcdserverpb.Watch/Watch" => {
                 let start = || ProxyWatchService::start(self.upstream.hub(tenant), self.number, tenant.tasks());
                 let watch = services.watch.get_or_init(|| watch_server(start()));

@@ -19,8 +19,7 @@ pub struct CacheConfig {
     pub namespace: Namespace,
     /// Which reads are answered.
     pub reads: CacheReads,
-    /// Ranges that are cached, as clients see them; the first that covers a request serves it. Without any, prefixes that are read
-    /// often are promoted.
+    /// Ranges that are cached, as clients see them; the first that covers a request serves it.
     pub prefixes: Vec<KeyRange>,
     /// How long ago a write may have been acknowledged that a serializable read does not show.
     pub staleness: Duration,
@@ -42,8 +41,6 @@ pub(super) struct Periods {
     /// Bounds of the wait of a linearizable read for its replica; past that it passes.
     pub wait_min: Duration,
     pub wait_max: Duration,
-    /// Such a read waits no longer for others that it could serve too.
-    pub gather_max: Duration,
     /// A read of the cluster's revision is given up after this.
     pub read_index_max: Duration,
     /// Pauses before progress is requested again, while a member is behind.
@@ -63,8 +60,6 @@ pub(super) struct Periods {
     pub reload_late: Duration,
     /// A replica without a read for this long is dropped.
     pub idle_max: Duration,
-    /// The same for the replica of a prefix that was promoted.
-    pub promoted_idle_max: Duration,
 }
 
 impl Default for Periods {
@@ -72,7 +67,6 @@ impl Default for Periods {
         Self {
             wait_min: Duration::from_millis(20),
             wait_max: Duration::from_millis(500),
-            gather_max: Duration::from_millis(1),
             read_index_max: Duration::from_secs(2),
             progress_first: Duration::from_millis(2),
             progress_max: Duration::from_millis(50),
@@ -84,7 +78,6 @@ impl Default for Periods {
             reload_max: Duration::from_secs(30),
             reload_late: Duration::from_secs(60),
             idle_max: Duration::from_secs(600),
-            promoted_idle_max: Duration::from_secs(60),
         }
     }
 }

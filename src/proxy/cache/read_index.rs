@@ -6,31 +6,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
-use tokio::task::yield_now;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use super::cluster::Cluster;
 use super::config::Periods;
-use super::gathering::Gathering;
 use super::metrics::CacheMetrics;
 use super::shared::SharedReplica;
 use super::spawner::Spawner;
 use crate::api_error::ApiError;
-use crate::client::Pool;
 use crate::pb::encoded::ResponseHeader;
 use crate::proxy::Identity;
-use crate::proxy::watch::Upstream;
 use crate::types::{ClusterId, Revision};
 
 /// The cluster's revision, read by linearizable reads that all ranges of a group share.
 ///
 /// A caller is served by a read that was sent after it called, never by one in flight, which might miss a write that was
 /// acknowledged in between. Callers that arrive during a read share the next one.
-///
-/// Reads are sent from the thread of the caller that comes first, by its connections, for as long as others follow: callers of
-/// that thread are served without a wake-up from another one.
 pub(super) struct ReadIndex {
     cluster: Arc<dyn Cluster>,
     identity: Identity,
@@ -38,8 +31,6 @@ pub(super) struct ReadIndex {
     metrics: CacheMetrics,
     periods: Periods,
     waiting: Mutex<Waiting>,
-    /// As many wait as the next read is for.
-    gathered: Notify,
     /// Microseconds a read takes, smoothed.
     took: AtomicU64,
 }
@@ -54,33 +45,17 @@ struct Waiting {
     lowest: Revision,
     /// Their watches are asked for progress together with the read.
     replicas: Vec<Arc<SharedReplica>>,
-    gathering: Gathering,
-    /// Callers that the next read waits for; 0 when it waits for nobody.
-    wanted: usize,
 }
 
-/// Callers of one thread. Where that is not the one that reads, they are told in a task of their own runtime: a wake-up from
-/// another thread costs a system call, and this way it is one for all of them.
+/// Callers of one thread. They are told in a task of their own runtime: a wake-up from another thread costs a system call, and
+/// this way it is one for all of them.
 struct Callers {
     thread: ThreadId,
     runtime: Handle,
     answers: Vec<oneshot::Sender<Result<ReadAnswer, Status>>>,
 }
 
-impl Callers {
-    fn tell(self, outcome: &Result<ReadAnswer, Status>) {
-        for answer in self.answers {
-            // Who is gone needs none.
-            let _ = answer.send(outcome.clone());
-        }
-    }
-}
-
 impl Waiting {
-    fn number(&self) -> usize {
-        self.callers.iter().map(|callers| callers.answers.len()).sum()
-    }
-
     fn join(&mut self) -> oneshot::Receiver<Result<ReadAnswer, Status>> {
         let (answer, receiver) = oneshot::channel();
         let thread = thread::current().id();
@@ -119,23 +94,16 @@ impl ReadIndex {
             metrics,
             periods,
             waiting: Mutex::default(),
-            gathered: Notify::new(),
             took: AtomicU64::new(0),
         })
     }
 
-    /// The revision of the cluster, for a reader of this replica at a revision, 0 for the newest; `pool` is that of the current
-    /// thread, if it has one. Dropping the future is safe.
+    /// The revision of the cluster, for a reader of this replica at a revision, 0 for the newest. Dropping the future is safe.
     ///
     /// # Errors
     /// Those of the read.
-    pub async fn read(
-        self: &Arc<Self>,
-        replica: &Arc<SharedReplica>,
-        at: Revision,
-        pool: Option<&Pool>,
-    ) -> Result<ReadAnswer, Status> {
-        let (answer, was_running) = {
+    pub async fn read(self: &Arc<Self>, replica: &Arc<SharedReplica>, at: Revision) -> Result<ReadAnswer, Status> {
+        let answer = {
             let mut waiting = self.waiting.lock();
             if at.0 != 0 && (waiting.lowest.0 == 0 || at < waiting.lowest) {
                 waiting.lowest = at;
@@ -143,19 +111,11 @@ impl ReadIndex {
             if !waiting.replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
                 waiting.replicas.push(replica.clone());
             }
-            let joined = (waiting.join(), std::mem::replace(&mut waiting.running, true));
-            if waiting.wanted != 0 && waiting.number() >= waiting.wanted {
-                waiting.wanted = 0;
-                self.gathered.notify_one();
+            if !std::mem::replace(&mut waiting.running, true) {
+                self.spawner.start(self.clone().run());
             }
-            joined
+            waiting.join()
         };
-        if !was_running {
-            match pool.and_then(|pool| self.cluster.on_worker(pool)) {
-                Some(cluster) => self.spawner.start_on(&Handle::current(), self.clone().run(cluster)),
-                None => self.spawner.start(self.clone().run(self.cluster.clone())),
-            }
-        }
         answer.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
     }
 
@@ -166,14 +126,8 @@ impl ReadIndex {
     }
 
     /// Reads for as long as somebody waits.
-    async fn run(self: Arc<Self>, cluster: Arc<dyn Upstream>) {
+    async fn run(self: Arc<Self>) {
         loop {
-            // Requests that have arrived are read and join: a task that yields goes on behind what the sockets have, and behind the
-            // tasks of these requests when it yields again.
-            for _ in 0..2 {
-                yield_now().await;
-            }
-            self.gather().await;
             let (callers, replicas, lowest) = {
                 let mut waiting = self.waiting.lock();
                 if waiting.callers.is_empty() {
@@ -184,55 +138,26 @@ impl ReadIndex {
                 let Waiting { callers, replicas, lowest, .. } = &mut *waiting;
                 (std::mem::take(callers), std::mem::take(replicas), std::mem::take(lowest))
             };
-            let outcome = self.send(&*cluster, &replicas, lowest).await;
-            {
-                let mut waiting = self.waiting.lock();
-                let (served, others) = (callers.iter().map(|callers| callers.answers.len()).sum(), waiting.number());
-                waiting.gathering.ended(served, others, Instant::now());
-            }
-            let here = thread::current().id();
-            for callers in callers {
-                if callers.thread == here {
-                    callers.tell(&outcome);
-                } else {
-                    let (runtime, outcome) = (callers.runtime.clone(), outcome.clone());
-                    self.spawner.start_on(&runtime, async move { callers.tell(&outcome) });
-                }
+            let outcome = self.send(&replicas, lowest).await;
+            for Callers { runtime, answers, .. } in callers {
+                let outcome = outcome.clone();
+                self.spawner.start_on(&runtime, async move {
+                    for answer in answers {
+                        // Who is gone needs none.
+                        let _ = answer.send(outcome.clone());
+                    }
+                });
             }
         }
     }
 
-    /// Waits for those who are likely to come at once, about as long as a read takes.
-    async fn gather(&self) {
-        {
-            let mut waiting = self.waiting.lock();
-            let number = waiting.number();
-            let Some(wanted) = (number > 0).then(|| waiting.gathering.wanted(Instant::now())).flatten() else { return };
-            if number >= wanted {
-                waiting.gathering.gathered(true);
-                return;
-            }
-            waiting.wanted = wanted;
-        }
-        let took = Duration::from_micros(self.took.load(Ordering::Relaxed)).min(self.periods.gather_max);
-        let came = timeout(took, self.gathered.notified()).await.is_ok();
-        let mut waiting = self.waiting.lock();
-        waiting.wanted = 0;
-        waiting.gathering.gathered(came);
-    }
-
-    async fn send(
-        &self,
-        cluster: &dyn Upstream,
-        replicas: &[Arc<SharedReplica>],
-        lowest: Revision,
-    ) -> Result<ReadAnswer, Status> {
+    async fn send(&self, replicas: &[Arc<SharedReplica>], lowest: Revision) -> Result<ReadAnswer, Status> {
         let sent_at = Instant::now();
         let key = replicas.first().map(|replica| replica.upstream.start().clone()).unwrap_or_default();
         // A request cannot name the empty key; no key lies before this one.
         let key = if key.is_empty() { Bytes::from_static(b"\0") } else { key };
         self.metrics.read_index.inc();
-        let reading = self.read_from(cluster, key, lowest);
+        let reading = self.read_from(key, lowest);
         replicas.iter().for_each(|replica| replica.note_read_sent());
         let late = |_| Status::deadline_exceeded("the revision of the cluster was not told in time");
         let (header, kept_from) = timeout(self.periods.read_index_max, reading).await.map_err(late)??;
@@ -244,13 +169,8 @@ impl ReadIndex {
     }
 
     /// Reads a key at a revision; at the newest if that one is compacted or not there yet, so that who reads others is served.
-    async fn read_from(
-        &self,
-        cluster: &dyn Upstream,
-        key: Bytes,
-        lowest: Revision,
-    ) -> Result<(ResponseHeader, Revision), Status> {
-        let read = |at| cluster.read_index(&self.identity, key.clone(), at);
+    async fn read_from(&self, key: Bytes, lowest: Revision) -> Result<(ResponseHeader, Revision), Status> {
+        let read = |at| self.cluster.read_index(&self.identity, key.clone(), at);
         match read(lowest).await {
             Ok(header) => Ok((header, lowest)),
             Err(status) => match ApiError::from_text(status.message()) {
@@ -274,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
-    use crate::proxy::watch::UpstreamStream;
+    use crate::proxy::watch::{Upstream, UpstreamStream};
     use crate::shutdown::Tasks;
     use crate::telemetry::Metrics;
     use crate::types::{KeyRange, MemberId};
@@ -340,10 +260,6 @@ mod tests {
         fn range(&self, _: &Identity, _: RangeRequest) -> BoxFuture<'static, Result<RangeResponse, Status>> {
             unreachable!("reads load no pairs")
         }
-
-        fn on_worker(&self, _: &Pool) -> Option<Arc<dyn Upstream>> {
-            None
-        }
     }
 
     fn read_index() -> (Arc<Scripted>, Arc<ReadIndex>, Arc<SharedReplica>) {
@@ -362,7 +278,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_is_served_by_a_read_that_was_in_flight_when_it_came() {
         let (cluster, read_index, replica) = read_index();
-        let read = || read_index.read(&replica, Revision(0), None).map(|answer| answer.unwrap().revision.0).boxed();
+        let read = || read_index.read(&replica, Revision(0)).map(|answer| answer.unwrap().revision.0).boxed();
         let mut first = read();
         assert!((&mut first).now_or_never().is_none());
         settled().await;
@@ -383,10 +299,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_error_is_for_those_whose_read_it_was() {
         let (cluster, read_index, replica) = read_index();
-        let mut first = read_index.read(&replica, Revision(0), None).boxed();
+        let mut first = read_index.read(&replica, Revision(0)).boxed();
         assert!((&mut first).now_or_never().is_none());
         settled().await;
-        let mut second = read_index.read(&replica, Revision(0), None).boxed();
+        let mut second = read_index.read(&replica, Revision(0)).boxed();
         assert!((&mut second).now_or_never().is_none());
         let (_, read) = cluster.in_flight().expect("a read");
         read.send(Err(Status::unavailable("gone"))).expect("it waits");
@@ -395,39 +311,13 @@ mod tests {
         assert!(cluster.answer());
         assert_eq!(second.await.unwrap().revision, Revision(0));
         // A silent cluster: the bound, and then the next read is tried.
-        let late = read_index.read(&replica, Revision(0), None).await.unwrap_err();
+        let late = read_index.read(&replica, Revision(0)).await.unwrap_err();
         assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
-        let mut next = read_index.read(&replica, Revision(0), None).boxed();
+        let mut next = read_index.read(&replica, Revision(0)).boxed();
         assert!((&mut next).now_or_never().is_none());
         settled().await;
         assert!(cluster.answer());
         assert!(next.await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn callers_that_come_again_share_every_read() {
-        let (cluster, read_index, replica) = read_index();
-        let caller = async || {
-            for _ in 0..20 {
-                read_index.read(&replica, Revision(0), None).await.unwrap();
-            }
-        };
-        // One comes first: its read and that of the others would take turns.
-        let all = async {
-            let first = caller();
-            let others = async {
-                settled().await;
-                join_all((0..7).map(|_| caller())).await;
-            };
-            futures::join!(first, others);
-        };
-        let mut all = std::pin::pin!(all);
-        let mut reads = 0;
-        while (&mut all).now_or_never().is_none() {
-            settled().await;
-            reads += u32::from(cluster.answer());
-        }
-        assert!((20..25).contains(&reads), "{reads} reads");
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -450,9 +340,7 @@ mod tests {
                 Step::Write => cluster.write(),
                 Step::Arrive => {
                     let arrived = cluster.revision();
-                    callers.push(
-                        read_index.read(&replica, Revision(0), None).map(move |answer| (arrived, answer)).boxed(),
-                    );
+                    callers.push(read_index.read(&replica, Revision(0)).map(move |answer| (arrived, answer)).boxed());
                 }
                 Step::Answer => {
                     cluster.answer();

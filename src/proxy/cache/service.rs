@@ -1,17 +1,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use http_body::Body as HttpBody;
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::answer::{range_answer, stream_answer};
+use super::answer::range_answer;
 use super::budget::CacheBudget;
 use super::cluster::Cluster;
 use super::config::{CacheConfig, CacheReads};
@@ -19,8 +18,7 @@ use super::follow::Follower;
 use super::group::{Group, GroupParts};
 use super::metrics::CacheMetrics;
 use super::pair::Pair;
-use super::promotion::COUNTED_IN;
-use super::range::{Found, Search, Step, can_be_streamed, covered};
+use super::range::{Found, Search, Step, covered};
 use super::read_ahead::ReadAhead;
 use super::report::CachedRange;
 use super::shared::{SharedReplica, Snapshot};
@@ -35,7 +33,6 @@ use crate::shutdown::Tasks;
 use crate::tree::Tree;
 use crate::types::{KeyRange, Revision};
 
-const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 /// Groups of callers that have replicas at once; the ranges of more pass.
 const GROUPS_MAX: usize = 256;
 
@@ -59,15 +56,6 @@ struct Inner {
     permissions: ReadPermissions,
     budget: CacheBudget,
     groups: ArcSwap<HashMap<Identity, Arc<Group>>>,
-    /// Some group has promoted prefixes.
-    promoted: AtomicBool,
-}
-
-/// What becomes of a read that is looked at.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::proxy) struct Look {
-    /// It counts in finding what is read often.
-    pub(super) counts: bool,
 }
 
 /// Why a range is passed on.
@@ -171,7 +159,6 @@ impl RangeCache {
             versions: Arc::default(),
             permissions,
             groups: ArcSwap::default(),
-            promoted: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -179,34 +166,19 @@ impl RangeCache {
     /// The cached ranges and their states, for people. Clients with different credentials may each have a range.
     pub(in crate::proxy) fn report(&self) -> Vec<CachedRange> {
         let groups = self.inner.groups.load();
-        let mut ranges: Vec<_> = groups
-            .values()
-            .flat_map(|group| group.replicas().iter().map(|one| CachedRange::of(one)).collect::<Vec<_>>())
-            .collect();
+        let mut ranges: Vec<_> =
+            groups.values().flat_map(|group| group.replicas()).map(|replica| CachedRange::of(replica)).collect();
         ranges.sort_by(|one, other| one.range.cmp(&other.range));
         ranges
     }
 
-    /// Whether a read is to be given to [`answer`](Self::answer): all are where something is cached, else those that are counted to find what
-    /// is read often.
-    pub(in crate::proxy) fn looks(&self) -> Option<Look> {
-        let Inner { config, promoted, .. } = &*self.inner;
-        if !config.prefixes.is_empty() {
-            return Some(Look { counts: false });
-        }
-        let counts = fastrand::u32(..COUNTED_IN) == 0;
-        (counts || promoted.load(Ordering::Relaxed)).then_some(Look { counts })
-    }
-
-    /// Answers a `Range` or a `RangeStream`, if what is held here gives exactly what a member would answer. `pool` is that of the serving thread.
+    /// Answers a range, if what is held here gives exactly what a member would answer.
     ///
     /// # Errors
     /// The request, to be passed on.
     pub(in crate::proxy) async fn answer<B>(
         &self,
         request: Request<B>,
-        look: Look,
-        pool: Option<&Pool>,
     ) -> Result<Response<Body>, Request<ReadAhead<Arriving<B>>>>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -220,7 +192,7 @@ impl RangeCache {
         };
         let seen = parts.extensions.get::<Seen>();
         let decided = match body.message() {
-            Some(message) => self.inner.decide(&parts, seen, &message, look, pool).await,
+            Some(message) => self.inner.decide(&parts.headers, seen, &message).await,
             None => Err(Passed::Unread),
         };
         match decided {
@@ -230,11 +202,8 @@ impl RangeCache {
                 Ok(response)
             }
             Err(passed) => {
-                // Of reads that only counted most are not looked at.
-                if passed != Passed::Uncovered || !self.inner.config.prefixes.is_empty() {
-                    self.inner.metrics.misses.inc();
-                    self.inner.metrics.passed.with_label_values(&[passed.label()]).inc();
-                }
+                self.inner.metrics.misses.inc();
+                self.inner.metrics.passed.with_label_values(&[passed.label()]).inc();
                 Err(Request::from_parts(parts, body))
             }
         }
@@ -245,11 +214,9 @@ impl Inner {
     /// The answer, and whether the read was linearizable.
     async fn decide(
         self: &Arc<Self>,
-        head: &Parts,
+        headers: &HeaderMap,
         seen: Option<&Seen>,
         message: &[u8],
-        look: Look,
-        pool: Option<&Pool>,
     ) -> Result<(bool, Response<Body>), Passed> {
         let request = RangeRequest::decode(message).map_err(|_| Passed::Unread)?;
         // What is not known here may change the answer.
@@ -257,11 +224,7 @@ impl Inner {
             return Err(Passed::Unread);
         }
         let covered = covered(&request).ok_or(Passed::Form)?;
-        let streams = head.uri.path() == RANGE_STREAM;
-        if streams && !can_be_streamed(&request) {
-            return Err(Passed::Form);
-        }
-        let caller = self.caller(&head.headers);
+        let caller = self.caller(headers);
         // A member without a leader refuses the latter, whatever kind of read it is.
         // Whether a revision is compacted only the cluster knows.
         let at = Revision(request.revision);
@@ -269,25 +232,25 @@ impl Inner {
         if !request.serializable && self.config.reads == CacheReads::Serializable {
             return Err(Passed::Linearizable);
         }
-        let (group, replica) = self.covering(&caller, &covered, look).ok_or(Passed::Uncovered)?;
-        let replica = &replica;
+        if !self.config.prefixes.iter().any(|prefix| prefix.covers(&covered)) {
+            return Err(Passed::Uncovered);
+        }
+        let group = self.group(&caller).ok_or(Passed::Uncovered)?;
+        let replica = group.covering(&covered).ok_or(Passed::Uncovered)?;
         replica.note_read();
         let Some(snapshot) = replica.snapshot() else {
             self.want(&group, replica);
             return Err(Passed::NotLive);
         };
-        if streams && !snapshot.has_range_stream {
-            return Err(Passed::Form);
-        }
         if at.0 != 0 && snapshot.at(at).is_none() {
             return Err(Passed::Revision);
         }
         let newest = seen.map(Seen::newest).unwrap_or_default();
         let positioned = async {
             if serializable {
-                self.serializable(&group, replica, snapshot, newest, pool).await
+                self.serializable(&group, replica, snapshot, newest).await
             } else {
-                self.linearizable(&group, replica, snapshot, at, pool).await
+                self.linearizable(&group, replica, snapshot, at).await
             }
         };
         let permitted = self.permitted(&caller, &group, replica, &covered);
@@ -303,29 +266,7 @@ impl Inner {
             revision: snapshot.position.0,
             raft_term: snapshot.term.0,
         };
-        let answer = if streams { Some(stream_answer(header, found)) } else { range_answer(header, found) };
-        answer.map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
-    }
-
-    /// The replica that has a range, and the group of the caller. Reads that are counted may have one promoted.
-    fn covering(&self, caller: &Identity, range: &KeyRange, look: Look) -> Option<(Arc<Group>, Arc<SharedReplica>)> {
-        let promotes = self.config.prefixes.is_empty();
-        if !promotes && !self.config.prefixes.iter().any(|prefix| prefix.covers(range)) {
-            return None;
-        }
-        let identity = self.group_identity(caller);
-        let known = self.groups.load().get(&identity).cloned();
-        // A group costs more than to pass a few reads.
-        let group = if promotes && !look.counts { known? } else { known.or_else(|| self.new_group(identity))? };
-        if let Some(replica) = group.covering(range) {
-            return Some((group, replica));
-        }
-        if promotes && look.counts {
-            group.count_uncovered(range, &self.config.namespace);
-            let any = |group: &Arc<Group>| !group.replicas().is_empty();
-            self.promoted.store(self.groups.load().values().any(any), Ordering::Relaxed);
-        }
-        None
+        range_answer(header, found).map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
     }
 
     fn caller(&self, headers: &HeaderMap) -> Identity {
@@ -366,9 +307,8 @@ impl Inner {
         replica: &Arc<SharedReplica>,
         snapshot: Arc<Snapshot>,
         at: Revision,
-        pool: Option<&Pool>,
     ) -> Result<Arc<Snapshot>, Passed> {
-        let read = group.read_index.read(replica, at, pool).await.map_err(|_| Passed::ReadIndex)?;
+        let read = group.read_index.read(replica, at).await.map_err(|_| Passed::ReadIndex)?;
         // The position was the cluster's before the read was sent.
         if read.cluster != snapshot.cluster || read.revision < snapshot.position {
             replica.publish(None);
@@ -391,30 +331,28 @@ impl Inner {
         replica: &Arc<SharedReplica>,
         snapshot: Arc<Snapshot>,
         newest: PeekedHeader,
-        pool: Option<&Pool>,
     ) -> Result<Arc<Snapshot>, Passed> {
         let age = snapshot.completeness.age();
         if age > self.config.staleness || !is_shown(&snapshot, newest) {
-            return self.linearizable(group, replica, snapshot, Revision(0), pool).await;
+            return self.linearizable(group, replica, snapshot, Revision(0)).await;
         }
         if age > self.config.staleness / 2 && !replica.confirming.swap(true, Ordering::AcqRel) {
             let (this, group, replica, current) = (self.clone(), group.clone(), replica.clone(), snapshot.clone());
             self.spawner.start(async move {
                 // Whatever comes of it: the next read waits, if need be.
-                let _ = this.linearizable(&group, &replica, current, Revision(0), None).await;
+                let _ = this.linearizable(&group, &replica, current, Revision(0)).await;
                 replica.confirming.store(false, Ordering::Release);
             });
         }
         Ok(snapshot)
     }
 
-    /// Whose replicas a caller reads. All upstream watches require a leader: a member cut off from it is left for another.
-    fn group_identity(&self, caller: &Identity) -> Identity {
-        self.reader.as_ref().unwrap_or(caller).clone().with_require_leader(true)
-    }
-
-    /// None where there are too many.
-    fn new_group(&self, identity: Identity) -> Option<Arc<Group>> {
+    /// The group whose replicas a caller reads. All upstream watches require a leader: a member cut off from it is left for another.
+    fn group(&self, caller: &Identity) -> Option<Arc<Group>> {
+        let identity = self.reader.as_ref().unwrap_or(caller).clone().with_require_leader(true);
+        if let Some(group) = self.groups.load().get(&identity) {
+            return Some(group.clone());
+        }
         self.groups.rcu(|groups| {
             let mut groups = HashMap::clone(groups);
             if groups.len() >= GROUPS_MAX {
@@ -437,9 +375,6 @@ impl Inner {
 
     /// Has a replica loaded, unless that is in progress or it has failed just before.
     fn want(&self, group: &Group, replica: &Arc<SharedReplica>) {
-        if replica.retired.get().is_some() {
-            return;
-        }
         if replica.running.swap(true, Ordering::AcqRel) {
             replica.wanted.notify_one();
             return;
