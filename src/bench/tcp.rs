@@ -170,10 +170,7 @@ async fn pingpong(config: &RawTcpBench) -> io::Result<serde_json::Value> {
     }
     let usage = Usage::of(config.server_pid);
     let started = Instant::now();
-    let mut all = histogram();
-    while let Some(outcome) = clients.join_next().await {
-        all.add(outcome.map_err(io::Error::other)??).map_err(io::Error::other)?;
-    }
+    let all = latencies_of(clients).await?;
     let elapsed = started.elapsed();
     let percentile = |at: f64| all.value_at_quantile(at) as f64 / 1e3;
     Ok(json!({
@@ -188,6 +185,15 @@ async fn pingpong(config: &RawTcpBench) -> io::Result<serde_json::Value> {
 async fn round(stream: &mut TcpStream, message: &mut [u8]) -> io::Result<()> {
     stream.write_all(message).await?;
     stream.read_exact(message).await.map(drop)
+}
+
+/// The latencies of all clients, once the last one has ended.
+async fn latencies_of(mut clients: JoinSet<io::Result<Histogram<u64>>>) -> io::Result<Histogram<u64>> {
+    let mut all = histogram();
+    while let Some(outcome) = clients.join_next().await {
+        all.add(outcome.map_err(io::Error::other)??).map_err(io::Error::other)?;
+    }
+    Ok(all)
 }
 
 fn histogram() -> Histogram<u64> {
@@ -249,10 +255,7 @@ async fn connections(config: &RawTcpBench) -> io::Result<serde_json::Value> {
             io::Result::Ok(latencies)
         });
     }
-    let mut all = histogram();
-    while let Some(outcome) = clients.join_next().await {
-        all.add(outcome.map_err(io::Error::other)??).map_err(io::Error::other)?;
-    }
+    let all = latencies_of(clients).await?;
     let elapsed = started.elapsed();
     let percentile = |at: f64| all.value_at_quantile(at) as f64 / 1e3;
     Ok(json!({

@@ -3,10 +3,9 @@
 //! [`Client`] is the way in for the tools and the tests: one type that hands out the generated clients of every
 //! service over a [`Channel`], which connects when it is first used, spreads requests over the endpoints and fails
 //! over. A configured user is logged in, and again before its token ends (`token_lifetime.rs`) or when it is no longer accepted
-//! (`login.rs`). Under it lies the
-//! [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read `method.rs` for what may be sent
-//! twice, then `pool/dispatch.rs`. `followed_range.rs` keeps the pairs of a
-//! range current. `page.rs` gets a page over HTTP/1.1, for what an endpoint tells beside the API.
+//! (`login.rs`). Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read
+//! `method.rs` for what may be sent twice, then `pool/dispatch.rs`. `followed_range.rs` keeps the pairs of a range current.
+//! `page.rs` gets a page over HTTP/1.1, for what an endpoint tells beside the API.
 //!
 //! Import circle: `pool/connection.rs`, `pool/probe.rs`: a connection checks that its endpoint answers, and a check is
 //! a call on it.

@@ -39,7 +39,7 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         let tasks = Tasks::new();
         let endpoints = tokio::select! {
             endpoints = listed_endpoints(config, &tasks) => endpoints?,
-            // Whoever waits for members can be told to end.
+            // SIGINT and SIGTERM end the wait for the first endpoints, too.
             _ = interrupted() => return Ok(()),
         };
         let metrics = Metrics::new();

@@ -62,7 +62,7 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let grace = config.grace;
     let listed = tokio::select! {
         listed = listed_endpoints(&config, &tasks) => listed?,
-        // Whoever waits for members can be told to end.
+        // SIGINT and SIGTERM end the wait for the first endpoints, too.
         _ = interrupted() => return Ok(()),
     };
     let pool = PoolConfig { endpoints: current_endpoints(&*listed), ..pool_config(&config, upstream_tls(&config)?) };

@@ -66,10 +66,9 @@ impl Listeners {
             ListenAddress::Tcp(address) if url.is_tls() == is_tls => Some(*address),
             _ => None,
         };
-        let first = urls.iter().position(|url| tcp(url).is_some());
-        let first = first.ok_or_else(|| wrong("a proxy needs a TCP address".to_owned()))?;
-        let url = urls.remove(first);
-        let first = tcp(&url).ok_or_else(|| wrong("a proxy needs a TCP address".to_owned()))?;
+        let first = urls.iter().enumerate().find_map(|(at, url)| Some((at, tcp(url)?)));
+        let (at, first) = first.ok_or_else(|| wrong("a proxy needs a TCP address".to_owned()))?;
+        urls.remove(at);
         Ok(Self { first, is_tls, others: urls })
     }
 }

@@ -4,7 +4,8 @@
 //! weights, and later sets through the same channel. Sources fail soft: the last good set stays, and its age shows
 //! ([`SourceStatus`], `metrics.rs`). [`StaticList`] is what a flag says, [`SrvRecords`] (`dns/`) what DNS says of a domain,
 //! [`MemberList`] what the cluster says of itself, [`PeerMembers`] what it says on the peer ports of members that registered
-//! under a URL or a token. [`RegisteredEndpoints`] are proxies that registered in the cluster. Gateway, proxy, `ctl` and `bench` take their endpoints from the trait, so a new source is a file here and its flag.
+//! under a URL or a token. [`RegisteredEndpoints`] are proxies that registered in the cluster. Gateway, proxy, `ctl` and
+//! `bench` take their endpoints from the trait, so a new source is a file here and its flag.
 //!
 //! A cluster that begins finds its members by SRV records, too, or by registering under a URL or a token (`bootstrap/`).
 

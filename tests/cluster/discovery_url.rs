@@ -18,10 +18,6 @@ fn refused(number: usize, flags: &[String]) -> String {
     process.output()
 }
 
-fn discovery(registry: &Registry, token: &str) -> Vec<String> {
-    vec![format!("--discovery=http://{}{token}", registry.address)]
-}
-
 #[test]
 fn members_find_each_other_by_a_url() {
     if is_stock() {
@@ -30,7 +26,7 @@ fn members_find_each_other_by_a_url() {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let registry = Registry::start(deployment, &[]).await;
         let token = registry.token(3).await;
-        let (flags, ports) = (discovery(&registry, &token), ports());
+        let (flags, ports) = (registry.flags(&token), ports());
         let mut found = Found::start(&ports, &flags);
         found.until_complete().await;
         let page = registry.ask("GET", "/metrics").await.body;
@@ -57,15 +53,15 @@ fn what_is_wrong_with_a_url_is_said() {
     }
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let registry = Registry::start(deployment, &[]).await;
-        let output = refused(1, &discovery(&registry, "/unknown"));
+        let output = refused(1, &registry.flags("/unknown"));
         assert!(output.contains("discovery: size key not found"), "{output}");
         deployment.put("/_etcd/registry/bad/_config/size", "x").await;
-        let output = refused(1, &discovery(&registry, "/bad"));
+        let output = refused(1, &registry.flags("/bad"));
         assert!(output.contains("discovery: size key is bad"), "{output}");
         let token = registry.token(2).await;
         let other = registry.ask("PUT", &format!("{token}/77?prevExist=false&value=m1=http://h:1")).await;
         assert_eq!(other.status, 201);
-        let output = refused(1, &discovery(&registry, &token));
+        let output = refused(1, &registry.flags(&token));
         assert!(
             output.contains("discovery: found duplicate name: two members are registered under the name m1"),
             "{output}"
@@ -73,7 +69,7 @@ fn what_is_wrong_with_a_url_is_said() {
         let token = registry.token(2).await;
         let other = registry.ask("PUT", &format!("{token}/77?prevExist=false&value=m2=ftp://h:1")).await;
         assert_eq!(other.status, 201);
-        let output = refused(1, &discovery(&registry, &token));
+        let output = refused(1, &registry.flags(&token));
         assert!(output.contains("discovery: invalid URL"), "{output}");
         // What answers there is no registry.
         let output = refused(1, &[format!("--discovery=http://{}/nothing/t", deployment.member)]);

@@ -143,7 +143,7 @@ fn all_of_the_tier_finds_a_cluster_by_its_url() {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let registry = Registry::start(deployment, &[]).await;
         let token = registry.token(3).await;
-        let (flags, ports) = (vec![format!("--discovery=http://{}{token}", registry.address)], ports());
+        let (flags, ports) = (registry.flags(&token), ports());
         let mut found = Found::start(&ports, &flags);
         serves_and_follows(&mut found, &ports, &flags).await;
     });

@@ -33,6 +33,11 @@ impl Registry {
         answer.body.strip_prefix(&format!("http://{}", self.address)).expect("its URL").to_owned()
     }
 
+    /// The flags of who finds a cluster by a token.
+    pub fn flags(&self, token: &str) -> Vec<String> {
+        vec![format!("--discovery=http://{}{token}", self.address)]
+    }
+
     pub async fn register(&self, token: &str, id: &str) -> HttpAnswer {
         self.ask("PUT", &format!("{token}/{id}?prevExist=false&value=m{id}=http://h{id}:2380")).await
     }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::costs::Costs;
 use super::model::{Capacity, Demand, Fleet, Shape, fleet};
 use crate::bench::server::Reading;
-use crate::bench::suite::load::{Load, OPERATIONS, PER_SECOND, words};
-use crate::bench::suite::members::{Member, Security, duration};
+use crate::bench::suite::load::{Load, OPERATIONS, PER_SECOND, duration, words};
+use crate::bench::suite::members::{Member, Security};
 use crate::bench::suite::programs::{Programs, Running};
 use crate::bench::suite::proxies::Proxy;
 

@@ -8,10 +8,10 @@ use crate::bench::statistics::median;
 use crate::bench::suite::gateways::Forwarder;
 use crate::bench::suite::load::{
     BYTES_PER_CONNECTION, CPU, DELIVERED, DELIVERY_P50, IDLE_BYTES, OPERATIONS, P50, P50_MICROS, RESIDENT, Sample,
-    measure, words,
+    measure, measure_for, words,
 };
 use crate::bench::suite::loopback::metric;
-use crate::bench::suite::members::{Member, Security, duration};
+use crate::bench::suite::members::{Member, Security};
 use crate::bench::suite::programs::{Programs, Running};
 use crate::bench::suite::proxies::{Proxy, UPSTREAM_READS, cpu_seconds};
 
@@ -71,11 +71,10 @@ impl Taken<'_> {
     }
 
     /// CPU microseconds of processes for each operation of a load at a low rate, less what they need when nothing happens.
-    fn alone(&self, running: &[&Running], idle: f64, mut all: Vec<String>) -> Result<Vec<f64>, String> {
-        all.push(duration(self.seconds * 2.0));
+    fn alone(&self, running: &[&Running], idle: f64, all: Vec<String>) -> Result<Vec<f64>, String> {
         let spent = || running.iter().map(|one| cpu_seconds(one)).collect::<Result<Vec<_>, String>>();
         let (before, begun) = (spent()?, Instant::now());
-        let sample = measure(self.programs, &all)?;
+        let sample = measure_for(self.programs, all, self.seconds * 2.0)?;
         let base = idle * begun.elapsed().as_secs_f64();
         let paid_for = sample.figures.get(DELIVERED).map_or(sample.figure(OPERATIONS)?, |events| *events);
         let each = |(after, before): (&f64, &f64)| ((after - before) * 1e6 - base) / paid_for.max(1.0);
@@ -95,9 +94,8 @@ impl Taken<'_> {
         median(&rounds).ok_or_else(|| format!("{figure}: no round"))
     }
 
-    fn run(&self, mut all: Vec<String>) -> Result<Sample, String> {
-        all.push(duration(self.seconds));
-        measure(self.programs, &all)
+    fn run(&self, all: Vec<String>) -> Result<Sample, String> {
+        measure_for(self.programs, all, self.seconds)
     }
 
     fn three_members(&mut self) -> Result<(), String> {
@@ -222,7 +220,7 @@ impl Taken<'_> {
         Ok(())
     }
 
-    /// Each round has processes of its own: what was used once stays.
+    /// Each round has processes of its own, since memory that was used once stays resident.
     fn memory(&mut self) -> Result<(), String> {
         let programs = self.programs;
         let start = || Member::start(programs, &programs.ours, Security::Off);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::load::{Sample, measure, words};
 use super::loopback::{page, reaches};
-use super::members::{Member, Security, both, duration};
+use super::members::{Member, Security, both};
 use super::programs::{Programs, Running, at, port};
 use super::side::{Side, Sides};
 use crate::bench::server::Reading;
@@ -144,16 +144,12 @@ fn side(
     is_new: bool,
     start: impl Fn() -> Result<Forwarder, String> + 'static,
 ) -> Result<Side, String> {
-    let (programs, line) = (programs.clone(), line.to_owned());
     if is_new {
+        let (programs, line) = (programs.clone(), line.to_owned());
         return Ok(Side::new(name, move |_| measure(&programs, &start()?.words(&line))));
     }
     let forwarder = start()?;
-    Ok(Side::new(name, move |seconds| {
-        let mut all = forwarder.words(&line);
-        all.push(duration(seconds));
-        measure(&programs, &all)
-    }))
+    Ok(Side::of_load(name, programs, line, move |line| forwarder.words(line)))
 }
 
 /// New connections through the gateway of each program after one of two endpoints is killed.

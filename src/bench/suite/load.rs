@@ -102,6 +102,21 @@ pub(in crate::bench) fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
 
+/// Runs a load for so many seconds.
+pub(in crate::bench) fn measure_for(
+    programs: &Programs,
+    mut words: Vec<String>,
+    seconds: f64,
+) -> Result<Sample, String> {
+    words.push(duration(seconds));
+    measure(programs, &words)
+}
+
+/// `--duration` of so many seconds.
+pub(in crate::bench) fn duration(seconds: f64) -> String {
+    format!("--duration={seconds}s")
+}
+
 impl Sample {
     fn of(report: &Value) -> Self {
         let mut figures = BTreeMap::new();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::judge::{OURS, PEER};
-use super::load::{Sample, measure, words};
+use super::load::{measure, words};
 use super::programs::{Programs, Running, command, port};
 use super::side::{Side, Sides};
 
@@ -154,11 +154,6 @@ fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// `--duration` of so many seconds.
-pub(in crate::bench) fn duration(seconds: f64) -> String {
-    format!("--duration={seconds}s")
-}
-
 /// Both programs by the name of their side.
 pub(in crate::bench) fn both(programs: &Programs) -> [(&'static str, &Path); 2] {
     [(OURS, &programs.ours), (PEER, &programs.peer)]
@@ -169,12 +164,7 @@ pub(in crate::bench) fn one_member(programs: &Programs, line: &str, security: Se
     let side = |(name, program)| {
         let member = Member::start(programs, program, security)?;
         member.put(programs, "foo")?;
-        let (programs, line) = (programs.clone(), line.to_owned());
-        Ok(Side::new(name, move |seconds| {
-            let mut all = member.words(&line);
-            all.push(duration(seconds));
-            measure(&programs, &all)
-        }))
+        Ok(Side::of_load(name, programs, line, move |line| member.words(line)))
     };
     Ok(both(programs).into_iter().map(side).collect::<Result<Vec<_>, String>>()?.into())
 }
@@ -196,12 +186,8 @@ pub(in crate::bench) fn three_members(programs: &Programs, line: &str) -> Result
     let side = |(name, program)| {
         let members = Member::cluster(programs, program, 3)?;
         members[0].put(programs, "foo")?;
-        let (programs, line) = (programs.clone(), format!("{line} --target-leader"));
-        Ok(Side::new(name, move |seconds| -> Result<Sample, String> {
-            let mut all = load_words(&members, &line);
-            all.push(duration(seconds));
-            measure(&programs, &all)
-        }))
+        let line = format!("{line} --target-leader");
+        Ok(Side::of_load(name, programs, &line, move |line| load_words(&members, line)))
     };
     Ok(both(programs).into_iter().map(side).collect::<Result<Vec<_>, String>>()?.into())
 }

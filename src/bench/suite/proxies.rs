@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::judge::{OURS, PEER};
-use super::load::{ERRORS, IDLE_BYTES, Load, OPERATIONS, Sample, measure, words};
+use super::load::{ERRORS, IDLE_BYTES, Load, OPERATIONS, Sample, duration, measure, measure_for, words};
 use super::loopback::{connects, metric};
-use super::members::{Member, Security, both, duration};
+use super::members::{Member, Security, both};
 use super::programs::{Programs, Running, port};
 use super::side::{Side, Sides};
 
@@ -61,12 +61,7 @@ impl Proxy {
 
     /// A side that runs a load for some seconds in each round.
     fn side(self, name: &'static str, programs: &Programs, line: &str) -> Side {
-        let (programs, line) = (programs.clone(), line.to_owned());
-        Side::new(name, move |seconds| {
-            let mut all = self.words(&line);
-            all.push(duration(seconds));
-            measure(&programs, &all)
-        })
+        Side::of_load(name, programs, line, move |line| self.words(line))
     }
 }
 
@@ -116,12 +111,7 @@ pub(in crate::bench) fn cached_against_member(programs: &Programs, line: &str) -
         sample.figures.insert(UPSTREAM_READS, reads / operations.max(1.0));
         Ok(sample)
     });
-    let (programs, line) = (programs.clone(), line.to_owned());
-    let alone = Side::new(PEER, move |seconds| {
-        let mut all = member.words(&line);
-        all.push(duration(seconds));
-        measure(&programs, &all)
-    });
+    let alone = Side::of_load(PEER, programs, line, move |line| member.words(line));
     Ok(vec![ours, alone].into())
 }
 
@@ -135,12 +125,7 @@ pub(in crate::bench) fn own_member(programs: &Programs, line: &str) -> Result<Si
     let member = Rc::new(Member::start(programs, &programs.ours, Security::Off)?);
     let ours =
         Proxy::start(programs, &programs.ours, &[&member.endpoint], "")?.side(OURS, programs, line).behind(&member);
-    let (programs, line) = (programs.clone(), line.to_owned());
-    let alone = Side::new(PEER, move |seconds| {
-        let mut all = member.words(&line);
-        all.push(duration(seconds));
-        measure(&programs, &all)
-    });
+    let alone = Side::of_load(PEER, programs, line, move |line| member.words(line));
     Ok(vec![ours, alone].into())
 }
 
@@ -204,12 +189,8 @@ pub(in crate::bench) fn hung_member(programs: &Programs, line: &str) -> Result<S
 
 /// Calls all the time, and counts those that begin when the endpoint has been bad for a while.
 fn while_bad(programs: &Programs, proxy: &Proxy, line: &str, seconds: f64) -> Result<Sample, String> {
-    let mut before = proxy.words(line);
-    before.push(duration(BAD_BEFORE.as_secs_f64()));
-    measure(programs, &before)?;
-    let mut counted = proxy.words(line);
-    counted.push(duration(seconds));
-    measure(programs, &counted)
+    measure_for(programs, proxy.words(line), BAD_BEFORE.as_secs_f64())?;
+    measure_for(programs, proxy.words(line), seconds)
 }
 
 /// Users with a token each, one generator for each, through the proxy of each program.

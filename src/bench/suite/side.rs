@@ -1,6 +1,7 @@
 use std::rc::Rc;
 
-use super::load::Sample;
+use super::load::{Sample, measure_for};
+use super::programs::Programs;
 
 /// One of the set-ups that a row compares; what runs for it ends with it.
 pub(in crate::bench) struct Side {
@@ -15,6 +16,17 @@ impl Side {
         measure: impl FnMut(f64) -> Result<Sample, String> + 'static,
     ) -> Self {
         Self { name, measure: Box::new(measure) }
+    }
+
+    /// A load that runs for some seconds in each round; `words` makes its words of the line.
+    pub(in crate::bench) fn of_load(
+        name: &'static str,
+        programs: &Programs,
+        line: &str,
+        words: impl Fn(&str) -> Vec<String> + 'static,
+    ) -> Self {
+        let (programs, line) = (programs.clone(), line.to_owned());
+        Self::new(name, move |seconds| measure_for(&programs, words(&line), seconds))
     }
 
     /// The same, and keeps what other sides use, too.

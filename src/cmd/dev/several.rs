@@ -22,7 +22,7 @@ use crate::telemetry::Metrics;
 const STORE_CLIENTS: &str = "127.0.0.1:2389";
 const STORE_PEERS: &str = "127.0.0.1:2390";
 const REGISTRY: &str = "127.0.0.1:2391";
-/// Before the number of members.
+/// The token is this and the number of members.
 const TOKEN: &str = "dev";
 /// The tenant `red` comes to the proxy's own address.
 const BLUE: &str = "127.0.0.1:23792";
@@ -96,7 +96,7 @@ impl Several {
         Ok(Self { registry, members, gateway, proxy })
     }
 
-    /// From the outside in.
+    /// Proxy and gateway first, so that no client is left in front of members that are gone.
     pub(super) async fn stop(self) {
         self.proxy.finish().await;
         self.gateway.finish().await;

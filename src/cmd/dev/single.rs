@@ -37,7 +37,7 @@ impl Single {
         Ok(Self { server, gateway, proxy })
     }
 
-    /// From the outside in.
+    /// Proxy and gateway first, so that no client is left in front of members that are gone.
     pub(super) async fn stop(self) {
         self.proxy.finish().await;
         self.gateway.finish().await;
