@@ -381,6 +381,9 @@ pub(super) struct SuiteArgs {
     /// Where the reports go, and the data of members while they run
     #[arg(long, default_value = "bench-suite", value_name = "FOLDER")]
     pub(super) folder: std::path::PathBuf,
+    /// A document that gets the table, too, between the lines "<!-- bench suite -->" and "<!-- end of bench suite -->"
+    #[arg(long, value_name = "FILE")]
+    pub(super) document: Option<std::path::PathBuf>,
     /// HAProxy to show beside the gateways; found by its name unless given
     #[arg(long, value_name = "PROGRAM")]
     pub(super) haproxy: Option<String>,

@@ -40,7 +40,9 @@ fn a_majority_is_needed() {
         // Once this ended with DeadlineExceeded, as etcd answers what it never passed on. etcd's client repeats such a
         // call, and here the first one may have been passed on: it was applied twice.
         let refused = try_put(&alone, "k", "alone").await.expect_err("one of three acknowledged a write");
-        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: request timed out"));
+        // A member that has lost its leader before the call arrives never passes it on.
+        let messages = ["etcdserver: request timed out", "etcdserver: no leader"];
+        assert!(refused.code() == Code::Unavailable && messages.contains(&refused.message()), "{refused}");
         leaderless(cluster, 2).await;
         let refused = try_put(&alone, "k", "never").await.expect_err("a member without a leader acknowledged a write");
         assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: no leader"));

@@ -17,7 +17,10 @@ fn a_suite_measures_both_sides_and_writes_its_reports() {
     let folder = tempfile::tempdir().unwrap();
     let against = format!("--against={OURS}");
     let rows = "--rows=put-1,secure-range,proxy-cached-linearizable,gateway-pingpong,gateway-endpoint-dies";
-    let output = suite(folder.path(), &[&against, rows, "--rounds=1", "--seconds=0.3"]);
+    let document = folder.path().join("document.md");
+    std::fs::write(&document, "head\n<!-- bench suite -->\nold\n<!-- end of bench suite -->\n").unwrap();
+    let into = format!("--document={}", document.display());
+    let output = suite(folder.path(), &[&against, rows, "--rounds=1", "--seconds=0.3", &into]);
     let said = String::from_utf8_lossy(&output.stderr);
     let read = |name: &str| {
         std::fs::read_to_string(folder.path().join(name)).unwrap_or_else(|error| panic!("{error}: {said}"))
@@ -43,7 +46,9 @@ fn a_suite_measures_both_sides_and_writes_its_reports() {
     assert!(markdown.contains("| put-1 |") && String::from_utf8_lossy(&output.stdout).contains(&markdown));
     assert!(html.contains("<svg") && html.contains("<h2>secure-range</h2>"));
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 3, "only the reports are left: {left:?}");
+    assert_eq!(left.len(), 4, "only the document and the reports are left: {left:?}");
+    let document = std::fs::read_to_string(&document).unwrap();
+    assert!(document.starts_with("head\n<!-- bench suite -->\n") && document.contains(markdown.trim()), "{document}");
 }
 
 #[test]
@@ -66,6 +71,8 @@ fn wrong_flags_are_refused_before_anything_starts() {
         (vec![against, "--seconds=0"], "--seconds 0: must be above 0"),
         (vec![against, "--haproxy=/no/haproxy"], "--haproxy /no/haproxy: there is no such program"),
         (vec![against, "--nginx=/no/nginx"], "--nginx /no/nginx: there is no such program"),
+        (vec![against, "--document=/no/document"], "--document /no/document: "),
+        (vec![against, "--document=/dev/null"], "--document /dev/null: has no line "),
         (vec![], "--against"),
     ] {
         let output = suite(folder.path(), &flags);

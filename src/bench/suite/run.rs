@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use super::document::Document;
 use super::html::page;
 use super::judge::judge;
 use super::load::Sample;
@@ -16,6 +17,8 @@ const SLOW_ROUNDS: u32 = 3;
 
 /// Measures the rows, writes the reports, and gives the table and whether every row was measured.
 pub(in crate::bench) fn run(args: &SuiteArgs) -> Result<(String, bool), CallError> {
+    let document = args.document.as_deref().map(Document::open).transpose();
+    let document = document.map_err(|error| CallError(format!("--document {error}")))?;
     let report = measured(args).map_err(CallError)?;
     let folder = &args.folder;
     for (name, text) in
@@ -23,6 +26,9 @@ pub(in crate::bench) fn run(args: &SuiteArgs) -> Result<(String, bool), CallErro
     {
         let path = folder.join(name);
         std::fs::write(&path, text).map_err(|error| CallError(at(&path, &error)))?;
+    }
+    if let Some(document) = document {
+        document.replace(&report.markdown()).map_err(|error| CallError(format!("--document {error}")))?;
     }
     let text = format!("{}\nreports: {}/report.{{md,json,html}}\n", report.markdown(), folder.display());
     Ok((text, report.not_run() == 0))
