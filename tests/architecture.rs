@@ -46,11 +46,12 @@ const TABLE: &[(&str, &[&str])] = &[
     ("core::auth", &["core::backend"]),
     ("core::cluster", &["core::backend"]),
     ("core::alarm", &["core::backend"]),
-    ("core::raft", &["core::wal"]),
+    ("core::reply", &[]),
+    ("core::raft", &["core::reply", "core::wal"]),
     // Lanes and encoded messages are the words of `core::raft`.
     ("core::peer", &["core::raft", "net", "listener", "api_error"]),
     // Committed entries and the sink they go to are the words of `core::raft`.
-    ("core::apply", &["STATE", "core::backend", "core::raft", "eventlog"]),
+    ("core::apply", &["STATE", "core::backend", "core::raft", "core::reply", "eventlog"]),
     // The reason of a refused read is a text of the API.
     ("core::watch", &["STATE", "core::backend", "eventlog", "api_error"]),
     // A snapshot that a leader sends is a db snapshot.

@@ -14,6 +14,7 @@ pub mod lease;
 pub mod mvcc;
 pub mod peer;
 pub mod raft;
+pub mod reply;
 pub mod server;
 pub mod wal;
 pub mod watch;

@@ -4,6 +4,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::outcome::Outcome;
+use crate::core::reply::{self, Reply};
 use crate::types::Term;
 
 /// Requests of this member on their way through the log, by id, each with whoever waits for it.
@@ -83,15 +84,15 @@ pub enum ProposalOutcome {
 /// Bounded by what the raft inbox and the apply distance admit: a request enters right before it is proposed.
 #[derive(Debug, Default)]
 pub struct SharedPendingRequests {
-    pending_requests: Mutex<PendingRequests<oneshot::Sender<ProposalOutcome>>>,
+    pending_requests: Mutex<PendingRequests<Reply<ProposalOutcome>>>,
 }
 
 impl SharedPendingRequests {
     /// Announces a request that is about to be proposed for `term`.
     pub fn register(&self, id: u64, term: Term) -> oneshot::Receiver<ProposalOutcome> {
-        let (reply, outcome) = oneshot::channel();
+        let (reply, outcome) = reply::channel();
         if let Err(reply) = self.pending_requests.lock().enter(id, term, reply) {
-            let _ = reply.send(ProposalOutcome::Lost);
+            reply.send(ProposalOutcome::Lost);
         }
         outcome
     }
@@ -105,7 +106,7 @@ impl SharedPendingRequests {
     pub fn dropped(&self, id: u64) {
         let waiter = self.pending_requests.lock().take(id);
         if let Some(reply) = waiter {
-            let _ = reply.send(ProposalOutcome::Lost);
+            reply.send(ProposalOutcome::Lost);
         }
     }
 
@@ -117,26 +118,19 @@ impl SharedPendingRequests {
             let mut pending_requests = self.pending_requests.lock();
             for (id, outcome) in outcomes {
                 if let Some(reply) = pending_requests.take(id) {
-                    ready.push((reply, outcome));
+                    ready.push((reply, ProposalOutcome::Applied(outcome)));
                 }
             }
             pending_requests.passed(term)
         };
-        for (reply, outcome) in ready {
-            // An error means that the client went away.
-            let _ = reply.send(ProposalOutcome::Applied(outcome));
-        }
-        for (_, reply) in lost {
-            let _ = reply.send(ProposalOutcome::Lost);
-        }
+        let lost = lost.into_iter().map(|(_, reply)| (reply, ProposalOutcome::Lost));
+        reply::send_all(ready.into_iter().chain(lost));
     }
 
     /// Tells that a state whose last entry is of `term` took the place of the log.
     pub fn installed(&self, term: Term) {
         let waiting = self.pending_requests.lock().installed(term);
-        for (_, reply) in waiting {
-            let _ = reply.send(ProposalOutcome::Unknown);
-        }
+        reply::send_all(waiting.into_iter().map(|(_, reply)| (reply, ProposalOutcome::Unknown)));
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::check::PeerMessage;
 use super::handle::{Inbox, Proposal, RaftHandle, RaftInbox, RaftStatus, Shared};
@@ -13,6 +13,7 @@ use super::planted::{PlantedFault, is_planted};
 use super::reads::ReadQueue;
 use super::step::{Committed, PersistGroup, RaftError, Step, Stepped};
 use super::wal_driver::WalJob;
+use crate::core::reply::{self, Reply};
 use crate::types::{LogIndex, LogPosition, MemberId};
 
 /// Messages taken in one turn, so that ticks are never far behind.
@@ -56,7 +57,7 @@ pub struct RaftDriver<W, S, P> {
     peers: P,
     shared: Arc<Shared>,
     status: watch::Sender<RaftStatus>,
-    reads: ReadQueue<oneshot::Sender<LogIndex>>,
+    reads: ReadQueue<Reply<LogIndex>>,
     ticks: u64,
 }
 
@@ -271,9 +272,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
             self.sink.committed(step.committed);
         }
         for (number, index) in step.reads {
-            for reader in self.reads.confirmed(number) {
-                let _ = reader.send(index);
-            }
+            reply::send_all(self.reads.confirmed(number).into_iter().map(|reader| (reader, index)));
             self.ask_for_reads();
         }
         // Last: what this step hands out goes before what follows from it.

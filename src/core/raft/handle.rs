@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use super::check::PeerMessage;
 use super::members::{MembersDecision, ProposedChange};
 use super::peer::{PeerProgress, RaftDetails, RefusedMessage};
+use crate::core::reply::{self, Reply};
 use crate::core::wal::WalSnapshot;
 use crate::types::{LogIndex, MemberId, Term};
 
@@ -73,7 +74,7 @@ pub enum Inbox {
     /// Only while this member leads; never forwarded.
     ProposeAsLeader(Proposal),
     ProposeMembers(ProposedChange, Term),
-    ReadIndex(oneshot::Sender<LogIndex>),
+    ReadIndex(Reply<LogIndex>),
     Progress(oneshot::Sender<Vec<PeerProgress>>),
     Details(oneshot::Sender<RaftDetails>),
     /// With its bytes.
@@ -292,7 +293,7 @@ impl RaftHandle {
 
     /// The index a linearizable read must see applied, confirmed by a quorum; none when that could not be asked.
     pub async fn read_index(&self) -> Option<LogIndex> {
-        let (reply, index) = oneshot::channel();
+        let (reply, index) = reply::channel();
         self.send_as_client(Inbox::ReadIndex(reply)).ok()?;
         index.await.ok()
     }

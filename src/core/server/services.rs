@@ -17,6 +17,7 @@ use super::route::{Router, RouterParts, Services, Traffic};
 use super::watch::{WatchContext, WatchService, read_check};
 use crate::config::FeatureGates;
 use crate::core::raft::RaftStatus;
+use crate::core::reply;
 use crate::core::watch::CoreWatch;
 use crate::eventlog::{HeaderSource, WatchLimits};
 use crate::pages::BrowserRules;
@@ -113,6 +114,7 @@ impl ServiceBuilder {
         http: HttpHandler,
         tasks: &Tasks,
     ) -> Router {
+        reply::serve_here(tasks);
         let leadership = |status: &RaftStatus| (status.leader.is_some(), status.term);
         let watch = WatchService::start(watch, worker, self.parts.raft.status(), leadership, tasks);
         let Parts { published, raft, metrics, limits, .. } = &self.parts;
