@@ -30,6 +30,7 @@ const STEPS: usize = 40;
 /// Records a life and looks at everything that it may leave.
 fn explore(seed: u64, wrong: Wrong, effort: Effort) -> (Seen, Result<(), String>) {
     let disk = SimDisk::new(SEGMENT_BYTES);
+    let disk = if seed % 2 == 1 { disk.preparing() } else { disk };
     disk.record();
     let mutation = if let Wrong::Order(mutation) = wrong { Some(mutation) } else { None };
     let Lived { history, result, files, .. } = live(&disk, seed, STEPS, mutation);

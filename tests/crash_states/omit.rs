@@ -49,7 +49,9 @@ impl Omitted {
                     match *folder {
                         true if name.starts_with("wal") => log_folders.insert(*inode),
                         false if name.ends_with(".wal") => log_files.insert(*inode),
-                        false if name == "0.tmp" => log_files.insert(*inode) && new_segments.insert(*inode),
+                        false if name == "0.tmp" || name == "1.tmp" => {
+                            log_files.insert(*inode) && new_segments.insert(*inode)
+                        }
                         false if name.ends_with(".snap.db.tmp") => prepared.insert(*inode),
                         _ => true,
                     };

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use redb::StorageBackend;
 use watershed::core::backend::StateDisk;
-use watershed::core::wal::{WalDisk, WalFile};
+use watershed::core::wal::{Preparing, WalDisk, WalFile};
 
 use image::Inode;
 pub use image::{Image, Kept, Op};
@@ -26,6 +26,7 @@ pub use image::{Image, Kept, Op};
 pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
     segment_bytes: u64,
+    prepares: bool,
     /// Handles of earlier runs fail.
     run: u64,
 }
@@ -99,7 +100,12 @@ impl SimDisk {
     /// A disk that begins like this.
     pub fn with(image: Image, segment_bytes: u64) -> Self {
         let inner = Inner { made: image.last_inode(), image, ..Inner::default() };
-        Self { inner: Arc::new(Mutex::new(inner)), segment_bytes, run: 0 }
+        Self { inner: Arc::new(Mutex::new(inner)), segment_bytes, prepares: false, run: 0 }
+    }
+
+    /// The same disk, on which the next segment of the log is prepared ahead.
+    pub fn preparing(self) -> Self {
+        Self { prepares: true, ..self }
     }
 
     /// An independent disk that begins with what this one has.
@@ -353,6 +359,11 @@ impl WalDisk for SimDisk {
         Ok(file)
     }
 
+    fn prepare(&self, path: &Path, size: u64) -> Option<Box<dyn Preparing<SimFile>>> {
+        let made = self.prepares.then(|| WalDisk::create(self, path, size))?;
+        Some(Box::new(PreparedFile { made: Some(made), size, allowed: 0 }))
+    }
+
     fn open(&self, path: &Path) -> io::Result<SimFile> {
         Ok(SimFile { disk: self.clone(), part: Part::Wal, inode: self.find(path)? })
     }
@@ -409,6 +420,24 @@ impl StateDisk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.synced(Part::State, dir)
+    }
+}
+
+/// A file that is made at once, and finished when all of it is allowed.
+#[derive(Debug)]
+struct PreparedFile {
+    made: Option<io::Result<SimFile>>,
+    size: u64,
+    allowed: u64,
+}
+
+impl Preparing<SimFile> for PreparedFile {
+    fn allow(&mut self, bytes: u64) {
+        self.allowed = self.allowed.max(bytes);
+    }
+
+    fn finished(&mut self) -> Option<io::Result<SimFile>> {
+        self.made.take_if(|_| self.allowed >= self.size)
     }
 }
 

@@ -3,6 +3,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::prepare::{Preparing, ZeroWriter};
+
 /// etcd's segment size.
 const SEGMENT_BYTES: u64 = 64 * 1000 * 1000;
 
@@ -38,6 +40,11 @@ pub trait WalDisk: Send {
     /// # Errors
     /// The system's.
     fn create(&self, path: &Path, size: u64) -> io::Result<Self::File>;
+    /// Begins to make a file as [`create`](Self::create) does whose zeroes are written, too. None where that gains nothing, or cannot be done: the log
+    /// does without.
+    fn prepare(&self, _path: &Path, _size: u64) -> Option<Box<dyn Preparing<Self::File>>> {
+        None
+    }
     /// Opens and locks a file; `WouldBlock` when another process holds it.
     ///
     /// # Errors
@@ -138,6 +145,13 @@ impl WalDisk for FsDisk {
         let mut file = self.file(file);
         file.reserve(size)?;
         Ok(file)
+    }
+
+    fn prepare(&self, path: &Path, size: u64) -> Option<Box<dyn Preparing<FsFile>>> {
+        if self.unsynced {
+            return None;
+        }
+        Some(Box::new(ZeroWriter::start(*self, path, size).ok()?))
     }
 
     fn open(&self, path: &Path) -> io::Result<FsFile> {

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{WalDisk, WalFile};
 use super::error::WalError;
+use super::prepare::Preparing;
 use super::reader::RECORD_BYTES_MAX;
 use super::record::{Encoder, HardState, WalEntry, WalMetadata, WalSnapshot};
 use super::recover::{Recovered, marks, scan};
@@ -14,8 +15,16 @@ use crate::types::{LogIndex, LogPosition};
 const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes written at a time when the last group is written once more.
 const REWRITE_BYTES: usize = 1024 * 1024;
+/// Name of the next segment while it is prepared.
+const PREPARED: &str = "1.tmp";
 /// Most bytes that a record needs beside its data.
 const RECORD_OVERHEAD_BYTES: u64 = 128;
+/// The next segment is prepared from this part of the present one on: logs that stay small do without.
+const PREPARE_FROM: u64 = 16;
+/// Zeroes of the next segment for each byte of the log: it is complete when this one is half full.
+const ZEROES_PER_BYTE: u64 = 2;
+/// The same while the present segment has no zeroes, and ends as soon as the next is complete.
+const ZEROES_PER_BYTE_SOON: u64 = 8;
 
 /// An open log. One owner, on a thread that may wait for the disk.
 ///
@@ -27,6 +36,9 @@ pub struct Wal<D: WalDisk> {
     metadata: WalMetadata,
     segments: VecDeque<SegmentName>,
     tail: D::File,
+    /// Whether zeroes were written to the tail before its records.
+    tail_is_zeroed: bool,
+    next: Next<D::File>,
     /// Where the buffer goes in the tail.
     offset: u64,
     encoder: Encoder,
@@ -76,6 +88,8 @@ impl<D: WalDisk> Wal<D> {
             metadata,
             segments: [name].into(),
             tail,
+            tail_is_zeroed: false,
+            next: Next::None,
             offset,
             encoder,
             buffer,
@@ -120,6 +134,8 @@ impl<D: WalDisk> Wal<D> {
             metadata: scanned.recovered.metadata,
             segments: scanned.segments.into(),
             tail: scanned.tail,
+            tail_is_zeroed: false,
+            next: Next::None,
             offset: scanned.end,
             encoder: Encoder { crc: scanned.crc },
             buffer: Vec::with_capacity(64 * 1024),
@@ -268,7 +284,31 @@ impl<D: WalDisk> Wal<D> {
         self.write_buffer()?;
         self.sync_tail()?;
         self.group_open = false;
-        if self.offset >= self.disk.segment_bytes() { self.cut() } else { Ok(()) }
+        self.prepare_next();
+        let is_next_better = !self.tail_is_zeroed && matches!(self.next, Next::Ready(_));
+        if is_next_better || self.offset >= self.disk.segment_bytes() { self.cut() } else { Ok(()) }
+    }
+
+    /// Has the next segment made beside this one, at a pace that follows the log's.
+    fn prepare_next(&mut self) {
+        let size = self.disk.segment_bytes();
+        let Some(ahead) = self.offset.checked_sub(size / PREPARE_FROM) else { return };
+        if matches!(self.next, Next::None) {
+            let preparing = self.disk.prepare(&self.dir.join(PREPARED), size);
+            self.next = preparing.map_or(Next::Refused, Next::Preparing);
+        }
+        if let Next::Preparing(preparing) = &mut self.next {
+            let pace = if self.tail_is_zeroed { ZEROES_PER_BYTE } else { ZEROES_PER_BYTE_SOON };
+            preparing.allow(size.min((ahead + 1) * pace));
+            match preparing.finished() {
+                None => {}
+                Some(Ok(file)) => self.next = Next::Ready(file),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, dir = ?self.dir, "next log segment is not prepared ahead");
+                    self.next = Next::Refused;
+                }
+            }
+        }
     }
 
     fn write_buffer(&mut self) -> Result<(), WalError> {
@@ -301,10 +341,8 @@ impl<D: WalDisk> Wal<D> {
         self.sync_tail()?;
         let seq = self.segments.back().map_or(0, |name| name.seq + 1);
         let name = SegmentName { seq, index: self.last + 1 };
-        let made_as = self.dir.join("0.tmp");
         let path = self.dir.join(name.to_string());
-        let made = self.disk.create(&made_as, self.disk.segment_bytes());
-        let mut tail = made.map_err(|error| WalError::io("create", &made_as, error))?;
+        let (made_as, mut tail) = self.take_next()?;
         self.encoder.crc_record(&mut self.buffer);
         self.encoder.metadata(&mut self.buffer, &self.metadata);
         if let Some(state) = &self.hard_state {
@@ -321,6 +359,36 @@ impl<D: WalDisk> Wal<D> {
         tracing::info!(segment = ?path, "began a log segment");
         Ok(())
     }
+
+    /// The file for the next segment, and its name: the prepared one, or one that has its space reserved only.
+    fn take_next(&mut self) -> Result<(PathBuf, D::File), WalError> {
+        let prepared = match std::mem::replace(&mut self.next, Next::None) {
+            Next::Ready(file) => Some(file),
+            // For the one after that.
+            Next::Preparing(preparing) => {
+                self.next = Next::Preparing(preparing);
+                None
+            }
+            Next::None | Next::Refused => None,
+        };
+        self.tail_is_zeroed = prepared.is_some();
+        if let Some(file) = prepared {
+            return Ok((self.dir.join(PREPARED), file));
+        }
+        let made_as = self.dir.join("0.tmp");
+        let made = self.disk.create(&made_as, self.disk.segment_bytes());
+        made.map_err(|error| WalError::io("create", &made_as, error)).map(|file| (made_as, file))
+    }
+}
+
+/// The segment after the present one, as far as it is there.
+#[derive(Debug)]
+enum Next<F> {
+    None,
+    Preparing(Box<dyn Preparing<F>>),
+    Ready(F),
+    /// Not again before the present segment ends.
+    Refused,
 }
 
 /// Writes what is there once more.

@@ -5,11 +5,13 @@
 //! file and describes how a torn end is distinguished from corruption.
 //!
 //! Start with `record.rs` (the bytes), then `log.rs` (writing) and `recover.rs` (reading); `replay.rs` holds the
-//! rules a log has to obey, `disk.rs` the files behind a trait.
+//! rules a log has to obey, `disk.rs` the files behind a trait, `prepare.rs` the thread that
+//! writes the zeroes of the next segment.
 
 mod disk;
 mod error;
 mod log;
+mod prepare;
 mod reader;
 mod record;
 mod recover;
@@ -21,6 +23,7 @@ mod tests;
 pub use disk::{FsDisk, FsFile, WalDisk, WalFile};
 pub use error::WalError;
 pub use log::Wal;
+pub use prepare::Preparing;
 pub use record::{HardState, WalEntry, WalEntryKind, WalMetadata, WalSnapshot};
 pub use recover::{Recovered, TornTail};
 pub use replay::Keep;

@@ -4,6 +4,7 @@ mod damage;
 mod disk;
 mod format;
 mod hot_path;
+mod prepared;
 
 use bytes::Bytes;
 use std::path::Path;
