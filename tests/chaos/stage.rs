@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 use watershed::client::Client;
 
 use crate::checkers::{Checked, History, MemberState, check_all, check_end_states};
-use crate::harness::{Cluster, Process};
+use crate::harness::{Cluster, Process, Share};
 use crate::workload::{Load, Plan};
 
 /// How long one round may take.
@@ -59,6 +59,8 @@ pub fn run_on(size: usize, name: &'static str, flags: &[&str], plan: &Plan, scen
     for seed in first..first + rounds {
         println!("chaos {name}: seed {seed}");
         runtime.block_on(async {
+            // Members under load need more of the machine than most.
+            let _share = Share::of(2 * size).await;
             let cluster = Cluster::start(size, flags).await;
             let load = Load::start(&cluster, seed, plan);
             let mut stage = Stage {

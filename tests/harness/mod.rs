@@ -42,6 +42,7 @@ pub use registry::Registry;
 
 pub use raw::{raw_answers, raw_body, raw_call, raw_first, raw_stream};
 pub use scrape::Scrape;
+pub use share::Share;
 pub use stream::Answers;
 pub use watching::{Watching, in_words};
 
