@@ -296,6 +296,7 @@ fn every_tcp_connection_is_given_an_end_of_silence() {
         let others = [
             "src/client/testing.rs",
             "src/gateway/accept.rs",
+            "src/gateway/listener.rs",
             "src/gateway/hot_restart.rs",
             "src/net/client_hello.rs",
             "src/bench/suite/loopback.rs",

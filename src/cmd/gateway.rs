@@ -1,7 +1,7 @@
 //! `watershed gateway start`.
 
 use std::ffi::OsString;
-use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -52,7 +52,7 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
             }
             (None, None) => Gateway::start(config, &*endpoints, &metrics, &tasks).await?,
         };
-        let (gateway, handover) = succeed(gateway, predecessor, config).await?;
+        let (mut gateway, handover) = succeed(gateway, predecessor, config).await?;
         notify_ready();
         let handed_over = async {
             match &handover {
@@ -64,6 +64,9 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
             interrupted = interrupted() => interrupted.context("install the signal handlers").map(|_| None)?,
             successor = handed_over => Some(successor),
         };
+        if successor.is_some() {
+            gateway.leave_socket_file();
+        }
         // In this order: the next gateway takes the place of the file once its connection ends.
         drop(handover);
         drop(successor);
@@ -121,12 +124,15 @@ pub(super) async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> a
 
 /// The listening socket that systemd passes to a service with a socket unit. It holds the socket over restarts, so that no
 /// connection is refused meanwhile.
-fn passed_listener() -> anyhow::Result<Option<TcpListener>> {
+fn passed_listener() -> anyhow::Result<Option<OwnedFd>> {
     let mut passed = ListenFd::from_env();
     anyhow::ensure!(passed.len() <= 1, "there are {}, and a gateway listens on one", passed.len());
-    let listener = if passed.len() == 0 { None } else { passed.take_tcp_listener(0)? };
-    if let Some(listener) = &listener {
-        listener.set_nonblocking(true)?;
+    if passed.len() == 0 {
+        return Ok(None);
     }
-    Ok(listener)
+    // One that is of neither kind stays where it is.
+    Ok(match passed.take_unix_listener(0) {
+        Ok(listener) => listener.map(OwnedFd::from),
+        Err(_) => passed.take_tcp_listener(0)?.map(OwnedFd::from),
+    })
 }

@@ -7,6 +7,7 @@ use clap::{ArgAction, Parser};
 use super::discovery::{RawSrv, SrvConfig};
 use super::error::ConfigError;
 use super::flags::Variables;
+use super::gateway_address::GatewayAddress;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
 use super::naming::{NamingConfig, RawNaming};
@@ -25,10 +26,10 @@ const SERVING_THREADS_MAX: usize = 1024;
 #[command(name = "watershed gateway start", about = "Runs the TCP gateway", next_help_heading = "Gateway")]
 #[command(override_usage = "watershed gateway start [flags]")]
 pub struct RawGatewayConfig {
-    /// Where clients connect.
+    /// Where clients connect: host:port or unix:///path.
     #[arg(long, default_value = "127.0.0.1:23790")]
-    pub listen_addr: HostPort,
-    /// Comma list of host:port or URLs to send connections to.
+    pub listen_addr: GatewayAddress,
+    /// Comma list of host:port, http, https or unix URLs to send connections to.
     #[arg(long, default_value = "127.0.0.1:2379")]
     pub endpoints: String,
     /// Longest pause between two checks of an endpoint that is down; 0 is 5m.
@@ -125,6 +126,10 @@ pub struct RawGatewayConfig {
     /// Where /metrics and /health are served; nowhere if not given.
     #[arg(long, help_heading = "Not flags of etcd")]
     pub metrics_addr: Option<HostPort>,
+    /// Permissions of the file of a unix socket in --listen-addr, in octal digits as 0660; what the umask of the process leaves
+    /// unless given.
+    #[arg(long, default_value = "", value_name = "MODE", help_heading = "Not flags of etcd")]
+    pub listen_socket_mode: String,
     /// Threads that move bytes; 0 is one per core.
     #[arg(long, default_value_t = 0, help_heading = "Not flags of etcd")]
     pub serving_threads: usize,
@@ -220,7 +225,9 @@ pub enum HealthCheckKind {
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
     /// Where clients connect.
-    pub listen_addr: HostPort,
+    pub listen_addr: GatewayAddress,
+    /// Permissions of the file of a unix socket there.
+    pub listen_socket_mode: Option<u32>,
     /// Where connections go, in the order given, each address once, one at least. Whether TLS is spoken there matters to
     /// health checks only.
     pub endpoints: Vec<Endpoint>,
@@ -272,9 +279,10 @@ pub struct GatewayConfig {
 
 impl GatewayConfig {
     /// A gateway with default settings; `dev` and tests start from it.
-    pub fn new(listen_addr: HostPort, endpoints: Vec<Endpoint>) -> Self {
+    pub fn new(listen_addr: GatewayAddress, endpoints: Vec<Endpoint>) -> Self {
         Self {
             listen_addr,
+            listen_socket_mode: None,
             endpoints,
             srv: None,
             peers: None,
@@ -331,6 +339,7 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
             ));
         }
         Ok(Self {
+            listen_socket_mode: socket_mode(&raw.listen_socket_mode, &raw.listen_addr)?,
             listen_addr: raw.listen_addr,
             endpoints: endpoints("endpoints", &raw.endpoints)?,
             peers,
@@ -360,6 +369,19 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
             log: raw.log.into(),
         })
     }
+}
+
+/// Permissions of a file, as chmod takes them.
+fn socket_mode(text: &str, address: &GatewayAddress) -> Result<Option<u32>, ConfigError> {
+    let wrong = |reason| ConfigError::Value { flag: "listen-socket-mode", reason };
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if !matches!(address, GatewayAddress::Unix(_)) {
+        return Err(wrong(format!("needs a unix socket as --listen-addr, which is {address}")));
+    }
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.map(Some).ok_or_else(|| wrong(format!("{text:?} is no number in octal digits up to 0777")))
 }
 
 /// The health checks, which the other flags about them require.
@@ -421,31 +443,37 @@ fn checked_routes(list: &str) -> Result<Vec<RouteConfig>, ConfigError> {
     read.into_iter().map(checked).collect()
 }
 
-/// The gateway moves bytes, so a scheme only has to be one with a TCP address behind it.
+/// The gateway moves bytes, so a scheme only has to be one with a TCP address or a socket behind it.
 fn endpoints(flag: &'static str, list: &str) -> Result<Vec<Endpoint>, ConfigError> {
     let wrong = |reason| ConfigError::Value { flag, reason };
     let mut endpoints: Vec<Endpoint> = Vec::new();
-    let mut addresses = Vec::new();
     for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
-        let wrong = |reason| wrong(format!("{text:?} {reason}"));
-        let address = match text.split_once("://") {
-            None => text,
-            Some(("http" | "https", rest)) => rest.strip_suffix('/').unwrap_or(rest),
-            Some(_) => return Err(wrong("is neither host:port nor an http or https URL")),
-        };
-        let address: HostPort = address.parse().map_err(wrong)?;
-        if address.host().is_empty() || address.port() == 0 {
-            return Err(wrong("must have the form host:port"));
-        }
-        if !addresses.contains(&address) {
-            addresses.push(address);
-            endpoints.push(text.parse().map_err(|_| wrong("must have the form host:port"))?);
+        let endpoint = endpoint(text).map_err(|reason| wrong(format!("{text:?} {reason}")))?;
+        // Whatever is said of TLS: it is one place.
+        if !endpoints.iter().any(|known| known.to_string() == endpoint.to_string()) {
+            endpoints.push(endpoint);
         }
     }
     if endpoints.is_empty() {
         return Err(wrong("names no endpoint".to_owned()));
     }
     Ok(endpoints)
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
+    if text.starts_with("unix:") || text.starts_with("unixs:") {
+        return text.parse().map_err(|_| "must have the path of a socket behind unix://");
+    }
+    let address = match text.split_once("://") {
+        None => text,
+        Some(("http" | "https", rest)) => rest.strip_suffix('/').unwrap_or(rest),
+        Some(_) => return Err("is neither host:port nor an http, https or unix URL"),
+    };
+    let address: HostPort = address.parse()?;
+    if address.host().is_empty() || address.port() == 0 {
+        return Err("must have the form host:port");
+    }
+    text.parse().map_err(|_| "must have the form host:port")
 }
 
 fn cores() -> usize {
@@ -474,6 +502,18 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_endpoints_and_addresses() {
+        let config = parse(
+            "--listen-addr=unix:///run/g.sock --listen-socket-mode=0660 --endpoints=unix:/s,unix:///s,unixs://t:1,a:1",
+        );
+        let config = config.unwrap();
+        let shown: Vec<String> = config.endpoints.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["unix:/s", "unix:t:1", "a:1"]);
+        assert_eq!(config.listen_addr, GatewayAddress::Unix("/run/g.sock".into()));
+        assert_eq!(config.listen_socket_mode, Some(0o660));
+    }
+
+    #[test]
     fn routes_have_endpoints_of_their_own() {
         let config = parse("--route=a.example=h:1,https://h:2 --route=*.B.example/h2=h:3,*/http/1.1=h:4").unwrap();
         let show = |route: &RouteConfig| {
@@ -489,7 +529,20 @@ mod tests {
         let cases = [
             ("--endpoints=127.0.0.1", "--endpoints: \"127.0.0.1\" must have the form host:port"),
             ("--endpoints=,", "--endpoints: names no endpoint"),
-            ("--endpoints=unix://x", "--endpoints: \"unix://x\" is neither host:port nor an http or https URL"),
+            ("--endpoints=ftp://x:1", "--endpoints: \"ftp://x:1\" is neither host:port nor an http, https or unix URL"),
+            ("--endpoints=unix://", "--endpoints: \"unix://\" must have the path of a socket behind unix://"),
+            (
+                "--listen-addr=unixs:///s",
+                "invalid argument \"unixs:///s\" for \"--listen-addr\" flag: has TLS in its scheme, which the gateway does not end: use unix://",
+            ),
+            (
+                "--listen-socket-mode=0660",
+                "--listen-socket-mode: needs a unix socket as --listen-addr, which is 127.0.0.1:23790",
+            ),
+            (
+                "--listen-addr=unix:///s --listen-socket-mode=1777",
+                "--listen-socket-mode: \"1777\" is no number in octal digits up to 0777",
+            ),
             ("--discovery-srv a/b", "--discovery-srv: \"a/b\" is no domain name"),
             (
                 "--discovery=http://d/t --discovery-srv=a",

@@ -11,6 +11,7 @@ mod file;
 mod flag_type;
 mod flags;
 mod gateway;
+mod gateway_address;
 pub mod golang;
 mod log;
 mod member_registry;
@@ -37,6 +38,7 @@ pub use gateway::{
     Balance, ConnectionLimits, GatewayConfig, HealthCheckConfig, HealthCheckKind, OnEject, ProxyProtocol,
     parse_gateway_config,
 };
+pub use gateway_address::GatewayAddress;
 pub use golang::GoDuration;
 pub use member_registry::{HttpProxy, MemberRegistry, TokenRegistry, UrlRegistry};
 pub use naming::NamingConfig;

@@ -16,7 +16,7 @@ use super::proxy_user::{ProxyUserConfig, RawProxyUser};
 use super::server::{KEEPALIVE_MIN_TIME, YEARS_MAX, identity};
 use super::tenants::{ListenerFacts, TenantConfig, read_tenants_file};
 use super::unsupported::{Mode, read_flags};
-use super::url::{ListenAddress, ListenUrl, bind_address};
+use super::url::{ListenUrl, bind_address};
 use crate::net::{
     ClientAuth, ClientTlsConfig, Endpoint, EndpointError, SelfSigned, ServerIdentity, ServerTlsConfig, TlsPolicy,
 };
@@ -478,10 +478,7 @@ fn tenants(
     if let Some((_, flag, reason)) = conflicts.into_iter().find(|(given, ..)| *given) {
         return Err(ConfigError::Value { flag, reason: reason.to_owned() });
     }
-    let metrics = metrics.and_then(|url| match url.address() {
-        ListenAddress::Tcp(address) => Some(*address),
-        ListenAddress::Unix(_) => None,
-    });
+    let metrics = metrics.and_then(|url| url.address().tcp());
     let client_certificates = tls.is_some_and(|tls| tls.clients != ClientAuth::None);
     let listeners = ListenerFacts { tls: tls.is_some(), client_certificates, metrics };
     let requests_max = raw.tenants_requests_in_flight;

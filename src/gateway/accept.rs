@@ -1,17 +1,14 @@
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
-use socket2::SockRef;
-use tokio::net::TcpSocket;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::listener::Accept;
 use super::metrics::GatewayMetrics;
 use super::worker::Worker;
 
@@ -22,54 +19,11 @@ const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Descriptors that client connections leave to listeners, runtimes, pipes, metrics and checks.
 const RESERVE_MIN: u64 = 24;
 const RESERVE_MAX: u64 = 1024;
-/// Connections the kernel queues while none is accepted.
-const BACKLOG: u32 = 1024;
-
 /// Where accepted connections go, and how many.
 pub(super) struct Door {
     pub(super) workers: Arc<[Worker]>,
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) connections_max: usize,
-}
-
-/// Where client connections come from; tests put failures in.
-pub(super) trait Accept: Send + 'static {
-    /// The next connection, non-blocking.
-    fn accept(&mut self) -> impl Future<Output = io::Result<TcpStream>> + Send;
-}
-
-/// A listening socket.
-#[derive(Debug)]
-pub(super) struct Listener(tokio::net::TcpListener);
-
-impl Listener {
-    /// Binds `address`. Must be called on a runtime.
-    pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG).map(Self)
-    }
-
-    /// A socket that listens already.
-    pub(super) fn from_std(listener: std::net::TcpListener) -> io::Result<Self> {
-        tokio::net::TcpListener::from_std(listener).map(Self)
-    }
-
-    /// The same socket for another process.
-    pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.0.as_fd().try_clone_to_owned()
-    }
-
-    pub(super) fn address(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
-
-impl Accept for Listener {
-    async fn accept(&mut self) -> io::Result<TcpStream> {
-        self.0.accept().await.and_then(|(client, _)| client.into_std())
-    }
 }
 
 /// Accepts until `stop` and gives each connection to the serving thread with the fewest. No error ends it and
@@ -90,7 +44,7 @@ pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: Can
                 metrics.accepted.inc();
                 let open = workers.iter().map(Worker::open).sum::<usize>();
                 if open >= connections_max {
-                    refuse(&client);
+                    client.refuse();
                     metrics.refused_at_bound.inc();
                     if is_due(&mut last_log) {
                         warn!(
@@ -127,12 +81,6 @@ fn is_due(last_log: &mut Option<Instant>) -> bool {
         *last_log = Some(Instant::now());
     }
     due
-}
-
-/// Makes the close of this socket a reset.
-fn refuse(client: &TcpStream) {
-    // It only fails for a socket that is gone already.
-    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
 }
 
 /// Connections that fit into the descriptor limit, two descriptors each, with a reserve for everything else.

@@ -160,14 +160,14 @@ pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
     if live.iter().any(|upstream| upstream.is_proven() || upstream.took_within(EVIDENCE_MAX)) {
         return Ok(());
     }
-    let mut reasons: Vec<_> = down.iter().map(|upstream| (upstream.address(), upstream.reason())).collect();
+    let mut reasons: Vec<_> = down.iter().map(|upstream| (upstream.endpoint(), upstream.reason())).collect();
     let mut attempts: FuturesUnordered<_> =
-        live.iter().map(async |upstream| (upstream.address(), dialer.try_one(upstream).await)).collect();
-    while let Some((address, outcome)) = attempts.next().await {
+        live.iter().map(async |upstream| (upstream.endpoint(), dialer.try_one(upstream).await)).collect();
+    while let Some((endpoint, outcome)) = attempts.next().await {
         match outcome {
             Ok(_) => return Ok(()),
-            Err(error) => reasons.push((address, error.to_string())),
+            Err(error) => reasons.push((endpoint, error.to_string())),
         }
     }
-    Err(reasons.iter().map(|(address, reason)| format!("{address}: {reason}")).collect::<Vec<_>>().join("; "))
+    Err(reasons.iter().map(|(endpoint, reason)| format!("{endpoint}: {reason}")).collect::<Vec<_>>().join("; "))
 }

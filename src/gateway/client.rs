@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::proxy_protocol::{Ends, header, read_header};
 use super::sources::{Admitted, Sources};
+use super::stream::{Accepted, Stream};
 use crate::config::{ConnectionLimits, GatewayConfig, ProxyProtocol};
 use crate::net::{IpPrefix, TcpSilence};
 
@@ -27,8 +27,8 @@ pub(super) struct ClientRules {
 /// A client connection that is let in.
 #[derive(Debug)]
 pub(super) struct Client {
-    pub(super) stream: TcpStream,
-    /// Its two ends; asked for only where they are needed.
+    pub(super) stream: Stream,
+    /// Its two ends, if they are TCP addresses; asked for only where they are needed.
     ends: Option<Ends>,
     /// Counts it.
     pub(super) admitted: Option<Admitted>,
@@ -57,28 +57,34 @@ impl ClientRules {
         }
     }
 
-    /// Lets a client in: reads the PROXY header if its address is trusted to send one, and counts it.
-    pub(super) async fn admit(&self, accepted: std::net::TcpStream) -> Result<Client, Unwelcome> {
-        let mut stream = TcpStream::from_std(accepted)?;
-        TcpSilence::CLIENT.prepare(&stream)?;
+    /// Lets a client in: reads the PROXY header if its address is trusted to send one, and counts it. That of a unix socket has no
+    /// address.
+    pub(super) async fn admit(&self, accepted: Accepted) -> Result<Client, Unwelcome> {
+        let mut stream = Stream::serve(accepted)?;
+        if let Stream::Tcp(tcp) = &stream {
+            TcpSilence::CLIENT.prepare(tcp)?;
+        }
         if self.header_from.is_empty() && self.sources.is_none() && self.send.is_none() {
             return Ok(Client { stream, ends: None, admitted: None });
         }
-        let mut ends = Ends { source: stream.peer_addr()?, destination: stream.local_addr()? };
-        if self.header_from.iter().any(|trusted| trusted.contains(ends.source.ip())) {
+        let mut ends = match &stream {
+            Stream::Tcp(tcp) => Some(Ends { source: tcp.peer_addr()?, destination: tcp.local_addr()? }),
+            Stream::Unix(_) => None,
+        };
+        if ends.is_some_and(|ends| self.header_from.iter().any(|trusted| trusted.contains(ends.source.ip()))) {
             let too_slow = |_| io::Error::new(io::ErrorKind::TimedOut, "did not come in time");
             let read = timeout(HEADER_TIMEOUT, read_header(&mut stream)).await.map_err(too_slow);
-            ends = read.and_then(|read| read).map_err(Unwelcome::Header)?.unwrap_or(ends);
+            ends = read.and_then(|read| read).map_err(Unwelcome::Header)?.or(ends);
         }
-        let admitted = match &self.sources {
-            None => None,
-            Some(sources) => Some(sources.admit(ends.source.ip()).ok_or(Unwelcome::Source)?),
+        let admitted = match (&self.sources, ends) {
+            (Some(sources), Some(ends)) => Some(sources.admit(ends.source.ip()).ok_or(Unwelcome::Source)?),
+            _ => None,
         };
-        Ok(Client { stream, ends: Some(ends), admitted })
+        Ok(Client { stream, ends, admitted })
     }
 
     /// Writes the PROXY header of a new connection to an endpoint: that of a client, or of the gateway itself without one.
-    pub(super) async fn introduce(&self, client: Option<&Client>, endpoint: &mut TcpStream) -> io::Result<()> {
+    pub(super) async fn introduce(&self, client: Option<&Client>, endpoint: &mut Stream) -> io::Result<()> {
         match self.send {
             None => Ok(()),
             // It fits into the empty socket buffer of a new connection.

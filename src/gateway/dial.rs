@@ -1,24 +1,30 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rustix::io::Errno;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::cause::Cause;
 use super::client::ClientRules;
+use super::listener::is_same_socket;
 use super::metrics::GatewayMetrics;
 use super::routes::Routes;
+use super::stream::Stream;
 use super::upstream::{Assigned, Upstream};
 use super::upstreams::Upstreams;
-use crate::net::{AddressTime, DialError, Endpoint, HostPort, TcpDialer, TcpSilence};
+use crate::config::ListenAddress;
+use crate::net::{AddressTime, DialError, Endpoint, TcpDialer, TcpSilence};
 
 /// Endpoints marked down that are tried when no other is left.
 const LAST_RESORT_MAX: usize = 3;
+/// Pause while the queue of a unix socket is full, which the kernel does not wait for.
+const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Makes connections to endpoints.
 #[derive(Debug)]
@@ -29,7 +35,7 @@ pub(super) struct Dialer {
     /// What is asked of clients.
     pub(super) rules: ClientRules,
     /// Where the gateway itself listens: a connection there would come back for ever.
-    pub(super) own: SocketAddr,
+    pub(super) own: ListenAddress,
     /// Held during a check whether any endpoint takes connections.
     pub(super) checking: tokio::sync::Mutex<()>,
 }
@@ -37,7 +43,7 @@ pub(super) struct Dialer {
 impl Dialer {
     /// Connects to the endpoint that the balancer chooses of these, or else to the next one that works. None when no endpoint
     /// takes the connection.
-    pub(super) async fn dial(&self, upstreams: &Upstreams) -> Option<(TcpStream, Assigned)> {
+    pub(super) async fn dial(&self, upstreams: &Upstreams) -> Option<(Stream, Assigned)> {
         let started = Instant::now();
         let mut tried = Vec::new();
         while let Some(assigned) = upstreams.pick(&tried) {
@@ -60,7 +66,7 @@ impl Dialer {
     }
 
     /// One attempt, within the connect timeout, look-up included.
-    pub(super) async fn try_one(&self, upstream: &Upstream) -> io::Result<TcpStream> {
+    pub(super) async fn try_one(&self, upstream: &Upstream) -> io::Result<Stream> {
         let started = Instant::now();
         let outcome = self.connect(upstream).await;
         match &outcome {
@@ -78,11 +84,11 @@ impl Dialer {
     }
 
     /// A connection to the endpoint, within the connect timeout, look-up included. Changes nothing that is known of it.
-    pub(super) async fn connect(&self, upstream: &Upstream) -> io::Result<TcpStream> {
-        connect(upstream.endpoint(), self.connect_timeout, self.own).await
+    pub(super) async fn connect(&self, upstream: &Upstream) -> io::Result<Stream> {
+        connect(upstream.endpoint(), self.connect_timeout, &self.own).await
     }
 
-    fn connected(&self, assigned: Assigned, stream: TcpStream, started: Instant) -> (TcpStream, Assigned) {
+    fn connected(&self, assigned: Assigned, stream: Stream, started: Instant) -> (Stream, Assigned) {
         assigned.upstream().metrics.connected.inc();
         self.metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
         (stream, assigned)
@@ -97,20 +103,42 @@ fn is_our_shortage(error: &io::Error) -> bool {
 
 /// Tries the addresses of a name in the order the resolver gives, or those that are known. A name that is an address
 /// costs no look-up.
-async fn connect(endpoint: &Endpoint, limit: Duration, own: SocketAddr) -> io::Result<TcpStream> {
-    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Shared(limit), from: None };
-    let check = |address| match is_own(address, own) {
-        true => Err(io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself")),
-        false => Ok(()),
-    };
+async fn connect(endpoint: &Endpoint, limit: Duration, own: &ListenAddress) -> io::Result<Stream> {
     let too_slow =
         |what| io::Error::new(io::ErrorKind::TimedOut, format!("{what} takes longer than the connect timeout"));
-    dialer.connect_endpoint_where(endpoint, 0, check).await.map_err(|error| match error {
+    let itself = || io::Error::new(io::ErrorKind::InvalidInput, "this is the gateway itself");
+    if let Some(path) = endpoint.socket() {
+        if is_own_socket(path, own) {
+            return Err(itself());
+        }
+        return timeout(limit, connect_unix(path)).await.unwrap_or_else(|_| Err(too_slow("connection")));
+    }
+    let dialer = TcpDialer { silence: TcpSilence::MEMBER, address_time: AddressTime::Shared(limit), from: None };
+    let check = |address| match own {
+        ListenAddress::Tcp(own) if is_own(address, *own) => Err(itself()),
+        _ => Ok(()),
+    };
+    let connected = dialer.connect_endpoint_where(endpoint, 0, check).await.map_err(|error| match error {
         DialError::Io(error) => error,
         DialError::NoAddress => io::Error::new(io::ErrorKind::NotFound, error),
         DialError::LookupTimeout => too_slow("look-up"),
         DialError::Timeout => too_slow("connection"),
-    })
+    });
+    connected.map(Stream::Tcp)
+}
+
+/// Waits for a place in the queue of the socket; the caller bounds the time.
+async fn connect_unix(path: &Path) -> io::Result<Stream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(QUEUE_PAUSE).await,
+            connected => return connected.map(Stream::Unix),
+        }
+    }
+}
+
+fn is_own_socket(path: &Path, own: &ListenAddress) -> bool {
+    matches!(own, ListenAddress::Unix(own) if is_same_socket(path, own))
 }
 
 /// Whether a connection to `address` would arrive at a listener on `own`.
@@ -128,12 +156,14 @@ fn is_local(address: SocketAddr) -> bool {
 }
 
 /// Whether the endpoint is the gateway itself, by what its name resolves to now.
-pub(super) async fn leads_back(endpoint: &HostPort, own: SocketAddr, limit: Duration) -> bool {
-    if endpoint.port() != own.port() {
-        return false;
-    }
-    if let Some(address) = endpoint.literal() {
-        return is_own(address, own);
+pub(super) async fn leads_back(endpoint: &Endpoint, own: &ListenAddress, limit: Duration) -> bool {
+    let own = match (endpoint.socket(), own) {
+        (Some(path), own) => return is_own_socket(path, own),
+        (None, ListenAddress::Tcp(own)) if own.port() == endpoint.port() => *own,
+        (None, _) => return false,
+    };
+    if let Ok(address) = endpoint.host().parse() {
+        return is_own(SocketAddr::new(address, endpoint.port()), own);
     }
     match timeout(limit, tokio::net::lookup_host((endpoint.host(), endpoint.port()))).await {
         Ok(Ok(mut addresses)) => addresses.any(|address| is_own(address, own)),

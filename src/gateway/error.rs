@@ -1,6 +1,7 @@
 use std::io;
+use std::path::PathBuf;
 
-use crate::net::{HostPort, TlsError};
+use crate::net::{Endpoint, HostPort, TlsError};
 
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,16 @@ pub enum GatewayError {
         /// What the system said.
         reason: io::Error,
     },
+    /// The path is taken, forbidden or too long.
+    #[error("--{flag}: listen unix {}: bind: {reason}", path.display())]
+    BindUnix {
+        /// The flag.
+        flag: &'static str,
+        /// Of the socket.
+        path: PathBuf,
+        /// What the system said.
+        reason: io::Error,
+    },
     /// The socket that the process was given cannot be used.
     #[error("the socket passed by LISTEN_FDS: {0}")]
     Passed(io::Error),
@@ -34,7 +45,7 @@ pub enum GatewayError {
         /// The flag that names it.
         flag: &'static str,
         /// The endpoint.
-        endpoint: HostPort,
+        endpoint: Endpoint,
     },
     /// Certificates for the health checks that cannot be used.
     #[error("--health-check: {0}")]

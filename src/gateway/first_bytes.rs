@@ -1,10 +1,10 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::pool::{self, CHUNK_BYTES};
+use super::stream::Stream;
 use crate::net::{ClientHello, ClientHelloReader, HelloProgress};
 
 /// Time in which a client has to send its ClientHello, or the first byte of something else.
@@ -22,12 +22,12 @@ pub(super) struct FirstBytes {
 ///
 /// # Errors
 /// When the connection breaks, or the client is not quick enough.
-pub(super) async fn read_hello(client: &TcpStream) -> io::Result<(Option<ClientHello>, FirstBytes)> {
+pub(super) async fn read_hello(client: &Stream) -> io::Result<(Option<ClientHello>, FirstBytes)> {
     let too_slow = |_| io::Error::new(io::ErrorKind::TimedOut, "did not come in time");
     timeout(HELLO_TIMEOUT, read(client)).await.map_err(too_slow)?
 }
 
-async fn read(client: &TcpStream) -> io::Result<(Option<ClientHello>, FirstBytes)> {
+async fn read(client: &Stream) -> io::Result<(Option<ClientHello>, FirstBytes)> {
     // A client that says nothing holds no memory.
     client.readable().await?;
     let mut first = FirstBytes { chunk: pool::take_chunk(), end: 0 };
@@ -59,7 +59,7 @@ async fn read(client: &TcpStream) -> io::Result<(Option<ClientHello>, FirstBytes
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::net::testing::client_hello;
@@ -73,7 +73,7 @@ mod tests {
             client.write_all(sent).await.unwrap();
             let (accepted, _) = listener.accept().await.unwrap();
             // Time passes by itself, as nothing else happens.
-            let error = read_hello(&accepted).await.unwrap_err();
+            let error = read_hello(&accepted.into()).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         }
     }

@@ -6,10 +6,10 @@ use std::task::{Context, Poll, ready};
 use prometheus::IntCounter;
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::first_bytes::FirstBytes;
 use super::pool::{self, CHUNK_BYTES, Pipe, SPLICE_BYTES};
+use super::stream::Stream;
 
 /// Full reads in a row after which a direction stops copying.
 const FULL_READS_TO_SPLICE: u8 = 4;
@@ -82,8 +82,8 @@ impl Flow {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        (from, from_was_reset): (&mut TcpStream, bool),
-        to: &mut TcpStream,
+        (from, from_was_reset): (&mut Stream, bool),
+        to: &mut Stream,
         counters: &FlowCounters<'_>,
     ) -> Poll<Result<(), FlowError>> {
         let mut moved = 0;
@@ -110,7 +110,7 @@ impl Flow {
     }
 
     /// Writes what is held until nothing is.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
+    fn poll_flush(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
         loop {
             match &mut self.held {
                 Held::Nothing => return Poll::Ready(Ok(())),
@@ -139,8 +139,8 @@ impl Flow {
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut Stream,
+        to: &mut Stream,
     ) -> Poll<Result<usize, FlowError>> {
         let moved = pool::with_scratch(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
@@ -167,8 +167,8 @@ impl Flow {
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut Stream,
+        to: &mut Stream,
         counters: &FlowCounters<'_>,
     ) -> Poll<Result<usize, FlowError>> {
         // Asked first: no pipe is taken for a source that is silent.
@@ -213,7 +213,7 @@ fn flags() -> SpliceFlags {
     SpliceFlags::MOVE | SpliceFlags::NONBLOCK
 }
 
-fn poll_splice_in(cx: &mut Context<'_>, from: &TcpStream, pipe: &Pipe) -> Poll<io::Result<usize>> {
+fn poll_splice_in(cx: &mut Context<'_>, from: &Stream, pipe: &Pipe) -> Poll<io::Result<usize>> {
     loop {
         ready!(from.poll_read_ready(cx))?;
         let spliced = from.try_io(Interest::READABLE, || {
@@ -226,7 +226,7 @@ fn poll_splice_in(cx: &mut Context<'_>, from: &TcpStream, pipe: &Pipe) -> Poll<i
     }
 }
 
-fn poll_splice_out(cx: &mut Context<'_>, pipe: &Pipe, bytes: usize, to: &TcpStream) -> Poll<io::Result<usize>> {
+fn poll_splice_out(cx: &mut Context<'_>, pipe: &Pipe, bytes: usize, to: &Stream) -> Poll<io::Result<usize>> {
     loop {
         ready!(to.poll_write_ready(cx))?;
         let spliced = to.try_io(Interest::WRITABLE, || {

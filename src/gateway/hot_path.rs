@@ -50,7 +50,8 @@ fn gateway_pump() {
     let upstream = std::sync::Arc::new(Upstream::new("127.0.0.1:1".parse().unwrap(), &division, &metrics));
     let (mut client, mut server, pump) = runtime.block_on(async {
         let ((client, accepted), (connected, server)) = (pair().await, pair().await);
-        let pump = Tasks::new().spawn(Pump::new(accepted, connected, None, Assigned::new(upstream.clone())));
+        let pump =
+            Tasks::new().spawn(Pump::new(accepted.into(), connected.into(), None, Assigned::new(upstream.clone())));
         (client, server, pump)
     });
     runtime.block_on(talk(&mut client, &mut server, 10));

@@ -1,6 +1,5 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -25,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Predecessor {
     connection: std::os::unix::net::UnixStream,
-    sockets: Vec<TcpListener>,
+    sockets: Vec<OwnedFd>,
 }
 
 impl Predecessor {
@@ -51,7 +50,7 @@ impl Predecessor {
             RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),
             _ => None,
         });
-        let sockets: Vec<TcpListener> = passed.flatten().map(TcpListener::from).collect();
+        let sockets: Vec<OwnedFd> = passed.flatten().collect();
         if sockets.is_empty() {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the gateway there passed no socket"));
         }
@@ -59,7 +58,7 @@ impl Predecessor {
     }
 
     /// Its sockets.
-    pub fn sockets(&mut self) -> Vec<TcpListener> {
+    pub fn sockets(&mut self) -> Vec<OwnedFd> {
         std::mem::take(&mut self.sockets)
     }
 

@@ -7,7 +7,7 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 use super::cause::Cause;
 use super::client::Unwelcome;
 use super::limits::Limit;
-use crate::net::HostPort;
+use crate::net::Endpoint;
 use crate::telemetry::{Metrics, exponential_buckets};
 
 /// The values of the label `direction`.
@@ -140,8 +140,8 @@ impl GatewayMetrics {
     }
 
     /// The metrics of one endpoint.
-    pub(super) fn endpoint(&self, address: &HostPort) -> EndpointMetrics {
-        let label = address.to_string();
+    pub(super) fn endpoint(&self, endpoint: &Endpoint) -> EndpointMetrics {
+        let label = endpoint.to_string();
         *self.labels.lock().entry(label.clone()).or_default() += 1;
         let up = self.up.with_label_values(&[&label]);
         up.set(1);
@@ -163,8 +163,8 @@ impl GatewayMetrics {
 
     /// Takes the metrics of an endpoint away, unless another one counts under the same label. Each fails where it is gone
     /// already.
-    pub(super) fn forget(&self, address: &HostPort) {
-        let label = address.to_string();
+    pub(super) fn forget(&self, endpoint: &Endpoint) {
+        let label = endpoint.to_string();
         let mut labels = self.labels.lock();
         let count = labels.entry(label.clone()).or_default();
         *count = count.saturating_sub(1);

@@ -1,6 +1,6 @@
-//! The L4 gateway: accepts TCP connections and moves their bytes to a live endpoint.
+//! The L4 gateway: accepts connections, of TCP or of a unix socket, and moves their bytes to a live endpoint.
 //!
-//! A connection enters at the accept loop (`accept.rs`), which gives it to the serving thread with the fewest
+//! A connection (`stream.rs`) enters at the accept loop (`accept.rs`, on a `listener.rs`), which gives it to the serving thread with the fewest
 //! (`worker.rs`); there it stays. With `--route` its first bytes (`first_bytes.rs`) say which endpoints it may go to
 //! (`routes.rs`). The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs` by
 //! `balance.rs`, among what `upstream.rs`, `check.rs` and `probe.rs` know of each) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
@@ -22,6 +22,7 @@ mod hot_path;
 mod hot_restart;
 mod http;
 mod limits;
+mod listener;
 mod metrics;
 mod pool;
 mod probe;
@@ -31,6 +32,7 @@ mod routes;
 mod sources;
 mod start;
 mod status;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod upstream;

@@ -1,10 +1,10 @@
 use std::io;
 
 use http::StatusCode;
-use tokio::net::TcpStream;
 
 use super::dial::Dialer;
 use super::error::GatewayError;
+use super::stream::Stream;
 use super::upstream::Upstream;
 use crate::client::{health_check, http_page_on};
 use crate::config::{HealthCheckConfig, HealthCheckKind};
@@ -65,7 +65,7 @@ impl Probe {
     }
 }
 
-async fn connect(upstream: &Upstream, dialer: &Dialer) -> io::Result<TcpStream> {
+async fn connect(upstream: &Upstream, dialer: &Dialer) -> io::Result<Stream> {
     let mut stream = dialer.connect(upstream).await?;
     dialer.rules.introduce(None, &mut stream).await?;
     Ok(stream)

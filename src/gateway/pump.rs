@@ -3,15 +3,13 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::first_bytes::FirstBytes;
 use super::flow::{Flow, FlowCounters, FlowError};
 use super::limits::{Limit, LimitClock};
+use super::stream::Stream;
 use super::upstream::Assigned;
 use crate::config::ConnectionLimits;
 
@@ -22,7 +20,8 @@ use crate::config::ConnectionLimits;
 /// A half-close ends one direction and leaves the other open. A reset ends both and reaches the other side as a
 /// reset, so that no reader takes a torn answer for a whole one. A side that only stops reading (its writes fail, its
 /// own bytes end cleanly) still gets to say all it had to say. A connection that is dropped before its end (its endpoint is
-/// gone, the time to drain is over) ends with a reset for the same reason.
+/// gone, the time to drain is over) ends with a reset for the same reason. A unix socket knows no reset: there the end of the
+/// bytes is all that can be told.
 pub(super) struct Pump {
     client: Side,
     endpoint: Side,
@@ -35,7 +34,7 @@ pub(super) struct Pump {
 }
 
 struct Side {
-    stream: TcpStream,
+    stream: Stream,
     /// A write failed because of a reset; the kernel reports that once, so it is kept for the reader.
     was_reset: bool,
 }
@@ -45,7 +44,7 @@ struct Broken;
 
 impl Pump {
     /// `first` is what has been read of the client.
-    pub(super) fn new(client: TcpStream, endpoint: TcpStream, first: Option<FirstBytes>, assigned: Assigned) -> Self {
+    pub(super) fn new(client: Stream, endpoint: Stream, first: Option<FirstBytes>, assigned: Assigned) -> Self {
         let side = |stream| Side { stream, was_reset: false };
         let (client, endpoint) = (side(client), side(endpoint));
         let moved = first.as_ref().map_or(0, |first| first.end as u64);
@@ -96,8 +95,8 @@ impl Future for Pump {
 impl Drop for Pump {
     fn drop(&mut self) {
         if self.up.is_some() || self.down.is_some() {
-            abort(&self.client.stream);
-            abort(&self.endpoint.stream);
+            self.client.stream.abort();
+            self.endpoint.stream.abort();
         }
     }
 }
@@ -122,10 +121,4 @@ fn poll_direction(
         }
     }
     Ok(())
-}
-
-/// Makes the close of this socket a reset.
-fn abort(socket: &TcpStream) {
-    // It only fails for a socket that is gone already.
-    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }

@@ -1,5 +1,5 @@
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -8,20 +8,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::accept::{Accept, Door, Listener, accept_loop, connections_max};
+use super::accept::{Door, accept_loop, connections_max};
 use super::balance::Division;
 use super::check::{Care, HealthChecks, watch_over};
 use super::client::ClientRules;
 use super::dial::{Dialer, leads_back};
 use super::error::GatewayError;
 use super::http::serve_metrics;
+use super::listener::{Accept, Listener, SocketFile, address_of};
 use super::metrics::GatewayMetrics;
 use super::probe::Probe;
 use super::routes::{Route, Routes};
 use super::status::GatewayStatus;
 use super::upstreams::Upstreams;
 use super::worker::Worker;
-use crate::config::{GatewayConfig, HealthCheckConfig, OnEject};
+use crate::config::{GatewayAddress, GatewayConfig, HealthCheckConfig, ListenAddress, OnEject};
 use crate::discovery::{Discovery, EndpointSet, ListedEndpoint};
 use crate::net::HostPort;
 use crate::shutdown::Tasks;
@@ -30,7 +31,9 @@ use crate::telemetry::Metrics;
 /// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
-    address: SocketAddr,
+    address: ListenAddress,
+    /// Of a unix socket.
+    file: Option<SocketFile>,
     metrics_address: Option<SocketAddr>,
     stop: CancellationToken,
     threads: Vec<oneshot::Receiver<()>>,
@@ -58,39 +61,47 @@ impl Gateway {
     /// # Errors
     /// As there.
     pub async fn start_after(
-        mut earlier: Vec<TcpListener>,
+        mut earlier: Vec<OwnedFd>,
         config: &GatewayConfig,
         source: &dyn Discovery,
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, GatewayError> {
         let wanted = resolve("listen-addr", &config.listen_addr).await?;
-        let listener = match take(&mut earlier, wanted) {
-            Some(listener) => Listener::from_std(listener),
-            None => Listener::bind(wanted),
+        let listener = match take(&mut earlier, &wanted) {
+            Some(socket) => Listener::adopt(socket),
+            None => Listener::bind(&wanted, config.listen_socket_mode),
         };
-        let listener = listener.map_err(|reason| bind_error("listen-addr", &config.listen_addr, reason))?;
-        Self::start_listening(listener, earlier, config, source, metrics, tasks).await
+        let failed = |reason| bind_error("listen-addr", &config.listen_addr, reason);
+        let listener = listener.map_err(failed)?;
+        let file = match &wanted {
+            ListenAddress::Tcp(_) => None,
+            ListenAddress::Unix(path) => Some(SocketFile::at(path).map_err(failed)?),
+        };
+        let mut gateway = Self::start_listening(listener, earlier, config, source, metrics, tasks).await?;
+        gateway.file = file;
+        Ok(gateway)
     }
 
-    /// [`start`](Self::start) on a socket that listens already, non-blocking, in place of `--listen-addr`.
+    /// [`start`](Self::start) on a socket that listens already, in place of `--listen-addr`. The file of a unix socket stays that of
+    /// whoever made it.
     ///
     /// # Errors
-    /// When it is no TCP socket, or an endpoint is the gateway itself.
+    /// When it is no listening socket, or an endpoint is the gateway itself.
     pub async fn start_with(
-        listener: TcpListener,
+        listener: OwnedFd,
         config: &GatewayConfig,
         source: &dyn Discovery,
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, GatewayError> {
-        let listener = Listener::from_std(listener).map_err(GatewayError::Passed)?;
+        let listener = Listener::adopt(listener).map_err(GatewayError::Passed)?;
         Self::start_listening(listener, Vec::new(), config, source, metrics, tasks).await
     }
 
     async fn start_listening(
         listener: Listener,
-        earlier: Vec<TcpListener>,
+        earlier: Vec<OwnedFd>,
         config: &GatewayConfig,
         source: &dyn Discovery,
         metrics: &Metrics,
@@ -107,8 +118,8 @@ impl Gateway {
     /// [`start`](Self::start) with a listener that is there already.
     pub(super) async fn start_on(
         listener: impl Accept,
-        address: SocketAddr,
-        mut earlier: Vec<TcpListener>,
+        address: ListenAddress,
+        mut earlier: Vec<OwnedFd>,
         config: &GatewayConfig,
         source: &dyn Discovery,
         metrics: &Metrics,
@@ -119,9 +130,8 @@ impl Gateway {
         let of_routes = config.routes.iter().flat_map(|route| &route.endpoints).map(|endpoint| ("route", endpoint));
         let listed = first.iter().map(|listed| ("endpoints", &listed.endpoint));
         for (flag, endpoint) in listed.chain(of_routes) {
-            let endpoint = HostPort::from(endpoint);
-            if leads_back(&endpoint, address, config.connect_timeout).await {
-                return Err(GatewayError::SelfLoop { flag, endpoint });
+            if leads_back(endpoint, &address, config.connect_timeout).await {
+                return Err(GatewayError::SelfLoop { flag, endpoint: endpoint.clone() });
             }
         }
         let health = config.health_check.as_ref().map(health_checks).transpose()?;
@@ -144,7 +154,7 @@ impl Gateway {
             metrics: gateway_metrics.clone(),
             connect_timeout: config.connect_timeout,
             rules: ClientRules::new(config),
-            own: address,
+            own: address.clone(),
             checking: tokio::sync::Mutex::new(()),
         });
         let connections_max = config.connections_max.unwrap_or(usize::MAX).min(connections_max());
@@ -152,14 +162,14 @@ impl Gateway {
         let metrics_address = match &config.metrics_addr {
             None => None,
             Some(wanted) => {
-                let resolved = resolve("metrics-addr", wanted).await?;
-                let listener = match take(&mut earlier, resolved) {
-                    Some(listener) => tokio::net::TcpListener::from_std(listener),
+                let resolved = resolve_tcp("metrics-addr", wanted).await?;
+                let listener = match take(&mut earlier, &ListenAddress::Tcp(resolved)) {
+                    Some(socket) => tokio::net::TcpListener::from_std(socket.into()),
                     None => tokio::net::TcpListener::bind(resolved).await,
                 };
                 let status = GatewayStatus {
                     dialer: dialer.clone(),
-                    listen_addr: address,
+                    listen_addr: address.clone(),
                     connections_max,
                     metrics: metrics.clone(),
                     since: Instant::now(),
@@ -171,7 +181,8 @@ impl Gateway {
                     }
                     serve_metrics(listener, metrics.clone(), status, &tasks)
                 });
-                Some(served.map_err(|reason| bind_error("metrics-addr", wanted, reason))?)
+                let failed = |reason| GatewayError::Bind { flag: "metrics-addr", address: wanted.clone(), reason };
+                Some(served.map_err(failed)?)
             }
         };
         let mut workers = Vec::new();
@@ -210,12 +221,12 @@ impl Gateway {
         tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.endpoint.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");
-        Ok(Self { address, metrics_address, stop, threads, sockets })
+        Ok(Self { address, file: None, metrics_address, stop, threads, sockets })
     }
 
     /// Where clients connect.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &ListenAddress {
+        &self.address
     }
 
     /// Where `/metrics` is served.
@@ -229,6 +240,13 @@ impl Gateway {
         std::mem::take(&mut self.sockets)
     }
 
+    /// Leaves the file of its unix socket to the gateway that has taken the socket over.
+    pub fn leave_socket_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            file.leave();
+        }
+    }
+
     /// Stops accepting, as [`finish`](Self::finish) does.
     #[cfg(test)]
     pub(super) fn stop_signal(&self) -> CancellationToken {
@@ -238,6 +256,7 @@ impl Gateway {
     /// Stops accepting and waits until every connection has ended, the drain timeout at most.
     pub async fn finish(mut self) {
         self.sockets.clear();
+        self.file = None;
         self.stop.cancel();
         for thread in self.threads {
             // An error means that the thread is gone already.
@@ -252,17 +271,27 @@ fn health_checks(config: &HealthCheckConfig) -> Result<HealthChecks, GatewayErro
 }
 
 /// The one that listens on `address`.
-fn take(listeners: &mut Vec<TcpListener>, address: SocketAddr) -> Option<TcpListener> {
-    let at = listeners.iter().position(|listener| listener.local_addr().is_ok_and(|own| own == address))?;
-    Some(listeners.swap_remove(at))
+fn take(sockets: &mut Vec<OwnedFd>, address: &ListenAddress) -> Option<OwnedFd> {
+    let at = sockets.iter().position(|socket| address_of(socket).is_ok_and(|own| own == *address))?;
+    Some(sockets.swap_remove(at))
 }
 
-fn bind_error(flag: &'static str, address: &HostPort, reason: io::Error) -> GatewayError {
-    GatewayError::Bind { flag, address: address.clone(), reason }
+fn bind_error(flag: &'static str, address: &GatewayAddress, reason: io::Error) -> GatewayError {
+    match address.clone() {
+        GatewayAddress::Tcp(address) => GatewayError::Bind { flag, address, reason },
+        GatewayAddress::Unix(path) => GatewayError::BindUnix { flag, path, reason },
+    }
+}
+
+async fn resolve(flag: &'static str, address: &GatewayAddress) -> Result<ListenAddress, GatewayError> {
+    match address {
+        GatewayAddress::Tcp(address) => resolve_tcp(flag, address).await.map(ListenAddress::Tcp),
+        GatewayAddress::Unix(path) => Ok(ListenAddress::Unix(path.clone())),
+    }
 }
 
 /// The address to listen on; no host means all of them.
-async fn resolve(flag: &'static str, address: &HostPort) -> Result<SocketAddr, GatewayError> {
+async fn resolve_tcp(flag: &'static str, address: &HostPort) -> Result<SocketAddr, GatewayError> {
     if address.host().is_empty() {
         return Ok(SocketAddr::from(([0, 0, 0, 0], address.port())));
     }

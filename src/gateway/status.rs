@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -11,7 +10,7 @@ use super::check::health;
 use super::dial::Dialer;
 use super::upstream::Upstream;
 use super::upstreams::Upstreams;
-use crate::config::RouteMatch;
+use crate::config::{ListenAddress, RouteMatch};
 use crate::pages::{CheckQuery, CheckReport, JSON, Page, health_json, page, text};
 use crate::telemetry::Metrics;
 
@@ -23,7 +22,7 @@ const OF_ENDPOINT: &str = "endpoint=\"";
 #[derive(Debug)]
 pub(super) struct GatewayStatus {
     pub(super) dialer: Arc<Dialer>,
-    pub(super) listen_addr: SocketAddr,
+    pub(super) listen_addr: ListenAddress,
     pub(super) connections_max: usize,
     pub(super) metrics: Metrics,
     pub(super) since: Instant,
@@ -151,7 +150,7 @@ impl EndpointRow {
         let (metrics, is_down) = (&upstream.metrics, upstream.is_down());
         let ejections = metrics.ejections().filter(|&(_, count)| count > 0);
         Self {
-            endpoint: upstream.address().to_string(),
+            endpoint: upstream.endpoint().to_string(),
             route: None,
             state: if is_down { "down" } else { "up" },
             reason: is_down.then(|| upstream.reason()),

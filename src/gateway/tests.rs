@@ -1,7 +1,9 @@
-//! Gateways between real sockets of this process; `tests/routes.rs` has those that read what clients ask for, `tests/checks.rs` health checks.
+//! Gateways between real sockets of this process; `tests/routes.rs` has those that read what clients ask for, `tests/checks.rs` health
+//! checks, `tests/unix.rs` unix sockets.
 
 mod checks;
 mod routes;
+mod unix;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -12,15 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
-use super::accept::{Accept, Listener};
 use super::error::GatewayError;
+use super::listener::{Accept, Listener};
 use super::proxy_protocol::{Ends, header, read_header};
 use super::start::Gateway;
-use crate::config::{Balance, ConnectionLimits, GatewayConfig, OnEject, ProxyProtocol};
+use super::stream::Accepted;
+use crate::config::{Balance, ConnectionLimits, GatewayConfig, ListenAddress, OnEject, ProxyProtocol};
 use crate::discovery::{Discovery, ListedEndpoint, StaticList};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -57,7 +60,11 @@ impl Setup {
     }
 
     async fn connect(&self) -> TcpStream {
-        in_time(TcpStream::connect(self.gateway.address())).await.unwrap()
+        in_time(TcpStream::connect(self.address())).await.unwrap()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.gateway.address().tcp().expect("a TCP address")
     }
 
     /// The value of the first metric line that starts like this.
@@ -139,8 +146,8 @@ async fn pair() -> (Setup, TcpStream, TcpStream) {
 }
 
 /// Writes `data` in pieces of the given sizes, over and over, then closes that direction; returns what came back.
-async fn exchange(mut stream: TcpStream, data: &[u8], pieces: &[usize]) -> Vec<u8> {
-    let (mut read, mut write) = stream.split();
+async fn exchange(stream: impl AsyncRead + AsyncWrite, data: &[u8], pieces: &[usize]) -> Vec<u8> {
+    let (mut read, mut write) = tokio::io::split(stream);
     let send = async {
         let mut rest = data;
         for &size in pieces.iter().cycle() {
@@ -251,12 +258,12 @@ async fn ipv6_on_both_sides() {
     let anywhere = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
     let echo = Echo::at(anywhere, b'6').await;
     let setup = Setup::with(&[echo.address], |config| config.listen_addr = anywhere.into()).await;
-    assert!(setup.gateway.address().is_ipv6());
+    assert!(setup.address().is_ipv6());
     assert_eq!(who(&setup).await, Some(b'6'));
-    let config = GatewayConfig::new(anywhere.into(), vec![setup.gateway.address().into()]);
+    let config = GatewayConfig::new(anywhere.into(), vec![setup.address().into()]);
     let list = StaticList::new(config.endpoints.clone());
     let second = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await.unwrap();
-    let mut client = TcpStream::connect(second.address()).await.unwrap();
+    let mut client = TcpStream::connect(second.address().tcp().unwrap()).await.unwrap();
     let mut name = [0];
     in_time(client.read_exact(&mut name)).await.unwrap();
     assert_eq!(name, *b"6");
@@ -469,7 +476,7 @@ async fn one_source_does_not_take_the_connections_of_all() {
     let from = async |source: &str| {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
-        let mut client = socket.connect(setup.gateway.address()).await.unwrap();
+        let mut client = socket.connect(setup.address()).await.unwrap();
         let served = in_time(client.read_exact(&mut [0])).await.is_ok();
         served.then_some(client)
     };
@@ -561,7 +568,7 @@ async fn what_looks_like_a_header_of_another_client_is_bytes() {
     );
     let mut endpoint = accepted.unwrap().0;
     let told = in_time(read_header(&mut endpoint)).await.unwrap().unwrap();
-    assert_eq!((told.source, told.destination), (client.local_addr().unwrap(), setup.gateway.address()));
+    assert_eq!((told.source, told.destination), (client.local_addr().unwrap(), setup.address()));
     let mut bytes = [0; 36];
     in_time(endpoint.read_exact(&mut bytes[..forged.len()])).await.unwrap();
     assert_eq!(bytes[..forged.len()], forged[..]);
@@ -574,7 +581,7 @@ struct Faulty {
 }
 
 impl Accept for Faulty {
-    async fn accept(&mut self) -> io::Result<std::net::TcpStream> {
+    async fn accept(&mut self) -> io::Result<Accepted> {
         match self.errors.pop_front() {
             Some(error) => Err(error.into()),
             None => self.listener.accept().await,
@@ -589,7 +596,7 @@ async fn no_accept_error_ends_the_gateway() {
     let echo = Echo::new(b'e').await;
     let config = GatewayConfig::new(anywhere().into(), vec![echo.address.into()]);
     let list = StaticList::new(config.endpoints.clone());
-    let listener = Listener::bind(anywhere()).unwrap();
+    let listener = Listener::bind(&ListenAddress::Tcp(anywhere()), None).unwrap();
     let address = listener.address().unwrap();
     let errors = [Errno::MFILE, Errno::CONNABORTED, Errno::NFILE, Errno::NOBUFS, Errno::INVAL].into();
     let metrics = Metrics::new();
@@ -605,7 +612,7 @@ async fn no_accept_error_ends_the_gateway() {
 struct Exhausted(Arc<AtomicUsize>);
 
 impl Accept for Exhausted {
-    async fn accept(&mut self) -> io::Result<std::net::TcpStream> {
+    async fn accept(&mut self) -> io::Result<Accepted> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Err(rustix::io::Errno::MFILE.into())
     }
@@ -617,7 +624,10 @@ async fn half_a_minute_without_descriptors_is_no_busy_loop() {
     let list = StaticList::new(config.endpoints.clone());
     let (attempts, metrics, tasks) = (Arc::new(AtomicUsize::new(0)), Metrics::new(), Tasks::new());
     let exhausted = Exhausted(attempts.clone());
-    let _gateway = Gateway::start_on(exhausted, nobody(), Vec::new(), &config, &list, &metrics, &tasks).await.unwrap();
+    let _gateway =
+        Gateway::start_on(exhausted, ListenAddress::Tcp(nobody()), Vec::new(), &config, &list, &metrics, &tasks)
+            .await
+            .unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     // One each 50 ms.
     let attempts = attempts.load(Ordering::Relaxed);
@@ -627,7 +637,7 @@ async fn half_a_minute_without_descriptors_is_no_busy_loop() {
 #[tokio::test]
 async fn a_stop_waits_for_open_connections_and_takes_no_new_ones() {
     let (setup, mut client, mut endpoint) = pair().await;
-    let address = setup.gateway.address();
+    let address = setup.address();
     let stop = setup.gateway.stop_signal();
     let mut finished = Box::pin(setup.gateway.finish());
     stop.cancel();
@@ -771,8 +781,8 @@ async fn gateways_that_point_at_each_other_stay_bounded() {
     // Cause: each hop of a loop takes a connection more; one client filled the descriptor tables of both.
     let bound = |config: &mut GatewayConfig| config.connections_max = Some(20);
     let second = Setup::with(&[nobody()], bound).await;
-    let first = Setup::with(&[second.gateway.address()], bound).await;
-    let back = ListedEndpoint::new(first.gateway.address());
+    let first = Setup::with(&[second.address()], bound).await;
+    let back = ListedEndpoint::new(first.address());
     second.list.replace([back].into());
     let both = |name: &str| first.metric(name) + second.metric(name);
     let bounded = async {

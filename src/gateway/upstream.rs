@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::balance::Division;
 use super::cause::Cause;
 use super::metrics::{EndpointMetrics, GatewayMetrics};
-use crate::net::{Endpoint, HostPort};
+use crate::net::Endpoint;
 
 /// The part of its share that an endpoint gets in the moment it comes back.
 const FIRST_FACTOR: f64 = 0.1;
@@ -21,7 +21,6 @@ const FIRST_FACTOR: f64 = 0.1;
 #[derive(Debug)]
 pub(super) struct Upstream {
     endpoint: Endpoint,
-    address: HostPort,
     down: AtomicBool,
     condition: Mutex<Condition>,
     /// No longer listed: no new connections, the open ones end by themselves or after the drain timeout.
@@ -58,11 +57,9 @@ struct Connections {
 
 impl Upstream {
     pub(super) fn new(endpoint: Endpoint, division: &Division, metrics: &GatewayMetrics) -> Self {
-        let address = HostPort::from(&endpoint);
         Self {
-            metrics: metrics.endpoint(&address),
+            metrics: metrics.endpoint(&endpoint),
             endpoint,
-            address,
             down: AtomicBool::new(false),
             condition: Mutex::new(Condition { taken: None, reason: String::new(), returned: None, proven: false }),
             removed: AtomicBool::new(false),
@@ -76,10 +73,6 @@ impl Upstream {
 
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
-    }
-
-    pub(super) fn address(&self) -> &HostPort {
-        &self.address
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -107,7 +100,7 @@ impl Upstream {
         if self.down.swap(true, Ordering::Relaxed) {
             return;
         }
-        warn!(endpoint = %self.address, cause = cause.label(), error = reason, "endpoint is down");
+        warn!(endpoint = %self.endpoint, cause = cause.label(), error = reason, "endpoint is down");
         self.metrics.up.set(0);
         self.metrics.ejected(cause);
         if self.closes_when_down {
@@ -131,7 +124,7 @@ impl Upstream {
         condition.proven = true;
         if self.is_down() && self.down.swap(false, Ordering::Relaxed) {
             condition.returned = Some(now);
-            info!(endpoint = %self.address, "endpoint is back");
+            info!(endpoint = %self.endpoint, "endpoint is back");
             self.metrics.up.set(1);
             self.changed.notify_one();
         }
@@ -169,7 +162,7 @@ impl Upstream {
         if tasks.is_empty() {
             return;
         }
-        info!(endpoint = %self.address, connections = tasks.len(), why, "connections are closed");
+        info!(endpoint = %self.endpoint, connections = tasks.len(), why, "connections are closed");
         self.metrics.cut.inc_by(tasks.len() as u64);
         for task in tasks {
             task.abort();

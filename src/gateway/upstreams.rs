@@ -81,7 +81,7 @@ impl Upstreams {
         let mut leaving = self.leaving.lock();
         let Some(at) = leaving.iter().position(|other| Arc::ptr_eq(other, upstream)) else { return false };
         leaving.swap_remove(at);
-        self.metrics.forget(upstream.address());
+        self.metrics.forget(upstream.endpoint());
         true
     }
 
@@ -174,14 +174,14 @@ mod tests {
         let mut shares = BTreeMap::new();
         for _ in 0..picks {
             let assigned = upstreams.pick(&[]).unwrap();
-            *shares.entry(assigned.upstream().address().host().to_owned()).or_default() += 1;
+            *shares.entry(assigned.upstream().endpoint().host().to_owned()).or_default() += 1;
         }
         shares.into_iter().collect()
     }
 
     fn upstream(upstreams: &Upstreams, host: &str) -> Arc<Upstream> {
         let list = upstreams.list();
-        list.iter().find(|listed| listed.upstream.address().host() == host).unwrap().upstream.clone()
+        list.iter().find(|listed| listed.upstream.endpoint().host() == host).unwrap().upstream.clone()
     }
 
     fn set_down(upstreams: &Upstreams, host: &str) {

@@ -1,5 +1,4 @@
 use std::io;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use super::client::Unwelcome;
 use super::dial::Dialer;
 use super::first_bytes::read_hello;
 use super::pump::Pump;
+use super::stream::Accepted;
 use crate::config::ConnectionLimits;
 
 /// Connections waiting for their serving thread; a full queue delays the accept loop.
@@ -22,7 +22,7 @@ const EVENT_INTERVAL: u32 = 16;
 /// A serving thread as the accept loop sees it.
 #[derive(Debug)]
 pub(super) struct Worker {
-    connections: mpsc::Sender<TcpStream>,
+    connections: mpsc::Sender<Accepted>,
     open: Arc<AtomicUsize>,
 }
 
@@ -54,7 +54,7 @@ impl Worker {
     }
 
     /// Gives a connection to the thread; one that is ending closes it.
-    pub(super) async fn hand_over(&self, client: TcpStream) {
+    pub(super) async fn hand_over(&self, client: Accepted) {
         self.open.fetch_add(1, Ordering::Relaxed);
         if self.connections.send(client).await.is_err() {
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -63,7 +63,7 @@ impl Worker {
 }
 
 async fn serve(
-    mut connections: mpsc::Receiver<TcpStream>,
+    mut connections: mpsc::Receiver<Accepted>,
     dialer: Arc<Dialer>,
     open: Arc<AtomicUsize>,
     drain: Duration,
@@ -85,7 +85,7 @@ async fn serve(
 }
 
 /// Finds an endpoint for the client. Moving the bytes is a task of its own, since this one is the bigger.
-async fn connect(accepted: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker: TaskTracker) {
+async fn connect(accepted: Accepted, dialer: Arc<Dialer>, guard: Open, tracker: TaskTracker) {
     let rules = &dialer.rules;
     let client = match rules.admit(accepted).await {
         Ok(client) => client,
@@ -110,9 +110,9 @@ async fn connect(accepted: TcpStream, dialer: Arc<Dialer>, guard: Open, tracker:
         return;
     };
     if let Err(error) = rules.introduce(Some(&client), &mut endpoint).await {
-        return debug!(%error, endpoint = %assigned.upstream().address(), "PROXY header not sent");
+        return debug!(%error, endpoint = %assigned.upstream().endpoint(), "PROXY header not sent");
     }
-    debug!(client = ?client.source(), endpoint = %assigned.upstream().address(), "connected");
+    debug!(client = ?client.source(), endpoint = %assigned.upstream().endpoint(), "connected");
     let (limits, metrics) = (rules.limits, dialer.metrics.clone());
     assigned.run(|assigned| {
         let pump = Pump::new(client.stream, endpoint, first, assigned);

@@ -55,8 +55,8 @@ async fn a_hung_member_gets_no_clients_and_loses_those_it_has() {
         let flags = [check, "--health-check-timeout=2s", "--on-eject=close", "--slow-start=0"];
         let mut gateway = gateway(&endpoints, &flags);
         // One to each: the next begins when the one before has been answered.
-        let open: Vec<TcpStream> = (0..3).map(|_| greeted(gateway.address)).collect();
-        let address = gateway.address.to_string();
+        let open: Vec<TcpStream> = (0..3).map(|_| greeted(gateway.address())).collect();
+        let address = gateway.listen_addr.clone();
         cluster.pause(1);
         let reason = until(&mut gateway, "endpoint is down", endpoints[1]);
         assert_eq!(reason, "no answer within 2s");
@@ -94,7 +94,7 @@ async fn a_member_without_a_leader_is_left_out() {
     until(&mut by_http, "endpoint is down", &endpoint);
     // It takes connections all the time, which is all that this check sees; the last resort of the others is the same.
     for gateway in [&by_tcp, &by_grpc] {
-        let status = client(&gateway.address.to_string()).maintenance().status(StatusRequest::default()).await;
+        let status = client(&gateway.listen_addr).maintenance().status(StatusRequest::default()).await;
         assert_eq!(status.expect("needs no leader").into_inner().leader, 0);
     }
     cluster.spawn(1);
@@ -122,7 +122,7 @@ async fn a_learner_is_left_out() {
         let reason = until(&mut gateway, "endpoint is down", endpoints[1]);
         assert!(reason.contains(expected), "{reason}");
         for _ in 0..4 {
-            read(&client(&gateway.address.to_string())).await;
+            read(&client(&gateway.listen_addr)).await;
         }
     }
 }
@@ -152,7 +152,7 @@ async fn checks_speak_tls_and_verify_it() {
     let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
     for check in ["--health-check=grpc", "--health-check=http"] {
         let mut trusting = gateway(&[&endpoint], &[&[check, "--health-check-fall=1"], &*shown].concat());
-        let through = format!("https://{}", trusting.address).parse().expect("an endpoint");
+        let through = format!("https://{}", trusting.listen_addr).parse().expect("an endpoint");
         let config = ClientConfig { tls: Some(certificates.tls("nameless")), ..ClientConfig::new([through]) };
         read(&Client::connect(config).expect("client")).await;
         trusting.terminate();

@@ -38,7 +38,7 @@ fn the_next_gateway_takes_over_and_no_connection_is_refused() {
     let start = || Running::start(command(listen, metrics, &folder.path().join("gateway.sock"), endpoint));
     let mut current = start();
     let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..3).map(|_| client(current.address, stop.clone())).collect();
+    let clients: Vec<_> = (0..3).map(|_| client(current.address(), stop.clone())).collect();
     for _ in 0..ROUNDS {
         let mut open = current.echo().expect("served");
         let next = start();

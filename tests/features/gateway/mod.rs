@@ -1,8 +1,9 @@
 //! The gateway as a program: its words, its exit codes, and what it does when descriptors run out; `health.rs` has its
-//! health checks of real members, `hot_restart.rs` gateways that take over from one another.
+//! health checks of real members, `hot_restart.rs` gateways that take over from one another, `unix_sockets.rs` gateways on unix sockets.
 
 mod health;
 mod hot_restart;
+mod unix_sockets;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -18,7 +19,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_watershed");
 struct Running {
     child: Child,
     log: BufReader<std::process::ChildStderr>,
-    address: SocketAddr,
+    /// As the gateway names it.
+    listen_addr: String,
 }
 
 impl Running {
@@ -27,13 +29,17 @@ impl Running {
         let mut log = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let ready = line_with(&mut log, "ready to proxy client requests");
         assert_eq!((&ready["level"], ready["ts"].is_string()), (&"info".into(), true));
-        let address = ready["listen_addr"].as_str().expect("the line names the address").parse().expect("an address");
-        Self { child, log, address }
+        let listen_addr = ready["listen_addr"].as_str().expect("the line names the address").to_owned();
+        Self { child, log, listen_addr }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listen_addr.parse().expect("a TCP address")
     }
 
     /// Connects and asks for an echo; an error when the gateway closes the connection instead.
     fn echo(&self) -> std::io::Result<TcpStream> {
-        let mut stream = TcpStream::connect(self.address)?;
+        let mut stream = TcpStream::connect(self.address())?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(b"x")?;
         stream.read_exact(&mut [0])?;
@@ -104,7 +110,7 @@ fn running_out_of_descriptors_is_survived() {
     }
     assert!(open.len() > 5, "only {} were served", open.len());
     // More clients than can be accepted: they wait in the queue of the kernel.
-    let waiting: Vec<_> = (0..48).map(|_| TcpStream::connect(gateway.address).expect("queued")).collect();
+    let waiting: Vec<_> = (0..48).map(|_| TcpStream::connect(gateway.address()).expect("queued")).collect();
     line_with(&mut gateway.log, "connection not accepted");
     let mut held = open.pop().expect("some are open");
     held.write_all(b"y").expect("an open connection works on");
@@ -173,7 +179,7 @@ fn a_restart_under_a_socket_unit_refuses_no_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("address");
     let mut first = Running::start(with_socket(&listener, endpoint));
-    assert_eq!(first.address, address);
+    assert_eq!(first.address(), address);
     drop(first.echo().expect("served"));
     first.terminate();
     assert_eq!(first.child.wait().expect("it ends").code(), Some(0));
