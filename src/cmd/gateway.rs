@@ -8,6 +8,7 @@ use anyhow::Context;
 use listenfd::ListenFd;
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use super::reload::{GatewayReload, ask_at_hangups, hangups};
 use super::sources;
 use crate::config::{GatewayConfig, parse_gateway_config};
 use crate::discovery::{Discovery, RegisteredEndpoints, StaticList, count_sources};
@@ -37,7 +38,9 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
-        let endpoints = tokio::select! {
+        // From here on, so that one which comes early does not end the process.
+        let hangup = hangups()?;
+        let Listed { source: endpoints, list } = tokio::select! {
             endpoints = listed_endpoints(config, &tasks) => endpoints?,
             // SIGINT and SIGTERM end the wait for the first endpoints, too.
             _ = interrupted() => return Ok(()),
@@ -53,6 +56,16 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
             (None, None) => Gateway::start(config, &*endpoints, &metrics, &tasks).await?,
         };
         let (mut gateway, handover) = succeed(gateway, predecessor, config).await?;
+        let (source, stop) = (endpoints.followed(), tasks.stop_signal());
+        match config.file.clone() {
+            Some(file) => {
+                let reload = GatewayReload::new(file, list, gateway.endpoint_lists(), &metrics);
+                tasks.spawn(async move { stop.run_until_cancelled(reload.follow(hangup, source)).await });
+            }
+            None => {
+                tasks.spawn(async move { stop.run_until_cancelled(ask_at_hangups(hangup, vec![source])).await });
+            }
+        }
         notify_ready();
         let handed_over = async {
             match &handover {
@@ -104,8 +117,23 @@ async fn succeed(
     Ok((gateway, Some(handover)))
 }
 
+/// The source of the endpoints.
+pub(super) struct Listed {
+    pub source: Box<dyn Discovery>,
+    /// The same, if it is a list that can be replaced.
+    pub list: Option<StaticList>,
+}
+
 /// What the flags say, or what they say is to be asked.
-pub(super) async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Result<Box<dyn Discovery>> {
+pub(super) async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Result<Listed> {
+    if config.has_listed_endpoints() {
+        let list = StaticList::new(config.endpoints.clone());
+        return Ok(Listed { source: Box::new(list.clone()), list: Some(list) });
+    }
+    found_endpoints(config, tasks).await.map(|source| Listed { source, list: None })
+}
+
+async fn found_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Result<Box<dyn Discovery>> {
     if let Some(peers) = &config.peers {
         return sources::of_peers(peers, tasks).await;
     }
@@ -113,7 +141,7 @@ pub(super) async fn listed_endpoints(config: &GatewayConfig, tasks: &Tasks) -> a
         let found = RegisteredEndpoints::start(naming, &config.endpoints, tasks).await;
         return Ok(Box::new(found.with_context(|| format!("--resolver-prefix={}", naming.prefix))?));
     }
-    let Some(srv) = &config.srv else { return Ok(Box::new(StaticList::new(config.endpoints.clone()))) };
+    let srv = config.srv.as_ref().context("no source of endpoints")?;
     let mut tls = ClientTlsConfig::new(Alpn::H2);
     if let Some(file) = &config.trusted_ca_file {
         tls.servers = ServerAuth::File(file.clone());

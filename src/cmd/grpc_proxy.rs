@@ -10,6 +10,7 @@ use tokio::runtime::{Handle, Runtime};
 use tracing::{info, warn};
 
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use super::reload::{ask_at_hangups, hangups};
 use super::sources;
 use super::tenants::{TenantListeners, TenantsOfFile, listen_addresses};
 use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
@@ -17,7 +18,7 @@ use crate::config::{
     Advertise, ListenAddress, ListenUrl, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword,
     parse_proxy_config,
 };
-use crate::discovery::{Discovery, MemberList, StaticList, count_sources, current_endpoints};
+use crate::discovery::{Discovery, Followed, MemberList, StaticList, count_sources, current_endpoints};
 use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
@@ -60,6 +61,8 @@ pub(super) fn serve_until_told(config: ProxyConfig) -> u8 {
 async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let tasks = Tasks::new();
     let grace = config.grace;
+    // From here on, so that one which comes early does not end the process.
+    let hangup = hangups()?;
     let listed = tokio::select! {
         listed = listed_endpoints(&config, &tasks) => listed?,
         // SIGINT and SIGTERM end the wait for the first endpoints, too.
@@ -68,6 +71,8 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let pool = PoolConfig { endpoints: current_endpoints(&*listed), ..pool_config(&config, upstream_tls(&config)?) };
     check_one_cluster(&pool, &tasks).await.context("--endpoints")?;
     let proxy = start(config, listed, &tasks)?;
+    let (sources, stop) = (proxy.sources.clone(), tasks.stop_signal());
+    tasks.spawn(async move { stop.run_until_cancelled(ask_at_hangups(hangup, sources)).await });
     notify_ready();
     interrupted().await.context("wait for signals")?;
     info!("stopping gRPC proxy");
@@ -81,6 +86,8 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
 pub struct RunningProxy {
     serving: Serving,
     tasks: Tasks,
+    /// Where its endpoints come from.
+    sources: Vec<Followed>,
 }
 
 impl RunningProxy {
@@ -205,6 +212,7 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
         Some(members) => count_sources(&metrics, &[&*listed, members]),
         None => count_sources(&metrics, &[&*listed]),
     }
+    let sources = std::iter::once(listed.followed()).chain(members.as_ref().map(Discovery::followed)).collect();
     let user = own_user(&config, &pools, &tasks)?;
     let asks = user.is_some() || config.cache.is_some();
     let permissions = asks.then(|| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
@@ -305,7 +313,7 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
         info!(path = "/debug/pprof", "gRPC proxy enabled pprof");
     }
     info!(address = %config.listen, endpoints = names.join(","), namespace = %config.namespace.escape_ascii(), "started gRPC proxy");
-    Ok(RunningProxy { serving, tasks })
+    Ok(RunningProxy { serving, tasks, sources })
 }
 
 /// What the range caches of tenants hold.

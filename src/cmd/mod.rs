@@ -4,6 +4,7 @@
 //! after a clean end, 1 for anything else, unless a mode documents more.
 
 pub mod bench;
+mod changed_file;
 pub mod ctl;
 pub mod dev;
 pub mod discovery;
@@ -14,6 +15,7 @@ pub mod gateway;
 pub mod grpc_proxy;
 mod initial_cluster;
 mod process;
+mod reload;
 pub mod server;
 mod sources;
 mod tenants;

@@ -2,16 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use prometheus::{IntCounterVec, IntGauge};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use super::changed_file::ChangedFile;
 use crate::client::{Credentials, SharedLogin};
 use crate::config::{
     CompactRight, TenantConfig, TenantCredentials, TenantLimits, TenantsConfig, UserAndPassword, read_tenants_file,
@@ -23,10 +21,6 @@ use crate::proxy::{
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
-
-/// Pause between two looks at the file. One that has changed is read when it is the same at the next look, so that one
-/// that is being written is not taken for a shorter one.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// Makes tenants of what the file says.
 pub(super) struct TenantsOfFile {
@@ -51,9 +45,6 @@ pub(super) struct TenantListeners {
     pub fixed: HashMap<SocketAddr, usize>,
     pub open: HashMap<SocketAddr, OpenListener>,
 }
-
-/// What differs when the file was written again or replaced.
-type Stamp = (u64, u64, i64, i64);
 
 /// The listeners that tenants name, besides `--listen-addr`.
 pub(super) fn listen_addresses(tenants: &[TenantConfig], main: SocketAddr) -> BTreeSet<SocketAddr> {
@@ -164,11 +155,11 @@ impl TenantsOfFile {
         tasks: &Tasks,
     ) -> anyhow::Result<()> {
         let (mut hangup, stop) = (signal(SignalKind::hangup()).context("wait for SIGHUP")?, tasks.stop_signal());
-        let mut read = stamp(&config.file);
+        let mut file = ChangedFile::new(&config.file);
         tasks.spawn(async move {
             let changed = async {
                 loop {
-                    next_change(&config.file, &mut read, &mut hangup).await;
+                    file.next(&mut hangup).await;
                     self.reload(&config, &mut listeners);
                 }
             };
@@ -221,26 +212,4 @@ impl TenantsOfFile {
         closed.into_values().for_each(OpenListener::close);
         Ok(())
     }
-}
-
-/// Completes when the file is another one than was read, and is no longer being written; or at SIGHUP.
-async fn next_change(file: &Path, read: &mut Option<Stamp>, hangup: &mut Signal) {
-    let mut last = *read;
-    loop {
-        let hung_up = tokio::select! {
-            signal = hangup.recv() => signal.is_some(),
-            () = tokio::time::sleep(LOOK) => false,
-        };
-        let now = stamp(file);
-        if hung_up || (now != *read && now == last && now.is_some()) {
-            *read = now;
-            return;
-        }
-        last = now;
-    }
-}
-
-fn stamp(file: &Path) -> Option<Stamp> {
-    let file = std::fs::metadata(file).ok()?;
-    Some((file.dev(), file.ino(), file.ctime(), file.ctime_nsec()))
 }

@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::error::{ConfigError, FlagWords, WrongFlag};
-use super::file;
+use super::file::{self, Notation};
 use super::flag_type::{FlagType, Sign};
 use super::golang::parse_bool;
 
@@ -53,6 +53,21 @@ impl Parsed {
         let value = given.map(|(value, _)| value.clone()).unwrap_or_default();
         let wrong = Wrong { words: self.words, variables: &self.variables, file: self.file.as_ref() };
         wrong.value(flag, value, given.map(|(_, source)| *source), reason)
+    }
+
+    /// The same error, which the check of the values found, with file and line if the value is from the configuration file.
+    pub fn in_file(&self, error: ConfigError) -> ConfigError {
+        match (error, &self.file) {
+            (ConfigError::Value { flag, reason }, Some(path)) => {
+                let first = flag.split(',').next().unwrap_or_default();
+                let line = match self.given.get(first) {
+                    Some((_, Source::File(line))) => format!("line {line}: "),
+                    _ => String::new(),
+                };
+                ConfigError::File { path: path.clone(), reason: format!("{line}{flag}: {reason}") }
+            }
+            (error, _) => error,
+        }
     }
 
     /// Flags whose variable is used.
@@ -102,7 +117,7 @@ impl Variables {
 /// Reads flags in the syntax of etcd's users: `-f` or `--f`, `--f=v` or `--f v`, `--f` alone and `--f=false` for
 /// booleans; the last of repeated flags wins, those of lists go together. Variables stand in for flags that are not given; both at once is an
 /// error. A configuration file, named by `--config-file` or its variable, replaces both: then no other flag and no
-/// other variable counts.
+/// other variable counts. The gateway refuses other flags beside it.
 ///
 /// `command` comes from a struct that derives `clap::Parser`, all of its arguments with long names; what is refused gets
 /// these `words`.
@@ -133,10 +148,18 @@ pub fn parse_flags(
         let (variables, unknown_keys) = (variables.clone(), Vec::new());
         return Ok(Parsed { matches, given, unknown_variables, file: None, unknown_keys, variables, words });
     };
-    // What the command line says is not used, yet it has to be well formed.
+    let notation = match words {
+        FlagWords::Go => Notation::Etcd,
+        FlagWords::Cobra => Notation::Flags,
+    };
+    if let Some(other) = given.keys().find(|flag| notation == Notation::Flags && *flag != CONFIG_FILE) {
+        let reason = format!("replaces all other flags, and --{other} stands beside it");
+        return Err(ConfigError::Value { flag: CONFIG_FILE, reason });
+    }
+    // What the command line of a member says is not used, as in etcd, yet it has to be well formed.
     matches(&command, &given, &known, wrong)?;
     let asks_for_version = given.remove("version");
-    let from_file = file::read(&path, &known)?;
+    let from_file = file::read(&path, &file::Flags { known: &known, notation })?;
     let line = |flag: &str| Source::File(from_file.lines.get(flag).copied().unwrap_or_default());
     given = from_file.values.into_iter().map(|(flag, value)| (flag.clone(), (value, line(&flag)))).collect();
     given.insert(CONFIG_FILE.to_owned(), (path.to_string_lossy().into_owned(), Source::Argument));

@@ -1,3 +1,4 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +27,10 @@ const SERVING_THREADS_MAX: usize = 1024;
 #[command(name = "watershed gateway start", about = "Runs the TCP gateway", next_help_heading = "Gateway")]
 #[command(override_usage = "watershed gateway start [flags]")]
 pub struct RawGatewayConfig {
+    /// YAML file with the flags as keys, in place of all others; its endpoints and routes are read again when it changes and at
+    /// SIGHUP.
+    #[arg(long, value_name = "FILE", help_heading = "Not flags of etcd")]
+    pub config_file: Option<PathBuf>,
     /// Where clients connect: host:port or unix:///path.
     #[arg(long, default_value = "127.0.0.1:23790")]
     pub listen_addr: GatewayAddress,
@@ -275,6 +280,40 @@ pub struct GatewayConfig {
     pub hot_restart_socket: Option<PathBuf>,
     /// What is logged, how and where.
     pub log: LogConfig,
+    /// The file that says all of it.
+    pub file: Option<GatewayFile>,
+}
+
+/// The configuration file of a gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it says, by key, in the notation of the flags.
+    pub values: BTreeMap<String, String>,
+}
+
+impl GatewayFile {
+    /// Keys whose values count while the gateway runs.
+    pub const RELOADED: [&str; 2] = ["endpoints", "route"];
+
+    /// Reads it again.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its line and key.
+    pub fn read_again(&self) -> Result<GatewayConfig, ConfigError> {
+        let mut flag = OsString::from("--config-file=");
+        flag.push(&self.path);
+        parse_gateway_config(&[flag])
+    }
+
+    /// Keys that have another value in `newer`, or are in one of both, and count at a start alone.
+    pub fn fixed_changes(&self, newer: &Self) -> Vec<String> {
+        let keys: BTreeSet<&String> = self.values.keys().chain(newer.values.keys()).collect();
+        let differs = |key: &&String| self.values.get(*key) != newer.values.get(*key);
+        let fixed = |key: &&String| !Self::RELOADED.contains(&key.as_str());
+        keys.into_iter().filter(differs).filter(fixed).cloned().collect()
+    }
 }
 
 impl GatewayConfig {
@@ -306,16 +345,35 @@ impl GatewayConfig {
             routes: Vec::new(),
             hot_restart_socket: None,
             log: LogConfig::default(),
+            file: None,
         }
+    }
+
+    /// The endpoints of all routes.
+    pub fn routes_endpoints(&self) -> Vec<Endpoint> {
+        self.routes.iter().flat_map(|route| route.endpoints.clone()).collect()
+    }
+
+    /// Whether the endpoints are those of a flag or of the configuration file, and not of another source.
+    pub fn has_listed_endpoints(&self) -> bool {
+        self.srv.is_none() && self.peers.is_none() && self.naming.is_none()
     }
 }
 
-/// Reads and checks the gateway's arguments. Touches neither disk nor network.
+/// Reads and checks the gateway's arguments. Touches neither disk nor network, but for a configuration file.
 ///
 /// # Errors
 /// The first thing that is wrong, naming the flag; also the answer to `--help`.
 pub fn parse_gateway_config(args: &[OsString]) -> Result<GatewayConfig, ConfigError> {
-    read_flags::<RawGatewayConfig>(Mode::Gateway, args, &Variables::none())?.0.try_into()
+    let (raw, parsed) = read_flags::<RawGatewayConfig>(Mode::Gateway, args, &Variables::none())?;
+    let Some(path) = &parsed.file else { return raw.try_into() };
+    if let Some((key, line)) = parsed.unknown_keys.first() {
+        let reason = format!("line {line}: {key} is no key: keys are the flags of the gateway, without dashes");
+        return Err(ConfigError::File { path: path.clone(), reason });
+    }
+    let config = GatewayConfig::try_from(raw).map_err(|error| parsed.in_file(error))?;
+    let values = parsed.given.iter().map(|(flag, (value, _))| (flag.clone(), value.clone())).collect();
+    Ok(GatewayConfig { file: Some(GatewayFile { path: path.clone(), values }), ..config })
 }
 
 impl TryFrom<RawGatewayConfig> for GatewayConfig {
@@ -367,6 +425,7 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
             routes: checked_routes(&raw.route.join(","))?,
             hot_restart_socket: Some(raw.hot_restart_socket).filter(|file| !file.is_empty()).map(PathBuf::from),
             log: raw.log.into(),
+            file: None,
         })
     }
 }
@@ -511,6 +570,53 @@ mod tests {
         assert_eq!(shown, ["unix:/s", "unix:t:1", "a:1"]);
         assert_eq!(config.listen_addr, GatewayAddress::Unix("/run/g.sock".into()));
         assert_eq!(config.listen_socket_mode, Some(0o660));
+    }
+
+    #[test]
+    fn a_file_says_what_flags_say_and_is_wrong_at_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.yaml");
+        let read = |text: &str, more: &str| {
+            std::fs::write(&path, text).unwrap();
+            parse(&format!("--config-file={} {more}", path.display()))
+        };
+        let first = read(
+            "listen-addr: 127.0.0.1:7\nendpoints: [a:1, 'https://b:2']\nroute:\n- x.example=c:1,c:2\n- '*.y.example=d:1'\n\
+             retry-delay: 5s\nhealth-check: http\ntrusted-ca-file: ca\nmax-connections: 9\n",
+            "",
+        )
+        .unwrap();
+        assert_eq!(
+            (first.listen_addr.to_string().as_str(), first.endpoints.len(), first.routes.len()),
+            ("127.0.0.1:7", 2, 2)
+        );
+        assert_eq!((first.retry_delay, first.connections_max), (Duration::from_secs(5), Some(9)));
+        assert_eq!(first.trusted_ca_file, Some("ca".into()));
+        let second = read("listen-addr: 127.0.0.1:8\nendpoints: c:1\nmax-connections: 9\n", "").unwrap();
+        let (first, second) = (first.file.unwrap(), second.file.unwrap());
+        assert_eq!(first.fixed_changes(&second), ["health-check", "listen-addr", "retry-delay", "trusted-ca-file"]);
+        assert_eq!(first.read_again().unwrap().file, Some(second));
+        let refused = |text: &str, more: &str| {
+            let error = read(text, more).unwrap_err();
+            error.strip_prefix(&format!("{}: ", path.display())).map(str::to_owned).unwrap_or(error)
+        };
+        for (text, reason) in [
+            ("endpoints:\n- a\n", "line 1: endpoints: \"a\" must have the form host:port"),
+            ("\nroute: a=b\n", "line 2: route: \"b\" must have the form host:port"),
+            ("health-check: http\nhealth-check-fall: 0\n", "line 2: health-check-fall: must be >0"),
+            (
+                "peer-cert-file: c\ndiscovery: http://d/t\n",
+                "line 1: peer-cert-file, --peer-key-file: KeyFile and CertFile must both be present[key: , cert: c]",
+            ),
+            ("\nlisten-addr: here\n", "line 2: invalid value \"here\" for listen-addr: must have the form host:port"),
+            ("endpoint: a:1\n", "line 1: endpoint is no key: keys are the flags of the gateway, without dashes"),
+            ("max-connections: many\n", "line 1: cannot unmarshal string into field max-connections of type int"),
+        ] {
+            assert_eq!(refused(text, ""), reason, "{text}");
+        }
+        assert!(refused("a: [\n", "").starts_with("yaml: line "));
+        let beside = refused("", "--endpoints=a:1");
+        assert_eq!(beside, "--config-file: replaces all other flags, and --endpoints stands beside it");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub use discovery::{RawSrv, SrvConfig};
 pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
 pub use gateway::{
-    Balance, ConnectionLimits, GatewayConfig, HealthCheckConfig, HealthCheckKind, OnEject, ProxyProtocol,
+    Balance, ConnectionLimits, GatewayConfig, GatewayFile, HealthCheckConfig, HealthCheckKind, OnEject, ProxyProtocol,
     parse_gateway_config,
 };
 pub use gateway_address::GatewayAddress;

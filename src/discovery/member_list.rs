@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
 use super::source::{Discovery, Followed, Published};
@@ -49,7 +48,7 @@ async fn read_at_interval(
     interval: Duration,
 ) {
     loop {
-        sleep(interval).await;
+        published.pause(interval).await;
         let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
         let answer = pool.exchange(Method::of(MEMBER_LIST), &head, framed(&MemberListRequest::default())).await;
         match unframed::<MemberListResponse>(answer).await {

@@ -2,7 +2,6 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
@@ -88,9 +87,14 @@ async fn follow(client: &Client, range: &FollowedRange, published: &Published) {
     let (mut backoff, channel) = (Backoff::new(RETRY_FIRST, RETRY_MAX), client.channel());
     loop {
         let publish = |found: &std::collections::BTreeMap<_, Endpoint>| published.answer(listed(found.values()));
-        let status = follow_range(&channel, range, &mut backoff, endpoint, publish).await;
-        published.failed(&status);
-        sleep(backoff.pause()).await;
+        tokio::select! {
+            status = follow_range(&channel, range, &mut backoff, endpoint, publish) => {
+                published.failed(&status);
+                published.pause(backoff.pause()).await;
+            }
+            // The next round reads all of them.
+            () = published.asked() => {}
+        }
     }
 }
 

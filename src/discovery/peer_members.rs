@@ -21,6 +21,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// Pauses while no member has been found yet.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long the registry may take to answer once members are known.
+const REGISTRY_MAX: Duration = Duration::from_secs(5);
 /// Peer ports that are asked.
 const PEERS_MAX: usize = 64;
 
@@ -117,11 +119,28 @@ impl Search {
 
     async fn follow(&mut self, interval: Duration, published: &Published) {
         loop {
-            sleep(interval).await;
+            if published.pause(interval).await {
+                self.ask_registry().await;
+            }
             match self.round().await {
                 Ok(set) => published.answer(set),
                 Err(reason) => published.failed(&reason),
             }
+        }
+    }
+
+    /// Has those asked as well that are registered now. A registry that does not answer, or not any more, changes nothing.
+    async fn ask_registry(&mut self) {
+        let Some(registry) = &self.registry else { return };
+        match timeout(REGISTRY_MAX, registry.look()).await {
+            Ok(Ok(registered)) => {
+                let known = std::mem::take(&mut self.peers);
+                let registered = endpoints(&registered.peer_urls());
+                let new = registered.into_iter().filter(|peer| !known.contains(peer)).collect::<Vec<_>>();
+                self.peers = known.into_iter().chain(new).take(PEERS_MAX).collect();
+            }
+            Ok(Err(error)) => warn!(%error, "the registry of members is of no use any more, the known ones are asked"),
+            Err(_) => warn!("the registry of members does not answer, the known ones are asked"),
         }
     }
 

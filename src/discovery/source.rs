@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::endpoint_set::{EndpointSet, Origin, SetChange, dialled};
@@ -25,6 +25,11 @@ pub trait Discovery: Send + Sync {
     /// What it is.
     fn origin(&self) -> Origin {
         self.followed().origin
+    }
+
+    /// Has it asked for its endpoints at once; those that are known stay until there is an answer.
+    fn ask_again(&self) {
+        self.followed().asked.notify_one();
     }
 
     /// How it fares.
@@ -74,16 +79,33 @@ pub(super) struct Published {
     origin: Origin,
     current: watch::Sender<EndpointSet>,
     status: Arc<SourceStatus>,
+    /// The operator wants it asked.
+    asked: Arc<Notify>,
 }
 
 impl Published {
     pub(super) fn new(origin: Origin, first: EndpointSet) -> Self {
-        Self { origin, current: watch::Sender::new(first), status: Arc::default() }
+        Self { origin, current: watch::Sender::new(first), status: Arc::default(), asked: Arc::default() }
     }
 
     /// The receiving end.
     pub(super) fn followed(&self) -> Followed {
-        Followed { origin: self.origin, current: self.current.subscribe(), status: self.status.clone() }
+        let (status, asked) = (self.status.clone(), self.asked.clone());
+        Followed { origin: self.origin, current: self.current.subscribe(), status, asked }
+    }
+
+    /// Waits before the source is asked again: this long, unless the operator wants it asked at once; tells whether it is so.
+    pub(super) async fn pause(&self, pause: Duration) -> bool {
+        tokio::select! {
+            () = sleep(pause) => false,
+            () = self.asked() => true,
+        }
+    }
+
+    /// Ready when the operator wants the source asked.
+    pub(super) async fn asked(&self) {
+        self.asked.notified().await;
+        info!(source = self.origin.name(), endpoints = self.current.borrow().len(), "endpoints are asked for again");
     }
 
     /// The source answered; an empty set changes nothing, as nobody can be served by it.
@@ -121,6 +143,7 @@ pub struct Followed {
     origin: Origin,
     current: watch::Receiver<EndpointSet>,
     status: Arc<SourceStatus>,
+    asked: Arc<Notify>,
 }
 
 impl Discovery for Followed {
@@ -155,5 +178,19 @@ mod tests {
         published.answer(set(&["b:1"]));
         assert!(!sets.has_changed().unwrap());
         assert_eq!((status.age(), status.changes()), (Some(Duration::ZERO), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operator_need_not_wait_for_the_next_question() {
+        let published = Published::new(Origin::Srv, set(&["a:1"]));
+        let long = Duration::from_secs(300);
+        assert!(!published.pause(long).await);
+        let started = Instant::now();
+        // Twice is once.
+        published.followed().ask_again();
+        published.followed().ask_again();
+        assert!(published.pause(long).await);
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        assert!(!published.pause(long).await);
     }
 }

@@ -1,18 +1,20 @@
+use std::sync::Arc;
+
 use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
 use super::source::{Discovery, Followed, Published};
 use crate::net::Endpoint;
 
-/// Endpoints from a flag. [`replace`](Self::replace) changes them in a running process.
-#[derive(Debug)]
+/// Endpoints from a flag. [`replace`](Self::replace) changes them in a running process. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct StaticList {
-    published: Published,
+    published: Arc<Published>,
 }
 
 impl StaticList {
     /// These, with equal shares.
     pub fn new(endpoints: impl IntoIterator<Item: Into<Endpoint>>) -> Self {
         let set = endpoints.into_iter().map(ListedEndpoint::new).collect();
-        Self { published: Published::new(Origin::Flag, set) }
+        Self { published: Arc::new(Published::new(Origin::Flag, set)) }
     }
 
     /// Replaces the current list.

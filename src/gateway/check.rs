@@ -153,7 +153,7 @@ async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthCheck
 /// share it.
 pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
     let _one_at_a_time = dialer.checking.lock().await;
-    let list = dialer.routes.endpoints();
+    let list = dialer.routes.load().endpoints();
     // What is down is looked at in the background all the time.
     let (down, live): (Vec<_>, Vec<_>) =
         list.iter().map(|listed| &listed.upstream).partition(|upstream| upstream.is_down());

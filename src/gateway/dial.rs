@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rustix::io::Errno;
@@ -29,7 +30,7 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 /// Makes connections to endpoints.
 #[derive(Debug)]
 pub(super) struct Dialer {
-    pub(super) routes: Routes,
+    pub(super) routes: ArcSwap<Routes>,
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) connect_timeout: Duration,
     /// What is asked of clients.

@@ -4,7 +4,7 @@
 //! (`worker.rs`); there it stays. With `--route` its first bytes (`first_bytes.rs`) say which endpoints it may go to
 //! (`routes.rs`). The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs` by
 //! `balance.rs`, among what `upstream.rs`, `check.rs` and `probe.rs` know of each) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
-//! holding memory while they are idle. [`Gateway::start`] wires that together; `hot_restart.rs` passes the listening
+//! holding memory while they are idle. [`Gateway::start`] wires that together, [`EndpointLists`] changes the endpoints of a gateway that runs; `hot_restart.rs` passes the listening
 //! sockets to the next process. Read `flow.rs` first: all
 //! bytes go through it.
 
@@ -14,6 +14,7 @@ mod cause;
 mod check;
 mod client;
 mod dial;
+mod endpoint_lists;
 mod error;
 mod first_bytes;
 mod flow;
@@ -39,6 +40,7 @@ mod upstream;
 mod upstreams;
 mod worker;
 
+pub use endpoint_lists::EndpointLists;
 pub use error::GatewayError;
 pub use hot_restart::{Handover, Predecessor};
 pub use metrics::GatewayMetrics;

@@ -7,8 +7,9 @@ use crate::net::ClientHello;
 /// Which endpoints a connection may go to, by what its client asks for.
 #[derive(Debug)]
 pub(super) struct Routes {
-    rules: Vec<Route>,
-    default: Arc<Upstreams>,
+    pub(super) rules: Vec<Route>,
+    /// For all that no rule takes.
+    pub(super) default: Arc<Upstreams>,
 }
 
 /// Endpoints for some of the connections.
@@ -19,11 +20,6 @@ pub(super) struct Route {
 }
 
 impl Routes {
-    /// `default` is for all that no rule takes.
-    pub(super) fn new(rules: Vec<Route>, default: Arc<Upstreams>) -> Self {
-        Self { rules, default }
-    }
-
     /// The endpoints of every connection, where there are no rules.
     pub(super) fn only(&self) -> Option<&Arc<Upstreams>> {
         self.rules.is_empty().then_some(&self.default)

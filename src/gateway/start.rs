@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -10,20 +11,21 @@ use tracing::info;
 
 use super::accept::{Door, accept_loop, connections_max};
 use super::balance::Division;
-use super::check::{Care, HealthChecks, watch_over};
+use super::check::{Care, HealthChecks};
 use super::client::ClientRules;
-use super::dial::{Dialer, leads_back};
+use super::dial::Dialer;
+use super::endpoint_lists::{EndpointLists, refuse_itself};
 use super::error::GatewayError;
 use super::http::serve_metrics;
 use super::listener::{Accept, Listener, SocketFile, address_of};
 use super::metrics::GatewayMetrics;
 use super::probe::Probe;
-use super::routes::{Route, Routes};
+use super::routes::Routes;
 use super::status::GatewayStatus;
 use super::upstreams::Upstreams;
 use super::worker::Worker;
 use crate::config::{GatewayAddress, GatewayConfig, HealthCheckConfig, ListenAddress, OnEject};
-use crate::discovery::{Discovery, EndpointSet, ListedEndpoint};
+use crate::discovery::{Discovery, dialled};
 use crate::net::HostPort;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -39,6 +41,7 @@ pub struct Gateway {
     threads: Vec<oneshot::Receiver<()>>,
     /// Its listening sockets, for the next gateway, if there may be one.
     sockets: Vec<OwnedFd>,
+    lists: EndpointLists,
 }
 
 impl Gateway {
@@ -127,13 +130,9 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let (mut endpoints, source) = (source.endpoints(), source.name());
         let first = endpoints.borrow_and_update().clone();
-        let of_routes = config.routes.iter().flat_map(|route| &route.endpoints).map(|endpoint| ("route", endpoint));
-        let listed = first.iter().map(|listed| ("endpoints", &listed.endpoint));
-        for (flag, endpoint) in listed.chain(of_routes) {
-            if leads_back(endpoint, &address, config.connect_timeout).await {
-                return Err(GatewayError::SelfLoop { flag, endpoint: endpoint.clone() });
-            }
-        }
+        let limit = config.connect_timeout;
+        refuse_itself("endpoints", &dialled(&first), &address, limit).await?;
+        refuse_itself("route", &config.routes_endpoints(), &address, limit).await?;
         let health = config.health_check.as_ref().map(health_checks).transpose()?;
         let tasks = tasks.child();
         let stop = tasks.stop_signal();
@@ -144,13 +143,9 @@ impl Gateway {
             closes_when_down: config.on_eject == OnEject::Close,
             checked: config.health_check.is_some(),
         };
-        let upstreams = || Arc::new(Upstreams::new(division, fastrand::Rng::new(), gateway_metrics.clone()));
-        let (default, rules) = (
-            upstreams(),
-            config.routes.iter().map(|route| Route { matching: route.matching.clone(), upstreams: upstreams() }),
-        );
+        let default = Arc::new(Upstreams::new(division, fastrand::Rng::new(), gateway_metrics.clone()));
         let dialer = Arc::new(Dialer {
-            routes: Routes::new(rules.collect(), default.clone()),
+            routes: ArcSwap::from_pointee(Routes { rules: Vec::new(), default }),
             metrics: gateway_metrics.clone(),
             connect_timeout: config.connect_timeout,
             rules: ClientRules::new(config),
@@ -162,11 +157,6 @@ impl Gateway {
         let metrics_address = match &config.metrics_addr {
             None => None,
             Some(wanted) => {
-                let resolved = resolve_tcp("metrics-addr", wanted).await?;
-                let listener = match take(&mut earlier, &ListenAddress::Tcp(resolved)) {
-                    Some(socket) => tokio::net::TcpListener::from_std(socket.into()),
-                    None => tokio::net::TcpListener::bind(resolved).await,
-                };
                 let status = GatewayStatus {
                     dialer: dialer.clone(),
                     listen_addr: address.clone(),
@@ -175,14 +165,9 @@ impl Gateway {
                     since: Instant::now(),
                     stop: stop.clone(),
                 };
-                let served = listener.and_then(|listener| {
-                    if config.hot_restart_socket.is_some() {
-                        sockets.push(listener.as_fd().try_clone_to_owned()?);
-                    }
-                    serve_metrics(listener, metrics.clone(), status, &tasks)
-                });
-                let failed = |reason| GatewayError::Bind { flag: "metrics-addr", address: wanted.clone(), reason };
-                Some(served.map_err(failed)?)
+                let (address, socket) = metrics_listener(wanted, &mut earlier, status, metrics, &tasks).await?;
+                sockets.extend(Some(socket).filter(|_| config.hot_restart_socket.is_some()));
+                Some(address)
             }
         };
         let mut workers = Vec::new();
@@ -194,18 +179,10 @@ impl Gateway {
             threads.push(ended);
         }
         let care = Care { pause_max: config.retry_delay, drain: config.endpoint_drain_timeout, health };
-        let (checks, checked) = (tasks.clone(), dialer.clone());
-        let follow = move |upstreams: &Arc<Upstreams>, set: &EndpointSet| {
-            for upstream in upstreams.replace(set) {
-                let (upstreams, dialer) = (upstreams.clone(), checked.clone());
-                checks.spawn(watch_over(upstream, upstreams, dialer, care.clone(), checks.clone()));
-            }
-        };
-        follow(&default, &first);
-        for ((_, upstreams), route) in dialer.routes.all().skip(1).zip(&config.routes) {
-            follow(upstreams, &route.endpoints.iter().cloned().map(ListedEndpoint::new).collect());
-        }
-        let follow_stop = stop.clone();
+        let lists = EndpointLists { dialer, division, care, tasks: tasks.clone() };
+        lists.replace_default(&first);
+        lists.replace_routes(&config.routes);
+        let (follow_stop, followed) = (stop.clone(), lists.clone());
         tasks.spawn(async move {
             loop {
                 tokio::select! {
@@ -214,14 +191,19 @@ impl Gateway {
                 }
                 let set = endpoints.borrow_and_update().clone();
                 info!(source, endpoints = set.len(), "endpoints have changed");
-                follow(&default, &set);
+                followed.replace_default(&set);
             }
         });
         let door = Door { workers: workers.into(), metrics: gateway_metrics, connections_max };
         tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.endpoint.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");
-        Ok(Self { address, file: None, metrics_address, stop, threads, sockets })
+        Ok(Self { address, file: None, metrics_address, stop, threads, sockets, lists })
+    }
+
+    /// What changes its endpoints.
+    pub fn endpoint_lists(&self) -> EndpointLists {
+        self.lists.clone()
     }
 
     /// Where clients connect.
@@ -263,6 +245,26 @@ impl Gateway {
             let _ = thread.await;
         }
     }
+}
+
+/// Serves the pages of the metrics address; gives that, and its socket for another process.
+async fn metrics_listener(
+    wanted: &HostPort,
+    earlier: &mut Vec<OwnedFd>,
+    status: GatewayStatus,
+    metrics: &Metrics,
+    tasks: &Tasks,
+) -> Result<(SocketAddr, OwnedFd), GatewayError> {
+    let resolved = resolve_tcp("metrics-addr", wanted).await?;
+    let listener = match take(earlier, &ListenAddress::Tcp(resolved)) {
+        Some(socket) => tokio::net::TcpListener::from_std(socket.into()),
+        None => tokio::net::TcpListener::bind(resolved).await,
+    };
+    let served = listener.and_then(|listener| {
+        let socket = listener.as_fd().try_clone_to_owned()?;
+        Ok((serve_metrics(listener, metrics.clone(), status, tasks)?, socket))
+    });
+    served.map_err(|reason| GatewayError::Bind { flag: "metrics-addr", address: wanted.clone(), reason })
 }
 
 fn health_checks(config: &HealthCheckConfig) -> Result<HealthChecks, GatewayError> {

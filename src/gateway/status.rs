@@ -74,8 +74,8 @@ struct EndpointRow {
 impl GatewayStatus {
     /// The endpoint table as JSON.
     pub(super) fn table(&self) -> Page {
-        let endpoints = self.dialer.routes.all().flat_map(|(route, upstreams)| EndpointRow::of(route, upstreams));
-        let endpoints = endpoints.collect();
+        let routes = self.dialer.routes.load_full();
+        let endpoints = routes.all().flat_map(|(route, upstreams)| EndpointRow::of(route, upstreams)).collect();
         let shown = |name: &str| SHOWN.iter().any(|shown| name.starts_with(shown));
         let mut metrics = self.metrics.values(shown);
         metrics.retain(|name, value| *value != 0.0 && !name.contains(OF_ENDPOINT));

@@ -9,6 +9,7 @@ use super::balance::{Candidate, Division, choose};
 use super::metrics::GatewayMetrics;
 use super::upstream::{Assigned, Upstream};
 use crate::discovery::{EndpointSet, ListedEndpoint, Origin};
+use crate::net::Endpoint;
 
 /// The endpoints that connections may go to.
 #[derive(Debug)]
@@ -83,6 +84,11 @@ impl Upstreams {
         leaving.swap_remove(at);
         self.metrics.forget(upstream.endpoint());
         true
+    }
+
+    /// Whether these are the endpoints now, in this order.
+    pub(super) fn are(&self, endpoints: &[Endpoint]) -> bool {
+        self.current.load().iter().map(|listed| listed.upstream.endpoint()).eq(endpoints)
     }
 
     pub(super) fn list(&self) -> Arc<Vec<Listed>> {

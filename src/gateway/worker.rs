@@ -94,10 +94,11 @@ async fn connect(accepted: Accepted, dialer: Arc<Dialer>, guard: Open, tracker: 
             return debug!(%reason, "client turned away");
         }
     };
-    let (upstreams, first) = match dialer.routes.only() {
+    let routes = dialer.routes.load_full();
+    let (upstreams, first) = match routes.only() {
         Some(upstreams) => (upstreams, None),
         None => match read_hello(&client.stream).await {
-            Ok((hello, first)) => (dialer.routes.choose(hello.as_ref()), Some(first)),
+            Ok((hello, first)) => (routes.choose(hello.as_ref()), Some(first)),
             Err(error) => {
                 let reason = Unwelcome::Hello(error);
                 dialer.metrics.turned_away(&reason);

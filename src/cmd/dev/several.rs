@@ -80,7 +80,7 @@ impl Several {
         let members = try_join_all(configs.iter().map(|config| Server::start(config, tasks))).await?;
         let flags = [format!("--listen-addr={GATEWAY}"), format!("--metrics-addr={GATEWAY_PAGES}"), source.clone()];
         let config = parse_gateway_config(&flags.map(OsString::from))?;
-        let endpoints = endpoints_of_gateway(&config, tasks).await?;
+        let endpoints = endpoints_of_gateway(&config, tasks).await?.source;
         let gateway = Gateway::start(&config, &*endpoints, &Metrics::new(), tasks).await?;
         let tenants = data_dir.join("tenants.yaml");
         if !tenants.exists() {

@@ -2,7 +2,8 @@
 //!
 //! A key is the name of a flag, apart from the paths in [`PATHS`]; a new flag needs no line here unless its key differs.
 //! Values have JSON's types as in etcd: a duration is a whole number of nanoseconds. `yaml.rs` reads the text. A file
-//! replaces arguments and variables as a whole.
+//! replaces arguments and variables as a whole. The gateway has none in etcd: in its file ([`Notation::Flags`]) every key is the
+//! name of a flag, and a value may be written as on the command line, too.
 
 pub(super) mod yaml;
 
@@ -16,6 +17,8 @@ use yaml::{Node, Value};
 use super::error::ConfigError;
 use super::flag_type::FlagType;
 
+/// The flag that names the file.
+const CONFIG_FILE: &str = "config-file";
 /// Longest file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Most values in it.
@@ -108,6 +111,15 @@ const LISTS: &[&str] = &[
     "discovery-endpoints",
 ];
 
+/// How a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Notation {
+    /// As that of an etcd member.
+    Etcd,
+    /// Every key is the name of a flag; durations and lists may be written as their flags take them.
+    Flags,
+}
+
 /// What a file says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FileValues {
@@ -123,7 +135,7 @@ pub(super) struct FileValues {
 ///
 /// # Errors
 /// A file that cannot be read, is no YAML, or holds a value of the wrong type.
-pub(super) fn read(path: &Path, flags: &BTreeMap<String, FlagType>) -> Result<FileValues, ConfigError> {
+pub(super) fn read(path: &Path, flags: &Flags<'_>) -> Result<FileValues, ConfigError> {
     let failed = |reason: String| ConfigError::File { path: path.into(), reason };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(|error| failed(error.to_string()))?;
@@ -135,7 +147,7 @@ pub(super) fn read(path: &Path, flags: &BTreeMap<String, FlagType>) -> Result<Fi
     values(&text, flags).map_err(failed)
 }
 
-fn values(text: &str, flags: &BTreeMap<String, FlagType>) -> Result<FileValues, String> {
+fn values(text: &str, flags: &Flags<'_>) -> Result<FileValues, String> {
     let root = yaml::parse(text.strip_prefix('\u{feff}').unwrap_or(text), NODES_MAX)?;
     let mut found = FileValues::default();
     match root.value {
@@ -147,12 +159,7 @@ fn values(text: &str, flags: &BTreeMap<String, FlagType>) -> Result<FileValues, 
 }
 
 /// Reads a mapping whose keys lie below `prefix`, which is empty or ends with a dot.
-fn section(
-    prefix: &str,
-    pairs: Vec<(Node, Node)>,
-    flags: &BTreeMap<String, FlagType>,
-    found: &mut FileValues,
-) -> Result<(), String> {
+fn section(prefix: &str, pairs: Vec<(Node, Node)>, flags: &Flags<'_>, found: &mut FileValues) -> Result<(), String> {
     for (key, node) in pairs {
         let line = key.line;
         let Value::Text(name) = key.value else {
@@ -164,7 +171,7 @@ fn section(
         // As in etcd, the case of a key does not matter.
         let path = format!("{prefix}{}", name.to_ascii_lowercase());
         let below = format!("{path}.");
-        if PATHS.iter().any(|(known, _)| known.starts_with(&below)) {
+        if flags.notation == Notation::Etcd && PATHS.iter().any(|(known, _)| known.starts_with(&below)) {
             match node.value {
                 Value::Map(inner) => section(&below, inner, flags, found)?,
                 Value::Null if path != "peer-transport-security" => {}
@@ -173,17 +180,11 @@ fn section(
             }
             continue;
         }
-        let nested = |flag: &str| PATHS.iter().any(|(_, known)| *known == flag);
-        let flag = match PATHS.iter().find(|(known, _)| *known == path) {
-            Some((_, flag)) => Some(*flag),
-            None if nested(&path) || NOT_IN_FILES.contains(&path.as_str()) => None,
-            None => Some(path.as_str()),
-        };
-        let Some((flag, kind)) = flag.and_then(|flag| Some((flag, *flags.get(flag)?))) else {
+        let Some((flag, kind)) = flags.of_path(&path) else {
             found.unknown.push((format!("{prefix}{name}"), line));
             continue;
         };
-        let value = flag_text(flag, kind, &node.value).map_err(|expected| {
+        let value = flags.text(flag, kind, &node.value).map_err(|expected| {
             format!("line {}: cannot unmarshal {} into field {path} of type {expected}", node.line, node.value.kind())
         })?;
         // The last of a repeated key wins; null changes nothing.
@@ -202,25 +203,53 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// A value in the notation of its flag, nothing for null; the error names the type that the flag has.
-fn flag_text(flag: &str, kind: FlagType, value: &Value) -> Result<Option<String>, &'static str> {
-    if *value == Value::Null {
-        return Ok(None);
+/// The flags that a file may have values of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flags<'a> {
+    pub known: &'a BTreeMap<String, FlagType>,
+    pub notation: Notation,
+}
+
+impl Flags<'_> {
+    /// The flag that a path of keys stands for.
+    fn of_path<'p>(&self, path: &'p str) -> Option<(&'p str, FlagType)> {
+        let nested = |flag: &str| PATHS.iter().any(|(_, known)| *known == flag);
+        let flag = match (self.notation, PATHS.iter().find(|(known, _)| *known == path)) {
+            (Notation::Flags, _) if path == CONFIG_FILE => return None,
+            (Notation::Flags, _) => path,
+            (Notation::Etcd, Some((_, flag))) => *flag,
+            (Notation::Etcd, None) if nested(path) || NOT_IN_FILES.contains(&path) => return None,
+            (Notation::Etcd, None) => path,
+        };
+        Some((flag, *self.known.get(flag)?))
     }
-    if LISTS.contains(&flag) {
-        let Value::List(items) = value else { return Err("[]string") };
-        let items: Option<Vec<String>> = items.iter().map(|item| text(&item.value)).collect();
-        let joined = items.ok_or("[]string")?.join(",");
-        return Ok(Some(joined).filter(|joined| !joined.is_empty()));
-    }
-    match (kind, value) {
-        (FlagType::Bool, Value::Bool(value)) => Ok(Some(value.to_string())),
-        (FlagType::Bool, _) => Err("bool"),
-        (FlagType::Integer(_), Value::Int(number)) => Ok(Some(number.to_string())),
-        (FlagType::Integer(_), _) => Err("int"),
-        (FlagType::Duration, Value::Int(nanoseconds)) => Ok(Some(format!("{nanoseconds}ns"))),
-        (FlagType::Duration, _) => Err("time.Duration (a whole number of nanoseconds)"),
-        (FlagType::Text, value) => text(value).map(Some).ok_or("string"),
+
+    /// A value in the notation of its flag, nothing for null; the error names the type that the flag has.
+    fn text(&self, flag: &str, kind: FlagType, value: &Value) -> Result<Option<String>, &'static str> {
+        if *value == Value::Null {
+            return Ok(None);
+        }
+        let is_list = match (self.notation, value) {
+            (Notation::Etcd, _) => LISTS.contains(&flag),
+            (Notation::Flags, value) => kind == FlagType::Text && matches!(value, Value::List(_)),
+        };
+        if is_list {
+            let Value::List(items) = value else { return Err("[]string") };
+            let items: Option<Vec<String>> = items.iter().map(|item| text(&item.value)).collect();
+            let joined = items.ok_or("[]string")?.join(",");
+            return Ok(Some(joined).filter(|joined| !joined.is_empty()));
+        }
+        match (kind, value) {
+            (FlagType::Bool, Value::Bool(value)) => Ok(Some(value.to_string())),
+            (FlagType::Bool, _) => Err("bool"),
+            (FlagType::Integer(_), Value::Int(number)) => Ok(Some(number.to_string())),
+            (FlagType::Integer(_), _) => Err("int"),
+            (FlagType::Duration, Value::Text(text)) if self.notation == Notation::Flags => Ok(Some(text.clone())),
+            (FlagType::Duration, Value::Int(nanoseconds)) => Ok(Some(format!("{nanoseconds}ns"))),
+            (FlagType::Duration, _) if self.notation == Notation::Flags => Err("time.Duration (as 1m30s)"),
+            (FlagType::Duration, _) => Err("time.Duration (a whole number of nanoseconds)"),
+            (FlagType::Text, value) => text(value).map(Some).ok_or("string"),
+        }
     }
 }
 
@@ -230,6 +259,10 @@ mod tests {
     use super::*;
 
     fn check(file: &str, expected: &str) {
+        check_in(Notation::Etcd, file, expected);
+    }
+
+    fn check_in(notation: Notation, file: &str, expected: &str) {
         let flags = [
             ("name", FlagType::Text),
             ("cert-file", FlagType::Text),
@@ -244,8 +277,8 @@ mod tests {
             ("log-outputs", FlagType::Text),
             ("cors", FlagType::Text),
         ];
-        let flags = flags.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
-        let seen = match values(file, &flags) {
+        let known = flags.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
+        let seen = match values(file, &Flags { known: &known, notation }) {
             Err(error) => error,
             Ok(found) => {
                 let values = found.values.iter().map(|(flag, value)| format!("{flag}={value}@{}", found.lines[flag]));
@@ -270,6 +303,20 @@ mod tests {
         check("log-outputs: [stderr, /tmp/x]", "log-outputs=stderr,/tmp/x@1");
         check("name:\ncors: ''\nlog-outputs: []\n", "");
         check("", "");
+    }
+
+    #[test]
+    fn in_the_file_of_a_gateway_keys_and_values_are_those_of_flags() {
+        let check = |file: &str, expected: &str| check_in(Notation::Flags, file, expected);
+        check("cert-file: x\ndiscovery-user: u", "cert-file=x@1 discovery-user=u@2");
+        check("grpc-keepalive-min-time: 5s\ncors: [a, b]", "cors=a,b@2 grpc-keepalive-min-time=5s@1");
+        check("grpc-keepalive-min-time: 5\nlog-outputs: stderr", "grpc-keepalive-min-time=5ns@1 log-outputs=stderr@2");
+        check("socket-options: {reuse-port: true}\nconfig-file: x", "?socket-options@1 ?config-file@2");
+        check("cors: [1]", "line 1: cannot unmarshal array into field cors of type []string");
+        check(
+            "grpc-keepalive-min-time: [1]",
+            "line 1: cannot unmarshal array into field grpc-keepalive-min-time of type time.Duration (as 1m30s)",
+        );
     }
 
     #[test]

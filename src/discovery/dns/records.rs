@@ -4,7 +4,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::join;
 use futures::stream;
-use tokio::time::sleep;
 
 use super::certificates::Certificates;
 use super::error::SrvError;
@@ -103,7 +102,7 @@ impl Search {
         let mut retry = Backoff::new(RETRY_FIRST, RETRY_MAX);
         let mut pause = self.pause_after(&first, &mut retry);
         loop {
-            sleep(pause).await;
+            published.pause(pause).await;
             pause = match self.round().await {
                 Ok(found) => {
                     published.answer(found.set.clone());

@@ -97,3 +97,32 @@ async fn the_gateway_refuses_itself_as_the_endpoint_of_a_route() {
     let error = Gateway::start(&config, &list, &Metrics::new(), &Tasks::new()).await.unwrap_err();
     assert!(error.to_string().starts_with(&format!("--route: {address} is the address")), "{error}");
 }
+
+#[tokio::test]
+async fn routes_change_and_connections_of_those_that_stay_do_not_notice() {
+    let [default, a, b] = [Echo::new(b'd').await, Echo::new(b'a').await, Echo::new(b'b').await];
+    let setup = Setup::with(&[default.address], |config| {
+        config.routes = vec![route("a.example", &a), route("b.example", &b)];
+        config.endpoint_drain_timeout = Duration::ZERO;
+    })
+    .await;
+    let open = async |name: &str| {
+        let mut client = setup.connect().await;
+        client.write_all(&client_hello(name, &[])).await.unwrap();
+        let mut answer = [0];
+        in_time(client.read_exact(&mut answer)).await.unwrap();
+        (client, answer[0])
+    };
+    let ((mut of_a, _), (mut of_b, _)) = (open("a.example").await, open("b.example").await);
+    let lists = setup.gateway.endpoint_lists();
+    assert!(!lists.replace_routes(&[route("a.example", &a), route("b.example", &b)]), "they are the same");
+    assert!(lists.replace_routes(&[route("c.example", &b), route("a.example", &a)]));
+    assert!(ends_by_reset(&mut of_b).await, "its route is gone");
+    of_a.write_all(b"x").await.unwrap();
+    in_time(of_a.read_exact(&mut [0])).await.unwrap();
+    for (name, expected) in [("a.example", b'a'), ("b.example", b'd'), ("c.example", b'b')] {
+        assert_eq!(open(name).await.1 as char, expected as char, "{name}");
+    }
+    assert!(lists.replace_routes(&[]));
+    assert_eq!(open("c.example").await.1, b'd');
+}

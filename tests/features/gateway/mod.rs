@@ -1,8 +1,10 @@
 //! The gateway as a program: its words, its exit codes, and what it does when descriptors run out; `health.rs` has its
-//! health checks of real members, `hot_restart.rs` gateways that take over from one another, `unix_sockets.rs` gateways on unix sockets.
+//! health checks of real members, `hot_restart.rs` gateways that take over from one another, `reload.rs` its
+//! configuration file and SIGHUP, `unix_sockets.rs` gateways on unix sockets.
 
 mod health;
 mod hot_restart;
+mod reload;
 mod unix_sockets;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -47,8 +49,12 @@ impl Running {
     }
 
     fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        rustix::process::kill_process(pid, signal).expect("it runs");
     }
 }
 
