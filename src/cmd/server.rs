@@ -12,7 +12,9 @@ use super::grpc_proxy;
 use super::initial_cluster::{Surplus, initial_cluster};
 use super::process::{notify_ready, raise_descriptor_limit, refuse};
 use super::usage::no_server;
-use crate::config::{Fallback, ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config};
+use crate::config::{
+    CompleteCluster, Fallback, ListenAddress, ListenUrl, ServerConfig, TlsConfig, Variables, parse_server_config,
+};
 use crate::core::peer::{PeerDialer, PeerTls};
 use crate::core::server::{CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests, Traffic};
 use crate::listener::{self, ListenerConfig, ListenerError, PortUse, Protection, Serving, Socket, WorkerId};
@@ -48,10 +50,11 @@ pub fn run(args: &[OsString]) -> u8 {
     raise_descriptor_limit();
     match runtime.block_on(serve(&config)) {
         Ended::With(code) => code,
-        Ended::Surplus(peer_urls) => {
+        Ended::Surplus(cluster) => {
             drop(runtime);
-            warn!(peers = peer_urls.join(","), "the cluster is complete without this member: it becomes a gRPC proxy");
-            match config.surplus_proxy(peer_urls) {
+            let peers = cluster.peer_urls.join(",");
+            warn!(peers, "the cluster is complete without this member: it becomes a gRPC proxy");
+            match config.surplus_proxy(cluster) {
                 Ok(proxy) => grpc_proxy::serve_until_told(proxy),
                 Err(error) => refuse(error),
             }
@@ -63,8 +66,8 @@ pub fn run(args: &[OsString]) -> u8 {
 enum Ended {
     /// With this exit code.
     With(u8),
-    /// Before it began: its cluster is complete, whose members have these peer URLs.
-    Surplus(Vec<String>),
+    /// Before it began: its cluster is complete.
+    Surplus(CompleteCluster),
 }
 
 async fn serve(config: &ServerConfig) -> Ended {
@@ -73,7 +76,7 @@ async fn serve(config: &ServerConfig) -> Ended {
         Ok(server) => server,
         Err(error) => {
             return match error.downcast_ref::<Surplus>() {
-                Some(surplus) if config.fallback == Fallback::Proxy => Ended::Surplus(surplus.peer_urls.clone()),
+                Some(surplus) if config.fallback == Fallback::Proxy => Ended::Surplus(surplus.cluster.clone()),
                 _ => Ended::With(refuse(format!("{error:#}"))),
             };
         }

@@ -152,6 +152,17 @@ impl MemberRegistry {
         }
     }
 
+    /// What tells this registry and its token from others, and does not tell the token.
+    pub fn fingerprint(&self) -> String {
+        let text = match self {
+            Self::Url(registry) => format!("url {}{}", registry.host, registry.path),
+            // The cluster that has the token may have other members by now.
+            Self::Token(registry) => format!("token {}", registry.token),
+        };
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// What members take for the token of their cluster.
     pub fn cluster_token(&self) -> &str {
         match self {

@@ -42,7 +42,7 @@ pub use gateway_address::GatewayAddress;
 pub use golang::GoDuration;
 pub use member_registry::{HttpProxy, MemberRegistry, TokenRegistry, UrlRegistry};
 pub use naming::NamingConfig;
-pub use peer_source::{FirstPeers, PeerSourceConfig};
+pub use peer_source::{CompleteCluster, FirstPeers, KeptClusterConfig, PeerSourceConfig};
 pub use proxy::{
     Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,
 };

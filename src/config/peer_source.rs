@@ -1,3 +1,4 @@
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -41,6 +42,35 @@ pub struct PeerSourceConfig {
     pub tls: ClientTlsConfig,
     /// Pause between two looks.
     pub interval: Duration,
+    /// The id of the cluster where it is known; that of the first peer that answers otherwise.
+    pub cluster_id: Option<String>,
+    /// Where its members are kept for the next start.
+    pub kept: Option<KeptClusterConfig>,
+}
+
+/// A cluster that was found complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompleteCluster {
+    /// Of its members.
+    pub peer_urls: Vec<String>,
+    /// Its id where it is known.
+    pub id: Option<String>,
+}
+
+/// Where a surplus member keeps who the members are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptClusterConfig {
+    /// In its data directory.
+    pub file: PathBuf,
+    /// Which registry and token they were found by.
+    pub registry: String,
+}
+
+impl KeptClusterConfig {
+    /// The place of etcd 2.
+    pub fn new(data_dir: &Path, registry: &MemberRegistry) -> Self {
+        Self { file: data_dir.join("proxy").join("cluster"), registry: registry.fingerprint() }
+    }
 }
 
 /// The peers that are asked first.
@@ -54,9 +84,10 @@ pub enum FirstPeers {
 
 impl PeerSourceConfig {
     /// With the usual interval.
-    pub fn known(urls: Vec<String>, tls: Option<ClientTlsConfig>) -> Self {
+    pub fn known(cluster: CompleteCluster, tls: Option<ClientTlsConfig>, kept: Option<KeptClusterConfig>) -> Self {
         let tls = tls.unwrap_or_else(|| ClientTlsConfig::new(Alpn::Http1));
-        Self { first: FirstPeers::Known(urls), tls, interval: INTERVAL }
+        let CompleteCluster { peer_urls, id } = cluster;
+        Self { first: FirstPeers::Known(peer_urls), tls, interval: INTERVAL, cluster_id: id, kept }
     }
 }
 
@@ -82,6 +113,7 @@ impl RawPeerSource {
             .map_err(|reason| wrong("peer-cert-file, --peer-key-file", reason))?;
         let tls = tls.unwrap_or_else(|| ClientTlsConfig::new(Alpn::Http1));
         let first = FirstPeers::Registered(Box::new(registry));
-        Ok(Some(PeerSourceConfig { first, tls, interval: raw.discovery_interval.0 }))
+        let interval = raw.discovery_interval.0;
+        Ok(Some(PeerSourceConfig { first, tls, interval, cluster_id: None, kept: None }))
     }
 }

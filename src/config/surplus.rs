@@ -1,22 +1,27 @@
 use std::net::SocketAddr;
 
 use super::error::ConfigError;
-use super::peer_source::PeerSourceConfig;
+use super::peer_source::{CompleteCluster, KeptClusterConfig, PeerSourceConfig};
 use super::proxy::{Advertise, ProxyConfig, parse_proxy_config};
-use super::server::ServerConfig;
+use super::server::{InitialDiscovery, ServerConfig};
 use super::url::{ListenAddress, ListenUrl};
 
 /// The flags that a refusal names.
 const FLAGS: &str = "discovery-fallback, --listen-client-urls";
 
 impl ServerConfig {
-    /// The proxy that a surplus member becomes: on its client URLs, in front of the members at these peer URLs.
+    /// The proxy that a surplus member becomes: on its client URLs, in front of the members of this cluster.
     ///
     /// # Errors
     /// Client URLs that a proxy cannot serve.
-    pub fn surplus_proxy(&self, peer_urls: Vec<String>) -> Result<ProxyConfig, ConfigError> {
+    pub fn surplus_proxy(&self, cluster: CompleteCluster) -> Result<ProxyConfig, ConfigError> {
         let listeners = Listeners::of(self)?;
         let peer_tls = self.tls.peers.as_ref().map(|peers| peers.dialling.clone());
+        let kept = match &self.discovery {
+            Some(InitialDiscovery::Registry(registry)) => Some(KeptClusterConfig::new(&self.data_dir, registry)),
+            // What a domain says does not end.
+            Some(InitialDiscovery::Srv(_)) | None => None,
+        };
         let usual = parse_proxy_config(&[])?;
         Ok(ProxyConfig {
             listen: listeners.first,
@@ -24,7 +29,7 @@ impl ServerConfig {
             listen_too: listeners.others,
             metrics_listen: self.listen_metrics_urls.first().cloned(),
             upstream_tls: self.tls.upstream.clone(),
-            peers: Some(PeerSourceConfig::known(peer_urls, peer_tls)),
+            peers: Some(PeerSourceConfig::known(cluster, peer_tls, kept)),
             // Clients see the members, as behind the proxy of etcd 2.
             advertise: Advertise::Members,
             keepalive_min_time: self.keepalive_min_time,
@@ -82,7 +87,8 @@ mod tests {
     fn proxy(flags: &str) -> Result<ProxyConfig, String> {
         let args: Vec<_> = flags.split_whitespace().map(std::ffi::OsString::from).collect();
         let config = parse_server_config(&args, &Variables::none()).map_err(|error| error.to_string())?;
-        config.surplus_proxy(vec!["http://a:2380".to_owned()]).map_err(|error| error.to_string())
+        let cluster = CompleteCluster { peer_urls: vec!["http://a:2380".to_owned()], id: None };
+        config.surplus_proxy(cluster).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -102,6 +108,22 @@ mod tests {
         let upstream = config.upstream_tls.unwrap();
         assert_eq!(upstream.servers, crate::net::ServerAuth::File("t".into()));
         assert_eq!(upstream.identity.unwrap().key.to_str(), Some("k"));
+    }
+
+    #[test]
+    fn what_it_learns_is_kept_for_the_registry_it_was_found_by() {
+        let kept = |flags: &str| proxy(&format!("--data-dir=d {flags}")).unwrap().peers.unwrap().kept;
+        assert_eq!(kept(""), None);
+        assert_eq!(kept("--discovery-srv=example.com"), None);
+        let of = |flags: &str| kept(flags).unwrap();
+        let first = of("--discovery=http://u:p@r:1/t1");
+        assert_eq!(first.file.to_str(), Some("d/proxy/cluster"));
+        assert_eq!(first, of("--discovery=http://r:1/t1/"), "the same token");
+        assert_ne!(first, of("--discovery=http://r:1/t2"));
+        let token = of("--discovery-token=t1 --discovery-endpoints=r:1");
+        assert_eq!(token, of("--discovery-token=t1 --discovery-endpoints=r:2,r:3"), "the registry may move");
+        assert_ne!(token, first);
+        assert!(!first.registry.contains("t1"));
     }
 
     #[test]

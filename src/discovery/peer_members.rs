@@ -1,3 +1,4 @@
+use std::io;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -8,10 +9,11 @@ use tracing::{info, warn};
 
 use super::bootstrap::{JoinError, Registry, look_pauses};
 use super::endpoint_set::{EndpointSet, Origin};
+use super::kept_cluster::KeptCluster;
 use super::member_list::listed;
 use super::source::{Discovery, Followed, Published};
 use crate::client::http_page;
-use crate::config::{FirstPeers, PeerSourceConfig};
+use crate::config::{FirstPeers, KeptClusterConfig, PeerSourceConfig};
 use crate::net::{Alpn, Backoff, ClientTls, Endpoint};
 use crate::pb::etcdserverpb::Member;
 use crate::shutdown::Tasks;
@@ -79,8 +81,10 @@ struct Search {
     registry: Option<Registry>,
     tls: ClientTls,
     peers: Vec<Endpoint>,
-    /// As the peers name it; empty before the first answer.
+    /// As the peers name it; empty before the first answer, unless it was known before.
     cluster: String,
+    kept: Option<KeptClusterConfig>,
+    last_kept: Option<KeptCluster>,
 }
 
 impl Search {
@@ -90,7 +94,8 @@ impl Search {
             FirstPeers::Registered(registry) => (Some(Registry::new(registry)?), Vec::new()),
             FirstPeers::Known(urls) => (None, endpoints(urls)),
         };
-        Ok(Self { registry, tls: tls.asking_for(Alpn::Http1), peers, cluster: String::new() })
+        let (tls, cluster) = (tls.asking_for(Alpn::Http1), config.cluster_id.clone().unwrap_or_default());
+        Ok(Self { registry, tls, peers, cluster, kept: config.kept.clone(), last_kept: None })
     }
 
     /// Asks until a member answers.
@@ -171,8 +176,27 @@ impl Search {
             return Err("no member has started and told its client URLs".to_owned());
         }
         self.cluster = cluster;
-        self.peers = endpoints(members.iter().flat_map(|member| &member.peer_urls));
+        let peer_urls: Vec<String> = members.into_iter().flat_map(|member| member.peer_urls).collect();
+        self.peers = endpoints(&peer_urls);
+        self.keep(peer_urls).await;
         Ok(set)
+    }
+
+    /// Writes down who the members are, if they are others.
+    async fn keep(&mut self, peer_urls: Vec<String>) {
+        let Some(config) = self.kept.clone() else { return };
+        let new = KeptCluster::new(&config, self.cluster.clone(), peer_urls);
+        if self.last_kept.as_ref() == Some(&new) {
+            return;
+        }
+        let written = new.clone();
+        let file = config.file.display().to_string();
+        match tokio::task::spawn_blocking(move || written.write(&config)).await.map_err(io::Error::other) {
+            Ok(Ok(())) => self.last_kept = Some(new),
+            Ok(Err(error)) | Err(error) => {
+                warn!(file, %error, "the members of the cluster cannot be kept for the next start");
+            }
+        }
     }
 }
 

@@ -6,7 +6,9 @@ use tempfile::TempDir;
 use watershed::pb::etcdserverpb::RangeRequest;
 
 use super::discovered::{Found, member_flags, ports};
-use crate::harness::{Deployment, Process, Registry, Target, free_port, is_stock, run, server_binary, until};
+use crate::harness::{
+    Certificates, Deployment, HttpProxy, Process, Registry, Target, free_port, is_stock, run, server_binary, until,
+};
 
 /// The output of a member with the flags, which ends by itself.
 fn refused(number: usize, flags: &[String]) -> String {
@@ -99,5 +101,68 @@ fn a_registry_that_is_away_is_waited_for() {
         let client = crate::harness::client(&format!("127.0.0.1:{}", ports.0));
         let read = RangeRequest { key: "k".into(), ..Default::default() };
         until("the start", async || client.kv().range(read.clone()).await.ok()).await;
+    });
+}
+
+#[test]
+fn a_registry_is_reached_through_an_http_proxy() {
+    if is_stock() {
+        return;
+    }
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (registry, proxy) = (Registry::start(deployment, &[]).await, HttpProxy::start());
+        let token = registry.token(3).await;
+        let through = vec![format!("--discovery-proxy=me:secret@{}", proxy.address)];
+        let found = Found::start(&ports(), &[registry.flags(&token), through].concat());
+        found.until_complete().await;
+        let asked = proxy.asked();
+        let beginnings =
+            [format!("GET http://{}{token}", registry.address), format!("PUT http://{}{token}/", registry.address)];
+        for beginning in beginnings {
+            assert!(asked.iter().filter(|head| head.starts_with(&beginning)).count() >= 3, "{beginning}: {asked:?}");
+        }
+        // Base64 of "me:secret".
+        let has_user =
+            |head: &String| head.to_ascii_lowercase().contains("proxy-authorization: basic bwu6c2vjcmv0\r\n");
+        assert!(asked.iter().all(has_user), "{asked:?}");
+    });
+}
+
+#[test]
+fn a_registry_with_tls_is_reached_directly_and_through_a_tunnel() {
+    if is_stock() {
+        return;
+    }
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let certificates = Certificates::new(&[]);
+        let (registry, proxy) = (Registry::start_secured(&certificates, deployment), HttpProxy::start());
+        let authority = certificates.dial_flags()[0].replace("--cacert", "--discovery-cacert");
+        for (token, more) in
+            [("direct", None), ("tunnel", Some(format!("--discovery-proxy=http://me:secret@{}", proxy.address)))]
+        {
+            deployment.put(format!("/_etcd/registry/{token}/_config/size"), "3").await;
+            let url = format!("--discovery=https://{}/{token}", registry.address);
+            let flags: Vec<String> = [url, authority.clone()].into_iter().chain(more).collect();
+            let found = Found::start(&ports(), &flags);
+            found.until_complete().await;
+        }
+        let asked = proxy.asked();
+        let connect = format!("CONNECT {} HTTP/1.1\r\n", registry.address);
+        let fits =
+            |head: &String| head.starts_with(&connect) && head.contains("Proxy-Authorization: Basic bWU6c2VjcmV0\r\n");
+        assert!(asked.len() >= 3 && asked.iter().all(fits), "{asked:?}");
+        // Nobody vouches for its certificate.
+        let folder = TempDir::new().expect("temporary directory");
+        let args = [
+            member_flags(9, (free_port(), free_port())),
+            vec![format!("--discovery=https://{}/direct", registry.address)],
+        ]
+        .concat();
+        let process = Process::start(&server_binary(), &args, folder.path(), "stranger");
+        until("a certificate that is not accepted", async || {
+            let output = process.output();
+            (output.contains("the registry of members does not answer") && output.contains("certificate")).then_some(())
+        })
+        .await;
     });
 }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use watershed::client::{Client, ClientConfig};
-use watershed::pb::etcdserverpb::{MemberAddRequest, MemberListRequest, MemberRemoveRequest, PutRequest, RangeRequest};
+use watershed::pb::etcdserverpb::{
+    DeleteRangeRequest, MemberAddRequest, MemberListRequest, MemberRemoveRequest, PutRequest, RangeRequest,
+};
+use watershed::types::KeyRange;
 
 use super::discovered::{Found, member_flags, ports};
 use crate::harness::{
@@ -117,7 +120,7 @@ async fn serves_and_follows(found: &mut Found, ports: &[(u16, u16)], flags: &[St
     until_read("a read through the surplus member", &through_surplus).await;
     let put = PutRequest { key: "by-surplus".into(), ..Default::default() };
     through_surplus.kv().put(put).await.expect("a write");
-    assert!(!folder.path().join("data-9").exists(), "a proxy has no data");
+    assert!(!folder.path().join("data-9/member").exists(), "a proxy has no data of a member");
     let (_new, new_port) = replace_first(found, ports).await;
     for process in access.processes.iter().chain([&process]) {
         until("the change of endpoints", async || {
@@ -146,6 +149,63 @@ fn all_of_the_tier_finds_a_cluster_by_its_url() {
         let (flags, ports) = (registry.flags(&token), ports());
         let mut found = Found::start(&ports, &flags);
         serves_and_follows(&mut found, &ports, &flags).await;
+    });
+}
+
+/// Starts the surplus member again, as it was started before.
+fn again(folder: &TempDir, ports: (u16, u16), flags: &[String], name: &str) -> Process {
+    let args = [member_flags(9, ports), flags.to_vec(), vec!["--discovery-fallback=proxy".to_owned()]].concat();
+    Process::start(&server_binary(), &args, folder.path(), name)
+}
+
+#[test]
+fn a_surplus_member_starts_again_after_its_token_has_ended_and_never_for_another_cluster() {
+    if is_stock() {
+        return;
+    }
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let registry = Registry::start(deployment, &[]).await;
+        let token = registry.token(1).await;
+        let (flags, member, own) = (registry.flags(&token), (free_port(), free_port()), (free_port(), free_port()));
+        let folder = TempDir::new().expect("temporary directory");
+        let start = |flags: &[String], name: &str| {
+            let args = [member_flags(0, member), flags.to_vec()].concat();
+            Process::start(&server_binary(), &args, folder.path(), name)
+        };
+        let mut first = start(&flags, "m0");
+        let direct = client(&format!("127.0.0.1:{}", member.0));
+        let put = PutRequest { key: "k".into(), ..Default::default() };
+        until("a write", async || direct.kv().put(put.clone()).await.ok()).await;
+        let through = client(&format!("127.0.0.1:{}", own.0));
+        let mut surplus = again(&folder, own, &flags, "surplus");
+        until_read("a read through the surplus member", &through).await;
+        let kept = folder.path().join("data-9/proxy/cluster");
+        until("the file", async || kept.exists().then_some(())).await;
+        assert!(!std::fs::read_to_string(&kept).expect("readable").contains(&token[1..]), "a token is a secret");
+        surplus.kill();
+
+        // The token ends.
+        let (key, range_end) = KeyRange::prefix(format!("/_etcd/registry{token}/").into()).to_wire();
+        let delete = DeleteRangeRequest { key, range_end, ..Default::default() };
+        client(&deployment.member).kv().delete_range(delete).await.expect("deleted");
+        let mut surplus = again(&folder, own, &flags, "again");
+        until_read("a read after the token has ended", &through).await;
+        let output = surplus.output();
+        assert!(output.contains("the registry does not know the token any more"), "{output}");
+        surplus.kill();
+        // What was kept is of that token alone.
+        let mut other = again(&folder, own, &registry.flags("/unknown"), "other");
+        assert_eq!(other.wait(Duration::from_secs(60)).code(), Some(1));
+        assert!(other.output().contains("discovery: size key not found"), "{}", other.output());
+
+        // Another cluster has the ports of the first one.
+        first.kill();
+        std::fs::remove_dir_all(folder.path().join("data-0")).expect("removed");
+        let _second = start(&["--initial-cluster-token=second".to_owned()], "second");
+        until("the second cluster", async || direct.kv().put(put.clone()).await.ok()).await;
+        let surplus = again(&folder, own, &flags, "careful");
+        until("a refusal", async || surplus.output().contains("a peer is of another cluster").then_some(())).await;
+        assert!(tokio::net::TcpStream::connect(("127.0.0.1", own.0)).await.is_err(), "it serves nobody");
     });
 }
 

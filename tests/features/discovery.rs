@@ -295,3 +295,30 @@ fn an_endpoint_has_to_show_its_certificate() {
         tasks.stop();
     });
 }
+
+#[test]
+fn sighup_has_a_proxy_ask_for_the_member_list_at_once() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let (listen, port) =
+            (format!("127.0.0.1:{}", free_port()), deployment.member.rsplit(':').next().expect("a port"));
+        let args = [
+            "grpc-proxy".to_owned(),
+            "start".to_owned(),
+            format!("--endpoints=localhost:{port}"),
+            format!("--listen-addr={listen}"),
+            "--endpoints-auto-sync-interval=1h".to_owned(),
+        ];
+        let process = Process::start(&own_binary(), &args, deployment.folder.path(), "asked");
+        let client = Client::connect(ClientConfig::new([listen.parse().expect("an endpoint")])).expect("a client");
+        let read = RangeRequest { key: "k".into(), ..Default::default() };
+        until("a read", async || client.kv().range(read.clone()).await.ok()).await;
+        process.signal(rustix::process::Signal::HUP);
+        until("the member list", async || {
+            let output = process.output();
+            let asked = output.contains("endpoints are asked for again") && output.contains("\"member list\"");
+            (asked && output.contains(&format!("-localhost:{port}"))).then_some(())
+        })
+        .await;
+        until("a read", async || client.kv().range(read.clone()).await.ok()).await;
+    });
+}

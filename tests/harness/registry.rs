@@ -1,4 +1,4 @@
-use super::{Deployment, HttpAnswer, Process, free_port, http_get, own_binary, until};
+use super::{Certificates, Deployment, HttpAnswer, Process, free_port, http_get, own_binary, until};
 
 /// A registry in front of the deployment's member.
 pub struct Registry {
@@ -19,6 +19,17 @@ impl Registry {
             http_get(&address, "GET", "/health").await.ok().filter(|answer| answer.status == 200)
         })
         .await;
+        Self { address, _process: process }
+    }
+
+    /// One with TLS, by a certificate of these; its tokens have to be written by other means.
+    pub fn start_secured(certificates: &Certificates, deployment: &Deployment) -> Self {
+        let address = format!("127.0.0.1:{}", free_port());
+        let own = [format!("--endpoints={}", deployment.member), format!("--listen-addr={address}")];
+        let tls = certificates.client_flags().into_iter().filter(|flag| !flag.starts_with("--trusted-ca-file"));
+        let words = ["discovery", "serve"].map(str::to_owned);
+        let args: Vec<String> = words.into_iter().chain(own).chain(tls).collect();
+        let process = Process::start(&own_binary(), &args, deployment.folder.path(), "registry");
         Self { address, _process: process }
     }
 
