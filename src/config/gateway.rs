@@ -114,6 +114,9 @@ pub struct RawGatewayConfig {
     /// Comma list of addresses and prefixes (10.0.0.0/8) of load balancers whose connections begin with a PROXY header.
     #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
     pub proxy_protocol_from: String,
+    /// Find endpoints whose connections come back to this gateway, by a request of its own when many connections are open.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, help_heading = "Not flags of etcd")]
+    pub detect_loops: bool,
     /// Begin connections to endpoints with a PROXY header: v1 or v2.
     #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
     pub send_proxy_protocol: String,
@@ -272,6 +275,8 @@ pub struct GatewayConfig {
     pub limits: ConnectionLimits,
     /// Whose connections begin with a PROXY header.
     pub proxy_protocol_from: Vec<IpPrefix>,
+    /// Whether endpoints whose connections come back are looked for.
+    pub detect_loops: bool,
     /// The PROXY header that connections to endpoints begin with.
     pub send_proxy_protocol: Option<ProxyProtocol>,
     /// Connections that go elsewhere, in the order in which they are tried.
@@ -341,6 +346,7 @@ impl GatewayConfig {
             connections_per_source_max: None,
             limits: ConnectionLimits::default(),
             proxy_protocol_from: Vec::new(),
+            detect_loops: true,
             send_proxy_protocol: None,
             routes: Vec::new(),
             hot_restart_socket: None,
@@ -421,6 +427,7 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
                 age: Some(raw.max_connection_age.0).filter(|limit| !limit.is_zero()),
             },
             proxy_protocol_from: prefixes("proxy-protocol-from", &raw.proxy_protocol_from)?,
+            detect_loops: raw.detect_loops,
             send_proxy_protocol: one_of("send-proxy-protocol", &raw.send_proxy_protocol, &PROXY_PROTOCOLS)?,
             routes: checked_routes(&raw.route.join(","))?,
             hot_restart_socket: Some(raw.hot_restart_socket).filter(|file| !file.is_empty()).map(PathBuf::from),

@@ -8,7 +8,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::dial::Dialer;
 use super::listener::Accept;
+use super::loop_questions::Growth;
 use super::metrics::GatewayMetrics;
 use super::worker::Worker;
 
@@ -22,6 +24,7 @@ const RESERVE_MAX: u64 = 1024;
 /// Where accepted connections go, and how many.
 pub(super) struct Door {
     pub(super) workers: Arc<[Worker]>,
+    pub(super) dialer: Arc<Dialer>,
     pub(super) metrics: Arc<GatewayMetrics>,
     pub(super) connections_max: usize,
 }
@@ -29,11 +32,11 @@ pub(super) struct Door {
 /// Accepts until `stop` and gives each connection to the serving thread with the fewest. No error ends it and
 /// none makes it spin.
 ///
-/// A connection beyond the bound is reset, not left to wait: where gateways lead to one another, every one that waits is
-/// the far end of another one that is open, and none would ever end.
+/// A connection beyond the bound is reset, not left to wait: where gateways lead to one another and do not find it out, every one that
+/// waits is the far end of another one that is open, and none would ever end.
 pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: CancellationToken) {
-    let Door { workers, metrics, connections_max } = door;
-    let mut last_log: Option<Instant> = None;
+    let Door { workers, dialer, metrics, connections_max } = door;
+    let (mut last_log, mut growth): (Option<Instant>, _) = (None, Growth::new());
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -47,6 +50,7 @@ pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: Can
                     client.refuse();
                     metrics.refused_at_bound.inc();
                     if is_due(&mut last_log) {
+                        dialer.loops.want();
                         warn!(
                             error = "as many connections are open as --max-connections or the descriptor limit allows",
                             connections = open,
@@ -54,6 +58,9 @@ pub(super) async fn accept_loop(mut listener: impl Accept, door: Door, stop: Can
                         );
                     }
                     continue;
+                }
+                if growth.is_due(open) {
+                    dialer.loops.want();
                 }
                 if let Some(worker) = workers.iter().min_by_key(|worker| worker.open()) {
                     worker.hand_over(client).await;

@@ -9,10 +9,13 @@ pub(super) enum Cause {
     OtherError,
     /// It took connections, but a health check failed.
     Check,
+    /// Connections to it come back to this gateway.
+    Loop,
 }
 
 impl Cause {
-    pub(super) const ALL: [Self; 5] = [Self::Refused, Self::Timeout, Self::LookUp, Self::OtherError, Self::Check];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Refused, Self::Timeout, Self::LookUp, Self::OtherError, Self::Check, Self::Loop];
 
     /// Its metric label.
     pub(super) fn label(self) -> &'static str {
@@ -22,6 +25,7 @@ impl Cause {
             Self::LookUp => "look-up",
             Self::OtherError => "error",
             Self::Check => "check",
+            Self::Loop => "loop",
         }
     }
 

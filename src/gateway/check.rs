@@ -6,6 +6,7 @@ use futures::stream::FuturesUnordered;
 
 use super::cause::Cause;
 use super::dial::Dialer;
+use super::loops::until_no_loop;
 use super::probe::Probe;
 use super::upstream::Upstream;
 use super::upstreams::Upstreams;
@@ -15,6 +16,8 @@ use crate::shutdown::Tasks;
 /// Pause after a failed check of an endpoint that is up, and before the first one of an endpoint that went down; doubled after
 /// each failed one then.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before an endpoint from which connections came back is asked whether they still do; doubled after each.
+const LOOP_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause while no endpoint at all is live.
 const PAUSE_WITHOUT_ANY: Duration = Duration::from_secs(1);
 /// How long a connection that an endpoint took counts as proof of its health.
@@ -52,14 +55,20 @@ pub(super) async fn watch_over(
     tasks: Tasks,
 ) {
     let stop = tasks.stop_signal();
+    // Longer for each loop that is found: two gateways that lead to each other must not find that out over and over.
+    let mut loop_pauses = Backoff::new(LOOP_PAUSE, care.pause_max.max(LOOP_PAUSE));
     loop {
         let listed = async {
             match &care.health {
+                _ if upstream.is_looped() => until_no_loop(&dialer, &upstream, &mut loop_pauses).await,
                 Some(checks) => check_health(&upstream, &dialer, checks, &tasks).await,
                 None => find_again(&upstream, &upstreams, &dialer, care.pause_max).await,
             }
         };
         tokio::select! { () = stop.cancelled() => return, () = listed => {} }
+        if !upstream.is_removed() {
+            continue;
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             // It may have returned to the list.
@@ -73,10 +82,11 @@ pub(super) async fn watch_over(
     }
 }
 
-/// Sleeps while the endpoint is up, asks with growing pauses while it is down. Ready when it is no longer listed.
+/// Sleeps while the endpoint is up, asks with growing pauses while it is down. Ready when it is no longer listed, or a loop has been
+/// found.
 async fn find_again(upstream: &Upstream, upstreams: &Upstreams, dialer: &Dialer, pause_max: Duration) {
     let mut backoff = Backoff::new(FIRST_PAUSE, pause_max);
-    while !upstream.is_removed() {
+    while !upstream.is_removed() && !upstream.is_looped() {
         if !upstream.is_down() {
             backoff.reset();
             upstream.changed.notified().await;
@@ -94,11 +104,11 @@ async fn find_again(upstream: &Upstream, upstreams: &Upstreams, dialer: &Dialer,
 }
 
 /// Asks at the interval while the endpoint is up, more often at first while it is down. Ready when it is no longer
-/// listed.
+/// listed, or a loop has been found.
 async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthChecks, tasks: &Tasks) {
     let mut backoff = Backoff::new(FIRST_PAUSE.min(checks.interval), checks.interval);
     let (mut passed, mut failed, mut ever_passed) = (0_u32, 0_u32, false);
-    while !upstream.is_removed() {
+    while !upstream.is_removed() && !upstream.is_looped() {
         let ask = checks.probe.ask(upstream, dialer, tasks);
         let outcome = tokio::time::timeout(checks.timeout, ask).await;
         match outcome.unwrap_or_else(|_| Err(format!("no answer within {:?}", checks.timeout))) {
@@ -134,7 +144,7 @@ async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthCheck
                 () = upstream.changed.notified() => {}
                 () = &mut pause => break,
             }
-            if upstream.is_removed() {
+            if upstream.is_removed() || upstream.is_looped() {
                 return;
             }
             if upstream.is_down() && !was_down {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::cause::Cause;
 use super::client::ClientRules;
 use super::listener::is_same_socket;
+use super::loop_questions::LoopQuestions;
 use super::metrics::GatewayMetrics;
 use super::routes::Routes;
 use super::stream::Stream;
@@ -37,6 +38,7 @@ pub(super) struct Dialer {
     pub(super) rules: ClientRules,
     /// Where the gateway itself listens: a connection there would come back for ever.
     pub(super) own: ListenAddress,
+    pub(super) loops: LoopQuestions,
     /// Held during a check whether any endpoint takes connections.
     pub(super) checking: tokio::sync::Mutex<()>,
 }

@@ -3,7 +3,7 @@
 //! A connection (`stream.rs`) enters at the accept loop (`accept.rs`, on a `listener.rs`), which gives it to the serving thread with the fewest
 //! (`worker.rs`); there it stays. With `--route` its first bytes (`first_bytes.rs`) say which endpoints it may go to
 //! (`routes.rs`). The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs` by
-//! `balance.rs`, among what `upstream.rs`, `check.rs` and `probe.rs` know of each) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
+//! `balance.rs`, among what `upstream.rs`, `check.rs`, `probe.rs` and `loops.rs` know of each) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
 //! holding memory while they are idle. [`Gateway::start`] wires that together, [`EndpointLists`] changes the endpoints of a gateway that runs; `hot_restart.rs` passes the listening
 //! sockets to the next process. Read `flow.rs` first: all
 //! bytes go through it.
@@ -24,6 +24,8 @@ mod hot_restart;
 mod http;
 mod limits;
 mod listener;
+mod loop_questions;
+mod loops;
 mod metrics;
 mod pool;
 mod probe;

@@ -18,6 +18,8 @@ use super::endpoint_lists::{EndpointLists, refuse_itself};
 use super::error::GatewayError;
 use super::http::serve_metrics;
 use super::listener::{Accept, Listener, SocketFile, address_of};
+use super::loop_questions::LoopQuestions;
+use super::loops::search_for_loops;
 use super::metrics::GatewayMetrics;
 use super::probe::Probe;
 use super::routes::Routes;
@@ -150,6 +152,7 @@ impl Gateway {
             connect_timeout: config.connect_timeout,
             rules: ClientRules::new(config),
             own: address.clone(),
+            loops: LoopQuestions::new(config.detect_loops),
             checking: tokio::sync::Mutex::new(()),
         });
         let connections_max = config.connections_max.unwrap_or(usize::MAX).min(connections_max());
@@ -179,7 +182,7 @@ impl Gateway {
             threads.push(ended);
         }
         let care = Care { pause_max: config.retry_delay, drain: config.endpoint_drain_timeout, health };
-        let lists = EndpointLists { dialer, division, care, tasks: tasks.clone() };
+        let lists = EndpointLists { dialer: dialer.clone(), division, care, tasks: tasks.clone() };
         lists.replace_default(&first);
         lists.replace_routes(&config.routes);
         let (follow_stop, followed) = (stop.clone(), lists.clone());
@@ -194,7 +197,8 @@ impl Gateway {
                 followed.replace_default(&set);
             }
         });
-        let door = Door { workers: workers.into(), metrics: gateway_metrics, connections_max };
+        tasks.spawn(search_for_loops(dialer.clone(), stop.clone()));
+        let door = Door { workers: workers.into(), dialer, metrics: gateway_metrics, connections_max };
         tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.endpoint.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");

@@ -1,7 +1,8 @@
 //! Gateways between real sockets of this process; `tests/routes.rs` has those that read what clients ask for, `tests/checks.rs` health
-//! checks, `tests/unix.rs` unix sockets.
+//! checks, `tests/loops.rs` gateways that lead to one another, `tests/unix.rs` unix sockets.
 
 mod checks;
+mod loops;
 mod routes;
 mod unix;
 
@@ -774,33 +775,6 @@ async fn the_table_shows_every_endpoint_and_why_it_is_not_used() {
     let shown = in_time(left).await;
     let leaving = shown["endpoints"].as_array().unwrap().iter().filter(|row| row["state"] == "leaving");
     assert!(leaving.count() == 2 && shown["endpoints"].as_array().unwrap().len() == 3, "{shown}");
-}
-
-#[tokio::test]
-async fn gateways_that_point_at_each_other_stay_bounded() {
-    // Cause: each hop of a loop takes a connection more; one client filled the descriptor tables of both.
-    let bound = |config: &mut GatewayConfig| config.connections_max = Some(20);
-    let second = Setup::with(&[nobody()], bound).await;
-    let first = Setup::with(&[second.address()], bound).await;
-    let back = ListedEndpoint::new(first.address());
-    second.list.replace([back].into());
-    let both = |name: &str| first.metric(name) + second.metric(name);
-    let bounded = async {
-        // The new list takes effect a moment after it is set.
-        while both("watershed_gateway_refused_total{reason=\"connections\"}") == 0.0 {
-            let mut client = first.connect().await;
-            // The end of the chain reaches the client, and with the client all of it is gone.
-            assert!(matches!(client.read(&mut [0]).await, Ok(0) | Err(_)));
-            assert!(both("watershed_gateway_open_connections") <= 40.0);
-        }
-    };
-    in_time(bounded).await;
-    let gone = async {
-        while both("watershed_gateway_open_connections") > 0.0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    in_time(gone).await;
 }
 
 #[tokio::test]

@@ -22,6 +22,8 @@ const FIRST_FACTOR: f64 = 0.1;
 pub(super) struct Upstream {
     endpoint: Endpoint,
     down: AtomicBool,
+    /// Down until connections to it do not come back to this gateway any more, whatever else is found of it.
+    looped: AtomicBool,
     condition: Mutex<Condition>,
     /// No longer listed: no new connections, the open ones end by themselves or after the drain timeout.
     removed: AtomicBool,
@@ -61,6 +63,7 @@ impl Upstream {
             metrics: metrics.endpoint(&endpoint),
             endpoint,
             down: AtomicBool::new(false),
+            looped: AtomicBool::new(false),
             condition: Mutex::new(Condition { taken: None, reason: String::new(), returned: None, proven: false }),
             removed: AtomicBool::new(false),
             changed: Notify::new(),
@@ -76,7 +79,11 @@ impl Upstream {
     }
 
     pub(super) fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed)
+        self.down.load(Ordering::Relaxed) || self.is_looped()
+    }
+
+    pub(super) fn is_looped(&self) -> bool {
+        self.looped.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -109,6 +116,19 @@ impl Upstream {
         self.changed.notify_one();
     }
 
+    /// Connections to it come back to this gateway: all of them are closed, each is part of a chain that would grow.
+    pub(super) fn mark_looped(&self) {
+        self.looped.store(true, Ordering::Relaxed);
+        self.mark_down(Cause::Loop, "connections to it come back to this gateway");
+        self.close_all("they come back to this gateway");
+        self.changed.notify_one();
+    }
+
+    /// They do not come back any more. Whether it works has yet to be found.
+    pub(super) fn leave_loop(&self) {
+        self.looped.store(false, Ordering::Relaxed);
+    }
+
     /// It took a connection.
     pub(super) fn took_connection(&self) {
         self.condition.lock().taken = Some(Instant::now());
@@ -119,6 +139,9 @@ impl Upstream {
 
     /// It works.
     pub(super) fn mark_up(&self) {
+        if self.is_looped() {
+            return;
+        }
         let now = Instant::now();
         let mut condition = self.condition.lock();
         condition.proven = true;

@@ -135,7 +135,8 @@ impl Upstreams {
         let current = self.current.load();
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % current.len().max(1);
         let rotated = current[start..].iter().chain(&current[..start]).map(|listed| &listed.upstream);
-        let usable = rotated.filter(|upstream| upstream.is_down() && is_fresh(upstream, tried));
+        let usable =
+            rotated.filter(|upstream| upstream.is_down() && !upstream.is_looped() && is_fresh(upstream, tried));
         usable.take(most).cloned().map(Assigned::new).collect()
     }
 }

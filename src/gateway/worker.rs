@@ -94,6 +94,9 @@ async fn connect(accepted: Accepted, dialer: Arc<Dialer>, guard: Open, tracker: 
             return debug!(%reason, "client turned away");
         }
     };
+    if dialer.loops.has_come_back(&client.stream).await {
+        return debug!("a question of this gateway has come back to it");
+    }
     let routes = dialer.routes.load_full();
     let (upstreams, first) = match routes.only() {
         Some(upstreams) => (upstreams, None),
