@@ -70,7 +70,7 @@ pub struct RawGatewayConfig {
     #[arg(long, default_value = "", help_heading = "Not flags of etcd")]
     pub health_check: String,
     /// Pause between two health checks of an endpoint.
-    #[arg(long, default_value = "2s", help_heading = "Not flags of etcd")]
+    #[arg(long, default_value = "1s", help_heading = "Not flags of etcd")]
     pub health_check_interval: GoDuration,
     /// Wait for the answer to a health check.
     #[arg(long, default_value = "1s", help_heading = "Not flags of etcd")]

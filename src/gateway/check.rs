@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::time::Instant;
 
 use super::cause::Cause;
 use super::dial::Dialer;
@@ -18,6 +19,13 @@ use crate::shutdown::Tasks;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Pause before an endpoint from which connections came back is asked whether they still do; doubled after each.
 const LOOP_PAUSE: Duration = Duration::from_secs(1);
+/// Shortest wait for the answer to a check after which others are preferred. Answers of a member on the same continent are there by
+/// then.
+const SUSPECT_AFTER: Duration = Duration::from_millis(250);
+/// The same as a multiple of the time in which the endpoint usually answers.
+const USUAL_TIMES: u32 = 4;
+/// What is left of that time after a check that was answered at once.
+const USUAL_KEPT: f64 = 0.9;
 /// Longest pause while no endpoint at all is live.
 const PAUSE_WITHOUT_ANY: Duration = Duration::from_secs(1);
 /// How long a connection that an endpoint took counts as proof of its health.
@@ -108,11 +116,15 @@ async fn find_again(upstream: &Upstream, upstreams: &Upstreams, dialer: &Dialer,
 async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthChecks, tasks: &Tasks) {
     let mut backoff = Backoff::new(FIRST_PAUSE.min(checks.interval), checks.interval);
     let (mut passed, mut failed, mut ever_passed) = (0_u32, 0_u32, false);
+    // How long an answer takes.
+    let mut usual = Duration::ZERO;
     while !upstream.is_removed() && !upstream.is_looped() {
-        let ask = checks.probe.ask(upstream, dialer, tasks);
-        let outcome = tokio::time::timeout(checks.timeout, ask).await;
-        match outcome.unwrap_or_else(|_| Err(format!("no answer within {:?}", checks.timeout))) {
+        let started = Instant::now();
+        match ask(upstream, dialer, checks, usual, tasks).await {
             Ok(()) => {
+                upstream.set_suspect(false);
+                // One that is slow now and then is not suspected the next time.
+                usual = started.elapsed().max(usual.mul_f64(USUAL_KEPT));
                 (passed, failed, ever_passed) = (passed.saturating_add(1), 0, true);
                 if passed >= checks.rise {
                     upstream.mark_up();
@@ -120,6 +132,7 @@ async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthCheck
             }
             Err(reason) => {
                 (passed, failed) = (0, failed.saturating_add(1));
+                upstream.set_suspect(true);
                 upstream.metrics.check_failures.inc();
                 if failed >= checks.fall || !ever_passed {
                     upstream.mark_down(Cause::Check, &reason);
@@ -154,6 +167,29 @@ async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthCheck
             }
         }
     }
+}
+
+/// One check. An endpoint that lets it wait for much longer than is usual there is suspect from then on.
+async fn ask(
+    upstream: &Upstream,
+    dialer: &Dialer,
+    checks: &HealthChecks,
+    usual: Duration,
+    tasks: &Tasks,
+) -> Result<(), String> {
+    let answer = checks.probe.ask(upstream, dialer, tasks);
+    let late = async {
+        tokio::time::sleep(SUSPECT_AFTER.max(usual * USUAL_TIMES)).await;
+        upstream.set_suspect(true);
+        std::future::pending().await
+    };
+    let outcome = tokio::time::timeout(checks.timeout, async {
+        tokio::select! {
+            outcome = answer => outcome,
+            never = late => never,
+        }
+    });
+    outcome.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", checks.timeout)))
 }
 
 /// Whether a client that came now would be served, on one of the routes: an endpoint took a connection a moment ago, or takes one now.

@@ -52,6 +52,8 @@ struct EndpointRow {
     route: Option<String>,
     /// `up`, `down`, or `leaving`: no longer listed.
     state: &'static str,
+    /// Its last check failed or is late: others are preferred.
+    suspect: bool,
     /// Why it is down.
     reason: Option<String>,
     priority: Option<u16>,
@@ -153,6 +155,7 @@ impl EndpointRow {
             endpoint: upstream.endpoint().to_string(),
             route: None,
             state: if is_down { "down" } else { "up" },
+            suspect: upstream.is_suspect(),
             reason: is_down.then(|| upstream.reason()),
             priority: None,
             weight: None,

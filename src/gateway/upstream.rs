@@ -24,6 +24,9 @@ pub(super) struct Upstream {
     down: AtomicBool,
     /// Down until connections to it do not come back to this gateway any more, whatever else is found of it.
     looped: AtomicBool,
+    /// Its last check failed, or has no answer when there usually is one: others are preferred until it has been decided whether it
+    /// is down.
+    suspect: AtomicBool,
     condition: Mutex<Condition>,
     /// No longer listed: no new connections, the open ones end by themselves or after the drain timeout.
     removed: AtomicBool,
@@ -64,6 +67,7 @@ impl Upstream {
             endpoint,
             down: AtomicBool::new(false),
             looped: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
             condition: Mutex::new(Condition { taken: None, reason: String::new(), returned: None, proven: false }),
             removed: AtomicBool::new(false),
             changed: Notify::new(),
@@ -84,6 +88,14 @@ impl Upstream {
 
     pub(super) fn is_looped(&self) -> bool {
         self.looped.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_suspect(&self, suspect: bool) {
+        self.suspect.store(suspect, Ordering::Relaxed);
     }
 
     pub(super) fn is_removed(&self) -> bool {

@@ -117,6 +117,9 @@ impl Upstreams {
         tier.retain(|listed| is_fresh(&listed.upstream, tried));
         let best = tier.iter().map(|listed| listed.priority).min()?;
         tier.retain(|listed| listed.priority == best);
+        if tier.iter().any(|listed| !listed.upstream.is_suspect()) {
+            tier.retain(|listed| !listed.upstream.is_suspect());
+        }
         let candidates: Vec<Candidate> = tier
             .iter()
             .map(|listed| Candidate {
@@ -234,6 +237,17 @@ mod tests {
         upstream(&upstreams, "b").mark_up();
         upstream(&upstreams, "c").mark_up();
         assert_eq!(hosts(), "c");
+    }
+
+    #[tokio::test]
+    async fn suspects_are_passed_over_while_another_of_their_priority_is_none() {
+        let upstreams = upstreams(&[("a", 10, 0), ("b", 10, 0), ("c", 20, 0)]);
+        upstream(&upstreams, "a").set_suspect(true);
+        assert_eq!(shares(&upstreams, 20), [("b".to_owned(), 20)]);
+        upstream(&upstreams, "b").set_suspect(true);
+        assert_eq!(shares(&upstreams, 20), ["a", "b"].map(|host| (host.to_owned(), 10)));
+        upstream(&upstreams, "a").set_suspect(false);
+        assert_eq!(shares(&upstreams, 20), [("a".to_owned(), 20)]);
     }
 
     #[tokio::test]
