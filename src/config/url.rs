@@ -196,8 +196,8 @@ mod tests {
         assert_eq!(listen("http://127.0.0.1:1/x"), "URL must not contain a path: http://127.0.0.1:1/x");
         assert_eq!(listen("127.0.0.1:1"), "URL scheme must be http, https, unix, or unixs: 127.0.0.1:1");
         assert_eq!(listen("https://127.0.0.1:1"), "127.0.0.1:1");
-        assert_eq!(listen("unix:///run/e.sock:1"), "/run/e.sock:1");
-        assert_eq!(listen("unixs://localhost:1"), "localhost:1");
+        assert_eq!(listen("unix:///run/e.sock:1"), "unix:/run/e.sock:1");
+        assert_eq!(listen("unixs://localhost:1"), "unix:localhost:1");
         assert_eq!(listen("unix://"), "URL must contain the path of a socket: unix://");
         assert_eq!(listen("unix:///run/"), "URL must contain the path of a socket: unix:///run/");
     }
