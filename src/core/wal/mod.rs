@@ -7,6 +7,9 @@
 //! Start with `record.rs` (the bytes), then `log.rs` (writing) and `recover.rs` (reading); `replay.rs` holds the
 //! rules a log has to obey, `disk.rs` the files behind a trait, `prepare.rs` the thread that
 //! writes the zeroes of the next segment.
+//!
+//! Import circle: `disk.rs`, `prepare.rs`: a disk starts the thread that makes its next file, and that thread works through the same
+//! disk.
 
 mod disk;
 mod error;
