@@ -51,6 +51,7 @@ const GRPC: &str = "application/grpc";
 const UNKNOWN_CALLS_MAX: usize = 1024;
 /// The member has the last word on the size of a message; this is what its size may be at most.
 const JSON_LIMITS: json::Limits = json::Limits { message_bytes_max: 64 * 1024 * 1024 };
+const RANGE: &str = "/etcdserverpb.KV/Range";
 const COMPACT: &str = "/etcdserverpb.KV/Compact";
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 /// Of the name and the password of a user.
@@ -338,7 +339,11 @@ impl Worker {
                 Some(member) => member.answer(),
                 None => self.within(view, request).await,
             },
-            "/etcdserverpb.KV/Range" => match self.upstream.range_cache(tenant) {
+            "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream" => match self.upstream.range_cache(tenant) {
+                // Of a stream each message would have to be measured.
+                Some(_) if request.uri().path() != RANGE && tenant.limits.answer_bytes_max().is_some() => {
+                    self.within(view, request).await
+                }
                 Some(cache) => match cache.answer(request).await {
                     Ok(answer) => tenant.limits.answer(answer),
                     Err(request) => self.within(view, request).await,

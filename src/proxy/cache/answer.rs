@@ -11,8 +11,8 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::range::Found;
-use crate::pb::encoded::{RangeResponse, ResponseHeader};
-use crate::pb::frame::{PREFIX_BYTES, Prefix};
+use crate::pb::encoded::{RangeResponse, RangeStreamResponse, ResponseHeader};
+use crate::pb::frame::{PREFIX_BYTES, Prefix, framed};
 
 /// Bytes handed to HTTP/2 at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -37,9 +37,65 @@ pub(super) fn range_answer(header: ResponseHeader, found: Found) -> Option<Respo
     begun.put_slice(&Prefix::plain(length));
     head.encode_raw(&mut begun);
     let state = State::Message { begun, kvs: found.kvs.into_iter(), unwritten: Bytes::new(), tail };
-    let mut response = Response::new(Body::new(AnswerBody { state, bytes_left: (PREFIX_BYTES + length) as u64 }));
+    Some(successful(AnswerBody { state, bytes_left: (PREFIX_BYTES + length) as u64 }))
+}
+
+/// The answer to a range as `RangeStream` gives it: messages of pairs, the last of which alone has header, `more` and `count`.
+pub(super) fn stream_answer(header: ResponseHeader, found: Found) -> Response<Body> {
+    let last = RangeResponse { header: Some(header), kvs: Vec::new(), more: found.more, count: found.count };
+    successful(StreamBody { kvs: found.kvs.into_iter(), last: Some(last), over: false })
+}
+
+fn successful(body: impl HttpBody<Data = Bytes, Error = Status> + Send + 'static) -> Response<Body> {
+    let mut response = Response::new(Body::new(body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    Some(response)
+    response
+}
+
+/// The trailers of a call that succeeded.
+fn status_ok() -> Frame<Bytes> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+    Frame::trailers(trailers)
+}
+
+/// Messages with pairs, then the status. A message is made when the client takes it, and ends with the pair that fills it.
+struct StreamBody {
+    kvs: vec::IntoIter<Bytes>,
+    /// What the last message has besides pairs, until it was given.
+    last: Option<RangeResponse>,
+    over: bool,
+}
+
+impl HttpBody for StreamBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(last) = self.last.take() else {
+            let ended = std::mem::replace(&mut self.over, true);
+            return Poll::Ready((!ended).then(|| Ok(status_ok())));
+        };
+        let (mut kvs, mut bytes) = (Vec::new(), 0);
+        while bytes < CHUNK_BYTES
+            && let Some(kv) = self.kvs.next()
+        {
+            bytes += kv.len();
+            kvs.push(kv);
+        }
+        let range = if self.kvs.len() == 0 {
+            RangeResponse { kvs, ..last }
+        } else {
+            self.last = Some(last);
+            RangeResponse { kvs, ..RangeResponse::default() }
+        };
+        let message = RangeStreamResponse { range_response: Some(range) };
+        Poll::Ready(Some(Ok(Frame::data(framed(&message)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over
+    }
 }
 
 /// One message, then the status.
@@ -78,9 +134,7 @@ impl HttpBody for AnswerBody {
             }
             State::Trailers => {
                 this.state = State::Over;
-                let mut trailers = HeaderMap::new();
-                trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
-                Frame::trailers(trailers)
+                status_ok()
             }
             State::Over => return Poll::Ready(None),
         };
@@ -142,6 +196,31 @@ mod tests {
             assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
             let expected = crate::client::framed(&whole);
             assert!(body.to_bytes() == expected, "{lengths:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_messages_of_a_stream_are_the_answer_in_parts() {
+        for (lengths, messages) in
+            [(vec![], 1), (vec![7], 1), (vec![1000; 300], 5), (vec![CHUNK_BYTES; 3], 3), (vec![9, 500_000, 9], 2)]
+        {
+            let kvs: Vec<Bytes> = lengths.iter().map(|&length| Bytes::from(vec![b'v'; length])).collect();
+            let header = ResponseHeader { cluster_id: 5, member_id: u64::MAX, revision: 300, raft_term: 2 };
+            let answer = stream_answer(header, Found { kvs: kvs.clone(), more: true, count: 70 });
+            let body = answer.into_body().collect().await.unwrap();
+            assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+            let (body, mut at, mut parts) = (body.to_bytes(), 0, Vec::new());
+            while at < body.len() {
+                let (prefix, rest) = Prefix::split(&body[at..]).unwrap();
+                parts.push(RangeStreamResponse::decode(&rest[..prefix.length]).unwrap().range_response.unwrap());
+                at += PREFIX_BYTES + prefix.length;
+            }
+            assert_eq!(parts.len(), messages, "{lengths:?}");
+            let last = parts.pop().unwrap();
+            assert!(parts.iter().all(|part| part.header.is_none() && !part.more && part.count == 0));
+            assert_eq!((last.header, last.more, last.count), (Some(header), true, 70));
+            let sent: Vec<_> = parts.into_iter().flat_map(|part| part.kvs).chain(last.kvs).collect();
+            assert!(sent == kvs, "{lengths:?}");
         }
     }
 }

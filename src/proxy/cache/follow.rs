@@ -155,6 +155,7 @@ struct Life {
     cluster: ClusterId,
     member: MemberId,
     term: Term,
+    has_range_stream: bool,
     completeness: Arc<Completeness>,
     past: Arc<Mutex<Past>>,
     /// Keys counted in the metrics.
@@ -253,6 +254,7 @@ impl Follower {
             cluster: ClusterId(header.cluster_id),
             member: MemberId(header.member_id),
             term: Term(header.raft_term),
+            has_range_stream: self.versions.has_range_stream(MemberId(header.member_id)),
             completeness: Arc::new(Completeness::new(sent_at)),
             past: Arc::default(),
             keys: 0,
@@ -275,6 +277,7 @@ impl Follower {
                 self.trust(&header).await?;
                 life.member = MemberId(header.member_id);
                 life.term = life.term.max(Term(header.raft_term));
+                life.has_range_stream = self.versions.has_range_stream(life.member);
                 life.replica.resume();
                 self.first_progress(life, &mut stream).await?;
                 Ok(stream)
@@ -499,6 +502,7 @@ impl Follower {
             cluster: life.cluster,
             member: life.member,
             term: life.term,
+            has_range_stream: life.has_range_stream,
             completeness: life.completeness.clone(),
             past: life.past.clone(),
         })));

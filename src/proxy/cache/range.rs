@@ -31,6 +31,11 @@ pub(super) fn covered(request: &RangeRequest) -> Option<KeyRange> {
     (!range.is_empty()).then_some(range)
 }
 
+/// Whether `RangeStream` takes the request, as far as its form decides; errors are a member's to tell.
+pub(super) fn can_be_streamed(request: &RangeRequest) -> bool {
+    !has_own_order(request) && !has_revision_filters(request)
+}
+
 /// One request on one state, answered in steps.
 pub(super) struct Search<'t> {
     pairs: &'t Tree<Pair>,

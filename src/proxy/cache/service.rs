@@ -4,13 +4,14 @@ use std::sync::atomic::Ordering;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use http_body::Body as HttpBody;
 use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::answer::range_answer;
+use super::answer::{range_answer, stream_answer};
 use super::budget::CacheBudget;
 use super::cluster::Cluster;
 use super::config::{CacheConfig, CacheReads};
@@ -18,7 +19,7 @@ use super::follow::Follower;
 use super::group::{Group, GroupParts};
 use super::metrics::CacheMetrics;
 use super::pair::Pair;
-use super::range::{Found, Search, Step, covered};
+use super::range::{Found, Search, Step, can_be_streamed, covered};
 use super::read_ahead::ReadAhead;
 use super::report::CachedRange;
 use super::shared::{SharedReplica, Snapshot};
@@ -33,6 +34,7 @@ use crate::shutdown::Tasks;
 use crate::tree::Tree;
 use crate::types::{KeyRange, Revision};
 
+const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 /// Groups of callers that have replicas at once; the ranges of more pass.
 const GROUPS_MAX: usize = 256;
 
@@ -172,7 +174,7 @@ impl RangeCache {
         ranges
     }
 
-    /// Answers a range, if what is held here gives exactly what a member would answer.
+    /// Answers a `Range` or a `RangeStream`, if what is held here gives exactly what a member would answer.
     ///
     /// # Errors
     /// The request, to be passed on.
@@ -192,7 +194,7 @@ impl RangeCache {
         };
         let seen = parts.extensions.get::<Seen>();
         let decided = match body.message() {
-            Some(message) => self.inner.decide(&parts.headers, seen, &message).await,
+            Some(message) => self.inner.decide(&parts, seen, &message).await,
             None => Err(Passed::Unread),
         };
         match decided {
@@ -214,7 +216,7 @@ impl Inner {
     /// The answer, and whether the read was linearizable.
     async fn decide(
         self: &Arc<Self>,
-        headers: &HeaderMap,
+        head: &Parts,
         seen: Option<&Seen>,
         message: &[u8],
     ) -> Result<(bool, Response<Body>), Passed> {
@@ -224,7 +226,11 @@ impl Inner {
             return Err(Passed::Unread);
         }
         let covered = covered(&request).ok_or(Passed::Form)?;
-        let caller = self.caller(headers);
+        let streams = head.uri.path() == RANGE_STREAM;
+        if streams && !can_be_streamed(&request) {
+            return Err(Passed::Form);
+        }
+        let caller = self.caller(&head.headers);
         // A member without a leader refuses the latter, whatever kind of read it is.
         // Whether a revision is compacted only the cluster knows.
         let at = Revision(request.revision);
@@ -242,6 +248,9 @@ impl Inner {
             self.want(&group, replica);
             return Err(Passed::NotLive);
         };
+        if streams && !snapshot.has_range_stream {
+            return Err(Passed::Form);
+        }
         if at.0 != 0 && snapshot.at(at).is_none() {
             return Err(Passed::Revision);
         }
@@ -266,7 +275,8 @@ impl Inner {
             revision: snapshot.position.0,
             raft_term: snapshot.term.0,
         };
-        range_answer(header, found).map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
+        let answer = if streams { Some(stream_answer(header, found)) } else { range_answer(header, found) };
+        answer.map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
     }
 
     fn caller(&self, headers: &HeaderMap) -> Identity {

@@ -92,6 +92,8 @@ pub(super) struct Snapshot {
     pub cluster: ClusterId,
     pub member: MemberId,
     pub term: Term,
+    /// Whether the member of the watch knows `RangeStream`.
+    pub has_range_stream: bool,
     /// Shared by all snapshots since the replica was loaded.
     pub completeness: Arc<Completeness>,
     /// The states before; shared likewise.
@@ -122,6 +124,7 @@ impl Snapshot {
             cluster: ClusterId(0),
             member: MemberId(0),
             term: Term(0),
+            has_range_stream: true,
             completeness: Arc::new(Completeness::new(Instant::now())),
             past: Arc::default(),
         }

@@ -15,19 +15,23 @@ const FRESH_MAX: Duration = Duration::from_secs(60);
 /// Members kept; one more empties the table.
 const MEMBERS_MAX: usize = 256;
 
-/// Which members answer a progress request in order: after all events up to the revision that the answer names.
-///
-/// Before 3.4.25 and 3.5.8 the answer could arrive ahead of events.
+/// What members can do, by their versions.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct MemberVersions {
-    members: Mutex<HashMap<MemberId, (bool, Instant)>>,
+    members: Mutex<HashMap<MemberId, (Version, Instant)>>,
     asking: tokio::sync::Mutex<()>,
 }
 
 impl MemberVersions {
-    /// Whether the member's version answers progress requests in order; false while the version is not known.
+    /// Whether the member's version answers progress requests in order: after all events up to the revision that the answer
+    /// names. False while the version is not known.
     pub fn has_ordered_progress(&self, member: MemberId) -> bool {
-        self.members.lock().get(&member).is_some_and(|(ordered, _)| *ordered)
+        self.members.lock().get(&member).is_some_and(|(version, _)| orders_progress(*version))
+    }
+
+    /// Whether the member's version has `RangeStream`; false while the version is not known.
+    pub fn has_range_stream(&self, member: MemberId) -> bool {
+        self.members.lock().get(&member).is_some_and(|(version, _)| *version >= [3, 7, 0])
     }
 
     /// Whether the member's version is known.
@@ -44,7 +48,7 @@ impl MemberVersions {
         if members.len() >= MEMBERS_MAX {
             members.clear();
         }
-        members.insert(member, (orders_progress(version), Instant::now()));
+        members.insert(member, (parsed(version), Instant::now()));
     }
 
     /// Asks for the version of a member unless a fresh one is known.
@@ -65,12 +69,19 @@ impl MemberVersions {
     }
 }
 
-fn orders_progress(version: &str) -> bool {
+/// Major, minor and patch.
+type Version = [u32; 3];
+
+fn parsed(version: &str) -> Version {
     let mut parts = version.split('.').map(|part| {
         let digits = part.find(|c: char| !c.is_ascii_digit()).map_or(part, |end| &part[..end]);
         digits.parse::<u32>().unwrap_or(0)
     });
-    let [major, minor, patch] = [(); 3].map(|()| parts.next().unwrap_or(0));
+    [(); 3].map(|()| parts.next().unwrap_or(0))
+}
+
+/// Before 3.4.25 and 3.5.8 the answer could arrive ahead of events.
+fn orders_progress([major, minor, patch]: Version) -> bool {
     match (major, minor) {
         (3, 4) => patch >= 25,
         (3, 5) => patch >= 8,
@@ -85,10 +96,22 @@ mod tests {
     #[test]
     fn versions_that_order_progress() {
         for version in ["3.4.25", "3.5.8", "3.5.30-dirty", "3.6.0-rc.0", "3.7.1", "4.0.0"] {
-            assert!(orders_progress(version), "{version}");
+            assert!(orders_progress(parsed(version)), "{version}");
         }
         for version in ["3.3.27", "3.4.24", "3.5.7", "3.5.0-alpha", "2.3", "", "x.y.z"] {
-            assert!(!orders_progress(version), "{version}");
+            assert!(!orders_progress(parsed(version)), "{version}");
         }
+    }
+
+    #[test]
+    fn versions_with_range_streams() {
+        let versions = MemberVersions::default();
+        let has = |member: u64, version: &str| {
+            versions.note(MemberId(member), version);
+            versions.has_range_stream(MemberId(member))
+        };
+        assert!(has(1, "3.7.0-rc.1") && has(1, "3.7.1") && has(1, "4.0.0"));
+        assert!(!has(1, "3.6.9") && !has(1, "3.5.21") && !has(1, ""));
+        assert!(!versions.has_range_stream(MemberId(2)), "not known");
     }
 }

@@ -1,10 +1,12 @@
 //! Every answer is byte for byte what the member answers.
 
 use prost::Message;
+use tonic::Status;
+use watershed::client::Client;
 use watershed::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse};
 
 use super::Cached;
-use crate::harness::{Deployment, Target, raw_call, run};
+use crate::harness::{Deployment, Target, raw_call, run, until};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 /// Changes the choice of requests.
@@ -129,5 +131,59 @@ fn long_answers_are_whole() {
         let expected = raw_call(&deployment.member_client(), RANGE, all.into()).await.expect("an answer").into_inner();
         assert!(answer == expected, "{} bytes, {} of the member", answer.len(), expected.len());
         assert_eq!(cached.answers().await, answers + 1.0);
+    });
+}
+
+/// The messages of a stream as one answer, and their number.
+async fn streamed(client: &Client, request: RangeRequest) -> Result<(RangeResponse, usize), Status> {
+    let mut messages = client.kv().range_stream(request).await?.into_inner();
+    let (mut whole, mut number) = (RangeResponse::default(), 0);
+    while let Some(message) = messages.message().await? {
+        let part = message.range_response.expect("a range");
+        assert!(whole.header.is_none(), "the header is in the last message");
+        whole.kvs.extend(part.kvs);
+        (whole.header, whole.more, whole.count) = (part.header, part.more, part.count);
+        number += 1;
+    }
+    Ok((whole, number))
+}
+
+#[test]
+fn any_range_stream_is_answered_as_by_the_member() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let newest = fill(deployment).await;
+        let cached = Cached::start(deployment, &["--cache-prefix=k/"], "k/01").await;
+        let member = deployment.member_client();
+        if streamed(&member, RangeRequest { key: "k/".into(), ..Default::default() }).await.is_err() {
+            return; // Another server, which is older.
+        }
+        let (mut random, before) = (fastrand::Rng::with_seed(SEED), cached.answers().await);
+        for number in 0..500 {
+            let request = request(&mut random, newest);
+            let expected = streamed(&member, request.clone()).await;
+            let answer = streamed(&cached.client, request.clone()).await;
+            match (answer, expected) {
+                (Ok((answer, _)), Ok((expected, _))) => assert_eq!(answer, expected, "{number}: {request:?}"),
+                (Err(status), Err(expected)) => assert_eq!(
+                    (status.code(), status.message()),
+                    (expected.code(), expected.message()),
+                    "{number}: {request:?}"
+                ),
+                (answer, expected) => panic!("{number}: {request:?}: {answer:?}, member: {expected:?}"),
+            }
+        }
+        let share = cached.answers().await - before;
+        assert!(share > 50.0, "{share} answers of the cache");
+        for number in 0..5 {
+            deployment.put(format!("k/{number}"), "v".repeat(100_000)).await;
+        }
+        let all = RangeRequest { key: "k/".into(), range_end: "k0".into(), ..Default::default() };
+        // A member would send so little in one message.
+        let answer = until("a stream from the cache", async || {
+            let (answer, messages) = streamed(&cached.client, all.clone()).await.expect("a stream");
+            (messages > 1).then_some(answer)
+        })
+        .await;
+        assert_eq!(answer.kvs.len() as i64, answer.count);
     });
 }

@@ -22,7 +22,7 @@ fn request(number: u64) -> RangeRequest {
 async fn read(cache: &RangeCache, seen: &Seen, requests: &[RangeRequest]) -> usize {
     let mut answered = 0;
     for request in requests {
-        answered += ask(cache, seen, request).await.map_or(0, |answer| answer.kvs.len());
+        answered += ask(cache, seen, request, false).await.map_or(0, |answer| answer.kvs.len());
     }
     answered
 }
@@ -40,7 +40,7 @@ fn proxy_cached_range() {
         let (cache, _) = cache_of(&cluster, &Metrics::new(), &tasks);
         cluster.write(&(0..KEYS).map(|number| (key(number), Some(vec![b'v'; 256].into()))).collect::<Vec<_>>());
         // The first one has the range loaded.
-        while ask(&cache, &seen, &request(0)).await.is_none() {
+        while ask(&cache, &seen, &request(0), false).await.is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         read(&cache, &seen, &[request(0)]).await;

@@ -17,7 +17,7 @@ use super::super::metrics::CacheMetrics;
 use super::super::service::{OverParts, RangeCache};
 use super::cluster::{Fault, SimCluster, answer};
 use crate::client::{PeekedHeader, Seen, framed};
-use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
+use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, RangeStreamResponse};
 use crate::proxy::identity::Members;
 use crate::proxy::{Namespace, ReadPermissions};
 use crate::shutdown::Tasks;
@@ -124,13 +124,25 @@ fn request(rng: &mut fastrand::Rng) -> RangeRequest {
     }
 }
 
-/// Asks the cache; none when it passes the request on.
-pub(super) async fn ask(cache: &RangeCache, seen: &Seen, message: &RangeRequest) -> Option<RangeResponse> {
+/// Asks the cache, in either way; none when it passes the request on.
+pub(super) async fn ask(
+    cache: &RangeCache,
+    seen: &Seen,
+    message: &RangeRequest,
+    streams: bool,
+) -> Option<RangeResponse> {
     let mut request = Request::new(Full::new(framed(message)));
+    let path = if streams { "/etcdserverpb.KV/RangeStream" } else { "/etcdserverpb.KV/Range" };
+    *request.uri_mut() = path.parse().expect("a path");
     request.extensions_mut().insert(seen.clone());
     let response = cache.answer(request).await.ok()?;
     let body = response.into_body().collect().await.expect("a body").to_bytes();
-    Some(RangeResponse::decode(&body[5..]).expect("an answer"))
+    // So few pairs are one message of a stream.
+    Some(if streams {
+        RangeStreamResponse::decode(&body[5..]).expect("an answer").range_response.expect("a range")
+    } else {
+        RangeResponse::decode(&body[5..]).expect("an answer")
+    })
 }
 
 /// One connection: reads, and checks what it gets.
@@ -142,7 +154,7 @@ async fn read_on(
 ) -> Result<Answered, String> {
     let (asked_at, acknowledged, shown) = (Instant::now(), cluster.revision(), seen.newest().revision);
     let (request, compacted) = (request_at(rng, shown), cluster.compacted());
-    let Some(got) = ask(cache, seen, &request).await else { return Ok(Answered::No) };
+    let Some(got) = ask(cache, seen, &request, rng.u8(..4) == 0).await else { return Ok(Answered::No) };
     let header = got.header.expect("a header");
     let revision = header.revision;
     let floor = if request.serializable && request.revision == 0 {
@@ -292,7 +304,7 @@ fn a_replica_that_differs_from_the_cluster_is_dropped_within_minutes_and_loaded_
         let checks = |outcome| metrics.checks.with_label_values(&[outcome]).get();
         let read = async || {
             let request = RangeRequest { key: key(7), ..Default::default() };
-            ask(&cache, &Seen::default(), &request).await.map(|answer| answer.kvs[0].version)
+            ask(&cache, &Seen::default(), &request, false).await.map(|answer| answer.kvs[0].version)
         };
         let deadline = Instant::now() + Duration::from_secs(600);
         while checks("same") < 2 {
