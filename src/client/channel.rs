@@ -170,6 +170,13 @@ impl Channel {
         }
     }
 
+    /// [`refused`](Self::refused) for the reason for which a watch was canceled. Of one with a token that has expired etcd 3.5.1 says
+    /// "permission denied", as of one that the user may not have; only with a new token that is known to be meant.
+    pub fn refused_watch(&self, reason: &str) -> bool {
+        let is_denied = ApiError::from_cancel_reason(reason) == Some(ApiError::PermissionDenied);
+        self.refused(reason) || (is_denied && self.identity.login.as_ref().is_some_and(Login::doubt))
+    }
+
     /// Sends a request with the user's token, and again with another one when the member refuses it for its token.
     async fn send_as(self, mut head: Head, body: Body, login: &Login) -> Response<Body> {
         let method = Method::of(head.path.path());

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue};
@@ -17,6 +18,8 @@ use crate::pb::frame::framed;
 use crate::telemetry::unix_seconds;
 
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+/// A token that was given later is not why a watch was refused.
+const DOUBTED_AGE: Duration = Duration::from_secs(1);
 
 /// A user of the cluster and the token of its last login.
 ///
@@ -88,6 +91,21 @@ impl Login {
             true => Arc::new(Last { outcome: None, ..**last }),
             false => last.clone(),
         });
+    }
+
+    /// Has the next request log in, where the last token may be what was wrong: it is not new. Nothing is learned of how long
+    /// tokens live.
+    pub(super) fn doubt(&self) -> bool {
+        let last = self.last.load_full();
+        let is_old = matches!(last.outcome, Some(Ok(Some(_)))) && last.at.elapsed() >= DOUBTED_AGE;
+        if is_old {
+            let doubted = |now: &Arc<Last>| match now.number == last.number {
+                true => Arc::new(Last { outcome: None, ..**now }),
+                false => now.clone(),
+            };
+            self.last.rcu(doubted);
+        }
+        is_old
     }
 
     /// The token that the next request would carry.

@@ -289,3 +289,20 @@ async fn the_end_of_a_simple_token_is_met_once() {
     assert_eq!(later.1, refusals, "none since");
     assert!((10..14).contains(&later.0), "{later:?}");
 }
+
+/// Cause to look for: etcd 3.5.1 cancels a watch whose token has expired as "permission denied", and the watch of a tenant's user ended.
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_denied_is_tried_once_with_a_new_token() {
+    let cluster = Ending::new(Duration::from_secs(300), false);
+    let (channel, denied) = (&cluster.channel, ApiError::PermissionDenied.text());
+    assert!(!channel.refused_watch(denied), "no token was sent");
+    channel.login().await.unwrap();
+    assert!(!channel.refused_watch(denied), "the token is new");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(!channel.refused_watch(ApiError::Compacted.text()));
+    assert!(channel.refused_watch(&format!("rpc error: code = PermissionDenied desc = {denied}")));
+    assert!(!channel.refused_watch(denied), "the next request logs in");
+    channel.login().await.unwrap();
+    assert!(!channel.refused_watch(denied));
+    assert_eq!(cluster.seen(), (2, 0));
+}

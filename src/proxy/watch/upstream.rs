@@ -90,7 +90,7 @@ impl Members {
 /// An answer of a stream of the proxy's own user. One that refuses its token is a lost stream: the next one has another.
 fn renewed(own: &Channel, answer: Result<WatchResponse, Status>) -> Result<WatchResponse, Status> {
     let refused = match &answer {
-        Ok(answer) => answer.canceled && own.refused(&answer.cancel_reason),
+        Ok(answer) => answer.canceled && own.refused_watch(&answer.cancel_reason),
         Err(status) => own.refused(status.message()),
     };
     if refused { Err(Status::unavailable("the proxy's token is no longer accepted")) } else { answer }
