@@ -1,4 +1,5 @@
 use std::any::Any;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
@@ -20,9 +21,9 @@ use super::turns::{Turn, Turns, WAITING_MAX};
 use crate::config::TenantLimits;
 use crate::pb::frame::PREFIX_BYTES;
 
-/// How long a refusal for a rate is held back. Told at once, it would be followed by the next call at once, and what the refusals of one
-/// tenant cost would be taken from the others.
-const HELD_BACK: Duration = Duration::from_millis(100);
+/// How long a refusal for a rate is held back, chosen anew for each so that those that came together are not told together. Told at
+/// once, it would be followed by the next call at once, and what the refusals of one tenant cost would be taken from the others.
+const HELD_BACK_MS: RangeInclusive<u64> = 50..=150;
 /// Refusals of one tenant that are held back; more are told at once.
 const HELD_BACK_MAX: usize = 1024;
 
@@ -90,7 +91,7 @@ impl Limits {
     /// Waits before a call is told that [it may not be made](Self::admit_call).
     pub(in crate::proxy) async fn hold_back(&self) {
         if let Ok(_held) = self.held_back.try_acquire() {
-            sleep(HELD_BACK).await;
+            sleep(Duration::from_millis(fastrand::u64(HELD_BACK_MS))).await;
         }
     }
 
@@ -297,7 +298,8 @@ mod tests {
         assert!(limits.hold_back().now_or_never().is_some(), "one more is told at once");
         let start = tokio::time::Instant::now();
         futures::future::join_all(held).await;
-        assert_eq!(start.elapsed(), HELD_BACK);
+        let longest = start.elapsed().as_millis();
+        assert!((140..=151).contains(&longest), "{longest} ms");
         assert!(limits.hold_back().now_or_never().is_none());
     }
 

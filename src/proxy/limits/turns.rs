@@ -1,15 +1,21 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Requests of one tenant that wait for their turn; more are refused.
 pub(super) const WAITING_MAX: usize = 1024;
 
+/// A tenant that has asked for a turn within this time leaves others less.
+const ACTIVE: Duration = Duration::from_secs(1);
+
 /// Turns to send requests to the cluster. All tenants together have so many at once; where more want one, tenants get them
 /// in rotation, whatever number of requests each has waiting. No tenant has more than three quarters of them, so that
-/// another one seldom waits even for its first. Cheap to clone.
+/// another one seldom waits even for its first, and more than an eighth only while no other one is active: what is in flight is
+/// a queue at the member, in which the others' requests wait too. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Turns {
     inner: Arc<Inner>,
@@ -19,6 +25,8 @@ pub struct Turns {
 struct Inner {
     all_max: usize,
     tenant_max: usize,
+    /// While others are active.
+    beside_others_max: usize,
     state: Mutex<State>,
 }
 
@@ -28,6 +36,25 @@ struct State {
     tenants: HashMap<u64, TenantTurns>,
     /// Tenants with requests that wait, each once.
     rotation: VecDeque<u64>,
+    /// The tenant that asked last, and when.
+    newest: Option<(u64, Instant)>,
+    /// The last one before that is another, and when it asked last.
+    other: Option<(u64, Instant)>,
+}
+
+impl State {
+    fn note(&mut self, tenant: u64, now: Instant) {
+        match &mut self.newest {
+            Some((newest, at)) if *newest == tenant => *at = now,
+            newest => self.other = newest.replace((tenant, now)),
+        }
+    }
+
+    /// Whether another tenant is active.
+    fn has_others(&self, tenant: u64, now: Instant) -> bool {
+        let is_other = |(other, at): &(u64, Instant)| *other != tenant && now.duration_since(*at) < ACTIVE;
+        self.newest.iter().chain(&self.other).any(is_other)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,16 +79,19 @@ impl Turns {
     pub fn new(all_max: usize) -> Self {
         let all_max = all_max.max(1);
         let tenant_max = (all_max - all_max / 4).max(1);
-        Self { inner: Arc::new(Inner { all_max, tenant_max, state: Mutex::default() }) }
+        let beside_others_max = (all_max / 8).max(1);
+        Self { inner: Arc::new(Inner { all_max, tenant_max, beside_others_max, state: Mutex::default() }) }
     }
 
     /// Waits for a turn of this tenant. Dropping the future gives it up.
     pub(super) async fn turn(&self, tenant: u64) -> Result<Turn, QueueFull> {
         let waiting = {
-            let mut state = self.inner.state.lock();
-            let State { in_flight, tenants, rotation } = &mut *state;
+            let (mut state, now) = (self.inner.state.lock(), Instant::now());
+            state.note(tenant, now);
+            let its_max = self.inner.max_of(&state, tenant, now);
+            let State { in_flight, tenants, rotation, .. } = &mut *state;
             let its = tenants.entry(tenant).or_default();
-            if its.waiting.is_empty() && *in_flight < self.inner.all_max && its.in_flight < self.inner.tenant_max {
+            if its.waiting.is_empty() && *in_flight < self.inner.all_max && its.in_flight < its_max {
                 *in_flight += 1;
                 its.in_flight += 1;
                 return Ok(Turn { turns: self.clone(), tenant });
@@ -93,31 +123,31 @@ impl Turns {
     fn ended(&self, tenant: u64) {
         let mut given = Vec::new();
         {
-            let mut state = self.inner.state.lock();
-            let State { in_flight, tenants, rotation } = &mut *state;
-            *in_flight -= 1;
-            if let Some(its) = tenants.get_mut(&tenant) {
+            let (mut state, now) = (self.inner.state.lock(), Instant::now());
+            state.in_flight -= 1;
+            if let Some(its) = state.tenants.get_mut(&tenant) {
                 its.in_flight -= 1;
                 if its.in_flight == 0 && its.waiting.is_empty() {
-                    tenants.remove(&tenant);
+                    state.tenants.remove(&tenant);
                 }
             }
-            for _ in 0..rotation.len() {
-                if *in_flight >= self.inner.all_max {
-                    break;
-                }
-                let Some(next) = rotation.pop_front() else { break };
+            // Tenants in a row that could not take one. More than one turn may be free: what a tenant may have changes.
+            let mut passed_over = 0;
+            while state.in_flight < self.inner.all_max && passed_over < state.rotation.len() {
+                let Some(next) = state.rotation.pop_front() else { break };
+                let next_max = self.inner.max_of(&state, next, now);
+                let State { in_flight, tenants, rotation, .. } = &mut *state;
                 let Some(its) = tenants.get_mut(&next) else { continue };
-                if its.in_flight < self.inner.tenant_max {
-                    while let Some(waiting) = its.waiting.pop_front() {
-                        // Others have given up.
-                        if !waiting.is_closed() {
-                            its.in_flight += 1;
-                            *in_flight += 1;
-                            given.push((waiting, Turn { turns: self.clone(), tenant: next }));
-                            break;
-                        }
-                    }
+                if its.in_flight < next_max
+                    // Others have given up.
+                    && let Some(waiting) = std::iter::from_fn(|| its.waiting.pop_front()).find(|one| !one.is_closed())
+                {
+                    its.in_flight += 1;
+                    *in_flight += 1;
+                    given.push((waiting, Turn { turns: self.clone(), tenant: next }));
+                    passed_over = 0;
+                } else if !its.waiting.is_empty() {
+                    passed_over += 1;
                 }
                 if !its.waiting.is_empty() {
                     rotation.push_back(next);
@@ -128,6 +158,13 @@ impl Turns {
         }
         // A turn that cannot be given ends here, outside of the lock, and goes to the next.
         given.into_iter().for_each(|(waiting, turn)| drop(waiting.send(turn)));
+    }
+}
+
+impl Inner {
+    /// Turns this tenant may have.
+    fn max_of(&self, state: &State, tenant: u64, now: Instant) -> usize {
+        if state.has_others(tenant, now) { self.beside_others_max } else { self.tenant_max }
     }
 }
 
@@ -162,6 +199,35 @@ mod tests {
         drop(noisy);
         drop((more.now_or_never().unwrap(), quiet));
         assert!(turns.inner.state.lock().tenants.is_empty());
+        assert_eq!(turns.inner.state.lock().in_flight, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_has_an_eighth_while_others_are_active() {
+        let turns = Turns::new(16);
+        let noisy: Vec<_> = (0..12).map(|_| ask(&turns, 1).now_or_never().expect("alone")).collect();
+        let mut waiting: Vec<_> = (0..20).map(|_| ask(&turns, 1)).collect();
+        assert!(waiting.iter_mut().all(|one| one.now_or_never().is_none()));
+        drop(ask(&turns, 2).now_or_never().expect("at once"));
+        drop(noisy);
+        let mut open = Vec::new();
+        let mut take = |open: &mut Vec<Turn>| {
+            waiting.retain_mut(|one| match one.now_or_never() {
+                Some(turn) => {
+                    open.push(turn);
+                    false
+                }
+                None => true,
+            });
+        };
+        take(&mut open);
+        assert_eq!((open.len(), turns.used(1)), (2, (2, 18)));
+        tokio::time::advance(ACTIVE).await;
+        // The next turn that ends brings all that it may have again.
+        open.pop();
+        take(&mut open);
+        assert_eq!(turns.used(1), (12, 7));
+        drop((open, waiting));
         assert_eq!(turns.inner.state.lock().in_flight, 0);
     }
 
