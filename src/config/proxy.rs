@@ -119,12 +119,11 @@ pub struct RawProxyConfig {
     /// Time open requests get to finish when the proxy stops.
     #[arg(long, default_value = "5s", value_name = "DURATION")]
     pub shutdown_grace: GoDuration,
-    /// Which ranges are answered from the cache: off, serializable ones, or linearizable ones too. Without a namespace and without
-    /// prefixes none are.
+    /// Which ranges are answered from the cache: off, serializable ones, or linearizable ones too.
     #[arg(long, default_value = "linearizable", value_name = "READS")]
     pub cache: String,
-    /// Prefixes whose keys are cached, as clients see them: a comma list, or given more than once. All of the namespace
-    /// unless given.
+    /// Prefixes whose keys are cached, as clients see them: a comma list, or given more than once. Unless given, all of the
+    /// namespace, and without one the prefixes that are read often.
     #[arg(long, value_delimiter = ',', value_name = "PREFIXES")]
     pub cache_prefix: Vec<String>,
     /// Memory of the cache; 0 is a quarter of the machine's, at most 2 GiB.

@@ -339,17 +339,18 @@ impl Worker {
                 Some(member) => member.answer(),
                 None => self.within(view, request).await,
             },
-            "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream" => match self.upstream.range_cache(tenant) {
+            "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream" => {
+                let cache = self.upstream.range_cache(tenant).and_then(|cache| Some((cache, cache.looks()?)));
                 // Of a stream each message would have to be measured.
-                Some(_) if request.uri().path() != RANGE && tenant.limits.answer_bytes_max().is_some() => {
-                    self.within(view, request).await
-                }
-                Some(cache) => match cache.answer(request).await {
+                let is_measured = request.uri().path() != RANGE && tenant.limits.answer_bytes_max().is_some();
+                let Some((cache, look)) = cache.filter(|_| !is_measured) else {
+                    return self.within(view, request).await;
+                };
+                match cache.answer(request, look).await {
                     Ok(answer) => tenant.limits.answer(answer),
                     Err(request) => self.within(view, request).await,
-                },
-                None => self.within(view, request).await,
-            },
+                }
+            }
             "/etcdserverpb.Watch/Watch" => {
                 let start = || ProxyWatchService::start(self.upstream.hub(tenant), self.number, tenant.tasks());
                 let watch = services.watch.get_or_init(|| watch_server(start()));

@@ -19,7 +19,8 @@ pub struct CacheConfig {
     pub namespace: Namespace,
     /// Which reads are answered.
     pub reads: CacheReads,
-    /// Ranges that are cached, as clients see them; the first that covers a request serves it.
+    /// Ranges that are cached, as clients see them; the first that covers a request serves it. Without any, prefixes that are read
+    /// often are promoted.
     pub prefixes: Vec<KeyRange>,
     /// How long ago a write may have been acknowledged that a serializable read does not show.
     pub staleness: Duration,
@@ -60,6 +61,8 @@ pub(super) struct Periods {
     pub reload_late: Duration,
     /// A replica without a read for this long is dropped.
     pub idle_max: Duration,
+    /// The same for the replica of a prefix that was promoted.
+    pub promoted_idle_max: Duration,
 }
 
 impl Default for Periods {
@@ -78,6 +81,7 @@ impl Default for Periods {
             reload_max: Duration::from_secs(30),
             reload_late: Duration::from_secs(60),
             idle_max: Duration::from_secs(600),
+            promoted_idle_max: Duration::from_secs(60),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::pair::Pair;
 use super::past::Past;
 use super::progress::ProgressRequests;
 use super::replica::{Disorder, Replica};
-use super::shared::{Checked, Completeness, SharedReplica, Snapshot, State};
+use super::shared::{Checked, Completeness, Retired, SharedReplica, Snapshot, State};
 use crate::api_error::ApiError;
 use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;
@@ -33,6 +33,12 @@ use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
 
 /// Answers of the watch that are kept while the replica is loaded; the member waits then.
 const BUFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Memory of the replica of a promoted prefix.
+pub(super) const PROMOTED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Events for each read that are too many for a promoted prefix.
+const EVENTS_PER_READ_MAX: u64 = 4;
+/// Events between two looks that are never too many.
+const EVENTS_FREE: u64 = 100;
 /// Pause between two looks at whether anybody reads, and at how old the position is.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -68,6 +74,8 @@ pub(super) enum End {
     OverBudget,
     /// Another replica needed the memory.
     Evicted,
+    /// A promoted prefix changes more often than it is read.
+    Changing,
     /// Progress of this member's version is not proven to come after all events.
     Untrusted,
     /// Progress requests are not answered.
@@ -77,7 +85,7 @@ pub(super) enum End {
 impl End {
     fn state(&self) -> State {
         match self {
-            Self::Idle | Self::Failed(_) | Self::Refused(_) | Self::Evicted => State::Cold,
+            Self::Idle | Self::Failed(_) | Self::Refused(_) | Self::Evicted | Self::Changing => State::Cold,
             Self::Disorder(_) | Self::Gap(_) | Self::Different(_) | Self::WentBack => State::Gap,
             Self::Compacted => State::Compacted,
             Self::OverBudget => State::OverBudget,
@@ -100,8 +108,28 @@ impl End {
             Self::Compacted => "compacted",
             Self::OverBudget => "larger_than_budget",
             Self::Evicted => "evicted",
+            Self::Changing => "changes_more_than_it_is_read",
             Self::Untrusted => "member_version",
             Self::Unanswered => "no_progress",
+        }
+    }
+
+    /// Whether the replica of a promoted prefix is given up.
+    fn retires(&self) -> Option<Retired> {
+        match self {
+            Self::Idle => Some(Retired::Idle),
+            Self::Refused(_)
+            | Self::OverBudget
+            | Self::Evicted
+            | Self::Changing
+            | Self::Untrusted
+            | Self::Unanswered => Some(Retired::NotWorthIt),
+            Self::Failed(_)
+            | Self::Disorder(_)
+            | Self::Gap(_)
+            | Self::Different(_)
+            | Self::WentBack
+            | Self::Compacted => None,
         }
     }
 
@@ -160,6 +188,8 @@ struct Life {
     past: Arc<Mutex<Past>>,
     /// Keys counted in the metrics.
     keys: i64,
+    /// Events since the last look.
+    events: u64,
 }
 
 impl Follower {
@@ -174,18 +204,32 @@ impl Follower {
             self.replica.forget_target();
             self.budget.release(&self.replica);
             self.change(&mut state, end.state(), end.label(), &end.detail());
+            if self.replica.is_promoted
+                && let Some(retired) = end.retires()
+            {
+                let _ = self.replica.retired.set(retired);
+                break;
+            }
             let late = matches!(end, End::OverBudget | End::Untrusted | End::Unanswered);
             let pause = if late { self.periods.reload_late } else { backoff.pause() };
             if !matches!(end, End::Idle) {
                 sleep(pause).await;
-                let _ = timeout(self.periods.idle_max, self.replica.wanted.notified()).await;
+                let _ = timeout(self.idle_max(), self.replica.wanted.notified()).await;
             }
-            if self.replica.idle_for() >= self.periods.idle_max {
+            if self.replica.idle_for() >= self.idle_max() {
+                if self.replica.is_promoted {
+                    let _ = self.replica.retired.set(Retired::Idle);
+                }
                 break;
             }
         }
         self.metrics.replicas.with_label_values(&[state.label()]).dec();
         self.replica.running.store(false, Ordering::Release);
+    }
+
+    /// A replica that is not read for so long is given up.
+    fn idle_max(&self) -> Duration {
+        if self.replica.is_promoted { self.periods.promoted_idle_max } else { self.periods.idle_max }
     }
 
     fn change(&self, state: &mut State, to: State, reason: &'static str, detail: &str) {
@@ -258,6 +302,7 @@ impl Follower {
             completeness: Arc::new(Completeness::new(sent_at)),
             past: Arc::default(),
             keys: 0,
+            events: 0,
         };
         for answer in answers {
             self.receive(&mut life, answer).map_err(Stop::into_end)?;
@@ -290,7 +335,7 @@ impl Follower {
                 Err(End::Failed(status)) => tracing::debug!(%status, "watch of a cached range is opened again"),
                 Err(end) => return Err(end),
             }
-            if self.replica.idle_for() >= self.periods.idle_max {
+            if self.replica.idle_for() >= self.idle_max() {
                 return Err(End::Idle);
             }
             sleep(pauses.pause()).await;
@@ -427,8 +472,11 @@ impl Follower {
                     if self.budget.takes_turn(&self.replica) {
                         check = self.replica.snapshot().map(|state| self.check(state).boxed()).into();
                     }
-                    if self.replica.idle_for() >= self.periods.idle_max {
+                    if self.replica.idle_for() >= self.idle_max() {
                         return Stop::Over(End::Idle);
+                    }
+                    if self.replica.is_promoted && !is_worth_it(&mut life.events, self.replica.take_reads()) {
+                        return Stop::Over(End::Changing);
                     }
                     if moved.elapsed() >= self.periods.position_max {
                         moved = Instant::now();
@@ -465,6 +513,7 @@ impl Follower {
             return Ok(());
         }
         self.metrics.events.inc_by(answer.events.len() as u64);
+        life.events += answer.events.len() as u64;
         let events: Option<Vec<Event>> = answer.events.into_iter().map(|event| self.event_inside(event)).collect();
         let events = events.ok_or(Stop::Over(End::Gap("an event outside of the range came")))?;
         Ok(life.replica.apply(events)?)
@@ -512,7 +561,9 @@ impl Follower {
     /// Counts the memory of the replica and of its states before, which are the first to go.
     fn charge_with_past(&self, life: &Life) -> Result<(), End> {
         let past = life.past.lock().bytes();
-        if !self.budget.has_room_for(&self.replica, life.replica.bytes() + past) {
+        if self.is_too_large(life.replica.bytes() + past)
+            || !self.budget.has_room_for(&self.replica, life.replica.bytes() + past)
+        {
             life.past.lock().clear();
             return self.charge(&life.replica);
         }
@@ -521,7 +572,15 @@ impl Follower {
 
     /// Counts the memory of the replica.
     pub(super) fn charge(&self, replica: &Replica) -> Result<(), End> {
+        if self.is_too_large(replica.bytes()) {
+            return Err(End::OverBudget);
+        }
         if self.budget.charge(&self.replica, replica.bytes()) { Ok(()) } else { Err(End::OverBudget) }
+    }
+
+    /// Whether so much is too much for a promoted prefix.
+    pub(super) fn is_too_large(&self, bytes: usize) -> bool {
+        self.replica.is_promoted && bytes > PROMOTED_BYTES_MAX
     }
 
     /// The answer, if it comes in time.
@@ -529,6 +588,11 @@ impl Follower {
         let late = |_| Err(Status::deadline_exceeded("a member did not answer in time"));
         timeout(self.periods.answer_max, asking).await.unwrap_or_else(late)
     }
+}
+
+/// Whether a promoted prefix was read as often as it pays for so many events; they are taken.
+fn is_worth_it(events: &mut u64, reads: u64) -> bool {
+    std::mem::take(events) <= reads.saturating_mul(EVENTS_PER_READ_MAX).max(EVENTS_FREE)
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -544,5 +608,18 @@ pub(super) fn after(range: &KeyRange, key: &[u8]) -> KeyRange {
     match range {
         KeyRange::HalfOpen { end, .. } => KeyRange::HalfOpen { start, end: end.clone() },
         KeyRange::One(_) | KeyRange::From(_) => KeyRange::From(start),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promoted_prefix_has_to_be_read() {
+        assert!(is_worth_it(&mut 100, 0) && is_worth_it(&mut 4000, 1000));
+        let mut events = 101;
+        assert!(!is_worth_it(&mut events, 25) && events == 0);
+        assert!(is_worth_it(&mut 101, 26));
     }
 }

@@ -49,6 +49,11 @@ impl Follower {
             let Some(last) = page.kvs.last().map(|kv| kv.key.clone()) else { return Ok(Some(at)) };
             let bytes: usize = page.kvs.iter().map(Message::encoded_len).sum();
             let keys = page.kvs.len();
+            // What a prefix holds is not known when it is promoted.
+            let all = usize::try_from(page.count).unwrap_or(usize::MAX);
+            if replica.bytes() == 0 && self.is_too_large(all.saturating_mul(bytes / keys)) {
+                return Err(End::OverBudget);
+            }
             for mut kv in page.kvs {
                 let Some(key) = self.namespace.strip_prefix(&kv.key) else {
                     return Err(End::Gap("a key outside of the range was read"));

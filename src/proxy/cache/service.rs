@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use super::follow::Follower;
 use super::group::{Group, GroupParts};
 use super::metrics::CacheMetrics;
 use super::pair::Pair;
+use super::promotion::COUNTED_IN;
 use super::range::{Found, Search, Step, can_be_streamed, covered};
 use super::read_ahead::ReadAhead;
 use super::report::CachedRange;
@@ -58,6 +59,15 @@ struct Inner {
     permissions: ReadPermissions,
     budget: CacheBudget,
     groups: ArcSwap<HashMap<Identity, Arc<Group>>>,
+    /// Some group has promoted prefixes.
+    promoted: AtomicBool,
+}
+
+/// What becomes of a read that is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::proxy) struct Look {
+    /// It counts in finding what is read often.
+    pub(super) counts: bool,
 }
 
 /// Why a range is passed on.
@@ -161,6 +171,7 @@ impl RangeCache {
             versions: Arc::default(),
             permissions,
             groups: ArcSwap::default(),
+            promoted: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -168,10 +179,23 @@ impl RangeCache {
     /// The cached ranges and their states, for people. Clients with different credentials may each have a range.
     pub(in crate::proxy) fn report(&self) -> Vec<CachedRange> {
         let groups = self.inner.groups.load();
-        let mut ranges: Vec<_> =
-            groups.values().flat_map(|group| group.replicas()).map(|replica| CachedRange::of(replica)).collect();
+        let mut ranges: Vec<_> = groups
+            .values()
+            .flat_map(|group| group.replicas().iter().map(|one| CachedRange::of(one)).collect::<Vec<_>>())
+            .collect();
         ranges.sort_by(|one, other| one.range.cmp(&other.range));
         ranges
+    }
+
+    /// Whether a read is to be given to [`answer`](Self::answer): all are where something is cached, else those that are counted to find what
+    /// is read often.
+    pub(in crate::proxy) fn looks(&self) -> Option<Look> {
+        let Inner { config, promoted, .. } = &*self.inner;
+        if !config.prefixes.is_empty() {
+            return Some(Look { counts: false });
+        }
+        let counts = fastrand::u32(..COUNTED_IN) == 0;
+        (counts || promoted.load(Ordering::Relaxed)).then_some(Look { counts })
     }
 
     /// Answers a `Range` or a `RangeStream`, if what is held here gives exactly what a member would answer.
@@ -181,6 +205,7 @@ impl RangeCache {
     pub(in crate::proxy) async fn answer<B>(
         &self,
         request: Request<B>,
+        look: Look,
     ) -> Result<Response<Body>, Request<ReadAhead<Arriving<B>>>>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -194,7 +219,7 @@ impl RangeCache {
         };
         let seen = parts.extensions.get::<Seen>();
         let decided = match body.message() {
-            Some(message) => self.inner.decide(&parts, seen, &message).await,
+            Some(message) => self.inner.decide(&parts, seen, &message, look).await,
             None => Err(Passed::Unread),
         };
         match decided {
@@ -204,8 +229,11 @@ impl RangeCache {
                 Ok(response)
             }
             Err(passed) => {
-                self.inner.metrics.misses.inc();
-                self.inner.metrics.passed.with_label_values(&[passed.label()]).inc();
+                // Of reads that only counted most are not looked at.
+                if passed != Passed::Uncovered || !self.inner.config.prefixes.is_empty() {
+                    self.inner.metrics.misses.inc();
+                    self.inner.metrics.passed.with_label_values(&[passed.label()]).inc();
+                }
                 Err(Request::from_parts(parts, body))
             }
         }
@@ -219,6 +247,7 @@ impl Inner {
         head: &Parts,
         seen: Option<&Seen>,
         message: &[u8],
+        look: Look,
     ) -> Result<(bool, Response<Body>), Passed> {
         let request = RangeRequest::decode(message).map_err(|_| Passed::Unread)?;
         // What is not known here may change the answer.
@@ -238,11 +267,8 @@ impl Inner {
         if !request.serializable && self.config.reads == CacheReads::Serializable {
             return Err(Passed::Linearizable);
         }
-        if !self.config.prefixes.iter().any(|prefix| prefix.covers(&covered)) {
-            return Err(Passed::Uncovered);
-        }
-        let group = self.group(&caller).ok_or(Passed::Uncovered)?;
-        let replica = group.covering(&covered).ok_or(Passed::Uncovered)?;
+        let (group, replica) = self.covering(&caller, &covered, look).ok_or(Passed::Uncovered)?;
+        let replica = &replica;
         replica.note_read();
         let Some(snapshot) = replica.snapshot() else {
             self.want(&group, replica);
@@ -277,6 +303,27 @@ impl Inner {
         };
         let answer = if streams { Some(stream_answer(header, found)) } else { range_answer(header, found) };
         answer.map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
+    }
+
+    /// The replica that has a range, and the group of the caller. Reads that are counted may have one promoted.
+    fn covering(&self, caller: &Identity, range: &KeyRange, look: Look) -> Option<(Arc<Group>, Arc<SharedReplica>)> {
+        let promotes = self.config.prefixes.is_empty();
+        if !promotes && !self.config.prefixes.iter().any(|prefix| prefix.covers(range)) {
+            return None;
+        }
+        let identity = self.group_identity(caller);
+        let known = self.groups.load().get(&identity).cloned();
+        // A group costs more than to pass a few reads.
+        let group = if promotes && !look.counts { known? } else { known.or_else(|| self.new_group(identity))? };
+        if let Some(replica) = group.covering(range) {
+            return Some((group, replica));
+        }
+        if promotes && look.counts {
+            group.count_uncovered(range, &self.config.namespace);
+            let any = |group: &Arc<Group>| !group.replicas().is_empty();
+            self.promoted.store(self.groups.load().values().any(any), Ordering::Relaxed);
+        }
+        None
     }
 
     fn caller(&self, headers: &HeaderMap) -> Identity {
@@ -357,11 +404,19 @@ impl Inner {
         Ok(snapshot)
     }
 
-    /// The group whose replicas a caller reads. All upstream watches require a leader: a member cut off from it is left for another.
-    fn group(&self, caller: &Identity) -> Option<Arc<Group>> {
-        let identity = self.reader.as_ref().unwrap_or(caller).clone().with_require_leader(true);
-        if let Some(group) = self.groups.load().get(&identity) {
-            return Some(group.clone());
+    /// Whose replicas a caller reads. All upstream watches require a leader: a member cut off from it is left for another.
+    fn group_identity(&self, caller: &Identity) -> Identity {
+        self.reader.as_ref().unwrap_or(caller).clone().with_require_leader(true)
+    }
+
+    /// None where there are too many.
+    fn new_group(&self, identity: Identity) -> Option<Arc<Group>> {
+        {
+            // All of them are copied for a change.
+            let groups = self.groups.load();
+            if groups.len() >= GROUPS_MAX && !groups.values().any(|group| group.is_idle()) {
+                return None;
+            }
         }
         self.groups.rcu(|groups| {
             let mut groups = HashMap::clone(groups);
@@ -385,6 +440,9 @@ impl Inner {
 
     /// Has a replica loaded, unless that is in progress or it has failed just before.
     fn want(&self, group: &Group, replica: &Arc<SharedReplica>) {
+        if replica.retired.get().is_some() {
+            return;
+        }
         if replica.running.swap(true, Ordering::AcqRel) {
             replica.wanted.notify_one();
             return;

@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -155,6 +155,14 @@ impl Completeness {
     }
 }
 
+/// Why the replica of a promoted prefix is given up for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retired {
+    /// Nobody reads it any more.
+    Idle,
+    NotWorthIt,
+}
+
 /// What readers see of a replica, and how they reach the task that keeps it current.
 pub(super) struct SharedReplica {
     /// Keys, as clients see them.
@@ -177,6 +185,12 @@ pub(super) struct SharedReplica {
     /// The cluster's revision is below the position.
     pub went_back: Notify,
     pub evicted: Notify,
+    /// It was promoted because it is read often, not configured.
+    pub is_promoted: bool,
+    /// Reads of a promoted one.
+    reads: AtomicU64,
+    /// A promoted one that is given up.
+    pub retired: OnceLock<Retired>,
     /// Its task runs.
     pub running: AtomicBool,
     /// It is being confirmed in the background.
@@ -207,6 +221,9 @@ impl SharedReplica {
             wanted: Notify::new(),
             went_back: Notify::new(),
             evicted: Notify::new(),
+            is_promoted: false,
+            reads: AtomicU64::new(0),
+            retired: OnceLock::new(),
             running: AtomicBool::new(false),
             confirming: AtomicBool::new(false),
             last_check: AtomicU64::new(0),
@@ -215,6 +232,11 @@ impl SharedReplica {
             base,
             last_read: AtomicU64::new(0),
         }
+    }
+
+    /// The same of a prefix that is read often.
+    pub fn promoted(range: KeyRange, upstream: KeyRange, base: Instant) -> Self {
+        Self { is_promoted: true, ..Self::new(range, upstream, base) }
     }
 
     /// How far it is.
@@ -280,6 +302,14 @@ impl SharedReplica {
     pub fn note_read(&self) {
         let millis = self.base.elapsed().as_millis();
         self.last_read.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if self.is_promoted {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads since the last call; of a promoted one.
+    pub fn take_reads(&self) -> u64 {
+        self.reads.swap(0, Ordering::Relaxed)
     }
 
     /// Milliseconds after the common base.

@@ -171,9 +171,6 @@ impl TenantUpstream {
             let _runtime = self.runtime.enter();
             let prefixes = cache.prefixes.clone();
             let config = CacheConfig::new(tenant.namespace.clone(), cache.reads, prefixes, cache.staleness);
-            if config.prefixes.is_empty() {
-                return None;
-            }
             let (shared, tasks) = (cache.parts.clone(), tenant.tasks().clone());
             let parts = match &tenant.user {
                 None => CacheParts { tasks, ..shared },

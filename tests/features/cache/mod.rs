@@ -1,10 +1,11 @@
 //! `grpc-proxy start --cache`: ranges answered from replicas are those of a member.
 //!
 //! `fresh.rs` has what a read must show, `same.rs` that every answer is byte for byte the member's, `bounds.rs` memory,
-//! namespaces, permissions and faults.
+//! namespaces, permissions and faults, `promoted.rs` what is cached because it is read often.
 
 mod bounds;
 mod fresh;
+mod promoted;
 mod same;
 
 use watershed::client::Client;
@@ -27,6 +28,12 @@ impl Cached {
         let cached = Self { _process: process, client: client(&endpoint), endpoint };
         cached.until_answers(key).await;
         cached
+    }
+
+    /// Starts a proxy whose cache is as it is without flags for it.
+    pub async fn start_empty(deployment: &Deployment, flags: &[&str]) -> Self {
+        let (process, endpoint) = deployment.also_front("grpc-proxy", flags).await;
+        Self { _process: process, client: client(&endpoint), endpoint }
     }
 
     pub async fn until_answers(&self, key: &'static str) {
