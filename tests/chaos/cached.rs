@@ -3,11 +3,16 @@
 //! All clients, direct ones too, are one history: a range from a cache that misses a write acknowledged before it, or
 //! that shows a state that never was, has no place in it.
 
+use std::time::Duration;
+
 use watershed::client::Client;
 
 use super::stage::{Stage, run};
 use crate::harness::{Process, Scrape, client, free_port, http_get, own_binary, until};
 use crate::workload::Plan;
+
+/// Answers of a cache come within this time, on a machine with other work, too.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(55);
 
 /// One proxy, started again on its port when it is killed.
 struct Proxy {
@@ -49,7 +54,14 @@ impl Proxy {
             Some(metrics.sum("watershed_proxy_cache_answers_total", ""))
         };
         let before = until("the proxy", answers).await;
-        until("answers of the cache", async || (answers().await? >= before + count).then_some(())).await;
+        let enough = async || (answers().await? >= before + count).then_some(());
+        if tokio::time::timeout(ANSWERS_WITHIN, until("answers of the cache", enough)).await.is_err() {
+            let metrics = self.metrics().await.unwrap_or_default();
+            let cache = metrics.0.iter().filter(|(name, _)| name.starts_with("watershed_proxy_cache_"));
+            let cache: Vec<_> = cache.flat_map(|(_, family)| &family.series).collect();
+            let (flags, output) = (self.flags.join(" "), self.process.output());
+            panic!("{flags}: no {count} answers of the cache within {ANSWERS_WITHIN:?}: {cache:#?}\n{output}");
+        }
     }
 }
 
