@@ -89,9 +89,12 @@ impl<T> Reply<T> {
     }
 }
 
+/// Values that are ready, and who waits for each.
+type Ready<T> = Vec<(oneshot::Sender<T>, T)>;
+
 /// Sends values that are ready together, with one wake-up for each thread.
 pub fn send_all<T: Send + 'static>(ready: impl IntoIterator<Item = (Reply<T>, T)>) {
-    let mut by_thread: Vec<(Arc<ServingThread>, Vec<(oneshot::Sender<T>, T)>)> = Vec::new();
+    let mut by_thread: Vec<(Arc<ServingThread>, Ready<T>)> = Vec::new();
     for (Reply { sender, thread }, value) in ready {
         let Some(thread) = thread else {
             let _ = sender.send(value);
