@@ -129,7 +129,9 @@ mod tests {
         HERE.with_borrow(Clone::clone).expect("serves")
     }
 
-    fn waiting<const N: usize>() -> (Vec<(Reply<usize>, usize)>, Vec<oneshot::Receiver<usize>>) {
+    type Numbered = Vec<(Reply<usize>, usize)>;
+
+    fn waiting<const N: usize>() -> (Numbered, Vec<oneshot::Receiver<usize>>) {
         (0..N)
             .map(|value| {
                 let (reply, receiver) = channel();
