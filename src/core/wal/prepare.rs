@@ -34,19 +34,22 @@ pub(super) struct ZeroWriter {
     thread: Option<JoinHandle<io::Result<FsFile>>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pace {
+    /// Bytes of the file.
+    size: u64,
+    /// Pieces that may be written; the last one may be shorter.
     allowed: AtomicU64,
     stop: AtomicBool,
 }
 
 impl ZeroWriter {
     pub(super) fn start(disk: FsDisk, path: &Path, size: u64) -> io::Result<Self> {
-        let (pace, path) = (Arc::<Pace>::default(), path.to_owned());
+        let (pace, path) = (Arc::new(Pace::new(size)), path.to_owned());
         let (of_thread, made_as) = (pace.clone(), path.clone());
         let thread = Builder::new().name("wal-zeroes".into()).spawn(move || {
             let mut file = disk.create(&made_as, size)?;
-            of_thread.write(&mut file, size)?;
+            of_thread.write(&mut file)?;
             Ok(file)
         })?;
         Ok(Self { path, pace, thread: Some(thread) })
@@ -60,12 +63,22 @@ impl ZeroWriter {
 }
 
 impl Pace {
-    fn write(&self, file: &mut FsFile, size: u64) -> io::Result<()> {
-        let zeroes = vec![0; PIECE_BYTES as usize];
+    fn new(size: u64) -> Self {
+        Self { size, allowed: AtomicU64::new(0), stop: AtomicBool::new(false) }
+    }
+
+    /// Whether more pieces may be written than before.
+    fn allow(&self, bytes: u64) -> bool {
+        let pieces = if bytes < self.size { bytes / PIECE_BYTES } else { self.size.div_ceil(PIECE_BYTES) };
+        self.allowed.fetch_max(pieces, Ordering::Release) < pieces
+    }
+
+    fn write(&self, file: &mut FsFile) -> io::Result<()> {
+        let (zeroes, size) = (vec![0; PIECE_BYTES as usize], self.size);
         let (mut written, mut synced) = (0, 0);
         while written < size {
             let piece = PIECE_BYTES.min(size - written);
-            while self.allowed.load(Ordering::Acquire) < written + piece {
+            while self.allowed.load(Ordering::Acquire) <= written / PIECE_BYTES {
                 if self.stop.load(Ordering::Acquire) {
                     return Err(io::ErrorKind::Interrupted.into());
                 }
@@ -84,7 +97,7 @@ impl Pace {
 
 impl Preparing<FsFile> for ZeroWriter {
     fn allow(&mut self, bytes: u64) {
-        if self.pace.allowed.fetch_max(bytes, Ordering::Release) / PIECE_BYTES < bytes / PIECE_BYTES {
+        if self.pace.allow(bytes) {
             self.wake();
         }
     }
@@ -124,6 +137,18 @@ mod tests {
 
     fn writer(path: &Path) -> ZeroWriter {
         ZeroWriter::start(FsDisk::default(), path, SIZE).unwrap()
+    }
+
+    // Once the last piece, which is shorter, was allowed without a wake-up.
+    #[test]
+    fn each_piece_that_may_be_written_is_a_reason_to_wake_the_thread() {
+        let pace = Pace::new(SIZE);
+        let allowed = [0, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, SIZE - 1, SIZE, SIZE, PIECE_BYTES];
+        assert_eq!(
+            allowed.map(|bytes| pace.allow(bytes)),
+            [false, false, true, false, true, true, false, false],
+            "{allowed:?}"
+        );
     }
 
     #[test]
