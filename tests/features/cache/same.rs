@@ -1,5 +1,7 @@
 //! Every answer is byte for byte what the member answers.
 
+use std::fmt::Debug;
+
 use prost::Message;
 use tonic::Status;
 use watershed::client::Client;
@@ -74,23 +76,10 @@ fn any_request_is_answered_as_by_the_member() {
             let bytes = request.encode_to_vec();
             let expected = raw_call(&member, RANGE, bytes.clone().into()).await;
             let answer = raw_call(&cached.client, RANGE, bytes.into()).await;
-            match (answer, expected) {
-                (Ok(answer), Ok(expected)) => {
-                    let (answer, expected) = (answer.into_inner(), expected.into_inner());
-                    let decoded = |bytes: &bytes::Bytes| RangeResponse::decode(bytes.clone()).expect("an answer");
-                    assert!(
-                        answer == expected,
-                        "{number}: {request:?}: {:?}, {:?}",
-                        decoded(&answer),
-                        decoded(&expected)
-                    );
-                }
-                (Err(status), Err(expected)) => assert_eq!(
-                    (status.code(), status.message()),
-                    (expected.code(), expected.message()),
-                    "{number}: {request:?}"
-                ),
-                (answer, expected) => panic!("{number}: {request:?}: {answer:?}, member: {expected:?}"),
+            if let Some((answer, expected)) = answers(answer, expected, &format!("{number}: {request:?}")) {
+                let (answer, expected) = (answer.into_inner(), expected.into_inner());
+                let decoded = |bytes: &bytes::Bytes| RangeResponse::decode(bytes.clone()).expect("an answer");
+                assert!(answer == expected, "{number}: {request:?}: {:?}, {:?}", decoded(&answer), decoded(&expected));
             }
         }
         let share = cached.answers().await - before;
@@ -134,6 +123,18 @@ fn long_answers_are_whole() {
     });
 }
 
+/// Both answers, to be compared, unless both are errors, which are the same.
+fn answers<T: Debug>(answer: Result<T, Status>, expected: Result<T, Status>, case: &str) -> Option<(T, T)> {
+    match (answer, expected) {
+        (Ok(answer), Ok(expected)) => Some((answer, expected)),
+        (Err(status), Err(expected)) => {
+            assert_eq!((status.code(), status.message()), (expected.code(), expected.message()), "{case}");
+            None
+        }
+        (answer, expected) => panic!("{case}: {answer:?}, member: {expected:?}"),
+    }
+}
+
 /// The messages of a stream as one answer, and their number.
 async fn streamed(client: &Client, request: RangeRequest) -> Result<(RangeResponse, usize), Status> {
     let mut messages = client.kv().range_stream(request).await?.into_inner();
@@ -162,14 +163,8 @@ fn any_range_stream_is_answered_as_by_the_member() {
             let request = request(&mut random, newest);
             let expected = streamed(&member, request.clone()).await;
             let answer = streamed(&cached.client, request.clone()).await;
-            match (answer, expected) {
-                (Ok((answer, _)), Ok((expected, _))) => assert_eq!(answer, expected, "{number}: {request:?}"),
-                (Err(status), Err(expected)) => assert_eq!(
-                    (status.code(), status.message()),
-                    (expected.code(), expected.message()),
-                    "{number}: {request:?}"
-                ),
-                (answer, expected) => panic!("{number}: {request:?}: {answer:?}, member: {expected:?}"),
+            if let Some(((answer, _), (expected, _))) = answers(answer, expected, &format!("{number}: {request:?}")) {
+                assert_eq!(answer, expected, "{number}: {request:?}");
             }
         }
         let share = cached.answers().await - before;
