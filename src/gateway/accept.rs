@@ -21,6 +21,7 @@ const LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Descriptors that client connections leave to listeners, runtimes, pipes, metrics and checks.
 const RESERVE_MIN: u64 = 24;
 const RESERVE_MAX: u64 = 1024;
+
 /// Where accepted connections go, and how many.
 pub(super) struct Door {
     pub(super) workers: Arc<[Worker]>,
