@@ -24,6 +24,9 @@ use crate::types::{ClusterId, Revision};
 ///
 /// A caller is served by a read that was sent after it called, never by one in flight, which might miss a write that was
 /// acknowledged in between. Callers that arrive during a read share the next one.
+///
+/// No caller is lost: each is told the outcome of the read after the one that was in flight when it came, both of which end within
+/// `read_index_max`, or that the task that reads has ended, however it did.
 pub(super) struct ReadIndex {
     cluster: Arc<dyn Cluster>,
     identity: Identity,
@@ -55,7 +58,19 @@ struct Callers {
     answers: Vec<oneshot::Sender<Result<ReadAnswer, Status>>>,
 }
 
+/// Those whom one read serves.
+struct Round {
+    callers: Vec<Callers>,
+    lowest: Revision,
+    replicas: Vec<Arc<SharedReplica>>,
+}
+
 impl Waiting {
+    fn take(&mut self) -> Round {
+        let Self { callers, lowest, replicas, .. } = self;
+        Round { callers: std::mem::take(callers), lowest: std::mem::take(lowest), replicas: std::mem::take(replicas) }
+    }
+
     fn join(&mut self) -> oneshot::Receiver<Result<ReadAnswer, Status>> {
         let (answer, receiver) = oneshot::channel();
         let thread = thread::current().id();
@@ -103,7 +118,7 @@ impl ReadIndex {
     /// # Errors
     /// Those of the read.
     pub async fn read(self: &Arc<Self>, replica: &Arc<SharedReplica>, at: Revision) -> Result<ReadAnswer, Status> {
-        let answer = {
+        let (answer, is_running) = {
             let mut waiting = self.waiting.lock();
             if at.0 != 0 && (waiting.lowest.0 == 0 || at < waiting.lowest) {
                 waiting.lowest = at;
@@ -111,44 +126,18 @@ impl ReadIndex {
             if !waiting.replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
                 waiting.replicas.push(replica.clone());
             }
-            if !std::mem::replace(&mut waiting.running, true) {
-                self.spawner.start(self.clone().run());
-            }
-            waiting.join()
+            (waiting.join(), std::mem::replace(&mut waiting.running, true))
         };
+        if !is_running {
+            // Outside of the lock: a task that cannot be started is dropped here.
+            self.spawner.start(Running { read_index: self.clone(), is_over: false }.run());
+        }
         answer.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
     }
 
-    /// How long a reader waits for its replica: a few round trips.
-    pub fn patience(&self) -> Duration {
-        let took = Duration::from_micros(self.took.load(Ordering::Relaxed));
-        (took * 4).clamp(self.periods.wait_min, self.periods.wait_max)
-    }
-
-    /// Reads for as long as somebody waits.
-    async fn run(self: Arc<Self>) {
-        loop {
-            let (callers, replicas, lowest) = {
-                let mut waiting = self.waiting.lock();
-                if waiting.callers.is_empty() {
-                    waiting.running = false;
-                    return;
-                }
-                // Taken before the read is sent: who comes later is served by the next one.
-                let Waiting { callers, replicas, lowest, .. } = &mut *waiting;
-                (std::mem::take(callers), std::mem::take(replicas), std::mem::take(lowest))
-            };
-            let outcome = self.send(&replicas, lowest).await;
-            for Callers { runtime, answers, .. } in callers {
-                let outcome = outcome.clone();
-                self.spawner.start_on(&runtime, async move {
-                    for answer in answers {
-                        // Who is gone needs none.
-                        let _ = answer.send(outcome.clone());
-                    }
-                });
-            }
-        }
+    /// How long a read takes.
+    pub fn took(&self) -> Duration {
+        Duration::from_micros(self.took.load(Ordering::Relaxed))
     }
 
     async fn send(&self, replicas: &[Arc<SharedReplica>], lowest: Revision) -> Result<ReadAnswer, Status> {
@@ -179,6 +168,55 @@ impl ReadIndex {
                 }
                 _ => Err(status),
             },
+        }
+    }
+}
+
+/// The task that reads. However it ends, also with its runtime, nobody goes on waiting for it and the next caller starts another.
+struct Running {
+    read_index: Arc<ReadIndex>,
+    /// It has ended because nobody waits; another one may run.
+    is_over: bool,
+}
+
+impl Running {
+    /// Reads for as long as somebody waits.
+    async fn run(mut self) {
+        while let Some(Round { callers, lowest, replicas }) = self.next() {
+            let ReadIndex { spawner, .. } = &*self.read_index;
+            let outcome = self.read_index.send(&replicas, lowest).await;
+            for Callers { runtime, answers, .. } in callers {
+                let outcome = outcome.clone();
+                spawner.start_on(&runtime, async move {
+                    for answer in answers {
+                        // Who is gone needs none.
+                        let _ = answer.send(outcome.clone());
+                    }
+                });
+            }
+        }
+    }
+
+    /// Whom the next read serves. Taken before it is sent: who comes later is served by the one after.
+    fn next(&mut self) -> Option<Round> {
+        let mut waiting = self.read_index.waiting.lock();
+        if waiting.callers.is_empty() {
+            waiting.running = false;
+            self.is_over = true;
+            return None;
+        }
+        Some(waiting.take())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let mut waiting = self.read_index.waiting.lock();
+            waiting.running = false;
+            let round = waiting.take();
+            drop(waiting);
+            drop(round);
         }
     }
 }
@@ -263,8 +301,12 @@ mod tests {
     }
 
     fn read_index() -> (Arc<Scripted>, Arc<ReadIndex>, Arc<SharedReplica>) {
+        read_index_of(&Tasks::new())
+    }
+
+    fn read_index_of(tasks: &Tasks) -> (Arc<Scripted>, Arc<ReadIndex>, Arc<SharedReplica>) {
         let (cluster, metrics) = (Arc::new(Scripted::default()), CacheMetrics::register(&Metrics::new()));
-        let (identity, spawner) = (Identity::default(), Spawner::new(&Tasks::new()));
+        let (identity, spawner) = (Identity::default(), Spawner::new(tasks));
         let read_index = ReadIndex::new(cluster.clone(), identity, spawner, metrics, Periods::default());
         let range = || KeyRange::prefix("p".into());
         (cluster, read_index, Arc::new(SharedReplica::new(range(), range(), Instant::now())))
@@ -318,6 +360,26 @@ mod tests {
         settled().await;
         assert!(cluster.answer());
         assert!(next.await.is_ok());
+    }
+
+    /// Cause: a task that was stopped while it read was still taken for running, and later callers waited for it until their
+    /// clients gave up.
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_stopped_leaves_nobody_waiting() {
+        let tasks = Tasks::new();
+        let (_cluster, read_index, replica) = read_index_of(&tasks);
+        let mut callers: Vec<_> = (0..2).map(|_| read_index.read(&replica, Revision(0)).boxed()).collect();
+        for caller in &mut callers {
+            assert!(caller.now_or_never().is_none());
+            settled().await;
+        }
+        tasks.stop();
+        callers.push(read_index.read(&replica, Revision(0)).boxed());
+        for outcome in join_all(callers).await {
+            assert_eq!(outcome.unwrap_err().message(), ApiError::Stopped.text());
+        }
+        let later = read_index.read(&replica, Revision(0)).await.unwrap_err();
+        assert_eq!(later.message(), ApiError::Stopped.text());
     }
 
     #[derive(Clone, Copy, Debug)]

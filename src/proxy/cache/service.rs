@@ -375,7 +375,8 @@ impl Inner {
         if at.0 != 0 && (read.kept_from.0 == 0 || at < read.kept_from) {
             return Err(Passed::Revision);
         }
-        let reached = replica.reached(read.revision, group.read_index.patience()).await.ok_or(Passed::Behind)?;
+        let reached = replica.reached(read.revision, group.read_index.took(), &self.config.periods).await;
+        let reached = reached.ok_or(Passed::Behind)?;
         reached.completeness.confirm(read.sent_at);
         Ok(reached)
     }

@@ -7,8 +7,10 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
+use super::config::Periods;
 use super::pair::Pair;
 use super::past::Past;
+use super::patience::Patience;
 use crate::proxy::KeptPermission;
 use crate::tree::Tree;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
@@ -174,6 +176,7 @@ pub(super) struct SharedReplica {
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     /// Newest revision a reader waits for.
     target: AtomicI64,
+    patience: Patience,
     /// A read of the cluster's revision is being sent: progress is to be requested with it.
     pub read_sent: Notify,
     /// Reads of the cluster's revision that progress is requested with.
@@ -215,6 +218,7 @@ impl SharedReplica {
             permission: KeptPermission::default(),
             snapshot: watch::Sender::new(None),
             target: AtomicI64::new(0),
+            patience: Patience::default(),
             read_sent: Notify::new(),
             progress_wanted: AtomicU32::new(PROGRESS_READS),
             awaited: Notify::new(),
@@ -258,20 +262,28 @@ impl SharedReplica {
         self.snapshot.send_replace(snapshot);
     }
 
-    /// The first state at or after `revision`; none when it does not come in time or the replica is dropped.
-    pub async fn reached(&self, revision: Revision, within: Duration) -> Option<Arc<Snapshot>> {
+    /// The first state at or after `revision`, which a read told that took so long; none when it does not come in time or the replica
+    /// is dropped. Dropping the future is safe.
+    pub async fn reached(&self, revision: Revision, took: Duration, periods: &Periods) -> Option<Arc<Snapshot>> {
         let is_there =
             |snapshot: &Option<Arc<Snapshot>>| snapshot.as_ref().is_none_or(|snapshot| snapshot.position >= revision);
         let now = self.snapshot();
         if is_there(&now) {
+            self.patience.reached(Duration::ZERO);
             return now;
         }
         self.target.fetch_max(revision.0, Ordering::AcqRel);
         self.progress_wanted.store(PROGRESS_READS, Ordering::Relaxed);
         self.awaited.notify_one();
         let mut changes = self.snapshot.subscribe();
-        let reached = timeout(within, changes.wait_for(is_there)).await;
-        reached.ok()?.ok()?.clone()
+        let (began, within) = (Instant::now(), self.patience.wait(took, periods));
+        let Ok(reached) = timeout(within, changes.wait_for(is_there)).await else {
+            self.patience.missed(within, periods);
+            return None;
+        };
+        let reached = reached.ok()?.clone()?;
+        self.patience.reached(began.elapsed());
+        Some(reached)
     }
 
     /// A read of the cluster's revision is being sent. Where reads find the position at that revision, events alone keep it

@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -47,7 +47,12 @@ pub(super) struct SimCluster {
     state: Arc<Mutex<State>>,
     /// Members have applied something, or the store was compacted.
     moved: watch::Sender<()>,
+    /// What is sent on watches arrives so much later than answers to reads.
+    watches_late: Duration,
 }
+
+/// Sends an answer of a watch with the time at which that was.
+type Answers = mpsc::Sender<(Instant, Result<WatchResponse, Status>)>;
 
 struct State {
     rng: fastrand::Rng,
@@ -94,7 +99,12 @@ impl SimCluster {
             applied: [1; MEMBERS],
             acknowledged: VecDeque::new(),
         };
-        Self { state: Arc::new(Mutex::new(state)), moved: watch::Sender::new(()) }
+        Self { state: Arc::new(Mutex::new(state)), moved: watch::Sender::new(()), watches_late: Duration::ZERO }
+    }
+
+    /// The same where watches are later than reads.
+    pub fn with_late_watches(self, watches_late: Duration) -> Self {
+        Self { watches_late, ..self }
     }
 
     pub fn revision(&self) -> i64 {
@@ -220,11 +230,7 @@ impl SimCluster {
     }
 
     /// Serves one watch stream.
-    async fn serve(
-        self,
-        mut requests: mpsc::Receiver<WatchRequest>,
-        answers: mpsc::Sender<Result<WatchResponse, Status>>,
-    ) {
+    async fn serve(self, mut requests: mpsc::Receiver<WatchRequest>, answers: Answers) {
         let member = self.reach().await;
         let mut moved = self.moved.subscribe();
         let (mut range, mut next) = (None, 0);
@@ -258,7 +264,7 @@ impl SimCluster {
                 }
             }
             if self.state.lock().one_in(300) {
-                let _ = answers.send(Err(Status::unavailable("cut"))).await;
+                let _ = answers.send((Instant::now(), Err(Status::unavailable("cut")))).await;
                 return;
             }
         }
@@ -306,14 +312,14 @@ impl SimCluster {
     }
 
     /// Sends an answer after a while; false when nobody takes it.
-    async fn send(&self, answers: &mpsc::Sender<Result<WatchResponse, Status>>, answer: WatchResponse) -> bool {
+    async fn send(&self, answers: &Answers, answer: WatchResponse) -> bool {
         let delay = {
             let mut state = self.state.lock();
             let slow = if state.one_in(100) { 300 } else { 3 };
             state.millis(slow)
         };
         sleep(delay).await;
-        answers.send(Ok(answer)).await.is_ok()
+        answers.send((Instant::now(), Ok(answer))).await.is_ok()
     }
 }
 
@@ -358,10 +364,15 @@ impl Upstream for SimCluster {
                 return Err(Status::unavailable("nobody there"));
             }
             let (requests, received) = mpsc::channel(16);
-            let (answers, sent) = mpsc::channel(16);
+            let (answers, sent) = mpsc::channel(256);
+            let late = this.watches_late;
             #[allow(clippy::disallowed_methods, reason = "ends with its stream")]
             tokio::spawn(this.serve(received, answers));
-            Ok(UpstreamStream { requests, answers: ReceiverStream::new(sent).boxed() })
+            let arriving = move |(sent_at, answer)| async move {
+                sleep_until(sent_at + late).await;
+                answer
+            };
+            Ok(UpstreamStream { requests, answers: ReceiverStream::new(sent).then(arriving).boxed() })
         }
         .boxed()
     }

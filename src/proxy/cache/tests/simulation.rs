@@ -323,3 +323,24 @@ fn a_replica_that_differs_from_the_cluster_is_dropped_within_minutes_and_loaded_
         tasks.stop();
     });
 }
+
+/// Cause to look for: readers waited four times as long as the read of the cluster's revision had taken. Where the task that follows the
+/// watch is always later than that, all reads were passed on.
+#[test]
+fn reads_wait_for_a_replica_that_is_later_than_the_reads_of_the_cluster() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let tasks = Tasks::new();
+        let cluster = SimCluster::new(1, Fault::None).with_late_watches(Duration::from_millis(250));
+        let (cache, _) = cache_of(&cluster, &Metrics::new(), &tasks);
+        let (mut answered, seen) = (0, Seen::default());
+        for number in 0..100 {
+            cluster.write(&[(key(7), Some(format!("{number}").into()))]);
+            let request = RangeRequest { key: key(7), ..Default::default() };
+            answered += u32::from(ask(&cache, &seen, &request, false).await.is_some());
+            sleep(Duration::from_millis(300)).await;
+        }
+        assert!(answered > 50, "{answered} of 100 reads were answered");
+        tasks.stop();
+    });
+}
