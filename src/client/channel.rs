@@ -88,6 +88,11 @@ impl Channel {
         Self { pool, identity: self.identity.clone() }
     }
 
+    /// [`through`](Self::through), where the user goes with each request; none where a certificate may, which connections carry.
+    pub fn try_through(&self, pool: &Pool) -> Option<Self> {
+        self.identity.login.is_some().then(|| self.through(pool.clone()))
+    }
+
     /// A channel whose requests are those of a user that other channels may have logged in already.
     pub fn of_login(pool: Pool, login: &SharedLogin) -> Self {
         Self { pool, identity: login.identity.clone() }

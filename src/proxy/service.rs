@@ -346,7 +346,7 @@ impl Worker {
                 let Some((cache, look)) = cache.filter(|_| !is_measured) else {
                     return self.within(view, request).await;
                 };
-                match cache.answer(request, look).await {
+                match cache.answer(request, look, Some(&self.pool)).await {
                     Ok(answer) => tenant.limits.answer(answer),
                     Err(request) => self.within(view, request).await,
                 }

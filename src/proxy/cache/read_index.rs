@@ -7,6 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
@@ -16,14 +17,19 @@ use super::metrics::CacheMetrics;
 use super::shared::SharedReplica;
 use super::spawner::Spawner;
 use crate::api_error::ApiError;
+use crate::client::Pool;
 use crate::pb::encoded::ResponseHeader;
 use crate::proxy::Identity;
+use crate::proxy::watch::Upstream;
 use crate::types::{ClusterId, Revision};
 
 /// The cluster's revision, read by linearizable reads that all ranges of a group share.
 ///
 /// A caller is served by a read that was sent after it called, never by one in flight, which might miss a write that was
 /// acknowledged in between. Callers that arrive during a read share the next one.
+///
+/// Reads are sent from the thread of the caller that comes first, by its connections, for as long as others follow: callers of
+/// that thread are served without a wake-up from another one.
 ///
 /// No caller is lost: each is told the outcome of the read after the one that was in flight when it came, both of which end within
 /// `read_index_max`, or that the task that reads has ended, however it did.
@@ -50,12 +56,21 @@ struct Waiting {
     replicas: Vec<Arc<SharedReplica>>,
 }
 
-/// Callers of one thread. They are told in a task of their own runtime: a wake-up from another thread costs a system call, and
-/// this way it is one for all of them.
+/// Callers of one thread. Where that is not the one that reads, they are told in a task of their own runtime: a wake-up from
+/// another thread costs a system call, and this way it is one for all of them.
 struct Callers {
     thread: ThreadId,
     runtime: Handle,
     answers: Vec<oneshot::Sender<Result<ReadAnswer, Status>>>,
+}
+
+impl Callers {
+    fn tell(self, outcome: &Result<ReadAnswer, Status>) {
+        for answer in self.answers {
+            // Who is gone needs none.
+            let _ = answer.send(outcome.clone());
+        }
+    }
 }
 
 /// Those whom one read serves.
@@ -113,11 +128,17 @@ impl ReadIndex {
         })
     }
 
-    /// The revision of the cluster, for a reader of this replica at a revision, 0 for the newest. Dropping the future is safe.
+    /// The revision of the cluster, for a reader of this replica at a revision, 0 for the newest; `pool` is that of the current
+    /// thread, if it has one. Dropping the future is safe.
     ///
     /// # Errors
     /// Those of the read.
-    pub async fn read(self: &Arc<Self>, replica: &Arc<SharedReplica>, at: Revision) -> Result<ReadAnswer, Status> {
+    pub async fn read(
+        self: &Arc<Self>,
+        replica: &Arc<SharedReplica>,
+        at: Revision,
+        pool: Option<&Pool>,
+    ) -> Result<ReadAnswer, Status> {
         let (answer, is_running) = {
             let mut waiting = self.waiting.lock();
             if at.0 != 0 && (waiting.lowest.0 == 0 || at < waiting.lowest) {
@@ -130,7 +151,11 @@ impl ReadIndex {
         };
         if !is_running {
             // Outside of the lock: a task that cannot be started is dropped here.
-            self.spawner.start(Running { read_index: self.clone(), is_over: false }.run());
+            let running = Running { read_index: self.clone(), is_over: false };
+            match pool.and_then(|pool| self.cluster.on_worker(pool)) {
+                Some(cluster) => self.spawner.start_on(&Handle::current(), running.run(cluster)),
+                None => self.spawner.start(running.run(self.cluster.clone())),
+            }
         }
         answer.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
     }
@@ -140,13 +165,18 @@ impl ReadIndex {
         Duration::from_micros(self.took.load(Ordering::Relaxed))
     }
 
-    async fn send(&self, replicas: &[Arc<SharedReplica>], lowest: Revision) -> Result<ReadAnswer, Status> {
+    async fn send(
+        &self,
+        cluster: &dyn Upstream,
+        replicas: &[Arc<SharedReplica>],
+        lowest: Revision,
+    ) -> Result<ReadAnswer, Status> {
         let sent_at = Instant::now();
         let key = replicas.first().map(|replica| replica.upstream.start().clone()).unwrap_or_default();
         // A request cannot name the empty key; no key lies before this one.
         let key = if key.is_empty() { Bytes::from_static(b"\0") } else { key };
         self.metrics.read_index.inc();
-        let reading = self.read_from(key, lowest);
+        let reading = self.read_from(cluster, key, lowest);
         replicas.iter().for_each(|replica| replica.note_read_sent());
         let late = |_| Status::deadline_exceeded("the revision of the cluster was not told in time");
         let (header, kept_from) = timeout(self.periods.read_index_max, reading).await.map_err(late)??;
@@ -158,8 +188,13 @@ impl ReadIndex {
     }
 
     /// Reads a key at a revision; at the newest if that one is compacted or not there yet, so that who reads others is served.
-    async fn read_from(&self, key: Bytes, lowest: Revision) -> Result<(ResponseHeader, Revision), Status> {
-        let read = |at| self.cluster.read_index(&self.identity, key.clone(), at);
+    async fn read_from(
+        &self,
+        cluster: &dyn Upstream,
+        key: Bytes,
+        lowest: Revision,
+    ) -> Result<(ResponseHeader, Revision), Status> {
+        let read = |at| cluster.read_index(&self.identity, key.clone(), at);
         match read(lowest).await {
             Ok(header) => Ok((header, lowest)),
             Err(status) => match ApiError::from_text(status.message()) {
@@ -181,18 +216,23 @@ struct Running {
 
 impl Running {
     /// Reads for as long as somebody waits.
-    async fn run(mut self) {
-        while let Some(Round { callers, lowest, replicas }) = self.next() {
-            let ReadIndex { spawner, .. } = &*self.read_index;
-            let outcome = self.read_index.send(&replicas, lowest).await;
-            for Callers { runtime, answers, .. } in callers {
-                let outcome = outcome.clone();
-                spawner.start_on(&runtime, async move {
-                    for answer in answers {
-                        // Who is gone needs none.
-                        let _ = answer.send(outcome.clone());
-                    }
-                });
+    async fn run(mut self, cluster: Arc<dyn Upstream>) {
+        loop {
+            // Requests that have arrived are read and join: a task that yields goes on behind what the sockets have, and behind the
+            // tasks of these requests when it yields again.
+            for _ in 0..2 {
+                yield_now().await;
+            }
+            let Some(Round { callers, lowest, replicas }) = self.next() else { return };
+            let outcome = self.read_index.send(&*cluster, &replicas, lowest).await;
+            let here = thread::current().id();
+            for callers in callers {
+                if callers.thread == here {
+                    callers.tell(&outcome);
+                } else {
+                    let (runtime, outcome) = (callers.runtime.clone(), outcome.clone());
+                    self.read_index.spawner.start_on(&runtime, async move { callers.tell(&outcome) });
+                }
             }
         }
     }
@@ -228,22 +268,24 @@ mod tests {
     use futures::FutureExt;
     use futures::future::{BoxFuture, join_all};
     use proptest::prelude::*;
+    use tokio::runtime::{Builder, Runtime};
     use tokio::time::sleep;
 
     use super::*;
+    use crate::client::PoolConfig;
     use crate::pb::etcdserverpb::{RangeRequest, RangeResponse};
-    use crate::proxy::watch::{Upstream, UpstreamStream};
+    use crate::proxy::watch::UpstreamStream;
     use crate::shutdown::Tasks;
     use crate::telemetry::Metrics;
     use crate::types::{KeyRange, MemberId};
 
     /// A cluster whose reads are answered when the test says so, with the revision as it was when they were sent: the oldest
     /// that a member may tell.
-    #[derive(Default)]
+    #[derive(Clone, Default)]
     struct Scripted {
-        revision: AtomicI64,
+        revision: Arc<AtomicI64>,
         /// Reads that were sent and are not answered.
-        sent: Mutex<Vec<InFlight>>,
+        sent: Arc<Mutex<Vec<InFlight>>>,
     }
 
     /// The oldest revision that may answer a read, and the way to answer it.
@@ -298,6 +340,10 @@ mod tests {
         fn range(&self, _: &Identity, _: RangeRequest) -> BoxFuture<'static, Result<RangeResponse, Status>> {
             unreachable!("reads load no pairs")
         }
+
+        fn on_worker(&self, _: &Pool) -> Option<Arc<dyn Upstream>> {
+            Some(Arc::new(self.clone()))
+        }
     }
 
     fn read_index() -> (Arc<Scripted>, Arc<ReadIndex>, Arc<SharedReplica>) {
@@ -320,7 +366,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_is_served_by_a_read_that_was_in_flight_when_it_came() {
         let (cluster, read_index, replica) = read_index();
-        let read = || read_index.read(&replica, Revision(0)).map(|answer| answer.unwrap().revision.0).boxed();
+        let read = || read_index.read(&replica, Revision(0), None).map(|answer| answer.unwrap().revision.0).boxed();
         let mut first = read();
         assert!((&mut first).now_or_never().is_none());
         settled().await;
@@ -341,10 +387,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_error_is_for_those_whose_read_it_was() {
         let (cluster, read_index, replica) = read_index();
-        let mut first = read_index.read(&replica, Revision(0)).boxed();
+        let mut first = read_index.read(&replica, Revision(0), None).boxed();
         assert!((&mut first).now_or_never().is_none());
         settled().await;
-        let mut second = read_index.read(&replica, Revision(0)).boxed();
+        let mut second = read_index.read(&replica, Revision(0), None).boxed();
         assert!((&mut second).now_or_never().is_none());
         let (_, read) = cluster.in_flight().expect("a read");
         read.send(Err(Status::unavailable("gone"))).expect("it waits");
@@ -353,9 +399,9 @@ mod tests {
         assert!(cluster.answer());
         assert_eq!(second.await.unwrap().revision, Revision(0));
         // A silent cluster: the bound, and then the next read is tried.
-        let late = read_index.read(&replica, Revision(0)).await.unwrap_err();
+        let late = read_index.read(&replica, Revision(0), None).await.unwrap_err();
         assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
-        let mut next = read_index.read(&replica, Revision(0)).boxed();
+        let mut next = read_index.read(&replica, Revision(0), None).boxed();
         assert!((&mut next).now_or_never().is_none());
         settled().await;
         assert!(cluster.answer());
@@ -368,18 +414,64 @@ mod tests {
     async fn a_task_that_is_stopped_leaves_nobody_waiting() {
         let tasks = Tasks::new();
         let (_cluster, read_index, replica) = read_index_of(&tasks);
-        let mut callers: Vec<_> = (0..2).map(|_| read_index.read(&replica, Revision(0)).boxed()).collect();
+        let mut callers: Vec<_> = (0..2).map(|_| read_index.read(&replica, Revision(0), None).boxed()).collect();
         for caller in &mut callers {
             assert!(caller.now_or_never().is_none());
             settled().await;
         }
         tasks.stop();
-        callers.push(read_index.read(&replica, Revision(0)).boxed());
+        callers.push(read_index.read(&replica, Revision(0), None).boxed());
         for outcome in join_all(callers).await {
             assert_eq!(outcome.unwrap_err().message(), ApiError::Stopped.text());
         }
-        let later = read_index.read(&replica, Revision(0)).await.unwrap_err();
+        let later = read_index.read(&replica, Revision(0), None).await.unwrap_err();
         assert_eq!(later.message(), ApiError::Stopped.text());
+    }
+
+    /// Runs it on the runtime of a serving thread.
+    fn on(worker: &Runtime, part: impl Future<Output = ()> + Send) {
+        thread::scope(|scope| scope.spawn(|| worker.block_on(part)).join().expect("it runs"));
+    }
+
+    async fn others_run() {
+        for _ in 0..5 {
+            yield_now().await;
+        }
+    }
+
+    #[test]
+    fn reads_are_sent_by_the_thread_that_calls_first_and_by_another_when_it_is_gone() {
+        let here = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let worker = Builder::new_current_thread().enable_time().build().unwrap();
+        let (cluster, read_index, replica) = here.block_on(async { read_index() });
+        let pool = Pool::new(PoolConfig::new(Vec::new()), &Tasks::new());
+        let read = || read_index.read(&replica, Revision(0), Some(&pool)).boxed();
+        let (mut first, mut second) = (read(), read());
+        on(&worker, async { assert!((&mut first).now_or_never().is_none()) });
+        here.block_on(async {
+            assert!((&mut second).now_or_never().is_none());
+            settled().await;
+        });
+        assert!(!cluster.answer(), "the other thread does not run");
+        on(&worker, others_run());
+        assert!(cluster.answer());
+        on(&worker, async { assert!(first.await.is_ok()) });
+        here.block_on(async { assert!(second.await.is_ok(), "it came before the read was sent") });
+        let (mut third, mut fourth) = (read(), read());
+        on(&worker, async {
+            assert!((&mut third).now_or_never().is_none());
+            others_run().await;
+        });
+        here.block_on(async { assert!((&mut fourth).now_or_never().is_none()) });
+        drop(worker);
+        here.block_on(async {
+            assert_eq!(fourth.await.unwrap_err().message(), ApiError::Stopped.text());
+            let mut fifth = read();
+            assert!((&mut fifth).now_or_never().is_none());
+            settled().await;
+            assert!(cluster.answer());
+            assert!(fifth.await.is_ok());
+        });
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -402,7 +494,9 @@ mod tests {
                 Step::Write => cluster.write(),
                 Step::Arrive => {
                     let arrived = cluster.revision();
-                    callers.push(read_index.read(&replica, Revision(0)).map(move |answer| (arrived, answer)).boxed());
+                    callers.push(
+                        read_index.read(&replica, Revision(0), None).map(move |answer| (arrived, answer)).boxed(),
+                    );
                 }
                 Step::Answer => {
                     cluster.answer();

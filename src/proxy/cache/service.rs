@@ -198,7 +198,8 @@ impl RangeCache {
         (counts || promoted.load(Ordering::Relaxed)).then_some(Look { counts })
     }
 
-    /// Answers a `Range` or a `RangeStream`, if what is held here gives exactly what a member would answer.
+    /// Answers a `Range` or a `RangeStream`, if what is held here gives exactly what a member would answer. `pool` is that of the
+    /// serving thread.
     ///
     /// # Errors
     /// The request, to be passed on.
@@ -206,6 +207,7 @@ impl RangeCache {
         &self,
         request: Request<B>,
         look: Look,
+        pool: Option<&Pool>,
     ) -> Result<Response<Body>, Request<ReadAhead<Arriving<B>>>>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -219,7 +221,7 @@ impl RangeCache {
         };
         let seen = parts.extensions.get::<Seen>();
         let decided = match body.message() {
-            Some(message) => self.inner.decide(&parts, seen, &message, look).await,
+            Some(message) => self.inner.decide(&parts, seen, &message, look, pool).await,
             None => Err(Passed::Unread),
         };
         match decided {
@@ -248,6 +250,7 @@ impl Inner {
         seen: Option<&Seen>,
         message: &[u8],
         look: Look,
+        pool: Option<&Pool>,
     ) -> Result<(bool, Response<Body>), Passed> {
         let request = RangeRequest::decode(message).map_err(|_| Passed::Unread)?;
         // What is not known here may change the answer.
@@ -283,9 +286,9 @@ impl Inner {
         let newest = seen.map(Seen::newest).unwrap_or_default();
         let positioned = async {
             if serializable {
-                self.serializable(&group, replica, snapshot, newest).await
+                self.serializable(&group, replica, snapshot, newest, pool).await
             } else {
-                self.linearizable(&group, replica, snapshot, at).await
+                self.linearizable(&group, replica, snapshot, at, pool).await
             }
         };
         let permitted = self.permitted(&caller, &group, replica, &covered);
@@ -364,8 +367,9 @@ impl Inner {
         replica: &Arc<SharedReplica>,
         snapshot: Arc<Snapshot>,
         at: Revision,
+        pool: Option<&Pool>,
     ) -> Result<Arc<Snapshot>, Passed> {
-        let read = group.read_index.read(replica, at).await.map_err(|_| Passed::ReadIndex)?;
+        let read = group.read_index.read(replica, at, pool).await.map_err(|_| Passed::ReadIndex)?;
         // The position was the cluster's before the read was sent.
         if read.cluster != snapshot.cluster || read.revision < snapshot.position {
             replica.publish(None);
@@ -389,16 +393,17 @@ impl Inner {
         replica: &Arc<SharedReplica>,
         snapshot: Arc<Snapshot>,
         newest: PeekedHeader,
+        pool: Option<&Pool>,
     ) -> Result<Arc<Snapshot>, Passed> {
         let age = snapshot.completeness.age();
         if age > self.config.staleness || !is_shown(&snapshot, newest) {
-            return self.linearizable(group, replica, snapshot, Revision(0)).await;
+            return self.linearizable(group, replica, snapshot, Revision(0), pool).await;
         }
         if age > self.config.staleness / 2 && !replica.confirming.swap(true, Ordering::AcqRel) {
             let (this, group, replica, current) = (self.clone(), group.clone(), replica.clone(), snapshot.clone());
             self.spawner.start(async move {
                 // Whatever comes of it: the next read waits, if need be.
-                let _ = this.linearizable(&group, &replica, current, Revision(0)).await;
+                let _ = this.linearizable(&group, &replica, current, Revision(0), None).await;
                 replica.confirming.store(false, Ordering::Release);
             });
         }

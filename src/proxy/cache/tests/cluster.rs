@@ -13,6 +13,7 @@ use tonic::Status;
 
 use super::super::cluster::Cluster;
 use crate::api_error::ApiError;
+use crate::client::Pool;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
     RangeRequest, RangeResponse, ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse,
@@ -392,5 +393,9 @@ impl Upstream for SimCluster {
 impl Cluster for SimCluster {
     fn range(&self, _: &Identity, request: RangeRequest) -> BoxFuture<'static, Result<RangeResponse, Status>> {
         self.clone().read(request).boxed()
+    }
+
+    fn on_worker(&self, _: &Pool) -> Option<Arc<dyn Upstream>> {
+        None
     }
 }

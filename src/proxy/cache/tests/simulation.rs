@@ -135,7 +135,7 @@ pub(super) async fn ask(
     let path = if streams { "/etcdserverpb.KV/RangeStream" } else { "/etcdserverpb.KV/Range" };
     *request.uri_mut() = path.parse().expect("a path");
     request.extensions_mut().insert(seen.clone());
-    let response = cache.answer(request, cache.looks()?).await.ok()?;
+    let response = cache.answer(request, cache.looks()?, None).await.ok()?;
     let body = response.into_body().collect().await.expect("a body").to_bytes();
     // So few pairs are one message of a stream.
     Some(if streams {
