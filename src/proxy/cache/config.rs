@@ -42,6 +42,8 @@ pub(super) struct Periods {
     /// Bounds of the wait of a linearizable read for its replica; past that it passes.
     pub wait_min: Duration,
     pub wait_max: Duration,
+    /// Such a read waits no longer for others that it could serve too.
+    pub gather_max: Duration,
     /// A read of the cluster's revision is given up after this.
     pub read_index_max: Duration,
     /// Pauses before progress is requested again, while a member is behind.
@@ -70,6 +72,7 @@ impl Default for Periods {
         Self {
             wait_min: Duration::from_millis(20),
             wait_max: Duration::from_millis(500),
+            gather_max: Duration::from_millis(1),
             read_index_max: Duration::from_secs(2),
             progress_first: Duration::from_millis(2),
             progress_max: Duration::from_millis(50),

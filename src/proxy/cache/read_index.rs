@@ -4,15 +4,17 @@ use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
 use super::cluster::Cluster;
 use super::config::Periods;
+use super::gathering::Gathering;
 use super::metrics::CacheMetrics;
 use super::shared::SharedReplica;
 use super::spawner::Spawner;
@@ -40,6 +42,8 @@ pub(super) struct ReadIndex {
     metrics: CacheMetrics,
     periods: Periods,
     waiting: Mutex<Waiting>,
+    /// As many wait as the next read is for.
+    gathered: Notify,
     /// Microseconds a read takes, smoothed.
     took: AtomicU64,
 }
@@ -54,6 +58,9 @@ struct Waiting {
     lowest: Revision,
     /// Their watches are asked for progress together with the read.
     replicas: Vec<Arc<SharedReplica>>,
+    gathering: Gathering,
+    /// Callers that the next read waits for; 0 when it waits for nobody.
+    wanted: usize,
 }
 
 /// Callers of one thread. Where that is not the one that reads, they are told in a task of their own runtime: a wake-up from
@@ -81,7 +88,12 @@ struct Round {
 }
 
 impl Waiting {
+    fn number(&self) -> usize {
+        self.callers.iter().map(|callers| callers.answers.len()).sum()
+    }
+
     fn take(&mut self) -> Round {
+        self.wanted = 0;
         let Self { callers, lowest, replicas, .. } = self;
         Round { callers: std::mem::take(callers), lowest: std::mem::take(lowest), replicas: std::mem::take(replicas) }
     }
@@ -124,6 +136,7 @@ impl ReadIndex {
             metrics,
             periods,
             waiting: Mutex::default(),
+            gathered: Notify::new(),
             took: AtomicU64::new(0),
         })
     }
@@ -147,7 +160,12 @@ impl ReadIndex {
             if !waiting.replicas.iter().any(|other| Arc::ptr_eq(other, replica)) {
                 waiting.replicas.push(replica.clone());
             }
-            (waiting.join(), std::mem::replace(&mut waiting.running, true))
+            let joined = (waiting.join(), std::mem::replace(&mut waiting.running, true));
+            if waiting.wanted != 0 && waiting.number() >= waiting.wanted {
+                waiting.wanted = 0;
+                self.gathered.notify_one();
+            }
+            joined
         };
         if !is_running {
             // Outside of the lock: a task that cannot be started is dropped here.
@@ -163,6 +181,33 @@ impl ReadIndex {
     /// How long a read takes.
     pub fn took(&self) -> Duration {
         Duration::from_micros(self.took.load(Ordering::Relaxed))
+    }
+
+    /// Waits for those who are likely to come at once, about as long as a read takes.
+    async fn gather(&self) {
+        {
+            let mut waiting = self.waiting.lock();
+            let number = waiting.number();
+            let Some(wanted) = (number > 0).then(|| waiting.gathering.wanted(Instant::now())).flatten() else { return };
+            if number >= wanted {
+                waiting.gathering.gathered(true);
+                return;
+            }
+            waiting.wanted = wanted;
+            // Told too late the last time.
+            let _ = self.gathered.notified().now_or_never();
+        }
+        let _ = timeout(self.took().min(self.periods.gather_max), self.gathered.notified()).await;
+        let mut waiting = self.waiting.lock();
+        let came = std::mem::take(&mut waiting.wanted) == 0;
+        waiting.gathering.gathered(came);
+    }
+
+    /// A read has served these.
+    fn note_ended(&self, callers: &[Callers]) {
+        let mut waiting = self.waiting.lock();
+        let (served, others) = (callers.iter().map(|callers| callers.answers.len()).sum(), waiting.number());
+        waiting.gathering.ended(served, others, Instant::now());
     }
 
     async fn send(
@@ -223,8 +268,10 @@ impl Running {
             for _ in 0..2 {
                 yield_now().await;
             }
+            self.read_index.gather().await;
             let Some(Round { callers, lowest, replicas }) = self.next() else { return };
             let outcome = self.read_index.send(&*cluster, &replicas, lowest).await;
+            self.read_index.note_ended(&callers);
             let here = thread::current().id();
             for callers in callers {
                 if callers.thread == here {
@@ -265,7 +312,6 @@ impl Drop for Running {
 mod tests {
     use std::sync::atomic::AtomicI64;
 
-    use futures::FutureExt;
     use futures::future::{BoxFuture, join_all};
     use proptest::prelude::*;
     use tokio::runtime::{Builder, Runtime};
@@ -472,6 +518,32 @@ mod tests {
             assert!(cluster.answer());
             assert!(fifth.await.is_ok());
         });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_that_come_again_share_every_read() {
+        let (cluster, read_index, replica) = read_index();
+        let caller = async || {
+            for _ in 0..20 {
+                read_index.read(&replica, Revision(0), None).await.unwrap();
+            }
+        };
+        // One comes first: its read and that of the others would take turns.
+        let all = async {
+            let first = caller();
+            let others = async {
+                settled().await;
+                join_all((0..7).map(|_| caller())).await;
+            };
+            futures::join!(first, others);
+        };
+        let mut all = std::pin::pin!(all);
+        let mut reads = 0;
+        while (&mut all).now_or_never().is_none() {
+            settled().await;
+            reads += u32::from(cluster.answer());
+        }
+        assert!((20..25).contains(&reads), "{reads} reads");
     }
 
     #[derive(Clone, Copy, Debug)]
