@@ -4,6 +4,9 @@ use tokio::time::Instant;
 
 /// Callers of a round come again at once, or belong to another time.
 const AGAIN_MAX: Duration = Duration::from_millis(20);
+/// No read waits for more than this. Of more callers, some are answered while the others' read is in flight, and a read for so many
+/// costs the cluster little.
+const ENOUGH: usize = 32;
 /// Rounds that wait for nobody after one that waited in vain, at first and at most.
 const SKIPPED_MIN: u32 = 16;
 const SKIPPED_MAX: u32 = 1024;
@@ -35,7 +38,7 @@ impl Gathering {
             return None;
         }
         // One who is late does not keep the others.
-        Some(self.expected - self.expected / 8)
+        Some((self.expected - self.expected / 8).min(ENOUGH))
     }
 
     /// Whether those who were waited for came.
@@ -64,8 +67,10 @@ mod tests {
         assert_eq!(gathering.wanted(now), None, "nothing is known");
         gathering.ended(1, 0, now);
         assert_eq!(gathering.wanted(now), None, "a caller alone");
-        gathering.ended(1, 63, now);
-        assert_eq!(gathering.wanted(now), Some(56));
+        gathering.ended(1, 31, now);
+        assert_eq!(gathering.wanted(now), Some(28));
+        gathering.ended(1, 255, now);
+        assert_eq!(gathering.wanted(now), Some(ENOUGH));
         gathering.gathered(true);
         gathering.ended(2, 0, now);
         assert_eq!(gathering.wanted(now), Some(2));

@@ -514,7 +514,8 @@ mod tests {
             assert_eq!(fourth.await.unwrap_err().message(), ApiError::Stopped.text());
             let mut fifth = read();
             assert!((&mut fifth).now_or_never().is_none());
-            settled().await;
+            // The two that were served together are waited for.
+            sleep(2 * Periods::default().gather_max).await;
             assert!(cluster.answer());
             assert!(fifth.await.is_ok());
         });
