@@ -18,6 +18,8 @@ mod endpoint_lists;
 mod error;
 mod first_bytes;
 mod flow;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(test)]
 mod hot_path;
 mod hot_restart;
