@@ -17,8 +17,8 @@ use crate::config::{
 };
 use crate::core::peer::{PeerDialer, PeerTls};
 use crate::core::server::{CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests, Traffic};
-use crate::listener::{self, ListenerConfig, ListenerError, PortUse, Protection, Serving, Socket, WorkerId};
-use crate::net::{ClientTls, Identity, ServerTls};
+use crate::listener::{self, ListenerConfig, ListenerError, Protection, Serving, Socket, WorkerId};
+use crate::net::{ClientTls, Identity, PortUse, ServerTls};
 use crate::pages::{BrowserRules, Profiles};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, Tracing, WatchMetrics, init_logging};

@@ -13,7 +13,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::cause::Cause;
 use super::client::ClientRules;
-use super::listener::is_same_socket;
 use super::loop_questions::LoopQuestions;
 use super::metrics::GatewayMetrics;
 use super::routes::Routes;
@@ -21,7 +20,7 @@ use super::stream::Stream;
 use super::upstream::{Assigned, Upstream};
 use super::upstreams::Upstreams;
 use crate::config::ListenAddress;
-use crate::net::{AddressTime, DialError, Endpoint, TcpDialer, TcpSilence};
+use crate::net::{AddressTime, DialError, Endpoint, TcpDialer, TcpSilence, is_same_socket};
 
 /// Endpoints marked down that are tried when no other is left.
 const LAST_RESORT_MAX: usize = 3;

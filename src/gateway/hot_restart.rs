@@ -1,7 +1,7 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
+
+use crate::net::is_socket;
 
 /// Time for each step of the other process; the next one reads its configuration and asks DNS in it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -90,9 +92,8 @@ impl Handover {
     /// # Errors
     /// When the file cannot be made.
     pub fn offer(path: &Path, sockets: Vec<OwnedFd>) -> io::Result<Self> {
-        if std::fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is there"));
-        }
+        // Replaced below, where there is one.
+        is_socket(path)?;
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{}", std::process::id()));
         let new = PathBuf::from(name);

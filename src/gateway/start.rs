@@ -17,7 +17,7 @@ use super::dial::Dialer;
 use super::endpoint_lists::{EndpointLists, refuse_itself};
 use super::error::GatewayError;
 use super::http::serve_metrics;
-use super::listener::{Accept, Listener, SocketFile, address_of};
+use super::listener::{Accept, Listener, address_of};
 use super::loop_questions::LoopQuestions;
 use super::loops::search_for_loops;
 use super::metrics::GatewayMetrics;
@@ -28,7 +28,7 @@ use super::upstreams::Upstreams;
 use super::worker::Worker;
 use crate::config::{GatewayAddress, GatewayConfig, HealthCheckConfig, ListenAddress, OnEject};
 use crate::discovery::{Discovery, dialled};
-use crate::net::HostPort;
+use crate::net::{HostPort, SocketFile};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 

@@ -16,9 +16,9 @@ use tracing::warn;
 
 use super::connection_info::Accepted;
 use super::first_bytes::Stream;
-use super::socket::{ListenerError, NO_ADDRESS, Protection, Socket, SocketFile, SocketKind};
+use super::socket::{ListenerError, NO_ADDRESS, Protection, Socket, SocketKind};
 use super::worker::{Counts, HANDOVER_MAX, ListenerConfig, NewConnection, WorkerId, run};
-use crate::net::TcpSilence;
+use crate::net::{SocketFile, TcpSilence};
 use crate::shutdown::Tasks;
 
 /// Pause after an accept error, or while the process has as many connections as it may.
@@ -202,14 +202,14 @@ where
 /// A socket on the runtime of its accept loop.
 enum Listener {
     Tcp(tokio::net::TcpListener),
-    Unix(tokio::net::UnixListener, #[allow(dead_code, reason = "removed with the listener")] SocketFile),
+    Unix(#[allow(dead_code, reason = "removed with the listener")] SocketFile, tokio::net::UnixListener),
 }
 
 impl Listener {
     fn new(socket: SocketKind) -> io::Result<Self> {
         Ok(match socket {
             SocketKind::Tcp(listener) => Self::Tcp(tokio::net::TcpListener::from_std(listener)?),
-            SocketKind::Unix(listener, file) => Self::Unix(tokio::net::UnixListener::from_std(listener)?, file),
+            SocketKind::Unix(file, listener) => Self::Unix(file, tokio::net::UnixListener::from_std(listener)?),
         })
     }
 
@@ -221,7 +221,7 @@ impl Listener {
                 let accepted = Accepted { listener, local: stream.local_addr()?, peer };
                 Ok((Stream::Tcp(stream.into_std()?), accepted))
             }
-            Self::Unix(socket, _) => {
+            Self::Unix(_, socket) => {
                 let (stream, _) = socket.accept().await?;
                 Ok((Stream::Unix(stream.into_std()?), Accepted { listener, local: NO_ADDRESS, peer: NO_ADDRESS }))
             }

@@ -42,7 +42,7 @@ pub use arriving::{Arriving, CollectedBytes};
 pub use connection_info::ConnectionInfo;
 pub use head::refused_head;
 pub use held::HeldBytes;
-pub use socket::{ListenerError, PortUse, Protection, Socket, bind, bind_port, bind_unix};
+pub use socket::{ListenerError, Protection, Socket, bind, bind_port, bind_unix};
 #[cfg(test)]
 pub(crate) use upgraded::as_served;
 pub use upgraded::plain_tcp;

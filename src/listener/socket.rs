@@ -1,16 +1,10 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use socket2::{Domain, Protocol, Type};
-
-use crate::net::ServerTls;
-
-/// Connections the kernel queues while none is accepted.
-const BACKLOG: i32 = 1024;
+use crate::net::{PortUse, Replaces, ServerTls, SocketFile, listen_tcp, listen_unix};
 
 /// Why a listener could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +40,7 @@ pub struct Socket {
 #[derive(Debug)]
 pub(super) enum SocketKind {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    Unix(SocketFile, UnixListener),
 }
 
 /// What is spoken on connections.
@@ -93,7 +87,7 @@ impl fmt::Display for Socket {
                 Ok(address) => write!(f, "{address}"),
                 Err(_) => f.write_str("?"),
             },
-            SocketKind::Unix(_, file) => write!(f, "{}", file.0.display()),
+            SocketKind::Unix(file, _) => write!(f, "{}", file.path().display()),
         }
     }
 }
@@ -109,76 +103,27 @@ pub fn bind(address: SocketAddr) -> Result<Socket, ListenerError> {
     bind_port(address, PortUse::Alone)
 }
 
-/// Whether other sockets may be bound to the same address and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PortUse {
-    /// A port in use is refused.
-    Alone,
-    /// With others that allow it as well; the system spreads connections over them (`SO_REUSEPORT`).
-    Shared,
-}
-
 /// Like [`bind`], for a port that may be shared.
 ///
 /// # Errors
 /// Those of [`bind`].
 pub fn bind_port(address: SocketAddr, port_use: PortUse) -> Result<Socket, ListenerError> {
-    let open = || -> io::Result<TcpListener> {
-        let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_reuse_address(true)?;
-        if port_use == PortUse::Shared {
-            socket.set_reuse_port(true)?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    let listener = open().map_err(|source| ListenerError::Bind { address, reason: plain(source) })?;
+    let listener = listen_tcp(address, port_use).map_err(|reason| ListenerError::Bind { address, reason })?;
     Ok(Socket { kind: SocketKind::Tcp(listener), protection: Protection::Plain })
 }
 
-/// Opens a unix socket. A socket that an earlier process left there is replaced; the file goes when the socket is
-/// closed.
+/// Opens a unix socket. A socket that is there is replaced, as etcd does, even that of a process that listens; the file goes when
+/// the socket is closed.
 ///
 /// # Errors
 /// Names the path.
 pub fn bind_unix(path: &Path) -> Result<Socket, ListenerError> {
-    let open = || -> io::Result<UnixListener> {
-        match std::fs::symlink_metadata(path) {
-            Ok(file) if file.file_type().is_socket() => std::fs::remove_file(path)?,
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
-            Err(_) => {}
-        }
-        let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+    let open = || -> io::Result<SocketKind> {
+        let listener = listen_unix(path, None, Replaces::Any)?;
+        Ok(SocketKind::Unix(SocketFile::at(path)?, listener))
     };
-    let failed = |reason| ListenerError::BindUnix { path: path.display().to_string(), reason };
-    let listener = open().map_err(failed)?;
-    let kind = SocketKind::Unix(listener, SocketFile(path.to_owned()));
+    let kind = open().map_err(|reason| ListenerError::BindUnix { path: path.display().to_string(), reason })?;
     Ok(Socket { kind, protection: Protection::Plain })
-}
-
-/// Removes the file of a unix socket at its end.
-#[derive(Debug)]
-pub(super) struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Words the one common failure without the number of the operating system.
-fn plain(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => io::Error::new(error.kind(), "address already in use"),
-        _ => error,
-    }
 }
 
 #[cfg(test)]
@@ -200,11 +145,15 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
         let socket = bind_unix(&path).expect("replaced");
         assert_eq!(socket.to_string(), path.display().to_string());
+        // Its end removed the file of whoever had replaced it.
+        let later = bind_unix(&path).expect("replaced");
         drop(socket);
+        assert!(path.exists());
+        drop(later);
         assert!(!path.exists());
         std::fs::write(&path, "data").expect("written");
         let error = bind_unix(&path).expect_err("a file");
-        assert!(error.to_string().ends_with("bind: there is a file that is no socket"), "{error}");
+        assert!(error.to_string().ends_with("bind: a file that is no socket is there"), "{error}");
         assert_eq!(std::fs::read(&path).expect("still there"), b"data");
     }
 }

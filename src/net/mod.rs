@@ -2,7 +2,7 @@
 //!
 //! A [`HostPort`] is where something listens, an [`Endpoint`] where a client connects. [`TcpDialer`] (`dial.rs`) opens
 //! every TCP connection of the process; [`TcpSilence`] is what each one is given, dialled or accepted, and [`Backoff`] the
-//! pauses between attempts. [`Batched`] collects what HTTP/2 writes.
+//! pauses between attempts. `listening.rs` opens the sockets that listen. [`Batched`] collects what HTTP/2 writes.
 //!
 //! TLS of every listener and every dial is here. What the operator wants is a [`ServerTlsConfig`] or a
 //! [`ClientTlsConfig`]; [`ServerTls`] (`server_tls.rs`) and [`ClientTls`] (`client_tls.rs`) are made of it and do the
@@ -26,6 +26,7 @@ mod host_port;
 mod identity;
 mod ip_prefix;
 mod linger;
+mod listening;
 mod names;
 mod p521;
 mod pem;
@@ -53,6 +54,7 @@ pub use host_port::HostPort;
 pub use identity::{Identity, IdentityFiles};
 pub use ip_prefix::IpPrefix;
 pub use linger::linger;
+pub use listening::{PortUse, Replaces, SocketFile, is_same_socket, is_socket, listen_tcp, listen_unix};
 pub use names::{AllowedNames, CertificateNames};
 pub use pem::TlsError;
 pub use policy::TlsPolicy;
