@@ -23,6 +23,7 @@ use crate::net::TcpSilence;
 /// Latencies up to a minute, in nanoseconds, three digits.
 const LATENCY_MAX_NANOS: u64 = 60_000_000_000;
 const BULK_BYTES: usize = 256 * 1024;
+const ECHO_BYTES: usize = 4096;
 /// Bytes that the far end confirms at once.
 const BATCH_BYTES: u64 = 256 * 1024 * 1024;
 /// Connections opened at the same time while many are opened.
@@ -40,7 +41,7 @@ struct RawTcpBench {
     /// Connections.
     #[arg(long, default_value_t = 16)]
     conns: usize,
-    /// Bytes of one message (tcp-pingpong).
+    /// Bytes of one message (tcp-pingpong, tcp-connect).
     #[arg(long, default_value_t = 128)]
     size: usize,
     /// How long to measure.
@@ -49,6 +50,13 @@ struct RawTcpBench {
     /// Process whose CPU time and memory are reported: the forwarder.
     #[arg(long)]
     server_pid: Option<u32>,
+}
+
+impl RawTcpBench {
+    /// No message is empty.
+    fn message_bytes(&self) -> usize {
+        self.size.max(1)
+    }
 }
 
 /// Runs one of the measurements; `args` starts with its name. Prints one JSON object.
@@ -66,7 +74,12 @@ pub fn run(args: &[OsString]) -> u8 {
         }
         Err(error) => return refuse(&error.to_string()),
     };
-    let outcome = serve(config.serve, mode).and_then(|()| {
+    let kind = match mode {
+        "tcp-bulk" => FarEnd::Drain,
+        "tcp-connect" => FarEnd::Once(config.message_bytes()),
+        _ => FarEnd::Echo,
+    };
+    let outcome = serve(config.serve, kind).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let local = LocalSet::new();
         match mode {
@@ -91,12 +104,21 @@ fn refuse(error: &str) -> u8 {
     1
 }
 
-/// The far end, on a thread of its own that ends with the process: an echo, or a drain for bulk.
-fn serve(address: SocketAddr, mode: &str) -> io::Result<()> {
+/// What the far end does with a connection.
+#[derive(Clone, Copy)]
+enum FarEnd {
+    /// Sends back what comes.
+    Echo,
+    /// Reads batches and confirms each.
+    Drain,
+    /// Sends one message of so many bytes back, and closes.
+    Once(usize),
+}
+
+/// The far end, on a thread of its own that ends with the process.
+fn serve(address: SocketAddr, kind: FarEnd) -> io::Result<()> {
     let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
-    let buffer_bytes = if mode == "tcp-bulk" { BULK_BYTES } else { 4096 };
-    let drains = mode == "tcp-bulk";
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("far-end".to_owned()).spawn(move || {
         let local = LocalSet::new();
@@ -106,7 +128,7 @@ fn serve(address: SocketAddr, mode: &str) -> io::Result<()> {
             loop {
                 let (stream, _) = listener.accept().await?;
                 TcpSilence::CLIENT.prepare(&stream)?;
-                connections.spawn_local(far_end(stream, buffer_bytes, drains));
+                connections.spawn_local(far_end(stream, kind));
                 while connections.try_join_next().is_some() {}
             }
             #[allow(unreachable_code, reason = "names the type of the block")]
@@ -116,31 +138,45 @@ fn serve(address: SocketAddr, mode: &str) -> io::Result<()> {
     Ok(())
 }
 
-async fn far_end(mut stream: TcpStream, buffer_bytes: usize, drains: bool) -> io::Result<()> {
-    let mut buffer = Vec::new();
+async fn far_end(stream: TcpStream, kind: FarEnd) -> io::Result<()> {
+    // An idle connection costs the far end no buffer.
+    stream.readable().await?;
+    match kind {
+        FarEnd::Echo => echo(stream).await,
+        FarEnd::Drain => drain(stream).await,
+        FarEnd::Once(size) => once(stream, size).await,
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; ECHO_BYTES];
     loop {
-        // An idle connection costs the far end no buffer.
-        stream.readable().await?;
-        buffer.resize(buffer_bytes, 0);
-        if drains {
-            let mut left = stream.read_u64().await?;
-            while left > 0 {
-                let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-                match stream.read(&mut buffer[..most]).await? {
-                    0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    read => left -= read as u64,
-                }
-            }
-            stream.write_u8(1).await?;
-            continue;
-        }
-        match stream.try_read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(read) => stream.write_all(&buffer[..read]).await?,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(()),
+            read => stream.write_all(&buffer[..read]).await?,
         }
     }
+}
+
+async fn drain(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BULK_BYTES];
+    loop {
+        let mut left = stream.read_u64().await?;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            match stream.read(&mut buffer[..most]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => left -= read as u64,
+            }
+        }
+        stream.write_u8(1).await?;
+    }
+}
+
+async fn once(mut stream: TcpStream, size: usize) -> io::Result<()> {
+    let mut message = vec![0; size];
+    stream.read_exact(&mut message).await?;
+    stream.write_all(&message).await
 }
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
@@ -152,7 +188,7 @@ async fn pingpong(config: &RawTcpBench) -> io::Result<serde_json::Value> {
     for _ in 0..config.conns {
         // One round before the clock starts: the far end is connected then.
         let mut stream = connect(config.addr).await?;
-        let mut message = vec![7; config.size.max(1)];
+        let mut message = vec![7; config.message_bytes()];
         round(&mut stream, &mut message).await?;
         let duration = config.duration.0;
         clients.spawn_local(async move {
@@ -236,13 +272,16 @@ async fn bulk(config: &RawTcpBench) -> io::Result<serde_json::Value> {
     }))
 }
 
-/// Opens connections one after the other, with one round on each, from as many clients at once.
+/// Opens connections one after the other, from as many clients at once, with one round on each until the far end has closed it.
+///
+/// The side that closes first keeps the connection in TIME_WAIT. So it is the far end and, towards the client, the forwarder: both hold
+/// it at the port where they listen. Clients and the forwarder would run out of ports to connect from if they closed first.
 async fn connections(config: &RawTcpBench) -> io::Result<serde_json::Value> {
     let usage = Usage::of(config.server_pid);
     let started = Instant::now();
     let mut clients = JoinSet::new();
     for _ in 0..config.conns {
-        let (address, size, duration) = (config.addr, config.size.max(1), config.duration.0);
+        let (address, size, duration) = (config.addr, config.message_bytes(), config.duration.0);
         clients.spawn_local(async move {
             let mut latencies = histogram();
             let mut message = vec![7; size];
@@ -250,6 +289,9 @@ async fn connections(config: &RawTcpBench) -> io::Result<serde_json::Value> {
                 let begin = Instant::now();
                 let mut stream = connect(address).await?;
                 round(&mut stream, &mut message).await?;
+                if stream.read(&mut message).await? > 0 {
+                    return Err(io::Error::other("bytes came after the message"));
+                }
                 latencies.saturating_record(begin.elapsed().as_nanos() as u64);
             }
             io::Result::Ok(latencies)

@@ -16,7 +16,7 @@ fn suite(folder: &Path, flags: &[&str]) -> Output {
 fn a_suite_measures_both_sides_and_writes_its_reports() {
     let folder = tempfile::tempdir().unwrap();
     let against = format!("--against={OURS}");
-    let rows = "--rows=put-1,secure-range,proxy-cached-linearizable,gateway-pingpong,gateway-endpoint-dies";
+    let rows = "--rows=put-1,secure-range,proxy-cached-linearizable,gateway-pingpong,gateway-endpoint-dies,gateway-connections";
     let document = folder.path().join("document.md");
     std::fs::write(&document, "head\n<!-- bench suite -->\nold\n<!-- end of bench suite -->\n").unwrap();
     let into = format!("--document={}", document.display());
@@ -28,7 +28,7 @@ fn a_suite_measures_both_sides_and_writes_its_reports() {
     let json: Value = serde_json::from_str(&read("report.json")).unwrap();
     assert!(output.status.success(), "{said}");
     let rows = json["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 5);
+    assert_eq!(rows.len(), 6);
     for row in rows {
         assert_eq!(row["not_run"], Value::Null, "{said}");
         assert_eq!(row["sides"][0], "watershed");
@@ -42,6 +42,13 @@ fn a_suite_measures_both_sides_and_writes_its_reports() {
     assert!(rows[2]["samples"][0][0]["figures"]["upstream reads per read"].as_f64().unwrap() < 1.0);
     let said_of_haproxy = rows[3]["sides"].as_array().unwrap().iter().chain(rows[3]["notes"].as_array().unwrap());
     assert!(said_of_haproxy.filter(|text| text.as_str().unwrap().starts_with("haproxy")).count() == 1, "{}", rows[3]);
+    // Each way there is, the one without a gateway included, opened connections.
+    let ways = rows[5]["samples"].as_array().unwrap();
+    assert!(rows[5]["sides"].as_array().unwrap().last().unwrap() == "direct" && ways.len() >= 3, "{}", rows[5]);
+    for way in ways {
+        assert!(way[0]["figures"]["per second"].as_f64().unwrap() > 0.0, "{}", rows[5]);
+    }
+    assert!(ways[0][0]["figures"]["cpu µs"].is_number(), "{}", rows[5]);
     let (markdown, html) = (read("report.md"), read("report.html"));
     assert!(markdown.contains("| put-1 |") && String::from_utf8_lossy(&output.stdout).contains(&markdown));
     assert!(html.contains("<svg") && html.contains("<h2>secure-range</h2>"));

@@ -33,6 +33,8 @@ const FIGURES: &[(&str, &str)] = &[
     (P50_MICROS, "/p50_us"),
     (P99_MICROS, "/p99_us"),
     (CPU, "/cpu_us_per_round"),
+    (PER_SECOND, "/connections_per_second"),
+    (CPU, "/cpu_us_per_connection"),
     (GIGABYTES, "/gb_per_second"),
     (CPU_PER_GIGABYTE, "/cpu_s_per_gb"),
     (BYTES_PER_CONNECTION, "/bytes_per_connection"),
@@ -182,6 +184,8 @@ mod tests {
         assert_eq!(sample.latencies, [(1.0, 3.0), (2.0, 2.0)]);
         let tcp = Sample::of(&json!({"rounds_per_second": 9.0, "cpu_us_per_round": 1.0, "p99_us": 3.0}));
         assert_eq!((tcp.figure(PER_SECOND), tcp.figure(CPU), tcp.figure(P99_MICROS)), (Ok(9.0), Ok(1.0), Ok(3.0)));
+        let connections = Sample::of(&json!({"connections_per_second": 8.0, "cpu_us_per_connection": 2.0}));
+        assert_eq!((connections.figure(PER_SECOND), connections.figure(CPU)), (Ok(8.0), Ok(2.0)));
         assert_eq!(tcp.figure(ERRORS).unwrap_err(), "the load has no figure \"errors\"");
     }
 }

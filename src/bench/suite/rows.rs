@@ -278,6 +278,13 @@ pub(super) const ROWS: &[Row] = &[
         open: |programs, line| gateways::forwarders(programs, line, false),
     },
     Row {
+        name: "gateway-connections",
+        what: "tcp-connect --conns=16 --size=128",
+        is_slow: false,
+        targets: &[more(PER_SECOND, SHOWN, SHOWN), shown(P50_MICROS), shown(P99_MICROS), shown(CPU)],
+        open: |programs, line| gateways::forwarders(programs, line, false),
+    },
+    Row {
         name: "gateway-idle",
         what: "tcp-idle --conns=2000",
         is_slow: true,
