@@ -25,8 +25,8 @@ async fn until_read(what: &str, client: &Client) {
 }
 
 /// Waits until a source has so many endpoints.
-async fn until_endpoints(address: &str, path: &str, count: usize) {
-    let line = format!("watershed_discovery_endpoints{{source=\"registered members\"}} {count}\n");
+async fn until_endpoints(address: &str, path: &str, source: &str, count: usize) {
+    let line = format!("watershed_discovery_endpoints{{source=\"{source}\"}} {count}\n");
     until("the endpoints", async || http_get(address, "GET", path).await.ok().filter(|page| page.body.contains(&line)))
         .await;
 }
@@ -67,9 +67,9 @@ impl Access {
         }
     }
 
-    async fn until_endpoints(&self, count: usize) {
+    async fn until_endpoints(&self, source: &str, count: usize) {
         for (address, page) in &self.pages {
-            until_endpoints(address, page, count).await;
+            until_endpoints(address, page, source, count).await;
         }
     }
 }
@@ -110,25 +110,29 @@ async fn replace_first(found: &mut Found, ports: &[(u16, u16)]) -> (Process, u16
     (process, new.0)
 }
 
+/// Waits until a process has logged that one endpoint is new and another one is gone.
+async fn until_changed(process: &Process, new: &str, gone: &str) {
+    until("the change of endpoints", async || {
+        let output = process.output();
+        (output.contains(new) && output.contains(gone)).then_some(())
+    })
+    .await;
+}
+
 /// Everything that finds the cluster serves it, and follows it when a member is replaced.
 async fn serves_and_follows(found: &mut Found, ports: &[(u16, u16)], flags: &[String]) {
     found.until_complete().await;
     let (mut process, through_surplus, folder) = surplus(flags);
     let access = Access::start(flags);
     access.until_read().await;
-    access.until_endpoints(3).await;
+    access.until_endpoints("registered members", 3).await;
     until_read("a read through the surplus member", &through_surplus).await;
     let put = PutRequest { key: "by-surplus".into(), ..Default::default() };
     through_surplus.kv().put(put).await.expect("a write");
     assert!(!folder.path().join("data-9/member").exists(), "a proxy has no data of a member");
     let (_new, new_port) = replace_first(found, ports).await;
     for process in access.processes.iter().chain([&process]) {
-        until("the change of endpoints", async || {
-            let output = process.output();
-            let has = |sign: char, port: u16| output.contains(&format!("{sign}127.0.0.1:{port}"));
-            (has('+', new_port) && has('-', ports[0].0)).then_some(())
-        })
-        .await;
+        until_changed(process, &format!("+127.0.0.1:{new_port}"), &format!("-127.0.0.1:{}", ports[0].0)).await;
     }
     // None of those that were registered is left but the one.
     found.processes[2].kill();
@@ -225,6 +229,38 @@ fn all_of_the_tier_finds_a_cluster_by_its_token() {
 }
 
 #[test]
+fn gateway_and_proxy_follow_a_member_that_is_replaced_in_srv_records() {
+    if is_stock() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let (dns, ports) = (DnsServer::start(), ports());
+        let put = |service: &str, ports: &[u16]| {
+            let records: Vec<_> = ports.iter().map(|port| (0, 0, *port)).collect();
+            dns.put(&format!("_etcd-{service}._tcp.example.test"), "localhost", &records);
+        };
+        put("server", &ports.map(|ports| ports.1));
+        // Two members only, so that there is one more that neither knows before the change.
+        put("client", &[ports[0].0, ports[1].0]);
+        let srv = vec!["--discovery-srv=example.test".to_owned(), format!("--discovery-dns={}", dns.address)];
+        let mut found = Found::start(&ports, &srv);
+        found.until_complete().await;
+        let access = Access::start(&[srv, vec!["--insecure-discovery".to_owned()]].concat());
+        access.until_read().await;
+        access.until_endpoints("DNS SRV", 2).await;
+        let (_new, new_port) = replace_first(&mut found, &ports).await;
+        put("client", &[new_port, ports[2].0]);
+        for process in &access.processes {
+            until_changed(process, &format!("+localhost:{new_port}"), &format!("-localhost:{}", ports[0].0)).await;
+        }
+        // None of those that the records named at first is left.
+        found.processes[1].kill();
+        access.until_read().await;
+    });
+}
+
+#[test]
 fn all_of_the_tier_finds_a_cluster_with_tls_in_srv_records() {
     if is_stock() {
         return;
@@ -263,7 +299,7 @@ fn all_of_the_tier_finds_a_cluster_with_tls_in_srv_records() {
         until_read("a read through the surplus member", &secure(format!("127.0.0.1:{}", other.0))).await;
         let (gateway, proxy) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let [ca, _, _] = certificates.dial_flags().try_into().expect("three flags");
-        let pages = format!("127.0.0.1:{}", free_port());
+        let (pages, proxy_pages) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let own = [
             format!("--listen-addr={gateway}"),
             format!("--metrics-addr={pages}"),
@@ -271,7 +307,8 @@ fn all_of_the_tier_finds_a_cluster_with_tls_in_srv_records() {
         ];
         let args = [vec!["gateway".to_owned(), "start".to_owned()], own.to_vec(), srv.to_vec()].concat();
         let _gateway = Process::start(&own_binary(), &args, folder.path(), "gateway");
-        let own = [vec![format!("--listen-addr={proxy}")], certificates.dial_flags()].concat();
+        let listen = vec![format!("--listen-addr={proxy}"), format!("--metrics-addr=http://{proxy_pages}")];
+        let own = [listen, certificates.dial_flags()].concat();
         let args = [vec!["grpc-proxy".to_owned(), "start".to_owned()], own, srv.to_vec()].concat();
         let _proxy = Process::start(&own_binary(), &args, folder.path(), "proxy");
         let clients = [secure(gateway), client(&proxy)];
@@ -280,11 +317,8 @@ fn all_of_the_tier_finds_a_cluster_with_tls_in_srv_records() {
         }
         // The records name the third member alone; the second keeps the quorum.
         dns.put("_etcd-client-ssl._tcp.example.test", "localhost", &records(|ports| ports.0, &[2]));
-        let line = "watershed_discovery_endpoints{source=\"DNS SRV\"} 1\n";
-        until("one endpoint", async || {
-            http_get(&pages, "GET", "/metrics").await.ok().filter(|page| page.body.contains(line))
-        })
-        .await;
+        until_endpoints(&pages, "/metrics", "DNS SRV", 1).await;
+        until_endpoints(&proxy_pages, "/proxy/metrics", "DNS SRV", 1).await;
         members[0].kill();
         for client in &clients {
             until_read("a read after the change", client).await;
