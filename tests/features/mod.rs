@@ -9,6 +9,7 @@ mod cache;
 mod compaction;
 mod configuration;
 mod ctl;
+mod dev;
 mod discovery;
 mod floods;
 mod gateway;

@@ -36,7 +36,7 @@ pub use http::{HttpAnswer, http_get, metric};
 pub use http_proxy::HttpProxy;
 pub use json::{JsonCall, json};
 pub use network::Network;
-pub use process::{Process, free_port};
+pub use process::{Process, free_loopback, free_port};
 pub use proxy::Proxy;
 
 pub use deployment::{Deployment, Target, client, is_stock, member_args, own_binary, prefix, run, server_binary};

@@ -1,6 +1,6 @@
 use std::ffi::OsStr;
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -26,6 +26,15 @@ pub fn free_port() -> u16 {
         }
     }
     panic!("no free port");
+}
+
+/// An address of the loopback interface that no other test uses, for a program whose ports are fixed.
+pub fn free_loopback() -> Ipv4Addr {
+    static NEXT: AtomicU16 = AtomicU16::new(1);
+    // Test binaries that run side by side have addresses of their own.
+    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    let number = u8::try_from(NEXT.fetch_add(1, Ordering::Relaxed)).expect("few tests need one");
+    Ipv4Addr::new(127, 128 | high, low, number)
 }
 
 /// Allows this process as many descriptors as it may have: many tests share it.

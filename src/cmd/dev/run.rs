@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 
+use super::parts::Host;
 use super::several::Several;
-use super::single::{self, Single};
+use super::single::Single;
 use crate::cmd::process::{answer, raise_descriptor_limit, refuse, without_config};
 use crate::config::{FlagWords, Variables, parse_flags};
 use crate::shutdown::{Tasks, interrupted};
@@ -25,6 +26,9 @@ struct RawDevConfig {
     /// Keep data in a temporary folder that is removed at the end.
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set)]
     ephemeral: bool,
+    /// Address of the loopback interface on which everything listens; with one of its own, a second tier runs beside the first.
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    host: Host,
     /// Members of the cluster: 1 to 5.
     #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=5))]
     members: u8,
@@ -54,7 +58,7 @@ pub fn run(args: &[OsString]) -> u8 {
 
 fn serve(raw: &RawDevConfig) -> anyhow::Result<()> {
     let temporary = if raw.ephemeral { Some(tempfile::tempdir().context("make a temporary folder")?) } else { None };
-    let data_dir = temporary.as_ref().map_or(raw.data_dir.as_path(), |folder| folder.path());
+    let data_dir = raw.host.folder(temporary.as_ref().map_or(raw.data_dir.as_path(), |folder| folder.path()));
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -64,11 +68,11 @@ fn serve(raw: &RawDevConfig) -> anyhow::Result<()> {
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
         let tier = if raw.members == 1 && !raw.discovery {
-            Tier::Single(Single::start(data_dir, &tasks).await?)
+            Tier::Single(Single::start(raw.host, &data_dir, &tasks).await?)
         } else {
-            Tier::Several(Several::start(data_dir, raw.members.into(), raw.discovery, &tasks).await?)
+            Tier::Several(Several::start(raw.host, &data_dir, raw.members.into(), raw.discovery, &tasks).await?)
         };
-        answer(&tier.screen(data_dir, raw.ephemeral));
+        answer(&tier.screen(&data_dir, raw.ephemeral));
         interrupted().await.context("wait for signals")?;
         answer("\nstopping\n");
         match tier {
@@ -93,7 +97,7 @@ impl Tier {
         let program = program.display().to_string();
         let data = format!("{} ({})", data_dir.display(), if ephemeral { "removed at the end" } else { "kept" });
         match self {
-            Self::Single(_) => single::screen(&program, &data),
+            Self::Single(tier) => tier.screen(&program, &data),
             Self::Several(tier) => tier.screen(&program, &data),
         }
     }
