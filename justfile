@@ -100,6 +100,12 @@ suite etcd *flags:
     cargo build --release
     target/release/watershed bench suite --against={{etcd}} --folder=target/bench-suite {{flags}}
 
+# Large sizes: keys, leases, watchers, transactions, lists; all parts or the named ones: `just scale keys --size=0.1 --against=/usr/local/bin/etcd`,
+# `just scale --parts` for what they take. The reports go to target/scale; leases need Go.
+scale *flags:
+    cargo build --release
+    benches/scale.py {{flags}}
+
 # Hostile connections against release builds, with memory and the p99 of another client; `etcd` is a stock one to compare with.
 attacks seconds="4" etcd="":
     cargo build --release
