@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Large sizes: many keys, leases and watchers, long transactions and lists; one part after the other, each on new processes.
 
-usage: benches/scale.py [--size=1] [--against=ETCD] [PART ...]
-
     keys             10,000,000 keys: memory, disk, starts, compaction, db snapshot, defragmentation, and puts beside them
     leases           1,000,000 leases: memory, starts, renewals, and 100,000 others that end at once beside puts
     watchers         100,000 watchers on one member, in three shapes: memory, time to open them, one event to all
@@ -13,7 +11,7 @@ usage: benches/scale.py [--size=1] [--against=ETCD] [PART ...]
 --size multiplies these numbers; --parts says what each part takes at that size. With --against each part is measured on another etcd
 afterwards, with its own proxy in front of it; --only-ours names parts that leave it out. Results go to FOLDER: PART.json, and
 report.md with the results of all parts that are there, also those of runs before; --document puts the same between the lines
-"<!-- scale -->" and "<!-- end of scale -->" of a document. What members store lies in FOLDER, too, and is removed. Everything is on
+"<!-- scale -->" and "<!-- end of scale -->" of a document. What members store lies in FOLDER, too, and is removed; of a part that failed the logs stay there. Everything is on
 loopback, and the generators share the machine with what is measured. Leases need Go (benches/scale/main.go).
 """
 import argparse
@@ -66,20 +64,23 @@ def main():
 
 
 def arguments():
-    parser = argparse.ArgumentParser(usage=__doc__, add_help=True)
-    parser.add_argument("part", nargs="*")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", help="all of them unless given")
     parser.add_argument("--size", type=float, default=1.0)
-    parser.add_argument("--against")
-    parser.add_argument("--only-ours", default="")
-    parser.add_argument("--watershed", default="target/release/watershed")
+    parser.add_argument("--against", metavar="ETCD", help="the program to measure against")
+    parser.add_argument("--only-ours", metavar="PARTS", default="", help="a comma list")
+    parser.add_argument("--watershed", metavar="PROGRAM", default="target/release/watershed", help="member, proxy and generator")
     parser.add_argument("--folder", default="target/scale")
-    parser.add_argument("--rounds", type=int, default=3, help="of lists")
-    parser.add_argument("--readers", default="1", help="clients that list, as a comma list of numbers")
-    parser.add_argument("--document")
-    parser.add_argument("--parts", dest="parts_only", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3, help="of lists beside puts; figures are medians")
+    parser.add_argument("--readers", default="1", help="clients that list, as a comma list of numbers; each is measured")
+    parser.add_argument("--document", metavar="FILE")
+    parser.add_argument("--parts", dest="parts_only", action="store_true", help="say what each part takes, and end")
     options = parser.parse_args()
     options.part = options.part or list(PARTS)
     options.only_ours = [name for name in options.only_ours.split(",") if name]
+    for program in filter(None, (options.watershed, options.against)):
+        if not os.access(program, os.X_OK):
+            parser.error(f"{program} is no program")
     unknown = [name for name in options.part + options.only_ours if name not in PARTS]
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}")

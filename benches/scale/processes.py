@@ -1,5 +1,6 @@
 """Members, proxies and loads of benches/scale.py, and what is read of their processes."""
 import contextlib
+import glob
 import json
 import os
 import resource
@@ -39,6 +40,11 @@ class Side:
         try:
             member.start()
             yield member
+        except Exception:
+            # All that is left of a process that has ended.
+            for log in glob.glob(f"{self.folder}/*.log"):
+                shutil.copy(log, f"{self.folder}-{os.path.basename(log)}")
+            raise
         finally:
             member.stop(signal.SIGKILL)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -108,14 +114,18 @@ class Member(Program):
     def answers(self):
         try:
             return bool(self.call("kv/range", {"key": encoded("no such key")}))
-        except (OSError, json.JSONDecodeError):
+        except Failed:
             return False
 
     def call(self, path, body):
         """A call of the API as JSON."""
         request = urllib.request.Request(f"http://{self.endpoint}/v3/{path}", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            return json.loads(answer.read())
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                return json.loads(answer.read())
+        except (OSError, json.JSONDecodeError) as error:
+            state = self.process.poll()
+            raise Failed(f"{path}: {error}; {self.name} {'runs' if state is None else f'ended with {state}'}") from error
 
     def restart(self, how):
         """Ends it by a signal; returns the seconds until it has ended, and those until it serves again."""
