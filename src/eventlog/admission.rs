@@ -38,8 +38,8 @@ pub struct Admission {
     pub source: Arc<Source>,
     /// A revision the cluster has reached; a watch from now starts behind it. 0 when the log's head will do.
     pub after: Revision,
-    /// The compacted revision if the start is known to be below it: the watch is created and cancelled at once. Else 0;
-    /// what the log itself knows of compactions counts besides.
+    /// The compacted revision if the start is known to be below it: the watch is created and cancelled at once. Else it may be one
+    /// that is not above the start, or 0; what the log itself knows of compactions counts besides.
     pub compacted: Revision,
     /// The permission that the watch is open under; none when it cannot be revoked.
     pub permission: Option<Arc<WatchPermission>>,

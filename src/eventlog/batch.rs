@@ -116,6 +116,12 @@ impl LogBatch {
         self.revision
     }
 
+    /// Whether a store that is compacted at a revision can tell what was there before the events: it reads that at the revision
+    /// before theirs, when it sends them. What a watch gets must not depend on whether the events come from a log or a store.
+    pub(super) fn knows_before(&self, compacted: Revision) -> bool {
+        self.revision > compacted
+    }
+
     /// The events.
     pub fn events(&self) -> &[LogEvent] {
         &self.events

@@ -113,7 +113,8 @@ impl EventLog {
         self.wake();
     }
 
-    /// Remembers that history below `revision` is gone; watches that ask for less are cancelled.
+    /// Remembers that history below `revision` is gone: watches that ask for less are cancelled, and what was there before the events
+    /// up to it is not told.
     pub fn compact(&self, revision: Revision) {
         self.compacted.fetch_max(revision.0, Ordering::AcqRel);
     }

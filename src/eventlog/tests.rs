@@ -144,6 +144,11 @@ struct Client {
     seen: Vec<Seen>,
     /// Newest revision that must not show up again.
     upto: i64,
+    prev_kv: bool,
+    /// Revisions of the events that told what was there before.
+    told_before: Vec<i64>,
+    /// Where the store was compacted when the watch was created.
+    compacted: i64,
     ended: Option<i64>,
 }
 
@@ -156,7 +161,7 @@ struct Scenario {
     reads: Vec<(JobId, JobResult)>,
     streams: Vec<u32>,
     clients: Vec<BTreeMap<i64, Client>>,
-    asked: Vec<Vec<(KeyRange, i64, u8)>>,
+    asked: Vec<Vec<Client>>,
     /// Newest revision that an event or a progress answer of a stream has told of.
     told: Vec<i64>,
     now: Instant,
@@ -191,7 +196,7 @@ impl Scenario {
             reads: Vec::new(),
             streams,
             clients: (0..STREAMS).map(|_| BTreeMap::new()).collect(),
-            asked: vec![Vec::new(); STREAMS],
+            asked: (0..STREAMS).map(|_| Vec::new()).collect(),
             told: vec![0; STREAMS],
             now,
             trace: false,
@@ -238,7 +243,9 @@ impl Scenario {
             Op::Compact { back } => {
                 let mut store = self.store.lock();
                 store.compacted = store.compacted.max(store.revision - i64::from(back)).max(0);
-                self.first.log().compact(Revision(store.compacted));
+                for source in [&self.first, &self.second] {
+                    source.log().compact(Revision(store.compacted));
+                }
             }
             // Where a source is behind, the stream stays held until the next one.
             Op::Progress { stream } => drop(self.progress(stream)),
@@ -289,7 +296,18 @@ impl Scenario {
         let admission =
             Admission { source, after: Revision(after), compacted: Revision(0), permission: None, held: None };
         self.watcher_set.lock().create(self.streams[stream], &create, &admission, self.now);
-        self.asked[stream].push((range, if start == 0 { after + 1 } else { start }, filter));
+        let start = if start == 0 { after + 1 } else { start };
+        self.asked[stream].push(Client {
+            range,
+            start,
+            filter,
+            seen: Vec::new(),
+            upto: start - 1,
+            prev_kv,
+            told_before: Vec::new(),
+            compacted: self.store.lock().compacted,
+            ended: None,
+        });
     }
 
     fn take(&mut self, stream: usize) -> bool {
@@ -314,8 +332,7 @@ impl Scenario {
         }
         let header = response.header.expect("a header").revision;
         if response.created {
-            let (range, start, filter) = self.asked[stream].remove(0);
-            let client = Client { range, start, filter, seen: Vec::new(), upto: start - 1, ended: None };
+            let client = self.asked[stream].remove(0);
             assert!(self.clients[stream].insert(response.watch_id, client).is_none(), "id in use");
             return;
         }
@@ -342,6 +359,7 @@ impl Scenario {
             self.told[stream] = self.told[stream].max(header);
             return self.check_complete(&self.clients[stream][&response.watch_id], header);
         }
+        let compacted = self.store.lock().compacted;
         let client = self.clients[stream].get_mut(&response.watch_id).expect("events after created");
         assert!(client.ended.is_none(), "events after the end");
         let first = response.events[0].kv.as_ref().expect("kv").mod_revision;
@@ -351,6 +369,12 @@ impl Scenario {
             let key = String::from_utf8(kv.key.to_vec()).expect("text");
             client.upto = kv.mod_revision;
             assert!(header >= kv.mod_revision);
+            let (revision, tells_before) = (kv.mod_revision, event.prev_kv.is_some());
+            if tells_before {
+                client.told_before.push(revision);
+                assert!(client.prev_kv && revision > client.compacted, "what was before {revision}");
+            }
+            assert!(tells_before || !client.prev_kv || revision <= compacted, "nothing before {revision}");
             client.seen.push((kv.mod_revision, kv.version, key, event.r#type == 1));
         }
         let revision = client.upto;
@@ -515,6 +539,23 @@ fn a_start_below_the_compaction_is_created_then_cancelled_and_blocks_progress() 
     assert_eq!(script.said(), "1@6 canceled; -1@6");
     script.scenario.watcher_set.lock().cancel(0, 1, Revision(6));
     assert_eq!(script.said(), "", "a repeated cancel gets no answer");
+}
+
+/// Cause: events that a log still had came with what was there before, though a member no longer knows that.
+#[test]
+fn what_was_there_before_a_compaction_is_not_told() {
+    let mut script = Script::new();
+    let watch = |start| Op::Create { stream: 1, range: 0, start, filter: 0, prev_kv: true, second: false };
+    script.scenario.run(watch(0));
+    script.put(b'a');
+    // Not sent yet when it is compacted.
+    script.scenario.run(Op::Write(vec![(0, false)]));
+    script.scenario.run(Op::Compact { back: 0 });
+    script.put(b'a');
+    script.scenario.run(watch(-1));
+    script.scenario.settle();
+    let told_before = |watch_id| script.scenario.clients[1][&watch_id].told_before.clone();
+    assert_eq!((told_before(0), told_before(1)), (vec![2, 4], vec![4]));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::super::routes::Subscription;
 use super::super::send_queue::End;
 use super::deliver::queue_events;
 use super::jobs::{Job, JobId, JobResult, Spot};
-use super::{CursorState, WatchLimits, WatcherSet};
+use super::{Attached, CursorState, WatchLimits, WatcherSet};
 use crate::types::Revision;
 
 /// Batches of the log looked at for one unsynced cursor before the next one has its turn.
@@ -88,17 +88,10 @@ impl WatcherSet {
         }
         let after = Revision(cursor.next.0 - 1);
         let log = attached.source.log();
-        // Of the compacted revision itself the history knows less than the log: nothing before it. What a watch gets must
-        // not depend on whether the log still has it.
-        let read = match cursor.next == log.compacted() {
-            true => Read::Behind,
-            false => log.read(after, attached.position, BATCHES_PER_STEP),
-        };
-        match read {
+        match log.read(after, attached.position, BATCHES_PER_STEP) {
             Read::Batches { batches, complete_to } => {
-                let subscription = &attached.routes.group(cursor.group).subscription;
-                let bytes_max = self.catch_up_bytes();
-                let piece = collect(&self.limits, bytes_max, subscription, &batches, cursor.next, complete_to);
+                let wanted = Wanted::by(cursor.group, attached, cursor.next);
+                let piece = collect(&self.limits, self.catch_up_bytes(), &wanted, &batches, complete_to);
                 memo.insert(spot, piece.clone());
                 self.catch_up(key, &piece);
             }
@@ -149,8 +142,8 @@ impl WatcherSet {
     pub(in super::super) fn finish_job(&mut self, id: JobId, result: JobResult) {
         let Some(Job { spot, waiting }) = self.jobs.finish(id) else { return };
         let piece = result.map(|batch| {
-            let subscription = &self.attached[spot.source as usize].routes.group(spot.group).subscription;
-            collect(&self.limits, self.catch_up_bytes(), subscription, &batch.batches, spot.from, batch.complete_to)
+            let wanted = Wanted::by(spot.group, &self.attached[spot.source as usize], spot.from);
+            collect(&self.limits, self.catch_up_bytes(), &wanted, &batch.batches, batch.complete_to)
         });
         for key in waiting {
             self.metrics.slow_watchers.dec();
@@ -169,22 +162,37 @@ impl WatcherSet {
     }
 }
 
-/// The events a subscription wants, as many whole revisions as one response may hold.
+/// What is collected for a group of watchers.
+struct Wanted<'a> {
+    subscription: &'a Subscription,
+    from: Revision,
+    compacted: Revision,
+}
+
+impl<'a> Wanted<'a> {
+    fn by(group: u32, attached: &'a Attached, from: Revision) -> Self {
+        let subscription = &attached.routes.group(group).subscription;
+        Self { subscription, from, compacted: attached.source.log().compacted() }
+    }
+}
+
+/// The events that are wanted, as many whole revisions as one response may hold.
 fn collect(
     limits: &WatchLimits,
     bytes_max: usize,
-    subscription: &Subscription,
+    wanted: &Wanted<'_>,
     batches: &[Arc<LogBatch>],
-    from: Revision,
     complete_to: Revision,
 ) -> Piece {
+    let Wanted { subscription, from, compacted } = *wanted;
     let mut block = Block::default();
     let mut revisions = 0;
     let mut last = Revision(0);
     for batch in batches.iter().filter(|batch| batch.revision() >= from && batch.revision() <= complete_to) {
         let before = block.events;
+        let prev_kv = subscription.prev_kv && batch.knows_before(compacted);
         for event in batch.events().iter().filter(|event| subscription.wants(event)) {
-            block.push(event.frame(subscription.prev_kv));
+            block.push(event.frame(prev_kv));
         }
         if block.events > before {
             revisions += 1;

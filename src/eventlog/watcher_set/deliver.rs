@@ -61,12 +61,13 @@ impl WatcherSet {
 
     fn deliver_batch(&mut self, at: u32, batch: &LogBatch, wanted: &[(u32, u32)]) -> usize {
         let mut sent = 0;
+        let knows_before = batch.knows_before(self.attached[at as usize].source.log().compacted());
         for same_group in wanted.chunk_by(|a, b| a.0 == b.0) {
             let group = same_group[0].0;
             if self.attached[at as usize].routes.group(group).synced.is_empty() {
                 continue;
             }
-            let prev_kv = self.attached[at as usize].routes.group(group).subscription.prev_kv;
+            let prev_kv = self.attached[at as usize].routes.group(group).subscription.prev_kv && knows_before;
             let mut block = Block::default();
             for &(_, number) in same_group {
                 block.push(batch.events()[number as usize].frame(prev_kv));

@@ -92,6 +92,8 @@ impl ClientWatchAdmission {
         };
         // At the same time: opening an upstream watch must not delay where a watch from now begins.
         let (position, (source, permission)) = tokio::try_join!(self.read_index(range, start), source)?;
+        // Known of the cluster, not only of compactions that passed.
+        source.log().compact(position.compacted);
         Ok(Admission { source, after: position.revision, compacted: position.compacted, permission, held: None })
     }
 
@@ -186,10 +188,20 @@ impl ClientWatchAdmission {
 
     /// One linearizable read of a key at a revision (0: the newest). It is refused as compacted exactly when a watch
     /// from there would be, by a member that has applied all that was acknowledged before.
+    ///
+    /// It is tried at the revision before: when that is compacted and this one is not, this one is where the cluster is compacted, and
+    /// a member tells nothing of what was there before its events.
     async fn read_at(&self, range: &KeyRange, at: Revision) -> Result<Read, Status> {
         let key = self.hub.config.namespace.add_prefix(range.start());
         let read = |at| self.hub.run(self.hub.upstream.read_index(&self.group.identity, key.clone(), at));
-        let (header, at) = match read(at).await {
+        let error_of =
+            |answer: &Result<_, Status>| answer.as_ref().err().and_then(|status| ApiError::from_text(status.message()));
+        let before = if at.0 > 1 { Revision(at.0 - 1) } else { at };
+        let (mut answer, mut compacted) = (read(before).await, Revision(0));
+        if before != at && error_of(&answer) == Some(ApiError::Compacted) {
+            (answer, compacted) = (read(at).await, at);
+        }
+        let (header, at) = match answer {
             Ok(header) => (header, at),
             Err(status) => match ApiError::from_text(status.message()) {
                 Some(ApiError::Compacted) => return Ok(Read::Compacted(self.compacted_above(range, at).await?)),
@@ -197,7 +209,7 @@ impl ClientWatchAdmission {
                 _ => return Err(status),
             },
         };
-        Ok(Read::Answer(ReadAnswer { revision: Revision(header.revision), at }))
+        Ok(Read::Answer(ReadAnswer { revision: Revision(header.revision), at, compacted }))
     }
 
     /// The compacted revision, which is known to be above `start`: only the answer to a watch names it.

@@ -392,6 +392,9 @@ impl Broadcast {
     /// The member has cancelled the watch.
     fn receive_cancel(&mut self, answer: WatchResponse) -> Stop {
         let end = End { compact_revision: Revision(answer.compact_revision), reason: answer.cancel_reason };
+        if end.compact_revision.0 != 0 {
+            self.hub.note_compaction(end.compact_revision);
+        }
         if end.compact_revision.0 != 0 && self.position().0 != 0 && !self.start_after {
             self.start_after = true;
             return Stop::Broken(Status::out_of_range("the revision of the position is compacted"));

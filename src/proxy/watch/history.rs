@@ -43,8 +43,15 @@ impl UpstreamHistory {
 
 impl History for UpstreamHistory {
     fn events(&self, request: HistoryRequest) -> BoxFuture<'static, Result<HistoryBatch, HistoryError>> {
-        let (watches, identity) = (self.watches.clone(), self.identity.clone());
-        async move { watches.read(&identity, request).await }.boxed()
+        let (watches, identity, broadcast) = (self.watches.clone(), self.identity.clone(), self.broadcast.clone());
+        async move {
+            let read = watches.read(&identity, request).await;
+            if let (Err(HistoryError::Compacted(compacted)), Some(source)) = (&read, broadcast.source()) {
+                source.log().compact(*compacted);
+            }
+            read
+        }
+        .boxed()
     }
 
     fn refresh(&self) -> Option<BoxFuture<'static, bool>> {

@@ -46,7 +46,7 @@ impl Last {
         }
         let (serves, answer) = self.answer;
         let kept = number <= serves && answer.keeps(start);
-        kept.then_some(StartPosition { revision: answer.revision, compacted: Revision(0) })
+        kept.then_some(StartPosition { revision: answer.revision, compacted: answer.compacted })
     }
 }
 
@@ -64,6 +64,8 @@ pub(super) struct ReadAnswer {
     pub revision: Revision,
     /// The revision read at, 0 for the newest; it is not compacted.
     pub at: Revision,
+    /// The compacted revision if that is the one read at, else 0.
+    pub compacted: Revision,
 }
 
 /// Where a watch stands against the cluster at a moment after it was asked for.
@@ -71,7 +73,7 @@ pub(super) struct ReadAnswer {
 pub(super) struct StartPosition {
     /// A revision at or after every write acknowledged before the call; 0 when compaction answers the call.
     pub revision: Revision,
-    /// The compacted revision when the start is below it, else 0.
+    /// The compacted revision when the start is below it, or when it is the lowest start of those that share the read; else 0.
     pub compacted: Revision,
 }
 
@@ -163,7 +165,7 @@ mod tests {
                     async move {
                         let number = reads.fetch_add(1, Ordering::SeqCst) + 1;
                         gate.acquire().await.unwrap().forget();
-                        Ok(Read::Answer(ReadAnswer { revision: Revision(number), at }))
+                        Ok(Read::Answer(ReadAnswer { revision: Revision(number), at, ..ReadAnswer::default() }))
                     }
                 };
                 read_index.read(Revision(0), read).await.unwrap().revision
@@ -191,7 +193,7 @@ mod tests {
             let answer = if gone {
                 Read::Compacted(Revision(compacted))
             } else {
-                Read::Answer(ReadAnswer { revision: Revision(revision), at })
+                Read::Answer(ReadAnswer { revision: Revision(revision), at, ..ReadAnswer::default() })
             };
             async move {
                 tokio::task::yield_now().await;
