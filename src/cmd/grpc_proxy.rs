@@ -23,9 +23,9 @@ use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, Identity, ServerAuth, ServerTls};
 use crate::pages::Profiles;
 use crate::proxy::{
-    CacheBudget, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, Listeners, MessageLimits, Namespace,
-    PageListeners, ProxyService, ProxyUser, ProxyWatchMetrics, ReadPermissions, RegisteredProxies, Registration,
-    ResponseMemory, SelfMember, Tenant, TenantCache, TenantUpstream, Tenants, UpstreamPools, WorkerParts,
+    CacheBudget, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, KnownLeases, Listeners, MessageLimits,
+    Namespace, PageListeners, ProxyService, ProxyUser, ProxyWatchMetrics, ReadPermissions, RegisteredProxies,
+    Registration, ResponseMemory, SelfMember, Tenant, TenantCache, TenantUpstream, Tenants, UpstreamPools, WorkerParts,
     pause_without_cluster, proxy_calls,
 };
 use crate::shutdown::{Tasks, interrupted};
@@ -270,7 +270,7 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
     let health_pool = pools.open(&tasks);
     let paused = pause_without_cluster(health_pool.clone(), &metrics, &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
-    let response_memory = ResponseMemory::new(config.answer_memory_bytes);
+    let (response_memory, known_leases) = (ResponseMemory::new(config.answer_memory_bytes), KnownLeases::default());
     let make = move |worker: WorkerId| {
         let parts = WorkerParts {
             pool: worker_pools.open(&worker_tasks),
@@ -284,6 +284,7 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
             health_pool: health_pool.clone(),
             self_member: self_member.clone(),
             response_memory: response_memory.clone(),
+            known_leases: known_leases.clone(),
             metrics: metrics.clone(),
             profiles: config.enable_pprof.then_some(Profiles),
             calls: calls.clone(),

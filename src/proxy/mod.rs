@@ -35,7 +35,7 @@ pub use members::SelfMember;
 pub use message_limits::MessageLimits;
 #[cfg(fuzzing)]
 pub use namespace::fuzzing;
-pub use namespace::{Namespace, ResponseMemory, Rights};
+pub use namespace::{KnownLeases, Namespace, ResponseMemory, Rights};
 pub use registration::{RegisteredProxies, Registration};
 pub use service::{ProxyService, WorkerParts, proxy_calls};
 pub use tenants::{AgreedCompaction, Tenant, TenantCache, TenantRule, TenantSet, TenantUpstream, TenantUser, Tenants};

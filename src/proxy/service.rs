@@ -28,7 +28,7 @@ use super::lease::{KeepAliveBroadcasts, admit, keep_alive};
 use super::limits::{MeteredRequest, metered_answer};
 use super::members::SelfMember;
 use super::message_limits::{ClientBody, MessageLimits};
-use super::namespace::{PREFIX_BYTES, ResponseMemory, View, clean_headers, no_decompressor, one_message};
+use super::namespace::{KnownLeases, PREFIX_BYTES, ResponseMemory, View, clean_headers, no_decompressor, one_message};
 use super::revision_tracking::track_revisions;
 use super::tenants::{Membership, NotATenant, Tenant, TenantUpstream, Tenants};
 use super::watch::ProxyWatchService;
@@ -84,6 +84,8 @@ pub struct WorkerParts {
     pub self_member: Option<SelfMember>,
     /// Memory for answers that are rewritten, of all threads.
     pub response_memory: ResponseMemory,
+    /// Which leases belong to which namespace, of all threads.
+    pub known_leases: KnownLeases,
     /// The registry `/proxy/metrics` shows.
     pub metrics: Metrics,
     /// Whether profiles are served.
@@ -124,6 +126,7 @@ struct Worker {
     /// Of all tenants whose requests go on with the credentials of clients.
     leases: KeepAliveBroadcasts,
     response_memory: ResponseMemory,
+    known_leases: KnownLeases,
     pages: Pages,
     calls: GrpcCalls,
     unknown_calls: Semaphore,
@@ -155,6 +158,7 @@ impl ProxyService {
             health_pool,
             self_member,
             response_memory,
+            known_leases,
             metrics,
             profiles,
             calls,
@@ -174,6 +178,7 @@ impl ProxyService {
                 self_member,
                 leases,
                 response_memory,
+                known_leases,
                 pages,
                 calls,
                 unknown_calls: Semaphore::new(UNKNOWN_CALLS_MAX),
@@ -455,9 +460,10 @@ impl Worker {
                 (channel, self.upstream.keep_alives(tenant, user).clone())
             }
         };
-        let memory = self.response_memory.clone();
-        let view = (!tenant.namespace.is_whole())
-            .then(|| View::new(&tenant.namespace, tenant.rights, tenant.limits.clone(), channel, memory, &self.tasks));
+        let (memory, known) = (self.response_memory.clone(), self.known_leases.clone());
+        let (namespace, limits) = (&tenant.namespace, tenant.limits.clone());
+        let view = (!namespace.is_whole())
+            .then(|| View::new(namespace, tenant.rights, limits, channel, memory, known, &self.tasks));
         let made = Arc::new(TenantServices { view, watch: OnceLock::new(), leases });
         services.insert(tenant.id(), made.clone());
         made

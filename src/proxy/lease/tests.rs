@@ -18,8 +18,8 @@ use crate::pb::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use crate::proxy::{
-    KeepAliveBroadcasts, MessageLimits, Namespace, PageListeners, ProxyService, ResponseMemory, Tenant, TenantUpstream,
-    Tenants, UpstreamPools, WorkerParts, proxy_calls,
+    KeepAliveBroadcasts, KnownLeases, MessageLimits, Namespace, PageListeners, ProxyService, ResponseMemory, Tenant,
+    TenantUpstream, Tenants, UpstreamPools, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -172,6 +172,7 @@ fn proxy(members: &[&FakeMember], tasks: &Tasks) -> Endpoint {
                 paused: tokio::sync::watch::channel(false).1,
                 self_member: None,
                 response_memory: ResponseMemory::new(1 << 20),
+                known_leases: KnownLeases::default(),
                 profiles: None,
                 tasks: worker_tasks.clone(),
             },

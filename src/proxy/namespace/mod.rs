@@ -27,6 +27,7 @@ mod view;
 
 pub use keys::Namespace;
 pub(super) use message::{PREFIX_BYTES, no_decompressor, one_message};
+pub use ownership::KnownLeases;
 pub use response_memory::ResponseMemory;
 pub use view::Rights;
 pub(super) use view::View;

@@ -1,11 +1,12 @@
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use parking_lot::Mutex;
+use moka::sync::Cache;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
@@ -18,25 +19,38 @@ use crate::types::KeyRange;
 
 /// Keys the proxy keeps for itself. No namespace may begin with a zero byte, so no tenant reaches them.
 const MARKERS: &[u8] = b"\0watershed/lease/";
-/// A lease is taken for the tenant's without asking again for one to two of these.
-const TRUST: Duration = Duration::from_secs(15);
-/// Leases remembered, at most twice this.
-const KNOWN_MAX: usize = 64 * 1024;
+/// How long a lease is taken for the tenant's without asking again.
+const TRUST: Duration = Duration::from_secs(30);
+/// Memory for the leases that are remembered, of all namespaces; the least recently used ones give way, and are asked for again.
+const KNOWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// What one takes besides the text of its namespace.
+const ENTRY_BYTES: usize = 192;
 
 /// Which leases belong to a namespace. The cluster itself knows: each lease granted through the namespace holds a
-/// marker key, `\0watershed/lease/<prefix in hex>/<id in hex>`, that goes when the lease goes. This keeps only what it
-/// read a moment ago.
+/// marker key, `\0watershed/lease/<prefix in hex>/<id in hex>`, that goes when the lease goes. Only what was read a moment
+/// ago is kept here.
 pub(super) struct Ownership {
     kv: KvClient<Channel>,
     markers: Bytes,
-    known: Mutex<Known>,
+    known: KnownLeases,
 }
 
-/// Two generations: the older one is dropped whole, so nothing is remembered for longer than two turns.
-struct Known {
-    young: HashSet<i64>,
-    old: HashSet<i64>,
-    turned: Instant,
+/// The leases of which it was read a moment ago that they belong to a namespace, of all namespaces and threads. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct KnownLeases(Cache<(Bytes, i64), ()>);
+
+impl Default for KnownLeases {
+    fn default() -> Self {
+        Self::bounded(TRUST, KNOWN_BYTES_MAX)
+    }
+}
+
+impl KnownLeases {
+    fn bounded(trust: Duration, bytes_max: u64) -> Self {
+        let bytes =
+            |(markers, _): &(Bytes, i64), (): &()| u32::try_from(ENTRY_BYTES + markers.len()).unwrap_or(u32::MAX);
+        Self(Cache::builder().time_to_live(trust).max_capacity(bytes_max).weigher(bytes).build())
+    }
 }
 
 /// Whether a lease belongs to the namespace, and the header of the answer that showed it.
@@ -46,21 +60,20 @@ pub(super) struct Found {
 }
 
 impl Ownership {
-    pub(super) fn new(kv: KvClient<Channel>, namespace: &Namespace) -> Self {
+    pub(super) fn new(kv: KvClient<Channel>, namespace: &Namespace, known: KnownLeases) -> Self {
         let mut markers = BytesMut::from(MARKERS);
         for byte in namespace.prefix() {
             markers.extend_from_slice(format!("{byte:02x}").as_bytes());
         }
         markers.extend_from_slice(b"/");
-        let known = Known { young: HashSet::new(), old: HashSet::new(), turned: Instant::now() };
-        Self { kv, markers: markers.freeze(), known: Mutex::new(known) }
+        Self { kv, markers: markers.freeze(), known }
     }
 
     /// Marks a lease that was just granted.
     pub(super) async fn mark(&self, id: i64, metadata: &MetadataMap) -> Result<(), Status> {
         let put = PutRequest { key: self.marker(id), lease: id, ..Default::default() };
         self.kv.clone().put(with(metadata, put)).await?;
-        self.known.lock().add(id, Instant::now());
+        self.trust(id);
         Ok(())
     }
 
@@ -69,11 +82,9 @@ impl Ownership {
         let range = RangeRequest { key: self.marker(id), keys_only: true, ..Default::default() };
         let answer = self.kv.clone().range(with(metadata, range)).await?.into_inner();
         let own = !answer.kvs.is_empty();
-        let mut known = self.known.lock();
-        if own {
-            known.add(id, Instant::now());
-        } else {
-            known.forget(id);
+        match own {
+            true => self.trust(id),
+            false => self.forget(id),
         }
         Ok(Found { own, header: answer.header.unwrap_or_default() })
     }
@@ -102,8 +113,16 @@ impl Ownership {
         Ok(answer.count.unsigned_abs())
     }
 
+    fn trust(&self, id: i64) {
+        self.known.0.insert((self.markers.clone(), id), ());
+    }
+
+    fn is_known(&self, id: i64) -> bool {
+        self.known.0.get(&(self.markers.clone(), id)).is_some()
+    }
+
     pub(super) fn forget(&self, id: i64) {
-        self.known.lock().forget(id);
+        self.known.0.invalidate(&(self.markers.clone(), id));
     }
 
     fn marker(&self, id: i64) -> Bytes {
@@ -119,7 +138,7 @@ impl Ownership {
 }
 
 /// Lets the keep-alive streams ask.
-pub(super) struct OwnLeases(pub(super) std::sync::Arc<Ownership>);
+pub(super) struct OwnLeases(pub(super) Arc<Ownership>);
 
 impl LeaseOwnership for OwnLeases {
     fn is_known(&self, id: i64) -> bool {
@@ -132,40 +151,6 @@ impl LeaseOwnership for OwnLeases {
             let found = ownership.look(id, &MetadataMap::from_headers(metadata)).await?;
             Ok(if found.own { Owner::Tenant } else { Owner::Other(found.header) })
         })
-    }
-}
-
-impl Ownership {
-    fn is_known(&self, id: i64) -> bool {
-        self.known.lock().has(id, Instant::now())
-    }
-}
-
-impl Known {
-    fn add(&mut self, id: i64, now: Instant) {
-        self.turn(now);
-        self.young.insert(id);
-    }
-
-    fn has(&mut self, id: i64, now: Instant) -> bool {
-        self.turn(now);
-        self.young.contains(&id) || self.old.contains(&id)
-    }
-
-    fn forget(&mut self, id: i64) {
-        self.young.remove(&id);
-        self.old.remove(&id);
-    }
-
-    fn turn(&mut self, now: Instant) {
-        let age = now.saturating_duration_since(self.turned);
-        if age >= TRUST || self.young.len() >= KNOWN_MAX {
-            self.old = std::mem::take(&mut self.young);
-            if age >= 2 * TRUST {
-                self.old.clear();
-            }
-            self.turned = now;
-        }
     }
 }
 
@@ -185,21 +170,40 @@ pub(super) fn nobodys_lease() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::{Pool, PoolConfig};
+    use crate::shutdown::Tasks;
 
-    #[test]
-    fn trust_ends_and_memory_is_bounded() {
-        let start = Instant::now();
-        let mut known = Known { young: HashSet::new(), old: HashSet::new(), turned: start };
-        known.add(1, start);
-        assert!(known.has(1, start + TRUST));
-        assert!(!known.has(1, start + TRUST * 2), "two turns later it is asked for again");
-        known.add(2, start + TRUST * 2);
-        assert!(!known.has(2, start + TRUST * 9), "a long pause counts as two turns");
-        for id in 0..10 * KNOWN_MAX as i64 {
-            known.add(id, start + TRUST * 9);
+    /// Of a namespace, in front of nobody.
+    fn ownership(namespace: &'static str, known: &KnownLeases) -> Ownership {
+        let channel = Channel::new(Pool::new(PoolConfig::new(Vec::new()), &Tasks::new()));
+        Ownership::new(KvClient::new(channel), &Namespace::new(namespace), known.clone())
+    }
+
+    #[tokio::test]
+    async fn what_is_known_of_a_namespace_is_known_on_all_threads_and_of_no_other() {
+        let known = KnownLeases::default();
+        let [one, same, other] = ["a/", "a/", "b/"].map(|namespace| ownership(namespace, &known));
+        one.trust(1);
+        assert!(one.is_known(1) && same.is_known(1));
+        assert!(!one.is_known(2) && !other.is_known(1));
+        same.forget(1);
+        assert!(!one.is_known(1));
+    }
+
+    #[tokio::test]
+    async fn trust_ends_and_memory_is_bounded() {
+        let brief = ownership("a/", &KnownLeases::bounded(Duration::from_millis(1), KNOWN_BYTES_MAX));
+        brief.trust(1);
+        while brief.is_known(1) {
+            std::thread::yield_now();
         }
-        assert!(known.young.len() + known.old.len() <= 2 * KNOWN_MAX);
-        known.forget(5);
-        assert!(!known.has(5, start + TRUST * 9));
+        let entry_bytes = (ENTRY_BYTES + brief.markers.len()) as u64;
+        let full = ownership("a/", &KnownLeases::bounded(TRUST, 100 * entry_bytes));
+        for id in 0..10_000 {
+            full.trust(id);
+        }
+        full.known.0.run_pending_tasks();
+        assert!(full.known.0.weighted_size() <= 100 * entry_bytes);
+        assert!((0..10_000).filter(|id| full.is_known(*id)).count() <= 100);
     }
 }

@@ -4,7 +4,7 @@ use http::HeaderMap;
 use tonic::Request;
 
 use super::keys::Namespace;
-use super::ownership::{OwnLeases, Ownership};
+use super::ownership::{KnownLeases, OwnLeases, Ownership};
 use super::response_memory::{BoundedChannel, ResponseMemory};
 use crate::client::{Channel, Seen};
 use crate::pb::etcdserverpb::kv_client::KvClient;
@@ -45,12 +45,13 @@ impl View {
         limits: Arc<Limits>,
         channel: Channel,
         memory: ResponseMemory,
+        known_leases: KnownLeases,
         tasks: &Tasks,
     ) -> Self {
         let bounded = BoundedChannel::new(channel.clone(), memory, limits.clone());
         let kv = KvClient::new(bounded.clone()).max_decoding_message_size(i32::MAX as usize);
-        let ownership =
-            Ownership::new(KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize), namespace);
+        let markers = KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize);
+        let ownership = Ownership::new(markers, namespace, known_leases);
         let lease = LeaseClient::new(bounded).max_decoding_message_size(i32::MAX as usize);
         Self {
             namespace: namespace.clone(),

@@ -20,8 +20,8 @@ use crate::pb::etcdserverpb::{
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
-    KeepAliveBroadcasts, MessageLimits, Namespace, PageListeners, ProxyService, ResponseMemory, Tenant, TenantUpstream,
-    Tenants, UpstreamPools, WorkerParts, proxy_calls,
+    KeepAliveBroadcasts, KnownLeases, MessageLimits, Namespace, PageListeners, ProxyService, ResponseMemory, Tenant,
+    TenantUpstream, Tenants, UpstreamPools, WorkerParts, proxy_calls,
 };
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
@@ -205,6 +205,7 @@ fn proxy(server: &Endpoint, tasks: &Tasks) -> Endpoint {
                 paused: tokio::sync::watch::channel(false).1,
                 self_member: None,
                 response_memory: ResponseMemory::new(1 << 30),
+                known_leases: KnownLeases::default(),
                 profiles: None,
                 metrics: metrics.clone(),
                 calls: calls.clone(),
