@@ -162,6 +162,28 @@ async fn a_start_below_an_acknowledged_compaction_is_compacted() {
 }
 
 #[tokio::test]
+async fn a_start_at_a_compaction_that_went_another_way_gets_nothing_from_before() {
+    let proxy = Proxy::start(|_| {});
+    let mut live = proxy.anonymous();
+    live.watch(key("a")).await;
+    for value in 0..3 {
+        proxy.cluster.write(&[("a", &value.to_string())]);
+        live.events().await;
+    }
+    proxy.cluster.compact(3);
+    for (start, expected) in [(4, vec![(4, true)]), (3, vec![(3, false), (4, true)])] {
+        let mut client = proxy.anonymous();
+        client.watch(WatchCreateRequest { start_revision: start, prev_kv: true, ..key("a") }).await;
+        let mut told = Vec::new();
+        while told.len() < expected.len() {
+            let events = client.next().await.events.into_iter();
+            told.extend(events.map(|event| (event.kv.unwrap().mod_revision, event.prev_kv.is_some())));
+        }
+        assert_eq!(told, expected, "from {start}");
+    }
+}
+
+#[tokio::test]
 async fn starts_in_the_past_share_their_reads() {
     let proxy = Proxy::start(|_| {});
     let mut live = proxy.anonymous();
