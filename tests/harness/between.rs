@@ -70,9 +70,9 @@ impl Between {
         self.shared.end.send_replace(Some(code));
     }
 
-    /// Whether all watch streams that were to be refused have come.
-    pub fn has_refused(&self) -> bool {
-        self.shared.refusals.lock().is_none_or(|(_, left)| left == 0)
+    /// How many watch streams are still to be refused.
+    pub fn refusals_left(&self) -> usize {
+        self.shared.refusals.lock().map_or(0, |(_, left)| left)
     }
 }
 

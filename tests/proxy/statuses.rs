@@ -63,7 +63,7 @@ fn a_watch_stream_that_ends_is_resumed_whatever_its_status() {
             assert_eq!(told(&mut watchers[3].1, &word).await, Told::Event);
             // The stream ends, and so does the one in its place.
             between.end_watches(code, 1);
-            until("the stream is opened again", async || between.has_refused().then_some(())).await;
+            until("the stream is opened again", async || (between.refusals_left() == 0).then_some(())).await;
             for key in ["k/after", "l"] {
                 let revision = put(&member, key).await;
                 let word = format!("+{key}=v@{revision}");

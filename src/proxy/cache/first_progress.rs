@@ -8,7 +8,7 @@ use crate::pb::etcdserverpb::{WatchProgressRequest, WatchRequest, WatchResponse}
 use crate::proxy::watch::UpstreamStream;
 
 /// Watch id in the answer to a progress request.
-pub(super) const PROGRESS_WATCH_ID: i64 = -1;
+pub(in crate::proxy) const PROGRESS_WATCH_ID: i64 = -1;
 
 /// Why a new stream is of no use.
 pub(super) enum NoProgress<E> {
@@ -50,7 +50,7 @@ pub(super) async fn first_progress<E>(
     timeout(within, asking).await.unwrap_or(Err(NoProgress::Unanswered))
 }
 
-pub(super) fn progress_request() -> WatchRequest {
+pub(in crate::proxy) fn progress_request() -> WatchRequest {
     WatchRequest { request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})) }
 }
 

@@ -424,12 +424,11 @@ impl Follower {
 
     /// Follows one upstream stream to its end.
     async fn follow(&self, life: &mut Life, stream: &mut UpstreamStream, resumption: &mut Backoff) -> Stop {
-        let mut progress = ProgressRequests::new(self.periods);
+        let mut progress = ProgressRequests::new(self.periods.progress_first, self.periods.progress_max);
         let (mut look, mut moved) = (tokio::time::interval(LOOK), Instant::now());
         let SharedReplica { read_sent, awaited, evicted, went_back, .. } = &*self.replica;
         let mut check: OptionFuture<BoxFuture<'_, Checked>> = OptionFuture::default();
         loop {
-            let due = progress.due();
             tokio::select! {
                 answer = stream.next() => {
                     let answer = match answer {
@@ -454,7 +453,7 @@ impl Follower {
                 () = awaited.notified() => {
                     progress.awaited(life.replica.position(), self.replica.target(), Instant::now());
                 }
-                () = sleep_until(due) => progress.again(life.replica.position(), self.replica.target()),
+                () = progress.is_due() => progress.again(life.replica.position(), self.replica.target()),
                 () = evicted.notified() => return Stop::Over(End::Evicted),
                 () = went_back.notified() => return Stop::Over(End::WentBack),
                 Some(checked) = &mut check => {
@@ -593,13 +592,6 @@ impl Follower {
 /// Whether a promoted prefix was read as often as it pays for so many events; they are taken.
 fn is_worth_it(events: &mut u64, reads: u64) -> bool {
     std::mem::take(events) <= reads.saturating_mul(EVENTS_PER_READ_MAX).max(EVENTS_FREE)
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => ::core::future::pending().await,
-    }
 }
 
 /// The rest of a range behind a key.

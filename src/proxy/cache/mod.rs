@@ -38,7 +38,9 @@ mod tests;
 
 pub use budget::CacheBudget;
 pub use config::{CacheConfig, CacheReads};
+pub(super) use first_progress::{PROGRESS_WATCH_ID, progress_request};
 pub use metrics::CacheMetrics;
+pub(super) use progress::ProgressRequests;
 pub(super) use read_ahead::ReadAhead;
 pub(super) use report::CachedRange;
 pub use service::{CacheParts, RangeCache};

@@ -2,15 +2,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::config::Periods;
 use crate::types::Revision;
 
-/// When progress is requested on the watch of a replica. Decisions only.
+/// When progress is requested on a watch. Decisions only.
 ///
 /// One request goes out with every read of the cluster's revision, and more while a reader waits for a revision that the
 /// member has not told: an answer may have been given before the member had it, or not at all.
 #[derive(Debug)]
-pub(super) struct ProgressRequests {
+pub(in crate::proxy) struct ProgressRequests {
     first: Duration,
     max: Duration,
     /// A request is to be sent.
@@ -23,14 +22,20 @@ pub(super) struct ProgressRequests {
 }
 
 impl ProgressRequests {
-    pub fn new(periods: Periods) -> Self {
-        let (first, max) = (periods.progress_first, periods.progress_max);
+    /// `first` and `max` bound the pauses while a member is behind.
+    pub fn new(first: Duration, max: Duration) -> Self {
         Self { first, max, wanted: false, unanswered: None, due: None, pause: first }
     }
 
-    /// When [`again`](Self::again) is to be called.
-    pub fn due(&self) -> Option<Instant> {
-        self.due
+    /// Waits until [`again`](Self::again) is to be called.
+    pub fn is_due(&self) -> impl Future<Output = ()> + use<> {
+        let due = self.due;
+        async move {
+            match due {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// A read of the cluster's revision was sent.
@@ -89,7 +94,7 @@ mod tests {
     const FAR: Revision = Revision(9);
 
     fn requests() -> (ProgressRequests, Instant) {
-        (ProgressRequests::new(Periods::default()), Instant::now())
+        (ProgressRequests::new(Duration::from_millis(2), Duration::from_millis(50)), Instant::now())
     }
 
     #[tokio::test]
@@ -100,13 +105,13 @@ mod tests {
         requests.awaited(Revision(5), FAR, now);
         assert!(!requests.take(now), "one is unanswered");
         requests.reached(true, Revision(7), FAR, now);
-        let due = requests.due().expect("asked again");
+        let due = requests.due.expect("asked again");
         assert!(due > now && due < now + Duration::from_millis(10));
         requests.awaited(Revision(7), FAR, now);
         requests.again(Revision(7), FAR);
         assert!(requests.take(due));
         requests.reached(false, FAR, FAR, due);
-        assert_eq!(requests.due(), None, "an event got it there");
+        assert_eq!(requests.due, None, "an event got it there");
     }
 
     #[tokio::test]
@@ -115,7 +120,7 @@ mod tests {
         requests.read_sent();
         requests.take(now);
         requests.awaited(Revision(5), FAR, now);
-        let due = requests.due().expect("asked again");
+        let due = requests.due.expect("asked again");
         requests.again(Revision(5), FAR);
         assert!(requests.take(due));
         requests.awaited(Revision(5), FAR, due + Duration::from_secs(1));

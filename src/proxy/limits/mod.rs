@@ -18,6 +18,6 @@ pub(super) use metered::{MeteredRequest, metered_answer};
 pub use metrics::TenantMetrics;
 pub(super) use refusal::Limit;
 pub(super) use report::UsageReport;
-pub(super) use stored::{Growth, Stored};
+pub(super) use stored::{Growth, NoRoom, Stored};
 pub use tenant_limits::Limits;
 pub use turns::Turns;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use http::Response;
 use http_body::Body as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 use tonic::Status;
 use tonic::body::Body;
@@ -16,7 +16,7 @@ use tonic::body::Body;
 use super::counters::TenantCounters;
 use super::rate::Rate;
 use super::refusal::Limit;
-use super::stored::{Full, Growth, Stored, StoredKeys};
+use super::stored::{Full, Growth, NoRoom, Stored, StoredKeys};
 use super::turns::{Turn, Turns, WAITING_MAX};
 use crate::config::TenantLimits;
 use crate::pb::frame::PREFIX_BYTES;
@@ -181,6 +181,31 @@ impl Limits {
         self.note_stored(growth);
     }
 
+    /// There were no other events up to this revision.
+    pub(in crate::proxy) fn see_stored(&self, revision: i64) {
+        self.stored.see(revision);
+    }
+
+    /// The highest revision that the count has to come to before somebody is refused.
+    pub(in crate::proxy) fn stored_awaited(&self) -> watch::Receiver<i64> {
+        self.stored.awaited()
+    }
+
+    /// The revision that the count of what is stored has come to.
+    pub(in crate::proxy) fn stored_seen(&self) -> i64 {
+        self.stored.seen()
+    }
+
+    /// Has everything counted again: the cluster was found at an older revision than it had before it was asked.
+    pub(in crate::proxy) fn stored_went_back(&self) {
+        self.stored.went_back();
+    }
+
+    /// Waits until everything is to be counted again.
+    pub(in crate::proxy) async fn stored_has_gone_back(&self) {
+        self.stored.has_gone_back().await;
+    }
+
     /// What is stored is not counted, for this reason; a count that there is stands.
     pub(in crate::proxy) fn stored_not_counted(&self, reason: String) {
         self.stored.not_counted(reason);
@@ -198,12 +223,22 @@ impl Limits {
         }
     }
 
-    /// Takes room for what a request may add to what is stored.
+    /// Takes room for the most that a request can add to what is stored; none if that has to be looked at.
+    pub(in crate::proxy) fn take_room(&self, most: Stored) -> Option<Growth> {
+        self.stored.take(most, &self.allowed.load(), Instant::now())
+    }
+
+    /// Takes room for what a request adds, as was found at a revision of the cluster; waits at most so long.
     ///
     /// # Errors
-    /// The limit that leaves none.
-    pub(in crate::proxy) fn take_room(&self, growth: Stored) -> Result<Growth, Full> {
-        self.stored.take(growth, &self.allowed.load(), Instant::now())
+    /// When there is none.
+    pub(in crate::proxy) async fn take_room_in_turn(
+        &self,
+        growth: Stored,
+        revision: i64,
+        wait: Duration,
+    ) -> Result<Growth, NoRoom> {
+        self.stored.take_in_turn(growth, revision, wait, || self.allowed()).await
     }
 
     /// Counts a refusal for want of room.

@@ -45,11 +45,12 @@ impl Kv for View {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let mut request = clean(request);
-        let growth = self.room_for_put(request.get_ref(), request.metadata()).await?;
         let lease = request.get_ref().lease;
         if lease != 0 && !self.ownership.is_own(lease, request.metadata()).await? {
             request.get_mut().lease = nobodys_lease();
         }
+        // Last: what is taken counts for a while where the request is not sent.
+        let growth = self.room_for_put(request.get_ref(), request.metadata()).await?;
         self.namespace.add_prefix_to_put(request.get_mut());
         let answer = self.kv.clone().put(request).await;
         settle(growth, &answer, |answer| Some(answer.header.as_ref()?.revision));
@@ -74,7 +75,6 @@ impl Kv for View {
             return Err(ApiError::PermissionDenied.into());
         }
         let mut request = clean(request);
-        let growth = self.room_for_txn(request.get_ref(), request.metadata()).await?;
         let mut replaced = HashMap::new();
         leases_of(request.get_ref(), &mut |lease| {
             replaced.insert(lease, lease);
@@ -84,6 +84,7 @@ impl Kv for View {
                 *replacement = nobodys_lease();
             }
         }
+        let growth = self.room_for_txn(request.get_ref(), request.metadata()).await?;
         self.namespace.add_prefix_to_txn(request.get_mut(), &|lease| replaced.get(&lease).copied().unwrap_or(lease));
         let answer = self.kv.clone().txn(request).await;
         settle(growth, &answer, txn_put_at);

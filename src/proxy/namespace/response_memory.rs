@@ -64,11 +64,17 @@ pub(super) struct BoundedChannel {
     channel: Channel,
     memory: ResponseMemory,
     limits: Arc<Limits>,
+    of_any_length: bool,
 }
 
 impl BoundedChannel {
     pub(super) fn new(channel: Channel, memory: ResponseMemory, limits: Arc<Limits>) -> Self {
-        Self { channel, memory, limits }
+        Self { channel, memory, limits, of_any_length: false }
+    }
+
+    /// Takes answers that are longer than those of the tenant's clients may be.
+    pub(super) fn of_any_length(self) -> Self {
+        Self { of_any_length: true, ..self }
     }
 }
 
@@ -90,7 +96,7 @@ impl Service<Request<Body>> for BoundedChannel {
             // It is done by now: an error that says nothing about that.
             _ => Some(ApiError::Timeout.into()),
         };
-        let (mut channel, memory, limits) = (self.channel.clone(), self.memory.clone(), self.limits.clone());
+        let Self { mut channel, memory, limits, of_any_length } = self.clone();
         Box::pin(async move {
             let turn = match limits.turn().await {
                 Ok(turn) => turn,
@@ -103,7 +109,8 @@ impl Service<Request<Body>> for BoundedChannel {
                 let reserved = Reserved::default();
                 response.extensions_mut().insert(reserved.clone());
                 let state = State::Head(BytesMut::new());
-                response = response.map(|body| Body::new(Incoming { body, memory, limits, reserved, refusal, state }));
+                response = response
+                    .map(|body| Body::new(Incoming { body, memory, limits, of_any_length, reserved, refusal, state }));
             }
             Ok(response)
         })
@@ -119,6 +126,7 @@ struct Incoming {
     body: Body,
     memory: ResponseMemory,
     limits: Arc<Limits>,
+    of_any_length: bool,
     reserved: Reserved,
     refusal: Status,
     state: State,
@@ -171,7 +179,8 @@ impl HttpBody for Incoming {
                     let Some((prefix, _)) = Prefix::split(begun) else { continue };
                     let length = prefix.length as u64;
                     let begun = std::mem::take(begun).freeze();
-                    if let Some(max) = this.limits.answer_bytes_max().filter(|max| length > *max) {
+                    if let Some(max) = this.limits.answer_bytes_max().filter(|max| length > *max && !this.of_any_length)
+                    {
                         this.state = State::Refused;
                         let status = this.limits.refuse(Limit::AnswerBytes, max, None);
                         return Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))));

@@ -10,11 +10,13 @@ use super::view::View;
 use crate::pb::etcdserverpb::{
     PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
 };
-use crate::proxy::limits::{Growth, Stored};
+use crate::proxy::limits::{Growth, NoRoom, Stored};
 
-/// Keys of one request that are looked at where there is no room for what it adds at most. Members take no more in one
-/// transaction unless they are told to.
+/// Keys of one request that are looked at where there is no room for what it adds at most; those behind them are taken for new
+/// ones. Members take no more in one transaction unless they are told to.
 const LOOKED_AT_MAX: usize = 128;
+/// How long a put waits for a count that is as new as what was looked at, and for the outcomes of other puts.
+const ROOM_WAIT: Duration = Duration::from_secs(2);
 /// How long a put waits until what is stored was counted.
 const COUNT_WAIT: Duration = Duration::from_secs(5);
 
@@ -56,29 +58,34 @@ impl View {
         if most == Stored::default() {
             return Ok(None);
         }
-        let uncounted = |reason| Status::unavailable(format!("what the tenant stores is not counted: {reason}"));
-        self.limits.stored_known(COUNT_WAIT).await.map_err(uncounted)?;
-        let full = match self.limits.take_room(most) {
-            Ok(taken) => return Ok(Some(taken)),
-            Err(full) => full,
-        };
+        self.limits.stored_known(COUNT_WAIT).await.map_err(|reason| uncounted(&reason))?;
+        if let Some(taken) = self.limits.take_room(most) {
+            return Ok(Some(taken));
+        }
         let mut keys = Vec::new();
         keys_of(&mut keys);
-        if keys.len() > LOOKED_AT_MAX {
-            return Err(self.limits.refuse_full(full));
+        keys.truncate(LOOKED_AT_MAX);
+        let (present, revision) = self.present(keys, metadata).await?;
+        match self.limits.take_room_in_turn(growth(&present), revision, ROOM_WAIT).await {
+            Ok(taken) => Ok(Some(taken)),
+            Err(NoRoom::Full(full)) => Err(self.limits.refuse_full(full)),
+            Err(NoRoom::Unknown) => Err(uncounted("the count has not come to the revision of the cluster")),
         }
-        let present = self.present(keys, metadata).await?;
-        self.limits.take_room(growth(&present)).map(Some).map_err(|full| self.limits.refuse_full(full))
     }
 
-    /// What these keys, as the client names them, hold.
-    async fn present(&self, keys: Vec<Bytes>, metadata: &MetadataMap) -> Result<Present, Status> {
+    /// What these keys, as the client names them, hold, and at which revision.
+    async fn present(&self, keys: Vec<Bytes>, metadata: &MetadataMap) -> Result<(Present, i64), Status> {
         let look = |key: &Bytes| {
             let range = RangeRequest { key: self.namespace.add_prefix(key), ..RangeRequest::default() };
             RequestOp { request: Some(request_op::Request::RequestRange(range)) }
         };
         let txn = TxnRequest { success: keys.iter().map(look).collect(), ..TxnRequest::default() };
-        let answer = self.kv.clone().txn(with(metadata, txn)).await?.into_inner();
+        let seen = self.limits.stored_seen();
+        let answer = self.own_kv.clone().txn(with(metadata, txn)).await?.into_inner();
+        let revision = answer.header.ok_or_else(|| Status::internal("answer without a header"))?.revision;
+        if revision < seen {
+            self.limits.stored_went_back();
+        }
         let mut present = Present::new();
         for (key, ResponseOp { response }) in keys.into_iter().zip(answer.responses) {
             if let Some(response_op::Response::ResponseRange(range)) = response
@@ -88,8 +95,12 @@ impl View {
                 present.insert(key, bytes);
             }
         }
-        Ok(present)
+        Ok((present, revision))
     }
+}
+
+fn uncounted(reason: &str) -> Status {
+    Status::unavailable(format!("what the tenant stores is not counted: {reason}"))
 }
 
 /// Settles what was taken for a request. `put_at` is the revision at which the answer says that something was put.

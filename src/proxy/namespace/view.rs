@@ -31,6 +31,8 @@ pub(in crate::proxy) struct View {
     pub(super) rights: Rights,
     pub(super) limits: Arc<Limits>,
     pub(super) kv: KvClient<BoundedChannel>,
+    /// For what no client is answered with.
+    pub(super) own_kv: KvClient<BoundedChannel>,
     pub(super) lease: LeaseClient<BoundedChannel>,
     pub(super) ownership: Arc<Ownership>,
     pub(super) channel: Channel,
@@ -50,6 +52,7 @@ impl View {
     ) -> Self {
         let bounded = BoundedChannel::new(channel.clone(), memory, limits.clone());
         let kv = KvClient::new(bounded.clone()).max_decoding_message_size(i32::MAX as usize);
+        let own_kv = KvClient::new(bounded.clone().of_any_length()).max_decoding_message_size(i32::MAX as usize);
         let markers = KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize);
         let ownership = Ownership::new(markers, namespace, known_leases);
         let lease = LeaseClient::new(bounded).max_decoding_message_size(i32::MAX as usize);
@@ -59,6 +62,7 @@ impl View {
             limits,
             ownership: Arc::new(ownership),
             kv,
+            own_kv,
             lease,
             channel,
             tasks: tasks.clone(),

@@ -6,19 +6,24 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::HeaderMap;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tonic::Status;
 use tracing::info;
 
 use crate::client::{Channel, Head, Method, framed, unframed};
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
-use crate::pb::etcdserverpb::{RangeRequest, RangeResponse, WatchCreateRequest, WatchRequest};
+use crate::pb::etcdserverpb::{
+    RangeRequest, RangeResponse, ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse,
+};
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
+use crate::proxy::cache::{PROGRESS_WATCH_ID, ProgressRequests, progress_request};
 use crate::proxy::identity::Identity;
 use crate::proxy::limits::{Limits, Stored};
 use crate::proxy::namespace::Namespace;
+use crate::types::Revision;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 /// Pairs of the first page; the following ones have as many as fill about so many bytes.
@@ -28,6 +33,9 @@ const PAGE_MAX: i64 = 2048;
 /// Pauses before it is tried again.
 const AGAIN_FIRST: Duration = Duration::from_millis(200);
 const AGAIN_MAX: Duration = Duration::from_secs(10);
+/// Pauses before progress is requested again, while a request waits for a revision that the watch has not come to.
+const PROGRESS_FIRST: Duration = Duration::from_millis(2);
+const PROGRESS_MAX: Duration = Duration::from_millis(50);
 
 /// Whether what a tenant has stored is being counted, and with whose credentials where neither proxy nor tenant is a user.
 #[derive(Debug, Default)]
@@ -47,6 +55,18 @@ pub(super) struct StoredCount {
     pub namespace: Namespace,
     pub limits: Arc<Limits>,
     pub counting: Arc<Counting>,
+}
+
+/// Where the count is.
+struct Position {
+    cluster: u64,
+    /// Of the newest event that is in it.
+    revision: i64,
+    /// There was nothing up to this revision that is not in it. Members before 3.4.25 and 3.5.8 may say so too early; then a
+    /// request may be refused that would have found room.
+    seen: i64,
+    /// What the events of a revision have added whose last part has not come yet.
+    part: Stored,
 }
 
 /// Why counting goes no further.
@@ -80,18 +100,28 @@ impl Counting {
 impl StoredCount {
     /// Counts for as long as there are limits. What was counted last stands while the cluster does not answer.
     pub async fn run(self) {
+        loop {
+            self.count().await;
+            self.limits.forget_stored();
+            self.counting.runs.store(false, Ordering::Relaxed);
+            // A request that came since the limits were gone has seen that it runs.
+            if !self.limits.counts_stored() || self.counting.runs.swap(true, Ordering::Relaxed) {
+                break;
+            }
+        }
+    }
+
+    /// Counts until the limits are gone.
+    async fn count(&self) {
         let mut backoff = Backoff::new(AGAIN_FIRST, AGAIN_MAX);
         let mut position = None;
         loop {
-            let end = match position {
+            let end = match &mut position {
                 None => match self.all().await {
-                    Ok((stored, revision)) => {
-                        self.limits.set_stored(stored, revision);
-                        self.follow(position.insert(revision), &mut backoff).await
-                    }
+                    Ok(found) => self.follow(position.insert(found), &mut backoff).await,
                     Err(status) => End::Interrupted(status),
                 },
-                Some(ref mut position) => self.follow(position, &mut backoff).await,
+                Some(position) => self.follow(position, &mut backoff).await,
             };
             let status = match end {
                 End::Interrupted(status) => status,
@@ -99,7 +129,7 @@ impl StoredCount {
                     position = None;
                     status
                 }
-                End::Unlimited => break,
+                End::Unlimited => return,
             };
             if position.is_none() {
                 info!(%status, "what a tenant has stored is counted again");
@@ -110,8 +140,6 @@ impl StoredCount {
             // Other credentials are tried at once.
             let _ = tokio::time::timeout(backoff.pause(), noted).await;
         }
-        self.limits.forget_stored();
-        self.counting.runs.store(false, Ordering::Relaxed);
     }
 
     fn metadata(&self) -> HeaderMap {
@@ -119,7 +147,7 @@ impl StoredCount {
     }
 
     /// Applies the events above `position`, which goes along.
-    async fn follow(&self, position: &mut i64, backoff: &mut Backoff) -> End {
+    async fn follow(&self, position: &mut Position, backoff: &mut Backoff) -> End {
         let mut watch = match self.channel.open_watch(&self.metadata()).await {
             Ok(watch) => watch,
             Err(status) => return End::Interrupted(status),
@@ -128,7 +156,7 @@ impl StoredCount {
         let create = WatchCreateRequest {
             key,
             range_end,
-            start_revision: *position + 1,
+            start_revision: position.revision + 1,
             prev_kv: true,
             fragment: true,
             ..WatchCreateRequest::default()
@@ -137,35 +165,78 @@ impl StoredCount {
         if watch.requests.send(create).await.is_err() {
             return End::Interrupted(Status::unavailable("the watch stream is closed"));
         }
-        // Of a revision whose last part has not come yet, too: a watch that goes on begins with all of it.
-        let mut growth = Stored::default();
+        // A watch that goes on begins with all of a revision.
+        position.part = Stored::default();
+        let mut awaited = self.limits.stored_awaited();
+        let mut progress = ProgressRequests::new(PROGRESS_FIRST, PROGRESS_MAX);
+        progress.awaited(Revision(position.seen), target(&mut awaited), Instant::now());
         loop {
-            let answer = match watch.answers.next().await {
-                Some(Ok(answer)) => answer,
-                Some(Err(status)) => return self.interrupted(status),
-                None => return End::Interrupted(Status::unavailable("the member ended the watch stream")),
-            };
-            if answer.compact_revision != 0 {
-                return End::Gap(Status::out_of_range("the events since the last count are compacted"));
-            }
-            if answer.canceled {
-                return self.interrupted(Status::unavailable(answer.cancel_reason));
-            }
-            if !self.limits.counts_stored() {
-                return End::Unlimited;
-            }
-            backoff.reset();
-            for event in &answer.events {
-                match added(&self.namespace, event) {
-                    Some(more) => growth += more,
-                    None => return End::Gap(Status::out_of_range("an event without what was there before")),
+            tokio::select! {
+                answer = watch.answers.next() => {
+                    let answer = match answer {
+                        Some(Ok(answer)) => answer,
+                        Some(Err(status)) => return self.interrupted(status),
+                        None => return End::Interrupted(Status::unavailable("the member ended the watch stream")),
+                    };
+                    let answered = answer.watch_id == PROGRESS_WATCH_ID;
+                    if let Err(end) = self.receive(position, &answer) {
+                        return end;
+                    }
+                    backoff.reset();
+                    progress.reached(answered, Revision(position.seen), target(&mut awaited), Instant::now());
                 }
+                // The sender lives as long as the limits.
+                Ok(()) = awaited.changed() => {
+                    progress.awaited(Revision(position.seen), target(&mut awaited), Instant::now());
+                }
+                () = self.limits.stored_has_gone_back() => {
+                    return End::Gap(Status::out_of_range("the cluster is behind what was counted"));
+                }
+                () = progress.is_due() => progress.again(Revision(position.seen), target(&mut awaited)),
             }
-            if let Some(last) = answer.events.last().and_then(|event| event.kv.as_ref()).filter(|_| !answer.fragment) {
-                *position = last.mod_revision;
-                self.limits.add_stored(std::mem::take(&mut growth), last.mod_revision);
+            if progress.take(Instant::now()) {
+                // A stream that takes no more requests sends no answers either, and is cut for that.
+                let _ = watch.requests.try_send(progress_request());
             }
         }
+    }
+
+    /// Takes one answer of the watch.
+    fn receive(&self, position: &mut Position, answer: &WatchResponse) -> Result<(), End> {
+        if answer.compact_revision != 0 {
+            return Err(End::Gap(Status::out_of_range("the events since the last count are compacted")));
+        }
+        if answer.canceled {
+            return Err(self.interrupted(Status::unavailable(answer.cancel_reason.clone())));
+        }
+        if !self.limits.counts_stored() {
+            return Err(End::Unlimited);
+        }
+        let header = answer.header.unwrap_or_default();
+        // A proxy of another make names none in some answers.
+        if header.cluster_id != 0 && header.cluster_id != position.cluster {
+            return Err(End::Gap(Status::out_of_range("the endpoints are those of another cluster")));
+        }
+        for event in &answer.events {
+            match added(&self.namespace, event) {
+                Some(more) => position.part += more,
+                None => return Err(End::Gap(Status::out_of_range("an event without what was there before"))),
+            }
+        }
+        match answer.events.last().and_then(|event| event.kv.as_ref()) {
+            Some(_) if answer.fragment => {}
+            Some(last) => {
+                position.revision = last.mod_revision;
+                position.seen = position.seen.max(last.mod_revision);
+                self.limits.add_stored(std::mem::take(&mut position.part), last.mod_revision);
+            }
+            None if answer.watch_id == PROGRESS_WATCH_ID => {
+                position.seen = position.seen.max(header.revision);
+                self.limits.see_stored(header.revision);
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     fn interrupted(&self, status: Status) -> End {
@@ -173,24 +244,33 @@ impl StoredCount {
         End::Interrupted(status)
     }
 
-    /// All that is stored, and the revision at which that was so.
-    async fn all(&self) -> Result<(Stored, i64), Status> {
+    /// Counts all that is stored.
+    async fn all(&self) -> Result<Position, Status> {
         let (mut key, range_end) = self.namespace.range().to_wire();
-        let (mut stored, mut revision, mut limit) = (Stored::default(), 0, FIRST_PAGE);
+        let (mut stored, mut limit) = (Stored::default(), FIRST_PAGE);
+        let mut at: Option<ResponseHeader> = None;
         loop {
+            let revision = at.map_or(0, |header| header.revision);
             let page = RangeRequest { key, range_end: range_end.clone(), limit, revision, ..RangeRequest::default() };
             let head = Head::grpc(RANGE, self.metadata());
             let answer = self.channel.exchange(Method::of(RANGE), &head, framed(&page)).await;
             let answer: RangeResponse = unframed(answer).await?;
-            if revision == 0 {
-                revision = answer.header.ok_or_else(|| Status::internal("answer without a header"))?.revision;
-            }
+            let header = answer.header.ok_or_else(|| Status::internal("answer without a header"))?;
+            let ResponseHeader { cluster_id: cluster, revision, .. } = *at.get_or_insert(header);
             answer.kvs.iter().for_each(|kv| stored += of_pair(&self.namespace, kv));
-            let Some(last) = answer.kvs.last().filter(|_| answer.more) else { return Ok((stored, revision)) };
+            let Some(last) = answer.kvs.last().filter(|_| answer.more) else {
+                self.limits.set_stored(stored, revision);
+                return Ok(Position { cluster, revision, seen: revision, part: Stored::default() });
+            };
             key = Bytes::from([&last.key[..], &[0]].concat());
             limit = (PAGE_BYTES * stored.keys / stored.bytes.max(1)).clamp(1, PAGE_MAX);
         }
     }
+}
+
+/// The revision that requests wait for.
+fn target(awaited: &mut watch::Receiver<i64>) -> Revision {
+    Revision(*awaited.borrow_and_update())
 }
 
 /// What an event adds; none when it does not say what was there before.
