@@ -129,15 +129,18 @@ fn tables(endpoint: &str, report: &Report) -> Vec<u8> {
     out
 }
 
-/// The tenants with the most calls. A limit stands with what is used of it, and how often it has refused something.
+/// The tenants with the most calls. A limit stands with what is used of it, and how often it has refused something; one that is
+/// not in the file, or not any more, with the latter.
 fn tenant_table(report: &Report) -> Vec<u8> {
+    let refused = |count: &u64| format!(" (refused {count})");
     let limit = |tenant: &Tenant, one: &Limit| {
         let used = one.used.map(|used| format!("{used}/")).unwrap_or_default();
-        let refused = tenant.refused.get(&one.limit).map(|count| format!(" (refused {count})")).unwrap_or_default();
-        format!("{} {used}{}{refused}", one.limit, one.max)
+        format!("{} {used}{}{}", one.limit, one.max, tenant.refused.get(&one.limit).map(refused).unwrap_or_default())
     };
     let row = |tenant: &Tenant| {
-        let limits: Vec<_> = tenant.limits.iter().map(|one| limit(tenant, one)).collect();
+        let given = tenant.limits.iter().map(|one| limit(tenant, one));
+        let others = tenant.refused.iter().filter(|(name, _)| tenant.limits.iter().all(|one| one.limit != **name));
+        let limits: Vec<_> = given.chain(others.map(|(name, count)| format!("{name}{}", refused(count)))).collect();
         vec![
             tenant.name.clone(),
             tenant.namespace.clone(),
@@ -187,7 +190,7 @@ mod tests {
             "tenants_total": 3,
             "tenants": [{"name": "a", "namespace": "/team/", "requests": 12, "watches": 2, "in_flight": 1, "waiting": 0,
                 "limits": [{"limit": "watches", "max": 9, "used": 2}, {"limit": "leases", "max": 5}],
-                "refused": {"leases": 4}}],
+                "refused": {"leases": 4, "requests-waiting": 7}}],
             "metrics": {"grpc_server_started_total{grpc_method=\"Put\"}": 2.0,
                 "grpc_server_started_total{grpc_method=\"Range\"}": 5.0, "grpc_server_started_total_other": 9.0},
         });
@@ -197,7 +200,7 @@ mod tests {
             "│   p:1 │   0.1.0 │ 60s │ cdf818194e3a8c32 │             1/2 │",
             "│      b:1 │ failed │ connect timed out │",
             "│    /team/ │        jobs* │  live │    3 │   900 │       17 │ 12ms │",
-            "│        a │    /team/ │    12 │       2 │              1 │       0 │ watches 2/9, leases 5 (refused 4) │",
+            "│        a │    /team/ │    12 │       2 │              1 │       0 │ watches 2/9, leases 5 (refused 4), requests-waiting (refused 7) │",
             "│ (2 more) │",
             "│                calls of clients │     7 │",
         ] {

@@ -41,6 +41,13 @@ function rights(tenant) {
   return found.join(', ');
 }
 
+// The limits of a tenant, and those that have refused something without being in its file.
+function limitsOf(tenant) {
+  const given = tenant.limits.map((limit) => ({ one: tenant, limit, refused: tenant.refused[limit.limit] || 0 }));
+  const others = Object.entries(tenant.refused).filter(([name]) => tenant.limits.every((limit) => limit.limit !== name));
+  return given.concat(others.map(([name, refused]) => ({ one: tenant, limit: { limit: name, max: null, used: null }, refused })));
+}
+
 // The tenants with the most calls now, and the limits that are nearest to what they allow or have refused the most.
 function showTenants(now, before, seconds) {
   byId('of-tenants').hidden = now.tenants.length === 0;
@@ -59,11 +66,11 @@ function showTenants(now, before, seconds) {
   if (more > 0) rows.push([{ text: more + ' more', kind: 'none' }]);
   fill('tenants', rows, 'none');
   const share = (limit) => limit.used === null ? 0 : limit.used / Math.max(limit.max, 1);
-  const limits = now.tenants.flatMap((one) => one.limits.map((limit) => ({ one, limit, refused: one.refused[limit.limit] || 0 })))
-    .sort((a, b) => share(b.limit) - share(a.limit) || b.refused - a.refused);
+  const limits = now.tenants.flatMap(limitsOf).sort((a, b) => share(b.limit) - share(a.limit) || b.refused - a.refused);
   const size = (limit) => limit.limit.includes('bytes') ? bytes : short;
   fill('limits', limits.slice(0, ROWS_MAX).map(({ one, limit, refused }) => [
-    one.name, limit.limit, number(limit.used === null ? '' : size(limit)(limit.used)), number(size(limit)(limit.max)),
+    one.name, limit.limit, number(limit.used === null ? '' : size(limit)(limit.used)),
+    number(limit.max === null ? '' : size(limit)(limit.max)),
     limit.used === null ? '' : { meter: share(limit) }, number(refused ? short(refused) : ''),
   ]), 'No tenant has a limit.');
 }

@@ -30,7 +30,7 @@ pub(in crate::proxy) struct UsageReport {
 struct LimitReport {
     limit: &'static str,
     max: u64,
-    /// None of what is counted by the second, by the answer, or in the cluster.
+    /// None of what is counted by the second or by the answer. Leases are those after the newest grant, none before the first.
     used: Option<u64>,
 }
 
@@ -47,7 +47,7 @@ impl UsageReport {
             limit(Limit::Requests, allowed.requests_per_second, None),
             limit(Limit::Bytes, allowed.bytes_per_second, None),
             limit(Limit::Watches, allowed.watches, Some(watches)),
-            limit(Limit::Leases, allowed.leases, None),
+            limit(Limit::Leases, allowed.leases, limits.leases()),
             limit(Limit::StoredKeys, allowed.stored_keys, of_stored(|stored| stored.keys)),
             limit(Limit::StoredBytes, allowed.stored_bytes, of_stored(|stored| stored.bytes)),
             limit(Limit::AnswerBytes, allowed.answer_bytes, None),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use http::Response;
 use http_body::Body as _;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::sleep;
 use tonic::Status;
@@ -35,6 +36,8 @@ pub struct Limits {
     bytes: Rate,
     held_back: Semaphore,
     watches: AtomicU64,
+    /// As counted by the newest grant.
+    leases: Mutex<Option<u64>>,
     stored: Arc<StoredKeys>,
     counters: Option<TenantCounters>,
     /// Shared with the other tenants, if there are any.
@@ -61,6 +64,7 @@ impl Limits {
             bytes: Rate::new(now),
             held_back: Semaphore::new(HELD_BACK_MAX),
             watches: AtomicU64::new(0),
+            leases: Mutex::default(),
             stored: Arc::default(),
             counters,
             turns,
@@ -149,6 +153,11 @@ impl Limits {
     /// Leases at once.
     pub(in crate::proxy) fn leases_max(&self) -> Option<u64> {
         self.allowed.load().leases
+    }
+
+    /// So many leases were counted in the cluster.
+    pub(in crate::proxy) fn note_leases(&self, leases: u64) {
+        *self.leases.lock() = Some(leases);
     }
 
     /// Bytes of one answer.
@@ -252,6 +261,11 @@ impl Limits {
 
     pub(super) fn open_watches(&self) -> u64 {
         self.watches.load(Ordering::Relaxed)
+    }
+
+    /// None before the first grant under a limit.
+    pub(super) fn leases(&self) -> Option<u64> {
+        *self.leases.lock()
     }
 
     pub(super) fn stored(&self) -> Option<Stored> {

@@ -22,10 +22,13 @@ impl View {
         metadata: MetadataMap,
         request: LeaseGrantRequest,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        if let Some(max) = self.limits.leases_max()
-            && self.ownership.count(&metadata).await? >= max
-        {
-            return Err(self.limits.refuse(Limit::Leases, max, None));
+        let mut counted = None;
+        if let Some(max) = self.limits.leases_max() {
+            let count = *counted.insert(self.ownership.count(&metadata).await?);
+            self.limits.note_leases(count);
+            if count >= max {
+                return Err(self.limits.refuse(Limit::Leases, max, None));
+            }
         }
         let answer = self.lease.clone().lease_grant(with(&metadata, request)).await?;
         let id = answer.get_ref().id;
@@ -35,6 +38,9 @@ impl View {
                 debug!(lease = format!("{id:x}"), %status, "lease without an owner stays until it expires");
             }
             return Err(status);
+        }
+        if let Some(before) = counted {
+            self.limits.note_leases(before + 1);
         }
         Ok(answer)
     }

@@ -140,14 +140,20 @@ fn an_answer_may_be_too_long_for_a_tenant() {
 fn people_are_shown_what_tenants_use() {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let [a, b] = [address(), address()];
-        let tier =
-            Tier::start(deployment, &limited(&a, &b, "watches: 1, stored-keys: 1, requests-per-second: 1000"), &[]);
+        let tier = Tier::start(
+            deployment,
+            &limited(&a, &b, "watches: 1, leases: 1, stored-keys: 1, requests-per-second: 1000"),
+            &[],
+        );
         let (of_a, of_b) = (client(&a), client(&b));
         answers(&of_a).await;
         of_a.kv().put(put("k", "value")).await.expect("put");
         of_a.kv().put(put("l", "v")).await.expect_err("a second key");
         let (_watching, _) = Watching::create(&of_a, watch_all()).await;
         answers(&of_b).await;
+        let grant = LeaseGrantRequest { ttl: 600, id: 0 };
+        let lease = of_a.lease().lease_grant(grant).await.expect("grant").into_inner().id;
+        of_a.lease().lease_grant(grant).await.expect_err("a second lease");
         let status = async || -> serde_json::Value {
             let page = http_get(&tier.metrics, "GET", "/proxy/status").await.expect("an answer");
             serde_json::from_str(&page.body).expect("JSON")
@@ -163,11 +169,12 @@ fn people_are_shown_what_tenants_use() {
         let limits = serde_json::json!([
             {"limit": "requests-per-second", "max": 1000, "used": null},
             {"limit": "watches", "max": 1, "used": 1},
+            {"limit": "leases", "max": 1, "used": 1},
             {"limit": "stored-keys", "max": 1, "used": 1},
         ]);
         assert_eq!(
             (&tenant["limits"], &tenant["refused"]),
-            (&limits, &serde_json::json!({"stored-keys": 1})),
+            (&limits, &serde_json::json!({"leases": 1, "stored-keys": 1})),
             "{shown}"
         );
         assert!(tenant["requests"].as_u64() >= Some(4) && tenant["bytes"].as_u64() > Some(20), "{shown}");
@@ -176,7 +183,17 @@ fn people_are_shown_what_tenants_use() {
         let args = ["ctl", "--endpoints", &tier.metrics, "proxy", "status"];
         let table = std::process::Command::new(own_binary()).args(args).output().expect("runs").stdout;
         let table = String::from_utf8_lossy(&table).into_owned();
-        assert!(table.contains("watches 1/1, stored-keys 1/1 (refused 1)"), "{table}");
+        assert!(table.contains("watches 1/1, leases 1/1 (refused 1), stored-keys 1/1 (refused 1)"), "{table}");
+        // One that ended is seen by the next grant.
+        of_a.lease().lease_revoke(LeaseRevokeRequest { id: lease }).await.expect("revoked");
+        of_a.lease().lease_grant(grant).await.expect("in its place");
+        assert_eq!(status().await["tenants"][0]["limits"][2]["used"], 1);
+        tier.replace(&limited(&a, &b, ""), "taken").await;
+        let tenant = &status().await["tenants"][0];
+        assert_eq!((&tenant["limits"], &tenant["refused"]["leases"]), (&serde_json::json!([]), &1.into()), "{tenant}");
+        let table = std::process::Command::new(own_binary()).args(args).output().expect("runs").stdout;
+        let table = String::from_utf8_lossy(&table).into_owned();
+        assert!(table.contains("leases (refused 1), stored-keys (refused 1)"), "{table}");
         // Nothing of it is where tenants are.
         for address in [&a, &tier.main] {
             for path in ["/proxy/status", "/ui", "/proxy/metrics"] {
