@@ -1,6 +1,8 @@
 //! A tenant sends arbitrary requests of every RPC, as gRPC and as JSON, while tenants around it have data: one whose namespace
 //! contains its own, one whose namespace lies within it, one whose namespace begins where its own ends. Nothing of theirs may change or
-//! show, and no request that would reach them may come to the member.
+//! show, and no request that would reach them may come to the member. Two neighbours do so at once: each request that comes to the
+//! member must be within the namespace of the tenant that sent it, whose name it bears in a header of the client's, and one that the
+//! proxy sends for itself, as those of caches and shared watches, within that of one of them.
 //!
 //! The shapes of the messages come from the descriptors of `proto/`, so that a new RPC or field is covered by itself. A
 //! failure names its seed; `ISOLATION_SEED=<seed>` runs that batch alone, `ISOLATION_BATCHES=<n>` that many of each test.
@@ -12,19 +14,21 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::join_all;
 use http::uri::PathAndQuery;
 use prost::Message as _;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor, Value};
 use tempfile::TempDir;
 use tonic::{Request, Status};
+use watershed::client::Client;
 use watershed::pb::etcdserverpb::*;
 use watershed::pb::{descriptors, http_paths};
 
-use super::lawful::{Call, Law};
+use super::lawful::{Call, KEEP_ALIVE, Law};
 use super::{Tier, address, all, answers, put};
 use crate::harness::{Between, Deployment, Passed, Target, client, http_get, json, raw_answers, run};
 
-/// In every value of the others, and in the names of some keys. The tenant never sends it.
+/// In every value of those that send nothing, and in the names of some keys.
 const SECRET: &str = "SECRETSECRETSECRET";
 const BATCHES: u64 = 1;
 /// Requests of one method in a batch.
@@ -35,22 +39,49 @@ const CALL: Duration = Duration::from_millis(400);
 const DEPTH: usize = 4;
 
 /// One around the others, one within that, and one that begins where that ends.
-const NAMESPACES: [&str; 3] = ["t/", "t/c/", "t/c0"];
+const OUTER: Tenant = Tenant { name: "outer", namespace: "t/", word: "OUTEROUTEROUTER" };
+const INNER: Tenant = Tenant { name: "inner", namespace: "t/c/", word: "INNERINNERINNER" };
+const NEXT: Tenant = Tenant { name: "next", namespace: "t/c0", word: "NEXTNEXTNEXTNEXT" };
+const TENANTS: [Tenant; 3] = [OUTER, INNER, NEXT];
+/// The name of the tenant, in what its clients send.
+const NAME: &str = "x-tenant";
 /// Keys of all kinds of places, beside those with the secret in their names; a tenant is tested with those that are not its own.
 const KEYS: [&str; 12] = ["t/", "t/c", "t/x", "t/c/", "t/c/k", "t/c0", "t/c0k", "t/d", "t", "t0", "s", "u"];
 /// Those that others write all the time.
 const NOISE: [&str; 4] = ["t/noise", "t/c/noise", "t/c0noise", "t0noise"];
 
+#[derive(Clone, Copy)]
+struct Tenant {
+    name: &'static str,
+    namespace: &'static str,
+    /// In some of the keys and values that it sends.
+    word: &'static str,
+}
+
+/// A tenant that sends arbitrary requests.
+struct Sender {
+    tenant: Tenant,
+    endpoint: String,
+    client: Client,
+    /// Ids and revisions that its requests may name.
+    numbers: Vec<i64>,
+    /// A lease of its own that its requests do not name.
+    kept: i64,
+    /// What it may not be shown.
+    foreign: Vec<&'static str>,
+}
+
 struct Maker {
     random: fastrand::Rng,
     numbers: Vec<i64>,
+    word: &'static str,
 }
 
 impl Maker {
-    fn new(seed: u64, ids: &[i64]) -> Self {
+    fn new(seed: u64, sender: &Sender) -> Self {
         let mut numbers = vec![0, 0, 0, 1, 2, 3, -1, i64::MAX, i64::MIN];
-        numbers.extend(ids);
-        Self { random: fastrand::Rng::with_seed(seed), numbers }
+        numbers.extend(&sender.numbers);
+        Self { random: fastrand::Rng::with_seed(seed), numbers, word: sender.tenant.word }
     }
 
     fn number(&mut self) -> i64 {
@@ -78,7 +109,8 @@ impl Maker {
             b"\0watershed/lease/742f633025/0000000000000007",
             b"/",
         ];
-        Bytes::from_static(BYTES[self.random.usize(..BYTES.len())])
+        let chosen = self.random.usize(..=BYTES.len());
+        Bytes::from_static(BYTES.get(chosen).copied().unwrap_or(self.word.as_bytes()))
     }
 
     fn text(&mut self) -> String {
@@ -126,35 +158,53 @@ impl Maker {
     }
 }
 
-/// Whether the secret is in there, also in base64 at any alignment.
-fn shows(bytes: &[u8]) -> bool {
-    let in_base64 = (0..3).map(|pad| {
-        let encoded = BASE64_STANDARD.encode([&b"xxx"[..pad], SECRET.as_bytes()].concat());
-        encoded[4..16].to_owned().into_bytes()
-    });
-    let mut hidden = in_base64.chain([SECRET.as_bytes()[..6].to_vec()]);
-    hidden.any(|part| bytes.windows(part.len()).any(|found| found == part))
+/// Whether one of the words is in there, also in base64 at any alignment.
+fn shows(words: &[&str], bytes: &[u8]) -> bool {
+    words.iter().any(|word| {
+        let in_base64 = (0..3).map(|pad| {
+            let encoded = BASE64_STANDARD.encode([&b"xxx"[..pad], word.as_bytes()].concat());
+            encoded[4..16].to_owned().into_bytes()
+        });
+        let mut hidden = in_base64.chain([word.as_bytes()[..6].to_vec()]);
+        hidden.any(|part| bytes.windows(part.len()).any(|found| found == part))
+    })
 }
 
-fn shows_in_status(status: &Status) -> bool {
-    shows(status.message().as_bytes())
-        || shows(status.details())
-        || shows(format!("{:?}", status.metadata()).as_bytes())
+fn shows_in_status(words: &[&str], status: &Status) -> bool {
+    shows(words, status.message().as_bytes())
+        || shows(words, status.details())
+        || shows(words, format!("{:?}", status.metadata()).as_bytes())
 }
 
-/// All that is on the member beside the tenant's keys and the marks of its leases.
-async fn of_others(deployment: &Deployment, namespace: &str) -> Vec<String> {
-    let digits: String = namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let marks = format!("\0watershed/lease/{digits}/");
+/// All that is on the member beside the keys of these tenants and the marks of their leases.
+async fn of_others(deployment: &Deployment, tenants: &[Tenant]) -> Vec<String> {
+    let own: Vec<String> = tenants
+        .iter()
+        .flat_map(|tenant| {
+            let digits: String = tenant.namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
+            [tenant.namespace.to_owned(), format!("\0watershed/lease/{digits}/")]
+        })
+        .collect();
     let kvs = deployment.range(all()).await.kvs;
-    let is_own = |key: &[u8]| key.starts_with(namespace.as_bytes()) || key.starts_with(marks.as_bytes());
+    let is_own = |key: &[u8]| own.iter().any(|prefix| key.starts_with(prefix.as_bytes()));
     let others = kvs.iter().filter(|kv| !is_own(&kv.key) && !kv.key.ends_with(b"noise"));
     others.map(|kv| format!("{kv:?}")).collect()
 }
 
-async fn batch(deployment: &Deployment, namespace: &str, tenant: &str, seed: u64, ids: &[i64]) {
-    let mut maker = Maker::new(seed, ids);
-    let client = client(tenant);
+/// Puts keys beside those of the tenants for ever.
+async fn noise(deployment: &Deployment, tenants: &[Tenant]) {
+    let is_foreign = |key: &&str| tenants.iter().all(|tenant| !key.starts_with(tenant.namespace));
+    loop {
+        for key in NOISE.into_iter().filter(is_foreign) {
+            deployment.put(key, SECRET).await;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Sends requests of all methods, and looks at the answers.
+async fn batch(sender: &Sender, seed: u64) {
+    let mut maker = Maker::new(seed, sender);
     let methods: Vec<MethodDescriptor> =
         descriptors().services().flat_map(|service| service.methods().collect::<Vec<_>>()).collect();
     let mut calls = Vec::new();
@@ -167,40 +217,30 @@ async fn batch(deployment: &Deployment, namespace: &str, tenant: &str, seed: u64
         }
     }
     maker.random.shuffle(&mut calls);
-    let noise = async {
-        loop {
-            for key in NOISE.into_iter().filter(|key| !key.starts_with(namespace)) {
-                deployment.put(key, SECRET).await;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let sent = futures::stream::iter(calls).for_each_concurrent(IN_FLIGHT, |(path, http, messages, streams)| {
-        let client = client.clone();
-        async move {
-            let shown = format!("seed {seed}: {path} {messages:?}");
+    let Sender { tenant, endpoint, client, foreign, .. } = sender;
+    let sent =
+        futures::stream::iter(calls).for_each_concurrent(IN_FLIGHT, |(path, http, messages, streams)| async move {
+            let shown = format!("{}, seed {seed}: {path} {messages:?}", tenant.name);
             let bytes: Vec<Bytes> = messages.iter().map(|message| message.encode_to_vec().into()).collect();
             // A stream of requests that stays open, as clients have it.
             let requests =
                 futures::stream::iter(bytes).chain(futures::stream::pending().take_until(tokio::time::sleep(CALL / 2)));
+            let mut request = Request::new(requests);
+            request.metadata_mut().insert(NAME, tenant.name.parse().expect("ascii"));
             let path: PathAndQuery = path.parse().expect("a path");
-            let call = raw_answers(&client, path, Request::new(requests), 20);
+            let call = raw_answers(client, path, request, 20);
             if let Ok((answers, end)) = tokio::time::timeout(CALL, call).await {
-                assert!(!answers.iter().any(|answer| shows(answer)), "{shown}: {answers:?}");
-                assert!(end.as_ref().err().is_none_or(|status| !shows_in_status(status)), "{shown}: {end:?}");
+                assert!(!answers.iter().any(|answer| shows(foreign, answer)), "{shown}: {answers:?}");
+                assert!(end.as_ref().err().is_none_or(|status| !shows_in_status(foreign, status)), "{shown}: {end:?}");
             }
             if let Some(http) = http.filter(|_| !streams) {
                 let body = serde_json::to_string(&messages[0]).expect("JSON");
-                if let Ok((_, answer)) = tokio::time::timeout(CALL, json(tenant, &http, &body)).await {
-                    assert!(!shows(answer.to_string().as_bytes()), "{shown} in JSON: {answer}");
+                if let Ok((_, answer)) = tokio::time::timeout(CALL, json(endpoint, &http, &body)).await {
+                    assert!(!shows(foreign, answer.to_string().as_bytes()), "{shown} in JSON: {answer}");
                 }
             }
-        }
-    });
-    tokio::select! {
-        () = noise => {}
-        () = sent => {}
-    }
+        });
+    sent.await;
 }
 
 fn call(Passed { path, headers, body, ended }: Passed) -> Call {
@@ -216,64 +256,138 @@ fn is_probe(call: &Call) -> bool {
         || call.path == "/etcdserverpb.KV/Range" && message == probe.encode_to_vec()
 }
 
-/// A file with these tenants, which come to these addresses.
-fn three([outer, inner, next]: &[String; 3]) -> String {
-    let limits = "limits: {leases: 1000, stored-keys: 1000, watches: 1000}";
-    let [of_outer, of_inner, of_next] = NAMESPACES;
-    format!(
-        "tenants:\n\
-         - {{name: outer, namespace: {of_outer}, contains: [inner, next], match: [{{listen: '{outer}'}}], {limits}}}\n\
-         - {{name: inner, namespace: {of_inner}, match: [{{listen: '{inner}'}}], {limits}}}\n\
-         - {{name: next, namespace: {of_next}, match: [{{listen: '{next}'}}], {limits}}}\n"
-    )
+/// The calls of one that may serve several tenants: each keep-alive by itself.
+fn parts(call: &Call) -> Vec<Call> {
+    if call.path != KEEP_ALIVE {
+        return vec![call.clone()];
+    }
+    let framed = |(flag, message): (u8, Bytes)| {
+        let length = u32::try_from(message.len()).expect("a short message").to_be_bytes();
+        Call { body: [&[flag][..], &length, &message].concat(), ..call.clone() }
+    };
+    call.frames().0.into_iter().map(framed).collect()
 }
 
-/// The tenant with this namespace, one of three, sends what it likes.
-fn meets_nothing_of_others(namespace: &'static str) {
+/// Whether a member may get these calls: of the tenant that a call names, else of any one.
+fn check(laws: &mut [(&str, Law)], calls: &[Call]) -> Result<(), String> {
+    laws.iter_mut().for_each(|(_, law)| law.learn(calls));
+    for call in calls.iter().flat_map(parts) {
+        let named = call.headers.get(NAME);
+        let mut refusals = laws
+            .iter()
+            .filter(|(name, _)| named.is_none_or(|named| named == name))
+            .map(|(name, law)| law.allows(&call).map_err(|wrong| format!("{name}: {wrong}")));
+        let mut wrong = Vec::new();
+        if !refusals.any(|outcome| outcome.map_err(|refusal| wrong.push(refusal)).is_ok()) {
+            return Err(wrong.join("; "));
+        }
+    }
+    Ok(())
+}
+
+/// A file with these tenants, which come to these addresses.
+fn file(addresses: &[String]) -> String {
+    let limits = "limits: {leases: 1000, stored-keys: 1000, watches: 1000}";
+    let tenant = |(tenant, address): (&Tenant, &String)| {
+        let contains = if tenant.name == OUTER.name { ", contains: [inner, next]" } else { "" };
+        let Tenant { name, namespace, .. } = tenant;
+        format!("- {{name: {name}, namespace: {namespace}{contains}, match: [{{listen: '{address}'}}], {limits}}}\n")
+    };
+    let tenants: String = TENANTS.iter().zip(addresses).map(tenant).collect();
+    format!("tenants:\n{tenants}")
+}
+
+/// Puts data of everybody else; returns ids of their leases.
+async fn others_have_data(deployment: &Deployment, endpoints: &[String], senders: &[Tenant]) -> Vec<i64> {
+    let is_foreign = |key: &str| senders.iter().all(|tenant| !key.starts_with(tenant.namespace));
+    for key in KEYS.into_iter().filter(|key| is_foreign(key)) {
+        deployment.put(key, SECRET).await;
+        deployment.put(format!("{key}{SECRET}"), SECRET).await;
+    }
+    let mut ids = Vec::new();
+    for (tenant, endpoint) in TENANTS.iter().zip(endpoints) {
+        if senders.iter().any(|sender| sender.name == tenant.name) {
+            continue;
+        }
+        let client = client(endpoint);
+        answers(&client).await;
+        for id in [ids.len() as i64 + 7, 0] {
+            let grant = LeaseGrantRequest { ttl: 36_000, id };
+            let lease = client.lease().lease_grant(grant).await.expect("grant").into_inner().id;
+            ids.push(lease);
+            if is_foreign(tenant.namespace) {
+                client.kv().put(PutRequest { lease, ..put(SECRET, SECRET) }).await.expect("put");
+            }
+        }
+    }
+    ids
+}
+
+/// The senders as they begin: each has a key and two leases, and knows the ids of the others' leases.
+async fn senders(tenants: &[Tenant], endpoints: &[String], ids: &[i64]) -> Vec<Sender> {
+    let mut senders = Vec::new();
+    for &tenant in tenants {
+        let (_, endpoint) = TENANTS.iter().zip(endpoints).find(|(one, _)| one.name == tenant.name).expect("of three");
+        let client = client(endpoint);
+        answers(&client).await;
+        client.kv().put(put("k", tenant.word)).await.expect("put");
+        let grant = LeaseGrantRequest { ttl: 36_000, id: 0 };
+        let own = client.lease().lease_grant(grant).await.expect("grant").into_inner().id;
+        let kept = client.lease().lease_grant(grant).await.expect("grant").into_inner().id;
+        let others = tenants.iter().filter(|other| other.name != tenant.name).map(|other| other.word);
+        let foreign = others.chain([SECRET]).collect();
+        let numbers = ids.iter().copied().chain([own]).collect();
+        senders.push(Sender { tenant, endpoint: endpoint.clone(), client, numbers, kept, foreign });
+    }
+    let kept: Vec<i64> = senders.iter().map(|sender| sender.kept).collect();
+    for sender in &mut senders {
+        let of_others = kept.iter().filter(|id| **id != sender.kept);
+        sender.numbers.extend(of_others);
+    }
+    senders
+}
+
+/// Nothing of the cluster as a whole has changed.
+async fn assert_cluster_is_the_same(deployment: &Deployment, members: &[Member]) {
+    assert_eq!(list_members(deployment).await, members);
+    let first = RangeRequest { revision: 2, ..all() };
+    assert!(!deployment.range(first).await.kvs.is_empty(), "nothing was compacted");
+    let alarms = AlarmRequest { action: 0, member_id: 0, alarm: 0 };
+    assert!(deployment.client.maintenance().alarm(alarms).await.expect("alarms").into_inner().alarms.is_empty());
+}
+
+async fn list_members(deployment: &Deployment) -> Vec<Member> {
+    let members = deployment.client.cluster().member_list(MemberListRequest { linearizable: true }).await;
+    members.expect("members").into_inner().members
+}
+
+/// These tenants, of three, send what they like, all at once.
+fn meet_nothing_of_others(tenants: &'static [Tenant]) {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let between = Between::start(&deployment.endpoint).await;
         let folder = || TempDir::new().expect("temporary directory");
-        // The others are clients of another proxy, so that all that passes between this one and the member is the tenant's.
-        let ours = [address(), address(), address()];
-        let tier = Tier::in_folder(folder(), &between.endpoint, &three(&ours), &[]);
-        let theirs = [address(), address(), address()];
-        let _other_tier = Tier::in_folder(folder(), &deployment.endpoint, &three(&theirs), &[]);
-        for key in KEYS.into_iter().filter(|key| !key.starts_with(namespace)) {
-            deployment.put(key, SECRET).await;
-            deployment.put(format!("{key}{SECRET}"), SECRET).await;
-        }
-        let mut ids = Vec::new();
-        for (other, endpoint) in NAMESPACES.iter().zip(&theirs).filter(|(other, _)| **other != namespace) {
-            let other_client = client(endpoint);
-            answers(&other_client).await;
-            for id in [ids.len() as i64 + 7, 0] {
-                let grant = LeaseGrantRequest { ttl: 36_000, id };
-                let lease = other_client.lease().lease_grant(grant).await.expect("grant").into_inner().id;
-                ids.push(lease);
-                if !other.starts_with(namespace) {
-                    other_client.kv().put(PutRequest { lease, ..put(SECRET, SECRET) }).await.expect("put");
-                }
-            }
-        }
-        let (_, tenant) = NAMESPACES.iter().zip(ours).find(|(one, _)| **one == namespace).expect("one of three");
-        let client = client(&tenant);
-        answers(&client).await;
-        client.kv().put(put("k", "own")).await.expect("put");
-        let grant = LeaseGrantRequest { ttl: 36_000, id: 0 };
-        let own = client.lease().lease_grant(grant).await.expect("grant").into_inner().id;
-        let before = of_others(deployment, namespace).await;
-        let members = deployment.client.cluster().member_list(MemberListRequest { linearizable: true }).await;
-        let members = members.expect("members").into_inner().members;
+        // The others are clients of another proxy, so that all that passes between this one and the member is of the senders.
+        let [ours, theirs] = [(); 2].map(|()| TENANTS.map(|_| address()));
+        let tier = Tier::in_folder(folder(), &between.endpoint, &file(&ours), &[]);
+        let _other_tier = Tier::in_folder(folder(), &deployment.endpoint, &file(&theirs), &[]);
+        let ids = others_have_data(deployment, &theirs, tenants).await;
+        let mut senders = senders(tenants, &ours, &ids).await;
+        let before = of_others(deployment, tenants).await;
+        let members = list_members(deployment).await;
         let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
         let seeds = match given("ISOLATION_SEED") {
             Some(seed) => seed..seed + 1,
             None => 0..given("ISOLATION_BATCHES").unwrap_or(BATCHES),
         };
-        let mut law = Law::new(namespace, []);
+        let mut laws: Vec<_> = tenants.iter().map(|tenant| (tenant.name, Law::new(tenant.namespace, []))).collect();
         for seed in seeds {
             let revision = deployment.get("t").await.header.expect("header").revision;
-            batch(deployment, namespace, &tenant, seed, &[&ids[..], &[own, revision, revision - 3]].concat()).await;
-            let after = of_others(deployment, namespace).await;
+            senders.iter_mut().for_each(|sender| sender.numbers.extend([revision, revision - 3]));
+            tokio::select! {
+                () = noise(deployment, tenants) => {}
+                _ = join_all(senders.iter().map(|sender| batch(sender, seed))) => {}
+            }
+            let after = of_others(deployment, tenants).await;
             let differ: Vec<_> = after.iter().filter(|kv| !before.contains(kv)).collect();
             let gone: Vec<_> = before.iter().filter(|kv| !after.contains(kv)).collect();
             assert!(
@@ -281,38 +395,65 @@ fn meets_nothing_of_others(namespace: &'static str) {
                 "seed {seed}: not the tenant's: {differ:?}, before: {gone:?}"
             );
             let calls: Vec<Call> = between.calls().into_iter().map(call).filter(|call| !is_probe(call)).collect();
-            let methods: HashSet<_> = calls.iter().map(|call| call.path.as_str()).collect();
-            assert!(methods.len() >= 10, "the requests reach the member: {methods:?}");
-            law.check(&calls).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+            for tenant in tenants {
+                let named = calls.iter().filter(|call| call.headers.get(NAME).is_some_and(|name| name == tenant.name));
+                let methods: HashSet<_> = named.map(|call| call.path.as_str()).collect();
+                assert!(methods.len() >= 8, "the requests of {} reach the member: {methods:?}", tenant.name);
+            }
+            check(&mut laws, &calls).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         }
-        for id in ids {
+        for id in ids.into_iter().chain(senders.iter().map(|sender| sender.kept)) {
             assert!(deployment.time_to_live(id).await.ttl > 0, "a lease of others is gone");
         }
-        let now =
-            deployment.client.cluster().member_list(MemberListRequest { linearizable: true }).await.expect("members");
-        assert_eq!(now.into_inner().members, members);
-        let first = RangeRequest { revision: 2, ..all() };
-        assert!(!deployment.range(first).await.kvs.is_empty(), "nothing was compacted");
-        let alarms = AlarmRequest { action: 0, member_id: 0, alarm: 0 };
-        assert!(deployment.client.maintenance().alarm(alarms).await.expect("alarms").into_inner().alarms.is_empty());
-        let page = http_get(&tier.metrics, "GET", "/proxy/metrics").await.expect("a page").body;
-        assert!(!shows(page.as_bytes()), "{page}");
-        let log = tier.process.output();
-        assert!(!shows(log.as_bytes()), "{log}");
+        assert_cluster_is_the_same(deployment, &members).await;
+        let words = TENANTS.map(|tenant| tenant.word);
+        for shown in
+            [http_get(&tier.metrics, "GET", "/proxy/metrics").await.expect("a page").body, tier.process.output()]
+        {
+            assert!(!shows(&[SECRET], shown.as_bytes()) && !shows(&words, shown.as_bytes()), "{shown}");
+        }
     });
 }
 
 #[test]
 fn a_tenant_within_another_meets_nothing_of_others() {
-    meets_nothing_of_others("t/c/");
+    meet_nothing_of_others(&[INNER]);
 }
 
 #[test]
 fn a_tenant_next_to_another_meets_nothing_of_others() {
-    meets_nothing_of_others("t/c0");
+    meet_nothing_of_others(&[NEXT]);
 }
 
 #[test]
 fn a_tenant_around_others_meets_nothing_beside_them() {
-    meets_nothing_of_others("t/");
+    meet_nothing_of_others(&[OUTER]);
+}
+
+#[test]
+fn two_neighbours_at_once_are_kept_apart() {
+    meet_nothing_of_others(&[INNER, NEXT]);
+}
+
+/// A request of one tenant with a key of the other is found, and so is one that is of neither.
+#[test]
+fn a_request_outside_is_found() {
+    let call = |name: Option<&'static str>, key: &'static str| {
+        let message = RangeRequest { key: key.into(), ..Default::default() }.encode_to_vec();
+        let length = u32::try_from(message.len()).expect("short").to_be_bytes();
+        let name = name.map(|name| (NAME.parse().expect("a name"), name.parse().expect("a value")));
+        let body = [&[0][..], &length, &message].concat();
+        Call { path: "/etcdserverpb.KV/Range".to_owned(), headers: name.into_iter().collect(), body, ended: true }
+    };
+    let check = |calls: &[Call]| {
+        let mut laws = [INNER, NEXT].map(|tenant| (tenant.name, Law::new(tenant.namespace, [])));
+        check(&mut laws, calls)
+    };
+    let lawful = [call(Some("inner"), "t/c/k"), call(Some("next"), "t/c0k"), call(None, "t/c/k"), call(None, "t/c0k")];
+    assert_eq!(check(&lawful), Ok(()));
+    for wrong in
+        [call(Some("inner"), "t/c0k"), call(Some("next"), "t/c/k"), call(None, "t/x"), call(Some("outer"), "t/x")]
+    {
+        assert!(check(&[lawful[0].clone(), wrong.clone()]).is_err(), "{wrong:?}");
+    }
 }

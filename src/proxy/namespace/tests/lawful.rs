@@ -68,17 +68,23 @@ impl Law {
 
     /// Whether a member may get these calls. Leases that were granted among them are the tenant's.
     pub(super) fn check<'c>(&mut self, calls: impl IntoIterator<Item = &'c Call> + Clone) -> Result<(), String> {
-        for call in calls.clone().into_iter().filter(|call| call.path == PUT) {
+        self.learn(calls.clone());
+        calls.into_iter().try_for_each(|call| self.allows(call))
+    }
+
+    /// Notes the leases that were granted to the tenant among these calls.
+    pub(super) fn learn<'c>(&mut self, calls: impl IntoIterator<Item = &'c Call>) {
+        for call in calls.into_iter().filter(|call| call.path == PUT) {
             if let Some(put) = call.frames().0.first().and_then(|(_, message)| PutRequest::decode(message.clone()).ok())
                 && put.key.starts_with(self.marks.as_bytes())
             {
                 self.own.insert(put.lease);
             }
         }
-        calls.into_iter().try_for_each(|call| self.allows(call))
     }
 
-    fn allows(&self, call: &Call) -> Result<(), String> {
+    /// Whether a member may get this call.
+    pub(super) fn allows(&self, call: &Call) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("{what}: {call:x?}"));
         let is_stream = call.path == WATCH || call.path == KEEP_ALIVE;
         if !is_stream && !call.ended {
