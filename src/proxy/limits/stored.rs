@@ -308,7 +308,7 @@ impl Growth {
         let mut state = self.stored.state.lock();
         if revision <= state.position {
             state.pending -= growth;
-        } else {
+        } else if growth != Stored::default() {
             *state.executed.entry(revision).or_default() += growth;
         }
         drop(state);
