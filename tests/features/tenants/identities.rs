@@ -211,3 +211,38 @@ fn a_tenant_that_is_a_user_reads_from_its_cache_what_that_user_may_read() {
         assert_eq!(of_a.kv().range(all()).await.expect("range").into_inner().kvs.len(), 3);
     });
 }
+
+#[test]
+fn what_a_tenant_stores_is_counted_as_its_user() {
+    run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
+        let root = enable(deployment).await;
+        alice_and_bob(deployment, &root).await;
+        let [a, b] = [address(), address()];
+        let limited = "upstream: {user: alice, password: alice}, limits: {stored-keys: 1}";
+        let file = format!(
+            "tenants:\n\
+             - {{name: a, namespace: alice/, match: [{{listen: '{a}'}}], {limited}}}\n\
+             - {{name: b, namespace: bob/, match: [{{listen: '{b}'}}], {limited}}}\n"
+        );
+        let _tier = Tier::start(deployment, &file, &[]);
+        let (of_a, of_b) = (client(&a), client(&b));
+        answers(&of_a).await;
+        of_a.kv().put(put("k", "v")).await.expect("as alice");
+        let full = "the tenant's limit \"stored-keys\" of 1 is reached";
+        refused(of_a.kv().put(put("l", "v")).await, Code::ResourceExhausted, full);
+        // What its user may not read cannot be counted, and a limit that is not watched over refuses.
+        let uncounted = format!("what the tenant stores is not counted: {}", super::DENIED);
+        refused(of_b.kv().put(put("k", "v")).await, Code::Unavailable, &uncounted);
+        permit(&deployment.endpoint, &root, "alice", Type::Readwrite, "bob/", "bob0").await.expect("permitted");
+        until("the count", async || of_b.kv().put(put("k", "v")).await.ok()).await;
+        refused(of_b.kv().put(put("l", "v")).await, Code::ResourceExhausted, full);
+        // The member forgets all tokens when it starts again, those of the counting watches too.
+        deployment.server.kill();
+        deployment.restart_without_waiting();
+        until("alice is logged in again", async || of_a.kv().put(put("k", "w")).await.ok()).await;
+        let wipe = DeleteRangeRequest { key: "k".into(), ..Default::default() };
+        of_a.kv().delete_range(wipe).await.expect("never refused");
+        until("room", async || of_a.kv().put(put("l", "v")).await.ok()).await;
+        refused(of_a.kv().put(put("m", "v")).await, Code::ResourceExhausted, full);
+    });
+}
