@@ -35,8 +35,8 @@ from processes import Failed, Noise, Side  # noqa: E402
 # What one side takes: seconds whatever the size, seconds and GB of disk that grow with it.
 Part = collections.namedtuple("Part", "measure what fixed_seconds seconds disk_gb")
 PARTS = {
-    "keys": Part(parts.keys, "{keys:,} keys of 16 B with values of 64 B", 60, 600, 6),
-    "leases": Part(parts.leases, "{leases:,} leases, {short:,} that end at once", 60, 300, 2),
+    "keys": Part(parts.keys, "{keys:,} keys of 16 B with values of 64 B", 60, 840, 6),
+    "leases": Part(parts.leases, "{leases:,} leases, {short:,} that end at once", 60, 540, 2),
     "watchers": Part(parts.watchers, "{watchers:,} watchers on one member", 120, 120, 0.3),
     "proxy-watchers": Part(parts.proxy_watchers, "{watchers:,} watchers through one proxy", 120, 120, 0.3),
     "txn": Part(parts.txn, "transactions of 128 puts, 1 MiB together", 60, 30, 2),
