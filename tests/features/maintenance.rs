@@ -230,8 +230,13 @@ async fn the_member_lists_itself(deployment: &mut Deployment) {
 
 async fn health_is_served(deployment: &mut Deployment) {
     let mut health = deployment.client.health();
-    let answer = health.check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
-    assert_eq!(answer.status(), ServingStatus::Serving);
+    // A proxy tells it once it has looked itself, which may be after the first answers of the cluster.
+    until("a health service that serves", async || {
+        let mut health = deployment.client.health();
+        let answer = health.check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
+        (answer.status() == ServingStatus::Serving).then_some(())
+    })
+    .await;
     let answer = health.check(HealthCheckRequest { service: "nothing".into() }).await;
     refused(answer, Code::NotFound, "unknown service");
 }
