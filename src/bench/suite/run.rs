@@ -75,7 +75,9 @@ fn measured(args: &SuiteArgs) -> Result<Report, String> {
 fn measured_row(row: &Row, programs: &Programs, args: &SuiteArgs) -> RowReport {
     let report = RowReport { name: row.name, what: row.what, ..RowReport::default() };
     let rounds = if row.is_slow { args.rounds.min(SLOW_ROUNDS) } else { args.rounds };
-    let outcome = (row.open)(programs, row.what).and_then(|sides| Rounds::take(sides, rounds, args.seconds));
+    let outcome = in_own_folder(programs, |programs| {
+        (row.open)(programs, row.what).and_then(|sides| Rounds::take(sides, rounds, args.seconds))
+    });
     let taken = match outcome {
         Ok(taken) => taken,
         Err(reason) => {
@@ -87,6 +89,13 @@ fn measured_row(row: &Row, programs: &Programs, args: &SuiteArgs) -> RowReport {
     let (sides, samples) = taken.samples.into_iter().unzip();
     let noise = too_noisy(&taken.moments);
     RowReport { sides, samples, figures, noise, moments: taken.moments, notes: taken.notes, ..report }
+}
+
+/// Runs with a folder that is removed afterwards: the data of all rows together may be more than the disk holds.
+fn in_own_folder<T>(programs: &Programs, run: impl FnOnce(&Programs) -> Result<T, String>) -> Result<T, String> {
+    let files = tempfile::Builder::new().prefix("row-").tempdir_in(&programs.folder);
+    let files = files.map_err(|error| at(&programs.folder, &error))?;
+    run(&Programs { folder: files.path().to_owned(), ..programs.clone() })
 }
 
 /// What the rounds of a row gave.
