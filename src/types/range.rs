@@ -60,6 +60,11 @@ impl KeyRange {
         }
     }
 
+    /// A key as a request can name it: in place of the empty one, which a member refuses, the first that there can be.
+    pub fn key_in_request(key: Key) -> Key {
+        if key.is_empty() { Key::from_static(b"\0") } else { key }
+    }
+
     /// First key that may be covered.
     pub fn start(&self) -> &Key {
         match self {

@@ -232,8 +232,8 @@ async fn health_is_served(deployment: &mut Deployment) {
     let mut health = deployment.client.health();
     // A proxy tells it once it has looked itself, which may be after the first answers of the cluster.
     until("a health service that serves", async || {
-        let mut health = deployment.client.health();
-        let answer = health.check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
+        let answer =
+            health.clone().check(HealthCheckRequest { service: String::new() }).await.expect("health").into_inner();
         (answer.status() == ServingStatus::Serving).then_some(())
     })
     .await;

@@ -42,9 +42,6 @@ fn measured(args: &SuiteArgs) -> Result<Report, String> {
     let peer = find(&args.against).ok_or_else(|| format!("--against {}: there is no such program", args.against))?;
     let ours = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
     std::fs::create_dir_all(&args.folder).map_err(|error| at(&args.folder, &error))?;
-    // Beside the reports, so that the data is on a disk that was chosen.
-    let files = tempfile::Builder::new().prefix("run-").tempdir_in(&args.folder);
-    let files = files.map_err(|error| at(&args.folder, &error))?;
     let absolute = |path: &Path| std::fs::canonicalize(path).map_err(|error| at(path, &error));
     let optional = |flag: &str, given: &Option<String>, name: &str| -> Result<Option<PathBuf>, String> {
         match given {
@@ -55,7 +52,8 @@ fn measured(args: &SuiteArgs) -> Result<Report, String> {
     let programs = Programs {
         ours,
         peer: absolute(&peer)?,
-        folder: absolute(files.path())?,
+        // Data go beside the reports, so that they are on a disk that was chosen.
+        folder: absolute(&args.folder)?,
         haproxy: optional("--haproxy", &args.haproxy, "haproxy")?,
         nginx: optional("--nginx", &args.nginx, "nginx")?,
     };

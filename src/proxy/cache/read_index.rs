@@ -23,7 +23,7 @@ use crate::client::Pool;
 use crate::pb::encoded::ResponseHeader;
 use crate::proxy::Identity;
 use crate::proxy::watch::Upstream;
-use crate::types::{ClusterId, Revision};
+use crate::types::{ClusterId, KeyRange, Revision};
 
 /// The cluster's revision, read by linearizable reads that all ranges of a group share.
 ///
@@ -218,8 +218,7 @@ impl ReadIndex {
     ) -> Result<ReadAnswer, Status> {
         let sent_at = Instant::now();
         let key = replicas.first().map(|replica| replica.upstream.start().clone()).unwrap_or_default();
-        // A request cannot name the empty key; no key lies before this one.
-        let key = if key.is_empty() { Bytes::from_static(b"\0") } else { key };
+        let key = KeyRange::key_in_request(key);
         self.metrics.read_index.inc();
         let reading = self.read_from(cluster, key, lowest);
         replicas.iter().for_each(|replica| replica.note_read_sent());
@@ -323,7 +322,7 @@ mod tests {
     use crate::proxy::watch::UpstreamStream;
     use crate::shutdown::Tasks;
     use crate::telemetry::Metrics;
-    use crate::types::{KeyRange, MemberId};
+    use crate::types::MemberId;
 
     /// A cluster whose reads are answered when the test says so, with the revision as it was when they were sent: the oldest
     /// that a member may tell.

@@ -75,8 +75,7 @@ impl Members for Channel {
 /// range holds. It is linearizable, so that a member that was cut off from the others cannot know an older permission.
 fn question(range: &KeyRange) -> Bytes {
     let (key, range_end) = range.to_wire();
-    // A request cannot name the empty key; no key lies before this one.
-    let key = if key.is_empty() { "\0".into() } else { key };
+    let key = KeyRange::key_in_request(key);
     let read = RangeRequest { key, range_end, limit: 1, keys_only: true, revision: i64::MAX, ..Default::default() };
     framed(&read)
 }
