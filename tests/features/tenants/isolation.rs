@@ -23,10 +23,11 @@ use tonic::{Request, Status};
 use watershed::client::Client;
 use watershed::pb::etcdserverpb::*;
 use watershed::pb::{descriptors, http_paths};
+use watershed::types::KeyRange;
 
-use super::lawful::{Call, KEEP_ALIVE, Law};
+use super::lawful::{Call, KEEP_ALIVE, Law, PUT, WISHES};
 use super::{Tier, address, all, answers, put};
-use crate::harness::{Between, Deployment, Passed, Target, client, http_get, json, raw_answers, run};
+use crate::harness::{Between, Deployment, Passed, Target, client, http_get, json, raw_answers, run, until};
 
 /// In every value of those that send nothing, and in the names of some keys.
 const SECRET: &str = "SECRETSECRETSECRET";
@@ -176,17 +177,25 @@ fn shows_in_status(words: &[&str], status: &Status) -> bool {
         || shows(words, format!("{:?}", status.metadata()).as_bytes())
 }
 
-/// All that is on the member beside the keys of these tenants and the marks of their leases.
+/// All that is on the member beside the keys of these tenants, the marks of their leases and their wishes.
 async fn of_others(deployment: &Deployment, tenants: &[Tenant]) -> Vec<String> {
     let own: Vec<String> = tenants
         .iter()
         .flat_map(|tenant| {
             let digits: String = tenant.namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
-            [tenant.namespace.to_owned(), format!("\0watershed/lease/{digits}/")]
+            [tenant.namespace.to_owned(), format!("\0watershed/lease/{digits}/"), format!("{WISHES}{digits}")]
         })
         .collect();
     let kvs = deployment.range(all()).await.kvs;
-    let is_own = |key: &[u8]| own.iter().any(|prefix| key.starts_with(prefix.as_bytes()));
+    let is_own = |key: &[u8]| {
+        own.iter().any(|prefix| {
+            if key.starts_with(WISHES.as_bytes()) {
+                key == prefix.as_bytes()
+            } else {
+                key.starts_with(prefix.as_bytes())
+            }
+        })
+    };
     let others = kvs.iter().filter(|kv| !is_own(&kv.key) && !kv.key.ends_with(b"noise"));
     others.map(|kv| format!("{kv:?}")).collect()
 }
@@ -285,13 +294,16 @@ fn check(laws: &mut [(&str, Law)], calls: &[Call]) -> Result<(), String> {
     Ok(())
 }
 
-/// A file with these tenants, which come to these addresses.
-fn file(addresses: &[String]) -> String {
+/// A file with these tenants, which come to these addresses and may compact so.
+fn file(addresses: &[String], compact: &str) -> String {
     let limits = "limits: {leases: 1000, stored-keys: 1000, watches: 1000}";
     let tenant = |(tenant, address): (&Tenant, &String)| {
         let contains = if tenant.name == OUTER.name { ", contains: [inner, next]" } else { "" };
         let Tenant { name, namespace, .. } = tenant;
-        format!("- {{name: {name}, namespace: {namespace}{contains}, match: [{{listen: '{address}'}}], {limits}}}\n")
+        let right = format!("compact: {compact}");
+        format!(
+            "- {{name: {name}, namespace: {namespace}{contains}, match: [{{listen: '{address}'}}], {right}, {limits}}}\n"
+        )
     };
     let tenants: String = TENANTS.iter().zip(addresses).map(tenant).collect();
     format!("tenants:\n{tenants}")
@@ -361,17 +373,36 @@ async fn list_members(deployment: &Deployment) -> Vec<Member> {
     members.expect("members").into_inner().members
 }
 
-/// These tenants, of three, send what they like, all at once.
-fn meet_nothing_of_others(tenants: &'static [Tenant]) {
+/// How many tenants the cluster has noted as active, for agreements on compactions.
+async fn noted(deployment: &Deployment) -> i64 {
+    let (key, range_end) = KeyRange::prefix(WISHES.into()).to_wire();
+    deployment.range(RangeRequest { key, range_end, count_only: true, ..Default::default() }).await.count
+}
+
+/// Whether the wish of a tenant is in one of these calls: the proxy has asked the member to keep it.
+fn holds_wish(calls: &[Call]) -> bool {
+    calls.iter().filter(|call| call.path == PUT).any(|call| {
+        let put = call.frames().0.into_iter().next().and_then(|(_, message)| PutRequest::decode(message).ok());
+        put.is_some_and(|put| put.key.starts_with(WISHES.as_bytes()))
+    })
+}
+
+/// These tenants, of three, send what they like, all at once; all three may compact so.
+fn meet_nothing_of_others(tenants: &'static [Tenant], compact: &'static str) {
+    let agree = compact == "agreed";
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let between = Between::start(&deployment.endpoint).await;
         let folder = || TempDir::new().expect("temporary directory");
         // The others are clients of another proxy, so that all that passes between this one and the member is of the senders.
         let [ours, theirs] = [(); 2].map(|()| TENANTS.map(|_| address()));
-        let tier = Tier::in_folder(folder(), &between.endpoint, &file(&ours), &[]);
-        let _other_tier = Tier::in_folder(folder(), &deployment.endpoint, &file(&theirs), &[]);
+        let tier = Tier::in_folder(folder(), &between.endpoint, &file(&ours, compact), &[]);
+        let _other_tier = Tier::in_folder(folder(), &deployment.endpoint, &file(&theirs, compact), &[]);
         let ids = others_have_data(deployment, &theirs, tenants).await;
         let mut senders = senders(tenants, &ours, &ids).await;
+        if agree {
+            let all = TENANTS.len() as i64;
+            until("all are active", async || (noted(deployment).await == all).then_some(())).await;
+        }
         let before = of_others(deployment, tenants).await;
         let members = list_members(deployment).await;
         let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
@@ -379,7 +410,9 @@ fn meet_nothing_of_others(tenants: &'static [Tenant]) {
             Some(seed) => seed..seed + 1,
             None => 0..given("ISOLATION_BATCHES").unwrap_or(BATCHES),
         };
-        let mut laws: Vec<_> = tenants.iter().map(|tenant| (tenant.name, Law::new(tenant.namespace, []))).collect();
+        let law = |tenant: &Tenant| Law::new(tenant.namespace, []);
+        let law = |tenant: &Tenant| if agree { law(tenant).agreeing() } else { law(tenant) };
+        let mut laws: Vec<_> = tenants.iter().map(|tenant| (tenant.name, law(tenant))).collect();
         for seed in seeds {
             let revision = deployment.get("t").await.header.expect("header").revision;
             senders.iter_mut().for_each(|sender| sender.numbers.extend([revision, revision - 3]));
@@ -400,6 +433,7 @@ fn meet_nothing_of_others(tenants: &'static [Tenant]) {
                 let methods: HashSet<_> = named.map(|call| call.path.as_str()).collect();
                 assert!(methods.len() >= 8, "the requests of {} reach the member: {methods:?}", tenant.name);
             }
+            assert_eq!(holds_wish(&calls), agree);
             check(&mut laws, &calls).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
         }
         for id in ids.into_iter().chain(senders.iter().map(|sender| sender.kept)) {
@@ -417,22 +451,28 @@ fn meet_nothing_of_others(tenants: &'static [Tenant]) {
 
 #[test]
 fn a_tenant_within_another_meets_nothing_of_others() {
-    meet_nothing_of_others(&[INNER]);
+    meet_nothing_of_others(&[INNER], "deny");
 }
 
 #[test]
 fn a_tenant_next_to_another_meets_nothing_of_others() {
-    meet_nothing_of_others(&[NEXT]);
+    meet_nothing_of_others(&[NEXT], "deny");
 }
 
 #[test]
 fn a_tenant_around_others_meets_nothing_beside_them() {
-    meet_nothing_of_others(&[OUTER]);
+    meet_nothing_of_others(&[OUTER], "deny");
 }
 
 #[test]
 fn two_neighbours_at_once_are_kept_apart() {
-    meet_nothing_of_others(&[INNER, NEXT]);
+    meet_nothing_of_others(&[INNER, NEXT], "deny");
+}
+
+/// One who is active has no wish: what the others wish is kept, and the cluster is never compacted.
+#[test]
+fn tenants_that_agree_on_compactions_are_kept_apart() {
+    meet_nothing_of_others(&[INNER, NEXT], "agreed");
 }
 
 /// A request of one tenant with a key of the other is found, and so is one that is of neither.

@@ -17,6 +17,8 @@ pub(super) const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 pub(super) const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
 pub(super) const PUT: &str = "/etcdserverpb.KV/Put";
 pub(super) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+/// Where the wishes of tenants that agree on compactions are.
+pub(super) const WISHES: &str = "\0watershed/compaction/";
 
 /// One request as the upstream got it; the body grows while it comes.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub(super) struct Law {
     namespace: &'static str,
     /// Where the marks of its leases are.
     marks: String,
+    /// The key of its wish, where it agrees with others on compactions.
+    wish: Option<String>,
     /// Its leases.
     own: HashSet<i64>,
 }
@@ -63,7 +67,15 @@ impl Law {
     /// That of the tenant with this namespace and these leases.
     pub(super) fn new(namespace: &'static str, own: impl IntoIterator<Item = i64>) -> Self {
         let digits: String = namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
-        Self { namespace, marks: format!("\0watershed/lease/{digits}/"), own: own.into_iter().collect() }
+        let marks = format!("\0watershed/lease/{digits}/");
+        Self { namespace, marks, wish: None, own: own.into_iter().collect() }
+    }
+
+    /// That of a tenant that agrees with others on compactions.
+    #[allow(dead_code, reason = "the tests of whole programs use it")]
+    pub(super) fn agreeing(self) -> Self {
+        let digits: String = self.namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
+        Self { wish: Some(format!("{WISHES}{digits}")), ..self }
     }
 
     /// Whether a member may get these calls. Leases that were granted among them are the tenant's.
@@ -109,18 +121,24 @@ impl Law {
         let is_lawful = match call.path.as_str() {
             "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream" => {
                 let RangeRequest { key, range_end, .. } = decoded(message)?;
-                self.is_within(&key, &range_end) || is_below(&self.marks, &key, &range_end)
+                self.is_within(&key, &range_end)
+                    || is_below(&self.marks, &key, &range_end)
+                    || self.wish.is_some() && key == WISHES && is_below(WISHES, &key, &range_end)
+                    || self.is_wish(&key) && range_end.is_empty()
             }
             PUT => {
                 let PutRequest { key, lease, .. } = decoded(message)?;
                 let is_mark = key == format!("{}{lease:016x}", self.marks);
-                is_mark || self.is_within(&key, b"") && self.is_own(lease)
+                is_mark || self.is_wish(&key) || self.is_within(&key, b"") && self.is_own(lease)
             }
             "/etcdserverpb.KV/DeleteRange" => {
                 let DeleteRangeRequest { key, range_end, .. } = decoded(message)?;
                 self.is_within(&key, &range_end)
             }
-            "/etcdserverpb.KV/Txn" => self.is_txn_within(&decoded(message)?),
+            "/etcdserverpb.KV/Txn" => {
+                let txn = decoded(message)?;
+                self.is_txn_within(&txn) || self.notes_activity(&txn)
+            }
             "/etcdserverpb.Lease/LeaseGrant" => decoded::<LeaseGrantRequest>(message).is_ok(),
             "/etcdserverpb.Lease/LeaseRevoke" => self.is_own(decoded::<LeaseRevokeRequest>(message)?.id),
             "/etcdserverpb.Lease/LeaseTimeToLive" => self.is_own(decoded::<LeaseTimeToLiveRequest>(message)?.id),
@@ -143,6 +161,20 @@ impl Law {
     /// Whether the lease is none, the tenant's or nobody's.
     fn is_own(&self, lease: i64) -> bool {
         lease == 0 || lease <= -(1 << 62) || self.own.contains(&lease)
+    }
+
+    /// Whether the key is that of its wish.
+    fn is_wish(&self, key: &[u8]) -> bool {
+        self.wish.as_ref().is_some_and(|wish| key == wish.as_bytes())
+    }
+
+    /// Whether all that it reads and writes is the wish of the tenant.
+    fn notes_activity(&self, txn: &TxnRequest) -> bool {
+        txn.compare.iter().all(|compare| self.is_wish(&compare.key) && compare.range_end.is_empty())
+            && txn.success.iter().chain(&txn.failure).all(|operation| match &operation.request {
+                Some(request_op::Request::RequestPut(put)) => self.is_wish(&put.key),
+                _ => false,
+            })
     }
 
     fn is_txn_within(&self, txn: &TxnRequest) -> bool {
