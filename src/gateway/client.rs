@@ -10,7 +10,7 @@ use super::proxy_protocol::{Ends, header, read_header};
 use super::sources::{Admitted, Sources};
 use super::stream::{Accepted, Stream};
 use crate::config::{ConnectionLimits, GatewayConfig, ProxyProtocol};
-use crate::net::{IpPrefix, TcpSilence};
+use crate::net::IpPrefix;
 
 /// Time for a PROXY header, which its sender writes as soon as it is connected.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,9 +61,6 @@ impl ClientRules {
     /// address.
     pub(super) async fn admit(&self, accepted: Accepted) -> Result<Client, Unwelcome> {
         let mut stream = Stream::serve(accepted)?;
-        if let Stream::Tcp(tcp) = &stream {
-            TcpSilence::CLIENT.prepare(tcp)?;
-        }
         if self.header_from.is_empty() && self.sources.is_none() && self.send.is_none() {
             return Ok(Client { stream, ends: None, admitted: None });
         }
