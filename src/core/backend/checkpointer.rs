@@ -6,7 +6,7 @@ use super::scrub::ScrubCursor;
 use super::store::Backend;
 use super::wake::Due;
 
-/// The thread that makes submitted changes durable, every second or every 16 MiB, and that checks some of the stored
+/// The thread that makes submitted changes durable, every second or every 4 MiB, and that checks some of the stored
 /// rows every second in which there was less to write.
 ///
 /// Dropping it without [`stop`](Self::stop) ends the thread after a last checkpoint, too, without waiting for it.

@@ -4,9 +4,14 @@ use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use redb::backends::FileBackend;
 use redb::{BackendError as LockError, StorageBackend};
+
+/// Bytes written to a file before they are synced, also when nobody asks for it. A sync of the log that comes meanwhile waits for all that
+/// is being synced: in one piece, that is all of a checkpoint.
+const PIECE_BYTES: usize = 1024 * 1024;
 
 /// Files and folders as the stored state needs them; a simulation replaces them.
 ///
@@ -69,8 +74,13 @@ impl FsStateDisk {
     }
 
     fn file(self, file: File) -> io::Result<Box<dyn StorageBackend>> {
+        Ok(Box::new(self.any_file(file)?))
+    }
+
+    fn any_file(self, file: File) -> io::Result<AnyFile> {
         let file = Box::new(FileBackend::new(file).map_err(io::Error::other)?);
-        Ok(Box::new(AnyFile { file, unsynced: self.unsynced }))
+        let piece_bytes = if self.unsynced { usize::MAX } else { PIECE_BYTES };
+        Ok(AnyFile { unsynced: self.unsynced, piece_bytes, ..AnyFile::new(file) })
     }
 }
 
@@ -121,11 +131,22 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 pub(super) struct AnyFile {
     file: Box<dyn StorageBackend>,
     unsynced: bool,
+    /// Bytes after which they are synced, and those written since a sync.
+    piece_bytes: usize,
+    written: AtomicUsize,
+    /// The system tells of lost pages once: no sync after that may succeed, whoever asked for the one that failed.
+    sync_failed: AtomicBool,
 }
 
 impl AnyFile {
     pub(super) fn new(file: Box<dyn StorageBackend>) -> Self {
-        Self { file, unsynced: false }
+        Self {
+            file,
+            unsynced: false,
+            piece_bytes: usize::MAX,
+            written: AtomicUsize::new(0),
+            sync_failed: AtomicBool::new(false),
+        }
     }
 }
 
@@ -143,11 +164,20 @@ impl StorageBackend for AnyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.unsynced { Ok(()) } else { self.file.sync_data() }
+        self.written.store(0, Ordering::Relaxed);
+        if self.unsynced {
+            return Ok(());
+        }
+        if self.sync_failed.load(Ordering::Acquire) {
+            return Err(io::Error::other("a sync of this file failed before"));
+        }
+        self.file.sync_data().inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write(offset, data)
+        self.file.write(offset, data)?;
+        let written = self.written.fetch_add(data.len(), Ordering::Relaxed).saturating_add(data.len());
+        if written >= self.piece_bytes { self.sync_data() } else { Ok(()) }
     }
 
     fn close(&self) -> io::Result<()> {
@@ -189,6 +219,59 @@ mod tests {
         // The library wants to lock its file, which a pipe allows.
         let file = disk.file(File::from(std::os::fd::OwnedFd::from(reader))).unwrap();
         [file.sync_data().is_err(), disk.sync_dir(Path::new("/proc")).is_err()]
+    }
+
+    #[test]
+    fn what_is_written_is_synced_in_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        for (disk, synced) in [(FsStateDisk::default(), true), (FsStateDisk::unsynced(), false)] {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+            let half = vec![0; PIECE_BYTES / 2];
+            let file = disk.any_file(file).unwrap();
+            file.write(0, &half).unwrap();
+            assert_eq!(file.written.load(Ordering::Relaxed), half.len());
+            file.write(0, &half).unwrap();
+            assert_eq!(file.written.load(Ordering::Relaxed) == 0, synced);
+        }
+    }
+
+    /// A disk that loses what it was given, and tells so once.
+    #[derive(Debug, Default)]
+    struct Lossy {
+        told: AtomicBool,
+    }
+
+    impl StorageBackend for Lossy {
+        fn len(&self) -> io::Result<u64> {
+            Ok(0)
+        }
+
+        fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            if self.told.swap(true, Ordering::Relaxed) { Ok(()) } else { Err(io::Error::other("lost")) }
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    // The database library goes on after a write ahead of a commit that failed.
+    #[test]
+    fn nothing_is_durable_after_a_sync_that_failed() {
+        let file = AnyFile { piece_bytes: 2, ..AnyFile::new(Box::new(Lossy::default())) };
+        file.write(0, b"a").unwrap();
+        assert_eq!(file.write(1, b"b").unwrap_err().to_string(), "lost");
+        file.write(1, b"b").unwrap();
+        assert!(file.sync_data().is_err());
     }
 
     #[test]

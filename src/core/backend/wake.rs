@@ -4,8 +4,8 @@ use parking_lot::{Condvar, Mutex};
 
 /// How long changes gather. A start replays about this much of the log; a longer time writes shared pages less often.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-/// Pending bytes that bring the next checkpoint forward, so that memory stays small under load.
-const CHECKPOINT_BYTES: usize = 16 * 1024 * 1024;
+/// Pending bytes that bring the next checkpoint forward, so that memory stays small under load, and the disk is never busy with one for long.
+const CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Wakes the checkpoint thread early.
 #[derive(Debug, Default)]
