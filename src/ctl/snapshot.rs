@@ -16,6 +16,8 @@ use crate::pb::etcdserverpb::SnapshotRequest;
 const DIGEST_BYTES: u64 = 32;
 /// Db snapshots are whole sectors before the digest.
 const SECTOR_BYTES: u64 = 512;
+/// Bytes that are synced at a time: a member on the same disk waits with its log while they are.
+const SYNC_EVERY_BYTES: u64 = 4 * 1024 * 1024;
 
 fn path_of(word: &Word) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
@@ -81,11 +83,16 @@ async fn fetch(client: Client, part: &Path) -> Result<Fetched, String> {
     let progress = terminal::bytes();
     let call = |status: Status| status_text(&status);
     let mut pieces = client.maintenance().snapshot(SnapshotRequest {}).await.map_err(call)?.into_inner();
-    let mut fetched = Fetched { bytes: 0, version: String::new() };
+    let (mut fetched, mut synced) = (Fetched { bytes: 0, version: String::new() }, 0);
+    let not_synced = |error| format!("could not fsync snapshot: {error}");
     while let Some(piece) = pieces.message().await.map_err(call)? {
         file.write_all(&piece.blob).map_err(|error| format!("could not write snapshot: {error}"))?;
         fetched.bytes += piece.blob.len() as u64;
         progress.set_position(fetched.bytes);
+        if fetched.bytes - synced >= SYNC_EVERY_BYTES {
+            file.sync_data().map_err(not_synced)?;
+            synced = fetched.bytes;
+        }
         if fetched.version.is_empty() {
             fetched.version = piece.version;
         }
@@ -94,7 +101,7 @@ async fn fetch(client: Client, part: &Path) -> Result<Fetched, String> {
     if fetched.bytes % SECTOR_BYTES != DIGEST_BYTES {
         return Err(format!("sha256 checksum not found [bytes: {}]", fetched.bytes));
     }
-    file.sync_all().map_err(|error| format!("could not fsync snapshot: {error}"))?;
+    file.sync_all().map_err(not_synced)?;
     Ok(fetched)
 }
 
