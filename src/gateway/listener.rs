@@ -92,6 +92,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         assert!(Listener::adopt(file.into()).is_err());
     }
+
     #[tokio::test]
     async fn what_is_accepted_is_ready_to_be_served() {
         let any = "127.0.0.1:0".parse().unwrap();

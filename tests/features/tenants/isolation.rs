@@ -25,7 +25,7 @@ use watershed::pb::etcdserverpb::*;
 use watershed::pb::{descriptors, http_paths};
 use watershed::types::KeyRange;
 
-use super::lawful::{Call, KEEP_ALIVE, Law, PUT, WISHES};
+use super::lawful::{Call, KEEP_ALIVE, Law, PUT, WISHES, marks_of, wish_of};
 use super::{Tier, address, all, answers, put};
 use crate::harness::{Between, Deployment, Passed, Target, client, http_get, json, raw_answers, run, until};
 
@@ -179,21 +179,12 @@ fn shows_in_status(words: &[&str], status: &Status) -> bool {
 
 /// All that is on the member beside the keys of these tenants, the marks of their leases and their wishes.
 async fn of_others(deployment: &Deployment, tenants: &[Tenant]) -> Vec<String> {
-    let own: Vec<String> = tenants
-        .iter()
-        .flat_map(|tenant| {
-            let digits: String = tenant.namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
-            [tenant.namespace.to_owned(), format!("\0watershed/lease/{digits}/"), format!("{WISHES}{digits}")]
-        })
-        .collect();
     let kvs = deployment.range(all()).await.kvs;
     let is_own = |key: &[u8]| {
-        own.iter().any(|prefix| {
-            if key.starts_with(WISHES.as_bytes()) {
-                key == prefix.as_bytes()
-            } else {
-                key.starts_with(prefix.as_bytes())
-            }
+        tenants.iter().any(|Tenant { namespace, .. }| {
+            key.starts_with(namespace.as_bytes())
+                || key.starts_with(marks_of(namespace).as_bytes())
+                || key == wish_of(namespace).as_bytes()
         })
     };
     let others = kvs.iter().filter(|kv| !is_own(&kv.key) && !kv.key.ends_with(b"noise"));
@@ -294,7 +285,7 @@ fn check(laws: &mut [(&str, Law)], calls: &[Call]) -> Result<(), String> {
     Ok(())
 }
 
-/// A file with these tenants, which come to these addresses and may compact so.
+/// A file with these tenants, which come to these addresses, with this value of `compact`.
 fn file(addresses: &[String], compact: &str) -> String {
     let limits = "limits: {leases: 1000, stored-keys: 1000, watches: 1000}";
     let tenant = |(tenant, address): (&Tenant, &String)| {
@@ -387,7 +378,7 @@ fn holds_wish(calls: &[Call]) -> bool {
     })
 }
 
-/// These tenants, of three, send what they like, all at once; all three may compact so.
+/// These tenants, of three, send what they like, all at once; all three have this value of `compact`.
 fn meet_nothing_of_others(tenants: &'static [Tenant], compact: &'static str) {
     let agree = compact == "agreed";
     run(Target::Core, &[], async |deployment: &mut Deployment| {
@@ -469,7 +460,7 @@ fn two_neighbours_at_once_are_kept_apart() {
     meet_nothing_of_others(&[INNER, NEXT], "deny");
 }
 
-/// One who is active has no wish: what the others wish is kept, and the cluster is never compacted.
+/// The third tenant is active and has no wish, so the wishes of these two are kept and the cluster is not compacted.
 #[test]
 fn tenants_that_agree_on_compactions_are_kept_apart() {
     meet_nothing_of_others(&[INNER, NEXT], "agreed");

@@ -63,19 +63,30 @@ pub(super) fn frames_of(mut rest: &[u8]) -> (Vec<Frame>, &[u8]) {
     (frames, rest)
 }
 
+/// Where the marks of the leases of a namespace are.
+pub(super) fn marks_of(namespace: &str) -> String {
+    format!("\0watershed/lease/{}/", in_hex(namespace))
+}
+
+/// The key of the wish of a namespace.
+pub(super) fn wish_of(namespace: &str) -> String {
+    format!("{WISHES}{}", in_hex(namespace))
+}
+
+fn in_hex(namespace: &str) -> String {
+    namespace.bytes().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Law {
     /// That of the tenant with this namespace and these leases.
     pub(super) fn new(namespace: &'static str, own: impl IntoIterator<Item = i64>) -> Self {
-        let digits: String = namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
-        let marks = format!("\0watershed/lease/{digits}/");
-        Self { namespace, marks, wish: None, own: own.into_iter().collect() }
+        Self { namespace, marks: marks_of(namespace), wish: None, own: own.into_iter().collect() }
     }
 
     /// That of a tenant that agrees with others on compactions.
     #[allow(dead_code, reason = "the tests of whole programs use it")]
     pub(super) fn agreeing(self) -> Self {
-        let digits: String = self.namespace.bytes().map(|byte| format!("{byte:02x}")).collect();
-        Self { wish: Some(format!("{WISHES}{digits}")), ..self }
+        Self { wish: Some(wish_of(self.namespace)), ..self }
     }
 
     /// Whether a member may get these calls. Leases that were granted among them are the tenant's.
