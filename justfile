@@ -6,7 +6,7 @@ check:
 test:
     cargo test
 
-# The long runs of CI: a hundred simulated hours, 500 checked histories, more than 250,000 states after a power loss.
+# A hundred simulated hours and 500 checked histories (CI runs half of them), more than 250,000 states after a power loss.
 sim:
     WATERSHED_SIM_COUNT=3200 WATERSHED_SIM_HISTORIES=500 cargo test --test sim -- clusters histories --nocapture
     CRASH_STATES_LIVES=46 cargo test --test crash_states -- every_power_loss --nocapture

@@ -1,20 +1,27 @@
-//! Questions to the processes of a set-up, which are on the loopback interface: it never goes silent.
+//! Questions to the processes of a set-up, which are on the loopback interface.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 /// Time that a page may take.
 const PAGE_MAX: Duration = Duration::from_secs(5);
+/// Time that a forwarder may take to make a connection of its own.
+const FORWARD_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Whether someone listens there.
 pub(in crate::bench) fn connects(address: &str) -> bool {
     TcpStream::connect(address).is_ok()
 }
 
-/// Whether a connection to a forwarder becomes one to this listener.
+/// Whether a connection to a forwarder becomes one to this listener. The address may be that of someone else who was
+/// faster.
 pub(in crate::bench) fn reaches(address: &str, far_end: &TcpListener) -> bool {
-    TcpStream::connect(address).is_ok() && far_end.accept().is_ok()
+    let Ok(_open) = TcpStream::connect(address) else { return false };
+    let arrives = poll(&mut [PollFd::new(far_end, PollFlags::IN)], Some(&FORWARD_MAX));
+    arrives.is_ok_and(|ready| ready > 0) && far_end.accept().is_ok()
 }
 
 /// A metric of a member without labels, by its name.
@@ -41,6 +48,14 @@ pub(in crate::bench) fn page(address: &str, path: &str) -> std::io::Result<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listener_that_leads_elsewhere_does_not_reach() {
+        let [someone, far_end] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
+        assert!(!reaches(&address(&someone), &far_end));
+        assert!(reaches(&address(&far_end), &far_end));
+    }
 
     #[test]
     fn a_metric_is_found_by_its_whole_name() {
