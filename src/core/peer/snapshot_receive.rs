@@ -27,8 +27,8 @@ use crate::net::ByteStream;
 use crate::telemetry::Counted;
 use crate::types::MemberId;
 
-/// Written bytes after which the part is made durable, so that the last sync has little left to do.
-const SYNC_EVERY_BYTES: u64 = 32 * 1024 * 1024;
+/// Written bytes after which the part is made durable, so that no sync has much to do: one of the log on the same disk waits for it.
+const SYNC_EVERY_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What is kept of the db snapshots of one peer.
 #[derive(Default)]
