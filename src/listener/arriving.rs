@@ -51,6 +51,17 @@ pub struct CollectedBytes {
 }
 
 impl CollectedBytes {
+    /// Counts as many bytes as the reader makes of what came, if those are more.
+    ///
+    /// # Errors
+    /// When there are too many on the connection, or on all.
+    pub fn grow_to(&self, bytes: usize) -> Result<(), Status> {
+        match bytes.saturating_sub(self.bytes.load(Ordering::Relaxed)) {
+            0 => Ok(()),
+            more => self.take(more),
+        }
+    }
+
     fn take(&self, bytes: usize) -> Result<(), Status> {
         if let Some(connection) = &self.connection {
             connection.unfinished.take(bytes)?;

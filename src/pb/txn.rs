@@ -7,7 +7,7 @@
 use std::cell::Cell;
 
 use bytes::{Buf, BufMut, Bytes};
-use prost::encoding::{DecodeContext, WireType, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use prost::{DecodeError, Message};
 
 use super::etcdserverpb::Compare;
@@ -35,6 +35,35 @@ fn within<T>(context: DecodeContext, decode: impl FnOnce(DecodeContext) -> T) ->
     let _leave = Leave(open);
     OPEN.set(open + 1);
     decode(if open < LEVELS { DecodeContext::default() } else { context })
+}
+
+/// Compares and operations of an encoded transaction, those of transactions within it included. Counting ends above `enough`, and
+/// where the decoder will fail.
+///
+/// An operation of two bytes takes a hundred times as much memory once it is decoded, so they are counted before.
+pub fn operations(transaction: &[u8], enough: usize) -> usize {
+    let (mut count, mut left) = (0, vec![(true, transaction)]);
+    while let Some((is_transaction, mut from)) = left.pop() {
+        while !from.is_empty() && count <= enough {
+            let Ok((tag, wire_type)) = decode_key(&mut from) else { return count };
+            let counts = is_transaction && matches!(tag, 1..=3);
+            if wire_type != WireType::LengthDelimited || !(counts || tag == 4 && !is_transaction) {
+                if skip_field(wire_type, tag, &mut from, DecodeContext::default()).is_err() {
+                    return count;
+                }
+                continue;
+            }
+            let length = decode_varint(&mut from).ok().and_then(|length| usize::try_from(length).ok());
+            let Some((field, rest)) = length.and_then(|length| from.split_at_checked(length)) else { return count };
+            from = rest;
+            count += usize::from(counts);
+            // A compare has none; an operation may be a transaction.
+            if tag != 1 {
+                left.push((!is_transaction, field));
+            }
+        }
+    }
+    count
 }
 
 impl Compare {
@@ -135,7 +164,7 @@ mod tests {
     use prost::encoding::encode_varint;
 
     use super::*;
-    use crate::pb::etcdserverpb::{InternalRaftRequest, TxnRequest, TxnResponse};
+    use crate::pb::etcdserverpb::{InternalRaftRequest, PutRequest, TxnRequest, TxnResponse};
 
     /// A message whose field `outer` holds a message whose field `inner` holds the next, so many times.
     fn nested(levels: usize, outer: u8, inner: u8) -> Bytes {
@@ -168,6 +197,26 @@ mod tests {
             TxnRequest::decode(nested(LEVELS, 2, 4)).expect("a refusal leaves nothing behind");
         });
         small.expect("a thread").join().expect("no overflow");
+    }
+
+    #[test]
+    fn operations_are_counted_before_they_are_decoded() {
+        let put = || RequestOp { request: Some(request_op::Request::RequestPut(PutRequest::default())) };
+        let inner = TxnRequest { success: vec![put(); 3], ..Default::default() };
+        let within = RequestOp { request: Some(request_op::Request::RequestTxn(inner)) };
+        let compare = vec![Compare::absent("k"), Compare::exists("l")];
+        let request = TxnRequest { compare, success: vec![put(), within.clone()], failure: vec![within, put()] };
+        let bytes = request.encode_to_vec();
+        assert_eq!(operations(&bytes, 100), 2 + 4 + 6);
+        assert!((6..=7).contains(&operations(&bytes, 5)), "it stops soon above");
+        assert_eq!(operations(&[0x12, 0].repeat(1_000), 10_000), 1_000, "empty ones, too");
+        // A group that no field has, before them.
+        assert_eq!(operations(&[&[0x7b, 0x7c][..], &[0x12, 0].repeat(7)].concat(), 100), 7);
+        assert_eq!(operations(&[0x12, 0, 0x12, 9, 1], 100), 1, "the rest is cut short");
+        assert_eq!(operations(&nested(LEVELS, 2, 4), 10_000), LEVELS);
+        // The second field of one operation is added to the first.
+        let twice = [&[0x12, 8][..], &[0x22, 2, 0x12, 0].repeat(2)].concat();
+        assert_eq!(operations(&twice, 100), 3);
     }
 
     #[test]

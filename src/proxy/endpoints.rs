@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::client::{Pool, PoolConfig, UpstreamCluster};
+use crate::client::{Pool, PoolConfig, UpstreamCluster, WeakPool};
 use crate::discovery::{Discovery, dialled};
 use crate::net::{ClientTls, Endpoint};
 use crate::shutdown::Tasks;
@@ -17,7 +17,8 @@ pub struct UpstreamPools {
 #[derive(Debug)]
 struct State {
     endpoints: Vec<Endpoint>,
-    pools: Vec<Pool>,
+    /// Those in use.
+    pools: Vec<WeakPool>,
 }
 
 impl UpstreamPools {
@@ -37,7 +38,8 @@ impl UpstreamPools {
         let mut state = self.state.lock();
         let config = PoolConfig { endpoints: state.endpoints.clone(), tls, ..self.config.clone() };
         let pool = Pool::new(config, tasks);
-        state.pools.push(pool.clone());
+        state.pools.retain(|pool| pool.upgrade().is_some());
+        state.pools.push(pool.downgrade());
         pool
     }
 
@@ -59,7 +61,7 @@ impl UpstreamPools {
 
     fn set_endpoints(&self, endpoints: Vec<Endpoint>) {
         let mut state = self.state.lock();
-        state.pools.iter().for_each(|pool| pool.set_endpoints(&endpoints));
+        state.pools.iter().filter_map(WeakPool::upgrade).for_each(|pool| pool.set_endpoints(&endpoints));
         state.endpoints = endpoints;
     }
 }
@@ -85,6 +87,9 @@ mod tests {
         }
         let now = current_endpoints(&list);
         assert_eq!((before.endpoints(), pools.open(&tasks).endpoints()), (now.clone(), now));
+        // Not kept by those that are gone.
+        (0..10).for_each(|_| drop(pools.open(&tasks)));
+        assert!(pools.state.lock().pools.len() <= 2);
         tasks.stop();
     }
 }

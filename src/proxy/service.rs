@@ -299,6 +299,7 @@ impl Worker {
             tenant: tenant.clone(),
             connection: connection.clone(),
             headers: request.headers().clone(),
+            user: self.tenants.user(request.headers()),
         };
         match request.uri().path() {
             "/v3lockpb.Lock/Lock" | "/v3electionpb.Election/Campaign" => {
@@ -307,8 +308,13 @@ impl Worker {
                 let answer = Box::pin(membership.while_it_lasts(answering)).await;
                 metered_answer(answer, &tenant.limits, false)
             }
+            // Counted, and never made to wait: leases would end meanwhile.
+            "/etcdserverpb.Lease/LeaseKeepAlive" => {
+                let membership = membership();
+                let answer = Box::pin(self.answer_of(&tenant, &services, request)).await;
+                membership.of_stream(metered_answer(answer, &tenant.limits, false))
+            }
             "/etcdserverpb.Watch/Watch"
-            | "/etcdserverpb.Lease/LeaseKeepAlive"
             | "/etcdserverpb.KV/RangeStream"
             | "/etcdserverpb.Maintenance/Snapshot"
             | "/v3electionpb.Election/Observe" => {
@@ -367,9 +373,9 @@ impl Worker {
             "/etcdserverpb.Lease/LeaseKeepAlive" => {
                 match admit(&services.leases, request.headers()) {
                     Some(admission) => keep_alive(admission, view.map(View::ownership), request),
-                    // Too many broadcasts, or an encoding to refuse: only a tenant that sees all leases may go to a member directly.
+                    // The refusal is the member's, in its own words, where the tenant may go to one directly.
                     None if view.is_none() => self.within(None, request).await,
-                    None => refuse_stream(request.headers()).into_http(),
+                    None => refuse_encoding(request.headers()).into_http(),
                 }
             }
             path if changes_permissions(path) => {
@@ -522,12 +528,9 @@ where
     Ok((frame, message))
 }
 
-/// Why a keep-alive stream of a namespace cannot join a keep-alive broadcast.
-fn refuse_stream(headers: &HeaderMap) -> Status {
-    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
-        None | Some(b"identity" | b"gzip") => Status::resource_exhausted("too many identities keep leases alive"),
-        Some(encoding) => no_decompressor(encoding),
-    }
+/// Why a keep-alive stream of a namespace is not read.
+fn refuse_encoding(headers: &HeaderMap) -> Status {
+    no_decompressor(headers.get("grpc-encoding").map(HeaderValue::as_bytes).unwrap_or_default())
 }
 
 fn watch_server(service: ProxyWatchService) -> WatchServer<ProxyWatchService> {

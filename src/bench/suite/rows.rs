@@ -207,7 +207,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "proxy-watch-events",
-        what: "watch --streams=10000 --conns=16 --put-rate=20",
+        what: "watch --streams=10000 --conns=16 --put-rate=50",
         is_slow: false,
         targets: &[more(EVENTS, Some(2.0), Some(3.0)), shown(DELIVERY_P99), shown(CPU), shown(RESIDENT)],
         open: |programs, line| proxies::both_proxies(programs, line, ""),

@@ -1,5 +1,5 @@
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,6 +39,17 @@ pub struct Pool {
     pub(super) inner: Arc<Inner>,
 }
 
+/// A pool as long as somebody else uses it.
+#[derive(Clone, Debug)]
+pub struct WeakPool(Weak<Inner>);
+
+impl WeakPool {
+    /// The pool; none when nobody uses it any more.
+    pub fn upgrade(&self) -> Option<Pool> {
+        self.0.upgrade().map(|inner| Pool { inner })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) members: UpstreamEndpoints,
@@ -54,6 +65,11 @@ impl Drop for Inner {
 }
 
 impl Pool {
+    /// The pool, without keeping its connections open.
+    pub fn downgrade(&self) -> WeakPool {
+        WeakPool(Arc::downgrade(&self.inner))
+    }
+
     /// A pool whose background work ends with `tasks`.
     pub fn new(config: PoolConfig, tasks: &Tasks) -> Self {
         let members = UpstreamEndpoints::new(&config.endpoints, &config);

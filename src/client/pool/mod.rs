@@ -37,7 +37,7 @@ pub use cluster::{ClusterMismatch, UpstreamCluster};
 pub use config::PoolConfig;
 #[cfg(test)]
 pub(crate) use dial::Dialer;
-pub use dispatch::Pool;
+pub use dispatch::{Pool, WeakPool};
 pub use head::Head;
 pub use header::{HEADER_BYTES_MAX, PeekedHeader, peek_header, peek_wrapped_header};
 pub use health_check::health_check;

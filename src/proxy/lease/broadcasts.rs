@@ -10,8 +10,8 @@ use crate::client::Channel;
 use crate::proxy::Identity;
 use crate::shutdown::Tasks;
 
-/// Identities with a broadcast at once; the streams of further ones go to a member each by itself.
-const HUBS_MAX: usize = 1024;
+/// Identities whose streams share a broadcast; each stream of further ones has one of its own. Few in tests of this crate.
+const SHARED_MAX: usize = if cfg!(test) { 8 } else { 1024 };
 
 /// The broadcasts of all serving threads. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -29,18 +29,18 @@ impl KeepAliveBroadcasts {
         Self { channel, runtime: Handle::current(), tasks, broadcasts: Arc::default() }
     }
 
-    /// Subscribes to the identity's broadcast; none while there are too many.
-    pub(super) fn join(&self, identity: Identity) -> Option<Subscription> {
+    /// Subscribes to the identity's broadcast.
+    pub(super) fn join(&self, identity: Identity) -> Subscription {
         let mut broadcasts = self.broadcasts.lock();
         if let Some(broadcast) = broadcasts.get(&identity) {
-            return Some(broadcast.join());
+            return broadcast.join();
         }
-        if broadcasts.len() >= HUBS_MAX {
-            return None;
-        }
+        let is_shared = broadcasts.len() < SHARED_MAX;
         let broadcast = KeepAliveBroadcast::new(identity.clone());
         let subscription = broadcast.join();
-        broadcasts.insert(identity, broadcast.clone());
+        if is_shared {
+            broadcasts.insert(identity, broadcast.clone());
+        }
         drop(broadcasts);
         let this = self.clone();
         let stop = self.tasks.stop_signal();
@@ -57,11 +57,13 @@ impl KeepAliveBroadcasts {
                 // Under the lock nobody can join, so an empty broadcast stays empty.
                 let mut broadcasts = this.broadcasts.lock();
                 if broadcast.clients() == 0 {
-                    broadcasts.remove(broadcast.identity());
+                    if is_shared {
+                        broadcasts.remove(broadcast.identity());
+                    }
                     return;
                 }
             }
         });
-        Some(subscription)
+        subscription
     }
 }

@@ -51,15 +51,14 @@ pub(in crate::proxy) struct Admission {
     encoding: Option<CompressionEncoding>,
 }
 
-/// Admits a client; none when the broadcast cannot take it, so that it may go to a member by itself.
+/// Admits a client; none when its requests are compressed in a way that the proxy does not read.
 pub(in crate::proxy) fn admit(broadcasts: &KeepAliveBroadcasts, headers: &HeaderMap) -> Option<Admission> {
     let encoding = match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
         None | Some(b"identity") => None,
         Some(b"gzip") => Some(CompressionEncoding::Gzip),
-        // The refusal is the member's, in its own words.
         Some(_) => return None,
     };
-    Some(Admission { subscription: broadcasts.join(Identity::of(headers))?, encoding })
+    Some(Admission { subscription: broadcasts.join(Identity::of(headers)), encoding })
 }
 
 /// Serves one client's keep-alive stream.

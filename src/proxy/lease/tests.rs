@@ -291,6 +291,26 @@ async fn identities_do_not_share() {
     .await;
 }
 
+/// Cause: the streams of one more identity than had a broadcast were refused, and their leases ended.
+#[tokio::test]
+async fn no_number_of_identities_keeps_another_one_from_renewing() {
+    within(async {
+        let (member, tasks) = (FakeMember::start(None), Tasks::new());
+        let proxy = proxy(&[&member], &tasks);
+        let mut open = Vec::new();
+        for number in 0..20 {
+            open.push(Keeper::open(&proxy, Some(&format!("token{number}"))).await);
+        }
+        open.push(Keeper::open(&proxy, Some("token19")).await);
+        for keeper in &mut open {
+            keeper.ask(3).await;
+            assert_eq!(keeper.answer().await.unwrap(), (3, 3));
+        }
+        tasks.stop();
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn another_member_takes_over_what_is_unanswered() {
     within(async {

@@ -50,6 +50,11 @@ impl Rate {
         let _ = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
     }
 
+    /// Forgives a debt: what was taken at another rate says nothing of this one.
+    pub fn forgive(&self, now: Instant) {
+        self.paid_at.fetch_min(self.nanos(now) + BURST.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     fn nanos(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX / 2)
     }
@@ -92,5 +97,8 @@ mod tests {
         assert_eq!(rate.check(at(4_000)), Ok(()));
         rate.charge(u64::MAX, 1, at(4_000));
         assert!(rate.check(at(4_000)).is_err());
+        rate.forgive(at(5_000));
+        assert_eq!(rate.check(at(5_000)), Ok(()));
+        assert_eq!(rate.take(1, 10, at(5_000)), Err(Duration::from_millis(100)), "nothing is left over, either");
     }
 }

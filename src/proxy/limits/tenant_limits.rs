@@ -1,7 +1,7 @@
 use std::any::Any;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ use crate::pb::frame::PREFIX_BYTES;
 /// How long a refusal for a rate is held back, chosen anew for each so that those that came together are not told together. Told at
 /// once, it would be followed by the next call at once, and what the refusals of one tenant cost would be taken from the others.
 const HELD_BACK_MS: RangeInclusive<u64> = 50..=150;
+/// How long a stream in debt waits before it looks again.
+const STREAM_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Refusals of one tenant that are held back; more are told at once.
 const HELD_BACK_MAX: usize = 1024;
 
@@ -35,6 +37,8 @@ pub struct Limits {
     requests: Rate,
     bytes: Rate,
     held_back: Semaphore,
+    /// Of the memory for long answers, where it is shared with other tenants.
+    answer_memory: OnceLock<Arc<Semaphore>>,
     watches: AtomicU64,
     /// As counted by the newest grant.
     leases: Mutex<Option<u64>>,
@@ -63,6 +67,7 @@ impl Limits {
             requests: Rate::new(now),
             bytes: Rate::new(now),
             held_back: Semaphore::new(HELD_BACK_MAX),
+            answer_memory: OnceLock::new(),
             watches: AtomicU64::new(0),
             leases: Mutex::default(),
             stored: Arc::default(),
@@ -74,7 +79,14 @@ impl Limits {
 
     /// Allows something else from now on. What is open stays open.
     pub fn replace(&self, allowed: TenantLimits) {
-        self.allowed.store(Arc::new(allowed));
+        let before = self.allowed.swap(Arc::new(allowed));
+        let now = Instant::now();
+        if before.bytes_per_second != allowed.bytes_per_second {
+            self.bytes.forgive(now);
+        }
+        if before.requests_per_second != allowed.requests_per_second {
+            self.requests.forgive(now);
+        }
     }
 
     /// Counts a call, if it may be made.
@@ -106,6 +118,12 @@ impl Limits {
         turns.turn(self.number).await.map(Some).map_err(full)
     }
 
+    /// The tenant's share of the memory for long answers, of so many units; none where there is one tenant.
+    pub(in crate::proxy) fn answer_memory(&self, units: usize) -> Option<&Arc<Semaphore>> {
+        self.turns.as_ref()?;
+        Some(self.answer_memory.get_or_init(|| Arc::new(Semaphore::new(units))))
+    }
+
     /// Whether the bytes of calls have to be counted.
     pub(super) fn counts_bytes(&self) -> bool {
         self.counters.is_some()
@@ -121,10 +139,12 @@ impl Limits {
         }
     }
 
-    /// Pending for as long as a stream has to wait because more bytes have passed than may.
+    /// How long a stream waits before it looks again, because more bytes have passed than may; pending where it need not.
     pub(super) fn stream_wait(&self) -> Poll<Duration> {
+        // The limit may change meanwhile.
+        let wait = |debt: Duration| Poll::Ready(debt.min(STREAM_WAIT_MAX));
         match self.allowed.load().bytes_per_second {
-            Some(_) => self.bytes.check(Instant::now()).map_or_else(Poll::Ready, |()| Poll::Pending),
+            Some(_) => self.bytes.check(Instant::now()).map_or_else(wait, |()| Poll::Pending),
             None => Poll::Pending,
         }
     }
@@ -361,7 +381,12 @@ mod tests {
         limits.charge_bytes(100_000);
         let refused = limits.admit_call().unwrap_err();
         assert_eq!((refused.code(), refused.message().contains("bytes-per-second")), (Code::ResourceExhausted, true));
-        assert!(limits.stream_wait().is_ready());
+        assert_eq!(limits.stream_wait(), Poll::Ready(STREAM_WAIT_MAX));
+        let other = TenantLimits { requests_per_second: Some(3), ..allowed };
+        limits.replace(other);
+        assert!(limits.admit_call().is_err(), "of a limit that stays a debt does, too");
+        limits.replace(TenantLimits { bytes_per_second: Some(2000), ..allowed });
+        assert!(limits.stream_wait().is_pending(), "under another limit there is none");
         limits.replace(TenantLimits { bytes_per_second: None, ..allowed });
         limits.admit_call().unwrap();
         assert!(limits.admit_call().unwrap_err().message().contains("requests-per-second"));

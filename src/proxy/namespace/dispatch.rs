@@ -18,18 +18,23 @@ use super::store::ViewStore;
 use super::view::{View, clean_headers};
 use crate::api_error::ApiError;
 use crate::client::{Head, Method, framed};
-use crate::listener::{Arriving, ConnectionInfo};
+use crate::listener::{Arriving, CollectedBytes, ConnectionInfo};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::kv_server::KvServer;
 use crate::pb::etcdserverpb::lease_server::LeaseServer;
 use crate::pb::etcdserverpb::{AlarmRequest, AuthStatusRequest, AuthenticateRequest, MemberListRequest, StatusRequest};
 use crate::pb::methods;
+use crate::pb::txn::operations;
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::recipes::{ElectionService, LockService};
 
 /// The bound of a member is far lower, and its refusal is passed on; this one bounds the memory of the proxy.
 const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Compares and operations of a transaction, for the same reason: far more than any member takes.
+const OPERATIONS_MAX: usize = 64 * 1024;
+/// What an operation takes when it is decoded, besides its bytes.
+const OPERATION_BYTES: usize = 256;
 
 impl View {
     /// Answers any request but watches and keep-alives, which are shared.
@@ -48,11 +53,14 @@ impl View {
             return Status::from(ApiError::PermissionDenied).into_http();
         }
         let (mut parts, body) = request.into_parts();
-        let (body, _until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
+        let (body, until_answered) = Arriving::collected(body, parts.extensions.get::<Arc<ConnectionInfo>>().cloned());
         let frame = match one_message(&parts.headers, body, REQUEST_BYTES_MAX).await {
             Ok(frame) => frame,
             Err(status) => return status.into_http(),
         };
+        if let Err(status) = admit(method, &frame, &until_answered) {
+            return status.into_http();
+        }
         clean_headers(&mut parts.headers);
         let answered = match (method.service, method.name) {
             ("etcdserverpb.KV", _) => {
@@ -105,6 +113,20 @@ impl View {
         let _turn = self.limits.turn().await?;
         Ok(self.channel.exchange(Method::of(method.path), &head, frame).await)
     }
+}
+
+/// Counts the memory that a message takes once it is decoded, and refuses what would take too much.
+fn admit(method: &methods::Method, frame: &Bytes, until_answered: &CollectedBytes) -> Result<(), Status> {
+    // It may have come compressed.
+    let mut bytes = frame.len();
+    if (method.service, method.name) == ("etcdserverpb.KV", "Txn") {
+        let operations = operations(&frame[PREFIX_BYTES..], OPERATIONS_MAX);
+        if operations > OPERATIONS_MAX {
+            return Err(ApiError::TooManyOps.into());
+        }
+        bytes += operations * OPERATION_BYTES;
+    }
+    until_answered.grow_to(bytes)
 }
 
 /// Hands one message to a service.

@@ -79,10 +79,10 @@ impl Kv for View {
         leases_of(request.get_ref(), &mut |lease| {
             replaced.insert(lease, lease);
         });
-        for (&lease, replacement) in replaced.iter_mut().filter(|(lease, _)| **lease != 0) {
-            if !self.ownership.is_own(lease, request.metadata()).await? {
-                *replacement = nobodys_lease();
-            }
+        replaced.remove(&0);
+        let own = self.ownership.own_of(replaced.keys().copied(), request.metadata()).await?;
+        for (_, replacement) in replaced.iter_mut().filter(|(lease, _)| !own.contains(*lease)) {
+            *replacement = nobodys_lease();
         }
         let growth = self.room_for_txn(request.get_ref(), request.metadata()).await?;
         self.namespace.add_prefix_to_txn(request.get_mut(), &|lease| replaced.get(&lease).copied().unwrap_or(lease));

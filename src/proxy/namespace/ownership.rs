@@ -13,7 +13,9 @@ use tonic::{Request, Status};
 use super::keys::Namespace;
 use crate::client::Channel;
 use crate::pb::etcdserverpb::kv_client::KvClient;
-use crate::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse, ResponseHeader};
+use crate::pb::etcdserverpb::{
+    PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, request_op, response_op,
+};
 use crate::proxy::lease::{LeaseOwnership, Owner};
 use crate::types::KeyRange;
 
@@ -23,6 +25,8 @@ const MARKERS: &[u8] = b"\0watershed/lease/";
 const TRUST: Duration = Duration::from_secs(30);
 /// Memory for the leases that are remembered, of all namespaces; the least recently used ones give way, and are asked for again.
 const KNOWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Leases that one transaction looks for: not more operations than members take unless they are told to.
+const LOOKED_FOR_AT_ONCE: usize = 64;
 /// What one takes besides the text of its namespace.
 const ENTRY_BYTES: usize = 192;
 
@@ -95,6 +99,41 @@ impl Ownership {
             return Ok(true);
         }
         Ok(self.look(id, metadata).await?.own)
+    }
+
+    /// Those of the leases that belong to the namespace, satisfied with what was read a moment ago.
+    pub(super) async fn own_of(
+        &self,
+        ids: impl Iterator<Item = i64>,
+        metadata: &MetadataMap,
+    ) -> Result<HashSet<i64>, Status> {
+        let (known, unknown): (Vec<i64>, Vec<i64>) = ids.partition(|id| self.is_known(*id));
+        let mut own: HashSet<i64> = known.into_iter().collect();
+        for ids in unknown.chunks(LOOKED_FOR_AT_ONCE) {
+            if let [id] = ids {
+                own.extend(self.look(*id, metadata).await?.own.then_some(*id));
+                continue;
+            }
+            let look = |id: &i64| {
+                let range = RangeRequest { key: self.marker(*id), keys_only: true, ..Default::default() };
+                RequestOp { request: Some(request_op::Request::RequestRange(range)) }
+            };
+            let txn = TxnRequest { success: ids.iter().map(look).collect(), ..Default::default() };
+            let answer = self.kv.clone().txn(with(metadata, txn)).await?.into_inner();
+            let found = answer.responses.into_iter().flat_map(|answer| match answer.response {
+                Some(response_op::Response::ResponseRange(range)) => range.kvs,
+                _ => Vec::new(),
+            });
+            let found: HashSet<i64> = found.filter_map(|kv| self.id_of(&kv.key)).collect();
+            for id in ids {
+                match found.contains(id) {
+                    true => self.trust(*id),
+                    false => self.forget(*id),
+                }
+            }
+            own.extend(found);
+        }
+        Ok(own)
     }
 
     /// All leases of the namespace.

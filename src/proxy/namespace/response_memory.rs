@@ -30,6 +30,9 @@ const COPIES: u64 = 2;
 const UNIT_BYTES: u64 = 1024;
 /// How long an answer waits for memory; flow control stops the member meanwhile.
 const RESERVATION_WAIT: Duration = Duration::from_secs(5);
+/// Part of the memory that the answers of one of several tenants may hold, so that none can keep the others waiting by reading
+/// nothing.
+const SHARE: u32 = 4;
 
 /// Memory for long answers of all clients of the proxy. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -38,8 +41,8 @@ pub struct ResponseMemory {
     units_max: u32,
 }
 
-/// The memory of one answer, released with the last clone.
-type Reservation = Arc<OwnedSemaphorePermit>;
+/// The memory of one answer, that of its tenant and that of all, released with the last clone.
+type Reservation = Arc<(Option<OwnedSemaphorePermit>, OwnedSemaphorePermit)>;
 type Reserving = Pin<Box<dyn Future<Output = Option<Reservation>> + Send>>;
 
 impl ResponseMemory {
@@ -49,12 +52,21 @@ impl ResponseMemory {
         Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max }
     }
 
-    /// Reserves memory for a message, none when it takes too long. One larger than all of it waits until it is alone.
-    fn reserve(&self, message_bytes: u64) -> Reserving {
+    /// Reserves memory for a message, none when it takes too long. One larger than all of it waits until it is alone, and one that is
+    /// larger than its tenant's share until it is alone of that tenant.
+    fn reserve(&self, message_bytes: u64, limits: &Limits) -> Reserving {
         let units = message_bytes.saturating_mul(COPIES).div_ceil(UNIT_BYTES);
         let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.units_max);
-        let reserving = tokio::time::timeout(RESERVATION_WAIT, self.units.clone().acquire_many_owned(units));
-        Box::pin(async move { Some(Arc::new(reserving.await.ok()?.ok()?)) })
+        let share_max = (self.units_max / SHARE).max(1);
+        let (share, all) = (limits.answer_memory(share_max as usize).cloned(), self.units.clone());
+        let reserving = async move {
+            let share = match share {
+                Some(share) => Some(share.acquire_many_owned(units.min(share_max)).await.ok()?),
+                None => None,
+            };
+            Some(Arc::new((share, all.acquire_many_owned(units).await.ok()?)))
+        };
+        Box::pin(async move { tokio::time::timeout(RESERVATION_WAIT, reserving).await.ok()? })
     }
 }
 
@@ -189,7 +201,7 @@ impl HttpBody for Incoming {
                         this.state = State::Open;
                         return Poll::Ready(Some(Ok(Frame::data(begun))));
                     }
-                    this.state = State::Waiting(this.memory.reserve(length), begun);
+                    this.state = State::Waiting(this.memory.reserve(length, &this.limits), begun);
                 }
             }
         }

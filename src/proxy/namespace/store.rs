@@ -62,6 +62,7 @@ impl RecipeStore for ViewStore {
     }
 
     async fn watch(&self, mut request: WatchCreateRequest) -> Result<Self::Watch, Status> {
+        let held = self.view.limits.hold_watch().map_err(Status::resource_exhausted)?;
         let namespace = self.view.namespace.clone();
         (request.key, request.range_end) = namespace.add_prefix_to_watch(&request.key, &request.range_end);
         let headers: HeaderMap = self.metadata.clone().into_headers();
@@ -72,7 +73,7 @@ impl RecipeStore for ViewStore {
         // The sender travels with the answers: dropping it would end the requests, which is no reason to end the watch,
         // but dropping both cancels it.
         Ok(Box::pin(answers.map(move |answer| {
-            let _open = &requests;
+            let _open = (&requests, &held);
             answer.map(|answer| strip_prefix_in_watch(&namespace, answer))
         })))
     }

@@ -3,14 +3,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 use tracing::{debug, info};
 
 use crate::api_error::ApiError;
 use crate::client::{Channel, Head, Method, framed, unframed};
 use crate::pb::etcdserverpb::{
-    CompactionRequest, CompactionResponse, Compare, LeaseGrantRequest, LeaseGrantResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, request_op,
+    CompactionRequest, CompactionResponse, Compare, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest,
+    LeaseRevokeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest,
+    TxnResponse, request_op,
 };
 use crate::proxy::namespace::Namespace;
 use crate::types::{KeyRange, Revision};
@@ -21,6 +22,10 @@ const WISHES: &[u8] = b"\0watershed/compaction/";
 const ACTIVE: Duration = Duration::from_secs(3600);
 /// A tenant that goes on is noted as active again after this.
 const NOTED_AGAIN: Duration = Duration::from_secs(1200);
+/// The same where the cluster has refused it.
+const NOTED_AFTER_REFUSAL: Duration = Duration::from_secs(60);
+/// Wishes of one tenant within this time share a lease.
+const LEASE_SHARED: Duration = Duration::from_secs(60);
 
 /// The part of one tenant in the agreement at which revision the cluster is compacted.
 ///
@@ -31,7 +36,10 @@ const NOTED_AGAIN: Duration = Duration::from_secs(1200);
 #[derive(Debug)]
 pub struct AgreedCompaction {
     key: Bytes,
-    noted: parking_lot::Mutex<Option<Instant>>,
+    /// When the tenant has to be noted as active again.
+    note_at: parking_lot::Mutex<Option<Instant>>,
+    /// The newest lease, and when it was asked for.
+    lease: parking_lot::Mutex<Option<(i64, Instant)>>,
 }
 
 /// The requests of an agreement, with the credentials of a caller or of the proxy.
@@ -44,23 +52,26 @@ impl AgreedCompaction {
     /// The part of the tenant with this namespace.
     pub fn new(namespace: &Namespace) -> Self {
         let digits: String = namespace.prefix().iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { key: [WISHES, digits.as_bytes()].concat().into(), noted: parking_lot::Mutex::default() }
+        Self {
+            key: [WISHES, digits.as_bytes()].concat().into(),
+            note_at: parking_lot::Mutex::default(),
+            lease: parking_lot::Mutex::default(),
+        }
     }
 
     /// Whether the tenant has to be noted as active again; whoever is told so does it.
     pub(in crate::proxy) fn is_due(&self, now: Instant) -> bool {
-        let mut noted = self.noted.lock();
-        let due = noted.is_none_or(|at| now.saturating_duration_since(at) >= NOTED_AGAIN);
+        let mut note_at = self.note_at.lock();
+        let due = note_at.is_none_or(|at| now >= at);
         if due {
-            *noted = Some(now);
+            *note_at = Some(now + NOTED_AGAIN);
         }
         due
     }
 
     /// Notes that the tenant is active, and keeps what it wished.
     pub(super) async fn note_active(&self, agreement: &Agreement) {
-        let noted = async {
-            let lease = agreement.lease().await?;
+        let noted = async |lease| {
             let is_there = Compare::exists(self.key.clone());
             let put = |put| vec![RequestOp { request: Some(request_op::Request::RequestPut(put)) }];
             let keep = PutRequest { key: self.key.clone(), ignore_value: true, lease, ..PutRequest::default() };
@@ -68,10 +79,9 @@ impl AgreedCompaction {
             let txn = TxnRequest { compare: vec![is_there], success: put(keep), failure: put(none) };
             agreement.send::<TxnResponse>("/etcdserverpb.KV/Txn", framed(&txn)).await
         };
-        if let Err(status) = noted.await {
+        if let Err(status) = self.under_lease(agreement, noted).await {
             debug!(%status, "tenant is not noted as active");
-            // The next request tries again.
-            *self.noted.lock() = None;
+            *self.note_at.lock() = Some(Instant::now() + NOTED_AFTER_REFUSAL);
         }
     }
 
@@ -94,14 +104,13 @@ impl AgreedCompaction {
             ..RangeRequest::default()
         };
         agreement.send::<RangeResponse>("/etcdserverpb.KV/Range", framed(&look)).await?;
-        let put = PutRequest {
-            key: self.key.clone(),
-            value: request.revision.to_string().into(),
-            lease: agreement.lease().await?,
-            ..PutRequest::default()
+        let put = async |lease| {
+            let value = request.revision.to_string().into();
+            let put = PutRequest { key: self.key.clone(), value, lease, ..PutRequest::default() };
+            agreement.send::<PutResponse>("/etcdserverpb.KV/Put", framed(&put)).await
         };
-        agreement.send::<PutResponse>("/etcdserverpb.KV/Put", framed(&put)).await?;
-        *self.noted.lock() = Some(Instant::now());
+        self.under_lease(agreement, put).await?;
+        *self.note_at.lock() = Some(Instant::now() + NOTED_AGAIN);
         let (key, range_end) = KeyRange::prefix(Bytes::from_static(WISHES)).to_wire();
         let all = RangeRequest { key, range_end, ..RangeRequest::default() };
         let all: RangeResponse = agreement.send("/etcdserverpb.KV/Range", framed(&all)).await?;
@@ -117,11 +126,48 @@ impl AgreedCompaction {
     }
 }
 
+impl AgreedCompaction {
+    /// Writes the key under a lease that lasts for as long as the tenant counts as active.
+    async fn under_lease<T>(
+        &self,
+        agreement: &Agreement,
+        write: impl AsyncFnOnce(i64) -> Result<T, Status>,
+    ) -> Result<T, Status> {
+        let now = Instant::now();
+        let shared = self.lease.lock().filter(|(_, granted)| now < *granted + LEASE_SHARED);
+        if let Some((lease, _)) = shared {
+            let written = write(lease).await;
+            if written.is_err() {
+                // It may be gone.
+                *self.lease.lock() = None;
+            }
+            return written;
+        }
+        let lease = agreement.grant(ACTIVE + LEASE_SHARED).await?;
+        let written = write(lease).await;
+        match &written {
+            Ok(_) => *self.lease.lock() = Some((lease, now)),
+            // Only where nothing was written for certain: the key would go with the lease.
+            Err(status) if matches!(status.code(), Code::PermissionDenied | Code::InvalidArgument) => {
+                if let Err(status) = agreement.revoke(lease).await {
+                    debug!(%status, "lease of an agreement on compactions is left to expire");
+                }
+            }
+            Err(_) => {}
+        }
+        written
+    }
+}
+
 impl Agreement {
-    async fn lease(&self) -> Result<i64, Status> {
-        let grant = LeaseGrantRequest { ttl: ACTIVE.as_secs().cast_signed(), id: 0 };
+    async fn grant(&self, ttl: Duration) -> Result<i64, Status> {
+        let grant = LeaseGrantRequest { ttl: ttl.as_secs().cast_signed(), id: 0 };
         let granted: LeaseGrantResponse = self.send("/etcdserverpb.Lease/LeaseGrant", framed(&grant)).await?;
         Ok(granted.id)
+    }
+
+    async fn revoke(&self, id: i64) -> Result<LeaseRevokeResponse, Status> {
+        self.send("/etcdserverpb.Lease/LeaseRevoke", framed(&LeaseRevokeRequest { id })).await
     }
 
     async fn compact(

@@ -22,6 +22,8 @@ pub(in crate::proxy) struct Membership {
     pub(in crate::proxy) connection: Option<Arc<ConnectionInfo>>,
     /// Of the request.
     pub(in crate::proxy) headers: HeaderMap,
+    /// Whose token they have.
+    pub(in crate::proxy) user: Option<Arc<str>>,
 }
 
 impl Membership {
@@ -51,7 +53,7 @@ impl Membership {
     async fn over(self) {
         let mut changes = self.tenants.changes();
         loop {
-            let now = self.tenants.of(self.connection.as_deref(), &self.headers);
+            let now = self.tenants.still_of(self.connection.as_deref(), &self.headers, self.user.as_ref());
             if !now.is_ok_and(|now| Arc::ptr_eq(&now, &self.tenant)) {
                 return;
             }

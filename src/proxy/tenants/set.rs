@@ -146,12 +146,28 @@ impl Tenants {
         connection: Option<&ConnectionInfo>,
         headers: &HeaderMap,
     ) -> Result<Arc<Tenant>, NotATenant> {
+        self.still_of(connection, headers, None)
+    }
+
+    /// The user whose token a request has, as far as tenants are known by users.
+    pub(in crate::proxy) fn user(&self, headers: &HeaderMap) -> Option<Arc<str>> {
+        if self.by_user() { self.inner.users.of(headers) } else { None }
+    }
+
+    /// The tenant to which an open call belongs, that was of `user` when it was opened: its token may be forgotten by now.
+    pub(in crate::proxy) fn still_of(
+        &self,
+        connection: Option<&ConnectionInfo>,
+        headers: &HeaderMap,
+        user: Option<&Arc<str>>,
+    ) -> Result<Arc<Tenant>, NotATenant> {
         let set = self.inner.set.load();
         if set.everybody {
             return set.tenants.first().cloned().ok_or(NotATenant::Unknown);
         }
         let Some(connection) = connection else { return Err(NotATenant::Unknown) };
-        let user = if set.by_user { self.inner.users.of(headers) } else { None };
+        let known = || user.cloned().or_else(|| self.inner.users.of(headers));
+        let user = if set.by_user { known() } else { None };
         // Before the set is looked at again: what is found in an older set is not kept as found in a newer one.
         let changes = *self.inner.changes.borrow();
         let found: Found = connection.value();

@@ -33,6 +33,8 @@ pub struct Tenant {
     pub(super) tasks: Tasks,
     /// Of a tenant that is a user.
     pub(super) keep_alives: OnceLock<KeepAliveBroadcasts>,
+    /// Of a tenant that is a user: for what the proxy asks of the cluster on its behalf.
+    pub(super) own_channel: OnceLock<Channel>,
     pub(super) counting: Arc<Counting>,
     pub(super) hub: OnceLock<WatchHub>,
     pub(super) cache: OnceLock<Option<RangeCache>>,
@@ -71,6 +73,7 @@ impl Tenant {
             limits: Arc::default(),
             tasks: tasks.child(),
             keep_alives: OnceLock::new(),
+            own_channel: OnceLock::new(),
             counting: Arc::default(),
             hub: OnceLock::new(),
             cache: OnceLock::new(),

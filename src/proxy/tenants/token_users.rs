@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 /// Tokens that are remembered; the least recently used ones give way, and their clients log in again.
@@ -20,7 +21,15 @@ pub(super) struct TokenUsers {
 
 impl Default for TokenUsers {
     fn default() -> Self {
-        Self { users: Cache::builder().max_capacity(TOKENS_MAX).time_to_idle(UNUSED_MAX).build() }
+        Self::bounded(TOKENS_MAX)
+    }
+}
+
+impl TokenUsers {
+    fn bounded(tokens_max: u64) -> Self {
+        // The usual policy would refuse tokens that are new, since they were used less often than those that are there.
+        let users = Cache::builder().eviction_policy(EvictionPolicy::lru());
+        Self { users: users.max_capacity(tokens_max).time_to_idle(UNUSED_MAX).build() }
     }
 }
 
@@ -47,6 +56,22 @@ pub(super) fn token(headers: &HeaderMap) -> Option<&HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_token_takes_the_place_of_one_that_is_used_less() {
+        let users = TokenUsers::bounded(10);
+        for token in 0..100 {
+            users.note(&format!("old{token}"), "bob");
+            users.users.run_pending_tasks();
+            for _ in 0..5 {
+                users.users.get(&HeaderValue::from_str(&format!("old{token}")).unwrap());
+            }
+        }
+        users.note("new", "alice");
+        users.users.run_pending_tasks();
+        assert_eq!(users.users.get(&HeaderValue::from_static("new")).as_deref(), Some("alice"));
+        assert_eq!(users.users.entry_count(), 10);
+    }
 
     #[test]
     fn a_token_is_of_the_user_it_was_given_to() {

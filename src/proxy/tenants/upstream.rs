@@ -147,7 +147,8 @@ impl TenantUpstream {
             (Some(reader), _) => (reader.channel.clone(), HeaderMap::new()),
             (None, Some(user)) => {
                 let _runtime = self.runtime.enter();
-                (user.channel(&self.watch_pool, &self.pools, tenant.tasks()), HeaderMap::new())
+                let open = || user.channel(&self.watch_pool, &self.pools, tenant.tasks());
+                (tenant.own_channel.get_or_init(open).clone(), HeaderMap::new())
             }
             (None, None) => (Channel::new(self.watch_pool.clone()), Identity::of(headers).metadata()),
         };

@@ -69,7 +69,7 @@ fn calls_of_one_tenant_are_limited_and_those_of_another_are_not() {
 fn bytes_are_limited_after_they_have_passed() {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let [a, b] = [address(), address()];
-        let _tier = Tier::start(deployment, &limited(&a, &b, "bytes-per-second: 1000"), &[]);
+        let tier = Tier::start(deployment, &limited(&a, &b, "bytes-per-second: 1000"), &[]);
         let of_a = client(&a);
         answers(&of_a).await;
         let large = PutRequest { key: "k".into(), value: vec![b'x'; 100_000].into(), ..Default::default() };
@@ -82,6 +82,18 @@ fn bytes_are_limited_after_they_have_passed() {
         let wait: u64 =
             status.metadata().get("grpc-retry-pushback-ms").expect("a hint").to_str().unwrap().parse().unwrap();
         assert!((30_000..=110_000).contains(&wait), "{wait}");
+        // Leases do not end for a debt, and another limit has none.
+        let granted = client(&b).lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await.expect("granted");
+        let id = granted.into_inner().id;
+        let requests = tokio_stream::iter([LeaseKeepAliveRequest { id }; 2]);
+        tier.replace(&limited(&a, &b, "bytes-per-second: 900"), "taken").await;
+        let opened = async || {
+            let answers = of_a.lease().lease_keep_alive(requests.clone()).await;
+            answers.ok().map(tonic::Response::into_inner)
+        };
+        let mut renewed = until("it may, under another limit", opened).await;
+        // That lease is another tenant's, which is told as one that is gone.
+        assert_eq!(renewed.message().await.expect("an answer").expect("an answer").ttl, 0);
     });
 }
 
@@ -106,7 +118,24 @@ fn watches_and_leases_are_counted() {
         first.cancel(created.watch_id).await;
         let _second = until("room", one_more).await;
         drop(first);
-        let _third = until("room", one_more).await;
+        let third = until("room", one_more).await;
+        // So does who waits for a lock, and has a watch for that.
+        let lock = async || of_a.lock().lock(LockRequest { name: "l".into(), lease: 0 }).await;
+        let held = lock().await.expect("nobody has it");
+        let status = lock().await.expect_err("has to wait, and both watches are open");
+        assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, text("watches", 2).as_str()));
+        drop(third);
+        let key = held.into_inner().key;
+        until("the lock", async || {
+            let unlock = async { of_a.lock().unlock(UnlockRequest { key: key.clone() }).await.expect("unlocked") };
+            let (locked, _) = tokio::join!(lock(), unlock);
+            locked.ok()
+        })
+        .await;
+        let leases = of_a.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner().leases;
+        for LeaseStatus { id } in leases {
+            of_a.lease().lease_revoke(LeaseRevokeRequest { id }).await.expect("revoked");
+        }
 
         let grant = async || of_a.lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await;
         let id = grant().await.expect("the first").into_inner().id;

@@ -8,13 +8,14 @@ use prost::Message;
 
 use crate::pb::etcdserverpb::{
     AlarmRequest, AuthenticateRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, TxnRequest, WatchCreateRequest, WatchRequest,
-    alarm_request::AlarmAction, request_op, watch_request,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
+    WatchRequest, alarm_request::AlarmAction, request_op, watch_request,
 };
 
 pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
 pub(super) const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 pub(super) const ALARM: &str = "/etcdserverpb.Maintenance/Alarm";
+pub(super) const TXN: &str = "/etcdserverpb.KV/Txn";
 pub(super) const PUT: &str = "/etcdserverpb.KV/Put";
 pub(super) const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 /// Where the wishes of tenants that agree on compactions are.
@@ -146,9 +147,9 @@ impl Law {
                 let DeleteRangeRequest { key, range_end, .. } = decoded(message)?;
                 self.is_within(&key, &range_end)
             }
-            "/etcdserverpb.KV/Txn" => {
+            TXN => {
                 let txn = decoded(message)?;
-                self.is_txn_within(&txn) || self.notes_activity(&txn)
+                self.is_txn_within(&txn) || self.notes_activity(&txn) || self.looks_for_leases(&txn)
             }
             "/etcdserverpb.Lease/LeaseGrant" => decoded::<LeaseGrantRequest>(message).is_ok(),
             "/etcdserverpb.Lease/LeaseRevoke" => self.is_own(decoded::<LeaseRevokeRequest>(message)?.id),
@@ -186,6 +187,15 @@ impl Law {
                 Some(request_op::Request::RequestPut(put)) => self.is_wish(&put.key),
                 _ => false,
             })
+    }
+
+    /// Whether all it does is to look for leases of the tenant.
+    fn looks_for_leases(&self, txn: &TxnRequest) -> bool {
+        let looks = |operation: &RequestOp| match &operation.request {
+            Some(request_op::Request::RequestRange(range)) => is_below(&self.marks, &range.key, &range.range_end),
+            _ => false,
+        };
+        txn.compare.is_empty() && txn.failure.is_empty() && txn.success.iter().all(looks)
     }
 
     fn is_txn_within(&self, txn: &TxnRequest) -> bool {

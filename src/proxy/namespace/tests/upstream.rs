@@ -11,12 +11,13 @@ use prost::Message;
 use tokio::net::{TcpListener, TcpStream};
 use tonic::Code;
 
-pub(super) use super::lawful::{ALARM, Call, KEEP_ALIVE, PUT, STATUS, WATCH, frames_of};
+pub(super) use super::lawful::{ALARM, Call, KEEP_ALIVE, PUT, STATUS, TXN, WATCH, frames_of};
 use crate::client::{Channel, Endpoint, Pool, PoolConfig, framed};
 use crate::listener::{ListenerConfig, bind, serve};
 use crate::pb::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, RangeRequest, RangeResponse,
-    ResponseHeader, WatchRequest, WatchResponse, watch_request,
+    ResponseHeader, ResponseOp, TxnRequest, TxnResponse, WatchRequest, WatchResponse, request_op, response_op,
+    watch_request,
 };
 use crate::pb::mvccpb::KeyValue;
 use crate::proxy::{
@@ -282,12 +283,17 @@ fn header() -> Option<ResponseHeader> {
 fn unary_answer(call: &Call) -> Bytes {
     let message = call.frames().0.into_iter().next().unwrap_or_default().1;
     match call.path.as_str() {
-        "/etcdserverpb.KV/Range" => {
-            let marker = format!("{MARKERS}{OWN_LEASE:016x}");
-            let request = RangeRequest::decode(message).unwrap_or_default();
-            let kv = KeyValue { key: marker.into(), ..Default::default() };
-            let kvs: Vec<_> = (request.key == kv.key).then_some(kv).into_iter().collect();
-            framed(&RangeResponse { header: header(), count: kvs.len() as i64, kvs, more: false })
+        "/etcdserverpb.KV/Range" => framed(&range_answer(&RangeRequest::decode(message).unwrap_or_default())),
+        // One that reads alone: the proxy looks for several leases so.
+        TXN => {
+            let request = TxnRequest::decode(message).unwrap_or_default();
+            let responses = request.success.iter().filter_map(|operation| match &operation.request {
+                Some(request_op::Request::RequestRange(range)) => {
+                    Some(ResponseOp { response: Some(response_op::Response::ResponseRange(range_answer(range))) })
+                }
+                _ => None,
+            });
+            framed(&TxnResponse { header: header(), succeeded: true, responses: responses.collect() })
         }
         "/etcdserverpb.Lease/LeaseGrant" => {
             let request = LeaseGrantRequest::decode(message).unwrap_or_default();
@@ -297,6 +303,14 @@ fn unary_answer(call: &Call) -> Bytes {
         // The header is the first field of every other answer.
         _ => framed(&RangeResponse { header: header(), ..Default::default() }),
     }
+}
+
+/// Of a store that has nothing but the mark of the namespace's lease.
+fn range_answer(request: &RangeRequest) -> RangeResponse {
+    let marker = format!("{MARKERS}{OWN_LEASE:016x}");
+    let kv = KeyValue { key: marker.into(), ..Default::default() };
+    let kvs: Vec<_> = (request.key == kv.key).then_some(kv).into_iter().collect();
+    RangeResponse { header: header(), count: kvs.len() as i64, kvs, more: false }
 }
 
 fn stream_answer(path: &str, number: usize, message: &Bytes) -> Option<Bytes> {

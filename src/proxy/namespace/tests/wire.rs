@@ -12,7 +12,8 @@ use tonic::Code;
 
 use super::lawful::Law;
 use super::upstream::{
-    ALARM, Answer, KEEP_ALIVE, LIMIT, NAMESPACE, OWN_LEASE, PUT, STATUS, Setup, WATCH, frame, frames_of, gzip, never,
+    ALARM, Answer, KEEP_ALIVE, LIMIT, NAMESPACE, OWN_LEASE, PUT, STATUS, Setup, TXN, WATCH, frame, frames_of, gzip,
+    never,
 };
 use crate::client::framed;
 use crate::pb::etcdserverpb::{
@@ -76,6 +77,48 @@ fn a_body_that_is_not_one_message_is_refused() {
                 assert_eq!(setup.calls().len(), 0, "{what} for {path} went upstream: {:?}", setup.calls());
             }
         }
+    });
+}
+
+/// Cause: two bytes for an operation took more than a hundred once they were decoded, so that 64 kB of gzip took 4 GB.
+#[test]
+fn a_transaction_of_very_many_operations_is_not_decoded() {
+    run(async {
+        let setup = Setup::start().await;
+        let many = |operations: usize| frame(0, &[0x12, 0].repeat(operations));
+        let refused = setup.unary(TXN, &[], &many(65_537)).await;
+        assert_eq!(refused.code, Some(Code::InvalidArgument), "{refused:?}");
+        assert!(refused.text.contains("too many operations"), "{refused:?}");
+        assert!(setup.calls().is_empty());
+        assert_eq!(setup.unary(TXN, &[], &many(65_536)).await.code, Some(Code::Ok));
+        assert_eq!(setup.calls_of(TXN)[0].body, many(65_536), "whether they are too many says the member");
+    });
+}
+
+/// Cause: each lease of a transaction was looked for by itself, however many there were.
+#[test]
+fn the_leases_of_a_transaction_are_looked_for_together() {
+    run(async {
+        let setup = Setup::start().await;
+        let put = |lease| {
+            let put = PutRequest { key: "k".into(), lease, ..Default::default() };
+            RequestOp { request: Some(request_op::Request::RequestPut(put)) }
+        };
+        let txn = TxnRequest { success: (0..100).map(put).collect(), ..Default::default() };
+        assert_eq!(setup.unary(TXN, &[], &framed(&txn)).await.code, Some(Code::Ok));
+        let calls = setup.calls();
+        assert_eq!(calls.len(), 3, "two to look, one that writes: {calls:?}");
+        let written = calls.iter().map(|call| TxnRequest::decode(&call.body[5..]).unwrap());
+        let leases: Vec<i64> = written
+            .flat_map(|txn| txn.success)
+            .filter_map(|operation| match operation.request {
+                Some(request_op::Request::RequestPut(put)) => Some(put.lease),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(leases.len(), 100);
+        let kept: Vec<_> = leases.into_iter().filter(|lease| *lease >= 0).collect();
+        assert_eq!(kept, [0, OWN_LEASE], "the others are nobody's");
     });
 }
 
