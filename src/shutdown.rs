@@ -1,8 +1,10 @@
 //! The stop signal and the tasks that must end before the process does.
 
 use std::future::Future;
+use std::io;
 use std::time::Duration;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -76,16 +78,57 @@ impl Interruption {
     }
 }
 
-/// Completes at SIGINT or SIGTERM.
+/// SIGINT and SIGTERM since this value was made: what comes while none is waited for is not lost.
+#[derive(Debug)]
+pub struct Interruptions {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interruptions {
+    /// From now on.
+    ///
+    /// # Errors
+    /// When the process may not install signal handlers.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) -> Interruption {
+        tokio::select! {
+            _ = self.interrupt.recv() => Interruption::Interrupt,
+            _ = self.terminate.recv() => Interruption::Terminate,
+        }
+    }
+}
+
+/// Completes at the first SIGINT or SIGTERM from now on.
 ///
 /// # Errors
 /// When the process may not install signal handlers.
-pub async fn interrupted() -> std::io::Result<Interruption> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => Interruption::Interrupt,
-        _ = terminate.recv() => Interruption::Terminate,
-    })
+pub async fn interrupted() -> io::Result<Interruption> {
+    Ok(Interruptions::new()?.next().await)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Signal as Number, getpid, kill_process};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_that_comes_while_none_is_waited_for_is_not_lost() {
+        // Cause: handlers were installed anew for each wait, and a SIGTERM between two of them was forgotten.
+        // Other signals than those of the program, so that whoever ends the tests still can.
+        let stands_for = |kind| signal(kind).unwrap();
+        let mut interruptions = Interruptions {
+            interrupt: stands_for(SignalKind::user_defined1()),
+            terminate: stands_for(SignalKind::user_defined2()),
+        };
+        for (signal, expected) in [(Number::USR2, Interruption::Terminate), (Number::USR1, Interruption::Interrupt)] {
+            kill_process(getpid(), signal).unwrap();
+            assert_eq!(interruptions.next().await, expected);
+        }
+    }
 }

@@ -35,8 +35,8 @@ pub use method::{Lane, Method};
 pub use page::{PAGE_DIALER, http_answer_on, http_page, http_page_on};
 pub use pool::{
     ClusterMismatch, EndpointReport, EndpointState, HEADER_BYTES_MAX, Head, PeekedHeader, Pool, PoolConfig, Seen,
-    UpstreamBody, UpstreamCluster, UpstreamStream, UpstreamWatch, WeakPool, check_one_cluster, health_check, peek_header,
-    peek_wrapped_header, unframed,
+    UpstreamBody, UpstreamCluster, UpstreamStream, UpstreamWatch, WeakPool, check_one_cluster, health_check,
+    peek_header, peek_wrapped_header, unframed,
 };
 
 pub use crate::net::{Endpoint, EndpointError};

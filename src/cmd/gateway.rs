@@ -14,7 +14,7 @@ use crate::config::{GatewayConfig, parse_gateway_config};
 use crate::discovery::{Discovery, RegisteredEndpoints, StaticList, count_sources};
 use crate::gateway::{Gateway, Handover, Predecessor};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, ServerAuth};
-use crate::shutdown::{Tasks, interrupted};
+use crate::shutdown::{Interruptions, Tasks};
 use crate::telemetry::{Metrics, init_logging};
 
 /// Time that the gateway's own tasks get once all connections have ended.
@@ -38,12 +38,13 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let outcome = runtime.block_on(async {
         let tasks = Tasks::new();
-        // From here on, so that one which comes early does not end the process.
+        // From here on, so that a SIGHUP which comes early does not end the process, and none that should is lost.
         let hangup = hangups()?;
+        let mut interruptions = Interruptions::new().context("install the signal handlers")?;
         let Listed { source: endpoints, list } = tokio::select! {
             endpoints = listed_endpoints(config, &tasks) => endpoints?,
             // SIGINT and SIGTERM end the wait for the first endpoints, too.
-            _ = interrupted() => return Ok(()),
+            _ = interruptions.next() => return Ok(()),
         };
         let metrics = Metrics::new();
         count_sources(&metrics, &[&*endpoints]);
@@ -74,7 +75,7 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
             }
         };
         let successor = tokio::select! {
-            interrupted = interrupted() => interrupted.context("install the signal handlers").map(|_| None)?,
+            _ = interruptions.next() => None,
             successor = handed_over => Some(successor),
         };
         if successor.is_some() {
@@ -86,7 +87,7 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         tracing::info!("stopping");
         tokio::select! {
             () = gateway.finish() => {}
-            _ = interrupted() => {}
+            _ = interruptions.next() => {}
         }
         tasks.finish(GRACE).await;
         anyhow::Ok(())

@@ -28,7 +28,7 @@ use crate::proxy::{
     Registration, ResponseMemory, SelfMember, Tenant, TenantCache, TenantUpstream, Tenants, UpstreamPools, WorkerParts,
     pause_without_cluster, proxy_calls,
 };
-use crate::shutdown::{Tasks, interrupted};
+use crate::shutdown::{Interruptions, Tasks};
 use crate::telemetry::{Metrics, init_logging};
 use crate::types::KeyRange;
 
@@ -63,10 +63,11 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let grace = config.grace;
     // From here on, so that one which comes early does not end the process.
     let hangup = hangups()?;
+    let mut interruptions = Interruptions::new().context("install the signal handlers")?;
     let listed = tokio::select! {
         listed = listed_endpoints(&config, &tasks) => listed?,
         // SIGINT and SIGTERM end the wait for the first endpoints, too.
-        _ = interrupted() => return Ok(()),
+        _ = interruptions.next() => return Ok(()),
     };
     let pool = PoolConfig { endpoints: current_endpoints(&*listed), ..pool_config(&config, upstream_tls(&config)?) };
     check_one_cluster(&pool, &tasks).await.context("--endpoints")?;
@@ -74,7 +75,7 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     let (sources, stop) = (proxy.sources.clone(), tasks.stop_signal());
     tasks.spawn(async move { stop.run_until_cancelled(ask_at_hangups(hangup, sources)).await });
     notify_ready();
-    interrupted().await.context("wait for signals")?;
+    interruptions.next().await;
     info!("stopping gRPC proxy");
     proxy.finish().await;
     tasks.finish(grace).await;

@@ -52,8 +52,8 @@ pub use removed::removed_flag;
 pub use route::{NameMatch, RouteConfig, RouteMatch};
 pub use server::{
     AuthConfig, AutoCompaction, Fallback, FeatureGates, InitialCluster, InitialDiscovery, InitialState,
-    IntegrityChecks, Notice, PeerTlsConfig, Quota, Resolve, ServerConfig, TlsConfig, TokenConfig, parse_server_config,
-    same_urls,
+    IntegrityChecks, Notice, PeerTlsConfig, Quota, REQUEST_BYTES_MAX, Resolve, ServerConfig, TlsConfig, TokenConfig,
+    parse_server_config, same_urls,
 };
 pub use tenants::{
     CompactRight, ListenerFacts, TenantConfig, TenantCredentials, TenantLimits, TenantMatch, read_tenants_file,

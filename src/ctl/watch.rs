@@ -244,7 +244,11 @@ impl Watcher {
         let mut refused = None;
         if answer.created {
             match self.asked.pop_front() {
-                Some(plan) if !answer.canceled => {
+                Some(mut plan) if !answer.canceled => {
+                    if plan.request.start_revision == 0 {
+                        // It begins right behind this revision, and has to after a loss of the stream, too.
+                        plan.request.start_revision = answer.header.map_or(0, |header| header.revision + 1);
+                    }
                     self.live.insert(answer.watch_id, plan);
                 }
                 plan => refused = plan,
@@ -311,7 +315,9 @@ fn cancel_text(answer: &WatchResponse) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::options::{self, Options};
     use super::*;
+    use crate::pb::etcdserverpb::ResponseHeader;
 
     fn plan(line: &str, environment: &[(&str, &str)]) -> Result<Plan, Failure> {
         let words: Vec<Word> = line.split_whitespace().map(|word| word.as_bytes().to_vec()).collect();
@@ -361,6 +367,39 @@ mod tests {
         let text = "Invalid command watch (command type or key is not provided)";
         assert_eq!(read("watch"), Ok(Line::Nothing(text.into())));
         assert_eq!(read("watch foo --").unwrap_err().code, 128);
+    }
+
+    // A stream that was lost before the first event was opened again at the newest revision: what had happened in between
+    // was never shown.
+    #[tokio::test]
+    async fn a_watch_from_now_on_keeps_its_place_before_its_first_event() {
+        let known: Vec<&Flag> = options::FLAGS.iter().collect();
+        let options = Options::read(&mut flags::parse(&known, &[]).unwrap(), &[]);
+        let mut watcher = Watcher::new(&mut Session::new(options)).await.unwrap();
+        let answer = |watch_id, revision, created| WatchResponse {
+            header: Some(ResponseHeader { revision, ..Default::default() }),
+            watch_id,
+            created,
+            ..Default::default()
+        };
+        for line in ["a", "b --rev=3", "c --rev=90"] {
+            watcher.add(plan(line, &[]).unwrap()).await;
+        }
+        for watch_id in 0..3 {
+            watcher.handle(Ok(answer(watch_id, 7, true))).await.unwrap();
+        }
+        let starts = |watcher: &Watcher| -> Vec<i64> {
+            watcher.live.values().chain(&watcher.asked).map(|plan| plan.request.start_revision).collect()
+        };
+        assert_eq!(starts(&watcher), [8, 3, 90]);
+        // Asked for again over another stream, of which nothing came either.
+        watcher.asked = std::mem::take(&mut watcher.live).into_values().collect();
+        for watch_id in 0..3 {
+            watcher.handle(Ok(answer(watch_id, 20, true))).await.unwrap();
+        }
+        assert_eq!(starts(&watcher), [8, 3, 90]);
+        watcher.handle(Ok(answer(0, 20, false))).await.unwrap();
+        assert_eq!(starts(&watcher), [21, 3, 90], "a progress notification moves it on");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::bootstrap::{JoinError, Registry, look_pauses};
+use super::bootstrap::{JoinError, Looks, Registry};
 use super::endpoint_set::{EndpointSet, Origin};
 use super::kept_cluster::KeptCluster;
 use super::member_list::listed;
@@ -100,7 +100,7 @@ impl Search {
 
     /// Asks until a member answers.
     async fn first(&mut self) -> Result<EndpointSet, JoinError> {
-        let (mut retry, mut looks) = (Backoff::new(RETRY_FIRST, RETRY_MAX), look_pauses());
+        let (mut retry, mut looks) = (Backoff::new(RETRY_FIRST, RETRY_MAX), Looks::new());
         loop {
             if let Some(registry) = &self.registry {
                 let registered = registry.look().await?;

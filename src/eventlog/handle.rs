@@ -15,7 +15,7 @@ use super::header_source::HeaderSource;
 use super::permission::WatchPermission;
 use super::send_queue::{End, Taken};
 use super::source::Source;
-use super::watcher_set::{Create, JobId, JobResult, WatchLimits, WatcherSet};
+use super::watcher_set::{Create, JobId, JobResult, StartedRead, WatchLimits, WatcherSet};
 use crate::shutdown::Tasks;
 use crate::telemetry::WatchMetrics;
 use crate::types::Revision;
@@ -66,7 +66,7 @@ impl WatcherSetHandle {
     }
 
     async fn run(&self, history_reads_max: usize) {
-        let mut reads: FuturesUnordered<BoxFuture<'static, (JobId, JobResult)>> = FuturesUnordered::new();
+        let mut reads: FuturesUnordered<BoxFuture<'static, Option<(JobId, JobResult)>>> = FuturesUnordered::new();
         loop {
             let (more, next_tick) = {
                 let mut watcher_set = self.watcher_set.lock();
@@ -76,16 +76,24 @@ impl WatcherSetHandle {
                     self.metrics.send_progress.observe(0, now.elapsed());
                 }
                 let more = watcher_set.route() | watcher_set.resume();
-                for (id, history, request) in watcher_set.take_jobs(history_reads_max.saturating_sub(reads.len())) {
+                for read in watcher_set.take_jobs(history_reads_max.saturating_sub(reads.len())) {
+                    let StartedRead { id, history, request, abandoned } = read;
                     let read = history.events(request);
-                    reads.push(Box::pin(async move { (id, read.await) }));
+                    reads.push(Box::pin(async move {
+                        tokio::select! {
+                            result = read => Some((id, result)),
+                            _ = abandoned => None,
+                        }
+                    }));
                 }
                 (more, watcher_set.next_tick())
             };
             tokio::select! {
                 biased;
-                Some((id, result)) = reads.next(), if !reads.is_empty() => {
-                    self.watcher_set.lock().finish_job(id, result);
+                Some(finished) = reads.next(), if !reads.is_empty() => {
+                    if let Some((id, result)) = finished {
+                        self.watcher_set.lock().finish_job(id, result);
+                    }
                 }
                 // The streams that were just filled have their turn first.
                 () = tokio::task::yield_now(), if more => {}

@@ -22,11 +22,18 @@ impl HeaderSource {
         self.term.store(term.0, Ordering::Relaxed);
     }
 
-    /// Follows another member, as a proxy does whose upstream changed.
-    pub fn follow(&self, cluster: ClusterId, member: MemberId, term: Term) {
-        self.cluster.store(cluster.0, Ordering::Relaxed);
+    /// Follows another member, as a proxy does whose upstream changed. Tells whether that is one of another cluster than the
+    /// one before.
+    pub fn follow(&self, cluster: ClusterId, member: MemberId, term: Term) -> bool {
+        let before = self.cluster.swap(cluster.0, Ordering::Relaxed);
+        let is_other = before != 0 && before != cluster.0;
         self.member.store(member.0, Ordering::Relaxed);
-        self.term.fetch_max(term.0, Ordering::Relaxed);
+        if is_other {
+            self.term.store(term.0, Ordering::Relaxed);
+        } else {
+            self.term.fetch_max(term.0, Ordering::Relaxed);
+        }
+        is_other
     }
 
     pub(super) fn header(&self, revision: Revision) -> ResponseHeader {

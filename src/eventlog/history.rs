@@ -54,4 +54,8 @@ pub enum HistoryError {
     /// It never can be; the text goes to the client as the reason of the cancellation.
     #[error("{0}")]
     Refused(String),
+    /// Not with what the client gave when it opened its stream: the stream ends as `Unavailable` with this text, so that the
+    /// client opens another one and goes on at its own revision.
+    #[error("{0}")]
+    NotOnThisStream(String),
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::handle::WatcherSetHandle;
 use super::send_queue::Taken;
-use super::watcher_set::{Create, JobId, JobResult};
+use super::watcher_set::{Create, JobId, JobResult, StartedRead, VISITS};
 use super::*;
 use crate::pb::encoded::{WatchResponse, WireEncode};
 use crate::pb::{etcdserverpb, mvccpb};
@@ -230,7 +230,7 @@ impl Scenario {
             Op::Route => drop(self.watcher_set.lock().route()),
             Op::Resume => drop(self.watcher_set.lock().resume()),
             Op::StartReads => {
-                for (id, history, request) in self.watcher_set.lock().take_jobs(2) {
+                for StartedRead { id, history, request, .. } in self.watcher_set.lock().take_jobs(2) {
                     let result = history.events(request).now_or_never().expect("the model never waits");
                     self.reads.push((id, result));
                 }
@@ -631,4 +631,123 @@ fn a_cancelled_source_cancels_whoever_joins_later_too() {
     script.scenario.watcher_set.end_source(&script.scenario.first, &end);
     script.watch(0, 0);
     assert_eq!(script.said(), "0@1 created; 0@1 canceledgone; 1@1 created; 1@1 canceledgone");
+}
+
+/// Cause: each watcher of a stream that was closed was looked for among all others, under the lock of the watcher set: a client
+/// with 100,000 watches that did not read stopped the serving thread for seconds.
+#[test]
+fn a_watcher_that_goes_is_not_looked_for_among_the_others() {
+    const WATCHERS: usize = 1000;
+    let unsynced = || {
+        let mut script = Script::new();
+        for _ in 0..WATCHERS {
+            script.watch(0, 0);
+        }
+        // Nobody reads the stream, which has no room for the event.
+        script.put(b'a');
+        VISITS.set(0);
+        script
+    };
+    let each: [(_, fn(&Scenario)); 4] = [
+        ("closed", |script: &Scenario| script.watcher_set.lock().close(0)),
+        ("ended", |script: &Scenario| script.watcher_set.end_source(&script.first, &End::default())),
+        ("moved", |script: &Scenario| script.watcher_set.move_source(&script.first, &script.second)),
+        ("cancelled", |script: &Scenario| {
+            // From the middle to both ends.
+            let (first, second) = (0..WATCHERS as i64 / 2, WATCHERS as i64 / 2..WATCHERS as i64);
+            let ids = first.rev().zip(second).flat_map(|(one, other)| [one, other]);
+            ids.for_each(|id| script.watcher_set.lock().cancel(0, id, Revision(0)));
+        }),
+    ];
+    for (what, goes) in each {
+        let script = unsynced();
+        goes(&script.scenario);
+        let visits = VISITS.get();
+        // Itself and its two neighbours, and once more where it is queued again.
+        assert!((WATCHERS..=4 * WATCHERS).contains(&visits), "{visits} for {WATCHERS} that are {what}");
+    }
+}
+
+/// A history from which the first read never returns.
+#[derive(Default)]
+struct StuckHistory {
+    begun: tokio::sync::Notify,
+    first: std::sync::atomic::AtomicBool,
+}
+
+impl History for Arc<StuckHistory> {
+    fn events(&self, request: HistoryRequest) -> BoxFuture<'static, JobResult> {
+        let is_first = !self.first.swap(true, std::sync::atomic::Ordering::Relaxed);
+        self.begun.notify_one();
+        async move {
+            if is_first {
+                std::future::pending::<()>().await;
+            }
+            Err(HistoryError::Compacted(request.up_to))
+        }
+        .boxed()
+    }
+}
+
+/// Cause: a read of history went on when its watchers had gone, and kept one of the few slots, for ever where the cluster
+/// refused it.
+#[tokio::test(start_paused = true)]
+async fn a_read_that_nobody_waits_for_frees_its_slot() {
+    let history = Arc::new(StuckHistory::default());
+    let limits = WatchLimits { history_reads_max: 1, ..WatchLimits::default() };
+    let (tasks, metrics) = (crate::shutdown::Tasks::new(), WatchMetrics::register(&Metrics::default()));
+    let stopped = tonic::Status::unavailable("stopped");
+    let set = WatcherSetHandle::start(limits, Arc::default(), metrics, 7, stopped, &tasks);
+    let source = Source::new(EventLog::new(Revision(10), 4000), Arc::new(history.clone()));
+    let read = |key: &'static str| {
+        let (source, stream) = (source.clone(), set.open(false));
+        let create = Create {
+            range: KeyRange::One(key.into()),
+            watch_id: 0,
+            start: Revision(5),
+            prev_kv: false,
+            filters: Filters::default(),
+            progress_notify: false,
+            fragment: false,
+        };
+        let admission = Admission { source, after: Revision(0), compacted: Revision(0), permission: None, held: None };
+        set.create(stream, &create, &admission);
+        stream
+    };
+    let begun = async || {
+        let begun = tokio::time::timeout(Duration::from_secs(60), history.begun.notified()).await;
+        begun.expect("the read begins");
+    };
+    let stuck = read("a");
+    begun().await;
+    read("b");
+    set.close(stuck);
+    begun().await;
+    tasks.stop();
+}
+
+/// What a watch without a history can be told.
+#[derive(Clone)]
+struct NoHistory(HistoryError);
+
+impl History for NoHistory {
+    fn events(&self, _: HistoryRequest) -> BoxFuture<'static, JobResult> {
+        let error = self.0.clone();
+        async move { Err(error) }.boxed()
+    }
+}
+
+/// Cause: a slow watch was cancelled because the token of its stream had expired, though its client had another one.
+#[test]
+fn history_that_another_stream_may_read_ends_the_stream() {
+    let mut script = Script::new();
+    let error = HistoryError::NotOnThisStream("an old token".into());
+    let source = Source::new(EventLog::new(Revision(10), 4000), Arc::new(NoHistory(error)));
+    script.watch(0, 0).watch_on(source.clone(), 0, 5).watch_on(source, 0, 5);
+    assert_eq!(script.said(), "0@1 created; 1@10 created; 2@10 created");
+    let taken = script.scenario.watcher_set.lock().pop(0, Waker::noop());
+    let Taken::Closed(status) = taken else { panic!("{taken:?}") };
+    assert_eq!((status.code(), status.message()), (tonic::Code::Unavailable, "an old token"));
+    assert!(script.scenario.watcher_set.lock().take_jobs(9).is_empty(), "nothing more is read for it");
+    script.scenario.watcher_set.lock().close(0);
 }

@@ -4,6 +4,7 @@ mod catch_up;
 mod deliver;
 mod jobs;
 mod progress;
+mod unsynced;
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -25,8 +26,11 @@ use super::send_queue::{End, Out, OutKind, SendQueue, Taken};
 use super::source::Source;
 use crate::telemetry::WatchMetrics;
 use crate::types::{KeyRange, Revision};
-use jobs::Jobs;
-pub(super) use jobs::{JobId, JobResult};
+pub(super) use jobs::{JobId, JobResult, StartedRead};
+use jobs::{Jobs, Spot};
+#[cfg(test)]
+pub(super) use unsynced::VISITS;
+use unsynced::{Links, UnsyncedQueue};
 
 /// Bounds and periods of a handle.
 #[derive(Clone, Debug)]
@@ -106,10 +110,10 @@ struct Cursor {
 enum CursorState {
     /// Up to date, or waiting for a future revision: in this slot of its group.
     Synced(u32),
-    /// In the unsynced queue of its stream.
-    Unsynced,
-    /// Waits for a read of history.
-    ReadingHistory,
+    /// In the unsynced queue of its stream, between these.
+    Unsynced(Links),
+    /// Waits for a read of history, in this slot of those who do.
+    ReadingHistory(u32),
     /// Compacted away; its id stays taken until the client cancels it.
     Cancelled,
 }
@@ -118,7 +122,7 @@ enum CursorState {
 struct Stream {
     send_queue: SendQueue,
     watchers: BTreeMap<i64, u32>,
-    unsynced: VecDeque<u32>,
+    unsynced: UnsyncedQueue,
     next_id: i64,
     /// Queued in `WatcherSet::ready`.
     ready: bool,
@@ -197,7 +201,7 @@ impl WatcherSet {
         self.streams.insert(Stream {
             send_queue: SendQueue::new(self.queued.clone()),
             watchers: BTreeMap::new(),
-            unsynced: VecDeque::new(),
+            unsynced: UnsyncedQueue::default(),
             next_id: 0,
             ready: false,
             require_leader,
@@ -248,7 +252,7 @@ impl WatcherSet {
             stream,
             source: at,
             group,
-            state: CursorState::Unsynced,
+            state: CursorState::Unsynced(Links::NONE),
             watch_id,
             next: if create.start.0 == 0 { head.next() } else { create.start },
             future: create.start > head,
@@ -455,10 +459,9 @@ impl WatcherSet {
             synced.push(key);
             return;
         }
-        cursor.state = CursorState::Unsynced;
-        entry.unsynced.push_back(key);
-        self.metrics.slow_watchers.inc();
         let stream = cursor.stream;
+        entry.unsynced.push_back(&mut self.cursors, key);
+        self.metrics.slow_watchers.inc();
         self.wake_if_room(stream);
     }
 
@@ -473,12 +476,16 @@ impl WatcherSet {
                     self.cursors[moved as usize].state = CursorState::Synced(slot);
                 }
             }
-            CursorState::Unsynced => {
-                self.streams[cursor.stream as usize].unsynced.retain(|&other| other != key);
+            CursorState::Unsynced(_) => {
+                let stream = cursor.stream as usize;
+                self.streams[stream].unsynced.remove(&mut self.cursors, key);
                 self.metrics.slow_watchers.dec();
             }
-            CursorState::ReadingHistory => {
-                self.jobs.leave(key, cursor.next, cursor.source, cursor.group);
+            CursorState::ReadingHistory(slot) => {
+                let spot = Spot { source: cursor.source, group: cursor.group, from: cursor.next };
+                if let Some(moved) = self.jobs.leave(spot, slot) {
+                    self.cursors[moved as usize].state = CursorState::ReadingHistory(slot);
+                }
                 self.metrics.slow_watchers.dec();
             }
             CursorState::Cancelled => {}
@@ -498,8 +505,20 @@ impl WatcherSet {
 
     /// Cancels a watcher from this side; its id stays taken until the client cancels it too.
     fn end_watcher(&mut self, key: u32, end: End) {
-        self.take_out(key);
         let revision = if end.compact_revision.0 != 0 { Revision(0) } else { self.head_of(key) };
+        let (stream, watch_id) = self.stop_watcher(key);
+        self.push(stream, Out { end: Some(Box::new(end)), ..Out::control(OutKind::Canceled, watch_id, revision) });
+    }
+
+    /// Ends the stream of a watcher, which reads nothing more.
+    fn end_stream_of(&mut self, key: u32, status: Status) {
+        let (stream, _) = self.stop_watcher(key);
+        self.end_stream(stream, status);
+    }
+
+    /// Lets go of all that a watcher reads; tells its stream and its id.
+    fn stop_watcher(&mut self, key: u32) -> (u32, i64) {
+        self.take_out(key);
         let cursor = &mut self.cursors[key as usize];
         cursor.state = CursorState::Cancelled;
         cursor.permission = None;
@@ -507,14 +526,14 @@ impl WatcherSet {
         let (stream, watch_id, at, group) = (cursor.stream, cursor.watch_id, cursor.source, cursor.group);
         self.leave_group(at, group, key);
         self.metrics.watchers.dec();
-        self.push(stream, Out { end: Some(Box::new(end)), ..Out::control(OutKind::Canceled, watch_id, revision) });
+        (stream, watch_id)
     }
 
     fn next_of(&self, key: u32) -> Revision {
         let cursor = &self.cursors[key as usize];
         match cursor.state {
             CursorState::Synced(_) => cursor.next.max(self.attached[cursor.source as usize].position.next()),
-            CursorState::Unsynced | CursorState::ReadingHistory | CursorState::Cancelled => cursor.next,
+            CursorState::Unsynced(_) | CursorState::ReadingHistory(_) | CursorState::Cancelled => cursor.next,
         }
     }
 
@@ -522,7 +541,7 @@ impl WatcherSet {
         let cursor = &self.cursors[key as usize];
         match cursor.state {
             CursorState::Cancelled => Revision(0),
-            CursorState::Synced(_) | CursorState::Unsynced | CursorState::ReadingHistory => {
+            CursorState::Synced(_) | CursorState::Unsynced(_) | CursorState::ReadingHistory(_) => {
                 self.attached[cursor.source as usize].source.log().head()
             }
         }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::cause::Cause;
 use super::dial::Dialer;
 use super::loops::until_no_loop;
-use super::probe::Probe;
+use super::probe::{Probe, ProbeError};
 use super::upstream::Upstream;
 use super::upstreams::Upstreams;
 use crate::net::Backoff;
@@ -115,40 +115,28 @@ async fn find_again(upstream: &Upstream, upstreams: &Upstreams, dialer: &Dialer,
 /// listed, or a loop has been found.
 async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthChecks, tasks: &Tasks) {
     let mut backoff = Backoff::new(FIRST_PAUSE.min(checks.interval), checks.interval);
-    let (mut passed, mut failed, mut ever_passed) = (0_u32, 0_u32, false);
+    let mut outcomes = Outcomes::default();
     // How long an answer takes.
     let mut usual = Duration::ZERO;
     while !upstream.is_removed() && !upstream.is_looped() {
         let started = Instant::now();
-        match ask(upstream, dialer, checks, usual, tasks).await {
-            Ok(()) => {
-                upstream.set_suspect(false);
-                // One that is slow now and then is not suspected the next time.
-                usual = started.elapsed().max(usual.mul_f64(USUAL_KEPT));
-                (passed, failed, ever_passed) = (passed.saturating_add(1), 0, true);
-                if passed >= checks.rise {
-                    upstream.mark_up();
-                }
-            }
-            Err(reason) => {
-                (passed, failed) = (0, failed.saturating_add(1));
-                upstream.set_suspect(true);
-                upstream.metrics.check_failures.inc();
-                if failed >= checks.fall || !ever_passed {
-                    upstream.mark_down(Cause::Check, &reason);
-                }
-            }
+        let outcome = ask(upstream, dialer, checks, usual, tasks).await;
+        if outcome.is_ok() {
+            // One that is slow now and then is not suspected the next time.
+            usual = started.elapsed().max(usual.mul_f64(USUAL_KEPT));
         }
+        let was_shortage = outcome.as_ref().is_err_and(ProbeError::is_our_shortage);
+        outcomes.note(outcome, upstream, checks);
         let was_down = upstream.is_down();
         if !was_down {
             backoff.reset();
         }
-        let pause = match (was_down, failed) {
+        let pause = match (was_down, outcomes.failed) {
             (true, _) => backoff.pause(),
-            // Drawn from a range, so that gateways that started together do not ask together.
-            (false, 0) => checks.interval.mul_f64(0.9 + fastrand::f64() / 5.0),
             // What failed once is soon known for sure: until then it gets connections that are not served.
-            (false, _) => FIRST_PAUSE.min(checks.interval),
+            (false, 1..) if !was_shortage => FIRST_PAUSE.min(checks.interval),
+            // Drawn from a range, so that gateways that started together do not ask together.
+            (false, _) => checks.interval.mul_f64(0.9 + fastrand::f64() / 5.0),
         };
         let pause = tokio::time::sleep(pause);
         tokio::pin!(pause);
@@ -162,8 +150,43 @@ async fn check_health(upstream: &Upstream, dialer: &Dialer, checks: &HealthCheck
             }
             if upstream.is_down() && !was_down {
                 // A client was refused: it is asked at once, and must pass anew.
-                passed = 0;
+                outcomes.passed = 0;
                 break;
+            }
+        }
+    }
+}
+
+/// What the checks of an endpoint have found, as far as it decides whether the endpoint is used.
+#[derive(Debug, Default)]
+struct Outcomes {
+    /// In a row.
+    passed: u32,
+    /// In a row.
+    failed: u32,
+    ever_passed: bool,
+}
+
+impl Outcomes {
+    /// Counts a check, and marks the endpoint when it is one too many.
+    fn note(&mut self, outcome: Result<(), ProbeError>, upstream: &Upstream, checks: &HealthChecks) {
+        match outcome {
+            Ok(()) => {
+                upstream.set_suspect(false);
+                (self.passed, self.failed, self.ever_passed) = (self.passed.saturating_add(1), 0, true);
+                if self.passed >= checks.rise {
+                    upstream.mark_up();
+                }
+            }
+            // The endpoint was not asked: what is known of it still holds.
+            Err(reason) if reason.is_our_shortage() => {}
+            Err(reason) => {
+                (self.passed, self.failed) = (0, self.failed.saturating_add(1));
+                upstream.set_suspect(true);
+                upstream.metrics.check_failures.inc();
+                if self.failed >= checks.fall || !self.ever_passed {
+                    upstream.mark_down(Cause::Check, &reason.to_string());
+                }
             }
         }
     }
@@ -176,7 +199,7 @@ async fn ask(
     checks: &HealthChecks,
     usual: Duration,
     tasks: &Tasks,
-) -> Result<(), String> {
+) -> Result<(), ProbeError> {
     let answer = checks.probe.ask(upstream, dialer, tasks);
     let late = async {
         tokio::time::sleep(SUSPECT_AFTER.max(usual * USUAL_TIMES)).await;
@@ -189,7 +212,8 @@ async fn ask(
             never = late => never,
         }
     });
-    outcome.await.unwrap_or_else(|_| Err(format!("no answer within {:?}", checks.timeout)))
+    let too_slow = || ProbeError::Answer(format!("no answer within {:?}", checks.timeout));
+    outcome.await.unwrap_or_else(|_| Err(too_slow()))
 }
 
 /// Whether a client that came now would be served, on one of the routes: an endpoint took a connection a moment ago, or takes one now.
@@ -216,4 +240,67 @@ pub(super) async fn health(dialer: &Dialer) -> Result<(), String> {
         }
     }
     Err(reasons.iter().map(|(endpoint, reason)| format!("{endpoint}: {reason}")).collect::<Vec<_>>().join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustix::io::Errno;
+
+    use super::super::balance::Division;
+    use super::super::metrics::GatewayMetrics;
+    use super::*;
+    use crate::config::Balance;
+    use crate::telemetry::Metrics;
+
+    const CHECKS: HealthChecks = HealthChecks {
+        probe: Probe::Connect,
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        rise: 2,
+        fall: 2,
+    };
+
+    /// An endpoint after these checks: whether it is up, whether it is suspect, and how many it has failed.
+    fn after(outcomes: impl IntoIterator<Item = Result<(), ProbeError>>) -> (bool, bool, u64) {
+        let division =
+            Division { balance: Balance::Listed, slow_start: Duration::ZERO, closes_when_down: true, checked: true };
+        let metrics = GatewayMetrics::register(&Metrics::new());
+        let upstream = Upstream::new("a:1".parse().unwrap(), &division, &metrics);
+        let mut found = Outcomes::default();
+        outcomes.into_iter().for_each(|outcome| found.note(outcome, &upstream, &CHECKS));
+        (!upstream.is_down(), upstream.is_suspect(), upstream.metrics.check_failures.get())
+    }
+
+    fn connect(code: Errno) -> Result<(), ProbeError> {
+        Err(ProbeError::Connect(code.into()))
+    }
+
+    #[test]
+    fn a_shortage_on_this_side_is_no_failed_check() {
+        // Cause: a second without descriptors took all endpoints out, and with --on-eject=close reset every connection.
+        for code in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
+            let short = || (0..10).map(|_| connect(code));
+            assert_eq!(after(short()), (true, false, 0), "{code}, not asked yet");
+            assert_eq!(after([Ok(())].into_iter().chain(short())), (true, false, 0), "{code}");
+            // What was found before and after counts as if nothing had been between.
+            let failed = || [Err(ProbeError::Answer("HTTP status 503".to_owned()))];
+            let passed_then_failed = || [Ok(())].into_iter().chain(failed()).chain(short());
+            assert_eq!(after(passed_then_failed()), (true, true, 1), "{code}");
+            assert_eq!(after(passed_then_failed().chain(failed())), (false, true, 2), "{code}");
+            let back = failed().into_iter().chain([Ok(())]).chain(short()).chain([Ok(())]);
+            assert_eq!(after(back), (true, false, 1), "{code}");
+        }
+    }
+
+    #[test]
+    fn what_an_endpoint_answers_counts() {
+        assert_eq!(after([connect(Errno::CONNREFUSED)]), (false, true, 1), "it has never passed");
+        assert_eq!(after([Ok(()), connect(Errno::CONNREFUSED)]), (true, true, 1));
+        assert_eq!(after([Ok(()), connect(Errno::CONNREFUSED), connect(Errno::TIMEDOUT)]), (false, true, 2));
+        // Where this host has no address of the family of the endpoint, that is no shortage.
+        let no_way = || Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "this host has no address").into());
+        assert_eq!(after([Ok(()), no_way(), no_way()]), (false, true, 2));
+    }
 }

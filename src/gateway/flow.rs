@@ -51,9 +51,16 @@ enum Held {
 /// Where a flow counts its bytes.
 pub(super) struct FlowCounters<'a> {
     pub(super) bytes: &'a IntCounter,
-    /// Of this connection, both directions.
-    pub(super) moved: &'a Cell<u64>,
+    /// Grows with each byte that is read or written on this connection, in either direction. Shows that it is in use: what a slow
+    /// reader takes of bytes that were read long ago counts, too.
+    pub(super) activity: &'a Cell<u64>,
     pub(super) spliced: &'a IntCounter,
+}
+
+impl FlowCounters<'_> {
+    fn note_activity(&self, bytes: usize) {
+        self.activity.set(self.activity.get() + bytes as u64);
+    }
 }
 
 /// Which socket failed.
@@ -88,7 +95,7 @@ impl Flow {
     ) -> Poll<Result<(), FlowError>> {
         let mut moved = 0;
         while moved < TURN_BYTES {
-            ready!(self.poll_flush(cx, to)).map_err(FlowError::Write)?;
+            ready!(self.poll_flush(cx, to, counters)).map_err(FlowError::Write)?;
             if self.ended && from_was_reset {
                 return Poll::Ready(Err(FlowError::Read));
             }
@@ -101,7 +108,7 @@ impl Flow {
                 ready!(self.poll_copy(cx, from, to))?
             };
             counters.bytes.inc_by(bytes as u64);
-            counters.moved.set(counters.moved.get() + bytes as u64);
+            counters.note_activity(bytes);
             self.ended = bytes == 0;
             moved += bytes;
         }
@@ -110,18 +117,27 @@ impl Flow {
     }
 
     /// Writes what is held until nothing is.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+    fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut Stream,
+        counters: &FlowCounters<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             match &mut self.held {
                 Held::Nothing => return Poll::Ready(Ok(())),
                 Held::Chunk { chunk, start, end } => {
-                    *start += ready!(Pin::new(&mut *to).poll_write(cx, &chunk[*start..*end]))?;
+                    let written = ready!(Pin::new(&mut *to).poll_write(cx, &chunk[*start..*end]))?;
+                    counters.note_activity(written);
+                    *start += written;
                     if start < end {
                         continue;
                     }
                 }
                 Held::Pipe { pipe, bytes } => {
-                    *bytes -= ready!(poll_splice_out(cx, pipe, *bytes, to))?;
+                    let written = ready!(poll_splice_out(cx, pipe, *bytes, to))?;
+                    counters.note_activity(written);
+                    *bytes -= written;
                     if *bytes > 0 {
                         continue;
                     }
@@ -236,5 +252,51 @@ fn poll_splice_out(cx: &mut Context<'_>, pipe: &Pipe, bytes: usize, to: &Stream)
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             outcome => return Poll::Ready(outcome),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_slow_reader_takes_is_activity_even_if_nothing_is_read() {
+        // Cause: only reads counted, and --idle-timeout reset a connection whose reader was still taking what had been read before.
+        let (silent, _client) = UnixStream::pair().unwrap();
+        let (endpoint, mut reader) = UnixStream::pair().unwrap();
+        let (mut from, mut to) = (Stream::Unix(silent), Stream::Unix(endpoint));
+        let (counter, activity) = (IntCounter::new("c", "c").unwrap(), Cell::new(0));
+        let counters = FlowCounters { bytes: &counter, activity: &activity, spliced: &counter };
+        // The buffer of the socket is full, as that of a slow reader is.
+        std::future::poll_fn(|cx| to.poll_write_ready(cx)).await.unwrap();
+        let mut filled = 0;
+        while let Ok(written) = to.try_io(Interest::WRITABLE, || Ok(rustix::io::write(&to, &[0; 4096])?)) {
+            filled += written;
+        }
+        let held = FirstBytes { chunk: pool::take_chunk(), end: CHUNK_BYTES };
+        let mut flow = Flow::after(held);
+        let mut polled = async || {
+            let poll = |cx: &mut Context<'_>| {
+                assert!(flow.poll(cx, (&mut from, false), &mut to, &counters).is_pending());
+                Poll::Ready(activity.get())
+            };
+            std::future::poll_fn(poll).await
+        };
+        assert_eq!(polled().await, 0, "no room in the buffer");
+        let mut taken = vec![0; filled];
+        reader.read_exact(&mut taken).await.unwrap();
+        let all_taken = async {
+            while polled().await < CHUNK_BYTES as u64 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), all_taken).await.expect("what is written counts");
+        assert_eq!(counter.get(), 0, "nothing was read");
     }
 }

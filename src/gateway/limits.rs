@@ -18,14 +18,14 @@ pub(super) enum Limit {
 pub(super) struct LimitClock {
     limits: ConnectionLimits,
     started: Instant,
-    /// Bytes moved at the last look, and when that was another number for the last time.
-    moved: u64,
+    /// Activity of the connection at the last look, and when that was another number for the last time.
+    activity: u64,
     active: Instant,
 }
 
 impl LimitClock {
     pub(super) fn new(limits: ConnectionLimits, now: Instant) -> Self {
-        Self { limits, started: now, moved: 0, active: now }
+        Self { limits, started: now, activity: 0, active: now }
     }
 
     /// When to ask [`reached`](Self::reached) next; never without limits.
@@ -34,13 +34,13 @@ impl LimitClock {
         idle.into_iter().chain(self.limits.age.map(|age| self.started + age)).min()
     }
 
-    /// Takes note of the bytes moved so far, both directions, and tells whether a limit is reached.
-    pub(super) fn reached(&mut self, now: Instant, moved: u64) -> Option<Limit> {
+    /// Takes note of a number that grows while bytes move, in either direction, and tells whether a limit is reached.
+    pub(super) fn reached(&mut self, now: Instant, activity: u64) -> Option<Limit> {
         if self.limits.age.is_some_and(|age| now - self.started >= age) {
             return Some(Limit::Age);
         }
-        if moved != self.moved {
-            (self.moved, self.active) = (moved, now);
+        if activity != self.activity {
+            (self.activity, self.active) = (activity, now);
         }
         let is_idle = self.limits.idle.is_some_and(|idle| now - self.active >= idle);
         is_idle.then_some(Limit::Idle)

@@ -2,7 +2,7 @@
 //!
 //! A connection (`stream.rs`) enters at the accept loop (`accept.rs`, on a `listener.rs`), which gives it to the serving thread with the fewest
 //! (`worker.rs`); there it stays. With `--route` its first bytes (`first_bytes.rs`) say which endpoints it may go to
-//! (`routes.rs`). The thread dials an endpoint (`dial.rs`) that the balancer chose (`upstreams.rs` by
+//! (`routes.rs`). The thread dials an endpoint (`dial.rs`, with `shortage.rs` for what is not the endpoint's fault) that the balancer chose (`upstreams.rs` by
 //! `balance.rs`, among what `upstream.rs`, `check.rs`, `probe.rs` and `loops.rs` know of each) and then runs a `Pump` (`pump.rs`), two `Flow`s (`flow.rs`) that move bytes without
 //! holding memory while they are idle. [`Gateway::start`] wires that together, [`EndpointLists`] changes the endpoints of a gateway that runs; `hot_restart.rs` passes the listening
 //! sockets to the next process. Read `flow.rs` first: all
@@ -34,6 +34,7 @@ mod probe;
 mod proxy_protocol;
 mod pump;
 mod routes;
+mod shortage;
 mod sources;
 mod start;
 mod status;

@@ -4,6 +4,7 @@ use http::StatusCode;
 
 use super::dial::Dialer;
 use super::error::GatewayError;
+use super::shortage::Shortage;
 use super::stream::Stream;
 use super::upstream::Upstream;
 use crate::client::{health_check, http_page_on};
@@ -28,6 +29,24 @@ pub(super) enum Probe {
     Grpc { tls: Option<ClientTls> },
 }
 
+/// Why an endpoint did not pass.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProbeError {
+    /// There is no connection to it.
+    #[error(transparent)]
+    Connect(#[from] io::Error),
+    /// It does not answer as it should.
+    #[error("{0}")]
+    Answer(String),
+}
+
+impl ProbeError {
+    /// Whether the reason is on this side, so that nothing is known of the endpoint.
+    pub(super) fn is_our_shortage(&self) -> bool {
+        matches!(self, Self::Connect(error) if Shortage::of(error).is_some())
+    }
+}
+
 impl Probe {
     /// Reads the certificates.
     pub(super) fn new(config: &HealthCheckConfig) -> Result<Self, GatewayError> {
@@ -43,22 +62,28 @@ impl Probe {
     ///
     /// # Errors
     /// Why the endpoint should get no clients.
-    pub(super) async fn ask(&self, upstream: &Upstream, dialer: &Dialer, tasks: &Tasks) -> Result<(), String> {
-        let stream = connect(upstream, dialer).await.map_err(text)?;
+    pub(super) async fn ask(&self, upstream: &Upstream, dialer: &Dialer, tasks: &Tasks) -> Result<(), ProbeError> {
+        let stream = connect(upstream, dialer).await?;
         match self {
             Self::Connect => Ok(()),
-            Self::Grpc { tls } => health_check(upstream.endpoint(), Box::new(stream), tls.as_ref(), tasks).await,
+            Self::Grpc { tls } => {
+                let checked = health_check(upstream.endpoint(), Box::new(stream), tls.as_ref(), tasks);
+                checked.await.map_err(ProbeError::Answer)
+            }
             Self::Http { path, tls } => {
                 let (endpoint, tls) = (upstream.endpoint(), tls.as_ref());
                 let first = path.as_deref().unwrap_or(READY_PATH);
-                let mut page = http_page_on(Box::new(stream), endpoint, tls, first).await.map_err(text)?;
+                let mut page = http_page_on(Box::new(stream), endpoint, tls, first).await.map_err(unanswered)?;
                 if path.is_none() && page.status() == StatusCode::NOT_FOUND {
-                    let stream = Box::new(connect(upstream, dialer).await.map_err(text)?);
-                    page = http_page_on(stream, endpoint, tls, HEALTH_PATH).await.map_err(text)?;
+                    let stream = Box::new(connect(upstream, dialer).await?);
+                    page = http_page_on(stream, endpoint, tls, HEALTH_PATH).await.map_err(unanswered)?;
                 }
                 match page.status() {
                     StatusCode::OK => Ok(()),
-                    status => Err(format!("HTTP status {}: {}", status.as_u16(), gist(page.body()))),
+                    status => {
+                        let reason = format!("HTTP status {}: {}", status.as_u16(), gist(page.body()));
+                        Err(ProbeError::Answer(reason))
+                    }
                 }
             }
         }
@@ -72,8 +97,8 @@ async fn connect(upstream: &Upstream, dialer: &Dialer) -> io::Result<Stream> {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn text(error: io::Error) -> String {
-    error.to_string()
+fn unanswered(error: io::Error) -> ProbeError {
+    ProbeError::Answer(error.to_string())
 }
 
 /// The line of an answer that says what is wrong: the first check that failed, or else the first line.

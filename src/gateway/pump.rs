@@ -29,8 +29,8 @@ pub(super) struct Pump {
     up: Option<Flow>,
     down: Option<Flow>,
     assigned: Assigned,
-    /// Bytes moved so far, both directions.
-    moved: Cell<u64>,
+    /// Grows while bytes move, in either direction.
+    activity: Cell<u64>,
 }
 
 struct Side {
@@ -47,10 +47,10 @@ impl Pump {
     pub(super) fn new(client: Stream, endpoint: Stream, first: Option<FirstBytes>, assigned: Assigned) -> Self {
         let side = |stream| Side { stream, was_reset: false };
         let (client, endpoint) = (side(client), side(endpoint));
-        let moved = first.as_ref().map_or(0, |first| first.end as u64);
-        assigned.upstream().metrics.bytes_up.inc_by(moved);
+        let read = first.as_ref().map_or(0, |first| first.end as u64);
+        assigned.upstream().metrics.bytes_up.inc_by(read);
         let up = first.map_or_else(Flow::new, Flow::after);
-        Self { client, endpoint, up: Some(up), down: Some(Flow::new()), assigned, moved: Cell::new(moved) }
+        Self { client, endpoint, up: Some(up), down: Some(Flow::new()), assigned, activity: Cell::new(read) }
     }
 }
 
@@ -66,7 +66,7 @@ impl Pump {
             if tokio::time::timeout_at(look, &mut self).await.is_ok() {
                 return None;
             }
-            if let Some(limit) = clock.reached(Instant::now(), self.moved.get()) {
+            if let Some(limit) = clock.reached(Instant::now(), self.activity.get()) {
                 return Some(limit);
             }
         }
@@ -77,11 +77,11 @@ impl Future for Pump {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { client, endpoint, up, down, assigned, moved } = self.get_mut();
+        let Self { client, endpoint, up, down, assigned, activity } = self.get_mut();
         let metrics = &assigned.upstream().metrics;
         let spliced = &metrics.spliced;
-        let up_counters = FlowCounters { bytes: &metrics.bytes_up, moved, spliced };
-        let down_counters = FlowCounters { bytes: &metrics.bytes_down, moved, spliced };
+        let up_counters = FlowCounters { bytes: &metrics.bytes_up, activity, spliced };
+        let down_counters = FlowCounters { bytes: &metrics.bytes_down, activity, spliced };
         let both = poll_direction(up, cx, client, endpoint, &up_counters)
             .and_then(|()| poll_direction(down, cx, endpoint, client, &down_counters));
         if both.is_err() {

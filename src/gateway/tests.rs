@@ -9,7 +9,7 @@ mod unix;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -24,8 +24,9 @@ use super::listener::{Accept, Listener};
 use super::proxy_protocol::{Ends, header, read_header};
 use super::start::Gateway;
 use super::stream::Accepted;
-use crate::config::{Balance, ConnectionLimits, GatewayConfig, ListenAddress, OnEject, ProxyProtocol};
+use crate::config::{Balance, ConnectionLimits, GatewayAddress, GatewayConfig, ListenAddress, OnEject, ProxyProtocol};
 use crate::discovery::{Discovery, ListedEndpoint, StaticList};
+use crate::net::Endpoint;
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -267,7 +268,7 @@ async fn a_half_close_loses_nothing_that_is_on_its_way() {
 
 #[tokio::test]
 async fn ipv6_on_both_sides() {
-    let anywhere = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+    let anywhere = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
     let echo = Echo::at(anywhere, b'6').await;
     let setup = Setup::with(&[echo.address], |config| config.listen_addr = anywhere.into()).await;
     assert!(setup.address().is_ipv6());
@@ -279,6 +280,32 @@ async fn ipv6_on_both_sides() {
     let mut name = [0];
     in_time(client.read_exact(&mut name)).await.unwrap();
     assert_eq!(name, *b"6");
+}
+
+#[tokio::test]
+async fn no_host_is_every_address_of_both_families() {
+    // Cause: only those of IPv4. Etcd's gateway takes both.
+    let echo = Echo::new(b'e').await;
+    let setup = Setup::with(&[echo.address], |config| {
+        config.listen_addr = GatewayAddress::Tcp(":0".parse().unwrap());
+        config.metrics_addr = Some(":0".parse().unwrap());
+    })
+    .await;
+    let hosts: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let bound = [setup.address(), setup.gateway.metrics_address().unwrap()];
+    for (address, host) in bound.iter().flat_map(|address| hosts.map(|host| (address, host))) {
+        // A host without IPv6 has no such address.
+        if StdListener::bind((host, 0)).is_ok() {
+            in_time(TcpStream::connect((host, address.port()))).await.unwrap();
+        }
+    }
+    // It knows itself by each of them.
+    for host in hosts {
+        let itself = Endpoint::from(SocketAddr::new(host, setup.address().port()));
+        let refused = setup.gateway.endpoint_lists().refuse_itself("endpoints", &[itself]).await;
+        let is_local = StdListener::bind((host, 0)).is_ok();
+        assert_eq!(matches!(refused, Err(GatewayError::SelfLoop { .. })), is_local, "{host}");
+    }
 }
 
 #[tokio::test]

@@ -115,12 +115,16 @@ impl Upstream {
 
     /// It is of no use: no more clients go there until it works again.
     pub(super) fn mark_down(&self, cause: Cause, reason: &str) {
-        reason.clone_into(&mut self.condition.lock().reason);
-        if self.down.swap(true, Ordering::Relaxed) {
-            return;
+        {
+            let mut condition = self.condition.lock();
+            reason.clone_into(&mut condition.reason);
+            if self.down.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            // In the order in which it goes down and comes back.
+            self.metrics.up.set(0);
         }
         warn!(endpoint = %self.endpoint, cause = cause.label(), error = reason, "endpoint is down");
-        self.metrics.up.set(0);
         self.metrics.ejected(cause);
         if self.closes_when_down {
             self.close_all("endpoint is down");
@@ -249,5 +253,57 @@ impl Drop for Assigned {
         }
         self.upstream.open.fetch_sub(1, Ordering::Relaxed);
         self.upstream.metrics.open.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    use super::*;
+    use crate::config::Balance;
+    use crate::telemetry::Metrics;
+
+    /// Marks an endpoint as up whenever something is logged.
+    struct Recovery(Arc<Upstream>);
+
+    impl Subscriber for Recovery {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, _: &Event<'_>) {
+            self.0.mark_up();
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn the_gauge_shows_the_last_of_two_changes_at_once() {
+        // Cause: the gauge was set outside of the lock, after the line of the log. An endpoint that came back in that moment was shown
+        // as down for ever.
+        let division =
+            Division { balance: Balance::Listed, slow_start: Duration::ZERO, closes_when_down: false, checked: true };
+        let metrics = GatewayMetrics::register(&Metrics::new());
+        let upstream = Arc::new(Upstream::new("a:1".parse().unwrap(), &division, &metrics));
+        upstream.mark_down(Cause::Check, "no answer");
+        assert_eq!((upstream.is_down(), upstream.metrics.up.get()), (true, 0));
+        upstream.mark_up();
+        assert_eq!((upstream.is_down(), upstream.metrics.up.get()), (false, 1));
+        let recovery = Recovery(upstream.clone());
+        tracing::subscriber::with_default(recovery, || upstream.mark_down(Cause::Check, "no answer"));
+        assert_eq!((upstream.is_down(), upstream.metrics.up.get()), (false, 1), "it came back while it went down");
     }
 }

@@ -137,8 +137,8 @@ impl CommitSink for SimSink {
         self.due.borrow_mut().push_back(Due::Install(position));
     }
 
-    fn dropped(&mut self, request: u64) {
-        self.pending.dropped(request);
+    fn dropped(&mut self, request: u64, term: Term) {
+        self.pending.dropped(request, term);
     }
 }
 
@@ -325,10 +325,8 @@ impl SimAccess {
         term: Term,
         propose: impl FnOnce(&RaftHandle, Proposal) -> Result<(), ProposeError>,
     ) -> Result<oneshot::Receiver<ProposalOutcome>, ProposeError> {
-        let outcome = self.pending.register(request.id, term);
         let proposal = Proposal { request: request.id, term, bytes: request.encode_to_vec().into() };
-        propose(&self.raft, proposal).inspect_err(|_| self.pending.forget(request.id))?;
-        Ok(outcome)
+        self.pending.propose(request.id, term, || propose(&self.raft, proposal))
     }
 
     /// The same for a membership change.
@@ -337,9 +335,7 @@ impl SimAccess {
         change: &ProposedChange,
         term: Term,
     ) -> Result<oneshot::Receiver<ProposalOutcome>, ProposeError> {
-        let outcome = self.pending.register(change.request, term);
-        let proposed = self.raft.propose_members(change.clone(), term);
-        proposed.inspect_err(|_| self.pending.forget(change.request)).map(|()| outcome)
+        self.pending.propose(change.request, term, || self.raft.propose_members(change.clone(), term))
     }
 
     pub fn checkpoints(&self, checkpoints: LeaseCheckpointRequest) -> InternalRaftRequest {

@@ -21,6 +21,8 @@ use crate::telemetry::{LogConfig, LogLevel, TracingConfig};
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
 /// Every request.
 const SAMPLES_MAX: u32 = 1_000_000;
+/// The longest `--max-request-bytes`: a request travels between members in one frame of 64 MiB, with what raft adds to it.
+pub const REQUEST_BYTES_MAX: usize = (64 << 20) - 4096;
 /// Most serving threads that are accepted.
 const SERVING_THREADS_MAX: usize = 1024;
 /// What several flags stand for when they say 0.
@@ -238,6 +240,11 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             return Err(value("compact-hash-check-time", "must be >0 (set to 0s)".to_owned()));
         }
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let max_request_bytes = usize::try_from(raw.max_request_bytes).unwrap_or(usize::MAX);
+        if max_request_bytes > REQUEST_BYTES_MAX {
+            let reason = format!("must be {REQUEST_BYTES_MAX} at most, which one message between members holds");
+            return Err(value("max-request-bytes", reason));
+        }
         let large = raw.max_request_bytes > 10 << 20;
 
         Ok(Self {
@@ -267,7 +274,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             advertise_client_urls: urls("advertise-client-urls", advertise_client_urls, advertised_url)?,
             quota: Quota::from_flag(raw.quota_backend_bytes),
             max_txn_ops: usize::try_from(raw.max_txn_ops).unwrap_or(usize::MAX),
-            max_request_bytes: usize::try_from(raw.max_request_bytes).unwrap_or(usize::MAX),
+            max_request_bytes,
             answer_memory_bytes: raw.answer_memory_bytes,
             max_concurrent_streams: raw.max_concurrent_streams,
             keepalive_min_time: or_default(raw.grpc_keepalive_min_time.0, KEEPALIVE_MIN_TIME),
@@ -582,6 +589,10 @@ mod tests {
                 "invalid value \"odd\" for flag -log-format: unknown log format: odd, supported values json, console",
             ),
             ("--enable-v2", "flag provided but not defined: -enable-v2"),
+            (
+                "--max-request-bytes 67104769",
+                "--max-request-bytes: must be 67104768 at most, which one message between members holds",
+            ),
             ("--initial-cluster-state odd", "invalid value \"odd\" for flag -initial-cluster-state: invalid value"),
             (
                 "--feature-gates LeaseCheckpointPersist=true",
@@ -618,6 +629,7 @@ mod tests {
     #[test]
     fn a_default_value_of_a_missing_feature_is_fine() {
         assert!(parse("--cert-file= --auto-tls=false --tls-min-version TLS1.2 --client-cert-auth=f").is_ok());
+        assert!(parse("--max-request-bytes 67104768").is_ok());
         assert!(parse("--enable-grpc-gateway --enable-pprof=false --discovery-fallback exit").is_ok());
     }
 }

@@ -18,7 +18,7 @@ mod values;
 
 pub use auth::{AuthConfig, TokenConfig};
 pub(super) use check::KEEPALIVE_MIN_TIME;
-pub use check::{ServerConfig, parse_server_config};
+pub use check::{REQUEST_BYTES_MAX, ServerConfig, parse_server_config};
 pub use cluster::{InitialCluster, InitialState};
 pub use discovery::{Fallback, InitialDiscovery};
 pub use notice::Notice;

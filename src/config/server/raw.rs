@@ -65,7 +65,7 @@ pub struct RawServerConfig {
     /// Operations one transaction may hold.
     #[arg(long, default_value_t = 128)]
     pub max_txn_ops: u64,
-    /// Size one request may have.
+    /// Size one request may have, 67104768 at most.
     #[arg(long, default_value_t = 1_572_864)]
     pub max_request_bytes: u64,
     /// Memory that long answers in flight may take, over all clients; a request without room waits and is refused then.

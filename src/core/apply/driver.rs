@@ -185,6 +185,10 @@ impl<O: ApplyObserver> ApplyDriver<O> {
             // What the old state was about to remove is gone with it.
             self.compacting_since = None;
             self.compactions = self.applier.store().take_unfinished_compaction().into_iter().collect();
+            if self.compactions.is_empty() {
+                // The new state is through with its compactions; somebody may wait for one of the old state.
+                self.progress.compaction.send_replace(self.applier.store().compacted());
+            }
         }
         self.observer.installed(&self.applier);
         self.observer.applied(position.index);
@@ -218,5 +222,105 @@ impl<O: ApplyObserver> ApplyDriver<O> {
             self.compactions.pop_front();
             self.progress.compaction.send_replace(at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::RwLock;
+    use prost::Message;
+
+    use super::super::{ApplierConfig, open_leases};
+    use super::*;
+    use crate::core::auth::AuthStore;
+    use crate::core::backend::Backend;
+    use crate::core::mvcc::Store;
+    use crate::core::raft::CommittedKind;
+    use crate::pb::etcdserverpb::{CompactionRequest, InternalRaftRequest, PutRequest};
+    use crate::types::Term;
+
+    struct NoObserver;
+
+    impl ApplyObserver for NoObserver {
+        fn applied_request(&mut self, _: &AppliedRequest, _: Duration) {}
+        fn operations(&mut self, _: &OperationCounts) {}
+        fn events(&mut self, _: Vec<RevisionEvents>) {}
+        fn leases(&mut self, _: &[LeaseFact]) {}
+        fn members_decided(&mut self, _: Vec<MembersDecision>) {}
+        fn records(&mut self, _: &ClusterStore, _: &AlarmStore) {}
+        fn installed(&mut self, _: &Applier) {}
+        fn applied(&mut self, _: LogIndex) {}
+        fn over_quota(&mut self) {}
+        fn compaction_slice(&mut self, _: Duration) {}
+        fn compacted(&mut self, _: usize, _: Duration) {}
+        fn failed(&mut self, reason: String) {
+            panic!("{reason}");
+        }
+    }
+
+    /// A member that has applied two puts of one key and a compaction, which has not removed anything yet.
+    fn compacting(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<NoObserver>, ApplyHandle) {
+        let backend = Backend::in_memory().unwrap();
+        let store = Store::open(backend.clone()).unwrap();
+        let leases = Arc::new(RwLock::new(open_leases(&backend, &store, 1).unwrap()));
+        let (auth, config) = (AuthStore::open(&backend).unwrap(), ApplierConfig { quota_bytes: -1 });
+        let (cluster, alarms) = (ClusterStore::default(), AlarmStore::default());
+        let applier = Applier::new(store, leases, cluster, alarms, auth, backend.clone(), config);
+        let (progress, handle) = ApplyProgress::new(Arc::default(), LogIndex(0));
+        let mut driver = ApplyDriver::new(applier, NoObserver, progress, prepared.clone());
+        let put = || Some(PutRequest { key: "k".into(), ..Default::default() });
+        let mut entries: VecDeque<Committed> = [
+            InternalRaftRequest { put: put(), ..Default::default() },
+            InternalRaftRequest { put: put(), ..Default::default() },
+            InternalRaftRequest {
+                compaction: Some(CompactionRequest { revision: 3, physical: true }),
+                ..Default::default()
+            },
+        ]
+        .iter()
+        .zip(1..)
+        .map(|(request, index)| Committed {
+            index: LogIndex(index),
+            term: Term(1),
+            kind: CommittedKind::Request(request.encode_to_vec().into()),
+        })
+        .collect();
+        driver.apply(&mut entries).unwrap();
+        assert!(driver.is_compacting());
+        (backend, driver, handle)
+    }
+
+    // `Compact` with `physical` waits for the end of its compaction, which nobody reported once the state that it was about
+    // to remove rows from was gone: the call had no end.
+    #[test]
+    fn a_snapshot_that_is_compacted_ends_the_wait_for_the_compaction() {
+        let prepared = Arc::new(PreparedSnapshots::default());
+        let (leaders, mut leader, at_leader) = compacting(&Arc::default());
+        let (own, mut member, handle) = compacting(&prepared);
+        while leader.is_compacting() {
+            leader.compact_slice(100, |hash| drop(hash.run()));
+        }
+        assert_eq!(*at_leader.compaction().borrow(), Revision(3));
+        let position = LogPosition { index: LogIndex(9), term: Term(1) };
+        prepared.put(own.prepare_copy(&leaders, position));
+        assert_eq!(*handle.compaction().borrow(), Revision(0));
+        member.install(position).unwrap();
+        assert!(!member.is_compacting());
+        assert_eq!(*handle.compaction().borrow(), Revision(3));
+    }
+
+    #[test]
+    fn a_snapshot_that_is_not_compacted_yet_goes_on_with_it() {
+        let prepared = Arc::new(PreparedSnapshots::default());
+        let (leaders, ..) = compacting(&Arc::default());
+        let (own, mut member, handle) = compacting(&prepared);
+        let position = LogPosition { index: LogIndex(9), term: Term(1) };
+        prepared.put(own.prepare_copy(&leaders, position));
+        member.install(position).unwrap();
+        assert_eq!(*handle.compaction().borrow(), Revision(0));
+        while member.is_compacting() {
+            member.compact_slice(100, |hash| drop(hash.run()));
+        }
+        assert_eq!(*handle.compaction().borrow(), Revision(3));
     }
 }

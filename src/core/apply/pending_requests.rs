@@ -38,9 +38,14 @@ impl<W> PendingRequests<W> {
         Ok(())
     }
 
-    /// Takes a request out: it was applied, went nowhere, or is waited for no more.
+    /// Takes a request out: it was applied, or is waited for no more.
     pub fn take(&mut self, id: u64) -> Option<W> {
         self.waiting.remove(&id).map(|(_, waiter)| waiter)
+    }
+
+    /// Takes a request out whose proposal for `term` was dropped; nothing if it was proposed for another term since.
+    pub fn take_dropped(&mut self, id: u64, term: Term) -> Option<W> {
+        self.waiting.get(&id).is_some_and(|(proposed, _)| *proposed == term).then(|| self.take(id)).flatten()
     }
 
     /// Takes out what is lost now that everything up to an entry of `term` is applied and its requests are
@@ -88,13 +93,24 @@ pub struct SharedPendingRequests {
 }
 
 impl SharedPendingRequests {
-    /// Announces a request that is about to be proposed for `term`.
-    pub fn register(&self, id: u64, term: Term) -> oneshot::Receiver<ProposalOutcome> {
+    /// Registers a request and proposes it for `term` with `propose`. With that term over it is lost, and not proposed:
+    /// a copy that nobody waits for would stay in the inbox of consensus beside the next one.
+    ///
+    /// # Errors
+    /// Those of `propose`; nobody waits for the request then.
+    pub fn propose<E>(
+        &self,
+        id: u64,
+        term: Term,
+        propose: impl FnOnce() -> Result<(), E>,
+    ) -> Result<oneshot::Receiver<ProposalOutcome>, E> {
         let (reply, outcome) = reply::channel();
-        if let Err(reply) = self.pending_requests.lock().enter(id, term, reply) {
-            reply.send(ProposalOutcome::Lost);
+        let entered = self.pending_requests.lock().enter(id, term, reply);
+        match entered {
+            Ok(()) => propose().inspect_err(|_| self.forget(id))?,
+            Err(reply) => reply.send(ProposalOutcome::Lost),
         }
-        outcome
+        Ok(outcome)
     }
 
     /// Takes back a request that nobody waits for any more.
@@ -102,9 +118,10 @@ impl SharedPendingRequests {
         self.pending_requests.lock().take(id);
     }
 
-    /// Tells that a request went nowhere.
-    pub fn dropped(&self, id: u64) {
-        let waiter = self.pending_requests.lock().take(id);
+    /// Tells that the proposal of a request for `term` went nowhere. The request may have been proposed for a later term
+    /// meanwhile, and that proposal goes on.
+    pub fn dropped(&self, id: u64, term: Term) {
+        let waiter = self.pending_requests.lock().take_dropped(id, term);
         if let Some(reply) = waiter {
             reply.send(ProposalOutcome::Lost);
         }
@@ -172,19 +189,55 @@ mod tests {
     #[test]
     fn whoever_waits_is_told_one_outcome() {
         let pending = SharedPendingRequests::default();
+        let register = |id, term| pending.propose(id, Term(term), || Ok::<_, ()>(())).expect("proposed");
         let heard = |mut outcome: oneshot::Receiver<ProposalOutcome>| outcome.try_recv().ok();
-        let mut waiting = pending.register(1, Term(2));
+        let mut waiting = register(1, 2);
         assert!(waiting.try_recv().is_err(), "nothing is known yet");
         pending.resolve(vec![(1, Ok(super::super::Applied::LeaseCheckpoint(())))], Term(3));
         assert!(matches!(heard(waiting), Some(ProposalOutcome::Applied(_))), "applied, although the term is over now");
-        assert!(matches!(heard(pending.register(2, Term(2))), Some(ProposalOutcome::Lost)), "too late");
-        let (dropped, unknown, given_up) =
-            (pending.register(3, Term(3)), pending.register(4, Term(3)), pending.register(5, Term(3)));
-        pending.dropped(3);
+        assert!(matches!(heard(register(2, 2)), Some(ProposalOutcome::Lost)), "too late");
+        let (dropped, unknown, given_up) = (register(3, 3), register(4, 3), register(5, 3));
+        pending.dropped(3, Term(3));
         pending.forget(5);
         pending.installed(Term(4));
         assert!(matches!(heard(dropped), Some(ProposalOutcome::Lost)));
         assert!(matches!(heard(unknown), Some(ProposalOutcome::Unknown)));
         assert!(heard(given_up).is_none());
+        assert_eq!(pending.propose(6, Term(4), || Err("full")).expect_err("refused"), "full");
+        assert!(pending.pending_requests.lock().waiting.is_empty(), "nobody waits for what was not proposed");
+    }
+
+    // A thread that had read term 2 was held up until an entry of term 3 was applied. It sent its proposal although the
+    // request was known to be lost, then the one for term 3; consensus dropped the first, which was taken for the second,
+    // and the request was proposed a third time: twice in the log.
+    #[test]
+    fn a_request_whose_term_is_over_is_not_proposed() {
+        let pending = SharedPendingRequests::default();
+        pending.resolve(Vec::new(), Term(3));
+        let mut sent = Vec::new();
+        let mut propose = |term| {
+            pending.propose(1, Term(term), || {
+                sent.push(term);
+                Ok::<_, ()>(())
+            })
+        };
+        assert!(matches!(propose(2).expect("no error").try_recv(), Ok(ProposalOutcome::Lost)));
+        assert!(propose(3).expect("no error").try_recv().is_err(), "it goes on");
+        assert_eq!(sent, [3]);
+    }
+
+    // The same with a thread that was held up between registering and sending.
+    #[test]
+    fn a_drop_of_a_proposal_for_an_earlier_term_is_not_one_of_the_later() {
+        let pending = SharedPendingRequests::default();
+        let propose = |term| pending.propose(1, Term(term), || Ok::<_, ()>(())).expect("proposed");
+        let mut first = propose(2);
+        pending.resolve(Vec::new(), Term(3));
+        assert!(matches!(first.try_recv(), Ok(ProposalOutcome::Lost)));
+        let mut second = propose(3);
+        pending.dropped(1, Term(2));
+        assert_eq!(second.try_recv().expect_err("goes on"), oneshot::error::TryRecvError::Empty);
+        pending.dropped(1, Term(3));
+        assert!(matches!(second.try_recv(), Ok(ProposalOutcome::Lost)));
     }
 }

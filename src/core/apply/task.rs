@@ -12,7 +12,7 @@ use super::pending_requests::SharedPendingRequests;
 use super::prepared_snapshots::PreparedSnapshots;
 use crate::core::mvcc::CompactionHash;
 use crate::core::raft::{CommitSink, Committed};
-use crate::types::{LogIndex, LogPosition};
+use crate::types::{LogIndex, LogPosition, Term};
 
 /// Groups of committed entries on their way. Raft refuses proposals long before this many entries wait, and a group
 /// holds at least one.
@@ -39,8 +39,8 @@ impl CommitSink for ApplyQueue {
         let _ = self.jobs.send(Job::Install(position));
     }
 
-    fn dropped(&mut self, request: u64) {
-        self.pending.dropped(request);
+    fn dropped(&mut self, request: u64, term: Term) {
+        self.pending.dropped(request, term);
     }
 }
 

@@ -233,3 +233,13 @@ fn remove_all(location: &FileLocation) -> Result<(), BackendError> {
     ours.map(|name| location.path.with_file_name(name))
         .try_for_each(|path| remove_unfinished(location.disk.as_ref(), &path))
 }
+
+#[cfg(test)]
+impl Backend {
+    /// Prepares the state of another store.
+    pub(crate) fn prepare_copy(&self, other: &Self, position: LogPosition) -> Prepared {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        other.write_db_snapshot(&mut file.as_file()).unwrap();
+        self.prepare(&BoltFile::open(file.path()).unwrap(), position).unwrap()
+    }
+}

@@ -59,8 +59,7 @@ struct Entry {
 }
 
 impl LeaseStore {
-    /// No leases. Shorter times to live are raised to `min_ttl_seconds`: one and a half election timeouts, rounded up,
-    /// the same on every member.
+    /// No leases. Shorter times to live are raised to `min_ttl_seconds`: one and a half election timeouts, rounded up.
     pub fn new(min_ttl_seconds: i64) -> Self {
         Self { leases: HashMap::new(), min_ttl: min_ttl_seconds }
     }
@@ -88,7 +87,16 @@ impl LeaseStore {
         self.min_ttl
     }
 
+    /// What a request for this time to live is proposed with, so that every member grants what the client is told.
+    pub fn ttl_to_propose(&self, ttl_seconds: i64) -> i64 {
+        ttl_seconds.max(self.min_ttl)
+    }
+
     /// Adds a lease. The server has picked an id before proposing if the client left that to it.
+    ///
+    /// A time to live below the minimum comes from a member with a shorter election timeout, or from one of an older version,
+    /// which proposed what the client asked for and told it the minimum. Entries of the two cannot be told apart, so it is
+    /// raised: a lease may last longer than its client was told, but never ends earlier.
     ///
     /// # Errors
     /// In this order: id 0, a time to live above [`TTL_MAX_SECONDS`], an id in use.
@@ -212,6 +220,19 @@ mod tests {
         assert!(matches!(store.grant(LeaseId(1), 1), Err(LeaseError::Exists { lease: LeaseId(1) })));
         assert!(matches!(store.revoke(LeaseId(2)), Err(LeaseError::NotFound { .. })));
         assert_eq!(store.all().iter().map(|lease| lease.id.0).collect::<Vec<_>>(), [i64::MIN, -1, 1, 7]);
+    }
+
+    // The members raised the time to live when they applied the entry, each to its own minimum: a client of the one with the
+    // longer election timeout was told 15 s, and the leader ended its lease after 5.
+    #[test]
+    fn the_minimum_of_the_member_that_was_asked_counts() {
+        let (mut asked, mut leader) = (LeaseStore::new(15), LeaseStore::new(2));
+        for (id, ttl, granted) in [(1, 5, 15), (2, 60, 60), (3, TTL_MAX_SECONDS, TTL_MAX_SECONDS)] {
+            let proposed = asked.ttl_to_propose(ttl);
+            for store in [&mut asked, &mut leader] {
+                assert_eq!(store.grant(LeaseId(id), proposed).unwrap().lease.granted_ttl, granted);
+            }
+        }
     }
 
     #[test]

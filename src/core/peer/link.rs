@@ -3,6 +3,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::Notify;
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::calls::CallQueue;
 use super::config::PeerConfig;
 use super::outgoing::Counts;
-use super::queue::{Keep, LaneQueue, QueueBounds};
+use super::queue::{Keep, LaneQueue, Pushed, QueueBounds};
 use crate::telemetry::PeerMetrics;
 use crate::types::MemberId;
 
@@ -69,6 +70,18 @@ impl Link {
             known,
             disconnected: metrics.disconnected.with_label_values(&pair),
         }
+    }
+
+    /// Queues a message for one lane, and counts what was dropped for it.
+    pub(super) fn push(&self, lane: &LaneQueue, message: Bytes) -> Pushed {
+        let bytes = message.len();
+        let pushed = lane.push(message);
+        self.sent_failures.inc_by(pushed.dropped);
+        if pushed.too_long {
+            // Consensus would send it again without end.
+            tracing::error!(peer = %self.peer, bytes, "message to a peer is longer than a frame and was dropped");
+        }
+        pushed
     }
 
     pub(super) fn active_since(&self) -> Option<Instant> {

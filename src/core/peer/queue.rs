@@ -47,6 +47,8 @@ pub(super) struct Pushed {
     pub(super) dropped: u64,
     /// This message is the first of a run that did not fit.
     pub(super) began_dropping: bool,
+    /// It is longer than a frame, and would be dropped again.
+    pub(super) too_long: bool,
 }
 
 impl LaneQueue {
@@ -72,7 +74,7 @@ impl LaneQueue {
         }
         if too_long || full(&waiting) {
             let began_dropping = !std::mem::replace(&mut waiting.dropping, true);
-            return Pushed { dropped: dropped + 1, began_dropping };
+            return Pushed { dropped: dropped + 1, began_dropping, too_long };
         }
         waiting.dropping = false;
         waiting.bytes += message.len();
@@ -80,7 +82,7 @@ impl LaneQueue {
         if waiting.messages.len() == 1 {
             self.ready.notify_one();
         }
-        Pushed { dropped, began_dropping: false }
+        Pushed { dropped, began_dropping: false, too_long: false }
     }
 
     /// Drops what waits; returns how many messages that was.
@@ -166,5 +168,13 @@ mod tests {
         assert_eq!([push(10), push(1), push(1)], [false, true, false]);
         queue.clear();
         assert_eq!([push(10), push(1)], [false, true]);
+    }
+
+    #[test]
+    fn a_message_longer_than_a_frame_is_told() {
+        for keep in [Keep::Oldest, Keep::Newest] {
+            let told = [10, 1, 51, 50].map(|length| queue(keep).push(Bytes::from(vec![0; length])).too_long);
+            assert_eq!(told, [false, false, true, false]);
+        }
     }
 }

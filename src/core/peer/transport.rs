@@ -385,13 +385,10 @@ impl PeerSink for PeerQueue {
             let Some(link) = links.get(&message.to) else { continue };
             match message.lane {
                 Lane::Control => {
-                    let pushed = link.control.push(message.bytes);
-                    link.sent_failures.inc_by(pushed.dropped);
+                    link.push(&link.control, message.bytes);
                 }
                 Lane::Append => {
-                    let pushed = link.append.push(message.bytes);
-                    link.sent_failures.inc_by(pushed.dropped);
-                    if pushed.began_dropping {
+                    if link.push(&link.append, message.bytes).began_dropping {
                         self.shared.receiver.unreachable(link.peer);
                     }
                 }

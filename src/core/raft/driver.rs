@@ -14,7 +14,7 @@ use super::reads::ReadQueue;
 use super::step::{Committed, PersistGroup, RaftError, Step, Stepped};
 use super::wal_driver::WalJob;
 use crate::core::reply::{self, Reply};
-use crate::types::{LogIndex, LogPosition, MemberId};
+use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
 /// Messages taken in one turn, so that ticks are never far behind.
 const TURN_MAX: usize = 1024;
@@ -36,8 +36,9 @@ pub trait CommitSink {
     /// A snapshot replaces the present state, after everything committed so far and before anything that is committed
     /// later. The log on disk names it already.
     fn install(&mut self, position: LogPosition);
-    /// A proposal was dropped: it is not in the log, and never will be.
-    fn dropped(&mut self, request: u64);
+    /// The proposal of a request for `term` was dropped: it is not in the log, and never will be. Another proposal of the
+    /// same request, for a later term, may be in progress.
+    fn dropped(&mut self, request: u64, term: Term);
 }
 
 /// What the raft thread does, without its channel and its clock: messages and ticks come in, and whatever the node wants
@@ -137,7 +138,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
             Inbox::Propose(proposal) => turn.proposals.push(proposal),
             Inbox::ProposeAsLeader(Proposal { request, term, bytes }) => {
                 let proposed = self.node.propose_as_leader(vec![bytes], term);
-                self.tell_dropped(proposed, [request]);
+                self.tell_dropped(proposed, [request], term);
             }
             Inbox::ProposeMembers(change, term) => {
                 // Not told: another copy of it may be in the log.
@@ -190,19 +191,19 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
     fn propose(&mut self, mut proposals: Vec<Proposal>) {
         let term = self.node.term();
         for late in proposals.extract_if(.., |proposal| proposal.term != term) {
-            self.sink.dropped(late.request);
+            self.sink.dropped(late.request, late.term);
         }
         let (requests, bytes): (Vec<u64>, Vec<Bytes>) =
             proposals.into_iter().map(|proposal| (proposal.request, proposal.bytes)).unzip();
         let proposed = self.node.propose(bytes, term);
-        self.tell_dropped(proposed, requests);
+        self.tell_dropped(proposed, requests, term);
     }
 
     /// Without a leader, with too much in flight or during a leader transfer proposals are dropped.
-    fn tell_dropped(&mut self, proposed: Result<(), RaftError>, requests: impl IntoIterator<Item = u64>) {
+    fn tell_dropped(&mut self, proposed: Result<(), RaftError>, requests: impl IntoIterator<Item = u64>, term: Term) {
         if let Err(error) = proposed {
             tracing::debug!(%error, "proposals dropped");
-            requests.into_iter().for_each(|request| self.sink.dropped(request));
+            requests.into_iter().for_each(|request| self.sink.dropped(request, term));
         }
     }
 

@@ -174,8 +174,8 @@ impl RaftNode {
         Ok(())
     }
 
-    /// Appends requests to the log as one batch, or sends them to the leader. They enter the log in `term`, or never:
-    /// once an entry of a later term is applied, their outcome is known.
+    /// Appends requests to the log as one batch, or sends them to the leader, in messages of bounded size. They enter the
+    /// log in `term`, or never: once an entry of a later term is applied, their outcome is known.
     ///
     /// # Errors
     /// When no leader of that term is known, or too much is under way; they went nowhere then.
@@ -203,23 +203,31 @@ impl RaftNode {
         self.propose_entries(vec![change.to_entry()], term)
     }
 
-    fn propose_entries(&mut self, entries: Vec<Entry>, term: Term) -> Result<(), RaftError> {
+    fn propose_entries(&mut self, mut entries: Vec<Entry>, term: Term) -> Result<(), RaftError> {
         if entries.is_empty() {
             return Ok(());
         }
         let leader = self.leader().filter(|_| term == self.term()).ok_or(raft::Error::ProposalDropped)?;
-        let mut message = Message::default();
-        message.set_msg_type(MessageType::MsgPropose);
-        message.from = self.member.0;
-        message.set_entries(entries.into());
         if leader == self.member {
-            return Ok(self.step_proposal(message)?);
+            return Ok(self.step_proposal(self.proposal(entries))?);
         }
-        // Not through the library, whose proposals have no term.
-        message.to = leader.0;
-        message.term = term.0;
-        self.send(&message);
+        // Not through the library, whose proposals have no term. Not in one message either: what clients propose at once can
+        // be more than a frame holds.
+        while !entries.is_empty() {
+            let part = entries.drain(..window::message_entries(&entries)).collect();
+            let mut message = self.proposal(part);
+            message.to = leader.0;
+            message.term = term.0;
+            self.send(&message);
+        }
         Ok(())
+    }
+
+    fn proposal(&self, entries: Vec<Entry>) -> Message {
+        let mut message = Message { from: self.member.0, ..Message::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.set_entries(entries.into());
+        message
     }
 
     /// The leader appends membership changes by itself: the library numbers their kinds in another way than the log

@@ -69,6 +69,9 @@ impl LeaseService {
             // Chosen before it is proposed: applying an entry must not involve chance.
             request.id = fastrand::i64(1..=i64::MAX);
         }
+        // Here and not when it is applied: the minimum follows from this member's election timeout, and the leader whose
+        // clock counts may have a shorter one.
+        request.ttl = self.parts.leases.clock.store.read().ttl_to_propose(request.ttl);
         self.parts.authenticator.require_user(caller).await?;
         let GrantedLease { id, ttl, revision } = self.parts.proposer.propose(caller, request).await?;
         Ok(LeaseGrantResponse { header: Some(self.parts.info.header(revision)), id: id.0, ttl, error: String::new() })

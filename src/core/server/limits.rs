@@ -54,3 +54,18 @@ impl From<&ServerConfig> for Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::REQUEST_BYTES_MAX;
+    use crate::core::peer::PeerLimits;
+
+    // Far above what raft adds to an entry: the tests of `core::raft` measure that.
+    const RAFT_OVERHEAD_BYTES_MAX: usize = 1024;
+
+    // The flag had no bound: what no frame holds was accepted, sent to the others, dropped there in silence, and again.
+    #[test]
+    fn the_largest_request_fits_into_a_frame() {
+        assert!(REQUEST_BYTES_MAX + RAFT_OVERHEAD_BYTES_MAX <= PeerLimits::default().frame_bytes_max);
+    }
+}

@@ -248,8 +248,8 @@ impl Proposer {
         }
         let counted = Counted::new(self.metrics.server.proposals_pending.clone());
         let _pending = PendingRequest { pending: &self.pending, id, _counted: counted };
-        let mut outcome = self.pending.register(id, term);
-        self.send(id, entry, term).inspect_err(|_| self.metrics.server.proposals_failed.inc())?;
+        let proposed = self.pending.propose(id, term, || self.send(id, entry, term));
+        let mut outcome = proposed.inspect_err(|_| self.metrics.server.proposals_failed.inc())?;
         loop {
             let until =
                 if entry.is_repeated() { deadline.min(Instant::now() + PROPOSE_MEMBERS_PAUSE) } else { deadline };

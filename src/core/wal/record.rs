@@ -236,6 +236,17 @@ impl<'a> RawRecord<'a> {
     }
 }
 
+impl RawRecord<'_> {
+    /// Whether this is what comes next with this checksum of everything before.
+    pub(super) fn follows(&self, sum: u32) -> bool {
+        match self.kind {
+            // Data would be outside every checksum.
+            CRC => self.data.is_empty() && self.crc == sum,
+            _ => self.crc == crc32c::crc32c_append(sum, self.data),
+        }
+    }
+}
+
 pub(super) fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {

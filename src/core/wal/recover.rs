@@ -178,14 +178,17 @@ fn read_segment<F: WalFile>(file: &F, path: &Path, is_last: bool, replay: &mut R
     if let Some(later) = rest.group_at {
         return Err(corrupt(offset, format!("{bad}, though a group written after it had been synced is at {later}")));
     }
+    let followed = |at| Err(corrupt(offset, format!("{bad}, and the record is followed by another at {at}")));
+    // A length is written whole: where it says something else than the record that it belongs to, it was damaged.
+    if let Some((record, next)) = reader.record_by_fields(offset).map_err(io)?
+        && replay.matches(record)
+    {
+        return followed(next);
+    }
     if let Some(record_at) = rest.record_at {
         let ends_here = matches!(reader.frame(offset).map_err(io)?, Frame::End);
-        let torn = ends_here || reader.lacks_sector(offset).map_err(io)?;
-        // A length is written whole: where it says something else than the record that it belongs to, it was damaged.
-        let is_whole =
-            reader.record_before(offset, record_at).map_err(io)?.is_some_and(|record| replay.matches(record));
-        if is_whole || !torn {
-            return Err(corrupt(offset, format!("{bad}, and the record is followed by another at {record_at}")));
+        if !ends_here && !reader.lacks_sector(offset).map_err(io)? {
+            return followed(record_at);
         }
     }
     let cut = TornTail { path: path.into(), offset, bytes: rest.used_until - offset, what: bad.into() };

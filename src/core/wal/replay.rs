@@ -100,11 +100,8 @@ impl Replay {
 
     /// Whether a record has the checksum that is next.
     pub(super) fn matches(&self, record: RawRecord<'_>) -> bool {
-        match record.kind {
-            // Data would be outside every checksum.
-            CRC => record.data.is_empty() && self.crc.is_none_or(|crc| crc == record.crc),
-            _ => record.crc == crc32c::crc32c_append(self.crc.unwrap_or(0), record.data),
-        }
+        // The first one states what it goes on from.
+        record.follows(self.crc.unwrap_or(if record.kind == CRC { record.crc } else { 0 }))
     }
 
     fn content(&mut self, record: RawRecord<'_>) -> Result<(), String> {

@@ -5,6 +5,7 @@ mod disk;
 mod format;
 mod hot_path;
 mod prepared;
+mod values;
 
 use bytes::Bytes;
 use std::path::Path;

@@ -14,6 +14,6 @@ mod url;
 
 pub use error::JoinError;
 pub use join::join_cluster;
-pub(in crate::discovery) use join::{Registry, look_pauses};
+pub(in crate::discovery) use join::{Looks, Registry};
 pub use keys::RegistryKeys;
 pub use registered::peer_urls;

@@ -8,8 +8,8 @@ pub(in crate::discovery) struct Registered {
     size: usize,
     /// Id and `NAME=URL,…`, in the order of registration.
     entries: Vec<(String, String)>,
-    /// Of the registry when it was asked.
-    pub(super) index: i64,
+    /// Of the registry when it was asked; none if it does not tell.
+    pub(super) index: Option<i64>,
 }
 
 /// One entry as the registry has it.
@@ -23,11 +23,16 @@ pub(super) struct Entry {
 
 impl Registered {
     /// A value of another form is no member.
-    pub(super) fn new(size: usize, index: i64, mut entries: Vec<Entry>) -> Self {
+    pub(super) fn new(size: usize, index: Option<i64>, mut entries: Vec<Entry>) -> Self {
         entries.sort_by_key(|entry| entry.created);
         // etcd reads both signs between URLs.
         let all = entries.into_iter().map(|entry| (entry.id, entry.value.trim().replace('&', ",")));
         Self { size, entries: all.filter(|(_, value)| value.contains('=')).collect(), index }
+    }
+
+    /// Whether nobody has registered in between, whatever else has changed in the registry.
+    pub(super) fn has_same_entries(&self, other: &Self) -> bool {
+        (self.size, &self.entries) == (other.size, &other.entries)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -105,7 +110,7 @@ mod tests {
             entry("4", "no entry", 1),
             entry("1", "a=http://a:1", 8),
         ];
-        let registered = Registered::new(2, 9, entries.clone());
+        let registered = Registered::new(2, Some(9), entries.clone());
         assert_eq!((registered.len(), registered.has("1"), registered.has("3")), (3, true, false));
         let cluster = "b=http://b:1,b=http://b:2,a=http://a:1";
         assert_eq!(registered.initial_cluster().as_deref(), Ok(cluster));
@@ -113,8 +118,9 @@ mod tests {
         assert_eq!(registered.refuse_when_full("2"), Ok(()));
         let full = JoinError::Full { size: 2, member: "3".to_owned(), cluster: cluster.to_owned() };
         assert_eq!(registered.refuse_when_full("3"), Err(full));
-        assert_eq!(Registered::new(4, 9, entries).refuse_when_full("9"), Ok(()));
-        let twice = Registered::new(2, 2, vec![entry("1", "a=http://a:1", 1), entry("2", "a=http://b:1", 2)]);
+        assert_eq!(Registered::new(4, Some(9), entries).refuse_when_full("9"), Ok(()));
+        let both = vec![entry("1", "a=http://a:1", 1), entry("2", "a=http://b:1", 2)];
+        let twice = Registered::new(2, Some(2), both);
         assert_eq!(twice.initial_cluster(), Err(JoinError::DuplicateName("a".to_owned())));
     }
 }

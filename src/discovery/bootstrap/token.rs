@@ -56,7 +56,7 @@ impl OfToken {
             value: String::from_utf8_lossy(&pair.value).into(),
             created: pair.create_revision,
         };
-        Ok(Registered::new(size, revision, found.iter().map(entry).collect()))
+        Ok(Registered::new(size, Some(revision), found.iter().map(entry).collect()))
     }
 
     /// Revision and pairs.

@@ -90,7 +90,7 @@ impl OfUrl {
         Ok(Registered::new(size, index, members.map(entry).collect()))
     }
 
-    async fn read(&self, what: &str, below: &str) -> Result<(i64, Node), JoinError> {
+    async fn read(&self, what: &str, below: &str) -> Result<(Option<i64>, Node), JoinError> {
         until_answered(what, self.config.request_timeout, &RETRY, || async move {
             self.ask(Method::GET, below, "").await.map_err(|outcome| match outcome {
                 Outcome::Failed(failure) if failure.error_code == KEY_NOT_FOUND => {
@@ -130,7 +130,9 @@ impl OfUrl {
     ///
     /// # Errors
     /// When it cannot be waited for.
-    pub(super) async fn changed_after(&self, index: i64) -> Result<(), String> {
+    pub(super) async fn changed_after(&self, index: Option<i64>) -> Result<(), String> {
+        // Without one, the answer would be the last change, at once.
+        let index = index.ok_or("the answers have no X-Etcd-Index")?;
         let below = format!("?recursive=true&wait=true&waitIndex={}", index.saturating_add(1));
         let waited = async {
             let answer = self.exchange(Method::GET, &below, "").await.map_err(|error| error.to_string())?;
@@ -139,8 +141,8 @@ impl OfUrl {
         timeout(WAIT_MAX, waited).await.unwrap_or(Ok(()))
     }
 
-    /// The index of the registry and the node of an answer.
-    async fn ask(&self, method: Method, below: &str, form: &str) -> Result<(i64, Node), Outcome> {
+    /// The index of the registry, if the answer has it, and the node of an answer.
+    async fn ask(&self, method: Method, below: &str, form: &str) -> Result<(Option<i64>, Node), Outcome> {
         let later = |reason: String| Outcome::Unanswered(Unanswered::Later(reason));
         let never = |error| Outcome::Unanswered(Unanswered::Never(error));
         let answer = self.exchange(method, below, form).await.map_err(|error| later(error.to_string()))?;
@@ -160,7 +162,7 @@ impl OfUrl {
         }
         let index = answer.headers().get("x-etcd-index").and_then(|index| index.to_str().ok()?.parse().ok());
         match serde_json::from_slice::<Answer>(body) {
-            Ok(answer) => Ok((index.unwrap_or_default(), answer.node)),
+            Ok(answer) => Ok((index, answer.node)),
             Err(error) => Err(never(JoinError::BadEndpoint(format!("the answer is no node of the v2 API: {error}")))),
         }
     }
@@ -244,5 +246,28 @@ impl Outcome {
                 Unanswered::Never(JoinError::Refused(format!("error code {error_code}: {message} ({cause})")))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::ClientTlsConfig;
+
+    #[tokio::test]
+    async fn where_the_index_is_not_told_changes_cannot_be_waited_for() {
+        // Cause: without X-Etcd-Index the index 1 was waited for, which a registry answers at once, over and over.
+        let registry = OfUrl::new(&UrlRegistry {
+            url: "http://registry.invalid:1/t".to_owned(),
+            endpoint: "registry.invalid:1".parse().unwrap(),
+            host: "registry.invalid:1".to_owned(),
+            path: "/t".to_owned(),
+            authorization: None,
+            proxy: None,
+            request_timeout: Duration::from_secs(1),
+            tls: ClientTlsConfig::new(Alpn::Http1),
+        });
+        let reason = registry.unwrap().changed_after(None).await.unwrap_err();
+        assert!(reason.contains("X-Etcd-Index"), "{reason}");
     }
 }

@@ -68,7 +68,7 @@ async fn own_places(resolver: &Resolver, urls: &[String]) -> OwnPlaces {
 
 /// Those that DNS knows, or else the system: an own name may be in its hosts file alone.
 async fn addresses(resolver: &Resolver, host: &str) -> Vec<IpAddr> {
-    match resolver.addresses(host).await {
+    match resolver.addresses(host, &[]).await {
         Ok(answer) => answer.found,
         Err(_) => match tokio::net::lookup_host((host, 0)).await {
             Ok(found) => found.map(|address| address.ip()).collect(),

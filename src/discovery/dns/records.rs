@@ -6,7 +6,7 @@ use futures::future::join;
 use futures::stream;
 
 use super::certificates::Certificates;
-use super::error::SrvError;
+use super::error::{SrvError, Unanswered};
 use super::resolver::{Resolver, Target};
 use super::service::{ServiceNames, choose};
 use crate::config::SrvConfig;
@@ -82,6 +82,17 @@ struct Found {
     ttl: Duration,
     /// Endpoints that could not be used, and why.
     left_out: Vec<String>,
+    /// Questions for addresses of endpoints that were not answered: those known before are used, if there are any.
+    unanswered: Vec<Unanswered>,
+}
+
+/// An endpoint of a record.
+struct Looked {
+    endpoint: Endpoint,
+    /// How long its addresses may be used; none where they are those known before.
+    ttl: Option<Duration>,
+    /// The question for its addresses that was not answered.
+    unanswered: Option<Unanswered>,
 }
 
 /// What is asked, and what was found last.
@@ -118,7 +129,7 @@ impl Search {
 
     fn pause_after(&self, found: &Found, retry: &mut Backoff) -> Duration {
         let pause = found.ttl.clamp(TTL_MIN, TTL_MAX);
-        if found.left_out.is_empty() {
+        if found.left_out.is_empty() && found.unanswered.is_empty() {
             retry.reset();
             return pause;
         }
@@ -134,7 +145,7 @@ impl Search {
         let targets = choose(tls, plain, self.config.insecure && !was_tls)?;
         let is_tls = targets.is_tls;
         let mut ttl = targets.answer.ttl;
-        let (mut found, mut left_out) = (Vec::new(), Vec::new());
+        let (mut found, mut left_out, mut unanswered) = (Vec::new(), Vec::new(), Vec::new());
         let (this, resolver) = (&*self, &resolver);
         let asked = stream::iter(targets.answer.found).map(|target| async move {
             let outcome = this.endpoint(resolver, &target, is_tls).await;
@@ -143,10 +154,11 @@ impl Search {
         let outcomes: Vec<_> = asked.buffered(AT_ONCE).collect().await;
         for (target, outcome) in outcomes {
             match outcome {
-                Ok((endpoint, addresses_ttl)) => {
-                    ttl = ttl.min(addresses_ttl.unwrap_or(ttl));
+                Ok(looked) => {
+                    ttl = ttl.min(looked.ttl.unwrap_or(ttl));
+                    unanswered.extend(looked.unanswered);
                     let (priority, weight) = (target.priority, target.weight);
-                    let listed = ListedEndpoint { endpoint, priority, weight, origin: Origin::Srv };
+                    let listed = ListedEndpoint { endpoint: looked.endpoint, priority, weight, origin: Origin::Srv };
                     // One endpoint in two records has the better one: they are in that order.
                     if !found.iter().any(|other: &ListedEndpoint| other.endpoint.is_same_place(&listed.endpoint)) {
                         found.push(listed);
@@ -161,33 +173,35 @@ impl Search {
         for why in &left_out {
             tracing::warn!(reason = why, "endpoint in SRV records is left out");
         }
+        for question in &unanswered {
+            tracing::warn!(reason = %question, "question for the addresses of an endpoint in SRV records is not answered");
+        }
         self.last = found.into();
-        Ok(Found { set: self.last.clone(), ttl, left_out })
+        Ok(Found { set: self.last.clone(), ttl, left_out, unanswered })
     }
 
-    /// The endpoint of a record, and how long its addresses may be used. Where they cannot be looked up, the last ones
-    /// count; what was checked and is as it was is not checked again.
-    async fn endpoint(
-        &self,
-        resolver: &Resolver,
-        target: &Target,
-        is_tls: bool,
-    ) -> Result<(Endpoint, Option<Duration>), String> {
+    /// The endpoint of a record. Addresses that cannot be looked up are the last ones; what was checked and is as it was is not checked
+    /// again.
+    async fn endpoint(&self, resolver: &Resolver, target: &Target, is_tls: bool) -> Result<Looked, String> {
         let named = Name { host: &target.host, port: target.port, is_tls };
         let endpoint: Endpoint = named.to_string().parse().map_err(|error| format!("{error}"))?;
         let last = self.last.iter().map(|listed| &listed.endpoint).find(|last| last.is_same_place(&endpoint));
-        let (endpoint, ttl) = match resolver.addresses(&target.host).await {
-            Ok(answer) => (endpoint.with_addresses(answer.found), Some(answer.ttl)),
+        let known = last.and_then(Endpoint::addresses).unwrap_or_default();
+        let (endpoint, ttl, unanswered) = match resolver.addresses(&target.host, known).await {
+            Ok(answer) => (endpoint.with_addresses(answer.found), Some(answer.ttl), answer.unanswered),
             Err(unanswered) => match last {
-                Some(last) => return Ok((last.clone(), None)),
+                Some(last) => {
+                    return Ok(Looked { endpoint: last.clone(), ttl: None, unanswered: Some(unanswered) });
+                }
                 None => return Err(format!("{endpoint}: {unanswered}")),
             },
         };
-        match (&self.certificates, last) {
-            (Some(_), Some(last)) if last.addresses() == endpoint.addresses() => Ok((last.clone(), ttl)),
-            (Some(certificates), _) => Ok((certificates.check(endpoint).await?, ttl)),
-            (None, _) => Ok((endpoint, ttl)),
-        }
+        let endpoint = match (&self.certificates, last) {
+            (Some(_), Some(last)) if last.addresses() == endpoint.addresses() => last.clone(),
+            (Some(certificates), _) => certificates.check(endpoint).await?,
+            (None, _) => endpoint,
+        };
+        Ok(Looked { endpoint, ttl, unanswered })
     }
 }
 
@@ -202,5 +216,32 @@ impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.is_tls { "https" } else { "http" };
         write!(f, "{scheme}://{}:{}", self.host, self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_without_an_answer_is_asked_again_before_the_time_of_the_others_is_over() {
+        // Cause: the addresses that were found, or those known before, counted until the time of the record was over.
+        let config = SrvConfig::from_flags("example.com", "", true, "").unwrap().unwrap();
+        let search = Search::new(&config, None);
+        let unanswered =
+            || Unanswered { question: "AAAA a".to_owned(), answer: "SERVFAIL".to_owned(), is_negative: false };
+        let found = |unanswered: Vec<Unanswered>| Found {
+            set: EndpointSet::default(),
+            ttl: TTL_MAX,
+            left_out: Vec::new(),
+            unanswered,
+        };
+        let mut retry = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        for bound in [1, 2, 4, 8, 16, 30, 30] {
+            let pause = search.pause_after(&found(vec![unanswered()]), &mut retry);
+            assert!(pause <= Duration::from_secs(bound), "{pause:?} for {bound}");
+        }
+        assert_eq!(search.pause_after(&found(Vec::new()), &mut retry), TTL_MAX);
+        assert!(search.pause_after(&found(vec![unanswered()]), &mut retry) <= RETRY_FIRST);
     }
 }

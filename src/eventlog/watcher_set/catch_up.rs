@@ -3,14 +3,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tonic::Status;
 
 use super::super::batch::{Block, LogBatch};
-use super::super::history::{History, HistoryError, HistoryRequest};
+use super::super::history::{HistoryError, HistoryRequest};
 use super::super::log::Read;
 use super::super::routes::Subscription;
 use super::super::send_queue::End;
 use super::deliver::queue_events;
-use super::jobs::{Job, JobId, JobResult, Spot};
+use super::jobs::{JobId, JobResult, Spot, StartedRead};
 use super::{Attached, CursorState, WatchLimits, WatcherSet};
 use crate::types::Revision;
 
@@ -47,7 +48,7 @@ impl WatcherSet {
             };
             let entry = &mut self.streams[stream as usize];
             let may = entry.hold.is_none() && entry.send_queue.has_room(bytes_max, responses_max);
-            let cursor = if may { entry.unsynced.pop_front() } else { None };
+            let cursor = if may { entry.unsynced.pop_front(&mut self.cursors) } else { None };
             let Some(cursor) = cursor else {
                 entry.ready = false;
                 self.ready.pop_front();
@@ -96,9 +97,8 @@ impl WatcherSet {
                 self.catch_up(key, &piece);
             }
             Read::Behind => {
-                self.cursors[key as usize].state = CursorState::ReadingHistory;
+                self.cursors[key as usize].state = CursorState::ReadingHistory(self.jobs.wait(spot, key));
                 self.metrics.slow_watchers.inc();
-                self.jobs.wait(spot, key);
                 self.wake.notify_one();
             }
         }
@@ -119,10 +119,10 @@ impl WatcherSet {
     }
 
     /// Reads of history to start, while `slots` are free.
-    pub(in super::super) fn take_jobs(&mut self, slots: usize) -> Vec<(JobId, Arc<dyn History>, HistoryRequest)> {
+    pub(in super::super) fn take_jobs(&mut self, slots: usize) -> Vec<StartedRead> {
         let mut taken = Vec::new();
         while taken.len() < slots {
-            let Some((id, spot)) = self.jobs.next_to_start() else { break };
+            let Some((id, spot, abandoned)) = self.jobs.next_to_start() else { break };
             let attached = &self.attached[spot.source as usize];
             let subscription = &attached.routes.group(spot.group).subscription;
             let request = HistoryRequest {
@@ -133,14 +133,14 @@ impl WatcherSet {
                 revisions_max: self.limits.catch_up_revisions_max,
                 bytes_max: self.catch_up_bytes(),
             };
-            taken.push((id, attached.source.history().clone(), request));
+            taken.push(StartedRead { id, history: attached.source.history().clone(), request, abandoned });
         }
         taken
     }
 
     /// Hands a part of history to the cursors that waited for it.
     pub(in super::super) fn finish_job(&mut self, id: JobId, result: JobResult) {
-        let Some(Job { spot, waiting }) = self.jobs.finish(id) else { return };
+        let Some((spot, waiting)) = self.jobs.finish(id) else { return };
         let piece = result.map(|batch| {
             let wanted = Wanted::by(spot.group, &self.attached[spot.source as usize], spot.from);
             collect(&self.limits, self.catch_up_bytes(), &wanted, &batch.batches, batch.complete_to)
@@ -150,12 +150,18 @@ impl WatcherSet {
             match &piece {
                 Ok(piece) => self.catch_up(key, piece),
                 Err(error) => {
-                    let end = match error {
-                        HistoryError::Compacted(at) => End { compact_revision: *at, reason: String::new() },
-                        HistoryError::Refused(reason) => End { compact_revision: Revision(0), reason: reason.clone() },
-                    };
                     self.requeue(key);
-                    self.end_watcher(key, end);
+                    match error {
+                        HistoryError::Compacted(at) => {
+                            self.end_watcher(key, End { compact_revision: *at, reason: String::new() });
+                        }
+                        HistoryError::Refused(reason) => {
+                            self.end_watcher(key, End { compact_revision: Revision(0), reason: reason.clone() });
+                        }
+                        HistoryError::NotOnThisStream(text) => {
+                            self.end_stream_of(key, Status::unavailable(text.as_str()));
+                        }
+                    }
                 }
             }
         }

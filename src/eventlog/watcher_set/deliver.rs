@@ -101,8 +101,7 @@ impl WatcherSet {
             } else {
                 cursor.next = revision;
                 cursor.future = false;
-                cursor.state = CursorState::Unsynced;
-                stream.unsynced.push_back(key);
+                stream.unsynced.push_back(&mut self.cursors, key);
                 self.metrics.slow_watchers.inc();
                 synced.swap_remove(slot);
                 if let Some(&moved) = synced.get(slot) {

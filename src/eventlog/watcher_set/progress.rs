@@ -55,7 +55,7 @@ impl WatcherSet {
             let complete_to = match cursor.state {
                 _ if self.in_sync(cursor) => self.attached[cursor.source as usize].position,
                 // Only held: what it was told is all there is up to here.
-                CursorState::Unsynced if entry.hold.is_some_and(|hold| cursor.next > hold) => {
+                CursorState::Unsynced(_) if entry.hold.is_some_and(|hold| cursor.next > hold) => {
                     Revision(cursor.next.0 - 1)
                 }
                 _ => return Vec::new(),

@@ -212,6 +212,11 @@ impl Follower {
             }
             let late = matches!(end, End::OverBudget | End::Untrusted | End::Unanswered);
             let pause = if late { self.periods.reload_late } else { backoff.pause() };
+            if matches!(end, End::Refused(_)) {
+                // What callers without rights have asked for must not keep its place until it is idle: the next read tries again.
+                sleep(pause).await;
+                break;
+            }
             if !matches!(end, End::Idle) {
                 sleep(pause).await;
                 let _ = timeout(self.idle_max(), self.replica.wanted.notified()).await;

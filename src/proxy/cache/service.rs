@@ -37,7 +37,7 @@ use crate::types::{KeyRange, Revision};
 
 const RANGE_STREAM: &str = "/etcdserverpb.KV/RangeStream";
 /// Groups of callers that have replicas at once; the ranges of more pass.
-const GROUPS_MAX: usize = 256;
+pub(super) const GROUPS_MAX: usize = 256;
 
 /// The coherent range cache of one namespace. Cheap to clone.
 #[derive(Clone)]

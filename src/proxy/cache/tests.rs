@@ -1,6 +1,7 @@
 //! The cache over a simulated cluster: `cluster.rs` lags, loses progress requests, cuts streams and compacts; `simulation.rs`
-//! has clients that check every answer against what the cluster had.
+//! has clients that check every answer against what the cluster had. `refused.rs` has callers whom the cluster refuses.
 
 mod cluster;
 mod hot_path;
+mod refused;
 mod simulation;

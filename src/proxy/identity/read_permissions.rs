@@ -241,7 +241,16 @@ impl Inner {
     async fn answer(&self, question: &Question) -> Answer {
         let (asked_at, changes) = (Instant::now(), self.changes());
         let Question { caller, range } = question.clone();
-        let outcome = timeout(QUESTION_MAX, self.members.may_read(caller.metadata(), range)).await;
+        let ask = || self.members.may_read(caller.metadata(), range.clone());
+        let asking = async {
+            match ask().await {
+                // Users or roles changed while a member decided, which says nothing of this caller. Of a token that is older than the
+                // change the member says so again.
+                Err(status) if ApiError::from_text(status.message()) == Some(ApiError::AuthOldRevision) => ask().await,
+                outcome => outcome,
+            }
+        };
+        let outcome = timeout(QUESTION_MAX, asking).await;
         let late = |_| Err(Status::unavailable("no member has decided on the permission in time"));
         let outcome = outcome.unwrap_or_else(late);
         let label = match &outcome {

@@ -22,6 +22,8 @@ use crate::types::KeyRange;
 /// Decides each question with `outcome` when it comes, and answers once it may.
 struct Cluster {
     outcome: Mutex<Result<(), Status>>,
+    /// The error of the next question alone.
+    once: Mutex<Option<Status>>,
     denied: Mutex<Option<KeyRange>>,
     may_answer: Arc<Semaphore>,
     /// How long answers take besides.
@@ -34,6 +36,7 @@ impl Members for Arc<Cluster> {
         self.questions.fetch_add(1, Ordering::SeqCst);
         let denied = self.denied.lock().as_ref() == Some(&range);
         let outcome = if denied { Err(ApiError::PermissionDenied.into()) } else { self.outcome.lock().clone() };
+        let outcome = self.once.lock().take().map_or(outcome, Err);
         let (may_answer, takes) = (self.may_answer.clone(), *self.takes.lock());
         async move {
             let _turn = may_answer.acquire().await;
@@ -63,6 +66,7 @@ impl Cluster {
 fn cluster() -> (Arc<Cluster>, ReadPermissions) {
     let cluster = Arc::new(Cluster {
         outcome: Mutex::new(Ok(())),
+        once: Mutex::default(),
         denied: Mutex::new(None),
         may_answer: Arc::new(Semaphore::new(1000)),
         takes: Mutex::new(Duration::ZERO),
@@ -117,6 +121,25 @@ async fn a_permission_holds_for_a_second_and_a_refusal_not_at_all() {
     permissions.forget();
     assert!(matches!(ask().await, ReadPermission::Refused(status) if status.code() == Code::Unauthenticated));
     *cluster.outcome.lock() = Err(Status::unavailable("nobody"));
+    assert!(matches!(ask().await, ReadPermission::Unknown(_)));
+}
+
+/// Cause: any change of users while a member decided was taken for a refusal, and ended the watches of whoever was asked about.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_users_during_a_question_refuses_nobody() {
+    let (cluster, permissions) = cluster();
+    let ask = async || permissions.may_still_read_within(&caller("a"), &prefix("k"), &prefix("k")).await;
+    let old = || Some(ApiError::AuthOldRevision.into());
+    *cluster.once.lock() = old();
+    assert!(matches!(ask().await, ReadPermission::Permitted));
+    assert_eq!(asked(&cluster), 2);
+    // A token that is older than the change stays so.
+    *cluster.outcome.lock() = Err(ApiError::AuthOldRevision.into());
+    permissions.forget();
+    assert!(matches!(ask().await, ReadPermission::Refused(_)));
+    assert_eq!(asked(&cluster), 4);
+    // What is said the second time counts.
+    (*cluster.once.lock(), *cluster.outcome.lock()) = (old(), Err(Status::unavailable("nobody")));
     assert!(matches!(ask().await, ReadPermission::Unknown(_)));
 }
 

@@ -91,7 +91,11 @@ impl ClientWatchAdmission {
             Ok((self.source(range).await?, permission))
         };
         // At the same time: opening an upstream watch must not delay where a watch from now begins.
-        let (position, (source, permission)) = tokio::try_join!(self.read_index(range, start), source)?;
+        let (mut position, (mut source, permission)) = tokio::try_join!(self.read_index(range, start), source)?;
+        while source.ended().is_some() {
+            // The cluster has lost its history, or refuses it; the next one shows which.
+            (position, source) = tokio::try_join!(self.read_index(range, start), self.source(range))?;
+        }
         // Known of the cluster, not only of compactions that passed.
         source.log().compact(position.compacted);
         Ok(Admission { source, after: position.revision, compacted: position.compacted, permission, held: None })
@@ -172,7 +176,19 @@ impl ClientWatchAdmission {
     async fn read_index(&self, range: &KeyRange, start: Revision) -> Result<StartPosition, Refusal> {
         let mut backoff = self.hub.config.periods.backoff();
         loop {
+            let known = self.hub.revision();
             match self.group.read_index.read(start, |at| self.read_at(range, at)).await {
+                // What is told of compaction alone has no revision.
+                Ok(position) if position.revision.0 != 0 && position.revision < known => {
+                    // A watch must not read what the cluster has no more. In a task of its own: others wait for it, and this is
+                    // polled only while the client reads.
+                    let (hub, identity, range) = (self.hub.clone(), self.group.identity.clone(), range.clone());
+                    let ending = self.hub.run(async move { hub.end_lost_history(&identity, &range).await });
+                    if let Err(status) = ending.await {
+                        tracing::debug!(%status, "a restored cluster is asked again how far it is");
+                        sleep(backoff.pause()).await;
+                    }
+                }
                 Ok(position) => {
                     self.hub.note_revision(position.revision);
                     return Ok(position);
@@ -226,7 +242,9 @@ impl ClientWatchAdmission {
         loop {
             match self.hub.history.read(&self.group.identity, request.clone()).await {
                 Err(HistoryError::Compacted(compacted)) => return Ok(compacted),
-                Err(HistoryError::Refused(reason)) => return Err(Status::unavailable(reason)),
+                Err(HistoryError::Refused(reason) | HistoryError::NotOnThisStream(reason)) => {
+                    return Err(Status::unavailable(reason));
+                }
                 // A member that lags behind the compaction; the next one may not.
                 Ok(_) => sleep(backoff.pause()).await,
             }

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::FutureExt;
+use futures::future::{BoxFuture, OptionFuture, join_all};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
@@ -13,9 +14,8 @@ use super::group::CredentialGroup;
 use super::history::UpstreamHistory;
 use super::hub::HubInner;
 use super::progress_schedule::{ProgressActions, ProgressSchedule};
-use super::status::is_refusal;
+use super::status::{is_refusal, refusal_of_proxy_user};
 use super::upstream::UpstreamStream;
-use crate::api_error::cancel_reason;
 use crate::eventlog::{End, EventLog, Source};
 use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;
@@ -37,6 +37,8 @@ pub(super) struct Broadcast {
     state: watch::Sender<BroadcastState>,
     handle: BroadcastHandle,
     commands: mpsc::Receiver<Command>,
+    /// Whose history the log has, or will have; 0 while that is not known.
+    cluster: ClusterId,
     /// The log begins behind this revision, or behind now when it is 0.
     begin: Revision,
     /// The broadcasts whose watchers move to this one: the log begins where the slowest of them stands.
@@ -66,6 +68,8 @@ struct Serving {
     progress_watch: Option<i64>,
     /// A progress request is due.
     request_progress: bool,
+    /// The member has not reached the position. It may lag, or the cluster has lost the history that led there.
+    is_behind: bool,
     /// The member may not have sent yet what the watch needs of the past.
     catch_up: Option<CatchUp>,
 }
@@ -90,6 +94,8 @@ enum Stop {
     Broken(Status),
     /// The watch itself is over.
     Ended(End),
+    /// The cluster has lost the history of the log. Whoever waits for that is told when all is done.
+    Lost(End, Option<oneshot::Sender<()>>),
     /// Its watchers move to this wider source.
     Superseded(Arc<Source>),
     /// No watcher is left.
@@ -105,11 +111,11 @@ impl Broadcast {
         range: KeyRange,
         narrower: Vec<BroadcastHandle>,
     ) -> (Self, BroadcastHandle) {
-        let (handle, state, commands) = broadcast_channel();
         // Spread, so that the broadcasts of a proxy do not send their requests all at once.
         let interval = hub.config.progress_interval.mul_f64(1.0 + fastrand::f64() / 10.0);
         let progress = ProgressSchedule::new(interval, hub.config.periods.position_max, Instant::now());
-        let begin = slowest(&narrower);
+        let (begin, cluster) = slowest(&narrower);
+        let (handle, state, commands) = broadcast_channel(begin);
         let broadcast = Self {
             hub,
             group,
@@ -117,6 +123,7 @@ impl Broadcast {
             state,
             handle: handle.clone(),
             commands,
+            cluster,
             begin,
             narrower,
             renewals: 0,
@@ -159,14 +166,14 @@ impl Broadcast {
         if self.renewals > 0 && self.source.is_none() {
             let within = self.hub.config.periods.compaction_wait;
             join_all(self.narrower.iter().map(|broadcast| broadcast.renew(within))).await;
-            self.begin = slowest(&self.narrower);
+            (self.begin, self.cluster) = slowest(&self.narrower);
+            self.state.send_replace(BroadcastState::Opening(self.begin));
         }
         let mut stream = match self.open().await {
             Ok(stream) => stream,
             Err(status) if self.group.identity.is_proxy() && is_refusal(&status) => {
                 warn!(%status, "the cluster refuses the proxy's own user, see --user");
-                let reason = format!("the cluster refuses the proxy's own user: {}", status.message());
-                let reason = cancel_reason(&Status::unavailable(reason));
+                let reason = refusal_of_proxy_user(&status);
                 return Stop::Ended(End { compact_revision: Revision(0), reason });
             }
             Err(status) => return Stop::Broken(status),
@@ -174,6 +181,7 @@ impl Broadcast {
         self.resumed_at = self.position();
         let mut tick = tokio::time::interval(self.hub.config.periods.linger / 4);
         let mut again = None;
+        let mut look: OptionFuture<BoxFuture<'static, ()>> = OptionFuture::default();
         loop {
             tokio::select! {
                 answer = stream.next() => {
@@ -187,7 +195,12 @@ impl Broadcast {
                     if let Err(stop) = self.receive(answer) {
                         return stop;
                     }
+                    if std::mem::take(&mut self.serving.is_behind) {
+                        look = Some(self.look_for_lost_history()).into();
+                    }
                 }
+                // What it finds comes as a command.
+                Some(()) = &mut look => look = OptionFuture::default(),
                 Some(command) = self.commands.recv() => {
                     if let Some(stop) = self.command(command) {
                         return stop;
@@ -210,6 +223,12 @@ impl Broadcast {
                 self.send_requests(&mut stream, &mut again).await;
             }
         }
+    }
+
+    /// Finds out whether the cluster has lost the history that led to the position.
+    fn look_for_lost_history(&self) -> BoxFuture<'static, ()> {
+        let (hub, group, range, position) = (self.hub.clone(), self.group.clone(), self.range.clone(), self.position());
+        async move { hub.look_for_lost_history(&group, &range, position).await }.boxed()
     }
 
     async fn open(&self) -> Result<UpstreamStream, Status> {
@@ -264,6 +283,10 @@ impl Broadcast {
             Command::Refresh(done) => self.refreshes.push(Refresh { done, requested: false, ordered_only: false }),
             Command::Renew(done) => self.refreshes.push(Refresh { done, requested: false, ordered_only: true }),
             Command::Supersede(by) => return Some(Stop::Superseded(by)),
+            Command::EndLost(position, end, done) if self.position() >= position => {
+                return Some(Stop::Lost(end, Some(done)));
+            }
+            Command::EndLost(..) => {}
         }
         None
     }
@@ -405,7 +428,8 @@ impl Broadcast {
             if self.renewals > RENEWALS_MAX {
                 // What the watchers to come have missed is read for each of them.
                 self.narrower.clear();
-                self.begin = Revision(0);
+                (self.begin, self.cluster) = (Revision(0), ClusterId(0));
+                self.state.send_replace(BroadcastState::Opening(self.begin));
             }
             return Stop::Broken(Status::out_of_range("the beginning of the log is compacted"));
         }
@@ -417,22 +441,36 @@ impl Broadcast {
 
     /// The member has confirmed the watch.
     fn receive_created(&mut self, header: ResponseHeader) -> Result<(), Stop> {
-        if !self.hub.note_member(ClusterId(header.cluster_id), MemberId(header.member_id), Term(header.raft_term)) {
-            let reason = "the endpoints lead to another cluster than before".to_owned();
-            return Err(Stop::Ended(End { compact_revision: Revision(0), reason }));
+        let (cluster, revision) = (ClusterId(header.cluster_id), Revision(header.revision));
+        self.hub.note_member(cluster, MemberId(header.member_id), Term(header.raft_term));
+        let before = std::mem::replace(&mut self.cluster, cluster);
+        if before.0 != 0 && before != cluster {
+            let end = lost(revision, "the endpoints lead to another cluster than before");
+            self.end_narrower_of(before, &end);
+            return Err(Stop::Lost(end, None));
         }
         self.group.note_permission(&self.range);
         self.serving.confirmed = true;
         self.serving.member = MemberId(header.member_id);
         self.hub.learn_version(self.serving.member, &self.group.identity);
         let now = Instant::now();
-        let (revision, until) = (Revision(header.revision), now + self.hub.config.periods.settled);
-        self.serving.catch_up = (self.position().0 != 0).then_some(CatchUp { revision, until });
-        self.progress.restart(self.position().0 != 0, now);
+        let (position, until) = (self.position(), now + self.hub.config.periods.settled);
+        self.serving.is_behind = revision < position;
+        self.serving.catch_up = (position.0 != 0).then_some(CatchUp { revision, until });
+        self.progress.restart(position.0 != 0, now);
         if self.source.is_none() && self.begin.0 == 0 {
-            self.go_live(Revision(header.revision));
+            self.go_live(revision);
         }
         Ok(())
+    }
+
+    /// Ends the broadcasts whose watchers were to move to this one, where these are at the history of a cluster that is gone.
+    fn end_narrower_of(&self, cluster: ClusterId, end: &End) {
+        for narrower in self.narrower.iter().filter(|narrower| narrower.cluster() == cluster) {
+            let Some(position) = narrower.position() else { continue };
+            let (narrower, end) = (narrower.clone(), end.clone());
+            self.hub.start(async move { narrower.end_lost(position, end).await });
+        }
     }
 
     /// Takes an answer of the progress watch. Without that watch, the broadcast makes ticks of its own.
@@ -452,7 +490,7 @@ impl Broadcast {
         let log = EventLog::new(revision, self.hub.config.log_bytes_max);
         let history = UpstreamHistory::new(self.hub.history.clone(), self.group.identity.clone(), self.handle.clone());
         let source = Source::new(log, Arc::new(history));
-        self.state.send_replace(BroadcastState::Live(Arc::downgrade(&source)));
+        self.state.send_replace(BroadcastState::Live(Arc::downgrade(&source), self.cluster));
         self.source = Some(source);
     }
 
@@ -499,6 +537,17 @@ impl Broadcast {
                 }
                 end
             }
+            Stop::Lost(end, done) => {
+                warn!(range = ?self.range, reason = end.reason, "the cluster has lost the history of an upstream watch");
+                self.group.remove_ended(&self.range, &self.handle, false);
+                if let Some(source) = &self.source {
+                    source.end(end.clone());
+                    self.hub.for_each_watcher_set(|watchers| watchers.end_source(source, &end));
+                }
+                self.state.send_replace(BroadcastState::Ended(End::default()));
+                // Who waited for this finds another broadcast.
+                return drop(done);
+            }
             Stop::Superseded(by) => {
                 if let Some(source) = self.source.take() {
                     source.move_to(by.clone());
@@ -512,9 +561,16 @@ impl Broadcast {
     }
 }
 
-/// Where the slowest of some broadcasts stands, 0 when none has a log.
-fn slowest(broadcasts: &[BroadcastHandle]) -> Revision {
-    broadcasts.iter().filter_map(BroadcastHandle::head).min().unwrap_or_default()
+/// Where the slowest of some broadcasts stands, and in which cluster's history; 0 when none has a log.
+fn slowest(broadcasts: &[BroadcastHandle]) -> (Revision, ClusterId) {
+    let live = broadcasts.iter().filter_map(|broadcast| Some((broadcast.head()?, broadcast.cluster())));
+    live.min().unwrap_or_default()
+}
+
+/// How watches end whose history the cluster has lost, which is at `revision` now. What their clients know is of no use for them to
+/// go on, just as after a compaction: the compacted revision has them read all anew.
+pub(super) fn lost(revision: Revision, reason: &str) -> End {
+    End { compact_revision: Revision(revision.0.max(1)), reason: reason.to_owned() }
 }
 
 async fn sleep_until(at: Option<Instant>) {

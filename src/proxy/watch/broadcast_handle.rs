@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::eventlog::{End, Source};
-use crate::types::Revision;
+use crate::types::{ClusterId, Revision};
 
 /// Requests to a broadcast that wait; the sender waits while it is full.
 const COMMANDS_MAX: usize = 64;
@@ -19,10 +19,10 @@ pub(super) struct BroadcastHandle {
 /// How far a broadcast is.
 #[derive(Clone, Debug)]
 pub(super) enum BroadcastState {
-    /// The member has not confirmed the watch yet.
-    Opening,
-    /// The log is being filled.
-    Live(Weak<Source>),
+    /// The member has not confirmed the watch yet. The log will begin behind this revision, or behind now when it is 0.
+    Opening(Revision),
+    /// The log is being filled with the history of this cluster.
+    Live(Weak<Source>, ClusterId),
     /// It is over. An empty reason means that asking again may help.
     Ended(End),
 }
@@ -36,11 +36,16 @@ pub(super) enum Command {
     Renew(oneshot::Sender<()>),
     /// Move all watchers to this wider source and end.
     Supersede(Arc<Source>),
+    /// End like this if the position is not before this one: the cluster has lost the history that led there. Dropped when that
+    /// is done.
+    EndLost(Revision, End, oneshot::Sender<()>),
 }
 
 /// A handle, and the ends that belong to the broadcast itself.
-pub(super) fn broadcast_channel() -> (BroadcastHandle, watch::Sender<BroadcastState>, mpsc::Receiver<Command>) {
-    let (owner, state) = watch::channel(BroadcastState::Opening);
+pub(super) fn broadcast_channel(
+    begin: Revision,
+) -> (BroadcastHandle, watch::Sender<BroadcastState>, mpsc::Receiver<Command>) {
+    let (owner, state) = watch::channel(BroadcastState::Opening(begin));
     let (commands, received) = mpsc::channel(COMMANDS_MAX);
     (BroadcastHandle { state, commands }, owner, received)
 }
@@ -54,9 +59,9 @@ impl BroadcastHandle {
         let mut state = self.state.clone();
         loop {
             match &*state.borrow_and_update() {
-                BroadcastState::Live(source) => return source.upgrade().ok_or_else(End::default),
+                BroadcastState::Live(source, _) => return source.upgrade().ok_or_else(End::default),
                 BroadcastState::Ended(end) => return Err(end.clone()),
-                BroadcastState::Opening => {}
+                BroadcastState::Opening(_) => {}
             }
             if state.changed().await.is_err() {
                 return Err(End::default());
@@ -67,8 +72,8 @@ impl BroadcastHandle {
     /// Whether watchers can still join.
     pub fn is_open(&self) -> bool {
         match &*self.state.borrow() {
-            BroadcastState::Opening => true,
-            BroadcastState::Live(source) => source.strong_count() > 0,
+            BroadcastState::Opening(_) => true,
+            BroadcastState::Live(source, _) => source.strong_count() > 0,
             BroadcastState::Ended(_) => false,
         }
     }
@@ -92,14 +97,31 @@ impl BroadcastHandle {
     /// The source, while there is one.
     pub fn source(&self) -> Option<Arc<Source>> {
         match &*self.state.borrow() {
-            BroadcastState::Live(source) => source.upgrade(),
-            BroadcastState::Opening | BroadcastState::Ended(_) => None,
+            BroadcastState::Live(source, _) => source.upgrade(),
+            BroadcastState::Opening(_) | BroadcastState::Ended(_) => None,
         }
     }
 
     /// The head of the log, once there is one.
     pub fn head(&self) -> Option<Revision> {
         self.source().map(|source| source.log().head())
+    }
+
+    /// How far its watchers are, those to come included; none where that is not decided yet, or they are gone.
+    pub fn position(&self) -> Option<Revision> {
+        match &*self.state.borrow() {
+            BroadcastState::Opening(begin) => Some(*begin).filter(|begin| begin.0 != 0),
+            BroadcastState::Live(source, _) => source.upgrade().map(|source| source.log().head()),
+            BroadcastState::Ended(_) => None,
+        }
+    }
+
+    /// The cluster whose history the log has.
+    pub fn cluster(&self) -> ClusterId {
+        match &*self.state.borrow() {
+            BroadcastState::Live(_, cluster) => *cluster,
+            BroadcastState::Opening(_) | BroadcastState::Ended(_) => ClusterId(0),
+        }
     }
 
     /// Whether both are handles of the same broadcast.
@@ -110,5 +132,14 @@ impl BroadcastHandle {
     /// Moves all watchers to a wider source and ends the broadcast.
     pub async fn supersede(&self, by: Arc<Source>) {
         let _ = self.commands.send(Command::Supersede(by)).await;
+    }
+
+    /// Ends it, and its watchers like this, if it still stands at `position` or behind it, which the cluster has lost. Waits until
+    /// that is done.
+    pub async fn end_lost(&self, position: Revision, end: End) {
+        let (done, ended) = oneshot::channel();
+        if self.commands.send(Command::EndLost(position, end, done)).await.is_ok() {
+            let _ = ended.await;
+        }
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct CredentialGroup {
     pub identity: Identity,
     /// Shared by all its new watches: a revision is the cluster's, whatever key was read for it.
     pub read_index: SharedReadIndex,
+    /// Shared by its broadcasts that ask how far the cluster is.
+    pub newest: SharedReadIndex,
     table: Mutex<Table>,
 }
 
@@ -54,7 +56,12 @@ impl Table {
 
 impl CredentialGroup {
     pub fn new(identity: Identity) -> Self {
-        Self { identity, read_index: SharedReadIndex::default(), table: Mutex::default() }
+        Self {
+            identity,
+            read_index: SharedReadIndex::default(),
+            newest: SharedReadIndex::default(),
+            table: Mutex::default(),
+        }
     }
 
     /// The upstream watch that covers a range. When there is none, `open` starts the broadcast of a new one: its range

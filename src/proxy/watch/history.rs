@@ -13,8 +13,9 @@ use super::broadcast_handle::BroadcastHandle;
 use super::config::{Periods, WatchHubConfig};
 use super::events::batches;
 use super::member_versions::MemberVersions;
+use super::status::{is_about_token, is_refusal, refusal_of_proxy_user};
 use super::upstream::{Upstream, UpstreamStream};
-use crate::api_error::ApiError;
+use crate::api_error::{ApiError, cancel_reason};
 use crate::eventlog::{History, HistoryBatch, HistoryError, HistoryRequest, LogBatch};
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest};
@@ -149,14 +150,15 @@ impl PrivateWatch {
     }
 
     async fn read(&mut self, watches: &PrivateWatches, request: &HistoryRequest) -> Result<HistoryBatch, HistoryError> {
+        let mut backoff = watches.periods.backoff();
         while !self.is_enough(request) {
             match self.receive(watches).await {
-                Ok(()) => {}
+                Ok(()) => backoff.reset(),
                 Err(Stop::Over(error)) => return Err(error),
                 Err(Stop::Broken(status)) => {
                     tracing::debug!(%status, range = ?self.position.range, "private upstream watch is resumed");
                     self.stream = None;
-                    sleep(watches.periods.retry_first).await;
+                    sleep(backoff.pause()).await;
                 }
             }
         }
@@ -193,14 +195,14 @@ impl PrivateWatch {
     /// Receives one answer that moves the watch on.
     async fn receive(&mut self, watches: &PrivateWatches) -> Result<(), Stop> {
         if self.stream.is_none() {
-            self.stream = Some(self.open(watches).await.map_err(Stop::Broken)?);
+            self.stream = Some(self.open(watches).await.map_err(|status| self.stop_for(status))?);
             // Until the watch is confirmed nothing is known of the member.
             (self.ordered, self.request_at) = (false, Instant::now() + watches.periods.settled);
         }
-        let Some(stream) = &mut self.stream else { return Ok(()) };
         loop {
+            let Some(stream) = &mut self.stream else { return Ok(()) };
             let answer = tokio::select! {
-                answer = stream.next() => answer.map_err(Stop::Broken)?,
+                answer = stream.next() => answer.map_err(|status| self.stop_for(status))?,
                 () = sleep_until(self.request_at) => {
                     // Waits only while the member takes no requests.
                     stream.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await.map_err(Stop::Broken)?;
@@ -215,7 +217,7 @@ impl PrivateWatch {
             if answer.canceled {
                 return Err(match answer.cancel_reason.is_empty() {
                     true => Stop::Broken(Status::unavailable("the member cancelled the watch without a reason")),
-                    false => Stop::Over(HistoryError::Refused(answer.cancel_reason)),
+                    false => Stop::Over(self.refusal(answer.cancel_reason)),
                 });
             }
             if answer.created {
@@ -241,6 +243,26 @@ impl PrivateWatch {
                 self.request_at = Instant::now() + watches.periods.settled;
             }
             return Ok(());
+        }
+    }
+
+    /// What the end of the stream means.
+    fn stop_for(&self, status: Status) -> Stop {
+        if !is_refusal(&status) {
+            return Stop::Broken(status);
+        }
+        Stop::Over(match self.position.identity.is_proxy() {
+            true => HistoryError::Refused(refusal_of_proxy_user(&status)),
+            false => self.refusal(cancel_reason(&status)),
+        })
+    }
+
+    /// The refusal of the cluster as it is to be told. A client whose token alone is refused may have another one by now, which
+    /// only its next stream carries.
+    fn refusal(&self, reason: String) -> HistoryError {
+        match self.position.identity.is_proxy() || !is_about_token(&reason) {
+            true => HistoryError::Refused(reason),
+            false => HistoryError::NotOnThisStream(format!("the token of the watch stream is not accepted: {reason}")),
         }
     }
 

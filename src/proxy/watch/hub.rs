@@ -1,14 +1,17 @@
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Weak};
 
+use futures::TryFutureExt;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tonic::Status;
+use tracing::{debug, warn};
 
+use super::broadcast::lost;
 use super::broadcast_handle::BroadcastHandle;
 use super::config::WatchHubConfig;
 use super::group::CredentialGroup;
@@ -17,6 +20,8 @@ use super::member_versions::MemberVersions;
 use super::metrics::ProxyWatchMetrics;
 use super::no_leader::{NoLeaderEvidence, is_no_leader};
 use super::open_permissions::OpenPermissions;
+use super::read_index::{Read, ReadAnswer};
+use super::status::is_refusal;
 use super::upstream::{Members, Upstream};
 use crate::api_error::ApiError;
 use crate::client::{Channel, Pool};
@@ -57,7 +62,8 @@ pub(super) struct HubInner {
     renewing: tokio::sync::Mutex<()>,
     groups: Mutex<HashMap<Identity, Weak<CredentialGroup>>>,
     watcher_sets: Mutex<Vec<WatcherSetHandle>>,
-    cluster: AtomicU64,
+    /// One at a time ends what the cluster has lost.
+    ending_lost: tokio::sync::Mutex<()>,
     revision: AtomicI64,
     no_leader: NoLeaderEvidence,
     runtime: Handle,
@@ -116,7 +122,7 @@ impl WatchHub {
             renewing: tokio::sync::Mutex::default(),
             groups: Mutex::default(),
             watcher_sets: Mutex::default(),
-            cluster: AtomicU64::new(0),
+            ending_lost: tokio::sync::Mutex::default(),
             revision: AtomicI64::new(0),
             no_leader: NoLeaderEvidence::new(&config.periods),
             runtime: Handle::current(),
@@ -183,7 +189,7 @@ impl HubInner {
         group
     }
 
-    /// Newest revision noted, for headers that need no exact one.
+    /// Newest revision noted: the cluster has reached it, unless it was restored or is another one.
     pub fn revision(&self) -> Revision {
         Revision(self.revision.load(Ordering::Relaxed))
     }
@@ -192,15 +198,73 @@ impl HubInner {
         self.revision.fetch_max(revision.0, Ordering::Relaxed);
     }
 
-    /// Notes which member answers now; false when it is one of another cluster.
-    pub fn note_member(&self, cluster: ClusterId, member: MemberId, term: Term) -> bool {
+    /// The cluster is at this revision, whatever was noted before.
+    fn reset_revision(&self, revision: Revision) {
+        self.revision.store(revision.0, Ordering::Relaxed);
+        self.groups.lock().values().filter_map(Weak::upgrade).for_each(|group| group.read_index.forget());
+    }
+
+    /// Notes which member answers now.
+    pub fn note_member(&self, cluster: ClusterId, member: MemberId, term: Term) {
         self.no_leader.clear();
-        let known = self.cluster.compare_exchange(0, cluster.0, Ordering::Relaxed, Ordering::Relaxed);
-        if known.is_err_and(|known| known != cluster.0) {
-            return false;
+        if self.header_source.follow(cluster, member, term) {
+            self.reset_revision(Revision(0));
         }
-        self.header_source.follow(cluster, member, term);
-        true
+    }
+
+    /// Ends all broadcasts whose history the cluster has lost, if it has not reached `position`, which a member had told before.
+    /// A member may lag, so a linearizable read decides. Tries until the cluster answers.
+    pub async fn look_for_lost_history(&self, group: &CredentialGroup, range: &KeyRange, position: Revision) {
+        let mut backoff = self.config.periods.backoff();
+        loop {
+            let newest = |_| {
+                let newest = self.newest(&group.identity, range);
+                newest.map_ok(|revision| Read::Answer(ReadAnswer { revision, ..ReadAnswer::default() }))
+            };
+            let outcome = match group.newest.read(Revision(0), newest).await {
+                Ok(answer) if answer.revision >= position => Ok(()),
+                Ok(_) => self.end_lost_history(&group.identity, range).await,
+                Err(status) => Err(status),
+            };
+            match outcome {
+                Err(status) if !is_refusal(&status) => {
+                    debug!(%status, ?range, "the cluster is asked again how far it is");
+                    sleep(backoff.pause()).await;
+                }
+                Ok(()) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Ends all broadcasts that stand where the cluster has not been: it was restored from a db snapshot, or is another one. To be
+    /// called when a linearizable read has told less than a member had told before that read was sent.
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub async fn end_lost_history(&self, identity: &Identity, range: &KeyRange) -> Result<(), Status> {
+        let _turn = self.ending_lost.lock().await;
+        let known = self.revision();
+        let positions: Vec<_> =
+            self.broadcasts().into_iter().filter_map(|broadcast| Some((broadcast.position()?, broadcast))).collect();
+        // Sent after all of that was told.
+        let revision = self.newest(identity, range).await?;
+        if revision < known {
+            warn!(%known, %revision, "the cluster's revision went back: it was restored, or is another one");
+            self.reset_revision(revision);
+        }
+        let gone = positions.into_iter().filter(|(position, _)| *position > revision);
+        let ending = gone.map(|(position, broadcast)| async move {
+            broadcast.end_lost(position, lost(revision, "the cluster's revision went back: it was restored")).await;
+        });
+        join_all(ending).await;
+        Ok(())
+    }
+
+    /// The cluster's revision, by a linearizable read of a key.
+    async fn newest(&self, identity: &Identity, range: &KeyRange) -> Result<Revision, Status> {
+        let key = self.config.namespace.add_prefix(range.start());
+        let header = self.run(self.upstream.read_index(identity, key, Revision(0))).await?;
+        Ok(Revision(header.revision))
     }
 
     /// Notes how an upstream stream ended; ends the client streams that require a leader once the cluster is known to

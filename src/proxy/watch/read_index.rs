@@ -85,6 +85,11 @@ impl ReadAnswer {
 }
 
 impl SharedReadIndex {
+    /// The cluster has not the revisions that were told before: it is another one, or was restored.
+    pub fn forget(&self) {
+        self.newest.store(0, Ordering::Relaxed);
+    }
+
     /// Where a watch from `start` (0: from now) stands. `read` asks the cluster at a revision, 0 for the newest: that is
     /// the lowest start of all that wait, so that one read answers for all of them.
     ///

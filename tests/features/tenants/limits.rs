@@ -2,6 +2,7 @@
 
 use tonic::Code;
 use watershed::pb::etcdserverpb::*;
+use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
 
 use super::{Tier, address, all, answers, keys, put, watch_all};
 use crate::harness::{Deployment, Target, Watching, client, http_get, json, own_binary, run, until};
@@ -82,18 +83,24 @@ fn bytes_are_limited_after_they_have_passed() {
         let wait: u64 =
             status.metadata().get("grpc-retry-pushback-ms").expect("a hint").to_str().unwrap().parse().unwrap();
         assert!((30_000..=110_000).contains(&wait), "{wait}");
-        // Leases do not end for a debt, and another limit has none.
+        // Another limit has no debt.
+        tier.replace(&limited(&a, &b, "bytes-per-second: 900"), "taken").await;
+        until("it may", async || of_a.kv().range(RangeRequest { limit: 1, keys_only: true, ..all() }).await.ok()).await;
+        // And leases do not end for one. This one is another tenant's, which is told as one that is gone.
         let granted = client(&b).lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await.expect("granted");
         let id = granted.into_inner().id;
-        let requests = tokio_stream::iter([LeaseKeepAliveRequest { id }; 2]);
-        tier.replace(&limited(&a, &b, "bytes-per-second: 900"), "taken").await;
-        let opened = async || {
-            let answers = of_a.lease().lease_keep_alive(requests.clone()).await;
-            answers.ok().map(tonic::Response::into_inner)
-        };
-        let mut renewed = until("it may, under another limit", opened).await;
-        // That lease is another tenant's, which is told as one that is gone.
-        assert_eq!(renewed.message().await.expect("an answer").expect("an answer").ttl, 0);
+        let (ask, asked) = tokio::sync::mpsc::channel(4);
+        let answers = of_a.lease().lease_keep_alive(tokio_stream::wrappers::ReceiverStream::new(asked)).await;
+        let mut answers = answers.expect("a stream").into_inner();
+        for in_debt in [false, true] {
+            if in_debt {
+                until("it may", async || of_a.kv().put(large.clone()).await.ok()).await;
+                of_a.kv().range(all()).await.expect_err("in debt for a minute and more");
+            }
+            ask.send(LeaseKeepAliveRequest { id }).await.expect("open");
+            let answer = crate::harness::soon("an answer", answers.message()).await;
+            assert_eq!(answer.expect("open").expect("open").ttl, 0);
+        }
     });
 }
 
@@ -120,24 +127,24 @@ fn watches_and_leases_are_counted() {
         drop(first);
         let third = until("room", one_more).await;
         // So does who waits for a lock, and has a watch for that.
-        let lock = async || of_a.lock().lock(LockRequest { name: "l".into(), lease: 0 }).await;
-        let held = lock().await.expect("nobody has it");
-        let status = lock().await.expect_err("has to wait, and both watches are open");
+        let grant = async || of_a.lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await;
+        let [holder, waiter] = [grant().await, grant().await].map(|granted| granted.expect("granted").into_inner().id);
+        let lock = async |lease| of_a.lock().lock(LockRequest { name: "l".into(), lease }).await;
+        let held = lock(holder).await.expect("nobody has it");
+        let status = lock(waiter).await.expect_err("has to wait, and both watches are open");
         assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, text("watches", 2).as_str()));
         drop(third);
         let key = held.into_inner().key;
         until("the lock", async || {
             let unlock = async { of_a.lock().unlock(UnlockRequest { key: key.clone() }).await.expect("unlocked") };
-            let (locked, _) = tokio::join!(lock(), unlock);
+            let (locked, _) = tokio::join!(lock(waiter), unlock);
             locked.ok()
         })
         .await;
-        let leases = of_a.lease().lease_leases(LeaseLeasesRequest {}).await.expect("leases").into_inner().leases;
-        for LeaseStatus { id } in leases {
+        for id in [holder, waiter] {
             of_a.lease().lease_revoke(LeaseRevokeRequest { id }).await.expect("revoked");
         }
 
-        let grant = async || of_a.lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await;
         let id = grant().await.expect("the first").into_inner().id;
         grant().await.expect("the second");
         let status = grant().await.expect_err("the third");

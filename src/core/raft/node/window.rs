@@ -1,7 +1,7 @@
 //! Bounds what is sent to one member and not confirmed by it. The library bounds the messages that are sent and not yet confirmed, not
 //! their bytes: 512 messages of 512 KiB, all of which it produces at once for a member that comes back.
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, Message, MessageType};
 use raft::util::entry_approximate_size;
 use raft::{INVALID_INDEX, ProgressState};
 
@@ -15,6 +15,17 @@ pub(in super::super) const IN_FLIGHT_BYTES_MAX: u64 = 8 * 1024 * 1024;
 pub(in super::super) const MESSAGE_BYTES_MAX: u64 = 512 * 1024;
 /// Messages with entries sent to one member and not confirmed by it.
 pub(super) const IN_FLIGHT_MESSAGES_MAX: usize = 512;
+
+/// How many of the first entries one message holds.
+pub(super) fn message_entries(entries: &[Entry]) -> usize {
+    let mut bytes = 0;
+    let fits = entries.iter().take_while(|entry| {
+        let is_first = bytes == 0;
+        bytes += entry_approximate_size(entry) as u64;
+        is_first || bytes <= MESSAGE_BYTES_MAX
+    });
+    fits.count()
+}
 
 /// What may be sent to one member now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,9 @@
 mod cluster;
 mod hostile;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use bytes::Bytes;
 
 use super::*;
@@ -175,6 +178,57 @@ fn reads_are_confirmed_under_a_number_of_their_own() {
         confirmed.extend(step.reads);
     }
     assert_eq!(confirmed, [(first, node.committed()), (second, node.committed())]);
+}
+
+/// A disk that is done at once.
+struct FastDisk;
+
+impl GroupWriter for FastDisk {
+    fn is_idle(&self) -> bool {
+        true
+    }
+
+    fn write_here(&mut self, _: PersistGroup) -> bool {
+        true
+    }
+
+    fn queue(&mut self, _: WalJob) {}
+}
+
+/// Proposals that were dropped.
+#[derive(Clone, Default)]
+struct Dropped(Rc<RefCell<Vec<(u64, Term)>>>);
+
+impl CommitSink for Dropped {
+    fn committed(&mut self, _: Vec<Committed>) {}
+
+    fn install(&mut self, _: LogPosition) {}
+
+    fn dropped(&mut self, request: u64, term: Term) {
+        self.0.borrow_mut().push((request, term));
+    }
+}
+
+struct NoPeers;
+
+impl PeerSink for NoPeers {
+    fn send(&mut self, _: Vec<Outbound>) {}
+}
+
+// Without the term, the drop of a proposal for an earlier term counted for the one that followed it: the request was
+// proposed a third time while the second was in the log.
+#[test]
+fn a_dropped_proposal_is_named_with_its_term() {
+    let (node, _) = leader();
+    let (mut inbox, dropped) = (RaftInbox::new(), Dropped::default());
+    let (mut driver, handle) = RaftDriver::new(node, FastDisk, dropped.clone(), NoPeers, &inbox, 10);
+    let now = driver.node().term();
+    let before = Term(now.0 - 1);
+    for (request, term) in [(1, before), (1, now), (2, before)] {
+        handle.propose(Proposal { request, term, bytes: Bytes::from_static(b"a") }).expect("there is room");
+    }
+    driver.take(inbox.messages()).expect("no fault");
+    assert_eq!(*dropped.0.borrow(), [(1, before), (2, before)]);
 }
 
 #[test]

@@ -14,12 +14,19 @@ fn sample(segment_bytes: u64) -> (SimDisk, Vec<WalEntry>, usize) {
     (disk, entries, 32)
 }
 
-fn used(bytes: &[u8]) -> usize {
+pub(super) fn used(bytes: &[u8]) -> usize {
     bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)
 }
 
 /// Opens a damaged copy; a prefix has to begin with all synced groups but the last.
-fn check_damaged(disk: &SimDisk, name: &str, bytes: Vec<u8>, entries: &[WalEntry], settled: usize, what: &str) -> bool {
+pub(super) fn check_damaged(
+    disk: &SimDisk,
+    name: &str,
+    bytes: Vec<u8>,
+    entries: &[WalEntry],
+    settled: usize,
+    what: &str,
+) -> bool {
     let damaged = disk.copy();
     write(&damaged, name, &bytes);
     match reopen(&damaged, LogPosition::default()) {
@@ -87,7 +94,7 @@ fn flipped_bytes_are_cut_at_the_end_and_refused_elsewhere() {
 }
 
 /// Where the records of a segment begin, and where the last one ends.
-fn frames(bytes: &[u8]) -> Vec<usize> {
+pub(super) fn frames(bytes: &[u8]) -> Vec<usize> {
     let mut starts = vec![0];
     let mut at = 0;
     while let Some((record, pad)) =

@@ -358,9 +358,13 @@ pub(super) fn answer(pairs: &Pairs, request: &RangeRequest) -> RangeResponse {
 }
 
 impl Upstream for SimCluster {
-    fn open_watch(&self, _: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
-        let this = self.clone();
+    fn open_watch(&self, identity: &Identity) -> BoxFuture<'static, Result<UpstreamStream, Status>> {
+        let (this, has_token) = (self.clone(), !identity.is_anonymous());
         async move {
+            // There are no users.
+            if has_token {
+                return Err(ApiError::InvalidAuthToken.into());
+            }
             if this.state.lock().one_in(20) {
                 return Err(Status::unavailable("nobody there"));
             }

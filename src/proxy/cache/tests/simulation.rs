@@ -131,7 +131,19 @@ pub(super) async fn ask(
     message: &RangeRequest,
     streams: bool,
 ) -> Option<RangeResponse> {
+    ask_with(cache, seen, message, streams, HeaderMap::new()).await
+}
+
+/// The same with headers, that of a token for instance.
+pub(super) async fn ask_with(
+    cache: &RangeCache,
+    seen: &Seen,
+    message: &RangeRequest,
+    streams: bool,
+    headers: HeaderMap,
+) -> Option<RangeResponse> {
     let mut request = Request::new(Full::new(framed(message)));
+    *request.headers_mut() = headers;
     let path = if streams { "/etcdserverpb.KV/RangeStream" } else { "/etcdserverpb.KV/Range" };
     *request.uri_mut() = path.parse().expect("a path");
     request.extensions_mut().insert(seen.clone());

@@ -58,6 +58,8 @@ struct State {
     /// Whether watches that begin in the past get nothing yet.
     holds_history: bool,
     version: Option<&'static str>,
+    /// How often the cluster was rebuilt, with another id each time.
+    rebuilt: u64,
 }
 
 impl FakeCluster {
@@ -110,6 +112,31 @@ impl FakeCluster {
         state.member += 1;
         drop(state);
         self.change();
+    }
+
+    /// The same, to a member that is so many revisions behind.
+    pub(super) fn fail_over_to_one_behind(&self, by: i64) {
+        let mut state = self.state.lock();
+        state.lagging = true;
+        state.visible = state.revision - by;
+        drop(state);
+        self.fail_over();
+    }
+
+    /// Restores the cluster from a db snapshot of a revision; it has the same id, and its tokens are good.
+    pub(super) fn restore(&self, revision: i64) {
+        let mut state = self.state.lock();
+        state.events.retain(|(at, _)| *at <= revision);
+        state.live.retain(|_, kv| kv.mod_revision <= revision);
+        (state.revision, state.visible) = (revision, revision);
+        drop(state);
+        self.fail_over();
+    }
+
+    /// The same as a cluster with another id.
+    pub(super) fn rebuild(&self, revision: i64) {
+        self.state.lock().rebuilt += 1;
+        self.restore(revision);
     }
 
     pub(super) fn deny(&self, ranges: Vec<KeyRange>) {
@@ -189,7 +216,7 @@ impl State {
     }
 
     fn header(&self, revision: i64) -> Option<ResponseHeader> {
-        Some(ResponseHeader { cluster_id: 7, member_id: 100 + self.member, revision, raft_term: 3 })
+        Some(ResponseHeader { cluster_id: 7 + self.rebuilt, member_id: 100 + self.member, revision, raft_term: 3 })
     }
 }
 

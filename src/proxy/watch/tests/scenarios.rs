@@ -701,6 +701,192 @@ async fn creates_at_the_same_time_share_their_reads() {
     assert!(proxy.cluster.read_index_reads() <= 3, "{} reads", proxy.cluster.read_index_reads());
 }
 
+/// A client that has seen so many revisions of a key.
+async fn watching(proxy: &Proxy, name: &str, revisions: usize) -> Client {
+    let mut client = proxy.anonymous();
+    client.watch(key(name)).await;
+    for _ in 0..revisions {
+        proxy.cluster.write(&[(name, "x")]);
+        client.events().await;
+    }
+    client
+}
+
+/// Expects that a watch is cancelled because its history is gone, and that its client is told to begin at `revision`.
+async fn assert_lost(client: &mut Client, revision: i64) {
+    let canceled = client.next().await;
+    assert_eq!((canceled.canceled, canceled.compact_revision), (true, revision), "{canceled:?}");
+    assert_eq!(canceled.header.unwrap().revision, 0);
+}
+
+/// Cause: the first cluster id counted for as long as the proxy ran, so that every watch of a rebuilt cluster was refused.
+#[tokio::test]
+async fn a_rebuilt_cluster_is_watched_without_a_restart_of_the_proxy() {
+    let proxy = Proxy::start(|_| {});
+    let mut client = watching(&proxy, "a", 5).await;
+    for rebuilt in 1..3 {
+        proxy.cluster.rebuild(2);
+        assert_lost(&mut client, 2).await;
+        let created = client.watch(key("a")).await;
+        let header = created.header.unwrap();
+        assert_eq!((created.canceled, header.cluster_id, header.revision), (false, 7 + rebuilt, 2));
+        assert_eq!(proxy.cluster.write(&[("a", "x")]), 3);
+        assert_eq!(client.events().await, ["a@3"]);
+        assert_eq!(proxy.hub.inner.revision().0, 3, "what the old cluster was told to have reached does not count");
+    }
+}
+
+/// Cause: the upstream watch was resumed at a revision of the history that was lost, which the member took for one of the future.
+#[tokio::test]
+async fn a_watch_of_a_cluster_that_was_restored_is_cancelled() {
+    let proxy = Proxy::start(|_| {});
+    let mut client = watching(&proxy, "a", 5).await;
+    let mut elsewhere = watching(&proxy, "b", 1).await;
+    proxy.cluster.restore(3);
+    for client in [&mut client, &mut elsewhere] {
+        assert_lost(client, 3).await;
+    }
+    assert_eq!(client.watch(key("a")).await.header.unwrap().revision, 3);
+    assert_eq!(proxy.cluster.write(&[("a", "x")]), 4);
+    assert_eq!(client.events().await, ["a@4"]);
+}
+
+/// Cause: a new watch joined the one of the lost history, and got events of that, or none until its revisions had passed.
+#[tokio::test]
+async fn a_new_watch_does_not_join_a_history_that_is_lost() {
+    let proxy = Proxy::start(|_| {});
+    let mut before = watching(&proxy, "a", 5).await;
+    proxy.cluster.refuse_streams(Some(Status::unavailable("not yet")));
+    proxy.cluster.restore(3);
+    let mut client = proxy.anonymous();
+    {
+        let mut created = std::pin::pin!(client.watch(key("a")));
+        // Before the watch of the old history could be opened again.
+        tokio::select! {
+            created = &mut created => panic!("{created:?}"),
+            () = assert_lost(&mut before, 3) => {}
+        }
+        proxy.cluster.refuse_streams(None);
+        let created = created.await;
+        assert_eq!((created.created, created.canceled, created.header.unwrap().revision), (true, false, 3));
+    }
+    assert_eq!(proxy.cluster.write(&[("a", "x")]), 4);
+    assert_eq!(client.events().await, ["a@4"]);
+}
+
+/// The wide watch was to begin where the narrow ones stand, in the lost history.
+#[tokio::test]
+async fn a_promotion_does_not_begin_in_a_history_that_is_lost() {
+    for rebuilt in [false, true] {
+        let proxy = Proxy::start(|_| {});
+        let names: Vec<String> = (0..8).map(|number| format!("/some/{number}")).collect();
+        let mut clients = Vec::new();
+        for name in &names[..7] {
+            clients.push(watching(&proxy, name, 1).await);
+        }
+        for name in &names[..7] {
+            proxy.cluster.write(&[(name, "y")]);
+        }
+        for client in &mut clients {
+            client.events().await;
+        }
+        proxy.cluster.refuse_streams(Some(Status::unavailable("not yet")));
+        if rebuilt {
+            proxy.cluster.rebuild(2)
+        } else {
+            proxy.cluster.restore(2)
+        }
+        let mut last = proxy.anonymous();
+        {
+            let mut created = std::pin::pin!(last.watch(key(&names[7])));
+            let lost = async {
+                for client in &mut clients {
+                    assert_lost(client, 2).await;
+                }
+            };
+            tokio::select! {
+                created = &mut created => panic!("{created:?}"),
+                () = lost => {}
+            }
+            proxy.cluster.refuse_streams(None);
+            let created = created.await;
+            assert_eq!((created.canceled, created.header.unwrap().revision), (false, 2), "{rebuilt}");
+        }
+        assert_eq!(proxy.cluster.write(&[(&names[7], "x")]), 3);
+        assert_eq!(last.events().await, [format!("{}@3", names[7])], "{rebuilt}");
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_lags_is_not_taken_for_a_restored_cluster() {
+    let proxy = Proxy::start(|_| {});
+    let mut client = watching(&proxy, "a", 5).await;
+    let reads = proxy.cluster.read_index_reads();
+    proxy.cluster.fail_over_to_one_behind(3);
+    eventually(|| proxy.cluster.read_index_reads() > reads).await;
+    let written = proxy.cluster.write(&[("a", "x")]);
+    proxy.cluster.lag(false);
+    assert_eq!(client.events().await, [format!("a@{written}")]);
+    // A new one neither.
+    proxy.cluster.fail_over_to_one_behind(3);
+    let mut other = proxy.anonymous();
+    assert_eq!(other.watch(key("a")).await.header.unwrap().revision, written);
+}
+
+/// A client whose watch needs what only a watch of its own reads.
+async fn behind(proxy: &Proxy) -> Client {
+    let mut client = proxy.anonymous();
+    let created = client.watch(WatchCreateRequest { start_revision: 2, ..key("a") }).await;
+    assert!(created.created && !created.canceled, "{created:?}");
+    client
+}
+
+/// Cause: the refusal was taken for a lost connection, and the stream opened again every 20 ms for ever.
+#[tokio::test]
+async fn history_that_is_refused_cancels_the_watch() {
+    let proxy = Proxy::start(|_| {});
+    proxy.cluster.write(&[("a", "x")]);
+    proxy.cluster.write(&[("a", "x")]);
+    let _live = watching(&proxy, "a", 1).await;
+    proxy.cluster.refuse_streams(Some(Status::permission_denied("not you")));
+    let canceled = behind(&proxy).await.next().await;
+    let reason = "rpc error: code = PermissionDenied desc = not you";
+    assert_eq!((canceled.canceled, canceled.cancel_reason.as_str()), (true, reason));
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_is_asked_for_again_with_growing_pauses() {
+    let proxy = Proxy::start(usual_pauses);
+    proxy.cluster.write(&[("a", "x")]);
+    proxy.cluster.write(&[("a", "x")]);
+    let _live = watching(&proxy, "a", 1).await;
+    proxy.cluster.refuse_streams(Some(Status::unavailable("down")));
+    let mut client = behind(&proxy).await;
+    assert!(tokio::time::timeout(Duration::from_secs(60), client.try_next()).await.is_err());
+    // Of the shared watch and of the one for history: some 80 each.
+    let refusals = proxy.cluster.refusals();
+    assert!((100..300).contains(&refusals), "{refusals}");
+}
+
+/// Cause: a slow watch was cancelled because the token of its stream had expired, though its client had a new one.
+#[tokio::test]
+async fn history_that_is_refused_for_the_token_ends_the_stream() {
+    let proxy = Proxy::start(|_| {});
+    proxy.cluster.write(&[("a", "x")]);
+    proxy.cluster.write(&[("a", "x")]);
+    let _live = watching(&proxy, "a", 1).await;
+    proxy.cluster.deny(vec![KeyRange::One("a".into())]);
+    for error in [ApiError::InvalidAuthToken, ApiError::UserEmpty, ApiError::AuthOldRevision] {
+        proxy.cluster.deny_with(error);
+        let status = behind(&proxy).await.try_next().await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "clients open such a stream again: {status}");
+    }
+    proxy.cluster.deny_with(ApiError::PermissionDenied);
+    let canceled = behind(&proxy).await.next().await;
+    let reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+    assert_eq!((canceled.canceled, canceled.cancel_reason.as_str()), (true, reason));
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Write(Vec<u8>),

@@ -72,6 +72,28 @@ fn a_member_that_comes_back_gets_what_it_missed_in_portions() {
     assert_eq!(cluster.site(3).applied.len(), 256);
 }
 
+// All proposals of a turn went to the leader as one message. Of 50 clients with 1.4 MiB each it was longer than a frame:
+// it was dropped, and all of them waited for their timeout.
+#[test]
+fn proposals_go_to_the_leader_in_messages_of_bounded_size() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(1);
+    let sizes = [vec![1400 * 1024; 50], vec![1000; 1024], vec![1000, 600_000, 1000, 1000]].concat();
+    let requests: Vec<Bytes> = sizes.iter().map(|&bytes| Bytes::from(vec![7; bytes])).collect();
+    let node = cluster.node(2);
+    node.propose(requests.clone(), node.term()).expect("there is a leader");
+    let step = node.poll().expect("no fault").expect("something to send");
+    let longest = step.send.iter().map(|message| message.bytes.len()).max().expect("messages");
+    // `--max-request-bytes` leaves this much of a frame, and more.
+    assert!(longest <= 1400 * 1024 + 256, "{longest} bytes in one message");
+    let small = sizes.iter().filter(|&&bytes| bytes == 1000).count() * 1100;
+    assert!(step.send.len() <= 51 + 2 + small / MESSAGE_BYTES_MAX as usize, "{} messages", step.send.len());
+    cluster.waiting.extend(step.send.into_iter().map(|message| (MemberId(2), message)));
+    cluster.settle();
+    assert!(cluster.site(1).applied == requests, "all of them, in their order");
+}
+
 // What is proposed in one go is sent from what is not on disk yet, which has no bound of its own.
 #[test]
 fn what_is_proposed_while_a_member_confirms_nothing_waits_at_the_leader() {
