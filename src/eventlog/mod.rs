@@ -10,6 +10,8 @@
 //! [`Source`] (log and history) for each watch their [`WatchAdmission`] admits. Start with `log.rs`, then `watcher_set.rs`, then
 //! `watcher_set/deliver.rs` (events that are new) and `watcher_set/catch_up.rs` (events that were missed); `stream.rs` is the
 //! gRPC side. docs/design/eventlog.md has the picture and the reasons.
+//!
+//! Import circle: `watcher_set.rs`, `watcher_set/unsynced.rs`: the links of a queue are in the cursors of the watcher set.
 
 mod admission;
 mod batch;

@@ -14,7 +14,7 @@ use super::group::CredentialGroup;
 use super::history::UpstreamHistory;
 use super::hub::HubInner;
 use super::progress_schedule::{ProgressActions, ProgressSchedule};
-use super::status::{is_refusal, refusal_of_proxy_user};
+use super::status::{is_refusal, lost, refusal_of_proxy_user};
 use super::upstream::UpstreamStream;
 use crate::eventlog::{End, EventLog, Source};
 use crate::net::Backoff;
@@ -565,12 +565,6 @@ impl Broadcast {
 fn slowest(broadcasts: &[BroadcastHandle]) -> (Revision, ClusterId) {
     let live = broadcasts.iter().filter_map(|broadcast| Some((broadcast.head()?, broadcast.cluster())));
     live.min().unwrap_or_default()
-}
-
-/// How watches end whose history the cluster has lost, which is at `revision` now. What their clients know is of no use for them to
-/// go on, just as after a compaction: the compacted revision has them read all anew.
-pub(super) fn lost(revision: Revision, reason: &str) -> End {
-    End { compact_revision: Revision(revision.0.max(1)), reason: reason.to_owned() }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -11,7 +11,6 @@ use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tracing::{debug, warn};
 
-use super::broadcast::lost;
 use super::broadcast_handle::BroadcastHandle;
 use super::config::WatchHubConfig;
 use super::group::CredentialGroup;
@@ -21,7 +20,7 @@ use super::metrics::ProxyWatchMetrics;
 use super::no_leader::{NoLeaderEvidence, is_no_leader};
 use super::open_permissions::OpenPermissions;
 use super::read_index::{Read, ReadAnswer};
-use super::status::is_refusal;
+use super::status::{is_refusal, lost};
 use super::upstream::{Members, Upstream};
 use crate::api_error::ApiError;
 use crate::client::{Channel, Pool};

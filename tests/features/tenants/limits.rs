@@ -89,9 +89,12 @@ fn bytes_are_limited_after_they_have_passed() {
         // And leases do not end for one. This one is another tenant's, which is told as one that is gone.
         let granted = client(&b).lease().lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await.expect("granted");
         let id = granted.into_inner().id;
-        let (ask, asked) = tokio::sync::mpsc::channel(4);
-        let answers = of_a.lease().lease_keep_alive(tokio_stream::wrappers::ReceiverStream::new(asked)).await;
-        let mut answers = answers.expect("a stream").into_inner();
+        let opened = async || {
+            let (ask, asked) = tokio::sync::mpsc::channel(4);
+            let answers = of_a.lease().lease_keep_alive(tokio_stream::wrappers::ReceiverStream::new(asked)).await;
+            Some((ask, answers.ok()?.into_inner()))
+        };
+        let (ask, mut answers) = until("it may", opened).await;
         for in_debt in [false, true] {
             if in_debt {
                 until("it may", async || of_a.kv().put(large.clone()).await.ok()).await;
