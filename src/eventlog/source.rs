@@ -3,6 +3,7 @@ use std::sync::{Arc, OnceLock};
 use super::history::History;
 use super::log::EventLog;
 use super::send_queue::End;
+use crate::types::KeyRange;
 
 /// A log and the history behind it: what a watcher reads from.
 ///
@@ -11,8 +12,15 @@ use super::send_queue::End;
 pub struct Source {
     log: Arc<EventLog>,
     history: Arc<dyn History>,
-    ended: OnceLock<End>,
+    ended: OnceLock<SourceEnd>,
     moved: OnceLock<Arc<Source>>,
+}
+
+#[derive(Debug)]
+struct SourceEnd {
+    end: End,
+    /// The range whose watch was refused; none where the source ended for all its watchers.
+    refused: Option<KeyRange>,
 }
 
 impl Source {
@@ -33,12 +41,25 @@ impl Source {
     /// Marks the source as ended: a watcher that joins from now on is cancelled at once. The caller then tells every
     /// watcher set with [`WatcherSetHandle::end_source`](super::WatcherSetHandle::end_source), in this order.
     pub fn end(&self, end: End) {
-        let _ = self.ended.set(end);
+        let _ = self.ended.set(SourceEnd { end, refused: None });
+    }
+
+    /// As [`end`](Self::end) for watchers of all of `range`, the range of the source: these credentials may not read it any
+    /// more. What they may read of it is another question, so the streams of narrower watchers end as `Unavailable`: their
+    /// clients open others, and each of those watchers is decided on.
+    pub fn refuse(&self, range: KeyRange, end: End) {
+        let _ = self.ended.set(SourceEnd { end, refused: Some(range) });
     }
 
     /// Why the source has ended, if it has.
     pub fn ended(&self) -> Option<&End> {
-        self.ended.get()
+        self.ended.get().map(|ended| &ended.end)
+    }
+
+    /// Whether the end of the source is that of a watcher of `range` too.
+    pub(super) fn ends_for(&self, range: &KeyRange) -> bool {
+        let refused = self.ended.get().and_then(|ended| ended.refused.as_ref());
+        refused.is_none_or(|refused| refused == range)
     }
 
     /// Sends whoever joins from now on to `to`, which covers all keys of this one. The caller then tells every watcher set

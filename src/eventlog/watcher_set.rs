@@ -271,7 +271,10 @@ impl WatcherSet {
         }
         let compacted = source.log().compacted().max(admission.compacted);
         let revoked = admission.permission.as_ref().and_then(|permission| permission.revoked());
-        if let Some(end) = source.ended().or(revoked) {
+        if let Some(end) = source.ended() {
+            self.requeue(cursor);
+            self.end_with_source(cursor, end);
+        } else if let Some(end) = revoked {
             self.requeue(cursor);
             self.end_watcher(cursor, end.clone());
         } else if create.start.0 != 0 && create.start < compacted {
@@ -346,10 +349,21 @@ impl WatcherSet {
         found.into_iter().map(|at| self.attached[at as usize].source.clone()).collect()
     }
 
-    /// Cancels every watcher of a source that has ended.
+    /// Cancels every watcher of a source that has ended, or ends its stream, see [`Source::refuse`].
     pub fn end_source(&mut self, source: &Arc<Source>, end: &End) {
         for cursor in self.cursors_of(source) {
-            self.end_watcher(cursor, end.clone());
+            self.end_with_source(cursor, end);
+        }
+    }
+
+    fn end_with_source(&mut self, key: u32, end: &End) {
+        let cursor = &self.cursors[key as usize];
+        let attached = &self.attached[cursor.source as usize];
+        if attached.source.ends_for(&attached.routes.group(cursor.group).subscription.range) {
+            self.end_watcher(key, end.clone());
+        } else {
+            let text = "watched again: a watch of more keys was refused, and ended with this one in it";
+            self.end_stream_of(key, Status::unavailable(text));
         }
     }
 

@@ -215,7 +215,8 @@ impl Drop for Stage {
         if self.done {
             return;
         }
-        eprintln!("--- chaos {} failed with WATERSHED_CHAOS_SEED={}: {:#?}", self.name, self.seed, self.faults);
+        let (name, seed, after) = (self.name, self.seed, self.begun.elapsed());
+        eprintln!("--- chaos {name} failed with WATERSHED_CHAOS_SEED={seed} after {after:?}: {:?}", self.faults);
         if let Some(load) = &self.load {
             let history = self.note(load.history());
             if let Err(error) = history.save(&self.cluster.path().join("history.json")) {

@@ -177,7 +177,8 @@ impl ClientWatchAdmission {
         let mut backoff = self.hub.config.periods.backoff();
         loop {
             let known = self.hub.revision();
-            match self.group.read_index.read(start, |at| self.read_at(range, at)).await {
+            let read = |at| self.clone().read_at(range.clone(), at);
+            match self.group.read_index.read(start, |task| self.hub.start(task), read).await {
                 // What is told of compaction alone has no revision.
                 Ok(position) if position.revision.0 != 0 && position.revision < known => {
                     // A watch must not read what the cluster has no more. In a task of its own: others wait for it, and this is
@@ -207,9 +208,9 @@ impl ClientWatchAdmission {
     ///
     /// It is tried at the revision before: when that is compacted and this one is not, this one is where the cluster is compacted, and
     /// a member tells nothing of what was there before its events.
-    async fn read_at(&self, range: &KeyRange, at: Revision) -> Result<Read, Status> {
+    async fn read_at(self, range: KeyRange, at: Revision) -> Result<Read, Status> {
         let key = self.hub.config.namespace.add_prefix(range.start());
-        let read = |at| self.hub.run(self.hub.upstream.read_index(&self.group.identity, key.clone(), at));
+        let read = |at| self.hub.upstream.read_index(&self.group.identity, key.clone(), at);
         let error_of =
             |answer: &Result<_, Status>| answer.as_ref().err().and_then(|status| ApiError::from_text(status.message()));
         let before = if at.0 > 1 { Revision(at.0 - 1) } else { at };
@@ -220,7 +221,7 @@ impl ClientWatchAdmission {
         let (header, at) = match answer {
             Ok(header) => (header, at),
             Err(status) => match ApiError::from_text(status.message()) {
-                Some(ApiError::Compacted) => return Ok(Read::Compacted(self.compacted_above(range, at).await?)),
+                Some(ApiError::Compacted) => return Ok(Read::Compacted(self.compacted_above(&range, at).await?)),
                 Some(ApiError::FutureRevision) => (read(Revision(0)).await?, Revision(0)),
                 _ => return Err(status),
             },
@@ -256,17 +257,28 @@ impl ClientWatchAdmission {
     async fn verify(&self, watch: &SharedWatch) -> Result<(), String> {
         let mut backoff = self.hub.config.periods.backoff();
         loop {
-            let _turn = watch.permission.turn.lock().await;
+            let ended = watch.permission.turns.ended();
+            let turn = watch.permission.turns.take();
             if watch.permission.is_fresh(self.hub.config.periods.permission_max) {
                 return Ok(());
             }
+            let Some(turn) = turn else {
+                ended.await;
+                continue;
+            };
             let (upstream, identity) = (self.hub.upstream.clone(), self.group.identity.clone());
             let range = self.hub.config.namespace.upstream_range(&watch.range);
-            match self.hub.run(async move { may_watch(&*upstream, &identity, range).await }).await {
-                Ok(None) => {
-                    watch.permission.permit();
-                    return Ok(());
+            let permission = watch.permission.clone();
+            let asking = self.hub.run(async move {
+                let answer = may_watch(&*upstream, &identity, range).await;
+                if let Ok(None) = answer {
+                    permission.permit();
                 }
+                drop(turn);
+                answer
+            });
+            match asking.await {
+                Ok(None) => return Ok(()),
                 Ok(Some(reason)) => return Err(reason),
                 Err(status) => {
                     tracing::debug!(%status, "permission for a watch is asked for again");

@@ -94,6 +94,8 @@ enum Stop {
     Broken(Status),
     /// The watch itself is over.
     Ended(End),
+    /// The cluster has refused the range.
+    Refused(End),
     /// The cluster has lost the history of the log. Whoever waits for that is told when all is done.
     Lost(End, Option<oneshot::Sender<()>>),
     /// Its watchers move to this wider source.
@@ -436,6 +438,9 @@ impl Broadcast {
         if end == End::default() {
             return Stop::Broken(Status::unavailable("the member cancelled the watch without a reason"));
         }
+        if end.compact_revision.0 == 0 {
+            return Stop::Refused(end);
+        }
         Stop::Ended(end)
     }
 
@@ -533,6 +538,14 @@ impl Broadcast {
                 self.group.remove_ended(&self.range, &self.handle, self.source.is_none());
                 if let Some(source) = &self.source {
                     source.end(end.clone());
+                    self.hub.for_each_watcher_set(|watchers| watchers.end_source(source, &end));
+                }
+                end
+            }
+            Stop::Refused(end) => {
+                self.group.remove_ended(&self.range, &self.handle, true);
+                if let Some(source) = &self.source {
+                    source.refuse(self.range.clone(), end.clone());
                     self.hub.for_each_watcher_set(|watchers| watchers.end_source(source, &end));
                 }
                 end

@@ -21,9 +21,9 @@ const REFUSED_COUNT_MAX: usize = 1024;
 pub(super) struct CredentialGroup {
     pub identity: Identity,
     /// Shared by all its new watches: a revision is the cluster's, whatever key was read for it.
-    pub read_index: SharedReadIndex,
+    pub read_index: Arc<SharedReadIndex>,
     /// Shared by its broadcasts that ask how far the cluster is.
-    pub newest: SharedReadIndex,
+    pub newest: Arc<SharedReadIndex>,
     table: Mutex<Table>,
 }
 
@@ -58,8 +58,8 @@ impl CredentialGroup {
     pub fn new(identity: Identity) -> Self {
         Self {
             identity,
-            read_index: SharedReadIndex::default(),
-            newest: SharedReadIndex::default(),
+            read_index: Arc::default(),
+            newest: Arc::default(),
             table: Mutex::default(),
         }
     }

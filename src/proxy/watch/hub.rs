@@ -220,7 +220,7 @@ impl HubInner {
                 let newest = self.newest(&group.identity, range);
                 newest.map_ok(|revision| Read::Answer(ReadAnswer { revision, ..ReadAnswer::default() }))
             };
-            let outcome = match group.newest.read(Revision(0), newest).await {
+            let outcome = match group.newest.read(Revision(0), |task| self.start(task), newest).await {
                 Ok(answer) if answer.revision >= position => Ok(()),
                 Ok(_) => self.end_lost_history(&group.identity, range).await,
                 Err(status) => Err(status),
@@ -260,10 +260,9 @@ impl HubInner {
     }
 
     /// The cluster's revision, by a linearizable read of a key.
-    async fn newest(&self, identity: &Identity, range: &KeyRange) -> Result<Revision, Status> {
+    fn newest(&self, identity: &Identity, range: &KeyRange) -> impl Future<Output = Result<Revision, Status>> + use<> {
         let key = self.config.namespace.add_prefix(range.start());
-        let header = self.run(self.upstream.read_index(identity, key, Revision(0))).await?;
-        Ok(Revision(header.revision))
+        self.upstream.read_index(identity, key, Revision(0)).map_ok(|header| Revision(header.revision))
     }
 
     /// Notes how an upstream stream ended; ends the client streams that require a leader once the cluster is known to

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -5,6 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::turns::Turns;
 use super::upstream::Upstream;
 use crate::pb::etcdserverpb::WatchCreateRequest;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -14,8 +16,8 @@ use crate::proxy::Identity;
 #[derive(Default)]
 pub(super) struct PermissionCheck {
     permitted: Mutex<Option<Instant>>,
-    /// Held while the cluster is asked, so that one question answers all who wait.
-    pub turn: tokio::sync::Mutex<()>,
+    /// The cluster is asked once at a time: one question answers all who wait.
+    pub turns: Arc<Turns>,
 }
 
 impl PermissionCheck {

@@ -1,10 +1,15 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Mutex as TurnLock;
+use tokio::sync::oneshot;
 use tonic::Status;
 
+use super::turns::Turns;
+use crate::api_error::ApiError;
 use crate::types::Revision;
 
 /// Shares reads of the cluster's revision among the watches that are being created.
@@ -14,7 +19,9 @@ use crate::types::Revision;
 #[derive(Debug, Default)]
 pub(super) struct SharedReadIndex {
     waiting: Mutex<Waiting>,
-    last: TurnLock<Last>,
+    last: Mutex<Last>,
+    /// One read at a time.
+    turns: Arc<Turns>,
     /// Newest revision any read has told.
     newest: AtomicI64,
 }
@@ -91,34 +98,67 @@ impl SharedReadIndex {
     }
 
     /// Where a watch from `start` (0: from now) stands. `read` asks the cluster at a revision, 0 for the newest: that is
-    /// the lowest start of all that wait, so that one read answers for all of them.
+    /// the lowest start of all that wait, so that one read answers for all of them. It is run by `start_task`, until this
+    /// call is dropped.
     ///
     /// # Errors
-    /// Those of `read`, for the caller that ran it; the next one tries again.
-    pub async fn read<F>(&self, start: Revision, read: impl Fn(Revision) -> F) -> Result<StartPosition, Status>
+    /// Those of `read`, for the caller that began it; the next one tries again. That the hub has stopped.
+    pub async fn read<F>(
+        self: &Arc<Self>,
+        start: Revision,
+        start_task: impl Fn(BoxFuture<'static, ()>),
+        read: impl Fn(Revision) -> F,
+    ) -> Result<StartPosition, Status>
     where
-        F: Future<Output = Result<Read, Status>>,
+        F: Future<Output = Result<Read, Status>> + Send + 'static,
     {
         let waiter = Waiter::take(self, start);
-        let mut last = self.last.lock().await;
         loop {
-            if let Some(position) = last.position_of(start, waiter.number) {
+            let ended = self.turns.ended();
+            let turn = self.turns.take();
+            if let Some(position) = self.last.lock().position_of(start, waiter.number) {
                 return Ok(position);
             }
-            let (serves, lowest) = {
-                let waiting = self.waiting.lock();
-                let open = waiting.starts.iter().find(|(start, number)| !last.is_compacted(*start, *number));
-                (waiting.arrived, open.map(|(start, _)| *start))
+            let Some(turn) = turn else {
+                ended.await;
+                continue;
             };
-            // A start that may lie in the future would give no revision.
-            let known = Revision(self.newest.load(Ordering::Relaxed));
-            let at = lowest.filter(|lowest| *lowest <= known).unwrap_or_default();
-            match read(at).await? {
-                Read::Compacted(compacted) => last.compacted = (serves, compacted),
-                Read::Answer(answer) => {
-                    self.newest.fetch_max(answer.revision.0, Ordering::Relaxed);
-                    last.answer = (serves, answer);
+            let (serves, at) = self.next_read();
+            let (read, shared) = (read(at), self.clone());
+            let (mut tell, told) = oneshot::channel();
+            start_task(
+                async move {
+                    let outcome = tokio::select! {
+                        outcome = read => outcome.map(|read| shared.note(serves, read)),
+                        () = tell.closed() => return,
+                    };
+                    drop(turn);
+                    // Nobody may wait any more.
+                    let _ = tell.send(outcome);
                 }
+                .boxed(),
+            );
+            told.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))?;
+        }
+    }
+
+    /// Whom a read that begins now serves, and at which revision it reads.
+    fn next_read(&self) -> (u64, Revision) {
+        let (waiting, last) = (self.waiting.lock(), self.last.lock());
+        let lowest = waiting.starts.iter().find(|(start, number)| !last.is_compacted(*start, *number));
+        // A start that may lie in the future would give no revision.
+        let known = Revision(self.newest.load(Ordering::Relaxed));
+        let at = lowest.map(|(start, _)| *start).filter(|lowest| *lowest <= known).unwrap_or_default();
+        (waiting.arrived, at)
+    }
+
+    fn note(&self, serves: u64, read: Read) {
+        let mut last = self.last.lock();
+        match read {
+            Read::Compacted(compacted) => last.compacted = (serves, compacted),
+            Read::Answer(answer) => {
+                self.newest.fetch_max(answer.revision.0, Ordering::Relaxed);
+                last.answer = (serves, answer);
             }
         }
     }
@@ -151,12 +191,13 @@ impl Drop for Waiter<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use futures::FutureExt;
     use tokio::sync::Semaphore;
 
     use super::*;
+
+    fn start_task(task: BoxFuture<'static, ()>) {
+        tokio::spawn(task);
+    }
 
     #[tokio::test]
     async fn nobody_joins_a_read_that_has_begun() {
@@ -173,7 +214,7 @@ mod tests {
                         Ok(Read::Answer(ReadAnswer { revision: Revision(number), at, ..ReadAnswer::default() }))
                     }
                 };
-                read_index.read(Revision(0), read).await.unwrap().revision
+                read_index.read(Revision(0), start_task, read).await.unwrap().revision
             }
         };
         let mut calls: Vec<_> = (0..10).map(|_| call().boxed()).collect();
@@ -187,9 +228,41 @@ mod tests {
         assert_eq!(reads.load(Ordering::SeqCst), 2);
     }
 
+    // Cause: the turn was a lock that the caller held, or was given: one that is not polled kept all others waiting.
+    #[tokio::test]
+    async fn a_caller_that_is_not_polled_holds_up_nobody() {
+        let read_index = Arc::new(SharedReadIndex::default());
+        let gate = Arc::new(Semaphore::new(0));
+        let call = || {
+            let read = |at| {
+                let gate = gate.clone();
+                async move {
+                    gate.acquire().await.unwrap().forget();
+                    Ok(Read::Answer(ReadAnswer { revision: Revision(7), at, ..ReadAnswer::default() }))
+                }
+            };
+            read_index.read(Revision(0), start_task, read)
+        };
+        // One has begun a read, one waits for it.
+        let mut stuck = [call().boxed(), call().boxed()];
+        assert!(stuck.iter_mut().all(|call| call.now_or_never().is_none()));
+        gate.add_permits(5);
+        let in_time =
+            async |call| tokio::time::timeout(std::time::Duration::from_secs(20), call).await.expect("in time");
+        assert_eq!(in_time(call().boxed()).await.unwrap().revision, Revision(7));
+        // Nor does one that is given up.
+        let mut dropped = call().boxed();
+        assert!((&mut dropped).now_or_never().is_none());
+        drop(dropped);
+        assert_eq!(in_time(call().boxed()).await.unwrap().revision, Revision(7));
+        for call in stuck {
+            assert_eq!(in_time(call).await.unwrap().revision, Revision(7));
+        }
+    }
+
     /// A store at a revision, compacted at another, behind a read_index that knows of `known`.
     async fn ask(known: i64, revision: i64, compacted: i64, starts: &[i64]) -> (Vec<(i64, i64)>, Vec<i64>) {
-        let read_index = SharedReadIndex { newest: AtomicI64::new(known), ..SharedReadIndex::default() };
+        let read_index = Arc::new(SharedReadIndex { newest: AtomicI64::new(known), ..SharedReadIndex::default() });
         let reads = Mutex::new(Vec::new());
         let read = |at: Revision| {
             reads.lock().push(at.0);
@@ -205,7 +278,7 @@ mod tests {
                 Ok(answer)
             }
         };
-        let calls = starts.iter().map(|&start| read_index.read(Revision(start), read));
+        let calls = starts.iter().map(|&start| read_index.read(Revision(start), start_task, read));
         let positions = futures::future::join_all(calls).await;
         let positions = positions.into_iter().map(|position| position.unwrap());
         let positions = positions.map(|position| (position.revision.0, position.compacted.0)).collect();

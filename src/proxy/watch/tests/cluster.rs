@@ -245,7 +245,9 @@ impl Upstream for FakeCluster {
         let cluster = self.clone();
         async move {
             // As over a network: others may come meanwhile.
-            tokio::task::yield_now().await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
             let mut state = cluster.state.lock();
             state.refused_with(|state| &state.refuse_reads)?;
             state.read_index_reads += 1;

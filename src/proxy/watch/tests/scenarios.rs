@@ -608,6 +608,28 @@ async fn refusals_of_the_cluster_reach_the_client() {
     assert_eq!(client.events().await, vec![format!("p/open@{revision}")]);
 }
 
+/// Cause: a client that had lost the right to a prefix, and kept that to a key, had its watch of the key cancelled when the
+/// upstream watch of the prefix was resumed.
+#[tokio::test]
+async fn a_refused_prefix_does_not_cancel_a_watch_of_a_key_that_is_permitted() {
+    let proxy = Proxy::start(|config| config.prefixes = vec![KeyRange::prefix("p/".into())]);
+    let (mut narrow, mut wide) = (proxy.anonymous(), proxy.anonymous());
+    assert!(!narrow.watch(key("p/open")).await.canceled);
+    assert!(!wide.watch(prefix("p/")).await.canceled);
+    assert_eq!(proxy.cluster.opened(), 1);
+    proxy.cluster.deny(vec![KeyRange::prefix("p/".into())]);
+    proxy.cluster.fail_over();
+    let cancelled = wide.next().await;
+    let denied = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+    assert_eq!((cancelled.canceled, cancelled.cancel_reason.as_str()), (true, denied));
+    let ended = narrow.try_next().await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable, "clients open such a stream again: {ended}");
+    let mut again = proxy.anonymous();
+    assert!(!again.watch(key("p/open")).await.canceled);
+    let revision = proxy.cluster.write(&[("p/open", "1")]);
+    assert_eq!(again.events().await, vec![format!("p/open@{revision}")]);
+}
+
 /// The upstream watch is refused before the read index is: whichever was first decided what the client was told.
 #[tokio::test]
 async fn a_refused_upstream_watch_is_explained_to_who_has_a_certificate() {
@@ -885,6 +907,18 @@ async fn history_that_is_refused_for_the_token_ends_the_stream() {
     let canceled = behind(&proxy).await.next().await;
     let reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
     assert_eq!((canceled.canceled, canceled.cancel_reason.as_str()), (true, reason));
+}
+
+/// Cause: the read that all creates of the same credentials share was part of one client's stream, which is not polled while that
+/// client takes nothing: no other client could create a watch.
+#[tokio::test]
+async fn a_client_that_takes_nothing_holds_up_nobody() {
+    let proxy = Proxy::start(|_| {});
+    let mut stuck = proxy.anonymous();
+    stuck.create(key("a")).await;
+    assert!(stuck.try_next().now_or_never().is_none(), "polled once, so that its read is sent");
+    assert!(!proxy.anonymous().watch(key("a")).await.canceled);
+    assert!(stuck.next().await.created);
 }
 
 #[derive(Clone, Debug)]
