@@ -113,13 +113,13 @@ pub(super) struct Common {
     /// Requests in the run
     #[arg(long, default_value_t = 10_000)]
     pub(super) total: u64,
-    /// Run for this long instead of a number of requests
+    /// Run for this long instead of a number of requests; with --rate, send what is due in this time
     #[arg(long, value_name = "DURATION")]
     pub(super) duration: Option<GoDuration>,
     /// Requests per second at which to send, answered or not; 0 sends as fast as answers come
     #[arg(long, default_value_t = 0.0, value_parser = rate)]
     pub(super) rate: f64,
-    /// How long a request may take
+    /// How long a request may take, at a rate from the time at which it was due
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub(super) request_timeout: GoDuration,
     /// How long a connection attempt may take

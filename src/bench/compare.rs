@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::args::{self, Action, CompareArgs, Load, Refusal};
 use super::measure;
-use super::report::Report;
+use super::record::Latency;
+use super::report::{Delivery, Report};
 use super::statistics::median;
 use super::wire::CallError;
 use crate::client::Endpoint;
@@ -17,19 +18,33 @@ struct Figure {
 
 const FIGURES: &[Figure] = &[
     Figure { name: "throughput /s", of: |report| Some(report.throughput) },
-    Figure { name: "p50 ms", of: |report| Some(report.latency_ms.p50) },
-    Figure { name: "p90 ms", of: |report| Some(report.latency_ms.p90) },
-    Figure { name: "p99 ms", of: |report| Some(report.latency_ms.p99) },
-    Figure { name: "p99.9 ms", of: |report| Some(report.latency_ms.p99_9) },
+    Figure { name: "p50 ms", of: |report| latency(report).map(|one| one.p50) },
+    Figure { name: "p90 ms", of: |report| latency(report).map(|one| one.p90) },
+    Figure { name: "p99 ms", of: |report| latency(report).map(|one| one.p99) },
+    Figure { name: "p99.9 ms", of: |report| latency(report).map(|one| one.p99_9) },
     Figure { name: "events /s", of: |report| report.delivery.as_ref().map(|one| one.events_per_second) },
-    Figure { name: "delivery p50 ms", of: |report| report.delivery.as_ref().map(|one| one.latency_ms.p50) },
-    Figure { name: "delivery p99 ms", of: |report| report.delivery.as_ref().map(|one| one.latency_ms.p99) },
+    Figure { name: "delivery p50 ms", of: |report| delivered(report).map(|one| one.latency_ms.p50) },
+    Figure { name: "delivery p99 ms", of: |report| delivered(report).map(|one| one.latency_ms.p99) },
     Figure { name: "idle bytes/stream", of: idle_bytes },
-    Figure { name: "cpu µs/op", of: |report| sum(report, |cost| cost.cpu_us_per_op) },
+    Figure { name: "cpu µs/op", of: |report| charged(report, sum(report, |cost| cost.cpu_us_per_op)) },
     Figure { name: "resident MiB", of: |report| sum(report, |cost| cost.rss_bytes as f64 / f64::from(1 << 20)) },
     Figure { name: "peak MiB", of: |report| sum(report, |cost| cost.rss_peak_bytes as f64 / f64::from(1 << 20)) },
-    Figure { name: "generator cpu µs/op", of: |report| Some(report.generator_cpu_us_per_op) },
+    Figure { name: "generator cpu µs/op", of: |report| charged(report, Some(report.generator_cpu_us_per_op)) },
 ];
+
+/// None without answers: nothing took no time.
+fn latency(report: &Report) -> Option<&Latency> {
+    (report.operations > 0).then_some(&report.latency_ms)
+}
+
+fn delivered(report: &Report) -> Option<&Delivery> {
+    report.delivery.as_ref().filter(|delivery| delivery.events > 0)
+}
+
+/// A cost of each operation, if there was one.
+fn charged(report: &Report, cost: Option<f64>) -> Option<f64> {
+    cost.filter(|_| report.cpu_operations > 0)
+}
 
 fn sum(report: &Report, of: fn(&super::server::Cost) -> f64) -> Option<f64> {
     (!report.servers.is_empty()).then(|| report.servers.iter().map(of).sum())

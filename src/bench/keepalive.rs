@@ -13,7 +13,7 @@ use super::pace::Pace;
 use super::record::Record;
 use super::report::Measured;
 use super::setup::{Setup, within};
-use super::unary::StartGate;
+use super::unary::Gate;
 use super::wire::{CallError, Connection, Route, StreamReceiver, StreamSender, frame};
 use super::{scan, threads};
 use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseRevokeRequest};
@@ -32,8 +32,8 @@ pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, CallE
     let pace = Arc::new(Pace::new(common.total, common.limit(), common.rate()));
     let done = Arc::new(AtomicU64::new(0));
     let stop = CancellationToken::new();
-    let start_gate = StartGate::new(common.threads as usize);
-    let run = Run { setup, args, pace: &pace, done: &done, start_gate: &start_gate };
+    let (start_gate, end_gate) = (Gate::new(common.threads as usize), Gate::new(common.threads as usize));
+    let run = Run { setup, args, pace: &pace, done: &done, start_gate: &start_gate, end_gate: &end_gate };
     let (parts, timeline) = threads::run(
         common.threads,
         |thread, tasks| {
@@ -42,6 +42,7 @@ pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, CallE
                 let outcome = run.renew(thread, &tasks).await;
                 if outcome.is_err() {
                     run.start_gate.open();
+                    run.end_gate.open();
                     stop.cancel();
                 }
                 outcome
@@ -49,7 +50,11 @@ pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, CallE
         },
         || {
             start_gate.wait_aside();
+            setup.meter.begin();
             pace.drive(args.streams as usize, &stop);
+            if pace.wait_for_limit(&stop) {
+                setup.meter.end();
+            }
         },
         &stop,
         pace.total(),
@@ -62,7 +67,7 @@ pub(super) fn run(setup: &Setup, args: &KeepAliveArgs) -> Result<Measured, CallE
         record.merge(part);
         last = last.max(*end);
     }
-    let elapsed = last.duration_since(pace.start());
+    let elapsed = pace.elapsed(last);
     Ok(Measured { record, elapsed, offered: common.rate(), delivery: None, timeline })
 }
 
@@ -71,7 +76,9 @@ struct Run<'a> {
     args: &'a KeepAliveArgs,
     pace: &'a Arc<Pace>,
     done: &'a Arc<AtomicU64>,
-    start_gate: &'a StartGate,
+    start_gate: &'a Gate,
+    /// Opens when the last stream has ended: leases that are revoked before would be charged to the renewals.
+    end_gate: &'a Gate,
 }
 
 impl Run<'_> {
@@ -86,6 +93,7 @@ impl Run<'_> {
             streams.push(self.grant(&connections[0], count).await?);
         }
         self.start_gate.wait();
+        self.setup.meter.begin();
         let record = Arc::new(Mutex::new(Record::default()));
         let renewals: Vec<_> = streams
             .iter()
@@ -105,6 +113,8 @@ impl Run<'_> {
             .collect();
         futures::future::join_all(renewals).await;
         let end = Instant::now();
+        self.end_gate.wait();
+        self.setup.meter.end();
         self.revoke(&connections[0], streams.concat()).await;
         let record = std::mem::take(&mut *record.lock());
         Ok((record, end))
@@ -155,8 +165,14 @@ impl Stream {
         };
         if let Err(error) = outcome {
             // What was in flight on the stream failed with it.
+            let is_late = self.pace.is_over(Instant::now());
             let mut record = self.record.lock();
-            (0..in_flight.len().max(1)).for_each(|_| record.failed(&error));
+            (0..in_flight.len().max(1)).for_each(|_| {
+                record.failed(&error);
+                if is_late {
+                    record.was_late(false);
+                }
+            });
         }
     }
 
@@ -193,11 +209,15 @@ impl Stream {
     }
 
     fn take_note(&self, sent: Option<Instant>, ttl: i64) {
+        let now = Instant::now();
         let mut record = self.record.lock();
         match sent {
             None => record.failed(&CallError("answer for a lease that was not asked about".into())),
             Some(_) if ttl <= 0 => record.failed(&CallError("lease is gone".into())),
-            Some(sent) => record.answered(sent.elapsed()),
+            Some(sent) => record.answered(now.duration_since(sent)),
+        }
+        if self.pace.is_over(now) {
+            record.was_late(sent.is_some() && ttl > 0);
         }
         self.done.fetch_add(1, Ordering::Relaxed);
     }

@@ -7,6 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Shortest sleep of the pacing thread; closer requests leave together.
 const TICK: Duration = Duration::from_micros(50);
+/// Longest sleep: how late it may learn that the run is stopped.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Hands out the requests of a run: as fast as the callers come back, or at a fixed rate.
 ///
@@ -69,11 +71,37 @@ impl Pace {
             return None;
         }
         let now = Instant::now();
-        if self.limit.is_some_and(|limit| now.duration_since(start) >= limit) {
+        // At a rate `total` is the limit: what is due is sent however late, or a stall would leave no trace.
+        if self.rate.is_none() && self.limit.is_some_and(|limit| now.duration_since(start) >= limit) {
             return None;
         }
         let from = self.rate.map_or(now, |rate| self.planned(index, rate));
         Some(Ticket { index, from })
+    }
+
+    /// Whether what ended at this time ended after the limit.
+    pub(super) fn is_over(&self, at: Instant) -> bool {
+        self.limit.is_some_and(|limit| at.duration_since(self.start()) > limit)
+    }
+
+    /// The time that throughput is counted over: the limit, or up to the `last` answer of a number of requests. With a
+    /// limit, one call that is answered late does not lengthen it.
+    pub(super) fn elapsed(&self, last: Instant) -> Duration {
+        self.limit.unwrap_or_else(|| last.duration_since(self.start()))
+    }
+
+    /// Waits on the calling thread until a closed loop hands out no more; false if it was told to `stop` before, or if
+    /// no limit ends it.
+    pub(super) fn wait_for_limit(&self, stop: &CancellationToken) -> bool {
+        let Some(limit) = self.limit.filter(|_| self.rate.is_none()) else { return false };
+        while !stop.is_cancelled() {
+            let left = limit.saturating_sub(self.start().elapsed());
+            if left.is_zero() {
+                return true;
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+        false
     }
 
     /// Releases requests when they are due, on the calling thread, until the run is over. `callers` is how many
@@ -88,7 +116,7 @@ impl Pace {
             released = due;
             if released < self.total {
                 let wait = self.planned(released, rate).saturating_duration_since(Instant::now());
-                std::thread::sleep(wait.max(TICK).min(Duration::from_millis(100)));
+                std::thread::sleep(wait.max(TICK).min(LOOK));
             }
         }
         // Callers that still wait find out that nothing is left.
@@ -149,6 +177,50 @@ mod tests {
         assert_eq!(Pace::new(7, Some(Duration::from_secs(2)), None).total(), None);
         assert_eq!(due_by(Duration::from_millis(10), 1000.0), 11);
         assert_eq!(due_by(Duration::ZERO, 1000.0), 1);
+    }
+
+    #[test]
+    fn only_a_closed_loop_drops_what_comes_after_the_limit() {
+        // Requests that were due while every caller waited were neither answered nor failed: a stall went unseen.
+        let begun = |rate| {
+            let pace = Pace::new(0, Some(Duration::from_millis(125)), rate);
+            pace.start.set(Instant::now().checked_sub(Duration::from_secs(1)).unwrap()).unwrap();
+            pace.drive(1, &CancellationToken::new());
+            pace
+        };
+        let open = begun(Some(64.0));
+        let indexes = block_on(async {
+            let mut indexes = Vec::new();
+            while let Some(ticket) = open.take().await {
+                indexes.push(ticket.index);
+            }
+            indexes
+        });
+        assert_eq!(indexes, [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(block_on(begun(None).take()), None);
+    }
+
+    #[test]
+    fn a_late_answer_does_not_lengthen_a_run_with_a_limit() {
+        let second = Duration::from_secs(1);
+        let limited = Pace::new(0, Some(second), None);
+        let start = limited.start();
+        assert!(!limited.is_over(start + second) && limited.is_over(start + second * 2));
+        assert_eq!(limited.elapsed(start + second * 30), second);
+        let counted = Pace::new(5, None, None);
+        let start = counted.start();
+        assert!(!counted.is_over(start + second * 30));
+        assert_eq!(counted.elapsed(start + second * 30), second * 30);
+    }
+
+    #[test]
+    fn only_the_limit_of_a_closed_loop_is_waited_for() {
+        let (none, short) = (CancellationToken::new(), Some(Duration::from_millis(1)));
+        assert!(Pace::new(0, short, None).wait_for_limit(&none));
+        assert!(!Pace::new(0, short, Some(1.0)).wait_for_limit(&none));
+        assert!(!Pace::new(5, None, None).wait_for_limit(&none));
+        none.cancel();
+        assert!(!Pace::new(0, Some(Duration::from_secs(3600)), None).wait_for_limit(&none));
     }
 
     #[test]

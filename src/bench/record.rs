@@ -16,12 +16,21 @@ const TEXTS: usize = 50;
 pub(super) struct Record {
     latency: Histogram<u64>,
     errors: BTreeMap<String, u64>,
+    /// Of the answers and errors, those after the limit of the run.
+    late: Late,
+}
+
+/// What ended after the limit of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Late {
+    pub(super) answers: u64,
+    pub(super) errors: u64,
 }
 
 impl Default for Record {
     fn default() -> Self {
         let latency = Histogram::new_with_bounds(1, LONGEST_NANOS, 3).expect("constant bounds that fit");
-        Self { latency, errors: BTreeMap::new() }
+        Self { latency, errors: BTreeMap::new(), late: Late::default() }
     }
 }
 
@@ -36,7 +45,19 @@ impl Record {
         *self.errors.entry(text.to_owned()).or_default() += 1;
     }
 
+    /// The request that was answered or failed last ended after the limit.
+    pub(super) fn was_late(&mut self, well: bool) {
+        let count = if well { &mut self.late.answers } else { &mut self.late.errors };
+        *count += 1;
+    }
+
+    pub(super) fn late(&self) -> Late {
+        self.late
+    }
+
     pub(super) fn merge(&mut self, other: &Self) {
+        self.late.answers += other.late.answers;
+        self.late.errors += other.late.errors;
         self.latency.add(&other.latency).expect("the same bounds");
         for (text, count) in &other.errors {
             *self.errors.entry(text.clone()).or_default() += count;
@@ -117,7 +138,10 @@ mod tests {
             let record = if millis % 2 == 0 { &mut one } else { &mut two };
             record.answered(Duration::from_millis(millis));
         }
+        two.was_late(true);
+        two.was_late(false);
         one.merge(&two);
+        assert_eq!(one.late(), Late { answers: 1, errors: 1 });
         let latency = one.latency();
         let near = |found: f64, expected: f64| (found - expected).abs() / expected < 0.002;
         assert_eq!(one.answers(), 1000);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::record::{Latency, Record};
-use super::server::{Cost, Meter, per};
+use super::record::{Late, Latency, Record};
+use super::server::{Charged, Cost, Meter, per};
 use super::timeline::Timeline;
 
 /// The outcome of one run; the JSON output is this.
@@ -15,9 +15,13 @@ pub(super) struct Report {
     pub(super) endpoints: Vec<String>,
     pub(super) conns: u32,
     pub(super) clients: u32,
+    /// What the throughput is counted over: the limit of the run, or up to the last answer.
     pub(super) seconds: f64,
-    /// Requests that were answered well.
+    /// Requests that were answered well, however late.
     pub(super) operations: u64,
+    /// Of them, and of the errors, those after the limit; the throughput is without them.
+    pub(super) late_answers: u64,
+    pub(super) late_errors: u64,
     pub(super) throughput: f64,
     /// Requests per second that were to be sent; absent in a closed loop.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,6 +31,10 @@ pub(super) struct Report {
     pub(super) delivery: Option<Delivery>,
     pub(super) errors: BTreeMap<String, u64>,
     pub(super) servers: Vec<Cost>,
+    /// What the CPU times are divided by.
+    pub(super) cpu_operations: u64,
+    /// Begin and end of what they are taken over, in seconds since the machine started.
+    pub(super) cpu_window: [f64; 2],
     /// CPU microseconds this generator spent on each operation; near those of the server, it is the bottleneck.
     pub(super) generator_cpu_us_per_op: f64,
     #[serde(skip)]
@@ -82,9 +90,14 @@ impl Report {
     ) -> Self {
         let Measured { record, elapsed, offered, delivery, timeline } = measured;
         let operations = record.answers();
+        let Late { answers: late_answers, errors: late_errors } = record.late();
+        let in_time = operations - late_answers;
         let seconds = elapsed.as_secs_f64();
-        // What a fan-out costs, it costs for its events.
-        let paid_for = delivery.as_ref().map_or(operations, |delivery| delivery.events);
+        // What a fan-out costs, it costs for its events. A closed loop is charged up to its limit, one at a rate until all
+        // that was due has ended.
+        let own = if offered.is_none() { in_time } else { operations };
+        let cpu_operations = delivery.as_ref().map_or(own, |delivery| delivery.events);
+        let Charged { costs, own_cpu_seconds, window } = meter.charged(cpu_operations);
         Self {
             load,
             endpoints,
@@ -92,13 +105,17 @@ impl Report {
             clients,
             seconds,
             operations,
-            throughput: if seconds > 0.0 { operations as f64 / seconds } else { 0.0 },
+            late_answers,
+            late_errors,
+            throughput: if seconds > 0.0 { in_time as f64 / seconds } else { 0.0 },
             offered,
             latency_ms: record.latency(),
             delivery,
             errors: record.errors().clone(),
-            servers: meter.costs(paid_for),
-            generator_cpu_us_per_op: per(meter.own_cpu_seconds() * 1e6, paid_for),
+            servers: costs,
+            cpu_operations,
+            cpu_window: window,
+            generator_cpu_us_per_op: per(own_cpu_seconds * 1e6, cpu_operations),
             chart: record.chart(),
             latency_histogram: record.histogram(),
             rates: timeline.rates(),
@@ -125,6 +142,13 @@ impl Report {
         );
         let offered = self.offered.map_or(String::new(), |rate| format!(" of {rate:.1} offered"));
         let _ = writeln!(out, "  throughput  {:.1}/s{offered}", self.throughput);
+        if self.late_answers + self.late_errors > 0 {
+            let _ = writeln!(
+                out,
+                "  late        {} answers and {} errors after the end, not in the throughput",
+                self.late_answers, self.late_errors
+            );
+        }
         latency_line(out, "latency", &self.latency_ms);
         if let Some(delivery) = &self.delivery {
             let _ = writeln!(
@@ -204,6 +228,25 @@ mod tests {
         };
         let meter = Meter::start(&[]).unwrap();
         Report::new("put", vec!["127.0.0.1:2379".into()], (1, 2), measured, &meter)
+    }
+
+    #[test]
+    fn late_answers_are_no_throughput_and_are_shown() {
+        let mut record = Record::default();
+        (0..4).for_each(|_| record.answered(Duration::from_millis(1)));
+        record.was_late(true);
+        record.failed(&CallError("no answer within 30s".into()));
+        record.was_late(false);
+        let of = |offered| {
+            let (record, elapsed) = (record.clone(), Duration::from_secs(3));
+            let measured = Measured { record, elapsed, offered, delivery: None, timeline: Timeline::default() };
+            Report::new("put", vec![], (1, 1), measured, &Meter::start(&[]).unwrap())
+        };
+        let closed = of(None);
+        assert_eq!((closed.operations, closed.late_answers, closed.late_errors), (4, 1, 1));
+        assert_eq!((closed.throughput, closed.cpu_operations), (1.0, 3));
+        assert!(closed.text().contains("late        1 answers and 1 errors after the end"), "{}", closed.text());
+        assert_eq!((of(Some(2.0)).throughput, of(Some(2.0)).cpu_operations), (1.0, 4));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! CPU time and memory of a server, from `/proc`.
 
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
@@ -66,6 +67,9 @@ impl Reading {
 pub(super) struct Cost {
     pub(super) name: String,
     pub(super) pid: u32,
+    /// Of its whole life, when the load began.
+    pub(super) cpu_before_seconds: f64,
+    /// From the first request of the load to the last one.
     pub(super) cpu_seconds: f64,
     /// CPU microseconds for each operation.
     pub(super) cpu_us_per_op: f64,
@@ -78,8 +82,30 @@ pub(super) struct Cost {
 /// Servers under observation during a run.
 #[derive(Debug)]
 pub(super) struct Meter {
+    /// With the reading before the run connects and sets anything up.
     servers: Vec<(ServerPid, Reading)>,
-    own: Reading,
+    begun: OnceLock<Spent>,
+    ended: OnceLock<Spent>,
+}
+
+/// CPU seconds up to one moment.
+#[derive(Clone, Debug)]
+struct Spent {
+    /// In the order of the servers; absent for one that is gone.
+    servers: Vec<Option<f64>>,
+    own: f64,
+    /// Seconds since the machine started.
+    at: f64,
+}
+
+/// What a load is charged for.
+#[derive(Debug)]
+pub(super) struct Charged {
+    /// What each server spent. A server that is gone is left out.
+    pub(super) costs: Vec<Cost>,
+    pub(super) own_cpu_seconds: f64,
+    /// Begin and end, in seconds since the machine started.
+    pub(super) window: [f64; 2],
 }
 
 impl Meter {
@@ -93,12 +119,26 @@ impl Meter {
                 Ok((server.clone(), reading))
             })
             .collect::<Result<_, String>>()?;
-        Ok(Self { servers, own: own() })
+        Ok(Self { servers, begun: OnceLock::new(), ended: OnceLock::new() })
     }
 
-    /// CPU seconds that this process spent since the start.
-    pub(super) fn own_cpu_seconds(&self) -> f64 {
-        own().cpu_seconds - self.own.cpu_seconds
+    /// From here on the load is charged. The first caller takes the reading, others wait for it.
+    pub(super) fn begin(&self) {
+        self.begun.get_or_init(|| self.spent());
+    }
+
+    /// Up to here the load is charged. Only the first call counts.
+    pub(super) fn end(&self) {
+        self.ended.get_or_init(|| self.spent());
+    }
+
+    fn spent(&self) -> Spent {
+        let cpu = |server: &ServerPid| Reading::of(&server.pid.to_string()).ok().map(|reading| reading.cpu_seconds);
+        Spent {
+            servers: self.servers.iter().map(|(server, _)| cpu(server)).collect(),
+            own: own().cpu_seconds,
+            at: uptime(),
+        }
     }
 
     /// Bytes by which each server has grown since the start.
@@ -110,16 +150,23 @@ impl Meter {
         self.servers.iter().filter_map(grown).collect()
     }
 
-    /// What each server spent on `operations`. A server that is gone is left out.
-    pub(super) fn costs(&self, operations: u64) -> Vec<Cost> {
-        self.servers
+    /// What was spent on `operations` between [`begin`](Self::begin) and [`end`](Self::end); nothing on a load that
+    /// never began.
+    pub(super) fn charged(&self, operations: u64) -> Charged {
+        let ended = self.ended.get().cloned().unwrap_or_else(|| self.spent());
+        let begun = self.begun.get().unwrap_or(&ended);
+        let costs = self
+            .servers
             .iter()
-            .filter_map(|(server, before)| {
+            .zip(begun.servers.iter().zip(&ended.servers))
+            .filter_map(|((server, before), (cpu_begun, cpu_ended))| {
                 let after = Reading::of(&server.pid.to_string()).ok()?;
-                let cpu_seconds = after.cpu_seconds - before.cpu_seconds;
+                let cpu_before_seconds = (*cpu_begun)?;
+                let cpu_seconds = (*cpu_ended)? - cpu_before_seconds;
                 Some(Cost {
                     name: server.name.clone(),
                     pid: server.pid,
+                    cpu_before_seconds,
                     cpu_seconds,
                     cpu_us_per_op: per(cpu_seconds * 1e6, operations),
                     rss_before_bytes: before.rss_bytes,
@@ -127,8 +174,15 @@ impl Meter {
                     rss_peak_bytes: after.rss_peak_bytes,
                 })
             })
-            .collect()
+            .collect();
+        Charged { costs, own_cpu_seconds: ended.own - begun.own, window: [begun.at, ended.at] }
     }
+}
+
+/// Seconds since the machine started; zero where there is no `/proc`. All processes count from the same moment.
+fn uptime() -> f64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split_whitespace().next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
 }
 
 /// This process; zero where there is no `/proc`.
@@ -143,7 +197,44 @@ pub(super) fn per(sum: f64, count: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Command, Stdio};
+
     use super::*;
+
+    #[test]
+    fn what_a_server_spends_before_and_after_the_load_is_not_charged() {
+        // Leases were granted before the load and revoked after it, at the expense of the load.
+        let count_to = "while read n; do i=0; while [ $i -lt $n ]; do i=$((i+1)); done; echo done; done";
+        let mut command = Command::new("/bin/sh");
+        let mut server = command.args(["-c", count_to]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let pid = server.id();
+        let mut input = server.stdin.take().unwrap();
+        let mut output = BufReader::new(server.stdout.take().unwrap());
+        let cpu = || Reading::of(&pid.to_string()).unwrap().cpu_seconds;
+        let mut spend = |seconds: f64| {
+            let end = cpu() + seconds;
+            while cpu() < end {
+                input.write_all(b"2000\n").unwrap();
+                output.read_line(&mut String::new()).unwrap();
+            }
+        };
+        let meter = Meter::start(&[ServerPid { name: "server".into(), pid }]).unwrap();
+        spend(0.2);
+        meter.begin();
+        spend(0.1);
+        meter.end();
+        spend(0.2);
+        meter.end();
+        let charged = meter.charged(10);
+        drop(input);
+        server.wait().unwrap();
+        let [cost] = &charged.costs[..] else { panic!("{charged:?}") };
+        assert!((0.05..0.2).contains(&cost.cpu_seconds) && cost.cpu_before_seconds > 0.15, "{cost:?}");
+        assert!((cost.cpu_us_per_op - cost.cpu_seconds * 1e5).abs() < 1e-3, "{cost:?}");
+        let [begin, end] = charged.window;
+        assert!(begin > 0.0 && end >= begin, "{charged:?}");
+    }
 
     #[test]
     fn a_process_is_named_or_not() {

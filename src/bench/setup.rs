@@ -19,7 +19,8 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    /// Logs in and finds the leader, when asked to; then takes the first reading of the servers.
+    /// Logs in and finds the leader, when asked to; then takes the first reading of the servers' memory. Their CPU time
+    /// counts from where the load begins.
     pub(super) fn prepare(common: &Common) -> Result<Self, CallError> {
         let tls = common.tls().map_err(CallError)?;
         let dial_timeout = common.dial_timeout.0;

@@ -19,28 +19,37 @@ pub(super) fn run(setup: &Setup, job: &Job) -> Result<Measured, CallError> {
     let pace = Arc::new(Pace::new(job.total, job.limit, job.rate));
     let done = Arc::new(AtomicU64::new(0));
     let stop = CancellationToken::new();
-    let start_gate = StartGate::new(setup.common.threads as usize);
+    let (start_gate, end_gate) = (Gate::new(setup.common.threads as usize), Gate::new(setup.common.threads as usize));
     let callers = job.clients as usize;
-    let (pace_ref, stop_ref, gate_ref, done_ref) = (&pace, &stop, &start_gate, &done);
+    let (pace_ref, stop_ref, gate_ref, end_ref, done_ref) = (&pace, &stop, &start_gate, &end_gate, &done);
     let (records, timeline) = threads::run(
         setup.common.threads,
         |thread, tasks| async move {
             let part = async {
                 let connections = setup.connect(thread, &tasks).await?;
                 gate_ref.wait();
+                setup.meter.begin();
                 let share = share(job.clients, setup.common.threads, thread);
-                Ok(clients(setup, job.source.clone(), connections, share, pace_ref, done_ref, &tasks).await)
+                let part = clients(setup, job.source.clone(), connections, share, pace_ref, done_ref, &tasks).await;
+                end_ref.wait();
+                setup.meter.end();
+                Ok(part)
             };
             let outcome = part.await;
             if outcome.is_err() {
                 gate_ref.open();
+                end_ref.open();
                 stop_ref.cancel();
             }
             outcome
         },
         || {
             gate_ref.wait_aside();
+            setup.meter.begin();
             pace_ref.drive(callers, stop_ref);
+            if pace_ref.wait_for_limit(stop_ref) {
+                setup.meter.end();
+            }
         },
         &stop,
         pace.total(),
@@ -53,7 +62,7 @@ pub(super) fn run(setup: &Setup, job: &Job) -> Result<Measured, CallError> {
         whole.merge(record);
         last = last.max(*end);
     }
-    let elapsed = last.duration_since(pace.start());
+    let elapsed = pace.elapsed(last);
     Ok(Measured { record: whole, elapsed, offered: job.rate, delivery: None, timeline })
 }
 
@@ -83,14 +92,22 @@ pub(super) async fn clients(
                 let mut random = fastrand::Rng::new();
                 while let Some(ticket) = pace.take().await {
                     let (route, frame) = source.request(ticket.index, &mut random);
-                    let answer = tokio::time::timeout(timeout, connection.unary(route, frame)).await;
-                    let latency = ticket.from.elapsed();
-                    source.ended(ticket.index, matches!(answer, Ok(Ok(_))));
+                    // It may take that long from the time at which it was due. One that waited longer for a caller is not
+                    // sent, or a run at a rate would go on for one timeout after the other.
+                    let answer = match timeout.checked_sub(ticket.from.elapsed()) {
+                        Some(left) => tokio::time::timeout(left, connection.unary(route, frame)).await.ok(),
+                        None => None,
+                    };
+                    let (ended, is_well) = (Instant::now(), matches!(answer, Some(Ok(_))));
+                    source.ended(ticket.index, is_well);
                     let mut record = record.lock();
                     match answer {
-                        Ok(Ok(_)) => record.answered(latency),
-                        Ok(Err(error)) => record.failed(&error),
-                        Err(_) => record.failed(&CallError(format!("no answer within {timeout:?}"))),
+                        Some(Ok(_)) => record.answered(ended.duration_since(ticket.from)),
+                        Some(Err(error)) => record.failed(&error),
+                        None => record.failed(&CallError(format!("no answer within {timeout:?}"))),
+                    }
+                    if pace.is_over(ended) {
+                        record.was_late(is_well);
                     }
                     done.fetch_add(1, Ordering::Relaxed);
                     // One error of a kind is enough.
@@ -106,18 +123,18 @@ pub(super) async fn clients(
     (record, Instant::now())
 }
 
-/// Lets all threads begin together, once each has its connections.
-pub(super) struct StartGate {
+/// Lets all threads go on together: begin once each has its connections, tear down once no caller is left.
+pub(super) struct Gate {
     missing: Mutex<usize>,
     open: parking_lot::Condvar,
 }
 
-impl StartGate {
+impl Gate {
     pub(super) fn new(threads: usize) -> Self {
         Self { missing: Mutex::new(threads), open: parking_lot::Condvar::new() }
     }
 
-    /// Counts this thread as ready and waits for the others. Blocks the thread: nothing runs on it yet but idle
+    /// Counts this thread as ready and waits for the others. Blocks the thread: nothing runs on it but idle
     /// connections.
     pub(super) fn wait(&self) {
         self.arrive();
@@ -150,7 +167,58 @@ impl StartGate {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::super::args::{self, Action, Load};
+    use super::super::requests::Puts;
+    use super::super::wire::frame;
     use super::*;
+    use crate::client::testing::{FakeMember, Reply};
+    use crate::pb::etcdserverpb::PutResponse;
+
+    /// Puts with these flags on a member that never answers the first one.
+    fn with_one_unanswered(member: &FakeMember, flags: &str) -> Measured {
+        let line = format!("bench put --endpoints={} {flags}", member.endpoint);
+        let bench = args::read(line.split_whitespace());
+        let Ok(Action::Load(Load::Put(args))) = bench.map(|bench| bench.action) else { panic!("{line}") };
+        let setup = Setup::prepare(&args.common).unwrap();
+        run(&setup, &Job::new(&args.common, Puts::new(&args).unwrap())).unwrap()
+    }
+
+    async fn swallows_one() -> FakeMember {
+        let was_asked = AtomicBool::new(false);
+        FakeMember::start(move |_| match was_asked.swap(true, Ordering::Relaxed) {
+            false => Reply::Never,
+            true => Reply::Message(frame(&PutResponse::default()).to_vec()),
+        })
+        .await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn one_unanswered_call_does_not_divide_the_throughput() {
+        // The run was as long as the call waited: answers of 3 s were divided by 33 s.
+        let member = swallows_one().await;
+        let flags = "--clients=2 --duration=500ms --request-timeout=1500ms";
+        let measured = with_one_unanswered(&member, flags);
+        assert_eq!(measured.elapsed, Duration::from_millis(500));
+        assert!(measured.record.answers() > measured.record.late().answers, "{:?}", measured.record.late());
+        assert_eq!(measured.record.errors().values().sum::<u64>(), 1);
+        assert_eq!(measured.record.late().errors, 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn every_request_that_is_due_is_answered_or_failed() {
+        // The one caller waits for the first call, until all others are due; they were dropped after the limit.
+        let member = swallows_one().await;
+        let flags = "--clients=1 --rate=200 --duration=250ms --request-timeout=1s";
+        let measured = with_one_unanswered(&member, flags);
+        let errors = measured.record.errors().values().sum::<u64>();
+        assert_eq!(measured.record.answers() + errors, 50);
+        assert!(errors >= 1, "{:?}", measured.record.errors());
+        assert_eq!(measured.record.late().answers, measured.record.answers());
+        assert_eq!(measured.elapsed, Duration::from_millis(250));
+    }
 
     #[test]
     fn callers_are_shared_out_without_loss() {

@@ -16,7 +16,7 @@ use super::requests::Source;
 use super::setup::{Setup, within};
 use super::tally::{Seen, WrittenLog};
 use super::timeline::Timeline;
-use super::unary::{StartGate, clients, share};
+use super::unary::{Gate, clients, share};
 use super::wire::{CallError, Connection, Route, StreamReceiver, StreamSender, frame};
 use super::{scan, threads};
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -83,8 +83,8 @@ pub(super) fn run(setup: &Setup, args: &WatchArgs, shape: Shape) -> Result<Measu
         shape,
         pace: &pace,
         board: &board,
-        ready: StartGate::new(common.threads as usize),
-        go: StartGate::new(1),
+        ready: Gate::new(common.threads as usize),
+        go: Gate::new(1),
         stop: CancellationToken::new(),
     };
     let watchers = u64::from(args.streams) * u64::from(shape.watchers_per_stream);
@@ -123,9 +123,9 @@ struct Run<'a> {
     pace: &'a Arc<Pace>,
     board: &'a Arc<Board>,
     /// Opens when every watch is set up.
-    ready: StartGate,
+    ready: Gate,
     /// Opens when the puts begin.
-    go: StartGate,
+    go: Gate,
     stop: CancellationToken,
 }
 
@@ -230,12 +230,15 @@ impl Run<'_> {
             value_bytes: self.args.val_size as usize,
             board: self.board.clone(),
         });
+        // The puts and their events are charged, not the set-up of the streams and their end.
+        self.setup.meter.begin();
         self.go.arrive();
         let done = Arc::new(AtomicU64::new(0));
         let (record, end) = clients(self.setup, source, connections, callers, self.pace, &done, tasks).await;
         part.puts = record;
         part.last_put = Some(end);
         self.drain().await;
+        self.setup.meter.end();
         self.board.finish.cancel();
         Ok(part)
     }
@@ -443,6 +446,6 @@ fn sum_up(run: &Run<'_>, parts: Vec<Part>, offered: Option<f64>, watchers: u64) 
     let span = last_event.saturating_duration_since(start).as_secs_f64();
     delivery.events_per_second = if span > 0.0 { delivery.events as f64 / span } else { 0.0 };
     delivery.latency_ms = arrived.latency();
-    let elapsed = last_put.duration_since(start);
+    let elapsed = run.pace.elapsed(last_put);
     Measured { record, elapsed, offered, delivery: Some(delivery), timeline: Timeline::default() }
 }

@@ -137,8 +137,8 @@ impl BoltFile {
         BoltError::Corrupt { path: self.path.clone(), page, what: what.into() }
     }
 
-    /// A page with all that belong to it.
-    fn load(&self, id: u64) -> Result<Vec<u8>, BoltError> {
+    /// A page with all that belong to it, which are taken from `pages_left` before they are read.
+    fn load(&self, id: u64, pages_left: &mut u64) -> Result<Vec<u8>, BoltError> {
         let io = |source| BoltError::Io { path: self.path.clone(), source };
         let page_bytes = u64::from(self.meta.page_bytes);
         let in_file = |pages: u64| {
@@ -153,8 +153,10 @@ impl BoltFile {
         self.file.read_exact_at(&mut head, id * page_bytes).map_err(io)?;
         let head = PageHead::read(&head).filter(|head| head.id == id);
         let head = head.ok_or_else(|| self.corrupt(id, "the page has another number"))?;
-        let size = in_file(u64::from(head.overflow) + 1);
-        let size = size.ok_or_else(|| self.corrupt(id, "the page runs past the end"))?;
+        let pages = u64::from(head.overflow) + 1;
+        let size = in_file(pages).ok_or_else(|| self.corrupt(id, "the page runs past the end"))?;
+        let left = pages_left.checked_sub(pages);
+        *pages_left = left.ok_or_else(|| self.corrupt(id, "the tree has more pages than the file"))?;
         let mut bytes = vec![0; size as usize];
         self.file.read_exact_at(&mut bytes, id * page_bytes).map_err(io)?;
         Ok(bytes)
@@ -168,7 +170,7 @@ enum Root {
 
 type Element<'a> = dyn FnMut(u32, &[u8], &[u8]) -> ControlFlow<()> + 'a;
 
-/// One walk over a tree: every page once at most, keys ascending.
+/// One walk over a tree: no more pages than the file has, however they overlap, keys ascending.
 struct Walk<'a> {
     db_snapshot: &'a BoltFile,
     pages_left: u64,
@@ -177,11 +179,10 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn page(&mut self, id: u64, depth: usize, visit: &mut Element<'_>) -> Result<ControlFlow<()>, BoltError> {
-        if depth == DEPTH_MAX || self.pages_left == 0 {
+        if depth == DEPTH_MAX {
             return Err(self.db_snapshot.corrupt(id, "the tree runs in a circle"));
         }
-        self.pages_left -= 1;
-        let bytes = self.db_snapshot.load(id)?;
+        let bytes = self.db_snapshot.load(id, &mut self.pages_left)?;
         let head = PageHead::read(&bytes).ok_or_else(|| self.db_snapshot.corrupt(id, "the page is too short"))?;
         match head.flags {
             LEAF => self.leaf(id, &bytes, visit),

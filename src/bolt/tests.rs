@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 
+use super::format::{BRANCH, BUCKET_ELEMENT, LEAF, META, Meta, PAGE_BYTES, PageHead};
 use super::*;
 
 #[derive(Default)]
@@ -118,4 +119,50 @@ fn damaged_db_snapshots_are_refused_or_read_and_never_more() {
     }
     assert!(matches!(opened(b"").1, Err(BoltError::NotADbSnapshot { .. })));
     assert!(matches!(opened(&[0; 8192]).1, Err(BoltError::NotADbSnapshot { .. })));
+}
+
+/// A leaf with one row.
+fn leaf(id: u64, overflow: u32, flags: u32, key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut page = Vec::new();
+    PageHead { id, flags: LEAF, count: 1, overflow }.write(&mut page);
+    for number in [flags, 16, key.len() as u32, value.len() as u32] {
+        page.extend_from_slice(&number.to_le_bytes());
+    }
+    page.extend_from_slice(key);
+    page.extend_from_slice(value);
+    page
+}
+
+/// A bucket of `leaves` leaves, one page apart, to each of which `overflow(place)` more pages belong.
+fn with_runs(leaves: u64, overflow: impl Fn(u64) -> u64) -> Vec<u8> {
+    const FIRST: u64 = 4;
+    let mut pages = Vec::new();
+    for id in 0..2 {
+        let mut page = Vec::new();
+        PageHead { id, flags: META, count: 0, overflow: 0 }.write(&mut page);
+        Meta { page_bytes: PAGE_BYTES as u32, root: 2, pages: FIRST + leaves, transaction: id }.write(&mut page);
+        pages.push(page);
+    }
+    let bucket = [3u64.to_le_bytes(), 0u64.to_le_bytes()].concat();
+    pages.push(leaf(2, 0, BUCKET_ELEMENT, b"key", &bucket));
+    let mut branch = Vec::new();
+    PageHead { id: 3, flags: BRANCH, count: leaves as u16, overflow: 0 }.write(&mut branch);
+    for id in FIRST..FIRST + leaves {
+        // The reader does not look at the keys of a branch.
+        branch.extend_from_slice(&[0; 8]);
+        branch.extend_from_slice(&id.to_le_bytes());
+    }
+    pages.push(branch);
+    pages.extend((0..leaves).map(|place| leaf(FIRST + place, overflow(place) as u32, 0, &place.to_be_bytes(), b"")));
+    pages.iter_mut().for_each(|page| page.resize(PAGE_BYTES, 0));
+    pages.concat()
+}
+
+#[test]
+fn pages_that_overlap_are_refused_before_they_are_read_again_and_again() {
+    assert_eq!(read(&with_runs(9, |_| 0)).unwrap().len(), 9);
+    // The last two leaves fit in front of each other: the file has pages that nothing needs.
+    assert_eq!(read(&with_runs(9, |place| u64::from(place == 7))).unwrap().len(), 9);
+    let refused = read(&with_runs(9, |place| 8 - place)).unwrap_err().to_string();
+    assert!(refused.ends_with("the tree has more pages than the file"), "{refused}");
 }

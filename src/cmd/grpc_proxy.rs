@@ -19,8 +19,8 @@ use crate::config::{
     parse_proxy_config,
 };
 use crate::discovery::{Discovery, Followed, MemberList, StaticList, count_sources, current_endpoints};
-use crate::listener::{ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
-use crate::net::{Alpn, ClientTls, ClientTlsConfig, Identity, ServerAuth, ServerTls};
+use crate::listener::{ConnectionLimits, ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
+use crate::net::{Alpn, ClientTls, ClientTlsConfig, Identity, ServerAuth, ServerTls, descriptor_limit};
 use crate::pages::Profiles;
 use crate::proxy::{
     CacheBudget, CacheMetrics, CacheParts, CacheReads, KeepAliveBroadcasts, KnownLeases, Listeners, MessageLimits,
@@ -198,11 +198,13 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
         grace: config.grace,
         ..ListenerConfig::default()
     };
+    let endpoints = current_endpoints(&*listed);
+    let serving_threads = config.serving_threads.unwrap_or(listener_config.serving_threads);
     let listener_config = ListenerConfig {
-        serving_threads: config.serving_threads.unwrap_or(listener_config.serving_threads),
+        serving_threads,
+        connections_max: ConnectionLimits::of_proxy(descriptor_limit(), serving_threads, endpoints.len()),
         ..listener_config
     };
-    let endpoints = current_endpoints(&*listed);
     let cluster = UpstreamCluster::new(&endpoints, &metrics);
     let names: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
     let pool_config = PoolConfig { cluster: Some(cluster.clone()), endpoints, ..pool_config(&config, upstream_tls) };

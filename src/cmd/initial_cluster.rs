@@ -5,7 +5,7 @@ use crate::config::{
     CompleteCluster, Fallback, InitialCluster, InitialDiscovery, KeptClusterConfig, MemberRegistry, ServerConfig,
 };
 use crate::core::cluster::member_id;
-use crate::core::server::Layout;
+use crate::core::server::{Disks, Layout};
 use crate::discovery::{JoinError, KeptCluster, SrvError, find_members, join_cluster, peer_urls};
 
 /// The cluster that was found is complete without this member.
@@ -22,7 +22,7 @@ pub(super) struct Surplus {
 pub(super) async fn initial_cluster(config: &ServerConfig) -> anyhow::Result<InitialCluster> {
     let initial = &config.initial;
     let Some(discovery) = &config.discovery else { return Ok(initial.clone()) };
-    if Layout::new(&config.data_dir, &config.wal_dir).wal.exists() {
+    if Layout::new(&config.data_dir, &config.wal_dir).has_log(&Disks::files().wal)? {
         warn!("discovery is not asked for: the member has data, and knows its cluster");
         return Ok(initial.clone());
     }

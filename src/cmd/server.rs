@@ -17,8 +17,8 @@ use crate::config::{
 };
 use crate::core::peer::{PeerDialer, PeerTls};
 use crate::core::server::{CoreMetrics, Failed, HttpHandler, Member, PeerHandler, SlowRequests, Traffic};
-use crate::listener::{self, ListenerConfig, ListenerError, Protection, Serving, Socket, WorkerId};
-use crate::net::{ClientTls, Identity, PortUse, ServerTls};
+use crate::listener::{self, ConnectionLimits, ListenerConfig, ListenerError, Protection, Serving, Socket, WorkerId};
+use crate::net::{ClientTls, Identity, PortUse, ServerTls, descriptor_limit};
 use crate::pages::{BrowserRules, Profiles};
 use crate::shutdown::{Interruption, Tasks, interrupted};
 use crate::telemetry::{Metrics, PeerMetrics, Tracing, WatchMetrics, init_logging};
@@ -171,7 +171,9 @@ impl Server {
         if config.enable_pprof {
             info!(path = "/debug/pprof", "pprof is enabled");
         }
+        let limits = ConnectionLimits::of_member(descriptor_limit(), config.serving_threads);
         let listener = ListenerConfig {
+            connections_max: limits.clients,
             serving_threads: config.serving_threads,
             max_concurrent_streams: config.max_concurrent_streams,
             keepalive_interval: config.keepalive_interval,
@@ -186,11 +188,12 @@ impl Server {
             true => None,
             false => {
                 let metrics_handler = listener::answering(http.clone(), HttpHandler::answer_metrics);
-                Some(listener::serve(metric_sockets, single.clone(), move |_| metrics_handler.clone(), tasks)?)
+                let single = ListenerConfig { connections_max: limits.metrics, ..single.clone() };
+                Some(listener::serve(metric_sockets, single, move |_| metrics_handler.clone(), tasks)?)
             }
         };
         let rejection_message = "rejected connection on peer endpoint";
-        let peer_config = ListenerConfig { rejection_message, ..single };
+        let peer_config = ListenerConfig { rejection_message, connections_max: limits.peers, ..single };
         let peer_addresses: Vec<String> = peer_sockets.iter().map(ToString::to_string).collect();
         let peers = listener::serve(peer_sockets, peer_config, move |_| peer_handler.clone(), tasks)?;
         for address in peer_addresses {

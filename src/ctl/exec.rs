@@ -1,5 +1,5 @@
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 
@@ -45,21 +45,24 @@ pub(super) async fn for_event(words: &[Word], revision: i64, event: &Event) -> R
     Err(Failure::silent(Exit::Error as u8))
 }
 
+/// Exit code of a command that a signal killed: -1 in Go, which the system cuts to eight bits.
+const KILLED: u8 = 255;
+
 /// Runs the command that a lock protects.
 ///
 /// # Errors
 /// Carries the command's own exit code.
-pub(super) async fn under_lock(words: &[Word], key: &str, revision: i64) -> Result<(), Failure> {
+pub(super) async fn under_lock(words: &[Word], key: &[u8], revision: i64) -> Result<(), Failure> {
     let outcome = command(words)
         .stdin(Stdio::inherit())
-        .env("ETCD_LOCK_KEY", key)
+        .env("ETCD_LOCK_KEY", OsStr::from_bytes(key))
         .env("ETCD_LOCK_REV", revision.to_string())
         .status()
         .await;
     match outcome {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => {
-            let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::Error as u8);
+            let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(KILLED);
             Err(Failure { code, ..Failure::new(Exit::Error, ending(status)) })
         }
         Err(error) => Err(Failure::new(Exit::Error, start_error(words, &error))),
@@ -81,5 +84,28 @@ fn start_error(words: &[Word], error: &std::io::Error) -> String {
             format!("exec: {}: executable file not found in $PATH", golang::quote(&name))
         }
         _ => format!("fork/exec {}: {}", String::from_utf8_lossy(&name), golang::reason(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn shell(script: &str, key: &[u8]) -> Result<(), Failure> {
+        under_lock(&["sh", "-c", script].map(|word| word.as_bytes().to_vec()), key, 7).await
+    }
+
+    #[tokio::test]
+    async fn a_command_that_a_signal_killed_has_etcdctls_exit_code() {
+        // Cause: without an exit code of its own the command counted as any other error, 1.
+        assert_eq!(shell("kill -KILL $$", b"l/1").await.unwrap_err().code, 255);
+        assert_eq!(shell("exit 7", b"l/1").await.unwrap_err().code, 7);
+    }
+
+    #[tokio::test]
+    async fn a_command_gets_the_bytes_of_the_key() {
+        // Cause: bytes that are not UTF-8 were replaced, so that the variable named another key.
+        let script = r#"test "$(printf %s "$ETCD_LOCK_KEY" | od -An -tx1 | tr -d ' ')" = 6cff2f31"#;
+        assert_eq!(shell(script, b"l\xff/1").await, Ok(()));
     }
 }

@@ -3,7 +3,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -13,6 +12,7 @@ use super::listener::Accept;
 use super::loop_questions::Growth;
 use super::metrics::GatewayMetrics;
 use super::worker::Worker;
+use crate::net::{connections_within, descriptor_limit};
 
 /// Pause after an error that only time or the end of other connections cures.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -93,9 +93,8 @@ fn is_due(last_log: &mut Option<Instant>) -> bool {
 
 /// Connections that fit into the descriptor limit, two descriptors each, with a reserve for everything else.
 pub(super) fn connections_max() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let reserve = (limit / 8).clamp(RESERVE_MIN, RESERVE_MAX);
-    usize::try_from(limit.saturating_sub(reserve) / 2).unwrap_or(usize::MAX).max(1)
+    let limit = descriptor_limit();
+    connections_within(limit, (limit / 8).clamp(RESERVE_MIN, RESERVE_MAX), 2).max(1)
 }
 
 /// Whether the error took its connection with it, so that the next one may be fine.

@@ -52,6 +52,12 @@ impl Serving {
         &self.listening
     }
 
+    /// Connections that are counted now.
+    #[cfg(test)]
+    pub(super) fn open_connections(&self) -> usize {
+        open_connections(&self.listening.workers)
+    }
+
     /// Stops accepting, lets open requests finish within the grace period and waits for the threads.
     pub async fn finish(self) {
         self.stop.cancel();
@@ -244,8 +250,7 @@ impl Accepting {
         let Self { number, listener, protection, workers, connections_max, stop } = self;
         let mut last_log: Option<Instant> = None;
         loop {
-            let open: usize = workers.iter().map(|worker| worker.open.load(Ordering::Relaxed)).sum();
-            if open >= connections_max {
+            if open_connections(&workers) >= connections_max {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(ACCEPT_PAUSE) => continue,
@@ -270,6 +275,10 @@ impl Accepting {
             }
         }
     }
+}
+
+fn open_connections(workers: &[Worker]) -> usize {
+    workers.iter().map(|worker| worker.open.load(Ordering::Relaxed)).sum()
 }
 
 /// Gives the connection to the thread with the fewest.

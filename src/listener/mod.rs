@@ -2,7 +2,8 @@
 //!
 //! A connection arrives at the one accept loop (`accept.rs`), is handed to the serving thread with the fewest
 //! connections (`worker.rs`) and stays there: HTTP/2 in Rust takes a lock per connection, so a connection that never
-//! changes threads never waits for it. Its first byte says whether it speaks TLS (`first_bytes.rs`), and what does not
+//! changes threads never waits for it. It is counted until its stream is gone (`counted.rs`), and as many as
+//! [`ConnectionLimits`] (`connection_limits.rs`) allows are accepted. Its first byte says whether it speaks TLS (`first_bytes.rs`), and what does not
 //! fit the socket is told so (`misdirected.rs`). It is read no faster than its requests are handled (`paced.rs`), and
 //! ends when the client pings too often (`pings.rs`, which finds the frames by `frames.rs`). Each request carries the
 //! [`ConnectionInfo`] of its connection in its extensions. The core and the proxy give a function that makes their service,
@@ -15,6 +16,8 @@
 mod accept;
 mod arriving;
 mod connection_info;
+mod connection_limits;
+mod counted;
 mod first_bytes;
 mod frames;
 #[cfg(fuzzing)]
@@ -40,6 +43,8 @@ mod worker;
 pub use accept::{Listening, OpenListener, Serving, answering, serve};
 pub use arriving::{Arriving, CollectedBytes};
 pub use connection_info::ConnectionInfo;
+pub use connection_limits::ConnectionLimits;
+pub use counted::{Counted, OpenConnection};
 pub use head::refused_head;
 pub use held::HeldBytes;
 pub use socket::{ListenerError, Protection, Socket, bind, bind_port, bind_unix};

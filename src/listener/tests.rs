@@ -3,12 +3,13 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tonic::body::Body;
 
-use super::{ConnectionInfo, ListenerConfig, Protection, Serving, answering, bind, serve};
+use super::{ConnectionInfo, Counted, ListenerConfig, Protection, Serving, answering, bind, plain_tcp, serve};
 use crate::net::testing::Authority;
 use crate::net::{ClientTls, ServerTls};
 use crate::shutdown::Tasks;
@@ -169,6 +170,69 @@ async fn silent_clients_are_disconnected_and_keep_nobody_waiting() {
     for stream in &mut silent {
         // An alert may come first.
         let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    serving.finish().await;
+}
+
+/// Greets the client of a connection that HTTP has handed over, and keeps the connection until the client closes it.
+async fn keep(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    stream.write_all(b"x").await.unwrap();
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+}
+
+/// A connection that HTTP has handed over.
+async fn handed_over(address: SocketAddr, path: &str) -> TcpStream {
+    let (mut stream, _) = connect(address).await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nx") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    stream
+}
+
+// A connection was counted until HTTP handed it over: web sockets used descriptors beyond the limit.
+#[tokio::test]
+async fn connections_that_http_has_handed_over_count_until_they_end() {
+    let tasks = Tasks::new();
+    let service = answering(tasks.clone(), async |tasks: Tasks, mut request: Request<Incoming>| {
+        if !request.headers().contains_key("upgrade") {
+            return Response::new(Body::empty());
+        }
+        let is_taken_out = request.uri().path() == "/taken-out";
+        let upgrade = hyper::upgrade::on(&mut request);
+        tasks.spawn(async move {
+            let upgraded = upgrade.await.unwrap();
+            if is_taken_out {
+                let (stream, open, _) = plain_tcp(upgraded).unwrap();
+                keep(Counted::new(stream, open)).await;
+            } else {
+                keep(TokioIo::new(upgraded)).await;
+            }
+        });
+        Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "x")
+            .body(Body::empty())
+            .unwrap()
+    });
+    let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let config = ListenerConfig { serving_threads: 1, connections_max: 2, ..ListenerConfig::default() };
+    let serving = serve(vec![socket], config, move |_| service.clone(), &tasks).unwrap();
+    let address = serving.addresses()[0];
+    let socket = handed_over(address, "/").await;
+    let taken_out = handed_over(address, "/taken-out").await;
+    assert_eq!(serving.open_connections(), 2);
+    let mut accepted = Vec::new();
+    for ending in [socket, taken_out] {
+        // The kernel has accepted it.
+        let (mut waiting, _) = connect(address).await;
+        assert_eq!(serving.open_connections(), 2);
+        drop(ending);
+        ask(&mut waiting).await;
+        accepted.push(waiting);
     }
     serving.finish().await;
 }

@@ -2,7 +2,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use tower::Service;
 use tracing::{debug, warn};
 
 use super::connection_info::{Accepted, ConnectionInfo};
+use super::connection_limits::CONNECTIONS_MAX;
+use super::counted::{Counted, OpenConnection};
 use super::first_bytes::{Beginning, Stream, beginning_tcp, beginning_unix};
 use super::misdirected;
 use super::outgoing::{OpenCall, Outgoing};
@@ -66,7 +68,7 @@ impl Default for ListenerConfig {
             keepalive_interval: Duration::from_secs(2 * 60 * 60),
             keepalive_timeout: Duration::from_secs(20),
             ping_min_time: None,
-            connections_max: 65_536,
+            connections_max: CONNECTIONS_MAX,
             grace: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(5),
             rejection_message: "rejected connection on client endpoint",
@@ -141,8 +143,8 @@ pub(super) async fn run<S>(
             accepted = connections.recv() => accepted,
         };
         let Some(connection) = accepted else { break };
-        let guard = OpenConnection(counts.open.clone());
-        tracker.spawn(begin(shared.clone(), connection, service.clone(), guard));
+        let open = OpenConnection::counted_in(counts.open.clone());
+        tracker.spawn(begin(shared.clone(), connection, service.clone(), open));
     }
     tracker.close();
     if tokio::time::timeout(config.grace, tracker.wait()).await.is_err() {
@@ -163,7 +165,7 @@ struct Shared {
 }
 
 /// Detects the client's protocol and does the TLS handshake; serving it is a task of its own, which is smaller.
-async fn begin<S>(shared: Arc<Shared>, connection: NewConnection, service: S, guard: OpenConnection)
+async fn begin<S>(shared: Arc<Shared>, connection: NewConnection, service: S, open: OpenConnection)
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin,
@@ -175,12 +177,12 @@ where
                 let stream = TcpStream::from_std(stream)?;
                 let Some(beginning) = beginning_tcp(&stream).await? else { return Ok(()) };
                 match shared.fitting(&protection, accepted, beginning) {
-                    Fitting::Plain => serve(&shared, stream, accepted, None, service, guard),
+                    Fitting::Plain => serve(&shared, stream, accepted, None, service, open),
                     Fitting::Tls(tls) => {
                         let Some((stream, peer)) = handshake(&shared, tls, stream, accepted).await else {
                             return Ok(());
                         };
-                        serve(&shared, stream, accepted, Some(peer), service, guard);
+                        serve(&shared, stream, accepted, Some(peer), service, open);
                     }
                     Fitting::No => misdirected::answer(stream, beginning).await,
                 }
@@ -190,12 +192,12 @@ where
                 let Some(beginning) = beginning_unix(&stream).await? else { return Ok(()) };
                 let stream: Box<dyn ByteStream> = Box::new(stream);
                 match shared.fitting(&protection, accepted, beginning) {
-                    Fitting::Plain => serve(&shared, stream, accepted, None, service, guard),
+                    Fitting::Plain => serve(&shared, stream, accepted, None, service, open),
                     Fitting::Tls(tls) => {
                         let Some((stream, peer)) = handshake(&shared, tls, stream, accepted).await else {
                             return Ok(());
                         };
-                        serve(&shared, stream, accepted, Some(peer), service, guard);
+                        serve(&shared, stream, accepted, Some(peer), service, open);
                     }
                     Fitting::No => misdirected::answer(stream, beginning).await,
                 }
@@ -259,7 +261,7 @@ fn serve<I, S>(
     accepted: Accepted,
     peer: Option<TlsPeer>,
     service: S,
-    guard: OpenConnection,
+    open: OpenConnection,
 ) where
     I: ByteStream + 'static,
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
@@ -268,8 +270,8 @@ fn serve<I, S>(
     let (unfinished, unsent) = (shared.unfinished_bytes.clone(), shared.unsent_bytes.clone());
     let info = Arc::new(ConnectionInfo::new(accepted, peer, unfinished, unsent));
     let service = ConnectionService { service, info };
-    let stream = PingPolicy::new(stream, shared.ping_min_time);
-    shared.tracker.spawn(serve_connection(stream, shared.builder.clone(), service, shared.stop.clone(), guard));
+    let stream = PingPolicy::new(Counted::new(stream, open), shared.ping_min_time);
+    shared.tracker.spawn(serve_connection(stream, shared.builder.clone(), service, shared.stop.clone()));
 }
 
 fn connection_builder(config: &ListenerConfig) -> auto::Builder<TokioExecutor> {
@@ -298,13 +300,11 @@ async fn serve_connection<I, S>(
     builder: auto::Builder<TokioExecutor>,
     service: ConnectionService<S>,
     stop: CancellationToken,
-    guard: OpenConnection,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + Unpin,
 {
-    let _guard = guard;
     let (stream, batch) = batched(Paced::new(stream));
     let stream = TokioIo::new(stream);
     let (info, mut stall) = (service.info.clone(), StallWatch::default());
@@ -388,14 +388,5 @@ where
         };
         let call = self.call.take().expect("polled until its end");
         Poll::Ready(Ok(response.map(|body| Outgoing::new(body, call))))
-    }
-}
-
-/// Counts a connection for as long as it lives.
-struct OpenConnection(Arc<AtomicUsize>);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

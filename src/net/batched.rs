@@ -32,11 +32,14 @@ struct Output<I> {
     collected: Vec<u8>,
     /// How much of it is written.
     written: usize,
+    /// Whether the stream below has taken bytes that it may still hold: TLS keeps what a full socket does not take, and sends
+    /// it when it is written to or flushed again.
+    unflushed: bool,
 }
 
 /// A stream that collects, and what writes it.
 pub fn batched<I>(io: I) -> (Batched<I>, Batch<I>) {
-    let output = Output { io: Some(io), collects: None, collected: Vec::new(), written: 0 };
+    let output = Output { io: Some(io), collects: None, collected: Vec::new(), written: 0, unflushed: false };
     let output = Arc::new(Mutex::new(output));
     (Batched(output.clone()), Batch(output))
 }
@@ -49,14 +52,18 @@ impl<I> Batched<I> {
 }
 
 impl<I: AsyncWrite + Unpin> Batch<I> {
-    /// Writes what was collected; ready when all of it is written.
+    /// Writes what was collected, and flushes what was written; ready when the stream below holds nothing of it.
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut output = self.0.lock();
-        if output.collected.is_empty() || output.io.is_none() {
+        if output.io.is_none() {
             return Poll::Ready(Ok(()));
         }
         ready!(output.poll_written(cx))?;
-        Pin::new(output.io()?).poll_flush(cx)
+        if output.unflushed {
+            ready!(Pin::new(output.io()?).poll_flush(cx))?;
+            output.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -84,6 +91,7 @@ impl<I: AsyncWrite + Unpin> Output<I> {
             if bytes == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.unflushed = true;
             self.advance(bytes);
         }
         Poll::Ready(Ok(()))
@@ -111,7 +119,11 @@ impl<I: AsyncWrite + Unpin> Output<I> {
             let count = slices.len().min(SLICES_MAX - 1);
             parts[1..=count].copy_from_slice(&slices[..count]);
             let parts = &parts[usize::from(left == 0)..=count];
-            let bytes = ready!(Pin::new(io).poll_write_vectored(cx, parts))?;
+            let taken = Pin::new(io).poll_write_vectored(cx, parts);
+            // A write that is not taken is repeated when the stream has room, and sends what the stream holds. A flush
+            // meanwhile would look to `Paced` as if the client took its answers.
+            self.unflushed = taken.is_ready();
+            let bytes = ready!(taken)?;
             if bytes == 0 {
                 return Poll::Ready(Ok(0));
             }
@@ -149,13 +161,17 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Batched<I> {
         if output.collects == Some(true) {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(output.io()?).poll_flush(cx)
+        ready!(Pin::new(output.io()?).poll_flush(cx))?;
+        output.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut output = self.0.lock();
         ready!(output.poll_written(cx))?;
-        Pin::new(output.io()?).poll_shutdown(cx)
+        ready!(Pin::new(output.io()?).poll_shutdown(cx))?;
+        output.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -165,17 +181,22 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Batched<I> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::task::Waker;
 
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::net::testing::Authority;
+    use crate::net::{ClientTls, ServerTls};
 
     /// A stream that takes so many bytes, and notes its writes.
     #[derive(Debug, Default)]
     struct Taking {
         room: usize,
         writes: Vec<Vec<u8>>,
+        flushes: usize,
         shut: bool,
     }
 
@@ -200,7 +221,8 @@ mod tests {
             Poll::Ready(Ok(written))
         }
 
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushes += 1;
             Poll::Ready(Ok(()))
         }
 
@@ -218,8 +240,37 @@ mod tests {
         batched(Taking { room, ..Taking::default() })
     }
 
+    /// A stream that takes everything and holds what there is no room for, as TLS does.
+    #[derive(Debug, Default)]
+    struct Holding {
+        room: usize,
+        held: usize,
+        sent: usize,
+        flushes: usize,
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.held += bytes.len();
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.flushes += 1;
+            let sent = self.held.min(self.room);
+            self.room -= sent;
+            self.held -= sent;
+            self.sent += sent;
+            if self.held == 0 { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.poll_flush(cx)
+        }
+    }
+
     /// What was taken of one write of these parts, and of one flush.
-    fn write(stream: &mut Batched<Taking>, parts: &[&[u8]]) -> Poll<usize> {
+    fn write(stream: &mut Batched<impl AsyncWrite + Unpin>, parts: &[&[u8]]) -> Poll<usize> {
         let mut cx = Context::from_waker(Waker::noop());
         let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
         let taken = Pin::new(&mut *stream).poll_write_vectored(&mut cx, &slices).map(|taken| taken.expect("no error"));
@@ -227,7 +278,7 @@ mod tests {
         taken
     }
 
-    fn flush(batch: &Batch<Taking>) -> bool {
+    fn flush(batch: &Batch<impl AsyncWrite + Unpin>) -> bool {
         batch.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
@@ -275,6 +326,60 @@ mod tests {
         assert!(inner.shut);
         assert_eq!(inner.writes.concat(), [0; 300]);
         assert!(flush(&batch), "the stream is gone");
+    }
+
+    // TLS takes a write that the socket does not, and only a flush or another write sends it: what it held when the socket
+    // was full stayed there until the next answer.
+    #[test]
+    fn what_the_stream_below_holds_is_flushed_until_it_is_sent() {
+        for length in [300, BATCH_BYTES + 1] {
+            let (mut stream, batch) = batched(Holding { room: 200, ..Holding::default() });
+            assert_eq!(write(&mut stream, &[&vec![0; length]]), Poll::Ready(length));
+            assert!(!flush(&batch), "there is room for 200 bytes only");
+            batch.0.lock().io.as_mut().expect("not taken out").room = usize::MAX;
+            assert!(flush(&batch) && flush(&batch));
+            let output = batch.0.lock();
+            let io = output.io.as_ref().expect("not taken out");
+            assert_eq!((io.sent, io.held, io.flushes), (length, 0, 2), "and no more often than needed");
+        }
+    }
+
+    #[test]
+    fn a_write_that_waits_is_not_flushed() {
+        let (mut stream, batch) = taking(BATCH_BYTES);
+        let frame = [0; 2 * BATCH_BYTES];
+        assert_eq!(write(&mut stream, &[&frame]), Poll::Ready(BATCH_BYTES));
+        // Long enough not to be collected.
+        assert!(write(&mut stream, &[&frame]).is_pending());
+        assert!(flush(&batch));
+        assert_eq!(batch.0.lock().io.as_ref().expect("not taken out").flushes, 0);
+    }
+
+    #[tokio::test]
+    async fn a_tls_client_that_sends_nothing_more_gets_the_whole_answer() {
+        const FRAME_BYTES: usize = 1000;
+        const FRAMES: usize = 60;
+        let authority = Authority::new();
+        let accepting = ServerTls::mutual(authority.identity("localhost"), &authority.authorities()).expect("usable");
+        let dialling = ClientTls::verifying(Some(authority.identity("a client")), &authority.authorities());
+        let dialling = dialling.expect("usable");
+        let (near, far) = duplex(4096);
+        let serving = async {
+            let (stream, _) = accepting.accept(far, None).await.expect("a client");
+            let (mut stream, batch) = batched(stream);
+            for _ in 0..FRAMES {
+                stream.write_all(&[0; FRAME_BYTES]).await.expect("collected or written");
+            }
+            poll_fn(|cx| batch.poll_flush(cx)).await.expect("sent");
+        };
+        let asking = async {
+            let mut stream = dialling.connect("localhost", near).await.expect("a server");
+            let mut answer = vec![1; FRAME_BYTES * FRAMES];
+            // A connection that ends before is an error.
+            stream.read_exact(&mut answer).await.expect("all of the answer");
+            assert!(answer.iter().all(|&byte| byte == 0));
+        };
+        tokio::join!(serving, asking);
     }
 
     proptest! {

@@ -2,7 +2,8 @@
 //!
 //! A [`HostPort`] is where something listens, an [`Endpoint`] where a client connects. [`TcpDialer`] (`dial.rs`) opens
 //! every TCP connection of the process; [`TcpSilence`] is what each one is given, dialled or accepted, and [`Backoff`] the
-//! pauses between attempts. `listening.rs` opens the sockets that listen. [`Batched`] collects what HTTP/2 writes.
+//! pauses between attempts. `listening.rs` opens the sockets that listen, and `descriptors.rs` tells how many connections fit
+//! into the descriptor limit. [`Batched`] collects what HTTP/2 writes.
 //!
 //! TLS of every listener and every dial is here. What the operator wants is a [`ServerTlsConfig`] or a
 //! [`ClientTlsConfig`]; [`ServerTls`] (`server_tls.rs`) and [`ClientTls`] (`client_tls.rs`) are made of it and do the
@@ -17,6 +18,7 @@ mod backoff;
 mod batched;
 mod client_hello;
 mod client_tls;
+mod descriptors;
 mod dial;
 mod endpoint;
 mod followed;
@@ -48,6 +50,7 @@ pub use backoff::Backoff;
 pub use batched::{Batch, Batched, batched};
 pub use client_hello::{ClientHello, ClientHelloReader, HelloProgress};
 pub use client_tls::{Alpn, ClientTls, ClientTlsConfig, Dialed, ServerAuth};
+pub use descriptors::{connections_within, descriptor_limit};
 pub use dial::{AddressTime, ByteStream, DialError, TcpDialer, secure};
 pub use endpoint::{Endpoint, EndpointError};
 pub use host_port::HostPort;

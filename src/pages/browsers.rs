@@ -9,7 +9,7 @@ use super::page::{Page, redirected, text};
 pub struct BrowserRules {
     /// Origins whose scripts may read answers; empty or `*` for all.
     pub origins: Vec<String>,
-    /// Names under which this member may be addressed; empty or `*` for all.
+    /// Names under which this member may be addressed, IPv6 addresses with or without brackets; empty or `*` for all.
     pub hosts: Vec<String>,
 }
 
@@ -63,14 +63,26 @@ impl BrowserRules {
             return true;
         }
         let Some(host) = host.and_then(|host| host.to_str().ok()) else { return false };
-        self.hosts.iter().any(|allowed| allowed == host_name(host))
+        self.hosts.iter().any(|allowed| without_brackets(allowed) == host_name(host))
     }
 }
 
-/// A Host header without its port.
+/// A Host header without its port and, as by Go's `net.SplitHostPort`, without the brackets of an IPv6 address.
 fn host_name(host: &str) -> &str {
-    host.rsplit_once(':')
-        .map_or(host, |(name, port)| if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host })
+    let name = match host.rsplit_once(':') {
+        // Without brackets, more than one colon is an address without a port.
+        Some((name, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit()) && (name.ends_with(']') || !name.contains(':')) =>
+        {
+            name
+        }
+        _ => host,
+    };
+    without_brackets(name)
+}
+
+fn without_brackets(name: &str) -> &str {
+    name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name)
 }
 
 /// The answer to a request for a name this member does not go by.
@@ -105,5 +117,19 @@ mod tests {
         let open = BrowserRules { origins: vec!["*".into()], hosts: Vec::new() };
         assert_eq!(open.allowed_origin(None), Some(value("*")));
         assert!(open.allows_host(None));
+    }
+
+    #[test]
+    fn an_ipv6_address_is_compared_without_brackets() {
+        // Cause: only the port was cut off the header, so that `--host-whitelist=::1` refused every request.
+        for listed in ["::1", "[::1]"] {
+            let rules = BrowserRules { origins: Vec::new(), hosts: vec![listed.into()] };
+            for host in ["[::1]:2379", "[::1]", "::1"] {
+                assert!(rules.allows_host(Some(&HeaderValue::from_static(host))), "{listed} {host}");
+            }
+            for host in ["[::2]:2379", "[::2]", "[::1", "1", ":1", "localhost:2379"] {
+                assert!(!rules.allows_host(Some(&HeaderValue::from_static(host))), "{listed} {host}");
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -44,6 +44,23 @@ pub(super) fn open_own(path: &Path, timeout: Duration) -> Result<Backend, UtlErr
     }
 }
 
+/// Locks a database of etcd as its own tools do, so that nobody changes it while it is read; waits up to `timeout` (zero: for
+/// ever) for the member that has it open.
+pub(super) fn lock_stock(path: &Path, timeout: Duration) -> Result<File, UtlError> {
+    let file = File::open(path).map_err(UtlError::file("open", path))?;
+    let began = Instant::now();
+    loop {
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if !timeout.is_zero() && began.elapsed() >= timeout => {
+                return Err(UtlError::Locked { path: path.into(), waited: format!("{timeout:?}") });
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(source)) => return Err(UtlError::file("lock", path)(source)),
+        }
+    }
+}
+
 /// Compares the digest behind a saved db snapshot with the rest. The length shows whether there is one.
 pub(super) fn check_digest(path: &Path) -> Result<(), UtlError> {
     let io = |source| UtlError::file("read", path)(source);
@@ -71,21 +88,30 @@ pub(super) fn check_digest(path: &Path) -> Result<(), UtlError> {
 /// A db snapshot file, or one made of a database of ours for as long as it is needed.
 pub(super) struct AsBolt {
     path: PathBuf,
-    _made: Option<tempfile::TempPath>,
+    _kept: Kept,
+}
+
+/// What goes with the file.
+enum Kept {
+    Made { _file: tempfile::TempPath },
+    Locked { _file: File },
 }
 
 impl AsBolt {
     /// Takes the file as it is, or writes its db snapshot into `folder`.
     pub(super) fn of(path: &Path, folder: &Path, timeout: Duration) -> Result<Self, UtlError> {
         match kind_of(path)? {
-            StateFileKind::Bbolt => Ok(Self { path: path.into(), _made: None }),
+            StateFileKind::Bbolt => {
+                let locked = lock_stock(path, timeout)?;
+                Ok(Self { path: path.into(), _kept: Kept::Locked { _file: locked } })
+            }
             StateFileKind::Other => Err(UtlError::Foreign { path: path.into() }),
             StateFileKind::Own => {
                 let backend = open_own(path, timeout)?;
                 let made = tempfile::NamedTempFile::new_in(folder).map_err(UtlError::file("create file in", folder))?;
                 let (mut file, made) = made.into_parts();
                 backend.write_db_snapshot(&mut file)?;
-                Ok(Self { path: made.to_path_buf(), _made: Some(made) })
+                Ok(Self { path: made.to_path_buf(), _kept: Kept::Made { _file: made } })
             }
         }
     }
@@ -98,7 +124,7 @@ impl AsBolt {
 /// What `snapshot status` shows of a db snapshot, or about the database of a member that does not run.
 ///
 /// # Errors
-/// No such file; one that is neither; damage.
+/// No such file; one that is neither; a member has it open; damage.
 pub fn status(path: &Path, timeout: Duration) -> Result<SnapshotStatus, UtlError> {
     must_exist(path)?;
     let file = AsBolt::of(path, &std::env::temp_dir(), timeout)?;

@@ -63,7 +63,11 @@ pub fn restore(request: &RestoreRequest) -> Result<(), UtlError> {
     )?;
     initial.check(&resolve)?;
     let cluster = new_cluster(&initial)?;
-    let wal_dir = request.wal_dir.clone().unwrap_or_else(|| request.data_dir.join("member").join("wal"));
+    // Names of other directories are made of it, so no slash may be at its end.
+    let wal_dir: PathBuf = match &request.wal_dir {
+        Some(dir) => dir.components().collect(),
+        None => request.data_dir.join("member").join("wal"),
+    };
     check_dirs(&request.data_dir, &wal_dir)?;
     let snap_dir = request.data_dir.join("member").join("snap");
     let shown = |path: &Path| path.display().to_string();

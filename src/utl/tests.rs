@@ -275,3 +275,47 @@ fn a_data_directory_is_defragmented_and_has_one_storage_version() {
     let expected = "is the data directory of a stock etcd; defragment it with that etcd's own etcdutl";
     assert_eq!(refused, format!("{} {expected}", data.display()));
 }
+
+// Cause: with the slash, the directory that is renamed to it was made within it.
+#[test]
+fn a_log_directory_may_be_named_with_a_slash_at_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = saved(folder.path());
+    let wal_dir = folder.path().join("logs/wal");
+    let mut with_slash = wal_dir.clone().into_os_string();
+    with_slash.push("/");
+    let asked = request(&snapshot, &folder.path().join("data"));
+    restore(&RestoreRequest { wal_dir: Some(with_slash.into()), ..asked }).unwrap();
+    let position = LogPosition { index: LogIndex(3), term: Term(1) };
+    let (_, recovered) = Wal::open(FsDisk::default(), &wal_dir, position).unwrap();
+    assert_eq!(recovered.base, position);
+    let left: Vec<_> =
+        fs::read_dir(wal_dir.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["wal"]);
+}
+
+// Cause: bbolt's lock was not looked at, and pages of a running member changed between two looks at them.
+#[test]
+fn the_database_of_an_etcd_that_runs_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = saved(folder.path());
+    let running = fs::File::open(&path).unwrap();
+    running.lock().unwrap();
+    let data = folder.path().join("data");
+    let skip = RestoreRequest { skip_hash_check: true, ..request(&path, &data) };
+    let refused = [
+        status(&path, NO_WAIT).unwrap_err(),
+        hash_kv(&path, Revision(0), NO_WAIT).unwrap_err(),
+        restore(&skip).unwrap_err(),
+    ];
+    for refused in refused.map(|refused| refused.to_string()) {
+        let expected = format!("{} is in use by another process: stop the member first (waited 1ms)", path.display());
+        assert_eq!(refused, expected);
+    }
+    assert!(!data.exists());
+    running.unlock().unwrap();
+    status(&path, NO_WAIT).unwrap();
+    restore(&skip).unwrap();
+    assert_eq!(hashed(&path, 0), hashed(&data.join("member/snap/db"), 0));
+    running.try_lock().expect("no command keeps its lock");
+}

@@ -1,7 +1,14 @@
 //! `--max-concurrent-streams`: a client opens one stream more only when another one has ended. `--max-send-bytes` and
-//! `--max-recv-bytes` of the proxy, and what it takes without them: whatever the member does.
+//! `--max-recv-bytes` of the proxy, and what it takes without them: whatever the member does. Connections of clients, which leave
+//! the member descriptors for itself.
+
+use std::path::Path;
+use std::time::Duration;
 
 use prost::Message;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::{Code, Status};
 use watershed::client::Client;
 use watershed::pb::etcdserverpb::watch_request::RequestUnion;
@@ -10,8 +17,8 @@ use watershed::pb::etcdserverpb::{
 };
 
 use crate::harness::{
-    Deployment, RawHttp2, Target, Watching, cancel_frame, client, data_frame, grpc_headers, grpc_message, json,
-    refused, run, soon,
+    Deployment, PATIENCE, Process, RawHttp2, Target, Watching, cancel_frame, client, data_frame, frame, free_port,
+    grpc_headers, grpc_message, json, member_args, refused, run, soon, until,
 };
 
 const LIMIT: &str = "--max-concurrent-streams=2";
@@ -155,4 +162,60 @@ fn without_flags_the_member_decides_how_long_messages_may_be() {
         };
         assert_eq!(put(&through).await, put(&deployment.member_client()).await);
     });
+}
+
+/// Connects as an HTTP/2 client, and tells whether the connection is served within this time; it stays either way.
+async fn connected(endpoint: &str, limit: Duration) -> (TcpStream, bool) {
+    const SETTINGS: u8 = 4;
+    let mut stream = TcpStream::connect(endpoint).await.expect("the kernel accepts it");
+    let hello = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
+    stream.write_all(&hello).await.expect("the kernel takes it");
+    let read = tokio::time::timeout(limit, stream.read(&mut [0; 9])).await;
+    (stream, read.is_ok_and(|read| read.is_ok_and(|bytes| bytes > 0)))
+}
+
+// As many connections as there were descriptors were accepted: the member ended when it could not make its next log segment.
+#[tokio::test]
+async fn clients_leave_the_member_descriptors_for_its_log() {
+    /// Surely allowed.
+    const HELD_MIN: usize = 32;
+    let folder = TempDir::new().expect("temporary directory");
+    let (endpoint, data) = (format!("127.0.0.1:{}", free_port()), folder.path().join("data"));
+    let args = member_args(&endpoint, free_port(), &data);
+    let quoted: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
+    let program = env!("CARGO_BIN_EXE_watershed");
+    let line = format!("ulimit -n 256; exec '{program}' {} --serving-threads=2 --unsafe-no-fsync", quoted.join(" "));
+    let mut process = Process::start(Path::new("/bin/sh"), &["-c", &line], folder.path(), "member");
+    let through = client(&endpoint);
+    until("the start", || {
+        let mut kv = through.kv();
+        async move { kv.put(put_of("k", 1)).await.ok() }
+    })
+    .await;
+    let mut held = Vec::new();
+    loop {
+        let limit = if held.len() < HELD_MIN { PATIENCE } else { Duration::from_secs(1) };
+        let (stream, is_served) = connected(&endpoint, limit).await;
+        held.push(stream);
+        if !is_served {
+            break;
+        }
+        assert!(held.len() < 256, "more connections than descriptors");
+    }
+    assert!(held.len() > HELD_MIN, "only {} were served", held.len() - 1);
+    // These would take whatever descriptor becomes free.
+    for _ in 0..50 {
+        held.push(connected(&endpoint, Duration::ZERO).await.0);
+    }
+    // A log segment has 64 MB.
+    for _ in 0..48 {
+        soon("a put", through.kv().put(put_of("k", 1_500_000))).await.expect("the member goes on");
+    }
+    let files = std::fs::read_dir(data.join("member/wal")).expect("the log");
+    let names = files.map(|file| file.expect("a name").file_name());
+    let segments = names.filter(|name| name.to_string_lossy().ends_with(".wal")).count();
+    assert!(segments > 1, "the log has begun a segment");
+    assert!(process.ended().is_none());
+    drop(held);
+    assert!(connected(&endpoint, PATIENCE).await.1, "served when others have ended");
 }

@@ -11,11 +11,12 @@ use h2::client::SendRequest;
 use prost::Message;
 use tokio::net::TcpStream;
 use tonic::Code;
+use watershed::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use watershed::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 use watershed::pb::etcdserverpb::request_op::Request;
 use watershed::pb::etcdserverpb::{
-    DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseLeasesRequest, PutRequest, RangeRequest, RangeResponse,
-    RequestOp, SnapshotRequest, TxnRequest, response_op,
+    Compare, DeleteRangeRequest, HashKvRequest, LeaseGrantRequest, LeaseLeasesRequest, PutRequest, RangeRequest,
+    RangeResponse, RequestOp, SnapshotRequest, TxnRequest, response_op,
 };
 use watershed::pb::mvccpb::KeyValue;
 
@@ -74,8 +75,29 @@ async fn long_answers_are_complete(deployment: &mut Deployment) {
     let backwards: Vec<usize> = all.iter().rev().copied().collect();
     assert_eq!(numbers(&deployment.range(sorted.clone()).await.kvs), backwards);
 
-    // Ranges before and after a delete of the same transaction; the delete answers with what it took.
+    // Counts at an old revision and compares look at as much, and answer with little.
     let range = |request| RequestOp { request: Some(Request::RequestRange(request)) };
+    let count = RangeRequest { count_only: true, revision: filled, ..prefix("many/") };
+    assert_eq!(deployment.range(count.clone()).await.count, KEYS as i64);
+    let written = Compare {
+        key: prefix("many/").key,
+        range_end: prefix("many/").range_end,
+        target: CompareTarget::Version.into(),
+        result: CompareResult::Greater.into(),
+        target_union: Some(TargetUnion::Version(0)),
+    };
+    let put = RequestOp { request: Some(Request::RequestPut(PutRequest { key: "one".into(), ..Default::default() })) };
+    for more in [None, Some(put)] {
+        let success = [Some(range(count.clone())), more].into_iter().flatten().collect();
+        let txn = TxnRequest { compare: vec![written.clone()], success, ..Default::default() };
+        let mut answer = deployment.txn(txn).await;
+        assert!(answer.succeeded);
+        let first = answer.responses.remove(0).response;
+        let Some(response_op::Response::ResponseRange(counted)) = first else { panic!("a range") };
+        assert_eq!((counted.count, counted.kvs.len()), (KEYS as i64, 0));
+    }
+
+    // Ranges before and after a delete of the same transaction; the delete answers with what it took.
     let (key, range_end) = ("many/0500".into(), "many/0900".into());
     let delete = DeleteRangeRequest { key, range_end, prev_kv: true };
     let inner = TxnRequest { success: vec![range(prefix("many/"))], ..Default::default() };

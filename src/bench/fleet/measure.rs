@@ -7,8 +7,8 @@ use super::costs::{self, Cost, Costs, NAMES};
 use crate::bench::statistics::median;
 use crate::bench::suite::gateways::Forwarder;
 use crate::bench::suite::load::{
-    BYTES_PER_CONNECTION, CPU, DELIVERED, DELIVERY_P50, IDLE_BYTES, OPERATIONS, P50, P50_MICROS, RESIDENT, Sample,
-    measure, measure_for, words,
+    BYTES_PER_CONNECTION, CPU, DELIVERY_P50, IDLE_BYTES, OPERATIONS, P50, P50_MICROS, RESIDENT, Sample, measure,
+    measure_for, words,
 };
 use crate::bench::suite::loopback::metric;
 use crate::bench::suite::members::{Member, Security};
@@ -16,6 +16,8 @@ use crate::bench::suite::programs::{Programs, Running};
 use crate::bench::suite::proxies::{Proxy, UPSTREAM_READS, cpu_seconds};
 
 const ROUNDS: usize = 3;
+/// Shortest look at an idle process: it spends a few milliseconds in a second, and `/proc` counts in tens of them.
+const IDLE_MIN: Duration = Duration::from_secs(20);
 const MIB: f64 = 1024.0 * 1024.0;
 
 const PUTS: &str = "put --key-size=16 --val-size=256 --key-space-size=10000 --conns=8 --clients=64";
@@ -31,6 +33,8 @@ const IDLE_WATCHERS: &str = "watch --streams=200 --watchers-per-stream=101 --con
 const KEEPALIVES: &str = "lease-keepalive --leases=10000 --streams=10 --in-flight=64";
 const FEW_KEEPALIVES: &str = "lease-keepalive --leases=1000 --streams=10 --in-flight=64 --rate=500";
 const FEW_EVENTS: &str = "watch --streams=20 --put-rate=20";
+/// Events for each put of it.
+const FEW_STREAMS: f64 = 20.0;
 const ROUND: &str = "tcp-pingpong --conns=16 --size=128";
 const ONE_ROUND: &str = "tcp-pingpong --conns=1 --size=128";
 const IDLE_CONNECTIONS: &str = "tcp-idle --conns=2000";
@@ -70,21 +74,16 @@ impl Taken<'_> {
         }
     }
 
-    /// CPU microseconds of processes for each operation of a load at a low rate, less what they need when nothing happens.
-    fn alone(&self, running: &[&Running], idle: f64, all: Vec<String>) -> Result<Vec<f64>, String> {
-        let spent = || running.iter().map(|one| cpu_seconds(one)).collect::<Result<Vec<_>, String>>();
-        let (before, begun) = (spent()?, Instant::now());
-        let sample = measure_for(self.programs, all, self.seconds * 2.0)?;
-        let base = idle * begun.elapsed().as_secs_f64();
-        let paid_for = sample.figures.get(DELIVERED).map_or(sample.figure(OPERATIONS)?, |events| *events);
-        let each = |(after, before): (&f64, &f64)| ((after - before) * 1e6 - base) / paid_for.max(1.0);
-        Ok(spent()?.iter().zip(&before).map(each).collect())
+    /// CPU microseconds of the servers for each operation of a load at a low rate, less what they need when nothing
+    /// happens.
+    fn alone(&self, idle: f64, all: Vec<String>) -> Result<Vec<f64>, String> {
+        Ok(measure_for(self.programs, all, self.seconds * 2.0)?.cpu_window()?.each(idle))
     }
 
     /// CPU microseconds of a process in a second in which nothing happens.
     fn idle(&self, running: &Running) -> Result<f64, String> {
         let (before, begun) = (cpu_seconds(running)?, Instant::now());
-        std::thread::sleep(Duration::from_secs_f64(self.seconds * 2.0));
+        std::thread::sleep(idle_time(self.seconds));
         Ok((cpu_seconds(running)? - before) * 1e6 / begun.elapsed().as_secs_f64())
     }
 
@@ -102,21 +101,13 @@ impl Taken<'_> {
         let members = Member::cluster(self.programs, &self.programs.ours, 3)?;
         members[0].put(self.programs, "foo")?;
         let endpoints: Vec<&str> = members.iter().map(|member| member.endpoint.as_str()).collect();
-        let on_leader = format!("--json --target-leader --endpoints={}", endpoints.join(","));
+        let pids = members.iter().map(|member| format!("--server-pid={}", member.running.pid()));
+        let pids = pids.collect::<Vec<_>>().join(" ");
+        let on_leader = format!("--json --target-leader --endpoints={} {pids}", endpoints.join(","));
         let (mut leader, mut follower, mut read) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            let spent = |line: &str| -> Result<Vec<f64>, String> {
-                let cpu = || members.iter().map(|member| cpu_seconds(&member.running)).collect::<Result<Vec<_>, _>>();
-                let before = cpu()?;
-                let operations = self.run(words(&format!("{line} {on_leader}")))?.figure(OPERATIONS)?;
-                let mut each: Vec<f64> = cpu()?
-                    .iter()
-                    .zip(&before)
-                    .map(|(after, before)| (after - before) * 1e6 / operations.max(1.0))
-                    .collect();
-                // The leader takes the load, so it has the most.
-                each.sort_by(f64::total_cmp);
-                Ok(each)
+            let spent = |line: &str| -> Result<[f64; 3], String> {
+                by_cost(self.run(words(&format!("{line} {on_leader}")))?.cpu_window()?.each(0.0))
             };
             let puts = spent(PUTS)?;
             leader.push(puts[2]);
@@ -131,17 +122,14 @@ impl Taken<'_> {
         ] {
             self.note(name, median(&rounds).unwrap_or_default(), &command(line));
         }
-        let all: Vec<&Running> = members.iter().map(|member| &member.running).collect();
-        let idle = self.idle(all[0])?;
+        let idle = self.idle(&members[0].running)?;
         self.note(costs::MEMBER_IDLE, idle, "one of three members without clients");
         let puts = format!("{PUTS} --rate=200");
-        let mut each = self.alone(&all, idle, words(&format!("{puts} {on_leader}")))?;
-        each.sort_by(f64::total_cmp);
+        let each = by_cost(self.alone(idle, words(&format!("{puts} {on_leader}")))?)?;
         self.note_alone(costs::LEADER_PUT, each[2], &puts);
         self.note_alone(costs::FOLLOWER_PUT, f64::midpoint(each[0], each[1]), &puts);
         let reads = format!("{PASSED} --rate=500");
-        let mut each = self.alone(&all, idle, words(&format!("{reads} {on_leader}")))?;
-        each.sort_by(f64::total_cmp);
+        let each = by_cost(self.alone(idle, words(&format!("{reads} {on_leader}")))?)?;
         self.note_alone(costs::LEADER_RANGE, each[2], &reads);
         Ok(())
     }
@@ -208,16 +196,27 @@ impl Taken<'_> {
             (costs::PROXY_CACHED_RANGE, format!("{CACHED} --rate=500")),
             (costs::PROXY_PASSED_RANGE, format!("{PASSED} --rate=500")),
             (costs::PROXY_KEEPALIVE, FEW_KEEPALIVES.to_owned()),
-            (costs::PROXY_EVENT, FEW_EVENTS.to_owned()),
         ] {
-            let each = self.alone(&[&proxy.running], idle, proxy.words(&line))?;
-            self.note_alone(name, each[0], &line);
+            let value = self.one_alone(idle, proxy.words(&line))?;
+            self.note_alone(name, value, &line);
         }
-        for (name, line) in [(costs::MEMBER_KEEPALIVE, FEW_KEEPALIVES), (costs::MEMBER_EVENT, FEW_EVENTS)] {
-            let each = self.alone(&[&member.running], member_idle, member.words(line))?;
-            self.note_alone(name, each[0], line);
-        }
+        let value = self.one_alone(member_idle, member.words(FEW_KEEPALIVES))?;
+        self.note_alone(costs::MEMBER_KEEPALIVE, value, FEW_KEEPALIVES);
+        // The put of each event costs both of them, too, and is counted with the puts.
+        let puts = format!("{PUTS} --rate=200");
+        let less = format!("{FEW_EVENTS}, less the same of a put ({puts}) by {FEW_STREAMS} streams");
+        let put = self.costs[costs::PROXY_PUT].alone.unwrap_or_default();
+        let value = self.one_alone(idle, proxy.words(FEW_EVENTS))? - put / FEW_STREAMS;
+        self.note_alone(costs::PROXY_EVENT, value, &less);
+        let put = self.one_alone(member_idle, member.words(&puts))?;
+        let value = self.one_alone(member_idle, member.words(FEW_EVENTS))? - put / FEW_STREAMS;
+        self.note_alone(costs::MEMBER_EVENT, value, &less);
         Ok(())
+    }
+
+    /// The same of a load on one process.
+    fn one_alone(&self, idle: f64, all: Vec<String>) -> Result<f64, String> {
+        self.alone(idle, all)?.first().copied().ok_or_else(|| "the process is gone".to_owned())
     }
 
     /// Each round has processes of its own, since memory that was used once stays resident.
@@ -264,5 +263,28 @@ impl Taken<'_> {
         })?;
         self.note(costs::GATEWAY_CONNECTION, connection, &format!("one new gateway; bench {IDLE_CONNECTIONS}"));
         Ok(())
+    }
+}
+
+/// The costs of three members in rising order: the leader takes the load, so it has the most.
+fn by_cost(mut each: Vec<f64>) -> Result<[f64; 3], String> {
+    each.sort_by(f64::total_cmp);
+    each.try_into().map_err(|_| "a member is gone".to_owned())
+}
+
+/// How long an idle process is looked at, with runs of so many seconds.
+fn idle_time(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds * 2.0).max(IDLE_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_processes_are_looked_at_long_enough() {
+        // Some ticks of 10 ms were all that runs of 3 s saw of them.
+        assert_eq!(idle_time(3.0), Duration::from_secs(20));
+        assert_eq!(idle_time(30.0), Duration::from_secs(60));
     }
 }

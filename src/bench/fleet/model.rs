@@ -140,7 +140,7 @@ pub(super) fn fleet(demand: &Demand, shape: &Shape, capacity: &Capacity, costs: 
         asked = upstream;
     }
     levels.push(followers(demand, shape, costs));
-    levels.push(leader(demand, capacity, &asked, costs));
+    levels.push(leader(demand, shape, capacity, &asked, costs));
     if shape.members < 2 {
         levels.remove(levels.len() - 2);
     }
@@ -234,7 +234,7 @@ fn last_watcher_ms(cpu: f64, demand: &Demand, capacity: &Capacity) -> f64 {
     if demand.events == 0.0 { 0.0 } else { cpu / demand.events / capacity.cores * 1e3 }
 }
 
-fn leader(demand: &Demand, capacity: &Capacity, asked: &Asked, costs: &Costs) -> Level {
+fn leader(demand: &Demand, shape: &Shape, capacity: &Capacity, asked: &Asked, costs: &Costs) -> Level {
     let (event, answer) = (event_bytes(demand), answer_bytes(demand));
     Level {
         name: "leader".into(),
@@ -252,7 +252,8 @@ fn leader(demand: &Demand, capacity: &Capacity, asked: &Asked, costs: &Costs) ->
         bytes_out: asked.deliveries * event
             + asked.reads * answer
             + demand.keepalives * KEEPALIVE_BYTES
-            + 2.0 * demand.events * event,
+            // Each put goes to every follower.
+            + (f64::from(shape.members) - 1.0) * demand.events * event,
         read_ms: costs.of(costs::MEMBER_READ),
         event_ms: costs.of(costs::MEMBER_DELIVERY)
             + last_watcher_ms(asked.deliveries * costs.cpu(costs::MEMBER_EVENT)[0], demand, capacity),
@@ -349,6 +350,20 @@ mod tests {
         // 2,000 reads: half and a tenth of the other half pass level 2, and again.
         assert_eq!(cores(leader)[1], 0.00605);
         assert_eq!(cores(leader)[2], 0.002, "two watches instead of ten");
+    }
+
+    #[test]
+    fn the_leader_sends_each_put_to_every_follower() {
+        let bytes_out = |members| {
+            let shape = Shape { members, levels: vec![4], hosts: 0, connections_per_host: 0.0 };
+            fleet(&DEMAND, &shape, &CAPACITY, &round()).levels[0].bytes_out
+        };
+        // 100 puts a second of 15 bytes and what is around them.
+        let follower = 100.0 * (15.0 + EVENT_EXTRA_BYTES);
+        for (members, followers) in [(1, 0.0), (3, 2.0), (5, 4.0)] {
+            let sent = bytes_out(members) - bytes_out(1);
+            assert!((sent - followers * follower).abs() < 1e-6, "{members} members: {sent}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::load::Sample;
+use super::load::{FAILED_SHARE, Sample};
 use crate::bench::statistics::{median, spread};
 
 /// Rounds further apart than this, relative to their median, are marked.
@@ -78,6 +78,8 @@ pub(super) struct Judged {
     pub(super) more_is_better: bool,
     pub(super) floor: Option<f64>,
     pub(super) aim: Option<f64>,
+    /// Whether rounds of ours had errors, or no such figure; then no floor holds.
+    pub(super) failed: bool,
     pub(super) verdict: Verdict,
 }
 
@@ -96,7 +98,15 @@ pub(super) fn judge(target: &Target, sides: &[(&'static str, Vec<Sample>)]) -> J
     };
     let reached =
         |mark: f64| value.is_some_and(|value| if target.more_is_better { value >= mark } else { value <= mark });
+    // Of a hung member the errors are the figure.
+    let has_errors = |sample: &Sample| target.figure != FAILED_SHARE && sample.errors() > 0.0;
+    let failed = sides
+        .iter()
+        .filter(|(side, _)| *side == OURS)
+        .flat_map(|(_, samples)| samples)
+        .any(|sample| has_errors(sample) || !sample.figures.contains_key(target.figure));
     let verdict = match (value, target.floor, target.aim) {
+        (_, Some(_), _) | (_, _, Some(_)) if failed => Verdict::Below,
         (None, ..) | (_, None, None) => Verdict::None,
         (_, _, Some(aim)) if reached(aim) => Verdict::Aim,
         (_, Some(floor), _) if !reached(floor) => Verdict::Below,
@@ -112,13 +122,14 @@ pub(super) fn judge(target: &Target, sides: &[(&'static str, Vec<Sample>)]) -> J
         more_is_better: target.more_is_better,
         floor: target.floor,
         aim: target.aim,
+        failed,
         verdict,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::load::{CPU, PER_SECOND};
+    use super::super::load::{CPU, ERRORS, PER_SECOND};
     use super::*;
 
     fn side(figure: &'static str, rounds: &[f64]) -> Vec<Sample> {
@@ -151,6 +162,26 @@ mod tests {
         let judged = judge(&more(PER_SECOND, Some(1.0), None), &[(OURS, side(PER_SECOND, &[5.0]))]);
         assert_eq!((judged.value, judged.verdict), (None, Verdict::None));
         assert_eq!(verdict(&more(PER_SECOND, Some(1.0), None), 1.0, 0.0), Verdict::None);
+    }
+
+    #[test]
+    fn errors_and_rounds_without_the_figure_hold_no_floor() {
+        // A run of nothing but errors had the best latency of all.
+        fn round(figures: &[(&'static str, f64)]) -> Vec<Sample> {
+            vec![Sample { figures: figures.iter().copied().collect(), ..Sample::default() }]
+        }
+        fn judged(target: &Target, ours: &[(&'static str, f64)], peer: &[(&'static str, f64)]) -> Judged {
+            judge(target, &[(OURS, round(ours)), (PEER, round(peer))])
+        }
+        let rate = more(PER_SECOND, Some(1.0), Some(2.0));
+        let fast = judged(&rate, &[(PER_SECOND, 9.0), (ERRORS, 1.0)], &[(PER_SECOND, 1.0)]);
+        assert_eq!((fast.verdict, fast.failed, fast.value), (Verdict::Below, true, Some(9.0)));
+        assert_eq!(judged(&rate, &[(ERRORS, 0.0)], &[(PER_SECOND, 1.0)]).verdict, Verdict::Below);
+        assert_eq!(judged(&rate, &[(PER_SECOND, 9.0)], &[(PER_SECOND, 1.0), (ERRORS, 5.0)]).verdict, Verdict::Aim);
+        let shown = more(PER_SECOND, None, None);
+        assert_eq!(judged(&shown, &[(PER_SECOND, 9.0), (ERRORS, 1.0)], &[]).verdict, Verdict::None);
+        let share = less(FAILED_SHARE, Some(0.01), Some(0.0)).against(Against::Nothing);
+        assert_eq!(judged(&share, &[(FAILED_SHARE, 0.005), (ERRORS, 5.0)], &[]).verdict, Verdict::Floor);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One run of a load, as a process of its own.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -16,7 +16,48 @@ pub(in crate::bench) struct Sample {
     pub(in crate::bench) latencies: Vec<(f64, f64)>,
     /// Seconds and operations per second.
     pub(in crate::bench) rates: Vec<(f64, f64)>,
+    /// Absent for the loads of TCP.
+    #[serde(skip)]
+    pub(in crate::bench) cpu_window: Option<CpuWindow>,
 }
+
+/// The CPU time of servers from the first request of a load to the last one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(in crate::bench) struct CpuWindow {
+    /// Begin and end, in seconds since the machine started.
+    pub(in crate::bench) seconds: [f64; 2],
+    /// CPU seconds of each server at both, in the order of the command line.
+    pub(in crate::bench) cpu_seconds: Vec<[f64; 2]>,
+    /// What was done meanwhile.
+    pub(in crate::bench) operations: f64,
+}
+
+impl CpuWindow {
+    fn of(report: &Value) -> Option<Self> {
+        let window = &report["cpu_window"];
+        let cpu = |server: &Value| {
+            let before = server["cpu_before_seconds"].as_f64()?;
+            Some([before, before + server["cpu_seconds"].as_f64()?])
+        };
+        Some(Self {
+            seconds: [window[0].as_f64()?, window[1].as_f64()?],
+            cpu_seconds: report["servers"].as_array()?.iter().map(cpu).collect::<Option<_>>()?,
+            operations: report["cpu_operations"].as_f64()?,
+        })
+    }
+
+    /// CPU microseconds of each server for each operation, less what it needs in each second in which nothing happens.
+    pub(in crate::bench) fn each(&self, idle: f64) -> Vec<f64> {
+        let [begin, end] = self.seconds;
+        let cpu = self.cpu_seconds.iter().map(|[before, after]| (after - before) * 1e6 - idle * (end - begin));
+        cpu.map(|micros| micros / self.operations.max(1.0)).collect()
+    }
+}
+
+/// Figures of one answer or one event: without any they are zero in the JSON, which would be better than every other.
+const OF_ANSWERS: &[&str] = &[P50, P99, P99_9, P50_MICROS, P99_MICROS];
+const OF_EVENTS: &[&str] = &[DELIVERY_P50, DELIVERY_P99];
+const OF_EITHER: &[&str] = &[CPU, GENERATOR_CPU];
 
 /// Where a figure is in the JSON of a load, and what it is called.
 const FIGURES: &[(&str, &str)] = &[
@@ -58,6 +99,8 @@ pub(in crate::bench) const GIGABYTES: &str = "GB per second";
 pub(in crate::bench) const CPU_PER_GIGABYTE: &str = "cpu s per GB";
 pub(in crate::bench) const BYTES_PER_CONNECTION: &str = "bytes per idle connection";
 pub(in crate::bench) const ERRORS: &str = "errors";
+/// Of the calls that were due, those that failed.
+pub(in crate::bench) const FAILED_SHARE: &str = "failed share";
 pub(in crate::bench) const OPERATIONS: &str = "operations";
 
 /// A load that is running.
@@ -87,11 +130,22 @@ impl Load {
     /// What it measured. A load with errors is measured, too.
     pub(in crate::bench) fn finish(self) -> Result<Sample, String> {
         let output = self.child.wait_with_output().map_err(|error| format!("{}: {error}", self.words))?;
-        match serde_json::from_slice(&output.stdout) {
-            Ok(report) => Ok(Sample::of(&report)),
-            Err(_) => Err(format!("{}: {}", self.words, String::from_utf8_lossy(&output.stderr).trim())),
-        }
+        read(&output).map_err(|error| format!("{}: {error}", self.words))
     }
+}
+
+/// What a load printed. Its exit code says that something went wrong; what did has to be among its figures.
+fn read(output: &Output) -> Result<Sample, String> {
+    let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let sample = match serde_json::from_slice(&output.stdout) {
+        Ok(report) => Sample::of(&report),
+        Err(_) => return Err(said()),
+    };
+    if !output.status.success() && sample.errors() == 0.0 {
+        let operations = sample.figures.get(OPERATIONS).copied().unwrap_or_default();
+        return Err(format!("{} after {operations} answers and no error: {}", output.status, said()));
+    }
+    Ok(sample)
 }
 
 /// Runs a load from begin to end.
@@ -148,7 +202,30 @@ impl Sample {
             // An empty sum is -0.
             figures.insert(ERRORS, errors.unwrap_or(0.0) + lost + 0.0);
         }
-        Self { figures, latencies: pairs(&report["latency_histogram"]), rates: pairs(&report["rates"]) }
+        let events = report.pointer("/delivery/events").and_then(Value::as_f64);
+        let answers = ["operations", "rounds", "connections"].iter().find_map(|name| report[*name].as_f64());
+        let mut without: Vec<&str> = Vec::new();
+        for (count, names) in [(answers, OF_ANSWERS), (events, OF_EVENTS), (events.or(answers), OF_EITHER)] {
+            if count == Some(0.0) {
+                without.extend_from_slice(names);
+            }
+        }
+        figures.retain(|name, _| !without.contains(name));
+        Self {
+            figures,
+            latencies: pairs(&report["latency_histogram"]),
+            rates: pairs(&report["rates"]),
+            cpu_window: CpuWindow::of(report),
+        }
+    }
+
+    /// Calls that failed and events that were lost, repeated or out of order.
+    pub(in crate::bench) fn errors(&self) -> f64 {
+        self.figures.get(ERRORS).copied().unwrap_or_default()
+    }
+
+    pub(in crate::bench) fn cpu_window(&self) -> Result<&CpuWindow, String> {
+        self.cpu_window.as_ref().ok_or_else(|| "the load has no CPU times".to_owned())
     }
 
     pub(in crate::bench) fn figure(&self, name: &str) -> Result<f64, String> {
@@ -163,9 +240,63 @@ fn pairs(value: &Value) -> Vec<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn without_an_answer_there_is_no_latency_and_no_cost() {
+        // All of them are 0 then, which reached every aim.
+        let latency = json!({"p50": 0.0, "p99": 0.0, "p99_9": 0.0});
+        let servers = json!([{"cpu_us_per_op": 0.0, "rss_bytes": 1_048_576}]);
+        let put = json!({
+            "operations": 0, "throughput": 0.0, "latency_ms": latency, "servers": servers,
+            "generator_cpu_us_per_op": 0.0, "errors": {"gone": 3},
+        });
+        let names = |sample: &Sample| sample.figures.keys().copied().collect::<Vec<_>>();
+        assert_eq!(names(&Sample::of(&put)), [ERRORS, OPERATIONS, PER_SECOND, RESIDENT]);
+        let watch = json!({
+            "operations": 2, "throughput": 1.0, "latency_ms": latency, "servers": servers,
+            "delivery": {"events": 0, "events_per_second": 0.0, "latency_ms": latency, "missing": 2},
+        });
+        let expected = [ERRORS, DELIVERED, EVENTS, OPERATIONS, P50, P99, P99_9, PER_SECOND, RESIDENT];
+        let found = Sample::of(&watch);
+        assert!(expected.iter().all(|name| found.figures.contains_key(name)), "{found:?}");
+        assert_eq!(found.figures.len(), expected.len(), "{found:?}");
+        let tcp = Sample::of(&json!({"rounds": 0, "rounds_per_second": 0.0, "p50_us": 0.0, "p99_us": 0.0}));
+        assert_eq!(names(&tcp), [PER_SECOND]);
+    }
+
+    #[test]
+    fn an_exit_code_needs_a_reason() {
+        let of = |code: i32, stdout: &str| {
+            let status = ExitStatus::from_raw(code << 8);
+            read(&Output { status, stdout: stdout.into(), stderr: b"panicked".to_vec() })
+        };
+        let (good, bad) = (r#"{"operations": 5, "errors": {}}"#, r#"{"operations": 5, "errors": {"gone": 1}}"#);
+        assert_eq!(of(0, good).unwrap().errors(), 0.0);
+        assert_eq!(of(1, bad).unwrap().errors(), 1.0);
+        assert_eq!(of(1, good).unwrap_err(), "exit status: 1 after 5 answers and no error: panicked");
+        let none = of(1, r#"{"operations": 0, "errors": {}}"#).unwrap_err();
+        assert!(none.contains("after 0 answers"), "{none}");
+        assert_eq!(of(1, "").unwrap_err(), "panicked");
+    }
+
+    #[test]
+    fn the_cost_of_each_server_is_that_of_its_window() {
+        let servers = json!([
+            {"cpu_before_seconds": 7.0, "cpu_seconds": 0.5}, {"cpu_before_seconds": 1.0, "cpu_seconds": 0.25},
+        ]);
+        let report = json!({"cpu_window": [100.0, 102.0], "cpu_operations": 1000, "servers": servers});
+        let window = CpuWindow::of(&report).unwrap();
+        assert_eq!(window.cpu_seconds, [[7.0, 7.5], [1.0, 1.25]]);
+        // Half of 50,000 µs in each second is what they need when nothing happens.
+        assert_eq!((window.each(0.0), window.each(25_000.0)), (vec![500.0, 250.0], vec![450.0, 200.0]));
+        assert_eq!(Sample::of(&json!({"rounds": 1})).cpu_window, None);
+    }
 
     #[test]
     fn figures_are_those_of_all_servers_and_of_both_kinds_of_load() {

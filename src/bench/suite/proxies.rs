@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::judge::{OURS, PEER};
-use super::load::{ERRORS, IDLE_BYTES, Load, OPERATIONS, Sample, duration, measure, measure_for, words};
+use super::load::{
+    CPU, ERRORS, FAILED_SHARE, IDLE_BYTES, Load, OPERATIONS, PER_SECOND, Sample, duration, measure, measure_for, words,
+};
 use super::loopback::{connects, metric};
 use super::members::{Member, Security, both};
 use super::programs::{Programs, Running, port};
@@ -15,8 +17,6 @@ use super::side::{Side, Sides};
 pub(in crate::bench) const UPSTREAM_READS: &str = "upstream reads per read";
 /// Watchers that the member has at most.
 pub(in crate::bench) const UPSTREAM_WATCHES: &str = "upstream watches";
-/// Of the calls, those that failed.
-pub(in crate::bench) const FAILED_SHARE: &str = "failed share";
 /// Memory for each watcher.
 pub(in crate::bench) const WATCHER_BYTES: &str = "bytes per watcher";
 
@@ -167,7 +167,8 @@ pub(in crate::bench) fn upstream_watches(programs: &Programs, line: &str) -> Res
     Ok(both(programs).into_iter().map(side).collect::<Result<Vec<_>, String>>()?.into())
 }
 
-/// Calls through the proxy of each program while one of its three members hangs.
+/// Calls at a rate through the proxy of each program while one of its three members hangs. In a closed loop callers that
+/// wait for the member would make no calls, and the others many: the share of calls that fail would be next to nothing.
 pub(in crate::bench) fn hung_member(programs: &Programs, line: &str) -> Result<Sides, String> {
     let side = |(name, program)| {
         let members = Member::cluster(programs, &programs.peer, 3)?;
@@ -215,7 +216,6 @@ pub(in crate::bench) fn users(programs: &Programs, count: usize, line: &str) -> 
 }
 
 fn of_all_users(programs: &Programs, proxy: &Proxy, count: usize, line: &str, seconds: f64) -> Result<Sample, String> {
-    let before = cpu_seconds(&proxy.running)?;
     let start = |user: usize| {
         let mut all = proxy.words(line);
         all.extend([format!("--user=u{user}:p"), duration(seconds)]);
@@ -223,17 +223,58 @@ fn of_all_users(programs: &Programs, proxy: &Proxy, count: usize, line: &str, se
     };
     let loads: Vec<Load> = (0..count).map(start).collect::<Result<_, String>>()?;
     let samples: Vec<Sample> = loads.into_iter().map(Load::finish).collect::<Result<_, String>>()?;
-    let spent = cpu_seconds(&proxy.running)? - before;
+    together(&samples)
+}
+
+/// Loads on one process that ran beside each other. They neither began nor ended together, so their rates do not add up:
+/// what all of them did counts, over the time from the first begin to the last end.
+fn together(samples: &[Sample]) -> Result<Sample, String> {
+    let windows = samples.iter().map(Sample::cpu_window).collect::<Result<Vec<_>, String>>()?;
+    let cpu = windows.iter().map(|window| window.cpu_seconds.first().copied().ok_or("the process is gone"));
+    let cpu = cpu.collect::<Result<Vec<_>, _>>()?;
+    let span = |all: &[[f64; 2]]| {
+        let begin = all.iter().map(|window| window[0]).fold(f64::INFINITY, f64::min);
+        all.iter().map(|window| window[1]).fold(begin, f64::max) - begin
+    };
+    let seconds = span(&windows.iter().map(|window| window.seconds).collect::<Vec<_>>());
     let sum = |figure: &'static str| samples.iter().filter_map(|sample| sample.figures.get(figure)).sum::<f64>();
     let mut whole = Sample::default();
-    for figure in [super::load::PER_SECOND, OPERATIONS, ERRORS] {
+    for figure in [OPERATIONS, ERRORS] {
         whole.figures.insert(figure, sum(figure));
     }
-    whole.figures.insert(super::load::CPU, spent * 1e6 / sum(OPERATIONS).max(1.0));
+    let operations = sum(OPERATIONS);
+    if operations > 0.0 && seconds > 0.0 {
+        whole.figures.insert(PER_SECOND, operations / seconds);
+        whole.figures.insert(CPU, span(&cpu) * 1e6 / operations);
+    }
     Ok(whole)
 }
 
 /// CPU time of a process so far.
 pub(in crate::bench) fn cpu_seconds(running: &Running) -> Result<f64, String> {
     Ok(crate::bench::server::Reading::of(&running.pid().to_string())?.cpu_seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::load::CpuWindow;
+    use super::*;
+
+    #[test]
+    fn loads_that_overlap_in_part_are_counted_over_all_of_their_time() {
+        // Each had 100 operations per second, but not at the same time: their sum, 200, was never reached.
+        let sample = |seconds: [f64; 2], cpu: [f64; 2]| Sample {
+            figures: [(OPERATIONS, 300.0), (PER_SECOND, 100.0), (ERRORS, 1.0)].into(),
+            cpu_window: Some(CpuWindow { seconds, cpu_seconds: vec![cpu], operations: 300.0 }),
+            ..Sample::default()
+        };
+        let whole = together(&[sample([10.0, 13.0], [1.0, 1.5]), sample([12.0, 15.0], [1.25, 1.75])]).unwrap();
+        let expected = [(OPERATIONS, 600.0), (ERRORS, 2.0), (PER_SECOND, 120.0), (CPU, 1250.0)];
+        assert_eq!(whole.figures, BTreeMap::from(expected));
+        let none = Sample { figures: [(OPERATIONS, 0.0)].into(), ..sample([0.0, 3.0], [0.0, 0.0]) };
+        assert!(!together(&[none]).unwrap().figures.contains_key(CPU));
+        assert_eq!(together(&[Sample::default()]).unwrap_err(), "the load has no CPU times");
+    }
 }

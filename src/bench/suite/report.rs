@@ -115,6 +115,7 @@ impl RowReport {
         let verdict = match figure.verdict {
             Verdict::Aim => "aim reached",
             Verdict::Floor => "floor held",
+            Verdict::Below if figure.failed => "failed: errors, or rounds without answers",
             Verdict::Below => "below the floor",
             Verdict::None => "",
         };
@@ -168,6 +169,7 @@ pub(super) mod tests {
             figures: [(PER_SECOND, rate), (CPU, cpu)].into(),
             latencies: vec![(0.5, 10.0), (1.0, 90.0), (2.0, 5.0)],
             rates: vec![(0.2, rate), (0.4, rate * 1.1)],
+            ..Sample::default()
         };
         let sides = [
             (OURS, vec![sample(45_438.4, 24.4)]),

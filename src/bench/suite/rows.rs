@@ -3,12 +3,12 @@
 use super::gateways::{self, DIRECT, HAPROXY, RECOVERY};
 use super::judge::{Against, Target, less, more};
 use super::load::{
-    BYTES_PER_CONNECTION, CPU, CPU_PER_GIGABYTE, DELIVERY_P99, EVENTS, GENERATOR_CPU, GIGABYTES, IDLE_BYTES, P50,
-    P50_MICROS, P99, P99_9, P99_MICROS, PER_SECOND, RESIDENT,
+    BYTES_PER_CONNECTION, CPU, CPU_PER_GIGABYTE, DELIVERY_P99, EVENTS, FAILED_SHARE, GENERATOR_CPU, GIGABYTES,
+    IDLE_BYTES, P50, P50_MICROS, P99, P99_9, P99_MICROS, PER_SECOND, RESIDENT,
 };
 use super::members::{self, Security};
 use super::programs::Programs;
-use super::proxies::{self, FAILED_SHARE, UPSTREAM_READS, UPSTREAM_WATCHES, WATCHER_BYTES};
+use super::proxies::{self, UPSTREAM_READS, UPSTREAM_WATCHES, WATCHER_BYTES};
 use super::side::Sides;
 
 /// One row of the table.
@@ -235,7 +235,8 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "proxy-hung-member",
-        what: "put --key-space-size=1000 --conns=4 --clients=16 --request-timeout=3s",
+        // As many callers as calls are due within the timeout, so that none waits for a caller.
+        what: "put --key-space-size=1000 --conns=4 --clients=1500 --rate=500 --request-timeout=3s",
         is_slow: true,
         targets: &[less(FAILED_SHARE, Some(0.01), Some(0.0)).against(Against::Nothing), more(PER_SECOND, SHOWN, SHOWN)],
         open: proxies::hung_member,

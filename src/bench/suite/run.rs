@@ -6,7 +6,7 @@ use super::judge::judge;
 use super::load::Sample;
 use super::noise::{Moment, too_noisy};
 use super::programs::{Programs, at, command, find};
-use super::report::{Report, RowReport};
+use super::report::{Report, RowReport, number_text};
 use super::rows::{Row, chosen};
 use super::side::Sides;
 use crate::bench::args::SuiteArgs;
@@ -83,10 +83,19 @@ fn measured_row(row: &Row, programs: &Programs, args: &SuiteArgs) -> RowReport {
             return RowReport { not_run: Some(reason), ..report };
         }
     };
+    let mut notes = taken.notes;
+    notes.extend(error_notes(&taken.samples));
     let figures = row.targets.iter().map(|target| judge(target, &taken.samples)).collect();
     let (sides, samples) = taken.samples.into_iter().unzip();
     let noise = too_noisy(&taken.moments);
-    RowReport { sides, samples, figures, noise, moments: taken.moments, notes: taken.notes, ..report }
+    RowReport { sides, samples, figures, noise, moments: taken.moments, notes, ..report }
+}
+
+/// How many errors each side had, if it had any.
+fn error_notes(sides: &[(&'static str, Vec<Sample>)]) -> Vec<String> {
+    let errors = sides.iter().map(|(name, samples)| (name, samples.iter().map(Sample::errors).sum::<f64>()));
+    let errors = errors.filter(|(_, errors)| *errors > 0.0);
+    errors.map(|(name, errors)| format!("{} errors on {name}", number_text(errors))).collect()
 }
 
 /// Runs with a folder that is removed afterwards: the data of all rows together may be more than the disk holds.
@@ -104,13 +113,14 @@ struct Rounds {
 }
 
 impl Rounds {
-    /// Measures each side once in each round.
+    /// Measures each side once in each round, every second round in the reverse order.
     fn take(sides: Sides, rounds: u32, seconds: f64) -> Result<Self, String> {
         let Sides { mut sides, notes } = sides;
         let mut samples: Vec<_> = sides.iter().map(|side| (side.name, Vec::new())).collect();
         let mut moments = Vec::new();
         for round in 1..=rounds {
-            for (side, (name, samples)) in sides.iter_mut().zip(&mut samples) {
+            for at in order(sides.len(), round) {
+                let (side, (name, samples)) = (&mut sides[at], &mut samples[at]);
                 moments.push(Moment::look());
                 let sample = (side.measure)(seconds).map_err(|error| format!("{name}, round {round}: {error}"))?;
                 let figures: Vec<String> =
@@ -121,6 +131,12 @@ impl Rounds {
         }
         Ok(Self { samples, moments, notes })
     }
+}
+
+/// Which side is measured when: one that always came second would always find the disk as the other has left it.
+fn order(sides: usize, round: u32) -> Vec<usize> {
+    let order = 0..sides;
+    if round % 2 == 1 { order.rev().collect() } else { order.collect() }
 }
 
 /// What a program says that it is.
@@ -151,4 +167,26 @@ pub(in crate::bench) fn machine() -> String {
 fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load::ERRORS;
+    use super::*;
+
+    #[test]
+    fn each_side_comes_first_in_every_second_round() {
+        assert_eq!([1, 2, 3].map(|round| order(2, round)), [[1, 0], [0, 1], [1, 0]]);
+        assert_eq!(order(3, 1), [2, 1, 0]);
+    }
+
+    #[test]
+    fn errors_of_every_side_are_noted() {
+        let side = |errors: &[f64]| -> Vec<Sample> {
+            let sample = |errors: &f64| Sample { figures: [(ERRORS, *errors)].into(), ..Sample::default() };
+            errors.iter().map(sample).collect()
+        };
+        let sides = [("watershed", side(&[0.0, 0.0])), ("peer", side(&[1200.0, 34.0])), ("nginx", side(&[]))];
+        assert_eq!(error_notes(&sides), ["1,234 errors on peer"]);
+    }
 }

@@ -248,7 +248,9 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let large = raw.max_request_bytes > 10 << 20;
 
         Ok(Self {
-            wal_dir: given(&raw.wal_dir).unwrap_or_else(|| data_dir.join("member").join("wal")),
+            // Names of other directories are made of it, so no slash may be at its end.
+            wal_dir: given(&raw.wal_dir)
+                .map_or_else(|| data_dir.join("member").join("wal"), |dir| dir.components().collect()),
             data_dir,
             name: raw.name,
             snapshot_count: or_default(raw.snapshot_count, SNAPSHOT_COUNT),
@@ -408,6 +410,16 @@ mod tests {
         assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
         assert!(config.serving_threads >= 1 && config.notices.is_empty());
+    }
+
+    #[test]
+    fn a_slash_at_the_end_of_a_directory_changes_nothing() {
+        // Paths are equal with and without it.
+        let wal_dir = |line: &str| parse(line).unwrap().wal_dir.into_os_string();
+        assert_eq!(wal_dir("--wal-dir /x/wal/"), "/x/wal");
+        assert_eq!(wal_dir("--wal-dir ./wal//"), "./wal");
+        assert_eq!(wal_dir("--wal-dir /"), "/");
+        assert_eq!(wal_dir("--data-dir x/"), "x/member/wal");
     }
 
     #[test]

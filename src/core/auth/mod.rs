@@ -14,7 +14,7 @@ mod store;
 
 pub use error::AuthError;
 pub use jwt::{JwtError, JwtKeys, JwtOptions};
-pub use password::{PASSWORD_BYTES_MAX, PasswordError, hash_password, is_password};
+pub use password::{PASSWORD_BYTES_MAX, PasswordError, compared_part, hash_password, is_password};
 pub use simple_tokens::{SimpleTokens, TokenIndex, random_letters, simple_token};
 pub use state::{Access, AuthState, Identity, ROOT};
 pub use store::{AuthFact, AuthStore};

@@ -1,12 +1,12 @@
 //! Compaction of history, in slices.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
 use super::MvccError;
 use super::hash::CompactionHash;
+use super::holds::Turn;
 use super::index::{Past, Spot};
 use super::store::{OperationCounts, Store, Written};
 use super::view::State;
@@ -26,6 +26,8 @@ pub struct Compaction {
     /// The state as it was before, for the hash; none when the compaction was found half done at start.
     before: Option<Arc<State>>,
     removed: usize,
+    /// What it gets once a hash has held it.
+    turn: Option<Turn>,
 }
 
 /// How far a slice got.
@@ -41,7 +43,7 @@ pub enum Progress {
 
 impl Compaction {
     fn resumed(at: Revision, previous: Revision) -> Self {
-        Self { at, previous, cursor: None, before: None, removed: 0 }
+        Self { at, previous, cursor: None, before: None, removed: 0, turn: None }
     }
 
     /// The oldest revision kept.
@@ -79,7 +81,7 @@ impl Store {
         }
         let before = Some(Arc::new(self.state.clone()));
         self.state.compacted = at;
-        let response = Compaction { at, previous: compacted, cursor: None, before, removed: 0 };
+        let response = Compaction { at, previous: compacted, cursor: None, before, removed: 0, turn: None };
         let operations = OperationCounts::default();
         Ok(Written { response, changes: vec![mark(SCHEDULED, at)], events: None, lease_moves: Vec::new(), operations })
     }
@@ -96,7 +98,7 @@ impl Store {
         if self.shared.published.load().compacted < self.state.compacted {
             self.publish();
         }
-        if self.shared.hashing.load(Ordering::SeqCst) > 0 {
+        if !self.shared.holds.admit_slice(&mut compaction.turn) {
             return (Progress::Held, Vec::new());
         }
         let (mut seen, mut last) = (0, None);
@@ -122,6 +124,7 @@ impl Store {
         compaction.removed += fallen.len();
         if done {
             compaction.before = None;
+            compaction.turn = None;
             changes.push(mark(FINISHED, compaction.at));
         }
         (if done { Progress::Done } else { Progress::More }, changes)

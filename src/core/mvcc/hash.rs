@@ -6,10 +6,10 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::MvccError;
 use super::hash_cache::HashKv;
+use super::holds::Hold;
 use super::index::Spot;
 use super::reader::StoreReader;
 use super::record::Fields;
@@ -21,7 +21,7 @@ const PREFIX: &[u8] = b"key";
 
 impl StoreReader {
     /// Hashes the history up to `revision` (0: the newest, negative: none of it); also returns the newest revision.
-    /// Reads all rows: for a thread that may block.
+    /// Reads all rows, and waits for a compaction that other hashes have held: for a thread that may block.
     ///
     /// Always over the rows there are now: what a check of those rows needs.
     ///
@@ -29,7 +29,7 @@ impl StoreReader {
     /// A future or compacted revision.
     pub fn hash_kv(&self, revision: Revision) -> Result<(HashKv, Revision), MvccError> {
         // Held before the look at the state, so that nothing which that state needs is removed any more.
-        let _held = Hold::new(&self.shared.hashing);
+        let _held = self.shared.holds.for_reader();
         let snapshot = self.snapshot();
         if revision.0 < 0 {
             let compact_revision = snapshot.compacted();
@@ -66,12 +66,13 @@ pub struct CompactionHash {
     shared: Arc<Shared>,
     at: Revision,
     previous: Revision,
+    _hold: Hold,
 }
 
 impl CompactionHash {
     pub(super) fn new(before: Arc<State>, shared: Arc<Shared>, at: Revision, previous: Revision) -> Self {
-        shared.hashing.fetch_add(1, Ordering::SeqCst);
-        Self { before, shared, at, previous }
+        let hold = shared.holds.for_compaction();
+        Self { before, shared, at, previous, _hold: hold }
     }
 
     /// Computes and caches the hash; reads all rows.
@@ -83,27 +84,6 @@ impl CompactionHash {
         let hash = hash(view, self.at, self.previous, true)?;
         self.shared.hashes.store(hash);
         Ok(hash)
-    }
-}
-
-impl Drop for CompactionHash {
-    fn drop(&mut self) {
-        self.shared.hashing.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-struct Hold<'a>(&'a AtomicUsize);
-
-impl<'a> Hold<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
-    }
-}
-
-impl Drop for Hold<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

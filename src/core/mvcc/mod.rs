@@ -8,7 +8,8 @@
 //! Read `view.rs` first (what a state is and how it is read at a revision), then `record.rs` and `index.rs` (what it
 //! is made of), `crate::tree` (the copy-on-write tree under both), `store.rs` and `write.rs` (changing it). `range.rs`, `long_range.rs`,
 //! `stream.rs` and `compare.rs` answer requests, `check.rs` refuses malformed ones beforehand, `compaction.rs`,
-//! `hash.rs`, `catch_up.rs` and `open.rs` are what their names say. docs/design/mvcc.md describes the design.
+//! `hash.rs`, `catch_up.rs` and `open.rs` are what their names say; `holds.rs` keeps hashes and compactions apart.
+//! docs/design/mvcc.md describes the design.
 
 mod catch_up;
 mod check;
@@ -17,6 +18,7 @@ mod compare;
 mod error;
 mod hash;
 mod hash_cache;
+mod holds;
 #[cfg(test)]
 mod hot_path;
 mod index;

@@ -32,30 +32,40 @@ pub struct Extent {
     pub keys: usize,
     /// Whether their values may have to be loaded from the backend.
     pub loads: bool,
+    /// Versions looked at beside those, of which the answer holds nothing: for compares, and to count at an old revision.
+    pub looks: usize,
 }
 
-/// Pairs that one look at the store may gather: some tens of microseconds.
+/// Pairs that one look at the store may gather, and versions that it may look at: some tens of microseconds.
 const FEW_KEYS: usize = 256;
 
 impl Extent {
     /// Whether it is short enough to be read on a serving thread.
     pub fn is_small(self) -> bool {
-        self.keys <= if self.loads { 1 } else { FEW_KEYS }
+        self.has_few_looks() && self.keys <= if self.loads { 1 } else { FEW_KEYS }
+    }
+
+    /// Whether what the answer does not hold is short enough to be looked at on a serving thread.
+    pub fn has_few_looks(self) -> bool {
+        self.looks <= FEW_KEYS
     }
 
     pub(super) fn include(&mut self, other: Self) {
         self.keys = self.keys.saturating_add(other.keys);
         self.loads |= other.loads;
+        self.looks = self.looks.saturating_add(other.looks);
     }
 }
 
 /// What answering `request` looks at, from the counts in the trees alone.
 pub(super) fn extent(view: View<'_>, request: &RangeRequest) -> Extent {
-    if request.count_only {
-        return Extent::default();
-    }
     let covered = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
     let loads = request.revision > 0 && request.revision < view.state.revision.0;
+    if request.count_only {
+        // How many there are now is written in the trees.
+        let looks = if loads { view.versions_at_most(&covered, true) } else { 0 };
+        return Extent { looks, ..Extent::default() };
+    }
     let mut keys = view.versions_at_most(&covered, loads);
     if let Ok(limit @ 1..) = usize::try_from(request.limit)
         && is_default_order(request)
@@ -63,7 +73,7 @@ pub(super) fn extent(view: View<'_>, request: &RangeRequest) -> Extent {
     {
         keys = keys.min(limit.saturating_add(1));
     }
-    Extent { keys, loads }
+    Extent { keys, loads, looks: 0 }
 }
 
 /// Answers `request`; the header has the revision of the view.

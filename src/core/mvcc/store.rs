@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -133,7 +132,7 @@ impl Store {
     pub(super) fn with_state(state: State, unfinished: Option<(Revision, Revision)>) -> Self {
         let shared = Shared {
             published: ArcSwap::from_pointee(state.clone()),
-            hashing: AtomicUsize::new(0),
+            holds: Default::default(),
             hashes: Default::default(),
             pins: Default::default(),
         };

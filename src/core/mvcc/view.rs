@@ -2,13 +2,13 @@
 
 use std::cmp::Ordering;
 use std::iter::Peekable;
-use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use super::MvccError;
 use super::hash_cache::HashCache;
+use super::holds::Holds;
 use super::index::{Past, Spot};
 use super::pins::Pins;
 use super::record::Record;
@@ -52,8 +52,8 @@ impl State {
 /// What the writer shares with all readers.
 pub(super) struct Shared {
     pub published: ArcSwap<State>,
-    /// Hashes being computed; compaction removes nothing meanwhile.
-    pub hashing: AtomicUsize,
+    /// Of hashes being computed; compaction removes nothing meanwhile.
+    pub holds: Holds,
     pub hashes: HashCache,
     pub pins: Pins,
 }

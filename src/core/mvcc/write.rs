@@ -141,7 +141,7 @@ fn slot<'a>(response: &'a mut TxnResponse, place: &[usize]) -> Option<&'a mut Re
 }
 
 impl Snapshot {
-    /// How much the answer to a transaction holds at most, whichever way its compares turn out.
+    /// How much the answer to a transaction holds at most, whichever way its compares turn out, and how much these look at.
     pub fn txn_extent(&self, request: &TxnRequest) -> Extent {
         txn_extent(self.view(), request)
     }
@@ -160,9 +160,13 @@ impl Snapshot {
     }
 }
 
-/// What the answers of both branches hold at most.
+/// What the answers of both branches hold at most, and what the compares look at.
 fn txn_extent(view: View<'_>, request: &TxnRequest) -> Extent {
     let mut sum = Extent::default();
+    for compare in &request.compare {
+        let covered = KeyRange::from_wire(compare.key.clone(), compare.range_end.clone());
+        sum.include(Extent { looks: view.versions_at_most(&covered, false), ..Extent::default() });
+    }
     for op in request.success.iter().chain(&request.failure) {
         match &op.request {
             Some(Request::RequestRange(range)) => sum.include(extent(view, range)),
@@ -179,7 +183,7 @@ fn delete_extent(view: View<'_>, request: &DeleteRangeRequest) -> Extent {
         return Extent::default();
     }
     let covered = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
-    Extent { keys: view.versions_at_most(&covered, false), loads: false }
+    Extent { keys: view.versions_at_most(&covered, false), ..Extent::default() }
 }
 
 /// Answers a transaction that holds nothing but ranges.

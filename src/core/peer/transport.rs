@@ -27,7 +27,7 @@ use super::receiver::{CallError, PeerReceiver};
 use super::snapshot_receive::{Slot, receive, remove_leftovers};
 use super::{incoming, snapshot_send};
 use crate::core::raft::{Lane, Outbound, PeerSink};
-use crate::listener::plain_tcp;
+use crate::listener::{Counted, plain_tcp};
 use crate::shutdown::Tasks;
 use crate::telemetry::PeerMetrics;
 use crate::types::MemberId;
@@ -199,8 +199,8 @@ impl PeerTransport {
 
     fn take_over(&self, greeting: Greeting, upgraded: Upgraded) {
         match plain_tcp(upgraded) {
-            Ok((stream, first)) => match self.shared.adopt(stream) {
-                Ok(stream) => self.accept(greeting, stream, first),
+            Ok((stream, open, first)) => match self.shared.adopt(stream) {
+                Ok(stream) => self.accept(greeting, Counted::new(stream, open), first),
                 Err(error) => warn!(%error, "connection of a peer cannot be taken over"),
             },
             // Not plain TCP: it stays registered where it was accepted.

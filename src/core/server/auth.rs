@@ -14,12 +14,14 @@ use super::proposer::Proposer;
 use super::published::Published;
 use super::read_index::ReadIndex;
 use crate::api_error::ApiError;
-use crate::core::auth::{AuthError, AuthState, Identity};
+use crate::core::auth::{AuthError, AuthState, Identity, compared_part};
 use crate::pb::etcdserverpb::auth_server::Auth;
 use crate::pb::etcdserverpb::*;
 
 /// Passwords compared for one login while users change; etcd has no end.
 const ATTEMPTS_MAX: usize = 8;
+/// Bytes of a user's name in the log.
+const NAME_SHOWN_MAX: usize = 256;
 
 /// The Auth service: users, roles, logins.
 pub(super) struct AuthService {
@@ -63,17 +65,24 @@ impl AuthService {
 
     /// Compares a password and makes a token.
     async fn log_in(&self, request: AuthenticateRequest) -> Result<String, Failure> {
+        // Many logins may wait here, of callers that nobody knows yet: each keeps what is needed of its request.
+        let AuthenticateRequest { mut name, password } = request;
+        let compared = compared_part(&password);
+        drop(password);
         self.reads.linearizable().await?;
-        let AuthenticateRequest { name, password } = request;
         let mut matched = None;
         for _ in 0..ATTEMPTS_MAX {
             let (hash, revision) = {
                 let auth = self.published.auth();
                 (auth.password_hash(&name)?, auth.revision())
             };
+            if hash.is_none() {
+                // Nobody's, so it can be as long as a request.
+                name = String::new();
+            }
             // bcrypt takes long; a hash that is the same as before needs no second comparison.
             if matched.is_none() || matched != hash {
-                if !self.passwords.matches(password.clone(), hash.clone()).await? {
+                if !self.passwords.matches(compared.clone(), hash.clone()).await? {
                     return Err(AuthError::AuthFailed.into());
                 }
                 matched = hash;
@@ -122,7 +131,7 @@ macro_rules! auth_service {
                 request: Request<AuthenticateRequest>,
             ) -> Result<Response<AuthenticateResponse>, Status> {
                 let (caller, request) = Caller::split(request);
-                let name = request.name.clone();
+                let name = request.name[..request.name.floor_char_boundary(NAME_SHOWN_MAX)].to_owned();
                 match self.log_in(request).await {
                     Ok(token) => {
                         Ok(Response::new(AuthenticateResponse { header: Some(self.info.header_now()), token }))

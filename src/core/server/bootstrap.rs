@@ -141,13 +141,17 @@ impl Bootstrap {
 
     /// Makes the log. That of a new cluster begins with an entry that adds each first member, committed in term 1.
     ///
-    /// It gets its name when all of this is durable: a log without entries means a member that joins.
+    /// It gets its name when all of this is durable: a log without entries means a member that joins. An empty directory of
+    /// that name is replaced.
     ///
     /// # Errors
     /// There is a log already, or the disk refuses.
     pub fn create_log<D: WalDisk + Clone>(&self, disk: &D, dir: &Path) -> Result<(), WalError> {
-        if disk.exists(dir).map_err(|source| WalError::io("look for", dir, source))? {
-            return Err(WalError::Exists { dir: dir.into() });
+        match disk.list(dir) {
+            Ok(names) if names.is_empty() => {}
+            Ok(_) => return Err(WalError::Exists { dir: dir.into() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(WalError::io("look for", dir, source)),
         }
         let mut made_as = dir.as_os_str().to_os_string();
         made_as.push(".first");

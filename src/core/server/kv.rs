@@ -24,7 +24,7 @@ use crate::core::apply::{
 };
 use crate::core::auth::{AuthState, Identity};
 use crate::core::mvcc::{
-    MvccError, OperationCounts, RangeStream, StoreReader, check_delete_range, check_put, check_range,
+    Extent, MvccError, OperationCounts, RangeStream, StoreReader, check_delete_range, check_put, check_range,
     check_range_stream, check_txn, is_read_only, is_serializable,
 };
 use crate::pb::encoded::kv_server::Kv;
@@ -109,10 +109,12 @@ impl KvService {
             return gathered(&self.store, answer, snapshot.replaced_bytes(), None);
         }
         drop(snapshot);
-        if has_own_order(request) {
+        if has_own_order(request) || request.count_only {
             let room = self.answers.list(extent).await?;
+            let walk = self.answers.walk(extent).await?;
             let (info, store, request) = (self.info.clone(), self.store.clone(), request.clone());
             let answer = on_thread(move || {
+                let _walk = walk;
                 let snapshot = store.snapshot();
                 let mut answer = snapshot.range(&request).map_err(Failure::from)?;
                 info.complete(&mut answer.header);
@@ -164,7 +166,7 @@ impl KvService {
             self.reads.linearizable().await?;
         }
         let permit = self.may_read_txn(caller, &request).await?;
-        let (since, room) = self.txn_room(&request).await?;
+        let (since, extent, room) = self.txn_room(&request).await?;
         let finish =
             move |info: &MemberInfo, store: &StoreReader, metrics: &CoreMetrics, request: &TxnRequest, room| {
                 let mut answer = read_only(store, metrics, request)?;
@@ -176,7 +178,12 @@ impl KvService {
         } else {
             let (info, store, metrics) = (self.info.clone(), self.store.clone(), self.metrics.clone());
             let request = request.clone();
-            on_thread(move || finish(&info, &store, &metrics, &request, room)).await
+            let walk = self.answers.walk(extent).await?;
+            let answer = on_thread(move || {
+                let _walk = walk;
+                finish(&info, &store, &metrics, &request, room)
+            });
+            answer.await
         };
         let answer = answer?;
         self.authenticator.confirm(permit)?;
@@ -186,7 +193,7 @@ impl KvService {
 
     async fn transacted_writes(&self, caller: &Caller, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
         // Before anything is written: a refusal means that nothing was done.
-        let (since, room) = self.txn_room(&request).await?;
+        let (since, _, room) = self.txn_room(&request).await?;
         let answer = self.proposer.propose(caller, request).await?;
         let at_once = room.is_none() && answer.is_whole();
         let finish = move |info: &MemberInfo, store: &StoreReader| {
@@ -201,14 +208,14 @@ impl KvService {
         on_thread(move || finish(&info, &store)).await
     }
 
-    /// The count of replaced bytes before a transaction, and room for its answer unless that is small.
-    async fn txn_room(&self, request: &TxnRequest) -> Result<(u64, Option<Room>), Status> {
+    /// The count of replaced bytes before a transaction, its extent, and room for its answer unless that is small.
+    async fn txn_room(&self, request: &TxnRequest) -> Result<(u64, Extent, Option<Room>), Status> {
         let (extent, since) = {
             let snapshot = self.store.snapshot();
             (snapshot.txn_extent(request), snapshot.replaced_bytes())
         };
         let room = if extent.is_small() { None } else { Some(self.answers.list(extent).await?) };
-        Ok((since, room))
+        Ok((since, extent, room))
     }
 
     /// Deletes, and gathers the answer at once: for locks and elections, and for short answers.
@@ -284,18 +291,16 @@ impl Kv for KvService {
         }
         let permit = self.may_range(&caller, &request).await?;
         let chunk_bytes = self.limits.max_request_bytes;
-        // A sorted answer is gathered in addition to the chunks.
-        let gathers = has_own_order(&request).then(|| self.store.snapshot().extent(&request));
-        let list = match gathers {
-            Some(extent) => Some(self.answers.list(extent).await?),
-            None => None,
-        };
+        // A sorted answer is gathered in addition to the chunks; a count at an old revision looks at as much.
+        let extent = self.store.snapshot().extent(&request);
+        let gathers = has_own_order(&request) || !extent.has_few_looks();
+        let list = if gathers { Some(self.answers.list(extent).await?) } else { None };
         let rooms = (self.answers.stream(chunk_bytes).await?, list);
         let stream = self.store.range_stream(&request, chunk_bytes).map_err(Failure::from)?;
         self.metrics.mvcc.ranges.inc();
         let authenticator = self.authenticator.clone();
         let confirm = move || authenticator.confirm(permit).map_err(Status::from);
-        Ok(Response::new(Box::pin(chunks(self.info.clone(), stream, (rooms, confirm), gathers.is_some()))))
+        Ok(Response::new(Box::pin(chunks(self.info.clone(), stream, (rooms, confirm), gathers))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

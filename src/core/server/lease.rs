@@ -179,7 +179,8 @@ impl Lease for LeaseService {
         let permit = parts.may_read_leases(&Caller::of(&request)).await?;
         let count = parts.leases.clock.count();
         let (long, since) = (count > LEASES_AT_ONCE, parts.store.snapshot().replaced_bytes());
-        let room = if long { Some(parts.answers.list(Extent { keys: count, loads: false }).await?) } else { None };
+        let room =
+            if long { Some(parts.answers.list(Extent { keys: count, ..Extent::default() }).await?) } else { None };
         let list = move || {
             let ids = parts.leases.clock.by_remaining_time();
             let leases = ids.into_iter().map(|id| LeaseStatus { id: id.0 }).collect();

@@ -54,6 +54,8 @@ const WAITING_MAX: usize = 4096;
 /// Snapshots sent at once: each has a thread that waits for its client, and a serving thread has few hundred of them for
 /// everything that must not hold it up.
 const SNAPSHOTS_MAX: usize = 16;
+/// Hashes of the history computed at once, for clients: each reads all rows, and holds compactions up.
+const HASHES_MAX: usize = 1;
 /// Shortest pause between two looks at what unfinished answers keep alive.
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 /// Largest answer, etcd's limit.
@@ -66,6 +68,8 @@ pub struct AnswerMemory {
     lists: Arc<Semaphore>,
     list_units: u32,
     snapshots: Arc<Semaphore>,
+    hashes: Arc<Semaphore>,
+    walks: Arc<Semaphore>,
     waiting: Semaphore,
     pinned_bytes_max: u64,
 }
@@ -82,12 +86,16 @@ impl AnswerMemory {
         let quarter = bytes / 4;
         let units = |unit_bytes| u32::try_from(quarter / unit_bytes).unwrap_or(u32::MAX).max(1);
         let (range_units, list_units) = (units(FRAMES_BYTES), units(LIST_UNIT_BYTES));
+        // Some processors are left for what others wait for.
+        let walks_max = (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1);
         Self {
             ranges: Arc::new(Semaphore::new(range_units as usize)),
             range_units,
             lists: Arc::new(Semaphore::new(list_units as usize)),
             list_units,
             snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
+            hashes: Arc::new(Semaphore::new(HASHES_MAX)),
+            walks: Arc::new(Semaphore::new(walks_max)),
             waiting: Semaphore::new(WAITING_MAX),
             pinned_bytes_max: bytes / 2,
         }
@@ -129,6 +137,23 @@ impl AnswerMemory {
     /// "Too many requests" when there is none for a while.
     pub(super) async fn snapshot(&self) -> Result<Room, Status> {
         self.room(&self.snapshots, 1).await
+    }
+
+    /// A place for a hash of the history; waits for as long as the caller does, as it would for its own hash.
+    ///
+    /// # Errors
+    /// The member stops.
+    pub(super) async fn hash(&self) -> Result<Room, Status> {
+        let permit = self.hashes.clone().acquire_owned().await.map_err(|_| ApiError::Stopped)?;
+        Ok(Room { _permit: permit })
+    }
+
+    /// A place for a thread that looks at much of which the answer holds nothing; none where it is little.
+    ///
+    /// # Errors
+    /// "Too many requests" when there is none for a while.
+    pub(super) async fn walk(&self, extent: Extent) -> Result<Option<Room>, Status> {
+        if extent.has_few_looks() { Ok(None) } else { self.room(&self.walks, 1).await.map(Some) }
     }
 
     async fn room(&self, semaphore: &Arc<Semaphore>, units: u32) -> Result<Room, Status> {
@@ -352,4 +377,38 @@ pub(super) async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn one_hash_is_computed_at_a_time() {
+        let answers = AnswerMemory::new(1 << 20);
+        let first = answers.hash().now_or_never().expect("a place").expect("open");
+        assert!(answers.hash().now_or_never().is_none(), "the second waits");
+        drop(first);
+        assert!(answers.hash().now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn long_walks_have_few_places() {
+        let answers = AnswerMemory::new(1 << 20);
+        let long = Extent { looks: 1_000_000, ..Extent::default() };
+        let mut places = Vec::new();
+        let refused = loop {
+            match answers.walk(long).await {
+                Ok(place) => places.push(place.expect("it is long")),
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        assert!(!places.is_empty() && places.len() <= processors);
+        let short = Extent { keys: 1_000_000, looks: 2, loads: false };
+        assert!(answers.walk(short).await.expect("no place is needed").is_none());
+    }
 }

@@ -124,7 +124,8 @@ impl Member {
             false => Disks::files(),
         };
         layout.check(disks.state.as_ref())?;
-        let first = match layout.wal.exists() {
+        let has_log = layout.has_log(&disks.wal)?;
+        let first = match has_log {
             true => None,
             false => Some(bootstrap::plan(config, &dialer).await?),
         };

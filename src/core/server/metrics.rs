@@ -1,7 +1,9 @@
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use prometheus::IntCounter;
 use tracing::warn;
 
@@ -34,10 +36,45 @@ pub struct CoreMetrics {
     /// For requests that name no client version, so that they cost no look-up by text.
     unary_requests: IntCounter,
     stream_requests: IntCounter,
+    client_versions: ClientVersions,
     slow: SlowRequests,
 }
 
 const UNKNOWN_CLIENT: &str = "unknown";
+
+/// The versions of clients that have series of their own.
+#[derive(Clone, Debug, Default)]
+struct ClientVersions(Arc<RwLock<HashSet<Box<str>>>>);
+
+impl ClientVersions {
+    /// Clients name their version before they are authenticated; those beyond this count under [`UNKNOWN_CLIENT`].
+    const MAX: usize = 64;
+
+    /// The label of a request whose client names `version`.
+    fn label<'a>(&self, version: &'a str) -> &'a str {
+        if self.0.read().contains(version) {
+            return version;
+        }
+        if !is_version(version) {
+            return UNKNOWN_CLIENT;
+        }
+        let mut known = self.0.write();
+        if known.len() < Self::MAX {
+            known.insert(version.into());
+        }
+        if known.contains(version) { version } else { UNKNOWN_CLIENT }
+    }
+}
+
+/// Whether a text has the form of etcd's versions: `3.6` or `3.6.1`.
+fn is_version(text: &str) -> bool {
+    let is_number = |part: &str, digits_max: usize| {
+        (1..=digits_max).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let mut parts = text.splitn(3, '.');
+    let (Some(major), Some(minor), patch) = (parts.next(), parts.next(), parts.next()) else { return false };
+    is_number(major, 2) && is_number(minor, 3) && patch.is_none_or(|patch| is_number(patch, 3))
+}
 
 impl CoreMetrics {
     /// Makes and registers them.
@@ -57,6 +94,7 @@ impl CoreMetrics {
             unary_requests: server.client_requests.with_label_values(&["unary", UNKNOWN_CLIENT]),
             stream_requests: server.client_requests.with_label_values(&["stream", UNKNOWN_CLIENT]),
             server,
+            client_versions: ClientVersions::default(),
             slow,
         }
     }
@@ -67,11 +105,8 @@ impl CoreMetrics {
         match version {
             None if unary => self.unary_requests.inc(),
             None => self.stream_requests.inc(),
-            // The label comes from the client: only what looks like a version makes a series of its own.
             Some(version) => {
-                let plausible =
-                    version.len() <= 16 && version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-                let label = if plausible { version } else { UNKNOWN_CLIENT };
+                let label = self.client_versions.label(version);
                 self.server.client_requests.with_label_values(&[if unary { "unary" } else { "stream" }, label]).inc();
             }
         }
@@ -228,5 +263,34 @@ mod tests {
         assert_eq!(admitted(Duration::ZERO), 199);
         assert_eq!(admitted(Duration::from_millis(999)), 100);
         assert_eq!(admitted(Duration::from_secs(1)), 199);
+    }
+
+    #[test]
+    fn clients_cannot_make_series_without_bound() {
+        // Cause: every text of up to 16 digits and dots in a header made a series, before any authentication.
+        let registry = Metrics::default();
+        let slow = SlowRequests { apply: Duration::ZERO, unary: Duration::ZERO };
+        let metrics = CoreMetrics::register(&registry, false, slow, None);
+        let counts = || registry.values(|name| name == "etcd_server_client_requests_total");
+        let none = counts().len();
+        for version in
+            ["", ".", "3", "3.", ".6", "3.6.", "3.6.0.1", "3.6.0-rc.1", "123.4", "3.1234", "3.6.1234", "+3.6"]
+        {
+            metrics.client_request(MethodKind::Unary, Some(version));
+        }
+        assert_eq!(counts().len(), none);
+        for version in ["3.6", "3.5.21"] {
+            metrics.client_request(MethodKind::BidiStream, Some(version));
+        }
+        assert_eq!(counts().len(), none + 2);
+        for number in 0..1000 {
+            metrics.client_request(MethodKind::Unary, Some(&format!("{}.{}", number / 500 + 10, number % 500)));
+        }
+        assert_eq!(counts().len(), none + ClientVersions::MAX);
+        // The first versions still count under their own labels, and no request is lost.
+        metrics.client_request(MethodKind::BidiStream, Some("3.6"));
+        let counts = counts();
+        assert_eq!(counts[r#"etcd_server_client_requests_total{client_api_version="3.6",type="stream"}"#], 2.0);
+        assert_eq!(counts.values().sum::<f64>(), 1015.0);
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::error::Failure;
 use crate::api_error::ApiError;
-use crate::core::auth::{hash_password, is_password};
+use crate::core::auth::{PASSWORD_BYTES_MAX, PasswordError, hash_password, is_password};
 
 /// Passwords that wait for a thread; more logins are refused.
 const WAITING_MAX: usize = 1024;
@@ -48,16 +48,22 @@ impl PasswordThreads {
     /// # Errors
     /// It is too long, or too many others wait.
     pub(super) async fn hash(&self, password: String) -> Result<String, Failure> {
+        let failed = |error: PasswordError| Failure::Other(error.to_string());
+        // What waits for a thread is short.
+        if password.len() > PASSWORD_BYTES_MAX {
+            return Err(failed(PasswordError::TooLong));
+        }
         let cost = self.cost;
         let hashed = self.run(move || hash_password(&password, cost)).await?;
-        hashed.map_err(|error| Failure::Other(error.to_string()))
+        hashed.map_err(failed)
     }
 
-    /// Whether this is the password of a user with this hash; there is no such user without one.
+    /// Whether this is the password of a user with this hash; there is no such user without one. Of the password
+    /// [`compared_part`](crate::core::auth::compared_part) is enough.
     ///
     /// # Errors
     /// Too many others wait.
-    pub(super) async fn matches(&self, password: String, hash: Option<Bytes>) -> Result<bool, Failure> {
+    pub(super) async fn matches(&self, password: Box<[u8]>, hash: Option<Bytes>) -> Result<bool, Failure> {
         let cost = self.cost;
         self.run(move || is_password(&password, hash.as_deref(), cost)).await
     }
@@ -86,5 +92,23 @@ fn work(waiting: &Mutex<Receiver<Job>>) {
             Ok(job) => job(),
             Err(_) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_password_that_is_too_long_waits_for_no_thread() {
+        let (jobs, waiting) = sync_channel::<Job>(WAITING_MAX);
+        let no_threads = PasswordThreads { jobs, cost: 4 };
+        let refused = no_threads.hash("x".repeat(PASSWORD_BYTES_MAX + 1)).now_or_never().expect("no wait");
+        assert_eq!(refused.expect_err("too long").to_string(), "bcrypt: password length exceeds 72 bytes");
+        assert!(waiting.try_recv().is_err(), "nothing was queued");
+        assert!(no_threads.hash("x".repeat(PASSWORD_BYTES_MAX)).now_or_never().is_none(), "this one waits");
+        assert!(waiting.try_recv().is_ok());
     }
 }

@@ -49,6 +49,18 @@ impl Layout {
         Self { root: data_dir.to_owned(), wal: wal_dir.to_owned(), state }
     }
 
+    /// Whether there is a log: as in etcd, a directory with a file of one in it. An empty one was made for the log to come.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn has_log<D: WalDisk>(&self, disk: &D) -> Result<bool, RecoverError> {
+        match disk.list(&self.wal) {
+            Ok(names) => Ok(names.iter().any(|name| name.ends_with(".wal"))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(RecoverError::Access { path: self.wal.clone(), source }),
+        }
+    }
+
     /// Refuses directories that belong to something else, before anything is written.
     pub fn check(&self, disk: &dyn StateDisk) -> Result<(), RecoverError> {
         let names = match disk.list(&self.root) {
@@ -110,8 +122,7 @@ pub fn open<D: WalDisk + Clone>(
     layout.check(disks.state.as_ref())?;
     // The state first: opening it takes the lock that keeps a second process out of the directory.
     let backend = Backend::open_on(disks.state.clone(), &layout.state)?;
-    let has_log =
-        disks.wal.exists(&layout.wal).map_err(|source| RecoverError::Access { path: layout.wal.clone(), source })?;
+    let has_log = layout.has_log(&disks.wal)?;
     adopt(disks, layout, &backend, has_log)?;
     let position = backend.durable();
     let log_behind = |last| RecoverError::LogBehindState {
@@ -176,4 +187,34 @@ pub fn stored_members(backend: &Backend) -> Result<ClusterStore, RecoverError> {
     let (members, removed) = (backend.rows(Table::Members)?, backend.rows(Table::MembersRemoved)?);
     let cluster = backend.rows(Table::Cluster)?;
     Ok(ClusterStore::open(ClusterRows { members: &members, removed: &removed, cluster: &cluster })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::cluster::Member;
+    use crate::types::{ClusterId, MemberId};
+
+    // Cause: a directory made for `--wal-dir` beforehand was taken for a log, which had no beginning.
+    #[test]
+    fn a_directory_made_for_the_log_is_no_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&folder.path().join("data"), &folder.path().join("wal"));
+        std::fs::create_dir(&layout.wal).unwrap();
+        let metadata = WalMetadata { member: MemberId(7), cluster: ClusterId(9) };
+        let bootstrap = Bootstrap { metadata, first: vec![Member { id: 7, ..Member::default() }], running: Vec::new() };
+        let first = Opening { bootstrap: Some(&bootstrap), ..Opening::default() };
+        let disks = Disks::files();
+        let other = layout.wal.join("something-else");
+        std::fs::write(&other, "kept").unwrap();
+        assert!(!layout.has_log(&disks.wal).unwrap());
+        let refused = open(&disks, &layout, &first).err();
+        assert!(matches!(refused, Some(RecoverError::Wal(WalError::Exists { .. }))), "{refused:?}");
+        assert_eq!(std::fs::read_to_string(&other).unwrap(), "kept");
+        std::fs::remove_file(other).unwrap();
+        assert!(!layout.has_log(&disks.wal).unwrap());
+        assert_eq!(open(&disks, &layout, &first).unwrap().metadata, metadata);
+        assert!(layout.has_log(&disks.wal).unwrap());
+        assert_eq!(open(&disks, &layout, &Opening::default()).unwrap().metadata, metadata, "without a beginning");
+    }
 }

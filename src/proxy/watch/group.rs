@@ -56,12 +56,7 @@ impl Table {
 
 impl CredentialGroup {
     pub fn new(identity: Identity) -> Self {
-        Self {
-            identity,
-            read_index: Arc::default(),
-            newest: Arc::default(),
-            table: Mutex::default(),
-        }
+        Self { identity, read_index: Arc::default(), newest: Arc::default(), table: Mutex::default() }
     }
 
     /// The upstream watch that covers a range. When there is none, `open` starts the broadcast of a new one: its range

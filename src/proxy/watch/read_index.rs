@@ -196,6 +196,7 @@ mod tests {
     use super::*;
 
     fn start_task(task: BoxFuture<'static, ()>) {
+        #[allow(clippy::disallowed_methods, reason = "ends with its test")]
         tokio::spawn(task);
     }
 

@@ -76,6 +76,8 @@ pub(super) struct RotatedFile {
     rotation: LogRotation,
     /// None after an error; the next line tries again.
     file: Option<(File, u64)>,
+    /// The size beyond which the file is renamed next: more than the configured one after a rename that failed.
+    limit: u64,
     tidy: SyncSender<()>,
 }
 
@@ -92,7 +94,7 @@ impl RotatedFile {
         })?;
         let file = Some(append(path)?);
         let _ = tidy.try_send(());
-        Ok(Self { path: path.to_owned(), rotation, file, tidy })
+        Ok(Self { path: path.to_owned(), rotation, file, limit: rotation.bytes_max, tidy })
     }
 
     pub fn write(&mut self, line: &[u8]) -> io::Result<()> {
@@ -101,8 +103,8 @@ impl RotatedFile {
             Some(open) => open,
             None => append(&self.path)?,
         };
-        let full = size > 0 && size.saturating_add(length) > self.rotation.bytes_max;
-        let (mut file, size) = match full && Family::of(&self.path).retire(Timestamp::now())? {
+        let full = size > 0 && size.saturating_add(length) > self.limit;
+        let (mut file, size) = match full && self.retire(size) {
             false => (file, size),
             true => {
                 let _ = self.tidy.try_send(());
@@ -112,6 +114,26 @@ impl RotatedFile {
         file.write_all(line)?;
         self.file = Some((file, size + length));
         Ok(())
+    }
+
+    /// Renames the file of this size. When that fails lines go on into it, and as many bytes later it is tried again.
+    fn retire(&mut self, size: u64) -> bool {
+        match Family::of(&self.path).retire(Timestamp::now()) {
+            Ok(retired) => {
+                self.limit = self.rotation.bytes_max;
+                retired
+            }
+            Err(error) => {
+                // Once, not at each try.
+                if self.limit == self.rotation.bytes_max {
+                    let path = self.path.display();
+                    let _ =
+                        writeln!(io::stderr(), "log file {path} is full but cannot be renamed, it grows on: {error}");
+                }
+                self.limit = size.saturating_add(self.rotation.bytes_max);
+                false
+            }
+        }
     }
 }
 
@@ -284,6 +306,35 @@ mod tests {
         let mut file = RotatedFile::open(&path, rotation(1 << 20, 0)).unwrap();
         file.write(b"more\n").unwrap();
         assert!(fs::read_to_string(&path).unwrap().ends_with("line\nmore\n"));
+    }
+
+    #[test]
+    fn lines_go_on_into_a_file_that_cannot_be_renamed() {
+        // Cause: when the rename failed, this line and every later one was lost.
+        let folder = tempfile::tempdir().unwrap();
+        let (logs, moved) = (folder.path().join("logs"), folder.path().join("moved"));
+        let path = logs.join("etcd.log");
+        let mut file = RotatedFile::open(&path, rotation(20, 0)).unwrap();
+        let mut write = |lines: &[&str]| {
+            for line in lines {
+                file.write(line.as_bytes()).unwrap();
+            }
+        };
+        write(&["1 line\n", "2 line\n"]);
+        // A file in place of the folder fails the rename for every user, and the open file is still there.
+        fs::rename(&logs, &moved).unwrap();
+        fs::write(&logs, "").unwrap();
+        write(&["3 line\n"]);
+        fs::remove_file(&logs).unwrap();
+        fs::rename(&moved, &logs).unwrap();
+        // It is not tried again with each line.
+        write(&["4 line\n"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1 line\n2 line\n3 line\n4 line\n");
+        write(&["5 line\n", "6 line\n"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "5 line\n6 line\n");
+        let older = Family::of(&path).predecessors().unwrap();
+        assert_eq!(older.len(), 1);
+        assert_eq!(fs::read_to_string(&older[0].1).unwrap(), "1 line\n2 line\n3 line\n4 line\n");
     }
 
     #[test]

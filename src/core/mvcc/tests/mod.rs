@@ -305,6 +305,23 @@ fn a_running_hash_holds_the_removal() {
     assert_eq!(bench.store.compaction_slice(&mut compaction, 10).0, Progress::Done);
 }
 
+// Cause: a hash that began before the one in front of it ended held the removal on, and compacted rows stayed for as long as
+// somebody asked.
+#[test]
+fn the_next_hash_waits_for_a_removal_that_was_held() {
+    let mut bench = Bench::new();
+    bench.put("a", "1");
+    bench.put("a", "2");
+    let mut compaction = bench.start_compaction(3).unwrap();
+    let holds = bench.store.shared.holds.clone();
+    let hash = holds.for_reader();
+    assert_eq!(bench.store.compaction_slice(&mut compaction, 10), (Progress::Held, vec![]));
+    assert!(!holds.admit_readers());
+    drop(hash);
+    assert_eq!(bench.store.compaction_slice(&mut compaction, 10).0, Progress::Done);
+    assert!(holds.admit_readers());
+}
+
 #[test]
 fn compaction_keeps_what_a_watch_from_there_needs() {
     let mut bench = Bench::new();

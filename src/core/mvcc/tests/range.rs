@@ -40,6 +40,31 @@ fn ends_of_ranges() {
     }
 }
 
+// Cause: counts and compares hold nothing of what they look at, so the thread that serves everybody else looked at all of it.
+#[test]
+fn what_is_looked_at_counts_although_the_answer_holds_nothing_of_it() {
+    let mut bench = Bench::new();
+    for number in 0..300 {
+        bench.put(&format!("k{number:03}"), "v");
+    }
+    let snapshot = bench.store.reader().snapshot();
+    let count = |revision| RangeRequest { count_only: true, revision, ..range("k", "l") };
+    assert!(snapshot.extent(&count(0)).is_small());
+    assert!(snapshot.extent(&count(301)).is_small(), "the newest revision");
+    let old = snapshot.extent(&count(2));
+    assert_eq!((old.keys, old.looks, old.is_small()), (0, 300, false));
+    let compare = |end: &'static str| Compare { key: "k000".into(), range_end: end.into(), ..Default::default() };
+    let txn = |ends: [&'static str; 2]| {
+        let nested = TxnRequest { compare: ends.map(compare).into(), ..Default::default() };
+        let op = RequestOp { request: Some(Request::RequestTxn(nested)) };
+        snapshot.txn_extent(&TxnRequest { compare: vec![compare("")], failure: vec![op], ..Default::default() })
+    };
+    let one_each = txn(["", ""]);
+    assert_eq!((one_each.looks, one_each.is_small()), (3, true));
+    let ranges = txn(["k200", "l"]);
+    assert_eq!((ranges.keys, ranges.looks, ranges.is_small()), (0, 501, false));
+}
+
 #[test]
 fn a_limit_tells_that_there_is_more() {
     let bench = five();
