@@ -8,9 +8,15 @@ use crate::client::Endpoint;
 use crate::config::{GoDuration, SrvConfig};
 use crate::net::{ClientTls, ClientTlsConfig};
 
+/// Commands that do without a cluster are parsed by `tcp.rs`.
+const AFTER_HELP: &str = "\
+tcp-pingpong, tcp-bulk, tcp-connect and tcp-idle measure what a TCP forwarder costs, without a cluster;
+their flags: watershed bench tcp-pingpong --help";
+
 /// Puts load on an etcd v3 cluster and measures throughput, latency and cost.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "watershed bench", disable_help_subcommand = true)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct Bench {
     #[command(subcommand)]
     pub(super) action: Action,

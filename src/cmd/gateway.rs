@@ -79,7 +79,7 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
             successor = handed_over => Some(successor),
         };
         if successor.is_some() {
-            gateway.leave_socket_file();
+            gateway.leave_addresses();
         }
         // In this order: the next gateway takes the place of the file once its connection ends.
         drop(handover);

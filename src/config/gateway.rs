@@ -78,7 +78,7 @@ pub struct RawGatewayConfig {
     /// Health checks in a row that an endpoint must pass to be used again.
     #[arg(long, default_value_t = 2, help_heading = "Not flags of etcd")]
     pub health_check_rise: u32,
-    /// Health checks in a row that an endpoint must fail to be left out.
+    /// Health checks in a row that an endpoint must fail to be down.
     #[arg(long, default_value_t = 2, help_heading = "Not flags of etcd")]
     pub health_check_fall: u32,
     /// Path that --health-check=http gets; /readyz unless given, or /health where there is no /readyz.
@@ -131,7 +131,8 @@ pub struct RawGatewayConfig {
     /// Time that open connections get to end after SIGTERM.
     #[arg(long, default_value = "5s", help_heading = "Not flags of etcd")]
     pub drain_timeout: GoDuration,
-    /// Where /metrics and /health are served; nowhere if not given.
+    /// Where /metrics, /health, /livez, /readyz, /gateway/status and the page /ui are served, as host:port and no URL; nowhere if
+    /// not given.
     #[arg(long, help_heading = "Not flags of etcd")]
     pub metrics_addr: Option<HostPort>,
     /// Permissions of the file of a unix socket in --listen-addr, in octal digits as 0660; what the umask of the process leaves
@@ -263,7 +264,7 @@ pub struct GatewayConfig {
     pub endpoint_drain_timeout: Duration,
     /// Time that open connections get to end at a stop.
     pub drain_timeout: Duration,
-    /// Where `/metrics` and `/health` are served.
+    /// Where `/metrics`, the checks, the endpoint table and the status page are served.
     pub metrics_addr: Option<HostPort>,
     /// Threads that move bytes, one at least.
     pub serving_threads: usize,

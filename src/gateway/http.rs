@@ -37,7 +37,9 @@ pub(super) fn serve_metrics(
     tasks.spawn(async move {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
+            // In this order: after a stop the next gateway, which may have the same socket, is the one to answer.
             let accepted = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 accepted = accept(&listener, &slots) => accepted,
             };
@@ -53,9 +55,10 @@ pub(super) fn serve_metrics(
                             .header_read_timeout(HEAD_TIMEOUT)
                             .serve_connection(TokioIo::new(stream), service);
                         tokio::select! {
+                            biased;
+                            () = stop.cancelled() => {}
                             // A client that breaks off is its own affair.
                             _ = connection => {}
-                            () = stop.cancelled() => {}
                         }
                         drop(slot);
                     });

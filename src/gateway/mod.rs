@@ -1,4 +1,4 @@
-//! The L4 gateway: accepts connections, of TCP or of a unix socket, and moves their bytes to a live endpoint.
+//! The TCP gateway: accepts connections, of TCP or of a unix socket, and moves their bytes to a live endpoint.
 //!
 //! A connection (`stream.rs`) enters at the accept loop (`accept.rs`, on a `listener.rs`), which gives it to the serving thread with the fewest
 //! (`worker.rs`); there it stays. With `--route` its first bytes (`first_bytes.rs`) say which endpoints it may go to

@@ -41,6 +41,8 @@ pub struct Gateway {
     file: Option<SocketFile>,
     metrics_address: Option<SocketAddr>,
     stop: CancellationToken,
+    /// Ends the pages of the metrics address.
+    stop_pages: CancellationToken,
     threads: Vec<oneshot::Receiver<()>>,
     /// Its listening sockets, for the next gateway, if there may be one.
     sockets: Vec<OwnedFd>,
@@ -137,8 +139,9 @@ impl Gateway {
         refuse_itself("endpoints", &dialled(&first), &address, limit).await?;
         refuse_itself("route", &config.routes_endpoints(), &address, limit).await?;
         let health = config.health_check.as_ref().map(health_checks).transpose()?;
-        let tasks = tasks.child();
-        let stop = tasks.stop_signal();
+        // The pages of the metrics address outlast the rest: they tell of the drain.
+        let (tasks, pages) = (tasks.child(), tasks.child());
+        let (stop, stop_pages) = (tasks.stop_signal(), pages.stop_signal());
         let gateway_metrics = Arc::new(GatewayMetrics::register(metrics));
         let division = Division {
             balance: config.balance,
@@ -169,7 +172,7 @@ impl Gateway {
                     since: Instant::now(),
                     stop: stop.clone(),
                 };
-                let (address, socket) = metrics_listener(wanted, &mut earlier, status, metrics, &tasks).await?;
+                let (address, socket) = metrics_listener(wanted, &mut earlier, status, metrics, &pages).await?;
                 sockets.extend(Some(socket).filter(|_| config.hot_restart_socket.is_some()));
                 Some(address)
             }
@@ -203,7 +206,7 @@ impl Gateway {
         tasks.spawn(accept_loop(listener, door, stop.clone()));
         let names: Vec<String> = first.iter().map(|endpoint| endpoint.endpoint.to_string()).collect();
         info!(listen_addr = %address, endpoints = names.join(","), "ready to proxy client requests");
-        Ok(Self { address, file: None, metrics_address, stop, threads, sockets, lists })
+        Ok(Self { address, file: None, metrics_address, stop, stop_pages, threads, sockets, lists })
     }
 
     /// What changes its endpoints.
@@ -227,8 +230,10 @@ impl Gateway {
         std::mem::take(&mut self.sockets)
     }
 
-    /// Leaves the file of its unix socket to the gateway that has taken the socket over.
-    pub fn leave_socket_file(&mut self) {
+    /// Leaves the file of its unix socket to the gateway that has taken the sockets over, and the metrics address, where both would
+    /// accept requests otherwise.
+    pub fn leave_addresses(&mut self) {
+        self.stop_pages.cancel();
         if let Some(file) = self.file.take() {
             file.leave();
         }
@@ -240,7 +245,8 @@ impl Gateway {
         self.stop.clone()
     }
 
-    /// Stops accepting and waits until every connection has ended, the drain timeout at most.
+    /// Stops accepting and waits until every connection has ended, the drain timeout at most. The pages of the metrics address are
+    /// served until then.
     pub async fn finish(mut self) {
         self.sockets.clear();
         self.file = None;
@@ -249,6 +255,7 @@ impl Gateway {
             // An error means that the thread is gone already.
             let _ = thread.await;
         }
+        self.stop_pages.cancel();
     }
 }
 

@@ -742,7 +742,11 @@ async fn an_address_in_use_is_named() {
 
 /// The answer of the metrics address.
 async fn ask(setup: &Setup, path: &str) -> String {
-    let mut stream = TcpStream::connect(setup.gateway.metrics_address().unwrap()).await.unwrap();
+    ask_at(setup.gateway.metrics_address().unwrap(), path).await
+}
+
+async fn ask_at(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();
     in_time(stream.read_to_string(&mut answer)).await.unwrap();
@@ -775,6 +779,26 @@ async fn health_tells_the_truth_without_a_client() {
     assert!([a, b].iter().all(|address| reason.contains(&format!("{address}: Connection refused"))), "{answer}");
     let _b = Echo::at(b, b'b').await;
     in_time(async { while !ask(&setup, "/health").await.starts_with("HTTP/1.0 200") {} }).await;
+}
+
+#[tokio::test]
+async fn the_pages_tell_of_a_drain_until_it_ends() {
+    // Cause: the metrics address was closed with the other one, so that nobody saw `/readyz` fail during a drain.
+    let listener = TcpListener::bind(anywhere()).await.unwrap();
+    let endpoint = listener.local_addr().unwrap();
+    let setup = Setup::with(&[endpoint], |config| config.metrics_addr = Some(anywhere().into())).await;
+    let (client, accepted) = tokio::join!(setup.connect(), in_time(listener.accept()));
+    let pages = setup.gateway.metrics_address().unwrap();
+    let mut finished = Box::pin(setup.gateway.finish());
+    assert!(futures::poll!(&mut finished).is_pending(), "the connection is still open");
+    let ready = ask_at(pages, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.0 503") && ready.contains("[-]accepting failed: stopping"), "{ready}");
+    assert!(ask_at(pages, "/livez").await.starts_with("HTTP/1.0 200"));
+    let status = ask_at(pages, "/gateway/status").await;
+    assert!(status.contains("\"accepting\":false"), "{status}");
+    drop((client, accepted));
+    in_time(finished).await;
+    in_time(async { while TcpStream::connect(pages).await.is_ok() {} }).await;
 }
 
 #[tokio::test]

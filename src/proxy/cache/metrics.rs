@@ -3,6 +3,24 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use super::shared::{Checked, State};
 use crate::telemetry::Metrics;
 
+/// Why a replica is in the state `gap`, as `follow.rs` labels it.
+const GAP_REASONS: [&str; 7] =
+    ["old_event", "previous_pair", "version", "malformed", "foreign_key", "different", "revision_went_back"];
+/// Why ranges are passed on, as `service.rs` labels it.
+const PASSED_REASONS: [&str; 11] = [
+    "unread",
+    "form",
+    "revision",
+    "linearizable",
+    "uncovered",
+    "not_live",
+    "permission",
+    "read_index",
+    "behind",
+    "went_back",
+    "inexact",
+];
+
 /// What the caches of a proxy count, under the names of etcd's proxy where it has them.
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
@@ -58,6 +76,13 @@ impl CacheMetrics {
             "Comparisons of a replica with the cluster, by outcome: same, different, unknown.",
             &["outcome"],
         );
+        // From the start, so that the first one is an increase.
+        for reason in GAP_REASONS {
+            changes.with_label_values(&[State::Gap.label(), reason]).reset();
+        }
+        for reason in PASSED_REASONS {
+            passed.with_label_values(&[reason]).reset();
+        }
         for outcome in Checked::LABELS {
             checks.with_label_values(&[outcome]).reset();
         }
@@ -65,5 +90,24 @@ impl CacheMetrics {
             replicas.with_label_values(&[state.label()]).set(0);
         }
         Self { hits, misses, keys, bytes, answered, passed, read_index, progress, events, replicas, changes, checks }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_alerts_look_at_is_there_before_it_happens() {
+        // Cause: the series of the first gap began at 1, which is no increase, so that the alert saw the second one alone.
+        let metrics = Metrics::new();
+        CacheMetrics::register(&metrics);
+        let values = metrics.values(|name| name.starts_with("watershed_proxy_cache_"));
+        let series = |name: &str| values.iter().filter(|(series, _)| series.starts_with(name)).collect::<Vec<_>>();
+        let gaps = series("watershed_proxy_cache_state_changes_total{");
+        assert!(gaps.len() == 7 && gaps.iter().all(|(name, _)| name.contains("state=\"gap\"")), "{gaps:?}");
+        let passed = series("watershed_proxy_cache_passed_total{");
+        assert_eq!(passed.len(), 11, "{passed:?}");
+        assert!(gaps.iter().chain(&passed).all(|(_, value)| **value == 0.0), "{gaps:?} {passed:?}");
     }
 }

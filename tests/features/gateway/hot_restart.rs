@@ -7,6 +7,8 @@ use crate::harness::free_port;
 
 /// Rounds of a new gateway that takes over from the one before.
 const ROUNDS: usize = 4;
+/// Requests to the metrics address in each of them.
+const REQUESTS: usize = 16;
 
 fn command(listen: u16, metrics: u16, socket: &Path, endpoint: SocketAddr) -> Command {
     let mut command = Command::new(PROGRAM);
@@ -31,6 +33,16 @@ fn client(address: SocketAddr, stop: Arc<AtomicBool>) -> std::thread::JoinHandle
     })
 }
 
+/// Whether the gateway that answers at the metrics address accepts connections; none where the request is cut off.
+fn accepting(metrics: u16) -> Option<bool> {
+    let mut stream = TcpStream::connect(("127.0.0.1", metrics)).expect("a gateway has the metrics address");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set");
+    stream.write_all(b"GET /gateway/status HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.contains("\"accepting\":").then(|| answer.contains("\"accepting\":true"))
+}
+
 #[test]
 fn the_next_gateway_takes_over_and_no_connection_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -45,6 +57,10 @@ fn the_next_gateway_takes_over_and_no_connection_is_refused() {
         line_with(&mut current.log, "stopping");
         open.write_all(b"y").expect("an open connection is served to its end");
         open.read_exact(&mut [0]).expect("an open connection is served to its end");
+        // The one that drains has the same socket, and leaves it to the next.
+        for _ in 0..REQUESTS {
+            assert_ne!(accepting(metrics), Some(false), "the gateway that stops answers in place of the next one");
+        }
         drop(open);
         assert_eq!(current.child.wait().expect("it ends").code(), Some(0));
         drop(next.echo().expect("served"));

@@ -169,6 +169,35 @@ async fn ctl_shows_the_endpoints_of_a_gateway() {
     drop(open);
 }
 
+#[tokio::test]
+async fn the_alerts_find_their_metrics_and_are_described() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, metrics) = (folder.path().join("gateway.yaml"), format!("127.0.0.1:{}", crate::harness::free_port()));
+    let text = format!("listen-addr: 127.0.0.1:0\nmetrics-addr: {metrics}\nendpoints: [{}]\n", echo_endpoint());
+    std::fs::write(&file, text).expect("written");
+    let mut command = Command::new(PROGRAM);
+    command.args(["gateway", "start"]).arg(format!("--config-file={}", file.display()));
+    let _gateway = Running::start(command);
+    let page = crate::harness::http_get(&metrics, "GET", "/metrics").await.expect("an answer").body;
+    let rules = include_str!("../../../contrib/prometheus/gateway.rules.yml");
+    let documents = [include_str!("../../../docs/gateway.md"), include_str!("../../../docs/metrics.md")].concat();
+    let names = rules.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let names: Vec<&str> = names.filter(|name| name.starts_with("watershed_")).collect();
+    assert!(names.len() > 5, "{names:?}");
+    for name in names {
+        assert!(documents.contains(name), "{name}");
+        // A static list is not asked, so it has no age.
+        assert!(
+            page.contains(name) || name == "watershed_discovery_last_answer_age_seconds",
+            "{name} is not in {page}"
+        );
+    }
+    let operations = include_str!("../../../docs/operations.md");
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(operations.contains(&format!("| `{alert}` |")), "{alert} is not in docs/operations.md");
+    }
+}
+
 /// A gateway that is given this socket as systemd does.
 fn with_socket(listener: &TcpListener, endpoint: SocketAddr) -> Command {
     let mut command = Command::new("sh");
