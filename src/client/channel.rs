@@ -52,7 +52,7 @@ impl SharedLogin {
 pub(super) struct Identity {
     /// A token obtained elsewhere. This client cannot renew it.
     pub(super) token: Option<HeaderValue>,
-    pub(super) login: Option<Login>,
+    pub(super) login: Option<Arc<Login>>,
     /// Whether the user can only be the one that the certificate names.
     pub(super) by_certificate: bool,
     pub(super) require_leader: bool,
@@ -168,7 +168,7 @@ impl Channel {
     pub fn refused(&self, reason: &str) -> bool {
         match &self.identity.login {
             Some(login) if wants_login(reason) => {
-                login.forget(&login.current());
+                login.forget(&login.current(), reason);
                 true
             }
             _ => false,
@@ -179,11 +179,11 @@ impl Channel {
     /// "permission denied", as of one that the user may not have; only with a new token that is known to be meant.
     pub fn refused_watch(&self, reason: &str) -> bool {
         let is_denied = ApiError::from_cancel_reason(reason) == Some(ApiError::PermissionDenied);
-        self.refused(reason) || (is_denied && self.identity.login.as_ref().is_some_and(Login::doubt))
+        self.refused(reason) || (is_denied && self.identity.login.as_ref().is_some_and(|login| login.doubt()))
     }
 
     /// Sends a request with the user's token, and again with another one when the member refuses it for its token.
-    async fn send_as(self, mut head: Head, body: Body, login: &Login) -> Response<Body> {
+    async fn send_as(self, mut head: Head, body: Body, login: &Arc<Login>) -> Response<Body> {
         let method = Method::of(head.path.path());
         if !method.one_request {
             let token = match login.token(&self.pool).await {
@@ -193,8 +193,8 @@ impl Channel {
             // What the caller wrote into the stream is gone, so opening it again is the caller's part.
             carry(&mut head.headers, &token);
             let answer = self.pool.request(&head, body).await;
-            if is_refused(&answer) {
-                login.forget(&token);
+            if let Some(refusal) = refusal(&answer) {
+                login.forget(&token, refusal.message());
             }
             return answer;
         }
@@ -205,7 +205,7 @@ impl Channel {
         self.exchange_as(method, head, payload, login).await
     }
 
-    async fn exchange_as(&self, method: Method, mut head: Head, payload: Bytes, login: &Login) -> Response<Body> {
+    async fn exchange_as(&self, method: Method, mut head: Head, payload: Bytes, login: &Arc<Login>) -> Response<Body> {
         let mut token = match login.token(&self.pool).await {
             Ok(token) => token,
             Err(status) => return status.into_http(),
@@ -213,10 +213,8 @@ impl Channel {
         for _ in 0..LOGINS_MAX {
             carry(&mut head.headers, &token);
             let answer = self.pool.exchange(method, &head, payload.clone()).await;
-            if !is_refused(&answer) {
-                return answer;
-            }
-            token = match login.later(&self.pool, &token).await {
+            let Some(refusal) = refusal(&answer) else { return answer };
+            token = match login.later(&self.pool, &token, refusal.message()).await {
                 Ok(token) => token,
                 Err(status) => return status.into_http(),
             };
@@ -251,8 +249,9 @@ fn carry(headers: &mut HeaderMap, token: &Token) {
     };
 }
 
-fn is_refused(answer: &Response<Body>) -> bool {
-    Status::from_header_map(answer.headers()).is_some_and(|status| wants_login(status.message()))
+/// The refusal of a request for its token alone.
+fn refusal(answer: &Response<Body>) -> Option<Status> {
+    Status::from_header_map(answer.headers()).filter(|status| wants_login(status.message()))
 }
 
 impl tower::Service<http::Request<Body>> for Channel {

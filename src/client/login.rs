@@ -1,9 +1,11 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::debug;
@@ -26,10 +28,15 @@ const DOUBTED_AGE: Duration = Duration::from_secs(1);
 /// At most one Authenticate is in progress: who needs a token meanwhile waits and takes the same outcome, so that any
 /// number of requests costs the cluster one password check. A token that ends soon is renewed by the next request that
 /// carries one, while the others go on with it.
+///
+/// A task authenticates, and who waits holds no lock: a caller is polled only while its client takes what it is sent, and one
+/// that held a lock, or was given it, would keep all others waiting.
 #[derive(Debug)]
 pub(super) struct Login {
     credentials: Credentials,
-    in_progress: tokio::sync::Mutex<()>,
+    in_progress: AtomicBool,
+    /// Notified when an Authenticate has ended, however.
+    ended: Notify,
     last: ArcSwap<Last>,
     lifetime: Mutex<TokenLifetime>,
 }
@@ -51,22 +58,38 @@ pub(super) struct Token {
     pub(super) value: Option<HeaderValue>,
 }
 
+/// The right to authenticate. Whoever waits is woken when it is dropped.
+struct Turn(Arc<Login>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.in_progress.store(false, Ordering::Release);
+        self.0.ended.notify_waiters();
+    }
+}
+
 impl Login {
-    pub(super) fn new(credentials: Credentials) -> Self {
+    pub(super) fn new(credentials: Credentials) -> Arc<Self> {
         let none = Last { number: 0, outcome: None, at: Instant::now(), renew_at: None };
-        Self {
+        Arc::new(Self {
             credentials,
-            in_progress: tokio::sync::Mutex::default(),
+            in_progress: AtomicBool::new(false),
+            ended: Notify::new(),
             last: ArcSwap::from_pointee(none),
             lifetime: Mutex::default(),
-        }
+        })
+    }
+
+    /// The turn, if nobody has it.
+    fn take_turn(self: &Arc<Self>) -> Option<Turn> {
+        (!self.in_progress.swap(true, Ordering::Acquire)).then(|| Turn(self.clone()))
     }
 
     /// The token of the last login; logs in when there is none.
     ///
     /// # Errors
     /// What the cluster answered to the login.
-    pub(super) async fn token(&self, pool: &Pool) -> Result<Token, Status> {
+    pub(super) async fn token(self: &Arc<Self>, pool: &Pool) -> Result<Token, Status> {
         let last = self.last.load_full();
         match &last.outcome {
             Some(Ok(_)) if last.is_due() => Ok(self.renewed(pool).await),
@@ -75,18 +98,19 @@ impl Login {
         }
     }
 
-    /// A later token than `refused`.
+    /// A later token than `refused`, which a member refused with this text.
     ///
     /// # Errors
     /// What the cluster answered to the login.
-    pub(super) async fn later(&self, pool: &Pool, refused: &Token) -> Result<Token, Status> {
-        self.learn(refused);
+    pub(super) async fn later(self: &Arc<Self>, pool: &Pool, refused: &Token, text: &str) -> Result<Token, Status> {
+        self.learn(refused, text);
         self.log_in(pool, refused.number).await
     }
 
-    /// Logs in for the next request that needs a token, unless that happened since `refused` was sent.
-    pub(super) fn forget(&self, refused: &Token) {
-        self.learn(refused);
+    /// Logs in for the next request that needs a token, unless that happened since `refused` was sent, which a member
+    /// refused with this text.
+    pub(super) fn forget(&self, refused: &Token, text: &str) {
+        self.learn(refused, text);
         self.last.rcu(|last| match last.number == refused.number {
             true => Arc::new(Last { outcome: None, ..**last }),
             false => last.clone(),
@@ -116,54 +140,70 @@ impl Login {
     }
 
     /// The token to carry where the last one is about to end. Who finds a login in progress carries the last one.
-    async fn renewed(&self, pool: &Pool) -> Token {
-        let Ok(_one) = self.in_progress.try_lock() else { return self.current() };
-        let last = self.last.load_full();
+    async fn renewed(self: &Arc<Self>, pool: &Pool) -> Token {
+        let Some(turn) = self.take_turn() else { return self.current() };
         // Another request may have renewed it, or have had it refused.
-        if !last.is_due() {
-            return self.current();
+        if self.last.load().is_due() {
+            let _ = authenticate_in_task(turn, pool, Login::end_renewal).await;
         }
-        match self.authenticate(pool).await {
+        self.current()
+    }
+
+    fn end_renewal(&self, outcome: Result<Option<HeaderValue>, Status>) -> Result<Token, Status> {
+        match outcome {
             Ok(value) => {
                 self.lifetime.lock().renewed();
-                self.keep(last.number + 1, Ok(value));
+                self.keep(Ok(value))
             }
             // The last one is still good: whether it is refused decides.
             Err(status) => {
                 debug!(user = self.credentials.name, %status, "token not renewed");
                 let renew_at = Some(TokenLifetime::retry_at(Instant::now()));
                 self.last.rcu(|last| Arc::new(Last { outcome: last.outcome.clone(), renew_at, ..**last }));
+                Err(status)
             }
         }
-        self.current()
     }
 
-    /// Takes note of how old a token was when it was refused.
-    fn learn(&self, refused: &Token) {
+    /// Takes note of how old a token was when it was refused because members have forgotten it. That users or roles changed
+    /// since, or that authentication was off, says nothing of how long tokens live.
+    fn learn(&self, refused: &Token, text: &str) {
+        if ApiError::from_cancel_reason(text) != Some(ApiError::InvalidAuthToken) {
+            return;
+        }
         let last = self.last.load();
         if last.number == refused.number && matches!(last.outcome, Some(Ok(Some(_)))) {
             self.lifetime.lock().refused(last.at.elapsed());
         }
     }
 
-    fn keep(&self, number: u64, outcome: Result<Option<HeaderValue>, Status>) {
+    /// Makes this the last login. Only who has the turn does.
+    fn keep(&self, outcome: Result<Option<HeaderValue>, Status>) -> Result<Token, Status> {
         let now = Instant::now();
+        let number = self.last.load().number + 1;
         let token = outcome.as_ref().ok().and_then(Option::as_ref);
         let renew_at = token.and_then(|token| self.lifetime.lock().renew_at(token, unix_seconds(), now));
-        self.last.store(Arc::new(Last { number, outcome: Some(outcome), at: now, renew_at }));
+        self.last.store(Arc::new(Last { number, outcome: Some(outcome.clone()), at: now, renew_at }));
+        with_number(number, outcome)
     }
 
     /// Logs in, unless a login after number `seen` has ended meanwhile.
-    async fn log_in(&self, pool: &Pool, seen: u64) -> Result<Token, Status> {
-        let _one = self.in_progress.lock().await;
-        let last = self.last.load_full();
-        let outcome = match &last.outcome {
-            Some(outcome) if last.number > seen => return with_number(last.number, outcome.clone()),
-            _ => self.authenticate(pool).await,
-        };
-        let number = last.number + 1;
-        self.keep(number, outcome.clone());
-        with_number(number, outcome)
+    async fn log_in(self: &Arc<Self>, pool: &Pool, seen: u64) -> Result<Token, Status> {
+        loop {
+            // Before the look at the last login, so that none is missed that ends in between.
+            let ended = self.ended.notified();
+            let turn = self.take_turn();
+            let last = self.last.load_full();
+            if let Some(outcome) = &last.outcome
+                && last.number > seen
+            {
+                return with_number(last.number, outcome.clone());
+            }
+            match turn {
+                Some(turn) => return authenticate_in_task(turn, pool, Login::keep).await,
+                None => ended.await,
+            }
+        }
     }
 
     async fn authenticate(&self, pool: &Pool) -> Result<Option<HeaderValue>, Status> {
@@ -182,6 +222,31 @@ impl Login {
         value.set_sensitive(true);
         Ok(Some(value))
     }
+}
+
+/// The header with the token, none with auth off.
+type Authenticated = Result<Option<HeaderValue>, Status>;
+
+/// Authenticates for as long as the caller is there, whether it is polled or not, and ends with what `end` makes of the
+/// outcome.
+async fn authenticate_in_task(
+    turn: Turn,
+    pool: &Pool,
+    end: fn(&Login, Authenticated) -> Result<Token, Status>,
+) -> Result<Token, Status> {
+    let (mut tell, told) = oneshot::channel();
+    let task_pool = pool.clone();
+    pool.tasks().spawn(async move {
+        let outcome = tokio::select! {
+            outcome = turn.0.authenticate(&task_pool) => outcome,
+            () = tell.closed() => return,
+        };
+        let outcome = end(&turn.0, outcome);
+        drop(turn);
+        // The caller may have left meanwhile.
+        let _ = tell.send(outcome);
+    });
+    told.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
 }
 
 impl Last {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::FutureExt;
 use prost::Message;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -288,6 +289,41 @@ async fn the_end_of_a_simple_token_is_met_once() {
     let later = cluster.seen();
     assert_eq!(later.1, refusals, "none since");
     assert!((10..14).contains(&later.0), "{later:?}");
+}
+
+/// Cause: a change of roles soon after a login was taken for the end of its token; from then on tokens were renewed each second.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_roles_says_nothing_of_how_long_tokens_live() {
+    let cluster = Ending::new(Duration::from_secs(300), false);
+    for refusal in [ApiError::AuthOldRevision, ApiError::UserEmpty] {
+        cluster.channel.login().await.unwrap();
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(cluster.channel.refused(refusal.text()));
+    }
+    cluster.ask_for(Duration::from_secs(20)).await;
+    assert_eq!(cluster.seen(), (3, 0));
+}
+
+// Cause: the caller held a lock while it logged in, or was given it: one that is not polled kept all others waiting.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_is_not_polled_holds_up_nobody() {
+    let cluster = Ending::new(Duration::from_secs(300), false);
+    let login = || cluster.channel.login().boxed();
+    // One has begun to log in, one waits for it.
+    let mut stuck = [login(), login()];
+    assert!(stuck.iter_mut().all(|call| call.now_or_never().is_none()));
+    let in_time = async |call| timeout(Duration::from_secs(20), call).await.expect("in time");
+    in_time(login()).await.unwrap();
+    assert_eq!(cluster.seen().0, 1);
+    // Nor does one that is given up.
+    assert!(cluster.channel.refused(ApiError::InvalidAuthToken.text()));
+    let mut dropped = login();
+    assert!((&mut dropped).now_or_never().is_none());
+    drop(dropped);
+    in_time(login()).await.unwrap();
+    for call in stuck {
+        in_time(call).await.unwrap();
+    }
 }
 
 /// Cause to look for: etcd 3.5.1 cancels a watch whose token has expired as "permission denied", and the watch of a tenant's user ended.

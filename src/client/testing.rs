@@ -71,7 +71,8 @@ impl FakeMember {
                     accepted = listener.accept() => accepted.unwrap(),
                     () = stop.cancelled() => return,
                 };
-                let serve = connection(socket, (1, healthy()), script.clone(), log.clone(), inner.clone());
+                let own = Own { cluster: 1, health: healthy(), streams_max: None };
+                let serve = connection(socket, own, script.clone(), log.clone(), inner.clone());
                 let stop = stop.clone();
                 inner.spawn(async move {
                     tokio::select! { () = serve => {}, () = stop.cancelled() => {} }
@@ -126,6 +127,8 @@ struct Place {
     dials: Vec<Instant>,
     received: Arc<Mutex<Vec<Received>>>,
     health: Health,
+    /// Streams it allows at once on a connection; none for no bound.
+    streams_max: Option<u32>,
 }
 
 /// What a member answers to health checks.
@@ -149,7 +152,8 @@ impl FakeNetwork {
 
     pub(crate) fn place(&self, authority: &str, dial: Dial) -> Endpoint {
         let hung = watch::Sender::new(false);
-        let place = Place { dial, hung, dials: Vec::new(), received: Arc::default(), health: healthy() };
+        let place =
+            Place { dial, hung, dials: Vec::new(), received: Arc::default(), health: healthy(), streams_max: None };
         self.places.lock().insert(authority.to_owned(), place);
         authority.parse().unwrap()
     }
@@ -166,6 +170,11 @@ impl FakeNetwork {
     /// What the member answers to health checks from now on.
     pub(crate) fn health(&self, endpoint: &Endpoint, reply: Reply) {
         self.at(endpoint, |place| *place.health.lock() = reply);
+    }
+
+    /// How many streams the member allows at once, on connections that are made from now on.
+    pub(crate) fn allows_streams(&self, endpoint: &Endpoint, streams_max: u32) {
+        self.at(endpoint, |place| place.streams_max = Some(streams_max));
     }
 
     /// Another address from now on; what was connected stays as it is.
@@ -194,9 +203,9 @@ impl FakeNetwork {
 
 impl Dialer for FakeNetwork {
     fn dial<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn ByteStream>>> {
-        let (dial, hung, log, health) = self.at(endpoint, |place| {
+        let (dial, hung, log, health, streams_max) = self.at(endpoint, |place| {
             place.dials.push(Instant::now());
-            (place.dial, place.hung.subscribe(), place.received.clone(), place.health.clone())
+            (place.dial, place.hung.subscribe(), place.received.clone(), place.health.clone(), place.streams_max)
         });
         async move {
             let (near, mut far) = tokio::io::duplex(1 << 20);
@@ -225,7 +234,8 @@ impl Dialer for FakeNetwork {
                     let (server, wire) = tokio::io::duplex(1 << 20);
                     let script = self.script.clone();
                     let script = Arc::new(move |received: &Received| script(received));
-                    self.tasks.spawn(connection(server, (cluster, health), script, log, self.tasks.clone()));
+                    let own = Own { cluster, health, streams_max };
+                    self.tasks.spawn(connection(server, own, script, log, self.tasks.clone()));
                     self.tasks.spawn(pass(far, wire, hung));
                 }
             }
@@ -270,15 +280,27 @@ async fn pass(one: DuplexStream, other: DuplexStream, hung: watch::Receiver<bool
     }
 }
 
+/// What a member has of its own.
+struct Own {
+    cluster: u64,
+    health: Health,
+    streams_max: Option<u32>,
+}
+
 async fn connection(
     socket: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    own: (u64, Health),
+    own: Own,
     script: Arc<impl Fn(&Received) -> Reply + Send + Sync + 'static>,
     log: Arc<Mutex<Vec<Received>>>,
     tasks: Tasks,
 ) {
     let cut = tokio_util::sync::CancellationToken::new();
-    let Ok(mut connection) = h2::server::handshake(socket).await else { return };
+    let mut builder = h2::server::Builder::new();
+    if let Some(streams_max) = own.streams_max {
+        builder.max_concurrent_streams(streams_max);
+    }
+    let Ok(mut connection) = builder.handshake::<_, Bytes>(socket).await else { return };
+    let own = (own.cluster, own.health);
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,

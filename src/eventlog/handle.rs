@@ -20,6 +20,13 @@ use crate::shutdown::Tasks;
 use crate::telemetry::WatchMetrics;
 use crate::types::Revision;
 
+/// Responses of one turn from which on the next turn waits for as long as these have taken. What is appended meanwhile is delivered
+/// together, and other work of the thread, such as the writes that cause the events, has half of its time.
+const COSTLY_RESPONSES: usize = 256;
+/// Bounds of that wait.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
 /// The watchers of one serving thread. Cheap to clone.
 ///
 /// Streams of that thread and the watcher set's own task take turns at the lock, so that it is all but never contended;
@@ -68,9 +75,10 @@ impl WatcherSetHandle {
     async fn run(&self, history_reads_max: usize) {
         let mut reads: FuturesUnordered<BoxFuture<'static, Option<(JobId, JobResult)>>> = FuturesUnordered::new();
         loop {
-            let (more, next_tick) = {
+            let begun = Instant::now();
+            let (more, next_tick, delivered) = {
                 let mut watcher_set = self.watcher_set.lock();
-                let now = Instant::now();
+                let now = begun;
                 if watcher_set.next_tick().is_some_and(|at| at <= now) {
                     watcher_set.tick(now);
                     self.metrics.send_progress.observe(0, now.elapsed());
@@ -86,8 +94,15 @@ impl WatcherSetHandle {
                         }
                     }));
                 }
-                (more, watcher_set.next_tick())
+                (more, watcher_set.next_tick(), watcher_set.take_delivered())
             };
+            let mut pause = None;
+            if delivered >= COSTLY_RESPONSES {
+                // The streams that were just filled have their turn first.
+                tokio::task::yield_now().await;
+                let took = begun.elapsed().min(PAUSE_MAX);
+                pause = (took >= PAUSE_MIN).then(|| Instant::now() + took);
+            }
             tokio::select! {
                 biased;
                 Some(finished) = reads.next(), if !reads.is_empty() => {
@@ -96,9 +111,10 @@ impl WatcherSetHandle {
                     }
                 }
                 // The streams that were just filled have their turn first.
-                () = tokio::task::yield_now(), if more => {}
-                () = self.wake.notified(), if !more => {}
-                () = sleep_until(next_tick), if !more && next_tick.is_some() => {}
+                () = sleep_until(pause), if pause.is_some() => {}
+                () = tokio::task::yield_now(), if more && pause.is_none() => {}
+                () = self.wake.notified(), if !more && pause.is_none() => {}
+                () = sleep_until(next_tick), if !more && pause.is_none() && next_tick.is_some() => {}
             }
         }
     }

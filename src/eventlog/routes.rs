@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use slab::Slab;
 
@@ -47,6 +48,16 @@ pub(super) struct Group {
     pub synced: Vec<u32>,
     /// All cursors of the group, those that lag included.
     watchers: u32,
+}
+
+/// A group wants an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Wanted {
+    pub group: u32,
+    /// Number of its batch.
+    pub batch: u32,
+    /// Number in the batch.
+    pub event: u32,
 }
 
 /// From a key to the groups that want its events.
@@ -105,19 +116,21 @@ impl Routes {
         &mut self.groups[id as usize]
     }
 
-    /// Which groups want which events of the batch: (group, event number), sorted.
-    pub fn route(&self, batch: &LogBatch, wanted: &mut Vec<(u32, u32)>) {
+    /// Which groups want which events of the batches, sorted.
+    pub fn route(&self, batches: &[Arc<LogBatch>], wanted: &mut Vec<Wanted>) {
         wanted.clear();
-        for (number, event) in batch.events().iter().enumerate() {
-            let mut add = |group: u32| {
-                if self.groups[group as usize].subscription.filters.pass(event.kind()) {
-                    wanted.push((group, number as u32));
+        for (batch, events) in batches.iter().enumerate() {
+            for (number, event) in events.events().iter().enumerate() {
+                let mut add = |group: u32| {
+                    if self.groups[group as usize].subscription.filters.pass(event.kind()) {
+                        wanted.push(Wanted { group, batch: batch as u32, event: number as u32 });
+                    }
+                };
+                if let Some(groups) = self.by_key.get(event.key()) {
+                    groups.iter().copied().for_each(&mut add);
                 }
-            };
-            if let Some(groups) = self.by_key.get(event.key()) {
-                groups.iter().copied().for_each(&mut add);
+                self.by_range.stab(event.key(), &mut add);
             }
-            self.by_range.stab(event.key(), &mut add);
         }
         wanted.sort_unstable();
     }

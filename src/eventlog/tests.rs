@@ -668,6 +668,22 @@ fn a_watcher_that_goes_is_not_looked_for_among_the_others() {
     }
 }
 
+/// Cause: each revision was a response of its own, also where several waited: a watcher set that was short of CPU time fell
+/// further and further behind.
+#[test]
+fn revisions_that_wait_come_in_one_response() {
+    let mut script = Script::new();
+    // From now, from the second of them, and from one that is still to come.
+    script.watch(0, 0).watch(0, 3).watch(0, 9);
+    for _ in 2..=4 {
+        script.scenario.run(Op::Write(vec![(0, false)]));
+    }
+    let created = "0@1 created; 1@1 created; 2@1 created";
+    assert_eq!(script.said(), format!("{created}; 0@4 3 events; 1@4 2 events"));
+    script.put(b'a');
+    assert_eq!(script.said(), "1@5 1 events; 0@5 1 events");
+}
+
 /// A history from which the first read never returns.
 #[derive(Default)]
 struct StuckHistory {

@@ -162,6 +162,10 @@ pub(super) struct WatcherSet {
     attached_at: HashMap<usize, u32>,
     /// Streams with room and with unsynced cursors.
     ready: VecDeque<u32>,
+    /// Streams that are held.
+    held: usize,
+    /// Responses with events that were queued for watchers which were up to date, since this was last asked.
+    delivered: usize,
     /// Unsent bytes of all streams.
     queued: Arc<AtomicUsize>,
     jobs: Jobs,
@@ -187,6 +191,8 @@ impl WatcherSet {
             attached: Slab::new(),
             attached_at: HashMap::new(),
             ready: VecDeque::new(),
+            held: 0,
+            delivered: 0,
             queued: Arc::default(),
             jobs: Jobs::default(),
             ticks: BTreeSet::new(),
@@ -221,6 +227,7 @@ impl WatcherSet {
         }
         self.ready.retain(|&other| other != stream);
         let gone = self.streams.remove(stream as usize);
+        self.held -= usize::from(gone.hold.is_some());
         if let Some(at) = gone.next_tick {
             self.ticks.remove(&(at, stream));
         }

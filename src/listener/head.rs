@@ -1,7 +1,7 @@
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -20,6 +20,10 @@ const BINARY: GeneralPurpose = GeneralPurpose::new(
 
 /// The answer to a gRPC call whose head no handler should see, with etcd's code and text.
 pub fn refused_head<B>(request: &Request<B>) -> Option<Response<Body>> {
+    // Trailers with the status, and streams in both directions, are there with HTTP/2 only.
+    if request.version() != Version::HTTP_2 {
+        return Some(with_code(StatusCode::HTTP_VERSION_NOT_SUPPORTED, Status::internal("gRPC requires HTTP/2")));
+    }
     let headers = request.headers();
     let timeout = headers.get(&GRPC_TIMEOUT).map(|value| timeout_units(value.as_bytes()));
     if let Some(Err(text)) = &timeout {
@@ -82,10 +86,24 @@ mod tests {
     use super::*;
 
     fn answer(path: &str, name: &'static str, value: &str) -> Option<(u16, i32, String)> {
-        let request = Request::post(path).header(name, value).body(()).expect("a request");
+        answer_over(Version::HTTP_2, path, name, value)
+    }
+
+    fn answer_over(version: Version, path: &str, name: &'static str, value: &str) -> Option<(u16, i32, String)> {
+        let request = Request::post(path).version(version).header(name, value).body(()).expect("a request");
         let response = refused_head(&request)?;
         let status = Status::from_header_map(response.headers()).expect("a status");
         Some((response.status().as_u16(), status.code() as i32, status.message().to_owned()))
+    }
+
+    // Cause: what belongs to one connection of HTTP/1 went on to a member, and HTTP/2 cannot carry it.
+    #[test]
+    fn a_call_over_http_1_is_refused() {
+        for version in [Version::HTTP_10, Version::HTTP_11] {
+            let answer = answer_over(version, "/etcdserverpb.KV/Range", "keep-alive", "x");
+            assert_eq!(answer, Some((505, 13, "gRPC requires HTTP/2".into())), "{version:?}");
+        }
+        assert_eq!(answer_over(Version::HTTP_2, "/etcdserverpb.KV/Range", "x", "y"), None);
     }
 
     #[test]

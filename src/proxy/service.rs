@@ -13,10 +13,10 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::codegen::StdError;
+use tonic::{Code, Status};
 use tower::Service;
 
 use super::answer::unary;
@@ -58,6 +58,8 @@ const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 const AUTHENTICATE_BYTES_MAX: usize = 64 * 1024;
 /// Of a revision.
 const COMPACT_BYTES_MAX: usize = 1024;
+/// A message of a watch stream, and of the health service: what tonic takes.
+const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What one serving thread of the proxy needs.
 #[derive(Clone)]
@@ -271,7 +273,7 @@ impl Worker {
     async fn grpc(&self, mut request: Request<ClientBody>) -> Response<Body> {
         let path = request.uri().path();
         if let "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/List" | "/grpc.health.v1.Health/Watch" = path {
-            return answered(self.health.clone().call(request).await);
+            return answered(self.health.clone().call(arriving(request)).await);
         }
         if path == AUTHENTICATE && self.tenants.by_user() {
             return Box::pin(self.authenticate(request)).await.unwrap_or_else(Status::into_http);
@@ -365,14 +367,14 @@ impl Worker {
             "/etcdserverpb.Watch/Watch" => {
                 let start = || ProxyWatchService::start(self.upstream.hub(tenant), self.number, tenant.tasks());
                 let watch = services.watch.get_or_init(|| watch_server(start()));
-                answered(watch.clone().call(request).await)
+                answered(watch.clone().call(arriving(request)).await)
             }
             "/etcdserverpb.Lease/LeaseKeepAlive" if tenant.rights.read_only => {
                 Status::from(ApiError::PermissionDenied).into_http()
             }
             "/etcdserverpb.Lease/LeaseKeepAlive" => {
                 match admit(&services.leases, request.headers()) {
-                    Some(admission) => keep_alive(admission, view.map(View::ownership), request),
+                    Some(admission) => keep_alive(admission, view.map(View::ownership), request, &self.tasks),
                     // The refusal is the member's, in its own words, where the tenant may go to one directly.
                     None if view.is_none() => self.within(None, request).await,
                     None => refuse_encoding(request.headers()).into_http(),
@@ -381,7 +383,7 @@ impl Worker {
             path if changes_permissions(path) => {
                 let answer = self.within(view, request).await;
                 // Before the client is told: what it reads from then on is permitted anew.
-                if let Some(permissions) = &self.permissions {
+                if let Some(permissions) = self.permissions.as_ref().filter(|_| may_have_changed(&answer)) {
                     permissions.forget();
                 }
                 answer
@@ -496,8 +498,8 @@ impl Worker {
         let method = methods::find(parts.uri.path());
         let head = Head::from_request(parts);
         match method {
-            // Collected before it is sent, so that it can be sent again.
-            Ok(method) if method.kind == MethodKind::Unary => {
+            // One message, collected before it is sent, so that it can be sent again.
+            Ok(Method { kind: MethodKind::Unary | MethodKind::ServerStream, .. }) => {
                 let (body, _until_answered) = Arriving::collected(body, connection);
                 self.pool.request(&head, body).await
             }
@@ -514,6 +516,19 @@ impl Worker {
 fn changes_permissions(path: &str) -> bool {
     const READ_ONLY: [&str; 6] = ["Authenticate", "AuthStatus", "UserGet", "UserList", "RoleGet", "RoleList"];
     path.strip_prefix("/etcdserverpb.Auth/").is_some_and(|name| !READ_ONLY.contains(&name))
+}
+
+/// Whether the answer to a call that changes permissions leaves it open that it did. A member refuses in the head of its answer.
+fn may_have_changed(answer: &Response<Body>) -> bool {
+    let refusals = [Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument, Code::Unimplemented];
+    let code = answer.headers().get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()));
+    code.is_none_or(|code| !refusals.contains(&code))
+}
+
+/// Counts the bytes of a message of the request for its connection until all of the message has come.
+fn arriving<B>(request: Request<B>) -> Request<Arriving<B>> {
+    let connection = request.extensions().get::<Arc<ConnectionInfo>>().cloned();
+    request.map(|body| Arriving::messages(body, connection, MESSAGE_BYTES_MAX))
 }
 
 /// The one message of a request, as it came and decoded.
@@ -565,6 +580,20 @@ mod tests {
             "UserRevokeRole",
         ];
         assert_eq!(changing.collect::<Vec<_>>(), expected);
+    }
+
+    /// Cause: any tenant could have the read permissions of all asked for again, by calls that were refused.
+    #[test]
+    fn a_refused_call_changes_no_permissions() {
+        for code in (0..=16i32).map(Code::from) {
+            let refused = matches!(
+                code,
+                Code::PermissionDenied | Code::Unauthenticated | Code::InvalidArgument | Code::Unimplemented
+            );
+            let answer: Response<Body> = Status::new(code, "of a member").into_http();
+            assert_eq!(may_have_changed(&answer), !refused, "{code:?}");
+        }
+        assert!(may_have_changed(&unary(&AuthenticateResponse::default())), "its status is in the trailers");
     }
 
     /// The size of what a function returns.

@@ -74,7 +74,7 @@ impl<S: RecipeStore> Election for ElectionService<S> {
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let (metadata, extensions, request) = request.into_parts();
         let queue = Queue::new(self.store.for_caller(&metadata, &extensions), &request.name, self.tasks.clone());
-        Ok(Response::new(Box::pin(observe::leaders(queue))))
+        Ok(Response::new(Box::pin(observe::leaders(queue, &self.tasks))))
     }
 
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {

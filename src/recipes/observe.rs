@@ -1,5 +1,6 @@
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
+use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::error::RecipeError;
@@ -8,17 +9,35 @@ use super::store::RecipeStore;
 use crate::pb::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchResponse};
 use crate::pb::mvccpb::KeyValue;
 use crate::pb::v3electionpb::LeaderResponse;
+use crate::shutdown::Tasks;
 use crate::types::KeyRange;
 
+/// Leaders that are read before the client takes them; beyond, the task waits.
+const LEADERS_AHEAD: usize = 1;
+
 /// The current leader, then every value it proclaims, then the next leader, for as long as the client listens.
+///
+/// A task of its own reads the store: a client that takes no answers stops the stream, and a request that is stopped halfway holds
+/// what the store gave it, as a turn to send it.
 pub(super) fn leaders<S: RecipeStore>(
     queue: Queue<S>,
-) -> impl Stream<Item = Result<LeaderResponse, Status>> + Send + 'static {
-    let observer = Some(Observer { queue, step: Step::Look });
-    stream::unfold(observer, |observer| async {
-        let mut observer = observer?;
-        match observer.next().await {
-            Ok(leader) => Some((Ok(leader), Some(observer))),
+    tasks: &Tasks,
+) -> impl Stream<Item = Result<LeaderResponse, Status>> + Send + 'static + use<S> {
+    let (leaders, receiver) = mpsc::channel(LEADERS_AHEAD);
+    let stop = tasks.stop_signal();
+    tasks.spawn(async move {
+        let observer = Observer { queue, step: Step::Look };
+        tokio::select! {
+            () = observer.run(&leaders) => {}
+            () = leaders.closed() => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    stream::unfold(Some(receiver), |receiver| async {
+        let mut receiver = receiver?;
+        // Without an error the task ends only when everything does.
+        match receiver.recv().await.unwrap_or(Err(RecipeError::Stopped)) {
+            Ok(leader) => Some((Ok(leader), Some(receiver))),
             // The error is the last item.
             Err(error) => Some((Err(error.into()), None)),
         }
@@ -42,6 +61,17 @@ enum Step<W> {
 }
 
 impl<S: RecipeStore> Observer<S> {
+    /// Sends what the client is told, until an error or until nobody listens.
+    async fn run(mut self, leaders: &mpsc::Sender<Result<LeaderResponse, RecipeError>>) {
+        loop {
+            let next = self.next().await;
+            let is_last = next.is_err();
+            if leaders.send(next).await.is_err() || is_last {
+                return;
+            }
+        }
+    }
+
     async fn next(&mut self) -> Result<LeaderResponse, RecipeError> {
         loop {
             match &mut self.step {

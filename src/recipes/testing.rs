@@ -28,6 +28,10 @@ use crate::types::KeyRange;
 pub(super) struct FakeStore {
     state: Arc<Mutex<State>>,
     written: watch::Sender<i64>,
+    /// Ranges wait until this is true.
+    open: watch::Sender<bool>,
+    /// Ranges that are not answered.
+    ranges: watch::Sender<usize>,
     /// The `token` of the caller; `locked-out` is refused.
     token: Option<String>,
 }
@@ -47,7 +51,8 @@ struct State {
 impl FakeStore {
     pub(super) fn new() -> Self {
         let state = State { revision: 1, ..Default::default() };
-        Self { state: Arc::new(Mutex::new(state)), written: watch::Sender::new(1), token: None }
+        let (written, open, ranges) = (watch::Sender::new(1), watch::Sender::new(true), watch::Sender::new(0));
+        Self { state: Arc::new(Mutex::new(state)), written, open, ranges, token: None }
     }
 
     pub(super) fn keys(&self) -> Vec<String> {
@@ -69,6 +74,17 @@ impl FakeStore {
     /// Refuses the next transactions, as a member without a leader does.
     pub(super) fn refuse_txns(&self, count: usize) {
         self.state.lock().refusals = count;
+    }
+
+    /// Answers ranges, or has them wait.
+    pub(super) fn answer_ranges(&self, open: bool) {
+        self.open.send_replace(open);
+    }
+
+    /// Completes once so many ranges are not answered.
+    pub(super) async fn until_ranges(&self, unanswered: usize) {
+        let mut ranges = self.ranges.subscribe();
+        ranges.wait_for(|ranges| *ranges == unanswered).await.expect("the store holds the sender");
     }
 
     /// When transactions were refused.
@@ -185,7 +201,12 @@ impl RecipeStore for FakeStore {
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Status> {
         self.permitted()?;
-        Ok(self.state.lock().range(&request))
+        self.ranges.send_modify(|ranges| *ranges += 1);
+        let mut open = self.open.subscribe();
+        open.wait_for(|open| *open).await.expect("the store holds the sender");
+        let answer = self.state.lock().range(&request);
+        self.ranges.send_modify(|ranges| *ranges -= 1);
+        Ok(answer)
     }
 
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Status> {

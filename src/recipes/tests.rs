@@ -284,6 +284,37 @@ async fn observers_see_leaders_and_what_they_proclaim() {
     assert_eq!(next().await, ("E/2".into(), "two".into()));
 }
 
+// Cause: the store was asked in the poll of the stream, so that a request of a client that took no more answers stopped halfway; behind
+// a namespace it kept its tenant's turn.
+#[tokio::test(start_paused = true)]
+async fn what_an_observer_asks_goes_on_while_nobody_listens() {
+    let (store, elections) = elections();
+    store.answer_ranges(false);
+    let mut seen = elections.observe(leader_of("E")).await.expect("opens").into_inner();
+    assert!(futures::poll!(seen.next()).is_pending());
+    let steps = async {
+        store.until_ranges(1).await;
+        store.answer_ranges(true);
+        store.until_ranges(0).await;
+    };
+    tokio::time::timeout(Duration::from_secs(1), steps).await.expect("asked and answered");
+}
+
+#[tokio::test]
+async fn an_observer_ends_with_its_client_and_with_the_process() {
+    let (store, tasks) = (FakeStore::new(), Tasks::new());
+    let elections = ElectionService::new(store.clone(), tasks.clone());
+    store.answer_ranges(false);
+    let left = elections.observe(leader_of("E")).await.expect("opens").into_inner();
+    let mut stays = elections.observe(leader_of("E")).await.expect("opens").into_inner();
+    store.until_ranges(2).await;
+    drop(left);
+    tasks.stop();
+    let error = code_and_text(stays.next().await.expect("an item"));
+    assert_eq!(error, (Code::Unavailable, "etcdserver: server stopped".into()));
+    assert!(tasks.finish(Duration::from_secs(10)).await, "no task is left");
+}
+
 #[tokio::test]
 async fn observers_without_permission_get_an_error() {
     let (_, elections) = elections();

@@ -3,10 +3,13 @@
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use watershed::pb::etcdserverpb::{LeaseKeepAliveRequest, MoveLeaderRequest, PutRequest};
+use tonic::Code;
+use watershed::client::{Client, ClientConfig};
+use watershed::pb::etcdserverpb::{AlarmRequest, LeaseKeepAliveRequest, MoveLeaderRequest, PutRequest};
+use watershed::pb::v3electionpb::{CampaignRequest, LeaderRequest};
 
 use super::story::{assert_equal, get, grant, on_three, put, time_to_live, value};
-use crate::harness::{Answers, Cluster, until};
+use crate::harness::{Answers, Cluster, soon, until};
 
 /// How many times a member wrote that another one has taken over.
 fn handed_over(cluster: &Cluster) -> usize {
@@ -147,5 +150,48 @@ fn a_paused_leader_ends_no_lease_that_others_keep() {
         })
         .await;
         assert_equal(cluster).await;
+    });
+}
+
+// Cause: only watches ended without a leader; the answers of an election and of a keep-alive stream were silent for ever.
+#[test]
+fn streams_that_want_a_leader_end_at_a_member_that_is_cut_off() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let follower = cluster.follower().await;
+        let lease = grant(&cluster.member(follower), 600).await;
+        let config = ClientConfig::new([cluster.endpoint(follower).parse().expect("an endpoint")]);
+        let strict = Client::connect(ClientConfig { require_leader: true, ..config }).expect("client");
+        let campaign = CampaignRequest { name: "E".into(), lease, value: "first".into() };
+        strict.election().campaign(campaign).await.expect("free");
+        let mut election = strict.election();
+        let mut seen = Answers::new(async move { election.observe(LeaderRequest { name: "E".into() }).await });
+        soon("the leader", seen.message()).await.expect("no error").expect("goes on");
+        let (requests, asked) = tokio::sync::mpsc::channel(1);
+        requests.send(LeaseKeepAliveRequest { id: lease }).await.expect("taken");
+        let asked = tokio_stream::wrappers::ReceiverStream::new(asked);
+        let mut leases = strict.lease();
+        let mut kept = Answers::new(async move { leases.lease_keep_alive(asked).await });
+        soon("a renewal", kept.message()).await.expect("no error").expect("goes on");
+        cluster.network.around(&[follower], |link| link.cut = true);
+        let refused = soon("the end of the observation", seen.message()).await.expect_err("no leader");
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: no leader"));
+        let refused = soon("the end of the stream", kept.message()).await.expect_err("no leader");
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: no leader"));
+        drop(requests);
+    });
+}
+
+// Cause: alarms were listed from what the asked member had: `alarm disarm` found none at a member that was behind, and
+// lifted none.
+#[test]
+fn alarms_are_not_listed_by_a_member_that_is_cut_off() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let follower = cluster.follower().await;
+        let list = async || cluster.member(follower).maintenance().alarm(AlarmRequest::default()).await;
+        list().await.expect("with a quorum");
+        cluster.network.around(&[follower], |link| link.cut = true);
+        soon("a refusal", list()).await.expect_err("without");
+        cluster.network.heal();
+        until("a list", async || list().await.ok()).await;
     });
 }

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SerialNumber};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,19 +57,23 @@ pub struct Certificates {
     authority: Authority,
     users: Vec<String>,
     folder: TempDir,
+    /// Held while files are replaced or read here: between the two files of a pair they do not fit.
+    files: Mutex<()>,
 }
 
 impl Certificates {
     pub fn new(users: &[&str]) -> Self {
         let folder = TempDir::new().expect("temporary directory");
         let users = users.iter().map(|&user| user.to_owned()).collect();
-        let certificates = Self { authority: Authority::new(folder.path(), "ca"), users, folder };
+        let certificates =
+            Self { authority: Authority::new(folder.path(), "ca"), users, folder, files: Mutex::new(()) };
         certificates.renew();
         certificates
     }
 
     /// New certificates and keys in place of all present ones.
     pub fn renew(&self) {
+        let _files = self.files.lock();
         for name in ["server", "peer", "nameless"] {
             self.authority.sign(name, |_| {});
         }
@@ -79,6 +84,7 @@ impl Certificates {
 
     /// TLS of a client that shows this certificate.
     pub fn tls(&self, name: &str) -> ClientTls {
+        let _files = self.files.lock();
         client_tls(self.folder.path(), Some(name))
     }
 

@@ -690,7 +690,7 @@ impl Process {
                     waiting = Box::pin(async { Ok(()) });
                 } else if context.mutated(Mutation::ReadBeforeApplied) {
                     let raft = self.raft.clone();
-                    waiting = Box::pin(async move { raft.read_index().await.map(|_| ()).ok_or(ApiError::Timeout) });
+                    waiting = Box::pin(async move { raft.read_index().await.map(|_| ()).map_err(ApiError::from) });
                 }
                 self.reads.push((op, deadline, request.clone(), waiting));
             }

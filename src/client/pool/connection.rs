@@ -56,10 +56,42 @@ struct Shared {
     /// Tells the driver to cut it.
     cut: CancellationToken,
     traffic: Arc<Traffic>,
+    /// Streams the member allows at once, as last looked at.
+    streams_max: AtomicUsize,
+    /// Locked while an answer is waited for, by tasks only.
+    pings: tokio::sync::Mutex<Pings>,
     cancelled: Mutex<Cancelled>,
     /// Says that the cluster in use is reached by it.
     pass: OnceLock<ClusterPass>,
     tasks: Tasks,
+}
+
+/// The pings of a connection.
+struct Pings {
+    /// None where HTTP/2 gives none, which it does once for each connection.
+    pings: Option<PingPong>,
+    /// Whether one is not answered, of which nobody may wait for the answer any more.
+    is_sent: bool,
+}
+
+impl Pings {
+    /// Waits for the answer to a ping.
+    async fn pong(&mut self) -> Result<(), h2::Error> {
+        let Some(pings) = &mut self.pings else { return Ok(()) };
+        if !self.is_sent {
+            pings.send_ping(Ping::opaque())?;
+            self.is_sent = true;
+        }
+        poll_fn(|cx| pings.poll_pong(cx)).await?;
+        self.is_sent = false;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Pings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pings").field("is_sent", &self.is_sent).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +143,7 @@ impl Connection {
         let is_tls = endpoint.uses_tls(config.tls.is_some());
         let stream = secure(endpoint, stream, config.tls.as_ref(), Alpn::H2).await?;
         let (stream, batch) = batched(stream);
-        let (sender, connection) = h2::client::Builder::new()
+        let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_max_send_streams(STREAMS_UNTIL_SETTINGS)
@@ -130,12 +162,13 @@ impl Connection {
             over: CancellationToken::new(),
             cut: CancellationToken::new(),
             traffic: Arc::default(),
+            streams_max: AtomicUsize::new(usize::MAX),
+            pings: tokio::sync::Mutex::new(Pings { pings: connection.ping_pong(), is_sent: false }),
             cancelled: Mutex::default(),
             pass: OnceLock::new(),
             tasks: tasks.clone(),
         });
-        let pings = config.keepalive.map(|keepalive| (keepalive, shared.traffic.clone()));
-        tasks.spawn(drive(connection, batch, pings, Closing(shared.clone())));
+        tasks.spawn(drive(connection, batch, config.keepalive, Closing(shared.clone())));
         Ok(Self { sender, shared })
     }
 
@@ -144,12 +177,39 @@ impl Connection {
     /// # Errors
     /// Why the connection is of no use.
     pub(super) async fn admit(&self, cluster: Option<&UpstreamCluster>) -> Result<(), String> {
-        let Some(cluster) = cluster else { return self.standing().await.map(drop) };
-        if let Some(id) = probe::cluster_id(self, &self.shared.endpoint).await? {
-            let pass = cluster.admit(&self.shared.endpoint, id).map_err(|mismatch| mismatch.to_string())?;
-            let _ = self.shared.pass.set(pass);
+        match cluster {
+            None => {
+                self.standing().await?;
+            }
+            Some(cluster) => {
+                if let Some(id) = probe::cluster_id(self, &self.shared.endpoint).await? {
+                    let pass = cluster.admit(&self.shared.endpoint, id).map_err(|mismatch| mismatch.to_string())?;
+                    let _ = self.shared.pass.set(pass);
+                }
+            }
         }
+        // What a member allows comes before its first answer.
+        self.look_at_streams_max();
         Ok(())
+    }
+
+    /// Takes note of how many streams the member allows, which it may change.
+    pub(super) fn look_at_streams_max(&self) {
+        // A lock of the connection's, so not done for each request.
+        self.shared.streams_max.store(self.sender.current_max_send_streams(), Ordering::Relaxed);
+    }
+
+    /// Whether a request would wait until another one on it has ended, because the member allows no more streams.
+    pub(super) fn is_full(&self) -> bool {
+        self.shared.traffic.in_flight.load(Ordering::Relaxed) >= self.shared.streams_max.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the answer to a ping, which needs no stream. To be called by tasks: it may wait for that of another one.
+    ///
+    /// # Errors
+    /// Why the connection is of no use.
+    pub(super) async fn pong(&self) -> Result<(), String> {
+        self.shared.pings.lock().await.pong().await.map_err(|error| error.to_string())
     }
 
     /// Waits for the answer to a health check.
@@ -200,17 +260,23 @@ impl Connection {
         if self.shared.is_tls { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
-    /// Opens a stream. An error here means that nothing was sent, and that the connection is of no further use.
+    /// Opens a stream. An error here means that nothing was sent. The connection is then of no further use and
+    /// [closed](Self::is_closed), unless it is the request that HTTP/2 cannot carry.
     pub(super) async fn start(
         &self,
         head: http::Request<()>,
         end_of_stream: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
-        let started = match self.sender.clone().ready().await {
-            Ok(mut sender) => sender.send_request(head, end_of_stream),
-            Err(error) => Err(error),
+        let mut sender = match self.sender.clone().ready().await {
+            Ok(sender) => sender,
+            Err(error) => {
+                self.retire();
+                return Err(error);
+            }
         };
-        if started.is_err() {
+        let started = sender.send_request(head, end_of_stream);
+        // All requests share the connection: what is wrong with one of them must not end it.
+        if started.is_err() && sender.ready().await.is_err() {
             self.retire();
         }
         started
@@ -302,10 +368,9 @@ impl Drop for Closing {
 async fn drive(
     mut connection: h2::client::Connection<Batched<Box<dyn ByteStream>>, Bytes>,
     batch: Batch<Box<dyn ByteStream>>,
-    pings: Option<(KeepAlive, Arc<Traffic>)>,
+    keepalive: Option<KeepAlive>,
     closing: Closing,
 ) {
-    let pings = connection.ping_pong().zip(pings);
     let Shared { endpoint, cut, .. } = &*closing.0;
     let driven = poll_fn(|cx| {
         let polled = Pin::new(&mut connection).poll(cx);
@@ -321,23 +386,24 @@ async fn drive(
                 debug!(%endpoint, %error, "upstream connection ended");
             }
         }
-        () = ping(pings) => debug!(%endpoint, "upstream connection answers no pings"),
+        () = ping(keepalive, &closing.0) => debug!(%endpoint, "upstream connection answers no pings"),
         () = cut.cancelled() => {}
     }
 }
 
 /// Ends when a ping stays unanswered.
-async fn ping(pings: Option<(PingPong, (KeepAlive, Arc<Traffic>))>) {
-    let Some((mut pings, (keepalive, traffic))) = pings else {
+async fn ping(keepalive: Option<KeepAlive>, shared: &Shared) {
+    let Some(keepalive) = keepalive else {
         return std::future::pending().await;
     };
     loop {
         tokio::time::sleep(keepalive.interval.max(PING_PAUSE_MIN)).await;
-        if !keepalive.while_idle && traffic.in_flight.load(Ordering::Relaxed) == 0 {
+        if !keepalive.while_idle && shared.traffic.in_flight.load(Ordering::Relaxed) == 0 {
             continue;
         }
-        match tokio::time::timeout(keepalive.timeout, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
+        let pong = async { shared.pings.lock().await.pong().await };
+        match tokio::time::timeout(keepalive.timeout, pong).await {
+            Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return,
         }
     }

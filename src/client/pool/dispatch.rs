@@ -1,9 +1,10 @@
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
@@ -90,7 +91,7 @@ impl Pool {
         self.inner.keeping.config.tls.as_ref()
     }
 
-    pub(super) fn tasks(&self) -> &Tasks {
+    pub(in crate::client) fn tasks(&self) -> &Tasks {
         &self.inner.keeping.tasks
     }
 
@@ -119,22 +120,33 @@ impl Pool {
 
     /// Sends one framed message and returns the answer. Visits other members by the rules of [`Method`].
     ///
-    /// A serializable read that would be older than what the client has seen is sent again as a linearizable one.
+    /// A serializable read that would be older than what the client has seen is sent again as a linearizable one. All
+    /// attempts together have the time that the client gave the request.
     pub async fn exchange(&self, method: Method, head: &Head, mut payload: Bytes) -> Response<Body> {
         let mut reads = Reads::of(head.path.path(), &payload);
         // Serializable reads all go to one member, so that they seldom meet one that lags behind the last.
         let mut turn = if matches!(reads, Reads::SerializableRange { .. }) { Turn::Sticky } else { Turn::Next };
         let newest = head.seen.as_ref().map(Seen::newest);
+        let until = deadline(&head.headers).and_then(|time| Instant::now().checked_add(time));
+        let mut head = Cow::Borrowed(head);
         let mut avoid = Vec::new();
         let mut last = None;
-        for _ in 0..ATTEMPTS_MAX {
+        for sent in 0..ATTEMPTS_MAX {
             let on_learner = method.on_learner || matches!(reads, Reads::SerializableRange { stream: false });
             let wanted = Wanted { lane: method.lane, turn, on_learner, avoid: &avoid };
             let (member, connection) = match self.connect(wanted).await {
                 Ok(found) => found,
                 Err(status) => return last.unwrap_or_else(|| status.into_http()),
             };
-            match self.attempt(method, &connection, &member, head, payload.clone(), &avoid).await {
+            if sent > 0
+                && let Some(until) = until
+            {
+                match timeout_text(until.saturating_duration_since(Instant::now())) {
+                    Some(left) => head.to_mut().headers.insert(&GRPC_TIMEOUT, left),
+                    None => return time_is_up().into_http(),
+                };
+            }
+            match self.attempt(method, (&member, &connection), (head.as_ref(), until), payload.clone(), &avoid).await {
                 Ok(answer) if goes_elsewhere(method, answer.headers()) => {
                     avoid.push(member.endpoint().clone());
                     last = Some(answer.map(Body::new));
@@ -149,6 +161,7 @@ impl Pool {
                     }
                     return answer.map(Body::new);
                 }
+                Err(Fault::Final(status)) => return status.into_http(),
                 Err(Fault::Unknown(status)) if !method.repeatable => return status.into_http(),
                 Err(fault) => {
                     if matches!(fault, Fault::Limited(_)) {
@@ -194,7 +207,10 @@ impl Pool {
                 Ok((answer, send)) => {
                     return Ok(UpstreamStream::new(send, UpstreamBody::waiting(answer, endpoint, connection.count())));
                 }
-                Err(error) => last = Status::unavailable(format!("upstream {endpoint}: {error}")),
+                Err(error) => match Fault::from_start(&error, &connection, &endpoint) {
+                    Fault::Final(status) => return Err(status),
+                    fault => last = fault.into_status(),
+                },
             }
         }
         Err(last)
@@ -235,22 +251,20 @@ impl Pool {
         }
     }
 
-    /// One try at one member.
+    /// One try at one member, of a request whose time is up at `until`.
     async fn attempt(
         &self,
         method: Method,
-        connection: &Connection,
-        member: &UpstreamEndpoint,
-        head: &Head,
+        (member, connection): (&Arc<UpstreamEndpoint>, &Connection),
+        (head, until): (&Head, Option<Instant>),
         payload: Bytes,
         avoid: &[Endpoint],
     ) -> Result<Response<UpstreamBody>, Fault> {
         let (in_flight, endpoint) = (connection.count(), member.endpoint());
-        let began = Instant::now();
         let (answer, mut send) = connection
             .start(head.to_request(connection.scheme(), endpoint), false)
             .await
-            .map_err(|error| Fault::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}"))))?;
+            .map_err(|error| Fault::from_start(&error, connection, endpoint))?;
         // Fails when the stream is over: the member may have answered from the head alone, and its answer is what counts.
         // Where there is none, waiting for it gives the reason why the stream ended.
         let _ = send.send_data(payload, true);
@@ -271,8 +285,8 @@ impl Pool {
         let answer = match answer {
             Ok(answer) => answer,
             // A member drops a request whose time is up without a word; its client would call that the deadline.
-            Err(error) if is_cancel(&error) && deadline(&head.headers).is_some_and(|time| began.elapsed() >= time) => {
-                return Err(Fault::Unknown(Status::deadline_exceeded("context deadline exceeded")));
+            Err(error) if is_cancel(&error) && until.is_some_and(|until| Instant::now() >= until) => {
+                return Err(Fault::Final(time_is_up()));
             }
             Err(error) => return Err(Fault::from_stream(&error, endpoint)),
         };
@@ -333,6 +347,25 @@ fn deadline(headers: &HeaderMap) -> Option<Duration> {
         _ => return None,
     };
     Some(one * count)
+}
+
+/// The time that is left, as `grpc-timeout` has it; none when it is over.
+fn timeout_text(left: Duration) -> Option<HeaderValue> {
+    const COUNT_MAX: u128 = 99_999_999;
+    let (micros, millis) = (left.as_micros(), left.as_millis());
+    let (count, unit) = match (micros, millis) {
+        (..=COUNT_MAX, _) => (micros, 'u'),
+        (_, ..=COUNT_MAX) => (millis, 'm'),
+        _ => (u128::from(left.as_secs()).min(COUNT_MAX), 'S'),
+    };
+    if count == 0 {
+        return None;
+    }
+    HeaderValue::try_from(format!("{count}{unit}")).ok()
+}
+
+fn time_is_up() -> Status {
+    Status::deadline_exceeded("context deadline exceeded")
 }
 
 /// Whether the answer is an error that came instead of any message, and another member may do better: of a read, any

@@ -1,6 +1,7 @@
 use h2::Reason;
 use tonic::{Code, Status};
 
+use super::connection::Connection;
 use crate::client::Endpoint;
 
 /// What became of a request that got no answer.
@@ -12,9 +13,19 @@ pub(super) enum Fault {
     Unknown(Status),
     /// The read was left alone, because another member is likely to answer sooner.
     Limited(Status),
+    /// Another attempt would end in the same way: the request is not sent again.
+    Final(Status),
 }
 
 impl Fault {
+    /// Reads why [`Connection::start`] opened no stream.
+    pub(super) fn from_start(error: &h2::Error, connection: &Connection, endpoint: &Endpoint) -> Self {
+        if connection.is_closed() {
+            return Self::NotExecuted(Status::unavailable(format!("upstream {endpoint}: {error}")));
+        }
+        Self::Final(Status::internal(format!("HTTP/2 cannot carry the request: {error}")))
+    }
+
     /// Reads an HTTP/2 error of one stream.
     ///
     /// A remote GOAWAY reaches only streams above the last one the member processed, and a refused stream was never
@@ -27,7 +38,7 @@ impl Fault {
 
     pub(super) fn into_status(self) -> Status {
         match self {
-            Self::NotExecuted(status) | Self::Unknown(status) | Self::Limited(status) => status,
+            Self::NotExecuted(status) | Self::Unknown(status) | Self::Limited(status) | Self::Final(status) => status,
         }
     }
 }

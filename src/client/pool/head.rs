@@ -1,8 +1,19 @@
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, Request, Uri, header};
+use http::{HeaderMap, HeaderName, Request, Uri, header};
 
 use super::seen::Seen;
 use crate::client::Endpoint;
+
+/// What a request has of the connection it came on, with nothing for the member.
+static OF_CONNECTION: [HeaderName; 7] = [
+    header::HOST,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
 
 /// Path and metadata of a request.
 #[derive(Clone, Debug)]
@@ -21,8 +32,12 @@ impl Head {
         let seen = parts.extensions.get().cloned();
         let path = parts.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         let mut headers = parts.headers;
-        for name in [header::HOST, header::CONNECTION, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+        for name in &OF_CONNECTION {
             headers.remove(name);
+        }
+        // The only value that HTTP/2 takes.
+        if headers.get(header::TE).is_some_and(|value| value != "trailers") {
+            headers.remove(header::TE);
         }
         Self { path, headers, seen }
     }

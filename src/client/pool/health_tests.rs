@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::body::Body;
 
@@ -353,6 +353,54 @@ async fn clients_that_give_up_together_cost_nobody_the_connection() {
     sleep(Duration::from_secs(5)).await;
     assert_eq!(failed(&write(&pool).await), None);
     assert_eq!(network.dials(&endpoint).len(), 1, "still the first connection");
+}
+
+/// All clients share the connections of a pool: what HTTP/2 refuses of one request ended them, six for each such request.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_carried_costs_nobody_the_connection() {
+    let network = network();
+    let endpoint = network.place("a:1", Dial::Member(1));
+    let pool = pool(&network, std::slice::from_ref(&endpoint));
+    let metadata = HeaderMap::from_iter([(HeaderName::from_static("keep-alive"), HeaderValue::from_static("x"))]);
+    for path in [WRITE, "/etcdserverpb.KV/Range"] {
+        let refused = pool.exchange(Method::of(path), &Head::grpc(path, metadata.clone()), message()).await;
+        let reason = failed(&refused).expect("it cannot be sent");
+        assert!(reason.starts_with("\"13\"") && reason.contains("malformed"), "{reason}");
+    }
+    let watch = "/etcdserverpb.Watch/Watch";
+    let status = pool.open(Lane::Watch, &Head::grpc(watch, metadata)).await.expect_err("nor can a stream");
+    assert_eq!(status.code(), tonic::Code::Internal);
+    assert_eq!(failed(&write(&pool).await), None);
+    pool.open(Lane::Watch, &Head::grpc(watch, HeaderMap::new())).await.expect("a stream");
+    assert_eq!(network.dials(&endpoint).len(), 2, "one connection of each lane");
+}
+
+/// A health check waited for a stream of those that the member allows, and so the connection was cut, with the watches that
+/// had them all.
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_a_free_stream_is_not_taken_for_silent() {
+    let network = network();
+    let endpoint = network.place("a:1", Dial::Member(1));
+    network.allows_streams(&endpoint, 2);
+    let pool = pool(&network, std::slice::from_ref(&endpoint));
+    let open = async |lane| pool.open(lane, &Head::grpc("/etcdserverpb.Watch/Watch", HeaderMap::new())).await.unwrap();
+    // The connection whose checks show the endpoint's standing, too.
+    let mut idle =
+        vec![open(Lane::Watch).await, open(Lane::Watch).await, open(Lane::Unary).await, open(Lane::Unary).await];
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(network.dials(&endpoint).len(), 2, "one connection of each lane");
+    // A third one finds a connection that takes it.
+    idle.push(open(Lane::Watch).await);
+    assert_eq!(failed(&write(&pool).await), None);
+    assert_eq!(network.dials(&endpoint).len(), 4);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(network.dials(&endpoint).len(), 4);
+    // Silence is noticed all the same.
+    network.hang(&endpoint, true);
+    for stream in idle {
+        let answer = timeout(Duration::from_secs(20), stream.body.into_response()).await.expect("the stream ends");
+        assert!(failed(&answer).is_some());
+    }
 }
 
 /// A waiter that is gone must not get the lock, so a request is cancelled upstream as well, soon.

@@ -9,8 +9,7 @@ use crate::client::Endpoint;
 use crate::client::testing::{FakeMember, Reply};
 use crate::shutdown::Tasks;
 
-/// Long over when an answer comes.
-const TIMEOUT: &str = "1n";
+const TIMEOUT: &str = "20S";
 const READ: &str = "/etcdserverpb.KV/Range";
 const WRITE: &str = "/etcdserverpb.KV/Put";
 
@@ -25,13 +24,17 @@ fn pool_of(endpoints: Vec<Endpoint>) -> Pool {
 }
 
 async fn send(pool: &Pool, path: &str, body: impl Into<Bytes>) -> Outcome {
+    send_within(TIMEOUT, pool, path, body).await
+}
+
+async fn send_within(timeout: &str, pool: &Pool, path: &str, body: impl Into<Bytes>) -> Outcome {
     let request = Request::builder()
         .uri(path)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("token", "t1")
         .header("hasleader", "true")
-        .header("grpc-timeout", TIMEOUT)
+        .header("grpc-timeout", timeout)
         .header("traceparent", "00-1-2-03")
         .body(())
         .unwrap();
@@ -261,12 +264,52 @@ async fn a_read_is_not_older_than_what_was_seen() {
 
 #[tokio::test]
 async fn a_request_dropped_at_its_deadline_says_so() {
-    let member = FakeMember::start(|_| Reply::Reset(Reason::CANCEL)).await;
-    let outcome = send(&pool(&[&member]), WRITE, "x").await;
-    assert_eq!(
-        (outcome.code(), &outcome.headers["grpc-message"]),
-        ("4", &"context%20deadline%20exceeded".parse().unwrap())
-    );
+    // A read was sent again, five times, each time with the whole of its time.
+    for path in [WRITE, READ] {
+        let member = FakeMember::start(|_| Reply::Reset(Reason::CANCEL)).await;
+        // Long over when an answer comes.
+        let outcome = send_within("1n", &pool(&[&member]), path, "x").await;
+        assert_eq!(
+            (outcome.code(), &outcome.headers["grpc-message"]),
+            ("4", &"context%20deadline%20exceeded".parse().unwrap())
+        );
+        assert_eq!(member.received().len(), 1, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_sent_again_has_the_time_that_is_left() {
+    let member = FakeMember::start(|_| Reply::Reset(Reason::REFUSED_STREAM)).await;
+    assert_eq!(send(&pool(&[&member]), WRITE, "x").await.code(), "14");
+    let received = member.received();
+    let times: Vec<_> = received.iter().map(|one| one.headers["grpc-timeout"].to_str().unwrap()).collect();
+    assert_eq!((times.len(), times[0]), (6, TIMEOUT));
+    let left: Vec<u64> =
+        times[1..].iter().map(|time| time.strip_suffix('u').expect("microseconds").parse().unwrap()).collect();
+    assert!(left[0] < 20_000_000 && left.is_sorted_by(|one, next| one >= next), "{left:?}");
+}
+
+// Cause: one request with what belongs to a connection of HTTP/1 ended the connections that all clients shared.
+#[tokio::test]
+async fn what_belongs_to_a_connection_is_not_passed_on() {
+    let member = FakeMember::start(|_| Reply::Message(vec![1])).await;
+    let request = Request::builder()
+        .uri(READ)
+        .header("content-type", "application/grpc")
+        .header("connection", "keep-alive")
+        .header("keep-alive", "x")
+        .header("proxy-connection", "x")
+        .header("upgrade", "x")
+        .header("te", "gzip")
+        .header("token", "t1")
+        .body(())
+        .unwrap();
+    let head = Head::from_request(request.into_parts().0);
+    let outcome = Outcome::read(pool(&[&member]).request(&head, Full::new(Bytes::from("x"))).await).await;
+    assert_eq!(outcome.code(), "0");
+    let mut names: Vec<_> = head.headers.keys().map(|name| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["content-type", "token"]);
 }
 
 /// Cause: a member that answers from the head alone ends the stream, at times before the body is sent; that the body could

@@ -23,6 +23,10 @@
 //! request travels before, a fault up to there executed nothing. The back-off belongs to the endpoint and doubles with
 //! each failure; a connection that was ready for [`STABLE`] sets it back.
 //!
+//! A member may allow few streams on a connection, and watches or waiters for a lock may take them all. Nothing is learned
+//! then from a health check, which would wait for one of them to end: pings take its place, seldom. Requests go to another
+//! connection of the lane, up to [`SPARE_MAX`] more than usual.
+//!
 //! An endpoint that is ready is not equally good for every request: the health checks of its first connection for unary
 //! calls show its [`Standing`], which `select.rs` looks at.
 
@@ -53,13 +57,20 @@ const TICK: Duration = Duration::from_millis(250);
 const PERIOD: Duration = Duration::from_millis(500);
 /// A health check that takes longer than this sends new requests elsewhere.
 const LATE: Duration = Duration::from_millis(250);
+/// Pause before a ping takes the place of a health check. Members end connections with more than a few pings that come sooner
+/// than their `--grpc-keepalive-min-time` (5 s) after the last; Go's clients leave 10 s at least.
+const PING_PAUSE: Duration = Duration::from_secs(10);
 /// How long a connection must have been of use before a failure counts as the first one again.
 const STABLE: Duration = Duration::from_secs(1);
+
+/// Connections of a lane beside the usual ones, for when those have as many streams as the member allows.
+const SPARE_MAX: usize = 3;
 
 /// One endpoint: its connections and their health.
 #[derive(Debug)]
 pub(super) struct UpstreamEndpoint {
     endpoint: Endpoint,
+    /// The usual connections of each lane, then the spare ones.
     lanes: [Vec<Slot>; 4],
     next: AtomicUsize,
     health: Mutex<Health>,
@@ -99,7 +110,7 @@ impl UpstreamEndpoint {
     pub(super) fn new(endpoint: Endpoint, config: &PoolConfig) -> Self {
         let slots = |lane: Lane| {
             let count = if lane == Lane::Unary { config.connections.max(1) } else { 1 };
-            std::iter::repeat_with(Slot::default).take(count).collect()
+            std::iter::repeat_with(Slot::default).take(count + SPARE_MAX).collect()
         };
         Self {
             endpoint,
@@ -158,19 +169,44 @@ impl UpstreamEndpoint {
         self.lanes.iter().flatten().any(|slot| slot.live().is_some())
     }
 
-    /// A connection of the lane that is ready. Starts the workers of those that are not.
+    /// A connection of the lane that is ready, and takes another stream if one does. Starts the workers of those that are not.
     pub(super) fn ready(self: &Arc<Self>, lane: Lane, keeping: &Arc<Keeping>) -> Option<Connection> {
         let slots = &self.lanes[lane.index()];
-        let first = if slots.len() > 1 { self.next.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        for step in 0..slots.len() {
-            let number = first.wrapping_add(step) % slots.len();
-            let live = slots[number].live();
-            if live.is_some() {
-                return live;
+        let usual = slots.len() - SPARE_MAX;
+        let first = if usual > 1 { self.next.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let (mut full, mut is_any_missing) = (None, false);
+        for step in 0..usual {
+            let number = first.wrapping_add(step) % usual;
+            match slots[number].live() {
+                Some(connection) if connection.is_full() => full = full.or(Some(connection)),
+                Some(connection) => return Some(connection),
+                None => {
+                    self.start(lane, number, keeping);
+                    is_any_missing = true;
+                }
             }
-            self.start(lane, number, keeping);
         }
-        None
+        let full = full?;
+        for (number, slot) in slots.iter().enumerate().skip(usual) {
+            if is_any_missing {
+                break;
+            }
+            match slot.live() {
+                Some(connection) if connection.is_full() => {}
+                Some(connection) => return Some(connection),
+                None => {
+                    self.start(lane, number, keeping);
+                    is_any_missing = true;
+                }
+            }
+        }
+        // One that is about to be ready is worth waiting for: what holds the streams of a full one may never end.
+        (!is_any_missing || self.is_backing_off()).then_some(full)
+    }
+
+    /// Whether no attempt is made to connect, after one that failed.
+    fn is_backing_off(&self) -> bool {
+        self.health.lock().retry_at.is_some_and(|at| at > Instant::now())
     }
 
     fn start(self: &Arc<Self>, lane: Lane, number: usize, keeping: &Arc<Keeping>) {
@@ -257,11 +293,18 @@ impl UpstreamEndpoint {
             let (mut heard, mut checked) = (connection.heard(), Instant::now());
             loop {
                 tokio::time::sleep(TICK).await;
+                connection.look_at_streams_max();
                 let silent = connection.heard() == heard;
                 heard = connection.heard();
-                let due = checked.elapsed() >= PERIOD && (silent || reports);
-                // Somebody waits, and nothing came: asked at once, because the next requests would wait too.
-                if due || (silent && reports && connection.is_busy()) {
+                let due = if connection.is_full() {
+                    // Where pings are configured, they end a connection that is silent.
+                    silent && keeping.config.keepalive.is_none() && checked.elapsed() >= PING_PAUSE
+                } else {
+                    // Somebody waits, and nothing came: asked at once, because the next requests would wait too.
+                    let at_once = silent && reports && connection.is_busy();
+                    at_once || (checked.elapsed() >= PERIOD && (silent || reports))
+                };
+                if due {
                     if let Err(reason) = self.check(connection, reports, silence_max, keeping).await {
                         return reason;
                     }
@@ -281,7 +324,7 @@ impl UpstreamEndpoint {
         }
     }
 
-    /// One health check.
+    /// One health check; of a connection that takes no more streams, one ping.
     async fn check(
         &self,
         connection: &Connection,
@@ -289,18 +332,27 @@ impl UpstreamEndpoint {
         silence_max: Duration,
         keeping: &Keeping,
     ) -> Result<(), String> {
-        let (heard, mut asking) = (connection.heard(), pin!(connection.standing()));
+        // One that waits for a stream proves nothing.
+        let (heard, by_ping) = (connection.heard(), connection.is_full());
+        let mut asking = pin!(async {
+            match by_ping {
+                true => connection.pong().await.map(|()| None),
+                false => connection.standing().await.map(Some),
+            }
+        });
         let late = LATE.min(silence_max);
         let mut answer = tokio::time::timeout(late, &mut asking).await;
         if answer.is_err() {
-            if reports {
+            if reports && (by_ping || !connection.is_full()) {
                 self.stands(Standing::Late, keeping);
             }
             answer = tokio::time::timeout(silence_max - late, &mut asking).await;
         }
         match answer {
             Ok(Ok(standing)) => {
-                if reports {
+                // A ping tells no more than that the answers are in time.
+                let standing = standing.or_else(|| (self.standing() == Standing::Late).then_some(Standing::Full));
+                if let Some(standing) = standing.filter(|_| reports) {
                     self.stands(standing, keeping);
                 }
                 Ok(())
@@ -308,6 +360,8 @@ impl UpstreamEndpoint {
             Ok(Err(reason)) => Err(reason),
             // A long answer on its way is an answer.
             Err(_) if connection.heard() != heard => Ok(()),
+            // It may have got no stream: others took the last ones when it was begun. The next one is a ping.
+            Err(_) if !by_ping && connection.is_full() => Ok(()),
             Err(_) => Err("holds its connection but does not answer".to_owned()),
         }
     }

@@ -48,6 +48,19 @@ pub struct DueCheckpoint {
     pub remaining_ttl: i64,
 }
 
+/// What [`Lessor::leases`] found, with what it is sorted by.
+#[derive(Debug)]
+pub struct UnsortedLeases(Vec<(u64, u64, LeaseId)>);
+
+impl UnsortedLeases {
+    /// The one with the least time left first; by their whole time if this member does not lead. With the same time
+    /// left, the one granted or renewed earlier is first.
+    pub fn by_remaining(mut self) -> Vec<LeaseId> {
+        self.0.sort_unstable();
+        self.0.into_iter().map(|(.., id)| id).collect()
+    }
+}
+
 /// Deadlines of leases, for the leader.
 ///
 /// Members that do not lead keep it up to date without knowing deadlines: there the wheel counts from the moment of a
@@ -288,14 +301,11 @@ impl Lessor {
         due
     }
 
-    /// All leases, the one with the least time left first; by their whole time if this member does not lead. With the same
-    /// time left, the one granted or renewed earlier is first.
-    pub fn by_remaining(&self) -> Vec<LeaseId> {
+    /// All leases, in no order: whoever takes them under a lock sorts them after it.
+    pub fn leases(&self) -> UnsortedLeases {
         // An expired lease waits in the wheel for its next turn, but it has nothing left.
         let left = |slot: &Slot, due: u64| if slot.expired { 0 } else { due };
-        let mut all: Vec<_> = self.wheel.iter().map(|(_, slot, due)| (left(slot, due), slot.order, slot.id)).collect();
-        all.sort_unstable();
-        all.into_iter().map(|(.., id)| id).collect()
+        UnsortedLeases(self.wheel.iter().map(|(_, slot, due)| (left(slot, due), slot.order, slot.id)).collect())
     }
 
     /// How many leases there are.

@@ -21,5 +21,5 @@ mod tests {
 mod wheel;
 
 pub use error::{LeaseError, RenewError};
-pub use lessor::{DueCheckpoint, Lessor, LessorConfig, Renewed};
+pub use lessor::{DueCheckpoint, Lessor, LessorConfig, Renewed, UnsortedLeases};
 pub use store::{Granted, Lease, LeaseStore, Revoked, TTL_MAX_SECONDS};

@@ -171,6 +171,11 @@ impl LeaseStore {
         keys.into_iter().flat_map(|keys| keys.iter().map(Box::as_ref))
     }
 
+    /// How many keys a lease has; 0 for a lease that does not exist.
+    pub fn key_count(&self, id: LeaseId) -> usize {
+        self.leases.get(&id).and_then(|entry| entry.keys.as_ref()).map_or(0, |keys| keys.len())
+    }
+
     /// The keys of all leases, in no order.
     pub fn all_keys(&self) -> impl Iterator<Item = &[u8]> {
         let keys = self.leases.values().filter_map(|entry| entry.keys.as_ref());
@@ -245,6 +250,7 @@ mod tests {
         }
         store.move_key(b"a", LeaseId(1), LeaseId(2));
         store.move_key(b"x", LeaseId(2), LeaseId(9));
+        assert_eq!([1, 2, 9].map(|id| store.key_count(LeaseId(id))), [2, 1, 0]);
         assert_eq!(store.keys(LeaseId(2)).collect::<Vec<_>>(), [b"a"]);
         let revoked = store.revoke(LeaseId(1)).unwrap();
         assert_eq!(revoked.keys, ["b", "c"]);

@@ -90,7 +90,7 @@ pub struct PeerLimits {
     pub snapshot_bytes_max: u64,
     /// Bytes of the db snapshot in one frame.
     pub snapshot_chunk_bytes: usize,
-    /// Connections one transfer may use up before it is given up.
+    /// Connections in a row that bring a transfer no further before it is given up.
     pub snapshot_attempts: u32,
     /// Time for which the part that arrived is kept for the sender to come back.
     pub snapshot_resume_window: Duration,

@@ -44,7 +44,10 @@ pub(super) async fn serve(shared: &Arc<Shared>, greeting: Greeting, io: Dialed) 
             connection.take(frame)?;
         }
         if connection.batch.bytes() > 0 {
+            let began = Instant::now();
             send(&mut connection.batch, &mut io, limits.silence_max).await?;
+            // Nothing was read meanwhile: that is no silence of the peer.
+            pulse.at += began.elapsed();
         }
         tokio::select! {
             count = connection.frames.fill(&mut io) => received.inc_by(count? as u64),

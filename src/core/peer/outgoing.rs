@@ -1,5 +1,6 @@
 //! A dialled connection: frames of a source go out, pings find a peer that fell silent.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -115,21 +116,56 @@ pub(super) async fn receive(
     timeout(silence_max, frames.fill(io)).await.unwrap_or(Err(ConnectionError::Silent))
 }
 
-/// Writes what waits, but not for ever.
+/// Writes what waits. Gives up when the peer takes nothing for `silence_max`; a long answer may take longer in all.
 pub(super) async fn send(
     batch: &mut Batch,
     io: &mut (impl AsyncWrite + Unpin),
     silence_max: Duration,
 ) -> Result<(), ConnectionError> {
-    let write = async {
-        io.write_all_buf(batch).await?;
-        io.flush().await
-    };
-    Ok(timeout(silence_max, write).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
+    let stalled = |_| io::Error::from(io::ErrorKind::TimedOut);
+    while batch.has_remaining() {
+        if timeout(silence_max, io.write_buf(batch)).await.map_err(stalled)?? == 0 {
+            return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+        }
+    }
+    Ok(timeout(silence_max, io.flush()).await.map_err(stalled)??)
 }
 
 /// The time that a pong returns; none when it is not the answer to a ping of this connection.
 fn round_trip(mut payload: &[u8], now: Duration) -> Option<Duration> {
     let sent_at = Duration::from_micros(payload.try_get_u64_le().ok()?);
     now.checked_sub(sent_at)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    // Cause: the whole of a batch had to be written within the time that a peer may be silent, so that a long answer on a
+    // slow link ended the connection.
+    #[tokio::test(start_paused = true)]
+    async fn a_long_answer_takes_as_long_as_the_peer_reads() {
+        const SILENCE_MAX: Duration = Duration::from_secs(2);
+        let (mut near, mut far) = tokio::io::duplex(64);
+        let mut batch = Batch::default();
+        batch.push(Kind::Answer, &[], &Bytes::from(vec![0; 4096]));
+        let slow = async {
+            let mut read = [0; 64];
+            for _ in 0..32 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                far.read_exact(&mut read).await.expect("there is more");
+            }
+            std::future::pending::<()>().await;
+        };
+        let began = tokio::time::Instant::now();
+        tokio::select! {
+            sent = send(&mut batch, &mut near, SILENCE_MAX) => {
+                assert!(matches!(sent, Err(ConnectionError::Io(_))), "{sent:?}");
+            }
+            () = slow => {}
+        }
+        assert_eq!(began.elapsed().as_secs(), 34, "given up once nothing more was taken");
+    }
 }

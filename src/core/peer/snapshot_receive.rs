@@ -8,13 +8,14 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use prometheus::Histogram;
+use tokio::io::AsyncWrite;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{info, warn};
 
 use super::dial::Dialed;
@@ -29,6 +30,9 @@ use crate::types::MemberId;
 
 /// Written bytes after which the part is made durable, so that no sync has much to do: one of the log on the same disk waits for it.
 const SYNC_EVERY_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Longest wait for the disk, per frame; a connection that waits longer is given up, and the part stays.
+const WORK_MAX: Duration = Duration::from_secs(60);
 
 /// What is kept of the db snapshots of one peer.
 #[derive(Default)]
@@ -112,7 +116,7 @@ pub(super) async fn receive(shared: &Arc<Shared>, from: MemberId, dialed: Dialed
     // Also when it is refused: nothing is left then, and nothing is removed.
     let window = limits.snapshot_resume_window;
     shared.spawn(async move {
-        tokio::time::sleep(window).await;
+        sleep(window).await;
         let mut held = slot.lock().await;
         if held.connections == number {
             held.part = None;
@@ -165,7 +169,8 @@ impl Connection<'_> {
                     if at != part.verified_bytes || !fits {
                         return Err(ConnectionError::Unexpected(Kind::Chunk));
                     }
-                    if let Err(error) = part.write(payload).await {
+                    let written = self.alive_while(part.write(payload)).await?;
+                    if let Err(error) = written {
                         slot.part = None;
                         return self.unwritable(&error).await;
                     }
@@ -197,6 +202,11 @@ impl Connection<'_> {
             Heard::Ended(output) => Ok(output),
             Heard::Frame(frame) => Err(ConnectionError::Unexpected(frame.kind)),
         }
+    }
+
+    /// As [`alive_while`], on this connection.
+    async fn alive_while<F: Future>(&mut self, work: F) -> Result<F::Output, ConnectionError> {
+        alive_while(&mut self.batch, &mut self.io, self.shared.config.limits.silence_max, work).await
     }
 
     async fn frame_or<F: Future>(&mut self, work: F) -> Result<Heard<F::Output>, ConnectionError> {
@@ -242,6 +252,29 @@ impl Connection<'_> {
     async fn unwritable(&mut self, error: &io::Error) -> Result<(), ConnectionError> {
         warn!(peer = %self.from, %error, "snapshot cannot be written");
         self.refuse(&Refused { may_retry: false, reason: format!("write db snapshot: {error}") }).await
+    }
+}
+
+/// Waits for the disk, and sends signs of life meanwhile. Reads nothing: what arrives next is in order after `work`.
+///
+/// # Errors
+/// The connection breaks, or the work takes longer than [`WORK_MAX`].
+async fn alive_while<F: Future>(
+    batch: &mut Batch,
+    io: &mut (impl AsyncWrite + Unpin),
+    silence_max: Duration,
+    work: F,
+) -> Result<F::Output, ConnectionError> {
+    let mut work = std::pin::pin!(work);
+    let give_up = tokio::time::Instant::now() + WORK_MAX;
+    loop {
+        tokio::select! {
+            output = &mut work => return Ok(output),
+            () = sleep(silence_max / 8) => {}
+            () = sleep_until(give_up) => return Err(ConnectionError::Silent),
+        }
+        batch.push(Kind::Alive, &[], &Bytes::new());
+        send(batch, io, silence_max).await?;
     }
 }
 
@@ -339,4 +372,43 @@ async fn hand_over(shared: &Shared, from: MemberId, slot: &mut Slot, offer: Offe
 
 fn stopped() -> Refused {
     Refused { may_retry: true, reason: "member is stopping".into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outgoing::receive;
+    use super::*;
+
+    const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+    // Cause: nothing was sent while a part was written and synced, so that the sender of a db snapshot gave up the
+    // connection to a member whose disk took longer than the silence allowed.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_does_not_look_like_a_silent_peer() {
+        let (mut near, mut far) = tokio::io::duplex(4096);
+        let mut batch = Batch::default();
+        let work = alive_while(&mut batch, &mut near, SILENCE_MAX, sleep(Duration::from_secs(30)));
+        let sender = async {
+            let mut frames = FrameReader::new(&[], 1024);
+            loop {
+                while let Some(frame) = frames.take().expect("well formed") {
+                    assert_eq!(frame.kind, Kind::Alive);
+                }
+                if let Err(error) = receive(&mut frames, &mut far, SILENCE_MAX).await {
+                    return error;
+                }
+            }
+        };
+        tokio::select! {
+            done = work => done.expect("written"),
+            error = sender => panic!("{error}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_ends_the_connection() {
+        let (mut near, _far) = tokio::io::duplex(1 << 20);
+        let work = alive_while(&mut Batch::default(), &mut near, SILENCE_MAX, std::future::pending::<()>()).await;
+        assert!(matches!(work, Err(ConnectionError::Silent)), "{work:?}");
+    }
 }

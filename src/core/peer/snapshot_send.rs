@@ -73,15 +73,23 @@ async fn transfer(shared: &Shared, link: &Link, message: Bytes) -> Result<u64, S
     };
     let mut backoff = Backoff::new(limits.backoff.0, limits.backoff.1);
     let mut last = String::new();
-    for _ in 0..limits.snapshot_attempts {
-        match attempt(shared, link, &offer, &db_snapshot).await {
+    let (mut attempts, mut resumed_at) = (0, 0);
+    while attempts < limits.snapshot_attempts {
+        attempts += 1;
+        let before = resumed_at;
+        match attempt(shared, link, &offer, &db_snapshot, &mut resumed_at).await {
             Ok(()) => return Ok(size_bytes),
             Err(Failed::ForGood(reason)) => return Err(reason),
             Err(Failed::ThisTime(reason)) => last = reason,
         }
+        if resumed_at > before {
+            // The connections before this one brought something: only those after it count.
+            attempts = 1;
+            backoff.reset();
+        }
         tokio::time::sleep(backoff.pause()).await;
     }
-    Err(format!("given up after {} attempts, the last one: {last}", limits.snapshot_attempts))
+    Err(format!("given up after {attempts} attempts without progress, the last one: {last}"))
 }
 
 enum Failed {
@@ -89,7 +97,14 @@ enum Failed {
     ForGood(String),
 }
 
-async fn attempt(shared: &Shared, link: &Link, offer: &Offer, db_snapshot: &Arc<File>) -> Result<(), Failed> {
+/// One connection. Raises `resumed_at` to the offset that the receiver asks for, if that is further than ever before.
+async fn attempt(
+    shared: &Shared,
+    link: &Link,
+    offer: &Offer,
+    db_snapshot: &Arc<File>,
+    resumed_at: &mut u64,
+) -> Result<(), Failed> {
     let limits = &shared.config.limits;
     let urls = link.urls.load_full();
     let hello = shared.hello(link.peer, Purpose::Snapshot);
@@ -128,6 +143,7 @@ async fn attempt(shared: &Shared, link: &Link, offer: &Offer, db_snapshot: &Arc<
         Ok(Next::Read)
     };
     let ended = pump(dialed, source, limits, &counts, on_frame).await;
+    *resumed_at = (*resumed_at).max(wanted.borrow().unwrap_or_default());
     match (ended.outcome, refused) {
         (Ok(()), None) => Ok(()),
         (Ok(()), Some(Refused { may_retry: true, reason })) => Err(Failed::ThisTime(reason)),

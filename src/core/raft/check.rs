@@ -49,6 +49,13 @@ impl PeerMessage {
         }
     }
 
+    /// Whether it brings requests that would grow the state: not membership changes, nor what a new leader begins with.
+    pub(super) fn has_requests(&self) -> bool {
+        let is_request = |entry: &Entry| entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
+        matches!(self.0.get_msg_type(), MessageType::MsgAppend | MessageType::MsgPropose)
+            && self.0.get_entries().iter().any(is_request)
+    }
+
     /// Position of the state a snapshot announces.
     pub fn snapshot_position(&self) -> LogPosition {
         let metadata = self.0.get_snapshot().get_metadata();

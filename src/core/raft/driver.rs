@@ -173,6 +173,7 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
                 self.node.state_saved(&snapshot, compact);
                 self.writer.queue(WalJob::Covered(snapshot));
             }
+            Inbox::BoundLog(snapshot) => self.node.bound_log(&snapshot),
             Inbox::Wake => {}
             Inbox::Stop => turn.stop = true,
         }

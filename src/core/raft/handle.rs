@@ -34,7 +34,7 @@ pub struct Proposal {
     pub bytes: Bytes,
 }
 
-/// Why a proposal was not taken.
+/// Why a proposal or a read was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// The inbox is full, or apply is too far behind.
@@ -88,6 +88,7 @@ pub enum Inbox {
     ToldRemoved(MemberId, oneshot::Sender<bool>),
     Persisted(u64),
     StateSaved(WalSnapshot, LogIndex),
+    BoundLog(WalSnapshot),
     /// Something outside the inbox wants to be looked at.
     Wake,
     Stop,
@@ -118,6 +119,8 @@ pub(super) struct Shared {
     pub(super) from_clients: AtomicUsize,
     /// Bytes of peers' messages in the inbox.
     pub(super) peer_bytes: AtomicUsize,
+    /// Whether requests from peers are dropped, because the state on disk is too far behind.
+    state_disk_late: AtomicBool,
     /// Apply's decisions. Not in the inbox: apply must never wait for a full queue. A cluster has one change under way,
     /// so only a member that catches up ever has several here.
     pub(super) decisions: Mutex<VecDeque<MembersDecision>>,
@@ -207,12 +210,16 @@ impl RaftHandle {
     }
 
     /// Takes a message that came from the member `from`. With a full inbox it is dropped: consensus repeats what
-    /// matters.
+    /// matters. So is one with requests while the state disk is late, see
+    /// [`set_state_disk_late`](Self::set_state_disk_late).
     ///
     /// # Errors
     /// When no honest member sends this; its connection should be closed.
     pub fn receive(&self, from: MemberId, bytes: Bytes) -> Result<(), RefusedMessage> {
         let message = PeerMessage::parse(self.member, from, &bytes).inspect_err(|_| self.count_refused())?;
+        if self.shared.state_disk_late.load(Ordering::Relaxed) && message.has_requests() {
+            return Ok(());
+        }
         let queued = &self.shared.peer_bytes;
         let before = queued.fetch_add(bytes.len(), Ordering::Relaxed);
         let fits = before == 0 || before + bytes.len() <= PEER_BYTES_MAX;
@@ -228,6 +235,21 @@ impl RaftHandle {
         let (reply, accepted) = oneshot::channel();
         let _ = self.inbox.try_send(Inbox::Snapshot(message, reply));
         accepted
+    }
+
+    /// Whether the state on disk is too far behind what is applied. While it is, this member takes no requests from other
+    /// members, so that what it applies has a bound in memory: it confirms no new entries, as with a log disk that
+    /// hangs, and goes on answering heartbeats. Whoever sets it must look again without waiting for apply, which has
+    /// nothing to do meanwhile.
+    pub fn set_state_disk_late(&self, late: bool) {
+        let known = &self.shared.state_disk_late;
+        if known.load(Ordering::Relaxed) == late || known.swap(late, Ordering::Relaxed) == late {
+            return;
+        }
+        match late {
+            true => tracing::warn!("state on disk is too far behind; entries of other members are not taken"),
+            false => tracing::info!("state on disk has caught up; entries of other members are taken again"),
+        }
     }
 
     fn count_refused(&self) {
@@ -291,11 +313,14 @@ impl RaftHandle {
         details.await.ok()
     }
 
-    /// The index a linearizable read must see applied, confirmed by a quorum; none when that could not be asked.
-    pub async fn read_index(&self) -> Option<LogIndex> {
+    /// The index a linearizable read must see applied, confirmed by a quorum; waits as long as there is none.
+    ///
+    /// # Errors
+    /// When too much is under way, or the member stops; no quorum was asked then.
+    pub async fn read_index(&self) -> Result<LogIndex, ProposeError> {
         let (reply, index) = reply::channel();
-        self.send_as_client(Inbox::ReadIndex(reply)).ok()?;
-        index.await.ok()
+        self.send_as_client(Inbox::ReadIndex(reply))?;
+        index.await.map_err(|_| ProposeError::Stopped)
     }
 
     /// Whether a linearizable read may take the newest published state without asking other members.
@@ -308,6 +333,13 @@ impl RaftHandle {
         let compact = LogIndex(snapshot.index.0.saturating_sub(keep));
         // Lost when the inbox is full; the next one covers more.
         let _ = self.inbox.try_send(Inbox::StateSaved(snapshot, compact));
+    }
+
+    /// State up to `snapshot` is on disk: the log in memory forgets entries before it if they take too many bytes, which is
+    /// not marked in the log on disk.
+    pub fn bound_log(&self, snapshot: WalSnapshot) {
+        // Lost when the inbox is full, like the above.
+        let _ = self.inbox.try_send(Inbox::BoundLog(snapshot));
     }
 
     /// Called by apply, once everything up to `index` is in the published state.
@@ -338,6 +370,20 @@ impl RaftHandle {
     /// Changes of leader and term.
     pub fn status(&self) -> watch::Receiver<RaftStatus> {
         self.status.clone()
+    }
+}
+
+#[cfg(test)]
+impl RaftHandle {
+    /// A handle for tests that look at the inbox themselves, or fill it.
+    pub(crate) fn for_inbox(inbox: &RaftInbox) -> Self {
+        Self {
+            member: MemberId(1),
+            inbox: inbox.sender.clone(),
+            shared: Arc::default(),
+            status: watch::channel(RaftStatus::default()).1,
+            behind_max: 0,
+        }
     }
 }
 
@@ -393,22 +439,46 @@ mod tests {
 
     use super::*;
 
+    /// Of member 2, for member 1.
+    fn message(kind: MessageType, entries: Vec<Entry>) -> Bytes {
+        let mut message = Message { from: 2, to: 1, term: 1, index: 1, log_term: 1, ..Message::default() };
+        message.set_msg_type(kind);
+        message.set_entries(entries.into());
+        message.write_to_bytes().unwrap().into()
+    }
+
+    // The bound for changes that are not on disk held for a member's own clients. What other members sent was taken and
+    // applied without end.
+    #[test]
+    fn a_late_state_disk_keeps_requests_of_other_members_out_and_nothing_else() {
+        let inbox = RaftInbox::new();
+        let handle = RaftHandle::for_inbox(&inbox);
+        let taken = |kind: MessageType, data: &'static [u8]| {
+            let entries = match kind {
+                MessageType::MsgHeartbeat => Vec::new(),
+                MessageType::MsgAppend => vec![Entry { data: data.into(), index: 2, term: 1, ..Entry::default() }],
+                _ => vec![Entry { data: data.into(), ..Entry::default() }],
+            };
+            handle.receive(MemberId(2), message(kind, entries)).unwrap();
+            inbox.receiver.try_iter().count() == 1
+        };
+        handle.set_state_disk_late(true);
+        assert!(!taken(MessageType::MsgAppend, b"request"));
+        assert!(!taken(MessageType::MsgPropose, b"request"));
+        assert!(taken(MessageType::MsgAppend, b""), "a new leader's first entry");
+        assert!(taken(MessageType::MsgHeartbeat, b""));
+        handle.set_state_disk_late(false);
+        assert!(taken(MessageType::MsgAppend, b"request"));
+        assert!(taken(MessageType::MsgPropose, b"request"));
+    }
+
     // The inbox had a bound for messages and none for bytes: 8,192 appends of 512 KiB.
     #[test]
     fn a_raft_thread_that_is_held_up_is_not_handed_bytes_without_end() {
         let inbox = RaftInbox::new();
-        let handle = RaftHandle {
-            member: MemberId(1),
-            inbox: inbox.sender,
-            shared: Arc::default(),
-            status: watch::channel(RaftStatus::default()).1,
-            behind_max: 0,
-        };
+        let handle = RaftHandle::for_inbox(&inbox);
         let entry = Entry { data: vec![7; 1 << 20].into(), index: 2, term: 1, ..Entry::default() };
-        let mut message = Message { from: 2, to: 1, term: 1, index: 1, log_term: 1, ..Message::default() };
-        message.set_msg_type(MessageType::MsgAppend);
-        message.set_entries(vec![entry].into());
-        let bytes = Bytes::from(message.write_to_bytes().unwrap());
+        let bytes = message(MessageType::MsgAppend, vec![entry]);
         for _ in 0..2 * PEER_BYTES_MAX / bytes.len() {
             handle.receive(MemberId(2), bytes.clone()).unwrap();
         }

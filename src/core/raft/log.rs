@@ -9,6 +9,11 @@ use crate::core::wal::{HardState, WalEntry, WalEntryKind};
 use crate::pb::walpb;
 use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
+/// Bytes of entries that are kept in memory for members that are behind.
+const KEPT_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The same while a member has not confirmed them: it would need a state otherwise.
+const UNCONFIRMED_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
 /// The part of the log that is in memory: everything after the last compaction.
 ///
 /// The library reads it; [`RaftNode`](super::RaftNode) appends to it before the same entries go to the WAL.
@@ -99,6 +104,21 @@ impl LogTail {
             0 => Some(self.base_total),
             _ => Some(self.totals.get(self.position(index)).copied().unwrap_or(self.bytes())),
         }
+    }
+
+    /// Up to where entries have to be forgotten to keep no more bytes than there is room for, when every member has
+    /// confirmed what is up to `confirmed`.
+    pub(super) fn over_bytes(&self, confirmed: LogIndex) -> LogIndex {
+        self.index_before_last(KEPT_BYTES_MAX).min(self.index_before_last(UNCONFIRMED_BYTES_MAX).max(confirmed))
+    }
+
+    /// The first index behind which there are no more than so many bytes of entries.
+    fn index_before_last(&self, bytes: u64) -> LogIndex {
+        let total = self.bytes().saturating_sub(bytes);
+        if self.base_total >= total {
+            return self.base();
+        }
+        LogIndex(self.base.0 + 1 + self.totals.partition_point(|upto| *upto < total) as u64)
     }
 
     fn extend(&mut self, entries: impl IntoIterator<Item = Entry>) {

@@ -410,10 +410,12 @@ impl RaftNode {
         Ok(())
     }
 
-    /// State up to here is on disk: it can be sent to members, and log entries up to `compact` can be forgotten.
+    /// State up to here is on disk: it can be sent to members, and log entries up to `compact` can be forgotten, more
+    /// of them if they take too much memory.
     pub fn state_saved(&mut self, snapshot: &WalSnapshot, compact: LogIndex) {
         let position = LogPosition { index: snapshot.index, term: snapshot.term };
         let applied = LogIndex(self.raw.raft.raft_log.applied);
+        let compact = compact.max(self.over_bytes());
         // Whoever is being sent a state needs what follows it, or the next state at once, and so on under load.
         let tracker = self.raw.raft.prs();
         let sending = tracker.iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
@@ -424,6 +426,21 @@ impl RaftNode {
             store.set_saved(position, &snapshot.conf_state);
         }
         store.compact(compact.min(snapshot.index).min(applied));
+    }
+
+    /// State up to here is on disk: like [`state_saved`](Self::state_saved) if the log takes too much memory; nothing
+    /// otherwise.
+    pub fn bound_log(&mut self, snapshot: &WalSnapshot) {
+        if self.over_bytes() > self.raw.store().base() {
+            self.state_saved(snapshot, LogIndex(0));
+        }
+    }
+
+    /// Up to where the log takes too much memory. Only the leader sends entries, and knows who has which.
+    fn over_bytes(&self) -> LogIndex {
+        let members = self.raw.raft.prs().iter().filter(|_| self.is_leader());
+        let confirmed = members.map(|(_, progress)| progress.matched).min().unwrap_or(u64::MAX);
+        self.raw.store().over_bytes(LogIndex(confirmed))
     }
 
     /// Replaces the election timeout that the library drew whenever it starts to count anew: with its own source of

@@ -51,13 +51,21 @@ impl From<Failure> for Status {
             Failure::Apply(error) => apply_status(error),
             Failure::Mvcc(error) => mvcc_status(error),
             Failure::Auth(error) => auth_status(error),
-            Failure::Propose(ProposeError::Overloaded) => ApiError::TooManyRequests.into(),
-            Failure::Propose(ProposeError::NotLeader) => ApiError::LeaderChanged.into(),
-            Failure::Propose(ProposeError::Stopped) => ApiError::Stopped.into(),
+            Failure::Propose(error) => ApiError::from(error).into(),
             Failure::Peer(CallError::Failed(failure)) => Status::new(failure.code, failure.text),
             Failure::Peer(CallError::Stopped) => ApiError::Stopped.into(),
             Failure::Peer(error) => Status::new(error.code(), error.to_string()),
             Failure::Other(text) => Status::unknown(text),
+        }
+    }
+}
+
+impl From<ProposeError> for ApiError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Overloaded => Self::TooManyRequests,
+            ProposeError::NotLeader => Self::LeaderChanged,
+            ProposeError::Stopped => Self::Stopped,
         }
     }
 }

@@ -58,14 +58,33 @@ pub(super) async fn count_leaders(raft: RaftHandle, metrics: Arc<CoreMetrics>, t
     let mut status = raft.status();
     let mut seen = None;
     loop {
-        let leader = status.borrow_and_update().leader;
-        if leader.is_some() && leader != seen {
-            seen = leader;
+        if changes_leader(&mut seen, status.borrow_and_update().leader) {
             metrics.server.leader_changes.inc();
         }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = status.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+/// Whether there is a leader that was not seen last. As in etcd the same one after a time without any counts again.
+fn changes_leader(seen: &mut Option<MemberId>, leader: Option<MemberId>) -> bool {
+    let before = std::mem::replace(seen, leader);
+    leader.is_some() && leader != before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // A leader that was lost and found again was not counted.
+    #[test]
+    fn a_leader_that_comes_back_is_a_change() {
+        let (a, b) = (Some(MemberId(1)), Some(MemberId(2)));
+        let mut seen = None;
+        let statuses = [None, a, a, None, a, b, b, None];
+        let changes = statuses.into_iter().filter(|leader| changes_leader(&mut seen, *leader)).count();
+        assert_eq!(changes, 3);
     }
 }

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use prost::Message;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::authenticator::{Authenticator, ReadPermit};
 use super::caller::Caller;
 use super::error::Failure;
-use super::lease_leader::{MemberLeases, Renewal, TIME_TO_LIVE, ask};
+use super::lease_leader::{KEYS_AT_ONCE, MemberLeases, Renewal, TIME_TO_LIVE, ask};
 use super::long_answer::{AnswerMemory, gathered, on_thread};
 use super::member_info::MemberInfo;
 use super::proposer::Proposer;
@@ -19,7 +20,7 @@ use super::quota::SpaceQuota;
 use super::renewals::Renewals;
 use crate::api_error::ApiError;
 use crate::core::apply::{GrantedLease, LEASE_COST_BYTES, check_lease_writes};
-use crate::core::auth::{Access, AuthState, Identity};
+use crate::core::auth::{Access, AuthError, AuthState, Identity};
 use crate::core::lease::RenewError;
 use crate::core::mvcc::{Extent, StoreReader};
 use crate::pb::etcdserverpb::lease_server::Lease;
@@ -30,6 +31,8 @@ use crate::types::LeaseId;
 const RENEWED_AT_ONCE: usize = 256;
 /// Leases that are listed and sorted on the serving thread; more of them on a thread of their own.
 const LEASES_AT_ONCE: usize = 4096;
+/// An answer of the leader up to this length is read on the serving thread, a longer one on a thread of its own.
+const LEASE_ANSWER_BYTES: usize = 64 * 1024;
 /// How long a renewal waits for the revocation of a lease that has run out.
 const REVOKE_WAIT: Duration = Duration::from_secs(7);
 
@@ -80,16 +83,46 @@ impl LeaseService {
 
 impl LeaseParts {
     /// Permission to list all leases: to read all their keys.
-    async fn may_read_leases(&self, caller: &Caller) -> Result<ReadPermit, Failure> {
-        let check = |auth: &AuthState, who: &Identity| {
-            auth.check_known(who)?;
-            if auth.check_admin(who).is_ok() {
-                return Ok(());
-            }
-            let leases = self.leases.clock.store.read();
+    async fn may_read_leases(self: &Arc<Self>, caller: &Caller) -> Result<ReadPermit, Status> {
+        let check = |parts: &Self, auth: &AuthState, who: &Identity| {
+            let leases = parts.leases.clock.store.read();
             leases.all_keys().try_for_each(|key| auth.check(who, Access::Read, key, b""))
         };
-        self.authenticator.may_read(caller, check).await
+        self.may_read_many(caller, check).await
+    }
+
+    /// Permission to read the keys of one lease, by what this member knows of it.
+    async fn may_read_keys(self: &Arc<Self>, caller: &Caller, id: LeaseId) -> Result<ReadPermit, Status> {
+        let check = move |parts: &Self, auth: &AuthState, who: &Identity| {
+            let leases = parts.leases.clock.store.read();
+            leases.keys(id).try_for_each(|key| auth.check(who, Access::Read, key, b""))
+        };
+        self.may_read_many(caller, check).await
+    }
+
+    /// Permission to read many keys: an admin has it, for others `check` looks at all of them, on a thread of its own.
+    async fn may_read_many(
+        self: &Arc<Self>,
+        caller: &Caller,
+        check: impl FnOnce(&Self, &AuthState, &Identity) -> Result<(), AuthError> + Send + 'static,
+    ) -> Result<ReadPermit, Status> {
+        let mut is_limited = false;
+        let look = |auth: &AuthState, who: &Identity| -> Result<(), AuthError> {
+            auth.check_known(who)?;
+            is_limited = auth.check_admin(who).is_err();
+            Ok(())
+        };
+        let permit = self.authenticator.may_read(caller, look).await?;
+        if !is_limited {
+            return Ok(permit);
+        }
+        let (parts, caller) = (self.clone(), caller.clone());
+        on_thread(move || {
+            // Waits for nothing, as a rule: the caller has just been identified.
+            let permit = parts.authenticator.may_read(&caller, |auth, who| check(&parts, auth, who));
+            Ok(Handle::current().block_on(permit)?)
+        })
+        .await
     }
 
     /// Cuts `ids` before the first lease that the caller may not renew: all keys of a lease must be its to write.
@@ -154,19 +187,47 @@ impl Lease for LeaseService {
         let deadline = Instant::now() + parts.timeout;
         let (caller, request) = Caller::split(request);
         parts.authenticator.require_user(&caller).await?;
+        let id = LeaseId(request.id);
+        // As far as this member knows: the leader may know of more keys, or of fewer.
+        let keys = if request.keys { parts.leases.clock.store.read().key_count(id) } else { 0 };
+        let mut room = None;
+        if keys > KEYS_AT_ONCE {
+            // The leader works only for callers who may see the outcome. What this member does not know to be detached
+            // must not refuse them.
+            if parts.may_read_keys(&caller, id).await.is_err() {
+                parts.leases.reads.linearizable().await?;
+                let _permit = parts.may_read_keys(&caller, id).await?;
+            }
+            room = Some(parts.answers.list(Extent { keys, ..Extent::default() }).await?);
+        }
         let body = request.encode_to_vec();
         let answer = ask(parts.leases.as_ref(), TIME_TO_LIVE, body.into(), deadline).await?;
-        let mut answer = LeaseTimeToLiveResponse::decode(answer)
-            .map_err(|error| Status::internal(format!("unreadable answer of the leader: {error}")))?;
+        let long = answer.len() > LEASE_ANSWER_BYTES;
+        let decode = move || {
+            LeaseTimeToLiveResponse::decode(answer)
+                .map_err(|error| Status::internal(format!("unreadable answer of the leader: {error}")))
+        };
+        let mut answer = if long { on_thread(decode).await? } else { decode()? };
         if request.keys {
             // Those that the leader names: this member may not have applied all of them.
-            let may_read = |auth: &AuthState, who: &Identity| match auth.check_admin(who) {
-                Ok(()) => Ok(()),
-                Err(_) => answer.keys.iter().try_for_each(|key| auth.check(who, Access::Read, key, b"")),
+            let keys = Arc::new(std::mem::take(&mut answer.keys));
+            let named = keys.clone();
+            let permit = if long {
+                let check = move |_: &LeaseParts, auth: &AuthState, who: &Identity| {
+                    named.iter().try_for_each(|key| auth.check(who, Access::Read, key, b""))
+                };
+                parts.may_read_many(&caller, check).await?
+            } else {
+                let check = move |auth: &AuthState, who: &Identity| match auth.check_admin(who) {
+                    Ok(()) => Ok(()),
+                    Err(_) => named.iter().try_for_each(|key| auth.check(who, Access::Read, key, b"")),
+                };
+                parts.authenticator.may_read(&caller, check).await?
             };
-            let permit = parts.authenticator.may_read(&caller, may_read).await?;
             parts.authenticator.confirm(permit)?;
+            answer.keys = Arc::unwrap_or_clone(keys);
         }
+        drop(room);
         answer.header = Some(parts.info.header_now());
         Ok(Response::new(answer))
     }

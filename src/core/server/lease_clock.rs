@@ -157,7 +157,9 @@ impl LeaseClock {
 
     /// All leases, the next to expire first.
     pub fn by_remaining_time(&self) -> Vec<LeaseId> {
-        self.deadlines.lock().lessor.by_remaining()
+        // Sorted without the lock: renewals wait for it.
+        let leases = self.deadlines.lock().lessor.leases();
+        leases.by_remaining()
     }
 
     /// Changes whenever a lease is revoked.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::RwLock;
 use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -18,7 +19,7 @@ use super::metrics::CoreMetrics;
 use super::proposer::Proposer;
 use super::read_index::ReadIndex;
 use crate::api_error::ApiError;
-use crate::core::lease::{RenewError, Renewed};
+use crate::core::lease::{LeaseStore, RenewError, Renewed};
 use crate::core::peer::{CallError, PeerTransport};
 use crate::core::raft::{ProposeError, RaftHandle, RaftStatus};
 use crate::pb::etcdserverpb::{
@@ -35,6 +36,8 @@ pub(super) const TIME_TO_LIVE: &str = "lease.ttl";
 pub(super) const RENEWALS_MAX: usize = 4096;
 /// In an answer to [`RENEW`]: expired, and not revoked yet. The asking member waits for the revocation.
 const RUN_OUT: i64 = -1;
+/// Keys of a lease that are listed on the thread that answers; more of them on a thread of their own.
+pub(super) const KEYS_AT_ONCE: usize = 4096;
 /// Pause before a leader that could not answer is asked again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -101,7 +104,9 @@ impl LeaderAccess for MemberLeases {
     }
 
     async fn confirm(&self) -> Result<(), Failure> {
-        Ok(self.reads.linearizable().await?)
+        // The same leader may answer a moment later: as a timeout this is asked again, see `may_pass`.
+        let confirmed = self.reads.linearizable().await;
+        Ok(confirmed.map_err(|error| if error == ApiError::TooManyRequests { ApiError::Timeout } else { error })?)
     }
 
     async fn clear_checkpoints(&self, leases: &[LeaseId], term: Term) -> Result<(), Failure> {
@@ -240,19 +245,41 @@ async fn time_to_live<A: LeaderAccess>(access: &A, body: Bytes) -> Result<Bytes,
     let term = confirmed_term(access).await?;
     let id = LeaseId(request.id);
     let mut answer = LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..Default::default() };
-    let store = access.clock().store.read();
-    if let Some(lease) = store.get(id) {
+    let key_count = {
+        let store = access.clock().store.read();
+        let Some(lease) = store.get(id) else { return Ok(answer.encode_to_vec().into()) };
         answer.granted_ttl = lease.granted_ttl;
         // Only the leader of this term knows the deadlines.
         let left = access.clock().remaining(id, term).map_err(|_| ApiError::LeaderChanged)?;
         answer.ttl = left.map_or(0, |left| i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
-        if request.keys {
+        if request.keys { store.key_count(id) } else { 0 }
+    };
+    if key_count == 0 {
+        return Ok(answer.encode_to_vec().into());
+    }
+    let store = access.clock().store.clone();
+    let list = move || with_keys(answer, &store);
+    if key_count <= KEYS_AT_ONCE {
+        return Ok(list());
+    }
+    // Heartbeats go through the thread that calls of other members are answered on.
+    Ok(tokio::task::spawn_blocking(list).await.map_err(|_| ApiError::Stopped)?)
+}
+
+/// Adds the keys of the lease, as long as it exists. Sorts and encodes after the store is released: apply waits for it.
+fn with_keys(mut answer: LeaseTimeToLiveResponse, store: &RwLock<LeaseStore>) -> Bytes {
+    let id = LeaseId(answer.id);
+    {
+        let store = store.read();
+        if store.exists(id) {
             answer.keys = store.keys(id).map(Bytes::copy_from_slice).collect();
-            answer.keys.sort_unstable();
+        } else {
+            // Revoked meanwhile.
+            answer = LeaseTimeToLiveResponse { id: id.0, ttl: -1, ..Default::default() };
         }
     }
-    drop(store);
-    Ok(answer.encode_to_vec().into())
+    answer.keys.sort_unstable();
+    answer.encode_to_vec().into()
 }
 
 /// The body of a call to [`RENEW`].

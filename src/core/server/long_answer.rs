@@ -56,6 +56,8 @@ const WAITING_MAX: usize = 4096;
 const SNAPSHOTS_MAX: usize = 16;
 /// Hashes of the history computed at once, for clients: each reads all rows, and holds compactions up.
 const HASHES_MAX: usize = 1;
+/// Defragmentations at once: a second one at the same time has nothing to gain.
+const DEFRAGMENTATIONS_MAX: usize = 1;
 /// Shortest pause between two looks at what unfinished answers keep alive.
 const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 /// Largest answer, etcd's limit.
@@ -69,6 +71,7 @@ pub struct AnswerMemory {
     list_units: u32,
     snapshots: Arc<Semaphore>,
     hashes: Arc<Semaphore>,
+    defragmentations: Arc<Semaphore>,
     walks: Arc<Semaphore>,
     waiting: Semaphore,
     pinned_bytes_max: u64,
@@ -95,6 +98,7 @@ impl AnswerMemory {
             list_units,
             snapshots: Arc::new(Semaphore::new(SNAPSHOTS_MAX)),
             hashes: Arc::new(Semaphore::new(HASHES_MAX)),
+            defragmentations: Arc::new(Semaphore::new(DEFRAGMENTATIONS_MAX)),
             walks: Arc::new(Semaphore::new(walks_max)),
             waiting: Semaphore::new(WAITING_MAX),
             pinned_bytes_max: bytes / 2,
@@ -145,6 +149,15 @@ impl AnswerMemory {
     /// The member stops.
     pub(super) async fn hash(&self) -> Result<Room, Status> {
         let permit = self.hashes.clone().acquire_owned().await.map_err(|_| ApiError::Stopped)?;
+        Ok(Room { _permit: permit })
+    }
+
+    /// A turn for a defragmentation; waits for as long as the caller does.
+    ///
+    /// # Errors
+    /// The member stops.
+    pub(super) async fn defragmentation(&self) -> Result<Room, Status> {
+        let permit = self.defragmentations.clone().acquire_owned().await.map_err(|_| ApiError::Stopped)?;
         Ok(Room { _permit: permit })
     }
 

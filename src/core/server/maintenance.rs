@@ -63,7 +63,11 @@ impl Maintenance for MaintenanceService {
             AlarmAction::Activate | AlarmAction::Deactivate => self.authenticator.require_admin(&caller).await?,
         }
         let alarms = match action {
-            AlarmAction::Get => self.published.alarms().list(kind),
+            AlarmAction::Get => {
+                // etcd lists through the log: `alarm disarm` asks which alarms there are, and lowers those.
+                self.reads.linearizable().await?;
+                self.published.alarms().list(kind)
+            }
             AlarmAction::Activate | AlarmAction::Deactivate => self.proposer.propose(&caller, request).await?,
         };
         Ok(Response::new(AlarmResponse { header: Some(self.info.header_now()), alarms }))
@@ -102,10 +106,9 @@ impl Maintenance for MaintenanceService {
         self.authenticator.require_admin(&caller).await?;
         info!(remote = %caller, "defragmentation starting");
         let backend = self.backend.clone();
-        let paused = self.paused.clone().map(Paused::start);
-        // The work goes on when the caller leaves, and the pause with it.
-        blocking(move || {
-            let _paused = paused;
+        let paused = self.paused.clone();
+        one_at_a_time(&self.answers, move || {
+            let _paused = paused.map(Paused::start);
             backend.defragment()
         })
         .await?;
@@ -157,7 +160,8 @@ impl Maintenance for MaintenanceService {
             tracing::warn!(%error, "snapshot of this member's state, which may be behind");
         }
         let room = self.answers.snapshot().await?;
-        Ok(Response::new(Box::pin(snapshot::stream(self.backend.clone(), room))))
+        let stream = snapshot::stream(self.backend.clone(), room, snapshot::SILENCE_MAX);
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
@@ -244,6 +248,20 @@ impl Drop for Paused {
     }
 }
 
+/// Runs a defragmentation after the one in progress. Begins only if the caller still waits; then it goes on when the
+/// caller leaves, and nobody else has its turn before it ends.
+async fn one_at_a_time<T: Send + 'static>(
+    answers: &AnswerMemory,
+    work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
+) -> Result<T, Status> {
+    let place = answers.defragmentation().await?;
+    blocking(move || {
+        let _place = place;
+        work()
+    })
+    .await
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
 ) -> Result<T, Status> {
@@ -273,4 +291,38 @@ fn state_digest(backend: &Backend) -> Result<u32, BackendError> {
         std::ops::ControlFlow::Continue(())
     })?;
     Ok(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    // Cause: each call began its work at once or put it into a queue, where it stayed when the caller was gone: clients
+    // that repeat a call after their timeout defragmented a member for hours.
+    #[tokio::test]
+    async fn defragmentations_whose_callers_have_left_do_not_begin() {
+        let answers = AnswerMemory::new(1 << 20);
+        let runs = Arc::new(AtomicUsize::new(0));
+        let call = || {
+            let (runs, (release, held)) = (runs.clone(), std::sync::mpsc::channel::<()>());
+            let work = move || {
+                runs.fetch_add(1, Ordering::Relaxed);
+                let _ = held.recv();
+                Ok(())
+            };
+            (Box::pin(one_at_a_time(&answers, work)), release)
+        };
+        let mut calls: Vec<_> = (0..10).map(|_| call()).collect();
+        for (call, _) in &mut calls {
+            assert!(futures::poll!(call.as_mut()).is_pending());
+        }
+        // The first has begun and goes on; of those that wait only the last one stays.
+        let (last, release_last) = calls.pop().expect("ten of them");
+        drop(release_last);
+        drop(calls);
+        last.await.expect("it has its turn");
+        assert_eq!(runs.load(Ordering::Relaxed), 2);
+    }
 }

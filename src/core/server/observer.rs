@@ -8,7 +8,7 @@ use super::authenticator::Authenticator;
 use super::error::Failed;
 use super::lease_clock::LeaseClock;
 use super::metrics::CoreMetrics;
-use super::proposer::Proposer;
+use super::proposer::{PENDING_BYTES_MAX_PEERS, Proposer};
 use super::published::Published;
 use super::quota::SpaceQuota;
 use crate::core::alarm::AlarmStore;
@@ -108,7 +108,10 @@ impl ApplyObserver for MemberObserver {
     }
 
     fn applied(&mut self, index: LogIndex) {
-        self.proposer.set_pending_bytes(self.backend.pending_bytes() as u64);
+        let pending = self.backend.pending_bytes() as u64;
+        self.proposer.set_pending_bytes(pending);
+        // Taken back by `wal_compaction`, too: apply may have nothing more to do.
+        self.raft.set_state_disk_late(pending > PENDING_BYTES_MAX_PEERS);
         self.raft.set_applied(index);
     }
 

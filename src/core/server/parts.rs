@@ -91,9 +91,15 @@ impl Parts {
         let authenticator =
             Authenticator::new(published.clone(), reads.clone(), apply.clone(), tokens, certificates, started_at);
         let authenticator = Arc::new(authenticator);
-        let proposer =
-            Proposer::new(member, raft.clone(), foundation.pending, authenticator.clone(), metrics.clone(), &limits);
-        let proposer = Arc::new(proposer);
+        let proposer = Arc::new(Proposer::new(
+            member,
+            raft.clone(),
+            foundation.pending,
+            authenticator.clone(),
+            metrics.clone(),
+            backend.clone(),
+            &limits,
+        ));
         let quota = Arc::new(SpaceQuota {
             member,
             backend: backend.clone(),

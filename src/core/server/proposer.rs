@@ -19,6 +19,7 @@ use crate::core::apply::{
     SharedPendingRequests,
 };
 use crate::core::auth::{Identity, ROOT};
+use crate::core::backend::Backend;
 use crate::core::cluster::Member;
 use crate::core::raft::{ChangeKind, Proposal, ProposeError, ProposedChange, RaftHandle};
 use crate::pb::etcdserverpb::RequestHeader;
@@ -30,6 +31,9 @@ use crate::types::{MemberId, Term};
 const PENDING_BYTES_MAX: u64 = 1 << 30;
 /// The same for the end of a lease, which makes room rather than taking it.
 const PENDING_BYTES_MAX_PRIORITY: u64 = PENDING_BYTES_MAX / 10 * 11;
+/// The same for what other members send: above what this member's clients and leases can reach, so that those are told
+/// at once before anybody waits.
+pub(super) const PENDING_BYTES_MAX_PEERS: u64 = PENDING_BYTES_MAX / 10 * 12;
 /// Requests that wait at once until a leader is known; more are refused.
 const LEADERLESS_MAX: usize = 4096;
 /// Pause before a membership change is proposed again: raft takes one at a time, and drops a second.
@@ -84,18 +88,18 @@ pub struct Proposer {
     transferring_leadership: watch::Sender<bool>,
     /// Places for requests that wait for a leader.
     leaderless: Semaphore,
-    /// Bytes of changes that are not in the state on disk yet.
-    pending_bytes: AtomicU64,
+    pending_bytes: PendingBytes,
 }
 
 impl Proposer {
-    /// `pending` is the list that apply resolves.
+    /// `pending` is the list that apply resolves, `backend` the state that the disk may be behind.
     pub(super) fn new(
         member: MemberId,
         raft: RaftHandle,
         pending: Arc<SharedPendingRequests>,
         authenticator: Arc<Authenticator>,
         metrics: Arc<CoreMetrics>,
+        backend: Backend,
         limits: &Limits,
     ) -> Self {
         Self {
@@ -108,7 +112,7 @@ impl Proposer {
             next_request: AtomicU64::new(first_request_id(member)),
             transferring_leadership: watch::Sender::new(false),
             leaderless: Semaphore::new(LEADERLESS_MAX),
-            pending_bytes: AtomicU64::new(0),
+            pending_bytes: PendingBytes { backend, seen: AtomicU64::new(0) },
         }
     }
 
@@ -243,7 +247,7 @@ impl Proposer {
         if entry.len() > self.max_request_bytes {
             return Err(ApiError::RequestTooLarge.into());
         }
-        if self.pending_bytes.load(Ordering::Relaxed) > entry.pending_bytes_max() {
+        if self.pending_bytes.exceed(entry.pending_bytes_max()) {
             return Err(ApiError::TooManyRequests.into());
         }
         let counted = Counted::new(self.metrics.server.proposals_pending.clone());
@@ -303,7 +307,7 @@ impl Proposer {
 
     /// Tells how many bytes of changes the state on disk does not have yet.
     pub(super) fn set_pending_bytes(&self, bytes: u64) {
-        self.pending_bytes.store(bytes, Ordering::Relaxed);
+        self.pending_bytes.seen.store(bytes, Ordering::Relaxed);
     }
 
     /// For the checks when the entry is applied; none while auth is off.
@@ -338,6 +342,26 @@ fn own_header() -> Option<RequestHeader> {
     Some(RequestHeader { username: ROOT.to_owned(), ..RequestHeader::default() })
 }
 
+/// Bytes of changes that are not in the state on disk yet.
+struct PendingBytes {
+    backend: Backend,
+    /// As of the last batch that was applied, or a later look.
+    seen: AtomicU64,
+}
+
+impl PendingBytes {
+    /// Whether there are more than `max`. Looks again while there were: with all writes refused nothing is applied that
+    /// would tell that the disk has caught up.
+    fn exceed(&self, max: u64) -> bool {
+        if self.seen.load(Ordering::Relaxed) <= max {
+            return false;
+        }
+        let now = self.backend.pending_bytes() as u64;
+        self.seen.store(now, Ordering::Relaxed);
+        now > max
+    }
+}
+
 /// Lets proposals pass again when it is dropped.
 pub(super) struct HeldProposals<'a>(&'a watch::Sender<bool>);
 
@@ -363,4 +387,25 @@ impl Drop for PendingRequest<'_> {
 /// Ids of requests differ between members and between runs of one member.
 fn first_request_id(member: MemberId) -> u64 {
     (member.0 & 0xffff) << 48 | fastrand::u64(0..1 << 40) << 8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::backend::{Change, ChangeSet, Table};
+    use crate::types::{LogIndex, LogPosition};
+
+    // Only apply told how far behind the disk is. With all writes refused nothing is applied, so that a member without
+    // others refused them for ever.
+    #[test]
+    fn writes_are_taken_again_once_the_disk_has_caught_up() {
+        let backend = Backend::in_memory().unwrap();
+        let changes = vec![Change::put(Table::Lease, b"k".to_vec(), vec![7; 1000])];
+        backend.submit(ChangeSet { position: LogPosition { index: LogIndex(1), term: Term(1) }, changes });
+        let pending = PendingBytes { backend: backend.clone(), seen: AtomicU64::new(backend.pending_bytes() as u64) };
+        assert!(pending.exceed(999));
+        assert!(!pending.exceed(1 << 20));
+        backend.checkpoint().unwrap();
+        assert!(!pending.exceed(999));
+    }
 }

@@ -4,8 +4,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version, header::CONTENT_TYPE};
+use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tonic::body::Body;
@@ -36,7 +38,7 @@ use crate::pb::etcdserverpb::{
     maintenance_server::MaintenanceServer,
 };
 use crate::pb::healthpb::health_server::HealthServer;
-use crate::pb::methods::{self, Method};
+use crate::pb::methods::{self, Method, MethodKind};
 use crate::pb::v3electionpb::election_server::ElectionServer;
 use crate::pb::v3lockpb::lock_server::LockServer;
 use crate::recipes::{ElectionService, LockService};
@@ -114,6 +116,7 @@ struct Servers {
     authenticator: Arc<Authenticator>,
     json: bool,
     traffic: Arc<[Traffic]>,
+    leaderless: watch::Receiver<bool>,
     http: HttpHandler,
     tasks: Tasks,
     kv: KvServer<KvService>,
@@ -140,6 +143,7 @@ impl Router {
             };
         }
         let Services { kv, watch, lease, cluster, maintenance, auth } = services;
+        let leaderless = watch.leaderless();
         let recipes = CoreRecipeStore::new(kv.clone(), lease.clone(), watch.clone());
         Self(Arc::new(Servers {
             kv: server!(KvServer, kv),
@@ -158,6 +162,7 @@ impl Router {
             authenticator,
             json,
             traffic,
+            leaderless,
             http,
             tasks,
         }))
@@ -175,6 +180,7 @@ impl Servers {
             observed.finish(status.code() as i32);
             return ready(status);
         }
+        let leaderless = ends_without_leader(method, request.headers()).then(|| self.leaderless.clone());
         let limit = self.max_message_bytes;
         let connection = request.extensions().get::<Arc<ConnectionInfo>>().cloned();
         let request = request.map(|body| Arriving::messages(observed.request(body), connection, limit));
@@ -193,6 +199,10 @@ impl Servers {
         let slow = self.metrics.slow_call_limit();
         Box::pin(async move {
             let response = reword(long_answer::detach(answer.await?), limit);
+            let response = match leaderless {
+                Some(leaderless) => response.map(|body| Body::new(LeaderBody::new(body, leaderless))),
+                None => response,
+            };
             CoreMetrics::warn_if_slow_call(slow, &observed, method);
             Ok(observed.response(response).map(Body::new))
         })
@@ -224,7 +234,7 @@ impl Servers {
 
     /// What is checked before any method: capability, learner, client version, leader.
     fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<(), Status> {
-        let wants_leader = headers.get(&HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true");
+        let wants_leader = wants_leader(headers);
         // A check that requires a leader tells what the member is good for; any other only that it answers.
         if method.service == "grpc.health.v1.Health" && !wants_leader {
             return Ok(());
@@ -250,6 +260,63 @@ impl Servers {
             return Err(ApiError::NoLeader.into());
         }
         Ok(())
+    }
+}
+
+fn wants_leader(headers: &HeaderMap) -> bool {
+    headers.get(&HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true")
+}
+
+/// Whether the answers are a stream that ends when there is no leader for too long. Those of a watch end themselves.
+fn ends_without_leader(method: &Method, headers: &HeaderMap) -> bool {
+    let is_stream = matches!(method.kind, MethodKind::ServerStream | MethodKind::BidiStream);
+    is_stream && method.service != "etcdserverpb.Watch" && wants_leader(headers)
+}
+
+/// The answers of a stream that wants a leader: without one for too long, "no leader" is its end.
+struct LeaderBody {
+    answers: Body,
+    leaderless: Pin<Box<dyn Future<Output = ()> + Send>>,
+    ended: bool,
+}
+
+impl LeaderBody {
+    fn new(answers: Body, mut leaderless: watch::Receiver<bool>) -> Self {
+        let leaderless = Box::pin(async move {
+            if leaderless.wait_for(|leaderless| *leaderless).await.is_err() {
+                // The member stops.
+                std::future::pending().await
+            }
+        });
+        Self { answers, leaderless, ended: false }
+    }
+}
+
+impl HttpBody for LeaderBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if self.leaderless.as_mut().poll(cx).is_ready() {
+            self.ended = true;
+            self.answers = Body::empty();
+            let mut trailers = HeaderMap::new();
+            let added = Status::from(ApiError::NoLeader).add_header(&mut trailers);
+            return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));
+        }
+        let frame = std::task::ready!(Pin::new(&mut self.answers).poll_frame(cx));
+        self.ended = match &frame {
+            Some(Ok(frame)) => frame.is_trailers(),
+            _ => true,
+        };
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.answers.is_end_stream()
     }
 }
 
@@ -346,6 +413,49 @@ mod tests {
             ["Alarm", "Status", "HashKV", "Defragment", "MemberList", "MemberRemove", "Check"].map(named) == [true; 7]
         );
         assert!(["Range", "Put", "LeaseKeepAlive", "Lock", "Campaign", "Snapshot"].map(named) == [false; 6]);
+    }
+
+    struct Silent;
+
+    impl HttpBody for Silent {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    // Cause: only watches ended without a leader; the answers of an election were silent for ever.
+    #[tokio::test]
+    async fn a_stream_that_wants_a_leader_ends_without_one() {
+        let (lost, leaderless) = watch::channel(false);
+        let mut body = LeaderBody::new(Body::new(Silent), leaderless);
+        let mut next = || body_frame(&mut body).now_or_never();
+        assert!(next().is_none(), "it goes on while there is a leader");
+        lost.send_replace(true);
+        let frame = next().flatten().expect("an end").expect("a frame");
+        let status = Status::from_header_map(frame.trailers_ref().expect("trailers")).expect("a status");
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+        assert!(matches!(next(), Some(None)) && body.is_end_stream());
+    }
+
+    fn body_frame(body: &mut LeaderBody) -> impl Future<Output = Option<Result<Frame<Bytes>, Status>>> {
+        std::future::poll_fn(move |cx| Pin::new(&mut *body).poll_frame(cx))
+    }
+
+    #[test]
+    fn streams_that_want_a_leader_end_without_one() {
+        let mut headers = HeaderMap::new();
+        let named = |headers: &HeaderMap| {
+            let ending = methods::METHODS.iter().filter(|method| ends_without_leader(method, headers));
+            ending.map(|method| method.name).collect::<Vec<_>>()
+        };
+        assert!(named(&headers).is_empty());
+        headers.insert(&HAS_LEADER, http::HeaderValue::from_static("true"));
+        let named = named(&headers);
+        assert!(["LeaseKeepAlive", "Snapshot", "Observe"].iter().all(|name| named.contains(name)), "{named:?}");
+        assert!(!["Range", "Campaign", "Lock"].iter().any(|name| named.contains(name)), "{named:?}");
     }
 
     #[test]

@@ -89,6 +89,8 @@ pub struct WatchContext {
 pub struct WatchService {
     context: Arc<WatchContext>,
     watchers: WatcherSetHandle,
+    /// No leader for so long that streams which want one end.
+    leaderless: watch::Sender<bool>,
 }
 
 impl WatchService {
@@ -111,7 +113,7 @@ impl WatchService {
             ApiError::Stopped.into(),
             tasks,
         );
-        let service = Self { context, watchers: handle };
+        let service = Self { context, watchers: handle, leaderless: watch::Sender::new(false) };
         let follower = service.clone();
         let stop = tasks.stop_signal();
         tasks.spawn(async move {
@@ -135,6 +137,11 @@ impl WatchService {
         let requests = futures::stream::iter([Ok(request)]).chain(futures::stream::pending());
         let admission = MemberWatchAdmission { context: self.context.clone(), caller: caller.clone() };
         WatchStream::new(self.watchers.clone(), requests, Box::new(admission), false)
+    }
+
+    /// True while there has been no leader for so long that streams which want one end.
+    pub(super) fn leaderless(&self) -> watch::Receiver<bool> {
+        self.leaderless.subscribe()
     }
 
     /// Never completes.
@@ -165,7 +172,10 @@ impl WatchService {
                 Ok(found) => found,
                 Err(_) => {
                     self.watchers.end_streams(&ApiError::NoLeader.into(), true);
-                    known(&mut status).await
+                    self.leaderless.send_replace(true);
+                    let found = known(&mut status).await;
+                    self.leaderless.send_replace(false);
+                    found
                 }
             };
             if !found {

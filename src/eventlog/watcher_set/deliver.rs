@@ -1,8 +1,12 @@
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message;
 
 use super::super::batch::{Block, LogBatch, cut_frames};
 use super::super::log::Read;
+use super::super::routes::Wanted;
 use super::super::send_queue::{Out, OutKind};
 use super::{Cursor, CursorState, Stream, WatchLimits, WatcherSet};
 use crate::pb::{encoded, etcdserverpb};
@@ -10,6 +14,8 @@ use crate::types::Revision;
 
 /// Batches taken from a log at a time.
 const BATCHES_PER_READ: usize = 64;
+/// Bytes of pairs in batches that are delivered together.
+const TOGETHER_BYTES_MAX: usize = 64 * 1024;
 /// Responses queued before the watcher set lets the connections of its thread run.
 const RESPONSES_PER_TURN: usize = 1024;
 
@@ -31,6 +37,11 @@ impl WatcherSet {
         false
     }
 
+    /// Responses that were queued for watchers which were up to date, since this was last asked.
+    pub(in super::super) fn take_delivered(&mut self) -> usize {
+        std::mem::take(&mut self.delivered)
+    }
+
     /// Routes until nothing is left of `at` or of the budget; tells whether the source was the first to end.
     pub(super) fn route_source(&mut self, at: u32, left: &mut usize) -> bool {
         let mut wanted = Vec::new();
@@ -43,10 +54,14 @@ impl WatcherSet {
             match log.read(attached.position, Revision(i64::MAX), BATCHES_PER_READ) {
                 Read::Behind => self.fall_behind(at),
                 Read::Batches { batches, complete_to } => {
-                    for batch in &batches {
-                        self.attached[at as usize].routes.route(batch, &mut wanted);
-                        let sent = self.deliver_batch(at, batch, &wanted);
-                        self.attached[at as usize].position = batch.revision();
+                    let mut rest = batches.as_slice();
+                    while !rest.is_empty() {
+                        let (together, later) = rest.split_at(self.delivered_together(rest));
+                        rest = later;
+                        self.attached[at as usize].routes.route(together, &mut wanted);
+                        let sent = self.deliver_batches(at, together, &wanted);
+                        self.delivered += sent;
+                        self.attached[at as usize].position = together[together.len() - 1].revision();
                         *left = left.saturating_sub(sent + 1);
                         if *left == 0 {
                             return false;
@@ -59,48 +74,81 @@ impl WatcherSet {
         }
     }
 
-    fn deliver_batch(&mut self, at: u32, batch: &LogBatch, wanted: &[(u32, u32)]) -> usize {
+    /// How many of the first batches are delivered together, one at least. A response with several revisions costs little more than
+    /// one with a single revision, so that a watcher set which is behind does not fall further behind.
+    fn delivered_together(&self, batches: &[Arc<LogBatch>]) -> usize {
+        if self.held > 0 {
+            // A stream may be held between any two of them.
+            return 1;
+        }
+        let mut bytes = 0;
+        let fitting = batches.iter().take_while(|batch| {
+            bytes += batch.pair_bytes();
+            bytes <= TOGETHER_BYTES_MAX
+        });
+        fitting.count().max(1)
+    }
+
+    fn deliver_batches(&mut self, at: u32, batches: &[Arc<LogBatch>], wanted: &[Wanted]) -> usize {
         let mut sent = 0;
-        let knows_before = batch.knows_before(self.attached[at as usize].source.log().compacted());
-        for same_group in wanted.chunk_by(|a, b| a.0 == b.0) {
-            let group = same_group[0].0;
+        let compacted = self.attached[at as usize].source.log().compacted();
+        for same_group in wanted.chunk_by(|a, b| a.group == b.group) {
+            let group = same_group[0].group;
             if self.attached[at as usize].routes.group(group).synced.is_empty() {
                 continue;
             }
-            let prev_kv = self.attached[at as usize].routes.group(group).subscription.prev_kv && knows_before;
+            let prev_kv = self.attached[at as usize].routes.group(group).subscription.prev_kv;
             let mut block = Block::default();
-            for &(_, number) in same_group {
-                block.push(batch.events()[number as usize].frame(prev_kv));
+            for wanted in same_group {
+                let batch = &batches[wanted.batch as usize];
+                block.push(batch.events()[wanted.event as usize].frame(prev_kv && batch.knows_before(compacted)));
             }
+            let [first, last] = [same_group[0], same_group[same_group.len() - 1]].map(|wanted| wanted.batch as usize);
             let (events, count) = block.finish();
-            sent += self.deliver(at, group, batch.revision(), &events, count);
+            sent += self.deliver(at, group, batches[first].revision()..=batches[last].revision(), &events, count);
         }
         sent
     }
 
-    /// Queues one encoded block for every synced watcher of a group; those whose stream is full, or held, become unsynced.
-    fn deliver(&mut self, at: u32, group: u32, revision: Revision, events: &Bytes, count: u32) -> usize {
+    /// Queues one encoded block, with all that a group wants of these revisions, for every synced watcher of it; those whose stream
+    /// is full, or held, or which want a part of it only, become unsynced.
+    fn deliver(
+        &mut self,
+        at: u32,
+        group: u32,
+        revisions: RangeInclusive<Revision>,
+        events: &Bytes,
+        count: u32,
+    ) -> usize {
+        let (first, last) = revisions.into_inner();
         let synced = &mut self.attached[at as usize].routes.group_mut(group).synced;
-        let mut sent = 0;
+        let (mut sent, mut waiting) = (0, Vec::new());
         // From the end: `swap_remove` then only moves synced that were served.
         let mut slot = synced.len();
         while slot > 0 {
             slot -= 1;
             let key = synced[slot];
             let cursor = &mut self.cursors[key as usize];
-            if revision < cursor.next {
+            if last < cursor.next {
                 continue;
             }
             let stream = &mut self.streams[cursor.stream as usize];
-            let held = stream.hold.is_some_and(|hold| revision > hold);
-            if !held && stream.send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max) {
-                stream.told = stream.told.max(revision);
+            let held = stream.hold.is_some_and(|hold| last > hold);
+            let wants_all = cursor.next <= first;
+            let has_room =
+                || stream.send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max);
+            if !held && wants_all && has_room() {
+                stream.told = stream.told.max(last);
                 self.metrics.pending_events.add(i64::from(count));
-                queue_events(&self.limits, stream, cursor, revision, events, count);
+                queue_events(&self.limits, stream, cursor, last, events, count);
                 sent += 1;
             } else {
-                cursor.next = revision;
+                cursor.next = cursor.next.max(first);
                 cursor.future = false;
+                if !wants_all {
+                    // Nothing that it sends would have it looked after.
+                    waiting.push(cursor.stream);
+                }
                 stream.unsynced.push_back(&mut self.cursors, key);
                 self.metrics.slow_watchers.inc();
                 synced.swap_remove(slot);
@@ -109,6 +157,7 @@ impl WatcherSet {
                 }
             }
         }
+        waiting.into_iter().for_each(|stream| self.wake_if_room(stream));
         sent
     }
 

@@ -27,6 +27,7 @@ impl WatcherSet {
     /// Lets a stream go on that is held.
     pub(in super::super) fn release(&mut self, stream: u32) {
         if self.streams[stream as usize].hold.take().is_some() {
+            self.held -= 1;
             self.wake_if_room(stream);
         }
     }
@@ -64,7 +65,8 @@ impl WatcherSet {
         }
         let Some(revision) = revision else { return Vec::new() };
         if revision < told {
-            self.streams[stream as usize].hold = Some(told);
+            let before = self.streams[stream as usize].hold.replace(told);
+            self.held += usize::from(before.is_none());
             let behind = sources.iter().map(|&at| &self.attached[at as usize]);
             return behind
                 .filter(|attached| attached.position < told)

@@ -4,18 +4,18 @@ use std::time::{Duration, Instant};
 /// How much may come at once: what a second allows.
 const BURST: Duration = Duration::from_secs(1);
 
-/// What passes in a second. It may be charged after the fact, when the cost is known, and is in debt then; nothing passes
-/// before a debt is paid by time. (The crate `governor` knows no debts.)
+/// A token bucket of a second's tokens. They may be taken after the fact, when the cost is known, and more than there are: nothing
+/// passes until the rate has made up for the excess. (The crate `governor` allows no excess.)
 #[derive(Debug)]
 pub(super) struct Rate {
     start: Instant,
-    /// Nanoseconds from `start` until all that passed is paid.
-    paid_at: AtomicU64,
+    /// Nanoseconds from `start` until the bucket is full, if nothing more passes.
+    full_at: AtomicU64,
 }
 
 impl Rate {
     pub fn new(start: Instant) -> Self {
-        Self { start, paid_at: AtomicU64::new(0) }
+        Self { start, full_at: AtomicU64::new(0) }
     }
 
     /// Whether something may pass at `now`.
@@ -23,7 +23,7 @@ impl Rate {
     /// # Errors
     /// The time until it may.
     pub fn check(&self, now: Instant) -> Result<(), Duration> {
-        match self.paid_at.load(Ordering::Relaxed).saturating_sub(self.nanos(now) + BURST.as_nanos() as u64) {
+        match self.full_at.load(Ordering::Relaxed).saturating_sub(self.nanos(now) + BURST.as_nanos() as u64) {
             0 => Ok(()),
             early => Err(Duration::from_nanos(early)),
         }
@@ -36,23 +36,23 @@ impl Rate {
     pub fn take(&self, count: u64, per_second: u64, now: Instant) -> Result<(), Duration> {
         let (now, cost) = (self.nanos(now), cost(count, per_second));
         let most = now + BURST.as_nanos() as u64;
-        let paid = |paid_at: u64| Some(paid_at.max(now).saturating_add(cost)).filter(|paid| *paid <= most);
-        match self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid) {
+        let taken = |full_at: u64| Some(full_at.max(now).saturating_add(cost)).filter(|full_at| *full_at <= most);
+        match self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken) {
             Ok(_) => Ok(()),
-            Err(paid_at) => Err(Duration::from_nanos(paid_at.max(now).saturating_add(cost) - most)),
+            Err(full_at) => Err(Duration::from_nanos(full_at.max(now).saturating_add(cost) - most)),
         }
     }
 
     /// Notes that `count` has passed.
     pub fn charge(&self, count: u64, per_second: u64, now: Instant) {
         let (now, cost) = (self.nanos(now), cost(count, per_second));
-        let paid = |paid_at: u64| Some(paid_at.max(now).saturating_add(cost));
-        let _ = self.paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
+        let taken = |full_at: u64| Some(full_at.max(now).saturating_add(cost));
+        let _ = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
     }
 
-    /// Forgives a debt: what was taken at another rate says nothing of this one.
-    pub fn forgive(&self, now: Instant) {
-        self.paid_at.fetch_min(self.nanos(now) + BURST.as_nanos() as u64, Ordering::Relaxed);
+    /// Drops an excess: what was taken at another rate says nothing of this one.
+    pub fn drop_excess(&self, now: Instant) {
+        self.full_at.fetch_min(self.nanos(now) + BURST.as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn nanos(&self, now: Instant) -> u64 {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_debt_is_paid_by_time() {
+    fn an_excess_ends_with_time() {
         let start = Instant::now();
         let rate = Rate::new(start);
         let at = |millis| start + Duration::from_millis(millis);
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(rate.check(at(4_000)), Ok(()));
         rate.charge(u64::MAX, 1, at(4_000));
         assert!(rate.check(at(4_000)).is_err());
-        rate.forgive(at(5_000));
+        rate.drop_excess(at(5_000));
         assert_eq!(rate.check(at(5_000)), Ok(()));
         assert_eq!(rate.take(1, 10, at(5_000)), Err(Duration::from_millis(100)), "nothing is left over, either");
     }

@@ -25,7 +25,7 @@ use crate::pb::frame::PREFIX_BYTES;
 /// How long a refusal for a rate is held back, chosen anew for each so that those that came together are not told together. Told at
 /// once, it would be followed by the next call at once, and what the refusals of one tenant cost would be taken from the others.
 const HELD_BACK_MS: RangeInclusive<u64> = 50..=150;
-/// How long a stream in debt waits before it looks again.
+/// How long a stream of which too much has passed waits before it looks again.
 const STREAM_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Refusals of one tenant that are held back; more are told at once.
 const HELD_BACK_MAX: usize = 1024;
@@ -82,10 +82,10 @@ impl Limits {
         let before = self.allowed.swap(Arc::new(allowed));
         let now = Instant::now();
         if before.bytes_per_second != allowed.bytes_per_second {
-            self.bytes.forgive(now);
+            self.bytes.drop_excess(now);
         }
         if before.requests_per_second != allowed.requests_per_second {
-            self.requests.forgive(now);
+            self.requests.drop_excess(now);
         }
     }
 
@@ -142,7 +142,7 @@ impl Limits {
     /// How long a stream waits before it looks again, because more bytes have passed than may; pending where it need not.
     pub(super) fn stream_wait(&self) -> Poll<Duration> {
         // The limit may change meanwhile.
-        let wait = |debt: Duration| Poll::Ready(debt.min(STREAM_WAIT_MAX));
+        let wait = |excess: Duration| Poll::Ready(excess.min(STREAM_WAIT_MAX));
         match self.allowed.load().bytes_per_second {
             Some(_) => self.bytes.check(Instant::now()).map_or_else(wait, |()| Poll::Pending),
             None => Poll::Pending,
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(limits.stream_wait(), Poll::Ready(STREAM_WAIT_MAX));
         let other = TenantLimits { requests_per_second: Some(3), ..allowed };
         limits.replace(other);
-        assert!(limits.admit_call().is_err(), "of a limit that stays a debt does, too");
+        assert!(limits.admit_call().is_err(), "of a limit that stays an excess does, too");
         limits.replace(TenantLimits { bytes_per_second: Some(2000), ..allowed });
         assert!(limits.stream_wait().is_pending(), "under another limit there is none");
         limits.replace(TenantLimits { bytes_per_second: None, ..allowed });

@@ -1,6 +1,7 @@
 use std::pin::Pin;
 
 use futures::Stream;
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
@@ -30,9 +31,10 @@ impl View {
                 return Err(self.limits.refuse(Limit::Leases, max, None));
             }
         }
+        let before_grant = Instant::now();
         let answer = self.lease.clone().lease_grant(with(&metadata, request)).await?;
         let id = answer.get_ref().id;
-        if let Err(status) = self.ownership.mark(id, &metadata).await {
+        if let Err(status) = self.ownership.mark(answer.get_ref(), before_grant, &metadata).await {
             let revoke = with(&metadata, LeaseRevokeRequest { id });
             if let Err(status) = self.lease.clone().lease_revoke(revoke).await {
                 debug!(lease = format!("{id:x}"), %status, "lease without an owner stays until it expires");
@@ -76,7 +78,10 @@ impl Lease for View {
             request.get_mut().id = nobodys_lease();
         }
         self.ownership.forget(id);
-        self.lease.clone().lease_revoke(request).await
+        let answer = self.lease.clone().lease_revoke(request).await;
+        // A request at the same time may have found the lease before it was revoked.
+        self.ownership.forget(id);
+        answer
     }
 
     async fn lease_time_to_live(

@@ -1,5 +1,6 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,41 +8,49 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use moka::sync::Cache;
+use tokio::time::{Instant, sleep};
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::keys::Namespace;
+use super::response_memory::BoundedChannel;
 use crate::client::Channel;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::{
-    PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, request_op, response_op,
+    LeaseGrantResponse, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, request_op,
+    response_op,
 };
 use crate::proxy::lease::{LeaseOwnership, Owner};
 use crate::types::KeyRange;
 
 /// Keys the proxy keeps for itself. No namespace may begin with a zero byte, so no tenant reaches them.
 const MARKERS: &[u8] = b"\0watershed/lease/";
-/// How long a lease is taken for the tenant's without asking again.
+/// How long a lease is taken for the tenant's without asking again; its TTL, if that is less.
 const TRUST: Duration = Duration::from_secs(30);
 /// Memory for the leases that are remembered, of all namespaces; the least recently used ones give way, and are asked for again.
 const KNOWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Leases that one transaction looks for: not more operations than members take unless they are told to.
 const LOOKED_FOR_AT_ONCE: usize = 64;
+/// After which time the owner of a lease is asked for again where too many requests wait.
+const CHECK_AGAIN_MS: RangeInclusive<u64> = 50..=150;
 /// What one takes besides the text of its namespace.
 const ENTRY_BYTES: usize = 192;
 
 /// Which leases belong to a namespace. The cluster itself knows: each lease granted through the namespace holds a
-/// marker key, `\0watershed/lease/<prefix in hex>/<id in hex>`, that goes when the lease goes. Only what was read a moment
-/// ago is kept here.
+/// marker key, `\0watershed/lease/<prefix in hex>/<id in hex>`, that goes when the lease goes; its value is the TTL in decimal. Only
+/// what was read a moment ago is kept here.
 pub(super) struct Ownership {
-    kv: KvClient<Channel>,
+    kv: KvClient<BoundedChannel>,
+    /// For markers of leases that were just granted, which took a turn: refused for want of another one, a lease would have no owner.
+    marking: KvClient<Channel>,
     markers: Bytes,
     known: KnownLeases,
 }
 
-/// The leases of which it was read a moment ago that they belong to a namespace, of all namespaces and threads. Cheap to clone.
+/// The leases of which it was read a moment ago that they belong to a namespace, of all namespaces and threads, and until when
+/// that is trusted. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct KnownLeases(Cache<(Bytes, i64), ()>);
+pub struct KnownLeases(Cache<(Bytes, i64), Instant>);
 
 impl Default for KnownLeases {
     fn default() -> Self {
@@ -52,7 +61,7 @@ impl Default for KnownLeases {
 impl KnownLeases {
     fn bounded(trust: Duration, bytes_max: u64) -> Self {
         let bytes =
-            |(markers, _): &(Bytes, i64), (): &()| u32::try_from(ENTRY_BYTES + markers.len()).unwrap_or(u32::MAX);
+            |(markers, _): &(Bytes, i64), _: &Instant| u32::try_from(ENTRY_BYTES + markers.len()).unwrap_or(u32::MAX);
         Self(Cache::builder().time_to_live(trust).max_capacity(bytes_max).weigher(bytes).build())
     }
 }
@@ -64,32 +73,46 @@ pub(super) struct Found {
 }
 
 impl Ownership {
-    pub(super) fn new(kv: KvClient<Channel>, namespace: &Namespace, known: KnownLeases) -> Self {
+    pub(super) fn new(
+        kv: KvClient<BoundedChannel>,
+        marking: KvClient<Channel>,
+        namespace: &Namespace,
+        known: KnownLeases,
+    ) -> Self {
         let mut markers = BytesMut::from(MARKERS);
         for byte in namespace.prefix() {
             markers.extend_from_slice(format!("{byte:02x}").as_bytes());
         }
         markers.extend_from_slice(b"/");
-        Self { kv, markers: markers.freeze(), known }
+        Self { kv, marking, markers: markers.freeze(), known }
     }
 
-    /// Marks a lease that was just granted.
-    pub(super) async fn mark(&self, id: i64, metadata: &MetadataMap) -> Result<(), Status> {
-        let put = PutRequest { key: self.marker(id), lease: id, ..Default::default() };
-        self.kv.clone().put(with(metadata, put)).await?;
-        self.trust(id);
+    /// Marks a lease that was granted after this moment.
+    pub(super) async fn mark(
+        &self,
+        granted: &LeaseGrantResponse,
+        after: Instant,
+        metadata: &MetadataMap,
+    ) -> Result<(), Status> {
+        let LeaseGrantResponse { id, ttl, .. } = *granted;
+        let value = Bytes::from(ttl.to_string());
+        let until = after + trust_of(&value);
+        let put = PutRequest { key: self.marker(id), value, lease: id, ..Default::default() };
+        self.marking.clone().put(with(metadata, put)).await?;
+        self.trust(id, until);
         Ok(())
     }
 
     /// Asks the cluster whether the lease belongs to the namespace.
     pub(super) async fn look(&self, id: i64, metadata: &MetadataMap) -> Result<Found, Status> {
-        let range = RangeRequest { key: self.marker(id), keys_only: true, ..Default::default() };
+        let (asked_at, range) = (Instant::now(), RangeRequest { key: self.marker(id), ..Default::default() });
         let answer = self.kv.clone().range(with(metadata, range)).await?.into_inner();
-        let own = !answer.kvs.is_empty();
-        match own {
-            true => self.trust(id),
-            false => self.forget(id),
+        let marker = answer.kvs.first();
+        match marker {
+            Some(marker) => self.trust(id, asked_at + trust_of(&marker.value)),
+            None => self.forget(id),
         }
+        let own = marker.is_some();
         Ok(Found { own, header: answer.header.unwrap_or_default() })
     }
 
@@ -115,23 +138,25 @@ impl Ownership {
                 continue;
             }
             let look = |id: &i64| {
-                let range = RangeRequest { key: self.marker(*id), keys_only: true, ..Default::default() };
+                let range = RangeRequest { key: self.marker(*id), ..Default::default() };
                 RequestOp { request: Some(request_op::Request::RequestRange(range)) }
             };
             let txn = TxnRequest { success: ids.iter().map(look).collect(), ..Default::default() };
+            let asked_at = Instant::now();
             let answer = self.kv.clone().txn(with(metadata, txn)).await?.into_inner();
             let found = answer.responses.into_iter().flat_map(|answer| match answer.response {
                 Some(response_op::Response::ResponseRange(range)) => range.kvs,
                 _ => Vec::new(),
             });
-            let found: HashSet<i64> = found.filter_map(|kv| self.id_of(&kv.key)).collect();
+            let found: HashMap<i64, Duration> =
+                found.filter_map(|kv| Some((self.id_of(&kv.key)?, trust_of(&kv.value)))).collect();
             for id in ids {
-                match found.contains(id) {
-                    true => self.trust(*id),
-                    false => self.forget(*id),
+                match found.get(id) {
+                    Some(trust) => self.trust(*id, asked_at + *trust),
+                    None => self.forget(*id),
                 }
             }
-            own.extend(found);
+            own.extend(found.into_keys());
         }
         Ok(own)
     }
@@ -152,12 +177,13 @@ impl Ownership {
         Ok(answer.count.unsigned_abs())
     }
 
-    fn trust(&self, id: i64) {
-        self.known.0.insert((self.markers.clone(), id), ());
+    /// Takes the lease for the tenant's until then, for [`TRUST`] at most.
+    fn trust(&self, id: i64, until: Instant) {
+        self.known.0.insert((self.markers.clone(), id), until);
     }
 
     fn is_known(&self, id: i64) -> bool {
-        self.known.0.get(&(self.markers.clone(), id)).is_some()
+        self.known.0.get(&(self.markers.clone(), id)).is_some_and(|until| Instant::now() < until)
     }
 
     pub(super) fn forget(&self, id: i64) {
@@ -187,10 +213,28 @@ impl LeaseOwnership for OwnLeases {
     fn check(&self, id: i64, metadata: HeaderMap) -> Pin<Box<dyn Future<Output = Result<Owner, Status>> + Send>> {
         let ownership = self.0.clone();
         Box::pin(async move {
-            let found = ownership.look(id, &MetadataMap::from_headers(metadata)).await?;
-            Ok(if found.own { Owner::Tenant } else { Owner::Other(found.header) })
+            let metadata = MetadataMap::from_headers(metadata);
+            loop {
+                match ownership.look(id, &metadata).await {
+                    // Too many requests of the tenant wait: it is no reason to end the stream, and with it leases.
+                    Err(status) if status.code() == Code::ResourceExhausted => {
+                        sleep(Duration::from_millis(fastrand::u64(CHECK_AGAIN_MS))).await;
+                    }
+                    found => {
+                        let Found { own, header } = found?;
+                        return Ok(if own { Owner::Tenant } else { Owner::Other(header) });
+                    }
+                }
+            }
         })
     }
+}
+
+/// How long a lease with this value of its marker is trusted: another namespace may choose its id once it has ended.
+fn trust_of(marker: &[u8]) -> Duration {
+    let ttl = std::str::from_utf8(marker).ok().and_then(|ttl| ttl.parse::<u64>().ok());
+    // Markers of before have no value.
+    ttl.map_or(TRUST, |seconds| TRUST.min(Duration::from_secs(seconds)))
 }
 
 /// A request with the caller's credentials.
@@ -208,38 +252,85 @@ pub(super) fn nobodys_lease() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use futures::future::join_all;
+
+    use super::super::response_memory::ResponseMemory;
     use super::*;
     use crate::client::{Pool, PoolConfig};
+    use crate::config::TenantLimits;
+    use crate::proxy::limits::{Limits, TenantMetrics, Turns};
     use crate::shutdown::Tasks;
+    use crate::telemetry::Metrics;
 
     /// Of a namespace, in front of nobody.
     fn ownership(namespace: &'static str, known: &KnownLeases) -> Ownership {
+        limited(namespace, known, Arc::default())
+    }
+
+    fn limited(namespace: &'static str, known: &KnownLeases, limits: Arc<Limits>) -> Ownership {
         let channel = Channel::new(Pool::new(PoolConfig::new(Vec::new()), &Tasks::new()));
-        Ownership::new(KvClient::new(channel), &Namespace::new(namespace), known.clone())
+        let bounded = BoundedChannel::new(channel.clone(), ResponseMemory::new(1 << 20), limits);
+        let (kv, marking) = (KvClient::new(bounded), KvClient::new(channel));
+        Ownership::new(kv, marking, &Namespace::new(namespace), known.clone())
+    }
+
+    /// Cause: what was asked about leases took no turn, so that one tenant could have any number of requests at the member.
+    #[tokio::test(start_paused = true)]
+    async fn a_check_takes_a_turn_and_waits_where_too_many_do() {
+        let metrics = TenantMetrics::register(&Metrics::new(), Turns::new(1));
+        let limits = Arc::new(metrics.limits("a", TenantLimits::default()));
+        let turn = limits.turn().await.expect("the only one");
+        let own = OwnLeases(Arc::new(limited("a/", &KnownLeases::default(), limits.clone())));
+        // More than may wait: some are refused.
+        let mut waiting = Box::pin(join_all((0..2000).map(|_| limits.turn())));
+        assert!(futures::poll!(tokio::task::unconstrained(waiting.as_mut())).is_pending());
+        let mut check = own.check(7, HeaderMap::new());
+        assert!(futures::poll!(check.as_mut()).is_pending(), "it is not refused");
+        assert!(tokio::time::timeout(Duration::from_secs(1), check.as_mut()).await.is_err(), "nor made");
+        drop((turn, waiting));
+        // There is no member.
+        assert_eq!(check.await.expect_err("unanswered").code(), Code::Unavailable);
     }
 
     #[tokio::test]
     async fn what_is_known_of_a_namespace_is_known_on_all_threads_and_of_no_other() {
         let known = KnownLeases::default();
         let [one, same, other] = ["a/", "a/", "b/"].map(|namespace| ownership(namespace, &known));
-        one.trust(1);
+        one.trust(1, Instant::now() + TRUST);
         assert!(one.is_known(1) && same.is_known(1));
         assert!(!one.is_known(2) && !other.is_known(1));
         same.forget(1);
         assert!(!one.is_known(1));
     }
 
+    /// Cause: a lease was trusted for 30 s whatever its TTL, so that one that had ended, and whose id another namespace had chosen for a
+    /// lease of its own, was still taken for the first one's.
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_not_trusted_beyond_its_ttl() {
+        let known = KnownLeases::default();
+        let [one, other] = ["a/", "b/"].map(|namespace| ownership(namespace, &known));
+        one.trust(100, Instant::now() + trust_of(b"1"));
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert!(one.is_known(100) && !other.is_known(100));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        other.trust(100, Instant::now() + trust_of(b"1"));
+        assert!(!one.is_known(100) && other.is_known(100));
+        for (marker, seconds) in [("0", 0), ("29", 29), ("9000000000", 30), ("", 30), ("-1", 30)] {
+            assert_eq!(trust_of(marker.as_bytes()).as_secs(), seconds, "{marker:?}");
+        }
+    }
+
     #[tokio::test]
     async fn trust_ends_and_memory_is_bounded() {
         let brief = ownership("a/", &KnownLeases::bounded(Duration::from_millis(1), KNOWN_BYTES_MAX));
-        brief.trust(1);
+        brief.trust(1, Instant::now() + TRUST);
         while brief.is_known(1) {
             std::thread::yield_now();
         }
         let entry_bytes = (ENTRY_BYTES + brief.markers.len()) as u64;
         let full = ownership("a/", &KnownLeases::bounded(TRUST, 100 * entry_bytes));
         for id in 0..10_000 {
-            full.trust(id);
+            full.trust(id, Instant::now() + TRUST);
         }
         full.known.0.run_pending_tasks();
         assert!(full.known.0.weighted_size() <= 100 * entry_bytes);

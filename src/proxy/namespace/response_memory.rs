@@ -52,12 +52,33 @@ impl ResponseMemory {
         Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max }
     }
 
-    /// Reserves memory for a message, none when it takes too long. One larger than all of it waits until it is alone, and one that is
-    /// larger than its tenant's share until it is alone of that tenant.
-    fn reserve(&self, message_bytes: u64, limits: &Limits) -> Reserving {
+    /// What a message takes; all of the memory, if it is larger.
+    fn units_of(&self, message_bytes: u64) -> u32 {
         let units = message_bytes.saturating_mul(COPIES).div_ceil(UNIT_BYTES);
-        let units = u32::try_from(units).unwrap_or(u32::MAX).min(self.units_max);
-        let share_max = (self.units_max / SHARE).max(1);
+        u32::try_from(units).unwrap_or(u32::MAX).min(self.units_max)
+    }
+
+    fn share_max(&self) -> u32 {
+        (self.units_max / SHARE).max(1)
+    }
+
+    /// The refusal of a message that does not fit into its tenant's share: how long it is held is up to a client of that tenant.
+    fn refuse_beyond_share(&self, message_bytes: u64, limits: &Limits) -> Option<Status> {
+        let share_max = self.share_max();
+        limits.answer_memory(share_max as usize)?;
+        let bytes_max = u64::from(share_max) * UNIT_BYTES / COPIES;
+        (self.units_of(message_bytes) > share_max).then(|| {
+            Status::resource_exhausted(format!(
+                "an answer of {message_bytes} bytes is longer than the {bytes_max} that the answers of one tenant may have; \
+                 RangeStream has no such limit"
+            ))
+        })
+    }
+
+    /// Reserves memory for a message, none when it takes too long. One larger than all of it waits until it is alone, and one that is
+    /// larger than its tenant's share, as the proxy itself reads, until it is alone of that tenant.
+    fn reserve(&self, message_bytes: u64, limits: &Limits) -> Reserving {
+        let (units, share_max) = (self.units_of(message_bytes), self.share_max());
         let (share, all) = (limits.answer_memory(share_max as usize).cloned(), self.units.clone());
         let reserving = async move {
             let share = match share {
@@ -201,6 +222,12 @@ impl HttpBody for Incoming {
                         this.state = State::Open;
                         return Poll::Ready(Some(Ok(Frame::data(begun))));
                     }
+                    if !this.of_any_length
+                        && let Some(status) = this.memory.refuse_beyond_share(length, &this.limits)
+                    {
+                        this.state = State::Refused;
+                        return Poll::Ready(Some(Ok(Frame::trailers(trailers(&status)))));
+                    }
                     this.state = State::Waiting(this.memory.reserve(length, &this.limits), begun);
                 }
             }
@@ -254,5 +281,41 @@ impl HttpBody for Outgoing {
 
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TenantLimits;
+    use crate::proxy::limits::{TenantMetrics, Turns};
+    use crate::telemetry::Metrics;
+
+    const MIB: u64 = 1024 * 1024;
+
+    /// Of two tenants.
+    fn limits() -> [Limits; 2] {
+        let metrics = TenantMetrics::register(&Metrics::new(), Turns::new(128));
+        ["a", "b"].map(|name| metrics.limits(name, TenantLimits::default()))
+    }
+
+    /// Cause: an answer that was longer than its tenant's share took its whole length of the memory of all: one tenant that read nothing
+    /// kept the others waiting.
+    #[tokio::test(start_paused = true)]
+    async fn one_tenant_holds_no_more_than_its_share() {
+        let (memory, [a, b]) = (ResponseMemory::new(MIB), limits());
+        // Twice its length is a quarter of it.
+        let longest = MIB / 8;
+        assert!(memory.refuse_beyond_share(longest, &a).is_none());
+        let refusal = memory.refuse_beyond_share(longest + 1, &a).expect("refused");
+        assert_eq!(refusal.code(), tonic::Code::ResourceExhausted);
+        assert!(refusal.message().contains("RangeStream"), "{refusal}");
+        let held = memory.reserve(longest, &a).await.expect("room");
+        assert!(memory.reserve(longest, &a).await.is_none(), "its share is taken");
+        assert!(memory.reserve(longest, &b).await.is_some(), "the other one's is not");
+        assert_eq!(memory.units.available_permits() as u64 * UNIT_BYTES, MIB - MIB / 4);
+        drop(held);
+        assert!(memory.reserve(longest, &a).await.is_some());
+        assert!(memory.refuse_beyond_share(u64::MAX, &Limits::default()).is_none(), "there is one tenant");
     }
 }

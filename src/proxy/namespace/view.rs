@@ -53,8 +53,7 @@ impl View {
         let bounded = BoundedChannel::new(channel.clone(), memory, limits.clone());
         let kv = KvClient::new(bounded.clone()).max_decoding_message_size(i32::MAX as usize);
         let own_kv = KvClient::new(bounded.clone().of_any_length()).max_decoding_message_size(i32::MAX as usize);
-        let markers = KvClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize);
-        let ownership = Ownership::new(markers, namespace, known_leases);
+        let ownership = Ownership::new(own_kv.clone(), KvClient::new(channel.clone()), namespace, known_leases);
         let lease = LeaseClient::new(bounded).max_decoding_message_size(i32::MAX as usize);
         Self {
             namespace: namespace.clone(),

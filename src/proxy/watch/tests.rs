@@ -127,6 +127,15 @@ impl Client {
         assert!(!response.created && !response.canceled, "{response:?}");
         named(&response)
     }
+
+    /// So many events, in however many responses they come.
+    async fn all_events(&mut self, count: usize) -> Vec<String> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            events.extend(self.events().await);
+        }
+        events
+    }
 }
 
 /// Waits until something holds that nobody announces.

@@ -13,6 +13,7 @@ on_every_target! {
     ranges_add_up,
     writes_need_write_and_prev_kv_needs_read,
     permissions_end_at_once,
+    many_keys_of_a_lease_are_checked_too,
 }
 
 const DENIED: &str = "etcdserver: permission denied";
@@ -30,6 +31,32 @@ pub async fn alice(deployment: &Deployment, permissions: &[(Type, &'static str, 
         permit(endpoint, &root, "alice", kind, key, end).await.expect("permitted");
     }
     (root, log_in(endpoint, "alice").await.expect("alice"))
+}
+
+/// So many that they are listed and checked on a thread of their own.
+async fn many_keys_of_a_lease_are_checked_too(deployment: &mut Deployment) {
+    let (root, alice) = alice(deployment, &[(Type::Read, "m", "n")]).await;
+    let (mut kv, mut lease) = (deployment.client.kv(), deployment.client.lease());
+    lease.lease_grant(with(&root, LeaseGrantRequest { ttl: 600, id: 7 })).await.expect("a lease");
+    let put = |key: String| {
+        let put = PutRequest { key: key.into(), lease: 7, ..Default::default() };
+        RequestOp { request: Some(request_op::Request::RequestPut(put)) }
+    };
+    let keys: Vec<String> = (0..4200).map(|number| format!("m{number:04}")).collect();
+    for keys in keys.chunks(100) {
+        let success = keys.iter().cloned().map(put).collect();
+        kv.txn(with(&root, TxnRequest { success, ..Default::default() })).await.expect("puts");
+    }
+    let ask = || LeaseTimeToLiveRequest { id: 7, keys: true };
+    for token in [&root, &alice] {
+        let mut told = lease.lease_time_to_live(with(token, ask())).await.expect("all of them").into_inner().keys;
+        told.sort_unstable();
+        assert!(told == keys, "{} keys", told.len());
+    }
+    let success = vec![put("secret".to_owned())];
+    kv.txn(with(&root, TxnRequest { success, ..Default::default() })).await.expect("a key");
+    refused(lease.lease_time_to_live(with(&alice, ask())).await, Code::PermissionDenied, DENIED);
+    lease.lease_time_to_live(with(&root, ask())).await.expect("root");
 }
 
 async fn ranges_add_up(deployment: &mut Deployment) {

@@ -27,15 +27,26 @@ fn ids(ids: &[i64]) -> Vec<LeaseId> {
 #[test]
 fn leases_of_one_moment_are_listed_as_they_were_granted_and_renewed() {
     let mut lessor = lessor(&[(7, 60), (5, 60), (9, 60)]);
-    assert_eq!(lessor.by_remaining(), ids(&[7, 5, 9]));
+    assert_eq!(lessor.leases().by_remaining(), ids(&[7, 5, 9]));
     lessor.promote(at(0), at(0));
     lessor.revoked(LeaseId(5));
     for id in [8, 3] {
         lessor.granted(lease(id, 60), at(0));
     }
-    assert_eq!(lessor.by_remaining(), ids(&[7, 9, 8, 3]));
+    assert_eq!(lessor.leases().by_remaining(), ids(&[7, 9, 8, 3]));
     lessor.renew(LeaseId(9), at(0)).expect("alive");
-    assert_eq!(lessor.by_remaining(), ids(&[7, 8, 3, 9]));
+    assert_eq!(lessor.leases().by_remaining(), ids(&[7, 8, 3, 9]));
+}
+
+// Cause: all leases were sorted under the lock of the deadlines, which renewals wait for.
+#[test]
+fn leases_are_sorted_while_the_lessor_goes_on() {
+    let mut lessor = lessor(&[(7, 60), (5, 60)]);
+    lessor.promote(at(0), at(0));
+    let taken = lessor.leases();
+    lessor.renew(LeaseId(7), at(1_000)).expect("alive");
+    assert_eq!(taken.by_remaining(), ids(&[7, 5]), "as they were when they were taken");
+    assert_eq!(lessor.leases().by_remaining(), ids(&[5, 7]));
 }
 
 #[test]
@@ -59,7 +70,7 @@ fn what_has_run_out_is_not_renewed_and_comes_again_until_revoked() {
     assert_eq!(lessor.expired(at(4_000), 10), ids(&[1]));
     assert_eq!(lessor.expired(at(4_500), 10), []);
     assert_eq!(lessor.remaining(LeaseId(1), at(4_500)), Some(at(0)));
-    assert_eq!(lessor.by_remaining(), ids(&[1, 2]));
+    assert_eq!(lessor.leases().by_remaining(), ids(&[1, 2]));
     assert_eq!(lessor.expired(at(7_000), 10), ids(&[2, 1]));
     lessor.revoked(LeaseId(1));
     assert_eq!(lessor.renew(LeaseId(1), at(7_000)), Err(RenewError::NotFound(LeaseId(1))));
@@ -357,7 +368,7 @@ proptest! {
             if let Some(base) = base {
                 // What runs out with the extension of a promotion is as near as what was handed out.
                 let left = |one: &Told| if one.expired { 0 } else { one.deadline - base };
-                let order: Vec<_> = lessor.by_remaining().iter().map(|id| left(&told[&id.0])).collect();
+                let order: Vec<_> = lessor.leases().by_remaining().iter().map(|id| left(&told[&id.0])).collect();
                 prop_assert!(order.is_sorted(), "{:?}", order);
             }
         }

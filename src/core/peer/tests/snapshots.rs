@@ -69,6 +69,25 @@ async fn a_broken_transfer_goes_on_where_it_stopped() {
     assert!(b.files().is_empty(), "{:?}", b.files());
 }
 
+// Cause: a transfer was given up after 8 connections, whatever they had brought.
+#[tokio::test]
+async fn a_transfer_that_makes_progress_is_not_given_up() {
+    let (mut a, proxy, mut b) = through_proxy(patient()).await;
+    let db_snapshot = db_snapshot(24 << 20);
+    a.heard.db_snapshot.lock().clone_from(&db_snapshot);
+    for cut in 0..20 {
+        let at = proxy.forwarded() + (1 << 20);
+        proxy.cut_after(1 << 20);
+        if cut == 0 {
+            a.send(B, Lane::Snapshot, "message");
+        }
+        eventually("it is cut", || proxy.forwarded() >= at).await;
+    }
+    let (_, _, received) = soon(b.db_snapshots.recv()).await.expect("runs");
+    assert!(received == db_snapshot);
+    assert_eq!(soon(a.sent.recv()).await, Some((B, true)));
+}
+
 #[tokio::test]
 async fn an_aborted_transfer_is_given_up_and_leaves_no_file() {
     let limits = PeerLimits {

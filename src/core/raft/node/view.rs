@@ -8,6 +8,12 @@ use super::RaftNode;
 use crate::types::{LogIndex, MemberId, Term};
 
 impl RaftNode {
+    /// The part of the log that is in memory.
+    #[cfg(test)]
+    pub(in super::super) fn log_tail(&self) -> &super::LogTail {
+        self.raw.store()
+    }
+
     /// Which member this is.
     pub fn member(&self) -> MemberId {
         self.member

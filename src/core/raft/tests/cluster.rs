@@ -28,6 +28,8 @@ struct Cluster {
     /// Members whose disk does not finish anything.
     stuck: BTreeSet<MemberId>,
     lose_appends: bool,
+    /// Members whose state on disk is too far behind: see [`RaftHandle::set_state_disk_late`].
+    late: BTreeSet<MemberId>,
     /// States on their way, if they take long.
     slow_states: Option<Vec<(MemberId, Outbound)>>,
     waiting: Vec<(MemberId, Outbound)>,
@@ -57,6 +59,7 @@ impl Cluster {
             cut: BTreeSet::new(),
             stuck: BTreeSet::new(),
             lose_appends: false,
+            late: BTreeSet::new(),
             slow_states: None,
             waiting: Vec::new(),
             slow: None,
@@ -140,7 +143,11 @@ impl Cluster {
             Lane::Snapshot => PeerMessage::snapshot(message.to, from, &message.bytes),
             _ => PeerMessage::parse(message.to, from, &message.bytes),
         };
-        let stepped = site.node.step(parsed.expect("honest members send nothing else")).expect("no fault");
+        let parsed = parsed.expect("honest members send nothing else");
+        if self.late.contains(&message.to) && parsed.has_requests() {
+            return;
+        }
+        let stepped = site.node.step(parsed).expect("no fault");
         assert_eq!(stepped, Stepped::Taken);
         if message.lane == Lane::Snapshot
             && let Some(sender) = self.sites.get_mut(&from)
@@ -282,6 +289,57 @@ fn the_disk_of_the_leader_may_be_the_slowest() {
 }
 
 #[test]
+fn a_member_whose_state_disk_is_late_follows_and_catches_up() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(1);
+    cluster.late.insert(MemberId(3));
+    for _ in 0..20 {
+        cluster.put(1, "a");
+    }
+    cluster.tick(100);
+    assert_eq!([1, 2, 3].map(|id| cluster.site(id).applied.len()), [20, 20, 0]);
+    assert_eq!(cluster.node(3).leader(), Some(MemberId(1)), "it hears of the leader");
+    cluster.late.clear();
+    cluster.tick(5);
+    assert_eq!(cluster.site(3).applied.len(), 20);
+    // Without a quorum that takes requests nothing is committed, and the leader stays.
+    cluster.late.extend([MemberId(2), MemberId(3)]);
+    cluster.put(1, "b");
+    cluster.tick(100);
+    assert!(cluster.node(1).is_ready_leader());
+    assert_eq!([1, 2, 3].map(|id| cluster.site(id).applied.len()), [20; 3]);
+    cluster.late.clear();
+    cluster.tick(5);
+    assert_eq!([1, 2, 3].map(|id| cluster.site(id).applied.len()), [21; 3]);
+    // A late leader takes none from others, and goes on leading.
+    cluster.late.insert(MemberId(1));
+    cluster.put(2, "lost");
+    cluster.tick(100);
+    assert!(cluster.node(1).is_ready_leader());
+    assert_eq!([1, 2, 3].map(|id| cluster.site(id).applied.len()), [21; 3]);
+}
+
+#[test]
+fn a_new_leader_finds_a_member_whose_state_disk_was_late() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.tick(1);
+    cluster.late.insert(MemberId(3));
+    for _ in 0..20 {
+        cluster.put(1, "a");
+    }
+    cluster.node(1).transfer_leader(MemberId(2));
+    cluster.settle();
+    assert!(cluster.node(2).is_ready_leader());
+    cluster.tick(20);
+    assert_eq!((cluster.site(3).applied.len(), cluster.node(3).leader()), (0, Some(MemberId(2))));
+    cluster.late.clear();
+    cluster.tick(5);
+    assert_eq!(cluster.site(3).applied.len(), 20);
+}
+
+#[test]
 fn a_member_far_behind_gets_a_state() {
     let mut cluster = Cluster::new(3);
     cluster.elect(1);
@@ -326,6 +384,39 @@ fn what_follows_a_state_is_kept_until_it_has_arrived() {
     cluster.tick(5);
     let third = cluster.site(3);
     assert_eq!((third.installed.len(), third.applied.as_slice()), (1, ["b".into(), "c".into()].as_slice()));
+}
+
+#[test]
+fn large_entries_that_follow_a_state_are_kept_until_it_has_arrived() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.isolate(3);
+    cluster.put(1, "a");
+    cluster.save(1);
+    cluster.put(1, "b");
+    cluster.cut.clear();
+    cluster.slow_states = Some(Vec::new());
+    cluster.tick(5);
+    assert_eq!(cluster.slow_states.as_ref().map(Vec::len), Some(1));
+    // The leader holds these bytes once, its log counts them for each entry: 1.2 GiB.
+    let data = Bytes::from(vec![7; 8 << 20]);
+    for _ in 0..150 {
+        let node = cluster.node(1);
+        node.propose(vec![data.clone()], node.term()).expect("there is a leader");
+        cluster.settle();
+        cluster.save(2);
+        cluster.site(2).applied.clear();
+    }
+    let (position, conf_state) = (cluster.site(1).position, cluster.node(1).conf_state());
+    let saved = WalSnapshot { index: position.index, term: position.term, conf_state };
+    let node = cluster.node(1);
+    node.bound_log(&saved);
+    assert_eq!(node.log_tail().len(), 151);
+    // The member is asked where its log ends, and has confirmed none of them.
+    node.snapshot_sent(MemberId(3), false);
+    node.bound_log(&saved);
+    let kept = node.log_tail().len();
+    assert!((120..=128).contains(&kept), "{kept} entries");
 }
 
 #[test]

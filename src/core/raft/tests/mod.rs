@@ -7,7 +7,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::*;
-use crate::core::wal::{HardState, WalEntry, WalSnapshot};
+use crate::core::wal::{HardState, WalEntry, WalEntryKind, WalSnapshot};
 use crate::pb::walpb;
 use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
@@ -242,4 +242,39 @@ fn compaction_forgets_only_what_it_is_told() {
     node.state_saved(&saved, LogIndex(last.0 - 1));
     propose(&mut node, &["d"]);
     assert_eq!(requests(&settle(&mut node).0), [b"d"]);
+}
+
+// The log in memory had a bound in entries only: 10,000 and those for members that are behind, whatever their size.
+#[test]
+fn the_log_in_memory_is_bounded_in_bytes() {
+    let (mut node, _) = leader();
+    let data = Bytes::from(vec![7; 1 << 20]);
+    for _ in 0..2000 {
+        node.propose(vec![data.clone()], node.term()).expect("there is a leader");
+        settle(&mut node);
+    }
+    let last = node.last_index();
+    let saved = |index| WalSnapshot { index, term: node.term(), conf_state: node.conf_state() };
+    let (half, all) = (saved(LogIndex(last.0 - 1000)), saved(last));
+    node.bound_log(&half);
+    assert_eq!(node.log_tail().len(), 1000, "what is not on disk is kept");
+    node.bound_log(&all);
+    let kept = node.log_tail().len();
+    assert!((250..=256).contains(&kept), "{kept} entries");
+    node.bound_log(&all);
+    assert_eq!(node.log_tail().len(), kept);
+}
+
+#[test]
+fn a_log_that_a_member_has_not_confirmed_may_take_more() {
+    let data = Bytes::from(vec![7; 1 << 20]);
+    let entry =
+        |index| WalEntry { kind: WalEntryKind::Normal, term: Term(1), index: LogIndex(index), data: data.clone() };
+    let log = (1..=2000).map(entry).collect();
+    let tail = LogTail::new(LogPosition::default(), log, &HardState::default(), &walpb::ConfState::default());
+    let kept = |confirmed| 2000 - tail.over_bytes(LogIndex(confirmed)).0;
+    assert_eq!(kept(1200), 800, "its entries are kept");
+    assert!((1000..=1024).contains(&kept(0)), "{}", kept(0));
+    assert!((250..=256).contains(&kept(1900)), "{}", kept(1900));
+    assert!((250..=256).contains(&kept(u64::MAX)), "{}", kept(u64::MAX));
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use super::super::renewals::{self, Renewals};
 use super::*;
 use crate::core::apply::LeaseFact;
-use crate::core::lease::{LeaseStore, Lessor, LessorConfig};
+use crate::core::lease::{Lessor, LessorConfig};
 use crate::core::peer::CallFailure;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -194,6 +194,51 @@ async fn a_follower_asks_the_leader_once_for_many() {
     let left = [follower.time_to_live(3).await, follower.time_to_live(4).await, follower.time_to_live(99).await];
     assert_eq!(left.map(|ttl| ttl.expect("an answer")), [100, 60, -1]);
     assert_eq!(cluster.diary(), ["2 calls 1 lease.ttl"; 3]);
+}
+
+// Cause: the keys were copied and sorted on the thread that answers other members and sends heartbeats, with the leases
+// locked.
+#[test]
+fn many_keys_are_listed_without_the_thread_of_the_calls() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().expect("a runtime");
+    runtime.block_on(async {
+        let cluster = TestCluster::new();
+        cluster.elect(1, 5, &[]);
+        let leader = cluster.member(1);
+        let keys = |count: usize| (0..count).map(|number| Bytes::from(format!("{number:08}"))).collect::<Vec<_>>();
+        for (lease, count) in [(1, KEYS_AT_ONCE), (2, KEYS_AT_ONCE + 1)] {
+            let mut store = leader.clock.store.write();
+            keys(count).iter().for_each(|key| store.attach(key, LeaseId(lease)));
+        }
+        let list = async |id: i64, keys: bool| {
+            let body = LeaseTimeToLiveRequest { id, keys }.encode_to_vec().into();
+            let answered = answer(leader.as_ref(), TIME_TO_LIVE, body).await.expect("an answer");
+            LeaseTimeToLiveResponse::decode(answered).expect("readable")
+        };
+        // The only other thread is busy: what needs none is answered all the same.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || held.recv().is_err());
+        for (lease, with_keys, is_at_once) in [(1, true, true), (2, false, true), (2, true, false)] {
+            let mut listing = Box::pin(list(lease, with_keys));
+            let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(listing.as_mut().poll(cx))).await;
+            assert_eq!(polled.is_ready(), is_at_once, "lease {lease}, keys: {with_keys}");
+        }
+        drop(release);
+        assert!(busy.await.expect("it ends"));
+        let listed = list(2, true).await;
+        assert_eq!((listed.ttl, listed.granted_ttl), (101, 100));
+        assert!(listed.keys == keys(KEYS_AT_ONCE + 1), "all of them, sorted");
+        assert!(list(2, false).await.keys.is_empty());
+    });
+}
+
+#[test]
+fn a_lease_that_is_revoked_before_its_keys_are_listed_is_gone() {
+    let store = RwLock::new(LeaseStore::new(2));
+    let answer = LeaseTimeToLiveResponse { id: 7, ttl: 50, granted_ttl: 100, ..Default::default() };
+    let answer = LeaseTimeToLiveResponse::decode(with_keys(answer, &store)).expect("readable");
+    assert_eq!((answer.id, answer.ttl, answer.granted_ttl), (7, -1, 0));
 }
 
 #[tokio::test]

@@ -149,9 +149,9 @@ async fn new_and_old_events_arrive_with_the_facts_of_the_member() {
     assert_eq!((header.cluster_id, header.member_id, header.revision, header.raft_term), (11, 12, 2, 13));
     assert!(created.created && created.watch_id == 0);
     member.put("a", "2");
+    assert_eq!(told(&client.next().await), "3: PUT a=2<1@3");
     member.put("b", "x");
     member.delete("a", "c");
-    assert_eq!(told(&client.next().await), "3: PUT a=2<1@3");
     assert_eq!(told(&client.next().await), "5: DELETE a=<2@5");
     let all = WatchCreateRequest { range_end: "\0".into(), start_revision: 2, ..watch_key("") };
     assert_eq!(client.watch(all).await.watch_id, 1);

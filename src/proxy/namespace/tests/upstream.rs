@@ -1,9 +1,12 @@
 //! An upstream that records the bytes it gets, and a client that sends any bytes.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
 use parking_lot::Mutex;
@@ -84,6 +87,11 @@ pub(super) struct Answer {
 
 impl Setup {
     pub(super) async fn start() -> Self {
+        Self::start_in(NAMESPACE).await
+    }
+
+    /// With clients that see this namespace.
+    pub(super) async fn start_in(namespace: &'static str) -> Self {
         let (calls, tasks) = (Arc::new(Mutex::new(Vec::new())), Tasks::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream: Endpoint = listener.local_addr().unwrap().to_string().parse().unwrap();
@@ -94,8 +102,9 @@ impl Setup {
                 inner.spawn(async move { stop.run_until_cancelled(connection(socket, log, tasks)).await });
             }
         });
-        let proxy = proxy(&upstream, &tasks);
+        let proxy = proxy(&upstream, namespace, &tasks);
         let socket = TcpStream::connect((proxy.host(), proxy.port())).await.unwrap();
+        socket.set_nodelay(true).unwrap();
         let (proxy, driver) = h2::client::handshake(socket).await.unwrap();
         let stop = tasks.stop_signal();
         tasks.spawn(async move { stop.run_until_cancelled(driver).await });
@@ -156,6 +165,44 @@ impl Setup {
         answer
     }
 
+    /// Opens calls one after the other that send `bytes` and no end, `calls_max` at most, until the first of them is answered. Returns how
+    /// many were open then.
+    pub(super) async fn until_answered(&self, path: &str, bytes: &Bytes, calls_max: usize) -> (usize, Answer) {
+        let (mut open, mut answers) = (Vec::new(), FuturesUnordered::new());
+        for _ in 0..calls_max {
+            let request = Request::post(format!("http://proxy{path}")).header("content-type", "application/grpc");
+            let mut proxy = self.proxy.clone().ready().await.unwrap();
+            let (head, mut body) = proxy.send_request(request.body(()).unwrap(), false).unwrap();
+            answers.push(async move {
+                let mut answer = Answer { code: None, text: String::new(), body: Vec::new() };
+                let (head, mut stream) = head.await.unwrap().into_parts();
+                answer.end(&head.headers);
+                while let Some(Ok(data)) = stream.data().await {
+                    answer.body.extend_from_slice(&data);
+                }
+                if let Ok(Some(trailers)) = stream.trailers().await {
+                    answer.end(&trailers);
+                }
+                answer
+            });
+            let mut rest = bytes.clone();
+            while !rest.is_empty() {
+                body.reserve_capacity(rest.len());
+                // None and an error: the call is answered already.
+                let Some(Ok(room)) = poll_fn(|cx| body.poll_capacity(cx)).await else { break };
+                if body.send_data(rest.split_to(room.min(rest.len())), false).is_err() {
+                    break;
+                }
+            }
+            open.push(body);
+            if let Some(Some(answer)) = answers.next().now_or_never() {
+                return (open.len(), answer);
+            }
+        }
+        let first = tokio::time::timeout(LIMIT, answers.next()).await.expect("one is answered");
+        (open.len(), first.expect("calls are open"))
+    }
+
     /// One body in one piece.
     pub(super) async fn unary(&self, path: &str, headers: &[(&'static str, &'static str)], body: &[u8]) -> Answer {
         let answer = self.send(path, headers, &[Bytes::copy_from_slice(body)], LIMIT, never).await;
@@ -183,8 +230,8 @@ pub(super) fn never(_: &Answer) -> bool {
     false
 }
 
-fn proxy(server: &Endpoint, tasks: &Tasks) -> Endpoint {
-    let tenants = Tenants::everybody(Tenant::new("", Namespace::new(NAMESPACE), tasks));
+fn proxy(server: &Endpoint, namespace: &'static str, tasks: &Tasks) -> Endpoint {
+    let tenants = Tenants::everybody(Tenant::new("", Namespace::new(namespace), tasks));
     let pool = PoolConfig::new(vec![server.clone()]);
     let metrics = Metrics::new();
     let upstream = TenantUpstream::for_tests(UpstreamPools::new(pool.clone()), &metrics, tasks);

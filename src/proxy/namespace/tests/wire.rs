@@ -80,6 +80,28 @@ fn a_body_that_is_not_one_message_is_refused() {
     });
 }
 
+/// Cause: the request of a stream was collected without being counted, so that a thousand of them held 4 GiB.
+#[test]
+fn unfinished_requests_of_streams_are_counted() {
+    const BYTES: usize = 4 * 1024 * 1024 - 1;
+    // All but the last byte of a message.
+    let unfinished = Bytes::from(frame(0, &vec![0; BYTES - 4])).slice(..BYTES);
+    run(async {
+        let setup = Setup::start_in("").await;
+        for path in ["/etcdserverpb.Maintenance/Snapshot", WATCH] {
+            loop {
+                let (open, answer) = setup.until_answered(path, &unfinished, 100).await;
+                assert_eq!(answer.code, Some(Code::ResourceExhausted), "{path}: {answer:?}");
+                assert_eq!(answer.text, "etcdserver: too many requests", "{path}");
+                // 64 of them fit, once the proxy has seen that those of the other method are closed.
+                if open > 64 {
+                    break;
+                }
+            }
+        }
+    });
+}
+
 /// Cause: two bytes for an operation took more than a hundred once they were decoded, so that 64 kB of gzip took 4 GB.
 #[test]
 fn a_transaction_of_very_many_operations_is_not_decoded() {
