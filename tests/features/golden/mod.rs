@@ -25,11 +25,12 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 use watershed::api_error::ApiError;
+use watershed::pb::etcdserverpb::StatusRequest;
 use watershed::pb::methods::METHODS;
 
 use self::scene::Scene;
 use self::transcript::{Block, parse, text};
-use crate::harness::{Deployment, Target, run};
+use crate::harness::{Deployment, Target, run, until};
 
 /// How long one call may take before it is ended.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -108,6 +109,15 @@ fn compare(name: &str) {
         let (mut blocks, tail) = parse(&std::fs::read_to_string(&path).expect("a transcript"));
         let ctl = deployment.folder.path().join("etcdctl");
         symlink(stock.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_watershed"))), &ctl).expect("link");
+        if stock.is_some() {
+            // etcd sets it a moment after it answers its first requests.
+            until("the storage version is the cluster's", async || {
+                let status = deployment.client.maintenance().status(StatusRequest {}).await.ok()?.into_inner();
+                let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
+                (minor(&status.storage_version) == minor(&status.version)).then_some(())
+            })
+            .await;
+        }
         let mut scene = Scene::new(deployment, ctl).await;
         let mut differences = String::new();
         for block in &mut blocks {
