@@ -1,11 +1,10 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::Status;
 use tracing::debug;
@@ -14,6 +13,7 @@ use super::config::Credentials;
 use super::method::Method;
 use super::pool::{Head, Pool, unframed};
 use super::token_lifetime::TokenLifetime;
+use super::turns::{Turn, Turns};
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 use crate::pb::frame::framed;
@@ -29,14 +29,12 @@ const DOUBTED_AGE: Duration = Duration::from_secs(1);
 /// number of requests costs the cluster one password check. A token that ends soon is renewed by the next request that
 /// carries one, while the others go on with it.
 ///
-/// A task authenticates, and who waits holds no lock: a caller is polled only while its client takes what it is sent, and one
-/// that held a lock, or was given it, would keep all others waiting.
+/// A task authenticates, and who waits holds no lock: see [`Turns`].
 #[derive(Debug)]
 pub(super) struct Login {
     credentials: Credentials,
-    in_progress: AtomicBool,
-    /// Notified when an Authenticate has ended, however.
-    ended: Notify,
+    /// The right to authenticate.
+    turns: Arc<Turns>,
     last: ArcSwap<Last>,
     lifetime: Mutex<TokenLifetime>,
 }
@@ -45,7 +43,7 @@ pub(super) struct Login {
 #[derive(Debug)]
 struct Last {
     number: u64,
-    outcome: Option<Result<Option<HeaderValue>, Status>>,
+    outcome: Option<Authenticated>,
     at: Instant,
     /// When its token is renewed; none while nothing is known of its end.
     renew_at: Option<Instant>,
@@ -58,31 +56,15 @@ pub(super) struct Token {
     pub(super) value: Option<HeaderValue>,
 }
 
-/// The right to authenticate. Whoever waits is woken when it is dropped.
-struct Turn(Arc<Login>);
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.in_progress.store(false, Ordering::Release);
-        self.0.ended.notify_waiters();
-    }
-}
-
 impl Login {
     pub(super) fn new(credentials: Credentials) -> Arc<Self> {
         let none = Last { number: 0, outcome: None, at: Instant::now(), renew_at: None };
         Arc::new(Self {
             credentials,
-            in_progress: AtomicBool::new(false),
-            ended: Notify::new(),
+            turns: Arc::default(),
             last: ArcSwap::from_pointee(none),
             lifetime: Mutex::default(),
         })
-    }
-
-    /// The turn, if nobody has it.
-    fn take_turn(self: &Arc<Self>) -> Option<Turn> {
-        (!self.in_progress.swap(true, Ordering::Acquire)).then(|| Turn(self.clone()))
     }
 
     /// The token of the last login; logs in when there is none.
@@ -141,15 +123,15 @@ impl Login {
 
     /// The token to carry where the last one is about to end. Who finds a login in progress carries the last one.
     async fn renewed(self: &Arc<Self>, pool: &Pool) -> Token {
-        let Some(turn) = self.take_turn() else { return self.current() };
+        let Some(turn) = self.turns.take() else { return self.current() };
         // Another request may have renewed it, or have had it refused.
         if self.last.load().is_due() {
-            let _ = authenticate_in_task(turn, pool, Login::end_renewal).await;
+            let _ = self.authenticate_in_task(turn, pool, Login::end_renewal).await;
         }
         self.current()
     }
 
-    fn end_renewal(&self, outcome: Result<Option<HeaderValue>, Status>) -> Result<Token, Status> {
+    fn end_renewal(&self, outcome: Authenticated) -> Result<Token, Status> {
         match outcome {
             Ok(value) => {
                 self.lifetime.lock().renewed();
@@ -178,7 +160,7 @@ impl Login {
     }
 
     /// Makes this the last login. Only who has the turn does.
-    fn keep(&self, outcome: Result<Option<HeaderValue>, Status>) -> Result<Token, Status> {
+    fn keep(&self, outcome: Authenticated) -> Result<Token, Status> {
         let now = Instant::now();
         let number = self.last.load().number + 1;
         let token = outcome.as_ref().ok().and_then(Option::as_ref);
@@ -191,8 +173,8 @@ impl Login {
     async fn log_in(self: &Arc<Self>, pool: &Pool, seen: u64) -> Result<Token, Status> {
         loop {
             // Before the look at the last login, so that none is missed that ends in between.
-            let ended = self.ended.notified();
-            let turn = self.take_turn();
+            let ended = self.turns.ended();
+            let turn = self.turns.take();
             let last = self.last.load_full();
             if let Some(outcome) = &last.outcome
                 && last.number > seen
@@ -200,13 +182,36 @@ impl Login {
                 return with_number(last.number, outcome.clone());
             }
             match turn {
-                Some(turn) => return authenticate_in_task(turn, pool, Login::keep).await,
+                Some(turn) => return self.authenticate_in_task(turn, pool, Login::keep).await,
                 None => ended.await,
             }
         }
     }
 
-    async fn authenticate(&self, pool: &Pool) -> Result<Option<HeaderValue>, Status> {
+    /// Authenticates for as long as the caller is there, whether it is polled or not, and ends with what `end` makes of the
+    /// outcome.
+    async fn authenticate_in_task(
+        self: &Arc<Self>,
+        turn: Turn,
+        pool: &Pool,
+        end: fn(&Self, Authenticated) -> Result<Token, Status>,
+    ) -> Result<Token, Status> {
+        let (mut tell, told) = oneshot::channel();
+        let (login, task_pool) = (self.clone(), pool.clone());
+        pool.tasks().spawn(async move {
+            let outcome = tokio::select! {
+                outcome = login.authenticate(&task_pool) => outcome,
+                () = tell.closed() => return,
+            };
+            let outcome = end(&login, outcome);
+            drop(turn);
+            // The caller may have left meanwhile.
+            let _ = tell.send(outcome);
+        });
+        told.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
+    }
+
+    async fn authenticate(&self, pool: &Pool) -> Authenticated {
         let Credentials { name, password } = self.credentials.clone();
         debug!(user = name, "login");
         let request = AuthenticateRequest { name, password };
@@ -227,35 +232,13 @@ impl Login {
 /// The header with the token, none with auth off.
 type Authenticated = Result<Option<HeaderValue>, Status>;
 
-/// Authenticates for as long as the caller is there, whether it is polled or not, and ends with what `end` makes of the
-/// outcome.
-async fn authenticate_in_task(
-    turn: Turn,
-    pool: &Pool,
-    end: fn(&Login, Authenticated) -> Result<Token, Status>,
-) -> Result<Token, Status> {
-    let (mut tell, told) = oneshot::channel();
-    let task_pool = pool.clone();
-    pool.tasks().spawn(async move {
-        let outcome = tokio::select! {
-            outcome = turn.0.authenticate(&task_pool) => outcome,
-            () = tell.closed() => return,
-        };
-        let outcome = end(&turn.0, outcome);
-        drop(turn);
-        // The caller may have left meanwhile.
-        let _ = tell.send(outcome);
-    });
-    told.await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
-}
-
 impl Last {
     fn is_due(&self) -> bool {
         self.renew_at.is_some_and(|at| at <= Instant::now())
     }
 }
 
-fn with_number(number: u64, outcome: Result<Option<HeaderValue>, Status>) -> Result<Token, Status> {
+fn with_number(number: u64, outcome: Authenticated) -> Result<Token, Status> {
     outcome.map(|value| Token { number, value })
 }
 

@@ -3,7 +3,7 @@
 //! [`Client`] is the way in for the tools and the tests: one type that hands out the generated clients of every
 //! service over a [`Channel`], which connects when it is first used, spreads requests over the endpoints and fails
 //! over. A configured user is logged in, and again before its token ends (`token_lifetime.rs`) or when it is no longer accepted
-//! (`login.rs`). Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read
+//! (`login.rs`), by one task for all who wait (`turns.rs`). Under it lies the [`Pool`] (`pool/`), which moves bytes and is what the proxy uses directly. Read
 //! `method.rs` for what may be sent twice, then `pool/dispatch.rs`. `followed_range.rs` keeps the pairs of a range current.
 //! `page.rs` gets a page over HTTP/1.1, for what an endpoint tells beside the API.
 //!
@@ -24,6 +24,7 @@ mod pool;
 #[cfg(test)]
 pub(crate) mod testing;
 mod token_lifetime;
+mod turns;
 
 pub use crate::pb::frame::framed;
 pub use channel::{Channel, SharedLogin};
@@ -38,5 +39,6 @@ pub use pool::{
     UpstreamBody, UpstreamCluster, UpstreamStream, UpstreamWatch, WeakPool, check_one_cluster, health_check,
     peek_header, peek_wrapped_header, unframed,
 };
+pub use turns::{Turn, Turns};
 
 pub use crate::net::{Endpoint, EndpointError};

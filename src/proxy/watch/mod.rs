@@ -5,7 +5,7 @@
 //! broadcast (`broadcast.rs`, `broadcast_handle.rs`), which fills an event log that any number of client watches read
 //! through `eventlog`. `admission.rs` decides where a client watch reads and from which revision (`read_index.rs`), and
 //! whether it may (`permission.rs`; `open_permissions.rs` where the proxy reads as a user of its own); tasks ask the cluster for
-//! all who wait (`turns.rs`). Events older than the log come over a private upstream watch (`history.rs`).
+//! all who wait ([`Turns`](crate::client::Turns)). Events older than the log come over a private upstream watch (`history.rs`).
 //! `service.rs` is the gRPC side, one service for each serving thread; `hub.rs` is what all of them share; `upstream.rs`
 //! is all of the cluster that this room sees.
 //!
@@ -31,7 +31,6 @@ mod service;
 mod status;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod upstream;
 
 pub use config::WatchHubConfig;

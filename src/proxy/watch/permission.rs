@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::turns::Turns;
 use super::upstream::Upstream;
+use crate::client::Turns;
 use crate::pb::etcdserverpb::WatchCreateRequest;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::proxy::Identity;

@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tonic::Status;
 
-use super::turns::Turns;
 use crate::api_error::ApiError;
+use crate::client::Turns;
 use crate::types::Revision;
 
 /// Shares reads of the cluster's revision among the watches that are being created.

@@ -364,8 +364,8 @@ fn a_member_far_behind_gets_a_state() {
     assert_eq!(cluster.site(1).applied.last(), Some(&"e".into()));
 }
 
-#[test]
-fn what_follows_a_state_is_kept_until_it_has_arrived() {
+/// The leader, 1, has begun to send its state to 3, which was away.
+fn with_a_state_on_its_way() -> Cluster {
     let mut cluster = Cluster::new(3);
     cluster.elect(1);
     cluster.isolate(3);
@@ -375,6 +375,12 @@ fn what_follows_a_state_is_kept_until_it_has_arrived() {
     cluster.cut.clear();
     cluster.slow_states = Some(Vec::new());
     cluster.tick(5);
+    cluster
+}
+
+#[test]
+fn what_follows_a_state_is_kept_until_it_has_arrived() {
+    let mut cluster = with_a_state_on_its_way();
     cluster.put(1, "c");
     cluster.save(1);
     let states = cluster.slow_states.take().expect("they are slow");
@@ -388,15 +394,7 @@ fn what_follows_a_state_is_kept_until_it_has_arrived() {
 
 #[test]
 fn large_entries_that_follow_a_state_are_kept_until_it_has_arrived() {
-    let mut cluster = Cluster::new(3);
-    cluster.elect(1);
-    cluster.isolate(3);
-    cluster.put(1, "a");
-    cluster.save(1);
-    cluster.put(1, "b");
-    cluster.cut.clear();
-    cluster.slow_states = Some(Vec::new());
-    cluster.tick(5);
+    let mut cluster = with_a_state_on_its_way();
     assert_eq!(cluster.slow_states.as_ref().map(Vec::len), Some(1));
     // The leader holds these bytes once, its log counts them for each entry: 1.2 GiB.
     let data = Bytes::from(vec![7; 8 << 20]);

@@ -10,14 +10,14 @@ use tokio::sync::futures::Notified;
 /// guard that such a caller was given, or holds, keeps all others waiting. A [`Turn`] is given to who asks for it at that
 /// moment, who moves it into a task.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub struct Turns {
     taken: AtomicBool,
     ended: Notify,
 }
 
 /// The right to ask. Whoever waits is woken when it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn(Arc<Turns>);
+pub struct Turn(Arc<Turns>);
 
 impl Turns {
     /// The turn, if nobody has it.
