@@ -96,7 +96,7 @@ impl Load {
 #[derive(Clone, Debug, Args)]
 pub(super) struct Common {
     /// Members to load; connections take turns
-    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
+    #[arg(long, value_delimiter = ',', value_parser = Endpoint::of_client, default_value = "127.0.0.1:2379")]
     pub(super) endpoints: Vec<Endpoint>,
     /// Domain whose SRV records name the members to load, in place of --endpoints; those without TLS are taken too
     #[arg(long, default_value = "", value_name = "DOMAIN")]
@@ -547,7 +547,7 @@ mod tests {
             ("put --conns=x", "--conns"),
             ("put --conns=0", "--conns"),
             ("put --rate=-1", "--rate"),
-            ("put --endpoints=foo", "--endpoints"),
+            ("put --endpoints=foo:", "--endpoints"),
             ("put --duration=5", "--duration"),
             ("put --server-pid=x=y", "--server-pid"),
             ("range", "<KEY>"),

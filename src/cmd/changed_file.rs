@@ -8,7 +8,7 @@ use tokio::signal::unix::Signal;
 /// that is being written is not taken for a shorter one.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A file that is read again when it changes.
+/// A file that is read again when it changes. To be made when the file is read: a later change counts.
 pub(super) struct ChangedFile {
     path: PathBuf,
     read: Option<Stamp>,

@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::runtime::Runtime;
 
-use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use super::process::{notify_ready, raise_descriptor_limit, refuse, run_to_end, without_config};
 use crate::config::{RegistryConfig, parse_registry_config};
 use crate::registry;
-use crate::shutdown::{Tasks, interrupted};
+use crate::shutdown::{Interruptions, Tasks};
 use crate::telemetry::init_logging;
 
 const GRACE: Duration = Duration::from_secs(2);
@@ -20,22 +19,23 @@ pub fn run(args: &[OsString]) -> u8 {
         Ok(config) => config,
         Err(error) => return without_config("discovery serve", &error),
     };
-    match init_logging(&config.log).context("--log-outputs").and_then(|()| serve(&config)) {
+    let logging = init_logging(&config.log).context("--log-outputs");
+    match logging.and_then(|()| run_to_end(serve(&config))) {
         Ok(()) => 0,
         Err(error) => refuse(format!("{error:#}")),
     }
 }
 
-fn serve(config: &RegistryConfig) -> anyhow::Result<()> {
+async fn serve(config: &RegistryConfig) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    Runtime::new().context("start the runtime")?.block_on(async {
-        let tasks = Tasks::new();
-        let registry = registry::start(config, &tasks)?;
-        notify_ready();
-        interrupted().await.context("wait for signals")?;
-        tracing::info!("stopping");
-        registry.finish().await;
-        tasks.finish(GRACE).await;
-        Ok(())
-    })
+    // From here on, so that one which comes early does not end the process.
+    let mut interruptions = Interruptions::new().context("install the signal handlers")?;
+    let tasks = Tasks::new();
+    let registry = registry::start(config, &tasks)?;
+    notify_ready();
+    interruptions.next().await;
+    tracing::info!("stopping");
+    registry.finish().await;
+    tasks.finish(GRACE).await;
+    Ok(())
 }

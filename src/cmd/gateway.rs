@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use listenfd::ListenFd;
 
+use super::changed_file::ChangedFile;
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use super::reload::{GatewayReload, ask_at_hangups, hangups};
 use super::sources;
@@ -41,6 +42,8 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         // From here on, so that a SIGHUP which comes early does not end the process, and none that should is lost.
         let hangup = hangups()?;
         let mut interruptions = Interruptions::new().context("install the signal handlers")?;
+        // As it was read: the first endpoints may be long in coming, and the file may change meanwhile.
+        let file = config.file.clone().map(|file| (ChangedFile::new(&file.path), file));
         let Listed { source: endpoints, list } = tokio::select! {
             endpoints = listed_endpoints(config, &tasks) => endpoints?,
             // SIGINT and SIGTERM end the wait for the first endpoints, too.
@@ -58,10 +61,10 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         };
         let (mut gateway, handover) = succeed(gateway, predecessor, config).await?;
         let (source, stop) = (endpoints.followed(), tasks.stop_signal());
-        match config.file.clone() {
-            Some(file) => {
+        match file {
+            Some((changed, file)) => {
                 let reload = GatewayReload::new(file, list, gateway.endpoint_lists(), &metrics);
-                tasks.spawn(async move { stop.run_until_cancelled(reload.follow(hangup, source)).await });
+                tasks.spawn(async move { stop.run_until_cancelled(reload.follow(changed, hangup, source)).await });
             }
             None => {
                 tasks.spawn(async move { stop.run_until_cancelled(ask_at_hangups(hangup, vec![source])).await });

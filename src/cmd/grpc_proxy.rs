@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
+use super::process::{notify_ready, raise_descriptor_limit, refuse, run_to_end, without_config};
 use super::reload::{ask_at_hangups, hangups};
 use super::sources;
-use super::tenants::{TenantListeners, TenantsOfFile, listen_addresses};
+use super::tenants::{TenantListeners, TenantsFileChanges, TenantsOfFile, listen_addresses};
 use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
 use crate::config::{
     Advertise, ListenAddress, ListenUrl, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword,
@@ -50,9 +50,7 @@ pub fn run(args: &[OsString]) -> u8 {
 
 /// Runs a proxy until SIGINT or SIGTERM and returns the exit code.
 pub(super) fn serve_until_told(config: ProxyConfig) -> u8 {
-    let outcome =
-        Runtime::new().context("start the runtime").and_then(|runtime| runtime.block_on(run_until_told(config)));
-    match outcome {
+    match run_to_end(run_until_told(config)) {
         Ok(()) => 0,
         Err(error) => refuse(format!("{error:#}")),
     }
@@ -64,6 +62,7 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     // From here on, so that one which comes early does not end the process.
     let hangup = hangups()?;
     let mut interruptions = Interruptions::new().context("install the signal handlers")?;
+    let tenants_file = config.tenants.as_ref().map(TenantsFileChanges::of).transpose()?;
     let listed = tokio::select! {
         listed = listed_endpoints(&config, &tasks) => listed?,
         // SIGINT and SIGTERM end the wait for the first endpoints, too.
@@ -71,7 +70,7 @@ async fn run_until_told(config: ProxyConfig) -> anyhow::Result<()> {
     };
     let pool = PoolConfig { endpoints: current_endpoints(&*listed), ..pool_config(&config, upstream_tls(&config)?) };
     check_one_cluster(&pool, &tasks).await.context("--endpoints")?;
-    let proxy = start(config, listed, &tasks)?;
+    let proxy = start_with(config, listed, tenants_file, &tasks)?;
     let (sources, stop) = (proxy.sources.clone(), tasks.stop_signal());
     tasks.spawn(async move { stop.run_until_cancelled(ask_at_hangups(hangup, sources)).await });
     notify_ready();
@@ -141,6 +140,17 @@ pub async fn listed_endpoints(config: &ProxyConfig, tasks: &Tasks) -> anyhow::Re
 /// # Errors
 /// When an address cannot be bound; names its flag.
 pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> anyhow::Result<RunningProxy> {
+    let tenants_file = config.tenants.as_ref().map(TenantsFileChanges::of).transpose()?;
+    start_with(config, listed, tenants_file, tasks)
+}
+
+/// The same, where the file of tenants may have changed since it was read.
+fn start_with(
+    config: ProxyConfig,
+    listed: Box<dyn Discovery>,
+    tenants_file: Option<TenantsFileChanges>,
+    tasks: &Tasks,
+) -> anyhow::Result<RunningProxy> {
     let tasks = tasks.child();
     let tls = config.listen_tls.as_ref().map(ServerTls::new).transpose().context("TLS with clients")?;
     let protection = |secure| tls.clone().filter(|_| secure).map_or(Protection::Plain, Protection::Tls);
@@ -209,17 +219,20 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
     let names: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
     let pool_config = PoolConfig { cluster: Some(cluster.clone()), endpoints, ..pool_config(&config, upstream_tls) };
     let pools = UpstreamPools::new(pool_config);
-    let members = config.auto_sync.map(|interval| MemberList::follow(pools.open(&tasks), &*listed, interval, &tasks));
+    let user = own_user(&config, &pools, &tasks)?;
+    let own_channel = || user.as_ref().map(|user| user.channel(&pools, &tasks));
+    let members = config.auto_sync.map(|interval| {
+        let channel = own_channel().unwrap_or_else(|| Channel::new(pools.open(&tasks)));
+        MemberList::follow(channel, &*listed, interval, &tasks)
+    });
     let source: &dyn Discovery = members.as_ref().map_or(&*listed, |members| members);
     match &members {
         Some(members) => count_sources(&metrics, &[&*listed, members]),
         None => count_sources(&metrics, &[&*listed]),
     }
     let sources = std::iter::once(listed.followed()).chain(members.as_ref().map(Discovery::followed)).collect();
-    let user = own_user(&config, &pools, &tasks)?;
     let asks = user.is_some() || config.cache.is_some();
     let permissions = asks.then(|| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
-    let own_channel = || user.as_ref().map(|user| user.channel(&pools, &tasks));
     let reader =
         own_channel().zip(permissions.clone()).map(|(channel, permissions)| ProxyUser { channel, permissions });
     let cache = config.cache.as_ref().zip(permissions.clone()).map(|(cache, permissions)| {
@@ -303,7 +316,7 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
     }
     let mut serving = serve(listeners, listener_config, make, &tasks).context("start serving")?;
     pools.follow(source, cluster, &tasks);
-    if let (Some(of_file), Some(file)) = (of_file, config.tenants) {
+    if let (Some(of_file), Some(file), Some(changes)) = (of_file, config.tenants, tenants_file) {
         let opened = serving.take_listeners().into_iter().skip(fixed_listeners);
         let listeners = TenantListeners {
             listening: serving.listening().clone(),
@@ -311,7 +324,7 @@ pub fn start(config: ProxyConfig, listed: Box<dyn Discovery>, tasks: &Tasks) -> 
             fixed: HashMap::from([(config.listen, 0)]),
             open: tenant_listeners.into_iter().zip(opened).collect(),
         };
-        of_file.follow(file, listeners, &tasks)?;
+        of_file.follow(file, changes, listeners, &tasks);
     }
     if config.enable_pprof {
         info!(path = "/debug/pprof", "gRPC proxy enabled pprof");

@@ -2,7 +2,9 @@ use std::fmt::Display;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
 
 use crate::config::ConfigError;
 
@@ -34,6 +36,18 @@ pub(super) fn answer(text: &str) -> u8 {
     0
 }
 
+/// Runs a mode on a runtime with a thread for each core.
+///
+/// # Errors
+/// Those of the mode.
+pub(super) fn run_to_end(mode: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = Runtime::new().context("start the runtime")?;
+    let outcome = runtime.block_on(mode);
+    // A resolver that does not answer must not hold the exit up.
+    runtime.shutdown_background();
+    outcome
+}
+
 /// Allows as many open files as the system lets this user have; the usual soft limit is meant for `select`.
 pub(super) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -53,5 +67,36 @@ pub(super) fn notify_ready() {
     let sent = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
     if let Err(error) = sent {
         tracing::warn!(%error, "systemd could not be notified");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[test]
+    fn a_look_up_without_an_answer_does_not_hold_the_end_up() {
+        // Cause: a proxy that was told to stop waited until the resolver of the system gave up, which takes it tens of seconds.
+        let (resolver, silence) = mpsc::channel::<()>();
+        let (ended, outcome) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mode = async move {
+                let (begin, begun) = oneshot::channel();
+                tokio::task::spawn_blocking(move || {
+                    let _ = begin.send(());
+                    let _ = silence.recv();
+                });
+                begun.await.context("the look-up begins")
+            };
+            ended.send(run_to_end(mode))
+        });
+        // Only a failure meets the limit.
+        outcome.recv_timeout(Duration::from_secs(60)).expect("it ends").expect("without an error");
+        drop(resolver);
     }
 }

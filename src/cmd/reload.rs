@@ -49,10 +49,9 @@ impl GatewayReload {
     }
 
     /// Reads the file again when it changes and at SIGHUP, when the source is asked again as well.
-    pub async fn follow(self, mut hangup: Signal, source: Followed) {
-        let mut file = ChangedFile::new(&self.file.path);
+    pub async fn follow(self, mut changed: ChangedFile, mut hangup: Signal, source: Followed) {
         loop {
-            let occasion = file.next(&mut hangup).await;
+            let occasion = changed.next(&mut hangup).await;
             self.reload().await;
             if occasion == Occasion::Hangup {
                 source.ask_again();

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use prometheus::{IntCounterVec, IntGauge};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tracing::{info, warn};
 
 use super::changed_file::ChangedFile;
+use super::reload::hangups;
 use crate::client::{Credentials, SharedLogin};
 use crate::config::{
     CompactRight, TenantConfig, TenantCredentials, TenantLimits, TenantsConfig, UserAndPassword, read_tenants_file,
@@ -35,6 +36,22 @@ pub(super) struct TenantsOfFile {
     count: IntGauge,
     reloads: IntCounterVec,
     tasks: Tasks,
+}
+
+/// What has the file read again.
+pub(super) struct TenantsFileChanges {
+    file: ChangedFile,
+    hangup: Signal,
+}
+
+impl TenantsFileChanges {
+    /// Changes and signals from now on. The first endpoints may be long in coming, and the file may change meanwhile.
+    ///
+    /// # Errors
+    /// When the process may not install a signal handler.
+    pub fn of(config: &TenantsConfig) -> anyhow::Result<Self> {
+        Ok(Self { file: ChangedFile::new(&config.file), hangup: hangups()? })
+    }
 }
 
 /// The listeners that tenants are known by.
@@ -145,17 +162,14 @@ impl TenantsOfFile {
     }
 
     /// Reads the file again when it changes, or the process gets SIGHUP.
-    ///
-    /// # Errors
-    /// When the process may not install a signal handler.
     pub fn follow(
         mut self,
         config: TenantsConfig,
+        changes: TenantsFileChanges,
         mut listeners: TenantListeners,
         tasks: &Tasks,
-    ) -> anyhow::Result<()> {
-        let (mut hangup, stop) = (signal(SignalKind::hangup()).context("wait for SIGHUP")?, tasks.stop_signal());
-        let mut file = ChangedFile::new(&config.file);
+    ) {
+        let (TenantsFileChanges { mut file, mut hangup }, stop) = (changes, tasks.stop_signal());
         tasks.spawn(async move {
             let changed = async {
                 loop {
@@ -165,7 +179,6 @@ impl TenantsOfFile {
             };
             stop.run_until_cancelled(changed).await;
         });
-        Ok(())
     }
 
     fn reload(&mut self, config: &TenantsConfig, listeners: &mut TenantListeners) {

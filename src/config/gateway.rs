@@ -15,7 +15,7 @@ use super::naming::{NamingConfig, RawNaming};
 use super::peer_source::{PeerSourceConfig, RawPeerSource};
 use super::route::{RouteConfig, RouteMatch, routes};
 use super::unsupported::{Mode, read_flags};
-use crate::net::{ClientTlsConfig, Endpoint, HostPort, IpPrefix};
+use crate::net::{ClientTlsConfig, Endpoint, HostPort, IpPrefix, with_client_port};
 use crate::telemetry::LogConfig;
 
 /// Etcd's pause between two checks of an endpoint that is down when `--retry-delay` is 0.
@@ -536,11 +536,11 @@ fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
         Some(("http" | "https", rest)) => rest.strip_suffix('/').unwrap_or(rest),
         Some(_) => return Err("is neither host:port nor an http, https or unix URL"),
     };
-    let address: HostPort = address.parse()?;
+    let address: HostPort = with_client_port(address).parse()?;
     if address.host().is_empty() || address.port() == 0 {
         return Err("must have the form host:port");
     }
-    text.parse().map_err(|_| "must have the form host:port")
+    Endpoint::of_client(text).map_err(|_| "must have the form host:port")
 }
 
 fn cores() -> usize {
@@ -559,6 +559,9 @@ mod tests {
     #[test]
     fn schemes_are_stripped_and_repeats_dropped() {
         let config = parse("--endpoints=http://a:1,b:2,https://[::1]:3/,a:1 --retry-delay 0").unwrap();
+        let without_port = parse("--endpoints=a,http://b/,[::1],a:2379").unwrap().endpoints;
+        let without_port: Vec<String> = without_port.iter().map(ToString::to_string).collect();
+        assert_eq!(without_port, ["a:2379", "b:2379", "[::1]:2379"]);
         let shown: Vec<String> = config.endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["a:1", "b:2", "[::1]:3"]);
         // With certificates for health checks, an endpoint without a scheme has TLS.
@@ -609,8 +612,8 @@ mod tests {
             error.strip_prefix(&format!("{}: ", path.display())).map(str::to_owned).unwrap_or(error)
         };
         for (text, reason) in [
-            ("endpoints:\n- a\n", "line 1: endpoints: \"a\" must have the form host:port"),
-            ("\nroute: a=b\n", "line 2: route: \"b\" must have the form host:port"),
+            ("endpoints:\n- \"a:\"\n", "line 1: endpoints: \"a:\" must end with a port number"),
+            ("\nroute: a=b/c\n", "line 2: route: \"b/c\" must have the form host:port"),
             ("health-check: http\nhealth-check-fall: 0\n", "line 2: health-check-fall: must be >0"),
             (
                 "peer-cert-file: c\ndiscovery: http://d/t\n",
@@ -641,7 +644,7 @@ mod tests {
     #[test]
     fn refusals_name_the_flag() {
         let cases = [
-            ("--endpoints=127.0.0.1", "--endpoints: \"127.0.0.1\" must have the form host:port"),
+            ("--endpoints=::1", "--endpoints: \"::1\" must have the form host:port"),
             ("--endpoints=,", "--endpoints: names no endpoint"),
             ("--endpoints=ftp://x:1", "--endpoints: \"ftp://x:1\" is neither host:port nor an http, https or unix URL"),
             ("--endpoints=unix://", "--endpoints: \"unix://\" must have the path of a socket behind unix://"),
@@ -685,7 +688,7 @@ mod tests {
             ("--route=*a=h:1", "--route: \"*a\" is neither a server name nor *.NAME nor *"),
             ("--route=a/=h:1", "--route: \"a/\" must have 1 to 255 bytes of a protocol behind the slash"),
             ("--route=a=h:1 --route=A=h:2", "--route: a is there twice"),
-            ("--route=a=h", "--route: \"h\" must have the form host:port"),
+            ("--route=a=h/x", "--route: \"h/x\" must have the form host:port"),
             ("--route=a=", "--route: names no endpoint"),
             ("--send-proxy-protocol=v3", "--send-proxy-protocol: \"v3\" is none of v1, v2"),
             ("--health-check=ping", "--health-check: \"ping\" is none of tcp, http, grpc"),

@@ -328,7 +328,7 @@ mod tests {
             (format!("{TOKEN} --discovery-user=u"), "--discovery-user: needs NAME:PASSWORD"),
             (format!("{TOKEN} --discovery-cert=c"), "--discovery-cert, --discovery-key: "),
             (format!("{TOKEN} --discovery-request-timeout=0"), "--discovery-request-timeout: must be >0"),
-            ("--discovery-token=t --discovery-endpoints=a".to_owned(), "--discovery-endpoints: "),
+            ("--discovery-token=t --discovery-endpoints=a:".to_owned(), "--discovery-endpoints: "),
             ("--discovery-token=a/b --discovery-endpoints=a:1".to_owned(), "--discovery-token: "),
         ] {
             let error = checked(&line).unwrap_err();

@@ -572,7 +572,7 @@ mod tests {
             ("--listen-addr=nope", "--listen-addr\" flag: must have the form host:port"),
             ("--listen-addr=a.b:1", "--listen-addr\" flag: must be HOST:PORT"),
             ("--listen-addr=127.0.0.1:x", "--listen-addr\" flag: must end with a port number"),
-            ("--endpoints=a", "--endpoints\" flag: endpoint \"a\": port is missing"),
+            ("--endpoints=a:", "--endpoints\" flag: endpoint \"a:\": port is missing"),
             ("--listen-addr=127.0.0.1:5 --endpoints=127.0.0.1:5", "127.0.0.1:5 is the proxy's own --listen-addr"),
             (
                 "--metrics-addr=https://127.0.0.1:1",

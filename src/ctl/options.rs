@@ -169,8 +169,8 @@ impl Options {
     /// # Errors
     /// What is wrong with the text.
     pub(super) fn endpoint(&self, text: &str) -> Result<Endpoint, Failure> {
-        let endpoint: Endpoint =
-            text.parse().map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
+        let endpoint =
+            Endpoint::of_client(text).map_err(|error| Failure::new(Exit::Error, format!("--endpoints: {error}")))?;
         let found = self.found.iter().find(|found| found.is_same_place(&endpoint));
         Ok(found.cloned().unwrap_or(endpoint))
     }

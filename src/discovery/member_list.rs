@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
 use super::source::{Discovery, Followed, Published};
-use crate::client::{Head, Method, Pool, framed, unframed};
+use crate::client::{Channel, Head, Method, framed, unframed};
 use crate::net::Endpoint;
 use crate::pb::etcdserverpb::{Member, MemberListRequest, MemberListResponse};
 use crate::shutdown::Tasks;
@@ -21,15 +21,18 @@ pub struct MemberList {
 }
 
 impl MemberList {
-    /// Begins with the current set of `first` and reads the list through `pool`, which has to follow this source as
-    /// every other pool of the cluster does. Ends with `tasks`.
-    pub fn follow(pool: Pool, first: &dyn Discovery, interval: Duration, tasks: &Tasks) -> Self {
+    /// Begins with the current set of `first` and reads the list by `channel`, whose pool has to follow this source as
+    /// every other pool of the cluster does. A cluster with users gives the list to a user alone. Ends with `tasks`.
+    pub fn follow(channel: Channel, first: &dyn Discovery, interval: Duration, tasks: &Tasks) -> Self {
         let first = first.endpoints();
         let published = Published::new(Origin::MemberList, first.borrow().clone());
         let followed = published.followed();
         let stop = tasks.stop_signal();
         tasks.spawn(async move {
-            tokio::select! { () = stop.cancelled() => {}, () = read_at_interval(&pool, &published, first, interval) => {} }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = read_at_interval(&channel, &published, first, interval) => {}
+            }
         });
         Self { followed }
     }
@@ -42,7 +45,7 @@ impl Discovery for MemberList {
 }
 
 async fn read_at_interval(
-    pool: &Pool,
+    channel: &Channel,
     published: &Published,
     mut first: watch::Receiver<EndpointSet>,
     interval: Duration,
@@ -50,7 +53,9 @@ async fn read_at_interval(
     loop {
         published.pause(interval).await;
         let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
-        let answer = pool.exchange(Method::of(MEMBER_LIST), &head, framed(&MemberListRequest::default())).await;
+        // As etcd's client asks: a member that is cut off from the others has an old list of its own.
+        let request = framed(&MemberListRequest { linearizable: true });
+        let answer = channel.exchange(Method::of(MEMBER_LIST), &head, request).await;
         match unframed::<MemberListResponse>(answer).await {
             Ok(answer) => published.answer(listed(&answer.members, &first.borrow(), Origin::MemberList)),
             Err(status) => {
@@ -83,7 +88,30 @@ pub(super) fn listed(members: &[Member], known: &EndpointSet, origin: Origin) ->
 
 #[cfg(test)]
 mod tests {
+    use super::super::StaticList;
     use super::*;
+    use crate::client::testing::{FakeMember, Reply};
+    use crate::client::{Pool, PoolConfig};
+
+    #[tokio::test]
+    async fn the_list_is_that_of_the_cluster_and_not_of_one_member() {
+        // Cause: each member told the list that it had itself. One that was cut off from the others brought members
+        // back that were replaced, and took their successors away.
+        let (member, tasks) = (FakeMember::start(|_| Reply::Never).await, Tasks::new());
+        let channel = Channel::new(Pool::new(PoolConfig::new(vec![member.endpoint.clone()]), &tasks));
+        let first = StaticList::new([member.endpoint.clone()]);
+        let _list = MemberList::follow(channel, &first, Duration::ZERO, &tasks);
+        let asked = loop {
+            match member.received().pop() {
+                Some(asked) => break asked,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!(asked.path, MEMBER_LIST);
+        assert_eq!(asked.body, framed(&MemberListRequest { linearizable: true }).to_vec());
+        tasks.stop();
+        member.stop();
+    }
 
     #[test]
     fn members_that_cannot_serve_are_left_out() {

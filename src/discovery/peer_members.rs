@@ -103,12 +103,16 @@ impl Search {
         let (mut retry, mut looks) = (Backoff::new(RETRY_FIRST, RETRY_MAX), Looks::new());
         loop {
             if let Some(registry) = &self.registry {
-                let registered = registry.look().await?;
-                self.peers = endpoints(&registered.peer_urls());
-                if self.peers.is_empty() {
-                    info!(size = registered.size(), "waiting for members to register");
-                    registry.wait(&registered, &mut looks).await;
-                    continue;
+                // Members that are known are asked without a registry that does not answer any more.
+                let limit = if self.peers.is_empty() { Duration::MAX } else { REGISTRY_MAX };
+                if let Ok(registered) = timeout(limit, registry.look()).await {
+                    let registered = registered?;
+                    self.peers = endpoints(&registered.peer_urls());
+                    if self.peers.is_empty() {
+                        info!(size = registered.size(), "waiting for members to register");
+                        registry.wait(&registered, &mut looks).await;
+                        continue;
+                    }
                 }
             }
             match self.round().await {

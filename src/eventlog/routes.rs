@@ -7,6 +7,10 @@ use super::batch::{EventKind, LogBatch, LogEvent};
 use super::interval::IntervalTree;
 use crate::types::{Key, KeyRange};
 
+/// From so many pairs of a group and an event on no further batch is routed together with those before it: what several batches hold
+/// is copied for each group, where the event of one batch is shared.
+const WANTED_MAX: usize = 4096;
+
 /// What a watcher wants to see: watchers with equal subscriptions share their encoded events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Subscription {
@@ -116,10 +120,15 @@ impl Routes {
         &mut self.groups[id as usize]
     }
 
-    /// Which groups want which events of the batches, sorted.
-    pub fn route(&self, batches: &[Arc<LogBatch>], wanted: &mut Vec<Wanted>) {
+    /// Which groups want which events of the first batches, sorted; tells of how many batches, one at least.
+    pub fn route(&self, batches: &[Arc<LogBatch>], wanted: &mut Vec<Wanted>) -> usize {
         wanted.clear();
+        let mut routed = 0;
         for (batch, events) in batches.iter().enumerate() {
+            if wanted.len() >= WANTED_MAX {
+                break;
+            }
+            routed += 1;
             for (number, event) in events.events().iter().enumerate() {
                 let mut add = |group: u32| {
                     if self.groups[group as usize].subscription.filters.pass(event.kind()) {
@@ -133,5 +142,6 @@ impl Routes {
             }
         }
         wanted.sort_unstable();
+        routed
     }
 }

@@ -121,9 +121,10 @@ impl SendQueue {
         self.wake();
     }
 
-    /// Whether events may be added. The last response may exceed the bound, so that a large one always goes.
+    /// Whether events may be added. The last response may exceed the bound, so that a large one always goes. A stream that is to end
+    /// gets none: while there are always some, it would not end.
     pub fn has_room(&self, bytes_max: usize, responses_max: usize) -> bool {
-        self.bytes < bytes_max && self.queue.len() < responses_max
+        self.closed.is_none() && self.bytes < bytes_max && self.queue.len() < responses_max
     }
 
     pub fn controls(&self) -> u32 {

@@ -13,6 +13,7 @@ use prost::Message;
 use tokio::time::Instant;
 
 use super::handle::WatcherSetHandle;
+use super::routes::{Routes, Subscription};
 use super::send_queue::Taken;
 use super::watcher_set::{Create, JobId, JobResult, StartedRead, VISITS};
 use super::*;
@@ -682,6 +683,112 @@ fn revisions_that_wait_come_in_one_response() {
     assert_eq!(script.said(), format!("{created}; 0@4 3 events; 1@4 2 events"));
     script.put(b'a');
     assert_eq!(script.said(), "1@5 1 events; 0@5 1 events");
+}
+
+/// Cause: what waiting revisions hold was copied for each range that covers them, however many those are: one client with very many
+/// of them held up its serving thread.
+#[test]
+fn revisions_that_very_many_ranges_want_come_one_by_one() {
+    let mut store = Store::default();
+    let batches = [store.write(&[(0, false)]), store.write(&[(0, false)])];
+    let mut routes = Routes::default();
+    let mut routed = |ranges: std::ops::Range<u32>| {
+        for number in ranges {
+            let range = KeyRange::HalfOpen { start: "a".into(), end: format!("b{number}").into() };
+            routes.join(Subscription { range, prev_kv: false, filters: Filters::default() });
+        }
+        let mut wanted = Vec::new();
+        (routes.route(&batches, &mut wanted), wanted.len())
+    };
+    assert_eq!(routed(0..10), (2, 20));
+    assert_eq!(routed(10..5000), (1, 5000));
+}
+
+/// Cause: each turn began with the same source. While that had events in every turn, and watchers enough to use it up, the watchers of
+/// all other sources got none.
+#[test]
+fn sources_take_turns() {
+    let limits = WatchLimits { stream_bytes_max: 1 << 30, stream_responses_max: 10_000, ..WatchLimits::default() };
+    let set = WatcherSetHandle::new(limits, Arc::default(), WatchMetrics::register(&Metrics::default()), 7);
+    let now = Instant::now();
+    let watched = |watchers: usize| {
+        let source = Source::new(EventLog::new(Revision(1), 1 << 20), Arc::new(StoreHistory::default()));
+        let stream = set.lock().open(false, now);
+        for _ in 0..watchers {
+            let create = Create {
+                range: KeyRange::One("a".into()),
+                watch_id: 0,
+                start: Revision(0),
+                prev_kv: false,
+                filters: Filters::default(),
+                progress_notify: false,
+                fragment: false,
+            };
+            let source = source.clone();
+            let admission =
+                Admission { source, after: Revision(0), compacted: Revision(0), permission: None, held: None };
+            set.lock().create(stream, &create, &admission, now);
+        }
+        (source, stream)
+    };
+    let ((busy, _), (quiet, stream)) = (watched(1100), watched(1));
+    let mut store = Store { revision: 1, ..Store::default() };
+    quiet.log().append([store.write(&[(0, false)])]);
+    for _ in 0..2 {
+        busy.log().append([store.write(&[(0, false)])]);
+        assert!(set.lock().route(), "it used up the turn");
+    }
+    let mut seen = 0;
+    while let Taken::Response { events, .. } = set.lock().pop(stream, Waker::noop()) {
+        seen += events;
+    }
+    assert_eq!(seen, 1);
+}
+
+/// Cause: a stream of a damaged member, or one with a watch that can only be taken up by another stream, went on for as long as its
+/// client was slower than the events.
+#[test]
+fn a_stream_that_is_to_end_gets_no_more_events() {
+    let mut script = Script::new();
+    script.watch(0, 0).put(b'a');
+    script.scenario.watcher_set.end_stream(0, tonic::Status::unavailable("over"));
+    script.put(b'a');
+    assert_eq!(script.said(), "0@1 created; 0@2 1 events");
+    let taken = script.scenario.watcher_set.lock().pop(0, Waker::noop());
+    let Taken::Closed(status) = taken else { panic!("{taken:?}") };
+    assert_eq!(status.message(), "over");
+}
+
+/// Cause: once a stream had room, all of its watchers that the log had left behind had history read for them, and a response queued,
+/// however many they were and whether the client read on or not.
+#[test]
+fn history_is_read_for_what_a_stream_has_room_for() {
+    let mut scenario = Scenario::new(Instant::now());
+    // More than the log holds.
+    for _ in 0..20 {
+        scenario.run(Op::Write((0..6).map(|key| (key, false)).collect()));
+    }
+    for range in 0..24 {
+        for prev_kv in [false, true] {
+            scenario.run(Op::Create { stream: 0, range, start: -15, filter: 0, prev_kv, second: false });
+        }
+    }
+    // The client takes the answers to its requests, and then nothing for a while.
+    while !scenario.asked[0].is_empty() {
+        assert!(scenario.take(0));
+    }
+    for _ in 0..200 {
+        for op in [Op::Resume, Op::StartReads, Op::FinishRead, Op::FinishRead] {
+            scenario.run(op);
+        }
+    }
+    let mut queued = 0;
+    while scenario.take(0) {
+        queued += 1;
+    }
+    assert_eq!(queued, 6, "as many as a stream has room for");
+    // It misses nothing.
+    scenario.settle();
 }
 
 /// A history from which the first read never returns.

@@ -101,6 +101,8 @@ struct Cursor {
     fragment: bool,
     /// Saw an event since the last progress tick.
     active: bool,
+    /// The read of history that it waits for counts for its stream.
+    reads: bool,
     permission: Option<Arc<WatchPermission>>,
     held: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -123,6 +125,8 @@ struct Stream {
     send_queue: SendQueue,
     watchers: BTreeMap<i64, u32>,
     unsynced: UnsyncedQueue,
+    /// Reads of history that its cursors wait for. What they give is queued when it comes, so they take room before.
+    reads: usize,
     next_id: i64,
     /// Queued in `WatcherSet::ready`.
     ready: bool,
@@ -162,6 +166,8 @@ pub(super) struct WatcherSet {
     attached_at: HashMap<usize, u32>,
     /// Streams with room and with unsynced cursors.
     ready: VecDeque<u32>,
+    /// The source that used up the responses of a turn last: the next turn begins behind it.
+    routed_last: u32,
     /// Streams that are held.
     held: usize,
     /// Responses with events that were queued for watchers which were up to date, since this was last asked.
@@ -191,6 +197,7 @@ impl WatcherSet {
             attached: Slab::new(),
             attached_at: HashMap::new(),
             ready: VecDeque::new(),
+            routed_last: u32::MAX,
             held: 0,
             delivered: 0,
             queued: Arc::default(),
@@ -208,6 +215,7 @@ impl WatcherSet {
             send_queue: SendQueue::new(self.queued.clone()),
             watchers: BTreeMap::new(),
             unsynced: UnsyncedQueue::default(),
+            reads: 0,
             next_id: 0,
             ready: false,
             require_leader,
@@ -266,6 +274,7 @@ impl WatcherSet {
             progress_notify: create.progress_notify,
             fragment: create.fragment,
             active: false,
+            reads: false,
             permission: admission.permission.clone(),
             held: admission.held.clone(),
         }) as u32;
@@ -508,8 +517,19 @@ impl WatcherSet {
                     self.cursors[moved as usize].state = CursorState::ReadingHistory(slot);
                 }
                 self.metrics.slow_watchers.dec();
+                self.stop_reading(key);
             }
             CursorState::Cancelled => {}
+        }
+    }
+
+    /// A cursor waits for its read of history no longer: its stream may ask for another one.
+    fn stop_reading(&mut self, key: u32) {
+        let cursor = &mut self.cursors[key as usize];
+        if std::mem::take(&mut cursor.reads) {
+            let stream = cursor.stream;
+            self.streams[stream as usize].reads -= 1;
+            self.wake_if_room(stream);
         }
     }
 
@@ -578,7 +598,8 @@ impl WatcherSet {
         let entry = &mut self.streams[stream as usize];
         // Half: a stream that trickles is refilled in larger pieces.
         let (bytes, responses) = (self.limits.stream_bytes_max / 2, self.limits.stream_responses_max.div_ceil(2));
-        let waits = entry.hold.is_none() && !entry.unsynced.is_empty();
+        let may_read = entry.reads < self.limits.stream_responses_max;
+        let waits = entry.hold.is_none() && !entry.unsynced.is_empty() && may_read;
         if !entry.ready && waits && entry.send_queue.has_room(bytes, responses) {
             entry.ready = true;
             self.ready.push_back(stream);

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -149,14 +150,41 @@ impl Endpoint {
     /// # Errors
     /// The first text that is no endpoint.
     pub fn parse_list(text: &str) -> Result<Vec<Self>, EndpointError> {
-        text.split(',').map(str::parse).collect()
+        text.split(',').map(Self::of_client).collect()
     }
+
+    /// Reads one of a list. Its port is that of clients, 2379, where none is given.
+    ///
+    /// # Errors
+    /// That it is no endpoint.
+    pub fn of_client(text: &str) -> Result<Self, EndpointError> {
+        Self::read(text, true)
+    }
+}
+
+/// The port of clients where an endpoint of a list is written without one.
+const CLIENT_PORT: u16 = 2379;
+
+/// A host as it is written, with the port of clients where it has none.
+pub fn with_client_port(host: &str) -> Cow<'_, str> {
+    let behind_brackets = host.rsplit(']').next().unwrap_or_default();
+    if host.is_empty() || behind_brackets.contains(':') {
+        return host.into();
+    }
+    format!("{host}:{CLIENT_PORT}").into()
 }
 
 impl FromStr for Endpoint {
     type Err = EndpointError;
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
+        Self::read(text, false)
+    }
+}
+
+impl Endpoint {
+    /// Reads an endpoint; one without a port gets that of clients, or is an error.
+    fn read(text: &str, defaults: bool) -> Result<Self, EndpointError> {
         let trimmed = text.trim();
         if trimmed.is_empty() {
             return Err(EndpointError::Empty);
@@ -181,6 +209,7 @@ impl FromStr for Endpoint {
         if rest.contains('@') {
             return Err(malformed("it has a user name"));
         }
+        let rest = if defaults { with_client_port(rest) } else { rest.into() };
         let (host, port) = match rest.rsplit_once(':') {
             Some((host, port)) if !host.contains(':') || (host.starts_with('[') && host.ends_with(']')) => (host, port),
             Some((_, port)) if !port.ends_with(']') => {
@@ -332,5 +361,12 @@ mod tests {
     fn a_list_is_separated_by_commas() {
         assert_eq!(Endpoint::parse_list("a:1,http://b:2").expect("parses").len(), 2);
         assert_eq!(Endpoint::parse_list("a:1,"), Err(EndpointError::Empty));
+        let shown =
+            |list| Endpoint::parse_list(list).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let with_port = ["a:2379", "b:2379", "[::1]:2379", "[::1]:5"].map(str::to_owned).to_vec();
+        assert_eq!(shown("a,https://b/,[::1],[::1]:5"), Ok(with_port));
+        for text in ["a:", "::1", "http://", "[]", ":"] {
+            assert!(shown(text).is_err(), "{text}");
+        }
     }
 }

@@ -52,7 +52,7 @@ pub use client_hello::{ClientHello, ClientHelloReader, HelloProgress};
 pub use client_tls::{Alpn, ClientTls, ClientTlsConfig, Dialed, ServerAuth};
 pub use descriptors::{connections_within, descriptor_limit};
 pub use dial::{AddressTime, ByteStream, DialError, TcpDialer, secure};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, with_client_port};
 pub use host_port::HostPort;
 pub use identity::{Identity, IdentityFiles};
 pub use ip_prefix::IpPrefix;

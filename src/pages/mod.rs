@@ -1,7 +1,8 @@
 //! What the ports of core, proxy and gateway answer beside the etcd API.
 //!
 //! `page.rs` has the plain HTTP answers that are the same everywhere (refusals, health),
-//! `browsers.rs` what browsers may do, `metrics_page.rs` and `debug_vars.rs` those pages,
+//! `browsers.rs` what browsers may do, `metrics_page.rs` and `debug_vars.rs` those pages, `command_line.rs` what they show of the
+//! arguments,
 //! `checks.rs` the parameters and the text of `/livez` and `/readyz`, `health.rs` the gRPC health service, `profiles.rs` the
 //! pages below `/debug/pprof/` (`cpu_profile.rs` takes the profiles), `ui.rs` the status page (`ui/`, served as it
 //! is). Which paths a port has, and what a check does, is for the
@@ -9,6 +10,7 @@
 
 mod browsers;
 mod checks;
+mod command_line;
 mod cpu_profile;
 mod debug_vars;
 mod health;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::header::{CONTENT_DISPOSITION, HeaderValue, LOCATION};
 use http::{Method, StatusCode, Uri};
 
+use super::command_line::command_line;
 use super::cpu_profile::{CpuProfileError, cpu_profile};
 use super::page::{Page, TEXT, nosniff, page, refused_method, text};
 
@@ -49,7 +50,8 @@ impl Profiles {
         };
         match name {
             "" => index(),
-            "cmdline" => nosniff(page(StatusCode::OK, TEXT, command_line())),
+            // With a zero byte between the arguments.
+            "cmdline" => nosniff(page(StatusCode::OK, TEXT, command_line().join("\0"))),
             "profile" => match length(uri.query()) {
                 Ok(length) => cpu(length).await,
                 Err(reason) => failed(StatusCode::BAD_REQUEST, reason),
@@ -82,11 +84,6 @@ fn index() -> Page {
     }
     html += "</ul>\n</body>\n</html>\n";
     nosniff(page(StatusCode::OK, "text/html; charset=utf-8", html))
-}
-
-/// The arguments, with a zero byte between them.
-fn command_line() -> String {
-    std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join("\0")
 }
 
 /// What the query asks for; Go takes thirty seconds for anything that is no positive number.

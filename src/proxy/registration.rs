@@ -162,6 +162,15 @@ impl Registrar {
     }
 
     async fn renew(&self, id: i64) -> Result<bool, Status> {
+        let renewed = self.renewed(id).await;
+        if let Err(status) = &renewed {
+            // The channel sees the head of the answer alone: a token that a stream ends for is not known to be refused.
+            self.channel.refused(status.message());
+        }
+        renewed
+    }
+
+    async fn renewed(&self, id: i64) -> Result<bool, Status> {
         let requests = tokio_stream::iter([LeaseKeepAliveRequest { id }]);
         let mut answers = LeaseClient::new(self.channel.clone()).lease_keep_alive(requests).await?.into_inner();
         let answer = answers.message().await?.ok_or_else(|| Status::unavailable("the stream has ended"))?;

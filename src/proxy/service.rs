@@ -36,7 +36,7 @@ use crate::api_error::ApiError;
 use crate::client::{Channel, Head, Pool, Seen, unframed};
 use crate::json::{self, Asked, AskedBody, CallBody, is_json_path, is_web_socket, web_socket};
 use crate::listener::{Arriving, ConnectionInfo, WorkerId, refused_head};
-use crate::pages::{BrowserRules, HealthService, Profiles};
+use crate::pages::{BrowserRules, HealthService, Profiles, not_found};
 use crate::pb::encoded::watch_server::WatchServer;
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse, CompactionRequest};
 use crate::pb::healthpb::health_server::HealthServer;
@@ -217,6 +217,9 @@ impl Worker {
             let rules = BrowserRules::default();
             return rules.guarded(false, request, |request| Box::pin(self.clone().http(request))).await;
         }
+        if self.pages.are_alone_for(&request) {
+            return not_found().map(Body::new);
+        }
         if let Some(refusal) = refused_head(&request) {
             return refusal;
         }
@@ -228,7 +231,7 @@ impl Worker {
     }
 
     async fn http(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        if is_json_path(request.uri().path()) {
+        if is_json_path(request.uri().path()) && !self.pages.are_alone_for(&request) {
             if is_web_socket(&request) {
                 let worker = self.clone();
                 return web_socket(request, &self.tasks, |request| async move { worker.call_as_json(request).await });

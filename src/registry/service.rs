@@ -85,7 +85,7 @@ pub fn start(config: &RegistryConfig, tasks: &Tasks) -> anyhow::Result<RunningRe
     let scheme = if tls.is_some() { "https" } else { "http" };
     let socket = bind(config.listen).context("--listen-addr")?.speaking(tls.map_or(Protection::Plain, Protection::Tls));
     let address = socket.local_addr().context("--listen-addr")?;
-    let advertise_url = config.advertise_url.clone().unwrap_or_else(|| format!("{scheme}://{address}"));
+    let advertise_url = config.advertise_url.clone().unwrap_or_else(|| format!("{scheme}://{}", reachable(address)));
     let metrics = Metrics::new();
     let registry = Arc::new(Registry {
         store: Store::new(client, config.token_ttl, config.keys_max),
@@ -105,6 +105,14 @@ pub fn start(config: &RegistryConfig, tasks: &Tasks) -> anyhow::Result<RunningRe
     let serving = listener::serve(vec![socket], listener, move |_| answering(registry.clone(), handle), tasks)?;
     info!(%address, advertise_url, "serving the discovery URL protocol");
     Ok(RunningRegistry { serving })
+}
+
+/// The address for URLs: nobody can dial a wildcard, the name of this host stands for it.
+fn reachable(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        return format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), address.port());
+    }
+    address.to_string()
 }
 
 async fn handle(registry: Arc<Registry>, request: Request<Incoming>) -> Response<Body> {
@@ -292,4 +300,22 @@ fn random_token() -> Result<u128, Failure> {
 
 fn whole(page: Page) -> Response<Body> {
     page.map(Body::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_have_a_url_that_can_be_dialled() {
+        // Cause: with --listen-addr=:2389 the URL of a new token was http://0.0.0.0:2389/…, which is another host for each member.
+        let of = |address: &str| reachable(address.parse().unwrap());
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        for wildcard in ["0.0.0.0:2389", "[::]:2389"] {
+            assert_eq!(of(wildcard), format!("{host}:2389"));
+        }
+        for address in ["127.0.0.1:2389", "[::1]:2389"] {
+            assert_eq!(of(address), address);
+        }
+    }
 }

@@ -9,7 +9,7 @@ use crate::harness::{Cluster, Process, Share};
 use crate::workload::{Load, Plan};
 
 /// How long one round may take.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(360);
 
 static TOTALS: Mutex<Totals> = Mutex::new(Totals { rounds: 0, faults: 0, checked: None });
 

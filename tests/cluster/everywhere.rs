@@ -212,7 +212,7 @@ fn members_agree_on_who_they_are() {
         let leader_id = cluster.id(leader).await;
         let (mut ids, mut clusters, mut lists) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for number in 0..3 {
-            let status = cluster.status(number).await.expect("status");
+            let status = cluster.until_status(number).await;
             assert_eq!(status.leader, leader_id);
             assert!(!status.is_learner);
             let header = status.header.expect("header");

@@ -1,5 +1,7 @@
 //! Members come and go while the cluster serves.
 
+use std::cell::Cell;
+
 use tonic::Code;
 use watershed::pb::etcdserverpb::{
     MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest, RangeRequest,
@@ -27,12 +29,16 @@ pub async fn add(cluster: &Cluster, number: usize, is_learner: bool) -> u64 {
 }
 
 async fn promote(cluster: &Cluster, id: u64) {
+    // What was not answered in time may be done all the same.
+    let (asked, done) = (Cell::new(false), "etcdserver: can only promote a learner member");
     until("the learner is promoted", async || {
         match cluster.member(0).cluster().member_promote(MemberPromoteRequest { id }).await {
             Ok(_) => Some(()),
+            Err(status) if asked.get() && status.message() == done => Some(()),
             Err(status) => {
                 let text = "etcdserver: can only promote a learner member which is in sync with leader";
                 assert!(status.message() == text || status.code() == Code::Unavailable, "{status:?}");
+                asked.set(true);
                 None
             }
         }
@@ -41,10 +47,15 @@ async fn promote(cluster: &Cluster, id: u64) {
 }
 
 async fn remove(cluster: &Cluster, on: usize, id: u64) {
+    let asked = Cell::new(false);
     until("the member is removed", async || {
         match cluster.member(on).cluster().member_remove(MemberRemoveRequest { id }).await {
             Ok(_) => Some(()),
-            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) if asked.get() && status.code() == Code::NotFound => Some(()),
+            Err(status) if status.code() == Code::Unavailable => {
+                asked.set(true);
+                None
+            }
             Err(status) => panic!("{status:?}"),
         }
     })
@@ -74,7 +85,7 @@ fn a_learner_joins_is_promoted_and_takes_a_place() {
             (answer.kvs.len() == 1).then_some(())
         })
         .await;
-        let status = cluster.status(new).await.expect("status");
+        let status = cluster.until_status(new).await;
         assert!(status.is_learner);
         assert!(ids(cluster, 0).await.contains(&(id, true)));
         promote(cluster, id).await;
@@ -109,16 +120,20 @@ fn a_removed_member_ends_and_the_rest_goes_on() {
         cluster.kill(removed);
         assert_eq!(ids(cluster, leader).await.len(), 2);
         put(&cluster.member(leader), "k", "without it").await;
-        // Started again it ends again, and the others go on.
-        let term = cluster.status(leader).await.expect("status").raft_term;
-        cluster.spawn(removed);
-        until("it ends again", || {
-            let ended = cluster.ended(removed);
-            async move { ended.then_some(()) }
-        })
-        .await;
-        cluster.kill(removed);
-        assert_eq!(cluster.status(leader).await.expect("status").raft_term, term);
+        // Started again it ends again, and the others go on. On a busy machine they may elect another leader by
+        // themselves, but not each time.
+        let mut elections = 0;
+        loop {
+            let term = cluster.until_status(leader).await.raft_term;
+            cluster.spawn(removed);
+            cluster.until_ended(removed).await;
+            cluster.kill(removed);
+            if cluster.until_status(leader).await.raft_term == term {
+                break;
+            }
+            elections += 1;
+            assert!(elections < 5, "an election each time");
+        }
         assert_equal(cluster).await;
     });
 }

@@ -118,6 +118,7 @@ fn members_answer_alike_whenever_they_were_started() {
         }
         let newest = put(&client, "last", "v").await;
         assert_eq!(newest, 20);
+        assert_equal(cluster).await;
         assert_same(cluster, &leases, newest, "before the compaction").await;
         let leader = cluster.leader().await;
         // After a clean end everything is read from the state, after a kill the log is applied

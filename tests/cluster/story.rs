@@ -11,7 +11,7 @@ use crate::checkers::{MemberState, check_end_states};
 use crate::harness::{Answers, Cluster};
 
 /// How long all of one test may take.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(480);
 
 /// Runs a test on a fresh cluster of three.
 pub fn on_three(flags: &[&str], test: impl AsyncFnOnce(&mut Cluster)) {

@@ -156,6 +156,34 @@ fn all_of_the_tier_finds_a_cluster_by_its_url() {
     });
 }
 
+#[test]
+fn members_that_are_known_are_found_without_their_registry() {
+    // Cause: each attempt asked the registry first, for ever when it did not answer any more.
+    if is_stock() {
+        return;
+    }
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let registry = Registry::start(deployment, &[]).await;
+        let (token, ports) = (registry.token(1).await, (free_port(), free_port()));
+        let url = format!("http://localhost:{}", ports.1);
+        let entry = registry.ask("PUT", &format!("{token}/77?prevExist=false&value=m0={url}")).await;
+        assert_eq!(entry.status, 201, "{entry:?}");
+        let access = Access::start(&registry.flags(&token));
+        let message = "no member of the cluster answers yet";
+        for process in &access.processes {
+            until("an attempt", async || process.output().contains(message).then_some(())).await;
+        }
+        drop(registry);
+        let folder = TempDir::new().expect("temporary directory");
+        let args = [member_flags(0, ports), vec![format!("--initial-cluster=m0={url}")]].concat();
+        let _member = Process::start(&server_binary(), &args, folder.path(), "m0");
+        let direct = client(&format!("127.0.0.1:{}", ports.0));
+        let put = PutRequest { key: "k".into(), ..Default::default() };
+        until("a write", async || direct.kv().put(put.clone()).await.ok()).await;
+        access.until_read().await;
+    });
+}
+
 /// Starts the surplus member again, as it was started before.
 fn again(folder: &TempDir, ports: (u16, u16), flags: &[String], name: &str) -> Process {
     let args = [member_flags(9, ports), flags.to_vec(), vec!["--discovery-fallback=proxy".to_owned()]].concat();

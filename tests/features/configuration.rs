@@ -1,7 +1,6 @@
 //! Where a server's configuration comes from: arguments, variables, a file; and which of them counts.
 
 use std::path::Path;
-use std::time::Duration;
 
 use tempfile::TempDir;
 use watershed::client::{Client, ClientConfig};
@@ -11,7 +10,7 @@ use watershed::pb::etcdserverpb::{
     MemberListRequest, RangeRequest,
 };
 
-use crate::harness::{Authority, Process, client, client_tls, free_port, http_get, https, until};
+use crate::harness::{Authority, PATIENCE, Process, client, client_tls, free_port, http_get, https, until};
 
 /// A server in a folder of its own, with what it is told.
 struct Told {
@@ -42,7 +41,7 @@ impl Told {
     /// Runs to the end; exit code and output.
     fn refused(&self, args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
         let mut process = self.start(args, variables);
-        let code = process.wait(Duration::from_secs(20)).code();
+        let code = process.wait(PATIENCE).code();
         let output = process.output();
         std::fs::remove_file(self.folder.path().join("told.log")).expect("log file");
         (code, output)

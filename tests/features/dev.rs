@@ -160,6 +160,36 @@ fn a_tier_of_one_member_leaves_nothing_behind_if_it_is_told_so() {
 }
 
 #[test]
+fn a_tier_that_is_told_to_stop_while_it_starts_leaves_nothing_behind_either() {
+    // Cause: the signal ended the process at once, and the temporary folder stayed.
+    run(async |folder: &Path| {
+        let _share = Share::of(1).await;
+        let args = ["dev".to_owned(), format!("--host={}", free_loopback()), "--ephemeral".to_owned()];
+        let temporary = folder.display().to_string();
+        let mut process = Process::start_with(&own_binary(), &args, &[("TMPDIR", &temporary)], folder, "dev");
+        let names = || -> Vec<_> {
+            std::fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.file_name()).collect()
+        };
+        until("the temporary folder", async || (names().len() > 1).then_some(())).await;
+        process.terminate();
+        let status = process.wait(PATIENCE);
+        assert!(status.success(), "{status}: {}", process.output());
+        assert_eq!(names(), ["dev.log"]);
+    });
+}
+
+#[test]
+fn a_tier_with_discovery_starts_after_one_without() {
+    // Cause: both had their data in one folder. Members with data did not register, and the gateway waited for ever for one that did.
+    run(async |folder: &Path| {
+        let _share = Share::of(3).await;
+        let host = free_loopback();
+        Dev::start(host, folder, &["--members=2"], "listed").await.stop(folder).await;
+        Dev::start(host, folder, &["--members=2", "--discovery"], "registered").await.stop(folder).await;
+    });
+}
+
+#[test]
 fn wrong_flags_of_a_tier_are_refused() {
     run(async |folder: &Path| {
         for (flags, reason) in [

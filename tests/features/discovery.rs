@@ -15,6 +15,7 @@ use watershed::net::{Alpn, ClientTls, ClientTlsConfig};
 use watershed::pb::etcdserverpb::{PutRequest, RangeRequest};
 use watershed::shutdown::Tasks;
 
+use super::auth::{FLAGS, enable};
 use crate::harness::{
     Authority, Deployment, DnsServer, Process, Target, client_tls, free_port, http_get, own_binary, run, server_binary,
     soon, until,
@@ -320,5 +321,24 @@ fn sighup_has_a_proxy_ask_for_the_member_list_at_once() {
         })
         .await;
         until("a read", async || client.kv().range(read.clone()).await.ok()).await;
+    });
+}
+
+#[test]
+fn a_proxy_reads_the_member_list_as_its_own_user() {
+    // Cause: it was read as nobody, which a cluster with users refuses.
+    run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
+        enable(deployment).await;
+        let port = deployment.member.rsplit(':').next().expect("a port");
+        let args = [
+            "grpc-proxy".to_owned(),
+            "start".to_owned(),
+            format!("--endpoints=localhost:{port}"),
+            format!("--listen-addr=127.0.0.1:{}", free_port()),
+            "--endpoints-auto-sync-interval=100ms".to_owned(),
+            "--user=root:root".to_owned(),
+        ];
+        let process = Process::start(&own_binary(), &args, deployment.folder.path(), "own-user");
+        until("the member list", async || process.output().contains(&format!("-localhost:{port}")).then_some(())).await;
     });
 }

@@ -241,6 +241,22 @@ fn a_member_and_a_proxy_under_load_can_be_profiled() {
     });
 }
 
+// Cause: the port for the other members was held to the list, so that nobody could join a cluster that has one, and so was the
+// port for metrics.
+#[test]
+fn a_list_of_hosts_is_for_the_ports_of_clients() {
+    let metrics = format!("127.0.0.1:{}", free_port());
+    let flags = ["--host-whitelist=a.example", &format!("--listen-metrics-urls=http://{metrics}")];
+    run(Target::Core, &flags, async |deployment: &mut Deployment| {
+        let peer = deployment.peer_url().replace("http://", "");
+        let cases = [(&deployment.member, "/version", 421), (&peer, "/version", 200), (&metrics, "/metrics", 200)];
+        for (address, path, status) in cases {
+            let answer = http_get(address, "GET", path).await.expect("an answer");
+            assert_eq!(answer.status, status, "{address}{path}");
+        }
+    });
+}
+
 #[test]
 fn a_port_may_be_shared() {
     run(Target::Core, &["--socket-reuse-port"], async |deployment: &mut Deployment| {

@@ -108,6 +108,23 @@ fn with_a_listener_for_metrics_that_one_alone_shows_the_state() {
     });
 }
 
+/// Cause: the listener for metrics served the whole API, in plain text beside one for clients with certificates.
+#[test]
+fn the_listener_for_metrics_does_not_serve_the_api() {
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let metrics = format!("127.0.0.1:{}", free_port());
+        let flag = format!("--metrics-addr=http://{metrics}");
+        let (_proxy, endpoint) = deployment.also_front("grpc-proxy", &[&flag]).await;
+        for (address, is_served) in [(&endpoint, true), (&metrics, false)] {
+            let answer = http_get(address, "POST", "/v3/kv/range").await.expect("an answer");
+            assert_eq!(answer.status != 404, is_served, "{address}: {} {}", answer.status, answer.body);
+            let mut client = etcd_client::Client::connect([address], None).await.expect("connects");
+            assert_eq!(client.get("k", None).await.is_ok(), is_served, "{address}");
+        }
+        assert_eq!(http_get(&metrics, "GET", "/proxy/metrics").await.expect("an answer").status, 200);
+    });
+}
+
 /// Names of metrics in a text, by the beginnings that ours have.
 fn metric_names(text: &str) -> BTreeSet<String> {
     let word = |c: char| !(c.is_ascii_alphanumeric() || c == '_');

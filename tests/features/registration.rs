@@ -4,9 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use watershed::client::Client;
-use watershed::pb::etcdserverpb::{LeaseLeasesRequest, MemberListRequest, PutRequest, RangeRequest};
+use watershed::pb::etcdserverpb::{
+    AuthDisableRequest, AuthEnableRequest, LeaseLeasesRequest, MemberListRequest, PutRequest, RangeRequest,
+};
 
-use super::auth::{FLAGS, enable, with};
+use super::auth::{FLAGS, auth_of, enable, with};
 use crate::harness::{Deployment, Process, Target, client, free_port, http_get, own_binary, prefix, run, until};
 
 /// A proxy that registers under `proxies`, and its endpoint.
@@ -44,7 +46,7 @@ fn a_gateway_divides_connections_between_registered_proxies() {
         let flags = [format!("--endpoints={}", deployment.member), format!("--listen-addr={listen}")];
         let more = [format!("--metrics-addr={pages}"), "--resolver-prefix=proxies".to_owned()];
         let args: Vec<String> = ["gateway", "start"].into_iter().map(str::to_owned).chain(flags).chain(more).collect();
-        let _gateway = Process::start(&own_binary(), &args, deployment.folder.path(), "gateway");
+        let gateway = Process::start(&own_binary(), &args, deployment.folder.path(), "gateway");
         let endpoints = async |count: usize| {
             let line = format!("watershed_discovery_endpoints{{source=\"registered endpoints\"}} {count}\n");
             until("the endpoints", async || {
@@ -63,10 +65,12 @@ fn a_gateway_divides_connections_between_registered_proxies() {
         first.terminate();
         endpoints(1).await;
         until("a read", async || by_gateway.kv().range(prefix("k")).await.ok()).await;
-        // The last set stays when nothing is registered any more.
+        // The last set stays when nothing is registered any more. The gateway reads the junk after the end of the second proxy.
         second.terminate();
-        let junk = r#"{"Op":0,"Addr":"no port"}"#;
-        deployment.put("proxies/junk", junk).await;
+        until("the end", async || deployment.range(prefix("proxies/")).await.kvs.is_empty().then_some(())).await;
+        deployment.put("proxies/junk", r#"{"Op":0,"Addr":"no port"}"#).await;
+        let message = "registered address cannot be dialled, it is left out";
+        until("the junk", async || gateway.output().contains(message).then_some(())).await;
         endpoints(1).await;
     });
 }
@@ -131,6 +135,28 @@ fn a_registration_needs_the_proxys_user_where_users_are_required() {
         until("the registration", async || (read(&member, format!("n/proxies/{endpoint}")).await? == 1).then_some(()))
             .await;
         assert_eq!(read(&client(&endpoint), format!("proxies/{endpoint}")).await, Some(1));
+    });
+}
+
+/// Cause: a token was refused in the trailers of the stream that keeps the lease alive, and nobody took notice: the proxy did not log in
+/// again, and neither kept its registration nor made another one.
+#[test]
+fn a_registration_outlives_the_token_it_was_made_with() {
+    run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
+        let root = enable(deployment).await;
+        // Without the cache nothing else logs the user in again.
+        let (_proxy, endpoint) = registered(deployment, &["--user=root:root", "--cache=off"]);
+        until_listed(&client(&endpoint), &[&endpoint]).await;
+        // The member forgets all tokens.
+        let mut auth = auth_of(&deployment.endpoint);
+        auth.auth_disable(with(&root, AuthDisableRequest {})).await.expect("off");
+        auth.auth_enable(AuthEnableRequest {}).await.expect("on");
+        let renewals = async || {
+            let page = http_get(&deployment.member, "GET", "/metrics").await.ok()?.body;
+            page.lines().find_map(|line| line.strip_prefix("etcd_debugging_lease_renewed_total ")?.parse::<u64>().ok())
+        };
+        let before = renewals().await.expect("a count");
+        until("a renewal", async || (renewals().await? > before).then_some(())).await;
     });
 }
 

@@ -3,16 +3,15 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::harness::{Deployment, Process, Target, free_port, is_stock, member_args, run};
+use crate::harness::{Deployment, PATIENCE, Process, Target, free_port, is_stock, member_args, run};
 
 /// Runs our binary to its end and answers with exit code and error output.
 fn refused_start(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
     let mut process = Process::start(Path::new(env!("CARGO_BIN_EXE_watershed")), args, folder, "refused");
-    let status = process.wait(Duration::from_secs(20));
+    let status = process.wait(PATIENCE);
     (status.code(), process.output())
 }
 
@@ -118,7 +117,7 @@ fn terminating_is_clean() {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         deployment.put("k", "v").await;
         deployment.server.terminate();
-        let status = deployment.server.wait(Duration::from_secs(20));
+        let status = deployment.server.wait(PATIENCE);
         // Cleaned up, then ended by the very signal, as etcd is.
         assert_eq!(status.signal(), Some(15), "{status:?}");
         assert!(is_stock() || deployment.server.output().contains("stopped"), "{}", deployment.server.output());
@@ -176,7 +175,7 @@ fn every_mode_raises_its_descriptor_limit_and_notifies_systemd() {
     let running = modes.map(|(name, args)| {
         let path = folder.path().join(name);
         let systemd = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
-        systemd.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+        systemd.set_read_timeout(Some(PATIENCE)).expect("a time limit");
         let quoted: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
         let line = format!("ulimit -S -n 256; exec '{}' {}", env!("CARGO_BIN_EXE_watershed"), quoted.join(" "));
         let variables = [("NOTIFY_SOCKET", path.to_str().expect("text"))];

@@ -118,7 +118,7 @@ impl Secured {
 
 fn run(test: impl AsyncFnOnce()) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(240), test()).await.expect("in time") });
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(480), test()).await.expect("in time") });
 }
 
 #[test]

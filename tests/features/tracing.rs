@@ -1,7 +1,6 @@
 //! Spans of requests arrive at an OpenTelemetry collector, in the trace that the client names.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
@@ -9,7 +8,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Valu
 use tonic::{Request, Response, Status};
 use watershed::pb::etcdserverpb::{LeaseRevokeRequest, RangeRequest};
 
-use crate::harness::{Deployment, Target, is_stock, run};
+use crate::harness::{Deployment, PATIENCE, Target, is_stock, run};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SPAN: &str = "b7ad6b7169203331";
@@ -82,7 +81,7 @@ async fn range(deployment: &Deployment, sampled: bool) {
 
 async fn stop(deployment: &mut Deployment) {
     deployment.server.terminate();
-    deployment.server.wait(Duration::from_secs(20));
+    deployment.server.wait(PATIENCE);
 }
 
 fn the_trace_of_a_client_goes_on(target: Target) {

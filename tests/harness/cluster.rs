@@ -179,9 +179,9 @@ impl Cluster {
             format!("--initial-cluster-state={}", member.state),
         ];
         args.extend(self.flags.iter().chain(&member.extra).cloned());
-        let process = Process::start(&server_binary(), &args, &folder, &format!("{}-{}", member.name, member.starts));
-        self.network.place(number, member.listens_peer, process.id());
-        member.process = Some(process);
+        let log = format!("{}-{}", member.name, member.starts);
+        let start = || Process::start(&server_binary(), &args, &folder, &log);
+        member.process = Some(self.network.start(number, member.listens_peer, start));
     }
 
     /// Waits until a member answers a linearizable read. One whose port was taken by somebody else gets another.
@@ -316,9 +316,13 @@ impl Cluster {
         Some(tokio::time::timeout(ANSWER, status).await.ok()?.ok()?.into_inner())
     }
 
+    /// The same, as soon as it answers.
+    pub async fn until_status(&self, number: usize) -> StatusResponse {
+        until("a status", || self.status(number)).await
+    }
+
     pub async fn id(&self, number: usize) -> u64 {
-        let status = until("a status", || self.status(number)).await;
-        status.header.expect("header").member_id
+        self.until_status(number).await.header.expect("header").member_id
     }
 
     /// Waits until all of these members name the same one of them as leader; answers with its number.

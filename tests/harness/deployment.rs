@@ -16,7 +16,7 @@ use super::share::Share;
 use super::until;
 
 /// How long one test may take.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// What a test's client connects to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

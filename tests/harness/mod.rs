@@ -54,7 +54,7 @@ use std::time::Duration;
 use tonic::{Code, Response, Status};
 
 /// How long anything that must happen may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Three tests of each of the named functions: on a member, behind the gateway, behind the proxy.
 #[macro_export]

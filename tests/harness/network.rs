@@ -13,6 +13,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::process::Process;
+
 /// Most bytes moved at once.
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Chunks on their way per direction of a connection; more waits in the kernel.
@@ -45,6 +47,8 @@ pub struct Network {
 struct Shared {
     /// Where members really listen, and their process ids.
     members: Mutex<Vec<Member>>,
+    /// Held while a process starts: it may connect before anybody knows which member it is.
+    starts: Mutex<()>,
     links: Mutex<HashMap<(usize, usize), watch::Sender<Link>>>,
     counts: Counts,
 }
@@ -98,6 +102,14 @@ impl Network {
         self.shared.members.lock()[member] = Member { listens: Some(listens), process: Some(process) };
     }
 
+    /// Starts a member's process; connections that come meanwhile wait until it is known whose they are.
+    pub fn start(&self, member: usize, listens: SocketAddr, start: impl FnOnce() -> Process) -> Process {
+        let _starting = self.shared.starts.lock();
+        let process = start();
+        self.place(member, listens, process.id());
+        process
+    }
+
     /// Changes what happens to the bytes from one member to another, on connections of either side.
     pub fn link(&self, from: usize, to: usize, change: impl FnOnce(&mut Link)) {
         self.shared.link(from, to, |sender| sender.send_modify(change));
@@ -147,8 +159,13 @@ impl Shared {
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, from: SocketAddr, to: SocketAddr, target: usize) {
-        let members = self.members.lock().clone();
-        let source = tokio::task::spawn_blocking(move || owner(&members, from.port(), to.port())).await.ok().flatten();
+        let shared = Arc::clone(&self);
+        let source = move || {
+            drop(shared.starts.lock());
+            let members = shared.members.lock().clone();
+            owner(&members, from.port(), to.port())
+        };
+        let source = tokio::task::spawn_blocking(source).await.ok().flatten();
         let Some(listens) = self.members.lock()[target].listens else { return };
         let rules = |from: Option<usize>, to: Option<usize>| match (from, to) {
             (Some(from), Some(to)) => self.link(from, to, watch::Sender::subscribe),
@@ -292,6 +309,27 @@ fn listed_inode(from: u16, to: u16) -> Option<u32> {
         let is_ours = port(fields.get(1)?)? == from && port(fields.get(2)?)? == to;
         fields.get(9).filter(|_| is_ours)?.parse().ok()
     })
+}
+
+#[test]
+fn a_connection_waits_until_its_member_is_known() {
+    let folder = tempfile::tempdir().expect("folder");
+    let network = Network::new();
+    let ((from, listens), (to, address)) = (network.add(), network.add());
+    network.place(to, listens, std::process::id());
+    network.link(from, to, |link| link.cut = true);
+
+    // It connects before its start is over; the answer never comes, as the link is cut.
+    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; echo open; read -r -t 60 -u 3; test $? = 1", address.port());
+    let mut process = network.start(from, listens, || {
+        let process = Process::start("bash".as_ref(), &["-c", &script], folder.path(), "member");
+        while !process.output().contains("open") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        process
+    });
+    assert!(process.wait(super::PATIENCE).success(), "{}", process.output());
+    assert_eq!(network.counts(), [0, 0, 1]);
 }
 
 #[test]

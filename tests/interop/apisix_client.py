@@ -29,7 +29,7 @@ class Connection:
     """One that is kept: each call goes over the same socket, as from the pool of a worker."""
 
     def __init__(self, endpoint):
-        self.connection = http.client.HTTPConnection(endpoint, timeout=20)
+        self.connection = http.client.HTTPConnection(endpoint, timeout=120)
         self.connection.connect()
         self.socket = self.connection.sock
         self.token = None

@@ -44,7 +44,7 @@ secured() {
     start "$name-proxy" "$binary" grpc-proxy start --endpoints="https://$member" --listen-addr="127.0.0.1:$((at + 3))" \
         --cacert="$authority" "${tls[@]}"
     ctl() { "$binary" ctl --endpoints="https://$member" --cacert="$authority" "$@" >>"$work/ctl.log" 2>&1; }
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if ctl endpoint health; then break; fi
         sleep 0.1
     done
@@ -101,10 +101,10 @@ prepare() {
 
 run() {
     case $1 in
-    go | go-jwt) timeout 150 "$kept/goclient" "https://$2" "$authority" ;;
-    jetcd) timeout 150 java -cp "$kept/jetcd/classes:$kept/jetcd/lib/*" Checks "https://$2" "$authority" "${@:3}" ;;
+    go | go-jwt) timeout 400 "$kept/goclient" "https://$2" "$authority" ;;
+    jetcd) timeout 400 java -cp "$kept/jetcd/classes:$kept/jetcd/lib/*" Checks "https://$2" "$authority" "${@:3}" ;;
     # It warns of an address in place of a server name.
-    etcd3) NODE_NO_WARNINGS=1 timeout 150 node "$kept/etcd3/checks.js" "https://$2" "$authority" "${@:3}" ;;
+    etcd3) NODE_NO_WARNINGS=1 timeout 400 node "$kept/etcd3/checks.js" "https://$2" "$authority" "${@:3}" ;;
     esac
 }
 

@@ -12,9 +12,9 @@ port=${WATERSHED_INTEROP_PORT:-12679}
 . ./common.sh
 export ETCDCTL_API=3
 
-# eventually WHAT COMMAND…: repeats it until it succeeds, for half a minute.
+# eventually WHAT COMMAND…: repeats it until it succeeds, for two minutes.
 eventually() {
-    local end=$((SECONDS + 30))
+    local end=$((SECONDS + 120))
     until "${@:2}" >/dev/null 2>&1; do
         [ "$SECONDS" -lt "$end" ] || { echo "FAILED: $1"; return 1; }
         sleep 0.1

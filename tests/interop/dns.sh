@@ -31,7 +31,7 @@ stop_dns() {
 
 # expect VALUE ENDPOINT: waits until the key `who` has this value there.
 expect() {
-    for _ in $(seq 150); do
+    for _ in $(seq 600); do
         if [ "$("$binary" ctl --endpoints="$2" --command-timeout=2s get who --print-value-only 2>/dev/null)" = "$1" ]; then return; fi
         sleep 0.2
     done
@@ -43,7 +43,7 @@ expect() {
 one=$port two=$((port + 2)) gateway=127.0.0.1:$((port + 4)) proxy=127.0.0.1:$((port + 5))
 for name in one two; do
     member "$binary" "$name" "${!name}"
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if "$binary" ctl --endpoints="127.0.0.1:${!name}" put who "$name" >/dev/null 2>&1; then break; fi
         sleep 0.2
     done
@@ -58,7 +58,7 @@ fi
 grep -q "_etcd-client-ssl._tcp.interop.test" "$work/nothing.log"
 
 serve_dns "$one"
-for _ in $(seq 50); do
+for _ in $(seq 600); do
     if [ "$("$binary" ctl "${srv[@]}" get who --print-value-only 2>/dev/null)" = one ]; then break; fi
     sleep 0.2
 done
@@ -69,7 +69,7 @@ expect one "$gateway"
 expect one "$proxy"
 
 stop_dns
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     if grep -q "source of endpoints does not answer" "$work/gateway.log" && grep -q "source of endpoints does not answer" "$work/proxy.log"; then break; fi
     sleep 0.2
 done

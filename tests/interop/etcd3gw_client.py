@@ -10,7 +10,7 @@ from etcd3gw import client as etcd3_client
 from etcd3gw.lock import Lock
 
 host, port = sys.argv[1].rsplit(":", 1)
-client = etcd3_client(host=host, port=int(port), timeout=10)
+client = etcd3_client(host=host, port=int(port), timeout=120)
 prefix = f"/etcd3gw-{uuid.uuid4()}/"
 
 assert client.status()["version"].startswith("3."), client.status()
@@ -54,7 +54,7 @@ started.wait()
 client.put(prefix + "watched/1", "x")
 client.put(prefix + "watched/2", "y")
 client.delete(prefix + "watched/1")
-thread.join(20)
+thread.join(120)
 cancel()
 assert [kind for _, _, kind in seen] == ["PUT", "PUT", "DELETE"], seen
 assert client.delete_prefix(prefix)

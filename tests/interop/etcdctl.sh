@@ -12,7 +12,7 @@ watcher=
 trap 'test -z "$watcher" || kill "$watcher" 2>/dev/null || true; rm -rf "$work"' EXIT
 base="etcdctl/$$"
 
-ctl() { timeout 20 "$etcdctl" --endpoints="$endpoint" "$@"; }
+ctl() { timeout 120 "$etcdctl" --endpoints="$endpoint" "$@"; }
 
 # expect NAME WANTED ACTUAL
 expect() {
@@ -69,7 +69,7 @@ ctl put "$base/k3" live >/dev/null
 ctl del "$base/k3" >/dev/null
 wanted=$(printf 'PUT\n\n\n%s\nv1\nPUT\n%s\nv1\n%s\nv2\nPUT\n\n\n%s\nw\nPUT\n\n\n%s\nlive\nDELETE\n%s\nlive\n%s\n' \
     "$base/k1" "$base/k1" "$base/k1" "$base/k2" "$base/k3" "$base/k3" "$base/k3")
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     if [ "$(wc -l <"$work/watch")" -ge "$(wc -l <<<"$wanted")" ]; then break; fi
     sleep 0.1
 done
@@ -80,7 +80,7 @@ expect watch "$(tr -s '\n' <<<"$wanted")" "$(tr -s '\n' <"$work/watch")"
 
 lease=$(ctl lease grant 60 | sed -E 's/lease ([0-9a-f]+) granted with TTL\(60s\)/\1/')
 expect 'put --lease' OK "$(ctl put --lease="$lease" "$base/leased" x)"
-matches 'lease timetolive' "^lease $lease granted with TTL\(60s\), remaining\((5[0-9]|60)s\), attached keys\(\[$base/leased\]\)$" \
+matches 'lease timetolive' "^lease $lease granted with TTL\(60s\), remaining\(([1-5]?[0-9]|60)s\), attached keys\(\[$base/leased\]\)$" \
     "$(ctl lease timetolive "$lease" --keys)"
 expect 'lease keep-alive --once' "lease $lease keepalived with TTL(60)" "$(ctl lease keep-alive --once "$lease")"
 matches 'lease list' "^$lease$" "$(ctl lease list)"
@@ -106,7 +106,7 @@ matches 'endpoint hashkv' "^$endpoint, [0-9]+$" "$(ctl endpoint hashkv)"
 expect 'alarm list' '' "$(ctl alarm list)"
 
 # etcdctl 3.4 locks with the client-side recipe.
-matches lock "^$base/lock/[0-9a-f]+$" "$(timeout 20 "$etcdctl" --endpoints="$endpoint" lock "$base/lock" printenv ETCD_LOCK_KEY)"
+matches lock "^$base/lock/[0-9a-f]+$" "$(timeout 120 "$etcdctl" --endpoints="$endpoint" lock "$base/lock" printenv ETCD_LOCK_KEY)"
 
 matches 'snapshot save' 'Snapshot saved at' "$(ctl snapshot save "$work/snapshot" 2>&1)"
 matches 'snapshot status' '^[0-9a-f]+, [0-9]+, [0-9]+, [0-9.]+ [kKMG]?B$' "$("$etcdctl" snapshot status "$work/snapshot")"

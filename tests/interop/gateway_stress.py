@@ -10,6 +10,7 @@
 Nothing is measured against the clock; a failure prints the seed. Needs Python and nothing else.
 """
 import hashlib
+import json
 import os
 import random
 import socket
@@ -50,16 +51,13 @@ def serve(handle):
 
 class Gateway:
     def __init__(self, endpoint):
-        port = socket.create_server(("127.0.0.1", 0))
-        self.address = port.getsockname()
-        port.close()
         self.process = subprocess.Popen(
-            [BINARY, "gateway", "start", f"--listen-addr=127.0.0.1:{self.address[1]}", f"--endpoints=127.0.0.1:{endpoint}"],
+            [BINARY, "gateway", "start", "--listen-addr=127.0.0.1:0", f"--endpoints=127.0.0.1:{endpoint}"],
             stderr=subprocess.PIPE,
         )
-        for line in self.process.stderr:
-            if b"ready to proxy client requests" in line:
-                break
+        ready = next(line for line in self.process.stderr if b"ready to proxy client requests" in line)
+        host, port = json.loads(ready)["listen_addr"].rsplit(":", 1)
+        self.address = (host, int(port))
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
 
     def connect(self):

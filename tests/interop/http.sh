@@ -28,13 +28,13 @@ for name in member gateway proxy; do
     curl -sN "http://$endpoint/v3/watch" -d "{\"create_request\":{\"key\":\"$key\"}}" >"$work/watch.$name" 2>"$work/curl.log" &
     watch=$!
     pids+=("$watch")
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         # Unbuffered: each line is there while the answer goes on.
         if grep -q '"created":true' "$work/watch.$name"; then break; fi
         sleep 0.1
     done
     curl -sf "http://$endpoint/v3/kv/put" -d "{\"key\":\"$key\",\"value\":\"MQ==\"}" -o "$work/put"
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if grep -q '"events":' "$work/watch.$name"; then break; fi
         sleep 0.1
     done
@@ -42,9 +42,9 @@ for name in member gateway proxy; do
     kill -0 "$watch"
     kill "$watch"
     echo "== APISIX's calls, $name"
-    timeout 60 python3 apisix_client.py "$endpoint"
+    timeout 300 python3 apisix_client.py "$endpoint"
     echo "== etcd3gw, $name"
-    timeout 120 "$ETCD3GW" etcd3gw_client.py "$endpoint"
+    timeout 300 "$ETCD3GW" etcd3gw_client.py "$endpoint"
 done
 echo "== Patroni"
 python3 patroni.py "$binary"

@@ -280,7 +280,7 @@ def cases():
     yield from post("watch empty request", "/v3/watch", "{}")
     yield from post("watch unknown cancel", "/v3/watch", json.dumps({"cancel_request": {"watch_id": 99}}))
     yield from post("watch hasleader", "/v3/watch", watch(key=b64("a")), [("Grpc-Metadata-hasleader", "true")], lines=1)
-    yield from post("watch timeout", "/v3/watch", watch(key=b64("a")), [("Grpc-Timeout", "300m")], quiet=3.0)
+    yield from post("watch timeout", "/v3/watch", watch(key=b64("a")), [("Grpc-Timeout", "3S")])
     yield from post("compact", "/v3/kv/compaction", {"revision": 3, "physical": True})
     yield from post("compact again", "/v3/kv/compaction", {"revision": 3})
     yield from post("compact future", "/v3/kv/compaction", {"revision": 300})
@@ -318,7 +318,7 @@ def cases():
     yield from post("snapshot", "/v3/maintenance/snapshot", first_and_last=True, quiet=20.0)
     yield from post("lock", "/v3/lock/lock", {"name": b64("l"), "lease": "0"}, parse=False, body_unused=True)
     yield from post("lock no lease", "/v3/lock/lock", {"name": b64("l"), "lease": 99})
-    yield from post("lock timeout", "/v3/lock/lock", {"name": b64("l")}, [("Grpc-Timeout", "300m")], settle=1.0)
+    yield from post("lock timeout", "/v3/lock/lock", {"name": b64("l")}, [("Grpc-Timeout", "300m")], settle=3.0)
     yield from post("unlock", "/v3/lock/unlock", {"key": b64("l/none")})
     yield from post("leader none", "/v3/election/leader", {"name": b64("e")})
     yield from post("grant for election", "/v3/lease/grant", {"TTL": 100, "ID": "1234"})
@@ -394,7 +394,7 @@ def start(binary, port, work, *more):
         [binary, "--name=m", f"--data-dir={data}", f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
          f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=m={peer}", *more],
         stdout=log, stderr=log, env=env)
-    for _ in range(200):
+    for _ in range(1200):
         try:
             if Answer(port, "GET", "/version").body.find(b'"not_decided"') < 0 and Answer(port, "GET", "/readyz").status == 200:
                 return process

@@ -21,7 +21,7 @@ programs() {
     (cd tier && go vet .)
     (cd kubernetes && go vet . && go build -o "$kept/kubernetes" .)
     # NAME MEMBER [PROXY…]; each makes its own ports and folder.
-    run() { timeout 170 "$kept/kubernetes" "${@:2}" >"$kept/$1.log" 2>&1; }
+    run() { timeout 900 "$kept/kubernetes" "${@:2}" >"$kept/$1.log" 2>&1; }
     run core "$binary" $ours $namespace --cache=linearizable &
     local core=$!
     run etcd "$stock" $ours $namespace --cache=linearizable &

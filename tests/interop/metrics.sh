@@ -19,7 +19,7 @@ trap 'test -z "$pid" || kill "$pid" 2>/dev/null || true; rm -rf "$work"' EXIT
 # Moves on etcd and does not exist here: tests/features/metrics.rs has the reasons.
 absent='^(go_|promhttp_|etcd_debugging_(store_|snap_save_|disk_backend_commit_|mvcc_index_compaction_pause_))'
 # Names of 3.4 that later versions dropped, and what depends on timing.
-other='^(etcd_debugging_mvcc_(put|delete|range|txn)_total|etcd_debugging_mvcc_db_total_size_in_bytes|etcd_snap_|process_open_fds|process_resident|process_virtual|os_fd_used|etcd_mvcc_db_)'
+other='^(etcd_debugging_mvcc_(put|delete|range|txn)_total|etcd_debugging_mvcc_db_total_size_in_bytes|etcd_snap_|process_open_fds|process_resident|process_virtual|os_fd_used|etcd_mvcc_db_|etcd_server_(slow_(apply|read_indexes)|heartbeat_send_failures|leader_changes_seen)_total|etcd_server_proposals_pending|etcd_debugging_mvcc_(slow_watcher|pending_events)_total)'
 
 scrape() {
     exec 3<>"/dev/tcp/127.0.0.1/$port"
@@ -48,8 +48,12 @@ families() {
 
 load() {
     local ctl=("$etcdctl" "--endpoints=127.0.0.1:$port") lease revision
-    timeout 20 "${ctl[@]}" watch --prefix metrics/ >/dev/null &
+    timeout 300 "${ctl[@]}" watch --prefix metrics/ >/dev/null &
     local watcher=$!
+    for _ in $(seq 600); do
+        if scrape | grep -E '^etcd_debugging_mvcc_watcher_total 1$' >/dev/null; then break; fi
+        sleep 0.1
+    done
     for number in $(seq 20); do "${ctl[@]}" put --prev-kv metrics/k "$number" >/dev/null; done
     "${ctl[@]}" put metrics/large "$(head -c 100000 /dev/zero | tr '\0' v)" >/dev/null
     "${ctl[@]}" get --prefix metrics/ >/dev/null
@@ -64,11 +68,11 @@ load() {
     "${ctl[@]}" endpoint health >/dev/null 2>&1
     "${ctl[@]}" defrag >/dev/null
     "${ctl[@]}" snapshot save "$work/snapshot.$RANDOM.db" >/dev/null 2>&1
-    kill "$watcher"
+    kill "$watcher" 2>/dev/null || true
     wait "$watcher" 2>/dev/null || true
     # State on disk is written within a second.
-    for _ in $(seq 50); do
-        if scrape | grep -Eq '^etcd_disk_backend_commit_duration_seconds_count [1-9]'; then break; fi
+    for _ in $(seq 300); do
+        if scrape | grep -E '^etcd_disk_backend_commit_duration_seconds_count [1-9]' >/dev/null; then break; fi
         sleep 0.1
     done
 }
@@ -80,7 +84,7 @@ moved() {
         --advertise-client-urls="http://127.0.0.1:$port" --listen-peer-urls="$peer" \
         --initial-advertise-peer-urls="$peer" --initial-cluster="m1=$peer" >"$work/$1.log" 2>&1 &
     pid=$!
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if timeout 5 "$etcdctl" --endpoints="127.0.0.1:$port" get ready >/dev/null 2>&1; then break; fi
         kill -0 "$pid" || { tail -n 5 "$work/$1.log"; exit 1; }
         sleep 0.1

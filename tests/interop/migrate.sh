@@ -14,7 +14,7 @@ port=${WATERSHED_INTEROP_PORT:-11679}
 . ./common.sh
 
 ready() {
-    for _ in $(seq 150); do
+    for _ in $(seq 600); do
         if "$etcdctl" --endpoints="127.0.0.1:$1" get ready >/dev/null 2>&1; then return; fi
         sleep 0.2
     done
@@ -90,7 +90,7 @@ mirror() {
     local value="by $3 from $1"
     start "mirror-$1" "${@:3}" --endpoints="127.0.0.1:$1" make-mirror "127.0.0.1:$2"
     ctl "$1" put mirrored "$value" >/dev/null
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if [ "$(ctl "$2" get mirrored --print-value-only)" = "$value" ]; then break; fi
         sleep 0.2
     done

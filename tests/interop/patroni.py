@@ -14,7 +14,7 @@ PORT = int(os.environ.get("WATERSHED_PATRONI_PORT", "11600"))
 ETCD = f"127.0.0.1:{PORT}"
 FRONT = {"core": ETCD, "gateway": f"127.0.0.1:{PORT + 2}", "proxy": f"127.0.0.1:{PORT + 3}"}
 PG_BIN = "/usr/lib/postgresql/" + sorted(os.listdir("/usr/lib/postgresql"))[-1] + "/bin"
-PATIENCE = 90
+PATIENCE = 300
 started = []
 
 
@@ -61,7 +61,7 @@ def patroni(work, way, number):
             "scope": f"s-{way}", "name": f"n{number}",
             "restapi": {"listen": f"127.0.0.1:{base}", "connect_address": f"127.0.0.1:{base}"},
             "etcd3": {"hosts": [FRONT[way]], "use_proxies": True},
-            "bootstrap": {"dcs": {"ttl": 20, "loop_wait": 1, "retry_timeout": 3, "maximum_lag_on_failover": 1048576,
+            "bootstrap": {"dcs": {"ttl": 20, "loop_wait": 1, "retry_timeout": 8, "maximum_lag_on_failover": 1048576,
                                   "postgresql": {"use_pg_rewind": False}},
                           "initdb": [{"encoding": "UTF8"}, "data-checksums"]},
             "postgresql": {"listen": f"127.0.0.1:{base + 1}", "connect_address": f"127.0.0.1:{base + 1}", "data_dir": f"{folder}/data",

@@ -23,7 +23,7 @@ vanish=$!
 targets=${WATERSHED_INTEROP_TARGETS:-member gateway proxy}
 for name in $targets; do
     endpoint=${!name}
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if ETCDCTL_API=3 timeout 5 "${ETCDCTL:-etcdctl}" --endpoints="$endpoint" get ready >/dev/null 2>&1; then break; fi
         for pid in "${pids[@]}"; do kill -0 "$pid" || { echo "FAILED: a process ended at its start"; exit 1; }; done
         sleep 0.2
@@ -36,12 +36,12 @@ done
 echo "== examples, proxy"
 (cd ../.. && cargo build --quiet --examples)
 examples=$(realpath ../../target/debug/examples)
-timeout 60 "$examples/lock" "$proxy" interop-lock | tee "$work/lock.log"
+timeout 300 "$examples/lock" "$proxy" interop-lock | tee "$work/lock.log"
 grep -q 'gave it back' "$work/lock.log"
 ETCDCTL_API=3 "${ETCDCTL:-etcdctl}" --endpoints="$proxy" put /example/listed 1 >/dev/null
 "$examples/watch_prefix" "$proxy" /example/ >"$work/watch.log" 2>&1 &
 pids+=($!)
-for number in $(seq 50); do
+for number in $(seq 600); do
     ETCDCTL_API=3 "${ETCDCTL:-etcdctl}" --endpoints="$gateway" put /example/live "$number" >/dev/null
     if grep -q '^+ /example/live' "$work/watch.log"; then break; fi
     sleep 0.2
@@ -49,7 +49,7 @@ done
 grep -q '^= /example/listed 1$' "$work/watch.log" && grep -q '^+ /example/live' "$work/watch.log"
 # These check themselves and end.
 for example in service_discovery config_distribution leader_election transfer work_queue barrier list_watch; do
-    timeout 60 "$examples/$example" "$proxy" >"$work/$example.log" 2>&1 || { cat "$work/$example.log"; exit 1; }
+    timeout 300 "$examples/$example" "$proxy" >"$work/$example.log" 2>&1 || { cat "$work/$example.log"; exit 1; }
     tail -n 1 "$work/$example.log"
 done
 if stock=$(command -v "${ETCD:-etcd}"); then

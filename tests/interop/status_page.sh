@@ -17,7 +17,7 @@ member "$binary" m1 "$port"
 member_pid=${pids[-1]}
 start proxy "$binary" grpc-proxy start --endpoints="$member" --listen-addr="$proxy" --cache=linearizable --cache-prefix=/jobs/
 ctl() { "$binary" ctl --endpoints="$proxy" "$@"; }
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     if ctl put /jobs/1 x >/dev/null 2>&1; then break; fi
     sleep 0.2
 done
@@ -34,7 +34,7 @@ END
 start tenants "$binary" grpc-proxy start --endpoints="$member" --listen-addr="127.0.0.1:$((port + 7))" \
     --metrics-addr="http://$tenants" --tenants-file="$work/tenants.yaml"
 of_tenant() { "$binary" ctl --endpoints="$tenant" "$@"; }
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     if of_tenant put 1 x >/dev/null 2>&1; then break; fi
     sleep 0.2
 done
@@ -44,12 +44,12 @@ if of_tenant put 2 x >/dev/null 2>&1; then
 fi
 gateway=127.0.0.1:$((port + 8)) gateway_metrics=127.0.0.1:$((port + 9))
 start gateway "$binary" gateway start --endpoints="$member,127.0.0.1:1" --listen-addr="$gateway" --metrics-addr="$gateway_metrics"
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     if "$binary" ctl --endpoints="$gateway" get x >/dev/null 2>&1; then break; fi
     sleep 0.2
 done
 (while "$binary" ctl --endpoints="$gateway" get --prefix /jobs/ >/dev/null 2>&1; do :; done) >/dev/null 2>&1 &
 pids+=($!)
-timeout 180 node "$work/page/checks.js" "$proxy" "$member_pid" "$tenants" "$gateway_metrics" ${folder:+"$folder"}
+timeout 600 node "$work/page/checks.js" "$proxy" "$member_pid" "$tenants" "$gateway_metrics" ${folder:+"$folder"}
 ctl proxy status
 "$binary" ctl --endpoints="$tenants" proxy status

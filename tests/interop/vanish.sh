@@ -45,7 +45,7 @@ ip netns exec "$name" "$binary" --name=m1 --data-dir="$work/data" --listen-clien
 pids+=($!)
 "$binary" gateway start --endpoints="$member" --listen-addr="$gateway" >"$work/gateway.log" 2>&1 &
 pids+=($!)
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     if "$binary" ctl --endpoints="$gateway" --command-timeout=2s get ready >/dev/null 2>&1; then break; fi
     sleep 0.2
 done
@@ -54,14 +54,14 @@ done
 # An HTTP/2 connection: preface and empty SETTINGS, answered by the member's SETTINGS.
 exec 3<>"/dev/tcp/127.0.0.1/$port"
 printf 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0' >&3
-timeout 10 head -c 9 <&3 >/dev/null
+timeout 120 head -c 9 <&3 >/dev/null
 ip -n "$name" link set "${name}n" down
 # A PING that nobody acknowledges.
 printf '\0\0\10\6\0\0\0\0\0pingping' >&3
 since=$SECONDS
-if ! timeout 120 cat <&3 >/dev/null 2>&1 && [ $((SECONDS - since)) -ge 119 ]; then
+if ! timeout 300 cat <&3 >/dev/null 2>&1 && [ $((SECONDS - since)) -ge 299 ]; then
     echo "FAILED: the connection is still open after $((SECONDS - since)) s"
     exit 1
 fi
 echo "vanish: the gateway ended the connection after $((SECONDS - since)) s"
-[ $((SECONDS - since)) -le 90 ] || { echo "FAILED: that is too long"; exit 1; }
+[ $((SECONDS - since)) -le 180 ] || { echo "FAILED: that is too long"; exit 1; }

@@ -79,8 +79,14 @@ impl Operator {
                     }
                 })
                 .await;
-                let deleted = client.auth().user_delete(delete).await;
-                record.must(deleted.is_ok(), || format!("user delete: {deleted:?}"));
+                until("no user", || {
+                    let (mut auth, delete) = (client.auth(), delete.clone());
+                    async move {
+                        let answer = auth.user_delete(delete).await;
+                        answer.map_or_else(|status| status.message().contains("not found"), |_| true).then_some(())
+                    }
+                })
+                .await;
             }
         }
         format!("{act:?}")

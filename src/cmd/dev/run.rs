@@ -10,7 +10,7 @@ use super::several::Several;
 use super::single::Single;
 use crate::cmd::process::{answer, raise_descriptor_limit, refuse, without_config};
 use crate::config::{FlagWords, Variables, parse_flags};
-use crate::shutdown::{Tasks, interrupted};
+use crate::shutdown::{Interruptions, Tasks};
 
 /// How long parts get to end at a stop.
 const STOP_GRACE: Duration = Duration::from_secs(3);
@@ -57,33 +57,48 @@ pub fn run(args: &[OsString]) -> u8 {
 }
 
 fn serve(raw: &RawDevConfig) -> anyhow::Result<()> {
-    let temporary = if raw.ephemeral { Some(tempfile::tempdir().context("make a temporary folder")?) } else { None };
-    let data_dir = raw.host.folder(temporary.as_ref().map_or(raw.data_dir.as_path(), |folder| folder.path()));
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let outcome = runtime.block_on(async {
-        let tasks = Tasks::new();
-        let tier = if raw.members == 1 && !raw.discovery {
-            Tier::Single(Single::start(raw.host, &data_dir, &tasks).await?)
-        } else {
-            Tier::Several(Several::start(raw.host, &data_dir, raw.members.into(), raw.discovery, &tasks).await?)
-        };
-        answer(&tier.screen(&data_dir, raw.ephemeral));
-        interrupted().await.context("wait for signals")?;
-        answer("\nstopping\n");
-        match tier {
-            Tier::Single(tier) => tier.stop().await,
-            Tier::Several(tier) => tier.stop().await,
-        }
-        tasks.finish(STOP_GRACE).await;
-        anyhow::Ok(())
-    });
+    let outcome = runtime.block_on(run_until_told(raw));
     runtime.shutdown_background();
     outcome
+}
+
+async fn run_until_told(raw: &RawDevConfig) -> anyhow::Result<()> {
+    // From here on, so that a signal which comes during the start leaves no temporary folder behind.
+    let mut interruptions = Interruptions::new().context("install the signal handlers")?;
+    let temporary = if raw.ephemeral { Some(tempfile::tempdir().context("make a temporary folder")?) } else { None };
+    let data_dir = raw.host.folder(temporary.as_ref().map_or(raw.data_dir.as_path(), |folder| folder.path()));
+    let (tasks, mut is_told) = (Tasks::new(), false);
+    let start = Tier::start(raw, &data_dir, &tasks);
+    tokio::pin!(start);
+    let tier = loop {
+        tokio::select! {
+            tier = &mut start => break tier?,
+            _ = interruptions.next() => {
+                if is_told {
+                    return Ok(());
+                }
+                is_told = true;
+                answer("\nstopping once it has started; a second signal ends it at once\n");
+            }
+        }
+    };
+    if !is_told {
+        answer(&tier.screen(&data_dir, raw.ephemeral));
+        interruptions.next().await;
+    }
+    answer("\nstopping\n");
+    match tier {
+        Tier::Single(tier) => tier.stop().await,
+        Tier::Several(tier) => tier.stop().await,
+    }
+    tasks.finish(STOP_GRACE).await;
+    Ok(())
 }
 
 enum Tier {
@@ -92,6 +107,13 @@ enum Tier {
 }
 
 impl Tier {
+    async fn start(raw: &RawDevConfig, data_dir: &Path, tasks: &Tasks) -> anyhow::Result<Self> {
+        if raw.members == 1 && !raw.discovery {
+            return Single::start(raw.host, data_dir, tasks).await.map(Self::Single);
+        }
+        Several::start(raw.host, data_dir, raw.members.into(), raw.discovery, tasks).await.map(Self::Several)
+    }
+
     fn screen(&self, data_dir: &Path, ephemeral: bool) -> String {
         let program = std::env::args_os().next().map_or_else(|| "watershed".into(), PathBuf::from);
         let program = program.display().to_string();

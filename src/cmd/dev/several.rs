@@ -55,6 +55,12 @@ fn ports(number: u16) -> (u16, u16) {
     (CLIENTS + more, PEERS + more)
 }
 
+/// The folder of a tier. Another number of members is another cluster, and members that were listed have not registered: nobody
+/// finds them by a registry.
+fn folder(members: u16, discovery: bool) -> String {
+    format!("{members}-members{}", if discovery { "-registered" } else { "" })
+}
+
 impl Several {
     pub(super) async fn start(
         host: Host,
@@ -63,8 +69,7 @@ impl Several {
         discovery: bool,
         tasks: &Tasks,
     ) -> anyhow::Result<Self> {
-        // Another number of members is another cluster.
-        let data_dir = data_dir.join(format!("{members}-members"));
+        let data_dir = data_dir.join(folder(members, discovery));
         let fixed = [GATEWAY, PROXY, BLUE, PROXY_PAGES, GATEWAY_PAGES];
         let of_registry = [STORE_CLIENTS, STORE_PEERS, REGISTRY];
         let of_members = (1..=members).map(ports).flat_map(|(clients, peers)| [clients, peers]);
@@ -197,5 +202,13 @@ mod tests {
     #[test]
     fn members_have_ports_of_their_own() {
         assert_eq!([1, 2, 5].map(ports), [(2379, 2380), (12379, 12380), (42379, 42380)]);
+    }
+
+    #[test]
+    fn members_that_were_listed_are_not_looked_for_in_a_registry() {
+        // Cause: `dev --members=3 --discovery` after `dev --members=3` waited for ever. The members had data and did not register, and
+        // the gateway waited for the first one that did.
+        let folders = [folder(3, false), folder(3, true), folder(2, true)];
+        assert_eq!(folders, ["3-members", "3-members-registered", "2-members-registered"]);
     }
 }

@@ -121,8 +121,9 @@ impl Contents {
     }
 
     fn size_in_use_bytes(&self) -> u64 {
-        let pending = self.overlay.lock().written_bytes();
-        logical_size(self.view.lock().cost + pending)
+        // Locked for both: rows that a checkpoint has just written are counted in one of them, never twice.
+        let overlay = self.overlay.lock();
+        logical_size(self.view.lock().cost + overlay.written_bytes())
     }
 }
 
@@ -428,10 +429,14 @@ impl Backend {
         }
         durable.totals = self.inner.latch(written)?;
         durable.position = part.position;
-        *contents.view.lock() = DurableView::of(durable);
-        contents.commits.fetch_add(1, Ordering::AcqRel);
         drop(part);
-        let finished = contents.overlay.lock().finish_writing();
+        let finished = {
+            // Sizes are the sum of both. This is the order of these two locks.
+            let mut overlay = contents.overlay.lock();
+            *contents.view.lock() = DurableView::of(durable);
+            overlay.finish_writing()
+        };
+        contents.commits.fetch_add(1, Ordering::AcqRel);
         // Freed outside the lock: it may be many rows.
         drop(finished);
         Ok(())

@@ -29,6 +29,8 @@ use crate::types::{LogIndex, LogPosition, MemberId, Term};
 const COMMITTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Messages with proposals of other members that are kept while the lead is handed over.
 const IN_TRANSFER_MAX: usize = 1024;
+/// Election timeouts (30 s with the default one) in which the log behind a state is kept for a member that installs it.
+const INSTALL_TIMEOUTS: usize = 30;
 /// Bytes of proposals that may be under way; above it proposals are refused.
 const UNCOMMITTED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -64,6 +66,8 @@ pub struct RaftNode {
     counted_on: Option<(u64, u64)>,
     /// Members that say this one was removed.
     told_removed: BTreeSet<MemberId>,
+    /// Members that have got a state of this leader, where it ends, and the ticks for which the log behind it is still kept for them.
+    installing: BTreeMap<MemberId, (LogIndex, usize)>,
     run: u64,
     next_read: u64,
     /// Read requests that came before this leader committed in its term.
@@ -121,6 +125,7 @@ impl RaftNode {
             told_committed: 0,
             counted_on: None,
             told_removed: BTreeSet::new(),
+            installing: BTreeMap::new(),
             run: config.seed,
             next_read: 1,
             postponed: Vec::new(),
@@ -145,6 +150,11 @@ impl RaftNode {
         }
         self.raw.tick();
         self.draw_timeout();
+        let leads = self.is_leader();
+        self.installing.retain(|_, (_, ticks)| {
+            *ticks -= 1;
+            leads && *ticks > 0
+        });
     }
 
     /// Shortens the time to the next election: a new cluster has no leader to wait for.
@@ -358,6 +368,13 @@ impl RaftNode {
     /// The transfer of a state to `peer` ended.
     pub fn snapshot_sent(&mut self, peer: MemberId, delivered: bool) {
         let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        let raft = &self.raw.raft;
+        if let Some(progress) = raft.prs().get(peer.0).filter(|progress| progress.state == ProgressState::Snapshot)
+            && delivered
+        {
+            let ticks = INSTALL_TIMEOUTS * raft.election_timeout();
+            self.installing.insert(peer, (LogIndex(progress.pending_snapshot), ticks));
+        }
         self.raw.report_snapshot(peer.0, status);
     }
 
@@ -415,9 +432,15 @@ impl RaftNode {
     pub fn state_saved(&mut self, snapshot: &WalSnapshot, compact: LogIndex) {
         let position = LogPosition { index: snapshot.index, term: snapshot.term };
         let applied = LogIndex(self.raw.raft.raft_log.applied);
-        let compact = compact.max(self.over_bytes());
-        // Whoever is being sent a state needs what follows it, or the next state at once, and so on under load.
+        // Whoever is being sent a state needs what follows it, or the next state at once, and so on under load; so does who installs it,
+        // as long as the log is not too large.
         let tracker = self.raw.raft.prs();
+        let installs = |(member, (end, _)): (&MemberId, &(LogIndex, usize))| {
+            let confirmed = tracker.get(member.0).is_none_or(|progress| progress.matched >= end.0);
+            (!confirmed).then_some(*end)
+        };
+        let installing = self.installing.iter().filter_map(installs).min();
+        let compact = installing.map_or(compact, |end| compact.min(end)).max(self.over_bytes());
         let sending = tracker.iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
         let sent = sending.map(|(_, progress)| LogIndex(progress.pending_snapshot)).min();
         let compact = sent.map_or(compact, |sent| compact.min(sent));

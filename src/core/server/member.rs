@@ -18,6 +18,7 @@ use super::parts::{AuthParts, Foundation, Parts};
 use super::password_threads::PasswordThreads;
 use super::peer_receiver::{MemberPeers, ReceiverParts};
 use super::peer_rpc::PeerRpc;
+use super::peer_snapshots::ArrivedSnapshots;
 use super::published::Published;
 use super::recover::{Disks, Layout, Opened, Opening, open};
 use super::renewals::{self, Renewals};
@@ -266,7 +267,7 @@ impl Member {
             raft: parts.raft.clone(),
             backend: backend.clone(),
             published: parts.published.clone(),
-            prepared_snapshots: prepared_snapshots.clone(),
+            arrived: ArrivedSnapshots::new(backend.clone(), prepared_snapshots.clone()),
             rpc: Arc::new(PeerRpc {
                 leases: parts.leases.clone(),
                 changes: parts.changes.clone(),

@@ -37,7 +37,7 @@ impl PeerHandler {
     pub async fn answer(self, mut request: Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
             "/members" => self.members(),
-            "/version" => self.http.answer(request).await,
+            "/version" => self.http.answer_under_any_name(request).await,
             PEER_PATH => self.peers.upgrade(&mut request).map(Body::new),
             _ => not_found().map(Body::new),
         }

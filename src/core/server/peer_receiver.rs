@@ -12,9 +12,8 @@ use super::error::Failed;
 use super::member_info::MemberInfo;
 use super::metrics::CoreMetrics;
 use super::peer_rpc::PeerRpc;
-use super::peer_snapshots::{ReceivedSnapshot, write_db_snapshot};
+use super::peer_snapshots::{ArrivedSnapshots, write_db_snapshot};
 use super::published::Published;
-use crate::core::apply::PreparedSnapshots;
 use crate::core::backend::Backend;
 use crate::core::peer::{CallFailure, PeerReceiver, SnapshotSource};
 use crate::core::raft::{PeerMessage, RaftHandle};
@@ -36,7 +35,7 @@ pub(super) struct ReceiverParts {
     pub(super) raft: RaftHandle,
     pub(super) backend: Backend,
     pub(super) published: Arc<Published>,
-    pub(super) prepared_snapshots: Arc<PreparedSnapshots>,
+    pub(super) arrived: ArrivedSnapshots,
     pub(super) rpc: Arc<PeerRpc>,
     pub(super) metrics: Arc<CoreMetrics>,
 }
@@ -121,23 +120,13 @@ impl PeerReceiver for MemberPeers {
             let parsed =
                 PeerMessage::snapshot(inner.info.member(), from, &message).map_err(|error| error.to_string())?;
             let position = parsed.snapshot_position();
-            let (backend, snapshots) = (inner.backend.clone(), inner.prepared_snapshots.clone());
-            let received = blocking(move || {
-                let prepared = ReceivedSnapshot::prepare(&backend, &snapshots, &file, position);
-                prepared.map_err(|error| {
-                    if error.is_fatal() {
-                        failed(error.to_string());
-                    }
-                    error.to_string()
-                })
-            });
-            let received = received.await?;
-            let accepted = inner.raft.receive_snapshot(parsed).await.unwrap_or(false);
-            if !accepted {
-                let snapshots = inner.prepared_snapshots.clone();
-                blocking(move || received.refused(&snapshots).map_err(|error| error.to_string())).await?;
-            }
-            Ok(())
+            let taken = inner.arrived.take(file, position, || inner.raft.receive_snapshot(parsed)).await;
+            taken.map_err(|error| {
+                if error.is_fatal() {
+                    failed(error.to_string());
+                }
+                error.to_string()
+            })
         }
         .boxed()
     }

@@ -2,9 +2,11 @@
 
 use std::io::{Seek, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::{Mutex, oneshot};
 use tracing::{info, warn};
 
 use crate::bolt::{BoltError, BoltFile};
@@ -57,6 +59,49 @@ fn members_of(path: &Path) -> Result<walpb::ConfState, String> {
     if state.voters.is_empty() { Err("the state has no members".to_owned()) } else { Ok(state) }
 }
 
+/// Takes the db snapshots that have arrived, one after the other.
+///
+/// Two leaders in a row may send the state of one position, and the second one is not prepared again. Raft may be asked about
+/// that one only once it has accepted the first: before, the state is not complete, and it is removed if raft refuses it. A log
+/// that goes on from a state which is not there keeps the member from starting.
+pub(super) struct ArrivedSnapshots {
+    backend: Backend,
+    prepared: Arc<PreparedSnapshots>,
+    turn: Mutex<()>,
+}
+
+impl ArrivedSnapshots {
+    pub(super) fn new(backend: Backend, prepared: Arc<PreparedSnapshots>) -> Self {
+        Self { backend, prepared, turn: Mutex::new(()) }
+    }
+
+    /// Prepares the db snapshot in `file`, asks raft whether its state will be installed, and removes it if not.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`].
+    pub(super) async fn take(
+        &self,
+        file: PathBuf,
+        position: LogPosition,
+        ask: impl FnOnce() -> oneshot::Receiver<bool> + Send,
+    ) -> Result<(), SnapshotError> {
+        let _turn = self.turn.lock().await;
+        let (backend, prepared) = (self.backend.clone(), self.prepared.clone());
+        let received = on_thread(move || ReceivedSnapshot::prepare(&backend, &prepared, &file, position)).await?;
+        if !ask().await.unwrap_or(false) {
+            let prepared = self.prepared.clone();
+            on_thread(move || Ok(received.refused(&prepared)?)).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, SnapshotError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(SnapshotError::Stopped))
+}
+
 /// A db snapshot of the leader that has arrived, before raft decides about it.
 #[derive(Debug)]
 pub struct ReceivedSnapshot {
@@ -74,6 +119,9 @@ pub enum SnapshotError {
     /// The state cannot be prepared from it.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The thread that prepares it ended.
+    #[error("member is stopping")]
+    Stopped,
 }
 
 impl SnapshotError {
@@ -125,5 +173,51 @@ impl ReceivedSnapshot {
             Some(unused) => unused.discard(),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::backend::{Change, ChangeSet};
+    use crate::types::{LogIndex, Term};
+
+    // Cause: a state of the same position from the next leader was taken for one that raft has accepted while it was still
+    // being prepared for a transfer that raft then refused. Raft went on from a state that was not there.
+    #[tokio::test(start_paused = true)]
+    async fn raft_is_asked_about_one_state_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("snapshot");
+        let position = LogPosition { index: LogIndex(7), term: Term(1) };
+        let source = Backend::in_memory().unwrap();
+        source.submit(ChangeSet { position, changes: vec![Change::put(Table::Lease, "lease", "")] });
+        source.write_db_snapshot(&mut std::fs::File::create(&file).unwrap()).unwrap();
+
+        let prepared = Arc::new(PreparedSnapshots::default());
+        let arrived = ArrivedSnapshots::new(Backend::in_memory().unwrap(), prepared.clone());
+        let (refuse, first_answer) = oneshot::channel();
+        let mut first = pin!(arrived.take(file.clone(), position, || first_answer));
+        let mut second = pin!(arrived.take(file, position, || {
+            let (accept, answer) = oneshot::channel();
+            let _ = accept.send(true);
+            answer
+        }));
+        // Time goes on once nothing else does.
+        let idle = || tokio::time::sleep(Duration::from_secs(1));
+        tokio::select! {
+            _ = &mut first => panic!("raft has not answered"),
+            () = idle() => {}
+        }
+        tokio::select! {
+            _ = &mut second => panic!("raft was asked, and may still refuse the first one"),
+            () = idle() => {}
+        }
+        refuse.send(false).unwrap();
+        first.await.unwrap();
+        second.await.unwrap();
+        assert!(prepared.take(position).is_some(), "what raft has accepted is there");
     }
 }

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::caller::Caller;
 use super::error::Failure;
 use super::proposer::Proposer;
@@ -30,7 +32,10 @@ impl SpaceQuota {
         if cost == 0 || !exceeds(self.backend.size_bytes(), cost, self.quota_bytes) {
             return Ok(());
         }
-        self.raise_alarm().await?;
+        if let Err(error) = self.raise_alarm().await {
+            // The write was not passed on, whatever became of the alarm: its caller must not take it for one of unknown outcome.
+            warn!(%error, "NOSPACE alarm not raised");
+        }
         Err(ApiError::NoSpace.into())
     }
 

@@ -200,8 +200,12 @@ impl MembershipChanges {
         applied.map_err(|_| ApiError::TimeoutWaitAppliedIndex)?;
         // Not the progress of the last tick: a learner is often promoted as soon as it says that it serves.
         let progress = self.raft.progress_now().await;
-        learner_is_ready(id, self.member, &self.published.cluster(), &progress)
-            .inspect_err(|error| warn!(member = %id, %error, "promotion refused"))?;
+        learner_is_ready(id, self.member, &self.published.cluster(), &progress).inspect_err(|error| {
+            // A member that does not lead refuses nothing: it asks the leader.
+            if *error != ApiError::NotLeader {
+                warn!(member = %id, %error, "promotion refused");
+            }
+        })?;
         self.check(|checks| checks.may_promote())?;
         self.propose(caller, ChangeKind::AddVoter, id, AddContext::promote(id).to_json()).await
     }

@@ -47,6 +47,7 @@ impl WatcherSet {
                 false => (self.limits.stream_bytes_max, self.limits.stream_responses_max),
             };
             let entry = &mut self.streams[stream as usize];
+            let responses_max = responses_max.saturating_sub(entry.reads);
             let may = entry.hold.is_none() && entry.send_queue.has_room(bytes_max, responses_max);
             let cursor = if may { entry.unsynced.pop_front(&mut self.cursors) } else { None };
             let Some(cursor) = cursor else {
@@ -97,7 +98,12 @@ impl WatcherSet {
                 self.catch_up(key, &piece);
             }
             Read::Behind => {
-                self.cursors[key as usize].state = CursorState::ReadingHistory(self.jobs.wait(spot, key));
+                let slot = self.jobs.wait(spot, key);
+                let cursor = &mut self.cursors[key as usize];
+                cursor.state = CursorState::ReadingHistory(slot);
+                // Those who wait for the same read share what it gives.
+                cursor.reads = slot == 0;
+                self.streams[cursor.stream as usize].reads += usize::from(cursor.reads);
                 self.metrics.slow_watchers.inc();
                 self.wake.notify_one();
             }
@@ -147,6 +153,7 @@ impl WatcherSet {
         });
         for key in waiting {
             self.metrics.slow_watchers.dec();
+            self.stop_reading(key);
             match &piece {
                 Ok(piece) => self.catch_up(key, piece),
                 Err(error) => {

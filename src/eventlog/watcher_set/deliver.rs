@@ -23,14 +23,18 @@ impl WatcherSet {
     /// Brings new batches to the watchers that are up to date. Tells whether it stopped early.
     pub(in super::super) fn route(&mut self) -> bool {
         let mut left = RESPONSES_PER_TURN;
-        let behind: Vec<u32> = self
+        let mut behind: Vec<u32> = self
             .attached
             .iter()
             .filter(|(_, attached)| attached.position < attached.source.log().head())
             .map(|(at, _)| at as u32)
             .collect();
+        // Sources take turns: one that has events in every turn, and watchers enough to use it up, has the others before it in the next.
+        let first = behind.partition_point(|&at| at <= self.routed_last);
+        behind.rotate_left(first);
         for at in behind {
             if !self.route_source(at, &mut left) {
+                self.routed_last = at;
                 return true;
             }
         }
@@ -56,9 +60,10 @@ impl WatcherSet {
                 Read::Batches { batches, complete_to } => {
                     let mut rest = batches.as_slice();
                     while !rest.is_empty() {
-                        let (together, later) = rest.split_at(self.delivered_together(rest));
+                        let together = &rest[..self.delivered_together(rest)];
+                        let routed = self.attached[at as usize].routes.route(together, &mut wanted);
+                        let (together, later) = rest.split_at(routed);
                         rest = later;
-                        self.attached[at as usize].routes.route(together, &mut wanted);
                         let sent = self.deliver_batches(at, together, &wanted);
                         self.delivered += sent;
                         self.attached[at as usize].position = together[together.len() - 1].revision();

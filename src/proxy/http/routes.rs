@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use http::{HeaderMap, StatusCode, header};
+use http::{Extensions, HeaderMap, Request, StatusCode, header};
 
 use super::status::StatusReport;
 use super::{fetch, probe};
@@ -10,12 +10,13 @@ use crate::pages::{
     CheckQuery, CheckReport, JSON, Page, Profiles, StatusPage, debug_vars, health_json, metrics_page, nosniff,
     not_found, page, refused_method, text,
 };
+use crate::pb::etcdserverpb::StatusResponse;
 use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 
 /// On which listeners pages are served. Those that tell nothing of clients (health, checks, version) are served on all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageListeners {
-    /// Those with the state of the proxy: `/proxy/status` and `/ui`.
+    /// Those with the state of the proxy: `/proxy/status` and `/ui`. A single one has pages alone, and no API.
     pub status: Listeners,
     /// Those with metrics, variables and profiles.
     pub metrics: Listeners,
@@ -54,6 +55,11 @@ impl PageListeners {
         Self { status: listeners, metrics: listeners }
     }
 
+    /// Whether a listener has pages alone: that for metrics, which may ask clients for no certificate where the others do.
+    fn are_alone_at(self, listener: Option<usize>) -> bool {
+        matches!(self.status, Listeners::Only(only) if listener == Some(only))
+    }
+
     fn of(self, path: &str) -> Listeners {
         match path {
             "/health" | "/proxy/health" | "/version" => Listeners::All,
@@ -85,10 +91,14 @@ impl Pages {
         Self { pool, metrics, profiles, status: Arc::new(status), listeners }
     }
 
+    /// Whether a request came to a listener that has pages alone.
+    pub(in crate::proxy) fn are_alone_for<B>(&self, request: &Request<B>) -> bool {
+        self.listeners.are_alone_at(listener_of(request.extensions()))
+    }
+
     pub(in crate::proxy) async fn answer(&self, head: &http::request::Parts) -> Page {
         let path = head.uri.path();
-        let listener = head.extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener);
-        if !self.listeners.of(path).include(listener) {
+        if !self.listeners.of(path).include(listener_of(&head.extensions)) {
             return not_found();
         }
         if let Some(profiles) = self.profiles.filter(|_| Profiles::has(path)) {
@@ -149,20 +159,7 @@ impl Pages {
     /// The versions of the member that answers, as it would give them itself.
     async fn version(&self) -> Page {
         match probe::member_status(&self.pool).await {
-            Ok(status) => {
-                let minor = |version: &str| match version.rsplit_once('.') {
-                    Some((minor, _)) => format!("{minor}.0"),
-                    None => "not_decided".to_owned(),
-                };
-                let storage =
-                    if status.storage_version.is_empty() { "unknown".to_owned() } else { status.storage_version };
-                let body = serde_json::json!({
-                    "etcdserver": status.version,
-                    "etcdcluster": minor(&status.version),
-                    "storage": storage,
-                });
-                page(StatusCode::OK, JSON, body.to_string())
-            }
+            Ok(status) => page(StatusCode::OK, JSON, versions(status).to_string()),
             Err(status) => {
                 let body = format!("{}\n", status.message());
                 text(StatusCode::SERVICE_UNAVAILABLE, body)
@@ -183,6 +180,25 @@ impl Pages {
     }
 }
 
+/// The number of the listener that a request with these extensions came to.
+fn listener_of(extensions: &Extensions) -> Option<usize> {
+    extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener)
+}
+
+/// The versions by what a member says of itself. It does not name that of the cluster: its storage has the same, and members
+/// before 3.6, which do not name that one either, have that of the cluster as a rule.
+fn versions(status: StatusResponse) -> serde_json::Value {
+    let StatusResponse { version, storage_version: storage, .. } = status;
+    let mut parts = version.split('.');
+    let cluster = match (parts.next(), parts.next()) {
+        _ if !storage.is_empty() => storage.clone(),
+        (Some(major), Some(minor)) => format!("{major}.{minor}.0"),
+        _ => "not_decided".to_owned(),
+    };
+    let storage = if storage.is_empty() { "unknown".to_owned() } else { storage };
+    serde_json::json!({ "etcdserver": version, "etcdcluster": cluster, "storage": storage })
+}
+
 /// Whether it is a page with the state of the proxy.
 fn is_status(path: &str) -> bool {
     path == "/proxy/status" || StatusPage::PROXY.has(path)
@@ -194,5 +210,40 @@ fn check_name(path: &str) -> Option<&'static str> {
         "/livez" | "/livez/ping" => Some("ping"),
         "/readyz" | "/readyz/linearizable_read" => Some("linearizable_read"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cause: the listener for metrics served the whole API, also where that for clients demands certificates and it does not.
+    #[test]
+    fn the_listener_for_metrics_has_pages_alone() {
+        let single = PageListeners { status: Listeners::Only(1), ..PageListeners::all() };
+        for listeners in [single, PageListeners::of_tenants(Some(1))] {
+            let alone = [None, Some(0), Some(1)].map(|listener| listeners.are_alone_at(listener));
+            assert_eq!(alone, [false, false, true], "{listeners:?}");
+        }
+        for listeners in [PageListeners::all(), PageListeners::of_tenants(None)] {
+            assert!(!listeners.are_alone_at(Some(0)), "{listeners:?}");
+        }
+    }
+
+    /// Cause: the version of the cluster was made of the member's alone, so that one of 3.6 with a member of 3.7 was of 3.7.
+    #[test]
+    fn the_version_of_the_cluster_is_that_of_its_storage() {
+        for (version, storage, cluster, shown) in [
+            ("3.7.1", "3.6.0", "3.6.0", "3.6.0"),
+            ("3.7.0-alpha.0", "3.7.0", "3.7.0", "3.7.0"),
+            ("3.5.21", "", "3.5.0", "unknown"),
+            ("3.6.0-rc.1", "", "3.6.0", "unknown"),
+            ("", "", "not_decided", "unknown"),
+        ] {
+            let (own, storage) = (version.to_owned(), storage.to_owned());
+            let status = StatusResponse { version: own, storage_version: storage, ..Default::default() };
+            let expected = serde_json::json!({ "etcdserver": version, "etcdcluster": cluster, "storage": shown });
+            assert_eq!(versions(status), expected);
+        }
     }
 }

@@ -88,6 +88,28 @@ enum Others {
     Tried,
 }
 
+/// Since when streams were lost one after the other while somebody waited for an answer.
+#[derive(Debug, Default)]
+struct Outage {
+    since: Option<Instant>,
+}
+
+impl Outage {
+    /// Notes that a stream was lost. Tells whether clients have waited long enough for another one; then it begins anew.
+    fn note_loss(&mut self, is_wanted: bool, now: Instant) -> bool {
+        if !is_wanted {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert(now);
+        let is_over = now.saturating_duration_since(since) > PATIENCE;
+        if is_over {
+            self.since = None;
+        }
+        is_over
+    }
+}
+
 impl KeepAliveBroadcast {
     pub(super) fn new(identity: Identity) -> Arc<Self> {
         Arc::new(Self {
@@ -116,7 +138,7 @@ impl KeepAliveBroadcast {
     /// Serves until no client has been there for a while.
     pub(super) async fn run(&self, channel: &Channel) {
         let head = Head::grpc(KEEP_ALIVE, self.identity.metadata());
-        let mut lost_since: Option<Instant> = None;
+        let mut outage = Outage::default();
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let mut hops = 0;
         let mut last = None;
@@ -134,7 +156,7 @@ impl KeepAliveBroadcast {
                 Err(status) => (End::Lost(status), false),
             };
             if answered {
-                (lost_since, hops) = (None, 0);
+                (outage, hops) = (Outage::default(), 0);
                 backoff.reset();
             }
             let end = match end {
@@ -149,12 +171,10 @@ impl KeepAliveBroadcast {
                 End::Refused(status) => self.refused(&status),
                 End::Lost(status) => {
                     debug!(%status, "keep-alive stream lost");
-                    hops += 1;
-                    self.state.lock().table.lost();
-                    let since = *lost_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > PATIENCE {
+                    let is_wanted = self.lost();
+                    hops = if is_wanted { hops + 1 } else { 0 };
+                    if outage.note_loss(is_wanted, Instant::now()) {
                         self.give_up(&status);
-                        lost_since = None;
                     }
                     tokio::time::sleep(backoff.pause()).await;
                 }
@@ -223,6 +243,13 @@ impl KeepAliveBroadcast {
         let State { table, client_streams } = &mut *state;
         table.give_up(|client_stream| client_stream.end(status));
         client_streams.iter().for_each(|(_, client_stream)| client_stream.end(status));
+    }
+
+    /// A stream was lost. Tells whether somebody waits for the next one.
+    fn lost(&self) -> bool {
+        let mut state = self.state.lock();
+        state.table.lost();
+        state.table.has_to_send()
     }
 
     fn give_up(&self, status: &Status) {
@@ -349,5 +376,26 @@ impl Session {
                 _ => false,
             };
         if moves_on { End::Lost(status) } else { End::Refused(status) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cause: a stream that was lost while nobody waited began the time, so that whoever asked later was told at the next loss, at
+    /// once, that no member is there.
+    #[test]
+    fn only_the_time_for_which_somebody_waits_counts() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut outage = Outage::default();
+        assert!(!outage.note_loss(false, at(0)));
+        assert!(!outage.note_loss(true, at(60)), "nobody waited before");
+        assert!(!outage.note_loss(true, at(68)));
+        assert!(outage.note_loss(true, at(69)));
+        assert!(!outage.note_loss(true, at(70)), "those who waited were told");
+        assert!(!outage.note_loss(false, at(75)), "they have left");
+        assert!(!outage.note_loss(true, at(79)));
     }
 }

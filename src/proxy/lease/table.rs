@@ -24,8 +24,8 @@ pub(super) struct Table<W> {
 struct Lease<W> {
     queued: Waiters<W>,
     sent: Waiters<W>,
-    /// When it ends unless renewed, in milliseconds since the table began; 0 is unknown. Capped at 49 days.
-    deadline_ms: u32,
+    /// When it ends unless renewed, in milliseconds since the table began; 0 is unknown.
+    deadline_ms: u64,
 }
 
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl<W> Table<W> {
         }
         if ttl > 0 {
             let end = now.saturating_duration_since(self.start) + Duration::from_secs(ttl.unsigned_abs());
-            lease.deadline_ms = u32::try_from(end.as_millis()).unwrap_or(u32::MAX);
+            lease.deadline_ms = u64::try_from(end.as_millis()).unwrap_or(u64::MAX);
         } else if lease.queued.is_empty() {
             self.leases.remove(&id);
         }
@@ -138,7 +138,7 @@ impl<W> Table<W> {
 
     /// Forgets leases that nobody waits for and that must have ended.
     fn sweep(&mut self, now: Instant) {
-        let now_ms = u32::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u32::MAX);
+        let now_ms = u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX);
         self.leases.retain(|_, lease| !lease.queued.is_empty() || !lease.sent.is_empty() || lease.deadline_ms > now_ms);
         self.sweep_at = (self.leases.len() * 2).max(SWEEP_FROM);
     }
@@ -230,6 +230,23 @@ mod tests {
     #[test]
     fn a_lost_stream_sends_again_what_ends_first() {
         check("1a 2b 3c send 1=9 2=3 3=6 1a 2b send 3c lost send 1=9 2=3", ">1 >2 >3 a9 b3 c6 >1 >2 >2 >3 >1 a9 b3");
+    }
+
+    /// Cause: deadlines were milliseconds since the table began in 32 bits, and all the same after 49 days.
+    #[test]
+    fn what_ends_first_is_sent_first_however_old_the_table_is() {
+        let start = Instant::now();
+        let (mut table, now) = (Table::new(start), start + Duration::from_secs(60 * 24 * 3600));
+        for (id, ttl) in [(1, 9), (2, 3), (3, 6)] {
+            table.ask(id, (), now);
+            table.send(100, |_| {});
+            table.answered(id, ttl, now, |()| {});
+        }
+        (1..=3).for_each(|id| table.ask(id, (), now));
+        table.lost();
+        let mut sent = Vec::new();
+        table.send(100, |id| sent.push(id));
+        assert_eq!(sent, [2, 3, 1]);
     }
 
     #[test]

@@ -325,9 +325,11 @@ async fn another_member_takes_over_what_is_unanswered() {
             tokio::time::sleep(Duration::from_millis(5)).await;
             let asked = (first.seen.lock().requests.len(), second.seen.lock().requests.len());
             match asked {
-                (1, 0) => break (&mut first, &second),
-                (0, 1) => break (&mut second, &first),
-                _ => {}
+                (0, 0) => {}
+                (0, _) => break (&mut second, &first),
+                // Both, where this test was so slow that the proxy left the first one for its silence: whoever has it now, the other
+                // one takes over or keeps it.
+                _ => break (&mut first, &second),
             }
         };
         dies.die();

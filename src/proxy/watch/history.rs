@@ -26,7 +26,7 @@ use crate::types::{KeyRange, MemberId, Revision};
 const READS_MAX: usize = 32;
 /// Private watches kept between two reads of the same watcher; more drop the oldest.
 const IDLE_MAX: usize = 32;
-/// How long one is kept.
+/// How long one is kept; half as long again at most.
 const IDLE_FOR: Duration = Duration::from_secs(30);
 
 /// What has left a log, or never was in it: private upstream watches of the ranges that clients asked for.
@@ -117,6 +117,20 @@ impl PrivateWatches {
             idle.pop_front();
         }
         idle.push_back(watch);
+    }
+
+    /// Closes those that nobody came back for, for as long as it is polled.
+    pub async fn close_idle(&self) {
+        loop {
+            sleep(IDLE_FOR / 2).await;
+            self.idle.lock().retain(|watch| watch.idle_since.elapsed() < IDLE_FOR);
+        }
+    }
+
+    /// How many are kept.
+    #[cfg(test)]
+    pub fn idle(&self) -> usize {
+        self.idle.lock().len()
     }
 }
 

@@ -129,6 +129,8 @@ impl WatchHub {
             config,
         };
         let inner = Arc::new(inner);
+        let history = inner.history.clone();
+        inner.start(async move { history.close_idle().await });
         if inner.open_permissions.is_some() {
             let hub = inner.clone();
             inner.start(async move {

@@ -235,11 +235,15 @@ fn a_compaction_leaves_the_cache_in_use() {
         let cached = Cached::start(deployment, ALL, "k").await;
         let compaction = watershed::pb::etcdserverpb::CompactionRequest { revision: newest, physical: true };
         cached.client.kv().compact(compaction).await.expect("compaction");
-        let before = cached.answers().await;
-        for _ in 0..20 {
-            assert_eq!(value(&cached.get("k", false).await).as_deref(), Some("1"));
-        }
-        assert!(cached.answers().await >= before + 20.0);
+        // A read that the cache cannot answer in time is passed on, which may happen on a busy machine.
+        let answered = async || {
+            let before = cached.answers().await;
+            for _ in 0..20 {
+                assert_eq!(value(&cached.get("k", false).await).as_deref(), Some("1"));
+            }
+            (cached.answers().await >= before + 20.0).then_some(())
+        };
+        until("only answers of the cache", answered).await;
         deployment.put("k", "2").await;
         assert_eq!(value(&cached.get("k", false).await).as_deref(), Some("2"));
     });

@@ -11,10 +11,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
-/// Only a test that hangs meets it.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::harness::PATIENCE;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_watershed");
 
 /// A running gateway; killed when dropped.

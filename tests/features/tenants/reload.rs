@@ -96,6 +96,24 @@ fn a_changed_file_is_noticed_without_a_signal() {
 }
 
 #[test]
+fn a_change_while_the_first_member_is_waited_for_counts() {
+    // Cause: the file was compared with what it was when the proxy began to serve, not with what it was when it was read.
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let [a, b] = [address(), address()];
+        deployment.put("/_etcd/registry/t/_config/size", "1").await;
+        let flags = ["--discovery-token=t".to_owned(), format!("--discovery-endpoints=http://{}", deployment.member)];
+        let tier = Tier::start(deployment, &two(&a, &b), &flags);
+        let message = "waiting for members to register";
+        until("the wait", async || tier.process.output().contains(message).then_some(())).await;
+        std::fs::write(tier.file(), two(&a, &b).replace("t/a/", "t/other/")).expect("written");
+        deployment.put("/_etcd/registry/t/members/1", format!("m1={}", deployment.peer_url())).await;
+        until("the file is read", async || (tier.reloads("taken").await > 0).then_some(())).await;
+        client(&a).kv().put(put("k", "v")).await.expect("put");
+        assert_eq!(deployment.get("t/other/k").await.count, 1);
+    });
+}
+
+#[test]
 fn a_wait_for_a_lock_ends_with_the_tenant() {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let [a, b] = [address(), address()];

@@ -65,7 +65,7 @@ func main() {
 	defer client.Close()
 	failed := false
 	for _, check := range checks {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		err := check.run(ctx, client)
 		cancel()
 		if err != nil {
@@ -85,7 +85,7 @@ var authority string
 
 // A client of the endpoint that was given.
 func dial(config clientv3.Config) (*clientv3.Client, error) {
-	config.Endpoints, config.DialTimeout, config.Logger = []string{os.Args[1]}, 5*time.Second, zap.NewNop()
+	config.Endpoints, config.DialTimeout, config.Logger = []string{os.Args[1]}, 30*time.Second, zap.NewNop()
 	if authority != "" {
 		pem, err := os.ReadFile(authority)
 		if err != nil {
@@ -241,7 +241,7 @@ func progress(ctx context.Context, c *clientv3.Client) error {
 
 func leases(ctx context.Context, c *clientv3.Client) error {
 	key := base + "lease"
-	lease, err := c.Grant(ctx, 3)
+	lease, err := c.Grant(ctx, 6)
 	if err != nil {
 		return err
 	}
@@ -255,13 +255,13 @@ func leases(ctx context.Context, c *clientv3.Client) error {
 		return err
 	}
 	begun := time.Now()
-	for time.Since(begun) < 5*time.Second {
+	for time.Since(begun) < 9*time.Second {
 		answer, open := <-answers
 		if !open {
 			stop()
 			return errors.New("the keep-alive ended by itself")
 		}
-		if answer.TTL != 3 {
+		if answer.TTL != 6 {
 			stop()
 			return fmt.Errorf("TTL %d", answer.TTL)
 		}
@@ -271,7 +271,7 @@ func leases(ctx context.Context, c *clientv3.Client) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(expect("granted", left.GrantedTTL, 3), expect("keys", len(left.Keys), 1)); err != nil {
+	if err := errors.Join(expect("granted", left.GrantedTTL, 6), expect("keys", len(left.Keys), 1)); err != nil {
 		return err
 	}
 	if _, err := c.Revoke(ctx, lease.ID); err != nil {

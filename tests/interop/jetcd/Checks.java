@@ -108,7 +108,7 @@ public final class Checks {
     }
 
     private static <T> T got(CompletableFuture<T> future) throws Exception {
-        return future.get(20, TimeUnit.SECONDS);
+        return future.get(60, TimeUnit.SECONDS);
     }
 
     private static void expect(String what, Object got, Object want) {
@@ -119,7 +119,7 @@ public final class Checks {
 
     private static void refused(String what, CompletableFuture<?> future, String text) throws Exception {
         try {
-            future.get(20, TimeUnit.SECONDS);
+            future.get(60, TimeUnit.SECONDS);
         } catch (ExecutionException error) {
             for (Throwable cause = error; cause != null; cause = cause.getCause()) {
                 if (String.valueOf(cause.getMessage()).contains(text)) {
@@ -176,7 +176,7 @@ public final class Checks {
             var deleted = got(kv.delete(key("watch/"), DeleteOption.builder().isPrefix(true).build()));
             List<WatchEvent> events = new ArrayList<>();
             while (events.size() < 53) {
-                Object answer = answers.poll(20, TimeUnit.SECONDS);
+                Object answer = answers.poll(60, TimeUnit.SECONDS);
                 if (!(answer instanceof WatchResponse)) {
                     throw new AssertionError("after " + events.size() + " events: " + answer);
                 }
@@ -192,7 +192,7 @@ public final class Checks {
     private static void leases(Client client) throws Exception {
         Lease leases = client.getLeaseClient();
         KV kv = client.getKVClient();
-        long id = got(leases.grant(2)).getID();
+        long id = got(leases.grant(5)).getID();
         got(kv.put(key("lease"), bytes(""), PutOption.builder().withLeaseId(id).build()));
         BlockingQueue<Object> answers = new LinkedBlockingQueue<>();
         StreamObserver<LeaseKeepAliveResponse> observer = new StreamObserver<>() {
@@ -213,12 +213,12 @@ public final class Checks {
         };
         try (CloseableClient alive = leases.keepAlive(id, observer)) {
             long begun = System.nanoTime();
-            while (System.nanoTime() - begun < 4_000_000_000L) {
-                expect("ttl", answers.poll(20, TimeUnit.SECONDS), 2L);
+            while (System.nanoTime() - begun < 8_000_000_000L) {
+                expect("ttl", answers.poll(60, TimeUnit.SECONDS), 5L);
             }
         }
         var left = got(leases.timeToLive(id, LeaseOption.builder().withAttachedKeys().build()));
-        expect("granted", left.getGrantedTTL(), 2L);
+        expect("granted", left.getGrantedTTL(), 5L);
         expect("keys", left.getKeys(), List.of(key("lease")));
         got(leases.revoke(id));
         expect("keys after the revoke", got(kv.get(key("lease"))).getCount(), 0L);
@@ -227,7 +227,7 @@ public final class Checks {
     private static void lock(Client client) throws Exception {
         long[] ids = new long[2];
         for (int i = 0; i < 2; i++) {
-            ids[i] = got(client.getLeaseClient().grant(20)).getID();
+            ids[i] = got(client.getLeaseClient().grant(60)).getID();
         }
         ByteSequence held = got(client.getLockClient().lock(key("lock"), ids[0])).getKey();
         var second = client.getLockClient().lock(key("lock"), ids[1]);
@@ -246,8 +246,8 @@ public final class Checks {
 
     private static void election(Client client) throws Exception {
         var elections = client.getElectionClient();
-        long one = got(client.getLeaseClient().grant(20)).getID();
-        long two = got(client.getLeaseClient().grant(20)).getID();
+        long one = got(client.getLeaseClient().grant(60)).getID();
+        long two = got(client.getLeaseClient().grant(60)).getID();
         CampaignResponse won = got(elections.campaign(key("election"), one, bytes("one")));
         expect("leader", got(elections.leader(key("election"))).getKv().getValue(), bytes("one"));
         got(elections.proclaim(won.getLeader(), bytes("uno")));
@@ -275,7 +275,7 @@ public final class Checks {
         }
         BlockingQueue<Object> answers = new LinkedBlockingQueue<>();
         try (Watch.Watcher watcher = client.getWatchClient().watch(outside, Watch.listener(answers::add, answers::add))) {
-            String answer = String.valueOf(answers.poll(20, TimeUnit.SECONDS));
+            String answer = String.valueOf(answers.poll(60, TimeUnit.SECONDS));
             expect("the reason of a refused watch: " + answer, answer.contains(denied), true);
         }
     }
@@ -317,7 +317,7 @@ public final class Checks {
                     // A token that nobody uses ends; this is the time it takes.
                     Thread.sleep(TOKEN_TTL_MS + 2000);
                     got(client.getKVClient().put(key("token"), bytes(value)));
-                    Object answer = answers.poll(20, TimeUnit.SECONDS);
+                    Object answer = answers.poll(60, TimeUnit.SECONDS);
                     expect("an event: " + answer, answer instanceof WatchResponse, true);
                 }
             }

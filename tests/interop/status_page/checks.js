@@ -6,16 +6,20 @@
 const assert = require('node:assert');
 const { chromium } = require('playwright-core');
 
+// Only a check that hangs meets it.
+const PATIENCE = 120_000;
 const [proxy, memberPid, tenants, gateway, folder] = process.argv.slice(2);
 
 async function main() {
   const browser = await chromium.launch({
+    timeout: PATIENCE,
     executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
     args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
       '--disable-component-update', '--disable-sync'],
   });
   try {
     const page = await browser.newPage({ viewport: { width: 1100, height: 900 } });
+    page.setDefaultTimeout(PATIENCE);
     const problems = [];
     const hosts = [proxy, tenants, gateway];
     page.on('pageerror', (error) => problems.push(String(error)));
@@ -65,7 +69,7 @@ async function main() {
     await page.waitForSelector('#endpoints td.ready');
     assert.deepStrictEqual(problems, []);
     process.kill(Number(memberPid), 'SIGKILL');
-    await page.waitForSelector('#endpoints td.failed, #endpoints td.limited', { timeout: 30000 });
+    await page.waitForSelector('#endpoints td.failed, #endpoints td.limited', { timeout: PATIENCE });
     console.log('status page: ok');
   } finally {
     await browser.close();

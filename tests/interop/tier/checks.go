@@ -55,7 +55,7 @@ func (p Program[Environment]) run(member, proxy []string) (failed bool, err erro
 			return false, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	environment, closeIt, err := p.Open(ctx, tier)
 	if err != nil {
@@ -80,10 +80,10 @@ func (p Program[Environment]) check(check Check[Environment], environment Enviro
 	return true
 }
 
-// UntilNil repeats an attempt of at most two seconds until it succeeds, for as long as ctx lasts.
+// UntilNil repeats an attempt of at most five seconds until it succeeds, for as long as ctx lasts.
 func UntilNil(ctx context.Context, attempt func(context.Context) error) error {
 	for {
-		limited, cancel := context.WithTimeout(ctx, 2*time.Second)
+		limited, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := attempt(limited)
 		cancel()
 		if err == nil || ctx.Err() != nil {

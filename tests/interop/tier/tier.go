@@ -2,6 +2,7 @@
 package tier
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -30,13 +31,11 @@ type Tier struct {
 func New(folder, scheme string, member, proxy []string) (*Tier, error) {
 	var ports [3]string
 	for i := range ports {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		port, err := free()
 		if err != nil {
 			return nil, err
 		}
-		// All three are held until all are known.
-		defer listener.Close()
-		ports[i] = listener.Addr().String()
+		ports[i] = port
 	}
 	client, peer := scheme+"://"+ports[0], "http://"+ports[1]
 	tier := &Tier{Endpoint: ports[0], MemberEndpoint: ports[0], folder: folder, running: map[string]*exec.Cmd{}}
@@ -50,6 +49,23 @@ func New(folder, scheme string, member, proxy []string) (*Tier, error) {
 		tier.proxy = append(append([]string{}, proxy...), "--endpoints="+client, "--listen-addr="+ports[2])
 	}
 	return tier, nil
+}
+
+// next is where free looks next, far from where programs that run beside this one do.
+var next = os.Getpid() * 16
+
+// free is an address nobody listens on, another one for each call. It is not from the range that the kernel hands out to clients,
+// so nobody takes it by accident before the process listens there.
+func free() (string, error) {
+	const first, count = 20_000, 10_000
+	for range count {
+		address := fmt.Sprintf("127.0.0.1:%d", first+next%count)
+		next++
+		if listener, err := net.Listen("tcp", address); err == nil {
+			return address, listener.Close()
+		}
+	}
+	return "", errors.New("no free port")
 }
 
 // StartMember starts the member, again if it ran before.

@@ -392,6 +392,24 @@ fn what_follows_a_state_is_kept_until_it_has_arrived() {
     assert_eq!((third.installed.len(), third.applied.as_slice()), (1, ["b".into(), "c".into()].as_slice()));
 }
 
+// Cause: a state counted as arrived when its member had begun to install it. A log that was cut meanwhile had it sent the next one.
+#[test]
+fn what_follows_a_state_is_kept_while_it_is_installed() {
+    let mut cluster = with_a_state_on_its_way();
+    cluster.isolate(3);
+    cluster.node(1).snapshot_sent(MemberId(3), true);
+    cluster.put(1, "c");
+    cluster.save(1);
+    assert_eq!(cluster.node(1).log_tail().len(), 2);
+    cluster.tick(290);
+    cluster.save(1);
+    assert_eq!(cluster.node(1).log_tail().len(), 2);
+    // It may be gone for good.
+    cluster.tick(10);
+    cluster.save(1);
+    assert_eq!(cluster.node(1).log_tail().len(), 0);
+}
+
 #[test]
 fn large_entries_that_follow_a_state_are_kept_until_it_has_arrived() {
     let mut cluster = with_a_state_on_its_way();

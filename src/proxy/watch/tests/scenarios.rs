@@ -886,6 +886,23 @@ async fn history_is_asked_for_again_with_growing_pauses() {
     assert!((100..300).contains(&refusals), "{refusals}");
 }
 
+/// Cause: the upstream watch of a client that went away in the middle of its history stayed open, unread, until others took its place:
+/// the member kept in memory what it could not send.
+#[tokio::test(start_paused = true)]
+async fn a_private_watch_that_nobody_comes_back_for_is_closed() {
+    let proxy = Proxy::start(|config| {
+        config.limits.stream_responses_max = 1;
+        config.limits.catch_up_revisions_max = 1;
+    });
+    for _ in 0..3 {
+        proxy.cluster.write(&[("a", "x")]);
+    }
+    let client = behind(&proxy).await;
+    eventually(|| proxy.hub.inner.history.idle() == 1).await;
+    drop(client);
+    eventually(|| proxy.hub.inner.history.idle() == 0).await;
+}
+
 /// Cause: a slow watch was cancelled because the token of its stream had expired, though its client had a new one.
 #[tokio::test]
 async fn history_that_is_refused_for_the_token_ends_the_stream() {
