@@ -160,6 +160,9 @@ pub enum UrlError {
     /// A host name where only an address can be bound.
     #[error("expected IP in URL for binding ({0})")]
     NotAnAddress(String),
+    /// A URL by which this member makes itself known, and that names no host.
+    #[error("unexpected empty host ({0})")]
+    NoHost(String),
     #[error("no URL given")]
     Empty,
     /// More than the header of a peer connection holds.

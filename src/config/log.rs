@@ -8,7 +8,7 @@ use crate::telemetry::{LogConfig, LogFormat, LogLevel, LogOutput, LogRotation};
 #[command(next_help_heading = "Logging")]
 pub struct RawLogConfig {
     /// Lowest level shown: debug, info, warn, error, panic or fatal.
-    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = LogLevel::from_str)]
+    #[arg(long, default_value = "info", value_name = "LEVEL", value_parser = log_level)]
     pub log_level: LogLevel,
     /// Form of a line: json or console.
     #[arg(long, default_value = "json", value_name = "FORMAT", value_parser = LogFormat::from_str)]
@@ -17,6 +17,14 @@ pub struct RawLogConfig {
     #[arg(long, default_value = "default", value_name = "OUTPUTS", value_delimiter = ',',
           value_parser = LogOutput::from_str)]
     pub log_outputs: Vec<LogOutput>,
+}
+
+/// A level in any case, and info for none, as in etcd.
+fn log_level(text: &str) -> Result<LogLevel, &'static str> {
+    match text {
+        "" => Ok(LogLevel::Info),
+        text => text.to_ascii_lowercase().parse(),
+    }
 }
 
 impl From<RawLogConfig> for LogConfig {

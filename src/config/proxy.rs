@@ -80,7 +80,7 @@ pub struct RawProxyConfig {
     /// Memory that long answers rewritten for a namespace may take; one without room waits and is refused then.
     #[arg(long, default_value_t = 536_870_912, value_name = "BYTES")]
     pub answer_memory_bytes: u64,
-    /// Streams a client may have open on one connection.
+    /// Streams a client may have open on one connection; 0 is no limit.
     #[arg(long, default_value_t = u32::MAX, value_name = "COUNT")]
     pub max_concurrent_streams: u32,
     /// Largest message of a request; 0 is what the member takes.
@@ -447,7 +447,11 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
             answer_memory_bytes: raw.answer_memory_bytes,
             cache,
-            max_concurrent_streams: raw.max_concurrent_streams,
+            // Nobody could make a call on a connection without streams.
+            max_concurrent_streams: match raw.max_concurrent_streams {
+                0 => u32::MAX,
+                streams => streams,
+            },
             send_bytes_max,
             receive_bytes_max,
             enable_pprof: raw.enable_pprof,
@@ -564,6 +568,13 @@ mod tests {
         assert_eq!(config.keepalive_interval, Duration::from_secs(7200));
         assert_eq!(config.max_concurrent_streams, u32::MAX);
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
+    }
+
+    #[test]
+    fn a_limit_of_no_streams_is_none() {
+        // Cause: clients were told that they may open no stream, and their calls waited for ever.
+        let limit = |line: &str| parse(line).unwrap().max_concurrent_streams;
+        assert_eq!((limit("--max-concurrent-streams=0"), limit("--max-concurrent-streams=7")), (u32::MAX, 7));
     }
 
     #[test]

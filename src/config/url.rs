@@ -108,6 +108,17 @@ pub(super) fn advertised_url(text: &str) -> Result<String, UrlError> {
     split(text).map(|_| text.to_owned())
 }
 
+/// Checks a URL by which this member makes itself known and gives it back as it was.
+///
+/// # Errors
+/// When no client could dial it.
+pub(super) fn own_url(text: &str) -> Result<String, UrlError> {
+    match split(text)? {
+        (_, Place::Tcp(place)) if place.host().is_empty() => Err(UrlError::NoHost(text.to_owned())),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 /// Checks the peer URLs of a member that is added or moved.
 ///
 /// # Errors

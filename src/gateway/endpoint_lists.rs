@@ -48,10 +48,11 @@ impl EndpointLists {
             rules.push(Route { matching: config.matching.clone(), upstreams });
         }
         let lists: Vec<_> = rules.iter().map(|route| route.upstreams.clone()).collect();
-        self.dialer.routes.store(Arc::new(Routes { rules, default: old.default.clone() }));
         for (upstreams, config) in lists.iter().zip(routes) {
             self.replace(upstreams, &config.endpoints.iter().cloned().map(ListedEndpoint::new).collect());
         }
+        // Only now: a new route has no endpoint before, and its connections would be closed.
+        self.dialer.routes.store(Arc::new(Routes { rules, default: old.default.clone() }));
         for gone in old.rules.iter().filter(|route| !lists.iter().any(|kept| Arc::ptr_eq(kept, &route.upstreams))) {
             info!(route = %gone.matching, "route is gone");
             self.replace(&gone.upstreams, &EndpointSet::default());

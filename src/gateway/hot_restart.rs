@@ -64,15 +64,15 @@ impl Predecessor {
         std::mem::take(&mut self.sockets)
     }
 
-    /// Tells it that connections are accepted here, and waits until it no longer accepts any.
+    /// Tells it that connections are accepted here, and waits until it no longer accepts any. One that is gone does not.
     ///
     /// # Errors
     /// When it does not answer.
     pub fn stop(mut self) -> io::Result<()> {
-        self.connection.write_all(&[1])?;
-        match self.connection.read(&mut [0]) {
+        let told = self.connection.write_all(&[1]).and_then(|()| self.connection.read(&mut [0]));
+        match told {
             Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -152,5 +152,27 @@ impl Handover {
             }
         }
         Ok(next.read(&mut [0]).await? > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_gateway_that_ended_meanwhile_has_stopped() {
+        // Cause: a gateway that was ended while the next one started took that one with it, and none was left.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("restart");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let handover = Handover::offer(&path, vec![listener.into()]).expect("offered");
+        let asked = tokio::task::spawn_blocking(move || Predecessor::ask(&path));
+        let mut predecessor = tokio::select! {
+            _ = handover.taken() => unreachable!("nobody has said that it accepts connections"),
+            asked = asked => asked.expect("no panic").expect("answered").expect("there is one"),
+        };
+        assert_eq!(predecessor.sockets().len(), 1);
+        drop(handover);
+        predecessor.stop().expect("it is gone");
     }
 }

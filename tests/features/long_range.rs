@@ -20,6 +20,7 @@ use watershed::pb::etcdserverpb::{
 };
 use watershed::pb::mvccpb::KeyValue;
 
+use super::auth::{add_user, enable, log_in, with};
 use crate::harness::{Deployment, Target, client, prefix, refused, run, soon, until};
 use crate::on_every_target;
 
@@ -258,6 +259,32 @@ fn snapshots_that_nobody_reads_leave_threads_for_others() {
         soon("a hash", maintenance.hash_kv(HashKvRequest { revision: 0 })).await.expect("a hash");
         stalled.pop();
         until("a place for a snapshot", async || deployment.client.maintenance().snapshot(snapshot).await.ok()).await;
+    });
+}
+
+// A write that nobody had permitted took room that others needed, or waited for it, and was refused after that.
+#[test]
+fn a_write_that_is_not_permitted_takes_no_room() {
+    run(Target::Core, &["--answer-memory-bytes=1048576", "--bcrypt-cost=4"], async |deployment: &mut Deployment| {
+        fill(deployment, 1000, 1000).await;
+        let sorted = RangeRequest { sort_target: SortTarget::Mod.into(), revision: 2, ..prefix("many/") };
+        let all_room = Stalled::start(&deployment.member, &sorted).await;
+        let root = enable(deployment).await;
+        add_user(&deployment.endpoint, &root, "alice").await;
+        let alice = log_in(&deployment.endpoint, "alice").await.expect("alice");
+        let RangeRequest { key, range_end, .. } = prefix("many/");
+        let delete = DeleteRangeRequest { key, range_end, prev_kv: true };
+        let op = RequestOp { request: Some(Request::RequestDeleteRange(delete.clone())) };
+        let txn = TxnRequest { success: vec![op], ..Default::default() };
+        let mut kv = deployment.client.kv();
+        let (nobody, denied) = ("etcdserver: user name is empty", "etcdserver: permission denied");
+        refused(kv.delete_range(delete.clone()).await, Code::InvalidArgument, nobody);
+        refused(kv.txn(txn.clone()).await, Code::InvalidArgument, nobody);
+        refused(kv.delete_range(with(&alice, delete.clone())).await, Code::PermissionDenied, denied);
+        refused(kv.txn(with(&alice, txn)).await, Code::PermissionDenied, denied);
+        let full = "etcdserver: too many requests";
+        refused(kv.delete_range(with(&root, delete)).await, Code::ResourceExhausted, full);
+        drop(all_room);
     });
 }
 

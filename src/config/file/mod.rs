@@ -100,6 +100,9 @@ const EMPTY_IS_DEFAULT: &[&str] = &[
     "initial-cluster-state",
 ];
 
+/// Keys whose zero leaves the default, as etcd has it; their flags refuse it.
+const ZERO_IS_DEFAULT: &[&str] = &["self-signed-cert-validity"];
+
 /// Keys that hold a list of texts; their flags take a comma list.
 const LISTS: &[&str] = &[
     "cipher-suites",
@@ -187,8 +190,11 @@ fn section(prefix: &str, pairs: Vec<(Node, Node)>, flags: &Flags<'_>, found: &mu
         let value = flags.text(flag, kind, &node.value).map_err(|expected| {
             format!("line {}: cannot unmarshal {} into field {path} of type {expected}", node.line, node.value.kind())
         })?;
+        let is_default = |value: &str| {
+            value.is_empty() && EMPTY_IS_DEFAULT.contains(&flag) || value == "0" && ZERO_IS_DEFAULT.contains(&flag)
+        };
         // The last of a repeated key wins; null changes nothing.
-        if let Some(value) = value.filter(|value| !value.is_empty() || !EMPTY_IS_DEFAULT.contains(&flag)) {
+        if let Some(value) = value.filter(|value| !is_default(value)) {
             found.lines.insert(flag.to_owned(), line);
             found.values.insert(flag.to_owned(), value);
         }
@@ -273,6 +279,7 @@ mod tests {
             ("socket-reuse-port", FlagType::Bool),
             ("discovery-user", FlagType::Text),
             ("heartbeat-interval", FlagType::Integer(Sign::Unsigned)),
+            ("self-signed-cert-validity", FlagType::Integer(Sign::Unsigned)),
             ("grpc-keepalive-min-time", FlagType::Duration),
             ("log-outputs", FlagType::Text),
             ("cors", FlagType::Text),
@@ -302,6 +309,7 @@ mod tests {
         check("grpc-keepalive-min-time: 5000000000", "grpc-keepalive-min-time=5000000000ns@1");
         check("log-outputs: [stderr, /tmp/x]", "log-outputs=stderr,/tmp/x@1");
         check("name:\ncors: ''\nlog-outputs: []\n", "");
+        check("self-signed-cert-validity: 0\nheartbeat-interval: 0", "heartbeat-interval=0@2");
         check("", "");
     }
 

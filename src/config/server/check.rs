@@ -7,7 +7,7 @@ use super::super::error::{ConfigError, UrlError};
 use super::super::flags::Variables;
 use super::super::log::{ServerLogFlags, server_log};
 use super::super::unsupported::{Mode, read_flags};
-use super::super::url::{ListenUrl, Place, advertised_url, each, split};
+use super::super::url::{ListenUrl, Place, each, own_url, split};
 use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
 use super::discovery::{Fallback, InitialDiscovery};
@@ -140,7 +140,8 @@ pub struct ServerConfig {
     pub notices: Vec<Notice>,
 }
 
-/// Reads and checks the server's arguments and its `ETCD_*` variables. Touches neither disk nor network.
+/// Reads and checks the server's arguments and its `ETCD_*` variables. Touches neither disk nor network, but for a
+/// configuration file.
 ///
 /// # Errors
 /// The first thing that is wrong, naming the flag; also the answer to `--help`.
@@ -153,6 +154,7 @@ pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<S
         // In a file, the default stays when only the other key is given.
         raw.advertise_client_urls.get_or_insert_with(|| DEFAULT_CLIENT_URL.to_owned());
     }
+    let default_host = raw.advertise_default_host();
     let mut config = ServerConfig::try_from(raw).map_err(|error| match error {
         ConfigError::Url {
             flag,
@@ -161,6 +163,7 @@ pub fn parse_server_config(args: &[OsString], variables: &Variables) -> Result<S
         error => error,
     })?;
     let mut all = notices(&parsed);
+    all.extend(default_host.map(Notice::DefaultHost));
     all.append(&mut config.notices);
     config.notices = all;
     Ok(config)
@@ -181,7 +184,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         if raw.listen_client_urls.is_some() && raw.advertise_client_urls.is_none() {
             return Err(ConfigError::AdvertiseMissing);
         }
-        let peer_urls = urls("initial-advertise-peer-urls", &raw.initial_advertise_peer_urls, advertised_url)?;
+        let peer_urls = urls("initial-advertise-peer-urls", &raw.initial_advertise_peer_urls, own_url)?;
         let list = raw.initial_cluster.as_deref();
         let discovery = raw.discovery.checked(list.is_some_and(|list| !list.is_empty()))?;
         let token = match &discovery {
@@ -199,7 +202,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let advertise_client_urls = raw.advertise_client_urls.as_deref().unwrap_or(DEFAULT_CLIENT_URL);
         let (auth, cost_replaced) = AuthConfig::from_flags(&raw)?;
         let extensive_metrics = match raw.metrics.as_str() {
-            "basic" => false,
+            "" | "basic" => false,
             "extensive" => true,
             other => return Err(value("metrics", format!("{other:?} is neither basic nor extensive"))),
         };
@@ -273,12 +276,12 @@ impl TryFrom<RawServerConfig> for ServerConfig {
                 state: Some(raw.corrupt_check_time.0).filter(|period| !period.is_zero()),
                 compactions: raw.compact_hash_check_time.0,
             },
-            advertise_client_urls: urls("advertise-client-urls", advertise_client_urls, advertised_url)?,
+            advertise_client_urls: urls("advertise-client-urls", advertise_client_urls, own_url)?,
             quota: Quota::from_flag(raw.quota_backend_bytes),
             max_txn_ops: usize::try_from(raw.max_txn_ops).unwrap_or(usize::MAX),
             max_request_bytes,
             answer_memory_bytes: raw.answer_memory_bytes,
-            max_concurrent_streams: raw.max_concurrent_streams,
+            max_concurrent_streams: or_default(raw.max_concurrent_streams, u32::MAX),
             keepalive_min_time: or_default(raw.grpc_keepalive_min_time.0, KEEPALIVE_MIN_TIME),
             keepalive_interval: raw.grpc_keepalive_interval.0,
             keepalive_timeout: raw.grpc_keepalive_timeout.0,
@@ -493,6 +496,13 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_no_streams_is_none() {
+        // Cause: clients were told that they may open no stream, and their calls waited for ever.
+        let limit = |line: &str| parse(line).unwrap().max_concurrent_streams;
+        assert_eq!((limit("--max-concurrent-streams 0"), limit("--max-concurrent-streams 7")), (u32::MAX, 7));
+    }
+
+    #[test]
     fn a_short_progress_interval_is_raised_as_in_etcd() {
         let config = parse("--watch-progress-notify-interval 10ms").unwrap();
         assert_eq!(config.watch_progress_notify_interval, Duration::from_millis(100));
@@ -519,6 +529,15 @@ mod tests {
             (
                 "--listen-peer-urls http://example.com:1",
                 "--listen-peer-urls: expected IP in URL for binding (http://example.com:1)",
+            ),
+            // Cause: such a URL was published, and no client or member could dial it.
+            (
+                "--initial-advertise-peer-urls http://:2380",
+                "--initial-advertise-peer-urls: unexpected empty host (http://:2380)",
+            ),
+            (
+                "--listen-client-urls http://127.0.0.1:1 --advertise-client-urls https://a:1,https://:1",
+                "--advertise-client-urls: unexpected empty host (https://:1)",
             ),
             (
                 "--peer-cert-file=x",
@@ -643,5 +662,13 @@ mod tests {
         assert!(parse("--cert-file= --auto-tls=false --tls-min-version TLS1.2 --client-cert-auth=f").is_ok());
         assert!(parse("--max-request-bytes 67104768").is_ok());
         assert!(parse("--enable-grpc-gateway --enable-pprof=false --discovery-fallback exit").is_ok());
+    }
+
+    #[test]
+    fn an_empty_value_is_the_default_where_it_is_in_etcd() {
+        let config = parse("--metrics= --auto-compaction-retention= --log-level= --log-format=").unwrap();
+        assert_eq!((config.extensive_metrics, config.auto_compaction), (false, AutoCompaction::Off));
+        assert_eq!(config.log.level, LogLevel::Info);
+        assert_eq!(parse("--log-level=WARN").unwrap().log.level, LogLevel::Warn, "in any case");
     }
 }

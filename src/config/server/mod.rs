@@ -1,12 +1,13 @@
 //! The server's flags: etcd's names, variables, defaults and refusals.
 //!
 //! `raw.rs` mirrors the flags that have an effect, `check.rs` turns the raw config into [`ServerConfig`], `cluster.rs` knows the
-//! rules of `--initial-cluster`, `discovery.rs` what stands in its place, `same_urls.rs` when two lists of URLs are one, `values.rs` the smaller values,
+//! rules of `--initial-cluster`, `default_host.rs` what is advertised unless told, `discovery.rs` what stands in its place, `same_urls.rs` when two lists of URLs are one, `values.rs` the smaller values,
 //! `auth.rs` how users log in, `tls.rs` TLS of all listeners and between members, `notice.rs` what is logged about flags once logging runs.
 
 mod auth;
 mod check;
 mod cluster;
+mod default_host;
 mod discovery;
 mod notice;
 mod raw;

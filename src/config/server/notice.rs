@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub enum Notice {
     RotationInUtc,
     /// Where connections to other members come from (info); no own peer URL gives an address for it (warn).
     PeerLocalAddress(Option<IpAddr>),
+    /// The address that is advertised in place of `localhost` (info).
+    DefaultHost(Ipv4Addr),
 }
 
 impl Notice {
@@ -65,6 +67,7 @@ impl Notice {
             Self::PeerLocalAddress(None) => {
                 tracing::warn!("unable to set a member local address due to lack of suitable local addresses")
             }
+            Self::DefaultHost(host) => tracing::info!(%host, "detected default host for advertise"),
             Self::ConfigFile(path) => tracing::info!(
                 path = %path.display(),
                 "loaded server configuration, other configuration command line flags and environment variables will be \

@@ -71,7 +71,7 @@ pub struct RawServerConfig {
     /// Memory that long answers in flight may take, over all clients; a request without room waits and is refused then.
     #[arg(long, default_value_t = 536_870_912)]
     pub answer_memory_bytes: u64,
-    /// Streams one client connection may have open.
+    /// Streams one client connection may have open; 0 is no limit.
     #[arg(long, default_value_t = u32::MAX)]
     pub max_concurrent_streams: u32,
     /// Least time between two pings of a client, which is disconnected if it pings more often; 0 is 5m.

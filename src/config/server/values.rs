@@ -39,6 +39,7 @@ pub enum AutoCompaction {
 impl AutoCompaction {
     /// Reads the pair of flags; the error is etcd's text.
     pub(super) fn from_flags(mode: &str, retention: &str) -> Result<Self, String> {
+        let retention = if retention.is_empty() { "0" } else { retention };
         let wrong = || format!("error parsing CompactionRetention: invalid value {retention:?}");
         let number = retention.parse::<u64>().ok();
         match mode {
@@ -179,6 +180,7 @@ mod tests {
     fn retention_has_three_notations() {
         let read = AutoCompaction::from_flags;
         assert_eq!(read("periodic", "0"), Ok(AutoCompaction::Off));
+        assert_eq!((read("periodic", ""), read("revision", "")), (Ok(AutoCompaction::Off), Ok(AutoCompaction::Off)));
         assert_eq!(read("periodic", "2"), Ok(AutoCompaction::Periodic(Duration::from_secs(7200))));
         assert_eq!(read("periodic", "10m"), Ok(AutoCompaction::Periodic(Duration::from_secs(600))));
         assert_eq!(read("revision", "1000"), Ok(AutoCompaction::Revision(1000)));

@@ -128,20 +128,26 @@ impl<O: ApplyObserver> ApplyDriver<O> {
         self.observer.failed(reason);
     }
 
-    /// Applies the first of these entries as one batch, as many as one may hold, and leaves the others.
+    /// Applies the first of these entries as one batch, as many as one may hold, and leaves the others. A change of users,
+    /// roles or the auth flag ends a batch: the store is published before them, and nobody may read by the old ones what was
+    /// written behind the change.
     ///
     /// # Errors
     /// Only fatal ones: the member must stop.
     pub fn apply(&mut self, waiting: &mut VecDeque<Committed>) -> Result<(), ApplyError> {
         let mut batch = Batch::default();
         let mut began = Instant::now();
-        for entry in waiting.drain(..waiting.len().min(BATCH_MAX)) {
+        for _ in 0..BATCH_MAX {
+            let Some(entry) = waiting.pop_front() else { break };
             let applied = self.applier.apply(entry, &mut batch)?;
             let now = Instant::now();
             if let Some(applied) = applied {
                 self.observer.applied_request(&applied, now - began);
             }
             began = now;
+            if batch.auth_changed {
+                break;
+            }
         }
         self.release(batch);
         Ok(())
@@ -236,7 +242,8 @@ mod tests {
     use crate::core::backend::Backend;
     use crate::core::mvcc::Store;
     use crate::core::raft::CommittedKind;
-    use crate::pb::etcdserverpb::{CompactionRequest, InternalRaftRequest, PutRequest};
+    use crate::pb::authpb::UserAddOptions;
+    use crate::pb::etcdserverpb::{AuthUserAddRequest, CompactionRequest, InternalRaftRequest, PutRequest};
     use crate::types::Term;
 
     struct NoObserver;
@@ -258,8 +265,8 @@ mod tests {
         }
     }
 
-    /// A member that has applied two puts of one key and a compaction, which has not removed anything yet.
-    fn compacting(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<NoObserver>, ApplyHandle) {
+    /// A member that has applied nothing.
+    fn member(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<NoObserver>, ApplyHandle) {
         let backend = Backend::in_memory().unwrap();
         let store = Store::open(backend.clone()).unwrap();
         let leases = Arc::new(RwLock::new(open_leases(&backend, &store, 1).unwrap()));
@@ -267,27 +274,48 @@ mod tests {
         let (cluster, alarms) = (ClusterStore::default(), AlarmStore::default());
         let applier = Applier::new(store, leases, cluster, alarms, auth, backend.clone(), config);
         let (progress, handle) = ApplyProgress::new(Arc::default(), LogIndex(0));
-        let mut driver = ApplyDriver::new(applier, NoObserver, progress, prepared.clone());
-        let put = || Some(PutRequest { key: "k".into(), ..Default::default() });
-        let mut entries: VecDeque<Committed> = [
-            InternalRaftRequest { put: put(), ..Default::default() },
-            InternalRaftRequest { put: put(), ..Default::default() },
-            InternalRaftRequest {
-                compaction: Some(CompactionRequest { revision: 3, physical: true }),
-                ..Default::default()
-            },
-        ]
-        .iter()
-        .zip(1..)
-        .map(|(request, index)| Committed {
+        (backend, ApplyDriver::new(applier, NoObserver, progress, prepared.clone()), handle)
+    }
+
+    fn put() -> InternalRaftRequest {
+        let put = PutRequest { key: "k".into(), ..Default::default() };
+        InternalRaftRequest { put: Some(put), ..Default::default() }
+    }
+
+    /// The log of these requests.
+    fn entries(requests: &[InternalRaftRequest]) -> VecDeque<Committed> {
+        let entry = |(request, index): (&InternalRaftRequest, u64)| Committed {
             index: LogIndex(index),
             term: Term(1),
             kind: CommittedKind::Request(request.encode_to_vec().into()),
-        })
-        .collect();
-        driver.apply(&mut entries).unwrap();
+        };
+        requests.iter().zip(1..).map(entry).collect()
+    }
+
+    /// A member that has applied two puts of one key and a compaction, which has not removed anything yet.
+    fn compacting(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<NoObserver>, ApplyHandle) {
+        let (backend, mut driver, handle) = member(prepared);
+        let compaction = Some(CompactionRequest { revision: 3, physical: true });
+        let compaction = InternalRaftRequest { compaction, ..Default::default() };
+        driver.apply(&mut entries(&[put(), put(), compaction])).unwrap();
         assert!(driver.is_compacting());
         (backend, driver, handle)
+    }
+
+    // The store of a whole batch was published before its users and roles: whoever had lost a permission read what was
+    // written after that, in the time between the two.
+    #[test]
+    fn nothing_behind_a_change_of_users_is_published_before_it() {
+        let (_backend, mut driver, _handle) = member(&Arc::default());
+        let options = Some(UserAddOptions { no_password: true });
+        let user = AuthUserAddRequest { name: "alice".to_owned(), options, ..Default::default() };
+        let add = InternalRaftRequest { auth_user_add: Some(user), ..Default::default() };
+        let reader = driver.applier.store().reader();
+        let mut waiting = entries(&[put(), add, put()]);
+        driver.apply(&mut waiting).unwrap();
+        assert_eq!((reader.revision(), waiting.len()), (Revision(2), 1));
+        driver.apply(&mut waiting).unwrap();
+        assert_eq!((reader.revision(), waiting.len()), (Revision(3), 0));
     }
 
     // `Compact` with `physical` waits for the end of its compaction, which nobody reported once the state that it was about

@@ -30,7 +30,8 @@ use crate::core::mvcc::{
 use crate::pb::encoded::kv_server::Kv;
 use crate::pb::encoded::{DeleteRangeResponse, PutResponse, RangeResponse, RangeStreamResponse, TxnResponse};
 use crate::pb::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, PutRequest, RangeRequest, TxnRequest,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    request_op,
 };
 use crate::pb::selection::has_own_order;
 use crate::telemetry::OperationKind;
@@ -100,6 +101,19 @@ impl KvService {
         self.authenticator.may_read(caller, check).await
     }
 
+    /// Refuses a write that the caller may not do before room for its long answer is taken from others. The permission
+    /// that counts is the one when it is applied.
+    async fn may_write(&self, caller: &Caller, request: &TxnRequest) -> Result<(), Failure> {
+        match self.may_read_txn(caller, request).await {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                // It may have got the permission a moment ago, from another member.
+                self.reads.linearizable().await?;
+                self.may_read_txn(caller, request).await.map(drop)
+            }
+        }
+    }
+
     async fn found(&self, request: &RangeRequest) -> Result<Response<RangeResponse>, Status> {
         let snapshot = self.store.snapshot();
         let extent = snapshot.extent(request);
@@ -166,7 +180,8 @@ impl KvService {
             self.reads.linearizable().await?;
         }
         let permit = self.may_read_txn(caller, &request).await?;
-        let (since, extent, room) = self.txn_room(&request).await?;
+        let (since, extent) = self.txn_extent(&request);
+        let room = self.txn_room(extent).await?;
         let finish =
             move |info: &MemberInfo, store: &StoreReader, metrics: &CoreMetrics, request: &TxnRequest, room| {
                 let mut answer = read_only(store, metrics, request)?;
@@ -192,8 +207,12 @@ impl KvService {
     }
 
     async fn transacted_writes(&self, caller: &Caller, request: TxnRequest) -> Result<Response<TxnResponse>, Status> {
+        let (since, extent) = self.txn_extent(&request);
+        if !extent.is_small() {
+            self.may_write(caller, &request).await?;
+        }
         // Before anything is written: a refusal means that nothing was done.
-        let (since, _, room) = self.txn_room(&request).await?;
+        let room = self.txn_room(extent).await?;
         let answer = self.proposer.propose(caller, request).await?;
         let at_once = room.is_none() && answer.is_whole();
         let finish = move |info: &MemberInfo, store: &StoreReader| {
@@ -208,14 +227,15 @@ impl KvService {
         on_thread(move || finish(&info, &store)).await
     }
 
-    /// The count of replaced bytes before a transaction, its extent, and room for its answer unless that is small.
-    async fn txn_room(&self, request: &TxnRequest) -> Result<(u64, Extent, Option<Room>), Status> {
-        let (extent, since) = {
-            let snapshot = self.store.snapshot();
-            (snapshot.txn_extent(request), snapshot.replaced_bytes())
-        };
-        let room = if extent.is_small() { None } else { Some(self.answers.list(extent).await?) };
-        Ok((since, extent, room))
+    /// The count of replaced bytes before a transaction, and its extent.
+    fn txn_extent(&self, request: &TxnRequest) -> (u64, Extent) {
+        let snapshot = self.store.snapshot();
+        (snapshot.replaced_bytes(), snapshot.txn_extent(request))
+    }
+
+    /// Room for the answer of a transaction, unless that is small.
+    async fn txn_room(&self, extent: Extent) -> Result<Option<Room>, Status> {
+        if extent.is_small() { Ok(None) } else { Ok(Some(self.answers.list(extent).await?)) }
     }
 
     /// Deletes, and gathers the answer at once: for locks and elections, and for short answers.
@@ -243,6 +263,8 @@ impl KvService {
         if extent.is_small() {
             return gathered(&self.store, self.delete(caller, request).await?, since, None);
         }
+        let op = RequestOp { request: Some(request_op::Request::RequestDeleteRange(request.clone())) };
+        self.may_write(caller, &TxnRequest { success: vec![op], ..TxnRequest::default() }).await?;
         let room = self.answers.list(extent).await?;
         let answer = self.delete(caller, request).await?;
         let store = self.store.clone();

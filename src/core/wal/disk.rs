@@ -189,6 +189,13 @@ fn lock(file: &File) -> io::Result<()> {
     }
 }
 
+/// Whether the log goes on without the space that could not be reserved, as etcd's does: some file systems cannot do it,
+/// and on some a signal to the process ends the call.
+fn is_dispensable(error: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    matches!(error, Errno::OPNOTSUPP | Errno::INVAL | Errno::INTR)
+}
+
 /// A file of the real file system, locked while it is open.
 #[derive(Debug)]
 pub struct FsFile {
@@ -229,8 +236,7 @@ impl WalFile for FsFile {
         }
         use rustix::fs::{FallocateFlags, fallocate};
         match fallocate(&self.file, FallocateFlags::empty(), current, size - current) {
-            // Some file systems cannot reserve space; the log works without it.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => self.file.set_len(size),
+            Err(error) if is_dispensable(error) => self.file.set_len(size),
             other => Ok(other?),
         }
     }
@@ -249,6 +255,14 @@ mod tests {
         let (reader, _writer) = io::pipe().unwrap();
         let file = disk.file(File::from(std::os::fd::OwnedFd::from(reader)));
         [file.sync_data().is_err(), disk.sync_dir(Path::new("/proc")).is_err()]
+    }
+
+    // A signal that came while space was reserved closed the log, and ended the member.
+    #[test]
+    fn a_signal_while_space_is_reserved_is_no_failure_and_a_full_disk_is_one() {
+        use rustix::io::Errno;
+        assert!([Errno::INTR, Errno::OPNOTSUPP, Errno::INVAL].into_iter().all(is_dispensable));
+        assert!(![Errno::NOSPC, Errno::DQUOT, Errno::IO].into_iter().any(is_dispensable));
     }
 
     #[test]

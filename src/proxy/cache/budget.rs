@@ -2,7 +2,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::time::Instant;
 
 use super::metrics::CacheMetrics;
@@ -11,6 +13,11 @@ use super::shared::SharedReplica;
 /// Pause between two comparisons of a replica with the cluster.
 const CHECK_PERIOD: Duration = Duration::from_secs(60);
 
+/// Answers of up to so many pairs count for nothing until they are sent; those of longer ones are counted in this unit.
+const ANSWER_PAIRS: usize = 1024;
+/// Part of the memory that the references of long answers to their pairs may take besides.
+const ANSWERS_SHARE: usize = 8;
+
 /// The memory of all replicas of a proxy. Cheap to clone.
 #[derive(Clone)]
 pub struct CacheBudget {
@@ -18,6 +25,8 @@ pub struct CacheBudget {
     /// The times of reads count from here.
     base: Instant,
     held: Arc<Mutex<Held>>,
+    answers: Arc<Semaphore>,
+    answers_max: u32,
     metrics: CacheMetrics,
 }
 
@@ -33,7 +42,23 @@ struct Held {
 impl CacheBudget {
     /// At most this many bytes.
     pub fn new(bytes_max: usize, metrics: &CacheMetrics) -> Self {
-        Self { bytes_max, base: Instant::now(), held: Arc::default(), metrics: metrics.clone() }
+        let units = bytes_max / ANSWERS_SHARE / (ANSWER_PAIRS * size_of::<Bytes>());
+        let answers_max = u32::try_from(units).unwrap_or(u32::MAX).max(1);
+        let answers = Arc::new(Semaphore::new(answers_max as usize));
+        Self { bytes_max, base: Instant::now(), held: Arc::default(), answers, answers_max, metrics: metrics.clone() }
+    }
+
+    /// Room for the references of an answer to so many pairs, to be held until it is sent; nothing where they are few. One of more pairs
+    /// than there is room for has it alone.
+    ///
+    /// # Errors
+    /// While there is none.
+    pub(super) fn room_for_answer(&self, pairs: usize) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+        if pairs <= ANSWER_PAIRS {
+            return Ok(None);
+        }
+        let units = u32::try_from(pairs.div_ceil(ANSWER_PAIRS)).unwrap_or(u32::MAX).min(self.answers_max);
+        self.answers.clone().try_acquire_many_owned(units).map(Some)
     }
 
     /// Where the times of reads count from, for all replicas.
@@ -62,6 +87,11 @@ impl CacheBudget {
     /// Whether so many bytes for a replica leave those of all others where they are.
     pub(super) fn has_room_for(&self, replica: &SharedReplica, bytes: usize) -> bool {
         self.held.lock().bytes - replica.bytes.load(Ordering::Relaxed) + bytes <= self.bytes_max
+    }
+
+    /// Whether so many bytes are more than all replicas together may have.
+    pub(super) fn is_exceeded_by(&self, bytes: usize) -> bool {
+        bytes > self.bytes_max
     }
 
     /// Whether this replica is to be compared with the cluster now: one each minute, the live ones in turn.
@@ -132,6 +162,21 @@ mod tests {
         assert_eq!((evicted(&a), gauge.get()), (true, 101));
         budget.release(&c);
         assert_eq!(gauge.get(), 0);
+    }
+
+    /// Cause: clients that asked for long ranges and did not read the answers had the proxy hold one reference for each pair of each.
+    #[test]
+    fn long_answers_that_are_not_sent_are_bounded() {
+        let bytes_max = 2 * ANSWERS_SHARE * ANSWER_PAIRS * size_of::<Bytes>();
+        let budget = CacheBudget::new(bytes_max, &CacheMetrics::register(&Metrics::new()));
+        let [one, other] = [(); 2].map(|()| budget.room_for_answer(ANSWER_PAIRS + 1));
+        assert!(one.is_ok_and(|room| room.is_some()));
+        assert!(other.is_err(), "the first one is not sent yet");
+        let all = budget.room_for_answer(usize::MAX);
+        assert!(all.is_ok() && budget.room_for_answer(ANSWER_PAIRS + 1).is_err());
+        assert!(budget.room_for_answer(ANSWER_PAIRS).is_ok_and(|room| room.is_none()), "short ones always pass");
+        drop(all);
+        assert!(budget.room_for_answer(ANSWER_PAIRS + 1).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
@@ -39,6 +40,8 @@ pub(super) const PROMOTED_BYTES_MAX: usize = 32 * 1024 * 1024;
 const EVENTS_PER_READ_MAX: u64 = 4;
 /// Events between two looks that are never too many.
 const EVENTS_FREE: u64 = 100;
+/// A watch is resumed so many revisions before its position, if they have not changed the pairs: events there tell of another history.
+const LOOKED_BACK: i64 = 1000;
 /// Pause between two looks at whether anybody reads, and at how old the position is.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -186,10 +189,46 @@ struct Life {
     has_range_stream: bool,
     completeness: Arc<Completeness>,
     past: Arc<Mutex<Past>>,
-    /// Keys counted in the metrics.
-    keys: i64,
+    keys: CountedKeys,
     /// Events since the last look.
     events: u64,
+}
+
+/// Keys of a replica as the metrics have them.
+struct CountedKeys {
+    gauge: IntGauge,
+    keys: i64,
+}
+
+impl CountedKeys {
+    fn set(&mut self, keys: usize) {
+        let keys = i64::try_from(keys).unwrap_or(i64::MAX);
+        self.gauge.add(keys - self.keys);
+        self.keys = keys;
+    }
+}
+
+impl Drop for CountedKeys {
+    fn drop(&mut self) {
+        self.gauge.sub(self.keys);
+    }
+}
+
+/// A follower that runs. However that ends, also with the tasks of its tenant, nothing is held any more.
+struct Running<'f> {
+    follower: &'f Follower,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let Follower { replica, budget, metrics, .. } = self.follower;
+        replica.publish(None);
+        replica.forget_target();
+        budget.release(replica);
+        metrics.replicas.with_label_values(&[replica.state().label()]).dec();
+        replica.note_state(State::Cold);
+        replica.running.store(false, Ordering::Release);
+    }
 }
 
 impl Follower {
@@ -198,6 +237,7 @@ impl Follower {
         let mut backoff = Backoff::new(self.periods.reload_first, self.periods.reload_max);
         let mut state = State::Cold;
         self.metrics.replicas.with_label_values(&[state.label()]).inc();
+        let _running = Running { follower: &self };
         loop {
             let end = self.live(&mut state, &mut backoff).await;
             self.replica.publish(None);
@@ -228,8 +268,6 @@ impl Follower {
                 break;
             }
         }
-        self.metrics.replicas.with_label_values(&[state.label()]).dec();
-        self.replica.running.store(false, Ordering::Release);
     }
 
     /// A replica that is not read for so long is given up.
@@ -255,7 +293,7 @@ impl Follower {
             Err(end) => return end,
         };
         let mut resumption = Backoff::new(self.periods.resume_first, self.periods.resume_max);
-        let end = loop {
+        loop {
             self.change(state, State::Live, "watch", "");
             let lived = Instant::now();
             let stop = self.follow(&mut life, &mut stream, &mut resumption).await;
@@ -272,9 +310,7 @@ impl Follower {
                 Ok(resumed) => stream = resumed,
                 Err(end) => break end,
             }
-        };
-        self.metrics.keys.sub(life.keys);
-        end
+        }
     }
 
     /// Opens the watch, then loads the pairs at a revision that it covers, and applies what came meanwhile.
@@ -306,7 +342,7 @@ impl Follower {
             has_range_stream: self.versions.has_range_stream(MemberId(header.member_id)),
             completeness: Arc::new(Completeness::new(sent_at)),
             past: Arc::default(),
-            keys: 0,
+            keys: CountedKeys { gauge: self.metrics.keys.clone(), keys: 0 },
             events: 0,
         };
         for answer in answers {
@@ -319,10 +355,14 @@ impl Follower {
 
     /// Opens the watch behind the position again, and makes sure that the cluster still has the history that led there.
     async fn resumed(&self, life: &mut Life, pauses: &mut Backoff) -> Result<UpstreamStream, End> {
+        let mut looks_back = true;
         loop {
+            // At the position, not behind it: a watch of a revision that is not written yet gets no progress.
+            let position = life.replica.position();
+            let before = life.replica.since().max(Revision(position.0 - LOOKED_BACK));
+            let start = if looks_back { before } else { position };
             let opened = async {
-                // At the position, not behind it: a watch of a revision that is not written yet gets no progress.
-                let (mut stream, header) = self.open(life.replica.position()).await?;
+                let (mut stream, header) = self.open(start).await?;
                 self.verify(life, &header).await?;
                 self.trust(&header).await?;
                 life.member = MemberId(header.member_id);
@@ -338,6 +378,11 @@ impl Follower {
                     return Ok(stream);
                 }
                 Err(End::Failed(status)) => tracing::debug!(%status, "watch of a cached range is opened again"),
+                // What is before the position may be compacted.
+                Err(End::Compacted) if start < position => {
+                    looks_back = false;
+                    continue;
+                }
                 Err(end) => return Err(end),
             }
             if self.replica.idle_for() >= self.idle_max() {
@@ -545,9 +590,7 @@ impl Follower {
             life.past.lock().keep(before.pairs.clone(), revisions, changes.bytes, Instant::now());
         }
         self.charge_with_past(life)?;
-        let keys = i64::try_from(life.replica.pairs().len()).unwrap_or(i64::MAX);
-        self.metrics.keys.add(keys - life.keys);
-        life.keys = keys;
+        life.keys.set(life.replica.pairs().len());
         self.replica.publish(Some(Arc::new(Snapshot {
             pairs: life.replica.pairs().clone(),
             position: life.replica.position(),

@@ -61,6 +61,13 @@ impl Follower {
                 kv.key = key;
                 replica.load(&kv);
             }
+            // What will not fit is not to take the place of others before that is found out.
+            let rest_keys = all.saturating_sub(keys);
+            let each = replica.bytes() / replica.pairs().len().max(1);
+            let expected = replica.bytes().saturating_add(each.saturating_mul(rest_keys));
+            if self.budget.is_exceeded_by(expected) && !self.budget.has_room_for(&self.replica, replica.bytes()) {
+                return Err(End::OverBudget);
+            }
             self.charge(replica)?;
             if !page.more {
                 return Ok(Some(at));

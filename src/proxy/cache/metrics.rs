@@ -7,7 +7,7 @@ use crate::telemetry::Metrics;
 const GAP_REASONS: [&str; 7] =
     ["old_event", "previous_pair", "version", "malformed", "foreign_key", "different", "revision_went_back"];
 /// Why ranges are passed on, as `service.rs` labels it.
-const PASSED_REASONS: [&str; 11] = [
+const PASSED_REASONS: [&str; 12] = [
     "unread",
     "form",
     "revision",
@@ -19,6 +19,7 @@ const PASSED_REASONS: [&str; 11] = [
     "behind",
     "went_back",
     "inexact",
+    "memory",
 ];
 
 /// What the caches of a proxy count, under the names of etcd's proxy where it has them.
@@ -107,7 +108,7 @@ mod tests {
         let gaps = series("watershed_proxy_cache_state_changes_total{");
         assert!(gaps.len() == 7 && gaps.iter().all(|(name, _)| name.contains("state=\"gap\"")), "{gaps:?}");
         let passed = series("watershed_proxy_cache_passed_total{");
-        assert_eq!(passed.len(), 11, "{passed:?}");
+        assert_eq!(passed.len(), 12, "{passed:?}");
         assert!(gaps.iter().chain(&passed).all(|(_, value)| **value == 0.0), "{gaps:?} {passed:?}");
     }
 }

@@ -64,9 +64,10 @@ impl Replica {
         (self.position, self.since, self.repeats_up_to) = (position, position, position);
     }
 
-    /// The watch was resumed at the position: events up to there come again.
+    /// The watch was resumed at or before the position: events come again. Behind [`since`](Self::since) there were none: one that
+    /// comes is of another history.
     pub fn resume(&mut self) {
-        self.repeats_up_to = self.position;
+        self.repeats_up_to = self.since;
     }
 
     pub fn pairs(&self) -> &Tree<Pair> {
@@ -274,5 +275,19 @@ mod tests {
         assert_eq!(replica.apply(vec![change()]), Ok(()));
         assert_eq!(replica.apply(vec![put(kv("c", 12, 12, 1), None)]), Ok(()));
         assert!(replica.apply(vec![change()]).is_err(), "the repetition is over");
+    }
+
+    /// Cause: a change where there had been none was taken for one that was held.
+    #[test]
+    fn a_resumed_watch_of_another_history_is_found() {
+        for revision in 10..=12 {
+            let mut replica = loaded();
+            replica.advance(Revision(12));
+            replica.resume();
+            assert_eq!(replica.apply(vec![put(kv("b", 5, 7, 2), None)]), Ok(()), "it is held");
+            let other = put(kv("a", 3, revision, 2), Some(kv("a", 3, 3, 1)));
+            let old = Disorder::Old { event: Revision(revision), position: Revision(12) };
+            assert_eq!(replica.apply(vec![other]), Err(old));
+        }
     }
 }

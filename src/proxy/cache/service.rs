@@ -1,13 +1,16 @@
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response};
-use http_body::Body as HttpBody;
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -92,6 +95,8 @@ enum Passed {
     /// The cluster is not the one the replica follows, or not as far.
     WentBack,
     Inexact,
+    /// Too many long answers are not sent yet.
+    Memory,
 }
 
 impl Passed {
@@ -108,6 +113,7 @@ impl Passed {
             Self::Behind => "behind",
             Self::WentBack => "went_back",
             Self::Inexact => "inexact",
+            Self::Memory => "memory",
         }
     }
 }
@@ -298,6 +304,7 @@ impl Inner {
             _ => snapshot.at(at).ok_or(Passed::Revision)?,
         };
         let found = search(&pairs, &request, &covered).await?;
+        let room = self.budget.room_for_answer(found.kvs.len()).map_err(|_| Passed::Memory)?;
         let header = ResponseHeader {
             cluster_id: snapshot.cluster.0,
             member_id: snapshot.member.0,
@@ -305,7 +312,12 @@ impl Inner {
             raft_term: snapshot.term.0,
         };
         let answer = if streams { Some(stream_answer(header, found)) } else { range_answer(header, found) };
-        answer.map(|answer| (!request.serializable, answer)).ok_or(Passed::Inexact)
+        let answer = answer.ok_or(Passed::Inexact)?;
+        let answer = match room {
+            Some(room) => answer.map(|body| Body::new(LongAnswer { body, _room: room })),
+            None => answer,
+        };
+        Ok((!request.serializable, answer))
     }
 
     /// The replica that has a range, and the group of the caller. Reads that are counted may have one promoted.
@@ -464,6 +476,29 @@ impl Inner {
             periods: self.config.periods,
         };
         self.spawner.start(follower.run());
+    }
+}
+
+/// The body of an answer that holds room until it is sent or dropped.
+struct LongAnswer {
+    body: Body,
+    _room: OwnedSemaphorePermit,
+}
+
+impl HttpBody for LongAnswer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -93,7 +93,7 @@ impl Counting {
     }
 
     fn note(&self, headers: &HeaderMap) {
-        *self.caller.lock() = Identity::of(headers).with_require_leader(false);
+        *self.caller.lock() = Identity::of(headers);
     }
 }
 
@@ -142,8 +142,10 @@ impl StoredCount {
         }
     }
 
+    /// Of a member that knows no leader the watch would never come to what the others have: it ends, and another one is asked.
     fn metadata(&self) -> HeaderMap {
-        if self.as_caller { self.counting.caller.lock().metadata() } else { HeaderMap::new() }
+        let caller = if self.as_caller { self.counting.caller.lock().clone() } else { Identity::default() };
+        caller.with_require_leader(true).metadata()
     }
 
     /// Applies the events above `position`, which goes along.
@@ -295,6 +297,8 @@ fn of_pair(namespace: &Namespace, kv: &KeyValue) -> Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::{Pool, PoolConfig};
+    use crate::shutdown::Tasks;
 
     fn pair(key: &'static str, value: &'static str, version: i64) -> KeyValue {
         KeyValue { key: key.into(), value: value.into(), version, ..KeyValue::default() }
@@ -313,6 +317,23 @@ mod tests {
             (event(EventType::Delete, pair("t/ab", "", 0), None), None),
         ] {
             assert_eq!(added(&namespace, &event), expected, "{event:?}");
+        }
+    }
+
+    /// Cause: a watch of a member that was cut off from the others stayed open, and puts of a tenant near its limit were refused for
+    /// as long as that lasted.
+    #[tokio::test]
+    async fn a_member_that_knows_no_leader_is_not_counted_at() {
+        let pool = Pool::new(PoolConfig::new(Vec::new()), &Tasks::new());
+        for as_caller in [false, true] {
+            let count = StoredCount {
+                channel: Channel::new(pool.clone()),
+                as_caller,
+                namespace: Namespace::new("t/"),
+                limits: Arc::default(),
+                counting: Arc::default(),
+            };
+            assert_eq!(count.metadata().get("hasleader").map(|value| value.as_bytes()), Some(&b"true"[..]));
         }
     }
 }

@@ -204,6 +204,16 @@ fn a_change_of_users_makes_tokens_old() {
         auth_of(&endpoint).user_list(with(&root, AuthUserListRequest {})).await.expect("root");
         let again = log_in(&endpoint, "alice").await.expect("alice");
         put(&endpoint, &again, "k").await.expect("alice");
+        // Nor what root may do with the leases of others.
+        let (mut kv, mut lease) = (deployment.client.kv(), deployment.client.lease());
+        lease.lease_grant(with(&root, LeaseGrantRequest { ttl: 600, id: 7 })).await.expect("root");
+        let attached = PutRequest { key: "k".into(), lease: 7, ..Default::default() };
+        kv.put(with(&again, attached)).await.expect("alice");
+        let ask = LeaseTimeToLiveRequest { id: 7, keys: true };
+        let told = lease.lease_time_to_live(with(&root, ask)).await.expect("root").into_inner();
+        assert_eq!(told.keys, ["k"]);
+        let listed = lease.lease_leases(with(&root, LeaseLeasesRequest {})).await.expect("root").into_inner();
+        assert_eq!(listed.leases.len(), 1);
     });
 }
 

@@ -269,7 +269,7 @@ fn wrong_flags_are_told_as_etcds_gateway_tells_them() {
     }
     // Refused later: on one line.
     let cases: [(&[&str], &str); 3] = [
-        (&["--endpoints=nonsense"], "--endpoints: \"nonsense\""),
+        (&["--endpoints=non/sense"], "--endpoints: \"non/sense\""),
         (&["--listen-addr", &taken], "--listen-addr: listen tcp "),
         (&["--listen-addr", &own, "--endpoints", &own_by_name], "--endpoints: localhost:"),
     ];

@@ -66,6 +66,8 @@ struct State {
     applied: [i64; MEMBERS],
     /// When each revision was acknowledged, the newest last.
     acknowledged: VecDeque<(Instant, i64)>,
+    /// How often it was restored.
+    restored: u32,
 }
 
 impl State {
@@ -99,6 +101,7 @@ impl SimCluster {
             history: VecDeque::from([(Vec::new(), Arc::default())]),
             applied: [1; MEMBERS],
             acknowledged: VecDeque::new(),
+            restored: 0,
         };
         Self { state: Arc::new(Mutex::new(state)), moved: watch::Sender::new(()), watches_late: Duration::ZERO }
     }
@@ -185,6 +188,20 @@ impl SimCluster {
         self.moved.send_replace(());
     }
 
+    /// Brings the cluster back as it was at a revision, which all members had: what was written after is lost, and streams end.
+    pub fn restore(&self, revision: i64) {
+        let mut state = self.state.lock();
+        while state.revision > revision {
+            state.history.pop_back();
+            state.revision -= 1;
+        }
+        state.acknowledged.retain(|(_, acknowledged)| *acknowledged <= revision);
+        state.applied = [revision; MEMBERS];
+        state.restored += 1;
+        drop(state);
+        self.moved.send_replace(());
+    }
+
     /// Time on the network, and some member.
     async fn reach(&self) -> usize {
         let (delay, member) = {
@@ -235,6 +252,7 @@ impl SimCluster {
         let member = self.reach().await;
         let mut moved = self.moved.subscribe();
         let (mut range, mut next) = (None, 0);
+        let restored = self.state.lock().restored;
         loop {
             tokio::select! {
                 biased;
@@ -256,6 +274,10 @@ impl SimCluster {
                 }
                 _ = moved.changed() => {}
                 () = sleep(Duration::from_secs(1)) => {}
+            }
+            if self.state.lock().restored != restored {
+                let _ = answers.send((Instant::now(), Err(Status::unavailable("the member is gone")))).await;
+                return;
             }
             let Some(range) = &range else { continue };
             while let Some(answer) = self.news(member, range, &mut next) {
