@@ -280,7 +280,7 @@ def cases():
     yield from post("watch empty request", "/v3/watch", "{}")
     yield from post("watch unknown cancel", "/v3/watch", json.dumps({"cancel_request": {"watch_id": 99}}))
     yield from post("watch hasleader", "/v3/watch", watch(key=b64("a")), [("Grpc-Metadata-hasleader", "true")], lines=1)
-    yield from post("watch timeout", "/v3/watch", watch(key=b64("a")), [("Grpc-Timeout", "3S")])
+    yield from post("watch timeout", "/v3/watch", watch(key=b64("a")), [("Grpc-Timeout", "3S")], quiet=30.0)
     yield from post("compact", "/v3/kv/compaction", {"revision": 3, "physical": True})
     yield from post("compact again", "/v3/kv/compaction", {"revision": 3})
     yield from post("compact future", "/v3/kv/compaction", {"revision": 300})
