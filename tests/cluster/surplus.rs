@@ -257,7 +257,7 @@ fn all_of_the_tier_finds_a_cluster_by_its_token() {
 }
 
 #[test]
-fn gateway_and_proxy_follow_a_member_that_is_replaced_in_srv_records() {
+fn all_of_the_tier_follows_a_member_that_is_replaced_in_srv_records() {
     if is_stock() {
         return;
     }
@@ -274,17 +274,23 @@ fn gateway_and_proxy_follow_a_member_that_is_replaced_in_srv_records() {
         let srv = vec!["--discovery-srv=example.test".to_owned(), format!("--discovery-dns={}", dns.address)];
         let mut found = Found::start(&ports, &srv);
         found.until_complete().await;
+        // A member that no record names becomes a proxy.
+        let (beyond, through_surplus, _kept) = surplus(&srv);
         let access = Access::start(&[srv, vec!["--insecure-discovery".to_owned()]].concat());
         access.until_read().await;
+        until_read("a read through the surplus member", &through_surplus).await;
         access.until_endpoints("DNS SRV", 2).await;
         let (_new, new_port) = replace_first(&mut found, &ports).await;
         put("client", &[new_port, ports[2].0]);
         for process in &access.processes {
             until_changed(process, &format!("+localhost:{new_port}"), &format!("-localhost:{}", ports[0].0)).await;
         }
+        // It asks the members themselves.
+        until_changed(&beyond, &format!("+127.0.0.1:{new_port}"), &format!("-127.0.0.1:{}", ports[0].0)).await;
         // None of those that the records named at first is left.
         found.processes[1].kill();
         access.until_read().await;
+        until_read("a read through the surplus member", &through_surplus).await;
     });
 }
 

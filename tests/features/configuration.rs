@@ -148,6 +148,12 @@ fn refusals_have_etcds_form_and_exit_code() {
         (vec!["--nope"], vec![], 2, "flag provided but not defined: -nope\nUsage:"),
         (vec!["--experimental-max-learners=2"], vec![], 2, "was removed from etcd, use --max-learners\nUsage:"),
         (
+            vec!["--proxy=on"],
+            vec![],
+            2,
+            "--proxy was removed from etcd, use --discovery-fallback=proxy for a surplus member",
+        ),
+        (
             vec!["--heartbeat-interval=x"],
             vec![],
             2,
