@@ -1,6 +1,6 @@
 use std::ffi::OsString;
 
-/// Flags whose value lets whoever knows it in somewhere.
+/// Flags whose value has a password, a token or a user name in it.
 const SECRET: [&str; 8] = [
     "discovery",
     "discovery-password",

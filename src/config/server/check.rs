@@ -12,7 +12,7 @@ use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
 use super::discovery::{Fallback, InitialDiscovery};
 use super::notice::{Notice, PROGRESS_INTERVAL_MIN, notices};
-use super::raw::RawServerConfig;
+use super::raw::{DEFAULT_CLIENT_URL, RawServerConfig};
 use super::tls::{ListenUrls, TlsConfig};
 use super::values::{AutoCompaction, FeatureGates, IntegrityChecks, Quota};
 use crate::telemetry::{LogConfig, LogLevel, TracingConfig};
@@ -33,7 +33,6 @@ const COMPACTION_SLEEP: Duration = Duration::from_millis(10);
 /// Minimum of the gRPC library, which etcd does not change when the flag is 0.
 pub(in crate::config) const KEEPALIVE_MIN_TIME: Duration = Duration::from_secs(300);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
-const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 
 /// The checked configuration of a server.
 #[derive(Clone, Debug)]

@@ -1,12 +1,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::super::url::{Place, split};
-use super::raw::RawServerConfig;
+use super::raw::{DEFAULT_CLIENT_URL, DEFAULT_PEER_URL, RawServerConfig};
 use crate::net::TcpDialer;
-
-/// The defaults of the flags that advertise.
-const PEER_URL: &str = "http://localhost:2380";
-const CLIENT_URL: &str = "http://localhost:2379";
 
 impl RawServerConfig {
     /// Where it listens on all addresses of IPv4 and advertises the default URL, advertises one that others can dial, as
@@ -17,9 +13,9 @@ impl RawServerConfig {
 
     fn advertise(&mut self, find: impl FnOnce() -> Option<Ipv4Addr>) -> Option<Ipv4Addr> {
         let peers = Some(self.listen_peer_urls.as_str());
-        let peers = peers.filter(|_| self.initial_advertise_peer_urls.trim() == PEER_URL).and_then(port_of_all);
+        let peers = peers.filter(|_| self.initial_advertise_peer_urls.trim() == DEFAULT_PEER_URL).and_then(port_of_all);
         let clients = self.listen_client_urls.as_deref();
-        let is_default = self.advertise_client_urls.as_deref().is_some_and(|urls| urls.trim() == CLIENT_URL);
+        let is_default = self.advertise_client_urls.as_deref().is_some_and(|urls| urls.trim() == DEFAULT_CLIENT_URL);
         let clients = clients.filter(|_| is_default).and_then(port_of_all);
         if peers.is_none() && clients.is_none() {
             return None;
@@ -76,16 +72,16 @@ mod tests {
         let expect = |line: &str, peers: &str, clients: Option<&str>, used: bool| {
             assert_eq!(advertised(line, host), (peers.to_owned(), clients.map(str::to_owned), used), "{line}");
         };
-        expect("", PEER_URL, None, false);
+        expect("", DEFAULT_PEER_URL, None, false);
         expect("--listen-peer-urls http://0.0.0.0:7", "http://10.0.0.7:7", None, true);
         expect("--listen-peer-urls http://127.0.0.1:7,http://0.0.0.0:8", "http://10.0.0.7:8", None, true);
-        expect("--listen-peer-urls http://10.0.0.7:7", PEER_URL, None, false);
+        expect("--listen-peer-urls http://10.0.0.7:7", DEFAULT_PEER_URL, None, false);
         let given = "--initial-advertise-peer-urls http://a:1 --listen-peer-urls http://0.0.0.0:7";
         expect(given, "http://a:1", None, false);
         let clients = "--listen-client-urls http://0.0.0.0:9 --advertise-client-urls";
-        expect(&format!("{clients} {CLIENT_URL}"), PEER_URL, Some("http://10.0.0.7:9"), true);
-        expect(&format!("{clients} http://a:1"), PEER_URL, Some("http://a:1"), false);
+        expect(&format!("{clients} {DEFAULT_CLIENT_URL}"), DEFAULT_PEER_URL, Some("http://10.0.0.7:9"), true);
+        expect(&format!("{clients} http://a:1"), DEFAULT_PEER_URL, Some("http://a:1"), false);
         let unknown = advertised("--listen-peer-urls http://0.0.0.0:7", None);
-        assert_eq!(unknown, (PEER_URL.to_owned(), None, false), "a machine without a default route");
+        assert_eq!(unknown, (DEFAULT_PEER_URL.to_owned(), None, false), "a machine without a default route");
     }
 }

@@ -10,6 +10,9 @@ use super::cluster::InitialState;
 use super::discovery::RawDiscovery;
 use super::values::FeatureGates;
 
+/// Where a member listens for peers and clients, and what it advertises, unless told.
+pub(super) const DEFAULT_PEER_URL: &str = "http://localhost:2380";
+pub(super) const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 const LOG_ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#;
 
 /// The server's flags as they are given; [`ServerConfig`](super::ServerConfig) is what rooms get.
@@ -48,7 +51,7 @@ pub struct RawServerConfig {
     #[arg(long, default_value_t = 1000)]
     pub election_timeout: u64,
     /// Where other members connect.
-    #[arg(long, default_value = "http://localhost:2380", value_name = "URLS")]
+    #[arg(long, default_value = DEFAULT_PEER_URL, value_name = "URLS")]
     pub listen_peer_urls: String,
     /// Where clients connect.
     #[arg(long, value_name = "URLS", help = "Where clients connect [default: http://localhost:2379]")]
@@ -91,7 +94,7 @@ pub struct RawServerConfig {
     pub serving_threads: usize,
 
     /// Peer URLs of this member as the others dial them.
-    #[arg(long, default_value = "http://localhost:2380", value_name = "URLS", help_heading = "Clustering")]
+    #[arg(long, default_value = DEFAULT_PEER_URL, value_name = "URLS", help_heading = "Clustering")]
     pub initial_advertise_peer_urls: String,
     /// Members at the first start, as in a=http://…,b=http://…; NAME=URL for each own peer URL if not given.
     #[arg(long, help_heading = "Clustering")]

@@ -185,8 +185,8 @@ fn listener_of(extensions: &Extensions) -> Option<usize> {
     extensions.get::<Arc<ConnectionInfo>>().map(|connection| connection.listener)
 }
 
-/// The versions by what a member says of itself. It does not name that of the cluster: its storage has the same, and members
-/// before 3.6, which do not name that one either, have that of the cluster as a rule.
+/// The versions by a member's `Status`, which does not name that of the cluster. From 3.6 on it is the storage version; a member
+/// before that has none, and its own version without the patch stands for it.
 fn versions(status: StatusResponse) -> serde_json::Value {
     let StatusResponse { version, storage_version: storage, .. } = status;
     let mut parts = version.split('.');

@@ -26,7 +26,7 @@ use crate::types::{KeyRange, MemberId, Revision};
 const READS_MAX: usize = 32;
 /// Private watches kept between two reads of the same watcher; more drop the oldest.
 const IDLE_MAX: usize = 32;
-/// How long one is kept; half as long again at most.
+/// An idle one is closed after this time, or half of it later at most.
 const IDLE_FOR: Duration = Duration::from_secs(30);
 
 /// What has left a log, or never was in it: private upstream watches of the ranges that clients asked for.
