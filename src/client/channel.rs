@@ -107,6 +107,10 @@ impl Channel {
         Self { pool, identity: Arc::new(identity) }
     }
 
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// The token of the configured user; logs in when there is none yet.
     pub(super) async fn login(&self) -> Result<(), Status> {
         match &self.identity.login {

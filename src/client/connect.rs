@@ -6,7 +6,7 @@ use super::config::ClientConfig;
 use super::error::ClientError;
 use super::login::Login;
 use super::pool::{Pool, PoolConfig};
-use crate::net::ClientTls;
+use crate::net::{ClientTls, Endpoint};
 use crate::pb::etcdserverpb::auth_client::AuthClient;
 use crate::pb::etcdserverpb::cluster_client::ClusterClient;
 use crate::pb::etcdserverpb::kv_client::KvClient;
@@ -83,6 +83,11 @@ impl Client {
             send_bytes_max: config.send_bytes_max,
             receive_bytes_max: config.receive_bytes_max,
         })
+    }
+
+    /// Uses these members from now on. Requests in flight finish where they are.
+    pub fn set_endpoints(&self, endpoints: &[Endpoint]) {
+        self.channel.pool().set_endpoints(endpoints);
     }
 
     /// The transport, for a generated client with settings of its own.

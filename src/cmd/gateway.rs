@@ -11,10 +11,11 @@ use super::changed_file::ChangedFile;
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use super::reload::{GatewayReload, ask_at_hangups, hangups};
 use super::sources;
-use crate::config::{GatewayConfig, parse_gateway_config};
-use crate::discovery::{Discovery, RegisteredEndpoints, StaticList, count_sources};
+use crate::client::{Client, ClientConfig, Credentials};
+use crate::config::{AskedCluster, GatewayConfig, parse_gateway_config};
+use crate::discovery::{Discovery, MemberList, RegisteredEndpoints, StaticList, count_sources, current_endpoints};
 use crate::gateway::{Gateway, Handover, Predecessor};
-use crate::net::{Alpn, ClientTls, ClientTlsConfig, ServerAuth};
+use crate::net::{Alpn, ClientTls, ClientTlsConfig, Endpoint, ServerAuth};
 use crate::shutdown::{Interruptions, Tasks};
 use crate::telemetry::{Metrics, init_logging};
 
@@ -44,30 +45,36 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         let mut interruptions = Interruptions::new().context("install the signal handlers")?;
         // As it was read: the first endpoints may be long in coming, and the file may change meanwhile.
         let file = config.file.clone().map(|file| (ChangedFile::new(&file.path), file));
-        let Listed { source: endpoints, list } = tokio::select! {
-            endpoints = listed_endpoints(config, &tasks) => endpoints?,
+        let Listed { source: listed, list } = tokio::select! {
+            listed = listed_endpoints(config, &tasks) => listed?,
             // SIGINT and SIGTERM end the wait for the first endpoints, too.
             _ = interruptions.next() => return Ok(()),
         };
         let metrics = Metrics::new();
-        count_sources(&metrics, &[&*endpoints]);
+        let members = listed_members(config, &*listed, &tasks)?;
+        let endpoints: &dyn Discovery = members.as_ref().map_or(&*listed, |members| members);
+        match &members {
+            Some(members) => count_sources(&metrics, &[&*listed, members]),
+            None => count_sources(&metrics, &[&*listed]),
+        }
         let mut predecessor = predecessor(config)?;
         let gateway = match (passed_listener().context("the socket passed by LISTEN_FDS")?, &mut predecessor) {
-            (Some(listener), _) => Gateway::start_with(listener, config, &*endpoints, &metrics, &tasks).await?,
+            (Some(listener), _) => Gateway::start_with(listener, config, endpoints, &metrics, &tasks).await?,
             (None, Some(predecessor)) => {
-                Gateway::start_after(predecessor.sockets(), config, &*endpoints, &metrics, &tasks).await?
+                Gateway::start_after(predecessor.sockets(), config, endpoints, &metrics, &tasks).await?
             }
-            (None, None) => Gateway::start(config, &*endpoints, &metrics, &tasks).await?,
+            (None, None) => Gateway::start(config, endpoints, &metrics, &tasks).await?,
         };
         let (mut gateway, handover) = succeed(gateway, predecessor, config).await?;
-        let (source, stop) = (endpoints.followed(), tasks.stop_signal());
+        let sources = std::iter::once(listed.followed()).chain(members.as_ref().map(Discovery::followed)).collect();
+        let stop = tasks.stop_signal();
         match file {
             Some((changed, file)) => {
                 let reload = GatewayReload::new(file, list, gateway.endpoint_lists(), &metrics);
-                tasks.spawn(async move { stop.run_until_cancelled(reload.follow(changed, hangup, source)).await });
+                tasks.spawn(async move { stop.run_until_cancelled(reload.follow(changed, hangup, sources)).await });
             }
             None => {
-                tasks.spawn(async move { stop.run_until_cancelled(ask_at_hangups(hangup, vec![source])).await });
+                tasks.spawn(async move { stop.run_until_cancelled(ask_at_hangups(hangup, sources)).await });
             }
         }
         notify_ready();
@@ -141,17 +148,38 @@ async fn found_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Resul
     if let Some(peers) = &config.peers {
         return sources::of_peers(peers, tasks).await;
     }
-    if let Some(naming) = &config.naming {
-        let found = RegisteredEndpoints::start(naming, &config.endpoints, tasks).await;
-        return Ok(Box::new(found.with_context(|| format!("--resolver-prefix={}", naming.prefix))?));
+    if let Some((cluster, prefix)) = config.asked_for_registrations() {
+        let client = client_of(cluster, config, config.endpoints.clone())?;
+        return Ok(Box::new(RegisteredEndpoints::start(client, prefix, tasks).await));
     }
     let srv = config.srv.as_ref().context("no source of endpoints")?;
+    sources::of_srv(srv, tls_of_discovery(config)?, tasks).await
+}
+
+fn tls_of_discovery(config: &GatewayConfig) -> anyhow::Result<ClientTls> {
     let mut tls = ClientTlsConfig::new(Alpn::H2);
     if let Some(file) = &config.trusted_ca_file {
         tls.servers = ServerAuth::File(file.clone());
     }
-    let tls = ClientTls::new(&tls).context("--trusted-ca-file")?;
-    sources::of_srv(srv, tls, tasks).await
+    ClientTls::new(&tls).context("--trusted-ca-file")
+}
+
+/// The members of the cluster at the endpoints of `listed`, where the flags want them followed.
+fn listed_members(config: &GatewayConfig, listed: &dyn Discovery, tasks: &Tasks) -> anyhow::Result<Option<MemberList>> {
+    let Some((cluster, interval)) = config.asked_for_members() else { return Ok(None) };
+    let client = client_of(cluster, config, current_endpoints(listed))?;
+    Ok(Some(MemberList::follow_alone(client, listed, interval, tasks)))
+}
+
+fn client_of(cluster: &AskedCluster, config: &GatewayConfig, endpoints: Vec<Endpoint>) -> anyhow::Result<Client> {
+    let tls = match &cluster.tls {
+        Some(tls) => Some(ClientTls::new(tls).context("--resolver-cacert, --resolver-cert, --resolver-key")?),
+        // Endpoints in SRV records tell by themselves whether they have TLS.
+        None if config.srv.is_some() => Some(tls_of_discovery(config)?),
+        None => None,
+    };
+    let user = cluster.user.clone().map(|user| Credentials { name: user.name, password: user.password });
+    Ok(Client::connect(ClientConfig { tls, user, ..ClientConfig::new(endpoints) })?)
 }
 
 /// The listening socket that systemd passes to a service with a socket unit. It holds the socket over restarts, so that no

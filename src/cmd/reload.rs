@@ -48,13 +48,13 @@ impl GatewayReload {
         Self { file, list, lists, reloads }
     }
 
-    /// Reads the file again when it changes and at SIGHUP, when the source is asked again as well.
-    pub async fn follow(self, mut changed: ChangedFile, mut hangup: Signal, source: Followed) {
+    /// Reads the file again when it changes and at SIGHUP, when the sources are asked again as well.
+    pub async fn follow(self, mut changed: ChangedFile, mut hangup: Signal, sources: Vec<Followed>) {
         loop {
             let occasion = changed.next(&mut hangup).await;
             self.reload().await;
             if occasion == Occasion::Hangup {
-                source.ask_again();
+                sources.iter().for_each(Discovery::ask_again);
             }
         }
     }

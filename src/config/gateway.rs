@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
+use super::asked_cluster::{AskedCluster, AskedFor, RawAskedCluster};
 use super::discovery::{RawSrv, SrvConfig};
 use super::error::ConfigError;
 use super::flags::Variables;
 use super::gateway_address::GatewayAddress;
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
-use super::naming::{NamingConfig, RawNaming};
 use super::peer_source::{PeerSourceConfig, RawPeerSource};
 use super::route::{RouteConfig, RouteMatch, routes};
 use super::unsupported::{Mode, read_flags};
@@ -49,9 +49,9 @@ pub struct RawGatewayConfig {
     /// Discovery by URL or token.
     #[command(flatten)]
     pub peers: RawPeerSource,
-    /// Discovery of proxies.
+    /// Discovery by a cluster.
     #[command(flatten)]
-    pub naming: RawNaming,
+    pub asked: RawAskedCluster,
 
     /// Wait for an endpoint to accept a connection before the next one is tried.
     #[arg(long, default_value = "1s", help_heading = "Not flags of etcd")]
@@ -244,8 +244,9 @@ pub struct GatewayConfig {
     pub srv: Option<SrvConfig>,
     /// The cluster whose members are the endpoints in place of these.
     pub peers: Option<PeerSourceConfig>,
-    /// What registered in the cluster of these, which are not connected to themselves then.
-    pub naming: Option<NamingConfig>,
+    /// The cluster of these, or of the source in place of these, which tells the endpoints then. Asked for registrations, these are not
+    /// connected to themselves.
+    pub asked: Option<AskedCluster>,
     /// Authorities of the endpoints found there.
     pub trusted_ca_file: Option<PathBuf>,
     /// Longest pause between two checks of an endpoint that is down.
@@ -331,7 +332,7 @@ impl GatewayConfig {
             endpoints,
             srv: None,
             peers: None,
-            naming: None,
+            asked: None,
             trusted_ca_file: None,
             retry_delay: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(1),
@@ -363,7 +364,23 @@ impl GatewayConfig {
 
     /// Whether the endpoints are those of a flag or of the configuration file, and not of another source.
     pub fn has_listed_endpoints(&self) -> bool {
-        self.srv.is_none() && self.peers.is_none() && self.naming.is_none()
+        self.srv.is_none() && self.peers.is_none() && self.asked_for_registrations().is_none()
+    }
+
+    /// The cluster and the prefix in it below which the endpoints registered themselves.
+    pub fn asked_for_registrations(&self) -> Option<(&AskedCluster, &str)> {
+        match &self.asked {
+            Some(asked @ AskedCluster { asked_for: AskedFor::Registrations { prefix }, .. }) => Some((asked, prefix)),
+            _ => None,
+        }
+    }
+
+    /// The cluster whose members are the endpoints once it has told them, and the interval at which it is asked.
+    pub fn asked_for_members(&self) -> Option<(&AskedCluster, Duration)> {
+        match &self.asked {
+            Some(asked @ AskedCluster { asked_for: AskedFor::Members { interval }, .. }) => Some((asked, *interval)),
+            _ => None,
+        }
     }
 }
 
@@ -396,21 +413,33 @@ impl TryFrom<RawGatewayConfig> for GatewayConfig {
         }
         let retry_delay = raw.retry_delay.0;
         let health_check = health_check(&raw)?;
-        let (peers, naming, srv) = (raw.peers.checked(&raw.srv)?, raw.naming.checked()?, raw.srv.checked()?);
-        if naming.is_some() && (peers.is_some() || srv.is_some()) {
-            return Err(wrong(
-                "resolver-prefix",
-                "is for the cluster of --endpoints, not for another source of endpoints",
-            ));
+        let (peers, asked, srv) = (raw.peers.checked(&raw.srv)?, raw.asked.checked()?, raw.srv.checked()?);
+        let trusted_ca_file = Some(raw.trusted_ca_file).filter(|file| !file.is_empty()).map(PathBuf::from);
+        match asked.as_ref().map(|asked| &asked.asked_for) {
+            Some(AskedFor::Registrations { .. }) if peers.is_some() || srv.is_some() => {
+                let reason = "is for the cluster of --endpoints, not for another source of endpoints";
+                return Err(wrong("resolver-prefix", reason));
+            }
+            Some(AskedFor::Members { .. }) if peers.is_some() => {
+                let reason = "is not for a discovery URL or token: the members that registered are followed already";
+                return Err(wrong("endpoints-auto-sync-interval", reason));
+            }
+            _ => {}
         }
+        let endpoints = endpoints("endpoints", &raw.endpoints)?.into_iter();
+        // As the member list will name them.
+        let endpoints = endpoints.map(|endpoint| match &asked {
+            Some(AskedCluster { asked_for: AskedFor::Members { .. }, tls, .. }) => endpoint.settled(tls.is_some()),
+            _ => endpoint,
+        });
         Ok(Self {
             listen_socket_mode: socket_mode(&raw.listen_socket_mode, &raw.listen_addr)?,
             listen_addr: raw.listen_addr,
-            endpoints: endpoints("endpoints", &raw.endpoints)?,
+            endpoints: endpoints.collect(),
             peers,
-            naming,
+            asked,
             srv,
-            trusted_ca_file: Some(raw.trusted_ca_file).filter(|file| !file.is_empty()).map(PathBuf::from),
+            trusted_ca_file,
             retry_delay: if retry_delay.is_zero() { RETRY_DELAY_OF_ZERO } else { retry_delay },
             connect_timeout: raw.connect_timeout.0,
             balance: one_of("balance", &raw.balance, &BALANCES)?,
@@ -631,6 +660,21 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_are_as_the_member_list_will_name_them() {
+        let shown = |line: &str| -> Vec<bool> {
+            let config = parse(&format!("--endpoints=a:1,http://b:1,https://c:1 {line}")).unwrap();
+            config.endpoints.iter().map(|endpoint| endpoint.uses_tls(true)).collect()
+        };
+        let interval = "--endpoints-auto-sync-interval=1s";
+        assert_eq!(shown(""), [true, false, true], "as health checks have it");
+        assert_eq!(shown(interval), [false, false, true]);
+        assert_eq!(shown(&format!("{interval} --resolver-cacert=ca")), [true, false, true]);
+        let config = parse(&format!("{interval} --discovery-srv=a --resolver-user=u:p")).unwrap();
+        let (cluster, interval) = config.asked_for_members().unwrap();
+        assert_eq!((interval, cluster.user.as_ref().unwrap().name.as_str()), (Duration::from_secs(1), "u"));
+    }
+
+    #[test]
     fn routes_have_endpoints_of_their_own() {
         let config = parse("--route=a.example=h:1,https://h:2 --route=*.B.example/h2=h:3,*/http/1.1=h:4").unwrap();
         let show = |route: &RouteConfig| {
@@ -665,7 +709,18 @@ mod tests {
                 "--discovery=http://d/t --discovery-srv=a",
                 "--discovery-srv, --discovery: choose one source of endpoints",
             ),
-            ("--resolver-user=u:p", "--resolver-prefix: is needed by the other --resolver flags"),
+            (
+                "--resolver-user=u:p",
+                "--resolver-prefix: or --endpoints-auto-sync-interval is needed by the other --resolver flags",
+            ),
+            (
+                "--resolver-prefix=p --endpoints-auto-sync-interval=1s",
+                "--endpoints-auto-sync-interval: asks for members and --resolver-prefix for proxies: give one of both",
+            ),
+            (
+                "--discovery=http://d/t --endpoints-auto-sync-interval=1s",
+                "--endpoints-auto-sync-interval: is not for a discovery URL or token: the members that registered are followed already",
+            ),
             ("--resolver-prefix=p --resolver-user=u", "--resolver-user: must be NAME:PASSWORD"),
             (
                 "--resolver-prefix=p --discovery-srv=a",

@@ -5,6 +5,7 @@
 //! etcd that has no effect is in the one table of `unsupported.rs` instead. Errors are in `error.rs`, the notations of Go in
 //! `golang.rs`. Read `flags.rs` first, then `server/` for the biggest example.
 
+mod asked_cluster;
 mod discovery;
 mod error;
 mod file;
@@ -16,7 +17,6 @@ pub mod golang;
 mod log;
 mod member_registry;
 mod namespace_flag;
-mod naming;
 mod peer_source;
 mod proxy;
 mod proxy_user;
@@ -31,6 +31,7 @@ mod tests;
 mod unsupported;
 mod url;
 
+pub use asked_cluster::{AskedCluster, AskedFor};
 pub use discovery::{RawSrv, SrvConfig};
 pub use error::{ConfigError, FlagWords, UrlError, WrongFlag};
 pub use flags::{Parsed, Source, Variables, parse_flags};
@@ -41,7 +42,6 @@ pub use gateway::{
 pub use gateway_address::GatewayAddress;
 pub use golang::GoDuration;
 pub use member_registry::{HttpProxy, MemberRegistry, TokenRegistry, UrlRegistry};
-pub use naming::NamingConfig;
 pub use peer_source::{CompleteCluster, FirstPeers, KeptClusterConfig, PeerSourceConfig};
 pub use proxy::{
     Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,

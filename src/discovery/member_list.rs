@@ -1,15 +1,18 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 
-use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
+use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin, dialled};
 use super::source::{Discovery, Followed, Published};
-use crate::client::{Channel, Head, Method, framed, unframed};
+use crate::client::{Channel, Client, Head, Method, framed, unframed};
 use crate::net::Endpoint;
 use crate::pb::etcdserverpb::{Member, MemberListRequest, MemberListResponse};
 use crate::shutdown::Tasks;
 
 const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
+/// How long the list may take.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// The client URLs of the cluster's own member list, read again at an interval.
 ///
@@ -36,6 +39,22 @@ impl MemberList {
         });
         Self { followed }
     }
+
+    /// The same by a client that nothing else uses: its endpoints follow the list.
+    pub fn follow_alone(client: Client, first: &dyn Discovery, interval: Duration, tasks: &Tasks) -> Self {
+        let list = Self::follow(client.channel(), first, interval, tasks);
+        let (mut sets, stop) = (list.endpoints(), tasks.stop_signal());
+        tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = sets.changed() => if changed.is_err() { return },
+                }
+                client.set_endpoints(&dialled(&sets.borrow_and_update()));
+            }
+        });
+        list
+    }
 }
 
 impl Discovery for MemberList {
@@ -50,16 +69,15 @@ async fn read_at_interval(
     mut first: watch::Receiver<EndpointSet>,
     interval: Duration,
 ) {
+    // Of the first answer that has one; the list of a gRPC proxy has none.
+    let mut cluster = 0;
     loop {
         published.pause(interval).await;
-        let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
-        // As etcd's client asks: a member that is cut off from the others has an old list of its own.
-        let request = framed(&MemberListRequest { linearizable: true });
-        let answer = channel.exchange(Method::of(MEMBER_LIST), &head, request).await;
-        match unframed::<MemberListResponse>(answer).await {
+        let late = |_| Err("no answer in time".to_owned());
+        match timeout(ANSWER_MAX, read(channel, &mut cluster)).await.unwrap_or_else(late) {
             Ok(answer) => published.answer(listed(&answer.members, &first.borrow(), Origin::MemberList)),
-            Err(status) => {
-                published.failed(&status);
+            Err(reason) => {
+                published.failed(&reason);
                 // No member of the last list can be reached: they may all have moved.
                 if first.has_changed().unwrap_or_default() {
                     published.replace(first.borrow_and_update().clone());
@@ -67,6 +85,23 @@ async fn read_at_interval(
             }
         }
     }
+}
+
+async fn read(channel: &Channel, cluster: &mut u64) -> Result<MemberListResponse, String> {
+    let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
+    // As etcd's client asks: a member that is cut off from the others has an old list of its own.
+    let request = framed(&MemberListRequest { linearizable: true });
+    let answer = channel.exchange(Method::of(MEMBER_LIST), &head, request).await;
+    let answer = unframed::<MemberListResponse>(answer).await.map_err(|status| status.to_string())?;
+    match answer.header.as_ref().map_or(0, |header| header.cluster_id) {
+        0 => {}
+        own if *cluster == 0 => *cluster = own,
+        own if own == *cluster => {}
+        other => {
+            return Err(format!("a member is of another cluster ({other:x}, not {cluster:x})"));
+        }
+    }
+    Ok(answer)
 }
 
 /// An endpoint that the source before the list knows is as that one has it: with its addresses and the name in its
@@ -92,6 +127,7 @@ mod tests {
     use super::*;
     use crate::client::testing::{FakeMember, Reply};
     use crate::client::{Pool, PoolConfig};
+    use crate::pb::etcdserverpb::ResponseHeader;
 
     #[tokio::test]
     async fn the_list_is_that_of_the_cluster_and_not_of_one_member() {
@@ -109,6 +145,30 @@ mod tests {
         };
         assert_eq!(asked.path, MEMBER_LIST);
         assert_eq!(asked.body, framed(&MemberListRequest { linearizable: true }).to_vec());
+        tasks.stop();
+        member.stop();
+    }
+
+    #[tokio::test]
+    async fn the_list_of_another_cluster_is_not_used() {
+        let asked = std::sync::atomic::AtomicU64::new(0);
+        let member = FakeMember::start(move |_| {
+            let cluster_id = 1 + asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed).min(1);
+            let urls = vec![format!("http://cluster-{cluster_id}:1")];
+            let answer = MemberListResponse {
+                header: Some(ResponseHeader { cluster_id, ..Default::default() }),
+                members: vec![Member { name: "m".into(), client_ur_ls: urls, ..Default::default() }],
+            };
+            Reply::Message(framed(&answer).to_vec())
+        });
+        let (member, tasks) = (member.await, Tasks::new());
+        let channel = Channel::new(Pool::new(PoolConfig::new(vec![member.endpoint.clone()]), &tasks));
+        let first = StaticList::new([member.endpoint.clone()]);
+        let list = MemberList::follow(channel, &first, Duration::ZERO, &tasks);
+        while list.status().failures() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(list.endpoints().borrow()[0].endpoint.to_string(), "cluster-1:1");
         tasks.stop();
         member.stop();
     }

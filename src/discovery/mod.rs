@@ -26,7 +26,7 @@ pub use endpoint_set::{EndpointSet, ListedEndpoint, Origin, dialled};
 pub use kept_cluster::KeptCluster;
 pub use member_list::MemberList;
 pub use metrics::count_sources;
-pub use naming::{NamingEntry, NamingError, RegisteredEndpoints};
+pub use naming::{NamingEntry, RegisteredEndpoints};
 pub use peer_members::PeerMembers;
 pub use source::{Discovery, Followed, SourceStatus, current_endpoints};
 pub use static_list::StaticList;

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -6,9 +5,8 @@ use tracing::{info, warn};
 
 use super::endpoint_set::{EndpointSet, ListedEndpoint, Origin};
 use super::source::{Discovery, Followed, Published};
-use crate::client::{Client, ClientConfig, Credentials, FollowedRange, follow_range};
-use crate::config::NamingConfig;
-use crate::net::{Backoff, ClientTls, Endpoint};
+use crate::client::{Client, FollowedRange, follow_range};
+use crate::net::{Backoff, Endpoint};
 use crate::pb::mvccpb::KeyValue;
 use crate::shutdown::Tasks;
 use crate::types::KeyRange;
@@ -45,17 +43,9 @@ pub struct RegisteredEndpoints {
 }
 
 impl RegisteredEndpoints {
-    /// Waits until there is one, then follows until `tasks` stop.
-    ///
-    /// # Errors
-    /// Files that cannot be used.
-    pub async fn start(config: &NamingConfig, cluster: &[Endpoint], tasks: &Tasks) -> Result<Self, NamingError> {
-        let failed = |error: &dyn fmt::Display| NamingError(error.to_string());
-        let tls = config.tls.as_ref().map(ClientTls::new).transpose().map_err(|error| failed(&error))?;
-        let user = config.user.clone().map(|user| Credentials { name: user.name, password: user.password });
-        let client = Client::connect(ClientConfig { tls, user, ..ClientConfig::new(cluster.iter().cloned()) })
-            .map_err(|error| failed(&error))?;
-        let (key, range_end) = KeyRange::prefix(format!("{}/", config.prefix).into()).to_wire();
+    /// Waits until `client` finds one below `prefix`, then follows until `tasks` stop.
+    pub async fn start(client: Client, prefix: &str, tasks: &Tasks) -> Self {
+        let (key, range_end) = KeyRange::prefix(format!("{prefix}/").into()).to_wire();
         let range = FollowedRange { key, range_end, pairs_max: ENDPOINTS_MAX };
         let published = Published::new(Origin::Naming, EndpointSet::default());
         let (followed, stop) = (published.followed(), tasks.stop_signal());
@@ -64,11 +54,11 @@ impl RegisteredEndpoints {
         });
         let mut sets = followed.endpoints();
         if sets.borrow_and_update().is_empty() {
-            info!(prefix = config.prefix, "waiting for endpoints to be registered (--resolver-prefix)");
+            info!(prefix, "waiting for endpoints to be registered (--resolver-prefix)");
             // The task ends with the process alone.
             let _ = sets.wait_for(|set| !set.is_empty()).await;
         }
-        Ok(Self { followed })
+        Self { followed }
     }
 }
 
@@ -77,11 +67,6 @@ impl Discovery for RegisteredEndpoints {
         self.followed.clone()
     }
 }
-
-/// Why the cluster cannot be asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NamingError(String);
 
 async fn follow(client: &Client, range: &FollowedRange, published: &Published) {
     let (mut backoff, channel) = (Backoff::new(RETRY_FIRST, RETRY_MAX), client.channel());

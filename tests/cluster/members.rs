@@ -8,7 +8,7 @@ use watershed::pb::etcdserverpb::{
 };
 
 use super::story::{assert_equal, on_three, put, try_put, value};
-use crate::harness::{Cluster, metric, until};
+use crate::harness::{Cluster, Process, client, free_port, metric, own_binary, until};
 
 /// Adds a prepared member through the API; answers with its id.
 pub async fn add(cluster: &Cluster, number: usize, is_learner: bool) -> u64 {
@@ -167,5 +167,45 @@ fn a_lost_member_is_replaced() {
         .await;
         cluster.restart(0).await;
         assert_equal(cluster).await;
+    });
+}
+
+/// The gateway gets one endpoint and the interval; none of the members it ends with was named to it.
+#[test]
+fn a_gateway_follows_members_that_are_replaced() {
+    on_three(&[], async |cluster: &mut Cluster| {
+        let (listen, pages) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let args = [
+            "gateway".to_owned(),
+            "start".to_owned(),
+            format!("--endpoints={}", cluster.endpoint(0)),
+            format!("--listen-addr={listen}"),
+            format!("--metrics-addr={pages}"),
+            "--endpoints-auto-sync-interval=100ms".to_owned(),
+        ];
+        let _gateway = Process::start(&own_binary(), &args, cluster.path(), "gateway");
+        let through = client(&listen);
+        until("a write", async || try_put(&through, "k", "1").await.ok()).await;
+        let new = cluster.prepare();
+        add(cluster, new, false).await;
+        cluster.introduce(new, &[0, 1, 2]);
+        cluster.spawn(new);
+        cluster.until_ready(new).await;
+        let old = cluster.id(0).await;
+        until("the member is removed", async || {
+            cluster.member(1).cluster().member_remove(MemberRemoveRequest { id: old }).await.ok()
+        })
+        .await;
+        until("the endpoint is gone", async || {
+            let name = format!("watershed_gateway_endpoint_up{{endpoint=\"{}\"}}", cluster.endpoint(new));
+            metric(&pages, &name).await
+        })
+        .await;
+        cluster.kill(0);
+        until("a write", async || try_put(&through, "k", "2").await.ok()).await;
+        cluster.kill(1);
+        until("a write", async || try_put(&through, "k", "3").await.ok()).await;
+        assert_eq!(metric(&pages, "watershed_discovery_endpoints{source=\"member list\"}").await, Some(3.0));
+        assert_eq!(metric(&pages, "watershed_discovery_endpoints{source=\"static list\"}").await, Some(1.0));
     });
 }

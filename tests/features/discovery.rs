@@ -299,17 +299,26 @@ fn an_endpoint_has_to_show_its_certificate() {
 
 #[test]
 fn sighup_has_a_proxy_ask_for_the_member_list_at_once() {
+    member_list_at_sighup("grpc-proxy");
+}
+
+#[test]
+fn sighup_has_a_gateway_ask_for_the_member_list_at_once() {
+    member_list_at_sighup("gateway");
+}
+
+fn member_list_at_sighup(mode: &str) {
     run(Target::Core, &[], async |deployment: &mut Deployment| {
         let (listen, port) =
             (format!("127.0.0.1:{}", free_port()), deployment.member.rsplit(':').next().expect("a port"));
         let args = [
-            "grpc-proxy".to_owned(),
+            mode.to_owned(),
             "start".to_owned(),
             format!("--endpoints=localhost:{port}"),
             format!("--listen-addr={listen}"),
             "--endpoints-auto-sync-interval=1h".to_owned(),
         ];
-        let process = Process::start(&own_binary(), &args, deployment.folder.path(), "asked");
+        let process = Process::start(&own_binary(), &args, deployment.folder.path(), mode);
         let client = Client::connect(ClientConfig::new([listen.parse().expect("an endpoint")])).expect("a client");
         let read = RangeRequest { key: "k".into(), ..Default::default() };
         until("a read", async || client.kv().range(read.clone()).await.ok()).await;
@@ -325,20 +334,23 @@ fn sighup_has_a_proxy_ask_for_the_member_list_at_once() {
 }
 
 #[test]
-fn a_proxy_reads_the_member_list_as_its_own_user() {
+fn proxy_and_gateway_read_the_member_list_as_a_user_of_their_own() {
     // Cause: it was read as nobody, which a cluster with users refuses.
     run(Target::Core, &FLAGS, async |deployment: &mut Deployment| {
         enable(deployment).await;
         let port = deployment.member.rsplit(':').next().expect("a port");
-        let args = [
-            "grpc-proxy".to_owned(),
-            "start".to_owned(),
-            format!("--endpoints=localhost:{port}"),
-            format!("--listen-addr=127.0.0.1:{}", free_port()),
-            "--endpoints-auto-sync-interval=100ms".to_owned(),
-            "--user=root:root".to_owned(),
-        ];
-        let process = Process::start(&own_binary(), &args, deployment.folder.path(), "own-user");
-        until("the member list", async || process.output().contains(&format!("-localhost:{port}")).then_some(())).await;
+        for (mode, user) in [("grpc-proxy", "--user=root:root"), ("gateway", "--resolver-user=root:root")] {
+            let args = [
+                mode.to_owned(),
+                "start".to_owned(),
+                format!("--endpoints=localhost:{port}"),
+                format!("--listen-addr=127.0.0.1:{}", free_port()),
+                "--endpoints-auto-sync-interval=100ms".to_owned(),
+                user.to_owned(),
+            ];
+            let process = Process::start(&own_binary(), &args, deployment.folder.path(), mode);
+            let removed = format!("-localhost:{port}");
+            until("the member list", async || process.output().contains(&removed).then_some(())).await;
+        }
     });
 }
