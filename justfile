@@ -2,7 +2,7 @@
 check:
     .ci/run
 
-# Everything that needs only Rust.
+# Everything that needs only Rust and a C compiler.
 test:
     cargo test
 
@@ -112,7 +112,8 @@ attacks seconds="4" etcd="":
     WATERSHED_TEST_BINARY=$PWD/target/release/watershed WATERSHED_ATTACK_SECONDS={{seconds}} \
         cargo test --test system features::attacks:: -- --nocapture --test-threads=1
     test -z "{{etcd}}" || WATERSHED_TEST_SERVER={{etcd}} WATERSHED_ATTACK_SECONDS={{seconds}} \
-        cargo test --test system features::attacks -- core --nocapture --test-threads=1
+        cargo test --test system -- --nocapture --test-threads=1 \
+        features::attacks::floods_of_frames_on_the_core features::attacks::answers_not_taken_from_the_core
 
 # Real processes under faults; prints what was done and checked. Needs root for the disk scenarios.
 chaos rounds="10" seed="1":

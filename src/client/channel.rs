@@ -15,7 +15,7 @@ use super::Endpoint;
 use super::config::Credentials;
 use super::login::{Login, Token, wants_login};
 use super::method::{Lane, Method};
-use super::pool::{Head, Pool, UpstreamStream, UpstreamWatch};
+use super::pool::{Deadline, Head, Pool, UpstreamStream, UpstreamWatch};
 use crate::api_error::ApiError;
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
@@ -210,6 +210,7 @@ impl Channel {
     }
 
     async fn exchange_as(&self, method: Method, mut head: Head, payload: Bytes, login: &Arc<Login>) -> Response<Body> {
+        let deadline = Deadline::of(&head.headers);
         let mut token = match login.token(&self.pool).await {
             Ok(token) => token,
             Err(status) => return status.into_http(),
@@ -222,6 +223,9 @@ impl Channel {
                 Ok(token) => token,
                 Err(status) => return status.into_http(),
             };
+            if let Err(status) = deadline.renew(&mut head.headers) {
+                return status.into_http();
+            }
         }
         carry(&mut head.headers, &token);
         self.pool.exchange(method, &head, payload).await
@@ -229,17 +233,21 @@ impl Channel {
 
     /// Sends a write again while it is refused because users changed before it was applied: it was not executed. Who has
     /// a token logs in again for that, a user by certificate has nothing to renew.
-    async fn send_by_certificate(self, method: Method, head: Head, body: Body) -> Response<Body> {
+    async fn send_by_certificate(self, method: Method, mut head: Head, body: Body) -> Response<Body> {
         let payload = match body.collect().await {
             Ok(payload) => payload.to_bytes(),
             Err(status) => return status.into_http(),
         };
+        let deadline = Deadline::of(&head.headers);
         for _ in 1..SENT_MAX {
             let answer = self.pool.exchange(method, &head, payload.clone()).await;
             let status = Status::from_header_map(answer.headers());
             let is_old = |status: Status| ApiError::from_text(status.message()) == Some(ApiError::AuthOldRevision);
             if !status.is_some_and(is_old) {
                 return answer;
+            }
+            if let Err(status) = deadline.renew(&mut head.headers) {
+                return status.into_http();
             }
         }
         self.pool.exchange(method, &head, payload).await

@@ -5,7 +5,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tonic::Status;
 use tracing::debug;
 
@@ -22,6 +22,9 @@ use crate::telemetry::unix_seconds;
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 /// A token that was given later is not why a watch was refused.
 const DOUBTED_AGE: Duration = Duration::from_secs(1);
+/// How long a request waits for the renewal of its token, which is still good: without a quorum nobody can log in, and members go on to
+/// answer serializable reads.
+const RENEWAL_WAIT: Duration = Duration::from_secs(1);
 
 /// A user of the cluster and the token of its last login.
 ///
@@ -126,7 +129,9 @@ impl Login {
         let Some(turn) = self.turns.take() else { return self.current() };
         // Another request may have renewed it, or have had it refused.
         if self.last.load().is_due() {
-            let _ = self.authenticate_in_task(turn, pool, Login::end_renewal).await;
+            // Now, because this caller may leave before the end: the next one would wait as long.
+            self.put_off_renewal();
+            let _ = timeout(RENEWAL_WAIT, self.authenticate_in_task(turn, pool, Login::end_renewal)).await;
         }
         self.current()
     }
@@ -140,11 +145,15 @@ impl Login {
             // The last one is still good: whether it is refused decides.
             Err(status) => {
                 debug!(user = self.credentials.name, %status, "token not renewed");
-                let renew_at = Some(TokenLifetime::retry_at(Instant::now()));
-                self.last.rcu(|last| Arc::new(Last { outcome: last.outcome.clone(), renew_at, ..**last }));
+                self.put_off_renewal();
                 Err(status)
             }
         }
+    }
+
+    fn put_off_renewal(&self) {
+        let renew_at = Some(TokenLifetime::retry_at(Instant::now()));
+        self.last.rcu(|last| Arc::new(Last { outcome: last.outcome.clone(), renew_at, ..**last }));
     }
 
     /// Takes note of how old a token was when it was refused because members have forgotten it. That users or roles changed

@@ -108,6 +108,31 @@ async fn a_token_that_is_no_longer_accepted_is_renewed_for_writes_too() {
     }
 }
 
+/// Asked for with this much time.
+fn put_within(time: &'static str) -> tonic::Request<PutRequest> {
+    let mut request = tonic::Request::new(PutRequest::default());
+    request.metadata_mut().insert("grpc-timeout", tonic::metadata::MetadataValue::from_static(time));
+    request
+}
+
+fn has_less_than(received: &Received, time: u64) -> bool {
+    let left = received.headers["grpc-timeout"].to_str().unwrap().strip_suffix('u').expect("microseconds");
+    left.parse::<u64>().unwrap() < time * 1_000_000
+}
+
+// Cause: a request was sent again with all of the time that its caller had given it.
+#[tokio::test]
+async fn a_request_that_is_sent_again_with_another_token_has_the_time_that_is_left() {
+    let setting = Setting::new(1, ApiError::InvalidAuthToken, "right").await;
+    setting.get().await.unwrap();
+    setting.tokens.accepted.store(2, SeqCst);
+    setting.client.kv().put(put_within("90S")).await.unwrap();
+    let received = setting.member.received();
+    let puts: Vec<_> = received.iter().filter(|one| one.path.ends_with("/Put")).collect();
+    assert_eq!((puts.len(), puts[0].headers["grpc-timeout"].to_str().unwrap()), (2, "90S"));
+    assert!(has_less_than(puts[1], 90), "{:?}", puts[1].headers);
+}
+
 #[tokio::test]
 async fn many_requests_share_one_login() {
     let setting = Setting::new(1, ApiError::InvalidAuthToken, "right").await;
@@ -194,8 +219,10 @@ async fn a_write_of_a_user_by_certificate_is_sent_again_when_users_changed() {
     let endpoint: super::Endpoint = format!("http://{}", member.endpoint).parse().unwrap();
     let config = |tls| ClientConfig { tls, ..ClientConfig::new([endpoint.clone()]) };
     let by_certificate = Client::connect(config(Some(tls))).unwrap();
-    by_certificate.kv().put(PutRequest::default()).await.unwrap();
-    assert_eq!(member.received().len(), 3);
+    by_certificate.kv().put(put_within("90S")).await.unwrap();
+    let received = member.received();
+    assert_eq!(received.len(), 3);
+    assert!(received[1..].iter().all(|again| has_less_than(again, 90)), "{received:?}");
     refusals.store(1000, SeqCst);
     let refusal = by_certificate.kv().put(PutRequest::default()).await.unwrap_err();
     assert_eq!((refusal.message(), member.received().len()), (ApiError::AuthOldRevision.text(), 13));
@@ -211,17 +238,23 @@ struct Ending {
     refusals: Arc<AtomicU64>,
     /// Whether logins fail.
     locked: Arc<AtomicBool>,
+    /// Whether logins are not answered.
+    silent: Arc<AtomicBool>,
 }
 
 impl Ending {
     /// Tokens end this long after they were given; signed ones say so.
     fn new(lifetime: Duration, signed: bool) -> Self {
-        let (logins, refusals, locked) = (Arc::default(), Arc::default(), Arc::default());
+        let (logins, refusals, locked, silent) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
         let ends = Arc::new(parking_lot::Mutex::new(Vec::<Instant>::new()));
         let (counted, refused, fails): (Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicBool>) =
             (Arc::clone(&logins), Arc::clone(&refusals), Arc::clone(&locked));
+        let never: Arc<AtomicBool> = Arc::clone(&silent);
         let network = FakeNetwork::new(move |request| {
             if request.path == AUTHENTICATE {
+                if never.load(SeqCst) {
+                    return Reply::Never;
+                }
                 if fails.load(SeqCst) {
                     return Reply::Status(13, "out of order");
                 }
@@ -245,7 +278,7 @@ impl Ending {
         let endpoint = network.place("a:1", Dial::Member(1));
         let config = PoolConfig { dialer: Arc::new(network), ..PoolConfig::new(vec![endpoint]) };
         let user = Credentials { name: "root".into(), password: "right".into() };
-        Self { channel: Channel::of_user(Pool::new(config, &Tasks::new()), user), logins, refusals, locked }
+        Self { channel: Channel::of_user(Pool::new(config, &Tasks::new()), user), logins, refusals, locked, silent }
     }
 
     /// Many requests every tenth of a second.
@@ -277,6 +310,30 @@ async fn a_signed_token_is_renewed_before_it_ends_by_one_request() {
     cluster.locked.store(false, SeqCst);
     cluster.ask_for(Duration::from_secs(20)).await;
     assert_eq!(cluster.seen().1, 0);
+}
+
+/// Cause: who renewed a token waited for the login until its own time was up, and then the next one did: while the cluster could log in
+/// nobody, no request of the user was answered.
+#[tokio::test(start_paused = true)]
+async fn a_login_without_an_answer_holds_up_no_request_whose_token_is_good() {
+    let cluster = Ending::new(Duration::from_secs(30), true);
+    cluster.channel.login().await.unwrap();
+    cluster.silent.store(true, SeqCst);
+    sleep(Duration::from_secs(20)).await;
+    for _ in 0..3 {
+        let read = async { KvClient::new(cluster.channel.clone()).range(RangeRequest::default()).await };
+        timeout(Duration::from_secs(2), read).await.expect("in time").unwrap();
+    }
+    assert_eq!(cluster.seen(), (1, 0));
+    cluster.silent.store(false, SeqCst);
+    cluster.ask_for(Duration::from_secs(2)).await;
+    assert_eq!(cluster.seen(), (2, 0));
+    // Nor does one that was given up.
+    cluster.silent.store(true, SeqCst);
+    sleep(Duration::from_secs(20)).await;
+    let login = || cluster.channel.login();
+    assert!(timeout(Duration::from_millis(10), login()).await.is_err());
+    timeout(Duration::from_millis(10), login()).await.expect("the next one goes on").unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -148,7 +148,9 @@ async fn found_endpoints(config: &GatewayConfig, tasks: &Tasks) -> anyhow::Resul
     if let Some(peers) = &config.peers {
         return sources::of_peers(peers, tasks).await;
     }
-    if let Some((cluster, prefix)) = config.asked_for_registrations() {
+    if let Some(cluster) = &config.asked
+        && let Some(prefix) = cluster.prefix()
+    {
         let client = client_of(cluster, config, config.endpoints.clone())?;
         return Ok(Box::new(RegisteredEndpoints::start(client, prefix, tasks).await));
     }
@@ -166,7 +168,8 @@ fn tls_of_discovery(config: &GatewayConfig) -> anyhow::Result<ClientTls> {
 
 /// The members of the cluster at the endpoints of `listed`, where the flags want them followed.
 fn listed_members(config: &GatewayConfig, listed: &dyn Discovery, tasks: &Tasks) -> anyhow::Result<Option<MemberList>> {
-    let Some((cluster, interval)) = config.asked_for_members() else { return Ok(None) };
+    let Some(cluster) = &config.asked else { return Ok(None) };
+    let Some(interval) = cluster.interval() else { return Ok(None) };
     let client = client_of(cluster, config, current_endpoints(listed))?;
     Ok(Some(MemberList::follow_alone(client, listed, interval, tasks)))
 }

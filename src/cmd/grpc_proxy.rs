@@ -164,11 +164,14 @@ fn start_with(
         };
         socket.map(|socket| socket.speaking(protection(url.is_tls())))
     };
-    let metrics_listener = config.metrics_listen.as_ref().map(|_| listeners.len());
-    if let Some(url) = &config.metrics_listen {
+    for url in &config.metrics_listen {
         listeners.push(bind_url(url).context("--metrics-addr")?);
         info!(address = %url, "gRPC proxy listening for metrics");
     }
+    let metrics_listeners = match config.metrics_listen.len() {
+        0 => None,
+        count => Some((listeners.len() - count, listeners.len() - 1)),
+    };
     for url in &config.listen_too {
         listeners.push(bind_url(url).with_context(|| format!("--listen-client-urls: {url}"))?);
         info!(address = %url, "listening for gRPC proxy client requests");
@@ -276,14 +279,15 @@ fn start_with(
         };
         member.registered = Some(RegisteredProxies::start(channel, registration, &tasks));
     }
-    let page_listeners = match (&config.tenants, metrics_listener) {
-        (Some(_), listener) => PageListeners::of_tenants(listener),
-        (None, Some(listener)) => PageListeners { status: Listeners::Only(listener), ..PageListeners::all() },
+    let page_listeners = match (&config.tenants, metrics_listeners) {
+        (Some(_), numbers) => PageListeners::of_tenants(numbers),
+        (None, Some((first, last))) => PageListeners { status: Listeners::Only(first, last), ..PageListeners::all() },
         (None, None) => PageListeners::all(),
     };
     let limits = MessageLimits { send_bytes_max: config.send_bytes_max, receive_bytes_max: config.receive_bytes_max };
-    let leases = KeepAliveBroadcasts::new(Channel::new(pools.open(&tasks)), tasks.clone());
     let health_pool = pools.open(&tasks);
+    // In a pool whose only requests were streams nothing would show which endpoints know a leader, or are learners.
+    let leases = KeepAliveBroadcasts::new(Channel::new(health_pool.clone()), tasks.clone());
     let paused = pause_without_cluster(health_pool.clone(), &metrics, &tasks);
     let (worker_tasks, worker_pools) = (tasks.clone(), pools.clone());
     let (response_memory, known_leases) = (ResponseMemory::new(config.answer_memory_bytes), KnownLeases::default());

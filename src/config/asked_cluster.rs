@@ -60,6 +60,24 @@ pub struct AskedCluster {
     pub user: Option<UserAndPassword>,
 }
 
+impl AskedCluster {
+    /// Below which the endpoints registered themselves.
+    pub fn prefix(&self) -> Option<&str> {
+        match &self.asked_for {
+            AskedFor::Registrations { prefix } => Some(prefix),
+            AskedFor::Members { .. } => None,
+        }
+    }
+
+    /// At which it is asked for its members.
+    pub fn interval(&self) -> Option<Duration> {
+        match self.asked_for {
+            AskedFor::Registrations { .. } => None,
+            AskedFor::Members { interval } => Some(interval),
+        }
+    }
+}
+
 impl RawAskedCluster {
     /// None where no cluster is asked.
     pub(super) fn checked(&self) -> Result<Option<AskedCluster>, ConfigError> {

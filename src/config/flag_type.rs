@@ -2,7 +2,7 @@ use std::any::TypeId;
 
 use clap::Arg;
 
-use super::golang::GoDuration;
+use super::golang::{GoDuration, parse_int, parse_uint};
 
 /// Types of flags that a file and Go's messages distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,14 @@ impl Sign {
         match self {
             Self::Signed => "ParseInt",
             Self::Unsigned => "ParseUint",
+        }
+    }
+
+    /// Reads such a number as Go's flags do: in base 0, which has `0x10`, `0o17`, `017`, `0b1` and `1_000`.
+    pub fn read(self, text: &str) -> Result<i128, String> {
+        match self {
+            Self::Signed => parse_int(text, 0).map(i128::from),
+            Self::Unsigned => parse_uint(text, 0).map(i128::from),
         }
     }
 }

@@ -7,7 +7,7 @@ use clap::{ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::error::{ConfigError, FlagWords, WrongFlag};
 use super::file::{self, Notation};
-use super::flag_type::{FlagType, Sign};
+use super::flag_type::FlagType;
 use super::golang::parse_bool;
 
 /// The flag that names the configuration file, in a mode that has one.
@@ -183,7 +183,16 @@ fn matches(
     known: &BTreeMap<String, FlagType>,
     wrong: Wrong<'_>,
 ) -> Result<ArgMatches, ConfigError> {
-    let flags = given.iter().map(|(flag, (value, _))| format!("--{flag}={value}"));
+    let mut flags = Vec::new();
+    for (flag, (value, source)) in given {
+        flags.push(match known.get(flag) {
+            Some(FlagType::Integer(sign)) => {
+                let refused = |why| wrong.value(flag, value.clone(), Some(*source), number_reason(why, wrong.words));
+                format!("--{flag}={}", sign.read(value).map_err(refused)?)
+            }
+            _ => format!("--{flag}={value}"),
+        });
+    }
     command.clone().try_get_matches_from(flags).map_err(|error| {
         let Some((flag, value, reason)) = refused(&error, given, known, wrong.words) else {
             return ConfigError::Other(one_line(&error));
@@ -191,6 +200,15 @@ fn matches(
         let source = given.get(&flag).map(|(_, source)| *source);
         wrong.value(&flag, value, source, reason)
     })
+}
+
+/// What Go's `strconv` says about a number, in the words of those that print it.
+fn number_reason(why: String, words: FlagWords) -> String {
+    match words {
+        FlagWords::Cobra => why,
+        FlagWords::Go if why.ends_with("value out of range") => "value out of range".to_owned(),
+        FlagWords::Go => "parse error".to_owned(),
+    }
 }
 
 /// What the text of a refusal depends on, beside the flag.
@@ -311,17 +329,21 @@ fn refused(
     };
     let argument = text(ContextKind::InvalidArg)?;
     let flag = argument.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default().to_owned();
-    let value = text(ContextKind::InvalidValue).or(given.get(&flag).map(|(value, _)| value.as_str()));
+    let kind = known.get(&flag);
+    let given = given.get(&flag).map(|(value, _)| value.as_str());
+    let value = match kind {
+        // The parser had it in decimal.
+        Some(FlagType::Integer(_)) => given,
+        _ => text(ContextKind::InvalidValue).or(given),
+    };
     let value = value.unwrap_or_default().to_owned();
-    let in_range = || value.parse::<i128>().is_ok_and(|number| number >= 0);
-    let reason = match (known.get(&flag), words) {
-        (Some(FlagType::Integer(sign)), FlagWords::Cobra) => {
-            let is_number = value.parse::<i128>().is_ok() && (*sign == Sign::Signed || in_range());
-            let problem = if is_number { "value out of range" } else { "invalid syntax" };
-            format!("strconv.{}: parsing {value:?}: {problem}", sign.parser())
+    let reason = match (kind, words) {
+        // It is a number, as it was read before, of fewer bits or in narrower bounds than Go's.
+        (Some(FlagType::Integer(sign)), _) => {
+            let why = format!("strconv.{}: parsing {value:?}: value out of range", sign.parser());
+            number_reason(why, words)
         }
-        (Some(FlagType::Integer(_)), FlagWords::Go) if in_range() => "value out of range".into(),
-        (Some(FlagType::Integer(_) | FlagType::Duration), FlagWords::Go) => "parse error".to_owned(),
+        (Some(FlagType::Duration), FlagWords::Go) => "parse error".to_owned(),
         _ => std::error::Error::source(error).map_or_else(|| "not accepted".to_owned(), ToString::to_string),
     };
     Some((flag, value, reason))
@@ -390,6 +412,28 @@ mod tests {
     }
 
     #[test]
+    fn integers_have_the_bases_of_go() {
+        // Cause: they were decimal alone, so `0x10` was refused, and `010` was ten.
+        let cases = [("0x10", 16), ("-0x10", -16), ("0o17", 15), ("010", 8), ("0b11", 3), ("1_000", 1000), ("+7", 7)];
+        for (text, value) in cases {
+            assert_eq!(parse(&format!("--quota-bytes={text}"), &[]), format!("x false {value}"), "{text}");
+            assert_eq!(parse("", &[("ETCD_QUOTA_BYTES", text)]), format!("x false {value}"), "{text}");
+        }
+        for (flag, text, reason) in [
+            ("quota-bytes", "089", "parse error"),
+            ("quota-bytes", "0x", "parse error"),
+            ("quota-bytes", "1__0", "parse error"),
+            ("quota-bytes", "", "parse error"),
+            ("quota-bytes", "0x8000_0000_0000_0000", "value out of range"),
+            ("threads", "-1", "parse error"),
+            ("threads", "0x1_0000_0000", "value out of range"),
+        ] {
+            let refused = format!("invalid value {text:?} for flag -{flag}: {reason}");
+            assert_eq!(parse(&format!("--{flag}={text}"), &[]), refused);
+        }
+    }
+
+    #[test]
     fn the_gateway_and_the_proxy_have_the_texts_of_cobra() {
         let refused = |line: &str| {
             let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
@@ -416,6 +460,11 @@ mod tests {
                 "--threads=99999999999",
                 invalid("threads", "99999999999", "strconv.ParseUint: parsing \"99999999999\": value out of range"),
             ),
+            (
+                "--threads=0x1_0000_0000",
+                invalid("threads", "0x1_0000_0000", "strconv.ParseUint: parsing \"0x1_0000_0000\": value out of range"),
+            ),
+            ("--quota-bytes=089", invalid("quota-bytes", "089", "strconv.ParseInt: parsing \"089\": invalid syntax")),
             ("--delay=x", invalid("delay", "x", "time: invalid duration \"x\"")),
         ] {
             assert_eq!(refused(line), text, "{line}");

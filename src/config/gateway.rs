@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
@@ -29,7 +30,7 @@ const SERVING_THREADS_MAX: usize = 1024;
 pub struct RawGatewayConfig {
     /// YAML file with the flags as keys, in place of all others; its endpoints and routes are read again when it changes and at
     /// SIGHUP.
-    #[arg(long, value_name = "FILE", help_heading = "Not flags of etcd")]
+    #[arg(long, value_name = "FILE", value_parser = PathBuf::from_str, help_heading = "Not flags of etcd")]
     pub config_file: Option<PathBuf>,
     /// Where clients connect: host:port or unix:///path.
     #[arg(long, default_value = "127.0.0.1:23790")]
@@ -364,23 +365,8 @@ impl GatewayConfig {
 
     /// Whether the endpoints are those of a flag or of the configuration file, and not of another source.
     pub fn has_listed_endpoints(&self) -> bool {
-        self.srv.is_none() && self.peers.is_none() && self.asked_for_registrations().is_none()
-    }
-
-    /// The cluster and the prefix in it below which the endpoints registered themselves.
-    pub fn asked_for_registrations(&self) -> Option<(&AskedCluster, &str)> {
-        match &self.asked {
-            Some(asked @ AskedCluster { asked_for: AskedFor::Registrations { prefix }, .. }) => Some((asked, prefix)),
-            _ => None,
-        }
-    }
-
-    /// The cluster whose members are the endpoints once it has told them, and the interval at which it is asked.
-    pub fn asked_for_members(&self) -> Option<(&AskedCluster, Duration)> {
-        match &self.asked {
-            Some(asked @ AskedCluster { asked_for: AskedFor::Members { interval }, .. }) => Some((asked, *interval)),
-            _ => None,
-        }
+        let registered = self.asked.as_ref().is_some_and(|asked| asked.prefix().is_some());
+        self.srv.is_none() && self.peers.is_none() && !registered
     }
 }
 
@@ -586,6 +572,12 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_name_of_a_file_is_none() {
+        // Cause: clap's own parser refuses an empty path.
+        assert_eq!(parse("--config-file= --listen-addr=:7").unwrap().listen_addr.to_string(), ":7");
+    }
+
+    #[test]
     fn schemes_are_stripped_and_repeats_dropped() {
         let config = parse("--endpoints=http://a:1,b:2,https://[::1]:3/,a:1 --retry-delay 0").unwrap();
         let without_port = parse("--endpoints=a,http://b/,[::1],a:2379").unwrap().endpoints;
@@ -670,8 +662,11 @@ mod tests {
         assert_eq!(shown(interval), [false, false, true]);
         assert_eq!(shown(&format!("{interval} --resolver-cacert=ca")), [true, false, true]);
         let config = parse(&format!("{interval} --discovery-srv=a --resolver-user=u:p")).unwrap();
-        let (cluster, interval) = config.asked_for_members().unwrap();
-        assert_eq!((interval, cluster.user.as_ref().unwrap().name.as_str()), (Duration::from_secs(1), "u"));
+        let cluster = config.asked.unwrap();
+        assert_eq!(
+            (cluster.interval().unwrap(), cluster.user.as_ref().unwrap().name.as_str()),
+            (Duration::from_secs(1), "u")
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Notations of Go that flags have: booleans, durations, quoted text.
+//! Notations of Go that flags have: booleans, integers, durations, quoted text.
 
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
@@ -31,6 +31,51 @@ pub fn parse_bool(text: &str) -> Result<bool, String> {
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
         _ => Err(format!("strconv.ParseBool: parsing {}: invalid syntax", quote(text.as_bytes()))),
     }
+}
+
+/// `strconv.ParseInt`; base 0 understands `0x`, `0o`, `0b`, a leading `0` for octal, and `_` between digits.
+pub fn parse_int(text: &str, base: u32) -> Result<i64, String> {
+    parse_number(text, base, "ParseInt", i128::from(i64::MIN), i128::from(i64::MAX))
+        .map(|value| i64::try_from(value).expect("inside the bounds given"))
+}
+
+/// `strconv.ParseUint`.
+pub fn parse_uint(text: &str, base: u32) -> Result<u64, String> {
+    if text.starts_with(['+', '-']) {
+        return Err(format!("strconv.ParseUint: parsing {}: invalid syntax", quote(text.as_bytes())));
+    }
+    parse_number(text, base, "ParseUint", 0, i128::from(u64::MAX))
+        .map(|value| u64::try_from(value).expect("inside the bounds given"))
+}
+
+fn parse_number(text: &str, base: u32, function: &str, least: i128, most: i128) -> Result<i128, String> {
+    let wrong = |why: &str| format!("strconv.{function}: parsing {}: {why}", quote(text.as_bytes()));
+    let (negative, digits) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let (radix, prefix) = match (base, digits.as_bytes()) {
+        (0, [b'0', b'x' | b'X', _, ..]) => (16, 2),
+        (0, [b'0', b'o' | b'O', _, ..]) => (8, 2),
+        (0, [b'0', b'b' | b'B', _, ..]) => (2, 2),
+        (0, [b'0', ..]) => (8, 0),
+        (0, _) => (10, 0),
+        (base, _) => (base, 0),
+    };
+    let digits = &digits[prefix..];
+    // With base 0 one `_` may follow a prefix or a digit, if a digit follows it.
+    let groups: Vec<&str> = match (base, prefix) {
+        (0, 0) => digits.split('_').collect(),
+        (0, _) => digits.strip_prefix('_').unwrap_or(digits).split('_').collect(),
+        _ => vec![digits],
+    };
+    if groups.iter().any(|group| group.is_empty() || !group.chars().all(|c| c.is_digit(radix))) {
+        return Err(wrong("invalid syntax"));
+    }
+    let value = i128::from_str_radix(&groups.concat(), radix).map_err(|_| wrong("value out of range"))?;
+    let value = if negative { -value } else { value };
+    if (least..=most).contains(&value) { Ok(value) } else { Err(wrong("value out of range")) }
 }
 
 /// `time.ParseDuration`, without negative spans.
@@ -190,5 +235,51 @@ mod tests {
         }
         assert_eq!(parse_duration("").unwrap_err(), r#"time: invalid duration """#);
         assert_eq!(parse_duration("5x").unwrap_err(), r#"time: unknown unit "x" in duration "5x""#);
+    }
+
+    #[test]
+    fn numbers_fail_in_gos_words() {
+        assert_eq!(parse_int("-0x10", 0), Ok(-16));
+        assert_eq!(parse_int("zz", 16).unwrap_err(), r#"strconv.ParseInt: parsing "zz": invalid syntax"#);
+        assert_eq!(
+            parse_int("8000000000000000", 16).unwrap_err(),
+            r#"strconv.ParseInt: parsing "8000000000000000": value out of range"#
+        );
+        assert_eq!(parse_uint("90f0f695f833e81f", 16), Ok(0x90f0f695f833e81f));
+        assert_eq!(parse_uint("-1", 16).unwrap_err(), r#"strconv.ParseUint: parsing "-1": invalid syntax"#);
+        assert_eq!(parse_int("", 10).unwrap_err(), r#"strconv.ParseInt: parsing "": invalid syntax"#);
+    }
+
+    #[test]
+    fn base_0_is_that_of_go() {
+        // Cause: a leading zero was decimal, and `_` was refused.
+        let cases = [
+            ("0", 0),
+            ("-0", 0),
+            ("10", 10),
+            ("010", 8),
+            ("-010", -8),
+            ("0o10", 8),
+            ("0X1f", 31),
+            ("0b11", 3),
+            ("1_000", 1000),
+            ("0_7", 7),
+            ("0x_1_0", 16),
+            ("-0b1_1", -3),
+        ];
+        for (text, value) in cases {
+            assert_eq!(parse_int(text, 0), Ok(value), "{text}");
+        }
+        assert_eq!(parse_uint("0_10", 0), Ok(8));
+        for text in
+            ["089", "0x", "0b", "0o", "0b2", "_1", "1_", "1__0", "0_", "0x_", "0x1_", "0x__1", "-_1", "_", "-", "1é"]
+        {
+            let error = format!("strconv.ParseInt: parsing {}: invalid syntax", quote(text.as_bytes()));
+            assert_eq!(parse_int(text, 0), Err(error));
+        }
+        // Another base allows none of it.
+        assert_eq!(parse_int("010", 10), Ok(10));
+        parse_int("1_0", 10).unwrap_err();
+        parse_int("0x10", 16).unwrap_err();
     }
 }

@@ -1,5 +1,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -167,8 +168,8 @@ pub struct RawProxyConfig {
     #[arg(long, default_value_t = 1, value_name = "YEARS")]
     pub self_signed_cert_validity: u32,
     /// Where it is kept.
-    #[arg(long, default_value = "default.proxy", value_name = "FOLDER")]
-    pub data_dir: std::path::PathBuf,
+    #[arg(long, default_value = "default.proxy", value_name = "FOLDER", value_parser = PathBuf::from_str)]
+    pub data_dir: PathBuf,
     /// Lowest version of TLS with clients: TLS1.2 or TLS1.3.
     #[arg(long, default_value = "TLS1.2", value_name = "VERSION")]
     pub tls_min_version: String,
@@ -200,7 +201,7 @@ pub struct ProxyConfig {
     /// Where they can connect as well.
     pub listen_too: Vec<ListenUrl>,
     /// Where metrics and health are served too.
-    pub metrics_listen: Option<ListenUrl>,
+    pub metrics_listen: Vec<ListenUrl>,
     /// TLS with members of the cluster.
     pub upstream_tls: Option<ClientTlsConfig>,
     /// Who the proxy itself is for the cluster.
@@ -352,7 +353,11 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         let endpoints = Endpoint::parse_list(&raw.endpoints)
             .map_err(|error| invalid("endpoints", &raw.endpoints, error.to_string()))?;
         if let Some(own) = endpoints.iter().find(|endpoint| {
-            endpoint.port() == listen.port() && endpoint.host().parse().is_ok_and(|ip: IpAddr| ip == listen.ip())
+            endpoint.port() == listen.port()
+                && endpoint
+                    .host()
+                    .parse()
+                    .is_ok_and(|ip: IpAddr| ip == listen.ip() || ip.is_unspecified() && listen.ip().is_unspecified())
         }) {
             let reason = format!("{own} is the proxy's own --listen-addr");
             return Err(invalid("endpoints", &raw.endpoints, reason));
@@ -380,7 +385,13 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             return Err(invalid("namespace", &namespace.escape_ascii().to_string(), reason));
         }
         let resolver = resolver(&raw.resolver_prefix, raw.resolver_ttl, raw.advertise_client_url.as_deref())?;
-        let tenants = tenants(&raw, &namespace, resolver.is_some(), listen_tls.as_ref(), metrics_listen.as_ref())?;
+        let listeners = ListenerFacts {
+            tls: listen_tls.is_some(),
+            client_certificates: listen_tls.as_ref().is_some_and(|tls| tls.clients != ClientAuth::None),
+            main: listen,
+            metrics: metrics_listen.as_ref().and_then(|url| url.address().tcp()),
+        };
+        let tenants = tenants(&raw, &namespace, resolver.is_some(), listeners)?;
         let advertise = match raw.advertise_client_url {
             None => Advertise::ListenAddress,
             Some(url) if url.is_empty() => Advertise::Members,
@@ -426,7 +437,7 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             listen,
             listen_tls,
             listen_too: Vec::new(),
-            metrics_listen,
+            metrics_listen: metrics_listen.into_iter().collect(),
             upstream_tls,
             user,
             endpoints,
@@ -467,8 +478,7 @@ fn tenants(
     raw: &RawProxyConfig,
     namespace: &Bytes,
     registers: bool,
-    tls: Option<&ServerTlsConfig>,
-    metrics: Option<&ListenUrl>,
+    listeners: ListenerFacts,
 ) -> Result<Option<TenantsConfig>, ConfigError> {
     if raw.tenants_file.is_empty() {
         return Ok(None);
@@ -481,9 +491,6 @@ fn tenants(
     if let Some((_, flag, reason)) = conflicts.into_iter().find(|(given, ..)| *given) {
         return Err(ConfigError::Value { flag, reason: reason.to_owned() });
     }
-    let metrics = metrics.and_then(|url| url.address().tcp());
-    let client_certificates = tls.is_some_and(|tls| tls.clients != ClientAuth::None);
-    let listeners = ListenerFacts { tls: tls.is_some(), client_certificates, metrics };
     let requests_max = raw.tenants_requests_in_flight;
     if requests_max == 0 {
         let reason = "must be at least 1".to_owned();
@@ -563,7 +570,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:23790");
         assert_eq!(config.endpoints, ["127.0.0.1:2379".parse().unwrap()]);
         assert_eq!(config.advertise, Advertise::ListenAddress);
-        assert_eq!((config.upstream_pings, config.auto_sync, config.metrics_listen), (None, None, None));
+        assert_eq!((config.upstream_pings, config.auto_sync, config.metrics_listen), (None, None, Vec::new()));
         assert_eq!((config.listen_tls, config.upstream_tls), (None, None));
         assert_eq!(config.keepalive_interval, Duration::from_secs(7200));
         assert_eq!(config.max_concurrent_streams, u32::MAX);
@@ -585,6 +592,7 @@ mod tests {
             ("--listen-addr=127.0.0.1:x", "--listen-addr\" flag: must end with a port number"),
             ("--endpoints=a:", "--endpoints\" flag: endpoint \"a:\": port is missing"),
             ("--listen-addr=127.0.0.1:5 --endpoints=127.0.0.1:5", "127.0.0.1:5 is the proxy's own --listen-addr"),
+            ("--listen-addr=:5 --endpoints=0.0.0.0:5", "0.0.0.0:5 is the proxy's own --listen-addr"),
             (
                 "--metrics-addr=https://127.0.0.1:1",
                 "cannot listen on TLS for https://127.0.0.1:1: KeyFile and CertFile",
@@ -633,6 +641,8 @@ mod tests {
     #[test]
     fn a_refused_flag_may_hold_its_default() {
         parse("--auto-tls=false --tls-min-version=TLS1.2 --resolver-ttl=0 --discovery-srv= --cert=").unwrap();
+        // Cause: clap's own parser refuses an empty path, which etcd takes.
+        parse("--data-dir=").unwrap();
     }
 
     #[test]
@@ -643,7 +653,7 @@ mod tests {
              --metrics-addr http://127.0.0.1:9 --watch-progress-notify-interval 5s",
         )
         .unwrap();
-        assert_eq!((config.listen.to_string().as_str(), config.endpoints.len()), ("0.0.0.0:7", 2));
+        assert_eq!((config.listen.to_string().as_str(), config.endpoints.len()), ("[::]:7", 2));
         assert_eq!((config.advertise, &config.namespace[..]), (Advertise::Members, &b"t/"[..]));
         assert_eq!(config.upstream_pings.map(|pings| (pings.interval.as_secs(), pings.while_idle)), Some((10, true)));
         assert_eq!(config.auto_sync, Some(Duration::from_secs(30)));
@@ -703,7 +713,7 @@ mod tests {
         let config = parse(line).unwrap();
         let listen = config.listen_tls.unwrap();
         assert_eq!((listen.clients, listen.revocations), (ClientAuth::File("t".into()), Some("r".into())));
-        assert!(config.metrics_listen.unwrap().is_tls());
+        assert!(config.metrics_listen[0].is_tls());
         let upstream = config.upstream_tls.unwrap();
         assert_eq!((upstream.servers, upstream.identity.unwrap().key), (ServerAuth::File("a".into()), "l".into()));
         assert_eq!(parse("--insecure-skip-tls-verify").unwrap().upstream_tls.unwrap().servers, ServerAuth::Skip);

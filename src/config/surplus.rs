@@ -27,7 +27,7 @@ impl ServerConfig {
             listen: listeners.first,
             listen_tls: self.tls.clients.clone().filter(|_| listeners.is_tls),
             listen_too: listeners.others,
-            metrics_listen: self.listen_metrics_urls.first().cloned(),
+            metrics_listen: self.listen_metrics_urls.clone(),
             upstream_tls: self.tls.upstream.clone(),
             peers: Some(PeerSourceConfig::known(cluster, peer_tls, kept)),
             // Clients see the members, as behind the proxy of etcd 2.
@@ -55,9 +55,8 @@ struct Listeners {
 impl Listeners {
     fn of(config: &ServerConfig) -> Result<Self, ConfigError> {
         let wrong = |reason| ConfigError::Value { flag: FLAGS, reason };
-        let metrics = config.listen_metrics_urls.iter().skip(1);
         let mut urls: Vec<ListenUrl> = Vec::new();
-        for url in config.listen_client_urls.iter().chain(&config.listen_client_http_urls).chain(metrics) {
+        for url in config.listen_client_urls.iter().chain(&config.listen_client_http_urls) {
             match urls.iter().find(|known| known.address() == url.address()) {
                 Some(known) if known.is_tls() != url.is_tls() => {
                     return Err(wrong(format!("a proxy does not serve {known} and {url} at one address")));
@@ -98,13 +97,15 @@ mod tests {
         assert_eq!(config.advertise, Advertise::Members);
         let config = proxy(
             "--listen-client-urls=http://127.0.0.1:1,https://127.0.0.1:2,unix://s:3 --advertise-client-urls=http://a:1 \
-             --listen-client-http-urls=http://127.0.0.1:4 --listen-metrics-urls=http://127.0.0.1:5 --cert-file=c \
+             --listen-client-http-urls=http://127.0.0.1:4 --listen-metrics-urls=http://127.0.0.1:5,http://127.0.0.1:6 --cert-file=c \
              --key-file=k --trusted-ca-file=t",
         )
         .unwrap();
         let others: Vec<_> = config.listen_too.iter().map(ToString::to_string).collect();
         assert_eq!((config.listen.port(), others.len(), config.listen_tls.is_some()), (2, 3, true), "{others:?}");
-        assert_eq!(config.metrics_listen.map(|url| url.is_tls()), Some(false));
+        // Cause: the second address for metrics was one for clients, in plain text and without their certificates.
+        let metrics: Vec<_> = config.metrics_listen.iter().map(ToString::to_string).collect();
+        assert_eq!(metrics, ["http://127.0.0.1:5", "http://127.0.0.1:6"]);
         let upstream = config.upstream_tls.unwrap();
         assert_eq!(upstream.servers, crate::net::ServerAuth::File("t".into()));
         assert_eq!(upstream.identity.unwrap().key.to_str(), Some("k"));

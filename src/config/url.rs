@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::error::UrlError;
-use crate::net::HostPort;
+use crate::net::{HostPort, all_addresses};
 
 /// Longest list of peer URLs of one member.
 const PEER_URLS_BYTES_MAX: usize = 2048;
@@ -100,6 +100,17 @@ pub(super) enum Place<'a> {
     Unix(&'a str),
 }
 
+/// Reads a URL that a member listens on, which must have a host.
+///
+/// # Errors
+/// When it cannot be bound.
+pub(super) fn bound_url(text: &str) -> Result<ListenUrl, UrlError> {
+    match split(text)? {
+        (_, Place::Tcp(place)) if place.host().is_empty() => Err(UrlError::NotAnAddress(text.to_owned())),
+        _ => text.parse(),
+    }
+}
+
 /// Checks a URL that others dial and gives it back as it was.
 ///
 /// # Errors
@@ -149,11 +160,11 @@ pub(super) fn each<T>(list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -
     if list.trim().is_empty() { Err(UrlError::Empty) } else { Ok(urls) }
 }
 
-/// What a host and port stand for where a socket is bound: an IP, `localhost`, or nothing for every IPv4 address.
+/// What a host and port stand for where a socket is bound: an IP, `localhost`, or nothing for every address of IPv6 and IPv4.
 pub(super) fn bind_address(place: &HostPort) -> Option<SocketAddr> {
     match place.host() {
         "localhost" => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), place.port())),
-        "" => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), place.port())),
+        "" => Some(all_addresses(place.port())),
         _ => place.literal(),
     }
 }
@@ -197,6 +208,8 @@ mod tests {
     fn listen_urls_name_an_address() {
         assert_eq!(listen("http://localhost:2379"), "127.0.0.1:2379");
         assert_eq!(listen("http://0.0.0.0:1"), "0.0.0.0:1");
+        // Cause: a listener without a host was for IPv4 alone.
+        assert_eq!(listen("http://:1"), "[::]:1");
         assert_eq!(listen("http://[::1]:2379"), "[::1]:2379");
         assert_eq!(listen("http://example.com:2379"), "expected IP in URL for binding (http://example.com:2379)");
         assert_eq!(listen("http://127.0.0.1"), r#"URL address does not have the form "host:port": http://127.0.0.1"#);

@@ -7,7 +7,8 @@ use super::own_status::{Answers, StatusPage};
 use super::print::draw_table;
 use super::session::{Session, show};
 
-const PAGE: StatusPage = StatusPage { path: "/gateway/status", of: "the metrics address of a gateway of this program" };
+const PAGE: StatusPage =
+    StatusPage { path: "/gateway/status", missing: "it is not the metrics address of a gateway of this program" };
 
 /// What is shown of the report of a gateway; it has more.
 #[derive(Deserialize)]

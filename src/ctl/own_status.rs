@@ -10,8 +10,8 @@ use crate::net::ClientTls;
 /// A page of JSON by which a gateway or a proxy of this program tells its state.
 pub(super) struct StatusPage {
     pub(super) path: &'static str,
-    /// What has it, with its article.
-    pub(super) of: &'static str,
+    /// Why a server may not have it.
+    pub(super) missing: &'static str,
 }
 
 /// What each of the endpoints told.
@@ -58,7 +58,7 @@ impl StatusPage {
             Err(_) => return Err(format!("{text}{path}: no answer in time")),
         };
         if page.status() == StatusCode::NOT_FOUND {
-            return Err(format!("{text} is not {}: it has no {path}", self.of));
+            return Err(format!("{text} has no {path}: {}", self.missing));
         }
         if !page.status().is_success() {
             return Err(format!("{text}{path}: HTTP status {}", page.status()));

@@ -7,7 +7,10 @@ use super::own_status::{Answers, StatusPage};
 use super::print::draw_table;
 use super::session::{Session, show};
 
-const PAGE: StatusPage = StatusPage { path: "/proxy/status", of: "a gRPC proxy of this program" };
+const PAGE: StatusPage = StatusPage {
+    path: "/proxy/status",
+    missing: "a gRPC proxy with --metrics-addr or tenants has it on --metrics-addr only, and no other server has it",
+};
 /// Rows of the table of tenants.
 const TENANTS_MAX: usize = 50;
 

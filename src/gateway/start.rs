@@ -1,10 +1,9 @@
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustix::io::Errno;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +28,7 @@ use super::upstreams::Upstreams;
 use super::worker::Worker;
 use crate::config::{GatewayAddress, GatewayConfig, HealthCheckConfig, ListenAddress, OnEject};
 use crate::discovery::{Discovery, dialled};
-use crate::net::{HostPort, PortUse, SocketFile, listen_tcp};
+use crate::net::{HostPort, PortUse, SocketFile, all_addresses, listen_tcp};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -78,7 +77,7 @@ impl Gateway {
         let wanted = resolve("listen-addr", &config.listen_addr).await?;
         let listener = match take(&mut earlier, &wanted) {
             Some(socket) => Listener::adopt(socket),
-            None => bind_first(&wanted, |address| Listener::bind(address, config.listen_socket_mode)),
+            None => Listener::bind(&wanted, config.listen_socket_mode),
         };
         let failed = |reason| bind_error("listen-addr", &config.listen_addr, reason);
         let listener = listener.map_err(failed)?;
@@ -133,7 +132,7 @@ impl Gateway {
         metrics: &Metrics,
         tasks: &Tasks,
     ) -> Result<Self, GatewayError> {
-        let (mut endpoints, source) = (source.endpoints(), source.name());
+        let mut endpoints = source.endpoints();
         let first = endpoints.borrow_and_update().clone();
         let limit = config.connect_timeout;
         refuse_itself("endpoints", &dialled(&first), &address, limit).await?;
@@ -197,7 +196,6 @@ impl Gateway {
                     changed = endpoints.changed() => if changed.is_err() { return },
                 }
                 let set = endpoints.borrow_and_update().clone();
-                info!(source, endpoints = set.len(), "endpoints have changed");
                 followed.replace_default(&set);
             }
         });
@@ -267,13 +265,10 @@ async fn metrics_listener(
     metrics: &Metrics,
     tasks: &Tasks,
 ) -> Result<(SocketAddr, OwnedFd), GatewayError> {
-    let addresses = resolve_tcp("metrics-addr", wanted).await?;
-    let socket = match take(earlier, &addresses) {
+    let address = resolve_tcp("metrics-addr", wanted).await?;
+    let socket = match take(earlier, &ListenAddress::Tcp(address)) {
         Some(socket) => Ok(socket.into()),
-        None => bind_first(&addresses, |address| match address {
-            ListenAddress::Tcp(address) => listen_tcp(*address, PortUse::Alone),
-            ListenAddress::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
-        }),
+        None => listen_tcp(address, PortUse::Alone),
     };
     let listener = socket.and_then(tokio::net::TcpListener::from_std);
     let served = listener.and_then(|listener| {
@@ -288,31 +283,14 @@ fn health_checks(config: &HealthCheckConfig) -> Result<HealthChecks, GatewayErro
     Ok(HealthChecks { probe: Probe::new(config)?, interval, timeout, rise, fall })
 }
 
-/// The one that listens on one of `addresses`.
-fn take(sockets: &mut Vec<OwnedFd>, addresses: &[ListenAddress]) -> Option<OwnedFd> {
-    let is_wanted = |socket| address_of(socket).is_ok_and(|own| addresses.contains(&own));
-    let at = sockets.iter().position(is_wanted)?;
+/// The one that listens on `address`. For all addresses of both families, it may be one for those of IPv4: from before the time of
+/// `[::]`, or of a host that had no IPv6 then.
+fn take(sockets: &mut Vec<OwnedFd>, address: &ListenAddress) -> Option<OwnedFd> {
+    let all = address.tcp().filter(|address| *address == all_addresses(address.port()));
+    let of_ipv4 = all.map(|address| ListenAddress::Tcp((Ipv4Addr::UNSPECIFIED, address.port()).into()));
+    let is_wanted = |own: ListenAddress| own == *address || Some(own) == of_ipv4;
+    let at = sockets.iter().position(|socket| address_of(socket).is_ok_and(is_wanted))?;
     Some(sockets.swap_remove(at))
-}
-
-/// Binds the first of `addresses` whose family this host has.
-///
-/// # Errors
-/// Of the last one, or of one that cannot be bound for another reason.
-fn bind_first<T>(addresses: &[ListenAddress], bind: impl Fn(&ListenAddress) -> io::Result<T>) -> io::Result<T> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "there is no address");
-    for address in addresses {
-        match bind(address) {
-            Err(error) if lacks_family(&error) => last = error,
-            outcome => return outcome,
-        }
-    }
-    Err(last)
-}
-
-fn lacks_family(error: &io::Error) -> bool {
-    let codes = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL];
-    codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 fn bind_error(flag: &'static str, address: &GatewayAddress, reason: io::Error) -> GatewayError {
@@ -322,31 +300,29 @@ fn bind_error(flag: &'static str, address: &GatewayAddress, reason: io::Error) -
     }
 }
 
-/// Where to listen: the first of these that can be bound.
-async fn resolve(flag: &'static str, address: &GatewayAddress) -> Result<Vec<ListenAddress>, GatewayError> {
+/// Where to listen.
+async fn resolve(flag: &'static str, address: &GatewayAddress) -> Result<ListenAddress, GatewayError> {
     match address {
-        GatewayAddress::Tcp(address) => resolve_tcp(flag, address).await,
-        GatewayAddress::Unix(path) => Ok(vec![ListenAddress::Unix(path.clone())]),
+        GatewayAddress::Tcp(address) => resolve_tcp(flag, address).await.map(ListenAddress::Tcp),
+        GatewayAddress::Unix(path) => Ok(ListenAddress::Unix(path.clone())),
     }
 }
 
-/// No host means all addresses of IPv6 and IPv4 on one socket, or those of IPv4 alone where there is no IPv6. Of the addresses of a
-/// name, the first of IPv4 counts, or else the first. As in etcd's gateway, which leaves both to Go.
-async fn resolve_tcp(flag: &'static str, address: &HostPort) -> Result<Vec<ListenAddress>, GatewayError> {
+/// No host means all addresses of IPv6 and IPv4. Of the addresses of a name, the first of IPv4 counts, or else the first. As in
+/// etcd's gateway, which leaves both to Go.
+async fn resolve_tcp(flag: &'static str, address: &HostPort) -> Result<SocketAddr, GatewayError> {
     let port = address.port();
     if address.host().is_empty() {
-        let all = [(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()];
-        return Ok(all.map(ListenAddress::Tcp).into());
+        return Ok(all_addresses(port));
     }
     if let Some(literal) = address.literal() {
-        return Ok(vec![ListenAddress::Tcp(literal)]);
+        return Ok(literal);
     }
     let found = tokio::net::lookup_host((address.host(), port)).await;
     let preferred = found.and_then(|found| {
         preferred(found).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
     });
-    let failed = |reason| GatewayError::LookUp { flag, address: address.clone(), reason };
-    preferred.map(|address| vec![ListenAddress::Tcp(address)]).map_err(failed)
+    preferred.map_err(|reason| GatewayError::LookUp { flag, address: address.clone(), reason })
 }
 
 fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
@@ -358,20 +334,16 @@ fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> 
 mod tests {
     use super::*;
 
-    fn tcp(texts: &[&str]) -> Vec<ListenAddress> {
-        texts.iter().map(|text| ListenAddress::Tcp(text.parse().unwrap())).collect()
-    }
-
-    async fn resolved(text: &str) -> Vec<ListenAddress> {
-        resolve_tcp("listen-addr", &text.parse().unwrap()).await.unwrap()
+    async fn resolved(text: &str) -> ListenAddress {
+        resolve("listen-addr", &text.parse().unwrap()).await.unwrap()
     }
 
     #[tokio::test]
     async fn no_host_is_both_families_and_a_name_is_its_ipv4_address() {
         // Cause: `:2379` was 0.0.0.0, and `localhost` whatever the resolver had first, which may be ::1.
-        assert_eq!(resolved(":7").await, tcp(&["[::]:7", "0.0.0.0:7"]));
-        assert_eq!(resolved("0.0.0.0:7").await, tcp(&["0.0.0.0:7"]));
-        assert_eq!(resolved("[::1]:7").await, tcp(&["[::1]:7"]));
+        assert_eq!(resolved(":7").await.to_string(), "[::]:7");
+        assert_eq!(resolved("0.0.0.0:7").await.to_string(), "0.0.0.0:7");
+        assert_eq!(resolved("[::1]:7").await.to_string(), "[::1]:7");
         let chosen = |texts: &[&str]| {
             let found = texts.iter().map(|text| text.parse::<SocketAddr>().unwrap());
             preferred(found).map(|address| address.to_string())
@@ -381,25 +353,8 @@ mod tests {
         assert_eq!(chosen(&[]), None);
     }
 
-    #[test]
-    fn without_ipv6_the_addresses_of_ipv4_are_bound() {
-        let both = tcp(&["[::]:7", "0.0.0.0:7"]);
-        for code in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL] {
-            let bind = |address: &ListenAddress| {
-                let address = address.tcp().unwrap();
-                if address.is_ipv6() { Err(code.into()) } else { Ok(address) }
-            };
-            assert_eq!(bind_first(&both, bind).unwrap().to_string(), "0.0.0.0:7", "{code}");
-        }
-        let in_use = |_: &ListenAddress| Err::<(), _>(Errno::ADDRINUSE.into());
-        assert_eq!(bind_first(&both, in_use).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        let foreign = |_: &ListenAddress| Err::<(), _>(Errno::ADDRNOTAVAIL.into());
-        assert_eq!(bind_first(&tcp(&["192.0.2.1:7"]), foreign).unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
-    }
-
     #[tokio::test]
     async fn the_socket_of_an_earlier_gateway_for_all_addresses_is_taken_whichever_they_are() {
-        // One from before the time of [::], or of a host that had no IPv6 then.
         for address in ["0.0.0.0:0", "[::]:0"] {
             let Ok(socket) = listen_tcp(address.parse().unwrap(), PortUse::Alone) else {
                 assert_eq!(address, "[::]:0", "there is IPv4");

@@ -1,6 +1,6 @@
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -224,7 +224,8 @@ impl Listener {
             Self::Tcp(socket) => {
                 let (stream, peer) = socket.accept().await?;
                 TcpSilence::CLIENT.prepare(&stream)?;
-                let accepted = Accepted { listener, local: stream.local_addr()?, peer };
+                let local = canonical(stream.local_addr()?);
+                let accepted = Accepted { listener, local, peer: canonical(peer) };
                 Ok((Stream::Tcp(stream.into_std()?), accepted))
             }
             Self::Unix(_, socket) => {
@@ -232,6 +233,14 @@ impl Listener {
                 Ok((Stream::Unix(stream.into_std()?), Accepted { listener, local: NO_ADDRESS, peer: NO_ADDRESS }))
             }
         }
+    }
+}
+
+/// An address of IPv4 as such: a socket for both families has it in the form of IPv6.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 

@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -18,7 +18,17 @@ type Infos = mpsc::Sender<Arc<ConnectionInfo>>;
 
 /// Serves this many listeners; hands on what each request says of its connection.
 fn start(listeners: usize, protection: Protection, tasks: &Tasks) -> (Serving, mpsc::Receiver<Arc<ConnectionInfo>>) {
-    let socket = |_| bind("127.0.0.1:0".parse().unwrap()).unwrap().speaking(protection.clone());
+    start_at("127.0.0.1:0", listeners, protection, tasks)
+}
+
+/// The same, each at this address.
+fn start_at(
+    address: &str,
+    listeners: usize,
+    protection: Protection,
+    tasks: &Tasks,
+) -> (Serving, mpsc::Receiver<Arc<ConnectionInfo>>) {
+    let socket = |_| bind(address.parse().unwrap()).unwrap().speaking(protection.clone());
     let sockets = (0..listeners).map(socket).collect();
     let (infos, received) = mpsc::channel(8);
     let service = answering(infos, async |infos: Infos, request: Request<Incoming>| {
@@ -54,6 +64,19 @@ async fn requests_carry_the_addresses_of_their_connection() {
         assert_eq!((first.listener, first.local, first.peer), (number, address, client));
         assert!(first.certificates.is_empty() && first.sni.is_none());
     }
+    serving.finish().await;
+}
+
+#[tokio::test]
+async fn a_listener_for_both_families_knows_clients_by_their_address_of_ipv4() {
+    // Cause: logs had `[::ffff:127.0.0.1]`, where etcd has 127.0.0.1.
+    let tasks = Tasks::new();
+    let (serving, mut infos) = start_at("[::]:0", 1, Protection::Plain, &tasks);
+    let (mut stream, client) = connect((Ipv4Addr::LOCALHOST, serving.addresses()[0].port()).into()).await;
+    ask(&mut stream).await;
+    let info = infos.recv().await.unwrap();
+    assert_eq!((info.peer, info.local), (client, stream.peer_addr().unwrap()));
+    drop(stream);
     serving.finish().await;
 }
 

@@ -1,11 +1,12 @@
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Connections the kernel queues while none is accepted.
@@ -29,11 +30,36 @@ pub enum Replaces {
     Unused,
 }
 
-/// A TCP socket that listens, non-blocking. One for all addresses of IPv6 takes those of IPv4, too.
+/// Where a listener without a host listens: all addresses of IPv6 and IPv4, see [`listen_tcp`].
+pub fn all_addresses(port: u16) -> SocketAddr {
+    (Ipv6Addr::UNSPECIFIED, port).into()
+}
+
+/// A TCP socket that listens, non-blocking. One for all addresses of IPv6 takes those of IPv4, too, and is one for IPv4 alone where
+/// this host has no IPv6, as in Go.
 ///
 /// # Errors
 /// Those of the system; for a port in use `address already in use`, as etcd says.
 pub fn listen_tcp(address: SocketAddr, port_use: PortUse) -> io::Result<TcpListener> {
+    in_a_family(address, |address| open_tcp(address, port_use))
+}
+
+/// Opens a socket at `address`; at all addresses of IPv4 if those of IPv6 are wanted and this host has none.
+fn in_a_family<T>(address: SocketAddr, open: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    match open(address) {
+        Err(error) if address == all_addresses(address.port()) && lacks_family(&error) => {
+            open((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        outcome => outcome,
+    }
+}
+
+fn lacks_family(error: &io::Error) -> bool {
+    let codes = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL];
+    codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
+}
+
+fn open_tcp(address: SocketAddr, port_use: PortUse) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -213,6 +239,20 @@ mod tests {
         assert!(path.exists());
         drop((SocketFile::at(&path).unwrap(), second));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn without_ipv6_the_addresses_of_ipv4_are_bound() {
+        for code in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL] {
+            let open = |address: SocketAddr| if address.is_ipv6() { Err(code.into()) } else { Ok(address) };
+            assert_eq!(in_a_family(all_addresses(7), open).unwrap().to_string(), "0.0.0.0:7", "{code}");
+            assert!(in_a_family("[::1]:7".parse().unwrap(), open).is_err(), "{code}: one of IPv6 is meant");
+        }
+        let in_use = |_: SocketAddr| Err::<(), _>(Errno::ADDRINUSE.into());
+        assert_eq!(in_a_family(all_addresses(7), in_use).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let foreign = |_: SocketAddr| Err::<(), _>(Errno::ADDRNOTAVAIL.into());
+        let error = in_a_family("192.0.2.1:7".parse().unwrap(), foreign).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
     }
 
     #[test]

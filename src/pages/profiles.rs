@@ -56,7 +56,7 @@ impl Profiles {
                 Ok(length) => cpu(length).await,
                 Err(reason) => failed(StatusCode::BAD_REQUEST, reason),
             },
-            "symbol" => nosniff(page(StatusCode::OK, TEXT, symbols(uri.query().unwrap_or_default()))),
+            "symbol" => named(uri.query().unwrap_or_default().to_owned()).await,
             _ => match ABSENT.iter().find(|(absent, _)| *absent == name) {
                 Some((name, why)) => failed(StatusCode::NOT_FOUND, format!("no profile {name}: {why}")),
                 None => failed(StatusCode::NOT_FOUND, "Unknown profile".to_owned()),
@@ -108,6 +108,14 @@ async fn cpu(length: Duration) -> Page {
                 .insert(CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"profile\""));
             found
         }
+        Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+/// Its work is not that of a serving thread: the symbols of the program are read for it.
+async fn named(query: String) -> Page {
+    match tokio::task::spawn_blocking(move || symbols(&query)).await {
+        Ok(names) => nosniff(page(StatusCode::OK, TEXT, names)),
         Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
@@ -187,6 +195,21 @@ mod tests {
         let found = symbols(&format!("{address:#x}+nonsense+0x1"));
         assert!(found.contains(&format!("{address:#x} ")) && found.contains("an_address_has_a_name"), "{found}");
         assert_eq!(found.lines().count(), 2, "{found}");
+    }
+
+    #[test]
+    fn names_are_looked_up_beside_the_serving_thread() {
+        // Cause: the first look-up reads the symbols of the whole program, and did so where requests are served.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().expect("a runtime");
+        let (release, held) = mpsc::channel::<()>();
+        runtime.block_on(async {
+            let holder = tokio::task::spawn_blocking(move || held.recv());
+            let mut found = std::pin::pin!(get("/debug/pprof/symbol?0x1"));
+            assert!(futures::poll!(found.as_mut()).is_pending(), "the one thread for it is taken");
+            release.send(()).expect("it is waited for");
+            holder.await.expect("it ends").expect("it was told");
+            assert_eq!(found.await.0, 200);
+        });
     }
 
     /// Keeps a processor busy under a name that a profile can show.

@@ -2,6 +2,7 @@ use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
@@ -12,7 +13,7 @@ use super::hash_kv::hash_kv;
 use super::print::Printer;
 use super::restore::{RestoreRequest, restore};
 use crate::config::GoDuration;
-use crate::config::golang::{parse_bool, quote};
+use crate::config::golang::{self, parse_bool, quote};
 use crate::types::{API_VERSION, Revision};
 
 /// Wrong arguments.
@@ -85,10 +86,11 @@ enum Snapshot {
 struct Restore {
     file: Vec<PathBuf>,
     /// Where the files of the member go; must be empty or missing (NAME.etcd when it is not given)
-    #[arg(long)]
+    // clap's own parser of paths refuses an empty one.
+    #[arg(long, value_parser = OsStringValueParser::new().map(PathBuf::from))]
     data_dir: Option<PathBuf>,
     /// Where its log goes (in the data directory when it is not given)
-    #[arg(long)]
+    #[arg(long, value_parser = OsStringValueParser::new().map(PathBuf::from))]
     wal_dir: Option<PathBuf>,
     /// The members of the new cluster
     #[arg(long, default_value = "default=http://localhost:2380")]
@@ -119,11 +121,11 @@ struct Restore {
 }
 
 fn parse_int(text: &str) -> Result<i64, String> {
-    text.parse().map_err(|_| format!("strconv.ParseInt: parsing {}: invalid syntax", quote(text.as_bytes())))
+    golang::parse_int(text, 0)
 }
 
 fn parse_uint(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("strconv.ParseUint: parsing {}: invalid syntax", quote(text.as_bytes())))
+    golang::parse_uint(text, 0)
 }
 
 /// Runs one command line and answers with what goes to standard output.
@@ -203,11 +205,12 @@ fn restore_request(flags: Restore, timeout: GoDuration) -> Result<RestoreRequest
         return Err(Refusal::new(BAD_ARGS, "--mark-compacted required if --revision-bump > 0"));
     }
     let _ = flags.initial_memory_map_size;
+    let given = |dir: Option<PathBuf>| dir.filter(|dir| !dir.as_os_str().is_empty());
     Ok(RestoreRequest {
         snapshot: file.clone(),
-        data_dir: flags.data_dir.unwrap_or_else(|| format!("{}.etcd", flags.name).into()),
+        data_dir: given(flags.data_dir).unwrap_or_else(|| format!("{}.etcd", flags.name).into()),
         name: flags.name,
-        wal_dir: flags.wal_dir.filter(|dir| !dir.as_os_str().is_empty()),
+        wal_dir: given(flags.wal_dir),
         initial_cluster: flags.initial_cluster,
         initial_cluster_token: flags.initial_cluster_token,
         advertised_peer_urls: flags.initial_advertise_peer_urls,
@@ -297,5 +300,20 @@ fn refusal(program: &str, error: &clap::Error) -> Refusal {
             let line = shown.lines().next().unwrap_or_default().trim_start_matches("error: ");
             Refusal { usage, ..Refusal::new(1, line) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_directory_is_as_if_it_was_not_given() {
+        // Cause: it was refused, where scripts have `--wal-dir="$WAL_DIR"` and etcdutl takes it.
+        let words = ["etcdutl", "snapshot", "restore", "f", "--name=n", "--data-dir", "", "--wal-dir="];
+        let line = Line::try_parse_from(words).unwrap();
+        let Some(Command::Snapshot(Snapshot::Restore(flags))) = line.command else { panic!("it is a restore") };
+        let request = restore_request(flags, GoDuration::default()).unwrap();
+        assert_eq!((request.data_dir, request.wal_dir), (PathBuf::from("n.etcd"), None));
     }
 }

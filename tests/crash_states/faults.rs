@@ -1,6 +1,6 @@
 //! Operations that fail: each one of a life, in several ways. The member stops, asks the disk for nothing more, and
-//! the next start finds what was acknowledged, also when power is lost behind it. Only a defragmentation that cannot
-//! write its copy leaves the member as it was: its life goes on.
+//! the next start finds what was acknowledged, also when power is lost behind it. Only a defragmentation or a preparation
+//! that cannot write its file leaves the member as it was: its life goes on.
 
 use watershed::core::backend::{Change, ChangeSet, Table};
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use watershed::bolt::BoltFile;
-use watershed::core::backend::{Backend, BackendError, ChangeSet, Prepared};
+use watershed::core::backend::{Backend, BackendError, ChangeSet, LogPosition, Prepared};
 use watershed::core::cluster::Member;
 use watershed::core::server::{Bootstrap, Disks, Layout, Opened, Opening, recover};
 use watershed::core::wal::{Wal, WalMetadata, WalSnapshot};
@@ -105,7 +105,7 @@ pub struct Lived {
     pub history: History,
     /// How it ended.
     pub result: Step,
-    /// The last error of a defragmentation that could not write its copy, after which life goes on.
+    /// The last error of a defragmentation or a preparation that could not write its file, after which life goes on.
     pub refused: Option<String>,
     /// The files, open as they were; none when they could not be opened.
     pub files: Option<(Wal<SimDisk>, Backend)>,
@@ -288,7 +288,10 @@ impl Life {
         let mutation = self.mutation;
         let mut prepared = None;
         if mutation != Some(Mutation::MarkBeforePrepare) {
-            prepared = Some(self.backend.prepare(&image, position).map_err(text)?);
+            prepared = self.prepare(&image, position)?;
+            if prepared.is_none() {
+                return Ok(());
+            }
             match self.random.u8(..3) {
                 0 => self.checkpoint()?,
                 1 => self.defragment()?,
@@ -324,6 +327,17 @@ impl Life {
         Ok(())
     }
 
+    /// None if the disk has refused its file: it is not taken then.
+    fn prepare(&mut self, image: &BoltFile, position: LogPosition) -> Result<Option<Prepared>, String> {
+        match self.backend.prepare(image, position) {
+            Err(error @ BackendError::NotPrepared { .. }) => {
+                self.refused = Some(text(error));
+                Ok(None)
+            }
+            other => other.map(Some).map_err(text),
+        }
+    }
+
     fn install(&mut self, prepared: Prepared) -> Step {
         let position = prepared.position();
         self.backend.install(prepared).map_err(text)?;
@@ -335,7 +349,7 @@ impl Life {
     /// A state that came, and that raft did not want any more.
     fn prepared_in_vain(&mut self) -> Step {
         let (image, history) = self.leaders_state()?;
-        let prepared = self.backend.prepare(&image, history.position(history.commit_index())).map_err(text)?;
+        let Some(prepared) = self.prepare(&image, history.position(history.commit_index()))? else { return Ok(()) };
         match self.random.bool() {
             true => prepared.discard().map_err(text),
             false => {

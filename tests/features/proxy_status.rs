@@ -47,7 +47,7 @@ fn endpoints_cached_ranges_and_counts_are_shown() {
         let json: Value = serde_json::from_str(&text).expect("JSON");
         assert!(well && json[0]["Status"]["namespaces"][0]["cached"][0]["range"] == "/jobs/*", "{text}");
         let (well, text) = ctl(&["--endpoints", &deployment.endpoint, "proxy", "status"]);
-        assert!(!well && text.contains("is not a gRPC proxy of this program"), "{text}");
+        assert!(!well && text.contains("has no /proxy/status") && text.contains("no other server has it"), "{text}");
         let (well, text) = ctl(&["--endpoints", &cached.endpoint, "-w", "protobuf", "proxy", "status"]);
         assert!(!well && text.contains("protobuf not supported as output format"), "{text}");
     });

@@ -1,10 +1,9 @@
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http::{HeaderMap, Response};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::sync::Notify;
@@ -16,6 +15,7 @@ use tracing::debug;
 use super::body::UpstreamBody;
 use super::config::PoolConfig;
 use super::connection::Connection;
+use super::deadline::{Deadline, time_is_up};
 use super::fault::Fault;
 use super::head::Head;
 use super::header::PeekedHeader;
@@ -127,7 +127,7 @@ impl Pool {
         // Serializable reads all go to one member, so that they seldom meet one that lags behind the last.
         let mut turn = if matches!(reads, Reads::SerializableRange { .. }) { Turn::Sticky } else { Turn::Next };
         let newest = head.seen.as_ref().map(Seen::newest);
-        let until = deadline(&head.headers).and_then(|time| Instant::now().checked_add(time));
+        let deadline = Deadline::of(&head.headers);
         let mut head = Cow::Borrowed(head);
         let mut avoid = Vec::new();
         let mut last = None;
@@ -139,14 +139,12 @@ impl Pool {
                 Err(status) => return last.unwrap_or_else(|| status.into_http()),
             };
             if sent > 0
-                && let Some(until) = until
+                && let Err(status) = deadline.renew(&mut head.to_mut().headers)
             {
-                match timeout_text(until.saturating_duration_since(Instant::now())) {
-                    Some(left) => head.to_mut().headers.insert(&GRPC_TIMEOUT, left),
-                    None => return time_is_up().into_http(),
-                };
+                return status.into_http();
             }
-            match self.attempt(method, (&member, &connection), (head.as_ref(), until), payload.clone(), &avoid).await {
+            match self.attempt(method, (&member, &connection), (head.as_ref(), deadline), payload.clone(), &avoid).await
+            {
                 Ok(answer) if goes_elsewhere(method, answer.headers()) => {
                     avoid.push(member.endpoint().clone());
                     last = Some(answer.map(Body::new));
@@ -251,12 +249,12 @@ impl Pool {
         }
     }
 
-    /// One try at one member, of a request whose time is up at `until`.
+    /// One try at one member.
     async fn attempt(
         &self,
         method: Method,
         (member, connection): (&Arc<UpstreamEndpoint>, &Connection),
-        (head, until): (&Head, Option<Instant>),
+        (head, deadline): (&Head, Deadline),
         payload: Bytes,
         avoid: &[Endpoint],
     ) -> Result<Response<UpstreamBody>, Fault> {
@@ -285,7 +283,7 @@ impl Pool {
         let answer = match answer {
             Ok(answer) => answer,
             // A member drops a request whose time is up without a word; its client would call that the deadline.
-            Err(error) if is_cancel(&error) && until.is_some_and(|until| Instant::now() >= until) => {
+            Err(error) if is_cancel(&error) && deadline.is_over() => {
                 return Err(Fault::Final(time_is_up()));
             }
             Err(error) => return Err(Fault::from_stream(&error, endpoint)),
@@ -327,45 +325,6 @@ fn wants_a_later_revision(status: &Status) -> bool {
 
 fn is_cancel(error: &h2::Error) -> bool {
     error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::CANCEL)
-}
-
-// A name that is text would be parsed for each call.
-static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-
-/// The time a request was given, as `grpc-timeout` has it: at most eight digits and a unit.
-fn deadline(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let count: u32 = digits.parse().ok()?;
-    let one = match unit {
-        "H" => Duration::from_secs(3600),
-        "M" => Duration::from_secs(60),
-        "S" => Duration::from_secs(1),
-        "m" => Duration::from_millis(1),
-        "u" => Duration::from_micros(1),
-        "n" => Duration::from_nanos(1),
-        _ => return None,
-    };
-    Some(one * count)
-}
-
-/// The time that is left, as `grpc-timeout` has it; none when it is over.
-fn timeout_text(left: Duration) -> Option<HeaderValue> {
-    const COUNT_MAX: u128 = 99_999_999;
-    let (micros, millis) = (left.as_micros(), left.as_millis());
-    let (count, unit) = match (micros, millis) {
-        (..=COUNT_MAX, _) => (micros, 'u'),
-        (_, ..=COUNT_MAX) => (millis, 'm'),
-        _ => (u128::from(left.as_secs()).min(COUNT_MAX), 'S'),
-    };
-    if count == 0 {
-        return None;
-    }
-    HeaderValue::try_from(format!("{count}{unit}")).ok()
-}
-
-fn time_is_up() -> Status {
-    Status::deadline_exceeded("context deadline exceeded")
 }
 
 /// Whether the answer is an error that came instead of any message, and another member may do better: of a read, any

@@ -5,13 +5,14 @@
 //! endpoint; `dial.rs` opens byte streams, `connection.rs` is HTTP/2 on one of them, `probe.rs` checks that it answers,
 //! `standing.rs` says what an endpoint is good for that does, and `cluster.rs` refuses endpoints of another cluster
 //! (`one_cluster.rs` at the start); `health_check.rs` is a check without a pool. `body.rs` is the answer on its
-//! way back, `report.rs` the states of the endpoints for people. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of
+//! way back, `deadline.rs` the time of a request that is sent again, `report.rs` the states of the endpoints for people. Requests and answers are bytes: all that is read of them is whether a read is serializable and the header of
 //! its answer (`seen.rs`, `header.rs`). Every outcome, a lost connection included, is an answer with a gRPC status.
 
 mod body;
 mod cluster;
 mod config;
 mod connection;
+mod deadline;
 mod dial;
 mod dispatch;
 mod fault;
@@ -35,6 +36,7 @@ mod watch;
 pub use body::UpstreamBody;
 pub use cluster::{ClusterMismatch, UpstreamCluster};
 pub use config::PoolConfig;
+pub use deadline::Deadline;
 #[cfg(test)]
 pub(crate) use dial::Dialer;
 pub use dispatch::{Pool, WeakPool};

@@ -7,7 +7,7 @@ use super::super::error::{ConfigError, UrlError};
 use super::super::flags::Variables;
 use super::super::log::{ServerLogFlags, server_log};
 use super::super::unsupported::{Mode, read_flags};
-use super::super::url::{ListenUrl, Place, each, own_url, split};
+use super::super::url::{ListenUrl, Place, bound_url, each, own_url, split};
 use super::auth::AuthConfig;
 use super::cluster::InitialCluster;
 use super::discovery::{Fallback, InitialDiscovery};
@@ -211,11 +211,11 @@ impl TryFrom<RawServerConfig> for ServerConfig {
         let tracing = tracing(&raw)?;
         let auto_compaction = AutoCompaction::from_flags(&raw.auto_compaction_mode, &raw.auto_compaction_retention)
             .map_err(|reason| value("auto-compaction-mode, --auto-compaction-retention", reason))?;
-        let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, str::parse)?;
-        let listen_client_urls = urls("listen-client-urls", listen_client_urls, str::parse)?;
+        let listen_peer_urls = urls("listen-peer-urls", &raw.listen_peer_urls, bound_url)?;
+        let listen_client_urls = urls("listen-client-urls", listen_client_urls, bound_url)?;
         let optional = |flag, list: &str| match list {
             "" => Ok(Vec::new()),
-            list => urls(flag, list, str::parse),
+            list => urls(flag, list, bound_url),
         };
         let listen_client_http_urls: Vec<ListenUrl> =
             optional("listen-client-http-urls", &raw.listen_client_http_urls)?;
@@ -311,7 +311,7 @@ impl TryFrom<RawServerConfig> for ServerConfig {
             unsafe_no_fsync: raw.unsafe_no_fsync,
             serving_threads: or_default(raw.serving_threads, cores()),
             notices: [
-                raw.config_file.map(Notice::ConfigFile),
+                given(&raw.config_file).map(Notice::ConfigFile),
                 large.then_some(Notice::LargeRequests(raw.max_request_bytes)),
                 short.map(Notice::ShortProgressInterval),
                 local_time.then_some(Notice::RotationInUtc),
@@ -412,6 +412,15 @@ mod tests {
         assert_eq!((config.max_txn_ops, config.max_request_bytes), (128, 1_572_864));
         assert_eq!(config.watch_progress_notify_interval, Duration::from_secs(600));
         assert!(config.serving_threads >= 1 && config.notices.is_empty());
+    }
+
+    #[test]
+    fn an_empty_path_is_as_if_it_was_not_given() {
+        // Cause: it was refused, where scripts have `--wal-dir="$WAL_DIR"` and etcd takes it.
+        let config = parse("--data-dir= --wal-dir= --config-file=").unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("default.etcd"));
+        assert_eq!(config.wal_dir, PathBuf::from("default.etcd/member/wal"));
+        assert!(config.notices.is_empty(), "{:?}", config.notices);
     }
 
     #[test]
@@ -528,6 +537,12 @@ mod tests {
             (
                 "--listen-peer-urls http://example.com:1",
                 "--listen-peer-urls: expected IP in URL for binding (http://example.com:1)",
+            ),
+            // Cause: a URL without a host was taken, for all addresses of IPv4. etcd refuses it.
+            ("--listen-peer-urls http://:2380", "--listen-peer-urls: expected IP in URL for binding (http://:2380)"),
+            (
+                "--listen-metrics-urls http://127.0.0.1:1,http://:2381",
+                "--listen-metrics-urls: expected IP in URL for binding (http://:2381)",
             ),
             // Cause: such a URL was published, and no client or member could dial it.
             (

@@ -17,14 +17,15 @@ const LOG_ROTATION: &str = r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "lo
 
 /// The server's flags as they are given; [`ServerConfig`](super::ServerConfig) is what rooms get.
 ///
-/// An `Option` here means that the default depends on other flags.
+/// An `Option` here means that the default depends on other flags. An empty path is as if it was not given: clap's own parser of
+/// paths refuses it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "watershed", about = "Runs a server with etcd's flags; every --flag has a variable ETCD_FLAG")]
 #[command(override_usage = "watershed [flags]", next_help_heading = "Member")]
 pub struct RawServerConfig {
     /// YAML or JSON file with these flags as keys; every other flag and variable is ignored then. Durations in it are
     /// whole numbers of nanoseconds.
-    #[arg(long, value_name = "FILE", help_heading = "Configuration file")]
+    #[arg(long, value_name = "FILE", value_parser = PathBuf::from_str, help_heading = "Configuration file")]
     pub config_file: Option<PathBuf>,
     /// Print the version and exit.
     #[arg(long, default_value_t = false, action = Set, help_heading = "Configuration file")]
@@ -33,10 +34,10 @@ pub struct RawServerConfig {
     #[arg(long, default_value = "default")]
     pub name: String,
     /// Folder of all data; NAME.etcd if not given.
-    #[arg(long)]
+    #[arg(long, value_parser = PathBuf::from_str)]
     pub data_dir: Option<PathBuf>,
     /// Folder of the log, if it has a disk of its own.
-    #[arg(long)]
+    #[arg(long, value_parser = PathBuf::from_str)]
     pub wal_dir: Option<PathBuf>,
     /// Entries after which the log is compacted up to what the backend has; 0 is 10000.
     #[arg(long, default_value_t = 10_000)]

@@ -1,9 +1,15 @@
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
 use super::read::tenants;
 use super::*;
 
-const ALL: ListenerFacts = ListenerFacts { tls: true, client_certificates: true, metrics: None };
+const ALL: ListenerFacts = ListenerFacts {
+    tls: true,
+    client_certificates: true,
+    main: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 7),
+    metrics: None,
+};
 
 fn parse(text: &str) -> Result<Vec<TenantConfig>, String> {
     tenants(text, Path::new("/folder"), ALL)
@@ -70,6 +76,19 @@ tenants:
     assert_eq!((tenants[0].compact, tenants[2].compact), (CompactRight::Deny, CompactRight::Agreed));
     assert_eq!((tenants[0].limits, tenants[2].limits), (TenantLimits::default(), limits));
     assert_eq!(parse("tenants: []").unwrap(), []);
+}
+
+#[test]
+fn the_examples_are_taken() {
+    // Cause: two tenants of the example in docs/proxy-semantics.md had one namespace, and neither named the other.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("reader.password"), "secret\n").unwrap();
+    let page = include_str!("../../../docs/proxy-semantics.md");
+    let (_, example) = page.split_once("```yaml\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    for text in [example, include_str!("../../../contrib/tenants.yaml")] {
+        assert_eq!(tenants(text, folder.path(), ALL).unwrap().len(), 3, "{text}");
+    }
 }
 
 #[test]
@@ -163,7 +182,8 @@ fn tenants_do_not_meet_by_mistake() {
 
 #[test]
 fn what_no_listener_can_know_is_refused() {
-    let plain = ListenerFacts { tls: false, client_certificates: false, metrics: Some("127.0.0.1:9".parse().unwrap()) };
+    let metrics = Some("127.0.0.1:9".parse().unwrap());
+    let plain = ListenerFacts { tls: false, client_certificates: false, metrics, ..ALL };
     for (one, expected) in [
         ("sni: s", "match[0].sni: no listener knows it without --cert-file and --key-file"),
         ("common-name: s", "match[0].common-name: no listener knows it without --trusted-ca-file"),
@@ -194,4 +214,20 @@ fn a_password_is_not_printed() {
 #[test]
 fn any_text_is_read_or_refused() {
     proptest::proptest!(|(text in "(tenants|name|match|- |: |\\[|\\]|\\{|\\}|a|5|\n|  |,){0,40}")| { let _ = parse(&text); });
+}
+
+#[test]
+fn all_addresses_of_ipv4_are_those_of_a_listener_without_a_host() {
+    // Cause: with `--listen-addr=:7` this was the listener of the flag, and would be one more on a port in use.
+    let listens = |one: &str, listeners| {
+        let text = file(&[&format!("name: a, namespace: b, match: [{{listen: '{one}'}}]")]);
+        tenants(&text, Path::new(""), listeners).map(|tenants| tenants[0].matches[0].listen.unwrap().to_string())
+    };
+    assert_eq!(listens("0.0.0.0:7", ALL).as_deref(), Ok("[::]:7"));
+    assert_eq!(listens("0.0.0.0:8", ALL).as_deref(), Ok("0.0.0.0:8"));
+    assert_eq!(listens("127.0.0.1:7", ALL).as_deref(), Ok("127.0.0.1:7"));
+    let of_metrics = ListenerFacts { metrics: Some("[::]:8".parse().unwrap()), ..ALL };
+    assert!(listens("0.0.0.0:8", of_metrics).unwrap_err().contains("is the address of --metrics-addr"));
+    let of_ipv4 = ListenerFacts { main: "0.0.0.0:7".parse().unwrap(), ..ALL };
+    assert_eq!(listens("0.0.0.0:7", of_ipv4).as_deref(), Ok("0.0.0.0:7"));
 }

@@ -140,7 +140,8 @@ impl Applier {
         self.leases.read().all()
     }
 
-    /// Puts a prepared state in the place of the present one. Readers see the old state until the new one is whole.
+    /// Puts a prepared state in the place of the present one, with its leases, users and members. Readers of the store see the
+    /// old one until the caller publishes.
     ///
     /// # Errors
     /// The new state cannot be put in place or read; the member must stop.

@@ -35,6 +35,8 @@ pub trait ApplyObserver {
     fn records(&mut self, cluster: &ClusterStore, alarms: &AlarmStore);
     /// Users, roles or the auth flag changed, or a user logged in.
     fn auth(&mut self, _state: &Arc<AuthState>, _facts: Vec<AuthFact>) {}
+    /// A snapshot is about to replace the state that readers see: its users and roles hold from now on.
+    fn installing(&mut self, _applier: &Applier) {}
     /// A snapshot replaced the state, and readers can see it: whatever was derived from the old one is out of date.
     fn installed(&mut self, applier: &Applier);
     /// Everything up to here is published.
@@ -187,6 +189,9 @@ impl<O: ApplyObserver> ApplyDriver<O> {
     pub fn install(&mut self, position: LogPosition) -> Result<(), ApplyError> {
         let prepared = self.prepared_snapshots.take(position).ok_or(ApplyError::NoDbSnapshot(position.index))?;
         self.applier.install(prepared)?;
+        // In this order: nobody may read by the old users and roles what was written behind a change of them.
+        self.observer.installing(&self.applier);
+        self.applier.store().publish();
         if !is_planted(PlantedFault::CompactionOverSnapshot) {
             // What the old state was about to remove is gone with it.
             self.compacting_since = None;
@@ -240,13 +245,20 @@ mod tests {
     use super::*;
     use crate::core::auth::AuthStore;
     use crate::core::backend::Backend;
-    use crate::core::mvcc::Store;
+    use crate::core::mvcc::{Store, StoreReader};
     use crate::core::raft::CommittedKind;
     use crate::pb::authpb::UserAddOptions;
-    use crate::pb::etcdserverpb::{AuthUserAddRequest, CompactionRequest, InternalRaftRequest, PutRequest};
+    use crate::pb::etcdserverpb::{
+        AuthUserAddRequest, CompactionRequest, InternalRaftRequest, LeaseGrantRequest, PutRequest,
+    };
     use crate::types::Term;
 
-    struct NoObserver;
+    #[derive(Default)]
+    struct NoObserver {
+        reader: Option<StoreReader>,
+        /// What readers saw when a snapshot was about to replace it, and the leases there were then.
+        before_snapshot: Option<(Revision, usize)>,
+    }
 
     impl ApplyObserver for NoObserver {
         fn applied_request(&mut self, _: &AppliedRequest, _: Duration) {}
@@ -255,6 +267,9 @@ mod tests {
         fn leases(&mut self, _: &[LeaseFact]) {}
         fn members_decided(&mut self, _: Vec<MembersDecision>) {}
         fn records(&mut self, _: &ClusterStore, _: &AlarmStore) {}
+        fn installing(&mut self, applier: &Applier) {
+            self.before_snapshot = self.reader.as_ref().map(|reader| (reader.revision(), applier.leases().len()));
+        }
         fn installed(&mut self, _: &Applier) {}
         fn applied(&mut self, _: LogIndex) {}
         fn over_quota(&mut self) {}
@@ -274,7 +289,7 @@ mod tests {
         let (cluster, alarms) = (ClusterStore::default(), AlarmStore::default());
         let applier = Applier::new(store, leases, cluster, alarms, auth, backend.clone(), config);
         let (progress, handle) = ApplyProgress::new(Arc::default(), LogIndex(0));
-        (backend, ApplyDriver::new(applier, NoObserver, progress, prepared.clone()), handle)
+        (backend, ApplyDriver::new(applier, NoObserver::default(), progress, prepared.clone()), handle)
     }
 
     fn put() -> InternalRaftRequest {
@@ -316,6 +331,25 @@ mod tests {
         assert_eq!((reader.revision(), waiting.len()), (Revision(2), 1));
         driver.apply(&mut waiting).unwrap();
         assert_eq!((reader.revision(), waiting.len()), (Revision(3), 0));
+    }
+
+    // The keys of a snapshot were published before its leases were read, and its users and roles after those: for that time
+    // they were read by the permissions of the old state.
+    #[test]
+    fn a_snapshot_is_published_behind_its_leases_and_users() {
+        let prepared = Arc::new(PreparedSnapshots::default());
+        let (leaders, mut leader, _at_leader) = member(&Arc::default());
+        let (own, mut follower, _at_follower) = member(&prepared);
+        let grant = LeaseGrantRequest { id: 7, ttl: 60 };
+        let grant = InternalRaftRequest { lease_grant: Some(grant), ..Default::default() };
+        leader.apply(&mut entries(&[grant, put()])).unwrap();
+        let position = LogPosition { index: LogIndex(9), term: Term(1) };
+        prepared.put(own.prepare_copy(&leaders, position));
+        let reader = follower.applier.store().reader();
+        follower.observer.reader = Some(reader.clone());
+        follower.install(position).unwrap();
+        assert_eq!(follower.observer.before_snapshot, Some((Revision(1), 1)));
+        assert_eq!(reader.revision(), Revision(2));
     }
 
     // `Compact` with `physical` waits for the end of its compaction, which nobody reported once the state that it was about

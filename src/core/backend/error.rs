@@ -101,6 +101,12 @@ pub enum BackendError {
         /// Why the copy is missing.
         source: Box<BackendError>,
     },
+    /// The file of a state that was to be prepared could not be written, as without room for it; the store is as it was.
+    #[error("prepare snapshot: {source}")]
+    NotPrepared {
+        /// Why the file is missing.
+        source: Box<BackendError>,
+    },
     /// The receiver of a db snapshot went away.
     #[error("write db snapshot: {source}")]
     Output {
@@ -111,12 +117,13 @@ pub enum BackendError {
 
 impl BackendError {
     /// Whether the store can no longer be trusted. Only db snapshots that are bad, outdated or there already, failed
-    /// receivers of db snapshots, and copies that could not be written leave it unharmed.
+    /// receivers of db snapshots, and copies and prepared states that could not be written leave it unharmed.
     pub fn is_fatal(&self) -> bool {
         let harmless = matches!(
             self,
             Self::Output { .. }
                 | Self::NotDefragmented { .. }
+                | Self::NotPrepared { .. }
                 | Self::DbSnapshot { .. }
                 | Self::Outdated { .. }
                 | Self::AlreadyPrepared { .. }

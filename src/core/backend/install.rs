@@ -3,10 +3,11 @@ use std::sync::Arc;
 
 use super::change::LogPosition;
 use super::database::{Durable, Store, beside, io_error, remove_unfinished};
-use super::disk::folder_of;
+use super::disk::{StateDisk, folder_of};
 use super::error::BackendError;
 use super::load::fill;
 use super::store::{Backend, Contents, Failure, FileLocation, PreparedPositions};
+use super::totals::Totals;
 use crate::bolt::BoltFile;
 use crate::types::{LogIndex, Term};
 
@@ -77,9 +78,10 @@ impl Backend {
     /// prepared one that [`adopt`](Self::adopt) puts in place.
     ///
     /// # Errors
-    /// [`BackendError::DbSnapshot`] when the db snapshot is damaged or not one of etcd's, [`BackendError::Outdated`] when the
-    /// state in use is as far already, [`BackendError::AlreadyPrepared`] while another one of the position is held: all
-    /// leave everything as it was. Any other error closes the store for good.
+    /// [`BackendError::DbSnapshot`] when the db snapshot is damaged or not one of etcd's, [`BackendError::NotPrepared`] when the
+    /// disk refuses the new file, [`BackendError::Outdated`] when the state in use is as far already,
+    /// [`BackendError::AlreadyPrepared`] while another one of the position is held: all leave everything as it was. Any other
+    /// error closes the store for good.
     pub fn prepare(&self, db_snapshot: &BoltFile, position: LogPosition) -> Result<Prepared, BackendError> {
         let inner = self.inner();
         inner.usable()?;
@@ -181,18 +183,35 @@ fn prepare(
     let path = prepared_path(&location.path, position);
     // It gets its name once it is complete, so that a file of that name can be trusted.
     let unfinished = beside(&path);
-    remove_unfinished(disk, &unfinished)?;
-    let mut store = Store::create(disk, &unfinished)?;
-    let totals = match fill(&store, db_snapshot, position) {
-        Ok(totals) => totals,
-        Err(error) => {
-            drop(store);
-            // A db snapshot that is at fault leaves no file; after an error of the disk nothing is written to it.
-            return if error.is_fatal() { Err(error) } else { remove_unfinished(disk, &unfinished).and(Err(error)) };
-        }
-    };
+    let (mut store, totals) =
+        fill_file(disk, &unfinished, db_snapshot, position).map_err(|error| not_filled(error, disk, &unfinished))?;
     store.rename(disk, &path)?;
     Ok((store, Durable { position, totals }))
+}
+
+fn fill_file(
+    disk: &dyn StateDisk,
+    path: &Path,
+    db_snapshot: &BoltFile,
+    position: LogPosition,
+) -> Result<(Store, Totals), BackendError> {
+    remove_unfinished(disk, path)?;
+    let store = Store::create(disk, path)?;
+    let totals = fill(&store, db_snapshot, position)?;
+    Ok((store, totals))
+}
+
+/// Removes what there is of a new file if the db snapshot was at fault, or the disk that refused the file, as without room for
+/// it: the state in use was not touched. After any other error nothing more is written.
+fn not_filled(error: BackendError, disk: &dyn StateDisk, unfinished: &Path) -> BackendError {
+    let refused = matches!(&error, BackendError::Io { path, .. } if path == unfinished);
+    if error.is_fatal() && !refused {
+        return error;
+    }
+    if let Err(error) = remove_unfinished(disk, unfinished) {
+        tracing::warn!(%error, "what there is of a prepared state stays until the next start");
+    }
+    if refused { BackendError::NotPrepared { source: Box::new(error) } } else { error }
 }
 
 /// Name of a prepared state, beside the one in use: index and term in hex.

@@ -1,6 +1,11 @@
+use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
+use redb::StorageBackend;
 
 use super::*;
 use crate::types::{LogIndex, RecordId, Revision, Term};
@@ -186,6 +191,107 @@ fn a_copy_that_cannot_be_written_changes_nothing() {
     std::fs::remove_dir(&in_its_place).unwrap();
     backend.defragment().unwrap();
     assert_eq!(scanned(&backend, 0, i64::MAX).len(), 2);
+}
+
+/// A disk with room for so many bytes more.
+#[derive(Clone, Debug)]
+struct SmallDisk {
+    disk: FsStateDisk,
+    room: Arc<AtomicI64>,
+}
+
+#[derive(Debug)]
+struct SmallFile {
+    file: Box<dyn StorageBackend>,
+    room: Arc<AtomicI64>,
+}
+
+impl SmallDisk {
+    fn file(&self, file: Box<dyn StorageBackend>) -> Box<dyn StorageBackend> {
+        Box::new(SmallFile { file, room: self.room.clone() })
+    }
+}
+
+impl StateDisk for SmallDisk {
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.disk.exists(path)
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
+        self.disk.create(path).map(|file| self.file(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>> {
+        self.disk.open(path).map(|file| self.file(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+}
+
+impl StorageBackend for SmallFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let length = data.len() as i64;
+        if self.room.fetch_sub(length, Ordering::Relaxed) < length {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.file.write(offset, data)
+    }
+}
+
+// Cause: whatever went wrong with the file of a state that the leader had sent closed the store, so that a full disk ended
+// the member.
+#[test]
+fn a_state_that_finds_no_room_changes_nothing() {
+    let (folder, db_snapshot) = saved_db_snapshot(5000);
+    let room = Arc::new(AtomicI64::new(i64::MAX));
+    let disk = SmallDisk { disk: FsStateDisk::default(), room: room.clone() };
+    let backend = Backend::open_on(Arc::new(disk), &folder.path().join("db")).unwrap();
+    put_record(&backend, 1);
+    for bytes in [0, 20_000, 100_000] {
+        room.store(bytes, Ordering::Relaxed);
+        let error = backend.prepare(&db_snapshot, at(7)).unwrap_err();
+        assert!(matches!(error, BackendError::NotPrepared { .. }) && !error.is_fatal(), "{error}");
+        let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|name| name.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "the db snapshot and the state in use: {names:?}");
+    }
+    room.store(i64::MAX, Ordering::Relaxed);
+    backend.checkpoint().unwrap();
+    backend.install(backend.prepare(&db_snapshot, at(7)).unwrap()).unwrap();
+    assert_eq!(scanned(&backend, 0, i64::MAX).len(), 5000);
 }
 
 #[test]

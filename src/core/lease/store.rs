@@ -176,10 +176,9 @@ impl LeaseStore {
         self.leases.get(&id).and_then(|entry| entry.keys.as_ref()).map_or(0, |keys| keys.len())
     }
 
-    /// The keys of all leases, in no order.
-    pub fn all_keys(&self) -> impl Iterator<Item = &[u8]> {
-        let keys = self.leases.values().filter_map(|entry| entry.keys.as_ref());
-        keys.flat_map(|keys| keys.iter().map(Box::as_ref))
+    /// The leases that have keys, in no order.
+    pub fn with_keys(&self) -> Vec<LeaseId> {
+        self.leases.iter().filter(|(_, entry)| entry.keys.is_some()).map(|(&id, _)| id).collect()
     }
 
     /// All leases by ascending id.

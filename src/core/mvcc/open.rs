@@ -21,8 +21,8 @@ impl Store {
         Ok(Self::with_state(state, unfinished))
     }
 
-    /// Replaces the whole state by that of another backend, as when a snapshot arrives, and publishes it. Readers
-    /// that exist go on and see the new state.
+    /// Replaces the whole state by that of another backend, as when a snapshot arrives. Readers that exist go on, and see the
+    /// new state once it is [published](Self::publish).
     ///
     /// # Errors
     /// As for [`open`](Self::open); the old state stays then.
@@ -31,7 +31,6 @@ impl Store {
         (self.state, self.unfinished) = load(backend)?;
         self.state.replaced_bytes = replaced.saturating_add(WHOLE_STATE_BYTES);
         self.shared.hashes.clear();
-        self.publish();
         Ok(())
     }
 

@@ -85,6 +85,14 @@ impl LaneQueue {
         Pushed { dropped, began_dropping: false, too_long: false }
     }
 
+    /// Bytes that can be added without a drop; none when nearly as many messages wait as may.
+    pub(super) fn room(&self) -> usize {
+        let bounds = self.bounds;
+        let waiting = self.waiting.lock();
+        let few = waiting.messages.len() < bounds.messages_max - bounds.messages_max / 8;
+        if few { bounds.bytes_max.saturating_sub(waiting.bytes) } else { 0 }
+    }
+
     /// Drops what waits; returns how many messages that was.
     pub(super) fn clear(&self) -> usize {
         std::mem::take(&mut *self.waiting.lock()).messages.len()
@@ -168,6 +176,18 @@ mod tests {
         assert_eq!([push(10), push(1), push(1)], [false, true, false]);
         queue.clear();
         assert_eq!([push(10), push(1)], [false, true]);
+    }
+
+    #[test]
+    fn room_is_what_fits_without_a_drop() {
+        let queue = queue(Keep::Oldest);
+        for (length, room) in [(0, 10), (4, 6), (1, 0)] {
+            let pushed = queue.push(Bytes::from(vec![0; length]));
+            assert_eq!((pushed.dropped, queue.room()), (0, room), "after {length}");
+        }
+        queue.clear();
+        queue.push(Bytes::from(vec![0; 20]));
+        assert_eq!(queue.room(), 0);
     }
 
     #[test]

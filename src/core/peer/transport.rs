@@ -396,4 +396,9 @@ impl PeerSink for PeerQueue {
             }
         }
     }
+
+    fn append_room(&self, to: MemberId) -> usize {
+        let links = self.shared.links.load();
+        links.get(&to).map_or(0, |link| link.append.room())
+    }
 }

@@ -18,6 +18,8 @@ use crate::types::{LogIndex, LogPosition, MemberId, Term};
 
 /// Messages taken in one turn, so that ticks are never far behind.
 const TURN_MAX: usize = 1024;
+/// What a request that is forwarded takes in its message beside its own bytes, at most.
+const FORWARDED_OVERHEAD_BYTES: usize = 64;
 
 /// Makes groups of entries durable.
 pub trait GroupWriter {
@@ -194,10 +196,30 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         for late in proposals.extract_if(.., |proposal| proposal.term != term) {
             self.sink.dropped(late.request, late.term);
         }
+        self.drop_without_room(&mut proposals);
         let (requests, bytes): (Vec<u64>, Vec<Bytes>) =
             proposals.into_iter().map(|proposal| (proposal.request, proposal.bytes)).unzip();
         let proposed = self.node.propose(bytes, term);
         self.tell_dropped(proposed, requests, term);
+    }
+
+    /// Drops what does not fit into the queue to the leader, so that it is proposed again. The queue would drop it without a word,
+    /// and its clients would wait for their timeout.
+    fn drop_without_room(&mut self, proposals: &mut Vec<Proposal>) {
+        if proposals.is_empty() {
+            return;
+        }
+        let Some(leader) = self.node.leader().filter(|leader| *leader != self.node.member()) else { return };
+        let mut room = self.peers.append_room(leader);
+        let fitting = proposals.iter().take_while(|proposal| {
+            let left = room.checked_sub(proposal.bytes.len() + FORWARDED_OVERHEAD_BYTES);
+            room = left.unwrap_or_default();
+            left.is_some()
+        });
+        let fitting = fitting.count();
+        for proposal in proposals.drain(fitting..) {
+            self.sink.dropped(proposal.request, proposal.term);
+        }
     }
 
     /// Without a leader, with too much in flight or during a leader transfer proposals are dropped.

@@ -28,6 +28,11 @@ pub struct Outbound {
 pub trait PeerSink {
     /// Takes messages; never waits. What does not fit is dropped: consensus repeats what matters.
     fn send(&mut self, messages: Vec<Outbound>);
+
+    /// Bytes that the append lane to this member takes now. Asked before proposals are forwarded, which nobody repeats.
+    fn append_room(&self, _to: MemberId) -> usize {
+        usize::MAX
+    }
 }
 
 /// Why a message of a peer was not let in. Its connection is not to be trusted any further.

@@ -232,8 +232,8 @@ impl Authenticator {
         self.published.set_auth(auth.clone());
     }
 
-    /// A snapshot took the place of the state: this member has not seen which users changed.
-    pub(super) fn installed(&self, auth: &Arc<AuthState>) {
+    /// A snapshot takes the place of the state: this member has not seen which users changed.
+    pub(super) fn installing(&self, auth: &Arc<AuthState>) {
         if let Tokens::Simple(tokens) = &self.tokens {
             tokens.clear();
         }

@@ -67,21 +67,31 @@ async fn periodic(compactor: AutoCompactor, period: Duration, tasks: Tasks) {
             history = History::new(period);
             continue;
         }
-        if let Some(at) = history.sampled(started.elapsed(), compactor.store.revision()) {
-            compactor.compact(at).await;
+        let now = started.elapsed();
+        if let Some(at) = history.sampled(now, compactor.store.revision())
+            && compactor.compact(at).await
+        {
+            history.compacted(now);
         }
     }
 }
 
 impl AutoCompactor {
-    async fn compact(&self, at: Revision) {
+    /// Compacts if this member leads and that is not done yet; whether nothing is left to be tried again.
+    async fn compact(&self, at: Revision) -> bool {
         if !self.raft.status().borrow().is_leader || at.0 <= self.store.compacted().0.max(0) {
-            return;
+            return true;
         }
         let compaction = CompactionRequest { revision: at.0, physical: false };
         match self.proposer.propose(&Caller::Member, compaction).await {
-            Ok(_) => info!(revision = %at, "history compacted automatically"),
-            Err(error) => warn!(revision = %at, %error, "automatic compaction failed"),
+            Ok(_) => {
+                info!(revision = %at, "history compacted automatically");
+                true
+            }
+            Err(error) => {
+                warn!(revision = %at, %error, "automatic compaction failed");
+                false
+            }
         }
     }
 }
@@ -103,7 +113,8 @@ impl History {
         Self { period, step, sample, samples: VecDeque::new(), first: None, last_compaction: None }
     }
 
-    /// Records the newest revision; returns the revision to compact to when a compaction is due.
+    /// Records the newest revision; returns the revision to compact to when a compaction is due. It is due again with the next
+    /// sample, until [`compacted`](Self::compacted) is called.
     fn sampled(&mut self, now: Duration, newest: Revision) -> Option<Revision> {
         let first = *self.first.get_or_insert(now);
         self.samples.push_back((now, newest));
@@ -115,8 +126,12 @@ impl History {
         while self.samples.front().is_some_and(|(taken, _)| *taken <= horizon) {
             at = self.samples.pop_front().map(|(_, revision)| revision);
         }
-        self.last_compaction = Some(now);
         at
+    }
+
+    /// The compaction that was due at `now` is done.
+    fn compacted(&mut self, now: Duration) {
+        self.last_compaction = Some(now);
     }
 }
 
@@ -133,10 +148,26 @@ mod tests {
             assert_eq!(history.sampled(at * minute, Revision(i64::from(at))), None);
         }
         assert_eq!(history.sampled(10 * minute, Revision(10)), Some(Revision(0)));
+        history.compacted(10 * minute);
         assert_eq!(history.sampled(11 * minute, Revision(11)), None, "once per step");
         for at in 12..20 {
             assert_eq!(history.sampled(at * minute, Revision(i64::from(at))), None);
         }
         assert_eq!(history.sampled(20 * minute, Revision(20)), Some(Revision(10)));
+    }
+
+    // Cause: it was tried again after the next whole period; etcd tries again after a tenth of it.
+    #[test]
+    fn a_compaction_that_failed_is_due_with_the_next_sample() {
+        let minute = Duration::from_secs(60);
+        let mut history = History::new(10 * minute);
+        let mut sampled = |at: u32| history.sampled(at * minute, Revision(at.into()));
+        assert!((0..10).all(|at| sampled(at).is_none()));
+        assert_eq!(sampled(10), Some(Revision(0)));
+        assert_eq!(sampled(11), Some(Revision(1)));
+        history.compacted(11 * minute);
+        let mut sampled = |at: u32| history.sampled(at * minute, Revision(at.into()));
+        assert!((12..21).all(|at| sampled(at).is_none()));
+        assert_eq!(sampled(21), Some(Revision(11)));
     }
 }

@@ -2,8 +2,11 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
 use tracing::warn;
 
+use super::on_thread::on_thread;
 use super::remote_cluster::{RunningCluster, fetch_cluster, fetch_cluster_version};
 use crate::config::{ConfigError, InitialCluster, InitialState, Resolve, ServerConfig, same_urls};
 use crate::core::cluster::{AddContext, ClusterVersion, Member, MembershipError, cluster_id, member_id};
@@ -182,7 +185,7 @@ impl Bootstrap {
 /// See [`BootstrapError`]; nothing on disk has changed.
 pub async fn plan(config: &ServerConfig, dialer: &PeerDialer) -> Result<Bootstrap, BootstrapError> {
     let initial = config.initial.clone();
-    blocking(move || initial.check(&resolver()).map_err(BootstrapError::from)).await?;
+    on_thread(|_| BootstrapError::Resolver, move || initial.check(&resolver()).map_err(BootstrapError::from)).await?;
     match config.initial.state {
         InitialState::New => {
             let bootstrap = Bootstrap::new_cluster(&config.initial)?;
@@ -211,13 +214,54 @@ async fn refuse_start_without_data(
 }
 
 async fn join(config: &ServerConfig, dialer: &PeerDialer) -> Result<Bootstrap, BootstrapError> {
-    let cluster = running_cluster(&config.initial, dialer).await.map_err(BootstrapError::NoAnswer)?;
-    let (initial, max_learners) = (config.initial.clone(), config.max_learners);
-    let bootstrap = blocking(move || Bootstrap::joining(&initial, cluster, max_learners, &resolver())).await?;
+    let bootstrap = join_by_any_list(&config.initial, dialer, config.max_learners).await?;
     let timeout = Duration::from_secs(5) + 2 * config.election_timeout;
     let asked = bootstrap.running.iter().map(|member| fetch_cluster_version(member, dialer, timeout));
     let versions: Vec<ClusterVersion> = futures::future::join_all(asked).await.into_iter().flatten().collect();
     if is_compatible(&versions) { Ok(bootstrap) } else { Err(BootstrapError::Incompatible) }
+}
+
+/// By the first list that is that of `--initial-cluster`. A member that is behind, as one that has just joined, does not list
+/// this one yet.
+async fn join_by_any_list(
+    initial: &InitialCluster,
+    dialer: &PeerDialer,
+    max_learners: usize,
+) -> Result<Bootstrap, BootstrapError> {
+    let mut answers = member_lists(initial, dialer);
+    let (mut reasons, mut seen, mut refused) = (Vec::new(), Vec::new(), None);
+    while let Some(answer) = answers.next().await {
+        let cluster = match answer {
+            Ok(cluster) => cluster,
+            Err(reason) => {
+                reasons.push(reason);
+                continue;
+            }
+        };
+        if seen.contains(&cluster) {
+            continue;
+        }
+        seen.push(cluster.clone());
+        let initial = initial.clone();
+        let joining = move || Bootstrap::joining(&initial, cluster, max_learners, &resolver());
+        match on_thread(|_| BootstrapError::Resolver, joining).await {
+            Ok(bootstrap) => return Ok(bootstrap),
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    Err(refused.unwrap_or_else(|| BootstrapError::NoAnswer(reasons.join("; "))))
+}
+
+/// The members of the cluster as each other member lists them, in the order of the answers; or why one does not answer.
+fn member_lists(
+    initial: &InitialCluster,
+    dialer: &PeerDialer,
+) -> impl Stream<Item = Result<RunningCluster, String>> + Unpin {
+    let asked = initial.other_urls().into_iter().map(move |url| async move {
+        let answer = fetch_cluster(url, dialer, FETCH_TIMEOUT).await;
+        answer.inspect_err(|reason| warn!(reason, "peer did not tell who belongs to the cluster"))
+    });
+    asked.collect::<FuturesUnordered<_>>()
 }
 
 /// The members of the cluster, from the first member that answers.
@@ -225,20 +269,13 @@ async fn join(config: &ServerConfig, dialer: &PeerDialer) -> Result<Bootstrap, B
 /// # Errors
 /// No member answered; carries the reason for each.
 pub async fn running_cluster(initial: &InitialCluster, dialer: &PeerDialer) -> Result<RunningCluster, String> {
-    let urls = initial.other_urls();
-    let asked = urls.into_iter().map(|url| Box::pin(fetch_cluster(url, dialer, FETCH_TIMEOUT)));
-    let mut asked: Vec<_> = asked.collect();
+    let mut answers = member_lists(initial, dialer);
     let mut reasons = Vec::new();
-    while !asked.is_empty() {
-        let (answer, _, rest) = futures::future::select_all(asked).await;
+    while let Some(answer) = answers.next().await {
         match answer {
             Ok(cluster) => return Ok(cluster),
-            Err(reason) => {
-                warn!(reason, "peer did not tell who belongs to the cluster");
-                reasons.push(reason);
-            }
+            Err(reason) => reasons.push(reason),
         }
-        asked = rest;
     }
     Err(reasons.join("; "))
 }
@@ -262,12 +299,6 @@ pub async fn others(config: &ServerConfig, dialer: &PeerDialer, metadata: &WalMe
 fn is_compatible(versions: &[ClusterVersion]) -> bool {
     let ours = ClusterVersion::parse(API_VERSION).unwrap_or(ClusterVersion::LOWEST);
     !versions.is_empty() && versions.iter().all(|version| (ClusterVersion::LOWEST..=ours).contains(version))
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, BootstrapError> + Send + 'static,
-) -> Result<T, BootstrapError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(BootstrapError::Resolver))
 }
 
 /// Asks the system for addresses, and again as long as all look-ups together took less than the limit: at the start
@@ -294,6 +325,9 @@ fn resolver() -> impl Fn(&str) -> Result<IpAddr, String> {
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::config::{Variables, parse_server_config};
@@ -373,6 +407,39 @@ mod tests {
              no match found for existing member (b, [http://10.0.0.9:1]), last resolver error \
              (len([\"http://10.0.0.9:1\"]) != len([\"http://10.0.0.2:1\", \"http://10.0.0.2:2\"]))",
         );
+    }
+
+    /// Answers one request for the members, and waits until the one who asked has gone.
+    async fn list_members(listener: &TcpListener, cluster: &RunningCluster) {
+        let (mut stream, _) = listener.accept().await.expect("somebody asks");
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut request).await.expect("a request") > 0, "the request ends early");
+        }
+        let (id, body) = (cluster.id, serde_json::to_string(&cluster.members).expect("JSON"));
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\nx-etcd-cluster-id: {id}\r\ncontent-length: {length}\r\n\r\n");
+        stream.write_all((head + &body).as_bytes()).await.expect("it is still there");
+        let _ = stream.read(&mut [0]).await;
+    }
+
+    // Cause: the first answer counted. One of a member that had just joined, and was not through with its log, kept the next
+    // one from joining.
+    #[tokio::test]
+    async fn a_member_that_is_behind_does_not_keep_another_from_joining() {
+        let bound = async || TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (behind, current) = (bound().await, bound().await);
+        let [a, b] = [&behind, &current].map(|listener| format!("http://{}", listener.local_addr().expect("bound")));
+        let own = "http://10.0.0.3:1";
+        let initial = config(&format!("--name c --initial-cluster a={a},b={b},c={own}")).initial;
+        let (before, now) = (running(&[&a, &b]), running(&[&a, &b, own]));
+        let served = async {
+            list_members(&behind, &before).await;
+            list_members(&current, &now).await;
+        };
+        let dialer = PeerDialer::default();
+        let (joined, ()) = tokio::join!(join_by_any_list(&initial, &dialer, 1), served);
+        assert_eq!(joined.expect("listed").metadata.member, MemberId(0xc));
     }
 
     #[test]

@@ -43,15 +43,19 @@ impl HttpHandler {
 
     /// Answers one request. Bodies of requests are not read: nothing here takes one.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body> {
-        self.guarded(request, |request| async move { self.route(&request).await.map(Body::new) }).await
+        let is_over_tls = is_over_tls(&request);
+        self.routed(is_over_tls, request).await
     }
 
     /// The same on a port that is not for clients: as in etcd, `--host-whitelist` is about theirs alone. Others are reached
     /// under names and addresses that nobody lists.
     pub(super) async fn answer_under_any_name<B>(&self, request: Request<B>) -> Response<Body> {
-        let answer = |request: Request<B>| async move { self.route(&request).await.map(Body::new) };
         // As over TLS, the name is not looked at.
-        let any_name = true;
+        self.routed(true, request).await
+    }
+
+    async fn routed<B>(&self, any_name: bool, request: Request<B>) -> Response<Body> {
+        let answer = |request: Request<B>| async move { self.route(&request).await.map(Body::new) };
         self.rules.guarded(any_name, request, answer).await
     }
 

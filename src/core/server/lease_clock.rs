@@ -12,6 +12,8 @@ use crate::types::{LeaseId, Term};
 
 /// Leases recorded by one log entry, and per look.
 pub(super) const CHECKPOINTS_MAX: usize = 1000;
+/// Keys after which a walk over those of all leases lets others in.
+const KEYS_VISITED_AT_ONCE: usize = 4096;
 /// Leases as the services see them: what apply knows, and the leader's deadlines.
 ///
 /// Time enters here and nowhere deeper, from the monotonic clock.
@@ -155,6 +157,24 @@ impl LeaseClock {
         self.store.read().len()
     }
 
+    /// Shows the keys of all leases, in no order, until `visit` refuses one. Others change leases meanwhile: apply waits for the
+    /// keys of a few leases, not for those of all.
+    pub(super) fn visit_keys<E>(&self, mut visit: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        let ids = self.store.read().with_keys();
+        let mut at = 0;
+        while at < ids.len() {
+            let store = self.store.read();
+            let mut visited = 0;
+            while visited < KEYS_VISITED_AT_ONCE && at < ids.len() {
+                store.keys(ids[at]).try_for_each(&mut visit)?;
+                // One that is gone counts as well.
+                visited += store.key_count(ids[at]).max(1);
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// All leases, the next to expire first.
     pub fn by_remaining_time(&self) -> Vec<LeaseId> {
         // Sorted without the lock: renewals wait for it.
@@ -201,4 +221,46 @@ pub fn checkpoint_request(noted: impl IntoIterator<Item = (LeaseId, i64)>) -> Le
     let checkpoints =
         noted.into_iter().map(|(lease, remaining_ttl)| LeaseCheckpoint { id: lease.0, remaining_ttl }).collect();
     LeaseCheckpointRequest { checkpoints }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::core::lease::LessorConfig;
+
+    // Cause: for a user who may read nearly all keys, `LeaseLeases` held the leases until all were checked, and apply waited.
+    #[test]
+    fn a_walk_over_the_keys_of_all_leases_lets_others_in() {
+        let mut leases = LeaseStore::new(1);
+        for id in [1, 2] {
+            leases.grant(LeaseId(id), 60).unwrap();
+            for key in 0..KEYS_VISITED_AT_ONCE {
+                leases.attach(format!("{id}/{key}").as_bytes(), LeaseId(id));
+            }
+        }
+        let lessor = Lessor::new(LessorConfig::default(), leases.all());
+        let clock = LeaseClock::new(Arc::new(RwLock::new(leases)), lessor);
+        let (store, changed, mut visited) = (&clock.store, &AtomicBool::new(false), 0);
+        std::thread::scope(|scope| {
+            let walked: Result<(), ()> = clock.visit_keys(|_| {
+                visited += 1;
+                if visited == 1 {
+                    scope.spawn(move || {
+                        let _held = store.write();
+                        changed.store(true, Ordering::Relaxed);
+                    });
+                    // Until it waits for this walk.
+                    while store.try_read().is_some() {
+                        std::thread::yield_now();
+                    }
+                }
+                assert!(visited < 2 * KEYS_VISITED_AT_ONCE || changed.load(Ordering::Relaxed));
+                Ok(())
+            });
+            assert_eq!(walked, Ok(()));
+        });
+        assert_eq!(visited, 2 * KEYS_VISITED_AT_ONCE);
+    }
 }

@@ -389,7 +389,7 @@ where
 pub(super) async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(ApiError::Stopped.into()))
+    super::on_thread::on_thread(|_| ApiError::Stopped.into(), work).await
 }
 
 #[cfg(test)]

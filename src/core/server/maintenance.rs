@@ -11,7 +11,7 @@ use super::authenticator::Authenticator;
 use super::caller::Caller;
 use super::error::Failure;
 use super::leader_transfer::LeaderTransfer;
-use super::long_answer::AnswerMemory;
+use super::long_answer::{AnswerMemory, on_thread};
 use super::member_info::MemberInfo;
 use super::metrics::CoreMetrics;
 use super::proposer::Proposer;
@@ -272,11 +272,7 @@ async fn one_at_a_time<T: Send + 'static>(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(Failure::from(MvccError::from(error)).into()),
-        Err(_) => Err(ApiError::Stopped.into()),
-    }
+    on_thread(move || work().map_err(|error| Failure::from(MvccError::from(error)).into())).await
 }
 
 /// A digest of all rows but those of the meta table: members with equal state have equal digests.

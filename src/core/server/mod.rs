@@ -36,6 +36,7 @@ mod member;
 mod member_info;
 mod metrics;
 mod observer;
+mod on_thread;
 mod parts;
 mod password_threads;
 mod peer_port;

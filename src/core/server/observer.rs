@@ -100,8 +100,11 @@ impl ApplyObserver for MemberObserver {
         self.authenticator.applied(state, facts);
     }
 
+    fn installing(&mut self, applier: &Applier) {
+        self.authenticator.installing(applier.auth().state());
+    }
+
     fn installed(&mut self, applier: &Applier) {
-        self.authenticator.installed(applier.auth().state());
         self.watch.jump();
         self.leases.replace(applier.leases());
         self.records(applier.cluster(), applier.alarms());

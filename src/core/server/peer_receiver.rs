@@ -11,6 +11,7 @@ use tonic::Code;
 use super::error::Failed;
 use super::member_info::MemberInfo;
 use super::metrics::CoreMetrics;
+use super::on_thread::on_thread;
 use super::peer_rpc::PeerRpc;
 use super::peer_snapshots::{ArrivedSnapshots, write_db_snapshot};
 use super::published::Published;
@@ -96,10 +97,14 @@ impl PeerReceiver for MemberPeers {
 
     fn snapshot_source(&self, to: MemberId, message: Bytes) -> BoxFuture<'static, Result<SnapshotSource, String>> {
         let (inner, dir) = (self.inner.clone(), self.snapshot_dir.clone());
-        blocking(move || {
-            let inner = inner.get().ok_or(STARTING)?;
-            write_db_snapshot(&inner.backend, &dir, to, &message)
-        })
+        on_thread(
+            |error| error.to_string(),
+            move || {
+                let inner = inner.get().ok_or(STARTING)?;
+                write_db_snapshot(&inner.backend, &dir, to, &message)
+            },
+        )
+        .boxed()
     }
 
     fn snapshot_dir(&self) -> PathBuf {
@@ -137,10 +142,4 @@ impl PeerReceiver for MemberPeers {
         // Waits while the inbox is full, and the transport's thread must not.
         drop(tokio::task::spawn_blocking(move || raft.snapshot_sent(to, ok)));
     }
-}
-
-fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> BoxFuture<'static, Result<T, String>> {
-    async move { tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string())) }.boxed()
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, oneshot};
 use tracing::{info, warn};
 
+use super::on_thread::on_thread;
 use crate::bolt::{BoltError, BoltFile};
 use crate::core::apply::PreparedSnapshots;
 use crate::core::backend::{Backend, BackendError, LogPosition, Table};
@@ -87,19 +88,14 @@ impl ArrivedSnapshots {
     ) -> Result<(), SnapshotError> {
         let _turn = self.turn.lock().await;
         let (backend, prepared) = (self.backend.clone(), self.prepared.clone());
-        let received = on_thread(move || ReceivedSnapshot::prepare(&backend, &prepared, &file, position)).await?;
+        let prepare = move || ReceivedSnapshot::prepare(&backend, &prepared, &file, position);
+        let received = on_thread(|_| SnapshotError::Stopped, prepare).await?;
         if !ask().await.unwrap_or(false) {
             let prepared = self.prepared.clone();
-            on_thread(move || Ok(received.refused(&prepared)?)).await?;
+            on_thread(|_| SnapshotError::Stopped, move || Ok(received.refused(&prepared)?)).await?;
         }
         Ok(())
     }
-}
-
-async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
-) -> Result<T, SnapshotError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(SnapshotError::Stopped))
 }
 
 /// A db snapshot of the leader that has arrived, before raft decides about it.

@@ -191,7 +191,7 @@ mod tests {
             let kvs: Vec<Bytes> = lengths.iter().map(|&length| Bytes::from(vec![b'v'; length])).collect();
             let header = ResponseHeader { cluster_id: 5, member_id: u64::MAX, revision: 300, raft_term: 2 };
             let whole = RangeResponse { header: Some(header), kvs: kvs.clone(), more: true, count: 70 };
-            let answer = range_answer(header, Found { kvs, more: true, count: 70 }).unwrap();
+            let answer = range_answer(header, Found { kvs, more: true, count: 70, held_bytes: 0 }).unwrap();
             let body = answer.into_body().collect().await.unwrap();
             assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
             let expected = crate::client::framed(&whole);
@@ -206,7 +206,7 @@ mod tests {
         {
             let kvs: Vec<Bytes> = lengths.iter().map(|&length| Bytes::from(vec![b'v'; length])).collect();
             let header = ResponseHeader { cluster_id: 5, member_id: u64::MAX, revision: 300, raft_term: 2 };
-            let answer = stream_answer(header, Found { kvs: kvs.clone(), more: true, count: 70 });
+            let answer = stream_answer(header, Found { kvs: kvs.clone(), more: true, count: 70, held_bytes: 0 });
             let body = answer.into_body().collect().await.unwrap();
             assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
             let (body, mut at, mut parts) = (body.to_bytes(), 0, Vec::new());

@@ -194,6 +194,23 @@ struct Life {
     events: u64,
 }
 
+impl Life {
+    /// What readers get of it.
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            pairs: self.replica.pairs().clone(),
+            position: self.replica.position(),
+            since: self.replica.since(),
+            cluster: self.cluster,
+            member: self.member,
+            term: self.term,
+            has_range_stream: self.has_range_stream,
+            completeness: self.completeness.clone(),
+            past: self.past.clone(),
+        })
+    }
+}
+
 /// Keys of a replica as the metrics have them.
 struct CountedKeys {
     gauge: IntGauge,
@@ -317,7 +334,7 @@ impl Follower {
     async fn loaded(&self) -> Result<(Life, UpstreamStream), End> {
         let (mut stream, header) = self.open(Revision(0)).await?;
         let sent_at = Instant::now();
-        let mut replica = Replica::default();
+        let mut replica = Replica::new(self.budget.pairs());
         let (mut answers, mut buffered) = (Vec::new(), 0);
         {
             let mut loading = pin!(self.load(&mut replica, Revision(header.revision)));
@@ -388,12 +405,17 @@ impl Follower {
             if self.replica.idle_for() >= self.idle_max() {
                 return Err(End::Idle);
             }
-            sleep(pauses.pause()).await;
+            tokio::select! {
+                () = sleep(pauses.pause()) => {}
+                // What it holds is not counted any more.
+                () = self.replica.evicted.notified() => return Err(End::Evicted),
+            }
         }
     }
 
     /// Whether the pair that changed last is, at the position, the one held. The read is linearizable: a cluster that
-    /// was rebuilt or restored has another history, or does not reach the position.
+    /// was rebuilt or restored has another history, or does not reach the position. If the last change was a deletion, or is that of no pair
+    /// since the replica was loaded, that pair may be older than where the histories part: then all keys are compared.
     async fn verify(&self, life: &Life, header: &ResponseHeader) -> Result<(), End> {
         if header.cluster_id != life.cluster.0 {
             return Err(End::WentBack);
@@ -414,9 +436,19 @@ impl Follower {
         };
         let found = answer.kvs.into_iter().next().and_then(|kv| self.inside(kv)).map(|kv| Pair::new(&kv));
         match (newest, found) {
-            (Some(held), Some(found)) if held.encoded() == found.encoded() => Ok(()),
-            (None, _) => Ok(()),
-            _ => Err(End::WentBack),
+            (Some(held), Some(found)) if held.encoded() == found.encoded() => {}
+            (None, _) => {}
+            _ => return Err(End::WentBack),
+        }
+        if newest.is_some_and(|pair| pair.modified() == life.replica.since().0) {
+            return Ok(());
+        }
+        match self.check(life.snapshot()).await {
+            Checked::Same => Ok(()),
+            Checked::Different(_) => Err(End::WentBack),
+            Checked::Unknown => {
+                Err(End::Failed(Status::unavailable("the keys could not be compared with the cluster's")))
+            }
         }
     }
 
@@ -591,17 +623,7 @@ impl Follower {
         }
         self.charge_with_past(life)?;
         life.keys.set(life.replica.pairs().len());
-        self.replica.publish(Some(Arc::new(Snapshot {
-            pairs: life.replica.pairs().clone(),
-            position: life.replica.position(),
-            since: life.replica.since(),
-            cluster: life.cluster,
-            member: life.member,
-            term: life.term,
-            has_range_stream: life.has_range_stream,
-            completeness: life.completeness.clone(),
-            past: life.past.clone(),
-        })));
+        self.replica.publish(Some(life.snapshot()));
         Ok(())
     }
 
@@ -614,7 +636,7 @@ impl Follower {
             life.past.lock().clear();
             return self.charge(&life.replica);
         }
-        if self.budget.charge(&self.replica, life.replica.bytes() + past) { Ok(()) } else { Err(End::OverBudget) }
+        self.charge_bytes(life.replica.bytes() + past)
     }
 
     /// Counts the memory of the replica.
@@ -622,7 +644,14 @@ impl Follower {
         if self.is_too_large(replica.bytes()) {
             return Err(End::OverBudget);
         }
-        if self.budget.charge(&self.replica, replica.bytes()) { Ok(()) } else { Err(End::OverBudget) }
+        self.charge_bytes(replica.bytes())
+    }
+
+    fn charge_bytes(&self, bytes: usize) -> Result<(), End> {
+        if self.budget.charge(&self.replica, bytes) {
+            return Ok(());
+        }
+        Err(if self.replica.is_evicted() { End::Evicted } else { End::OverBudget })
     }
 
     /// Whether so much is too much for a promoted prefix.

@@ -19,7 +19,7 @@ impl Follower {
     /// Reads all pairs of the range at one revision, which is at least `floor`; they are in `replica` then.
     pub(super) async fn load(&self, replica: &mut Replica, floor: Revision) -> Result<(), End> {
         for _ in 0..ATTEMPTS_MAX {
-            *replica = Replica::default();
+            *replica = Replica::new(self.budget.pairs());
             match self.load_once(replica).await? {
                 Some(revision) if revision >= floor => {
                     replica.begin(revision);
@@ -61,11 +61,10 @@ impl Follower {
                 kv.key = key;
                 replica.load(&kv);
             }
-            // What will not fit is not to take the place of others before that is found out.
             let rest_keys = all.saturating_sub(keys);
             let each = replica.bytes() / replica.pairs().len().max(1);
             let expected = replica.bytes().saturating_add(each.saturating_mul(rest_keys));
-            if self.budget.is_exceeded_by(expected) && !self.budget.has_room_for(&self.replica, replica.bytes()) {
+            if !self.budget.has_room_to_load(&self.replica, replica.bytes(), expected) {
                 return Err(End::OverBudget);
             }
             self.charge(replica)?;

@@ -1,3 +1,6 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -7,6 +10,36 @@ use crate::tree::Keyed;
 
 /// What a pair costs in memory besides its encoding: its entry, the allocation, its part of the nodes.
 const OVERHEAD_BYTES: usize = 128;
+
+/// The memory of pairs, for as long as anybody holds them: a replica, or an answer that its client has not taken.
+#[derive(Debug, Default)]
+pub(super) struct PairMemory {
+    bytes: AtomicUsize,
+}
+
+impl PairMemory {
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// An encoded pair that is counted until its last holder drops it.
+struct CountedPair {
+    encoded: Box<[u8]>,
+    memory: Arc<PairMemory>,
+}
+
+impl AsRef<[u8]> for CountedPair {
+    fn as_ref(&self) -> &[u8] {
+        &self.encoded
+    }
+}
+
+impl Drop for CountedPair {
+    fn drop(&mut self) {
+        self.memory.bytes.fetch_sub(OVERHEAD_BYTES + self.encoded.len(), Ordering::Relaxed);
+    }
+}
 
 /// The newest version of a key, as it stands in an answer.
 #[derive(Clone, Debug)]
@@ -18,9 +51,20 @@ pub(super) struct Pair {
 }
 
 impl Pair {
+    /// One that is not kept.
     pub fn new(kv: &KeyValue) -> Self {
+        Self::of_encoded(kv.encode_to_vec().into(), kv)
+    }
+
+    /// One that counts for as long as anybody holds it.
+    pub fn counted(kv: &KeyValue, memory: &Arc<PairMemory>) -> Self {
         // An allocation of its own: the message it came in is freed.
-        let encoded = Bytes::from(kv.encode_to_vec());
+        let encoded = kv.encode_to_vec().into_boxed_slice();
+        memory.bytes.fetch_add(OVERHEAD_BYTES + encoded.len(), Ordering::Relaxed);
+        Self::of_encoded(Bytes::from_owner(CountedPair { encoded, memory: memory.clone() }), kv)
+    }
+
+    fn of_encoded(encoded: Bytes, kv: &KeyValue) -> Self {
         let key = Fields::parse(&encoded).unwrap_or_default().key;
         // gRPC bounds messages to 4 GiB.
         Self { encoded, key: (key.start as u32, key.end as u32), modified: kv.mod_revision }

@@ -19,6 +19,8 @@ pub(super) struct Found {
     pub kvs: Vec<Bytes>,
     pub more: bool,
     pub count: i64,
+    /// Bytes of the encoded pairs that the answer is made of, whole: what it keeps in memory.
+    pub held_bytes: usize,
 }
 
 /// The keys a request covers, if a state of these keys can answer it. Errors are a member's to tell.
@@ -100,6 +102,7 @@ impl<'t> Search<'t> {
                     self.found.more = true;
                     break;
                 }
+                self.found.held_bytes += pair.encoded().len();
                 self.found.kvs.push(pair.encoded().clone());
                 continue;
             }
@@ -120,6 +123,7 @@ impl<'t> Search<'t> {
                 return Step::Inexact;
             }
             if self.in_key_order {
+                self.found.held_bytes += pair.encoded().len();
                 self.found.kvs.push(self.selection.part(pair.encoded().clone(), &fields));
             } else {
                 self.gathered.push(selection::Pair { encoded: pair.encoded().clone(), fields });
@@ -146,6 +150,7 @@ impl<'t> Search<'t> {
         }
         self.found.more |= pairs.len() > self.limit;
         pairs.truncate(self.limit);
+        self.found.held_bytes = pairs.iter().map(|pair| pair.encoded.len()).sum();
         self.found.kvs = pairs.into_iter().map(|pair| self.selection.part(pair.encoded, &pair.fields)).collect();
         true
     }
@@ -184,7 +189,7 @@ mod tests {
             match search.step() {
                 Step::Unfinished => {}
                 Step::Inexact => return None,
-                Step::Done(Found { kvs, more, count }) => {
+                Step::Done(Found { kvs, more, count, .. }) => {
                     let kvs = kvs.iter().map(|kv| KeyValue::decode(&kv[..]).unwrap()).collect();
                     return Some(RangeResponse { header: None, kvs, more, count });
                 }

@@ -1,6 +1,8 @@
+use std::sync::Arc;
+
 use prost::Message;
 
-use super::pair::Pair;
+use super::pair::{Pair, PairMemory};
 use super::past::CHANGE_BYTES;
 use crate::pb::mvccpb::event::EventType;
 use crate::pb::mvccpb::{Event, KeyValue};
@@ -23,6 +25,8 @@ pub(super) struct Replica {
     /// Newest change of a key that is still there.
     newest: Option<Pair>,
     bytes: usize,
+    /// Where its pairs are counted.
+    memory: Arc<PairMemory>,
 }
 
 /// Changes of a replica between two of its states.
@@ -54,6 +58,11 @@ pub(super) enum Disorder {
 }
 
 impl Replica {
+    /// One without pairs, whose pairs will be counted there.
+    pub fn new(memory: Arc<PairMemory>) -> Self {
+        Self { memory, ..Self::default() }
+    }
+
     /// Adds a pair that was read.
     pub fn load(&mut self, kv: &KeyValue) {
         self.put(kv);
@@ -163,7 +172,7 @@ impl Replica {
     }
 
     fn put(&mut self, kv: &KeyValue) {
-        let pair = Pair::new(kv);
+        let pair = Pair::counted(kv, &self.memory);
         self.bytes += pair.bytes();
         if self.newest.as_ref().is_none_or(|newest| newest.modified() <= kv.mod_revision) {
             self.newest = Some(pair.clone());

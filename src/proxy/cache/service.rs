@@ -95,7 +95,7 @@ enum Passed {
     /// The cluster is not the one the replica follows, or not as far.
     WentBack,
     Inexact,
-    /// Too many long answers are not sent yet.
+    /// Too many long answers are not sent yet, or keep too much in memory.
     Memory,
 }
 
@@ -131,7 +131,7 @@ pub struct CacheParts {
     pub permissions: ReadPermissions,
     /// Made by [`CacheMetrics::register`].
     pub metrics: CacheMetrics,
-    /// Memory of all replicas.
+    /// Memory of the replicas of all tenants.
     pub budget: CacheBudget,
     /// Where tasks run.
     pub tasks: Tasks,
@@ -172,7 +172,7 @@ impl RangeCache {
             is_callers_user,
             cluster,
             spawner: Spawner::new(&tasks),
-            budget,
+            budget: budget.of_tenant(),
             metrics,
             versions: Arc::default(),
             permissions,
@@ -304,6 +304,9 @@ impl Inner {
             _ => snapshot.at(at).ok_or(Passed::Revision)?,
         };
         let found = search(&pairs, &request, &covered).await?;
+        if !self.budget.has_room_for_held(found.held_bytes) {
+            return Err(Passed::Memory);
+        }
         let room = self.budget.room_for_answer(found.kvs.len()).map_err(|_| Passed::Memory)?;
         let header = ResponseHeader {
             cluster_id: snapshot.cluster.0,

@@ -188,6 +188,8 @@ pub(super) struct SharedReplica {
     /// The cluster's revision is below the position.
     pub went_back: Notify,
     pub evicted: Notify,
+    /// Its memory was given to another one, and the task has yet to see that.
+    is_evicted: AtomicBool,
     /// It was promoted because it is read often, not configured.
     pub is_promoted: bool,
     /// Reads of a promoted one.
@@ -225,6 +227,7 @@ impl SharedReplica {
             wanted: Notify::new(),
             went_back: Notify::new(),
             evicted: Notify::new(),
+            is_evicted: AtomicBool::new(false),
             is_promoted: false,
             reads: AtomicU64::new(0),
             retired: OnceLock::new(),
@@ -299,8 +302,20 @@ impl SharedReplica {
         Revision(self.target.load(Ordering::Acquire))
     }
 
+    /// Its memory is given to another one. Nothing counts for it any more until the task begins anew.
+    pub fn evict(&self) {
+        self.is_evicted.store(true, Ordering::Relaxed);
+        self.evicted.notify_one();
+    }
+
+    /// Whether the task has yet to see that it was evicted.
+    pub fn is_evicted(&self) -> bool {
+        self.is_evicted.load(Ordering::Relaxed)
+    }
+
     /// What was told to the task about the state before does not concern the next one.
     pub fn forget_signals(&self) {
+        self.is_evicted.store(false, Ordering::Relaxed);
         for signal in [&self.evicted, &self.went_back, &self.wanted] {
             let _ = signal.notified().now_or_never();
         }

@@ -16,7 +16,7 @@ use crate::telemetry::{Metrics, TEXT_CONTENT_TYPE};
 /// On which listeners pages are served. Those that tell nothing of clients (health, checks, version) are served on all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageListeners {
-    /// Those with the state of the proxy: `/proxy/status` and `/ui`. A single one has pages alone, and no API.
+    /// Those with the state of the proxy: `/proxy/status` and `/ui`. Where only some have it, these have pages alone, and no API.
     pub status: Listeners,
     /// Those with metrics, variables and profiles.
     pub metrics: Listeners,
@@ -27,8 +27,8 @@ pub struct PageListeners {
 pub enum Listeners {
     /// Every one.
     All,
-    /// The one with this number.
-    Only(usize),
+    /// Those with the numbers from the first of these to the last.
+    Only(usize, usize),
     /// None of them.
     None,
 }
@@ -49,15 +49,16 @@ impl PageListeners {
         Self { status: Listeners::All, metrics: Listeners::All }
     }
 
-    /// With many tenants: what tells of all clients is on the listener for metrics alone, or nowhere.
-    pub fn of_tenants(metrics_listener: Option<usize>) -> Self {
-        let listeners = metrics_listener.map_or(Listeners::None, Listeners::Only);
+    /// With many tenants: what tells of all clients is on the listeners for metrics alone, which have the numbers from the first of
+    /// these to the last, or nowhere.
+    pub fn of_tenants(metrics_listeners: Option<(usize, usize)>) -> Self {
+        let listeners = metrics_listeners.map_or(Listeners::None, |(first, last)| Listeners::Only(first, last));
         Self { status: listeners, metrics: listeners }
     }
 
-    /// Whether a listener has pages alone: that for metrics, which may ask clients for no certificate where the others do.
+    /// Whether a listener has pages alone: one for metrics, which may ask clients for no certificate where the others do.
     fn are_alone_at(self, listener: Option<usize>) -> bool {
-        matches!(self.status, Listeners::Only(only) if listener == Some(only))
+        matches!(self.status, Listeners::Only(..)) && self.status.include(listener)
     }
 
     fn of(self, path: &str) -> Listeners {
@@ -74,7 +75,7 @@ impl Listeners {
     fn include(self, listener: Option<usize>) -> bool {
         match self {
             Self::All => true,
-            Self::Only(only) => listener == Some(only),
+            Self::Only(first, last) => listener.is_some_and(|listener| (first..=last).contains(&listener)),
             Self::None => false,
         }
     }
@@ -217,13 +218,14 @@ fn check_name(path: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Cause: the listener for metrics served the whole API, also where that for clients demands certificates and it does not.
+    /// Cause: the listener for metrics served the whole API, also where that for clients demands certificates and it does not; later the
+    /// second one of a surplus member did.
     #[test]
-    fn the_listener_for_metrics_has_pages_alone() {
-        let single = PageListeners { status: Listeners::Only(1), ..PageListeners::all() };
-        for listeners in [single, PageListeners::of_tenants(Some(1))] {
-            let alone = [None, Some(0), Some(1)].map(|listener| listeners.are_alone_at(listener));
-            assert_eq!(alone, [false, false, true], "{listeners:?}");
+    fn the_listeners_for_metrics_have_pages_alone() {
+        let of = |last| PageListeners { status: Listeners::Only(1, last), ..PageListeners::all() };
+        for (listeners, last) in [(of(1), 1), (PageListeners::of_tenants(Some((1, 1))), 1), (of(2), 2)] {
+            let alone = [None, Some(0), Some(1), Some(2), Some(3)].map(|listener| listeners.are_alone_at(listener));
+            assert_eq!(alone, [false, false, true, last == 2, false], "{listeners:?}");
         }
         for listeners in [PageListeners::all(), PageListeners::of_tenants(None)] {
             assert!(!listeners.are_alone_at(Some(0)), "{listeners:?}");

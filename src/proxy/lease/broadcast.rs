@@ -164,6 +164,10 @@ impl KeepAliveBroadcast {
                 End::Refused(status) if channel.refused(status.message()) => {
                     End::Lost(Status::unavailable("the token of the tenant's user is no longer accepted"))
                 }
+                // Clients of etcd give up their leases for what a learner says; the next stream goes to another endpoint.
+                End::Refused(status) if others != Others::None && is_of_learner(&status) => {
+                    End::Lost(Status::unavailable(format!("the endpoint keeps no lease alive: {}", status.message())))
+                }
                 end => end,
             };
             match end {
@@ -377,6 +381,10 @@ impl Session {
             };
         if moves_on { End::Lost(status) } else { End::Refused(status) }
     }
+}
+
+fn is_of_learner(refusal: &Status) -> bool {
+    ApiError::from_text(refusal.message()) == Some(ApiError::NotSupportedForLearner)
 }
 
 #[cfg(test)]

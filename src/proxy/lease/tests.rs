@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::api_error::ApiError;
 use crate::client::{Channel, Client, ClientConfig, Endpoint, Pool, PoolConfig};
 use crate::listener::{ListenerConfig, bind, serve};
 use crate::pb::etcdserverpb::lease_server::{Lease, LeaseServer};
@@ -349,6 +350,26 @@ async fn what_the_cluster_says_ends_the_stream_unchanged() {
         keeper.ask(1).await;
         let status = keeper.answer().await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+        tasks.stop();
+    })
+    .await;
+}
+
+/// Cause: a learner among the endpoints got streams like a member, and its refusal ended those of the clients.
+#[tokio::test]
+async fn a_learner_is_left_for_a_member() {
+    within(async {
+        let learner = FakeMember::start(Some(ApiError::NotSupportedForLearner.into()));
+        let (member, tasks) = (FakeMember::start(None), Tasks::new());
+        let proxy = proxy(&[&learner, &member], &tasks);
+        // Each identity has a stream of its own, which begins at the next endpoint if that is ready.
+        let mut number = 0;
+        while learner.seen.lock().requests.is_empty() {
+            let mut keeper = Keeper::open(&proxy, Some(&format!("token{number}"))).await;
+            keeper.ask(3).await;
+            assert_eq!(keeper.answer().await.unwrap(), (3, 3));
+            number += 1;
+        }
         tasks.stop();
     })
     .await;

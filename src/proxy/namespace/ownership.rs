@@ -31,6 +31,9 @@ const TRUST: Duration = Duration::from_secs(30);
 const KNOWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Leases that one transaction looks for: not more operations than members take unless they are told to.
 const LOOKED_FOR_AT_ONCE: usize = 64;
+/// Leases of one request that are looked for; for more, those of the namespace are read. A transaction may name many more leases
+/// than any member takes operations, and is refused only after this.
+const LOOKED_FOR_MAX: usize = 16 * LOOKED_FOR_AT_ONCE;
 /// After which time the owner of a lease is asked for again where too many requests wait.
 const CHECK_AGAIN_MS: RangeInclusive<u64> = 50..=150;
 /// What one takes besides the text of its namespace.
@@ -132,6 +135,11 @@ impl Ownership {
     ) -> Result<HashSet<i64>, Status> {
         let (known, unknown): (Vec<i64>, Vec<i64>) = ids.partition(|id| self.is_known(*id));
         let mut own: HashSet<i64> = known.into_iter().collect();
+        if unknown.len() > LOOKED_FOR_MAX {
+            let all = self.all(metadata).await?;
+            own.extend(unknown.into_iter().filter(|id| all.contains(id)));
+            return Ok(own);
+        }
         for ids in unknown.chunks(LOOKED_FOR_AT_ONCE) {
             if let [id] = ids {
                 own.extend(self.look(*id, metadata).await?.own.then_some(*id));
@@ -256,8 +264,11 @@ mod tests {
 
     use super::super::response_memory::ResponseMemory;
     use super::*;
-    use crate::client::{Pool, PoolConfig};
+    use crate::client::testing::{FakeMember, Reply};
+    use crate::client::{Endpoint, Pool, PoolConfig, framed};
     use crate::config::TenantLimits;
+    use crate::pb::etcdserverpb::TxnResponse;
+    use crate::pb::mvccpb::KeyValue;
     use crate::proxy::limits::{Limits, TenantMetrics, Turns};
     use crate::shutdown::Tasks;
     use crate::telemetry::Metrics;
@@ -268,7 +279,16 @@ mod tests {
     }
 
     fn limited(namespace: &'static str, known: &KnownLeases, limits: Arc<Limits>) -> Ownership {
-        let channel = Channel::new(Pool::new(PoolConfig::new(Vec::new()), &Tasks::new()));
+        before(Vec::new(), namespace, known, limits)
+    }
+
+    fn before(
+        endpoints: Vec<Endpoint>,
+        namespace: &'static str,
+        known: &KnownLeases,
+        limits: Arc<Limits>,
+    ) -> Ownership {
+        let channel = Channel::new(Pool::new(PoolConfig::new(endpoints), &Tasks::new()));
         let bounded = BoundedChannel::new(channel.clone(), ResponseMemory::new(1 << 20), limits);
         let (kv, marking) = (KvClient::new(bounded), KvClient::new(channel));
         Ownership::new(kv, marking, &Namespace::new(namespace), known.clone())
@@ -290,6 +310,26 @@ mod tests {
         drop((turn, waiting));
         // There is no member.
         assert_eq!(check.await.expect_err("unanswered").code(), Code::Unavailable);
+    }
+
+    /// Cause: a transaction could name 64k leases, which no member takes, and each 64 of them cost a request to the cluster.
+    #[tokio::test]
+    async fn any_number_of_leases_costs_few_requests() {
+        let member = FakeMember::start(|received| {
+            let marker = KeyValue { key: "\0watershed/lease/612f/0000000000000007".into(), ..Default::default() };
+            match received.path.as_str() {
+                "/etcdserverpb.KV/Range" => {
+                    let answer = RangeResponse { kvs: vec![marker], ..Default::default() };
+                    Reply::Message(framed(&answer).to_vec())
+                }
+                _ => Reply::Message(framed(&TxnResponse::default()).to_vec()),
+            }
+        })
+        .await;
+        let own = before(vec![member.endpoint.clone()], "a/", &KnownLeases::default(), Arc::default());
+        let found = own.own_of(1..=64 * 1024, &MetadataMap::new()).await.expect("an answer");
+        assert_eq!((found, member.received().len()), (HashSet::from([7]), 1));
+        member.stop();
     }
 
     #[tokio::test]

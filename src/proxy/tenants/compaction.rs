@@ -42,6 +42,15 @@ pub struct AgreedCompaction {
     lease: parking_lot::Mutex<Option<(i64, Instant)>>,
 }
 
+/// What a tenant's key says.
+#[derive(Clone, Copy, Debug)]
+enum Note {
+    /// The tenant is active; what it wished is kept.
+    Active,
+    /// It wants the cluster compacted at this revision.
+    Wish(i64),
+}
+
 /// The requests of an agreement, with the credentials of a caller or of the proxy.
 pub(super) struct Agreement {
     pub channel: Channel,
@@ -71,15 +80,7 @@ impl AgreedCompaction {
 
     /// Notes that the tenant is active, and keeps what it wished.
     pub(super) async fn note_active(&self, agreement: &Agreement) {
-        let noted = async |lease| {
-            let is_there = Compare::exists(self.key.clone());
-            let put = |put| vec![RequestOp { request: Some(request_op::Request::RequestPut(put)) }];
-            let keep = PutRequest { key: self.key.clone(), ignore_value: true, lease, ..PutRequest::default() };
-            let none = PutRequest { key: self.key.clone(), value: "0".into(), lease, ..PutRequest::default() };
-            let txn = TxnRequest { compare: vec![is_there], success: put(keep), failure: put(none) };
-            agreement.send::<TxnResponse>("/etcdserverpb.KV/Txn", framed(&txn)).await
-        };
-        if let Err(status) = self.under_lease(agreement, noted).await {
+        if let Err(status) = self.under_lease(agreement, Note::Active).await {
             debug!(%status, "tenant is not noted as active");
             *self.note_at.lock() = Some(Instant::now() + NOTED_AFTER_REFUSAL);
         }
@@ -104,12 +105,7 @@ impl AgreedCompaction {
             ..RangeRequest::default()
         };
         agreement.send::<RangeResponse>("/etcdserverpb.KV/Range", framed(&look)).await?;
-        let put = async |lease| {
-            let value = request.revision.to_string().into();
-            let put = PutRequest { key: self.key.clone(), value, lease, ..PutRequest::default() };
-            agreement.send::<PutResponse>("/etcdserverpb.KV/Put", framed(&put)).await
-        };
-        self.under_lease(agreement, put).await?;
+        self.under_lease(agreement, Note::Wish(request.revision)).await?;
         *self.note_at.lock() = Some(Instant::now() + NOTED_AGAIN);
         let (key, range_end) = KeyRange::prefix(Bytes::from_static(WISHES)).to_wire();
         let all = RangeRequest { key, range_end, ..RangeRequest::default() };
@@ -128,25 +124,22 @@ impl AgreedCompaction {
 
 impl AgreedCompaction {
     /// Writes the key under a lease that lasts for as long as the tenant counts as active.
-    async fn under_lease<T>(
-        &self,
-        agreement: &Agreement,
-        write: impl AsyncFnOnce(i64) -> Result<T, Status>,
-    ) -> Result<T, Status> {
+    async fn under_lease(&self, agreement: &Agreement, note: Note) -> Result<(), Status> {
         let now = Instant::now();
         let shared = self.lease.lock().filter(|(_, granted)| now < *granted + LEASE_SHARED);
         if let Some((lease, _)) = shared {
-            let written = write(lease).await;
-            if written.is_err() {
-                // It may be gone.
-                *self.lease.lock() = None;
+            let written = self.write(agreement, note, lease).await;
+            let Err(status) = written else { return Ok(()) };
+            *self.lease.lock() = None;
+            if ApiError::from_text(status.message()) != Some(ApiError::LeaseNotFound) {
+                return Err(status);
             }
-            return written;
+            // Gone before its time, as after a restore: nothing was written.
         }
         let lease = agreement.grant(ACTIVE + LEASE_SHARED).await?;
-        let written = write(lease).await;
+        let written = self.write(agreement, note, lease).await;
         match &written {
-            Ok(_) => *self.lease.lock() = Some((lease, now)),
+            Ok(()) => *self.lease.lock() = Some((lease, now)),
             // Only where nothing was written for certain: the key would go with the lease.
             Err(status) if matches!(status.code(), Code::PermissionDenied | Code::InvalidArgument) => {
                 if let Err(status) = agreement.revoke(lease).await {
@@ -156,6 +149,24 @@ impl AgreedCompaction {
             Err(_) => {}
         }
         written
+    }
+
+    async fn write(&self, agreement: &Agreement, note: Note, lease: i64) -> Result<(), Status> {
+        let put = PutRequest { key: self.key.clone(), lease, ..PutRequest::default() };
+        match note {
+            Note::Active => {
+                let is_there = Compare::exists(self.key.clone());
+                let operation = |put| vec![RequestOp { request: Some(request_op::Request::RequestPut(put)) }];
+                let keep = operation(PutRequest { ignore_value: true, ..put.clone() });
+                let none = operation(PutRequest { value: "0".into(), ..put });
+                let frame = framed(&TxnRequest { compare: vec![is_there], success: keep, failure: none });
+                agreement.send::<TxnResponse>("/etcdserverpb.KV/Txn", frame).await.map(drop)
+            }
+            Note::Wish(revision) => {
+                let frame = framed(&PutRequest { value: revision.to_string().into(), ..put });
+                agreement.send::<PutResponse>("/etcdserverpb.KV/Put", frame).await.map(drop)
+            }
+        }
     }
 }
 

@@ -112,7 +112,7 @@ impl PrivateWatches {
     fn keep_idle(&self, mut watch: PrivateWatch) {
         watch.idle_since = Instant::now();
         let mut idle = self.idle.lock();
-        idle.retain(|other| other.idle_since.elapsed() < IDLE_FOR);
+        close_old(&mut idle);
         if idle.len() >= IDLE_MAX {
             idle.pop_front();
         }
@@ -123,7 +123,7 @@ impl PrivateWatches {
     pub async fn close_idle(&self) {
         loop {
             sleep(IDLE_FOR / 2).await;
-            self.idle.lock().retain(|watch| watch.idle_since.elapsed() < IDLE_FOR);
+            close_old(&mut self.idle.lock());
         }
     }
 
@@ -132,6 +132,10 @@ impl PrivateWatches {
     pub fn idle(&self) -> usize {
         self.idle.lock().len()
     }
+}
+
+fn close_old(idle: &mut VecDeque<PrivateWatch>) {
+    idle.retain(|watch| watch.idle_since.elapsed() < IDLE_FOR);
 }
 
 /// One private upstream watch.

@@ -164,7 +164,7 @@ async fn ctl_shows_the_endpoints_of_a_gateway() {
     assert!(well && json[0]["Status"]["endpoints"][0]["connections"] == 1, "{text}");
     crate::features::proxy_status::page_loads_only_its_own_files(&metrics).await;
     let (well, text) = ctl(&["proxy", "status"]);
-    assert!(!well && text.contains("is not a gRPC proxy of this program: it has no /proxy/status"), "{text}");
+    assert!(!well && text.contains("has no /proxy/status: a gRPC proxy"), "{text}");
     drop(open);
 }
 

@@ -111,6 +111,20 @@ async fn endpoints_of_the_file_change_at_sighup_and_a_bad_file_changes_nothing()
 }
 
 #[tokio::test]
+async fn a_change_of_endpoints_is_one_line_of_the_log() {
+    // Cause: the gateway logged it a second time, without what had changed.
+    let (a, b) = (naming_endpoint(b'a'), naming_endpoint(b'b'));
+    let mut configured = Configured::start(&format!("endpoints: {a}\n"));
+    configured.replace(&format!("endpoints: {b}\n"));
+    configured.hang_up();
+    until("the new endpoint", async || (configured.reached() == b'b').then_some(())).await;
+    configured.gateway.terminate();
+    let mut log = String::new();
+    configured.gateway.log.read_to_string(&mut log).expect("readable");
+    assert_eq!(log.matches("endpoints have changed").count(), 1, "{log}");
+}
+
+#[tokio::test]
 async fn a_change_of_the_file_is_noticed_without_a_signal() {
     let (a, b) = (naming_endpoint(b'a'), naming_endpoint(b'b'));
     let configured = Configured::start(&format!("endpoints:\n- {a}\n"));

@@ -233,6 +233,14 @@ fn people_are_shown_what_tenants_use() {
         let table = std::process::Command::new(own_binary()).args(args).output().expect("runs").stdout;
         let table = String::from_utf8_lossy(&table).into_owned();
         assert!(table.contains("leases (refused 1), stored-keys (refused 1)"), "{table}");
+        // Cause: the proxy was told not to be one, where its page is on another port.
+        let args = ["ctl", "--endpoints", &a, "proxy", "status"];
+        let refused = std::process::Command::new(own_binary()).args(args).output().expect("runs").stderr;
+        let refused = String::from_utf8_lossy(&refused).into_owned();
+        assert!(
+            refused.contains(&format!("{a} has no /proxy/status: ")) && refused.contains("--metrics-addr only"),
+            "{refused}"
+        );
         // Nothing of it is where tenants are.
         for address in [&a, &tier.main] {
             for path in ["/proxy/status", "/ui", "/proxy/metrics"] {

@@ -8,7 +8,7 @@ const LEADER: MemberId = MemberId(1);
 const OTHER: MemberId = MemberId(2);
 
 /// A follower of three, in term 3, with a log of five entries of which four are committed.
-fn follower() -> RaftNode {
+pub(super) fn follower() -> RaftNode {
     let conf_state = walpb::ConfState { voters: vec![1, 2, MEMBER.0], ..Default::default() };
     let entry = |index| WalEntry {
         kind: crate::core::wal::WalEntryKind::Normal,
@@ -32,7 +32,7 @@ fn follower() -> RaftNode {
     node
 }
 
-fn message(kind: MessageType, change: impl FnOnce(&mut Message)) -> Message {
+pub(super) fn message(kind: MessageType, change: impl FnOnce(&mut Message)) -> Message {
     let mut message = Message::default();
     message.set_msg_type(kind);
     (message.from, message.to, message.term) = (LEADER.0, MEMBER.0, 3);
@@ -40,7 +40,7 @@ fn message(kind: MessageType, change: impl FnOnce(&mut Message)) -> Message {
     message
 }
 
-fn parse(message: &Message) -> Result<PeerMessage, RefusedMessage> {
+pub(super) fn parse(message: &Message) -> Result<PeerMessage, RefusedMessage> {
     let bytes = encoded(message);
     match message.get_msg_type() {
         MessageType::MsgSnapshot => PeerMessage::snapshot(MEMBER, LEADER, &bytes),

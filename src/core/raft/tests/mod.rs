@@ -231,6 +231,34 @@ fn a_dropped_proposal_is_named_with_its_term() {
     assert_eq!(*dropped.0.borrow(), [(1, before), (2, before)]);
 }
 
+/// Peers whose queues have room for so many bytes.
+struct SmallQueues(usize);
+
+impl PeerSink for SmallQueues {
+    fn send(&mut self, _: Vec<Outbound>) {}
+
+    fn append_room(&self, _: MemberId) -> usize {
+        self.0
+    }
+}
+
+// Cause: what the queue to the leader had no room for was dropped there, and its clients waited for their timeout.
+#[test]
+fn what_does_not_fit_into_the_queue_to_the_leader_is_told() {
+    let mut node = hostile::follower();
+    let heartbeat = hostile::message(::raft::eraftpb::MessageType::MsgHeartbeat, |_| {});
+    node.step(hostile::parse(&heartbeat).expect("honest")).expect("no fault");
+    assert!(node.leader().is_some() && !node.is_leader());
+    let (mut inbox, dropped) = (RaftInbox::new(), Dropped::default());
+    let (mut driver, handle) = RaftDriver::new(node, FastDisk, dropped.clone(), SmallQueues(2500), &inbox, 10);
+    let term = driver.node().term();
+    for request in 1..=4 {
+        handle.propose(Proposal { request, term, bytes: vec![7; 1000].into() }).expect("there is room");
+    }
+    driver.take(inbox.messages()).expect("no fault");
+    assert_eq!(*dropped.0.borrow(), [(3, term), (4, term)]);
+}
+
 #[test]
 fn compaction_forgets_only_what_it_is_told() {
     let (mut node, _) = leader();
