@@ -309,7 +309,7 @@ impl Worker {
         match request.uri().path() {
             "/v3lockpb.Lock/Lock" | "/v3electionpb.Election/Campaign" => {
                 let membership = membership();
-                let answering = self.answer_of(&tenant, &services, request);
+                let answering = Box::pin(self.answer_of(&tenant, &services, request));
                 let answer = Box::pin(membership.while_it_lasts(answering)).await;
                 metered_answer(answer, &tenant.limits, false)
             }

@@ -440,7 +440,13 @@ impl RaftNode {
             (!confirmed).then_some(*end)
         };
         let installing = self.installing.iter().filter_map(installs).min();
-        let compact = installing.map_or(compact, |end| compact.min(end)).max(self.over_bytes());
+        // A member that answers, and has a part of the log, is still sent the rest: it lags, as behind a slow disk.
+        let base = self.raw.store().base();
+        let is_sent = |progress: &raft::Progress| progress.state == ProgressState::Replicate && progress.recent_active;
+        let following = tracker.iter().filter(|(_, progress)| is_sent(progress) && progress.matched >= base.0);
+        let confirmed = following.map(|(_, progress)| LogIndex(progress.matched)).min().filter(|_| self.is_leader());
+        let needed = [installing, confirmed].into_iter().flatten().min();
+        let compact = needed.map_or(compact, |index| compact.min(index)).max(self.over_bytes());
         let sending = tracker.iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
         let sent = sending.map(|(_, progress)| LogIndex(progress.pending_snapshot)).min();
         let compact = sent.map_or(compact, |sent| compact.min(sent));

@@ -339,11 +339,15 @@ fn a_new_leader_finds_a_member_whose_state_disk_was_late() {
     assert_eq!(cluster.site(3).applied.len(), 20);
 }
 
+/// Ticks after which a leader knows that a member is away: two election timeouts.
+const UNTIL_AWAY: usize = 20;
+
 #[test]
 fn a_member_far_behind_gets_a_state() {
     let mut cluster = Cluster::new(3);
     cluster.elect(1);
     cluster.isolate(3);
+    cluster.tick(UNTIL_AWAY);
     for request in ["a", "b", "c"] {
         cluster.put(1, request);
     }
@@ -364,11 +368,28 @@ fn a_member_far_behind_gets_a_state() {
     assert_eq!(cluster.site(1).applied.last(), Some(&"e".into()));
 }
 
+// A member that lags by a few hundred milliseconds, as behind a slow sync, is not to need a state for it.
+#[test]
+fn what_a_member_that_answers_lacks_is_kept() {
+    let mut cluster = Cluster::new(3);
+    cluster.elect(1);
+    cluster.put(1, "a");
+    cluster.isolate(3);
+    cluster.put(1, "b");
+    cluster.put(1, "c");
+    cluster.save(1);
+    assert_eq!(cluster.node(1).log_tail().len(), 2, "it had a");
+    cluster.tick(UNTIL_AWAY);
+    cluster.save(1);
+    assert_eq!(cluster.node(1).log_tail().len(), 0, "it is away");
+}
+
 /// The leader, 1, has begun to send its state to 3, which was away.
 fn with_a_state_on_its_way() -> Cluster {
     let mut cluster = Cluster::new(3);
     cluster.elect(1);
     cluster.isolate(3);
+    cluster.tick(UNTIL_AWAY);
     cluster.put(1, "a");
     cluster.save(1);
     cluster.put(1, "b");
