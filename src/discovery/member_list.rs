@@ -25,8 +25,14 @@ pub struct MemberList {
 
 impl MemberList {
     /// Begins with the current set of `first` and reads the list by `channel`, whose pool has to follow this source as
-    /// every other pool of the cluster does. A cluster with users gives the list to a user alone. Ends with `tasks`.
+    /// every other pool of the cluster does, and refuse members of other clusters. A cluster with users gives the list to a user
+    /// alone. Ends with `tasks`.
     pub fn follow(channel: Channel, first: &dyn Discovery, interval: Duration, tasks: &Tasks) -> Self {
+        Self::begin(channel, first, interval, None, tasks)
+    }
+
+    /// `cluster` is the id that lists must have: of the first answer that has one where it is 0, any where it is none.
+    fn begin(channel: Channel, first: &dyn Discovery, interval: Duration, cluster: Option<u64>, tasks: &Tasks) -> Self {
         let first = first.endpoints();
         let published = Published::new(Origin::MemberList, first.borrow().clone());
         let followed = published.followed();
@@ -34,15 +40,15 @@ impl MemberList {
         tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = read_at_interval(&channel, &published, first, interval) => {}
+                () = read_at_interval(&channel, &published, first, interval, cluster) => {}
             }
         });
         Self { followed }
     }
 
-    /// The same by a client that nothing else uses: its endpoints follow the list.
+    /// The same by a client that nothing else uses, and that takes members of any cluster: its endpoints follow the list.
     pub fn follow_alone(client: Client, first: &dyn Discovery, interval: Duration, tasks: &Tasks) -> Self {
-        let list = Self::follow(client.channel(), first, interval, tasks);
+        let list = Self::begin(client.channel(), first, interval, Some(0), tasks);
         let (mut sets, stop) = (list.endpoints(), tasks.stop_signal());
         tasks.spawn(async move {
             loop {
@@ -68,9 +74,8 @@ async fn read_at_interval(
     published: &Published,
     mut first: watch::Receiver<EndpointSet>,
     interval: Duration,
+    mut cluster: Option<u64>,
 ) {
-    // Of the first answer that has one; the list of a gRPC proxy has none.
-    let mut cluster = 0;
     loop {
         published.pause(interval).await;
         let late = |_| Err("no answer in time".to_owned());
@@ -87,19 +92,20 @@ async fn read_at_interval(
     }
 }
 
-async fn read(channel: &Channel, cluster: &mut u64) -> Result<MemberListResponse, String> {
+async fn read(channel: &Channel, cluster: &mut Option<u64>) -> Result<MemberListResponse, String> {
     let head = Head::grpc(MEMBER_LIST, http::HeaderMap::new());
     // As etcd's client asks: a member that is cut off from the others has an old list of its own.
     let request = framed(&MemberListRequest { linearizable: true });
     let answer = channel.exchange(Method::of(MEMBER_LIST), &head, request).await;
     let answer = unframed::<MemberListResponse>(answer).await.map_err(|status| status.to_string())?;
-    match answer.header.as_ref().map_or(0, |header| header.cluster_id) {
-        0 => {}
-        own if *cluster == 0 => *cluster = own,
-        own if own == *cluster => {}
-        other => {
-            return Err(format!("a member is of another cluster ({other:x}, not {cluster:x})"));
+    // The list of a gRPC proxy has none.
+    let own = answer.header.as_ref().map_or(0, |header| header.cluster_id);
+    match cluster {
+        Some(known) if *known == 0 => *known = own,
+        Some(known) if own != 0 && own != *known => {
+            return Err(format!("a member is of another cluster ({own:x}, not {known:x})"));
         }
+        _ => {}
     }
     Ok(answer)
 }
@@ -149,8 +155,16 @@ mod tests {
         member.stop();
     }
 
+    /// Cause: a proxy, whose pool follows a cluster that was rebuilt behind the same names, used no list of it until it was started again.
     #[tokio::test]
-    async fn the_list_of_another_cluster_is_not_used() {
+    async fn the_list_of_another_cluster_is_not_used_unless_the_pool_takes_its_members() {
+        for (cluster, endpoint) in [(Some(0), "cluster-1:1"), (None, "cluster-2:1")] {
+            assert_eq!(list_of_two_clusters(cluster).await, endpoint);
+        }
+    }
+
+    /// What is listed after a member has answered for one cluster, and then twice or more for another.
+    async fn list_of_two_clusters(cluster: Option<u64>) -> String {
         let asked = std::sync::atomic::AtomicU64::new(0);
         let member = FakeMember::start(move |_| {
             let cluster_id = 1 + asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed).min(1);
@@ -164,13 +178,15 @@ mod tests {
         let (member, tasks) = (member.await, Tasks::new());
         let channel = Channel::new(Pool::new(PoolConfig::new(vec![member.endpoint.clone()]), &tasks));
         let first = StaticList::new([member.endpoint.clone()]);
-        let list = MemberList::follow(channel, &first, Duration::ZERO, &tasks);
-        while list.status().failures() == 0 {
+        let list = MemberList::begin(channel, &first, Duration::ZERO, cluster, &tasks);
+        // The second answer was taken when the fourth question came.
+        while member.received().len() < 4 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(list.endpoints().borrow()[0].endpoint.to_string(), "cluster-1:1");
+        let listed = list.endpoints().borrow()[0].endpoint.to_string();
         tasks.stop();
         member.stop();
+        listed
     }
 
     #[test]

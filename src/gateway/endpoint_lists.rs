@@ -72,6 +72,16 @@ impl EndpointLists {
     }
 }
 
+/// Whether there is no endpoint but the gateway on `own`.
+pub(super) async fn is_itself_alone(set: &EndpointSet, own: &ListenAddress, limit: Duration) -> bool {
+    for listed in set.iter() {
+        if !leads_back(&listed.endpoint, own, limit).await {
+            return false;
+        }
+    }
+    !set.is_empty()
+}
+
 /// # Errors
 /// The first endpoint that is the gateway on `own`.
 pub(super) async fn refuse_itself(
@@ -86,4 +96,24 @@ pub(super) async fn refuse_itself(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn is_itself(texts: &[&str]) -> bool {
+        let own = ListenAddress::Tcp("127.0.0.1:7".parse().unwrap());
+        let set: EndpointSet =
+            texts.iter().map(|text| ListedEndpoint::new(text.parse::<Endpoint>().unwrap())).collect();
+        is_itself_alone(&set, &own, Duration::from_secs(60)).await
+    }
+
+    // Cause: where all members advertise the gateway, it followed their list, and had no endpoint but itself until its restart.
+    #[tokio::test]
+    async fn a_list_with_nothing_but_the_gateway_is_known() {
+        assert!(is_itself(&["127.0.0.1:7", "https://127.0.0.1:7"]).await);
+        assert!(!is_itself(&["127.0.0.1:7", "127.0.0.1:8"]).await);
+        assert!(!is_itself(&[]).await);
+    }
 }

@@ -7,14 +7,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::accept::{Door, accept_loop, connections_max};
 use super::balance::Division;
 use super::check::{Care, HealthChecks};
 use super::client::ClientRules;
 use super::dial::Dialer;
-use super::endpoint_lists::{EndpointLists, refuse_itself};
+use super::endpoint_lists::{EndpointLists, is_itself_alone, refuse_itself};
 use super::error::GatewayError;
 use super::http::serve_metrics;
 use super::listener::{Accept, Listener, address_of};
@@ -188,7 +188,7 @@ impl Gateway {
         let lists = EndpointLists { dialer: dialer.clone(), division, care, tasks: tasks.clone() };
         lists.replace_default(&first);
         lists.replace_routes(&config.routes);
-        let (follow_stop, followed) = (stop.clone(), lists.clone());
+        let (follow_stop, followed, own) = (stop.clone(), lists.clone(), address.clone());
         tasks.spawn(async move {
             loop {
                 tokio::select! {
@@ -196,7 +196,14 @@ impl Gateway {
                     changed = endpoints.changed() => if changed.is_err() { return },
                 }
                 let set = endpoints.borrow_and_update().clone();
-                followed.replace_default(&set);
+                // Members may advertise the gateway in their place.
+                match follow_stop.run_until_cancelled(is_itself_alone(&set, &own, limit)).await {
+                    Some(false) => followed.replace_default(&set),
+                    Some(true) => {
+                        warn!(listen_addr = %own, "all endpoints are the gateway itself, those of before stay");
+                    }
+                    None => return,
+                }
             }
         });
         tasks.spawn(search_for_loops(dialer.clone(), stop.clone()));

@@ -109,7 +109,12 @@ impl LogTail {
     /// Up to where entries have to be forgotten to keep no more bytes than there is room for, when every member has
     /// confirmed what is up to `confirmed`.
     pub(super) fn over_bytes(&self, confirmed: LogIndex) -> LogIndex {
-        self.index_before_last(KEPT_BYTES_MAX).min(self.index_before_last(UNCONFIRMED_BYTES_MAX).max(confirmed))
+        self.over_kept_bytes().min(self.index_before_last(UNCONFIRMED_BYTES_MAX).max(confirmed))
+    }
+
+    /// The same whoever has confirmed what.
+    pub(super) fn over_kept_bytes(&self) -> LogIndex {
+        self.index_before_last(KEPT_BYTES_MAX)
     }
 
     /// The first index behind which there are no more than so many bytes of entries.

@@ -68,6 +68,10 @@ pub struct RaftNode {
     told_removed: BTreeSet<MemberId>,
     /// Members that have got a state of this leader, where it ends, and the ticks for which the log behind it is still kept for them.
     installing: BTreeMap<MemberId, (LogIndex, usize)>,
+    /// Members that answered this leader in the last election timeout. The library forgets them at its end.
+    answered: BTreeSet<u64>,
+    /// Up to where the log can be forgotten but for members that lag, and up to where the state on disk and apply have it.
+    forgettable: (LogIndex, LogIndex),
     run: u64,
     next_read: u64,
     /// Read requests that came before this leader committed in its term.
@@ -126,6 +130,8 @@ impl RaftNode {
             counted_on: None,
             told_removed: BTreeSet::new(),
             installing: BTreeMap::new(),
+            answered: BTreeSet::new(),
+            forgettable: (LogIndex(0), LogIndex(0)),
             run: config.seed,
             next_read: 1,
             postponed: Vec::new(),
@@ -148,6 +154,11 @@ impl RaftNode {
         if self.awaits_state() {
             return;
         }
+        let raft = &self.raw.raft;
+        if raft.election_elapsed + 1 >= raft.election_timeout() {
+            let answered = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
+            self.answered = answered.map(|(member, _)| *member).collect();
+        }
         self.raw.tick();
         self.draw_timeout();
         let leads = self.is_leader();
@@ -155,6 +166,10 @@ impl RaftNode {
             *ticks -= 1;
             leads && *ticks > 0
         });
+        // What was kept for a member that has it now, or is away: the next state on disk may be long in coming.
+        if self.forgettable.0 > self.raw.store().base() {
+            self.forget();
+        }
     }
 
     /// Shortens the time to the next election: a new cluster has no leader to wait for.
@@ -432,6 +447,16 @@ impl RaftNode {
     pub fn state_saved(&mut self, snapshot: &WalSnapshot, compact: LogIndex) {
         let position = LogPosition { index: snapshot.index, term: snapshot.term };
         let applied = LogIndex(self.raw.raft.raft_log.applied);
+        let store = self.raw.mut_store();
+        if position.index > store.base() {
+            store.set_saved(position, &snapshot.conf_state);
+        }
+        self.forgettable = (compact.max(self.forgettable.0), snapshot.index.min(applied));
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        let (compact, covered) = self.forgettable;
         // Whoever is being sent a state needs what follows it, or the next state at once, and so on under load; so does who installs it,
         // as long as the log is not too large.
         let tracker = self.raw.raft.prs();
@@ -440,21 +465,20 @@ impl RaftNode {
             (!confirmed).then_some(*end)
         };
         let installing = self.installing.iter().filter_map(installs).min();
-        // A member that answers, and has a part of the log, is still sent the rest: it lags, as behind a slow disk.
-        let base = self.raw.store().base();
-        let is_sent = |progress: &raft::Progress| progress.state == ProgressState::Replicate && progress.recent_active;
-        let following = tracker.iter().filter(|(_, progress)| is_sent(progress) && progress.matched >= base.0);
+        // A member that answers, and has a part of the log, is still sent the rest: it lags, as behind a slow disk. It may lag for ever.
+        let store = self.raw.store();
+        let following = tracker.iter().filter(|(member, progress)| {
+            let answers = progress.recent_active || self.answered.contains(*member);
+            answers && progress.state == ProgressState::Replicate && progress.matched >= store.base().0
+        });
         let confirmed = following.map(|(_, progress)| LogIndex(progress.matched)).min().filter(|_| self.is_leader());
+        let confirmed = confirmed.map(|index| index.max(store.over_kept_bytes()));
         let needed = [installing, confirmed].into_iter().flatten().min();
         let compact = needed.map_or(compact, |index| compact.min(index)).max(self.over_bytes());
         let sending = tracker.iter().filter(|(_, progress)| progress.state == ProgressState::Snapshot);
         let sent = sending.map(|(_, progress)| LogIndex(progress.pending_snapshot)).min();
         let compact = sent.map_or(compact, |sent| compact.min(sent));
-        let store = self.raw.mut_store();
-        if position.index > store.base() {
-            store.set_saved(position, &snapshot.conf_state);
-        }
-        store.compact(compact.min(snapshot.index).min(applied));
+        self.raw.mut_store().compact(compact.min(covered));
     }
 
     /// State up to here is on disk: like [`state_saved`](Self::state_saved) if the log takes too much memory; nothing

@@ -15,6 +15,8 @@ use super::shared::SharedReplica;
 /// Pause between two comparisons of a replica with the cluster.
 const CHECK_PERIOD: Duration = Duration::from_secs(60);
 
+/// Replicas that are compared with the cluster at a time: for each it reads all of a range.
+pub(super) const COMPARISONS_MAX: usize = 4;
 /// Answers of up to so many pairs count for nothing until they are sent; those of longer ones are counted in this unit.
 const ANSWER_PAIRS: usize = 1024;
 /// Part of the memory that the references of long answers to their pairs may take besides.
@@ -39,6 +41,7 @@ pub struct CacheBudget {
     held: Arc<Mutex<Held>>,
     answers: Arc<Semaphore>,
     answers_max: u32,
+    comparisons: Arc<Semaphore>,
     metrics: CacheMetrics,
 }
 
@@ -56,6 +59,8 @@ struct Held {
 /// A replica that has memory, and its tenant.
 struct Counted {
     tenant: u64,
+    /// Where the pairs of the tenant are counted.
+    pairs: Arc<PairMemory>,
     replica: Arc<SharedReplica>,
 }
 
@@ -73,6 +78,7 @@ impl CacheBudget {
             held: Arc::default(),
             answers,
             answers_max,
+            comparisons: Arc::new(Semaphore::new(COMPARISONS_MAX)),
             metrics: metrics.clone(),
         }
     }
@@ -110,8 +116,7 @@ impl CacheBudget {
         if bytes <= SHORT_ANSWER_BYTES || pairs <= bytes_max {
             return true;
         }
-        let counted = self.held.lock().used().get(&self.tenant).copied().unwrap_or_default();
-        pairs.saturating_sub(counted) <= bytes_max
+        pairs.saturating_sub(self.pairs.counted()) <= bytes_max
     }
 
     /// Where the times of reads count from, for all replicas.
@@ -127,9 +132,9 @@ impl CacheBudget {
             return false;
         }
         if !held.replicas.iter().any(|other| Arc::ptr_eq(&other.replica, replica)) {
-            held.replicas.push(Counted { tenant: self.tenant, replica: replica.clone() });
+            held.replicas.push(Counted { tenant: self.tenant, pairs: self.pairs.clone(), replica: replica.clone() });
         }
-        held.count(replica, bytes);
+        held.count(&self.pairs, replica, bytes);
         while held.bytes > self.bytes_max {
             let Some(victim) = held.victim_of(replica, self.tenant, self.bytes_max) else { break };
             held.forget(&victim);
@@ -178,6 +183,13 @@ impl CacheBudget {
         true
     }
 
+    /// The turn of a comparison with the cluster. When a member stops, all replicas that followed it may have to be compared: at once they
+    /// would be more than the cluster answers in time, and would all begin anew.
+    pub(super) async fn turn_to_compare(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        self.comparisons.clone().acquire_owned().await.ok()
+    }
+
     /// The replica holds nothing any more.
     pub(super) fn release(&self, replica: &Arc<SharedReplica>) {
         let mut held = self.held.lock();
@@ -187,20 +199,24 @@ impl CacheBudget {
 }
 
 impl Held {
-    fn count(&mut self, replica: &SharedReplica, bytes: usize) {
+    fn count(&mut self, pairs: &PairMemory, replica: &SharedReplica, bytes: usize) {
         let before = replica.bytes.swap(bytes, Ordering::Relaxed);
         self.bytes = self.bytes - before + bytes;
+        pairs.count(before, bytes);
     }
 
     fn forget(&mut self, replica: &Arc<SharedReplica>) {
-        self.count(replica, 0);
-        self.replicas.retain(|other| !Arc::ptr_eq(&other.replica, replica));
+        let place = self.replicas.iter().position(|other| Arc::ptr_eq(&other.replica, replica));
+        if let Some(place) = place {
+            let Counted { pairs, .. } = self.replicas.remove(place);
+            self.count(&pairs, replica, 0);
+        }
     }
 
     /// Memory of each tenant.
     fn used(&self) -> BTreeMap<u64, usize> {
         let mut used: BTreeMap<u64, usize> = BTreeMap::new();
-        for Counted { tenant, replica } in &self.replicas {
+        for Counted { tenant, replica, .. } in &self.replicas {
             *used.entry(*tenant).or_default() += replica.bytes.load(Ordering::Relaxed);
         }
         used
@@ -429,14 +445,17 @@ mod tests {
         assert!(budget.charge(&replica, pair.bytes()));
         // Keys only: a part keeps all of it.
         let answer = pair.encoded().slice(..1);
+        // Cause: each long answer walked through all replicas of all tenants, and the others waited for that.
+        let held = budget.held.lock();
         assert!(budget.has_room_for_held(long), "the replica has it, too");
+        drop(held);
         drop(pair);
         assert!(budget.charge(&replica, 0));
         assert!(!budget.has_room_for_held(long) && budget.has_room_for_held(SHORT_ANSWER_BYTES));
         assert!(other.has_room_for_held(long), "another tenant");
         drop(answer);
         assert!(budget.has_room_for_held(long));
-        assert_eq!(budget.pairs().bytes(), 0);
+        assert_eq!((budget.pairs().bytes(), budget.pairs().counted()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ const PAGE_KEYS: i64 = 10_000;
 impl Follower {
     /// Compares a state with what the cluster has at its position: keys, revisions and versions, not values.
     pub(super) async fn check(&self, state: Arc<Snapshot>) -> Checked {
+        let _turn = self.budget.turn_to_compare().await;
         let mut comparison = Comparison { held: state.pairs.from(b"") };
         let mut rest = self.replica.upstream.clone();
         loop {

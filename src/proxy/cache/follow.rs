@@ -387,9 +387,14 @@ impl Follower {
                 life.has_range_stream = self.versions.has_range_stream(life.member);
                 life.replica.resume();
                 self.first_progress(life, &mut stream).await?;
-                Ok(stream)
+                Ok::<_, End>(stream)
             };
-            match opened.await {
+            let opened = tokio::select! {
+                opened = opened => opened,
+                // What it holds is not counted any more.
+                () = self.replica.evicted.notified() => Err(End::Evicted),
+            };
+            match opened {
                 Ok(stream) => {
                     self.publish(life)?;
                     return Ok(stream);
@@ -407,7 +412,6 @@ impl Follower {
             }
             tokio::select! {
                 () = sleep(pauses.pause()) => {}
-                // What it holds is not counted any more.
                 () = self.replica.evicted.notified() => return Err(End::Evicted),
             }
         }
@@ -443,7 +447,7 @@ impl Follower {
         if newest.is_some_and(|pair| pair.modified() == life.replica.since().0) {
             return Ok(());
         }
-        match self.check(life.snapshot()).await {
+        match self.check(life.snapshot()).boxed().await {
             Checked::Same => Ok(()),
             Checked::Different(_) => Err(End::WentBack),
             Checked::Unknown => {

@@ -15,11 +15,23 @@ const OVERHEAD_BYTES: usize = 128;
 #[derive(Debug, Default)]
 pub(super) struct PairMemory {
     bytes: AtomicUsize,
+    /// What the budget counts for the replicas that have such pairs.
+    counted: AtomicUsize,
 }
 
 impl PairMemory {
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn counted(&self) -> usize {
+        self.counted.load(Ordering::Relaxed)
+    }
+
+    /// The budget counts so many bytes for a replica, in place of those before.
+    pub fn count(&self, before: usize, bytes: usize) {
+        self.counted.fetch_add(bytes, Ordering::Relaxed);
+        self.counted.fetch_sub(before, Ordering::Relaxed);
     }
 }
 

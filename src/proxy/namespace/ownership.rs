@@ -31,8 +31,8 @@ const TRUST: Duration = Duration::from_secs(30);
 const KNOWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Leases that one transaction looks for: not more operations than members take unless they are told to.
 const LOOKED_FOR_AT_ONCE: usize = 64;
-/// Leases of one request that are looked for; for more, those of the namespace are read. A transaction may name many more leases
-/// than any member takes operations, and is refused only after this.
+/// Leases of one request that are looked for; for more, those of the namespace are read if they are fewer. A transaction may name
+/// many more leases than any member takes operations, and is refused only after this.
 const LOOKED_FOR_MAX: usize = 16 * LOOKED_FOR_AT_ONCE;
 /// After which time the owner of a lease is asked for again where too many requests wait.
 const CHECK_AGAIN_MS: RangeInclusive<u64> = 50..=150;
@@ -135,7 +135,7 @@ impl Ownership {
     ) -> Result<HashSet<i64>, Status> {
         let (known, unknown): (Vec<i64>, Vec<i64>) = ids.partition(|id| self.is_known(*id));
         let mut own: HashSet<i64> = known.into_iter().collect();
-        if unknown.len() > LOOKED_FOR_MAX {
+        if unknown.len() > LOOKED_FOR_MAX && self.count(metadata).await? <= unknown.len() as u64 {
             let all = self.all(metadata).await?;
             own.extend(unknown.into_iter().filter(|id| all.contains(id)));
             return Ok(own);
@@ -312,14 +312,22 @@ mod tests {
         assert_eq!(check.await.expect_err("unanswered").code(), Code::Unavailable);
     }
 
-    /// Cause: a transaction could name 64k leases, which no member takes, and each 64 of them cost a request to the cluster.
+    /// Causes: a transaction could name 64k leases, which no member takes, and each 64 of them cost a request to the cluster; then the
+    /// millions of leases of a namespace were read for a thousand that one named.
     #[tokio::test]
-    async fn any_number_of_leases_costs_few_requests() {
-        let member = FakeMember::start(|received| {
+    async fn leases_are_looked_for_or_those_of_the_namespace_read_whichever_are_fewer() {
+        // One that counts and one that reads.
+        assert_eq!(looked_for(64 * 1024, 1).await, (HashSet::from([7]), 2));
+        assert_eq!(looked_for(2000, 1_000_000).await, (HashSet::new(), 1 + 2000_usize.div_ceil(LOOKED_FOR_AT_ONCE)));
+    }
+
+    /// Which of the leases from 1 to `leases` are found in a namespace with `count`, and what it costs.
+    async fn looked_for(leases: i64, count: i64) -> (HashSet<i64>, usize) {
+        let member = FakeMember::start(move |received| {
             let marker = KeyValue { key: "\0watershed/lease/612f/0000000000000007".into(), ..Default::default() };
             match received.path.as_str() {
                 "/etcdserverpb.KV/Range" => {
-                    let answer = RangeResponse { kvs: vec![marker], ..Default::default() };
+                    let answer = RangeResponse { kvs: vec![marker], count, ..Default::default() };
                     Reply::Message(framed(&answer).to_vec())
                 }
                 _ => Reply::Message(framed(&TxnResponse::default()).to_vec()),
@@ -327,9 +335,10 @@ mod tests {
         })
         .await;
         let own = before(vec![member.endpoint.clone()], "a/", &KnownLeases::default(), Arc::default());
-        let found = own.own_of(1..=64 * 1024, &MetadataMap::new()).await.expect("an answer");
-        assert_eq!((found, member.received().len()), (HashSet::from([7]), 1));
+        let found = own.own_of(1..=leases, &MetadataMap::new()).await.expect("an answer");
+        let requests = member.received().len();
         member.stop();
+        (found, requests)
     }
 
     #[tokio::test]

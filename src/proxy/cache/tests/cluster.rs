@@ -68,6 +68,28 @@ struct State {
     acknowledged: VecDeque<(Instant, i64)>,
     /// How often it was restored.
     restored: u32,
+    /// Comparisons that are read now, and the most at once so far.
+    comparing: usize,
+    compared_at_once: usize,
+}
+
+/// One page of a comparison, which is the only one to read keys without values.
+struct Comparing(SimCluster);
+
+impl Comparing {
+    fn begin(cluster: &SimCluster) -> Self {
+        let mut state = cluster.state.lock();
+        state.comparing += 1;
+        state.compared_at_once = state.compared_at_once.max(state.comparing);
+        drop(state);
+        Self(cluster.clone())
+    }
+}
+
+impl Drop for Comparing {
+    fn drop(&mut self) {
+        self.0.state.lock().comparing -= 1;
+    }
 }
 
 impl State {
@@ -102,6 +124,8 @@ impl SimCluster {
             applied: [1; MEMBERS],
             acknowledged: VecDeque::new(),
             restored: 0,
+            comparing: 0,
+            compared_at_once: 0,
         };
         Self { state: Arc::new(Mutex::new(state)), moved: watch::Sender::new(()), watches_late: Duration::ZERO }
     }
@@ -113,6 +137,11 @@ impl SimCluster {
 
     pub fn revision(&self) -> i64 {
         self.state.lock().revision
+    }
+
+    /// The most comparisons that were read at once.
+    pub fn compared_at_once(&self) -> usize {
+        self.state.lock().compared_at_once
     }
 
     /// Below this, revisions were compacted.
@@ -418,7 +447,14 @@ impl Upstream for SimCluster {
 
 impl Cluster for SimCluster {
     fn range(&self, _: &Identity, request: RangeRequest) -> BoxFuture<'static, Result<RangeResponse, Status>> {
-        self.clone().read(request).boxed()
+        let comparing = request.keys_only.then(|| Comparing::begin(self));
+        let read = self.clone().read(request);
+        async move {
+            let answer = read.await;
+            drop(comparing);
+            answer
+        }
+        .boxed()
     }
 
     fn on_worker(&self, _: &Pool) -> Option<Arc<dyn Upstream>> {

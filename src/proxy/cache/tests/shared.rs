@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tokio::time::{Instant, sleep};
 
-use super::super::budget::CacheBudget;
+use super::super::budget::{COMPARISONS_MAX, CacheBudget};
 use super::super::metrics::CacheMetrics;
 use super::super::service::RangeCache;
 use super::cluster::{Fault, SimCluster};
@@ -107,5 +107,35 @@ async fn what_unread_answers_keep_is_bounded() {
         assert!(begun.elapsed() < Duration::from_secs(60), "not answered any more");
         sleep(Duration::from_millis(100)).await;
     }
+    tasks.stop();
+}
+
+/// Cause: when a member stopped, all replicas that followed it were compared with the cluster at once, each by a read of all of its keys.
+#[tokio::test(start_paused = true)]
+async fn few_replicas_are_compared_with_the_cluster_at_a_time() {
+    let (cluster, tasks) = (SimCluster::new(1, Fault::None), Tasks::new());
+    let metrics = CacheMetrics::register(&Metrics::new());
+    let budget = CacheBudget::new(1024 * 1024, &metrics);
+    cluster.write(&kilobytes("a/", 1));
+    // They are loaded behind their last change.
+    cluster.write(&kilobytes("b/", 1));
+    let caches: Vec<_> = (0..32).map(|_| cache_within(&cluster, "a/", &budget, &metrics, &tasks)).collect();
+    for cache in &caches {
+        read_until(cache, "a/0", |answered| answered).await;
+    }
+    let ended = || metrics.changes.with_label_values(&["behind", "stream_ended"]).get();
+    let before = ended();
+    // Nothing is lost, and all streams end.
+    cluster.restore(cluster.revision());
+    let begun = Instant::now();
+    while ended() < before + caches.len() as u64 / 2 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "streams go on");
+        sleep(Duration::from_millis(1)).await;
+    }
+    for cache in &caches {
+        read_until(cache, "a/0", |answered| answered).await;
+    }
+    let most = cluster.compared_at_once();
+    assert!((1..=COMPARISONS_MAX).contains(&most), "{most}");
     tasks.stop();
 }
