@@ -121,9 +121,28 @@ impl Process {
         self.signal(rustix::process::Signal::TERM);
     }
 
-    /// Sends a signal; one that has ended gets none.
+    /// Sends a signal; one that has ended gets none. After `SIGSTOP` all of its threads have stopped: until the signal has reached them
+    /// they may answer another request.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal);
+        if signal == rustix::process::Signal::STOP {
+            let deadline = Instant::now() + super::PATIENCE;
+            while !self.has_stopped() {
+                assert!(Instant::now() < deadline, "{} does not stop", self.name);
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Whether none of its threads runs.
+    fn has_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        // The state stands behind the name, which is in parentheses. A thread that is gone has none.
+        let mut states = threads.filter_map(|thread| {
+            let line = std::fs::read_to_string(thread.path().join("stat")).ok()?;
+            line.rsplit_once(") ")?.1.chars().next()
+        });
+        states.all(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
     }
 
     pub fn id(&self) -> u32 {
