@@ -67,7 +67,11 @@ impl Proxy {
 
 /// A member of the peer with the keys that are read.
 fn stock(programs: &Programs) -> Result<Member, String> {
-    let member = Member::start(programs, &programs.peer, Security::Off)?;
+    with_keys(programs, &programs.peer)
+}
+
+fn with_keys(programs: &Programs, program: &Path) -> Result<Member, String> {
+    let member = Member::start(programs, program, Security::Off)?;
     member.put(programs, "foo")?;
     member.put(programs, "b/1")?;
     Ok(member)
@@ -97,11 +101,20 @@ pub(in crate::bench) fn new_proxies(programs: &Programs, line: &str) -> Result<S
     Ok(both(programs).into_iter().map(side).collect::<Vec<_>>().into())
 }
 
-/// Reads of a cached key through our proxy, and of the same key on the member alone.
+/// Reads of a cached key through our proxy, and of the same key on the member of the peer alone, which is behind our proxy, too.
 pub(in crate::bench) fn cached_against_member(programs: &Programs, line: &str) -> Result<Sides, String> {
     let member = Rc::new(stock(programs)?);
-    let proxy = Proxy::start(programs, &programs.ours, &[&member.endpoint], CACHED)?;
-    let shared = member.clone();
+    cached_before(programs, line, member.clone(), member)
+}
+
+/// The same with our proxy in front of our member.
+pub(in crate::bench) fn own_cached_against_member(programs: &Programs, line: &str) -> Result<Sides, String> {
+    let own = Rc::new(with_keys(programs, &programs.ours)?);
+    cached_before(programs, line, own, Rc::new(stock(programs)?))
+}
+
+fn cached_before(programs: &Programs, line: &str, shared: Rc<Member>, member: Rc<Member>) -> Result<Sides, String> {
+    let proxy = Proxy::start(programs, &programs.ours, &[&shared.endpoint], CACHED)?;
     let mut through = proxy.side(OURS, programs, line);
     let ours = Side::new(OURS, move |seconds| {
         let before = metric(&shared.endpoint, "etcd_mvcc_range_total")?;

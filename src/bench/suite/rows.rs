@@ -192,6 +192,18 @@ pub(super) const ROWS: &[Row] = &[
         open: proxies::cached_against_member,
     },
     Row {
+        name: "proxy-cached-linearizable-own",
+        what: load!(range "l" "b/1"),
+        is_slow: false,
+        targets: &[
+            more(PER_SECOND, Some(2.0), Some(3.0)),
+            shown(P99),
+            shown(CPU),
+            less(UPSTREAM_READS, Some(1.0 / 16.0), Some(1.0 / 64.0)).against(Against::Nothing),
+        ],
+        open: proxies::own_cached_against_member,
+    },
+    Row {
         name: "proxy-cached-serializable",
         what: load!(range "s" "b/1"),
         is_slow: false,

@@ -238,81 +238,24 @@ impl<O: ApplyObserver> ApplyDriver<O> {
 
 #[cfg(test)]
 mod tests {
-    use parking_lot::RwLock;
-    use prost::Message;
-
-    use super::super::{ApplierConfig, open_leases};
+    use super::super::testing::{TestObserver, applier, compaction, entries, put};
     use super::*;
-    use crate::core::auth::AuthStore;
     use crate::core::backend::Backend;
-    use crate::core::mvcc::{Store, StoreReader};
-    use crate::core::raft::CommittedKind;
     use crate::pb::authpb::UserAddOptions;
-    use crate::pb::etcdserverpb::{
-        AuthUserAddRequest, CompactionRequest, InternalRaftRequest, LeaseGrantRequest, PutRequest,
-    };
+    use crate::pb::etcdserverpb::{AuthUserAddRequest, InternalRaftRequest, LeaseGrantRequest};
     use crate::types::Term;
 
-    #[derive(Default)]
-    struct NoObserver {
-        reader: Option<StoreReader>,
-        /// What readers saw when a snapshot was about to replace it, and the leases there were then.
-        before_snapshot: Option<(Revision, usize)>,
-    }
-
-    impl ApplyObserver for NoObserver {
-        fn applied_request(&mut self, _: &AppliedRequest, _: Duration) {}
-        fn operations(&mut self, _: &OperationCounts) {}
-        fn events(&mut self, _: Vec<RevisionEvents>) {}
-        fn leases(&mut self, _: &[LeaseFact]) {}
-        fn members_decided(&mut self, _: Vec<MembersDecision>) {}
-        fn records(&mut self, _: &ClusterStore, _: &AlarmStore) {}
-        fn installing(&mut self, applier: &Applier) {
-            self.before_snapshot = self.reader.as_ref().map(|reader| (reader.revision(), applier.leases().len()));
-        }
-        fn installed(&mut self, _: &Applier) {}
-        fn applied(&mut self, _: LogIndex) {}
-        fn over_quota(&mut self) {}
-        fn compaction_slice(&mut self, _: Duration) {}
-        fn compacted(&mut self, _: usize, _: Duration) {}
-        fn failed(&mut self, reason: String) {
-            panic!("{reason}");
-        }
-    }
-
     /// A member that has applied nothing.
-    fn member(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<NoObserver>, ApplyHandle) {
-        let backend = Backend::in_memory().unwrap();
-        let store = Store::open(backend.clone()).unwrap();
-        let leases = Arc::new(RwLock::new(open_leases(&backend, &store, 1).unwrap()));
-        let (auth, config) = (AuthStore::open(&backend).unwrap(), ApplierConfig { quota_bytes: -1 });
-        let (cluster, alarms) = (ClusterStore::default(), AlarmStore::default());
-        let applier = Applier::new(store, leases, cluster, alarms, auth, backend.clone(), config);
+    fn member(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<TestObserver>, ApplyHandle) {
+        let (backend, applier) = applier();
         let (progress, handle) = ApplyProgress::new(Arc::default(), LogIndex(0));
-        (backend, ApplyDriver::new(applier, NoObserver::default(), progress, prepared.clone()), handle)
-    }
-
-    fn put() -> InternalRaftRequest {
-        let put = PutRequest { key: "k".into(), ..Default::default() };
-        InternalRaftRequest { put: Some(put), ..Default::default() }
-    }
-
-    /// The log of these requests.
-    fn entries(requests: &[InternalRaftRequest]) -> VecDeque<Committed> {
-        let entry = |(request, index): (&InternalRaftRequest, u64)| Committed {
-            index: LogIndex(index),
-            term: Term(1),
-            kind: CommittedKind::Request(request.encode_to_vec().into()),
-        };
-        requests.iter().zip(1..).map(entry).collect()
+        (backend, ApplyDriver::new(applier, TestObserver::default(), progress, prepared.clone()), handle)
     }
 
     /// A member that has applied two puts of one key and a compaction, which has not removed anything yet.
-    fn compacting(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<NoObserver>, ApplyHandle) {
+    fn compacting(prepared: &Arc<PreparedSnapshots>) -> (Backend, ApplyDriver<TestObserver>, ApplyHandle) {
         let (backend, mut driver, handle) = member(prepared);
-        let compaction = Some(CompactionRequest { revision: 3, physical: true });
-        let compaction = InternalRaftRequest { compaction, ..Default::default() };
-        driver.apply(&mut entries(&[put(), put(), compaction])).unwrap();
+        driver.apply(&mut entries(&[put(), put(), compaction(3)]).into()).unwrap();
         assert!(driver.is_compacting());
         (backend, driver, handle)
     }
@@ -326,7 +269,7 @@ mod tests {
         let user = AuthUserAddRequest { name: "alice".to_owned(), options, ..Default::default() };
         let add = InternalRaftRequest { auth_user_add: Some(user), ..Default::default() };
         let reader = driver.applier.store().reader();
-        let mut waiting = entries(&[put(), add, put()]);
+        let mut waiting = entries(&[put(), add, put()]).into();
         driver.apply(&mut waiting).unwrap();
         assert_eq!((reader.revision(), waiting.len()), (Revision(2), 1));
         driver.apply(&mut waiting).unwrap();
@@ -342,7 +285,7 @@ mod tests {
         let (own, mut follower, _at_follower) = member(&prepared);
         let grant = LeaseGrantRequest { id: 7, ttl: 60 };
         let grant = InternalRaftRequest { lease_grant: Some(grant), ..Default::default() };
-        leader.apply(&mut entries(&[grant, put()])).unwrap();
+        leader.apply(&mut entries(&[grant, put()]).into()).unwrap();
         let position = LogPosition { index: LogIndex(9), term: Term(1) };
         prepared.put(own.prepare_copy(&leaders, position));
         let reader = follower.applier.store().reader();

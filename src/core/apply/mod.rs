@@ -2,7 +2,8 @@
 //!
 //! `applier.rs` is the total function (state, entry) -> (state, outcome, facts): no clock, no chance, no I/O. It owns
 //! the writable side of the state rooms. `driver.rs` is the apply thread's work: it publishes the state once per batch, tells
-//! the watchers and only then answers; `task.rs` is the thread, a loop around it that takes batches from raft. `pending_requests.rs` knows who waits for which
+//! the watchers and only then answers; `task.rs` is the thread, a loop around it that takes batches from raft; the raft thread
+//! of a member that is alone and has nothing else to do applies a batch of one or two itself. `pending_requests.rs` knows who waits for which
 //! request, and when one is lost, `proposal.rs` when it is proposed again; `prepared_snapshots.rs` holds snapshots received from the leader until consensus installs them; `cost.rs` is
 //! what a write counts for against the quota, `permission.rs` what it may only be done with, `describe.rs` how a request is named in metrics and logs.
 
@@ -19,6 +20,8 @@ mod permission;
 mod prepared_snapshots;
 mod proposal;
 mod task;
+#[cfg(test)]
+mod testing;
 
 pub use applier::{AppliedRequest, Applier, ApplierConfig, Batch, LeaseFact, open_leases};
 pub use cost::{LEASE_COST_BYTES, exceeds, put_cost, txn_cost};

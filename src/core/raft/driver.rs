@@ -35,6 +35,10 @@ pub trait GroupWriter {
 pub trait CommitSink {
     /// Takes entries in log order. Must not wait for the raft thread.
     fn committed(&mut self, entries: Vec<Committed>);
+    /// The same while nobody waits for this thread, which may apply them itself and save a change of threads.
+    fn committed_while_idle(&mut self, entries: Vec<Committed>) {
+        self.committed(entries);
+    }
     /// A snapshot replaces the present state, after everything committed so far and before anything that is committed
     /// later. The log on disk names it already.
     fn install(&mut self, position: LogPosition);
@@ -292,8 +296,10 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         }
         // Readable before apply acknowledges anything from this step.
         self.shared.committed.store(self.node.committed().0, Ordering::Release);
-        if !step.committed.is_empty() {
-            self.sink.committed(step.committed);
+        match step.committed {
+            none if none.is_empty() => {}
+            entries if self.is_awaited_by_nobody() => self.sink.committed_while_idle(entries),
+            entries => self.sink.committed(entries),
         }
         for (number, index) in step.reads {
             reply::send_all(self.reads.confirmed(number).into_iter().map(|reader| (reader, index)));
@@ -303,6 +309,11 @@ impl<W: GroupWriter, S: CommitSink, P: PeerSink> RaftDriver<W, S, P> {
         if let Some(number) = written_here {
             self.node.persisted(number);
         }
+    }
+
+    /// Whether there are no other members, and no requests to take.
+    fn is_awaited_by_nobody(&self) -> bool {
+        self.node.is_alone() && self.shared.from_clients.load(Ordering::Relaxed) == 0
     }
 
     /// Has a group written; returns its number if it is durable already. Nothing else waits for this thread while there are no
