@@ -47,6 +47,16 @@ impl SharedLogin {
     }
 }
 
+/// Which token a stream was opened with; by default the last one, whatever it is. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Carried(Option<Token>);
+
+impl Carried {
+    fn by(&self, login: &Login) -> Token {
+        self.0.clone().unwrap_or_else(|| login.current())
+    }
+}
+
 /// What a client adds to each of its requests.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
@@ -134,13 +144,10 @@ impl Channel {
     ///
     /// # Errors
     /// When no member can be reached, or what the cluster answered to the login.
-    pub async fn open_watch(&self, metadata: &HeaderMap) -> Result<UpstreamWatch, Status> {
+    pub async fn open_watch(&self, metadata: &HeaderMap) -> Result<(UpstreamWatch, Carried), Status> {
         let mut metadata = metadata.clone();
-        self.identity.mark(&mut metadata);
-        if let Some(login) = &self.identity.login {
-            carry(&mut metadata, &login.token(&self.pool).await?);
-        }
-        self.pool.open_watch(&metadata).await
+        let carried = self.mark(&mut metadata).await?;
+        Ok((self.pool.open_watch(&metadata).await?, carried))
     }
 
     /// Endpoints in use, see [`Pool::endpoints`].
@@ -158,21 +165,27 @@ impl Channel {
         lane: Lane,
         head: &Head,
         last: Option<&Endpoint>,
-    ) -> Result<UpstreamStream, Status> {
+    ) -> Result<(UpstreamStream, Carried), Status> {
         let mut head = head.clone();
-        self.identity.mark(&mut head.headers);
-        if let Some(login) = &self.identity.login {
-            carry(&mut head.headers, &login.token(&self.pool).await?);
-        }
-        self.pool.open_elsewhere(lane, &head, last).await
+        let carried = self.mark(&mut head.headers).await?;
+        Ok((self.pool.open_elsewhere(lane, &head, last).await?, carried))
     }
 
-    /// Takes the reason for which a member ended a stream or a watch. Returns whether the next request logs in because
-    /// of it.
-    pub fn refused(&self, reason: &str) -> bool {
+    /// Adds what this client adds to its streams.
+    async fn mark(&self, headers: &mut HeaderMap) -> Result<Carried, Status> {
+        self.identity.mark(headers);
+        let Some(login) = &self.identity.login else { return Ok(Carried::default()) };
+        let token = login.token(&self.pool).await?;
+        carry(headers, &token);
+        Ok(Carried(Some(token)))
+    }
+
+    /// Takes the reason for which a member ended a stream or a watch that was opened with this token. Returns whether the next
+    /// request has another one because of it; it logs in, unless that has happened since the stream was opened.
+    pub fn refused(&self, carried: &Carried, reason: &str) -> bool {
         match &self.identity.login {
             Some(login) if wants_login(reason) => {
-                login.forget(&login.current(), reason);
+                login.forget(&carried.by(login), reason);
                 true
             }
             _ => false,
@@ -181,9 +194,10 @@ impl Channel {
 
     /// [`refused`](Self::refused) for the reason for which a watch was canceled. Of one with a token that has expired etcd 3.5.1 says
     /// "permission denied", as of one that the user may not have; only with a new token that is known to be meant.
-    pub fn refused_watch(&self, reason: &str) -> bool {
+    pub fn refused_watch(&self, carried: &Carried, reason: &str) -> bool {
         let is_denied = ApiError::from_cancel_reason(reason) == Some(ApiError::PermissionDenied);
-        self.refused(reason) || (is_denied && self.identity.login.as_ref().is_some_and(|login| login.doubt()))
+        let is_doubted = |login: &Arc<Login>| login.doubt(&carried.by(login));
+        self.refused(carried, reason) || (is_denied && self.identity.login.as_ref().is_some_and(is_doubted))
     }
 
     /// Sends a request with the user's token, and again with another one when the member refuses it for its token.

@@ -1,7 +1,7 @@
 use http::HeaderValue;
 use tonic::Status;
 
-use super::channel::{Channel, Identity};
+use super::channel::{Carried, Channel, Identity};
 use super::config::ClientConfig;
 use super::error::ClientError;
 use super::login::Login;
@@ -107,7 +107,7 @@ impl Client {
     /// Takes the reason for which a member ended a watch or a stream of requests. Returns true when it is the token,
     /// and the next request, stream or not, will carry another: then it is worth opening the stream again.
     pub fn logs_in_after(&self, reason: &str) -> bool {
-        self.channel.refused(reason)
+        self.channel.refused(&Carried::default(), reason)
     }
 
     services! {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::channel::Channel;
+use super::channel::{Carried, Channel};
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -39,13 +39,16 @@ pub async fn follow_range<T>(
     read: impl Fn(&KeyValue) -> Option<T>,
     publish: impl FnMut(&BTreeMap<Bytes, T>),
 ) -> Status {
-    let Err(status) = list_and_watch(channel, range, backoff, read, publish).await;
-    channel.refused(status.message());
+    let mut carried = Carried::default();
+    let Err(status) = list_and_watch(channel, &mut carried, range, backoff, read, publish).await;
+    channel.refused(&carried, status.message());
     status
 }
 
+/// `carried` becomes what the watch was opened with.
 async fn list_and_watch<T>(
     channel: &Channel,
+    carried: &mut Carried,
     range: &FollowedRange,
     backoff: &mut Backoff,
     read: impl Fn(&KeyValue) -> Option<T>,
@@ -67,7 +70,8 @@ async fn list_and_watch<T>(
     publish(&values);
     let mut metadata = HeaderMap::new();
     metadata.insert("hasleader", HeaderValue::from_static("true"));
-    let mut watch = channel.open_watch(&metadata).await?;
+    let (mut watch, token) = channel.open_watch(&metadata).await?;
+    *carried = token;
     let start_revision = listed.header.unwrap_or_default().revision + 1;
     let (key, range_end) = (key.clone(), range_end.clone());
     let create = WatchCreateRequest { key, range_end, start_revision, ..Default::default() };

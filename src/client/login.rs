@@ -25,6 +25,9 @@ const DOUBTED_AGE: Duration = Duration::from_secs(1);
 /// How long a request waits for the renewal of its token, which is still good: without a quorum nobody can log in, and members go on to
 /// answer serializable reads.
 const RENEWAL_WAIT: Duration = Duration::from_secs(1);
+/// How long the renewal itself may take, for which nobody waits any more: a cluster may be set to make passwords slow to check. Who needs a
+/// login meanwhile, because the token was refused, waits for its end.
+const RENEWAL_MAX: Duration = Duration::from_secs(10);
 
 /// A user of the cluster and the token of its last login.
 ///
@@ -102,10 +105,13 @@ impl Login {
         });
     }
 
-    /// Has the next request log in, where the last token may be what was wrong: it is not new. Nothing is learned of how long
-    /// tokens live.
-    pub(super) fn doubt(&self) -> bool {
+    /// Has the next request log in, where the token of a watch that was denied may be what was wrong: it is not new. Nothing is learned of
+    /// how long tokens live. True, too, where there is a later one.
+    pub(super) fn doubt(&self, denied: &Token) -> bool {
         let last = self.last.load_full();
+        if denied.number < last.number {
+            return true;
+        }
         let is_old = matches!(last.outcome, Some(Ok(Some(_)))) && last.at.elapsed() >= DOUBTED_AGE;
         if is_old {
             let doubted = |now: &Arc<Last>| match now.number == last.number {
@@ -129,24 +135,31 @@ impl Login {
         let Some(turn) = self.turns.take() else { return self.current() };
         // Another request may have renewed it, or have had it refused.
         if self.last.load().is_due() {
-            // Now, because this caller may leave before the end: the next one would wait as long.
-            self.put_off_renewal();
-            let _ = timeout(RENEWAL_WAIT, self.authenticate_in_task(turn, pool, Login::end_renewal)).await;
+            let (login, task_pool, stop) = (self.clone(), pool.clone(), pool.tasks().stop_signal());
+            // Not given up when the caller leaves: each one would begin anew, and none would get to the end of a slow login.
+            let renewal = pool.tasks().spawn(async move {
+                let outcome = tokio::select! {
+                    outcome = timeout(RENEWAL_MAX, login.authenticate(&task_pool)) => outcome,
+                    () = stop.cancelled() => return,
+                };
+                login.end_renewal(outcome.unwrap_or_else(|_| Err(ApiError::Timeout.into())));
+                drop(turn);
+            });
+            let _ = timeout(RENEWAL_WAIT, renewal).await;
         }
         self.current()
     }
 
-    fn end_renewal(&self, outcome: Authenticated) -> Result<Token, Status> {
+    fn end_renewal(&self, outcome: Authenticated) {
         match outcome {
             Ok(value) => {
                 self.lifetime.lock().renewed();
-                self.keep(Ok(value))
+                let _ = self.keep(Ok(value));
             }
             // The last one is still good: whether it is refused decides.
             Err(status) => {
                 debug!(user = self.credentials.name, %status, "token not renewed");
                 self.put_off_renewal();
-                Err(status)
             }
         }
     }
@@ -191,20 +204,14 @@ impl Login {
                 return with_number(last.number, outcome.clone());
             }
             match turn {
-                Some(turn) => return self.authenticate_in_task(turn, pool, Login::keep).await,
+                Some(turn) => return self.authenticate_in_task(turn, pool).await,
                 None => ended.await,
             }
         }
     }
 
-    /// Authenticates for as long as the caller is there, whether it is polled or not, and ends with what `end` makes of the
-    /// outcome.
-    async fn authenticate_in_task(
-        self: &Arc<Self>,
-        turn: Turn,
-        pool: &Pool,
-        end: fn(&Self, Authenticated) -> Result<Token, Status>,
-    ) -> Result<Token, Status> {
+    /// Authenticates for as long as the caller is there, whether it is polled or not.
+    async fn authenticate_in_task(self: &Arc<Self>, turn: Turn, pool: &Pool) -> Result<Token, Status> {
         let (mut tell, told) = oneshot::channel();
         let (login, task_pool) = (self.clone(), pool.clone());
         pool.tasks().spawn(async move {
@@ -212,7 +219,7 @@ impl Login {
                 outcome = login.authenticate(&task_pool) => outcome,
                 () = tell.closed() => return,
             };
-            let outcome = end(&login, outcome);
+            let outcome = login.keep(outcome);
             drop(turn);
             // The caller may have left meanwhile.
             let _ = tell.send(outcome);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::FutureExt;
+use http::HeaderMap;
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,7 +13,7 @@ use tonic::Status;
 
 use super::pool::{Pool, PoolConfig};
 use super::testing::{Dial, FakeMember, FakeNetwork, Received, Reply};
-use super::{Channel, Client, ClientConfig, Credentials};
+use super::{Carried, Channel, Client, ClientConfig, Credentials};
 use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::{
@@ -240,6 +241,8 @@ struct Ending {
     locked: Arc<AtomicBool>,
     /// Whether logins are not answered.
     silent: Arc<AtomicBool>,
+    /// How long a login takes, in milliseconds.
+    takes: Arc<AtomicU64>,
 }
 
 impl Ending {
@@ -250,6 +253,8 @@ impl Ending {
         let (counted, refused, fails): (Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicBool>) =
             (Arc::clone(&logins), Arc::clone(&refusals), Arc::clone(&locked));
         let never: Arc<AtomicBool> = Arc::clone(&silent);
+        let takes: Arc<AtomicU64> = Arc::default();
+        let millis = takes.clone();
         let network = FakeNetwork::new(move |request| {
             if request.path == AUTHENTICATE {
                 if never.load(SeqCst) {
@@ -265,7 +270,11 @@ impl Ending {
                     true => format!("{number}.{}.s", URL_SAFE_NO_PAD.encode(claims)),
                     false => format!("{number}.x"),
                 };
-                return Reply::Message(framed(&AuthenticateResponse { token, ..Default::default() }).to_vec());
+                let answer = framed(&AuthenticateResponse { token, ..Default::default() }).to_vec();
+                return match millis.load(SeqCst) {
+                    0 => Reply::Message(answer),
+                    millis => Reply::Late(Duration::from_millis(millis), answer),
+                };
             }
             let token = request.headers["token"].to_str().unwrap();
             let number: usize = token.split_once('.').unwrap().0.parse().unwrap();
@@ -278,7 +287,8 @@ impl Ending {
         let endpoint = network.place("a:1", Dial::Member(1));
         let config = PoolConfig { dialer: Arc::new(network), ..PoolConfig::new(vec![endpoint]) };
         let user = Credentials { name: "root".into(), password: "right".into() };
-        Self { channel: Channel::of_user(Pool::new(config, &Tasks::new()), user), logins, refusals, locked, silent }
+        let channel = Channel::of_user(Pool::new(config, &Tasks::new()), user);
+        Self { channel, logins, refusals, locked, silent, takes }
     }
 
     /// Many requests every tenth of a second.
@@ -316,24 +326,35 @@ async fn a_signed_token_is_renewed_before_it_ends_by_one_request() {
 /// nobody, no request of the user was answered.
 #[tokio::test(start_paused = true)]
 async fn a_login_without_an_answer_holds_up_no_request_whose_token_is_good() {
-    let cluster = Ending::new(Duration::from_secs(30), true);
+    let cluster = Ending::new(Duration::from_secs(60), true);
     cluster.channel.login().await.unwrap();
     cluster.silent.store(true, SeqCst);
-    sleep(Duration::from_secs(20)).await;
+    sleep(Duration::from_secs(40)).await;
     for _ in 0..3 {
         let read = async { KvClient::new(cluster.channel.clone()).range(RangeRequest::default()).await };
         timeout(Duration::from_secs(2), read).await.expect("in time").unwrap();
     }
     assert_eq!(cluster.seen(), (1, 0));
     cluster.silent.store(false, SeqCst);
-    cluster.ask_for(Duration::from_secs(2)).await;
+    // It is given up after a while, and begun anew.
+    cluster.ask_for(Duration::from_secs(14)).await;
     assert_eq!(cluster.seen(), (2, 0));
-    // Nor does one that was given up.
+    // Nor does one that nobody waits for.
     cluster.silent.store(true, SeqCst);
-    sleep(Duration::from_secs(20)).await;
+    sleep(Duration::from_secs(40)).await;
     let login = || cluster.channel.login();
     assert!(timeout(Duration::from_millis(10), login()).await.is_err());
     timeout(Duration::from_millis(10), login()).await.expect("the next one goes on").unwrap();
+}
+
+/// Cause: a login was given up with the request that waited for it a second, so that a token was never renewed where one takes longer.
+#[tokio::test(start_paused = true)]
+async fn a_login_that_takes_longer_than_requests_wait_renews_the_token() {
+    let cluster = Ending::new(Duration::from_secs(60), true);
+    cluster.channel.login().await.unwrap();
+    cluster.takes.store(3000, SeqCst);
+    cluster.ask_for(Duration::from_secs(100)).await;
+    assert_eq!(cluster.seen(), (3, 0), "a login every 40 s and what it takes");
 }
 
 #[tokio::test(start_paused = true)]
@@ -355,10 +376,28 @@ async fn a_change_of_roles_says_nothing_of_how_long_tokens_live() {
     for refusal in [ApiError::AuthOldRevision, ApiError::UserEmpty] {
         cluster.channel.login().await.unwrap();
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(cluster.channel.refused(refusal.text()));
+        assert!(cluster.channel.refused(&Carried::default(), refusal.text()));
     }
     cluster.ask_for(Duration::from_secs(20)).await;
     assert_eq!(cluster.seen(), (3, 0));
+}
+
+/// Cause: the second of two streams with one token that was refused was taken for one with the token of the login that the first one had
+/// caused. That was given up, too, and its age taken for the time that tokens live: from then on they were renewed every second.
+#[tokio::test(start_paused = true)]
+async fn a_stream_says_nothing_of_a_later_token_than_its_own() {
+    let cluster = Ending::new(Duration::from_secs(300), false);
+    let (channel, forgotten) = (&cluster.channel, ApiError::InvalidAuthToken.text());
+    let open = async || channel.open_watch(&HeaderMap::new()).await.unwrap();
+    let ((_one, carried), (_other, same)) = (open().await, open().await);
+    sleep(Duration::from_secs(200)).await;
+    assert!(channel.refused(&carried, forgotten));
+    channel.login().await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert!(channel.refused(&same, forgotten), "the next one has a later token");
+    assert!(channel.refused_watch(&same, ApiError::PermissionDenied.text()));
+    cluster.ask_for(Duration::from_secs(20)).await;
+    assert_eq!(cluster.seen(), (2, 0));
 }
 
 // Cause: the caller held a lock while it logged in, or was given it: one that is not polled kept all others waiting.
@@ -373,7 +412,7 @@ async fn a_caller_that_is_not_polled_holds_up_nobody() {
     in_time(login()).await.unwrap();
     assert_eq!(cluster.seen().0, 1);
     // Nor does one that is given up.
-    assert!(cluster.channel.refused(ApiError::InvalidAuthToken.text()));
+    assert!(cluster.channel.refused(&Carried::default(), ApiError::InvalidAuthToken.text()));
     let mut dropped = login();
     assert!((&mut dropped).now_or_never().is_none());
     drop(dropped);
@@ -388,14 +427,14 @@ async fn a_caller_that_is_not_polled_holds_up_nobody() {
 async fn a_watch_that_is_denied_is_tried_once_with_a_new_token() {
     let cluster = Ending::new(Duration::from_secs(300), false);
     let (channel, denied) = (&cluster.channel, ApiError::PermissionDenied.text());
-    assert!(!channel.refused_watch(denied), "no token was sent");
+    assert!(!channel.refused_watch(&Carried::default(), denied), "no token was sent");
     channel.login().await.unwrap();
-    assert!(!channel.refused_watch(denied), "the token is new");
+    assert!(!channel.refused_watch(&Carried::default(), denied), "the token is new");
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert!(!channel.refused_watch(ApiError::Compacted.text()));
-    assert!(channel.refused_watch(&format!("rpc error: code = PermissionDenied desc = {denied}")));
-    assert!(!channel.refused_watch(denied), "the next request logs in");
+    assert!(!channel.refused_watch(&Carried::default(), ApiError::Compacted.text()));
+    assert!(channel.refused_watch(&Carried::default(), &format!("rpc error: code = PermissionDenied desc = {denied}")));
+    assert!(!channel.refused_watch(&Carried::default(), denied), "the next request logs in");
     channel.login().await.unwrap();
-    assert!(!channel.refused_watch(denied));
+    assert!(!channel.refused_watch(&Carried::default(), denied));
     assert_eq!(cluster.seen(), (2, 0));
 }

@@ -27,7 +27,7 @@ mod token_lifetime;
 mod turns;
 
 pub use crate::pb::frame::framed;
-pub use channel::{Channel, SharedLogin};
+pub use channel::{Carried, Channel, SharedLogin};
 pub use config::{ClientConfig, Credentials, KeepAlive};
 pub use connect::Client;
 pub use error::ClientError;

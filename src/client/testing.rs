@@ -37,6 +37,8 @@ pub(crate) struct Received {
 pub(crate) enum Reply {
     /// One framed message and status OK.
     Message(Vec<u8>),
+    /// The same after this time.
+    Late(Duration, Vec<u8>),
     /// Only a status, with one header of the member's own.
     Status(i32, &'static str),
     /// RST_STREAM with this reason.
@@ -338,8 +340,15 @@ async fn stream(
             script(&received)
         }
     };
+    let reply = match reply {
+        Reply::Late(time, message) => {
+            tokio::time::sleep(time).await;
+            Reply::Message(message)
+        }
+        reply => reply,
+    };
     match reply {
-        Reply::Message(message) => {
+        Reply::Message(message) | Reply::Late(_, message) => {
             let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
             let mut send = respond.send_response(head, false).unwrap();
             send.send_data(message.into(), false).unwrap();

@@ -10,7 +10,7 @@ use tonic::Status;
 use tracing::{info, warn};
 
 use super::namespace::Namespace;
-use crate::client::{Channel, FollowedRange, follow_range};
+use crate::client::{Carried, Channel, FollowedRange, follow_range};
 use crate::discovery::NamingEntry;
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::kv_client::KvClient;
@@ -165,7 +165,7 @@ impl Registrar {
         let renewed = self.renewed(id).await;
         if let Err(status) = &renewed {
             // The channel sees the head of the answer alone: a token that a stream ends for is not known to be refused.
-            self.channel.refused(status.message());
+            self.channel.refused(&Carried::default(), status.message());
         }
         renewed
     }

@@ -181,7 +181,7 @@ impl Store {
         let create = WatchCreateRequest { key, range_end, start_revision, prev_kv: true, ..Default::default() };
         let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         in_time(async {
-            let mut watch = self.client.channel().open_watch(&HeaderMap::new()).await?;
+            let (mut watch, _) = self.client.channel().open_watch(&HeaderMap::new()).await?;
             let closed = || Status::unavailable("the stream is closed");
             watch.requests.send(create).await.map_err(|_| closed())?;
             let answer = watch.answers.message().await?.ok_or_else(closed)?;

@@ -54,7 +54,10 @@ fn collect<'a>(history: &'a History, truth: &Explanation) -> BTreeMap<i64, Lease
         }
     }
     for (revision, cause) in (2..).zip(&truth.causes) {
-        if let Cause::LeaseEnd(id) = cause {
+        // What nobody saw may have been the end of another lease.
+        if let Cause::LeaseEnd(id) = cause
+            && !truth.is_guessed(revision)
+        {
             leases.entry(*id).or_default().ends.push(revision);
         }
     }

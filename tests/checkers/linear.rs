@@ -28,6 +28,8 @@ pub struct Explanation {
     pub store: Store,
     /// What made each revision, from 2 on.
     pub causes: Vec<Cause>,
+    /// Revisions that may have had another cause, for all that was seen of them.
+    guessed: HashSet<i64>,
     changes: Vec<Vec<Change>>,
     unknown_applied: usize,
 }
@@ -37,6 +39,11 @@ impl Explanation {
     pub fn changes(&self, revision: i64) -> &[Change] {
         let at = usize::try_from(revision - 2).ok();
         at.and_then(|at| self.changes.get(at)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a revision may have had another cause than the one that was chosen.
+    pub fn is_guessed(&self, revision: i64) -> bool {
+        self.guessed.contains(&revision)
     }
 
     /// Newest revision.
@@ -369,7 +376,9 @@ impl<'a> Search<'a> {
         }
         let chosen = |frame: &Frame| frame.options[frame.next - 1].clone();
         let (causes, changes) = self.frames.iter().map(chosen).unzip();
-        Ok(Explanation { store: self.store, causes, changes, unknown_applied: self.used.len() })
+        let others = |(_, frame): &(i64, &Frame)| frame.next < frame.options.len();
+        let guessed = (2..).zip(&self.frames).filter(others).map(|(revision, _)| revision).collect();
+        Ok(Explanation { store: self.store, causes, guessed, changes, unknown_applied: self.used.len() })
     }
 
     /// Lists the choices for the next revision.
@@ -438,7 +447,19 @@ impl<'a> Search<'a> {
             let text = format!("nothing that was asked for can have made revision {revision}; seen of it: {seen:?}");
             self.note(revision, Violation::new(Rule::Unexplained, text));
         }
+        if options.len() > 1 {
+            // Those that are left may all have been it, for all that was seen of this revision.
+            options.retain(|(_, changes)| self.is_shown(changes));
+        }
         options
+    }
+
+    /// Whether these changes make the answers of those who read the next revision.
+    fn is_shown(&mut self, changes: &[Change]) -> bool {
+        self.store.apply(changes);
+        let checked = self.check_readers();
+        self.store.undo();
+        checked.map_err(|violation| self.note(self.store.revision() + 1, violation)).is_ok()
     }
 
     fn fits(&self, revision: i64, changes: &[Change]) -> bool {

@@ -392,6 +392,34 @@ fn attach(story: Story) -> Story {
     story.done(20, 30, request, 2, Body::Put { previous: None })
 }
 
+// Cause: of two leases one had ended in the last revision, which only a progress notification had told. It was taken for the end of the one
+// that was granted later.
+#[test]
+fn an_end_that_nobody_saw_is_not_held_against_a_lease() {
+    let put = |key: &str, lease| Request::Put { key: key.into(), value: "a".into(), lease, prev_kv: false };
+    let put = |at, key, lease, revision, story: Story| {
+        story.done(at, at + 10, put(key, lease), revision, Body::Put { previous: None })
+    };
+    let granted = |at, id, revision, story: Story| {
+        story.done(at, at + 10, Request::Grant { id, ttl: 2 }, revision, Body::Granted { id, ttl: 2 })
+    };
+    let both = |first, second| {
+        let story = put(20, "k", first, 2, granted(0, first, 1, story()));
+        put(SECOND + 20, "l", second, 3, granted(SECOND, second, 2, story))
+    };
+    let told = || {
+        let created = WatchAnswer { received: SECOND + 40, revision: 3, message: WatchMessage::Created };
+        let progress = WatchAnswer { received: 2 * SECOND + 10, revision: 4, message: WatchMessage::Progress };
+        WatchRecord { key: "z".into(), answers: vec![created, progress], ..Default::default() }
+    };
+    for (first, second) in [(7, 8), (8, 7)] {
+        both(first, second).watch(told()).good();
+        let seen = |key| both(first, second).watch(told()).read(2 * SECOND, 2 * SECOND + 10, key, 4, &[]);
+        seen("k").good();
+        seen("l").bad(Rule::EarlyExpiry);
+    }
+}
+
 fn renew(invoked: Nanos, ttl: i64, story: Story) -> Story {
     story.done(invoked, invoked + 10, Request::KeepAlive { id: 7 }, 2, Body::KeptAlive { ttl })
 }

@@ -17,7 +17,7 @@ use tracing::debug;
 use super::client_stream::ClientStream;
 use super::table::Table;
 use crate::api_error::ApiError;
-use crate::client::{Channel, Head, Lane, UpstreamStream};
+use crate::client::{Carried, Channel, Head, Lane, UpstreamStream};
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::LeaseKeepAliveRequest;
 use crate::pb::frame::{PREFIX_BYTES, Prefix, push_framed};
@@ -148,9 +148,11 @@ impl KeepAliveBroadcast {
                 members if hops + 1 < members => Others::Untried,
                 _ => Others::Tried,
             };
+            let mut carried = Carried::default();
             let (end, answered) = match channel.open_elsewhere(Lane::Lease, &head, last.as_ref()).await {
-                Ok(stream) => {
+                Ok((stream, token)) => {
                     last = Some(stream.body.endpoint().clone());
+                    carried = token;
                     self.serve(stream, others).await
                 }
                 Err(status) => (End::Lost(status), false),
@@ -161,7 +163,7 @@ impl KeepAliveBroadcast {
             }
             let end = match end {
                 // The next stream has another token.
-                End::Refused(status) if channel.refused(status.message()) => {
+                End::Refused(status) if channel.refused(&carried, status.message()) => {
                     End::Lost(Status::unavailable("the token of the tenant's user is no longer accepted"))
                 }
                 // Clients of etcd give up their leases for what a learner says; the next stream goes to another endpoint.

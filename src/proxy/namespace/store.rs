@@ -7,7 +7,7 @@ use tonic::{Extensions, Request, Status};
 
 use super::keys::Namespace;
 use super::view::{View, clean};
-use crate::client::{Channel, UpstreamWatch};
+use crate::client::{Carried, Channel, UpstreamWatch};
 use crate::pb::etcdserverpb::kv_server::Kv;
 use crate::pb::etcdserverpb::{
     DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, RangeRequest, RangeResponse,
@@ -67,24 +67,25 @@ impl RecipeStore for ViewStore {
         (request.key, request.range_end) = namespace.add_prefix_to_watch(&request.key, &request.range_end);
         let headers: HeaderMap = self.metadata.clone().into_headers();
         let channel = self.view.channel.clone();
-        let UpstreamWatch { requests, answers, .. } = channel.open_watch(&Identity::of(&headers).metadata()).await?;
+        let (watch, carried) = channel.open_watch(&Identity::of(&headers).metadata()).await?;
+        let UpstreamWatch { requests, answers, .. } = watch;
         let create = WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(request)) };
         requests.send(create).await.map_err(|_| Status::unavailable("upstream watch ended before it began"))?;
         // The sender travels with the answers: dropping it would end the requests, which is no reason to end the watch,
         // but dropping both cancels it.
         Ok(Box::pin(answers.map(move |answer| {
             let _open = (&requests, &held);
-            note_refusal(&channel, &answer);
+            note_refusal(&channel, &carried, &answer);
             answer.map(|answer| strip_prefix_in_watch(&namespace, answer))
         })))
     }
 }
 
 /// Has the next request of the tenant's user log in where a member has refused a watch for the token.
-fn note_refusal(channel: &Channel, answer: &Result<WatchResponse, Status>) {
+fn note_refusal(channel: &Channel, carried: &Carried, answer: &Result<WatchResponse, Status>) {
     match answer {
-        Err(status) => channel.refused(status.message()),
-        Ok(answer) if answer.canceled => channel.refused_watch(&answer.cancel_reason),
+        Err(status) => channel.refused(carried, status.message()),
+        Ok(answer) if answer.canceled => channel.refused_watch(carried, &answer.cancel_reason),
         Ok(_) => false,
     };
 }
@@ -131,7 +132,7 @@ mod tests {
         let refusal = Status::from(ApiError::InvalidAuthToken);
         let canceled = WatchResponse { canceled: true, cancel_reason: cancel_reason(&refusal), ..Default::default() };
         for (answer, expected) in [(Ok(canceled), 2), (Err(refusal), 3), (Ok(WatchResponse::default()), 3)] {
-            note_refusal(&channel, &answer);
+            note_refusal(&channel, &Carried::default(), &answer);
             read().await.expect("an answer");
             assert_eq!(logins(), expected, "{answer:?}");
         }

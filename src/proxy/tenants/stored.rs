@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tracing::info;
 
-use crate::client::{Channel, Head, Method, framed, unframed};
+use crate::client::{Carried, Channel, Head, Method, framed, unframed};
 use crate::net::Backoff;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
@@ -150,8 +150,8 @@ impl StoredCount {
 
     /// Applies the events above `position`, which goes along.
     async fn follow(&self, position: &mut Position, backoff: &mut Backoff) -> End {
-        let mut watch = match self.channel.open_watch(&self.metadata()).await {
-            Ok(watch) => watch,
+        let (mut watch, carried) = match self.channel.open_watch(&self.metadata()).await {
+            Ok(opened) => opened,
             Err(status) => return End::Interrupted(status),
         };
         let (key, range_end) = self.namespace.range().to_wire();
@@ -177,12 +177,14 @@ impl StoredCount {
                 answer = watch.answers.next() => {
                     let answer = match answer {
                         Some(Ok(answer)) => answer,
-                        Some(Err(status)) => return self.interrupted(status),
+                        Some(Err(status)) => return self.interrupted(&carried, status),
                         None => return End::Interrupted(Status::unavailable("the member ended the watch stream")),
                     };
                     let answered = answer.watch_id == PROGRESS_WATCH_ID;
-                    if let Err(end) = self.receive(position, &answer) {
-                        return end;
+                    match self.receive(position, &answer) {
+                        Ok(()) => {}
+                        Err(End::Interrupted(status)) => return self.interrupted(&carried, status),
+                        Err(end) => return end,
                     }
                     backoff.reset();
                     progress.reached(answered, Revision(position.seen), target(&mut awaited), Instant::now());
@@ -209,7 +211,7 @@ impl StoredCount {
             return Err(End::Gap(Status::out_of_range("the events since the last count are compacted")));
         }
         if answer.canceled {
-            return Err(self.interrupted(Status::unavailable(answer.cancel_reason.clone())));
+            return Err(End::Interrupted(Status::unavailable(answer.cancel_reason.clone())));
         }
         if !self.limits.counts_stored() {
             return Err(End::Unlimited);
@@ -241,8 +243,8 @@ impl StoredCount {
         Ok(())
     }
 
-    fn interrupted(&self, status: Status) -> End {
-        self.channel.refused(status.message());
+    fn interrupted(&self, carried: &Carried, status: Status) -> End {
+        self.channel.refused(carried, status.message());
         End::Interrupted(status)
     }
 

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::client::{Channel, Head, Method, Pool, framed, unframed};
+use crate::client::{Carried, Channel, Head, Method, Pool, framed, unframed};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{
@@ -88,10 +88,10 @@ impl Members {
 }
 
 /// An answer of a stream of the proxy's own user. One that refuses its token is a lost stream: the next one has another.
-fn renewed(own: &Channel, answer: Result<WatchResponse, Status>) -> Result<WatchResponse, Status> {
+fn renewed(own: &Channel, carried: &Carried, answer: Result<WatchResponse, Status>) -> Result<WatchResponse, Status> {
     let refused = match &answer {
-        Ok(answer) => answer.canceled && own.refused_watch(&answer.cancel_reason),
-        Err(status) => own.refused(status.message()),
+        Ok(answer) => answer.canceled && own.refused_watch(carried, &answer.cancel_reason),
+        Err(status) => own.refused(carried, status.message()),
     };
     if refused { Err(Status::unavailable("the proxy's token is no longer accepted")) } else { answer }
 }
@@ -105,8 +105,8 @@ impl Upstream for Members {
                 let stream = members.pool.open_watch(&metadata).await?;
                 return Ok(UpstreamStream { requests: stream.requests, answers: stream.answers.boxed() });
             };
-            let stream = own.open_watch(&metadata).await?;
-            let answers = stream.answers.map(move |answer| renewed(&own, answer)).boxed();
+            let (stream, carried) = own.open_watch(&metadata).await?;
+            let answers = stream.answers.map(move |answer| renewed(&own, &carried, answer)).boxed();
             Ok(UpstreamStream { requests: stream.requests, answers })
         }
         .boxed()
