@@ -12,11 +12,11 @@ use tonic::body::Body;
 use tracing::debug;
 
 use super::Endpoint;
-use super::config::Credentials;
 use super::login::{Login, Token, wants_login};
 use super::method::{Lane, Method};
 use super::pool::{Deadline, Head, Pool, UpstreamStream, UpstreamWatch};
 use crate::api_error::ApiError;
+use crate::types::Credentials;
 
 const TOKEN: HeaderName = HeaderName::from_static("token");
 const REQUIRE_LEADER: HeaderName = HeaderName::from_static("hasleader");

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::Endpoint;
 use crate::net::ClientTls;
+use crate::types::Credentials;
 
 /// How a [`Client`](super::Client) behaves. The default asks a member on this host.
 #[derive(Clone, Debug)]
@@ -62,20 +63,4 @@ pub struct KeepAlive {
     pub timeout: Duration,
     /// Whether to ping without a request in flight. Stock members refuse that.
     pub while_idle: bool,
-}
-
-/// A user of the cluster.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// User name.
-    pub name: String,
-    /// Password.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    /// Without the password: configurations end up in logs.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("name", &self.name).finish_non_exhaustive()
-    }
 }

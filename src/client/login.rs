@@ -9,7 +9,6 @@ use tokio::time::{Instant, timeout};
 use tonic::Status;
 use tracing::debug;
 
-use super::config::Credentials;
 use super::method::Method;
 use super::pool::{Head, Pool, unframed};
 use super::token_lifetime::TokenLifetime;
@@ -18,6 +17,7 @@ use crate::api_error::ApiError;
 use crate::pb::etcdserverpb::{AuthenticateRequest, AuthenticateResponse};
 use crate::pb::frame::framed;
 use crate::telemetry::unix_seconds;
+use crate::types::Credentials;
 
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 /// A token that was given later is not why a watch was refused.

@@ -28,7 +28,7 @@ mod turns;
 
 pub use crate::pb::frame::framed;
 pub use channel::{Carried, Channel, SharedLogin};
-pub use config::{ClientConfig, Credentials, KeepAlive};
+pub use config::{ClientConfig, KeepAlive};
 pub use connect::Client;
 pub use error::ClientError;
 pub use followed_range::{FollowedRange, follow_range};
@@ -42,3 +42,4 @@ pub use pool::{
 pub use turns::{Turn, Turns};
 
 pub use crate::net::{Endpoint, EndpointError};
+pub use crate::types::Credentials;

@@ -11,9 +11,9 @@ use super::changed_file::ChangedFile;
 use super::process::{notify_ready, raise_descriptor_limit, refuse, without_config};
 use super::reload::{GatewayReload, ask_at_hangups, hangups};
 use super::sources;
-use crate::client::{Client, ClientConfig, Credentials};
+use crate::client::{Client, ClientConfig};
 use crate::config::{AskedCluster, GatewayConfig, parse_gateway_config};
-use crate::discovery::{Discovery, MemberList, RegisteredEndpoints, StaticList, count_sources, current_endpoints};
+use crate::discovery::{Discovery, MemberList, RegisteredEndpoints, StaticList, current_endpoints};
 use crate::gateway::{Gateway, Handover, Predecessor};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, Endpoint, ServerAuth};
 use crate::shutdown::{Interruptions, Tasks};
@@ -53,10 +53,7 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
         let metrics = Metrics::new();
         let members = listed_members(config, &*listed, &tasks)?;
         let endpoints: &dyn Discovery = members.as_ref().map_or(&*listed, |members| members);
-        match &members {
-            Some(members) => count_sources(&metrics, &[&*listed, members]),
-            None => count_sources(&metrics, &[&*listed]),
-        }
+        let sources = sources::counted(&*listed, members.as_ref(), &metrics);
         let mut predecessor = predecessor(config)?;
         let gateway = match (passed_listener().context("the socket passed by LISTEN_FDS")?, &mut predecessor) {
             (Some(listener), _) => Gateway::start_with(listener, config, endpoints, &metrics, &tasks).await?,
@@ -66,7 +63,6 @@ fn serve(config: &GatewayConfig) -> anyhow::Result<()> {
             (None, None) => Gateway::start(config, endpoints, &metrics, &tasks).await?,
         };
         let (mut gateway, handover) = succeed(gateway, predecessor, config).await?;
-        let sources = std::iter::once(listed.followed()).chain(members.as_ref().map(Discovery::followed)).collect();
         let stop = tasks.stop_signal();
         match file {
             Some((changed, file)) => {
@@ -181,8 +177,7 @@ fn client_of(cluster: &AskedCluster, config: &GatewayConfig, endpoints: Vec<Endp
         None if config.srv.is_some() => Some(tls_of_discovery(config)?),
         None => None,
     };
-    let user = cluster.user.clone().map(|user| Credentials { name: user.name, password: user.password });
-    Ok(Client::connect(ClientConfig { tls, user, ..ClientConfig::new(endpoints) })?)
+    Ok(Client::connect(ClientConfig { tls, user: cluster.user.clone(), ..ClientConfig::new(endpoints) })?)
 }
 
 /// The listening socket that systemd passes to a service with a socket unit. It holds the socket over restarts, so that no

@@ -13,12 +13,11 @@ use super::process::{notify_ready, raise_descriptor_limit, refuse, run_to_end, w
 use super::reload::{ask_at_hangups, hangups};
 use super::sources;
 use super::tenants::{TenantListeners, TenantsFileChanges, TenantsOfFile, listen_addresses};
-use crate::client::{Channel, Credentials, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
+use crate::client::{Channel, KeepAlive, PoolConfig, UpstreamCluster, check_one_cluster};
 use crate::config::{
-    Advertise, ListenAddress, ListenUrl, ProxyConfig, ProxyUserConfig, RangeCacheConfig, UserAndPassword,
-    parse_proxy_config,
+    Advertise, ListenAddress, ListenUrl, ProxyConfig, ProxyUserConfig, RangeCacheConfig, parse_proxy_config,
 };
-use crate::discovery::{Discovery, Followed, MemberList, StaticList, count_sources, current_endpoints};
+use crate::discovery::{Discovery, Followed, MemberList, StaticList, current_endpoints};
 use crate::listener::{ConnectionLimits, ListenerConfig, Protection, Serving, WorkerId, bind, bind_unix, serve};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, Identity, ServerAuth, ServerTls, descriptor_limit};
 use crate::pages::Profiles;
@@ -229,11 +228,7 @@ fn start_with(
         MemberList::follow(channel, &*listed, interval, &tasks)
     });
     let source: &dyn Discovery = members.as_ref().map_or(&*listed, |members| members);
-    match &members {
-        Some(members) => count_sources(&metrics, &[&*listed, members]),
-        None => count_sources(&metrics, &[&*listed]),
-    }
-    let sources = std::iter::once(listed.followed()).chain(members.as_ref().map(Discovery::followed)).collect();
+    let sources = sources::counted(&*listed, members.as_ref(), &metrics);
     let asks = user.is_some() || config.cache.is_some();
     let permissions = asks.then(|| ReadPermissions::new(pools.open(&tasks), &metrics, &tasks));
     let reader =
@@ -394,9 +389,8 @@ impl OwnUser {
 fn own_user(config: &ProxyConfig, pools: &UpstreamPools, tasks: &Tasks) -> anyhow::Result<Option<OwnUser>> {
     let (name, user) = match &config.user {
         None => return Ok(None),
-        Some(ProxyUserConfig::Password(UserAndPassword { name, password })) => {
-            let credentials = Credentials { name: name.clone(), password: password.clone() };
-            (name.clone(), OwnUser::Password(Channel::of_user(pools.open(tasks), credentials)))
+        Some(ProxyUserConfig::Password(user)) => {
+            (user.name.clone(), OwnUser::Password(Channel::of_user(pools.open(tasks), user.clone())))
         }
         Some(ProxyUserConfig::Certificate(tls)) => {
             let files = tls.identity.clone().context("--user-cert, --user-key")?;

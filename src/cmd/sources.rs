@@ -1,9 +1,10 @@
 use anyhow::Context;
 
 use crate::config::{FirstPeers, PeerSourceConfig, SrvConfig};
-use crate::discovery::{Discovery, PeerMembers, SrvRecords};
+use crate::discovery::{Discovery, Followed, MemberList, PeerMembers, SrvRecords, count_sources};
 use crate::net::ClientTls;
 use crate::shutdown::Tasks;
+use crate::telemetry::Metrics;
 
 /// Endpoints from SRV records. `tls` is what they must stand up to unless discovery is insecure.
 ///
@@ -25,4 +26,12 @@ pub(super) async fn of_peers(peers: &PeerSourceConfig, tasks: &Tasks) -> anyhow:
     };
     let found = PeerMembers::start(peers, tasks).await;
     Ok(Box::new(found.with_context(|| format!("--{flag}"))?))
+}
+
+/// Counts where endpoints come from: what was configured, and the member list if that is followed. Returns both, to be asked anew.
+pub(super) fn counted(listed: &dyn Discovery, members: Option<&MemberList>, metrics: &Metrics) -> Vec<Followed> {
+    let mut all = vec![listed];
+    all.extend(members.map(|members| members as &dyn Discovery));
+    count_sources(metrics, &all);
+    all.into_iter().map(Discovery::followed).collect()
 }

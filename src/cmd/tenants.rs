@@ -11,10 +11,8 @@ use tracing::{info, warn};
 
 use super::changed_file::ChangedFile;
 use super::reload::hangups;
-use crate::client::{Credentials, SharedLogin};
-use crate::config::{
-    CompactRight, TenantConfig, TenantCredentials, TenantLimits, TenantsConfig, UserAndPassword, read_tenants_file,
-};
+use crate::client::SharedLogin;
+use crate::config::{CompactRight, TenantConfig, TenantCredentials, TenantLimits, TenantsConfig, read_tenants_file};
 use crate::listener::{Listening, OpenListener, Protection, bind};
 use crate::net::{Alpn, ClientTls, ClientTlsConfig, IdentityFiles};
 use crate::proxy::{
@@ -145,10 +143,7 @@ impl TenantsOfFile {
 
     fn user(&self, credentials: &TenantCredentials) -> anyhow::Result<TenantUser> {
         match credentials {
-            TenantCredentials::Password(UserAndPassword { name, password }) => {
-                let credentials = Credentials { name: name.clone(), password: password.clone() };
-                Ok(TenantUser::Login(SharedLogin::new(credentials)))
-            }
+            TenantCredentials::Password(user) => Ok(TenantUser::Login(SharedLogin::new(user.clone()))),
             TenantCredentials::Certificate { cert_file, key_file } => {
                 if self.plain_endpoints {
                     bail!("upstream.cert-file: an endpoint of the cluster speaks no TLS");

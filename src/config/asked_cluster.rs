@@ -4,8 +4,8 @@ use clap::{ArgAction, Args};
 
 use super::error::ConfigError;
 use super::golang::GoDuration;
-use super::proxy_user::UserAndPassword;
 use crate::net::ClientTlsConfig;
+use crate::types::Credentials;
 
 /// Flags of a gateway that asks a cluster for its endpoints.
 #[derive(Clone, Debug, Args)]
@@ -57,7 +57,7 @@ pub struct AskedCluster {
     /// TLS with it.
     pub tls: Option<ClientTlsConfig>,
     /// Who the gateway is for it.
-    pub user: Option<UserAndPassword>,
+    pub user: Option<Credentials>,
 }
 
 impl AskedCluster {
@@ -88,7 +88,7 @@ impl RawAskedCluster {
             .map_err(|reason| wrong("resolver-cert, --resolver-key", reason))?;
         let user = match raw.resolver_user.split_once(':') {
             Some((name, password)) if !name.is_empty() => {
-                Some(UserAndPassword { name: name.to_owned(), password: password.to_owned() })
+                Some(Credentials { name: name.to_owned(), password: password.to_owned() })
             }
             None if raw.resolver_user.is_empty() => None,
             _ => return Err(wrong("resolver-user", "must be NAME:PASSWORD".to_owned())),

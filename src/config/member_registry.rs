@@ -8,8 +8,8 @@ use url::{Position, Url};
 
 use super::error::ConfigError;
 use super::golang::GoDuration;
-use super::proxy_user::UserAndPassword;
 use crate::net::{Alpn, ClientTlsConfig, Endpoint};
+use crate::types::Credentials;
 
 /// Flags of the two protocols by which members that begin a cluster find each other; all of them are etcd's.
 #[derive(Clone, Debug, Args)]
@@ -119,7 +119,7 @@ pub struct TokenRegistry {
     /// For endpoints with https, and for those without a scheme.
     pub tls: Option<ClientTlsConfig>,
     /// Who asks.
-    pub user: Option<UserAndPassword>,
+    pub user: Option<Credentials>,
 }
 
 impl fmt::Debug for UrlRegistry {
@@ -246,7 +246,7 @@ impl RawMemberRegistry {
         })
     }
 
-    fn user(&self) -> Result<Option<UserAndPassword>, ConfigError> {
+    fn user(&self) -> Result<Option<Credentials>, ConfigError> {
         let (user, password) = (&self.discovery_user, &self.discovery_password);
         let (name, password) = match user.split_once(':') {
             _ if user.is_empty() => return Ok(None),
@@ -255,7 +255,7 @@ impl RawMemberRegistry {
             // etcd asks for it, which a service cannot answer.
             None => return Err(wrong("discovery-user", "needs NAME:PASSWORD or --discovery-password".to_owned())),
         };
-        Ok(Some(UserAndPassword { name: name.to_owned(), password: password.to_owned() }))
+        Ok(Some(Credentials { name: name.to_owned(), password: password.to_owned() }))
     }
 }
 

@@ -46,7 +46,7 @@ pub use peer_source::{CompleteCluster, FirstPeers, KeptClusterConfig, PeerSource
 pub use proxy::{
     Advertise, ProxyConfig, RangeCacheConfig, ResolverConfig, TenantsConfig, UpstreamPings, parse_proxy_config,
 };
-pub use proxy_user::{ProxyUserConfig, RawProxyUser, UserAndPassword};
+pub use proxy_user::{ProxyUserConfig, RawProxyUser};
 pub use registry::{RegistryConfig, parse_registry_config};
 pub use removed::removed_flag;
 pub use route::{NameMatch, RouteConfig, RouteMatch};

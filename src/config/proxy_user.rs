@@ -1,10 +1,10 @@
-use std::fmt;
 use std::path::Path;
 
 use clap::Args;
 
 use super::error::ConfigError;
 use crate::net::ClientTlsConfig;
+use crate::types::Credentials;
 
 /// Flags of the user that the proxy itself is for the cluster; etcd's proxy has none of them.
 #[derive(Clone, Debug, Default, Args)]
@@ -31,25 +31,9 @@ pub struct RawProxyUser {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProxyUserConfig {
     /// A user that logs in.
-    Password(UserAndPassword),
+    Password(Credentials),
     /// The user that a certificate names.
     Certificate(ClientTlsConfig),
-}
-
-/// A user that logs in.
-#[derive(Clone, PartialEq, Eq)]
-pub struct UserAndPassword {
-    /// Its name.
-    pub name: String,
-    /// Its password.
-    pub password: String,
-}
-
-impl fmt::Debug for UserAndPassword {
-    /// Without the password: configurations end up in logs.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UserAndPassword").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 impl RawProxyUser {
@@ -80,7 +64,7 @@ pub(super) fn user_and_password(
     user: &str,
     password: &str,
     password_file: &str,
-) -> Result<Option<UserAndPassword>, ConfigError> {
+) -> Result<Option<Credentials>, ConfigError> {
     let wrong = |flag, reason: &str| Err(ConfigError::Value { flag, reason: reason.to_owned() });
     let (name, inline) = match user.split_once(':') {
         Some((name, password)) => (name, password),
@@ -101,7 +85,7 @@ pub(super) fn user_and_password(
         true => read_password_file(Path::new(password_file)).map_err(ConfigError::Other)?,
         false => format!("{inline}{password}"),
     };
-    Ok(Some(UserAndPassword { name: name.to_owned(), password }))
+    Ok(Some(Credentials { name: name.to_owned(), password }))
 }
 
 /// The password in a file.

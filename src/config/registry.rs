@@ -8,10 +8,11 @@ use super::error::{ConfigError, FlagWords};
 use super::flags::{Variables, parse_flags};
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
-use super::proxy_user::{UserAndPassword, user_and_password};
+use super::proxy_user::user_and_password;
 use super::url::bind_address;
 use crate::net::{ClientTlsConfig, Endpoint, HostPort, IdentityFiles, ServerIdentity, ServerTlsConfig};
 use crate::telemetry::LogConfig;
+use crate::types::Credentials;
 
 /// The flags of `discovery serve` as they are given. No variables are read.
 #[derive(Clone, Debug, Parser)]
@@ -84,7 +85,7 @@ pub struct RegistryConfig {
     /// TLS with them.
     pub upstream_tls: Option<ClientTlsConfig>,
     /// Who the registry is for them.
-    pub user: Option<UserAndPassword>,
+    pub user: Option<Credentials>,
     /// Time after which a token that nobody has used ends.
     pub token_ttl: Option<Duration>,
     /// Tokens and members that may be stored.

@@ -18,7 +18,7 @@ use tracing::info;
 use super::node::{Failure, Node, answer, answer_text, deletion_text, with_index};
 use super::path::Place;
 use super::store::{Change, Changes, Store};
-use crate::client::{Client, ClientConfig, Credentials};
+use crate::client::{Client, ClientConfig};
 use crate::config::RegistryConfig;
 use crate::listener::{self, ListenerConfig, Protection, Serving, answering, bind};
 use crate::net::{ClientTls, ServerTls};
@@ -74,10 +74,9 @@ impl RunningRegistry {
 /// Files that cannot be read and an address that cannot be bound; names the flag.
 pub fn start(config: &RegistryConfig, tasks: &Tasks) -> anyhow::Result<RunningRegistry> {
     let upstream_tls = config.upstream_tls.as_ref().map(ClientTls::new).transpose();
-    let user = config.user.as_ref();
     let client = Client::connect(ClientConfig {
         tls: upstream_tls.context("--cert, --key, --cacert")?,
-        user: user.map(|user| Credentials { name: user.name.clone(), password: user.password.clone() }),
+        user: config.user.clone(),
         ..ClientConfig::new(config.endpoints.clone())
     })
     .context("--endpoints")?;

@@ -16,7 +16,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-use super::proxy_user::UserAndPassword;
+use crate::types::Credentials;
+
 pub use read::{ListenerFacts, read_tenants_file};
 
 /// One tenant as the file describes it.
@@ -94,7 +95,7 @@ pub struct TenantMatch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TenantCredentials {
     /// A user that logs in.
-    Password(UserAndPassword),
+    Password(Credentials),
     /// The user that a certificate names.
     Certificate {
         /// The certificate.

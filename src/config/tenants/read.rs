@@ -8,12 +8,13 @@ use bytes::Bytes;
 use super::super::error::ConfigError;
 use super::super::file::yaml::{self, Node};
 use super::super::namespace_flag::from_hex;
-use super::super::proxy_user::{UserAndPassword, read_password_file};
+use super::super::proxy_user::read_password_file;
 use super::check::check;
 use super::entry::Entry;
 use super::fields::{Fields, Located, Wrong, text};
 use super::{CompactRight, TenantConfig, TenantCredentials, TenantLimits, TenantMatch};
 use crate::net::all_addresses;
+use crate::types::Credentials;
 
 /// Longest file that is read, and most values in it.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -249,5 +250,5 @@ fn credentials(mut fields: Fields<'_>, folder: &Path) -> Result<Located<TenantCr
 }
 
 fn by_password(name: String, password: String) -> TenantCredentials {
-    TenantCredentials::Password(UserAndPassword { name, password })
+    TenantCredentials::Password(Credentials { name, password })
 }

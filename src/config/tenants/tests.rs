@@ -56,7 +56,7 @@ tenants:
             TenantMatch { sni: Some("a.example".into()), common_name: Some("Team A".into()), ..TenantMatch::default() },
         ]
     );
-    let password = UserAndPassword { name: "a".into(), password: "x".into() };
+    let password = Credentials { name: "a".into(), password: "x".into() };
     assert_eq!(tenants[0].upstream, Some(TenantCredentials::Password(password)));
     let files = TenantCredentials::Certificate { cert_file: "/folder/dev.crt".into(), key_file: "/k/dev.key".into() };
     assert_eq!(tenants[1].upstream, Some(files));

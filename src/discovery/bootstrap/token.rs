@@ -5,7 +5,7 @@ use super::asking::{Unanswered, until_answered};
 use super::error::JoinError;
 use super::keys::RegistryKeys;
 use super::registered::{Entry, Registered};
-use crate::client::{Client, ClientConfig, Credentials, KeepAlive};
+use crate::client::{Client, ClientConfig, KeepAlive};
 use crate::config::TokenRegistry;
 use crate::net::{Backoff, ClientTls};
 use crate::pb::etcdserverpb::request_op::Request;
@@ -29,7 +29,6 @@ impl OfToken {
     pub(super) fn connect(config: &TokenRegistry) -> Result<Self, JoinError> {
         let failed = |error: &dyn Display| JoinError::Client(error.to_string());
         let tls = config.tls.as_ref().map(ClientTls::new).transpose().map_err(|error| failed(&error))?;
-        let user = config.user.clone().map(|user| Credentials { name: user.name, password: user.password });
         let client = Client::connect(ClientConfig {
             dial_timeout: config.dial_timeout,
             keepalive: Some(KeepAlive {
@@ -38,7 +37,7 @@ impl OfToken {
                 while_idle: false,
             }),
             tls,
-            user,
+            user: config.user.clone(),
             ..ClientConfig::new(config.endpoints.iter().cloned())
         });
         let client = client.map_err(|error| failed(&error))?;
