@@ -606,6 +606,27 @@ fn a_tick_notifies_the_idle_only() {
     assert_eq!(script.said(), "0@2; 1@2");
 }
 
+/// Cause: each notification took room of the stream, so that the first watchers had them at every tick and the others never.
+#[test]
+fn a_tick_notifies_more_watchers_than_a_stream_has_room_for_responses() {
+    const WATCHERS: usize = 20;
+    let mut script = Script::new();
+    for _ in 0..WATCHERS {
+        script.scenario.run(Op::Create { stream: 0, range: 0, start: 0, filter: 0, prev_kv: false, second: false });
+    }
+    assert_eq!(script.said().split("; ").count(), WATCHERS, "created");
+    let all = (0..WATCHERS).map(|id| format!("{id}@1")).collect::<Vec<_>>().join("; ");
+    script.scenario.run(Op::Tick);
+    assert_eq!(script.said(), all);
+    // As the proxy does.
+    script.scenario.watcher_set.notify_source(&script.scenario.first);
+    assert_eq!(script.said(), all);
+    // One that is not read is not given more and more.
+    script.scenario.run(Op::Tick);
+    script.scenario.run(Op::Tick);
+    assert_eq!(script.said(), all);
+}
+
 #[test]
 fn a_stream_that_is_not_read_holds_a_bounded_amount_and_slows_nobody() {
     let mut script = Script::new();

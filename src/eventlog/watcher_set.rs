@@ -428,9 +428,7 @@ impl WatcherSet {
         let mut unlimited = usize::MAX;
         self.route_source(at, &mut unlimited);
         let notified: Vec<u32> = self.attached[at as usize].notified.iter().copied().collect();
-        for key in notified {
-            self.notify_cursor(key);
-        }
+        self.notify_cursors(notified);
     }
 
     /// Whether any watcher of a source asked for progress notifications.

@@ -125,26 +125,30 @@ impl WatcherSet {
             }
             return;
         }
-        for key in wanted {
-            self.notify_cursor(key);
-        }
+        self.notify_cursors(wanted);
     }
 
-    /// Tells a watcher how far it is, if it is up to date and has seen no event since it was last looked at.
-    pub(super) fn notify_cursor(&mut self, key: u32) {
-        let cursor = &mut self.cursors[key as usize];
-        let idle = !std::mem::take(&mut cursor.active);
-        let cursor = &self.cursors[key as usize];
-        let (stream, watch_id) = (cursor.stream, cursor.watch_id);
-        let room = self.streams[stream as usize]
-            .send_queue
-            .has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max);
-        if idle && room && self.in_sync(cursor) {
+    /// Tells those of some watchers how far they are that are up to date, have seen no event since they were last looked at, and whose
+    /// stream has room. What one watcher of a stream is told takes no room from the others: they would never be told.
+    pub(super) fn notify_cursors(&mut self, cursors: Vec<u32>) {
+        let due: Vec<u32> = cursors.into_iter().filter(|&key| self.is_due(key)).collect();
+        for key in due {
+            let cursor = &self.cursors[key as usize];
+            let (stream, watch_id) = (cursor.stream, cursor.watch_id);
             let revision = self.attached[cursor.source as usize].position;
             let told = &mut self.streams[stream as usize].told;
             *told = revision.max(*told);
             self.push(stream, Out::control(OutKind::Progress, watch_id, revision));
         }
+    }
+
+    /// Whether a watcher is to be notified; looks at it, so that what it sees from now on counts for the next time.
+    fn is_due(&mut self, key: u32) -> bool {
+        let idle = !std::mem::take(&mut self.cursors[key as usize].active);
+        let cursor = &self.cursors[key as usize];
+        let send_queue = &self.streams[cursor.stream as usize].send_queue;
+        let room = send_queue.has_room(self.limits.stream_bytes_max, self.limits.stream_responses_max);
+        idle && room && self.in_sync(cursor)
     }
 
     /// Whether every event up to the position of its source has been queued for the watcher, and none later is
