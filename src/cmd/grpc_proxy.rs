@@ -235,12 +235,13 @@ fn start_with(
         own_channel().zip(permissions.clone()).map(|(channel, permissions)| ProxyUser { channel, permissions });
     let cache = config.cache.as_ref().zip(permissions.clone()).map(|(cache, permissions)| {
         let metrics = CacheMetrics::register(&metrics);
+        let budget = CacheBudget::new(cache_bytes(cache), &metrics);
         let parts = CacheParts {
             pool: pools.open(&tasks),
             own: own_channel(),
             is_callers_user: false,
             permissions,
-            budget: CacheBudget::new(cache_bytes(cache), &metrics),
+            budget: if config.tenants.is_some() { budget.of_several_tenants() } else { budget },
             metrics,
             tasks: tasks.clone(),
         };

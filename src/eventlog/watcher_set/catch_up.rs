@@ -201,7 +201,9 @@ fn collect(
     let mut block = Block::default();
     let mut revisions = 0;
     let mut last = Revision(0);
-    for batch in batches.iter().filter(|batch| batch.revision() >= from && batch.revision() <= complete_to) {
+    let asked = |batch: &&Arc<LogBatch>| batch.revision() >= from && batch.revision() <= complete_to;
+    let mut batches = batches.iter().filter(asked).peekable();
+    while let Some(batch) = batches.next() {
         let before = block.events;
         let prev_kv = subscription.prev_kv && batch.knows_before(compacted);
         for event in batch.events().iter().filter(|event| subscription.wants(event)) {
@@ -212,8 +214,10 @@ fn collect(
             last = batch.revision();
         }
         if revisions >= limits.catch_up_revisions_max || block.len() >= bytes_max {
+            // Nothing is between it and the next one. A history that keeps its place for the next read has it there too.
+            let complete_to = batches.peek().map_or(complete_to, |next| Revision(next.revision().0 - 1));
             let (events, count) = block.finish();
-            return Piece { events, count, last, complete_to: batch.revision() };
+            return Piece { events, count, last, complete_to };
         }
     }
     let (events, count) = block.finish();

@@ -21,6 +21,9 @@ pub(super) const COMPARISONS_MAX: usize = 4;
 const ANSWER_PAIRS: usize = 1024;
 /// Part of the memory that the references of long answers to their pairs may take besides.
 const ANSWERS_SHARE: usize = 8;
+/// Part of the room for long answers that those of one of several tenants may have, so that clients that take none of theirs leave room for
+/// the other tenants'.
+const TENANT_SHARE: u32 = 4;
 /// Answers whose pairs are no longer than this count for nothing, whatever they keep in memory.
 const SHORT_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -41,6 +44,9 @@ pub struct CacheBudget {
     held: Arc<Mutex<Held>>,
     answers: Arc<Semaphore>,
     answers_max: u32,
+    /// Of the tenant.
+    own_answers: Arc<Semaphore>,
+    own_answers_max: u32,
     comparisons: Arc<Semaphore>,
     metrics: CacheMetrics,
 }
@@ -54,6 +60,12 @@ struct Held {
     replicas: Vec<Counted>,
     /// Tenants that there have ever been.
     tenants: u64,
+}
+
+/// Room for one long answer, that of its tenant and that of all, given back when it is dropped.
+pub(super) struct AnswerRoom {
+    _own: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
 }
 
 /// A replica that has memory, and its tenant.
@@ -78,16 +90,25 @@ impl CacheBudget {
             held: Arc::default(),
             answers,
             answers_max,
+            own_answers: Arc::new(Semaphore::new(answers_max as usize)),
+            own_answers_max: answers_max,
             comparisons: Arc::new(Semaphore::new(COMPARISONS_MAX)),
             metrics: metrics.clone(),
         }
+    }
+
+    /// The same where there are several tenants. To be told before any of them has a part.
+    #[must_use]
+    pub fn of_several_tenants(self) -> Self {
+        Self { own_answers_max: (self.answers_max / TENANT_SHARE).max(1), ..self }
     }
 
     /// The same memory, for the replicas of one more tenant.
     pub(super) fn of_tenant(&self) -> Self {
         let mut held = self.held.lock();
         held.tenants += 1;
-        Self { tenant: held.tenants, pairs: Arc::default(), ..self.clone() }
+        let own_answers = Arc::new(Semaphore::new(self.own_answers_max as usize));
+        Self { tenant: held.tenants, pairs: Arc::default(), own_answers, ..self.clone() }
     }
 
     /// Where the pairs of the tenant are counted.
@@ -96,16 +117,18 @@ impl CacheBudget {
     }
 
     /// Room for the references of an answer to so many pairs, to be held until it is sent; nothing where they are few. One of more pairs
-    /// than there is room for has it alone.
+    /// than there is room for has it alone where there is one tenant.
     ///
     /// # Errors
-    /// While there is none.
-    pub(super) fn room_for_answer(&self, pairs: usize) -> Result<Option<OwnedSemaphorePermit>, TryAcquireError> {
+    /// While there is none; for more pairs than there is room for the tenant, always.
+    pub(super) fn room_for_answer(&self, pairs: usize) -> Result<Option<AnswerRoom>, TryAcquireError> {
         if pairs <= ANSWER_PAIRS {
             return Ok(None);
         }
         let units = u32::try_from(pairs.div_ceil(ANSWER_PAIRS)).unwrap_or(u32::MAX).min(self.answers_max);
-        self.answers.clone().try_acquire_many_owned(units).map(Some)
+        let own = self.own_answers.clone().try_acquire_many_owned(units)?;
+        let all = self.answers.clone().try_acquire_many_owned(units)?;
+        Ok(Some(AnswerRoom { _own: own, _all: all }))
     }
 
     /// Whether there is room for an answer that keeps pairs of so many bytes in memory. Those that a replica has, too, cost nothing. There is
@@ -431,6 +454,20 @@ mod tests {
         assert!(budget.room_for_answer(ANSWER_PAIRS).is_ok_and(|room| room.is_none()), "short ones always pass");
         drop(all);
         assert!(budget.room_for_answer(ANSWER_PAIRS + 1).is_ok());
+    }
+
+    /// Cause: while the clients of one tenant took none of their answers, no long one of any other tenant was answered from the cache.
+    #[test]
+    fn the_long_answers_of_one_tenant_leave_room_for_those_of_others() {
+        let bytes_max = 8 * ANSWERS_SHARE * ANSWER_PAIRS * size_of::<Bytes>();
+        let all = CacheBudget::new(bytes_max, &CacheMetrics::register(&Metrics::new())).of_several_tenants();
+        let [one, other] = [(); 2].map(|()| all.of_tenant());
+        assert!(one.room_for_answer(2 * ANSWER_PAIRS + 1).is_err(), "longer than its part");
+        let room = one.room_for_answer(2 * ANSWER_PAIRS);
+        assert!(room.is_ok() && one.room_for_answer(ANSWER_PAIRS + 1).is_err());
+        assert!(other.room_for_answer(2 * ANSWER_PAIRS).is_ok());
+        drop(room);
+        assert!(one.room_for_answer(2 * ANSWER_PAIRS).is_ok());
     }
 
     #[test]

@@ -10,12 +10,11 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use prost::Message;
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::answer::{range_answer, stream_answer};
-use super::budget::CacheBudget;
+use super::budget::{AnswerRoom, CacheBudget};
 use super::cluster::Cluster;
 use super::config::{CacheConfig, CacheReads};
 use super::follow::Follower;
@@ -485,7 +484,7 @@ impl Inner {
 /// The body of an answer that holds room until it is sent or dropped.
 struct LongAnswer {
     body: Body,
-    _room: OwnedSemaphorePermit,
+    _room: AnswerRoom,
 }
 
 impl HttpBody for LongAnswer {

@@ -14,6 +14,7 @@ use tonic::{Code, Request, Status};
 
 use super::keys::Namespace;
 use super::response_memory::BoundedChannel;
+use crate::api_error::ApiError;
 use crate::client::Channel;
 use crate::pb::etcdserverpb::kv_client::KvClient;
 use crate::pb::etcdserverpb::{
@@ -29,7 +30,7 @@ const MARKERS: &[u8] = b"\0watershed/lease/";
 const TRUST: Duration = Duration::from_secs(30);
 /// Memory for the leases that are remembered, of all namespaces; the least recently used ones give way, and are asked for again.
 const KNOWN_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Leases that one transaction looks for: not more operations than members take unless they are told to.
+/// Leases that one transaction looks for: not more operations than members take unless they are told to take even fewer.
 const LOOKED_FOR_AT_ONCE: usize = 64;
 /// Leases of one request that are looked for; for more, those of the namespace are read if they are fewer. A transaction may name
 /// many more leases than any member takes operations, and is refused only after this.
@@ -140,9 +141,12 @@ impl Ownership {
             own.extend(unknown.into_iter().filter(|id| all.contains(id)));
             return Ok(own);
         }
-        for ids in unknown.chunks(LOOKED_FOR_AT_ONCE) {
+        let (mut left, mut at_once) = (&unknown[..], LOOKED_FOR_AT_ONCE);
+        while !left.is_empty() {
+            let (ids, rest) = left.split_at(at_once.min(left.len()));
             if let [id] = ids {
                 own.extend(self.look(*id, metadata).await?.own.then_some(*id));
+                left = rest;
                 continue;
             }
             let look = |id: &i64| {
@@ -151,7 +155,14 @@ impl Ownership {
             };
             let txn = TxnRequest { success: ids.iter().map(look).collect(), ..Default::default() };
             let asked_at = Instant::now();
-            let answer = self.kv.clone().txn(with(metadata, txn)).await?.into_inner();
+            let answer = match self.kv.clone().txn(with(metadata, txn)).await {
+                Err(status) if has_too_many_operations(&status) => {
+                    at_once = ids.len() / 2;
+                    continue;
+                }
+                answer => answer?.into_inner(),
+            };
+            left = rest;
             let found = answer.responses.into_iter().flat_map(|answer| match answer.response {
                 Some(response_op::Response::ResponseRange(range)) => range.kvs,
                 _ => Vec::new(),
@@ -245,6 +256,11 @@ fn trust_of(marker: &[u8]) -> Duration {
     ttl.map_or(TRUST, |seconds| TRUST.min(Duration::from_secs(seconds)))
 }
 
+/// Whether a member takes fewer operations in one transaction, as its `--max-txn-ops` says.
+pub(super) fn has_too_many_operations(refusal: &Status) -> bool {
+    ApiError::from_text(refusal.message()) == Some(ApiError::TooManyOps)
+}
+
 /// A request with the caller's credentials.
 pub(super) fn with<T>(metadata: &MetadataMap, message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -261,13 +277,15 @@ pub(super) fn nobodys_lease() -> i64 {
 #[cfg(test)]
 mod tests {
     use futures::future::join_all;
+    use prost::Message;
 
     use super::super::response_memory::ResponseMemory;
     use super::*;
     use crate::client::testing::{FakeMember, Reply};
     use crate::client::{Endpoint, Pool, PoolConfig, framed};
     use crate::config::TenantLimits;
-    use crate::pb::etcdserverpb::TxnResponse;
+    use crate::pb::etcdserverpb::{ResponseOp, TxnResponse};
+    use crate::pb::frame::PREFIX_BYTES;
     use crate::pb::mvccpb::KeyValue;
     use crate::proxy::limits::{Limits, TenantMetrics, Turns};
     use crate::shutdown::Tasks;
@@ -317,21 +335,45 @@ mod tests {
     #[tokio::test]
     async fn leases_are_looked_for_or_those_of_the_namespace_read_whichever_are_fewer() {
         // One that counts and one that reads.
-        assert_eq!(looked_for(64 * 1024, 1).await, (HashSet::from([7]), 2));
-        assert_eq!(looked_for(2000, 1_000_000).await, (HashSet::new(), 1 + 2000_usize.div_ceil(LOOKED_FOR_AT_ONCE)));
+        assert_eq!(looked_for(64 * 1024, 1, 128).await, (HashSet::from([7]), 2));
+        let (found, requests) = looked_for(2000, 1_000_000, 128).await;
+        assert_eq!((found, requests), (HashSet::from([7]), 1 + 2000_usize.div_ceil(LOOKED_FOR_AT_ONCE)));
     }
 
-    /// Which of the leases from 1 to `leases` are found in a namespace with `count`, and what it costs.
-    async fn looked_for(leases: i64, count: i64) -> (HashSet<i64>, usize) {
+    /// Cause: where members take fewer operations in a transaction than were sent in one, a transaction that replaced many keys with leases
+    /// was refused for having too many of them itself.
+    #[tokio::test]
+    async fn leases_are_looked_for_as_many_at_once_as_members_take() {
+        // One of 64 and one of 32 are refused, seven of 16 are not.
+        assert_eq!(looked_for(100, 1, 20).await, (HashSet::from([7]), 2 + 7));
+        assert_eq!(looked_for(3, 1, 1).await.1, 1 + 3);
+    }
+
+    /// Which of the leases from 1 to `leases` are found in a namespace with `count`, and what it costs, at a member that takes `ops_max`
+    /// operations in a transaction.
+    async fn looked_for(leases: i64, count: i64, ops_max: usize) -> (HashSet<i64>, usize) {
+        const MARKER: &str = "\0watershed/lease/612f/0000000000000007";
+        let asks_for_it = |op: &RequestOp| match &op.request {
+            Some(request_op::Request::RequestRange(range)) => range.key == MARKER,
+            _ => false,
+        };
         let member = FakeMember::start(move |received| {
-            let marker = KeyValue { key: "\0watershed/lease/612f/0000000000000007".into(), ..Default::default() };
-            match received.path.as_str() {
-                "/etcdserverpb.KV/Range" => {
-                    let answer = RangeResponse { kvs: vec![marker], count, ..Default::default() };
-                    Reply::Message(framed(&answer).to_vec())
-                }
-                _ => Reply::Message(framed(&TxnResponse::default()).to_vec()),
+            let found = RangeResponse {
+                kvs: vec![KeyValue { key: MARKER.into(), ..Default::default() }],
+                count,
+                ..Default::default()
+            };
+            if received.path == "/etcdserverpb.KV/Range" {
+                return Reply::Message(framed(&found).to_vec());
             }
+            let txn = TxnRequest::decode(&received.body[PREFIX_BYTES..]).expect("a transaction");
+            if txn.success.len() > ops_max {
+                return Reply::Status(3, ApiError::TooManyOps.text());
+            }
+            let response = Some(response_op::Response::ResponseRange(found));
+            let found = txn.success.iter().any(asks_for_it).then_some(ResponseOp { response });
+            let answer = TxnResponse { responses: found.into_iter().collect(), ..Default::default() };
+            Reply::Message(framed(&answer).to_vec())
         })
         .await;
         let own = before(vec![member.endpoint.clone()], "a/", &KnownLeases::default(), Arc::default());

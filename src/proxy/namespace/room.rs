@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
-use super::ownership::with;
+use super::ownership::{has_too_many_operations, with};
 use super::view::View;
 use crate::pb::etcdserverpb::{
     PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
@@ -13,7 +13,7 @@ use crate::pb::etcdserverpb::{
 use crate::proxy::limits::{Growth, NoRoom, Stored};
 
 /// Keys of one request that are looked at where there is no room for what it adds at most; those behind them are taken for new
-/// ones. Members take no more in one transaction unless they are told to.
+/// ones. Members take no more in one transaction unless they are told to; where they take fewer, fewer are looked at.
 const LOOKED_AT_MAX: usize = 128;
 /// How long a put waits for a count that is as new as what was looked at, and for the outcomes of other puts.
 const ROOM_WAIT: Duration = Duration::from_secs(2);
@@ -74,14 +74,19 @@ impl View {
     }
 
     /// What these keys, as the client names them, hold, and at which revision.
-    async fn present(&self, keys: Vec<Bytes>, metadata: &MetadataMap) -> Result<(Present, i64), Status> {
+    async fn present(&self, mut keys: Vec<Bytes>, metadata: &MetadataMap) -> Result<(Present, i64), Status> {
         let look = |key: &Bytes| {
             let range = RangeRequest { key: self.namespace.add_prefix(key), ..RangeRequest::default() };
             RequestOp { request: Some(request_op::Request::RequestRange(range)) }
         };
-        let txn = TxnRequest { success: keys.iter().map(look).collect(), ..TxnRequest::default() };
-        let seen = self.limits.stored_seen();
-        let answer = self.own_kv.clone().txn(with(metadata, txn)).await?.into_inner();
+        let (seen, answer) = loop {
+            let txn = TxnRequest { success: keys.iter().map(look).collect(), ..TxnRequest::default() };
+            let seen = self.limits.stored_seen();
+            match self.own_kv.clone().txn(with(metadata, txn)).await {
+                Err(status) if has_too_many_operations(&status) && keys.len() > 1 => keys.truncate(keys.len() / 2),
+                answer => break (seen, answer?.into_inner()),
+            }
+        };
         let revision = answer.header.ok_or_else(|| Status::internal("answer without a header"))?.revision;
         if revision < seen {
             self.limits.stored_went_back();
@@ -192,8 +197,22 @@ fn bytes(len: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use prost::Message;
+
+    use super::super::keys::Namespace;
+    use super::super::ownership::KnownLeases;
+    use super::super::response_memory::ResponseMemory;
+    use super::super::view::Rights;
     use super::*;
-    use crate::pb::etcdserverpb::ResponseHeader;
+    use crate::api_error::ApiError;
+    use crate::client::testing::{FakeMember, Reply};
+    use crate::client::{Channel, Pool, PoolConfig, framed};
+    use crate::pb::etcdserverpb::{RangeResponse, ResponseHeader};
+    use crate::pb::frame::PREFIX_BYTES;
+    use crate::pb::mvccpb::KeyValue;
+    use crate::shutdown::Tasks;
 
     fn put(key: &'static str, value: &'static str) -> RequestOp {
         let put = PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() };
@@ -214,6 +233,40 @@ mod tests {
         assert_eq!(keys, ["a", "b", "n", "m", "c"]);
         let kept = PutRequest { key: "a".into(), ignore_value: true, ..PutRequest::default() };
         assert_eq!(of_put(&kept, &Present::new()), Stored::default());
+    }
+
+    /// Cause: where members take fewer operations in a transaction than keys were looked at in one, a transaction of a tenant near its limit
+    /// was refused for having too many of them itself.
+    #[tokio::test]
+    async fn keys_are_looked_at_as_many_at_once_as_members_take() {
+        let member = FakeMember::start(|received| {
+            let txn = TxnRequest::decode(&received.body[PREFIX_BYTES..]).expect("a transaction");
+            if txn.success.len() > 20 {
+                return Reply::Status(3, ApiError::TooManyOps.text());
+            }
+            let header = Some(ResponseHeader { revision: 7, ..ResponseHeader::default() });
+            let kv = KeyValue { key: "t/k".into(), value: "v".into(), ..KeyValue::default() };
+            let range = RangeResponse { kvs: vec![kv], ..RangeResponse::default() };
+            let response = Some(response_op::Response::ResponseRange(range));
+            let responses = vec![ResponseOp { response }; txn.success.len()];
+            Reply::Message(framed(&TxnResponse { header, responses, ..TxnResponse::default() }).to_vec())
+        })
+        .await;
+        let tasks = Tasks::new();
+        let view = View::new(
+            &Namespace::new("t/"),
+            Rights::default(),
+            Arc::default(),
+            Channel::new(Pool::new(PoolConfig::new(vec![member.endpoint.clone()]), &tasks)),
+            ResponseMemory::new(1 << 20),
+            KnownLeases::default(),
+            &tasks,
+        );
+        let keys = (0..64).map(|number| Bytes::from(format!("{number:02}"))).collect();
+        let (present, revision) = view.present(keys, &MetadataMap::new()).await.expect("an answer");
+        // One of 64 and one of 32 are refused.
+        assert_eq!((present.len(), revision, member.received().len()), (16, 7, 3));
+        member.stop();
     }
 
     #[test]

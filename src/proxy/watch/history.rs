@@ -127,6 +127,11 @@ impl PrivateWatches {
         }
     }
 
+    /// Closes all that are kept: what they have received need not be in the history that the cluster has now.
+    pub fn forget(&self) {
+        self.idle.lock().clear();
+    }
+
     /// How many are kept.
     #[cfg(test)]
     pub fn idle(&self) -> usize {
@@ -202,7 +207,8 @@ impl PrivateWatch {
                 self.position.next = batch.revision();
                 return HistoryBatch { batches: out, complete_to };
             }
-            bytes += batch.pair_bytes();
+            // As they count in the response of the watcher, which then takes all of them: its next read begins where this watch stands.
+            bytes += batch.events().iter().map(|event| event.frame(self.position.prev_kv).len()).sum::<usize>();
             out.extend(self.received.pop_front());
         }
         let complete_to = self.complete_to.min(request.up_to);

@@ -202,6 +202,7 @@ impl HubInner {
     /// The cluster is at this revision, whatever was noted before.
     fn reset_revision(&self, revision: Revision) {
         self.revision.store(revision.0, Ordering::Relaxed);
+        self.history.forget();
         self.groups.lock().values().filter_map(Weak::upgrade).for_each(|group| group.read_index.forget());
     }
 

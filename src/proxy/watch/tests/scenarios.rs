@@ -229,6 +229,27 @@ async fn old_revisions_come_before_new_ones_and_join_the_log_without_a_call() {
     assert_eq!(proxy.cluster.opened(), opened);
 }
 
+/// Cause: a read handed out more than the response to the client took, or the client's next read began before a gap that the read had
+/// seen: no kept watch stood there, and each read opened another one, which had the member begin anew.
+#[tokio::test]
+async fn the_past_comes_over_one_private_watch() {
+    // Responses of some events, cut by their bytes; responses of one event, with others between that nobody asked for.
+    for (catch_up_bytes_max, between) in [(50, 0), (1, 1)] {
+        let proxy = Proxy::start(|config| config.limits.catch_up_bytes_max = catch_up_bytes_max);
+        let mut written = Vec::new();
+        for _ in 0..8 {
+            written.push(format!("a@{}", proxy.cluster.write(&[("a", "x")])));
+            for _ in 0..between {
+                proxy.cluster.write(&[("elsewhere", "x")]);
+            }
+        }
+        let mut client = proxy.anonymous();
+        client.watch(WatchCreateRequest { start_revision: 3, prev_kv: true, ..key("a") }).await;
+        assert_eq!(client.all_events(7).await, written[1..]);
+        assert_eq!(proxy.cluster.opened(), 2, "the shared watch, and one for the past");
+    }
+}
+
 #[tokio::test]
 async fn clients_do_not_notice_that_a_member_is_gone() {
     let proxy = Proxy::start(|_| {});
@@ -884,6 +905,29 @@ async fn history_is_asked_for_again_with_growing_pauses() {
     // Of the shared watch and of the one for history: some 80 each.
     let refusals = proxy.cluster.refusals();
     assert!((100..300).contains(&refusals), "{refusals}");
+}
+
+/// Cause: what a kept private watch had received of the lost history was handed to a watch of the new one.
+#[tokio::test]
+async fn the_past_is_not_read_from_a_history_that_is_lost() {
+    let proxy = Proxy::start(|config| {
+        config.limits.stream_responses_max = 1;
+        config.limits.catch_up_revisions_max = 1;
+    });
+    for _ in 0..3 {
+        proxy.cluster.write(&[("a", "lost")]);
+    }
+    // It takes no more than the first revision.
+    let _behind = behind(&proxy).await;
+    eventually(|| proxy.hub.inner.history.idle() == 1).await;
+    proxy.cluster.restore(2);
+    eventually(|| proxy.metrics.upstream_watches.get() == 0).await;
+    assert_eq!(proxy.cluster.write(&[("a", "kept")]), 3);
+    let mut client = proxy.anonymous();
+    client.watch(WatchCreateRequest { start_revision: 3, ..key("a") }).await;
+    let told = client.next().await;
+    assert_eq!(named(&told), ["a@3"]);
+    assert_eq!(told.events[0].kv.as_ref().unwrap().value, "kept");
 }
 
 /// Cause: the upstream watch of a client that went away in the middle of its history stayed open, unread, until others took its place:
