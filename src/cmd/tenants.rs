@@ -103,22 +103,15 @@ impl TenantsOfFile {
     /// # Errors
     /// When a certificate cannot be used; then nothing has changed.
     pub fn replace(&mut self, configs: &[TenantConfig], numbers: &HashMap<SocketAddr, usize>) -> anyhow::Result<()> {
-        let (mut set, mut made) = (TenantSet::default(), HashMap::new());
-        for config in configs {
-            let limits = TenantLimits::default();
-            let kept = TenantConfig { matches: Vec::new(), contains: Vec::new(), limits, ..config.clone() };
-            let tenant = match self.made.get(&config.name) {
-                Some((before, tenant)) if *before == kept => tenant.clone(),
-                _ => Arc::new(self.tenant(config).with_context(|| format!("tenant {:?}", config.name))?),
-            };
-            let mut rules = Vec::new();
-            for one in &config.matches {
-                let number = |address| numbers.get(&address).copied().context("a listener that is not open");
-                rules.push(TenantRule::new(one.clone(), one.listen.map(number).transpose()?));
+        let mut made = HashMap::new();
+        let set = match self.make(configs, numbers, &mut made) {
+            Ok(set) => set,
+            Err(error) => {
+                // What was made for nothing has rows among the metrics.
+                made.keys().filter(|name| !self.made.contains_key(*name)).for_each(|name| self.metrics.forget(name));
+                return Err(error);
             }
-            set.add(tenant.clone(), rules);
-            made.insert(config.name.clone(), (kept, tenant));
-        }
+        };
         for config in configs {
             if let Some((_, tenant)) = made.get(&config.name) {
                 tenant.limits.replace(config.limits);
@@ -131,13 +124,40 @@ impl TenantsOfFile {
         Ok(())
     }
 
+    /// The tenants, each in `made` from when it has rows among the metrics.
+    fn make(
+        &self,
+        configs: &[TenantConfig],
+        numbers: &HashMap<SocketAddr, usize>,
+        made: &mut HashMap<String, (TenantConfig, Arc<Tenant>)>,
+    ) -> anyhow::Result<TenantSet> {
+        let mut set = TenantSet::default();
+        for config in configs {
+            let limits = TenantLimits::default();
+            let kept = TenantConfig { matches: Vec::new(), contains: Vec::new(), limits, ..config.clone() };
+            let tenant = match self.made.get(&config.name) {
+                Some((before, tenant)) if *before == kept => tenant.clone(),
+                _ => Arc::new(self.tenant(config).with_context(|| format!("tenant {:?}", config.name))?),
+            };
+            made.insert(config.name.clone(), (kept, tenant.clone()));
+            let mut rules = Vec::new();
+            for one in &config.matches {
+                let number = |address| numbers.get(&address).copied().context("a listener that is not open");
+                rules.push(TenantRule::new(one.clone(), one.listen.map(number).transpose()?));
+            }
+            set.add(tenant, rules);
+        }
+        Ok(set)
+    }
+
     fn tenant(&self, config: &TenantConfig) -> anyhow::Result<Tenant> {
+        let user = config.upstream.as_ref().map(|credentials| self.user(credentials)).transpose()?;
         let mut tenant = Tenant::new(config.name.as_str(), Namespace::new(config.namespace.clone()), &self.tasks);
         tenant.limits = Arc::new(self.metrics.limits(&config.name, config.limits));
         let compact = config.compact == CompactRight::Allow;
         tenant.rights = Rights { admin: config.admin, compact, read_only: config.read_only };
         tenant.compaction = (config.compact == CompactRight::Agreed).then(|| AgreedCompaction::new(&tenant.namespace));
-        tenant.user = config.upstream.as_ref().map(|credentials| self.user(credentials)).transpose()?;
+        tenant.user = user;
         Ok(tenant)
     }
 
@@ -219,5 +239,38 @@ impl TenantsOfFile {
         let closed: HashMap<SocketAddr, OpenListener> = closed;
         closed.into_values().for_each(OpenListener::close);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cause: the new tenants of a file that was refused had rows among the metrics from then on, and those that came later had none of
+    /// their own when there were enough.
+    #[test]
+    fn a_file_that_is_refused_leaves_no_rows() {
+        let metrics = Metrics::new();
+        let mut of_file = TenantsOfFile::new(None, true, 1, &metrics, &Tasks::new());
+        let tenant = |name: &str| TenantConfig {
+            name: name.to_owned(),
+            namespace: format!("{name}/").into(),
+            contains: Vec::new(),
+            matches: Vec::new(),
+            upstream: None,
+            read_only: false,
+            admin: false,
+            compact: CompactRight::Deny,
+            limits: TenantLimits::default(),
+        };
+        // No endpoint speaks TLS.
+        let certificate = TenantCredentials::Certificate { cert_file: "c".into(), key_file: "k".into() };
+        let wrong = TenantConfig { upstream: Some(certificate), ..tenant("c") };
+        let rows = || metrics.values(|name| name == "watershed_proxy_tenant_requests_total");
+        of_file.replace(&[tenant("a")], &HashMap::new()).expect("taken");
+        let before = rows();
+        assert_eq!(before.len(), 1, "{before:?}");
+        of_file.replace(&[tenant("a"), tenant("b"), wrong], &HashMap::new()).expect_err("refused");
+        assert_eq!(rows(), before);
     }
 }

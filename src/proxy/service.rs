@@ -448,7 +448,10 @@ impl Worker {
             NotATenant::Unknown => ApiError::AuthFailed.into(),
             reason => Status::from(reason),
         })?;
-        tenant.limits.admit_call()?;
+        if let Err(refusal) = tenant.limits.admit_call() {
+            tenant.limits.hold_back().await;
+            return Err(refusal);
+        }
         let services = self.services(&tenant);
         let request = Request::from_parts(parts, Full::new(frame));
         let answer: AuthenticateResponse = unframed(self.within(services.view.as_ref(), request).await).await?;
