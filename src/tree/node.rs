@@ -155,9 +155,15 @@ impl<E: Entry> Inner<E> {
         Some((middle, Child::inner(Inner { separators, children }, stamp)))
     }
 
-    /// Merges child `at` with a neighbour when it has become narrow.
+    /// Merges child `at` with a neighbour when it has become narrow, and takes it out when it holds nothing: an inner node may be left
+    /// with one empty leaf, for which full neighbours have no room, and nothing would be found before the one behind it.
     fn tidy(&mut self, at: usize) {
         if self.children[at].width() >= NARROW || self.children.len() == 1 {
+            return;
+        }
+        if self.children[at].count == 0 {
+            self.children.remove(at);
+            self.separators.remove(at.saturating_sub(1));
             return;
         }
         let left = if at > 0 && (at + 1 == self.children.len() || self.fits(at - 1)) { at - 1 } else { at };

@@ -95,3 +95,19 @@ fn keys_in_order_fill_their_nodes() {
     }
     assert!(tree.is_empty() && matches!(&*tree.root.node, Node::Leaf(_)));
 }
+
+/// Cause: the inner node in the middle was left with an empty leaf, in which the entry before those behind it was looked for.
+#[test]
+fn what_is_before_is_found_across_what_was_removed() {
+    let mut tree = Tree::default();
+    let below_one = (node::WIDTH * node::WIDTH) as u16;
+    for key in 0..3 * below_one {
+        tree.insert(Item { key, stamp: 0 }, key);
+    }
+    for key in below_one..2 * below_one {
+        assert!(tree.remove(key).is_some());
+    }
+    assert_eq!(tree.before(2 * below_one).map(|item| item.key), Some(below_one - 1));
+    assert_eq!(tree.from(below_one).next().map(|item| item.key), Some(2 * below_one));
+    assert_eq!(tree.rank(2 * below_one), usize::from(below_one));
+}
