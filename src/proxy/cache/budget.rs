@@ -63,7 +63,7 @@ struct Held {
 }
 
 /// Room for one long answer, that of its tenant and that of all, given back when it is dropped.
-pub(super) struct AnswerRoom {
+pub(super) struct AnswerPermits {
     _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
@@ -121,14 +121,14 @@ impl CacheBudget {
     ///
     /// # Errors
     /// While there is none; for more pairs than there is room for the tenant, always.
-    pub(super) fn room_for_answer(&self, pairs: usize) -> Result<Option<AnswerRoom>, TryAcquireError> {
+    pub(super) fn room_for_answer(&self, pairs: usize) -> Result<Option<AnswerPermits>, TryAcquireError> {
         if pairs <= ANSWER_PAIRS {
             return Ok(None);
         }
         let units = u32::try_from(pairs.div_ceil(ANSWER_PAIRS)).unwrap_or(u32::MAX).min(self.answers_max);
         let own = self.own_answers.clone().try_acquire_many_owned(units)?;
         let all = self.answers.clone().try_acquire_many_owned(units)?;
-        Ok(Some(AnswerRoom { _own: own, _all: all }))
+        Ok(Some(AnswerPermits { _own: own, _all: all }))
     }
 
     /// Whether there is room for an answer that keeps pairs of so many bytes in memory. Those that a replica has, too, cost nothing. There is

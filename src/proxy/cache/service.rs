@@ -14,7 +14,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::answer::{range_answer, stream_answer};
-use super::budget::{AnswerRoom, CacheBudget};
+use super::budget::{AnswerPermits, CacheBudget};
 use super::cluster::Cluster;
 use super::config::{CacheConfig, CacheReads};
 use super::follow::Follower;
@@ -484,7 +484,7 @@ impl Inner {
 /// The body of an answer that holds room until it is sent or dropped.
 struct LongAnswer {
     body: Body,
-    _room: AnswerRoom,
+    _room: AnswerPermits,
 }
 
 impl HttpBody for LongAnswer {
