@@ -224,12 +224,15 @@ impl TenantsOfFile {
             sockets.push((*address, socket.speaking(listeners.protection.clone())));
         }
         let mut opened = HashMap::new();
-        for (address, socket) in sockets {
-            opened.insert(address, listeners.listening.open(socket).context("listen")?);
-        }
-        let mut numbers = listeners.fixed.clone();
-        numbers.extend(listeners.open.iter().chain(&opened).map(|(address, open)| (*address, open.number())));
-        if let Err(error) = self.replace(tenants, &numbers) {
+        let replace = || {
+            for (address, socket) in sockets {
+                opened.insert(address, listeners.listening.open(socket).context("listen")?);
+            }
+            let mut numbers = listeners.fixed.clone();
+            numbers.extend(listeners.open.iter().chain(&opened).map(|(address, open)| (*address, open.number())));
+            self.replace(tenants, &numbers)
+        };
+        if let Err(error) = replace() {
             opened.into_values().for_each(OpenListener::close);
             return Err(error);
         }
