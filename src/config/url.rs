@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::error::UrlError;
-use crate::net::{HostPort, all_addresses};
+use crate::net::{HostPort, all_addresses, listening_address};
 
 /// Longest list of peer URLs of one member.
 const PEER_URLS_BYTES_MAX: usize = 2048;
@@ -160,12 +160,13 @@ pub(super) fn each<T>(list: &str, check: impl Fn(&str) -> Result<T, UrlError>) -
     if list.trim().is_empty() { Err(UrlError::Empty) } else { Ok(urls) }
 }
 
-/// What a host and port stand for where a socket is bound: an IP, `localhost`, or nothing for every address of IPv6 and IPv4.
+/// What a host and port stand for where a socket is bound: an IP, `localhost`, or nothing or `0.0.0.0` for every address
+/// of IPv6 and IPv4.
 pub(super) fn bind_address(place: &HostPort) -> Option<SocketAddr> {
     match place.host() {
         "localhost" => Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), place.port())),
         "" => Some(all_addresses(place.port())),
-        _ => place.literal(),
+        _ => place.literal().map(listening_address),
     }
 }
 
@@ -207,8 +208,8 @@ mod tests {
     #[test]
     fn listen_urls_name_an_address() {
         assert_eq!(listen("http://localhost:2379"), "127.0.0.1:2379");
-        assert_eq!(listen("http://0.0.0.0:1"), "0.0.0.0:1");
-        // Cause: a listener without a host was for IPv4 alone.
+        // Cause: a listener without a host or with this one was for IPv4 alone.
+        assert_eq!(listen("http://0.0.0.0:1"), "[::]:1");
         assert_eq!(listen("http://:1"), "[::]:1");
         assert_eq!(listen("http://[::1]:2379"), "[::1]:2379");
         assert_eq!(listen("http://example.com:2379"), "expected IP in URL for binding (http://example.com:2379)");

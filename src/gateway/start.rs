@@ -28,7 +28,7 @@ use super::upstreams::Upstreams;
 use super::worker::Worker;
 use crate::config::{GatewayAddress, GatewayConfig, HealthCheckConfig, ListenAddress, OnEject};
 use crate::discovery::{Discovery, dialled};
-use crate::net::{HostPort, PortUse, SocketFile, all_addresses, listen_tcp};
+use crate::net::{HostPort, PortUse, SocketFile, all_addresses, listen_tcp, listening_address};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -315,7 +315,7 @@ async fn resolve(flag: &'static str, address: &GatewayAddress) -> Result<ListenA
     }
 }
 
-/// No host means all addresses of IPv6 and IPv4. Of the addresses of a name, the first of IPv4 counts, or else the first. As in
+/// No host means all addresses of IPv6 and IPv4, as does `0.0.0.0`. Of the addresses of a name, the first of IPv4 counts, or else the first. As in
 /// etcd's gateway, which leaves both to Go.
 async fn resolve_tcp(flag: &'static str, address: &HostPort) -> Result<SocketAddr, GatewayError> {
     let port = address.port();
@@ -323,7 +323,7 @@ async fn resolve_tcp(flag: &'static str, address: &HostPort) -> Result<SocketAdd
         return Ok(all_addresses(port));
     }
     if let Some(literal) = address.literal() {
-        return Ok(literal);
+        return Ok(listening_address(literal));
     }
     let found = tokio::net::lookup_host((address.host(), port)).await;
     let preferred = found.and_then(|found| {
@@ -349,7 +349,7 @@ mod tests {
     async fn no_host_is_both_families_and_a_name_is_its_ipv4_address() {
         // Cause: `:2379` was 0.0.0.0, and `localhost` whatever the resolver had first, which may be ::1.
         assert_eq!(resolved(":7").await.to_string(), "[::]:7");
-        assert_eq!(resolved("0.0.0.0:7").await.to_string(), "0.0.0.0:7");
+        assert_eq!(resolved("0.0.0.0:7").await.to_string(), "[::]:7");
         assert_eq!(resolved("[::1]:7").await.to_string(), "[::1]:7");
         let chosen = |texts: &[&str]| {
             let found = texts.iter().map(|text| text.parse::<SocketAddr>().unwrap());

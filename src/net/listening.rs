@@ -35,6 +35,11 @@ pub fn all_addresses(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
+/// Where a listener for `address` listens: `0.0.0.0` means all addresses of both families, as in etcd, which leaves it to Go.
+pub fn listening_address(address: SocketAddr) -> SocketAddr {
+    if address.ip() == Ipv4Addr::UNSPECIFIED { all_addresses(address.port()) } else { address }
+}
+
 /// A TCP socket that listens, non-blocking. One for all addresses of IPv6 takes those of IPv4, too, and is one for IPv4 alone where
 /// this host has no IPv6, as in Go.
 ///
@@ -253,6 +258,13 @@ mod tests {
         let foreign = |_: SocketAddr| Err::<(), _>(Errno::ADDRNOTAVAIL.into());
         let error = in_a_family("192.0.2.1:7".parse().unwrap(), foreign).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    #[test]
+    fn all_addresses_of_ipv4_are_those_of_ipv6_too() {
+        for (asked, listens) in [("0.0.0.0:7", "[::]:7"), ("[::]:7", "[::]:7"), ("127.0.0.1:7", "127.0.0.1:7")] {
+            assert_eq!(listening_address(asked.parse().unwrap()).to_string(), listens);
+        }
     }
 
     #[test]

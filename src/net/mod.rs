@@ -57,7 +57,9 @@ pub use host_port::HostPort;
 pub use identity::{Identity, IdentityFiles};
 pub use ip_prefix::IpPrefix;
 pub use linger::linger;
-pub use listening::{PortUse, Replaces, SocketFile, all_addresses, is_same_socket, is_socket, listen_tcp, listen_unix};
+pub use listening::{
+    PortUse, Replaces, SocketFile, all_addresses, is_same_socket, is_socket, listen_tcp, listen_unix, listening_address,
+};
 pub use names::{AllowedNames, CertificateNames};
 pub use pem::TlsError;
 pub use policy::TlsPolicy;

@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::check::check;
 use super::entry::Entry;
 use super::fields::{Fields, Located, Wrong, text};
 use super::{CompactRight, TenantConfig, TenantCredentials, TenantLimits, TenantMatch};
-use crate::net::all_addresses;
+use crate::net::listening_address;
 use crate::types::Credentials;
 
 /// Longest file that is read, and most values in it.
@@ -39,15 +39,6 @@ pub struct ListenerFacts {
     pub main: SocketAddr,
     /// Where metrics are served, and so no tenant.
     pub metrics: Option<SocketAddr>,
-}
-
-impl ListenerFacts {
-    /// The address by which a listener is known: all addresses of IPv4 are those of a listener of the flags that has no host.
-    fn known(self, address: SocketAddr) -> SocketAddr {
-        let all = all_addresses(address.port());
-        let is_there = self.main == all || self.metrics == Some(all);
-        if is_there && address.ip() == Ipv4Addr::UNSPECIFIED { all } else { address }
-    }
 }
 
 /// Reads and checks a file of tenants. Files that it names are relative to its folder.
@@ -156,7 +147,7 @@ fn one_match(item: Located<&Node>, listeners: ListenerFacts) -> Result<Located<T
     let mut fields = Fields::of(item.value, item.field.clone())?;
     let address = |text: &String| {
         let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
-        address.map(|address| listeners.known(address)).ok_or_else(|| "must be an IP address and a port".to_owned())
+        address.map(listening_address).ok_or_else(|| "must be an IP address and a port".to_owned())
     };
     let listen = fields.text("listen")?.map(|text| text.try_map(address)).transpose()?;
     if let Some(listen) = listen.as_ref().filter(|listen| Some(listen.value) == listeners.metrics) {

@@ -274,6 +274,9 @@ impl Subscription {
         let mut state = self.broadcast.state.lock();
         for id in ids {
             state.table.ask(id, self.client_stream.clone(), now);
+            if state.table.is_long() {
+                state.table.forget_abandoned(|client_stream| client_stream.is_closed());
+            }
         }
         drop(state);
         self.broadcast.wake.wake();

@@ -95,6 +95,10 @@ impl ClientStream {
         state.waker = None;
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// What to do; when that is waiting, the task is woken by the next answer or the end.
     pub(super) fn next(&self, cx: &mut Context<'_>) -> Next {
         let mut state = self.state.lock();

@@ -3,6 +3,8 @@ use std::time::{Duration, Instant};
 
 /// Entries below which nothing is forgotten.
 const SWEEP_FROM: usize = 1024;
+/// Ids to send below which none is taken out.
+const QUEUE_SWEEP_FROM: usize = 64 * 1024;
 
 /// Who waits for which lease, what was sent and what comes next.
 ///
@@ -17,6 +19,7 @@ pub(super) struct Table<W> {
     flight: VecDeque<i64>,
     start: Instant,
     sweep_at: usize,
+    queue_sweep_at: usize,
 }
 
 /// Some 50 bytes for each lease, its key included.
@@ -48,6 +51,7 @@ impl<W> Table<W> {
             flight: VecDeque::new(),
             start: now,
             sweep_at: SWEEP_FROM,
+            queue_sweep_at: QUEUE_SWEEP_FROM,
         }
     }
 
@@ -62,6 +66,28 @@ impl<W> Table<W> {
             self.queue.push_back(id);
         }
         lease.queued.push(waiter);
+    }
+
+    /// Whether so many ids wait to be sent that [`forget_abandoned`](Self::forget_abandoned) is due.
+    pub(super) fn is_long(&self) -> bool {
+        self.queue.len() >= self.queue_sweep_at
+    }
+
+    /// Takes out the ids to send whose waiters are all gone: clients that open streams, ask and leave may be faster than the member.
+    pub(super) fn forget_abandoned(&mut self, is_gone: impl Fn(&W) -> bool) {
+        let leases = &mut self.leases;
+        self.queue.retain(|id| {
+            let Some(lease) = leases.get_mut(id) else { return false };
+            if !lease.queued.are_all(&is_gone) {
+                return true;
+            }
+            lease.queued = Waiters::None;
+            if lease.deadline_ms == 0 {
+                leases.remove(id);
+            }
+            false
+        });
+        self.queue_sweep_at = (self.queue.len() * 2).max(QUEUE_SWEEP_FROM);
     }
 
     /// Takes ids to send now, as long as no more than `flight_max` are unanswered.
@@ -162,6 +188,14 @@ impl<W> Waiters<W> {
                 Self::Many(many)
             }
         };
+    }
+
+    fn are_all(&self, what: impl Fn(&W) -> bool) -> bool {
+        match self {
+            Self::None => true,
+            Self::One(waiter) => what(waiter),
+            Self::Many(many) => many.list.iter().all(what),
+        }
     }
 
     fn for_each(self, mut each: impl FnMut(W)) {
@@ -286,6 +320,39 @@ mod tests {
             table.answered(id, 1, later, |()| {});
         }
         assert_eq!(table.leases.len(), 20_000, "the ended ones are gone");
+    }
+
+    /// Cause: of a client that opened streams, asked for leases that do not exist and left, all stayed in the queue until the member had
+    /// answered them.
+    #[test]
+    fn what_nobody_waits_for_leaves_a_long_queue() {
+        let now = Instant::now();
+        let mut table = Table::new(now);
+        // The first is in flight, and asked for again.
+        table.ask(-1, 'g', now);
+        table.send(1, |_| {});
+        table.ask(-1, 'g', now);
+        let present = [-2, -3];
+        present.into_iter().for_each(|id| table.ask(id, 'p', now));
+        table.ask(-2, 'g', now);
+        for id in 0..1_000_000 {
+            table.ask(id, 'g', now);
+            if table.is_long() {
+                table.forget_abandoned(|waiter| *waiter == 'g');
+            }
+        }
+        assert!(table.queue.len() <= QUEUE_SWEEP_FROM && table.leases.len() <= QUEUE_SWEEP_FROM + 1);
+        table.forget_abandoned(|waiter| *waiter == 'g');
+        let mut answered = Vec::new();
+        table.answered(-1, 5, now, |waiter| answered.push((-1, waiter)));
+        let mut sent = Vec::new();
+        table.send(100, |id| sent.push(id));
+        assert_eq!(sent, [-2, -3, -1]);
+        sent.iter().for_each(|id| table.answered(*id, 5, now, |waiter| answered.push((*id, waiter))));
+        assert_eq!(answered, [(-1, 'g'), (-2, 'p'), (-2, 'g'), (-3, 'p'), (-1, 'g')]);
+        table.ask(7, 'p', now);
+        table.send(100, |id| sent.push(id));
+        assert_eq!(sent.last(), Some(&7), "what was taken out can be asked for again");
     }
 
     #[test]
