@@ -103,6 +103,7 @@ pub struct ApplyDriver<O> {
     observer: O,
     progress: ApplyProgress,
     prepared_snapshots: Arc<PreparedSnapshots>,
+    /// The one whose rows are being removed, and the newest that waits for its end.
     compactions: VecDeque<Compaction>,
     /// When the first slice of the oldest compaction was due.
     compacting_since: Option<Instant>,
@@ -179,7 +180,11 @@ impl<O: ApplyObserver> ApplyDriver<O> {
         if batch.over_quota {
             self.observer.over_quota();
         }
-        self.compactions.extend(batch.compactions);
+        for compaction in batch.compactions {
+            // One that waits behind the first is part of every later one, and keeps the state before it in memory.
+            self.compactions.truncate(1);
+            self.compactions.push_back(compaction);
+        }
     }
 
     /// Replaces the state by a prepared snapshot.
@@ -293,6 +298,21 @@ mod tests {
         follower.install(position).unwrap();
         assert_eq!(follower.observer.before_snapshot, Some((Revision(1), 1)));
         assert_eq!(reader.revision(), Revision(2));
+    }
+
+    // All that waited were kept, each with the state before it, and each walked over all past versions: compactions that came
+    // faster than rows are removed took memory without a bound.
+    #[test]
+    fn of_the_compactions_that_wait_the_newest_is_kept() {
+        let (_backend, mut driver, handle) = member(&Arc::default());
+        let requests = [put(), put(), put(), put(), compaction(2), compaction(3), compaction(4)];
+        driver.apply(&mut entries(&requests).into()).unwrap();
+        let mut finished = Vec::new();
+        while driver.is_compacting() {
+            driver.compact_slice(100, |hash| drop(hash.run()));
+            finished.push(*handle.compaction().borrow());
+        }
+        assert_eq!(finished, [Revision(2), Revision(4)]);
     }
 
     // `Compact` with `physical` waits for the end of its compaction, which nobody reported once the state that it was about

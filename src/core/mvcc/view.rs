@@ -1,6 +1,5 @@
 //! One consistent state, and reading it at a revision.
 
-use std::cmp::Ordering;
 use std::iter::Peekable;
 
 use arc_swap::ArcSwap;
@@ -77,6 +76,14 @@ impl<'a> Found<'a> {
         match self {
             Self::Live(record) => record.key(),
             Self::Past(past) => &past.key,
+        }
+    }
+
+    /// Revision that wrote it.
+    fn written(self) -> i64 {
+        match self {
+            Self::Live(record) => record.modified().0,
+            Self::Past(past) => past.main,
         }
     }
 }
@@ -243,19 +250,22 @@ impl<'a> Iterator for Walk<'a> {
         match self {
             Self::One(found) => found.take(),
             Self::Live { live, end } => live.next().filter(|record| below(record.key(), *end)).map(Found::Live),
-            Self::Merged { live, past, at, end } => {
-                while live.next_if(|record| record.modified().0 > *at).is_some() {}
-                while past.next_if(|past| past.main > *at).is_some() {}
-                // A key is on one side only: what replaced a past version is newer than `at`.
-                let order = match (live.peek(), past.peek()) {
-                    (Some(record), Some(past)) => record.key().cmp(&past.key),
-                    (Some(_), None) => Ordering::Less,
-                    (None, Some(_)) => Ordering::Greater,
+            // Both sides together in the order of keys: neither runs ahead over what was written since, which a walk in slices
+            // would repeat for each, nor over what lies behind the range.
+            Self::Merged { live, past, at, end } => loop {
+                let live_is_first = match (live.peek(), past.peek()) {
+                    (Some(record), Some(past)) => record.key() < &past.key[..],
+                    (Some(_), None) => true,
+                    (None, Some(_)) => false,
                     (None, None) => return None,
                 };
-                let found = if order.is_lt() { live.next().map(Found::Live) } else { past.next().map(Found::Past) };
-                found.filter(|found| below(found.key(), *end))
-            }
+                let found = if live_is_first { live.next().map(Found::Live) } else { past.next().map(Found::Past) };
+                let found = found.filter(|found| below(found.key(), *end))?;
+                // A key is on one side only: what replaced a past version is newer than `at`.
+                if found.written() <= *at {
+                    return Some(found);
+                }
+            },
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::mvcc::view::Walk;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 
 /// Keys k1..k5 whose values descend; k3 is written twice and holds a lease.
@@ -136,6 +137,27 @@ fn old_revisions_show_what_was_there() {
         let first = bench.range(RangeRequest { limit: 1, ..old }).unwrap();
         assert_eq!((first.kvs.first(), first.count), (all.kvs.first(), all.count));
     }
+}
+
+// Cause: a walk at an old revision first passed over all keys written since, up to the end of the store, and each slice of a
+// long range began with that.
+#[test]
+fn a_walk_at_an_old_revision_does_not_run_ahead() {
+    let mut bench = Bench::new();
+    for value in ["old", "new"] {
+        for key in ["k1", "k2", "k3", "z1", "z2", "z3"] {
+            bench.put(key, value);
+        }
+    }
+    let snapshot = bench.store.reader().snapshot();
+    let covered = KeyRange::prefix("k".into());
+    let mut walk = snapshot.view().walk(&covered, Revision(7));
+    assert_eq!(walk.next().map(|found| found.key().to_vec()), Some(b"k1".to_vec()));
+    let Walk::Merged { live, .. } = &mut walk else { panic!("the revision is an old one") };
+    assert_eq!(live.peek().map(|record| record.key()), Some(&b"k1"[..]));
+    assert_eq!(walk.by_ref().count(), 2);
+    let Walk::Merged { live, .. } = walk else { panic!("the revision is an old one") };
+    assert_eq!(live.count(), 3, "what lies behind the range is not looked at");
 }
 
 fn chunks(bench: &Bench, request: &RangeRequest, bytes: usize) -> Vec<RangeResponse> {
