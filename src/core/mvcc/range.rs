@@ -78,15 +78,6 @@ pub(super) fn extent(view: View<'_>, request: &RangeRequest) -> Extent {
 
 /// Answers `request`; the header has the revision of the view.
 pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeResponse, MvccError> {
-    range_within(view, request, usize::MAX)
-}
-
-/// Like [`range`], and cut off like by a limit once the pairs have `bytes_max`; only in the order of keys.
-pub(super) fn range_within(
-    view: View<'_>,
-    request: &RangeRequest,
-    bytes_max: usize,
-) -> Result<RangeResponse, MvccError> {
     let at = view.at(request.revision)?;
     let covered = KeyRange::from_wire(request.key.clone(), request.range_end.clone());
     let mut response = RangeResponse { header: header(view.state.revision), ..Default::default() };
@@ -95,14 +86,14 @@ pub(super) fn range_within(
         return Ok(response);
     }
 
-    let limit = usize::try_from(request.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
+    let limit = limit_of(request);
     let filtered = has_revision_filters(request);
-    let selection = Selection::of(request);
     // Sorting by something else in no order sorts only what the limit let through.
     let sorted = has_own_order(request);
     let fetch = if is_default_order(request) && !filtered { limit.saturating_add(1) } else { usize::MAX };
 
     if sorted || filtered {
+        let selection = Selection::of(request);
         let kept = limit.saturating_add(1);
         let mut pairs = match newest(view, request, &covered, at, kept)? {
             Some(pairs) => pairs,
@@ -115,18 +106,35 @@ pub(super) fn range_within(
         return Ok(response);
     }
 
+    response.more = in_order(view, request, (&covered, at), usize::MAX, &mut response.kvs)?;
+    response.count = if response.more { view.count(&covered, at) as i64 } else { response.kvs.len() as i64 };
+    Ok(response)
+}
+
+/// Appends what a range without filters has in the order of keys, up to its limit, or until the pairs have `bytes_max`; tells
+/// whether there is more. Does not count what it leaves out: at an old revision that is a walk over all that changed since.
+pub(super) fn in_order(
+    view: View<'_>,
+    request: &RangeRequest,
+    (covered, at): (&KeyRange, Revision),
+    bytes_max: usize,
+    kvs: &mut Vec<Bytes>,
+) -> Result<bool, MvccError> {
+    let (limit, selection) = (limit_of(request), Selection::of(request));
     let mut bytes = 0;
-    for found in view.walk(&covered, at).take(fetch) {
-        if response.kvs.len() == limit || bytes >= bytes_max {
-            response.more = true;
-            break;
+    for found in view.walk(covered, at).take(limit.saturating_add(1)) {
+        if kvs.len() == limit || bytes >= bytes_max {
+            return Ok(true);
         }
         let pair = selection.answer(view.load(found)?);
         bytes += pair.as_ref().map_or(0, Bytes::len);
-        response.kvs.extend(pair);
+        kvs.extend(pair);
     }
-    response.count = if response.more { view.count(&covered, at) as i64 } else { response.kvs.len() as i64 };
-    Ok(response)
+    Ok(false)
+}
+
+fn limit_of(request: &RangeRequest) -> usize {
+    usize::try_from(request.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX)
 }
 
 /// The first `kept` of what is walked over, in the order the request wants.

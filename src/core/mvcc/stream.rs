@@ -3,7 +3,7 @@
 use prost::Message;
 
 use super::MvccError;
-use super::range::{header, range, range_within};
+use super::range::{header, in_order, range};
 use super::reader::StoreReader;
 use super::record::Fields;
 use super::view::after;
@@ -82,23 +82,31 @@ impl RangeStream {
             return self.next_gathered().map(Some);
         }
         let snapshot = self.reader.snapshot();
-        let mut chunk = range_within(snapshot.view(), &self.rest, self.chunk_bytes)?;
+        let view = snapshot.view();
+        if self.rest.count_only {
+            let counted = range(view, &self.rest)?;
+            return Ok(Some(RangeResponse { header: header(self.revision), ..counted }));
+        }
+        let at = view.at(self.rest.revision)?;
+        let covered = KeyRange::from_wire(self.rest.key.clone(), self.rest.range_end.clone());
+        let mut kvs = Vec::new();
+        let more = in_order(view, &self.rest, (&covered, at), self.chunk_bytes, &mut kvs)?;
+        let mut chunk = RangeResponse { kvs, more, ..Default::default() };
+        let before = self.sent;
         self.sent += chunk.kvs.len() as i64;
         let last = chunk.kvs.last().filter(|_| chunk.more);
         let key = last.map(|kv| kv.slice(Fields::parse(kv).unwrap_or_default().key));
         match key {
             Some(key) if self.sent < self.wanted => {
                 let bytes = chunk.encoded_len();
-                let covered = KeyRange::from_wire(self.rest.key.clone(), self.rest.range_end.clone());
                 (self.rest.key, _) = after(&covered, &key).to_wire();
                 self.rest.limit = self.next_limit(bytes).min(self.wanted - self.sent);
-                chunk = RangeResponse { kvs: chunk.kvs, ..Default::default() };
+                chunk.more = false;
                 self.done = false;
             }
             _ => {
-                // The last read counted from its first key on.
-                let before = if self.rest.count_only { 0 } else { self.sent - chunk.kvs.len() as i64 };
-                chunk.count += before;
+                // Only now: a count of each chunk would walk over all that changed since, again and again.
+                chunk.count = if chunk.more { before + view.count(&covered, at) as i64 } else { self.sent };
                 chunk.header = header(self.revision);
             }
         }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::mvcc::range::in_order;
 use crate::core::mvcc::view::Walk;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 
@@ -158,6 +159,25 @@ fn a_walk_at_an_old_revision_does_not_run_ahead() {
     assert_eq!(walk.by_ref().count(), 2);
     let Walk::Merged { live, .. } = walk else { panic!("the revision is an old one") };
     assert_eq!(live.count(), 3, "what lies behind the range is not looked at");
+}
+
+// Cause: each chunk of a stream was counted, which at an old revision is a walk over all that changed since.
+#[test]
+fn a_range_in_order_leaves_the_count_to_its_caller() {
+    let bench = five();
+    let snapshot = bench.store.reader().snapshot();
+    let (covered, mut kvs) = (KeyRange::prefix("k".into()), Vec::new());
+    let request = RangeRequest { limit: 2, ..range("k", "l") };
+    let more = in_order(snapshot.view(), &request, (&covered, Revision(6)), usize::MAX, &mut kvs).unwrap();
+    assert!(more);
+    assert_eq!(shown(&kvs), ["k1=e @2/2 v1", "k2=d @3/3 v1"]);
+    for limit in [0, 2, 5, 9] {
+        let old = RangeRequest { revision: 6, limit, ..range("k", "l") };
+        let (parts, whole) = (chunks(&bench, &old, 20), bench.range(old).unwrap());
+        let last = parts.last().unwrap();
+        assert_eq!((last.count, last.more), (whole.count, whole.more));
+        assert_eq!(parts.iter().map(|part| part.kvs.len()).sum::<usize>(), whole.kvs.len());
+    }
 }
 
 fn chunks(bench: &Bench, request: &RangeRequest, bytes: usize) -> Vec<RangeResponse> {
