@@ -106,26 +106,41 @@ pub(super) fn range(view: View<'_>, request: &RangeRequest) -> Result<RangeRespo
         return Ok(response);
     }
 
-    response.more = in_order(view, request, (&covered, at), usize::MAX, &mut response.kvs)?;
+    response.more = in_order(view, request, (&covered, at), PartEnd::OF_RANGE, &mut response.kvs)?;
     response.count = if response.more { view.count(&covered, at) as i64 } else { response.kvs.len() as i64 };
     Ok(response)
 }
 
-/// Appends what a range without filters has in the order of keys, up to its limit, or until the pairs have `bytes_max`; tells
-/// whether there is more. Does not count what it leaves out: at an old revision that is a walk over all that changed since.
+/// After how much a part of a range ends, beside its limit.
+#[derive(Clone, Copy)]
+pub(super) struct PartEnd {
+    /// Bytes of its pairs.
+    pub bytes: usize,
+    /// Rows read from the backend.
+    pub loads: usize,
+}
+
+impl PartEnd {
+    /// At the end of the range.
+    const OF_RANGE: Self = Self { bytes: usize::MAX, loads: usize::MAX };
+}
+
+/// Appends what a range without filters has in the order of keys, up to its limit or to `end`; tells whether there is more.
+/// Does not count what it leaves out: at an old revision that is a walk over all that changed since.
 pub(super) fn in_order(
     view: View<'_>,
     request: &RangeRequest,
     (covered, at): (&KeyRange, Revision),
-    bytes_max: usize,
+    end: PartEnd,
     kvs: &mut Vec<Bytes>,
 ) -> Result<bool, MvccError> {
     let (limit, selection) = (limit_of(request), Selection::of(request));
-    let mut bytes = 0;
+    let (mut bytes, mut loads) = (0, 0);
     for found in view.walk(covered, at).take(limit.saturating_add(1)) {
-        if kvs.len() == limit || bytes >= bytes_max {
+        if kvs.len() == limit || bytes >= end.bytes || loads >= end.loads {
             return Ok(true);
         }
+        loads += usize::from(matches!(found, Found::Past(_)));
         let pair = selection.answer(view.load(found)?);
         bytes += pair.as_ref().map_or(0, Bytes::len);
         kvs.extend(pair);

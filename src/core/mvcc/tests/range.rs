@@ -1,5 +1,5 @@
 use super::*;
-use crate::core::mvcc::range::in_order;
+use crate::core::mvcc::range::{PartEnd, in_order};
 use crate::core::mvcc::view::Walk;
 use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
 
@@ -168,7 +168,8 @@ fn a_range_in_order_leaves_the_count_to_its_caller() {
     let snapshot = bench.store.reader().snapshot();
     let (covered, mut kvs) = (KeyRange::prefix("k".into()), Vec::new());
     let request = RangeRequest { limit: 2, ..range("k", "l") };
-    let more = in_order(snapshot.view(), &request, (&covered, Revision(6)), usize::MAX, &mut kvs).unwrap();
+    let end = PartEnd { bytes: usize::MAX, loads: usize::MAX };
+    let more = in_order(snapshot.view(), &request, (&covered, Revision(6)), end, &mut kvs).unwrap();
     assert!(more);
     assert_eq!(shown(&kvs), ["k1=e @2/2 v1", "k2=d @3/3 v1"]);
     for limit in [0, 2, 5, 9] {
@@ -228,6 +229,26 @@ fn chunks_of_a_stream_add_up_to_the_answer() {
         }
         assert_eq!(merged, bench.range(request).unwrap());
     }
+}
+
+// Cause: a chunk had up to 4096 keys wherever their values were, and the serving thread read as many rows from the disk for it.
+#[test]
+fn a_chunk_at_an_old_revision_reads_few_rows() {
+    let mut bench = Bench::new();
+    for value in ["old", "new"] {
+        for number in 0..200 {
+            bench.put(&format!("k{number:03}"), value);
+        }
+    }
+    let sizes = |revision| -> Vec<usize> {
+        let request = RangeRequest { revision, ..range("k", "l") };
+        let parts = chunks(&bench, &request, 1 << 20);
+        let kvs: Vec<Bytes> = parts.iter().flat_map(|part| part.kvs.clone()).collect();
+        assert_eq!(kvs, bench.range(request).unwrap().kvs);
+        parts.iter().map(|part| part.kvs.len()).collect()
+    };
+    assert_eq!(sizes(201), [10, 20, 40, 64, 64, 2]);
+    assert_eq!(sizes(0), [10, 20, 40, 80, 50]);
 }
 
 #[test]
