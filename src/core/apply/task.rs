@@ -252,8 +252,12 @@ impl<O: ApplyObserver> Worker<O> {
 
 /// Reads all rows, so not on the apply thread.
 fn hash_on_thread(hash: CompactionHash) {
-    let spawned = std::thread::Builder::new().name("compact-hash".into()).spawn(move || hash.run());
-    if let Err(error) = spawned {
+    let run = move || {
+        if let Err(error) = hash.run() {
+            tracing::error!(%error, "hash of a compaction cannot be computed");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("compact-hash".into()).spawn(run) {
         tracing::warn!(%error, "hash of a compaction is not computed");
     }
 }
