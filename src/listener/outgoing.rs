@@ -77,7 +77,7 @@ struct Piece {
 
 impl Piece {
     fn new(data: Bytes, connection: Arc<ConnectionInfo>) -> Self {
-        connection.unsent.take(data.len());
+        connection.unsent.take_answer(data.len());
         Self { data, connection }
     }
 }
@@ -91,7 +91,7 @@ impl AsRef<[u8]> for Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         self.connection.unsent.moved.fetch_add(1, Ordering::Relaxed);
-        self.connection.unsent.give_back(self.data.len());
+        self.connection.unsent.give_back_answer(self.data.len());
     }
 }
 
@@ -99,6 +99,7 @@ impl Drop for Piece {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
+    use futures::FutureExt;
     use futures::task::noop_waker_ref;
     use http_body_util::{BodyExt, Full};
 
@@ -169,6 +170,43 @@ mod tests {
             pieces.push(kept(&connection, 10_000).await);
         }
         assert_eq!(pieces.len(), CONNECTION_BYTES_MIN.div_ceil(10_000));
+    }
+
+    fn small(connection: &Arc<ConnectionInfo>) -> Outgoing<Full<Bytes>> {
+        Outgoing::new(Full::new(Bytes::from_static(b"x")), OpenCall::new(connection.clone()))
+    }
+
+    #[tokio::test]
+    async fn open_calls_do_not_keep_answers_waiting() {
+        // Cause: what open calls count was taken for bytes that will be sent. On a connection with hundreds of watches, whoever had
+        // to wait for room was not woken again, and the watch sent nothing any more.
+        let connection = connection(&Arc::new(AtomicUsize::new(ALL_BYTES_MAX)));
+        let calls = 2 * CONNECTION_BYTES_MIN / CALL_BYTES;
+        let _calls: Vec<_> = (0..calls).map(|_| OpenCall::new(connection.clone())).collect();
+        let first = kept(&connection, CONNECTION_BYTES_MIN).now_or_never().expect("each connection may have that");
+        let mut more = small(&connection);
+        let mut frame = more.frame();
+        let mut cx = Context::from_waker(noop_waker_ref());
+        assert!(Pin::new(&mut frame).poll(&mut cx).is_pending());
+        drop(first);
+        assert!(connection.unsent.waiting.lock().is_empty());
+        assert!(Pin::new(&mut frame).poll(&mut cx).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_goes_on_when_other_connections_have_sent_theirs() {
+        // Cause: only what the connection itself gave back woke its answers, and one stream that is not read gives nothing back.
+        let all = Arc::new(AtomicUsize::new(ALL_BYTES_MAX));
+        let connection = connection(&all);
+        let _not_read = kept(&connection, CONNECTION_BYTES_MIN).await;
+        let mut more = small(&connection);
+        let mut frame = more.frame();
+        assert!(Pin::new(&mut frame).poll(&mut Context::from_waker(noop_waker_ref())).is_pending());
+        all.fetch_sub(ALL_BYTES_MAX, Ordering::Relaxed);
+        let mut watch = StallWatch::default();
+        let stalled = std::future::poll_fn(|cx| watch.poll(&connection.unsent, cx));
+        assert!(tokio::time::timeout(STALL * 2, stalled).await.is_err(), "there is room");
+        assert!(connection.unsent.waiting.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

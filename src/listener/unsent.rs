@@ -24,7 +24,10 @@ pub(super) const UNIT_BYTES: usize = 64 * 1024;
 /// buffer of the stream takes: a client that opens many streams and takes nothing would make it keep any amount.
 #[derive(Debug)]
 pub(super) struct UnsentBytes {
+    /// Of answers, and what open calls count.
     pub(super) connection: AtomicUsize,
+    /// Of answers alone. They are given back when they are sent; what a watch counts as an open call is not, as long as it is open.
+    answers: AtomicUsize,
     /// On all connections.
     all: Arc<AtomicUsize>,
     /// Counts the pieces that were sent or dropped.
@@ -35,14 +38,36 @@ pub(super) struct UnsentBytes {
 
 impl UnsentBytes {
     pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
-        Self { connection: AtomicUsize::new(0), all, moved: AtomicUsize::new(0), waiting: Mutex::default() }
+        let count = || AtomicUsize::new(0);
+        Self { connection: count(), answers: count(), all, moved: count(), waiting: Mutex::default() }
     }
 
-    /// Whether another call may begin, and more of an answer be read.
+    /// Whether another call may begin.
     pub(super) fn has_room(&self) -> bool {
         let connection = self.connection.load(Ordering::Relaxed);
         connection < CONNECTION_BYTES_MIN
             || connection < CONNECTION_BYTES_MAX && self.all.load(Ordering::Relaxed) < ALL_BYTES_MAX
+    }
+
+    /// Whether more of an answer may be read. Open calls, however many, leave the least that a connection may have to its answers:
+    /// who waits for room knows then that at least so much of answers will be given back.
+    fn has_room_for_answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) < CONNECTION_BYTES_MIN || self.has_room()
+    }
+
+    pub(super) fn take_answer(&self, bytes: usize) {
+        self.answers.fetch_add(bytes, Ordering::Relaxed);
+        self.take(bytes);
+    }
+
+    pub(super) fn give_back_answer(&self, bytes: usize) {
+        let before = self.answers.fetch_sub(bytes, Ordering::Relaxed);
+        let left = before - bytes;
+        self.give_back(bytes);
+        // Whoever waits found more than a unit.
+        if before / UNIT_BYTES != left / UNIT_BYTES {
+            self.wake_below(left);
+        }
     }
 
     pub(super) fn take(&self, bytes: usize) {
@@ -57,28 +82,33 @@ impl UnsentBytes {
         let before = self.connection.fetch_sub(bytes, Ordering::Relaxed);
         let left = before - bytes;
         let units = before / UNIT_BYTES - left / UNIT_BYTES;
-        if units == 0 {
-            // Whoever waits found more than a unit.
-            return;
+        if units > 0 {
+            self.all.fetch_sub(units * UNIT_BYTES, Ordering::Relaxed);
+            self.wake_below(left);
         }
-        self.all.fetch_sub(units * UNIT_BYTES, Ordering::Relaxed);
-        // Whoever waits found more than the least here, which comes back by this way. All are woken once half of it is
-        // free, and not one after the other for each piece.
+    }
+
+    /// Wakes all who wait once half of the bound is free, and not one after the other for each piece.
+    fn wake_below(&self, left: usize) {
         let all_are_many = self.all.load(Ordering::Relaxed) >= ALL_BYTES_MAX;
         if left <= if all_are_many { CONNECTION_BYTES_MIN / 2 } else { CONNECTION_BYTES_MAX / 2 } {
-            let waiting = std::mem::take(&mut *self.waiting.lock());
-            waiting.into_iter().for_each(Waker::wake);
+            self.wake();
         }
+    }
+
+    fn wake(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     /// Ready when more of an answer may be read.
     pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.has_room() {
+        if self.has_room_for_answers() {
             return Poll::Ready(());
         }
         let mut waiting = self.waiting.lock();
         // It may have come free since.
-        if self.has_room() {
+        if self.has_room_for_answers() {
             return Poll::Ready(());
         }
         waiting.push(cx.waker().clone());
@@ -108,6 +138,10 @@ impl StallWatch {
             }
             self.moved = moved;
             timer.as_mut().reset(Instant::now() + STALL);
+            // Other connections may have given back what was missing, and they wake nobody here.
+            if unsent.has_room_for_answers() {
+                unsent.wake();
+            }
         }
         Poll::Pending
     }
