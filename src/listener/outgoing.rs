@@ -14,18 +14,35 @@ const CALL_BYTES: usize = 1024;
 const SMALL_BYTES: usize = 2 * 1024;
 
 /// A call from its beginning to the end of its answer.
-pub(super) struct OpenCall(Arc<ConnectionInfo>);
+pub(super) struct OpenCall {
+    connection: Arc<ConnectionInfo>,
+    /// Whether the client has to take something before more of the answer is asked for.
+    waits_for_client: bool,
+}
 
 impl OpenCall {
     pub(super) fn new(connection: Arc<ConnectionInfo>) -> Self {
         connection.unsent.take(CALL_BYTES);
-        Self(connection)
+        Self { connection, waits_for_client: false }
+    }
+
+    fn set_waits_for_client(&mut self, waits: bool) {
+        if waits == std::mem::replace(&mut self.waits_for_client, waits) {
+            return;
+        }
+        let count = &self.connection.unsent.not_taken;
+        match waits {
+            true => count.fetch_add(1, Ordering::Relaxed),
+            false => count.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 }
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
-        self.0.unsent.give_back(CALL_BYTES);
+        self.set_waits_for_client(false);
+        self.connection.unsent.moved.fetch_add(1, Ordering::Relaxed);
+        self.connection.unsent.give_back(CALL_BYTES);
     }
 }
 
@@ -36,7 +53,8 @@ pub(super) struct Outgoing<B> {
 }
 
 impl<B> Outgoing<B> {
-    pub(super) fn new(body: B, call: OpenCall) -> Self {
+    pub(super) fn new(body: B, mut call: OpenCall) -> Self {
+        call.set_waits_for_client(true);
         Self { body, call }
     }
 }
@@ -47,15 +65,24 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Outgoing<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = &mut *self;
-        std::task::ready!(this.call.0.unsent.poll_room(cx));
-        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+        std::task::ready!(this.call.connection.unsent.poll_room(cx));
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        // Where there is nothing yet, the handler is waited for. After a frame, HTTP asks again once there is room for more.
+        this.call.set_waits_for_client(polled.is_ready());
+        let frame = std::task::ready!(polled);
+        let connection = &this.call.connection;
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| match frame.data_ref() {
                 Some(data) if data.len() >= SMALL_BYTES => {
                     let data = frame.into_data().unwrap_or_default();
-                    Frame::data(Bytes::from_owner(Piece::new(data, this.call.0.clone())))
+                    Frame::data(Bytes::from_owner(Piece::new(data, connection.clone())))
                 }
-                _ => frame,
+                // It is asked for when there is room for it.
+                Some(_) => {
+                    connection.unsent.moved.fetch_add(1, Ordering::Relaxed);
+                    frame
+                }
+                None => frame,
             })
         }))
     }
@@ -101,7 +128,7 @@ mod tests {
 
     use futures::FutureExt;
     use futures::task::noop_waker_ref;
-    use http_body_util::{BodyExt, Full};
+    use http_body_util::{BodyExt, Full, StreamBody};
 
     use super::super::connection_info::Accepted;
     use super::super::unsent::{ALL_BYTES_MAX, CONNECTION_BYTES_MIN, STALL, StallWatch, UNIT_BYTES};
@@ -207,6 +234,27 @@ mod tests {
         let stalled = std::future::poll_fn(|cx| watch.poll(&connection.unsent, cx));
         assert!(tokio::time::timeout(STALL * 2, stalled).await.is_err(), "there is room");
         assert!(connection.unsent.waiting.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_nothing_to_take_is_not_cut_off() {
+        // Cause: any open call counted as an answer that is not taken. While other clients had much unsent, connections whose watches
+        // had no events, or whose calls had small answers, were closed after ten seconds.
+        let connection = connection(&Arc::new(AtomicUsize::new(ALL_BYTES_MAX)));
+        let no_events = futures::stream::pending::<Result<Frame<Bytes>, std::convert::Infallible>>();
+        let mut idle = Outgoing::new(StreamBody::new(no_events), OpenCall::new(connection.clone()));
+        assert!(futures::poll!(idle.frame()).is_pending());
+        let mut watch = StallWatch::default();
+        let stalled = std::future::poll_fn(|cx| watch.poll(&connection.unsent, cx));
+        tokio::pin!(stalled);
+        assert!(tokio::time::timeout(STALL * 5, &mut stalled).await.is_err(), "nothing waits for the client");
+        for _ in 0..10 {
+            // A call that is being answered each time one looks.
+            let _answered = small(&connection);
+            assert!(tokio::time::timeout(STALL / 2, &mut stalled).await.is_err(), "answers are taken");
+        }
+        let _not_taken = small(&connection);
+        assert!(tokio::time::timeout(STALL * 5, &mut stalled).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -30,7 +30,9 @@ pub(super) struct UnsentBytes {
     answers: AtomicUsize,
     /// On all connections.
     all: Arc<AtomicUsize>,
-    /// Counts the pieces that were sent or dropped.
+    /// Answers of which HTTP does not ask for more before the client has taken something.
+    pub(super) not_taken: AtomicUsize,
+    /// Counts what was sent or dropped: pieces of answers, and calls.
     pub(super) moved: AtomicUsize,
     /// Answers that wait until there is less.
     pub(super) waiting: Mutex<Vec<Waker>>,
@@ -39,7 +41,8 @@ pub(super) struct UnsentBytes {
 impl UnsentBytes {
     pub(super) fn new(all: Arc<AtomicUsize>) -> Self {
         let count = || AtomicUsize::new(0);
-        Self { connection: count(), answers: count(), all, moved: count(), waiting: Mutex::default() }
+        let (connection, answers, not_taken, moved) = (count(), count(), count(), count());
+        Self { connection, answers, all, not_taken, moved, waiting: Mutex::default() }
     }
 
     /// Whether another call may begin.
@@ -101,6 +104,11 @@ impl UnsentBytes {
         waiting.into_iter().for_each(Waker::wake);
     }
 
+    /// Whether there is anything that the client has to take. A watch without events has nothing.
+    fn waits_for_client(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) > 0 || self.not_taken.load(Ordering::Relaxed) > 0
+    }
+
     /// Ready when more of an answer may be read.
     pub(super) fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.has_room_for_answers() {
@@ -120,7 +128,8 @@ impl UnsentBytes {
 #[derive(Default)]
 pub(super) struct StallWatch {
     timer: Option<Pin<Box<Sleep>>>,
-    moved: usize,
+    /// What had moved at the last look, if something waited for the client then.
+    last: Option<usize>,
 }
 
 impl StallWatch {
@@ -132,11 +141,12 @@ impl StallWatch {
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
         while timer.as_mut().poll(cx).is_ready() {
-            let moved = unsent.moved.load(Ordering::Relaxed);
-            if moved == self.moved && unsent.all.load(Ordering::Relaxed) > ALL_BYTES_MAX / 2 {
+            let now = unsent.waits_for_client().then(|| unsent.moved.load(Ordering::Relaxed));
+            let stalls = now.is_some() && now == self.last;
+            if stalls && unsent.all.load(Ordering::Relaxed) > ALL_BYTES_MAX / 2 {
                 return Poll::Ready(());
             }
-            self.moved = moved;
+            self.last = now;
             timer.as_mut().reset(Instant::now() + STALL);
             // Other connections may have given back what was missing, and they wake nobody here.
             if unsent.has_room_for_answers() {
