@@ -102,12 +102,12 @@ where
     /// When the body is not a message, is too long or does not come.
     pub(super) async fn only(mut self) -> Result<Bytes, Status> {
         self.whole = true;
-        let message = std::future::poll_fn(|cx| self.poll_next(cx)).await?;
+        let message = std::future::poll_fn(|cx| self.poll_next(cx)).await?.unwrap_or_else(|| framed(&[]));
+        // The message stays until the body has ended, and the client decides when that is.
+        self.values = Values::default();
+        self.held.set(message.len())?;
         std::future::poll_fn(|cx| self.poll_end(cx)).await?;
-        match message {
-            Some(message) => Ok(message),
-            None => Ok(framed(&[])),
-        }
+        Ok(message)
     }
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
@@ -195,6 +195,9 @@ fn framed(wire: &[u8]) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
+    use futures::StreamExt;
     use http_body_util::{BodyExt, Full, StreamBody};
 
     use super::*;
@@ -221,6 +224,20 @@ mod tests {
         assert_eq!(put("{").await, Err("unexpected EOF".into()));
         let long = format!("[\"{}\"]", "x".repeat(1000 * TEXT_RATIO + TEXT_BYTES_MIN));
         assert!(put(&long).await.is_err_and(|error| error.contains("larger than max")));
+    }
+
+    // Cause: a message that was complete counted for nothing while its body stayed open: a client could have any number held.
+    #[tokio::test]
+    async fn a_message_counts_until_its_body_has_ended() {
+        let (held, counted) = HeldBytes::of_test_connection();
+        let json = format!("{{\"key\":\"{}\"}}", "a".repeat(400));
+        let chunk = futures::stream::iter([Ok::<_, StdError>(Frame::data(Bytes::from(json)))]);
+        let open = StreamBody::new(chunk.chain(futures::stream::pending()));
+        let mut message = Box::pin(Messages::new(open, input("etcdserverpb.PutRequest"), 1000, held).only());
+        assert!(futures::poll!(&mut message).is_pending(), "the body has not ended");
+        assert!(counted.load(Ordering::Relaxed) >= 300, "the length of the key");
+        drop(message);
+        assert_eq!(counted.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
