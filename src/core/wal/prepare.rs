@@ -48,9 +48,9 @@ impl ZeroWriter {
         let (pace, path) = (Arc::new(Pace::new(size)), path.to_owned());
         let (of_thread, made_as) = (pace.clone(), path.clone());
         let thread = Builder::new().name("wal-zeroes".into()).spawn(move || {
-            let mut file = disk.create(&made_as, size)?;
-            of_thread.write(&mut file)?;
-            Ok(file)
+            let made = disk.create(&made_as, size).and_then(|mut file| of_thread.write(&mut file).map(|()| file));
+            // A disk that is full lacks the room that an incomplete file takes.
+            made.inspect_err(|_| drop(disk.remove(&made_as)))
         })?;
         Ok(Self { path, pace, thread: Some(thread) })
     }
@@ -172,6 +172,18 @@ mod tests {
         let mut unfinished = writer(&path);
         unfinished.allow(PIECE_BYTES);
         drop(unfinished);
+        assert!(!path.exists());
+    }
+
+    // Cause: on a full disk the incomplete file kept the last free room from the state, and the member ended.
+    #[test]
+    fn what_cannot_be_completed_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("1.tmp");
+        // No file can be as long.
+        let mut writer = ZeroWriter::start(FsDisk::default(), &path, u64::MAX).unwrap();
+        until_finished(&mut writer).unwrap_err();
+        drop(writer);
         assert!(!path.exists());
     }
 
