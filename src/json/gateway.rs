@@ -41,7 +41,6 @@ where
     };
     match answered(request, route, limits, call).await {
         Ok(response) => response,
-        Err(status) if route.is_answered_by_stream() => whole(json(http_status(status.code()), error_line(&status))),
         Err(status) => whole(refusal(&status)),
     }
 }
@@ -85,6 +84,12 @@ where
     parts.method = Method::POST;
     parts.version = Version::HTTP_2;
     parts.uri = Uri::from_static(route.method.path);
+    let stream = route.is_answered_by_stream();
+    // As with etcd, a stream that fails has a line for that, and a request which is none of its method is refused as any other.
+    let failed = |status: Status| match stream {
+        true => Ok(whole(json(http_status(status.code()), error_line(&status)))),
+        false => Err(status),
+    };
     let messages = Messages::new(body, route.input.clone(), limits.message_bytes_max, HeldBytes::new(connection));
     let call = async {
         let body = match route.is_asked_by_stream() {
@@ -97,14 +102,13 @@ where
         None => call.await?,
         Some(deadline) => tokio::select! {
             response = call => response?,
-            () = deadline => return Err(too_late()),
+            () = deadline => return failed(too_late()),
         },
     };
     let (head, body) = response.into_parts();
-    let stream = route.is_answered_by_stream();
     let mut answer = Answer::new(body, &head.headers, route.output.clone(), stream).with_deadline(deadline);
     if let Beginning::Status(status) = answer.begin(WHOLE_BYTES_MAX).await {
-        return Err(status);
+        return failed(status);
     }
     let mut response = match answer.whole() {
         // A stream without messages has nothing to describe.

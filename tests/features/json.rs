@@ -95,6 +95,9 @@ async fn errors_have_code_and_message(deployment: &mut Deployment) {
         ),
         ("/v3/kv/range", "{", 400, 3, "unexpected EOF"),
         ("/v3/kv/range", r#"{"key":1}"#, 400, 3, "proto: (line 1:8): invalid value for bytes field key: 1"),
+        // Cause: where the answer is a stream, a request that cannot be read was refused as a stream that fails.
+        ("/v3/election/observe", r#"{"name":"""#, 400, 3, "unexpected EOF"),
+        ("/v3/maintenance/snapshot", "{", 400, 3, "unexpected EOF"),
         ("/v3/kv/range/", "{}", 404, 5, "Not Found"),
         ("/v3/nothing", "{}", 404, 5, "Not Found"),
     ] {
@@ -104,8 +107,6 @@ async fn errors_have_code_and_message(deployment: &mut Deployment) {
         // As in older versions, whose clients look there.
         assert!(is_stock() || answer["error"] == answer["message"], "{answer}");
     }
-    let (status, answer) = json(&deployment.endpoint, "/v3/election/observe", r#"{"name":"""#).await;
-    assert_eq!((status, &answer["error"]["code"]), (400, &json!(3)), "{answer}");
 }
 
 async fn a_watch_is_a_line_for_each_answer(deployment: &mut Deployment) {
