@@ -9,7 +9,7 @@ use super::db_file::{self, AsBolt};
 use super::error::UtlError;
 use crate::bolt::BoltFile;
 use crate::config::InitialCluster;
-use crate::core::backend::{Backend, Change, ChangeSet, LogPosition, StateFileKind, Table};
+use crate::core::backend::{Backend, Change, ChangeSet, FsStateDisk, LogPosition, StateDisk, StateFileKind, Table};
 use crate::core::cluster::{ClusterStore, ClusterVersion, Member, STORAGE_VERSION, cluster_id, member_id};
 use crate::core::lease::LeaseStore;
 use crate::core::mvcc::{Store, compacted_at};
@@ -163,8 +163,7 @@ fn remove(data_dir: &Path, existed: bool) {
 }
 
 fn write(request: &RestoreRequest, cluster: &NewCluster, snap_dir: &Path, wal_dir: &Path) -> Result<(), UtlError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let create = |dir: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let create = |dir: &Path| FsStateDisk::default().create_dir(dir);
     create(snap_dir).map_err(UtlError::file("mkdir", snap_dir))?;
     let source = AsBolt::of(&request.snapshot, snap_dir, request.lock_timeout)?;
     let file = source.open()?;
