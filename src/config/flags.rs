@@ -115,7 +115,7 @@ impl Variables {
 }
 
 /// Reads flags in the syntax of etcd's users: `-f` or `--f`, `--f=v` or `--f v`, `--f` alone and `--f=false` for
-/// booleans; the last of repeated flags wins, those of lists go together. Variables stand in for flags that are not given; both at once is an
+/// booleans; the last of repeated flags wins, those of lists go together with the words of `pflag`. Variables stand in for flags that are not given; both at once is an
 /// error. A configuration file, named by `--config-file` or its variable, replaces both: then no other flag and no
 /// other variable counts. The gateway refuses other flags beside it.
 ///
@@ -274,7 +274,8 @@ fn from_arguments(
                 next.to_str().ok_or_else(|| ConfigError::NotUtf8(next.clone()))?.to_owned()
             }
         };
-        let value = match values.remove(name).filter(|_| is_list(command, name)) {
+        let adds = words == FlagWords::Cobra && is_list(command, name);
+        let value = match values.remove(name).filter(|_| adds) {
             Some(earlier) => format!("{earlier},{value}"),
             None => value,
         };

@@ -36,7 +36,7 @@ pub struct RawGatewayConfig {
     #[arg(long, default_value = "127.0.0.1:23790")]
     pub listen_addr: GatewayAddress,
     /// Comma list of host:port, http, https or unix URLs to send connections to.
-    #[arg(long, default_value = "127.0.0.1:2379")]
+    #[arg(long, default_value = "127.0.0.1:2379", action = ArgAction::Append)]
     pub endpoints: String,
     /// Longest pause between two checks of an endpoint that is down; 0 is 5m.
     #[arg(long, default_value = "1m")]
@@ -590,6 +590,14 @@ mod tests {
         assert_eq!(with_tls, [false, true, true]);
         assert_eq!(config.retry_delay, RETRY_DELAY_OF_ZERO);
         assert_eq!(config.listen_addr.to_string(), "127.0.0.1:23790");
+    }
+
+    #[test]
+    fn repeated_endpoints_go_together_as_in_etcd() {
+        // Cause: only those of the last flag were used.
+        let config = parse("--endpoints=a:1,b:1 --endpoints c:1 --listen-addr=:7 --listen-addr=:8").unwrap();
+        let shown: Vec<String> = config.endpoints.iter().map(ToString::to_string).collect();
+        assert_eq!((shown.join(","), config.listen_addr.to_string()), ("a:1,b:1,c:1".to_owned(), ":8".to_owned()));
     }
 
     #[test]

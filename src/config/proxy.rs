@@ -35,7 +35,7 @@ pub struct RawProxyConfig {
     #[arg(long, default_value = "127.0.0.1:23790", value_name = "HOST:PORT")]
     pub listen_addr: String,
     /// Comma-separated endpoints of the cluster.
-    #[arg(long, default_value = "127.0.0.1:2379", value_name = "ENDPOINTS")]
+    #[arg(long, default_value = "127.0.0.1:2379", value_name = "ENDPOINTS", action = ArgAction::Append)]
     pub endpoints: String,
     /// How often the endpoints are replaced by the client URLs of the cluster's members; 0 is never.
     #[arg(long, default_value = "0s", value_name = "DURATION")]
@@ -159,7 +159,7 @@ pub struct RawProxyConfig {
     #[arg(long, default_value = "", value_name = "FILE")]
     pub client_crl_file: String,
     /// Cipher suites of TLS 1.2 with clients by Go's names, as a comma list.
-    #[arg(long, default_value = "", value_name = "SUITES")]
+    #[arg(long, default_value = "", value_name = "SUITES", action = ArgAction::Append)]
     pub listen_cipher_suites: String,
     /// Make a certificate for clients, in the data folder.
     #[arg(long, default_value_t = false, action = ArgAction::Set)]
@@ -661,6 +661,19 @@ mod tests {
         let short = parse("--watch-progress-notify-interval=1ms").unwrap();
         assert_eq!(short.watch_progress_notify_interval, Duration::from_millis(100));
         assert_eq!(config.log.level, LogLevel::Debug);
+    }
+
+    #[test]
+    fn repeated_lists_go_together_as_in_etcd() {
+        // Cause: only the endpoints of the last flag were used.
+        let config = parse("--endpoints=a:1,b:1 --endpoints c:1 --debug --debug=false").unwrap();
+        let shown: Vec<String> = config.endpoints.iter().map(ToString::to_string).collect();
+        assert_eq!((shown.join(",").as_str(), config.log.level), ("a:1,b:1,c:1", LogLevel::Info));
+        let suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"];
+        let policy =
+            |flags: String| parse(&format!("--cert-file=c --key-file=k {flags}")).unwrap().listen_tls.unwrap().policy;
+        let [one, other] = suites.map(|suite| format!("--listen-cipher-suites={suite}"));
+        assert_eq!(policy(format!("{one} {other}")), policy(format!("--listen-cipher-suites={}", suites.join(","))));
     }
 
     #[test]

@@ -679,6 +679,14 @@ mod tests {
     }
 
     #[test]
+    fn the_last_of_repeated_lists_counts_as_in_etcd() {
+        // Cause: the lists of all of them went together, which those of etcd's gateway and proxy alone do.
+        let outputs = |line: &str| parse(line).unwrap().log.outputs;
+        assert_eq!(outputs("--log-outputs=stderr,/a --log-outputs=stdout"), outputs("--log-outputs=stdout"));
+        assert_eq!(outputs("--log-outputs=stdout,/a").len(), 2);
+    }
+
+    #[test]
     fn an_empty_value_is_the_default_where_it_is_in_etcd() {
         let config = parse("--metrics= --auto-compaction-retention= --log-level= --log-format=").unwrap();
         assert_eq!((config.extensive_metrics, config.auto_compaction), (false, AutoCompaction::Off));
