@@ -352,7 +352,10 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         };
         let endpoints = Endpoint::parse_list(&raw.endpoints)
             .map_err(|error| invalid("endpoints", &raw.endpoints, error.to_string()))?;
-        if let Some(own) = endpoints.iter().find(|endpoint| {
+        let (peers, srv) = (raw.peers.checked(&raw.srv)?, raw.srv.checked()?);
+        // Another source takes the place of the flag, whose default may be the address of the proxy.
+        let are_used = peers.is_none() && srv.is_none();
+        if let Some(own) = endpoints.iter().filter(|_| are_used).find(|endpoint| {
             endpoint.port() == listen.port()
                 && endpoint
                     .host()
@@ -441,8 +444,8 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             upstream_tls,
             user,
             endpoints,
-            peers: raw.peers.checked(&raw.srv)?,
-            srv: raw.srv.checked()?,
+            peers,
+            srv,
             auto_sync: nonzero(raw.endpoints_auto_sync_interval),
             advertise,
             namespace,
@@ -636,6 +639,16 @@ mod tests {
             let error = parse(line).expect_err(line);
             assert!(error.contains(part) && !error.contains('\n'), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn endpoints_that_are_not_used_may_be_the_proxys_own() {
+        // Cause: a proxy at 127.0.0.1:2379 did not start with endpoints from DNS or a registry, for the default of --endpoints.
+        for source in ["--discovery-srv=example.com", "--discovery=http://d.example/t"] {
+            let config = parse(&format!("--listen-addr=127.0.0.1:2379 {source}")).expect(source);
+            assert_ne!(config.srv.is_some(), config.peers.is_some(), "{source}");
+        }
+        assert!(parse("--listen-addr=127.0.0.1:2379").unwrap_err().contains("the proxy's own --listen-addr"));
     }
 
     #[test]
