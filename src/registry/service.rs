@@ -37,6 +37,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const WAIT_MAX: Duration = Duration::from_secs(600);
 /// Connections at once; most of them wait for members.
 const CONNECTIONS_MAX: usize = 4096;
+/// Requests that wait at once, over all connections, which may have many of them each with HTTP/2: each is a watch stream at the
+/// cluster. More are refused, and clients ask again later.
+const WAITS_MAX: i64 = 4096;
 const GRACE: Duration = Duration::from_secs(1);
 
 /// What all requests share.
@@ -227,10 +230,9 @@ impl Registry {
             Place::Member(token, id) => (token, Some(id)),
             Place::New | Place::Size(_) => return Ok(whole(not_found())),
         };
+        let waiting = Waiting::begin(&self.waiting)?;
         let changes = self.store.changes(&token, id.as_deref(), from).await?;
         let index = changes.revision;
-        self.waiting.inc();
-        let waiting = Waiting(self.waiting.clone());
         let body = stream::once(async move {
             let _waiting = waiting;
             Ok::<_, Infallible>(Frame::data(Bytes::from(changed(changes, &token).await)))
@@ -251,8 +253,19 @@ async fn changed(mut changes: Changes, token: &str) -> String {
     }
 }
 
-/// The count of requests that wait, which one of them leaves.
+/// One of the requests that wait, in the count of them until it ends.
 struct Waiting(IntGauge);
+
+impl Waiting {
+    fn begin(count: &IntGauge) -> Result<Self, Failure> {
+        count.inc();
+        let waiting = Self(count.clone());
+        if count.get() > WAITS_MAX {
+            return Err(Failure::store(format!("{WAITS_MAX} requests wait for members already")));
+        }
+        Ok(waiting)
+    }
+}
 
 impl Drop for Waiting {
     fn drop(&mut self) {
@@ -304,6 +317,20 @@ fn whole(page: Page) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_that_wait_are_bounded() {
+        // Cause: each stream of each connection could hold a watch stream at the cluster, 409,600 in all.
+        let count = IntGauge::new("waits", "Requests that wait.").unwrap();
+        let mut waiting: Vec<Waiting> = (0..WAITS_MAX).filter_map(|_| Waiting::begin(&count).ok()).collect();
+        assert_eq!((waiting.len() as i64, count.get()), (WAITS_MAX, WAITS_MAX));
+        assert!(Waiting::begin(&count).is_err());
+        assert_eq!(count.get(), WAITS_MAX, "who is refused does not wait");
+        waiting.pop();
+        assert!(Waiting::begin(&count).is_ok());
+        drop(waiting);
+        assert_eq!(count.get(), 0);
+    }
 
     #[test]
     fn tokens_have_a_url_that_can_be_dialled() {
