@@ -230,7 +230,8 @@ impl Registry {
             Place::Member(token, id) => (token, Some(id)),
             Place::New | Place::Size(_) => return Ok(whole(not_found())),
         };
-        let waiting = Waiting::begin(&self.waiting)?;
+        self.waiting.inc();
+        let waiting = Waiting::counted(&self.waiting)?;
         let changes = self.store.changes(&token, id.as_deref(), from).await?;
         let index = changes.revision;
         let body = stream::once(async move {
@@ -257,8 +258,8 @@ async fn changed(mut changes: Changes, token: &str) -> String {
 struct Waiting(IntGauge);
 
 impl Waiting {
-    fn begin(count: &IntGauge) -> Result<Self, Failure> {
-        count.inc();
+    /// One that the count has already.
+    fn counted(count: &IntGauge) -> Result<Self, Failure> {
         let waiting = Self(count.clone());
         if count.get() > WAITS_MAX {
             return Err(Failure::store(format!("{WAITS_MAX} requests wait for members already")));
@@ -322,12 +323,16 @@ mod tests {
     fn requests_that_wait_are_bounded() {
         // Cause: each stream of each connection could hold a watch stream at the cluster, 409,600 in all.
         let count = IntGauge::new("waits", "Requests that wait.").unwrap();
-        let mut waiting: Vec<Waiting> = (0..WAITS_MAX).filter_map(|_| Waiting::begin(&count).ok()).collect();
+        let begin = || {
+            count.inc();
+            Waiting::counted(&count)
+        };
+        let mut waiting: Vec<Waiting> = (0..WAITS_MAX).filter_map(|_| begin().ok()).collect();
         assert_eq!((waiting.len() as i64, count.get()), (WAITS_MAX, WAITS_MAX));
-        assert!(Waiting::begin(&count).is_err());
+        assert!(begin().is_err());
         assert_eq!(count.get(), WAITS_MAX, "who is refused does not wait");
         waiting.pop();
-        assert!(Waiting::begin(&count).is_ok());
+        assert!(begin().is_ok());
         drop(waiting);
         assert_eq!(count.get(), 0);
     }
