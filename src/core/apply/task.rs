@@ -174,8 +174,9 @@ impl ApplyTask {
     ) -> std::io::Result<Self> {
         let ApplyInlet { receiver, progress, shared } = inlet;
         let driver = ApplyDriver::new(applier, observer, progress, config.prepared_snapshots);
+        let is_compacting = driver.is_compacting();
         *shared.driver.lock() = Some(driver);
-        let worker = Worker { shared, receiver, pace: config.pace };
+        let worker = Worker { shared, receiver, pace: config.pace, is_compacting };
         let thread = std::thread::Builder::new().name("apply".into()).spawn(move || worker.run())?;
         Ok(Self(Some(thread)))
     }
@@ -192,17 +193,16 @@ struct Worker<O> {
     shared: Arc<Shared<O>>,
     receiver: Receiver<Job>,
     pace: CompactionPace,
+    /// Whether rows of a compaction are left to remove, as of this thread's last turn; [`Job::Compact`] tells of one that began on the
+    /// raft thread. Known without the lock, which is therefore free for the raft thread while no job is left and no slice is due.
+    is_compacting: bool,
 }
 
 impl<O: ApplyObserver> Worker<O> {
-    fn run(self) {
+    fn run(mut self) {
         let mut next_slice = Instant::now();
         loop {
-            let is_compacting = match &*self.shared.driver.lock() {
-                Some(driver) => driver.is_compacting(),
-                None => return,
-            };
-            let received = if is_compacting {
+            let received = if self.is_compacting {
                 self.receiver.recv_timeout(next_slice.saturating_duration_since(Instant::now()))
             } else {
                 self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -224,8 +224,13 @@ impl<O: ApplyObserver> Worker<O> {
                 }
                 Ok(())
             });
+            let is_compacting = slot.as_ref().map(ApplyDriver::is_compacting);
             drop(slot);
             self.shared.queued.fetch_sub(done, Ordering::Release);
+            match is_compacting {
+                Some(is_compacting) => self.is_compacting = is_compacting,
+                None => return,
+            }
         }
     }
 
