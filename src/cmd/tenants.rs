@@ -107,7 +107,7 @@ impl TenantsOfFile {
         let set = match self.make(configs, numbers, &mut made) {
             Ok(set) => set,
             Err(error) => {
-                // What was made for nothing has rows among the metrics.
+                // The metrics of tenants that are not taken.
                 made.keys().filter(|name| !self.made.contains_key(*name)).for_each(|name| self.metrics.forget(name));
                 return Err(error);
             }
@@ -124,7 +124,7 @@ impl TenantsOfFile {
         Ok(())
     }
 
-    /// The tenants, each in `made` from when it has rows among the metrics.
+    /// The tenants. Each is in `made` once its metrics are registered, also when a later one fails.
     fn make(
         &self,
         configs: &[TenantConfig],

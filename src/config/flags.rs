@@ -115,9 +115,10 @@ impl Variables {
 }
 
 /// Reads flags in the syntax of etcd's users: `-f` or `--f`, `--f=v` or `--f v`, `--f` alone and `--f=false` for
-/// booleans; the last of repeated flags wins, those of lists go together with the words of `pflag`. Variables stand in for flags that are not given; both at once is an
-/// error. A configuration file, named by `--config-file` or its variable, replaces both: then no other flag and no
-/// other variable counts. The gateway refuses other flags beside it.
+/// booleans. The last of repeated flags wins; values of repeated list flags are joined where etcd reads them with `pflag`
+/// (gateway and proxy). Variables stand in for flags that are not given; both at once is an error. A configuration file,
+/// named by `--config-file` or its variable, replaces both: then no other flag and no other variable counts. The gateway
+/// refuses other flags beside it.
 ///
 /// `command` comes from a struct that derives `clap::Parser`, all of its arguments with long names; what is refused gets
 /// these `words`.

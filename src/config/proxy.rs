@@ -355,13 +355,14 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         let (peers, srv) = (raw.peers.checked(&raw.srv)?, raw.srv.checked()?);
         // Another source takes the place of the flag, whose default may be the address of the proxy.
         let are_used = peers.is_none() && srv.is_none();
-        if let Some(own) = endpoints.iter().filter(|_| are_used).find(|endpoint| {
-            endpoint.port() == listen.port()
-                && endpoint
-                    .host()
-                    .parse()
-                    .is_ok_and(|ip: IpAddr| ip == listen.ip() || ip.is_unspecified() && listen.ip().is_unspecified())
-        }) {
+        if are_used
+            && let Some(own) = endpoints.iter().find(|endpoint| {
+                endpoint.port() == listen.port()
+                    && endpoint.host().parse().is_ok_and(|ip: IpAddr| {
+                        ip == listen.ip() || ip.is_unspecified() && listen.ip().is_unspecified()
+                    })
+            })
+        {
             let reason = format!("{own} is the proxy's own --listen-addr");
             return Err(invalid("endpoints", &raw.endpoints, reason));
         }
@@ -391,7 +392,6 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
         let listeners = ListenerFacts {
             tls: listen_tls.is_some(),
             client_certificates: listen_tls.as_ref().is_some_and(|tls| tls.clients != ClientAuth::None),
-            main: listen,
             metrics: metrics_listen.as_ref().and_then(|url| url.address().tcp()),
         };
         let tenants = tenants(&raw, &namespace, resolver.is_some(), listeners)?;

@@ -315,8 +315,8 @@ async fn resolve(flag: &'static str, address: &GatewayAddress) -> Result<ListenA
     }
 }
 
-/// No host means all addresses of IPv6 and IPv4, as does `0.0.0.0`. Of the addresses of a name, the first of IPv4 counts, or else the first. As in
-/// etcd's gateway, which leaves both to Go.
+/// No host, or `0.0.0.0`, means all addresses of IPv6 and IPv4. Of the addresses of a name, the first of IPv4 counts, or else the
+/// first. As in etcd's gateway, which leaves both to Go.
 async fn resolve_tcp(flag: &'static str, address: &HostPort) -> Result<SocketAddr, GatewayError> {
     let port = address.port();
     if address.host().is_empty() {

@@ -85,7 +85,7 @@ where
     parts.version = Version::HTTP_2;
     parts.uri = Uri::from_static(route.method.path);
     let stream = route.is_answered_by_stream();
-    // As with etcd, a stream that fails has a line for that, and a request which is none of its method is refused as any other.
+    // As with etcd, the failure of a stream is a line of it; a request that is no message of its method is refused as in any other call.
     let failed = |status: Status| match stream {
         true => Ok(whole(json(http_status(status.code()), error_line(&status)))),
         false => Err(status),

@@ -260,7 +260,6 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
 
-    use super::super::connection_info::Accepted;
     use super::super::unfinished::{ALL_BYTES_MAX, CONNECTION_BYTES_MAX};
     use super::*;
 
@@ -282,9 +281,7 @@ mod tests {
 
     fn connection() -> (Arc<ConnectionInfo>, Arc<AtomicUsize>) {
         let all = Arc::new(AtomicUsize::new(0));
-        let address = "127.0.0.1:1".parse().expect("an address");
-        let accepted = Accepted { listener: 0, local: address, peer: address };
-        (Arc::new(ConnectionInfo::new(accepted, None, all.clone(), Arc::default())), all)
+        (ConnectionInfo::of_test(all.clone(), Arc::default()), all)
     }
 
     /// What can be read now, and whether the body has ended.

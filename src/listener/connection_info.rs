@@ -61,6 +61,16 @@ impl ConnectionInfo {
     }
 }
 
+#[cfg(test)]
+impl ConnectionInfo {
+    /// A connection of a test, with the counts of [`new`](Self::new).
+    pub(super) fn of_test(unfinished_of_all: Arc<AtomicUsize>, unsent_of_all: Arc<AtomicUsize>) -> Arc<Self> {
+        let address = "127.0.0.1:1".parse().expect("an address");
+        let accepted = Accepted { listener: 0, local: address, peer: address };
+        Arc::new(Self::new(accepted, None, unfinished_of_all, unsent_of_all))
+    }
+}
+
 /// What the accept loop knows of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Accepted {

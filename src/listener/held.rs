@@ -4,8 +4,6 @@ use std::sync::atomic::AtomicUsize;
 
 use tonic::Status;
 
-#[cfg(test)]
-use super::connection_info::Accepted;
 use super::connection_info::ConnectionInfo;
 
 /// What the reader of one body holds of it, counted as unfinished until it is dropped.
@@ -47,9 +45,6 @@ impl HeldBytes {
     /// Holds nothing yet, on a connection of its own; and what all connections hold.
     pub(crate) fn of_test_connection() -> (Self, Arc<AtomicUsize>) {
         let all = Arc::new(AtomicUsize::new(0));
-        let address = "127.0.0.1:1".parse().expect("an address");
-        let accepted = Accepted { listener: 0, local: address, peer: address };
-        let connection = ConnectionInfo::new(accepted, None, all.clone(), Arc::default());
-        (Self::new(Some(Arc::new(connection))), all)
+        (Self::new(Some(ConnectionInfo::of_test(all.clone(), Arc::default()))), all)
     }
 }

@@ -67,7 +67,7 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Outgoing<B> {
         let this = &mut *self;
         std::task::ready!(this.call.connection.unsent.poll_room(cx));
         let polled = Pin::new(&mut this.body).poll_frame(cx);
-        // Where there is nothing yet, the handler is waited for. After a frame, HTTP asks again once there is room for more.
+        // Pending: the client waits for the handler. After a frame, HTTP/2 polls again only when flow control lets it send more.
         this.call.set_waits_for_client(polled.is_ready());
         let frame = std::task::ready!(polled);
         let connection = &this.call.connection;
@@ -77,7 +77,7 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Outgoing<B> {
                     let data = frame.into_data().unwrap_or_default();
                     Frame::data(Bytes::from_owner(Piece::new(data, connection.clone())))
                 }
-                // It is asked for when there is room for it.
+                // Not counted in bytes; that it was asked for shows that the client takes what is sent.
                 Some(_) => {
                     connection.unsent.moved.fetch_add(1, Ordering::Relaxed);
                     frame
@@ -130,15 +130,11 @@ mod tests {
     use futures::task::noop_waker_ref;
     use http_body_util::{BodyExt, Full, StreamBody};
 
-    use super::super::connection_info::Accepted;
     use super::super::unsent::{ALL_BYTES_MAX, CONNECTION_BYTES_MIN, STALL, StallWatch, UNIT_BYTES};
     use super::*;
 
     fn connection(all: &Arc<AtomicUsize>) -> Arc<ConnectionInfo> {
-        let address = "127.0.0.1:1".parse().expect("an address");
-        let accepted = Accepted { listener: 0, local: address, peer: address };
-        let counts = Arc::default();
-        Arc::new(ConnectionInfo::new(accepted, None, counts, all.clone()))
+        ConnectionInfo::of_test(Arc::default(), all.clone())
     }
 
     /// One answer of so many bytes, read as HTTP does and kept.

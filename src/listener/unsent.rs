@@ -24,13 +24,13 @@ pub(super) const UNIT_BYTES: usize = 64 * 1024;
 /// buffer of the stream takes: a client that opens many streams and takes nothing would make it keep any amount.
 #[derive(Debug)]
 pub(super) struct UnsentBytes {
-    /// Of answers, and what open calls count.
+    /// Bytes of answers, and what open calls count for.
     pub(super) connection: AtomicUsize,
-    /// Of answers alone. They are given back when they are sent; what a watch counts as an open call is not, as long as it is open.
+    /// Bytes of answers alone: they are given back when they are sent, while a watch counts as an open call until it ends.
     answers: AtomicUsize,
     /// On all connections.
     all: Arc<AtomicUsize>,
-    /// Answers of which HTTP does not ask for more before the client has taken something.
+    /// Answers that HTTP/2 does not poll for more until the client has taken what was sent.
     pub(super) not_taken: AtomicUsize,
     /// Counts what was sent or dropped: pieces of answers, and calls.
     pub(super) moved: AtomicUsize,

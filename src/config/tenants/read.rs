@@ -35,8 +35,6 @@ pub struct ListenerFacts {
     pub tls: bool,
     /// Its certificate.
     pub client_certificates: bool,
-    /// That of `--listen-addr`.
-    pub main: SocketAddr,
     /// Where metrics are served, and so no tenant.
     pub metrics: Option<SocketAddr>,
 }

@@ -1,15 +1,9 @@
-use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
 use super::read::tenants;
 use super::*;
 
-const ALL: ListenerFacts = ListenerFacts {
-    tls: true,
-    client_certificates: true,
-    main: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 7),
-    metrics: None,
-};
+const ALL: ListenerFacts = ListenerFacts { tls: true, client_certificates: true, metrics: None };
 
 fn parse(text: &str) -> Result<Vec<TenantConfig>, String> {
     tenants(text, Path::new("/folder"), ALL)
@@ -183,7 +177,7 @@ fn tenants_do_not_meet_by_mistake() {
 #[test]
 fn what_no_listener_can_know_is_refused() {
     let metrics = Some("127.0.0.1:9".parse().unwrap());
-    let plain = ListenerFacts { tls: false, client_certificates: false, metrics, ..ALL };
+    let plain = ListenerFacts { tls: false, client_certificates: false, metrics };
     for (one, expected) in [
         ("sni: s", "match[0].sni: no listener knows it without --cert-file and --key-file"),
         ("common-name: s", "match[0].common-name: no listener knows it without --trusted-ca-file"),

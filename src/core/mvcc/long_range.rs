@@ -20,8 +20,8 @@ use crate::types::{Key, KeyRange, RecordId, Revision};
 
 /// Keys one slice looks at: some tens of microseconds.
 const SLICE_KEYS: usize = 512;
-/// Rows one slice reads from the backend.
-const SLICE_LOADS: usize = 64;
+/// Rows one slice, or one chunk of a stream, reads from the backend: serving threads must not wait long for the disk.
+pub(super) const SLICE_LOADS: usize = 64;
 /// Tag of `kvs` in a range answer, and the longest length behind it.
 const KVS_TAG: u8 = 0x12;
 const KV_HEAD_BYTES_MAX: usize = 11;

@@ -3,6 +3,7 @@
 use prost::Message;
 
 use super::MvccError;
+use super::long_range::SLICE_LOADS;
 use super::range::{PartEnd, header, in_order, range};
 use super::reader::StoreReader;
 use super::record::Fields;
@@ -16,8 +17,6 @@ use crate::types::{KeyRange, Revision};
 const FIRST_KEYS: i64 = 10;
 /// Keys of any chunk: small ones would make it as long to read as the bytes of large ones.
 const KEYS_MAX: i64 = 4096;
-/// Rows of the backend that a chunk reads: serving threads must not wait long for the disk.
-const LOADS_MAX: usize = 64;
 
 /// The chunks of one range, all at one revision. None is longer than asked for and one pair.
 ///
@@ -91,7 +90,7 @@ impl RangeStream {
         }
         let at = view.at(self.rest.revision)?;
         let covered = KeyRange::from_wire(self.rest.key.clone(), self.rest.range_end.clone());
-        let end = PartEnd { bytes: self.chunk_bytes, loads: LOADS_MAX };
+        let end = PartEnd { bytes: self.chunk_bytes, loads: SLICE_LOADS };
         let mut kvs = Vec::new();
         let more = in_order(view, &self.rest, (&covered, at), end, &mut kvs)?;
         let mut chunk = RangeResponse { kvs, more, ..Default::default() };

@@ -880,6 +880,20 @@ async fn behind(proxy: &Proxy) -> Client {
     client
 }
 
+/// A private watch that is kept, since its client takes no more than the first of the revisions with this value.
+async fn with_a_kept_private_watch(value: &'static str) -> (Proxy, Client) {
+    let proxy = Proxy::start(|config| {
+        config.limits.stream_responses_max = 1;
+        config.limits.catch_up_revisions_max = 1;
+    });
+    for _ in 0..3 {
+        proxy.cluster.write(&[("a", value)]);
+    }
+    let client = behind(&proxy).await;
+    eventually(|| proxy.hub.inner.history.idle() == 1).await;
+    (proxy, client)
+}
+
 /// Cause: the refusal was taken for a lost connection, and the stream opened again every 20 ms for ever.
 #[tokio::test]
 async fn history_that_is_refused_cancels_the_watch() {
@@ -910,16 +924,7 @@ async fn history_is_asked_for_again_with_growing_pauses() {
 /// Cause: what a kept private watch had received of the lost history was handed to a watch of the new one.
 #[tokio::test]
 async fn the_past_is_not_read_from_a_history_that_is_lost() {
-    let proxy = Proxy::start(|config| {
-        config.limits.stream_responses_max = 1;
-        config.limits.catch_up_revisions_max = 1;
-    });
-    for _ in 0..3 {
-        proxy.cluster.write(&[("a", "lost")]);
-    }
-    // It takes no more than the first revision.
-    let _behind = behind(&proxy).await;
-    eventually(|| proxy.hub.inner.history.idle() == 1).await;
+    let (proxy, _behind) = with_a_kept_private_watch("lost").await;
     proxy.cluster.restore(2);
     eventually(|| proxy.metrics.upstream_watches.get() == 0).await;
     assert_eq!(proxy.cluster.write(&[("a", "kept")]), 3);
@@ -934,15 +939,7 @@ async fn the_past_is_not_read_from_a_history_that_is_lost() {
 /// the member kept in memory what it could not send.
 #[tokio::test(start_paused = true)]
 async fn a_private_watch_that_nobody_comes_back_for_is_closed() {
-    let proxy = Proxy::start(|config| {
-        config.limits.stream_responses_max = 1;
-        config.limits.catch_up_revisions_max = 1;
-    });
-    for _ in 0..3 {
-        proxy.cluster.write(&[("a", "x")]);
-    }
-    let client = behind(&proxy).await;
-    eventually(|| proxy.hub.inner.history.idle() == 1).await;
+    let (proxy, client) = with_a_kept_private_watch("x").await;
     drop(client);
     eventually(|| proxy.hub.inner.history.idle() == 0).await;
 }
