@@ -22,6 +22,7 @@ use super::past::Past;
 use super::progress::ProgressRequests;
 use super::replica::{Disorder, Replica};
 use super::shared::{Checked, Completeness, Retired, SharedReplica, Snapshot, State};
+use super::subscribers::{Asked, Feed};
 use crate::api_error::ApiError;
 use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;
@@ -166,6 +167,14 @@ enum Stop {
 }
 
 impl Stop {
+    /// What those are told who read the same stream.
+    fn status(&self) -> Status {
+        match self {
+            Self::Broken(status) => status.clone(),
+            Self::Over(end) => Status::unavailable(format!("the range is not cached any more: {}", end.label())),
+        }
+    }
+
     fn into_end(self) -> End {
         match self {
             Self::Broken(status) => End::Failed(status),
@@ -195,6 +204,16 @@ struct Life {
 }
 
 impl Life {
+    /// Who serves it, and its position.
+    fn header(&self) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster.0,
+            member_id: self.member.0,
+            revision: self.replica.position().0,
+            raft_term: self.term.0,
+        }
+    }
+
     /// What readers get of it.
     fn snapshot(&self) -> Arc<Snapshot> {
         Arc::new(Snapshot {
@@ -313,7 +332,9 @@ impl Follower {
         loop {
             self.change(state, State::Live, "watch", "");
             let lived = Instant::now();
-            let stop = self.follow(&mut life, &mut stream, &mut resumption).await;
+            let mut feed = Feed::open(&self.replica.subscribers, life.header());
+            let stop = self.follow(&mut life, &mut stream, &mut feed, &mut resumption).await;
+            feed.close(&stop.status());
             if lived.elapsed() >= self.periods.reload_max {
                 backoff.reset();
             }
@@ -509,7 +530,13 @@ impl Follower {
     }
 
     /// Follows one upstream stream to its end.
-    async fn follow(&self, life: &mut Life, stream: &mut UpstreamStream, resumption: &mut Backoff) -> Stop {
+    async fn follow(
+        &self,
+        life: &mut Life,
+        stream: &mut UpstreamStream,
+        feed: &mut Feed<'_>,
+        resumption: &mut Backoff,
+    ) -> Stop {
         let mut progress = ProgressRequests::new(self.periods.progress_first, self.periods.progress_max);
         let (mut look, mut moved) = (tokio::time::interval(LOOK), Instant::now());
         let SharedReplica { read_sent, awaited, evicted, went_back, .. } = &*self.replica;
@@ -521,6 +548,10 @@ impl Follower {
                         Ok(answer) => answer,
                         Err(status) => return Stop::Broken(status),
                     };
+                    if feed.takes(&answer) {
+                        continue;
+                    }
+                    let copy = feed.copy(&answer, Instant::now());
                     let answered = answer.watch_id == PROGRESS_WATCH_ID;
                     let before = life.replica.position();
                     if let Err(stop) = self.receive(life, answer) {
@@ -533,8 +564,16 @@ impl Follower {
                             return Stop::Over(end);
                         }
                     }
+                    feed.forward(life.replica.position(), life.term, copy);
                     progress.reached(answered, life.replica.position(), self.replica.target(), Instant::now());
                 }
+                Some(request) = feed.request() => match feed.take(request) {
+                    Asked::Nothing => {}
+                    Asked::Progress => progress.read_sent(),
+                    Asked::Request(request) => {
+                        let _ = stream.requests.try_send(request);
+                    }
+                },
                 () = read_sent.notified() => progress.read_sent(),
                 () = awaited.notified() => {
                     progress.awaited(life.replica.position(), self.replica.target(), Instant::now());
@@ -571,6 +610,7 @@ impl Follower {
             }
             if progress.take(Instant::now()) {
                 self.metrics.progress.inc();
+                feed.progress_sent(Instant::now());
                 // A stream that takes no more requests sends no answers either, and is cut for that.
                 let _ = stream.requests.try_send(progress_request());
             }

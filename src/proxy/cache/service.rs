@@ -31,7 +31,7 @@ use crate::client::{Channel, PeekedHeader, Pool, Seen};
 use crate::listener::{Arriving, ConnectionInfo};
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::RangeRequest;
-use crate::proxy::watch::{MemberVersions, Members};
+use crate::proxy::watch::{MemberVersions, Members, ReplicaWatches, Subscription};
 use crate::proxy::{Identity, ReadPermission, ReadPermissions};
 use crate::shutdown::Tasks;
 use crate::tree::Tree;
@@ -244,6 +244,13 @@ impl RangeCache {
                 Err(Request::from_parts(parts, body))
             }
         }
+    }
+}
+
+impl ReplicaWatches for RangeCache {
+    fn subscribe(&self, identity: &Identity, range: &KeyRange) -> Option<Subscription> {
+        let group = self.inner.groups.load().get(identity).cloned()?;
+        group.replicas().iter().find_map(|replica| replica.subscribers.subscribe(&replica.upstream, range))
     }
 }
 

@@ -11,6 +11,7 @@ use super::config::Periods;
 use super::pair::Pair;
 use super::past::Past;
 use super::patience::Patience;
+use super::subscribers::Subscribers;
 use crate::proxy::KeptPermission;
 use crate::tree::Tree;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
@@ -173,6 +174,8 @@ pub(super) struct SharedReplica {
     pub upstream: KeyRange,
     /// Whether the group itself may read all of it.
     pub permission: KeptPermission,
+    /// Who else reads its watch.
+    pub subscribers: Subscribers,
     snapshot: watch::Sender<Option<Arc<Snapshot>>>,
     /// Newest revision a reader waits for.
     target: AtomicI64,
@@ -218,6 +221,7 @@ impl SharedReplica {
             range,
             upstream,
             permission: KeptPermission::default(),
+            subscribers: Subscribers::default(),
             snapshot: watch::Sender::new(None),
             target: AtomicI64::new(0),
             patience: Patience::default(),

@@ -5,13 +5,15 @@ use super::compaction::AgreedCompaction;
 use super::stored::Counting;
 use crate::client::{Channel, Pool, SharedLogin};
 use crate::net::ClientTls;
+use crate::proxy::Identity;
 use crate::proxy::cache::RangeCache;
 use crate::proxy::endpoints::UpstreamPools;
 use crate::proxy::lease::KeepAliveBroadcasts;
 use crate::proxy::limits::Limits;
 use crate::proxy::namespace::{Namespace, Rights};
-use crate::proxy::watch::WatchHub;
+use crate::proxy::watch::{ReplicaWatches, Subscription, WatchHub};
 use crate::shutdown::Tasks;
+use crate::types::KeyRange;
 
 /// What a client sees of the cluster and may do to it.
 #[derive(Debug)]
@@ -37,7 +39,17 @@ pub struct Tenant {
     pub(super) own_channel: OnceLock<Channel>,
     pub(super) counting: Arc<Counting>,
     pub(super) hub: OnceLock<WatchHub>,
-    pub(super) cache: OnceLock<Option<RangeCache>>,
+    pub(super) cache: Arc<TenantRangeCache>,
+}
+
+/// The range cache of a tenant, once it has read anything.
+#[derive(Debug, Default)]
+pub(super) struct TenantRangeCache(pub OnceLock<Option<RangeCache>>);
+
+impl ReplicaWatches for TenantRangeCache {
+    fn subscribe(&self, identity: &Identity, range: &KeyRange) -> Option<Subscription> {
+        self.0.get()?.as_ref()?.subscribe(identity, range)
+    }
 }
 
 /// The user of the cluster that a tenant is.
@@ -76,7 +88,7 @@ impl Tenant {
             own_channel: OnceLock::new(),
             counting: Arc::default(),
             hub: OnceLock::new(),
-            cache: OnceLock::new(),
+            cache: Arc::default(),
         }
     }
 
@@ -92,7 +104,7 @@ impl Tenant {
 
     /// Its range cache, if it has read anything.
     pub(in crate::proxy) fn range_cache(&self) -> Option<&RangeCache> {
-        self.cache.get()?.as_ref()
+        self.cache.0.get()?.as_ref()
     }
 
     /// Its watch hub, if it has watched anything.

@@ -78,6 +78,7 @@ impl TenantUpstream {
             let mut config = WatchHubConfig::new(tenant.namespace.clone());
             config.progress_interval = self.progress_interval;
             config.tenant_limits = tenant.limits.clone();
+            config.replicas = Some(tenant.cache.clone());
             let tasks = tenant.tasks();
             let reader = match &tenant.user {
                 Some(user) => HubReader::Callers(user.channel(&self.watch_pool, &self.pools, tasks)),
@@ -183,6 +184,6 @@ impl TenantUpstream {
             };
             Some(RangeCache::new(config, parts))
         };
-        tenant.cache.get_or_init(make).as_ref()
+        tenant.cache.0.get_or_init(make).as_ref()
     }
 }

@@ -15,13 +15,14 @@ use super::history::UpstreamHistory;
 use super::hub::HubInner;
 use super::progress_schedule::{ProgressActions, ProgressSchedule};
 use super::status::{is_refusal, lost, refusal_of_proxy_user};
-use super::upstream::UpstreamStream;
+use super::upstream::{Subscription, UpstreamStream};
 use crate::eventlog::{End, EventLog, Source};
 use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;
 use crate::pb::etcdserverpb::watch_create_request::FilterType;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchResponse};
+use crate::telemetry::Counted;
 use crate::types::{ClusterId, KeyRange, MemberId, Revision, Term};
 
 /// Attempts to begin a log where the narrower ones stand, after their positions were renewed.
@@ -55,6 +56,8 @@ pub(super) struct Broadcast {
     refreshes: Vec<Refresh>,
     progress: ProgressSchedule,
     serving: Serving,
+    /// While it has an upstream watch of its own.
+    counted: Option<Counted>,
 }
 
 /// What is known of the upstream stream in use.
@@ -63,6 +66,8 @@ struct Serving {
     member: MemberId,
     /// The member has confirmed the watch.
     confirmed: bool,
+    /// The stream is that of a replica.
+    of_replica: bool,
     /// The progress watch was created, and its id once the member has confirmed it.
     progress_watch_created: bool,
     progress_watch: Option<i64>,
@@ -136,13 +141,13 @@ impl Broadcast {
             refreshes: Vec::new(),
             progress,
             serving: Serving::default(),
+            counted: None,
         };
         (broadcast, handle)
     }
 
     /// Runs until no watcher needs it.
     pub async fn run(mut self) {
-        self.hub.metrics.upstream_watches.inc();
         let mut backoff = self.hub.config.periods.backoff();
         let stop = loop {
             match self.follow(&mut backoff).await {
@@ -157,7 +162,6 @@ impl Broadcast {
                 stop => break stop,
             }
         };
-        self.hub.metrics.upstream_watches.dec();
         self.finish(stop);
     }
 
@@ -171,7 +175,12 @@ impl Broadcast {
             (self.begin, self.cluster) = slowest(&self.narrower);
             self.state.send_replace(BroadcastState::Opening(self.begin));
         }
-        let mut stream = match self.open().await {
+        let subscription = if self.position().0 == 0 { self.subscription() } else { None };
+        let opened = match subscription {
+            Some(subscription) => Ok(self.read_replica(subscription, backoff)),
+            None => self.open().await,
+        };
+        let mut stream = match opened {
             Ok(stream) => stream,
             Err(status) if self.group.identity.is_proxy() && is_refusal(&status) => {
                 warn!(%status, "the cluster refuses the proxy's own user, see --user");
@@ -184,6 +193,7 @@ impl Broadcast {
         let mut tick = tokio::time::interval(self.hub.config.periods.linger / 4);
         let mut again = None;
         let mut look: OptionFuture<BoxFuture<'static, ()>> = OptionFuture::default();
+        let mut joining = None;
         loop {
             tokio::select! {
                 answer = stream.next() => {
@@ -196,9 +206,6 @@ impl Broadcast {
                     }
                     if let Err(stop) = self.receive(answer) {
                         return stop;
-                    }
-                    if std::mem::take(&mut self.serving.is_behind) {
-                        look = Some(self.look_for_lost_history()).into();
                     }
                 }
                 // What it finds comes as a command.
@@ -213,12 +220,20 @@ impl Broadcast {
                         return Stop::Idle;
                     }
                     self.progress.wanted = self.wants_progress();
+                    self.look_for_replica(&mut joining);
                 }
                 () = tokio::time::sleep_until(self.progress.next()), if self.serving.confirmed => self.progress_timer(),
                 () = sleep_until(again), if again.is_some() => {
                     again = None;
                     self.forget_requests();
                 }
+            }
+            if let Some(subscription) = joining.take_if(|subscription| self.has_reached(subscription)) {
+                stream = self.read_replica(subscription, backoff);
+                again = None;
+            }
+            if std::mem::take(&mut self.serving.is_behind) {
+                look = Some(self.look_for_lost_history()).into();
             }
             self.refreshes.retain(|refresh| !refresh.done.is_closed());
             if self.serving.confirmed {
@@ -233,7 +248,53 @@ impl Broadcast {
         async move { hub.look_for_lost_history(&group, &range, position).await }.boxed()
     }
 
-    async fn open(&self) -> Result<UpstreamStream, Status> {
+    /// What the watch of a replica receives of the range from now on, if the range cache has one that covers it.
+    fn subscription(&self) -> Option<Subscription> {
+        let (key, range_end) = self.hub.config.namespace.upstream_range(&self.range);
+        let range = KeyRange::from_wire(key, range_end);
+        self.hub.config.replicas.as_ref()?.subscribe(&self.group.identity, &range)
+    }
+
+    /// Subscribes to the watch of a replica that covers the range, and has the log brought as far as that is now.
+    fn look_for_replica(&mut self, joining: &mut Option<Subscription>) {
+        if joining.as_ref().is_some_and(|subscription| !subscription.is_open()) {
+            *joining = None;
+        }
+        // A member that tells progress ahead of events may not have sent all that the log seems to have.
+        let may_join = !self.serving.of_replica && self.source.is_some() && self.has_ordered_progress();
+        if may_join && joining.is_none() {
+            *joining = self.subscription();
+            self.serving.request_progress |= joining.is_some();
+        }
+    }
+
+    /// Whether the log has all that the watch of a replica had received when it was subscribed to.
+    fn has_reached(&self, Subscription { header, .. }: &Subscription) -> bool {
+        self.cluster == ClusterId(header.cluster_id) && self.position() >= Revision(header.revision)
+    }
+
+    /// Goes on with the watch of a replica, from which the log lacks nothing, or with which it begins.
+    fn read_replica(&mut self, subscription: Subscription, backoff: &mut Backoff) -> UpstreamStream {
+        let Subscription { header, stream } = subscription;
+        debug!(range = ?self.range, "the upstream watch of a cached range is read");
+        let (cluster, member) = (ClusterId(header.cluster_id), MemberId(header.member_id));
+        self.hub.note_member(cluster, member, Term(header.raft_term));
+        self.hub.learn_version(member, &self.group.identity);
+        self.counted = None;
+        self.forget_requests();
+        let is_behind = Revision(header.revision) < self.position();
+        self.serving = Serving { member, confirmed: true, of_replica: true, is_behind, ..Serving::default() };
+        self.progress.restart(self.position().0 != 0, Instant::now());
+        backoff.reset();
+        if self.source.is_none() {
+            self.cluster = cluster;
+            self.go_live(Revision(header.revision));
+        }
+        stream
+    }
+
+    async fn open(&mut self) -> Result<UpstreamStream, Status> {
+        self.counted.get_or_insert_with(|| Counted::new(self.hub.metrics.upstream_watches.clone()));
         let mut stream = self.hub.upstream.open_watch(&self.group.identity).await?;
         stream.send(RequestUnion::CreateRequest(self.create_request())).await?;
         Ok(stream)
@@ -359,7 +420,7 @@ impl Broadcast {
 
     /// Takes one answer. The log's position comes from the events themselves, or from the header of an answer
     /// without events: the header of an event batch may be ahead of what the member has sent.
-    fn receive(&mut self, answer: WatchResponse) -> Result<(), Stop> {
+    fn receive(&mut self, mut answer: WatchResponse) -> Result<(), Stop> {
         let header = answer.header.unwrap_or_default();
         let revision = Revision(header.revision);
         if self.serving.confirmed && (answer.created || self.serving.progress_watch == Some(answer.watch_id)) {
@@ -377,6 +438,14 @@ impl Broadcast {
             self.go_live(self.begin);
         }
         let Some(source) = &self.source else { return Ok(()) };
+        if self.serving.of_replica && !answer.events.is_empty() {
+            // What it had not received yet when it was subscribed to may have come since.
+            let head = source.log().head().0;
+            answer.events.retain(|event| event.kv.as_ref().is_some_and(|kv| kv.mod_revision > head));
+            if answer.events.is_empty() {
+                return Ok(());
+            }
+        }
         self.hub.note_revision(revision);
         self.start_after = false;
         if answer.events.is_empty() {

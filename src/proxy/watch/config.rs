@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::upstream::ReplicaWatches;
 use crate::eventlog::WatchLimits;
 use crate::net::Backoff;
 use crate::proxy::Namespace;
@@ -24,6 +25,8 @@ pub struct WatchHubConfig {
     /// Between two progress notifications of an idle watch, where the interval of the member cannot be followed or is
     /// longer.
     pub progress_interval: Duration,
+    /// Watches of the range cache that broadcasts read where they can.
+    pub(in crate::proxy) replicas: Option<Arc<dyn ReplicaWatches>>,
     pub(super) periods: Periods,
 }
 
@@ -39,6 +42,7 @@ impl WatchHubConfig {
             // below what any member would send.
             limits: WatchLimits { fragment_bytes: 512 * 1024, progress_interval: None, ..WatchLimits::default() },
             progress_interval: Duration::from_secs(600),
+            replicas: None,
             periods: Periods::default(),
         }
     }

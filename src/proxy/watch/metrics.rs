@@ -15,8 +15,10 @@ impl ProxyWatchMetrics {
     /// Makes the metrics and registers them.
     pub fn register(metrics: &Metrics) -> Self {
         let watch = WatchMetrics::register(metrics);
-        let upstream_watches = metrics
-            .gauge("watershed_proxy_upstream_watches", "Upstream watches that broadcast a log, private ones apart.");
+        let upstream_watches = metrics.gauge(
+            "watershed_proxy_upstream_watches",
+            "Upstream watches that broadcast a log, private ones and those of replicas apart.",
+        );
         let upstream_events = metrics.counter("watershed_proxy_upstream_events_total", "Events the cluster sent.");
         let resumes =
             metrics.counter("watershed_proxy_upstream_watch_resumes_total", "Upstream watches taken up again.");

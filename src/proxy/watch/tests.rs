@@ -15,6 +15,7 @@ use super::admission::ClientWatchAdmission;
 use super::config::{Periods, WatchHubConfig};
 use super::hub::WatchHub;
 use super::metrics::ProxyWatchMetrics;
+use super::upstream::Upstream;
 use crate::eventlog::{WatchStream, WatcherSetHandle};
 use crate::pb::encoded::WireEncode;
 use crate::pb::etcdserverpb::watch_request::RequestUnion;
@@ -28,8 +29,8 @@ use cluster::FakeCluster;
 use prost::Message;
 
 /// A hub with one serving thread in front of a made-up cluster.
-struct Proxy {
-    cluster: FakeCluster,
+pub(in crate::proxy) struct Proxy<U = FakeCluster> {
+    cluster: U,
     hub: WatchHub,
     watchers: WatcherSetHandle,
     metrics: ProxyWatchMetrics,
@@ -38,7 +39,12 @@ struct Proxy {
 
 impl Proxy {
     fn start(change: impl FnOnce(&mut WatchHubConfig)) -> Self {
-        let cluster = FakeCluster::default();
+        Self::over(FakeCluster::default(), change)
+    }
+}
+
+impl<U: Upstream + Clone> Proxy<U> {
+    pub(in crate::proxy) fn over(cluster: U, change: impl FnOnce(&mut WatchHubConfig)) -> Self {
         let mut config = WatchHubConfig::new(Namespace::default());
         let ms = Duration::from_millis;
         config.periods = Periods {
@@ -75,18 +81,23 @@ impl Proxy {
         Client { requests, stream }
     }
 
-    fn anonymous(&self) -> Client {
+    pub(in crate::proxy) fn anonymous(&self) -> Client {
         self.client(Identity::default())
+    }
+
+    /// Upstream watches of its own, those of the range cache apart.
+    pub(in crate::proxy) fn upstream_watches(&self) -> i64 {
+        self.metrics.upstream_watches.get()
     }
 }
 
-impl Drop for Proxy {
+impl<U> Drop for Proxy<U> {
     fn drop(&mut self) {
         self.tasks.stop();
     }
 }
 
-struct Client {
+pub(in crate::proxy) struct Client {
     requests: mpsc::Sender<Result<WatchRequest, Status>>,
     stream: WatchStream<ReceiverStream<Result<WatchRequest, Status>>>,
 }
@@ -96,7 +107,7 @@ impl Client {
         self.requests.send(Ok(WatchRequest { request_union: Some(union) })).await.unwrap();
     }
 
-    async fn create(&self, request: WatchCreateRequest) {
+    pub(in crate::proxy) async fn create(&self, request: WatchCreateRequest) {
         self.send(RequestUnion::CreateRequest(request)).await;
     }
 
@@ -105,11 +116,11 @@ impl Client {
         self.next().await
     }
 
-    async fn progress(&self) {
+    pub(in crate::proxy) async fn progress(&self) {
         self.send(RequestUnion::ProgressRequest(WatchProgressRequest {})).await;
     }
 
-    async fn try_next(&mut self) -> Result<WatchResponse, Status> {
+    pub(in crate::proxy) async fn try_next(&mut self) -> Result<WatchResponse, Status> {
         let response = self.stream.next().await.expect("watch streams end with a status")?;
         let mut wire = Vec::new();
         response.write(&mut wire);

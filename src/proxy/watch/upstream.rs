@@ -13,7 +13,7 @@ use crate::pb::etcdserverpb::{
     RangeRequest, RangeResponse, StatusRequest, StatusResponse, WatchRequest, WatchResponse,
 };
 use crate::proxy::Identity;
-use crate::types::{MemberId, Revision};
+use crate::types::{KeyRange, MemberId, Revision};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
@@ -61,6 +61,28 @@ pub(in crate::proxy) trait Upstream: Send + Sync + 'static {
 
     /// The version of some member, and which.
     fn version(&self, identity: &Identity) -> BoxFuture<'static, Result<(MemberId, String), Status>>;
+}
+
+/// The upstream watches of the range cache, whose replicas are kept current by them. Broadcasts of ranges inside read them too.
+pub(in crate::proxy) trait ReplicaWatches: std::fmt::Debug + Send + Sync {
+    /// What such a watch of this identity receives from now on of a range, as the cluster has the keys; none where no watch that is
+    /// live covers it.
+    fn subscribe(&self, identity: &Identity, range: &KeyRange) -> Option<Subscription>;
+}
+
+/// A part of the watch of a replica.
+pub(in crate::proxy) struct Subscription {
+    /// The member of the watch. The revision is the position: events up to it do not come, all later ones do.
+    pub header: ResponseHeader,
+    /// What the watch receives, without its confirmation. It ends when the replica is not kept current any more.
+    pub stream: UpstreamStream,
+}
+
+impl Subscription {
+    /// Whether it goes on.
+    pub fn is_open(&self) -> bool {
+        !self.stream.requests.is_closed()
+    }
 }
 
 /// The members of the cluster.

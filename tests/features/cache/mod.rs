@@ -1,12 +1,13 @@
 //! `grpc-proxy start --cache`: ranges answered from replicas are those of a member.
 //!
 //! `fresh.rs` has what a read must show, `same.rs` that every answer is byte for byte the member's, `bounds.rs` memory,
-//! namespaces, permissions and faults, `promoted.rs` what is cached because it is read often.
+//! namespaces, permissions and faults, `promoted.rs` what is cached because it is read often, `watched.rs` the watches of what is cached.
 
 mod bounds;
 mod fresh;
 mod promoted;
 mod same;
+mod watched;
 
 use watershed::client::Client;
 use watershed::pb::etcdserverpb::{PutRequest, RangeRequest, RangeResponse};

@@ -28,6 +28,9 @@ const MEMBERS: usize = 3;
 /// States that are kept, for members and for whoever checks answers.
 const STATES_MAX: usize = 20_000;
 const CLUSTER_ID: u64 = 7;
+/// Id of a watch without events.
+const CLOCK: i64 = 1;
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) type Pairs = BTreeMap<Bytes, KeyValue>;
 
@@ -165,6 +168,13 @@ impl SimCluster {
         self.state.lock().at(revision).map(|(_, pairs)| pairs.clone())
     }
 
+    /// The events of a range after a revision and up to another, as they must be told.
+    pub fn events(&self, range: &KeyRange, after: i64, up_to: i64) -> Vec<Event> {
+        let state = self.state.lock();
+        let events = (after + 1..=up_to).filter_map(|revision| state.at(revision)).flat_map(|(events, _)| events);
+        events.filter(|event| event.kv.as_ref().is_some_and(|kv| range.contains(&kv.key))).cloned().collect()
+    }
+
     /// Changes the pairs at the newest revision without an event, which no cluster should do.
     pub fn corrupt(&self, change: impl FnOnce(&mut Pairs)) {
         let mut state = self.state.lock();
@@ -281,6 +291,7 @@ impl SimCluster {
         let member = self.reach().await;
         let mut moved = self.moved.subscribe();
         let (mut range, mut next) = (None, 0);
+        let (mut has_clock, mut tick) = (false, tokio::time::interval(PROGRESS_INTERVAL));
         let restored = self.state.lock().restored;
         loop {
             tokio::select! {
@@ -288,6 +299,12 @@ impl SimCluster {
                 request = requests.recv() => {
                     let Some(WatchRequest { request_union: Some(request) }) = request else { return };
                     let answer = match request {
+                        // Without events, for the notifications of progress at the member's interval.
+                        RequestUnion::CreateRequest(create) if !create.filters.is_empty() => {
+                            has_clock = true;
+                            let header = Some(self.state.lock().header(member));
+                            Some(WatchResponse { header, watch_id: CLOCK, created: true, ..Default::default() })
+                        }
                         RequestUnion::CreateRequest(WatchCreateRequest { key, range_end, start_revision, .. }) => {
                             let header = self.state.lock().header(member);
                             next = if start_revision > 0 { start_revision } else { header.revision + 1 };
@@ -298,6 +315,12 @@ impl SimCluster {
                         RequestUnion::CancelRequest(_) => return,
                     };
                     if let Some(answer) = answer && !self.send(&answers, answer).await {
+                        return;
+                    }
+                }
+                _ = tick.tick(), if has_clock => {
+                    let header = Some(self.state.lock().header(member));
+                    if !self.send(&answers, WatchResponse { header, watch_id: CLOCK, ..Default::default() }).await {
                         return;
                     }
                 }

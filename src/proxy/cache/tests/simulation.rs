@@ -30,7 +30,7 @@ const STALENESS: Duration = Duration::from_secs(1);
 const READERS: u64 = 4;
 const KEYS: u64 = 30;
 /// Hours on the clock of the cluster in the usual tests; `WATERSHED_CACHE_SIM_HOURS` sets another number.
-const USUAL_HOURS: f64 = 0.5;
+pub(super) const USUAL_HOURS: f64 = 0.5;
 
 /// A cluster without users.
 struct Everybody;
@@ -72,7 +72,7 @@ pub(super) fn key(number: u64) -> Bytes {
     format!("p/{number:02}").into()
 }
 
-async fn write_on(cluster: &SimCluster, rng: &mut fastrand::Rng) {
+pub(super) async fn write_on(cluster: &SimCluster, rng: &mut fastrand::Rng) {
     let changes: Vec<_> = (0..if rng.u32(..5) == 0 { rng.u64(2..6) } else { 1 })
         .map(|change| {
             let value = (rng.u32(..4) > 0).then(|| Bytes::from(format!("{}-{change}", cluster.revision())));
@@ -171,7 +171,7 @@ pub(super) async fn unread_answer(
 }
 
 /// One connection: reads, and checks what it gets.
-async fn read_on(
+pub(super) async fn read_on(
     cluster: &SimCluster,
     cache: &RangeCache,
     seen: &Seen,
@@ -208,7 +208,7 @@ async fn read_on(
 
 /// How a request was answered here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answered {
+pub(super) enum Answered {
     No,
     Newest,
     /// From a state before the newest.
@@ -302,7 +302,7 @@ fn run(seed: u64, hours: f64, fault: Fault) -> Result<Counts, String> {
 }
 
 /// Hours to simulate in all.
-fn hours() -> f64 {
+pub(super) fn hours() -> f64 {
     let hours = std::env::var("WATERSHED_CACHE_SIM_HOURS");
     hours.map_or(USUAL_HOURS, |hours| hours.parse().expect("WATERSHED_CACHE_SIM_HOURS: a number of hours"))
 }

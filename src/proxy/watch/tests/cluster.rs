@@ -26,7 +26,7 @@ use crate::types::{KeyRange, MemberId, Revision};
 const BATCH: usize = 3;
 
 #[derive(Clone, Default)]
-pub(super) struct FakeCluster {
+pub(in crate::proxy) struct FakeCluster {
     state: Arc<Mutex<State>>,
     changed: Arc<watch::Sender<u64>>,
 }
