@@ -78,7 +78,10 @@ fn fills_named(source: &str, name: &str) -> bool {
     source.match_indices(name).filter(|(at, _)| !source[..*at].ends_with(is_word)).any(|(at, _)| {
         let rest = source[at + name.len()..].trim_start();
         let lent = source[..at].ends_with("(&") && rest.starts_with(',');
-        lent || WRITES.iter().any(|write| rest.starts_with(write)) || rest.starts_with(".as_ref().map(")
+        let is_argument = |(_, before): (&str, &str)| !before.contains([')', ';']);
+        let counted =
+            rest.starts_with(".clone()") && source[..at].rsplit_once("Counted::new(").is_some_and(is_argument);
+        lent || counted || WRITES.iter().any(|write| rest.starts_with(write)) || rest.starts_with(".as_ref().map(")
     })
 }
 
@@ -114,4 +117,7 @@ fn every_metric_of_the_other_modes_is_filled() {
     assert!(unfilled.is_empty(), "registered and filled by nobody: {unfilled:?}");
     assert_eq!(registered("open: metrics.gauge(\"a\", \"b\"), let x = metrics\n.counter(\"c\")"), ["open", "x"]);
     assert!(!fills_named("open.get(); reopen.inc();", "open") && fills_named("self.open.inc();", "open"));
+    assert!(
+        fills_named("Counted::new(metrics.open.clone())", "open") && !fills_named("copy(metrics.open.clone())", "open")
+    );
 }

@@ -22,7 +22,7 @@ use super::past::Past;
 use super::progress::ProgressRequests;
 use super::replica::{Disorder, Replica};
 use super::shared::{Checked, Completeness, Retired, SharedReplica, Snapshot, State};
-use super::subscribers::{Asked, Feed};
+use super::subscribers::{Asked, Publisher};
 use crate::api_error::ApiError;
 use crate::net::Backoff;
 use crate::pb::encoded::ResponseHeader;
@@ -332,9 +332,9 @@ impl Follower {
         loop {
             self.change(state, State::Live, "watch", "");
             let lived = Instant::now();
-            let mut feed = Feed::open(&self.replica.subscribers, life.header());
-            let stop = self.follow(&mut life, &mut stream, &mut feed, &mut resumption).await;
-            feed.close(&stop.status());
+            let mut publisher = Publisher::open(&self.replica.subscribers, life.header());
+            let stop = self.follow(&mut life, &mut stream, &mut publisher, &mut resumption).await;
+            publisher.close(&stop.status());
             if lived.elapsed() >= self.periods.reload_max {
                 backoff.reset();
             }
@@ -534,7 +534,7 @@ impl Follower {
         &self,
         life: &mut Life,
         stream: &mut UpstreamStream,
-        feed: &mut Feed<'_>,
+        publisher: &mut Publisher<'_>,
         resumption: &mut Backoff,
     ) -> Stop {
         let mut progress = ProgressRequests::new(self.periods.progress_first, self.periods.progress_max);
@@ -548,10 +548,10 @@ impl Follower {
                         Ok(answer) => answer,
                         Err(status) => return Stop::Broken(status),
                     };
-                    if feed.takes(&answer) {
+                    if publisher.takes(&answer) {
                         continue;
                     }
-                    let copy = feed.copy(&answer, Instant::now());
+                    let copy = publisher.copy(&answer, Instant::now());
                     let answered = answer.watch_id == PROGRESS_WATCH_ID;
                     let before = life.replica.position();
                     if let Err(stop) = self.receive(life, answer) {
@@ -564,10 +564,10 @@ impl Follower {
                             return Stop::Over(end);
                         }
                     }
-                    feed.forward(life.replica.position(), life.term, copy);
+                    publisher.forward(life.replica.position(), life.term, copy);
                     progress.reached(answered, life.replica.position(), self.replica.target(), Instant::now());
                 }
-                Some(request) = feed.request() => match feed.take(request) {
+                Some(request) = publisher.request() => match publisher.take(request) {
                     Asked::Nothing => {}
                     Asked::Progress => progress.read_sent(),
                     Asked::Request(request) => {
@@ -610,7 +610,7 @@ impl Follower {
             }
             if progress.take(Instant::now()) {
                 self.metrics.progress.inc();
-                feed.progress_sent(Instant::now());
+                publisher.progress_sent(Instant::now());
                 // A stream that takes no more requests sends no answers either, and is cut for that.
                 let _ = stream.requests.try_send(progress_request());
             }

@@ -109,14 +109,14 @@ fn bytes_of(answer: &WatchResponse) -> usize {
 }
 
 /// One upstream stream, from the side of the task that follows it for a replica and its subscribers.
-pub(super) struct Feed<'r> {
+pub(super) struct Publisher<'r> {
     subscribers: &'r Subscribers,
     requests: mpsc::Receiver<WatchRequest>,
     progress: ProgressAnswers,
     /// A watch without events, whose notifications tell subscribers of the member's interval, was asked for.
-    has_clock: bool,
+    has_progress_watch: bool,
     /// Its id, once the member has confirmed it.
-    clock: Option<i64>,
+    progress_watch: Option<i64>,
 }
 
 /// What the task has to do for a subscriber.
@@ -128,12 +128,18 @@ pub(super) enum Asked {
     Request(WatchRequest),
 }
 
-impl<'r> Feed<'r> {
+impl<'r> Publisher<'r> {
     /// `header` has the position of the replica, and who serves the stream.
     pub fn open(subscribers: &'r Subscribers, header: ResponseHeader) -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         *subscribers.open.lock() = Some(Open { header, requests: sender, subscribers: Vec::new(), is_taking: false });
-        Self { subscribers, requests, progress: ProgressAnswers::new(Instant::now()), has_clock: false, clock: None }
+        Self {
+            subscribers,
+            requests,
+            progress: ProgressAnswers::new(Instant::now()),
+            has_progress_watch: false,
+            progress_watch: None,
+        }
     }
 
     /// A request of a subscriber.
@@ -148,12 +154,12 @@ impl<'r> Feed<'r> {
                 self.progress.ask();
                 Asked::Progress
             }
-            Some(RequestUnion::CreateRequest(_)) if !self.has_clock => {
-                self.has_clock = true;
+            Some(RequestUnion::CreateRequest(_)) if !self.has_progress_watch => {
+                self.has_progress_watch = true;
                 Asked::Request(request)
             }
             Some(RequestUnion::CreateRequest(_)) => {
-                if let Some(watch_id) = self.clock {
+                if let Some(watch_id) = self.progress_watch {
                     self.subscribers.send(&WatchResponse { watch_id, created: true, ..Default::default() });
                 }
                 Asked::Nothing
@@ -169,10 +175,10 @@ impl<'r> Feed<'r> {
 
     /// Whether an answer is that of the watch without events: then it is passed on, and no business of the replica.
     pub fn takes(&mut self, answer: &WatchResponse) -> bool {
-        if !answer.created && self.clock != Some(answer.watch_id) {
+        if !answer.created && self.progress_watch != Some(answer.watch_id) {
             return false;
         }
-        self.clock = (!answer.canceled).then_some(answer.watch_id);
+        self.progress_watch = (!answer.canceled).then_some(answer.watch_id);
         self.subscribers.send(answer);
         true
     }
@@ -209,7 +215,7 @@ impl<'r> Feed<'r> {
 }
 
 /// However it ends, nobody waits for more.
-impl Drop for Feed<'_> {
+impl Drop for Publisher<'_> {
     fn drop(&mut self) {
         *self.subscribers.open.lock() = None;
     }
@@ -285,9 +291,9 @@ mod tests {
         WatchResponse { watch_id: PROGRESS_WATCH_ID, ..Default::default() }
     }
 
-    fn passes(feed: &mut Feed<'_>, answer: &WatchResponse, position: i64) {
-        let copy = feed.copy(answer, Instant::now());
-        feed.forward(Revision(position), Term(1), copy);
+    fn passes(publisher: &mut Publisher<'_>, answer: &WatchResponse, position: i64) {
+        let copy = publisher.copy(answer, Instant::now());
+        publisher.forward(Revision(position), Term(1), copy);
     }
 
     fn keys(answer: &WatchResponse) -> Vec<&[u8]> {
@@ -298,14 +304,14 @@ mod tests {
     async fn each_subscriber_gets_its_range_from_its_position_on() {
         let subscribers = Subscribers::default();
         assert!(subscribers.subscribe(&whole(), &whole()).is_none(), "nothing is followed");
-        let mut feed = Feed::open(&subscribers, ResponseHeader { revision: 4, ..Default::default() });
+        let mut publisher = Publisher::open(&subscribers, ResponseHeader { revision: 4, ..Default::default() });
         let mut all = subscribers.subscribe(&whole(), &whole()).unwrap();
         assert!(all.header.revision == 4 && subscribers.subscribe(&whole(), &key("q")).is_none());
-        passes(&mut feed, &events(5, &["p/1", "p/2"]), 5);
+        passes(&mut publisher, &events(5, &["p/1", "p/2"]), 5);
         let mut one = subscribers.subscribe(&whole(), &key("p/2")).unwrap();
         assert_eq!(one.header.revision, 5);
-        passes(&mut feed, &events(6, &["p/1"]), 6);
-        passes(&mut feed, &events(7, &["p/1", "p/2"]), 7);
+        passes(&mut publisher, &events(6, &["p/1"]), 6);
+        passes(&mut publisher, &events(7, &["p/1", "p/2"]), 7);
         for expected in [vec!["p/1", "p/2"], vec!["p/1"], vec!["p/1", "p/2"]] {
             assert_eq!(
                 keys(&all.stream.next().await.unwrap()),
@@ -313,7 +319,7 @@ mod tests {
             );
         }
         assert_eq!(keys(&one.stream.next().await.unwrap()), [b"p/2"]);
-        feed.close(&Status::unavailable("cut"));
+        publisher.close(&Status::unavailable("cut"));
         for mut subscription in [all, one] {
             assert_eq!(subscription.stream.next().await.unwrap_err().message(), "cut");
             assert!(!subscription.is_open());
@@ -323,25 +329,25 @@ mod tests {
     #[tokio::test]
     async fn nobody_subscribes_while_an_answer_is_taken_without_a_copy() {
         let subscribers = Subscribers::default();
-        let mut feed = Feed::open(&subscribers, ResponseHeader::default());
-        let copy = feed.copy(&events(5, &["p/1"]), Instant::now());
+        let mut publisher = Publisher::open(&subscribers, ResponseHeader::default());
+        let copy = publisher.copy(&events(5, &["p/1"]), Instant::now());
         assert!(copy.is_none() && subscribers.subscribe(&whole(), &whole()).is_none());
-        feed.forward(Revision(5), Term(1), copy);
+        publisher.forward(Revision(5), Term(1), copy);
         assert_eq!(subscribers.subscribe(&whole(), &whole()).unwrap().header.revision, 5);
     }
 
     #[tokio::test]
     async fn who_does_not_read_is_left_to_a_watch_of_its_own() {
         let subscribers = Subscribers::default();
-        let mut feed = Feed::open(&subscribers, ResponseHeader::default());
+        let mut publisher = Publisher::open(&subscribers, ResponseHeader::default());
         let mut idle = subscribers.subscribe(&whole(), &whole()).unwrap();
         let mut large = events(5, &["p/1"]);
         large.events[0].kv.as_mut().unwrap().value = vec![0; UNREAD_BYTES_MAX * 2 / 3].into();
-        passes(&mut feed, &large, 5);
+        passes(&mut publisher, &large, 5);
         assert!(idle.stream.next().await.is_ok(), "one that reads");
-        passes(&mut feed, &large, 6);
-        passes(&mut feed, &large, 7);
-        passes(&mut feed, &events(8, &["p/1"]), 8);
+        passes(&mut publisher, &large, 6);
+        passes(&mut publisher, &large, 7);
+        passes(&mut publisher, &events(8, &["p/1"]), 8);
         assert!(idle.stream.next().await.is_ok());
         assert!(idle.stream.next().await.is_err(), "not the one behind the one that it did not get");
     }
@@ -349,16 +355,16 @@ mod tests {
     #[tokio::test]
     async fn one_watch_without_events_serves_all() {
         let subscribers = Subscribers::default();
-        let mut feed = Feed::open(&subscribers, ResponseHeader::default());
+        let mut publisher = Publisher::open(&subscribers, ResponseHeader::default());
         let (mut one, mut other) =
             (subscribers.subscribe(&whole(), &whole()).unwrap(), subscribers.subscribe(&whole(), &key("p/1")).unwrap());
         let create =
             || WatchRequest { request_union: Some(RequestUnion::CreateRequest(WatchCreateRequest::default())) };
-        assert!(matches!(feed.take(create()), Asked::Request(_)));
-        let clock = WatchResponse { watch_id: 1, created: true, ..Default::default() };
-        assert!(!feed.takes(&events(5, &["p/1"])) && feed.takes(&clock));
-        assert!(matches!(feed.take(create()), Asked::Nothing), "it is told again that there is one");
-        assert!(feed.takes(&WatchResponse { watch_id: 1, ..Default::default() }));
+        assert!(matches!(publisher.take(create()), Asked::Request(_)));
+        let progress_watch = WatchResponse { watch_id: 1, created: true, ..Default::default() };
+        assert!(!publisher.takes(&events(5, &["p/1"])) && publisher.takes(&progress_watch));
+        assert!(matches!(publisher.take(create()), Asked::Nothing), "it is told again that there is one");
+        assert!(publisher.takes(&WatchResponse { watch_id: 1, ..Default::default() }));
         for subscription in [&mut one, &mut other] {
             let created = [subscription.stream.next().await.unwrap(), subscription.stream.next().await.unwrap()];
             assert!(created.iter().all(|answer| answer.created && answer.watch_id == 1));
@@ -369,24 +375,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_asks_for_progress_is_told_what_was_sent_for_since() {
         let subscribers = Subscribers::default();
-        let mut feed = Feed::open(&subscribers, ResponseHeader::default());
+        let mut publisher = Publisher::open(&subscribers, ResponseHeader::default());
         let subscription = subscribers.subscribe(&whole(), &whole()).unwrap();
         let ask = WatchRequest { request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})) };
         subscription.stream.requests.send(ask).await.unwrap();
-        feed.progress_sent(Instant::now());
-        let asked = feed.request().await.unwrap();
-        assert!(matches!(feed.take(asked.clone()), Asked::Progress));
-        feed.progress_sent(Instant::now());
-        assert!(feed.copy(&progress(), Instant::now()).is_none(), "the answer to the one before");
-        assert!(feed.copy(&progress(), Instant::now()).is_some());
-        assert!(feed.copy(&progress(), Instant::now()).is_none(), "nobody has asked");
+        publisher.progress_sent(Instant::now());
+        let asked = publisher.request().await.unwrap();
+        assert!(matches!(publisher.take(asked.clone()), Asked::Progress));
+        publisher.progress_sent(Instant::now());
+        assert!(publisher.copy(&progress(), Instant::now()).is_none(), "the answer to the one before");
+        assert!(publisher.copy(&progress(), Instant::now()).is_some());
+        assert!(publisher.copy(&progress(), Instant::now()).is_none(), "nobody has asked");
         tokio::time::advance(PROGRESS_EVERY).await;
-        assert!(feed.copy(&progress(), Instant::now()).is_some(), "not for a second");
+        assert!(publisher.copy(&progress(), Instant::now()).is_some(), "not for a second");
         // One that gets no answer does not hold up the next.
-        feed.progress_sent(Instant::now());
+        publisher.progress_sent(Instant::now());
         tokio::time::advance(UNANSWERED_MAX * 2).await;
-        assert!(matches!(feed.take(asked), Asked::Progress));
-        feed.progress_sent(Instant::now());
-        assert!(feed.copy(&progress(), Instant::now()).is_some());
+        assert!(matches!(publisher.take(asked), Asked::Progress));
+        publisher.progress_sent(Instant::now());
+        assert!(publisher.copy(&progress(), Instant::now()).is_some());
     }
 }

@@ -29,7 +29,7 @@ const MEMBERS: usize = 3;
 const STATES_MAX: usize = 20_000;
 const CLUSTER_ID: u64 = 7;
 /// Id of a watch without events.
-const CLOCK: i64 = 1;
+const PROGRESS_WATCH: i64 = 1;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) type Pairs = BTreeMap<Bytes, KeyValue>;
@@ -291,7 +291,7 @@ impl SimCluster {
         let member = self.reach().await;
         let mut moved = self.moved.subscribe();
         let (mut range, mut next) = (None, 0);
-        let (mut has_clock, mut tick) = (false, tokio::time::interval(PROGRESS_INTERVAL));
+        let (mut has_progress_watch, mut tick) = (false, tokio::time::interval(PROGRESS_INTERVAL));
         let restored = self.state.lock().restored;
         loop {
             tokio::select! {
@@ -301,9 +301,9 @@ impl SimCluster {
                     let answer = match request {
                         // Without events, for the notifications of progress at the member's interval.
                         RequestUnion::CreateRequest(create) if !create.filters.is_empty() => {
-                            has_clock = true;
+                            has_progress_watch = true;
                             let header = Some(self.state.lock().header(member));
-                            Some(WatchResponse { header, watch_id: CLOCK, created: true, ..Default::default() })
+                            Some(WatchResponse { header, watch_id: PROGRESS_WATCH, created: true, ..Default::default() })
                         }
                         RequestUnion::CreateRequest(WatchCreateRequest { key, range_end, start_revision, .. }) => {
                             let header = self.state.lock().header(member);
@@ -318,9 +318,9 @@ impl SimCluster {
                         return;
                     }
                 }
-                _ = tick.tick(), if has_clock => {
+                _ = tick.tick(), if has_progress_watch => {
                     let header = Some(self.state.lock().header(member));
-                    if !self.send(&answers, WatchResponse { header, watch_id: CLOCK, ..Default::default() }).await {
+                    if !self.send(&answers, WatchResponse { header, watch_id: PROGRESS_WATCH, ..Default::default() }).await {
                         return;
                     }
                 }
