@@ -17,7 +17,7 @@ use super::proxy_user::{ProxyUserConfig, RawProxyUser};
 use super::server::{KEEPALIVE_MIN_TIME, YEARS_MAX, identity};
 use super::tenants::{ListenerFacts, TenantConfig, read_tenants_file};
 use super::unsupported::{Mode, read_flags};
-use super::url::{ListenUrl, bind_address};
+use super::url::{ListenUrl, listen_address};
 use crate::net::{
     ClientAuth, ClientTlsConfig, Endpoint, EndpointError, SelfSigned, ServerIdentity, ServerTlsConfig, TlsPolicy,
 };
@@ -329,8 +329,8 @@ impl TryFrom<RawProxyConfig> for ProxyConfig {
             words: FlagWords::Cobra,
             wrong: WrongFlag::Invalid { flag: flag.to_owned(), value: value.to_owned(), reason },
         };
-        let listen = listen_address(&raw.listen_addr)
-            .map_err(|reason| invalid("listen-addr", &raw.listen_addr, reason.to_owned()))?;
+        let listen = raw.listen_addr.parse().map_err(str::to_owned).and_then(|place| listen_address(&place));
+        let listen = listen.map_err(|reason| invalid("listen-addr", &raw.listen_addr, reason))?;
         let metrics_listen = match raw.metrics_addr.as_str() {
             "" => None,
             url => Some(url.parse::<ListenUrl>().map_err(|error| invalid("metrics-addr", url, error.to_string()))?),
@@ -549,12 +549,6 @@ fn listen_tls(raw: &RawProxyConfig, listen: SocketAddr) -> Result<Option<ServerT
     Ok(Some(ServerTlsConfig { clients, revocations, policy, ..ServerTlsConfig::new(identity) }))
 }
 
-/// An address to bind, as etcd's proxy takes it: without a scheme, the host may be left out.
-fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
-    const FORM: &str = "must be HOST:PORT with an IP address or localhost";
-    bind_address(&text.parse()?).ok_or(FORM)
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
@@ -591,7 +585,7 @@ mod tests {
     fn a_refusal_names_the_flag() {
         for (line, part) in [
             ("--listen-addr=nope", "--listen-addr\" flag: must have the form host:port"),
-            ("--listen-addr=a.b:1", "--listen-addr\" flag: must be HOST:PORT"),
+            ("--listen-addr=a..b:1", "--listen-addr\" flag: failed to lookup address"),
             ("--listen-addr=127.0.0.1:x", "--listen-addr\" flag: must end with a port number"),
             ("--endpoints=a:", "--endpoints\" flag: endpoint \"a:\": port is missing"),
             ("--listen-addr=127.0.0.1:5 --endpoints=127.0.0.1:5", "127.0.0.1:5 is the proxy's own --listen-addr"),

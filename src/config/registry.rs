@@ -9,7 +9,7 @@ use super::flags::{Variables, parse_flags};
 use super::golang::GoDuration;
 use super::log::RawLogConfig;
 use super::proxy_user::user_and_password;
-use super::url::bind_address;
+use super::url::listen_address;
 use crate::net::{ClientTlsConfig, Endpoint, HostPort, IdentityFiles, ServerIdentity, ServerTlsConfig};
 use crate::telemetry::LogConfig;
 use crate::types::Credentials;
@@ -109,8 +109,7 @@ impl TryFrom<RawRegistryConfig> for RegistryConfig {
 
     fn try_from(raw: RawRegistryConfig) -> Result<Self, ConfigError> {
         let wrong = |flag, reason: String| ConfigError::Value { flag, reason };
-        let listen = bind_address(&raw.listen_addr)
-            .ok_or_else(|| wrong("listen-addr", "must be HOST:PORT with an IP address or localhost".to_owned()))?;
+        let listen = listen_address(&raw.listen_addr).map_err(|reason| wrong("listen-addr", reason))?;
         let listen_tls = match (raw.cert_file.is_empty(), raw.key_file.is_empty()) {
             (true, true) => None,
             (false, false) => {
@@ -179,7 +178,6 @@ mod tests {
             ("--cert-file=a", "--cert-file, --key-file: both or none must be given"),
             ("--advertise-url=ftp://a", "--advertise-url: \"ftp://a\" is no http or https URL without a query"),
             ("--advertise-url=a", "--advertise-url: \"a\": relative URL without a base"),
-            ("--listen-addr=name:1", "--listen-addr: must be HOST:PORT with an IP address or localhost"),
             ("--endpoints=", "--endpoints: empty endpoint, expected HOST:PORT or http://HOST:PORT"),
             ("--user=a", "--user: needs one of NAME:PASSWORD, --password and --password-file"),
             ("--size=3", "unknown flag: --size"),
@@ -187,5 +185,6 @@ mod tests {
             assert_eq!(parse(line).unwrap_err(), text, "{line}");
         }
         assert!(parse("--keys-max=0").unwrap_err().contains("--keys-max"));
+        assert!(parse("--listen-addr=a..b:1").unwrap_err().starts_with("--listen-addr: "));
     }
 }

@@ -1,10 +1,10 @@
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::error::UrlError;
-use crate::net::{HostPort, all_addresses, listening_address};
+use crate::net::{HostPort, all_addresses, listening_address, preferred_address};
 
 /// Longest list of peer URLs of one member.
 const PEER_URLS_BYTES_MAX: usize = 2048;
@@ -168,6 +168,15 @@ pub(super) fn bind_address(place: &HostPort) -> Option<SocketAddr> {
         "" => Some(all_addresses(place.port())),
         _ => place.literal().map(listening_address),
     }
+}
+
+/// An address to bind that is not that of a URL: the host may also be any name, of whose addresses one is taken, as in etcd's proxy.
+pub(super) fn listen_address(place: &HostPort) -> Result<SocketAddr, String> {
+    if let Some(address) = bind_address(place) {
+        return Ok(address);
+    }
+    let found = (place.host(), place.port()).to_socket_addrs().map_err(|error| error.to_string())?;
+    preferred_address(found).ok_or_else(|| "the name has no address".to_owned())
 }
 
 /// Scheme and address.

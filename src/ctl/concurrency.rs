@@ -1,7 +1,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
 use super::failure::{Exit, Failure};
@@ -10,6 +10,7 @@ use super::lease::Keeper;
 use super::session::{Session, show};
 use super::{exec, golang};
 use crate::client::Client;
+use crate::net::Backoff;
 use crate::pb::etcdserverpb::{LeaseGrantRequest, LeaseRevokeRequest, RangeRequest, RangeResponse};
 use crate::pb::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, LeaderResponse, ResignRequest};
 use crate::pb::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
@@ -19,6 +20,9 @@ use crate::shutdown::{Interruptions, Tasks};
 const ELECTION_TTL: i64 = 60;
 /// How long giving a lock or lease back may take when the process is told to stop.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Pauses before a member is tried in place of one that was lost while a turn was waited for.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// A lease that lives as long as this process.
 struct Held {
@@ -28,15 +32,11 @@ struct Held {
 }
 
 impl Held {
-    async fn grant(client: Client, ttl: i64, interruptions: &mut Interruptions) -> Result<Self, Failure> {
+    async fn grant(client: &Client, ttl: i64) -> Result<Self, Status> {
         let asked = Instant::now();
-        let mut leases = client.lease();
-        let granted = tokio::select! {
-            answer = leases.lease_grant(LeaseGrantRequest { ttl, id: 0 }) => called(answer)?,
-            failure = stopped(interruptions) => return Err(failure),
-        };
+        let granted = client.lease().lease_grant(LeaseGrantRequest { ttl, id: 0 }).await?.into_inner();
         let keeper = Tasks::new().spawn(Keeper::new(client.clone(), granted.id).hold(asked, granted.ttl));
-        Ok(Self { client, lease: granted.id, keeper })
+        Ok(Self { client: client.clone(), lease: granted.id, keeper })
     }
 
     /// Completes when the lease is gone in spite of everything. Not to be called again then.
@@ -58,6 +58,62 @@ impl Held {
             }
         }
     }
+}
+
+/// Makes a call that waits for a turn under a lease, and that a member answers once it has come. When that member is lost, the call is made
+/// again under another lease: what is left of it there may yet remove the key of the first.
+async fn in_turn<T>(
+    client: &Client,
+    ttl: i64,
+    interruptions: &mut Interruptions,
+    expired: &str,
+    call: impl AsyncFn(i64) -> Result<tonic::Response<T>, Status>,
+) -> Result<(Held, T), Failure> {
+    let (mut backoff, mut abandoned) = (Backoff::new(RETRY_FIRST, RETRY_MAX), Vec::new());
+    loop {
+        let granted = tokio::select! {
+            granted = Held::grant(client, ttl) => granted,
+            failure = stopped(interruptions) => return Err(failure),
+        };
+        let lost = match granted {
+            Ok(mut held) => {
+                for id in abandoned.drain(..) {
+                    // Else the key of that lease is waited for until it expires.
+                    let _ = timeout(FAREWELL, client.lease().lease_revoke(LeaseRevokeRequest { id })).await;
+                }
+                let ended = tokio::select! {
+                    answer = call(held.lease) => match answer {
+                        Ok(answer) => return Ok((held, answer.into_inner())),
+                        Err(status) => Err(status),
+                    },
+                    failure = stopped(interruptions) => Ok(failure),
+                    () = held.lost() => Ok(Failure::new(Exit::Error, expired)),
+                };
+                match ended {
+                    Err(status) if status.code() == Code::Unavailable => {
+                        held.keeper.abort();
+                        abandoned.push(held.lease);
+                        status
+                    }
+                    Err(status) => return Err(left(held, Failure::call(&status)).await),
+                    Ok(failure) => return Err(left(held, failure).await),
+                }
+            }
+            Err(status) if !abandoned.is_empty() && status.code() == Code::Unavailable => status,
+            Err(status) => return Err(Failure::call(&status)),
+        };
+        eprintln!("the member was lost while the turn was waited for, trying again ({})", lost.message());
+        tokio::select! {
+            () = sleep(backoff.pause()) => {}
+            failure = stopped(interruptions) => return Err(failure),
+        }
+    }
+}
+
+/// The failure, after the lease was given back.
+async fn left(held: Held, failure: Failure) -> Failure {
+    let _ = timeout(FAREWELL, held.release()).await;
+    failure
 }
 
 /// Waits for the two calls that end a lock, `limit` at most: one removes the key, the other revokes the lease and so
@@ -99,21 +155,10 @@ pub(super) async fn lock(mut session: Session, parsed: &Parsed) -> Result<(), Fa
     };
     let client = session.client().await?;
     let mut interruptions = interruptions()?;
-    let mut held = Held::grant(client.clone(), parsed.int("ttl"), &mut interruptions).await?;
-    let request = LockRequest { name: bytes::Bytes::copy_from_slice(name), lease: held.lease };
+    let request = |lease| LockRequest { name: bytes::Bytes::copy_from_slice(name), lease };
     let mut locks = client.lock();
-    let locked = tokio::select! {
-        answer = locks.lock(request) => called(answer),
-        failure = stopped(&mut interruptions) => Err(failure),
-        () = held.lost() => Err(Failure::new(Exit::Error, "session expired")),
-    };
-    let locked = match locked {
-        Ok(locked) => locked,
-        Err(failure) => {
-            let _ = timeout(FAREWELL, held.release()).await;
-            return Err(failure);
-        }
-    };
+    let lock = async |lease| client.lock().lock(request(lease)).await;
+    let (mut held, locked) = in_turn(&client, parsed.int("ttl"), &mut interruptions, "session expired", lock).await?;
     let outcome = hold_lock(&session, &client, &mut held, &mut interruptions, &locked, command).await;
     let limit = match command {
         [] => FAREWELL,
@@ -175,14 +220,20 @@ async fn observe(mut session: Session, name: &[u8]) -> Result<(), Failure> {
     let mut interruptions = interruptions()?;
     let request = LeaderRequest { name: bytes::Bytes::copy_from_slice(name) };
     let follow = async {
-        let mut elections = client.election();
-        let mut leaders = called(elections.observe(request).await)?;
-        while let Some(leader) = leaders.message().await.map_err(|status| Failure::call(&status))? {
-            let LeaderResponse { header, kv } = leader;
-            let answer = RangeResponse { header, kvs: kv.into_iter().collect(), ..Default::default() };
-            show(session.printer.range(&answer)?)?;
+        let (mut backoff, mut follows, mut shown) = (Backoff::new(RETRY_FIRST, RETRY_MAX), false, None);
+        loop {
+            let lost = match client.election().observe(request.clone()).await {
+                Ok(leaders) => {
+                    follows = true;
+                    show_leaders(&session, leaders.into_inner(), &mut shown).await?
+                }
+                Err(status) => status,
+            };
+            if !follows || lost.code() != Code::Unavailable {
+                return Err(Failure::call(&lost));
+            }
+            sleep(backoff.pause()).await;
         }
-        Err(Failure::new(Exit::Error, "elect: observer lost"))
     };
     tokio::select! {
         outcome = follow => outcome,
@@ -190,28 +241,40 @@ async fn observe(mut session: Session, name: &[u8]) -> Result<(), Failure> {
     }
 }
 
+/// Shows leaders until the stream is lost, and why that is. One that was `shown` last is not shown again: another member tells it first.
+async fn show_leaders(
+    session: &Session,
+    mut leaders: tonic::Streaming<LeaderResponse>,
+    shown: &mut Option<(bytes::Bytes, i64)>,
+) -> Result<Status, Failure> {
+    loop {
+        let LeaderResponse { header, kv } = match leaders.message().await {
+            Ok(Some(leader)) => leader,
+            Ok(None) => return Err(Failure::new(Exit::Error, "elect: observer lost")),
+            Err(status) => return Ok(status),
+        };
+        let leader = kv.as_ref().map(|kv| (kv.key.clone(), kv.mod_revision));
+        if leader != *shown {
+            *shown = leader;
+            let answer = RangeResponse { header, kvs: kv.into_iter().collect(), ..Default::default() };
+            show(session.printer.range(&answer)?)?;
+        }
+    }
+}
+
 async fn campaign(mut session: Session, name: &[u8], proposal: &[u8]) -> Result<(), Failure> {
     let client = session.client().await?;
     let mut interruptions = interruptions()?;
-    let mut held = Held::grant(client.clone(), ELECTION_TTL, &mut interruptions).await?;
-    let request = CampaignRequest {
+    let request = |lease| CampaignRequest {
         name: bytes::Bytes::copy_from_slice(name),
-        lease: held.lease,
+        lease,
         value: bytes::Bytes::copy_from_slice(proposal),
     };
+    let campaign = async |lease| client.election().campaign(request(lease)).await;
+    let won = in_turn(&client, ELECTION_TTL, &mut interruptions, "elect: session expired", campaign);
+    let (mut held, won) = won.await?;
+    let leader = won.leader.unwrap_or_default();
     let mut elections = client.election();
-    let won = tokio::select! {
-        answer = elections.campaign(request) => called(answer),
-        failure = stopped(&mut interruptions) => Err(failure),
-        () = held.lost() => Err(Failure::new(Exit::Error, "elect: session expired")),
-    };
-    let leader = match won {
-        Ok(won) => won.leader.unwrap_or_default(),
-        Err(failure) => {
-            let _ = timeout(FAREWELL, held.release()).await;
-            return Err(failure);
-        }
-    };
     let outcome = lead(&session, &client, &mut held, &mut interruptions, &leader).await;
     let resigned = async { called(elections.resign(ResignRequest { leader: Some(leader) }).await).map(drop) };
     outcome.and(given_back(FAREWELL, resigned, held.release()).await)

@@ -28,7 +28,7 @@ use super::upstreams::Upstreams;
 use super::worker::Worker;
 use crate::config::{GatewayAddress, GatewayConfig, HealthCheckConfig, ListenAddress, OnEject};
 use crate::discovery::{Discovery, dialled};
-use crate::net::{HostPort, PortUse, SocketFile, all_addresses, listen_tcp, listening_address};
+use crate::net::{HostPort, PortUse, SocketFile, all_addresses, listen_tcp, listening_address, preferred_address};
 use crate::shutdown::Tasks;
 use crate::telemetry::Metrics;
 
@@ -327,14 +327,9 @@ async fn resolve_tcp(flag: &'static str, address: &HostPort) -> Result<SocketAdd
     }
     let found = tokio::net::lookup_host((address.host(), port)).await;
     let preferred = found.and_then(|found| {
-        preferred(found).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+        preferred_address(found).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
     });
     preferred.map_err(|reason| GatewayError::LookUp { flag, address: address.clone(), reason })
-}
-
-fn preferred(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
-    // Stable: the order of the resolver within a family.
-    addresses.min_by_key(SocketAddr::is_ipv6)
 }
 
 #[cfg(test)]
@@ -353,7 +348,7 @@ mod tests {
         assert_eq!(resolved("[::1]:7").await.to_string(), "[::1]:7");
         let chosen = |texts: &[&str]| {
             let found = texts.iter().map(|text| text.parse::<SocketAddr>().unwrap());
-            preferred(found).map(|address| address.to_string())
+            preferred_address(found).map(|address| address.to_string())
         };
         assert_eq!(chosen(&["[::1]:7", "127.0.0.1:7", "127.0.0.2:7"]).as_deref(), Some("127.0.0.1:7"));
         assert_eq!(chosen(&["[::2]:7", "[::1]:7"]).as_deref(), Some("[::2]:7"));

@@ -40,6 +40,12 @@ pub fn listening_address(address: SocketAddr) -> SocketAddr {
     if address.ip() == Ipv4Addr::UNSPECIFIED { all_addresses(address.port()) } else { address }
 }
 
+/// Of the addresses of a name, the one to listen at: the first of IPv4, or else the first, as in Go.
+pub fn preferred_address(addresses: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
+    // Stable: the order of the resolver within a family.
+    addresses.min_by_key(SocketAddr::is_ipv6)
+}
+
 /// A TCP socket that listens, non-blocking. One for all addresses of IPv6 takes those of IPv4, too, and is one for IPv4 alone where
 /// this host has no IPv6, as in Go.
 ///

@@ -58,7 +58,8 @@ pub use identity::{Identity, IdentityFiles};
 pub use ip_prefix::IpPrefix;
 pub use linger::linger;
 pub use listening::{
-    PortUse, Replaces, SocketFile, all_addresses, is_same_socket, is_socket, listen_tcp, listen_unix, listening_address,
+    PortUse, Replaces, SocketFile, all_addresses, is_same_socket, is_socket, listen_tcp, listen_unix,
+    listening_address, preferred_address,
 };
 pub use names::{AllowedNames, CertificateNames};
 pub use pem::TlsError;

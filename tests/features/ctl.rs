@@ -1,11 +1,15 @@
 //! The command line as scripts use it: exit codes, texts on standard error, names of the program.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::harness::{Deployment, Target, run};
+use watershed::pb::etcdserverpb::LeaseGrantRequest;
+use watershed::pb::v3electionpb::{CampaignRequest, ResignRequest};
+use watershed::pb::v3lockpb::{LockRequest, UnlockRequest};
+
+use crate::harness::{Deployment, Target, own_binary, prefix, run, until};
 
 /// Exit code, standard output and standard error of one run.
 struct Ran {
@@ -92,5 +96,50 @@ fn a_link_named_etcd_takes_what_etcd_takes() {
         assert_eq!(ctl(&etcd, &["ctl", "version"], &[], b"").code, Some(1));
         let etcdutl = link(deployment, "etcdutl");
         assert!(ctl(&etcdutl, &["version"], &[], b"").stdout.starts_with("etcdutl version: 3."));
+    });
+}
+
+#[test]
+fn a_lock_that_is_waited_for_outlives_the_member() {
+    // Cause: `lock` and `elect` ended when the member that their call waited at was restarted, where etcdctl waits on.
+    run(Target::Core, &[], async |deployment: &mut Deployment| {
+        let lease = |id| LeaseGrantRequest { ttl: 600, id };
+        deployment.client.lease().lease_grant(lease(7)).await.expect("grant");
+        let lock = deployment.client.lock().lock(LockRequest { name: "l".into(), lease: 7 }).await.expect("lock");
+        let campaign = CampaignRequest { name: "e".into(), lease: 7, value: "first".into() };
+        let won = deployment.client.election().campaign(campaign).await.expect("campaign").into_inner();
+        let start = |args: &[&str]| {
+            let mut command = Command::new(own_binary());
+            command.arg("ctl").arg(format!("--endpoints={}", deployment.endpoint)).args(args);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
+        };
+        let waiting = start(&["lock", "l", "--ttl=60", "--", "echo", "locked"]);
+        let mut candidate = start(&["elect", "e", "second"]);
+        let mut observer = start(&["elect", "-l", "e"]);
+        let mut observed = BufReader::new(observer.stdout.take().expect("piped")).lines();
+        let mut next =
+            move || [observed.next().expect("a key").expect("text"), observed.next().expect("a value").expect("text")];
+        assert_eq!(next()[1], "first");
+        let queued = async |name: &'static str| deployment.range(prefix(name)).await.kvs.len();
+        for name in ["l/", "e/"] {
+            until("both in the queue", || async { (queued(name).await == 2).then_some(()) }).await;
+        }
+        let before: Vec<_> = deployment.range(prefix("")).await.kvs.into_iter().map(|kv| kv.key).collect();
+        deployment.crash_and_restart().await;
+        // Each under another lease.
+        until("both in the queue again", || async {
+            let keys: Vec<_> = deployment.range(prefix("")).await.kvs.into_iter().map(|kv| kv.key).collect();
+            let same = keys.iter().filter(|key| before.contains(key)).count();
+            (keys.len() == 4 && same == 2).then_some(())
+        })
+        .await;
+        deployment.client.lock().unlock(UnlockRequest { key: lock.into_inner().key }).await.expect("unlock");
+        let output = tokio::task::spawn_blocking(|| waiting.wait_with_output()).await.expect("joins").expect("ends");
+        assert!(output.status.success() && output.stdout == b"locked\n", "{output:?}");
+        deployment.client.election().resign(ResignRequest { leader: won.leader }).await.expect("resign");
+        let led = tokio::task::spawn_blocking(move || next()).await.expect("joins");
+        assert_eq!(led[1], "second");
+        candidate.kill().and(candidate.wait()).expect("ends");
+        observer.kill().and(observer.wait()).expect("ends");
     });
 }
