@@ -35,7 +35,12 @@ impl<S: RecipeStore> ElectionService<S> {
         let mut joined = queue.join(lease, request.value.clone()).await?;
         let place = &mut joined.place;
         if joined.existing.is_some_and(|kv| kv.value != request.value) {
-            proclaim(&store, &place.key, place.create_revision, lease, request.value).await?;
+            let proclaimed = proclaim(&store, &place.key, place.create_revision, lease, request.value).await;
+            if proclaimed.is_err() {
+                // As in etcd, which resigns: else who was refused would lead with the value of the campaign before.
+                place.leave_when_dropped();
+            }
+            proclaimed?;
         }
         place.wait_for_turn(RecipeError::NotLeader).await?;
         let leader = LeaderKey { name: request.name, key: place.key.clone(), rev: place.create_revision, lease };

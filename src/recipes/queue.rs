@@ -179,6 +179,11 @@ impl<S: RecipeStore> Place<S> {
         Ok(Some(answer.header.unwrap_or_default()))
     }
 
+    /// The place is not to be kept.
+    pub(super) fn leave_when_dropped(&mut self) {
+        self.leave_on_drop = true;
+    }
+
     async fn look(&self) -> Result<Ahead, RecipeError> {
         let max_create_revision = self.create_revision - 1;
         let earlier = RangeRequest { max_create_revision, ..self.queue.by_creation(SortOrder::Descend, 1) };

@@ -46,6 +46,7 @@ struct State {
     refused: Vec<Instant>,
     /// Ranges over more than one key, other than for the newest two, that transactions held.
     walks: usize,
+    refused_value: Option<&'static str>,
 }
 
 impl FakeStore {
@@ -74,6 +75,11 @@ impl FakeStore {
     /// Refuses the next transactions, as a member without a leader does.
     pub(super) fn refuse_txns(&self, count: usize) {
         self.state.lock().refusals = count;
+    }
+
+    /// Refuses to put this value, as a member does one that is too large.
+    pub(super) fn refuse_value(&self, value: &'static str) {
+        self.state.lock().refused_value = Some(value);
     }
 
     /// Answers ranges, or has them wait.
@@ -224,11 +230,12 @@ impl RecipeStore for FakeStore {
         });
         let ops = if succeeded { &request.success } else { &request.failure };
         for op in ops {
-            if let Some(request_op::Request::RequestPut(put)) = &op.request
-                && put.lease != 0
-                && !state.leases.contains(&put.lease)
-            {
+            let Some(request_op::Request::RequestPut(put)) = &op.request else { continue };
+            if put.lease != 0 && !state.leases.contains(&put.lease) {
                 return Err(ApiError::LeaseNotFound.into());
+            }
+            if succeeded && state.refused_value.is_some_and(|value| put.value == value) {
+                return Err(ApiError::RequestTooLarge.into());
             }
         }
         let revision = state.revision + 1;

@@ -232,6 +232,17 @@ async fn a_second_campaign_of_one_lease_proclaims() {
 }
 
 #[tokio::test]
+async fn who_cannot_proclaim_does_not_keep_the_key() {
+    // Cause: the key of the campaign before stayed, so that the candidate led although it was told that it does not.
+    let (store, elections) = elections();
+    store.add_lease(1);
+    elections.campaign(campaign(1, "one")).await.expect("free");
+    store.refuse_value("two");
+    elections.campaign(campaign(1, "two")).await.expect_err("refused");
+    store.until_keys(&[]).await;
+}
+
+#[tokio::test]
 async fn a_candidate_whose_key_is_lost_does_not_lead() {
     let (store, elections) = elections();
     store.add_lease(1);
