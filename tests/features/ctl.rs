@@ -137,7 +137,7 @@ fn a_lock_that_is_waited_for_outlives_the_member() {
         let output = tokio::task::spawn_blocking(|| waiting.wait_with_output()).await.expect("joins").expect("ends");
         assert!(output.status.success() && output.stdout == b"locked\n", "{output:?}");
         deployment.client.election().resign(ResignRequest { leader: won.leader }).await.expect("resign");
-        let led = tokio::task::spawn_blocking(move || next()).await.expect("joins");
+        let led = tokio::task::spawn_blocking(next).await.expect("joins");
         assert_eq!(led[1], "second");
         candidate.kill().and(candidate.wait()).expect("ends");
         observer.kill().and(observer.wait()).expect("ends");

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::first_progress::PROGRESS_WATCH_ID;
@@ -18,7 +18,8 @@ use crate::pb::etcdserverpb::{WatchRequest, WatchResponse};
 use crate::proxy::watch::{Subscription, UpstreamStream};
 use crate::types::{KeyRange, Revision, Term};
 
-/// Answers that one subscriber has not read; one with more is left to a watch of its own.
+/// Answers that one subscriber has not read, and their bytes; one with more is left to a watch of its own.
+const UNREAD_MAX: usize = 4096;
 const UNREAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What an answer counts besides its message.
 const ANSWER_BYTES: usize = 128;
@@ -54,7 +55,7 @@ struct Open {
 struct Subscriber {
     /// Where it is narrower than the replica.
     range: Option<KeyRange>,
-    answers: mpsc::UnboundedSender<Result<WatchResponse, Status>>,
+    answers: mpsc::Sender<Result<WatchResponse, Status>>,
     unread: Arc<AtomicUsize>,
 }
 
@@ -66,11 +67,11 @@ impl Subscribers {
         }
         let mut open = self.open.lock();
         let open = open.as_mut().filter(|open| !open.is_taking)?;
-        let (answers, received) = mpsc::unbounded_channel();
+        let (answers, received) = mpsc::channel(UNREAD_MAX);
         let unread = Arc::new(AtomicUsize::new(0));
         let range = (whole != range).then(|| range.clone());
         open.subscribers.push(Subscriber { range, answers, unread: unread.clone() });
-        let received = UnboundedReceiverStream::new(received).inspect(move |answer| {
+        let received = ReceiverStream::new(received).inspect(move |answer| {
             unread.fetch_sub(answer.as_ref().map_or(0, bytes_of), Ordering::Relaxed);
         });
         let stream = UpstreamStream { requests: open.requests.clone(), answers: received.boxed() };
@@ -100,7 +101,7 @@ impl Subscriber {
         let unread = self.unread.fetch_add(bytes, Ordering::Relaxed);
         // One larger than that is taken by who has read all others.
         let takes_more = unread == 0 || unread + bytes <= UNREAD_BYTES_MAX;
-        takes_more && self.answers.send(Ok(answer)).is_ok()
+        takes_more && self.answers.try_send(Ok(answer)).is_ok()
     }
 }
 
@@ -207,8 +208,8 @@ impl<'r> Publisher<'r> {
     pub fn close(self, status: &Status) {
         if let Some(open) = self.subscribers.open.lock().take() {
             for subscriber in open.subscribers {
-                // It may be gone.
-                let _ = subscriber.answers.send(Err(status.clone()));
+                // It may be gone, and ends without the reason if it has not read.
+                let _ = subscriber.answers.try_send(Err(status.clone()));
             }
         }
     }
