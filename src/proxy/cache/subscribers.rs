@@ -29,8 +29,6 @@ const REQUESTS_MAX: usize = 64;
 const UNANSWERED_MAX: Duration = Duration::from_millis(200);
 /// Progress requests that are remembered.
 const UNANSWERED_COUNT_MAX: usize = 4096;
-/// Subscribers are told of progress that they have not asked for once in this time.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// The broadcasts of the watch hub that read what the watch of a replica receives, so that a prefix which is both read and
 /// watched has one upstream watch.
@@ -137,7 +135,7 @@ impl<'r> Publisher<'r> {
         Self {
             subscribers,
             requests,
-            progress: ProgressAnswers::new(Instant::now()),
+            progress: ProgressAnswers::default(),
             has_progress_watch: false,
             progress_watch: None,
         }
@@ -226,19 +224,15 @@ impl Drop for Publisher<'_> {
 ///
 /// Requests go out for readers of the replica all the time. A subscriber that asks is told the answer to a request that was sent
 /// after it asked: a member answers in order, or not at all.
+#[derive(Default)]
 struct ProgressAnswers {
     /// A subscriber has asked, and no request was sent since.
     is_asked: bool,
     /// Requests without an answer so far, oldest first: when they were sent, and whether a subscriber had asked.
     unanswered: VecDeque<(Instant, bool)>,
-    told_at: Instant,
 }
 
 impl ProgressAnswers {
-    fn new(now: Instant) -> Self {
-        Self { is_asked: false, unanswered: VecDeque::new(), told_at: now }
-    }
-
     fn ask(&mut self) {
         self.is_asked = true;
     }
@@ -257,12 +251,7 @@ impl ProgressAnswers {
         {
             self.unanswered.pop_front();
         }
-        let asked = self.unanswered.pop_front().is_some_and(|(_, asked)| asked);
-        let tells = asked || now.duration_since(self.told_at) >= PROGRESS_EVERY;
-        if tells {
-            self.told_at = now;
-        }
-        tells
+        self.unanswered.pop_front().is_some_and(|(_, asked)| asked)
     }
 }
 
@@ -387,8 +376,6 @@ mod tests {
         assert!(publisher.copy(&progress(), Instant::now()).is_none(), "the answer to the one before");
         assert!(publisher.copy(&progress(), Instant::now()).is_some());
         assert!(publisher.copy(&progress(), Instant::now()).is_none(), "nobody has asked");
-        tokio::time::advance(PROGRESS_EVERY).await;
-        assert!(publisher.copy(&progress(), Instant::now()).is_some(), "not for a second");
         // One that gets no answer does not hold up the next.
         publisher.progress_sent(Instant::now());
         tokio::time::advance(UNANSWERED_MAX * 2).await;
