@@ -71,7 +71,9 @@ fn tenants_share_what_they_need_of_the_cluster() {
             idle / 1024,
             (busy - idle) / ACTIVE / 1024
         );
-        assert_eq!(watches, ACTIVE as u64);
+        // The first has read: its watch may be that of what is cached of it.
+        let (each, all_but_one) = (ACTIVE as u64, ACTIVE as u64 - 1);
+        assert!([each, all_but_one].contains(&watches), "{watches} upstream watches");
         // Two threads with a connection for each kind of request, those of the watches, of permissions and of health checks.
         assert!(connections <= 24, "{connections} connections upstream");
         assert!((busy - idle) / ACTIVE < 512 * 1024, "{} bytes for a tenant", (busy - idle) / ACTIVE);
