@@ -571,7 +571,9 @@ impl Follower {
                     Asked::Nothing => {}
                     Asked::Progress => progress.read_sent(),
                     Asked::Request(request) => {
-                        let _ = stream.requests.try_send(request);
+                        if stream.requests.try_send(request).is_err() {
+                            publisher.not_sent();
+                        }
                     }
                 },
                 () = read_sent.notified() => progress.read_sent(),

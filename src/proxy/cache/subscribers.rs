@@ -46,6 +46,8 @@ struct Open {
     header: ResponseHeader,
     requests: mpsc::Sender<WatchRequest>,
     subscribers: Vec<Subscriber>,
+    /// The watch without events, once the member has confirmed it.
+    progress_watch: Option<i64>,
     /// The replica is taking an answer of which nobody gets a copy.
     is_taking: bool,
 }
@@ -68,7 +70,12 @@ impl Subscribers {
         let (answers, received) = mpsc::channel(UNREAD_MAX);
         let unread = Arc::new(AtomicUsize::new(0));
         let range = (whole != range).then(|| range.clone());
-        open.subscribers.push(Subscriber { range, answers, unread: unread.clone() });
+        let subscriber = Subscriber { range, answers, unread: unread.clone() };
+        if let Some(watch_id) = open.progress_watch {
+            // Else it would take the notifications of that one for progress of its own, which may have events still to come.
+            subscriber.send(&WatchResponse { watch_id, created: true, ..Default::default() });
+        }
+        open.subscribers.push(subscriber);
         let received = ReceiverStream::new(received).inspect(move |answer| {
             unread.fetch_sub(answer.as_ref().map_or(0, bytes_of), Ordering::Relaxed);
         });
@@ -76,8 +83,10 @@ impl Subscribers {
         Some(Subscription { header: open.header, stream })
     }
 
-    fn send(&self, answer: &WatchResponse) {
+    /// Tells all an answer of the watch without events, whose id this is while it goes on.
+    fn send_of_progress_watch(&self, progress_watch: Option<i64>, answer: &WatchResponse) {
         if let Some(open) = &mut *self.open.lock() {
+            open.progress_watch = progress_watch;
             open.subscribers.retain(|subscriber| subscriber.send(answer));
         }
     }
@@ -86,15 +95,18 @@ impl Subscribers {
 impl Subscriber {
     /// False when it is not to get more.
     fn send(&self, answer: &WatchResponse) -> bool {
-        let mut answer = answer.clone();
-        if let Some(range) = &self.range
-            && !answer.events.is_empty()
-        {
-            answer.events.retain(|event| event.kv.as_ref().is_some_and(|kv| range.contains(&kv.key)));
-            if answer.events.is_empty() {
-                return !self.answers.is_closed();
+        let answer = match &self.range {
+            Some(range) if !answer.events.is_empty() => {
+                let inside =
+                    answer.events.iter().filter(|event| event.kv.as_ref().is_some_and(|kv| range.contains(&kv.key)));
+                let events: Vec<_> = inside.cloned().collect();
+                if events.is_empty() {
+                    return !self.answers.is_closed();
+                }
+                WatchResponse { header: answer.header, watch_id: answer.watch_id, events, ..Default::default() }
             }
-        }
+            _ => answer.clone(),
+        };
         let bytes = bytes_of(&answer);
         let unread = self.unread.fetch_add(bytes, Ordering::Relaxed);
         // One larger than that is taken by who has read all others.
@@ -131,7 +143,8 @@ impl<'r> Publisher<'r> {
     /// `header` has the position of the replica, and who serves the stream.
     pub fn open(subscribers: &'r Subscribers, header: ResponseHeader) -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
-        *subscribers.open.lock() = Some(Open { header, requests: sender, subscribers: Vec::new(), is_taking: false });
+        *subscribers.open.lock() =
+            Some(Open { header, requests: sender, subscribers: Vec::new(), progress_watch: None, is_taking: false });
         Self {
             subscribers,
             requests,
@@ -146,7 +159,8 @@ impl<'r> Publisher<'r> {
         self.requests.recv().await
     }
 
-    /// Takes a request of a subscriber: for progress, or for a watch without events, of which one serves all.
+    /// Takes a request of a subscriber: for progress, or for a watch without events, of which one serves all. Whoever subscribes is told
+    /// of that, wanted or not.
     pub fn take(&mut self, request: WatchRequest) -> Asked {
         match &request.request_union {
             Some(RequestUnion::ProgressRequest(_)) => {
@@ -157,14 +171,13 @@ impl<'r> Publisher<'r> {
                 self.has_progress_watch = true;
                 Asked::Request(request)
             }
-            Some(RequestUnion::CreateRequest(_)) => {
-                if let Some(watch_id) = self.progress_watch {
-                    self.subscribers.send(&WatchResponse { watch_id, created: true, ..Default::default() });
-                }
-                Asked::Nothing
-            }
             _ => Asked::Nothing,
         }
+    }
+
+    /// The request for the watch without events could not be sent.
+    pub fn not_sent(&mut self) {
+        self.has_progress_watch = false;
     }
 
     /// A progress request was sent.
@@ -177,8 +190,9 @@ impl<'r> Publisher<'r> {
         if !answer.created && self.progress_watch != Some(answer.watch_id) {
             return false;
         }
+        self.has_progress_watch &= !answer.canceled;
         self.progress_watch = (!answer.canceled).then_some(answer.watch_id);
-        self.subscribers.send(answer);
+        self.subscribers.send_of_progress_watch(self.progress_watch, answer);
         true
     }
 
@@ -353,13 +367,21 @@ mod tests {
         assert!(matches!(publisher.take(create()), Asked::Request(_)));
         let progress_watch = WatchResponse { watch_id: 1, created: true, ..Default::default() };
         assert!(!publisher.takes(&events(5, &["p/1"])) && publisher.takes(&progress_watch));
-        assert!(matches!(publisher.take(create()), Asked::Nothing), "it is told again that there is one");
+        assert!(matches!(publisher.take(create()), Asked::Nothing), "there is one");
+        let mut later = subscribers.subscribe(&whole(), &key("p/2")).unwrap();
         assert!(publisher.takes(&WatchResponse { watch_id: 1, ..Default::default() }));
-        for subscription in [&mut one, &mut other] {
-            let created = [subscription.stream.next().await.unwrap(), subscription.stream.next().await.unwrap()];
-            assert!(created.iter().all(|answer| answer.created && answer.watch_id == 1));
+        for subscription in [&mut one, &mut other, &mut later] {
+            let created = subscription.stream.next().await.unwrap();
+            assert!(
+                created.created && created.watch_id == 1,
+                "before any notification, which is no progress of its events"
+            );
             assert!(!subscription.stream.next().await.unwrap().created);
         }
+        assert!(publisher.takes(&WatchResponse { watch_id: 1, canceled: true, ..Default::default() }));
+        let mut last = subscribers.subscribe(&whole(), &key("p/3")).unwrap();
+        passes(&mut publisher, &events(5, &["p/3"]), 5);
+        assert_eq!(keys(&last.stream.next().await.unwrap()), [b"p/3"], "there is none any more");
     }
 
     #[tokio::test(start_paused = true)]

@@ -257,20 +257,23 @@ impl Broadcast {
 
     /// Subscribes to the watch of a replica that covers the range, and has the log brought as far as that is now.
     fn look_for_replica(&mut self, joining: &mut Option<Subscription>) {
-        if joining.as_ref().is_some_and(|subscription| !subscription.is_open()) {
-            *joining = None;
-        }
+        let cluster = self.cluster.0;
+        joining.take_if(|subscription| !subscription.is_open() || subscription.header.cluster_id != cluster);
         // A member that tells progress ahead of events may not have sent all that the log seems to have.
         let may_join = !self.serving.of_replica && self.source.is_some() && self.has_ordered_progress();
         if may_join && joining.is_none() {
             *joining = self.subscription();
-            self.serving.request_progress |= joining.is_some();
         }
+        // Again where it has waited since the last look: a request to a member that lags has no answer.
+        self.serving.request_progress |= joining.is_some();
     }
 
     /// Whether the log has all that the watch of a replica had received when it was subscribed to.
-    fn has_reached(&self, Subscription { header, .. }: &Subscription) -> bool {
-        self.cluster == ClusterId(header.cluster_id) && self.position() >= Revision(header.revision)
+    fn has_reached(&self, subscription: &Subscription) -> bool {
+        let header = &subscription.header;
+        subscription.is_open()
+            && self.cluster == ClusterId(header.cluster_id)
+            && self.position() >= Revision(header.revision)
     }
 
     /// Goes on with the watch of a replica, from which the log lacks nothing, or with which it begins.
@@ -278,7 +281,7 @@ impl Broadcast {
         let Subscription { header, stream } = subscription;
         debug!(range = ?self.range, "the upstream watch of a cached range is read");
         let (cluster, member) = (ClusterId(header.cluster_id), MemberId(header.member_id));
-        self.hub.note_member(cluster, member, Term(header.raft_term));
+        self.hub.follow_member(cluster, member, Term(header.raft_term));
         self.hub.learn_version(member, &self.group.identity);
         self.counted = None;
         self.forget_requests();
@@ -288,6 +291,8 @@ impl Broadcast {
         backoff.reset();
         if self.source.is_none() {
             self.cluster = cluster;
+            // Else each watch of the range would have a broadcast of its own.
+            self.group.forget_refusal(&self.range);
             self.go_live(Revision(header.revision));
         }
         stream

@@ -122,6 +122,11 @@ impl CredentialGroup {
         }
     }
 
+    /// The group reads a range by a watch that the cluster has let it have. Whether it still may is asked elsewhere.
+    pub fn forget_refusal(&self, range: &KeyRange) {
+        self.table.lock().refused.remove(range);
+    }
+
     /// Removes an upstream watch if nobody has joined meanwhile.
     pub fn remove_if(&self, range: &KeyRange, broadcast: &BroadcastHandle, idle: impl FnOnce() -> bool) -> bool {
         let mut table = self.table.lock();

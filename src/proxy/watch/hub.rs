@@ -209,6 +209,11 @@ impl HubInner {
     /// Notes which member answers now.
     pub fn note_member(&self, cluster: ClusterId, member: MemberId, term: Term) {
         self.no_leader.clear();
+        self.follow_member(cluster, member, term);
+    }
+
+    /// The same of one that has answered a while ago, which says nothing of a leader.
+    pub fn follow_member(&self, cluster: ClusterId, member: MemberId, term: Term) {
         if self.header_source.follow(cluster, member, term) {
             self.reset_revision(Revision(0));
         }

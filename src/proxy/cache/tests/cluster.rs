@@ -30,7 +30,7 @@ const STATES_MAX: usize = 20_000;
 const CLUSTER_ID: u64 = 7;
 /// Id of a watch without events.
 const PROGRESS_WATCH: i64 = 1;
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) type Pairs = BTreeMap<Bytes, KeyValue>;
 
@@ -319,8 +319,12 @@ impl SimCluster {
                     }
                 }
                 _ = tick.tick(), if has_progress_watch => {
+                    // Events of the other watch may still have to come when it is told, and after that.
+                    let late = self.state.lock().millis(300);
+                    sleep(late).await;
                     let header = Some(self.state.lock().header(member));
-                    if !self.send(&answers, WatchResponse { header, watch_id: PROGRESS_WATCH, ..Default::default() }).await {
+                    let answer = WatchResponse { header, watch_id: PROGRESS_WATCH, ..Default::default() };
+                    if !self.send(&answers, answer).await {
                         return;
                     }
                 }

@@ -1,12 +1,15 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
 use proptest::prelude::*;
 use tonic::{Code, Status};
 
+use super::super::upstream::{ReplicaWatches, Subscription, UpstreamStream};
 use super::*;
 use crate::api_error::ApiError;
+use crate::pb::encoded::ResponseHeader;
 use crate::types::{KeyRange, MemberId};
 
 #[tokio::test]
@@ -645,6 +648,42 @@ async fn a_refused_prefix_does_not_cancel_a_watch_of_a_key_that_is_permitted() {
     assert!(!again.watch(key("p/open")).await.canceled);
     let revision = proxy.cluster.write(&[("p/open", "1")]);
     assert_eq!(again.events().await, vec![format!("p/open@{revision}")]);
+}
+
+/// A replica of everything to which nothing happens, once it is live.
+#[derive(Debug, Default)]
+struct QuietReplica {
+    is_live: AtomicBool,
+    subscribed: AtomicUsize,
+}
+
+impl ReplicaWatches for QuietReplica {
+    fn subscribe(&self, _: &Identity, _: &KeyRange) -> Option<Subscription> {
+        if !self.is_live.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.subscribed.fetch_add(1, Ordering::Relaxed);
+        let header = ResponseHeader { cluster_id: 7, member_id: 100, revision: 1, raft_term: 3 };
+        let (requests, _) = mpsc::channel(16);
+        Some(Subscription { header, stream: UpstreamStream { requests, answers: futures::stream::pending().boxed() } })
+    }
+}
+
+/// Cause: a range that was refused before counted as refused for a minute, though a replica of it was read, and each watch of it had
+/// a broadcast of its own.
+#[tokio::test]
+async fn watches_of_a_range_that_was_refused_before_share_the_watch_of_a_replica() {
+    let replica = Arc::new(QuietReplica::default());
+    let proxy = Proxy::start(|config| config.replicas = Some(replica.clone()));
+    proxy.cluster.deny(vec![KeyRange::One("a".into())]);
+    let mut client = proxy.anonymous();
+    assert!(client.watch(key("a")).await.canceled);
+    proxy.cluster.deny(Vec::new());
+    replica.is_live.store(true, Ordering::Relaxed);
+    for _ in 0..3 {
+        assert!(!client.watch(key("a")).await.canceled);
+    }
+    assert_eq!(replica.subscribed.load(Ordering::Relaxed), 1);
 }
 
 /// The upstream watch is refused before the read index is: whichever was first decided what the client was told.
